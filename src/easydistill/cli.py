@@ -1,0 +1,222 @@
+"""The command line. `easydistill -config=kd.json` is the paper's own command; the rest are subcommands.
+
+Exit codes: 0 done, 1 failed at run time, 2 bad config, 3 finished with more rejected rows than allowed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from easydistill import __version__
+from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
+
+COMMANDS = ("run", "validate", "plan", "init", "schema", "report", "doctor")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="easydistill",
+        description="Distil large language models: one config from teacher to trained student, data and report.",
+        epilog="`easydistill -config=kd.json` is the same as `easydistill run kd.json`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"easydistill {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+
+    def add_config(command: argparse.ArgumentParser) -> None:
+        command.add_argument("config", nargs="?", help="config file (.json, .jsonc, .yaml, .toml)")
+        command.add_argument("-config", "--config", dest="config_option", metavar="FILE", help="the same, as an option")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="PATH=VALUE",
+            dest="overrides",
+            help="override a value, e.g. training.learning_rate=1e-5 (repeatable)",
+        )
+
+    run = add("run", "run a job, going on from whatever an earlier run of it left")
+    add_config(run)
+    run.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    add_config(add("validate", "check a config: every error at once, no network, no models"))
+    plan = add("plan", "show what a run would do, and what is done already")
+    add_config(plan)
+    plan.add_argument("--json", action="store_true", help="as JSON")
+    init = add("init", "print a commented starting config")
+    init.add_argument("job_type", help="which job, e.g. black_box_kd_local")
+    init.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead")
+    add("schema", "print the JSON Schema of all configs, for editor completion")
+    report = add("report", "build report.html and report.md again from what is on disk")
+    report.add_argument("run_directory")
+    add("doctor", "show what is installed, and which backends and devices work here")
+    return parser
+
+
+def _with_command(arguments: list[str]) -> list[str]:
+    """Put `run` before bare arguments: `-config=kd.json`, `--config kd.json`, `kd.json`."""
+    if not arguments:
+        return ["--help"]
+    first = arguments[0]
+    if first in COMMANDS or first in {"-h", "--help", "--version"}:
+        return arguments
+    is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet"}
+    is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
+    return ["run", *arguments] if is_option or is_file else arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = _parser().parse_args(_with_command(list(sys.argv[1:] if argv is None else argv)))
+    try:
+        return int(_DISPATCH[arguments.command](arguments))
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except EasyDistillError as error:
+        print(_error_text(error), file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not a failure of ours.
+        sys.stderr.close()
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+
+
+def _error_text(error: EasyDistillError) -> str:
+    from easydistill.errors import ConfigError
+
+    if isinstance(error, ConfigError):
+        count = len(error.issues)
+        return f"error: {count} problem{'s' if count > 1 else ''} in the config\n{error}"
+    return f"error: {error}"
+
+
+def _config(arguments: argparse.Namespace) -> str:
+    from easydistill.errors import ConfigError, ConfigIssue
+
+    given = [value for value in (arguments.config, arguments.config_option) if value is not None]
+    if len(given) != 1:
+        problem = "no config is given" if not given else "two configs are given"
+        raise ConfigError(ConfigIssue("command line", "", problem, f"easydistill {arguments.command} kd.json"))
+    return str(given[0])
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+
+    config = _config(arguments)
+    try:
+        result = api.run(config, arguments.overrides, quiet=arguments.quiet)
+    except EasyDistillError:
+        raise
+    except Exception as error:
+        # Not one of our own errors: a bug, or a library's. The log has the traceback, secrets hidden.
+        print(f"error: {api.explain_unexpected(error, config, arguments.overrides)}", file=sys.stderr)
+        return EXIT_FAILED
+    if not arguments.quiet:
+        print("\n".join(api.summary_lines(result)))
+    return result.exit_code
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+
+    config = _config(arguments)
+    job = api.validate(config, arguments.overrides)
+    stages = " → ".join(stage.name for stage in api.stages_of(job))
+    print(f"{config}: valid ({job.job_type}: {stages})")
+    return EXIT_OK
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from easydistill import api
+
+    stages = api.plan(_config(arguments), arguments.overrides)
+    if arguments.json:
+        print(json.dumps({"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=2))
+        return EXIT_OK
+    for number, stage in enumerate(stages, start=1):
+        facts = [
+            f"{name.replace('_', ' ')} {_amount(name, value)}"
+            for name, value in dataclasses.asdict(stage.estimate).items()
+            if value is not None
+        ]
+        print(f"{number}. {stage.name:<10} {stage.state:<8} {', '.join(facts)}")
+    return EXIT_OK
+
+
+def _amount(name: str, value: int) -> str:
+    return f"{value / 1e9:,.2f} GB" if name.endswith("_bytes") else f"{value:,}"
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+    from easydistill.config.template import starting_config
+    from easydistill.errors import ConfigError, ConfigIssue
+
+    classes = api.job_classes()
+    if arguments.job_type not in classes:
+        problem = f'there is no job type "{arguments.job_type}"'
+        raise ConfigError(ConfigIssue("command line", "", problem, f"use one of {', '.join(sorted(classes))}"))
+    text = starting_config(classes[arguments.job_type])
+    if arguments.output is None:
+        print(text, end="")
+        return EXIT_OK
+    target = Path(arguments.output)
+    if target.exists():
+        raise ConfigError(ConfigIssue(str(target), "", "the file exists", "choose another name, or remove it"))
+    target.write_text(text, encoding="utf-8")
+    print(f"wrote {target}")
+    return EXIT_OK
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+
+    print(json.dumps(api.job_schema(), indent=2, ensure_ascii=False))
+    return EXIT_OK
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from easydistill.errors import DataError
+    from easydistill.report.build import build_report
+
+    directory = Path(arguments.run_directory)
+    if not (directory / "summary.json").is_file():
+        raise DataError(f"{directory}: no run is here (no summary.json)\n    → name a run directory, e.g. runs/kd")
+    print(build_report(directory))
+    return EXIT_OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+
+    lines = api.doctor()
+    for name, state, good in lines:
+        print(f"{'ok ' if good else '-- '} {name:<22} {state}")
+    return EXIT_OK
+
+
+_DISPATCH: dict[str, Any] = {
+    "run": _run,
+    "validate": _validate,
+    "plan": _plan,
+    "init": _init,
+    "schema": _schema,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

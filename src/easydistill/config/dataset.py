@@ -1,0 +1,30 @@
+"""The `dataset` section: where rows come from and where labelled rows go."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from easydistill.config.base import AnyInt, NonEmptyStr, PositiveInt, Section, Share
+
+
+class DatasetConfig(Section):
+    """Seed data of a distillation job.
+
+    Files may hold the paper's `[{"instruction": …, "output": …}]`, `messages`, ShareGPT `conversations` or
+    Alpaca rows, as a JSON array, JSON Lines or Parquet.
+    """
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"instruction_path", "labeled_path", "max_rejected_share"})
+
+    instruction_path: NonEmptyStr | None = None
+    """Prompts for the teacher to answer."""
+    labeled_path: NonEmptyStr | None = None
+    """With a teacher: where its answers are written, in the paper's format. Without: rows to train on."""
+    template: NonEmptyStr | None = None
+    """A chat-template Jinja file that replaces the student's own (an EasyDistill 1 template works too)."""
+    seed: AnyInt = 42
+    """Decides which rows are held out for evaluation."""
+    max_samples: PositiveInt | None = None
+    """Use only the first so many rows."""
+    max_rejected_share: Share = 0.05
+    """A run whose rejected rows exceed this share of all rows ends with exit code 3."""

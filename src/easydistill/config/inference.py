@@ -1,0 +1,117 @@
+"""The `inference` section: how a teacher is asked. One class for an API, one for a model on this machine."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from easydistill.config.base import (
+    AnyInt,
+    NonEmptyStr,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Secret,
+    Section,
+)
+
+
+class SamplingConfig(Section):
+    """What both kinds of teacher share: the prompt's frame and the sampling of answers."""
+
+    system_prompt: str | None = None
+    """Sent to the teacher before each row that has no system message of its own. Not part of training rows."""
+    max_new_tokens: PositiveInt = 512
+    """Longest answer, in the teacher's tokens."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling: draw from the smallest set of tokens with this much probability."""
+
+    def sampling(self) -> dict[str, Any]:
+        """Everything here that can change an answer, for request keys and fingerprints."""
+        return self.identity()
+
+
+class ApiInferenceConfig(SamplingConfig):
+    """A teacher behind any OpenAI-compatible chat API."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset(
+        {"timeout", "max_retries", "max_concurrency", "stream", "max_retry_wait"}
+    )
+
+    base_url: NonEmptyStr
+    """Root of the API, usually ending in `/v1`."""
+    api_key: Secret = Secret("EMPTY")
+    """The key; write `"${env:NAME}"` to take it from the environment. It is never printed or stored."""
+    model: NonEmptyStr | None = None
+    """Name of the model at the API; by default the first that `/models` lists."""
+    stream: bool = False
+    """Receive answers token by token: a stalled connection is noticed sooner."""
+    temperature: NonNegativeFloat | None = None
+    """Sampling temperature; by default the server's."""
+    seed: AnyInt | None = None
+    """Sent to the server, which may or may not honour it."""
+    max_concurrency: PositiveInt = 32
+    """Requests under way at once."""
+    timeout: PositiveFloat = 300.0
+    """Seconds without a byte from the server before a request is given up and tried again."""
+    max_retries: NonNegativeInt = 6
+    """How often a request is repeated after a passing fault (429, 5xx, time-out, broken connection)."""
+    max_retry_wait: PositiveFloat = 60.0
+    """Longest pause before a repetition, in seconds, unless the server's Retry-After asks for more."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if not re.match(r"https?://[^/\s]+", value) and value != "ENDPOINT":
+            raise ValueError("a URL is needed here, such as http://localhost:8000/v1")
+        return value.rstrip("/")
+
+
+class LocalInferenceConfig(SamplingConfig):
+    """A teacher on this machine, through vLLM where it is installed, else through transformers.
+
+    The vLLM names (`enable_chunked_prefill` … `max_model_len`) are those of the paper's sample configs.
+    """
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset(
+        {"gpu_memory_utilization", "enforce_eager", "enable_chunked_prefill", "chunk_size", "tensor_parallel_size"}
+    )
+
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """`auto` takes vLLM if it is installed."""
+    temperature: NonNegativeFloat = 0.8
+    """Sampling temperature; 0 is greedy."""
+    top_k: PositiveInt | None = None
+    """Draw only from the k most probable tokens."""
+    seed: AnyInt = 777
+    """Seed of the answers."""
+    batch_size: PositiveInt | None = None
+    """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
+    max_batch_tokens: PositiveInt = 16_384
+    """transformers: prompt and answer tokens that one batch may hold."""
+    chunk_size: PositiveInt = 256
+    """vLLM: rows handed over at once; a chunk's answers are on disk before the next begins."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number type of the teacher's weights; `auto` is bfloat16 where the device computes well in it."""
+    enable_chunked_prefill: bool | None = None
+    """vLLM: split long prompts over several steps."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """vLLM: share of GPU memory to take."""
+    trust_remote_code: bool = False
+    """Run code that comes with the teacher's weights."""
+    enforce_eager: bool | None = None
+    """vLLM: no compiled graphs; by default so on CPUs only, where compiling costs more than it gains."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus answer, in tokens; longer prompts are rejected rows."""
+    tensor_parallel_size: NonNegativeInt | None = None
+    """vLLM: GPUs that share one copy of the teacher; by default all of them."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _temperature(cls, value: float) -> float:
+        if 0 < value < 1e-3:
+            raise ValueError("use 0 for greedy answers, or at least 0.001")
+        return value

@@ -1,0 +1,29 @@
+"""The top of every config: the job's type and where the run keeps its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from easydistill.config.base import NonEmptyStr, Section
+from easydistill.config.dataset import DatasetConfig
+
+
+class JobConfig(Section):
+    """What every job has. A job's own class, in `jobs/`, adds its sections and a literal `job_type`."""
+
+    schema_uri: str | None = Field(default=None, alias="$schema")
+    """For editors only."""
+    job_type: str
+    """Which job this is."""
+    output_dir: NonEmptyStr | None = None
+    """Run directory. Default: `training.output_dir`, else `runs/<name of the config>`."""
+    dataset: DatasetConfig
+
+    def run_directory(self, config_name: str) -> Path:
+        """Where the run keeps its files; `config_name` is the config's file name without suffix."""
+        training: Any = getattr(self, "training", None)
+        named = self.output_dir or (training.output_dir if training is not None else None)
+        return Path(named) if named else Path("runs") / config_name

@@ -1,0 +1,61 @@
+"""The `models` section: which model teaches, which learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from easydistill.config.base import NonEmptyStr, PositiveInt, Section
+
+ModelRef = NonEmptyStr
+"""A local directory, a hub id, a `.gguf` file, or `pkg://package/file.gguf` (weights inside a Python package)."""
+
+
+class PrunedStudent(Section):
+    """A student made from another model by keeping some of its layers, evenly spread, first and last included."""
+
+    from_model: ModelRef = Field(alias="from")
+    """The model whose layers are taken."""
+    keep_layers: Annotated[int, Field(ge=2)]
+    """How many layers stay."""
+
+
+class FreshStudent(Section):
+    """A student with random weights."""
+
+    config: dict[str, Any]
+    """A transformers model config, with at least `model_type`."""
+    tokenizer: ModelRef | None = None
+    """Where its tokenizer comes from; by default the teacher."""
+    seed: int = 0
+    """Seed of the random weights."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; by default the tokenizer's size."""
+
+
+def _student_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "fresh" if "config" in value else "pruned"
+    if isinstance(value, FreshStudent):
+        return "fresh"
+    return "pruned" if isinstance(value, PrunedStudent) else "reference"
+
+
+StudentRef = Annotated[
+    Annotated[ModelRef, Tag("reference")]
+    | Annotated[PrunedStudent, Tag("pruned")]
+    | Annotated[FreshStudent, Tag("fresh")],
+    Discriminator(_student_kind),
+]
+
+
+class ModelsConfig(Section):
+    """Teacher and student."""
+
+    teacher: ModelRef | None = None
+    """The model that answers, when it runs on this machine; also the reference for KL and agreement."""
+    student: StudentRef
+    """The model that learns: a model, `{"from": …, "keep_layers": n}` or `{"config": {…}}`."""
+    trust_remote_code: bool = False
+    """Run code that comes with the student's weights."""

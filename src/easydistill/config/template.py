@@ -1,0 +1,55 @@
+"""`easydistill init`: a starting config whose comments are the descriptions of the config classes themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from easydistill.config.diagnose import models_in
+from easydistill.config.job import JobConfig
+
+_EXAMPLES: dict[tuple[str, str], Any] = {
+    ("dataset", "instruction_path"): "train.json",
+    ("dataset", "labeled_path"): "train_labeled.json",
+    ("inference", "base_url"): "http://localhost:8000/v1",
+    ("inference", "api_key"): "${env:API_KEY}",
+    ("models", "teacher"): "path/or/hub-id/of/teacher",
+    ("models", "student"): "path/or/hub-id/of/student",
+}
+_TEACHER_OUTSIDE = {"black_box_kd_api": {("models", "teacher")}}
+
+
+def starting_config(job: type[JobConfig]) -> str:
+    """JSON with comments: what must be set stands open, every default is shown commented out."""
+    job_type = job.model_fields["job_type"].annotation.__args__[0]  # type: ignore[union-attr]
+    lines = [
+        "{",
+        '  // For editor completion: easydistill schema > job.schema.json',
+        '  "$schema": "job.schema.json",',
+        f'  "job_type": {json.dumps(job_type)},',
+        "  // Run directory; the trained model is in student/ inside it.",
+        f'  "output_dir": {json.dumps(f"runs/{job_type}")},',
+    ]
+    for name, info in job.model_fields.items():
+        section = next(models_in(info.annotation), None)
+        if section is not None:
+            lines += [f'  "{name}": {{', *_section(section, name, _TEACHER_OUTSIDE.get(job_type, set())), "  },"]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _section(section: type[BaseModel], name: str, skip: set[tuple[str, str]]) -> list[str]:
+    lines: list[str] = []
+    for field, info in section.model_fields.items():
+        if (name, field) == ("training", "output_dir") or (name, field) in skip:
+            continue
+        description = " ".join((info.description or "").split())
+        lines.append(f"    // {description}" if description else "    //")
+        if (name, field) in _EXAMPLES:
+            lines.append(f'    "{field}": {json.dumps(_EXAMPLES[name, field])},')
+            continue
+        default = None if info.default is PydanticUndefined else info.default
+        lines.append(f'    // "{field}": {json.dumps(default)},')
+    return lines

@@ -1,0 +1,99 @@
+"""The `training` section, in Hugging Face's names.
+
+Names that the installed transformers has dropped are mapped in `trainers/compat.py`, never passed on blindly.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from easydistill.config.base import (
+    AnyInt,
+    NonEmptyStr,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (PEFT) instead of full fine-tuning; merged into the student when it is saved."""
+
+    r: PositiveInt = 16
+    """Rank."""
+    alpha: PositiveFloat = 32.0
+    """Scale; adapters are multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input."""
+    target_modules: list[NonEmptyStr] | Literal["all-linear"] = "all-linear"
+    """Which layers get adapters."""
+
+
+class TrainingConfig(Section):
+    """Supervised fine-tuning of the student. Defaults follow the paper's recipes (section 2.2, Code 1)."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset(
+        {"output_dir", "logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers"}
+    )
+
+    output_dir: NonEmptyStr | None = None
+    """Run directory, as in EasyDistill 1; the trained model is in `student/` inside it."""
+    num_train_epochs: PositiveFloat = 3.0
+    """Passes over the training rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimiser steps, whatever `num_train_epochs` says."""
+    per_device_train_batch_size: PositiveInt = 1
+    """Rows (or packs, with `packing`) per device and micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 8
+    """Micro-batches per optimiser step."""
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's decoupled weight decay."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's β₁."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's β₂."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's ε."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them alone."""
+    warmup_ratio: Share = 0.1
+    """Share of the steps over which the learning rate rises to its peak."""
+    warmup_steps: NonNegativeFloat | None = None
+    """Number of such steps (below 1: a share); overrides `warmup_ratio`."""
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"
+    ] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
+    """Optimiser."""
+    max_length: PositiveInt = 1024
+    """Longest training row, in tokens. A longer row loses the end of its answer, and the report says how many did."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_length`, without attention or positions crossing between rows."""
+    group_by_length: bool = True
+    """Batch rows of like length, so that little is padding. Off with `packing`."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Compute in bfloat16 (weights and optimiser stay float32); `auto`: where the device does it well."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights."""
+    seed: AnyInt = 42
+    """Seed of data order, dropout and adapter weights."""
+    logging_steps: PositiveInt = 10
+    """Steps between entries in `metrics.jsonl` and on the screen."""
+    save_steps: PositiveInt = 500
+    """Steps between checkpoints. A killed run goes on from the last one, with the same final weights."""
+    save_total_limit: PositiveInt = 1
+    """Checkpoints kept."""
+    dataloader_num_workers: NonNegativeInt = 0
+    """Extra processes that prepare batches."""
+    loss_chunk_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    """Memory the loss may use for a slice of the logits, which are never held whole."""

@@ -1,0 +1,1 @@
+"""Rows and files: records, formats, chat rendering, the journal, manifests."""

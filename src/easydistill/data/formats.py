@@ -1,0 +1,296 @@
+"""Files of rows, in the shapes people have them, ↔ `Sample`.
+
+Read: JSON arrays, JSON Lines and Parquet, holding the paper's `{"instruction", "output"}`, Alpaca
+(`instruction` + `input`), `messages`, ShareGPT `conversations`, or `prompt` / `response`.
+Written: the paper's format, and `messages` as Parquet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from easydistill.data.files import replacing
+from easydistill.data.records import IdGiver, Message, Rejection, Sample
+from easydistill.errors import DataError
+
+SHAPES = (
+    'rows are {"instruction": …, "output": …}, {"messages": [{"role": …, "content": …}]} or '
+    '{"conversations": [{"from": …, "value": …}]}'
+)
+MALFORMED = "malformed_row"
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+_ROLES = {"system", "user", "assistant", "tool", "developer"}
+_PROMPT_KEYS = ("instruction", "prompt", "question", "query")
+_ANSWER_KEYS = ("output", "response", "answer", "completion")
+
+
+def read_samples(path: Path, *, labelled: bool, limit: int | None = None) -> tuple[list[Sample], list[Rejection]]:
+    """Read rows, giving each its id.
+
+    Args:
+        path: `.json`, `.jsonl` or `.parquet`.
+        labelled: whether rows must end with an answer. If not, answers in the file are dropped.
+        limit: read only the first so many rows.
+
+    Returns:
+        The samples, and a rejection for each row that has none of the known shapes.
+
+    Raises:
+        DataError: the file cannot be read at all, or no row of it can.
+    """
+    ids = IdGiver()
+    samples: list[Sample] = []
+    rejected: list[Rejection] = []
+    for number, row in enumerate(_rows(path), start=1):
+        if limit is not None and number > limit:
+            break
+        try:
+            messages = _messages(row)
+            _check(messages, labelled=labelled)
+        except _Malformed as problem:
+            identity = ids.give([number, str(row)[:1000]])
+            rejected.append(Rejection(identity, "read", MALFORMED, f"{path}, row {number}: {problem}", 1, _plain(row)))
+            continue
+        while not labelled and messages[-1]["role"] == "assistant":
+            messages.pop()
+        wish = row.get("id") if isinstance(row, dict) else None
+        identity = ids.give(messages, str(wish) if isinstance(wish, str | int) and str(wish) else None)
+        samples.append(Sample(identity, tuple(messages), {"row": number}))
+    if not samples:
+        first = f"\n    {rejected[0].detail}" if rejected else ""
+        raise DataError(f"{path}: none of its {len(rejected)} rows can be used; {SHAPES}{first}")
+    return samples, rejected
+
+
+def _plain(row: Any) -> Any:
+    try:
+        json.dumps(row)
+    except (TypeError, ValueError):
+        return str(row)
+    return row
+
+
+class _Malformed(Exception):
+    """Why a row has none of the known shapes."""
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif suffix in {".jsonl", ".ndjson"}:
+        yield from _jsonl_rows(path)
+    elif suffix == ".json":
+        yield from _json_rows(path)
+    else:
+        raise DataError(f"{path}: a data file ends in .json, .jsonl or .parquet")
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from None
+    for batch in file.iter_batches():
+        yield from batch.to_pylist()
+
+
+def _jsonl_rows(path: Path) -> Iterator[Any]:
+    with path.open("rb") as handle:
+        for line in handle:
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                yield _Broken(f"not valid JSON: {error}", line.decode("utf-8", "replace")[:2000])
+
+
+class _Broken(dict[str, Any]):
+    """A line that is not JSON at all, on its way to become a rejected row."""
+
+    def __init__(self, problem: str, text: str) -> None:
+        super().__init__(text=text)
+        self.problem = problem
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the file is not UTF-8 text") from None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        first = text.lstrip().split("\n", 1)[0]
+        try:
+            json.loads(first)
+        except ValueError:
+            raise DataError(f"{path}: not valid JSON: {error}") from None
+        # JSON Lines under the name .json, as is common.
+        yield from _jsonl_rows(path)
+        return
+    if isinstance(value, dict):
+        for key in ("data", "rows", "examples", "instances"):
+            if isinstance(value.get(key), list):
+                value = value[key]
+                break
+        else:
+            value = [value]
+    if not isinstance(value, list):
+        raise DataError(f"{path}: an array of rows is needed, not {type(value).__name__}; {SHAPES}")
+    yield from value
+
+
+def _messages(row: Any) -> list[Message]:
+    if isinstance(row, _Broken):
+        raise _Malformed(row.problem)
+    if isinstance(row, str):
+        row = {"instruction": row}
+    if not isinstance(row, dict):
+        raise _Malformed(f"a row is an object, not {type(row).__name__}")
+    if row.get("messages") is not None:
+        return _from_messages(row["messages"])
+    if row.get("conversations") is not None:
+        return _from_sharegpt(row)
+    return _from_instruction(row)
+
+
+def _from_messages(value: Any) -> list[Message]:
+    if not isinstance(value, list | tuple) or not value:
+        raise _Malformed("`messages` must be a list that is not empty")
+    messages: list[Message] = []
+    for item in value:
+        if not isinstance(item, dict) or item.get("role") not in _ROLES:
+            raise _Malformed(f"a message needs a role (one of {', '.join(sorted(_ROLES))})")
+        if not isinstance(item.get("content"), str):
+            raise _Malformed(f"the content of the {item['role']} message is not text")
+        message: Message = {"role": item["role"], "content": item["content"]}
+        if isinstance(item.get("reasoning_content"), str) and item["reasoning_content"]:
+            message["reasoning_content"] = item["reasoning_content"]
+        messages.append(message)
+    return messages
+
+
+def _from_sharegpt(row: dict[str, Any]) -> list[Message]:
+    turns = row["conversations"]
+    if not isinstance(turns, list | tuple) or not turns:
+        raise _Malformed("`conversations` must be a list that is not empty")
+    messages: list[Message] = []
+    if isinstance(row.get("system"), str) and row["system"].strip():
+        messages.append({"role": "system", "content": row["system"]})
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise _Malformed("a turn of `conversations` is not an object")
+        if "role" in turn and "from" not in turn:
+            turn = {"from": turn["role"], "value": turn.get("content")}
+        role = _SHAREGPT_ROLES.get(str(turn.get("from", "")).lower())
+        if role is None:
+            raise _Malformed(f"a turn of `conversations` is from {turn.get('from')!r}")
+        if not isinstance(turn.get("value"), str):
+            raise _Malformed("the value of a turn is not text")
+        messages.append({"role": role, "content": turn["value"]})
+    return messages
+
+
+def _from_instruction(row: dict[str, Any]) -> list[Message]:
+    key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
+    if key is None:
+        found = ", ".join(list(map(str, row))[:8]) or "nothing"
+        raise _Malformed(f"no `instruction`, `messages` or `conversations` in it (it has: {found})")
+    if not isinstance(row[key], str):
+        raise _Malformed(f"`{key}` is not text")
+    content: str = row[key]
+    extra = row.get("input")
+    if isinstance(extra, str) and extra.strip():
+        content = f"{content}\n\n{extra}"
+    messages: list[Message] = []
+    if isinstance(row.get("system"), str) and row["system"].strip():
+        messages.append({"role": "system", "content": row["system"]})
+    for turn in row.get("history") or []:
+        if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
+            raise _Malformed("`history` must be pairs of texts")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    messages.append({"role": "user", "content": content})
+    answer_key = next((name for name in _ANSWER_KEYS if row.get(name) is not None), None)
+    if answer_key is not None:
+        if not isinstance(row[answer_key], str):
+            raise _Malformed(f"`{answer_key}` is not text")
+        answer: Message = {"role": "assistant", "content": row[answer_key]}
+        if isinstance(row.get("reasoning_content"), str) and row["reasoning_content"]:
+            answer["reasoning_content"] = row["reasoning_content"]
+        messages.append(answer)
+    return messages
+
+
+def _check(messages: list[Message], *, labelled: bool) -> None:
+    users = [message for message in messages if message["role"] == "user"]
+    if not users:
+        raise _Malformed("there is no user message")
+    if not users[-1]["content"].strip():
+        raise _Malformed("the instruction is empty")
+    if labelled and messages[-1]["role"] != "assistant":
+        raise _Malformed("there is no answer to train on")
+    if labelled and not messages[-1]["content"].strip():
+        raise _Malformed("the answer is empty")
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def paper_row(sample: Sample) -> dict[str, Any]:
+    """The paper's `{"instruction", "output"}` where that says it all, else the same with `messages`."""
+    *context, answer = sample.messages
+    if [message["role"] for message in context] == ["user"]:
+        row: dict[str, Any] = {"instruction": context[0]["content"], "output": answer["content"]}
+        if "reasoning_content" in answer:
+            row["reasoning_content"] = answer["reasoning_content"]
+    else:
+        row = {"messages": list(sample.messages)}
+    return {"id": sample.id, **row}
+
+
+def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
+    """Write the paper's format: a JSON array, one row a line."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        handle.write("[")
+        for index, sample in enumerate(samples):
+            handle.write(("," if index else "") + "\n" + json.dumps(paper_row(sample), ensure_ascii=False))
+        handle.write("\n]\n")
+
+
+def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
+    """Write `id` and `messages` as Parquet, as `datasets` and the trainers read it."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+    schema = pa.schema([("id", pa.string()), ("messages", pa.list_(message))])
+    rows = [{"id": sample.id, "messages": [dict(item) for item in sample.messages]} for sample in samples]
+    with replacing(path) as temporary:
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+
+
+WRITERS: dict[str, Callable[[Path, Iterable[Sample]], None]] = {
+    ".json": write_paper_json,
+    ".parquet": write_parquet,
+}

@@ -1,0 +1,74 @@
+"""What a finished stage says of itself. The manifest is written last: it is there ⇔ the stage is complete."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easydistill.data.files import hash_file, read_json, write_json
+
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows that entered a stage, left it, and were rejected by it, by reason."""
+
+    entered: int = 0
+    left: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rejected_total(self) -> int:
+        return sum(self.rejected.values())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A completed stage."""
+
+    stage: str
+    fingerprint: str
+    fingerprint_of: dict[str, Any]
+    """What the fingerprint is the hash of: tells why a stage had to run again."""
+    outputs: dict[str, str]
+    """Path inside the stage's directory → SHA-256."""
+    rows: RowCounts
+    tokens: dict[str, int]
+    metrics: dict[str, Any]
+    seconds: float
+    """Wall time spent in this stage over all attempts."""
+    started: str
+    finished: str
+    versions: dict[str, str]
+
+    def write(self, directory: Path) -> None:
+        write_json(directory / NAME, asdict(self))
+
+    @staticmethod
+    def read(directory: Path) -> Manifest | None:
+        """The manifest of a stage's directory, or None where the stage is not complete."""
+        try:
+            value = read_json(directory / NAME)
+            return Manifest(**{**value, "rows": RowCounts(**value["rows"])})
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+
+    def output_hash(self) -> str:
+        """One hash over all outputs, for the fingerprint of the stages that read them."""
+        from easydistill.data.records import content_hash
+
+        return content_hash(self.outputs)
+
+    def outputs_present(self, directory: Path) -> bool:
+        """Whether every output is still there (existence only; `verify` reads them)."""
+        return all((directory / name).is_file() for name in self.outputs)
+
+    def verify(self, directory: Path) -> list[str]:
+        """Names of outputs that are missing or changed."""
+        return [
+            name
+            for name, digest in self.outputs.items()
+            if not (directory / name).is_file() or hash_file(directory / name) != digest
+        ]

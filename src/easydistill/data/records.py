@@ -1,0 +1,119 @@
+"""The records that flow between stages. Each carries the id its row was given once, on entering.
+
+Nothing is joined by position: every artifact is keyed by these ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class Message(TypedDict, total=False):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+    reasoning_content: str
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for equal values, so that their hashes are equal."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical spelling, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A chat. Its last message is the assistant's where it is labelled, the user's where it is a prompt."""
+
+    id: str
+    messages: tuple[Message, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages up to and including the last one that is not the assistant's."""
+        end = len(self.messages)
+        while end and self.messages[end - 1]["role"] == "assistant":
+            end -= 1
+        return self.messages[:end]
+
+    @property
+    def answer(self) -> str | None:
+        """The text of the final assistant message, if there is one."""
+        last = self.messages[-1] if self.messages else None
+        return last["content"] if last is not None and last["role"] == "assistant" else None
+
+    @property
+    def prompt_hash(self) -> str:
+        return content_hash(list(self.prompt))
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that did not pass, and why. `raw` is what was received, as far as anything was."""
+
+    id: str
+    stage: str
+    reason: str
+    detail: str = ""
+    attempts: int = 1
+    raw: Any = None
+
+    def as_row(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "stage": self.stage,
+            "reason": self.reason,
+            "detail": self.detail,
+            "attempts": self.attempts,
+            "raw": self.raw,
+        }
+
+
+def count_reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
+    """How many rows were rejected for each reason, most frequent first."""
+    return dict(Counter(rejection.reason for rejection in rejections).most_common())
+
+
+class IdGiver:
+    """Gives each row of one source its id: content hash, numbered where the same content comes again."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+
+    def give(self, content: Any, wish: str | None = None) -> str:
+        """The id for a row. `wish`, an id found in the row itself, is honoured as long as it is unique."""
+        base = wish if wish is not None else content_hash(content)[:16]
+        self._seen[base] += 1
+        count = self._seen[base]
+        return base if count == 1 else self.give(content, f"{base}-{count}")
+
+
+def split_heldout(samples: list[Sample], heldout: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split rows into (train, held out), by hash, so that the split does not depend on the order of rows.
+
+    Rows with the same prompt stay on one side. At least one prompt always stays in training.
+    """
+    by_prompt: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_prompt.setdefault(sample.prompt_hash, []).append(sample)
+    order = sorted(by_prompt, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
+    held: set[str] = set()
+    count = 0
+    for prompt in order[:-1]:
+        if count >= heldout:
+            break
+        held.add(prompt)
+        count += len(by_prompt[prompt])
+    train = [sample for sample in samples if sample.prompt_hash not in held]
+    return train, [sample for sample in samples if sample.prompt_hash in held]

@@ -1,0 +1,52 @@
+"""Ctrl-C, handled so that nothing paid for is lost: once drains, twice stops at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from easydistill.errors import EXIT_INTERRUPTED, Interrupted
+
+
+class StopSignal:
+    """Asked by every loop between two units of work."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+    def request(self) -> None:
+        self._event.set()
+
+    def raise_if_requested(self) -> None:
+        """Raise `Interrupted` where the user has asked to stop."""
+        if self.requested:
+            raise Interrupted("stopped at the user's request")
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into a request; a second one ends the process at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.requested:
+                os._exit(EXIT_INTERRUPTED)
+            self.request()
+            sys.stderr.write("\nstopping: finishing what is under way (again to stop at once)\n")
+
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""What a run shows while it works, and `metrics.jsonl`.
+
+On a terminal: rich progress bars with rows, tokens a second and the time left. Elsewhere (a log file, CI): a line
+now and then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+LINE_SECONDS = 10.0
+
+
+class Task:
+    """One bar: a known number of units, and tokens counted on the side."""
+
+    def __init__(self, reporter: Reporter, title: str, total: int, done: int, unit: str) -> None:
+        self._reporter = reporter
+        self.title, self.total, self.done, self.unit = title, total, done, unit
+        self._first = done
+        self._started = self._printed = time.monotonic()
+        self.tokens = 0
+        self.note = ""
+        self._bar: Progress | None = None
+        self._bar_id: TaskID | None = None
+
+    def advance(self, units: int = 1, tokens: int = 0, note: str | None = None) -> None:
+        """Count finished units, and say something short about them."""
+        self.done += units
+        self.tokens += tokens
+        if note is not None:
+            self.note = note
+        if self._bar is not None and self._bar_id is not None:
+            self._bar.update(self._bar_id, completed=self.done, rate=self._rate(), note=self.note)
+        elif time.monotonic() - self._printed > LINE_SECONDS:
+            self._printed = time.monotonic()
+            self._reporter.say(f"  {self.line()}")
+
+    def _rate(self) -> str:
+        elapsed = time.monotonic() - self._started
+        return f"{self.tokens / elapsed:,.0f} tok/s" if self.tokens and elapsed > 0.5 else ""
+
+    def line(self) -> str:
+        """The state in words."""
+        elapsed = time.monotonic() - self._started
+        fresh = self.done - self._first
+        left = (self.total - self.done) * elapsed / fresh if fresh else None
+        parts = [f"{self.title}: {self.done:,}/{self.total:,} {self.unit}", self._rate(), self.note]
+        if left is not None and self.done < self.total:
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(part for part in parts if part)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Reporter:
+    """Screen output and `metrics.jsonl` of one run."""
+
+    def __init__(self, metrics_path: Path | None, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._quiet = quiet
+        self._stream = stream or sys.stderr
+        self._metrics_path = metrics_path
+        self._console: Console | None = None
+        if not quiet and self._stream.isatty():
+            from rich.console import Console
+
+            self._console = Console(file=self._stream)
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        if self._quiet:
+            return
+        if self._console is not None:
+            self._console.print(text, highlight=False, markup=False)
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int, *, done: int = 0, unit: str = "rows") -> Iterator[Task]:
+        """Show progress over `total` units, of which `done` are there from an earlier attempt."""
+        task = Task(self, title, total, done, unit)
+        if self._console is None:
+            if done:
+                self.say(f"  {title}: {done:,} of {total:,} {unit} are there already")
+            yield task
+            self.say(f"  {task.line()}")
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console) as bar:
+            task._bar = bar
+            task._bar_id = bar.add_task(f"  {title}", total=total, completed=done, rate="", note="")
+            yield task
+
+    def metric(self, stage: str, **values: Any) -> None:
+        """Append one line to `metrics.jsonl`."""
+        if self._metrics_path is None:
+            return
+        line = json.dumps({"time": round(time.time(), 3), "stage": stage, **values}, ensure_ascii=False)
+        with self._metrics_path.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")

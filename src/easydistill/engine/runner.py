@@ -1,0 +1,203 @@
+"""The runner: takes stages in order, skips those that are complete, records what happened.
+
+A stage is complete ⇔ its manifest is there and the fingerprint in it equals the one computed now. The fingerprint
+covers the stage's own config and the hashes of the outputs it reads, so a change runs again exactly what it affects.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydistill.data.files import hash_file, write_jsonl
+from easydistill.data.manifest import NAME as MANIFEST
+from easydistill.data.manifest import Manifest
+from easydistill.data.records import content_hash
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter, duration
+from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
+from easydistill.engine.secrets import Redactor
+from easydistill.engine.stage import REJECTED, Artifact, Stage, StageContext
+from easydistill.errors import ConfigError, DataError
+
+TIME_SPENT = "seconds.json"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What happened to a stage in this run."""
+
+    name: str
+    status: str
+    """`done` (ran now) or `skipped` (was complete)."""
+    manifest: Manifest
+    directory: Path
+
+
+class Runner:
+    """Runs a job's stages inside a run directory."""
+
+    def __init__(self, run: RunDirectory, reporter: Reporter, redactor: Redactor, stop: StopSignal) -> None:
+        self._run = run
+        self._reporter = reporter
+        self._redactor = redactor
+        self._stop = stop
+
+    def preflight(self, stages: Sequence[Stage]) -> None:
+        """Refuse to start what cannot finish.
+
+        Raises:
+            ConfigError: with every issue of every stage.
+        """
+        issues = [issue for stage in stages for issue in stage.preflight()]
+        if issues:
+            raise ConfigError(issues)
+
+    def completed(self, stages: Sequence[Stage]) -> list[StageRecord | None]:
+        """For each stage its record if it is complete as configured now, else None (as for all that follow it)."""
+        records: list[StageRecord | None] = []
+        artifacts: dict[str, Artifact] = {}
+        for number, stage in enumerate(stages, start=1):
+            record = None
+            if all(name in artifacts for name in stage.inputs):
+                directory = self._run.stage_directory(number, stage.name)
+                fingerprint, _ = self._fingerprint(stage, artifacts)
+                manifest = self._complete_manifest(directory, fingerprint)
+                if manifest is not None:
+                    record = StageRecord(stage.name, "skipped", manifest, directory)
+                    artifacts[stage.name] = Artifact(directory, manifest)
+            records.append(record)
+        return records
+
+    def execute(self, stages: Sequence[Stage], on_stage: Any = None) -> list[StageRecord]:
+        """Run what is not complete, in order; returns a record of every stage.
+
+        `on_stage(records)` is called after each stage, so that a summary on disk keeps up with the run.
+        """
+        artifacts: dict[str, Artifact] = {}
+        records: list[StageRecord] = []
+        for number, stage in enumerate(stages, start=1):
+            self._stop.raise_if_requested()
+            directory = self._run.stage_directory(number, stage.name)
+            fingerprint, fingerprint_of = self._fingerprint(stage, artifacts)
+            manifest = self._complete_manifest(directory, fingerprint)
+            status = "skipped"
+            if manifest is None:
+                self._say_why(directory, stage.name, number, len(stages), fingerprint_of)
+                manifest = self._run_stage(stage, directory, artifacts, fingerprint, fingerprint_of)
+                status = "done"
+            artifacts[stage.name] = Artifact(directory, manifest)
+            records.append(StageRecord(stage.name, status, manifest, directory))
+            if on_stage is not None:
+                on_stage(records)
+        return records
+
+    def _fingerprint(self, stage: Stage, artifacts: dict[str, Artifact]) -> tuple[str, dict[str, Any]]:
+        inputs = {name: artifacts[name].manifest.output_hash() for name in stage.inputs}
+        # Through JSON, so that it compares equal with what a manifest holds.
+        of: dict[str, Any] = json.loads(json.dumps({"stage": stage.name, "config": stage.fingerprint(), "inputs": inputs}))
+        return content_hash(of), of
+
+    @staticmethod
+    def _complete_manifest(directory: Path, fingerprint: str) -> Manifest | None:
+        manifest = Manifest.read(directory)
+        if manifest is None or manifest.fingerprint != fingerprint or not manifest.outputs_present(directory):
+            return None
+        return manifest
+
+    def _say_why(self, directory: Path, name: str, number: int, total: int, now: dict[str, Any]) -> None:
+        old = Manifest.read(directory)
+        why = ""
+        if old is not None:
+            changed = _changed_keys(old.fingerprint_of, now)
+            why = f" again: {', '.join(changed[:5])} changed" if changed else " again: its files are gone"
+        self._reporter.say(f"[{number}/{total}] {name}{why}")
+        LOGGER.info("stage %s starts%s", name, why)
+
+    def _run_stage(
+        self,
+        stage: Stage,
+        directory: Path,
+        artifacts: dict[str, Artifact],
+        fingerprint: str,
+        fingerprint_of: dict[str, Any],
+    ) -> Manifest:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MANIFEST).unlink(missing_ok=True)
+        started = datetime.datetime.now(datetime.UTC)
+        with _Stopwatch(directory / TIME_SPENT, fingerprint) as watch:
+            context = StageContext(
+                directory=directory,
+                run_directory=self._run.path,
+                inputs={name: artifacts[name] for name in stage.inputs},
+                fingerprint=fingerprint,
+                stop=self._stop,
+                reporter=self._reporter,
+                redactor=self._redactor,
+            )
+            result = stage.run(context)
+            self._stop.raise_if_requested()
+        write_jsonl(directory / REJECTED, (self._redactor.value(rejection.as_row()) for rejection in result.rejected))
+        missing = [name for name in result.outputs if not (directory / name).is_file()]
+        if missing:
+            raise DataError(f"stage {stage.name} did not write {', '.join(missing)}")
+        manifest = Manifest(
+            stage=stage.name,
+            fingerprint=fingerprint,
+            fingerprint_of=fingerprint_of,
+            outputs={name: hash_file(directory / name) for name in result.outputs},
+            rows=result.rows,
+            tokens=dict(result.tokens),
+            metrics=dict(result.metrics),
+            seconds=round(watch.total, 3),
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            versions=package_versions(),
+        )
+        manifest.write(directory)
+        (directory / TIME_SPENT).unlink(missing_ok=True)
+        LOGGER.info("stage %s done in %s", stage.name, duration(watch.total))
+        return manifest
+
+
+class _Stopwatch:
+    """Wall time of a stage over all its attempts at the same fingerprint, as far as attempts end by themselves."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path = path
+        self._fingerprint = fingerprint
+        self._earlier = 0.0
+        self._start = 0.0
+        self.total = 0.0
+
+    def __enter__(self) -> _Stopwatch:
+        try:
+            saved = json.loads(self._path.read_text(encoding="utf-8"))
+            if saved["fingerprint"] == self._fingerprint:
+                self._earlier = float(saved["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self._earlier = 0.0
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.total = self._earlier + time.monotonic() - self._start
+        if exception[0] is not None:
+            value = {"fingerprint": self._fingerprint, "seconds": self.total}
+            self._path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _changed_keys(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            changed
+            for key in sorted({*old, *new})
+            for changed in _changed_keys(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [path.removeprefix("config.")]

@@ -1,0 +1,92 @@
+"""What the runner knows of a job: stages, the context they run in, and what they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from easydistill.data.manifest import Manifest, RowCounts
+from easydistill.data.records import Rejection
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.engine.secrets import Redactor
+from easydistill.errors import ConfigIssue
+
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete stage's directory and manifest."""
+
+    directory: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage is given when it runs."""
+
+    directory: Path
+    """The stage's own directory; it keeps what an earlier, unfinished attempt left there."""
+    run_directory: Path
+    inputs: Mapping[str, Artifact]
+    """The artifacts of the stages named in `Stage.inputs`."""
+    fingerprint: str
+    stop: StopSignal
+    reporter: Reporter
+    redactor: Redactor
+
+    def input_path(self, stage: str, name: str) -> Path:
+        """Path of a file that an earlier stage wrote."""
+        return self.inputs[stage].directory / name
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has made."""
+
+    outputs: Sequence[str]
+    """Files inside the stage's directory."""
+    rows: RowCounts = field(default_factory=RowCounts)
+    rejected: Sequence[Rejection] = ()
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `plan` can tell of a stage without running it."""
+
+    rows: int | None = None
+    done_rows: int | None = None
+    calls: int | None = None
+    tokens_at_most: int | None = None
+    disk_bytes: int | None = None
+    memory_bytes: int | None = None
+
+
+class Stage(Protocol):
+    """A step from typed config and input artifacts to one output artifact."""
+
+    @property
+    def name(self) -> str:
+        """Unique within its job; names the stage's directory."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of the earlier stages whose artifacts it reads."""
+
+    def preflight(self) -> list[ConfigIssue]:
+        """What would make `run` fail and can be told now, cheaply: missing files, missing extras."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything but the inputs that can change the output, as JSON. Must not load heavy libraries."""
+
+    def estimate(self, directory: Path) -> Estimate:
+        """Rows, calls, tokens, disk and memory, as far as they can be told before running."""
+
+    def run(self, context: StageContext) -> StageResult:
+        """Do the work, going on from what an earlier attempt left in the directory."""

@@ -1,0 +1,28 @@
+"""What the two black-box jobs share: label → train → evaluate."""
+
+from __future__ import annotations
+
+from easydistill.config.dataset import DatasetConfig
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.training import TrainingConfig
+from easydistill.engine.stage import Stage
+from easydistill.stages.evaluate import EvaluateStage
+from easydistill.stages.rows import LabelledRows
+from easydistill.stages.train import TrainStage
+
+
+def train_and_evaluate(
+    dataset: DatasetConfig,
+    models: ModelsConfig,
+    training: TrainingConfig,
+    evaluation: EvaluationConfig,
+    *,
+    labels_from_stage: bool,
+) -> list[Stage]:
+    """The stages after labelling."""
+    rows = LabelledRows(dataset, evaluation, labels_from_stage)
+    stages: list[Stage] = [TrainStage(rows, models, training)]
+    if evaluation.enabled:
+        stages.append(EvaluateStage(rows, models, evaluation, training.max_length))
+    return stages

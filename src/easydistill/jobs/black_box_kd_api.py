@@ -1,0 +1,67 @@
+"""Black-box distillation from a teacher behind an OpenAI-compatible API (paper, Code 1)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.inference import ApiInferenceConfig
+from easydistill.config.job import JobConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.training import TrainingConfig
+from easydistill.engine.stage import Stage, StageContext
+from easydistill.errors import ConfigIssue
+from easydistill.jobs._black_box import train_and_evaluate
+from easydistill.stages.label import LabelStage, TeacherPlan
+from easydistill.teachers.base import Teacher
+
+
+class Job(JobConfig):
+    """The teacher at `inference.base_url` answers `dataset.instruction_path`; the student learns its answers."""
+
+    job_type: Literal["black_box_kd_api"]
+    """Which job this is."""
+    inference: ApiInferenceConfig | None = None
+    """How the API is asked. Without it, the job trains on `dataset.labeled_path`."""
+    models: ModelsConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Job:
+        if self.inference is not None and self.dataset.instruction_path is None:
+            raise ValueError("the teacher needs prompts: set dataset.instruction_path (or drop `inference` to train on labeled_path)")
+        if self.inference is None and self.dataset.labeled_path is None:
+            raise ValueError("there is no teacher and nothing labelled: set inference.base_url, or dataset.labeled_path")
+        return self
+
+
+def plan(job: Job) -> list[Stage]:
+    """label (unless only `labeled_path` is given) → train → evaluate."""
+    after = train_and_evaluate(
+        job.dataset, job.models, job.training, job.evaluation, labels_from_stage=job.inference is not None
+    )
+    if job.inference is None:
+        return after
+    return [LabelStage(job.dataset, job.inference, _teacher(job.inference)), *after]
+
+
+def _teacher(inference: ApiInferenceConfig) -> TeacherPlan:
+    def make(context: StageContext) -> Teacher:
+        from easydistill.teachers.openai import OpenAITeacher
+
+        return OpenAITeacher(inference, context.redactor)
+
+    def identity() -> dict[str, Any]:
+        return {"base_url": inference.base_url, "model": inference.model}
+
+    def preflight() -> list[ConfigIssue]:
+        issues: list[ConfigIssue] = []
+        if inference.base_url == "ENDPOINT":
+            problem = '"ENDPOINT" stands for the address of your API'
+            issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
+        return issues
+
+    return TeacherPlan(make, identity, preflight, is_api=True)

@@ -1,0 +1,108 @@
+"""Loading weights and tokenizers, and the facts about them that others need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from easydistill.errors import MissingExtra, ModelError
+from easydistill.models.reference import ModelSource, model_directory, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+
+def import_torch() -> Any:
+    """torch, or a clear error where it is not installed."""
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError:
+        raise MissingExtra("train", "Loading a model") from None
+    return torch
+
+
+def device() -> torch.device:
+    """The accelerator of this machine, else its CPU."""
+    torch = import_torch()
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def computes_well_in_bf16(on: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 on a device: recent GPUs, and CPUs with AMX or AVX512-BF16."""
+    torch = import_torch()
+    if on.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if on.type != "cpu":
+        return False
+    cpu = torch.cpu
+    return any(
+        getattr(cpu, name)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported") if hasattr(cpu, name)
+    )
+
+
+def choose_dtype(name: str, on: torch.device) -> torch.dtype:
+    """The number type that `auto`, `bfloat16`, `float16` or `float32` means on a device."""
+    torch = import_torch()
+    if name == "auto":
+        return torch.bfloat16 if computes_well_in_bf16(on) else torch.float32
+    return getattr(torch, name)
+
+
+@contextlib.contextmanager
+def _explained(reference: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        text = str(error).strip().split("\n")[0]
+        raise ModelError(f"{reference}: cannot be loaded: {text}") from error
+
+
+def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model."""
+    import_torch()
+    from transformers import AutoTokenizer
+
+    directory = model_directory(resolve(reference))
+    with _explained(reference):
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+
+
+def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """A causal language model, in eval mode, on the CPU."""
+    import_torch()
+    from transformers import AutoModelForCausalLM
+
+    directory = model_directory(resolve(reference))
+    with _explained(reference):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
+def stored_dtype(source: ModelSource) -> str:
+    """The number type in which a model's weights are stored, as its config says; bfloat16 where it does not."""
+    import_torch()
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_directory(source))
+    name = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
+    return name if name in {"bfloat16", "float16", "float32"} else "bfloat16"
+
+
+def eos_ids(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
+    """Every token that ends a turn: the tokenizer's and the generation config's, which often differ."""
+    found: set[int] = set()
+    for source in (tokenizer, generation_config):
+        value = getattr(source, "eos_token_id", None)
+        found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+    return frozenset(found)
+
+
+def same_vocabulary(first: Any, second: Any) -> bool:
+    """Whether two tokenizers give every token the same id."""
+    return bool(first.get_vocab() == second.get_vocab())

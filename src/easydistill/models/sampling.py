@@ -1,0 +1,116 @@
+"""Generating a batch of answers with transformers, each row with a random stream of its own.
+
+`generate` draws from one global stream, so a row's answer would depend on its neighbours, and `torch.multinomial`
+draws an exponential for every vocabulary entry, a quarter of the time of a small model on a CPU. Here a logits
+processor draws one uniform number a row and inverts the cumulative distribution; `generate` then takes the argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SeededSampler:
+    """Draws the next token of each row from the row's own generator.
+
+    Args:
+        seeds: one a row.
+        temperature: 0 takes the most probable token.
+        top_p: draw from the smallest set of tokens with this much probability.
+        top_k: draw from so many most probable tokens.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], *, temperature: float, top_p: float | None = None, top_k: int | None = None
+    ) -> None:
+        import random
+
+        self._streams = [random.Random(seed) for seed in seeds]
+        self._temperature = temperature
+        self._top_p = top_p
+        self._top_k = top_k
+
+    def choose(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """One token id a row, from float32 logits."""
+        import torch
+
+        if self._temperature == 0:
+            return logits_BV.argmax(-1)
+        uniform = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64, device="cpu")
+        uniform_B1 = uniform.to(logits_BV.device, torch.float32)[:, None]
+        scaled_BV = logits_BV.float() / self._temperature
+        if self._top_k is None and self._top_p is None:
+            return _invert_cdf(scaled_BV.softmax(-1), uniform_B1)
+        # Sorted only as far as needed: nucleus sampling without top_k has to look at everything.
+        width = min(self._top_k or scaled_BV.shape[-1], scaled_BV.shape[-1])
+        top_BK, ids_BK = scaled_BV.topk(width, dim=-1)
+        probs_BK = top_BK.softmax(-1)
+        if self._top_p is not None:
+            before_BK = probs_BK.cumsum(-1) - probs_BK
+            probs_BK = probs_BK.masked_fill(before_BK >= self._top_p, 0.0)
+        return ids_BK.gather(-1, _invert_cdf(probs_BK, uniform_B1)[:, None]).squeeze(-1)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """As a transformers logits processor: leaves the drawn token as the only one."""
+        import torch
+
+        chosen_B1 = self.choose(scores)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen_B1, 0.0)
+
+
+def _invert_cdf(probs_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
+    """Index of the first entry at which the cumulative probability exceeds `uniform` times the total."""
+    import torch
+
+    cumulative_BV = probs_BV.cumsum(-1)
+    target_B1 = uniform_B1 * cumulative_BV[:, -1:]
+    index_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    # Rounding may put the target at the very end, behind the last entry with any probability.
+    last_B1 = (probs_BV > 0).long().mul(torch.arange(1, probs_BV.shape[-1] + 1, device=probs_BV.device)).argmax(-1, True)
+    return index_B1.minimum(last_B1).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Generated token ids without the end token, and whether the model ended by itself."""
+
+    ids: list[int]
+    ended: bool
+
+
+def generate_batch(
+    model: Any, prompts: Sequence[list[int]], eos_ids: frozenset[int], max_new_tokens: int, sampler: SeededSampler
+) -> list[Answer]:
+    """Answer prompts together, padded on the left.
+
+    Args:
+        model: a causal language model, on its device.
+        prompts: token ids of each prompt.
+        eos_ids: tokens that end an answer.
+        max_new_tokens: longest answer.
+        sampler: one stream a prompt.
+    """
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    width = max(map(len, prompts))
+    ends = sorted(eos_ids)
+    pad = ends[0] if ends else 0
+    ids_BT = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    context = getattr(model.config, "max_position_embeddings", None)
+    room = max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
+    config = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=ends or None, pad_token_id=pad)
+    out_BT = model.generate(
+        ids_BT, attention_mask=mask_BT, generation_config=config, logits_processor=LogitsProcessorList([sampler])
+    )
+    answers: list[Answer] = []
+    for row in out_BT[:, width:].tolist():
+        end = next((at for at, token in enumerate(row) if token in eos_ids), None)
+        answers.append(Answer(row if end is None else row[:end], end is not None))
+    return answers

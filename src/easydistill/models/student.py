@@ -1,0 +1,135 @@
+"""Making the student: a model as it is, one with layers removed, or one with random weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
+from easydistill.errors import ConfigError, ConfigIssue, ModelError
+from easydistill.models.loading import eos_ids, import_torch, load_model, load_tokenizer, stored_dtype
+from easydistill.models.reference import resolve
+
+
+@dataclass
+class Student:
+    """A student ready to be trained or measured."""
+
+    model: Any
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    save_dtype: str
+    """Number type in which its weights are saved."""
+    description: str
+
+
+def kept_layers(total: int, keep: int) -> list[int]:
+    """Indices of `keep` layers of `total`, evenly spread, the first and the last among them."""
+    return [round(index * (total - 1) / (keep - 1)) for index in range(keep)]
+
+
+def student_references(models: ModelsConfig) -> list[str]:
+    """The model references that making this student will read."""
+    student = models.student
+    if isinstance(student, PrunedStudent):
+        return [student.from_model]
+    if isinstance(student, FreshStudent):
+        return [reference for reference in (student.tokenizer or models.teacher,) if reference]
+    return [student]
+
+
+def student_identity(models: ModelsConfig) -> dict[str, Any]:
+    """What tells this student's starting weights from any others, without loading them."""
+    student = models.student
+    identities = [resolve(reference).identity() for reference in student_references(models)]
+    made = student.model_dump(mode="json", exclude={"from_model"}) if not isinstance(student, str) else {}
+    return {"made": made, "from": identities}
+
+
+def check_student(models: ModelsConfig) -> list[ConfigIssue]:
+    """What is wrong with the `models` section and can be told without loading weights."""
+    issues: list[ConfigIssue] = []
+    student = models.student
+    if isinstance(student, FreshStudent):
+        if "model_type" not in student.config:
+            problem = "a model config needs `model_type`"
+            issues.append(ConfigIssue("config", "models.student.config", problem, 'e.g. "model_type": "llama"'))
+        if student.tokenizer is None and models.teacher is None:
+            problem = "there is no teacher on this machine to take a tokenizer from"
+            issues.append(ConfigIssue("config", "models.student.tokenizer", problem, "name a model whose tokenizer it uses"))
+    return issues
+
+
+def build_student(models: ModelsConfig, dtype: Any) -> Student:
+    """Make the student that a config describes, in eval mode, on the CPU.
+
+    Raises:
+        ModelError, ConfigError: it cannot be made.
+    """
+    student = models.student
+    if isinstance(student, FreshStudent):
+        return _fresh(student, models, dtype)
+    reference = student.from_model if isinstance(student, PrunedStudent) else student
+    tokenizer = load_tokenizer(reference, trust_remote_code=models.trust_remote_code)
+    model = load_model(reference, dtype, trust_remote_code=models.trust_remote_code)
+    description = reference
+    if isinstance(student, PrunedStudent):
+        total = prune_layers(model, student.keep_layers, reference)
+        description = f"{reference}, {student.keep_layers} of {total} layers"
+    ends = eos_ids(tokenizer, model.generation_config)
+    return Student(model, tokenizer, ends, stored_dtype(resolve(reference)), description)
+
+
+def prune_layers(model: Any, keep: int, reference: str) -> int:
+    """Remove layers of a decoder in place; returns how many there were."""
+    torch = import_torch()
+    body = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+    layers = getattr(body, "layers", None)
+    if layers is None:
+        raise ModelError(f"{reference}: this architecture keeps its layers where keep_layers does not look")
+    total = len(layers)
+    if keep > total:
+        problem = f"{keep} layers cannot be kept, {reference} has {total}"
+        raise ConfigError(ConfigIssue("config", "models.student.keep_layers", problem, f"use 2 to {total}"))
+    kept = kept_layers(total, keep)
+    body.layers = torch.nn.ModuleList(layers[index] for index in kept)
+    for index, layer in enumerate(body.layers):
+        # Layers know their own number: it is their place in the key-value cache.
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config.num_hidden_layers = keep
+    for name in ("layer_types", "no_rope_layers"):
+        per_layer = getattr(config, name, None)
+        if isinstance(per_layer, list) and len(per_layer) == total:
+            setattr(config, name, [per_layer[index] for index in kept])
+    return total
+
+
+def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:
+    torch = import_torch()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    reference = student.tokenizer or models.teacher
+    assert reference is not None, "check_student refuses this"
+    tokenizer = load_tokenizer(reference)
+    values = copy.deepcopy(student.config)
+    values.setdefault("vocab_size", student.vocab_size or len(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        values.setdefault(name, getattr(tokenizer, name))
+    try:
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        with torch.random.fork_rng():
+            torch.manual_seed(student.seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = f"transformers cannot build a model from it: {error}"
+        raise ConfigError(ConfigIssue("config", "models.student.config", problem)) from error
+    if config.vocab_size < len(tokenizer):
+        problem = f"vocab_size {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
+        raise ConfigError(ConfigIssue("config", "models.student.config.vocab_size", problem, "leave it out"))
+    model = model.to(dtype).eval()
+    ends = eos_ids(tokenizer, model.generation_config)
+    return Student(model, tokenizer, ends, "bfloat16", f"random weights, {config.model_type}")

@@ -1,0 +1,1 @@
+"""Stages: the glue that makes teachers, trainers and evaluators into resumable steps."""

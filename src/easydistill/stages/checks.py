@@ -1,0 +1,27 @@
+"""Cheap checks that stages make before anything heavy starts."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from easydistill.errors import ConfigIssue, ModelError
+from easydistill.models.reference import resolve
+
+
+def model_issues(key: str, reference: str) -> list[ConfigIssue]:
+    """An issue if a model reference points at nothing."""
+    try:
+        resolve(reference)
+    except ModelError as error:
+        problem, _, mend = str(error).partition("\n    → ")
+        return [ConfigIssue("config", key, problem, mend)]
+    return []
+
+
+def needs_extra(extra: str, *modules: str) -> list[ConfigIssue]:
+    """An issue if one of an extra's modules is not installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not missing:
+        return []
+    mend = f"pip install 'easydistill-toolkit[{extra}]'"
+    return [ConfigIssue("this machine", "", f"this job needs {', '.join(missing)}, not installed", mend)]

@@ -1,0 +1,244 @@
+"""Label: the teacher answers every prompt. Seed rows in; labelled rows out, in the paper's format and as Parquet.
+
+Every answer is journalled as received before anything looks inside it, so an answer that was paid for is never
+asked for again: not after a kill, not when the config changes in a way that leaves the request the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydistill.config.dataset import DatasetConfig
+from easydistill.config.inference import SamplingConfig
+from easydistill.data.files import hash_file, replacing, write_jsonl
+from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
+from easydistill.data.journal import Journal
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Message, Rejection, Sample, count_reasons
+from easydistill.engine.run_directory import LOGGER
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError
+from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, Teacher
+from easydistill.teachers.base import outcome_from_record, request_key
+
+LABELED_JSON = "labeled.json"
+LABELED_PARQUET = "labeled.parquet"
+JOURNAL = "journal.jsonl"
+
+
+def judge(completion: Completion) -> tuple[str, str] | None:
+    """Why a complete answer cannot be a label, as (reason, detail); None where it can."""
+    if completion.finish_reason == "content_filter":
+        return "content_filter", "the server's filter cut the answer"
+    if completion.text is None:
+        return "null_content", "the server sent `content: null`"
+    if not completion.text.strip():
+        detail = "the answer is empty" + (f" (finish reason {completion.finish_reason})" if completion.finish_reason else "")
+        return "empty_content", detail
+    return None
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """How the label stage gets its teacher."""
+
+    make: Callable[[StageContext], Teacher]
+    identity: Callable[[], dict[str, Any]]
+    """What names the teacher in the fingerprint, without asking it anything."""
+    preflight: Callable[[], list[ConfigIssue]]
+    is_api: bool
+
+
+class LabelStage:
+    """The teacher's answers to `dataset.instruction_path`."""
+
+    name = "label"
+    inputs: tuple[str, ...] = ()
+
+    def __init__(self, dataset: DatasetConfig, inference: SamplingConfig, teacher: TeacherPlan) -> None:
+        self._dataset = dataset
+        self._inference = inference
+        self._teacher = teacher
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = missing_file("dataset.instruction_path", self._dataset.instruction_path)
+        return issues + labeled_path_issues(self._dataset.labeled_path) + self._teacher.preflight()
+
+    def fingerprint(self) -> dict[str, Any]:
+        assert self._dataset.instruction_path is not None
+        return {
+            "instructions": hash_file(Path(self._dataset.instruction_path)),
+            "max_samples": self._dataset.max_samples,
+            "inference": self._inference.sampling(),
+            "teacher": self._teacher.identity(),
+            "labeled_path": self._dataset.labeled_path,
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        samples, _ = self._read()
+        done = 0
+        if (directory / JOURNAL).exists():
+            with Journal(directory / JOURNAL, note=_worth_another_try) as journal:
+                done = sum(not journal.note(key) for key in journal)
+        return Estimate(
+            rows=len(samples),
+            done_rows=min(done, len(samples)),
+            calls=max(0, len(samples) - done),
+            tokens_at_most=len(samples) * self._inference.max_new_tokens,
+        )
+
+    def _read(self) -> tuple[list[Sample], list[Rejection]]:
+        assert self._dataset.instruction_path is not None
+        return read_samples(Path(self._dataset.instruction_path), labelled=False, limit=self._dataset.max_samples)
+
+    def _messages(self, sample: Sample) -> tuple[Message, ...]:
+        system = self._inference.system_prompt
+        if system and sample.messages[0]["role"] != "system":
+            return ({"role": "system", "content": system}, *sample.messages)
+        return sample.messages
+
+    def run(self, context: StageContext) -> StageResult:
+        samples, rejected = self._read()
+        teacher = self._teacher.make(context)
+        try:
+            identity, sampling = teacher.identity(), self._inference.sampling()
+            messages = {sample.id: self._messages(sample) for sample in samples}
+            keys = {sample.id: request_key(identity, sampling, messages[sample.id]) for sample in samples}
+            # Rows with the same prompt share one request: nothing is paid for twice.
+            requests = {keys[sample.id]: GenerationRequest(keys[sample.id], messages[sample.id]) for sample in samples}
+            with Journal(context.directory / JOURNAL, note=_worth_another_try) as journal:
+                self._generate(teacher, list(requests.values()), journal, context)
+                context.stop.raise_if_requested()
+                return self._write(samples, rejected, keys, journal, context)
+        finally:
+            teacher.close()
+
+    def _generate(
+        self, teacher: Teacher, requests: Sequence[GenerationRequest], journal: Journal, context: StageContext
+    ) -> None:
+        attempted: set[str] = set()
+
+        def done(key: str) -> bool:
+            # A passing failure from an earlier attempt is worth another try; one from this attempt was tried enough.
+            return key in journal and (key in attempted or not journal.note(key))
+
+        finished = sum(done(request.key) for request in requests)
+        with context.reporter.task("Labelling", len(requests), done=finished) as task:
+            failures = 0
+
+            def record(outcomes: Sequence[Outcome]) -> None:
+                nonlocal failures
+                journal.append(*({**context.redactor.value(item.as_record()), "at": round(time.time(), 3)} for item in outcomes))
+                attempted.update(item.key for item in outcomes)
+                tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
+                failures += sum(isinstance(item, Failure) for item in outcomes)
+                task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
+
+            if finished < len(requests):
+                teacher.generate(requests, done, record, context.stop)
+
+    def _write(
+        self,
+        samples: list[Sample],
+        rejected: list[Rejection],
+        keys: dict[str, str],
+        journal: Journal,
+        context: StageContext,
+    ) -> StageResult:
+        labelled: list[Sample] = []
+        tokens = {"prompt": 0, "completion": 0}
+        counted: set[str] = set()
+        entered = len(samples) + len(rejected)
+        for sample in samples:
+            outcome = outcome_from_record(_without_time(journal.get(keys[sample.id])))
+            if isinstance(outcome, Completion) and outcome.key not in counted:
+                counted.add(outcome.key)
+                tokens["prompt"] += outcome.prompt_tokens
+                tokens["completion"] += outcome.completion_tokens
+            accepted = _label(sample, outcome)
+            if isinstance(accepted, Sample):
+                labelled.append(accepted)
+            else:
+                rejected.append(accepted)
+        if not labelled:
+            reasons = ", ".join(f"{reason} ×{count}" for reason, count in count_reasons(rejected).items())
+            raise DataError(f"the teacher gave no usable answer to any of {entered} rows: {reasons}\n    e.g. {rejected[0].detail}")
+        write_paper_json(context.directory / LABELED_JSON, labelled)
+        write_parquet(context.directory / LABELED_PARQUET, labelled)
+        if self._dataset.labeled_path is not None:
+            publish(context.directory, Path(self._dataset.labeled_path), labelled)
+        return StageResult(
+            outputs=(LABELED_JSON, LABELED_PARQUET),
+            rows=RowCounts(entered, len(labelled), count_reasons(rejected)),
+            rejected=rejected,
+            tokens=tokens,
+        )
+
+
+def _worth_another_try(record: dict[str, Any]) -> bool:
+    return bool(record.get("passing", False))
+
+
+def _without_time(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "at"}
+
+
+def _label(sample: Sample, outcome: Outcome) -> Sample | Rejection:
+    if isinstance(outcome, Failure):
+        return Rejection(sample.id, "label", outcome.reason, outcome.detail, outcome.attempts, outcome.raw)
+    problem = judge(outcome)
+    if problem is not None:
+        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
+        return Rejection(sample.id, "label", *problem, outcome.attempts, raw)
+    assert outcome.text is not None
+    answer: Message = {"role": "assistant", "content": outcome.text}
+    if outcome.reasoning:
+        answer["reasoning_content"] = outcome.reasoning
+    return Sample(sample.id, (*sample.messages, answer), sample.meta)
+
+
+# --- the user's own file ------------------------------------------------------------------------------------
+
+
+def publish(directory: Path, target: Path, labelled: Sequence[Sample]) -> None:
+    """Put the labelled rows where the user wants them, in the format the suffix says; keep what was there before."""
+    source = {".json": LABELED_JSON, ".parquet": LABELED_PARQUET}.get(target.suffix.lower())
+    made = directory / f"published{target.suffix.lower()}"
+    if source is not None:
+        made = directory / source
+    else:
+        write_jsonl(made, map(paper_row, labelled))
+    if target.exists():
+        if hash_file(target) == hash_file(made):
+            return
+        number = 1
+        while (backup := target.with_name(f"{target.name}.{number}.bak")).exists():
+            number += 1
+        target.rename(backup)
+        LOGGER.warning("%s was there before; it is kept as %s", target, backup)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A copy, not a link: users edit this file.
+    with replacing(target) as temporary:
+        shutil.copyfile(made, temporary)
+
+
+def labeled_path_issues(path: str | None) -> list[ConfigIssue]:
+    """What is wrong with `dataset.labeled_path` as a place to write to."""
+    if path is None or Path(path).suffix.lower() in {".json", ".jsonl", ".parquet"}:
+        return []
+    problem = f"{json.dumps(path)} has no suffix that tells its format"
+    return [ConfigIssue("config", "dataset.labeled_path", problem, "end it in .json, .jsonl or .parquet")]
+
+
+def missing_file(key: str, path: str | None) -> list[ConfigIssue]:
+    """An issue if the file that `key` names is not there."""
+    if path is None or Path(path).is_file():
+        return []
+    here = f"paths are relative to the working directory, {Path.cwd().name}/"
+    return [ConfigIssue("config", key, f"{json.dumps(path)}: no such file", here)]

@@ -1,0 +1,82 @@
+"""What the training and evaluation stages share: labelled rows, their split, their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydistill.config.dataset import DatasetConfig
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.data.chat import ChatRenderer, Rendered
+from easydistill.data.files import hash_file
+from easydistill.data.formats import read_samples
+from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.engine.stage import StageContext
+from easydistill.stages.label import LABELED_PARQUET
+
+MIN_ROWS_FOR_SHARE = 10
+"""With fewer rows, a share holds nothing out."""
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Where labelled rows come from: the label stage, or a file of the user's."""
+
+    dataset: DatasetConfig
+    evaluation: EvaluationConfig
+    from_stage: bool
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("label",) if self.from_stage else ()
+
+    def fingerprint(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "seed": self.dataset.seed,
+            "heldout": self.evaluation.heldout if self.evaluation.enabled else 0,
+            "max_heldout": self.evaluation.max_heldout,
+        }
+        if not self.from_stage:
+            assert self.dataset.labeled_path is not None
+            found |= {"labels": hash_file(Path(self.dataset.labeled_path)), "max_samples": self.dataset.max_samples}
+        return found
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        """(training rows, held-out rows, rows of the file that cannot be used)."""
+        if self.from_stage:
+            samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
+        else:
+            assert self.dataset.labeled_path is not None
+            path = Path(self.dataset.labeled_path)
+            samples, rejected = read_samples(path, labelled=True, limit=self.dataset.max_samples)
+        train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
+        return train, heldout, rejected
+
+    def heldout_rows(self, total: int) -> int:
+        """How many of `total` rows are held out."""
+        config = self.evaluation
+        if not config.enabled or config.heldout == 0:
+            return 0
+        if config.heldout >= 1:
+            return int(config.heldout)
+        if total < MIN_ROWS_FOR_SHARE:
+            return 0
+        return min(config.max_heldout, max(1, round(config.heldout * total)))
+
+
+def render_all(
+    renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str
+) -> tuple[list[tuple[Sample, Rendered]], list[Rejection]]:
+    """Tokenise samples; those with nothing to learn inside `max_length` are rejected."""
+    rendered: list[tuple[Sample, Rendered]] = []
+    rejected: list[Rejection] = []
+    for sample in samples:
+        row = renderer.render(sample.messages, max_length)
+        if any(row.mask[1:]):
+            rendered.append((sample, row))
+        else:
+            detail = f"the prompt alone fills max_length ({max_length} tokens)"
+            rejected.append(Rejection(sample.id, stage, "no_trainable_tokens", detail))
+    return rendered, rejected

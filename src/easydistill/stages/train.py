@@ -1,0 +1,111 @@
+"""Train: labelled rows and a student in; the trained student, saved as transformers loads it, out."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from easydistill.config.models import ModelsConfig
+from easydistill.config.training import TrainingConfig
+from easydistill.data.files import hash_file, link_or_copy
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import count_reasons
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue
+from easydistill.models.student import Student, check_student, student_identity, student_references
+from easydistill.stages.checks import model_issues, needs_extra
+from easydistill.stages.label import missing_file
+from easydistill.stages.rows import LabelledRows, render_all
+
+MODEL = "model"
+
+
+class TrainStage:
+    """Supervised fine-tuning of the student on labelled rows."""
+
+    name = "train"
+
+    def __init__(self, rows: LabelledRows, models: ModelsConfig, training: TrainingConfig) -> None:
+        self._rows = rows
+        self._models = models
+        self._training = training
+        self.inputs = rows.inputs
+
+    def preflight(self) -> list[ConfigIssue]:
+        dataset = self._rows.dataset
+        issues = missing_file("dataset.template", dataset.template)
+        if not self._rows.from_stage:
+            issues += missing_file("dataset.labeled_path", dataset.labeled_path)
+        for reference in student_references(self._models):
+            issues += model_issues("models.student", reference)
+        return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
+
+    def fingerprint(self) -> dict[str, Any]:
+        template = self._rows.dataset.template
+        return {
+            "rows": self._rows.fingerprint(),
+            "student": student_identity(self._models),
+            "training": self._training.identity(),
+            "template": hash_file(Path(template)) if template else None,
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        return Estimate()
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.student import build_student
+        from easydistill.trainers.batching import TokenRow
+        from easydistill.trainers.sft import train
+
+        samples, heldout, rejected = self._rows.read(context)
+        student = build_student(self._models, choose_dtype("float32", device()))
+        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
+        rejected += too_long
+        outcome = train(
+            student,
+            [TokenRow(sample.id, row.ids, row.mask) for sample, row in rendered],
+            self._training,
+            context.directory / "checkpoints" / context.fingerprint[:12],
+            context.reporter,
+            context.stop,
+        )
+        context.stop.raise_if_requested()
+        files = self._save(student, renderer, context)
+        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        return StageResult(
+            outputs=files,
+            rows=RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered), count_reasons(rejected)),
+            rejected=rejected,
+            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.ids) for _, row in rendered)},
+            metrics={
+                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                "train_rows": len(rendered),
+                "heldout_rows": len(heldout),
+                "truncated_rows": sum(row.truncated for _, row in rendered),
+                "student": student.description,
+            },
+        )
+
+    def _save(self, student: Student, renderer: Any, context: StageContext) -> list[str]:
+        """Save model and tokenizer in the stage's directory, then show them as `student/` in the run directory."""
+        from easydistill.models.loading import import_torch
+
+        torch = import_torch()
+        target = context.directory / MODEL
+        shutil.rmtree(target, ignore_errors=True)
+        student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
+        if self._rows.dataset.template is not None and not renderer.single_turn:
+            student.tokenizer.chat_template = renderer.template
+        student.tokenizer.save_pretrained(target)
+        shown = context.run_directory / "student"
+        shutil.rmtree(shown, ignore_errors=True)
+        shown.mkdir(parents=True)
+        files = sorted(path for path in target.iterdir() if path.is_file())
+        for path in files:
+            link_or_copy(path, shown / path.name)
+        return [f"{MODEL}/{path.name}" for path in files]

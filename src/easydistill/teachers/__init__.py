@@ -1,0 +1,1 @@
+"""Teachers: models that answer, behind an API, in vLLM, or in this process."""

@@ -1,0 +1,113 @@
+"""What every teacher takes and gives, whatever answers behind it.
+
+A teacher is asked with `GenerationRequest`s and hands each outcome to `record` as soon as it has it: a `Completion`,
+exactly as received, or a `Failure`. Whoever calls decides what to keep; the label stage journals every outcome
+before anything looks inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from easydistill.data.records import Message, content_hash
+from easydistill.engine.interrupt import StopSignal
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt for a teacher."""
+
+    key: str
+    """Hash of everything that can change the answer, and nothing else (see `request_key`)."""
+    messages: tuple[Message, ...]
+
+
+def request_key(teacher: dict[str, Any], sampling: dict[str, Any], messages: Sequence[Message], index: int = 0) -> str:
+    """The key of a request.
+
+    Args:
+        teacher: what identifies the model: endpoint and name, or the files' hash.
+        sampling: everything that shapes the answer: temperature, seed, length, schema.
+        messages: the whole prompt as sent, images included.
+        index: number of the sample, where one prompt is sampled several times.
+    """
+    return content_hash([teacher, sampling, list(messages), index])[:32]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A teacher's answer as received. Nothing in it has been judged yet."""
+
+    key: str
+    text: str | None
+    """None where the server sent `content: null`."""
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    model: str | None = None
+    attempts: int = 1
+    seconds: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What else the server sent that is worth keeping: response id, refusal, log-probabilities."""
+
+    def as_record(self) -> dict[str, Any]:
+        return {"kind": "completion", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that brought no answer."""
+
+    key: str
+    reason: str
+    """A short word for counting: `rate_limit`, `timeout`, `http_400` …"""
+    detail: str
+    attempts: int
+    passing: bool
+    """Whether asking again later might work; a resumed run asks again only where it might."""
+    raw: str | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        return {"kind": "failure", **asdict(self)}
+
+
+Outcome = Completion | Failure
+RecordOutcomes = Callable[[Sequence[Outcome]], None]
+"""Takes outcomes that must be kept together: one for an API, a whole batch for a local model."""
+
+
+def outcome_from_record(record: dict[str, Any]) -> Outcome:
+    """The inverse of `as_record`."""
+    values = {name: value for name, value in record.items() if name != "kind"}
+    return Completion(**values) if record["kind"] == "completion" else Failure(**values)
+
+
+class Teacher(Protocol):
+    """Answers requests."""
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from any other, for request keys. May ask the server; must be stable."""
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        done: Callable[[str], bool],
+        record: RecordOutcomes,
+        stop: StopSignal,
+    ) -> None:
+        """Answer every request whose key is not `done`, handing outcomes to `record`.
+
+        All requests are given, finished ones too, so that a local teacher forms the same batches, and therefore
+        the same answers, in a resumed run as in one that was never interrupted.
+
+        Returns early, without error, once `stop` is requested and what was under way is recorded.
+
+        Raises:
+            TeacherError: no request can succeed (wrong key, unknown model, no quota). Outcomes recorded so far stand.
+        """
+
+    def close(self) -> None:
+        """Free the model or the connections."""

@@ -1,0 +1,153 @@
+"""A teacher in this process, through transformers: the default where vLLM is absent.
+
+Rows are batched by length in an order that depends only on the whole list of requests, each row's randomness comes
+from its own key, and a batch is recorded as one unit: a run resumed after a kill gives the same answers as one that
+was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.inference import LocalInferenceConfig
+from easydistill.data.chat import ChatRenderer
+from easydistill.engine.interrupt import StopSignal
+from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
+from easydistill.models.reference import resolve
+from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.teachers.base import Completion, Failure, GenerationRequest, RecordOutcomes
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_BATCH_ROWS = 64
+"""More rows a batch gain little speed and lose more work at a kill."""
+
+
+def row_seed(seed: int, key: str) -> int:
+    """The seed of one row's answer."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") >> 1
+
+
+def batches_by_length(lengths: Sequence[int], max_rows: int, max_tokens: int, answer: int) -> list[list[int]]:
+    """Group row indices so that rows of a batch are of like length.
+
+    Args:
+        lengths: prompt tokens of each row.
+        max_rows: most rows in a batch.
+        max_tokens: most prompt and answer tokens in a batch, padding included.
+        answer: longest answer, in tokens.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        # Sorted ascending: the newcomer is the longest of its batch.
+        width = lengths[index] + answer
+        if batches and len(batches[-1]) < max_rows and (len(batches[-1]) + 1) * width <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class TransformersTeacher:
+    """Answers with a model loaded into this process.
+
+    Args:
+        reference: the teacher model.
+        template: chat template to use where the teacher has none of its own.
+    """
+
+    def __init__(self, reference: str, inference: LocalInferenceConfig, template: str | None = None) -> None:
+        self._reference = reference
+        self._inference = inference
+        self._template = template
+        self._model: Any = None
+
+    def identity(self) -> dict[str, Any]:
+        return {"backend": "transformers", **resolve(self._reference).identity()}
+
+    def _load(self) -> None:
+        if self._model is not None:
+            return
+        self._device: torch.device = device()
+        trust = self._inference.trust_remote_code
+        self._tokenizer = load_tokenizer(self._reference, trust_remote_code=trust)
+        dtype = choose_dtype(self._inference.dtype, self._device)
+        self._model = load_model(self._reference, dtype, trust_remote_code=trust).to(self._device)
+        self._ends = eos_ids(self._tokenizer, self._model.generation_config)
+        own = getattr(self._tokenizer, "chat_template", None)
+        self._chat = ChatRenderer.from_file(self._tokenizer, self._ends, None if own else self._template)
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        done: Callable[[str], bool],
+        record: RecordOutcomes,
+        stop: StopSignal,
+    ) -> None:
+        if all(done(request.key) for request in requests):
+            return
+        self._load()
+        config = self._inference
+        prompts = [self._chat.prompt_ids(request.messages) for request in requests]
+        fitting = self._fitting(requests, prompts, done, record)
+        rows = config.batch_size or MAX_BATCH_ROWS
+        lengths = [len(prompts[index]) for index in fitting]
+        for batch in batches_by_length(lengths, rows, config.max_batch_tokens, config.max_new_tokens):
+            if stop.requested:
+                return
+            chosen = [fitting[position] for position in batch]
+            if all(done(requests[index].key) for index in chosen):
+                continue
+            record(self._answer([requests[index] for index in chosen], [prompts[index] for index in chosen]))
+
+    def _fitting(
+        self,
+        requests: Sequence[GenerationRequest],
+        prompts: list[list[int]],
+        done: Callable[[str], bool],
+        record: RecordOutcomes,
+    ) -> list[int]:
+        """Indices of the rows that fit the model's context; the others are recorded as failures."""
+        context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
+        fitting: list[int] = []
+        for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            if context is None or len(prompt) < context:
+                fitting.append(index)
+            elif not done(request.key):
+                detail = f"the prompt has {len(prompt)} tokens, the model takes {context}"
+                record([Failure(request.key, "prompt_too_long", detail, 0, passing=False)])
+        return fitting
+
+    def _answer(self, requests: list[GenerationRequest], prompts: list[list[int]]) -> list[Completion]:
+        torch = import_torch()
+        config = self._inference
+        started = time.monotonic()
+        sampler = SeededSampler(
+            [row_seed(config.seed, request.key) for request in requests],
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+        )
+        with torch.inference_mode():
+            answers = generate_batch(self._model, prompts, self._ends, config.max_new_tokens, sampler)
+        seconds = time.monotonic() - started
+        return [
+            Completion(
+                key=request.key,
+                text=self._tokenizer.decode(answer.ids, skip_special_tokens=True),
+                finish_reason="stop" if answer.ended else "length",
+                prompt_tokens=len(prompt),
+                completion_tokens=len(answer.ids) + answer.ended,
+                model=self._reference,
+                seconds=round(seconds, 3),
+            )
+            for request, prompt, answer in zip(requests, prompts, answers, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._model = None

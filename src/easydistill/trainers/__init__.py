@@ -1,0 +1,1 @@
+"""Trainers: what turns tokenised rows and a student into a trained student."""

@@ -1,0 +1,211 @@
+"""Supervised fine-tuning: the student learns the teacher's answers token by token.
+
+    loss = −(1/N) Σ log p_student(answer token | what precedes it),   N = answer tokens of the optimiser step
+
+What enters: token rows and a student. What leaves: the student, trained in place. Weights and optimiser are
+float32; the computation is bfloat16 where the device does that well.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from easydistill.config.training import TrainingConfig
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter, Task
+from easydistill.errors import DataError
+from easydistill.models.loading import device
+from easydistill.models.student import Student
+from easydistill.trainers.batching import IGNORE, MEGABATCHES, EpochSampler, RowDataset, TokenRow, collate, pack
+from easydistill.trainers.compat import FusedTrainer, check_head, fuse_loss, training_arguments, unfuse_loss
+
+WHOLE = "whole.json"
+"""Written into a checkpoint last; a checkpoint without it was torn by a kill."""
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """Figures of a finished training."""
+
+    steps: int
+    final_loss: float | None
+    trained_tokens: int
+    parameters: int
+    trainable_parameters: int
+    resumed_from_step: int
+
+
+def train(
+    student: Student,
+    rows: Sequence[TokenRow],
+    config: TrainingConfig,
+    checkpoints: Path,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> TrainingOutcome:
+    """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
+
+    Goes on from the last whole checkpoint in `checkpoints`, with the same final weights as without a break. Returns
+    early, after a checkpoint, once `stop` is requested.
+
+    Raises:
+        DataError: there are no rows, or training gave a loss that is not finite.
+    """
+    if not rows:
+        raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
+    on = device()
+    items = pack(rows, config.max_length) if config.packing else [[row] for row in rows]
+    dataset = RowDataset(items)
+    window = MEGABATCHES * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    sampler = EpochSampler(
+        dataset.lengths(),
+        config.per_device_train_batch_size,
+        window if config.group_by_length and not config.packing else 0,
+        config.seed,
+    )
+    check_head(student.model)
+    fuse_loss(student.model, config.loss_chunk_bytes)
+    model = _with_adapters(student.model, config)
+    arguments = training_arguments(config, checkpoints, on)
+    resume = last_whole_checkpoint(checkpoints)
+    pad = student.tokenizer.pad_token_id
+    pad_id = pad if pad is not None else min(student.eos_ids, default=0)
+    with _Watch(reporter, stop, config) as callback:
+        trainer = FusedTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=lambda batch: collate(batch, pad_id),
+            callbacks=[callback],
+            sampler=sampler,
+        )
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # PEFT's merge calls nothing of forward, but whoever gets the model next expects logits from it.
+    unfuse_loss(student.model)
+    if config.lora is not None:
+        student.model = model.merge_and_unload()
+    student.model.eval()
+    return TrainingOutcome(
+        steps=trainer.state.global_step,
+        # From the history, which checkpoints keep: the same whether or not the run was interrupted.
+        final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
+        trained_tokens=sum(sum(label != IGNORE for label in row.labels()) for row in rows),
+        parameters=parameters,
+        trainable_parameters=trainable,
+        resumed_from_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0,
+    )
+
+
+def _with_adapters(model: Any, config: TrainingConfig) -> Any:
+    if config.lora is None:
+        return model
+    import peft
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        adapters = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=config.lora.target_modules,
+        )
+        adapted = peft.get_peft_model(model, adapters)
+    if config.gradient_checkpointing:
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; torn ones are removed."""
+    found: dict[int, Path] = {}
+    for path in directory.glob("checkpoint-*"):
+        if (path / WHOLE).is_file():
+            found[int(path.name.rsplit("-", 1)[1])] = path
+        else:
+            shutil.rmtree(path)
+    return found[max(found)] if found else None
+
+
+class _Watch(TrainerCallback):
+    """Progress, metrics, whole checkpoints, and the user's wish to stop."""
+
+    def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig) -> None:
+        self._reporter = reporter
+        self._stop = stop
+        self._config = config
+        self._task: Task | None = None
+        self._context: Any = None
+        self._step_at = (0, time.monotonic())
+        self.last_loss: float | None = None
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._context is not None:
+            self._context.__exit__(*exception)
+            self._context = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._context = self._reporter.task("Training", state.max_steps, done=state.global_step, unit="steps")
+        self._task = self._context.__enter__()
+        self._step_at = (state.global_step, time.monotonic())
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        if self._task is not None:
+            self._task.advance(note=f"loss {self.last_loss:.3f}" if self.last_loss is not None else None)
+        if self._stop.requested:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise DataError(
+                f"the training loss is {loss} at step {state.global_step}\n"
+                "    → lower training.learning_rate, or set training.bf16=false"
+            )
+        self.last_loss = loss
+        step, at = self._step_at
+        now = time.monotonic()
+        seconds = (now - at) / max(1, state.global_step - step)
+        self._step_at = (state.global_step, now)
+        self._reporter.metric(
+            "train",
+            step=state.global_step,
+            epoch=round(float(logs.get("epoch", 0.0)), 4),
+            loss=loss,
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+            seconds_per_step=round(seconds, 4),
+        )
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        directory = Path(args.output_dir)
+        current = directory / f"checkpoint-{state.global_step}"
+        (current / WHOLE).write_text(json.dumps({"step": state.global_step}), encoding="utf-8")
+        whole = sorted(
+            (path for path in directory.glob("checkpoint-*") if (path / WHOLE).is_file()),
+            key=lambda path: int(path.name.rsplit("-", 1)[1]),
+        )
+        for old in whole[: -self._config.save_total_limit]:
+            # The mark goes first, so that a kill in between leaves a torn checkpoint, not one that looks whole.
+            (old / WHOLE).unlink()
+            shutil.rmtree(old)
