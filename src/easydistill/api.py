@@ -287,7 +287,9 @@ def explain_unexpected(error: BaseException, config: Source, overrides: Sequence
     redactor = Redactor()
     redactor.register_config(loaded.job)
     log = loaded.run_directory / "log.txt"
-    return redactor.text(f"{type(error).__name__}: {error}\n    → the traceback is in {log}; the same command goes on from here")
+    return redactor.text(
+        f"{type(error).__name__}: {error}\n    → the traceback is in {log}; the same command goes on from here"
+    )
 
 
 def job_schema() -> dict[str, Any]:
@@ -314,9 +316,14 @@ def doctor() -> list[tuple[str, str, bool]]:
 
     lines = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
     lines += [(name, version, True) for name, version in package_versions().items()]
-    for extra, modules in (("train", ("torch", "transformers", "accelerate", "peft", "gguf")), ("vllm", ("vllm",))):
+    for extra, modules in (
+        ("train", ("torch", "transformers", "accelerate", "peft", "gguf")),
+        ("vllm", ("vllm",)),
+    ):
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        state = f"missing: {', '.join(missing)}  (pip install 'easydistill-toolkit[{extra}]')" if missing else "installed"
+        state = (
+            f"missing: {', '.join(missing)}  (pip install 'easydistill-toolkit[{extra}]')" if missing else "installed"
+        )
         lines.append((f"extra {extra}", state, not missing))
     if importlib.util.find_spec("torch") is not None:
         from easydistill.models.loading import computes_well_in_bf16, device

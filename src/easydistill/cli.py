@@ -1,6 +1,6 @@
 """The command line. `easydistill -config=kd.json` is the paper's own command; the rest are subcommands.
 
-Exit codes: 0 done, 1 failed at run time, 2 bad config, 3 finished with more rejected rows than allowed, 130 interrupted.
+Exit codes: 0 done, 1 failed at run time, 2 bad config, 3 more rejected rows than allowed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -68,7 +68,13 @@ def _with_command(arguments: list[str]) -> list[str]:
     if first in COMMANDS or first in {"-h", "--help", "--version"}:
         return arguments
     is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet"}
-    is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
+    is_file = not first.startswith("-") and Path(first).suffix in {
+        ".json",
+        ".jsonc",
+        ".yaml",
+        ".yml",
+        ".toml",
+    }
     return ["run", *arguments] if is_option or is_file else arguments
 
 

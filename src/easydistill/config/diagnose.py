@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -32,7 +32,7 @@ def explain(
     document: Document,
     model: type[BaseModel],
     overridden: set[KeyPath],
-    other_jobs: dict[str, type[BaseModel]],
+    other_jobs: Mapping[str, type[BaseModel]],
 ) -> list[ConfigIssue]:
     """One issue for each error, in the order of the file.
 
@@ -46,7 +46,10 @@ def explain(
         path = _config_path(details["loc"])
         where = WHERE if any(path[: len(p)] == p for p in overridden) else document.where(path)
         problem, mend = _describe(details, path, model, other_jobs, document.data)
-        line = next((document.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in document.lines), 0)
+        line = next(
+            (document.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in document.lines),
+            0,
+        )
         issue = ConfigIssue(where, ".".join(map(str, path)), problem, mend)
         issues.setdefault((issue.path, issue.problem), ((line,), issue))
     return [issue for _, issue in sorted(issues.values(), key=lambda pair: pair[0])]
@@ -73,7 +76,7 @@ def _show(value: Any, path: KeyPath) -> str:
 
 
 def _describe(
-    details: Any, path: KeyPath, model: type[BaseModel], other_jobs: dict[str, type[BaseModel]], data: Any
+    details: Any, path: KeyPath, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]], data: Any
 ) -> tuple[str, str]:
     kind: str = details["type"]
     context: dict[str, Any] = details.get("ctx") or {}
@@ -86,8 +89,15 @@ def _describe(
         return "this key is missing", _missing_mend(path, model)
     if kind in {"literal_error", "enum"}:
         allowed = str(context.get("expected", "")).replace("'", '"')
-        guess = closest(value, [part.strip(' "') for part in allowed.replace(" or ", ", ").split(",")]) if isinstance(value, str) else None
-        return f"{shown} is not one of {allowed}", f'did you mean "{guess}"?' if guess else f"use one of {allowed}"
+        guess = (
+            closest(value, [part.strip(' "') for part in allowed.replace(" or ", ", ").split(",")])
+            if isinstance(value, str)
+            else None
+        )
+        return (
+            f"{shown} is not one of {allowed}",
+            f'did you mean "{guess}"?' if guess else f"use one of {allowed}",
+        )
     if kind in {"model_type", "dict_type", "model_attributes_type", "mapping_type"}:
         return f"a section {{ … }} is needed here, not {shown}", f"write {{ }} with the keys of `{key}`"
     if kind.startswith("value_error"):
@@ -125,9 +135,7 @@ def _missing_mend(path: KeyPath, model: type[BaseModel]) -> str:
     return f"add it: {description}" if description else "add it"
 
 
-def _unknown_key(
-    path: KeyPath, model: type[BaseModel], other_jobs: dict[str, type[BaseModel]]
-) -> tuple[str, str]:
+def _unknown_key(path: KeyPath, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]) -> tuple[str, str]:
     key = str(path[-1])
     problem = f"there is no key {key!r} here"
     here = _keys(model, path[:-1])

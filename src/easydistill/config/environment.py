@@ -32,7 +32,12 @@ def resolve_environment(document: Document, environ: Mapping[str, str] = os.envi
             state = "is empty" if name in environ else "is not set"
             mend = f"export {name}=… before the command" if name else "write ${env:NAME}"
             issues.append(
-                ConfigIssue(document.where(path), ".".join(map(str, path)), f"the environment variable {name!r} {state}", mend)
+                ConfigIssue(
+                    document.where(path),
+                    ".".join(map(str, path)),
+                    f"the environment variable {name!r} {state}",
+                    mend,
+                )
             )
             return match.group()
 

@@ -77,7 +77,13 @@ class LocalInferenceConfig(SamplingConfig):
     """
 
     runtime_only: ClassVar[frozenset[str]] = frozenset(
-        {"gpu_memory_utilization", "enforce_eager", "enable_chunked_prefill", "chunk_size", "tensor_parallel_size"}
+        {
+            "gpu_memory_utilization",
+            "enforce_eager",
+            "enable_chunked_prefill",
+            "chunk_size",
+            "tensor_parallel_size",
+        }
     )
 
     backend: Literal["auto", "vllm", "transformers"] = "auto"
@@ -93,7 +99,7 @@ class LocalInferenceConfig(SamplingConfig):
     max_batch_tokens: PositiveInt = 16_384
     """transformers: prompt and answer tokens that one batch may hold."""
     chunk_size: PositiveInt = 256
-    """vLLM: rows handed over at once; a chunk's answers are on disk before the next begins."""
+    """vLLM: rows under way at once. Each answer is on disk the moment it is complete."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number type of the teacher's weights; `auto` is bfloat16 where the device computes well in it."""
     enable_chunked_prefill: bool | None = None

@@ -51,7 +51,9 @@ def parse_file(path: Path) -> Document:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise _error(str(path), "no such file", "give the path of a config, or write one with `easydistill init`") from None
+        raise _error(
+            str(path), "no such file", "give the path of a config, or write one with `easydistill init`"
+        ) from None
     except IsADirectoryError:
         raise _error(str(path), "this is a directory", "give the path of a config file") from None
     except OSError as error:
@@ -81,7 +83,14 @@ _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _WORD = re.compile(r"[A-Za-z_$][\w$.-]*")
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
 _CONSTANTS = {"true": True, "false": False, "null": None}
-_WRONG_CONSTANTS = {"True": "true", "False": "false", "None": "null", "nan": "null", "NaN": "null", "undefined": "null"}
+_WRONG_CONSTANTS = {
+    "True": "true",
+    "False": "false",
+    "None": "null",
+    "nan": "null",
+    "NaN": "null",
+    "undefined": "null",
+}
 
 
 class _JsonParser:
@@ -135,7 +144,10 @@ class _JsonParser:
                 self.at = match.end()
                 token = match.group()
                 return int(token) if re.fullmatch(r"-?\d+", token) and len(token) < 300 else float(token)
-            self._fail(f"{self._here()} is not a number", "write it plainly, e.g. 16, 0.5 or 2e-5; quote it if it is text")
+            self._fail(
+                f"{self._here()} is not a number",
+                "write it plainly, e.g. 16, 0.5 or 2e-5; quote it if it is text",
+            )
         if match := _WORD.match(self.text, self.at):
             word = match.group()
             if word in _CONSTANTS:
@@ -166,7 +178,10 @@ class _JsonParser:
             self._fail("a text holds an unknown escape", "write a backslash as \\\\")
             raise AssertionError from None
         if any(0xD800 <= ord(char) <= 0xDFFF for char in value):
-            self._fail("a text holds half of a surrogate pair", "write the character itself, not \\uD800-style escapes")
+            self._fail(
+                "a text holds half of a surrogate pair",
+                "write the character itself, not \\uD800-style escapes",
+            )
         self.at = match.end()
         return value
 
@@ -226,7 +241,10 @@ class _JsonParser:
         elif not char:
             self._fail(f"what line {self._line(opened)} opens is not closed", f"add a {close}")
         elif char in "}]" and char != close:
-            self._fail(f"{char!r} where {close!r} was expected", f"close what line {self._line(opened)} opens with {close}")
+            self._fail(
+                f"{char!r} where {close!r} was expected",
+                f"close what line {self._line(opened)} opens with {close}",
+            )
         elif char != close:
             self._fail(f"a comma is missing before {self._here()}", "add a comma after the value before it")
 
@@ -262,7 +280,9 @@ def parse_yaml(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise _error(where, f"not valid YAML: {error.problem or error.context}", "check indentation, colons and quotes") from None
+        raise _error(
+            where, f"not valid YAML: {error.problem or error.context}", "check indentation, colons and quotes"
+        ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -277,7 +297,11 @@ def _yaml_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int], name: str, 
 
     lines.setdefault(path, node.start_mark.line + 1)
     if len(path) > MAX_DEPTH:
-        raise _error(f"{name}:{node.start_mark.line + 1}", f"nested deeper than {MAX_DEPTH} levels", "no config needs that")
+        raise _error(
+            f"{name}:{node.start_mark.line + 1}",
+            f"nested deeper than {MAX_DEPTH} levels",
+            "no config needs that",
+        )
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:

@@ -27,7 +27,7 @@ def starting_config(job: type[JobConfig]) -> str:
     job_type = job.model_fields["job_type"].annotation.__args__[0]  # type: ignore[union-attr]
     lines = [
         "{",
-        '  // For editor completion: easydistill schema > job.schema.json',
+        "  // For editor completion: easydistill schema > job.schema.json",
         '  "$schema": "job.schema.json",',
         f'  "job_type": {json.dumps(job_type)},',
         "  // Run directory; the trained model is in student/ inside it.",
@@ -36,7 +36,11 @@ def starting_config(job: type[JobConfig]) -> str:
     for name, info in job.model_fields.items():
         section = next(models_in(info.annotation), None)
         if section is not None:
-            lines += [f'  "{name}": {{', *_section(section, name, _TEACHER_OUTSIDE.get(job_type, set())), "  },"]
+            lines += [
+                f'  "{name}": {{',
+                *_section(section, name, _TEACHER_OUTSIDE.get(job_type, set())),
+                "  },",
+            ]
     return "\n".join([*lines, "}"]) + "\n"
 
 

@@ -68,7 +68,13 @@ class TrainingConfig(Section):
     warmup_steps: NonNegativeFloat | None = None
     """Number of such steps (below 1: a share); overrides `warmup_ratio`."""
     lr_scheduler_type: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
     ] = "cosine"
     """Course of the learning rate after the warm-up."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"

@@ -124,7 +124,9 @@ class ChatRenderer:
         message = {"content": content, "output": messages[-1]["content"] if answered else ""}
         try:
             return self._compiled.render(
-                message=message, add_generation_prompt=add_generation_prompt and not answered, add_output=answered
+                message=message,
+                add_generation_prompt=add_generation_prompt and not answered,
+                add_output=answered,
             )
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template refuses this chat: {error}") from None

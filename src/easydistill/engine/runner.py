@@ -100,7 +100,9 @@ class Runner:
     def _fingerprint(self, stage: Stage, artifacts: dict[str, Artifact]) -> tuple[str, dict[str, Any]]:
         inputs = {name: artifacts[name].manifest.output_hash() for name in stage.inputs}
         # Through JSON, so that it compares equal with what a manifest holds.
-        of: dict[str, Any] = json.loads(json.dumps({"stage": stage.name, "config": stage.fingerprint(), "inputs": inputs}))
+        of: dict[str, Any] = json.loads(
+            json.dumps({"stage": stage.name, "config": stage.fingerprint(), "inputs": inputs})
+        )
         return content_hash(of), of
 
     @staticmethod

@@ -29,7 +29,11 @@ class Redactor:
         if len(secret) < _MIN_LENGTH:
             return
         spellings = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-        spellings |= {urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret)}
+        spellings |= {
+            urllib.parse.quote(secret),
+            urllib.parse.quote(secret, safe=""),
+            urllib.parse.quote_plus(secret),
+        }
         self._spellings = sorted({*self._spellings, *spellings}, key=len, reverse=True)
 
     def register_config(self, config: BaseModel) -> None:

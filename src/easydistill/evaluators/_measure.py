@@ -62,7 +62,9 @@ def token_metrics(
                 for metric in active.values():
                     metric.update(part)
             task.advance(len(batch), tokens=sum(len(ids) for ids, _ in batch))
-    return {name: active[name].value() if name in active else None for name, cls in metrics.items() if cls.kind == "tokens"}
+    return {
+        name: active[name].value() if name in active else None for name, cls in metrics.items() if cls.kind == "tokens"
+    }
 
 
 def _slices(

@@ -32,9 +32,13 @@ class Job(JobConfig):
     @model_validator(mode="after")
     def _has_rows(self) -> Job:
         if self.inference is not None and self.dataset.instruction_path is None:
-            raise ValueError("the teacher needs prompts: set dataset.instruction_path (or drop `inference` to train on labeled_path)")
+            raise ValueError(
+                "the teacher needs prompts: set dataset.instruction_path (or drop `inference` to train on labeled_path)"
+            )
         if self.inference is None and self.dataset.labeled_path is None:
-            raise ValueError("there is no teacher and nothing labelled: set inference.base_url, or dataset.labeled_path")
+            raise ValueError(
+                "there is no teacher and nothing labelled: set inference.base_url, or dataset.labeled_path"
+            )
         return self
 
 

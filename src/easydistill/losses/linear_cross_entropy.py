@@ -124,7 +124,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         dhidden_ND, dweight_VD, dbias_V = ctx.saved_tensors
-        # The gradients were made for this one use, so they may be scaled in place.
+        # Scaled in place: a copy of a large head's gradient would be the largest tensor of the step. A second
+        # backward through the same graph is therefore refused (by PyTorch's own check of saved tensors).
         if dhidden_ND is not None:
             dhidden_ND = dhidden_ND.mul_(gradient)
         if dweight_VD is not None:

@@ -17,9 +17,11 @@ def import_torch() -> Any:
     """torch, or a clear error where it is not installed."""
     try:
         import torch
-        import transformers  # noqa: F401
+        import transformers
     except ImportError:
         raise MissingExtra("train", "Loading a model") from None
+    # Bars for reading and writing weights would break through our own progress display.
+    transformers.utils.logging.disable_progress_bar()
     return torch
 
 

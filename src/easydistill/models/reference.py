@@ -37,8 +37,10 @@ class ModelSource:
         """What tells these weights from any others, cheaply: small files whole, the edges of large ones."""
         if self.path is None:
             return {"hub": self.reference}
-        files = [self.path] if self.path.is_file() else sorted(
-            item for item in self.path.iterdir() if item.is_file() and item.suffix in _IDENTIFYING
+        files = (
+            [self.path]
+            if self.path.is_file()
+            else sorted(item for item in self.path.iterdir() if item.is_file() and item.suffix in _IDENTIFYING)
         )
         return {"files": content_hash({item.name: _quick_hash(item) for item in files})}
 
@@ -67,11 +69,15 @@ def resolve(reference: str) -> ModelSource:
     path = Path(reference).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{reference}: this directory holds no model (no config.json)\n    → name the directory that does")
+            raise ModelError(
+                f"{reference}: this directory holds no model (no config.json)\n    → name the directory that does"
+            )
         return ModelSource(reference, path)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"{reference}: a model file must be .gguf\n    → name the model's directory, or a .gguf file")
+            raise ModelError(
+                f"{reference}: a model file must be .gguf\n    → name the model's directory, or a .gguf file"
+            )
         return ModelSource(reference, path)
     return ModelSource(reference, _hub_snapshot(reference))
 
@@ -98,8 +104,15 @@ def _package_file(reference: str) -> Path:
 def _hub_snapshot(reference: str) -> Path | None:
     """The local cache's copy of a hub model; None where it is not cached (loading will then fetch it)."""
     parts = reference.split("/")
-    if reference.startswith((".", "/", "~")) or reference.endswith("/") or len(parts) > 2 or reference.endswith(".gguf"):
-        raise ModelError(f"{reference}: no such file or directory\n    → check the path, or give a hub id such as org/name")
+    if (
+        reference.startswith((".", "/", "~"))
+        or reference.endswith("/")
+        or len(parts) > 2
+        or reference.endswith(".gguf")
+    ):
+        raise ModelError(
+            f"{reference}: no such file or directory\n    → check the path, or give a hub id such as org/name"
+        )
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -26,7 +26,12 @@ class SeededSampler:
     """
 
     def __init__(
-        self, seeds: Sequence[int], *, temperature: float, top_p: float | None = None, top_k: int | None = None
+        self,
+        seeds: Sequence[int],
+        *,
+        temperature: float,
+        top_p: float | None = None,
+        top_k: int | None = None,
     ) -> None:
         import random
 
@@ -71,7 +76,9 @@ def _invert_cdf(probs_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tenso
     target_B1 = uniform_B1 * cumulative_BV[:, -1:]
     index_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
     # Rounding may put the target at the very end, behind the last entry with any probability.
-    last_B1 = (probs_BV > 0).long().mul(torch.arange(1, probs_BV.shape[-1] + 1, device=probs_BV.device)).argmax(-1, True)
+    last_B1 = (
+        (probs_BV > 0).long().mul(torch.arange(1, probs_BV.shape[-1] + 1, device=probs_BV.device)).argmax(-1, True)
+    )
     return index_B1.minimum(last_B1).squeeze(-1)
 
 
@@ -84,7 +91,11 @@ class Answer:
 
 
 def generate_batch(
-    model: Any, prompts: Sequence[list[int]], eos_ids: frozenset[int], max_new_tokens: int, sampler: SeededSampler
+    model: Any,
+    prompts: Sequence[list[int]],
+    eos_ids: frozenset[int],
+    max_new_tokens: int,
+    sampler: SeededSampler,
 ) -> list[Answer]:
     """Answer prompts together, padded on the left.
 
@@ -107,7 +118,10 @@ def generate_batch(
     room = max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
     config = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=ends or None, pad_token_id=pad)
     out_BT = model.generate(
-        ids_BT, attention_mask=mask_BT, generation_config=config, logits_processor=LogitsProcessorList([sampler])
+        ids_BT,
+        attention_mask=mask_BT,
+        generation_config=config,
+        logits_processor=LogitsProcessorList([sampler]),
     )
     answers: list[Answer] = []
     for row in out_BT[:, width:].tolist():

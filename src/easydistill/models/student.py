@@ -57,7 +57,9 @@ def check_student(models: ModelsConfig) -> list[ConfigIssue]:
             issues.append(ConfigIssue("config", "models.student.config", problem, 'e.g. "model_type": "llama"'))
         if student.tokenizer is None and models.teacher is None:
             problem = "there is no teacher on this machine to take a tokenizer from"
-            issues.append(ConfigIssue("config", "models.student.tokenizer", problem, "name a model whose tokenizer it uses"))
+            issues.append(
+                ConfigIssue("config", "models.student.tokenizer", problem, "name a model whose tokenizer it uses")
+            )
     return issues
 
 

@@ -131,7 +131,10 @@ class EvaluateStage:
                 return saved
         from easydistill.models.loading import eos_ids
 
-        found = {"key": key, **measure.run(model, eos_ids(measure.renderer.tokenizer, model.generation_config))}
+        found = {
+            "key": key,
+            **measure.run(model, eos_ids(measure.renderer.tokenizer, model.generation_config)),
+        }
         write_json(path, found)
         return found
 
@@ -178,7 +181,10 @@ def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
     """The text of one answer, and its scores, as (column prefix, value)."""
     if side["answers"] is None:
         return [("", None)]
-    return [("", side["answers"][index]), *((f"{name}_", scores[index]) for name, scores in side["scores"].items())]
+    return [
+        ("", side["answers"][index]),
+        *((f"{name}_", scores[index]) for name, scores in side["scores"].items()),
+    ]
 
 
 class _Measurement:

@@ -24,8 +24,15 @@ from easydistill.data.records import Message, Rejection, Sample, count_reasons
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, Teacher
-from easydistill.teachers.base import outcome_from_record, request_key
+from easydistill.teachers.base import (
+    Completion,
+    Failure,
+    GenerationRequest,
+    Outcome,
+    Teacher,
+    outcome_from_record,
+    request_key,
+)
 
 LABELED_JSON = "labeled.json"
 LABELED_PARQUET = "labeled.parquet"
@@ -39,7 +46,9 @@ def judge(completion: Completion) -> tuple[str, str] | None:
     if completion.text is None:
         return "null_content", "the server sent `content: null`"
     if not completion.text.strip():
-        detail = "the answer is empty" + (f" (finish reason {completion.finish_reason})" if completion.finish_reason else "")
+        detail = "the answer is empty" + (
+            f" (finish reason {completion.finish_reason})" if completion.finish_reason else ""
+        )
         return "empty_content", detail
     return None
 
@@ -134,7 +143,9 @@ class LabelStage:
 
             def record(outcomes: Sequence[Outcome]) -> None:
                 nonlocal failures
-                journal.append(*({**context.redactor.value(item.as_record()), "at": round(time.time(), 3)} for item in outcomes))
+                journal.append(
+                    *({**context.redactor.value(item.as_record()), "at": round(time.time(), 3)} for item in outcomes)
+                )
                 attempted.update(item.key for item in outcomes)
                 tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
                 failures += sum(isinstance(item, Failure) for item in outcomes)
@@ -168,7 +179,9 @@ class LabelStage:
                 rejected.append(accepted)
         if not labelled:
             reasons = ", ".join(f"{reason} ×{count}" for reason, count in count_reasons(rejected).items())
-            raise DataError(f"the teacher gave no usable answer to any of {entered} rows: {reasons}\n    e.g. {rejected[0].detail}")
+            raise DataError(
+                f"the teacher gave no usable answer to any of {entered} rows: {reasons}\n    e.g. {rejected[0].detail}"
+            )
         write_paper_json(context.directory / LABELED_JSON, labelled)
         write_parquet(context.directory / LABELED_PARQUET, labelled)
         if self._dataset.labeled_path is not None:

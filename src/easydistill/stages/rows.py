@@ -40,7 +40,10 @@ class LabelledRows:
         }
         if not self.from_stage:
             assert self.dataset.labeled_path is not None
-            found |= {"labels": hash_file(Path(self.dataset.labeled_path)), "max_samples": self.dataset.max_samples}
+            found |= {
+                "labels": hash_file(Path(self.dataset.labeled_path)),
+                "max_samples": self.dataset.max_samples,
+            }
         return found
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:

@@ -7,6 +7,7 @@ before anything looks inside it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -34,6 +35,11 @@ def request_key(teacher: dict[str, Any], sampling: dict[str, Any], messages: Seq
         index: number of the sample, where one prompt is sampled several times.
     """
     return content_hash([teacher, sampling, list(messages), index])[:32]
+
+
+def row_seed(seed: int, key: str) -> int:
+    """The seed of one row's answer, from the run's seed and the request's key; 0 … 2⁶³−1."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)

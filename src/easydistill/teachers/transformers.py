@@ -7,7 +7,6 @@ was never interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,13 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, RecordOutcomes
+from easydistill.teachers.base import Completion, Failure, GenerationRequest, RecordOutcomes, row_seed
 
 if TYPE_CHECKING:
     import torch
 
 MAX_BATCH_ROWS = 64
 """More rows a batch gain little speed and lose more work at a kill."""
-
-
-def row_seed(seed: int, key: str) -> int:
-    """The seed of one row's answer."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") >> 1
 
 
 def batches_by_length(lengths: Sequence[int], max_rows: int, max_tokens: int, answer: int) -> list[list[int]]:

@@ -29,7 +29,10 @@ class TokenRow:
 
     def labels(self) -> list[int]:
         """Token ids where they are learned, −100 elsewhere; never on the first token, which nothing predicts."""
-        return [IGNORE, *(token if on else IGNORE for token, on in zip(self.ids[1:], self.mask[1:], strict=True))]
+        return [
+            IGNORE,
+            *(token if on else IGNORE for token, on in zip(self.ids[1:], self.mask[1:], strict=True)),
+        ]
 
 
 class RowDataset(Dataset[list[TokenRow]]):

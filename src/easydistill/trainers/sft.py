@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.interrupt import StopSignal
@@ -24,7 +24,15 @@ from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import DataError
 from easydistill.models.loading import device
 from easydistill.models.student import Student
-from easydistill.trainers.batching import IGNORE, MEGABATCHES, EpochSampler, RowDataset, TokenRow, collate, pack
+from easydistill.trainers.batching import (
+    IGNORE,
+    MEGABATCHES,
+    EpochSampler,
+    RowDataset,
+    TokenRow,
+    collate,
+    pack,
+)
 from easydistill.trainers.compat import FusedTrainer, check_head, fuse_loss, training_arguments, unfuse_loss
 
 WHOLE = "whole.json"
@@ -87,6 +95,7 @@ def train(
             callbacks=[callback],
             sampler=sampler,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

