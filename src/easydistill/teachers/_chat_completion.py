@@ -1,0 +1,163 @@
+"""The bodies of OpenAI's chat-completion protocol → what they say. Strict: what is not an answer is a fault."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from easydistill.teachers.retry import Fault, Verdict, from_error_object
+
+RAW_LIMIT = 4000
+
+
+def garbage(problem: str, raw: str) -> Fault:
+    """The fault of a body that is not an answer."""
+    return Fault("garbage", problem, Verdict.RETRY, raw=raw[:RAW_LIMIT])
+
+
+def parse_body(content: bytes) -> dict[str, Any]:
+    """The answer in a response's body, as the arguments of `Completion`.
+
+    Raises:
+        Fault: the body is no answer.
+    """
+    text = content.decode("utf-8", "replace")
+    try:
+        body = json.loads(content)
+    except ValueError:
+        raise garbage("the body is not JSON", text) from None
+    if isinstance(body, dict) and body.get("error"):
+        raise from_error_object(body["error"], time.time())
+    answer = Answer()
+    if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
+        raise garbage("the body has no choices", text)
+    choice = body["choices"][0]
+    if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+        raise garbage("the first choice has no message", text)
+    if "content" not in choice["message"] and not (choice["message"].keys() & {"tool_calls", "refusal", *_REASONING}):
+        raise garbage("the message has no content", text)
+    answer.head(body)
+    answer.add(choice["message"], text)
+    answer.finish_reason = _text_or_none(choice.get("finish_reason"))
+    answer.logprobs = choice.get("logprobs")
+    return answer.arguments()
+
+
+class StreamParser:
+    """Reads the lines of a server-sent-events stream."""
+
+    def __init__(self) -> None:
+        self.answer = Answer()
+        self.done = False
+        self.raw = ""
+
+    def feed(self, line: str) -> None:
+        """Take one line.
+
+        Raises:
+            Fault: it reports an error, or is not of the protocol.
+        """
+        if not line.strip() or line.startswith((":", "event:", "id:", "retry:")):
+            return
+        if len(self.raw) < RAW_LIMIT:
+            self.raw += line + "\n"
+        if not line.startswith("data:"):
+            raise garbage("a line of the stream is not an event", self.raw)
+        data = line[5:].strip()
+        if data == "[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            raise garbage("an event of the stream is not JSON", self.raw) from None
+        if not isinstance(chunk, dict):
+            raise garbage("an event of the stream is not an object", self.raw)
+        if chunk.get("error"):
+            raise from_error_object(chunk["error"], time.time())
+        self.answer.head(chunk)
+        choices = chunk.get("choices") or []
+        if choices and isinstance(choices[0], dict):
+            delta = choices[0].get("delta")
+            if isinstance(delta, dict):
+                self.answer.add(delta, self.raw)
+            self.answer.finish_reason = _text_or_none(choices[0].get("finish_reason")) or self.answer.finish_reason
+
+    def result(self) -> dict[str, Any]:
+        """The whole answer, as the arguments of `Completion`.
+
+        Raises:
+            Fault: the stream ended before the answer did.
+        """
+        if not self.done and self.answer.finish_reason is None:
+            problem = "the stream ended in the middle of the answer" if self.raw else "the stream was empty"
+            raise Fault("stream_dropped", problem, Verdict.RETRY, raw=self.raw[:RAW_LIMIT])
+        return self.answer.arguments()
+
+
+_REASONING = ("reasoning_content", "reasoning")
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+class Answer:
+    """What has been received of an answer."""
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.logprobs: Any = None
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
+        self._seen_text = False
+        self._head: dict[str, Any] = {}
+        self._usage: dict[str, Any] = {}
+
+    def head(self, body: dict[str, Any]) -> None:
+        """Keep ids and usage, which stand beside the choices."""
+        for name in ("id", "model", "system_fingerprint"):
+            if isinstance(body.get(name), str):
+                self._head[name] = body[name]
+        if isinstance(body.get("usage"), dict):
+            self._usage = body["usage"]
+
+    def add(self, message: dict[str, Any], raw: str) -> None:
+        """Add a message, or the delta of one."""
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+            content = "".join(part for part in parts if isinstance(part, str))
+        if isinstance(content, str):
+            self._seen_text = True
+            self._text.append(content)
+        elif content is not None:
+            raise garbage("the content is not text", raw)
+        for name in _REASONING:
+            if isinstance(message.get(name), str):
+                self._reasoning.append(message[name])
+                break
+        if isinstance(message.get("refusal"), str):
+            self._refusal.append(message["refusal"])
+
+    def arguments(self) -> dict[str, Any]:
+        extra = {name: value for name, value in self._head.items() if name != "model"}
+        if self._refusal:
+            extra["refusal"] = "".join(self._refusal)
+        if self.logprobs is not None:
+            extra["logprobs"] = self.logprobs
+        return {
+            "text": "".join(self._text) if self._seen_text else None,
+            "reasoning": "".join(self._reasoning) or None,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": _count(self._usage.get("prompt_tokens")),
+            "completion_tokens": _count(self._usage.get("completion_tokens")),
+            "model": self._head.get("model"),
+            "extra": extra,
+        }
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
