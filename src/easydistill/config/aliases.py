@@ -39,6 +39,7 @@ def apply_aliases(document: Document) -> list[ConfigIssue]:
         if new[-1] in section:
             both = f"{'.'.join(map(str, old))} is an old name of {new[-1]}, and both are given"
             issues.append(ConfigIssue(document.where(old), ".".join(map(str, old)), both, f"keep {new[-1]}"))
+            del section[str(old[-1])]
             continue
         section[str(new[-1])] = section.pop(str(old[-1]))
         if old in document.lines:

@@ -38,6 +38,7 @@ _NoBool = BeforeValidator(_not_bool)
 PositiveInt = Annotated[int, _NoBool, Field(ge=1)]
 NonNegativeInt = Annotated[int, _NoBool, Field(ge=0)]
 AnyInt = Annotated[int, _NoBool]
+AnyFloat = Annotated[float, _NoBool]
 PositiveFloat = Annotated[float, _NoBool, Field(gt=0)]
 NonNegativeFloat = Annotated[float, _NoBool, Field(ge=0)]
 Share = Annotated[float, _NoBool, Field(ge=0, le=1)]

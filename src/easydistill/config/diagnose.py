@@ -42,8 +42,8 @@ def explain(
         other_jobs: the other job types, to say where a key that does not apply here belongs.
     """
     issues: dict[tuple[str, str], tuple[tuple[int, ...], ConfigIssue]] = {}
-    for details in error.errors(include_url=False):
-        path = _config_path(details["loc"])
+    found = [(_config_path(details["loc"]), details) for details in error.errors(include_url=False)]
+    for path, details in _without_alternatives(found):
         where = WHERE if any(path[: len(p)] == p for p in overridden) else document.where(path)
         problem, mend = _describe(details, path, model, other_jobs, document.data)
         line = next(
@@ -53,6 +53,24 @@ def explain(
         issue = ConfigIssue(where, ".".join(map(str, path)), problem, mend)
         issues.setdefault((issue.path, issue.problem), ((line,), issue))
     return [issue for _, issue in sorted(issues.values(), key=lambda pair: pair[0])]
+
+
+_KINDS = {"bool": "true, false", "list": "a list", "string": "text", "int": "a whole number", "float": "a number"}
+
+
+def _without_alternatives(found: list[tuple[KeyPath, Any]]) -> Iterator[tuple[KeyPath, Any]]:
+    """One error for each value: pydantic reports every alternative of a union on its own."""
+    for number, (path, details) in enumerate(found):
+        if details["type"] != "literal_error":
+            rivals = [other for where, other in found if where == path and other["type"] == "literal_error"]
+            if rivals:
+                kind = _KINDS.get(details["type"].split("_")[0], details["type"])
+                expected = f"{kind} or {rivals[0]['ctx']['expected']}".replace("'", '"')
+                yield path, {**details, "type": "alternatives", "ctx": {"expected": expected}}
+            else:
+                yield path, details
+        elif not any(other != number and where[: len(path)] == path for other, (where, _) in enumerate(found)):
+            yield path, details
 
 
 def _config_path(loc: tuple[int | str, ...]) -> KeyPath:
@@ -87,6 +105,8 @@ def _describe(
         return _unknown_key(path, model, other_jobs)
     if kind == "missing":
         return "this key is missing", _missing_mend(path, model)
+    if kind == "alternatives":
+        return f"{context['expected']} is needed here, not {shown}", ""
     if kind in {"literal_error", "enum"}:
         allowed = str(context.get("expected", "")).replace("'", '"')
         guess = (

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from easydistill.config.base import PositiveInt, Section
+from easydistill.config.base import AnyFloat, PositiveInt, Section
 
 
 class EvaluationConfig(Section):
@@ -16,7 +16,7 @@ class EvaluationConfig(Section):
 
     enabled: bool = True
     """Hold rows out and measure on them."""
-    heldout: Annotated[float, Field(ge=0)] = 0.05
+    heldout: Annotated[AnyFloat, Field(ge=0)] = 0.05
     """Rows held out of training: a share below 1, or a number of rows."""
     max_heldout: PositiveInt = 200
     """Most rows a share may hold out."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from easydistill.config.base import (
+    AnyFloat,
     AnyInt,
     NonEmptyStr,
     NonNegativeFloat,
@@ -26,7 +27,7 @@ class SamplingConfig(Section):
     """Sent to the teacher before each row that has no system message of its own. Not part of training rows."""
     max_new_tokens: PositiveInt = 512
     """Longest answer, in the teacher's tokens."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[AnyFloat, Field(gt=0, le=1)] | None = None
     """Nucleus sampling: draw from the smallest set of tokens with this much probability."""
 
     def sampling(self) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class LocalInferenceConfig(SamplingConfig):
     """Number type of the teacher's weights; `auto` is bfloat16 where the device computes well in it."""
     enable_chunked_prefill: bool | None = None
     """vLLM: split long prompts over several steps."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    gpu_memory_utilization: Annotated[AnyFloat, Field(gt=0, le=1)] = 0.9
     """vLLM: share of GPU memory to take."""
     trust_remote_code: bool = False
     """Run code that comes with the teacher's weights."""

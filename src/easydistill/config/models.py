@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from easydistill.config.base import NonEmptyStr, PositiveInt, Section
+from easydistill.config.base import AnyInt, NonEmptyStr, PositiveInt, Section
 
 ModelRef = NonEmptyStr
 """A local directory, a hub id, a `.gguf` file, or `pkg://package/file.gguf` (weights inside a Python package)."""
@@ -17,7 +17,7 @@ class PrunedStudent(Section):
 
     from_model: ModelRef = Field(alias="from")
     """The model whose layers are taken."""
-    keep_layers: Annotated[int, Field(ge=2)]
+    keep_layers: Annotated[AnyInt, Field(ge=2)]
     """How many layers stay."""
 
 
@@ -28,7 +28,7 @@ class FreshStudent(Section):
     """A transformers model config, with at least `model_type`."""
     tokenizer: ModelRef | None = None
     """Where its tokenizer comes from; by default the teacher."""
-    seed: int = 0
+    seed: AnyInt = 0
     """Seed of the random weights."""
     vocab_size: PositiveInt | None = None
     """Rows of the embedding; by default the tokenizer's size."""

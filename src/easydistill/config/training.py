@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from easydistill.config.base import (
+    AnyFloat,
     AnyInt,
     NonEmptyStr,
     NonNegativeFloat,
@@ -28,7 +29,7 @@ class LoraConfig(Section):
     """Rank."""
     alpha: PositiveFloat = 32.0
     """Scale; adapters are multiplied by alpha / r."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[AnyFloat, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input."""
     target_modules: list[NonEmptyStr] | Literal["all-linear"] = "all-linear"
     """Which layers get adapters."""
@@ -55,9 +56,9 @@ class TrainingConfig(Section):
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.05
     """AdamW's decoupled weight decay."""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta1: Annotated[AnyFloat, Field(ge=0, lt=1)] = 0.9
     """AdamW's β₁."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_beta2: Annotated[AnyFloat, Field(ge=0, lt=1)] = 0.999
     """AdamW's β₂."""
     adam_epsilon: PositiveFloat = 1e-8
     """AdamW's ε."""
@@ -101,5 +102,5 @@ class TrainingConfig(Section):
     """Checkpoints kept."""
     dataloader_num_workers: NonNegativeInt = 0
     """Extra processes that prepare batches."""
-    loss_chunk_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    loss_chunk_bytes: Annotated[AnyInt, Field(ge=1 << 20)] = 64 << 20
     """Memory the loss may use for a slice of the logits, which are never held whole."""

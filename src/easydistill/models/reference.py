@@ -104,12 +104,7 @@ def _package_file(reference: str) -> Path:
 def _hub_snapshot(reference: str) -> Path | None:
     """The local cache's copy of a hub model; None where it is not cached (loading will then fetch it)."""
     parts = reference.split("/")
-    if (
-        reference.startswith((".", "/", "~"))
-        or reference.endswith("/")
-        or len(parts) > 2
-        or reference.endswith(".gguf")
-    ):
+    if reference.startswith((".", "/", "~")) or reference.endswith(("/", ".gguf")) or len(parts) > 2:
         raise ModelError(
             f"{reference}: no such file or directory\n    → check the path, or give a hub id such as org/name"
         )

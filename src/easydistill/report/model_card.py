@@ -64,7 +64,7 @@ def card(facts: Facts) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("path/to/student")',
         'model = AutoModelForCausalLM.from_pretrained("path/to/student")',
         'chat = [{"role": "user", "content": "Why does bread rise?"}]',
-        'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+        'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))",
         "```",
         "",

@@ -102,8 +102,8 @@ class OpenAITeacher:
 
     def _no_model(self, why: str) -> TeacherError:
         where = bare_url(self._config.base_url)
-        text = f"{where}/models does not tell which model to use: {why}\n    → set inference.model, or check that the server runs"
-        return TeacherError(self._redactor.text(text))
+        mend = "set inference.model, or check that the server runs"
+        return TeacherError(self._redactor.text(f"{where}/models does not name a model: {why}\n    → {mend}"))
 
     # --- generating -------------------------------------------------------------------------------------------
 
