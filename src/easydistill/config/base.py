@@ -6,6 +6,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+SECRET_KEYS = frozenset({"api_key"})
+"""Names of all keys whose values are `Secret`s (a test compares this with the classes)."""
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that every library takes."""
+
 
 class Section(BaseModel):
     """A part of a config. Unknown keys are errors; values do not change after loading."""
@@ -24,12 +30,27 @@ class Section(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The values that can change a stage's output, as JSON types, for its fingerprint."""
-        return self.model_dump(mode="json", exclude=set(self.runtime_only) | {"api_key"})
+        return self.model_dump(mode="json", exclude={*self.runtime_only, *SECRET_KEYS})
+
+
+class Unfit(ValueError):
+    """Raised by a validator: what is wrong with a value, and how to mend it."""
+
+    def __init__(self, problem: str, mend: str) -> None:
+        self.problem, self.mend = problem, mend
+        super().__init__(f"{problem}; {mend}")
 
 
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is needed here, not true or false")
+        raise Unfit(f"a number is needed here, not {str(value).lower()}", "write a number")
+    return value
+
+
+def share_or_count(value: float) -> float:
+    """Refuse what is neither a share (below 1) nor a whole number."""
+    if value >= 1 and value != int(value):
+        raise Unfit(f"{value} is neither a share nor a count", "use a share below 1, or a whole number")
     return value
 
 
@@ -37,12 +58,17 @@ _NoBool = BeforeValidator(_not_bool)
 
 PositiveInt = Annotated[int, _NoBool, Field(ge=1)]
 NonNegativeInt = Annotated[int, _NoBool, Field(ge=0)]
-AnyInt = Annotated[int, _NoBool]
+Seed = Annotated[int, _NoBool, Field(ge=0, le=MAX_SEED)]
+AnyInt = Annotated[int, _NoBool, Field(ge=-(2**63), lt=2**63)]
 AnyFloat = Annotated[float, _NoBool]
 PositiveFloat = Annotated[float, _NoBool, Field(gt=0)]
 NonNegativeFloat = Annotated[float, _NoBool, Field(ge=0)]
 Share = Annotated[float, _NoBool, Field(ge=0, le=1)]
 """A fraction between 0 and 1."""
+PositiveShare = Annotated[float, _NoBool, Field(gt=0, le=1)]
+"""A fraction above 0, up to 1."""
+ProperShare = Annotated[float, _NoBool, Field(ge=0, lt=1)]
+"""A fraction from 0 to just below 1."""
 NonEmptyStr = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 Secret = SecretStr

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
-from easydistill.data.chat import ChatRenderer, Rendered
 from easydistill.data.files import hash_file, read_json, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample, content_hash, count_reasons
@@ -27,6 +26,9 @@ from easydistill.models.student import student_identity
 from easydistill.stages.checks import model_issues
 from easydistill.stages.rows import LabelledRows, render_all
 from easydistill.stages.train import MODEL
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
 
 ANSWERS = "answers.jsonl"
 METRICS_FILE = "metrics.json"
@@ -79,6 +81,7 @@ class EvaluateStage:
         return Estimate()
 
     def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 

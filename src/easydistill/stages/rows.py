@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.data.chat import ChatRenderer, Rendered
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.engine.stage import StageContext
 from easydistill.stages.label import LABELED_PARQUET
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
 
 MIN_ROWS_FOR_SHARE = 10
 """With fewer rows, a share holds nothing out."""

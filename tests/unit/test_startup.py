@@ -1,0 +1,69 @@
+"""The commands that check and explain start at once, without any heavy library."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "pyarrow", "openai", "rich", "numpy", "vllm", "huggingface_hub", "yaml", "jinja2")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "kd.json"
+    path.write_text(
+        json.dumps(
+            {
+                "job_type": "black_box_kd_local",
+                "dataset": {"instruction_path": "x.json"},
+                "models": {"teacher": "org/teacher", "student": "org/student"},
+            }
+        )
+    )
+    return str(path)
+
+
+def cpu_seconds(*command: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def arguments(name: str, config: str) -> list[str]:
+    return {
+        "help": ["--help"],
+        "validate": ["validate", config],
+        "schema": ["schema"],
+        "init": ["init", "black_box_kd_api"],
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["help", "validate", "schema", "init"])
+def test_no_heavy_library(name: str, config: str) -> None:
+    code = (
+        "import sys\nfrom easydistill.cli import main\n"
+        f"try:\n    main({arguments(name, config)!r})\nexcept SystemExit:\n    pass\n"
+        f"found = [name for name in {HEAVY!r} if name in sys.modules]\nassert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["help", "validate"])
+def test_half_a_second_of_cpu_time_at_most(name: str, config: str) -> None:
+    bare = statistics.median(cpu_seconds("-c", "pass") for _ in range(5))
+    ours = statistics.median(cpu_seconds("-m", "easydistill", *arguments(name, config)) for _ in range(5))
+    assert ours - bare < 0.5
+
+
+def test_importing_the_package_is_free() -> None:
+    code = f"import sys, easydistill\nassert not [n for n in (*{HEAVY!r}, 'pydantic') if n in sys.modules]"
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
