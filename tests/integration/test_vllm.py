@@ -1,0 +1,120 @@
+"""Real vLLM: as an offline teacher, and as a server behind the API teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.jobs import api_job, local_job, run, write_config
+
+from easydistill.config.inference import ApiInferenceConfig
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.secrets import Redactor
+from easydistill.teachers.base import Completion, GenerationRequest, Outcome
+from easydistill.teachers.openai import OpenAITeacher
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+PROMPTS = [f"Name {n + 2} things that are {kind}." for n in range(4) for kind in ("red", "round", "warm")]
+MODEL = "smollm"
+
+
+@pytest.fixture(scope="module")
+def vllm_server(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`vllm serve` on a free port; its base URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What `vllm serve` runs; the command itself looks for a distribution named vllm, which the CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm)]
+    command += ["--served-model-name", MODEL]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--enforce-eager"]
+    command += ["--max-model-len", "1024", "--api-key", "sk-vllm-test-key"]
+    log = tmp_path_factory.mktemp("vllm") / "log.txt"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 240
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, log.read_text()[-3000:]
+                    assert time.monotonic() < deadline, log.read_text()[-3000:]
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.wait()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_api_teacher_against_vllm_serve(vllm_server: str, stream: bool) -> None:
+    config = ApiInferenceConfig(
+        base_url=vllm_server, api_key="sk-vllm-test-key", stream=stream, max_new_tokens=24, temperature=0, seed=1
+    )
+    teacher = OpenAITeacher(config, Redactor())
+    assert teacher.identity()["model"] == MODEL
+    outcomes: list[Outcome] = []
+    requests = [GenerationRequest(text, ({"role": "user", "content": text},)) for text in PROMPTS]
+    teacher.generate(requests, lambda key: False, outcomes.extend, StopSignal())
+    assert {outcome.key for outcome in outcomes} == set(PROMPTS)
+    for outcome in outcomes:
+        assert isinstance(outcome, Completion), outcome
+        assert outcome.text
+        assert outcome.finish_reason in {"stop", "length"}
+        assert outcome.prompt_tokens > 10
+        assert 1 <= outcome.completion_tokens <= 24
+
+
+def test_the_whole_job_against_vllm_serve(vllm_server: str, tiny_model: Path, tmp_path: Path) -> None:
+    job = api_job(tmp_path, vllm_server, tiny_model, PROMPTS, stream=True, timeout=60, api_key="${env:VLLM_KEY}")
+    job["evaluation"] = {"heldout": 3, "max_new_tokens": 4}
+    code, out = run(write_config(tmp_path, job), VLLM_KEY="sk-vllm-test-key")
+    assert code == 0, out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["stages"]["label"]["tokens"]["completion"] > len(PROMPTS)
+    assert summary["metrics"]["after"]["cross_entropy"] < summary["metrics"]["before"]["cross_entropy"]
+
+
+def test_a_wrong_key_is_told_as_such(vllm_server: str) -> None:
+    from easydistill.errors import TeacherError
+
+    config = ApiInferenceConfig(base_url=vllm_server, api_key="sk-wrong-key-1", max_retries=0)
+    with pytest.raises(TeacherError, match=r"inference\.api_key"):
+        OpenAITeacher(config, Redactor()).identity()
+
+
+def test_the_offline_teacher(smollm: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """In a process of its own, because vLLM binds its process's threads; a too long prompt is a rejected row."""
+    prompts = [*PROMPTS, "word " * 600]
+    job: dict[str, Any] = local_job(
+        tmp_path, smollm, tiny_model, prompts, backend="vllm", temperature=0, max_model_len=512, chunk_size=5
+    )
+    del job["inference"]["batch_size"]
+    job["evaluation"] = {"enabled": False}
+    job["dataset"]["max_rejected_share"] = 0.2
+    code, out = run(write_config(tmp_path, job))
+    assert code == 0, out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["rows"]["rejected_by_reason"] == {"prompt_too_long": 1}
+    rows = json.loads((tmp_path / "run/stages/1-label/labeled.json").read_text())
+    assert [row["instruction"] for row in rows] == PROMPTS
+    assert all(row["output"].strip() for row in rows)
+    assert "<|im_end|>" not in rows[0]["output"]
