@@ -1,0 +1,62 @@
+"""What the documents say is true: commands run, links lead somewhere, the generated page is current."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+OWN = [command for command in COMMANDS if command.startswith(".venv/bin/easydistill")]
+
+
+def test_there_are_commands() -> None:
+    assert len(OWN) >= 5
+    assert {"make quickstart", "make test"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", OWN)
+def test_commands_of_the_readme_run(command: str, tmp_path: Path) -> None:
+    arguments = shlex.split(command)[1:]
+    # Files that a command writes go to a place of their own; everything else is read from the repository.
+    arguments = [str(tmp_path / name) if name == "kd.jsonc" else name for name in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "easydistill", *arguments], capture_output=True, text=True, cwd=ROOT, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", sorted({c.split()[1] for c in COMMANDS if c.startswith("make ")}))
+def test_make_targets_exist(target: str) -> None:
+    assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "docs/runs.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
+def test_the_tree_in_architecture_is_the_tree() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    shown = set(re.findall(r"^  (\w+)/ ", text, re.MULTILINE))
+    folders = {path.name for path in (ROOT / "src/easydistill").iterdir() if (path / "__init__.py").exists()}
+    assert shown == folders
+
+
+def test_the_page_of_all_keys_is_current() -> None:
+    generated = runpy.run_path(str(ROOT / "docs/generate.py"))["text"]()
+    assert (ROOT / "docs/configuration.md").read_text() == generated, "run: python docs/generate.py"

@@ -1,0 +1,74 @@
+"""Metrics against hand calculations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from easydistill.evaluators import METRICS
+from easydistill.evaluators._base import TokenRows
+from easydistill.evaluators.rouge_l import Metric as RougeL
+from easydistill.evaluators.rouge_l import common_subsequence, words
+
+TEACHER = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
+STUDENT = torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]])
+
+
+def rows() -> TokenRows:
+    return TokenRows(torch.tensor([0, 1]), STUDENT.log(), STUDENT.log(), TEACHER.log())
+
+
+def test_all_metrics_are_found() -> None:
+    assert set(METRICS.names()) == {"agreement", "cross_entropy", "kl", "rouge_l"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cross_entropy", -(math.log(0.25) + math.log(0.7)) / 2),
+        ("agreement", 0.5),
+        (
+            "kl",
+            sum(
+                float(t) * math.log(float(t) / float(s))
+                for t, s in zip(TEACHER.flatten(), STUDENT.flatten(), strict=True)
+            )
+            / 2,
+        ),
+    ],
+)
+def test_token_metrics(name: str, expected: float) -> None:
+    metric = METRICS.module(name).Metric()
+    metric.update(rows())
+    metric.update(rows())
+    assert metric.value() == pytest.approx(expected, rel=1e-5)
+
+
+def longest_common(first: list[str], second: list[str]) -> int:
+    """By trying everything."""
+    for size in range(min(len(first), len(second)), 0, -1):
+        pieces = set(itertools.combinations(first, size))
+        if pieces & set(itertools.combinations(second, size)):
+            return size
+    return 0
+
+
+def test_common_subsequence_by_brute_force() -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        first, second = ([generator.choice("abc") for _ in range(generator.randint(0, 8))] for _ in range(2))
+        assert common_subsequence(first, second) == longest_common(first, second)
+
+
+def test_rouge_l() -> None:
+    score = RougeL().score
+    assert score("the cat sat", "The cat sat!") == 1.0
+    assert score("police killed the gunman", "police kill the gunman") == pytest.approx(0.75)
+    assert score("a b", "c d") == 0.0
+    assert score("", "a") == 0.0
+    assert score("今天天气很好", "今天天气不好") == pytest.approx(5 / 6)
+    assert words("Café naïve 今天 2x") == ["café", "naïve", "今", "天", "2x"]
