@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from easydistill.config.syntax import Document, KeyPath
+from easydistill.config.document import Document, KeyPath, dotted
 from easydistill.errors import ConfigIssue
 
 JOB_TYPE_ALIASES: dict[str, str] = {
@@ -22,26 +22,27 @@ KEY_ALIASES: dict[KeyPath, KeyPath] = {
     ("training", "lora", "lora_alpha"): ("training", "lora", "alpha"),
     ("training", "lora", "lora_dropout"): ("training", "lora", "dropout"),
 }
+"""Old path → path now; only the last part differs."""
 
 
-def apply_aliases(document: Document) -> list[ConfigIssue]:
+def apply_aliases(document: Document) -> dict[KeyPath, ConfigIssue]:
     """Rename old names in place. Returns an issue for each key given under both names."""
-    issues: list[ConfigIssue] = []
+    issues: dict[KeyPath, ConfigIssue] = {}
     job_type = document.data.get("job_type")
     if isinstance(job_type, str):
         document.data["job_type"] = JOB_TYPE_ALIASES.get(job_type, job_type)
     for old, new in KEY_ALIASES.items():
-        section: Any = document.data
-        for part in old[:-1]:
-            section = section.get(part) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or old[-1] not in section:
+        section: Any = document.at(old[:-1])
+        old_key, new_key = str(old[-1]), str(new[-1])
+        if not isinstance(section, dict) or old_key not in section:
             continue
-        if new[-1] in section:
-            both = f"{'.'.join(map(str, old))} is an old name of {new[-1]}, and both are given"
-            issues.append(ConfigIssue(document.where(old), ".".join(map(str, old)), both, f"keep {new[-1]}"))
-            del section[str(old[-1])]
+        value = section.pop(old_key)
+        if new_key in section:
+            problem = f"{old_key} is another name of {new_key}, and both are given"
+            issues[old] = ConfigIssue(document.where(old), dotted(old), problem, f"keep {new_key}")
             continue
-        section[str(new[-1])] = section.pop(str(old[-1]))
+        section[new_key] = value
+        document.renamed[new] = old
         if old in document.lines:
             document.lines[new] = document.lines[old]
     return issues

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from easydistill.config.base import AnyInt, NonEmptyStr, PositiveInt, Section, Share
+from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Share
 
 
 class DatasetConfig(Section):
@@ -22,7 +22,7 @@ class DatasetConfig(Section):
     """With a teacher: where its answers are written, in the paper's format. Without: rows to train on."""
     template: NonEmptyStr | None = None
     """A chat-template Jinja file that replaces the student's own (an EasyDistill 1 template works too)."""
-    seed: AnyInt = 42
+    seed: Seed = 42
     """Decides which rows are held out for evaluation."""
     max_samples: PositiveInt | None = None
     """Use only the first so many rows."""

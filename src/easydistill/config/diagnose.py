@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
-from easydistill.config.overrides import WHERE
-from easydistill.config.syntax import Document, KeyPath
+from easydistill.config.aliases import KEY_ALIASES
+from easydistill.config.base import Unfit
+from easydistill.config.document import Document, KeyPath, dotted, is_secret, show
+from easydistill.config.fields import Place, alternatives, is_union, keys_of, literals, locate, models_in, sections
 from easydistill.errors import ConfigIssue
 
-_TAGS = {"reference", "pruned", "fresh"}
-_PLACEHOLDER_SECRET = "(hidden)"
+_LIMITS = {
+    "greater_than": "more than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+_WRONG_TYPE = {
+    **dict.fromkeys(("model_type", "dict_type", "model_attributes_type", "mapping_type"), "a section { … }"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("string_type", "string_unicode"), "text"),
+    "list_type": "a list [ … ]",
+}
+_EXAMPLES = {"a whole number": 8, "a number": 0.5}
 
 
-def closest(word: str, candidates: typing.Iterable[str]) -> str | None:
+def closest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `word` was probably meant to be."""
     lowered = {candidate.lower(): candidate for candidate in candidates}
-    squeezed = word.lower().replace("-", "_").replace(" ", "_")
+    squeezed = word[:100].lower().replace("-", "_").replace(" ", "_")
     match = difflib.get_close_matches(squeezed, lowered, n=1, cutoff=0.7)
     return lowered[match[0]] if match else None
 
@@ -31,194 +46,154 @@ def explain(
     error: ValidationError,
     document: Document,
     model: type[BaseModel],
-    overridden: set[KeyPath],
     other_jobs: Mapping[str, type[BaseModel]],
-) -> list[ConfigIssue]:
-    """One issue for each error, in the order of the file.
+) -> dict[KeyPath, ConfigIssue]:
+    """One issue for each place in the config, in the order of the file.
 
     Args:
-        error: what validating `document.data` against `model` raised.
-        overridden: paths that came from `--set`.
+        error: what validating against `model` raised.
+        document: the config as written, which is what messages quote.
         other_jobs: the other job types, to say where a key that does not apply here belongs.
     """
-    issues: dict[tuple[str, str], tuple[tuple[int, ...], ConfigIssue]] = {}
-    found = [(_config_path(details["loc"]), details) for details in error.errors(include_url=False)]
-    for path, details in _without_alternatives(found):
-        where = WHERE if any(path[: len(p)] == p for p in overridden) else document.where(path)
-        problem, mend = _describe(details, path, model, other_jobs, document.data)
-        line = next(
-            (document.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in document.lines),
-            0,
-        )
-        issue = ConfigIssue(where, ".".join(map(str, path)), problem, mend)
-        issues.setdefault((issue.path, issue.problem), ((line,), issue))
-    return [issue for _, issue in sorted(issues.values(), key=lambda pair: pair[0])]
+    found = [(locate(details["loc"], model), details) for details in error.errors(include_url=False)]
+    grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
+    for place, details in found:
+        grouped.setdefault(place.path, []).append((place, details))
+    # A union reports what each of its members dislikes; where one of them got inside the value, it was meant.
+    entered = {place.union for place, _ in found if place.union is not None and place.path != place.union}
+    issues = {
+        path: document.issue(path, *_describe_all(group, document, model, other_jobs))
+        for path, group in grouped.items()
+        if path not in entered
+    }
+    return dict(sorted(issues.items(), key=lambda item: document.line(item[0])))
 
 
-_KINDS = {"bool": "true, false", "list": "a list", "string": "text", "int": "a whole number", "float": "a number"}
-
-
-def _without_alternatives(found: list[tuple[KeyPath, Any]]) -> Iterator[tuple[KeyPath, Any]]:
-    """One error for each value: pydantic reports every alternative of a union on its own."""
-    for number, (path, details) in enumerate(found):
-        if details["type"] != "literal_error":
-            rivals = [other for where, other in found if where == path and other["type"] == "literal_error"]
-            if rivals:
-                kind = _KINDS.get(details["type"].split("_")[0], details["type"])
-                expected = f"{kind} or {rivals[0]['ctx']['expected']}".replace("'", '"')
-                yield path, {**details, "type": "alternatives", "ctx": {"expected": expected}}
-            else:
-                yield path, details
-        elif not any(other != number and where[: len(path)] == path for other, (where, _) in enumerate(found)):
-            yield path, details
-
-
-def _config_path(loc: tuple[int | str, ...]) -> KeyPath:
-    # pydantic adds the union's tags and the names of union members to the location; the file has none of them.
-    parts: list[int | str] = []
-    for part in loc:
-        if isinstance(part, str) and (part in _TAGS or "[" in part or part in {"bool", "int", "float", "str"}):
-            continue
-        parts.append(part)
-    return tuple(parts)
-
-
-def _show(value: Any, path: KeyPath) -> str:
-    if path and path[-1] == "api_key":
-        return _PLACEHOLDER_SECRET
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _describe_all(
+    group: list[tuple[Place, Any]], document: Document, model: type[BaseModel], other_jobs: Mapping[str, Any]
+) -> tuple[str, str]:
+    place, details = group[0]
+    shown = show(document.at(place.path), place.path)
+    wrong_kind = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
+    if wrong_kind and place.field is not None and is_union(place.field.annotation):
+        return _not_any(place.field, document.at(place.path), shown)
+    kind: str = details["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(place, document, model, other_jobs)
+    if kind == "missing":
+        return "this key is missing", f"add it: {_description(place)}"
+    return _describe(place, kind, details.get("ctx") or {}, details["msg"], document.at(place.path), shown)
 
 
 def _describe(
-    details: Any, path: KeyPath, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]], data: Any
+    place: Place, kind: str, context: dict[str, Any], message: str, value: Any, shown: str
 ) -> tuple[str, str]:
-    kind: str = details["type"]
-    context: dict[str, Any] = details.get("ctx") or {}
-    value = details.get("input")
-    shown = _show(value, path)
-    key = str(path[-1]) if path else ""
-    if kind == "extra_forbidden":
-        return _unknown_key(path, model, other_jobs)
-    if kind == "missing":
-        return "this key is missing", _missing_mend(path, model)
-    if kind == "alternatives":
-        return f"{context['expected']} is needed here, not {shown}", ""
-    if kind in {"literal_error", "enum"}:
-        allowed = str(context.get("expected", "")).replace("'", '"')
-        guess = (
-            closest(value, [part.strip(' "') for part in allowed.replace(" or ", ", ").split(",")])
-            if isinstance(value, str)
-            else None
-        )
-        return (
-            f"{shown} is not one of {allowed}",
-            f'did you mean "{guess}"?' if guess else f"use one of {allowed}",
-        )
-    if kind in {"model_type", "dict_type", "model_attributes_type", "mapping_type"}:
-        return f"a section {{ … }} is needed here, not {shown}", f"write {{ }} with the keys of `{key}`"
-    if kind.startswith("value_error"):
-        message = str(context.get("error", details["msg"]))
-        return f"{shown}: {message}" if isinstance(value, str | int | float) else message, ""
-    if kind in {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}:
+    """Problem and mend of a value that a known key cannot take."""
+    if kind in _WRONG_TYPE:
+        wanted = _WRONG_TYPE[kind]
+        return f"{wanted} is needed here, not {shown}", _instead(wanted, place, value)
+    if kind == "literal_error" and place.field is not None:
+        return _not_any(place.field, value, shown)
+    if kind in _LIMITS:
         limit = next(iter(context.values()))
-        words = {
-            "greater_than": "more than",
-            "greater_than_equal": "at least",
-            "less_than": "less than",
-            "less_than_equal": "at most",
-        }
-        return f"{shown} is out of range", f"it must be {words[kind]} {limit}"
-    if kind in {"int_type", "int_parsing", "int_from_float"}:
-        return f"a whole number is needed here, not {shown}", "e.g. 8"
-    if kind in {"float_type", "float_parsing"}:
-        return f"a number is needed here, not {shown}", "e.g. 2e-5"
+        return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {limit}"
     if kind == "finite_number":
         return f"{shown} is not a finite number", "give a number such as 0.5"
-    if kind in {"bool_type", "bool_parsing"}:
-        return f"true or false is needed here, not {shown}", "write true or false, without quotes"
-    if kind in {"string_type", "secret_type"}:
-        return f"text is needed here, not {shown}", 'put it in double quotes: "…"'
     if kind in {"string_too_short", "string_pattern_mismatch"}:
         return "the text is empty", "give a value, or remove the key"
-    if kind == "list_type":
-        return f"a list is needed here, not {shown}", "write [ … ]"
-    return f"{details['msg']} (found {shown})", ""
+    if kind == "too_short":
+        return "the list is empty", "give a value, or remove the key"
+    problem = context.get("error")
+    if isinstance(problem, Unfit):
+        return problem.problem, problem.mend
+    if problem is not None:
+        return str(problem), ""
+    return f"{message} (found {shown})", ""
 
 
-def _missing_mend(path: KeyPath, model: type[BaseModel]) -> str:
-    field = _field(model, path)
-    description = (field.description or "").split("\n")[0] if field is not None else ""
-    return f"add it: {description}" if description else "add it"
+def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
+    """A value of none of the kinds that a field takes."""
+    wanted = alternatives(field.annotation)
+    words = literals(field.annotation)
+    guess = closest(value, words) if isinstance(value, str) else None
+    problem = f"{shown} is not {'one of ' if len(words) > 1 else ''}{wanted}"
+    if guess:
+        return problem, f'did you mean "{guess}"?'
+    if words:
+        return problem, f"use {wanted}"
+    return f"{wanted} is needed here, not {shown}", _first_line(field.description)
 
 
-def _unknown_key(path: KeyPath, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]) -> tuple[str, str]:
-    key = str(path[-1])
+def _instead(wanted: str, place: Place, value: Any) -> str:
+    """What to write where a value has the wrong type."""
+    default = place.field.default if place.field is not None else PydanticUndefined
+    optional = place.field is not None and not place.field.is_required()
+    if value is None and optional:
+        shown = "" if isinstance(default, BaseModel) else f", {json.dumps(default, default=str)}"
+        return f"remove the key to get the default{shown}" if default is not None else "remove the key"
+    if wanted in _EXAMPLES:
+        number = default if isinstance(default, int | float) else _EXAMPLES[wanted]
+        return f"e.g. {round(value) if isinstance(value, float) else number}"
+    if wanted == "true or false":
+        return "write true or false, without quotes"
+    if wanted == "text":
+        number = isinstance(value, int | float) and not isinstance(value, bool) and not is_secret(place.path)
+        return f'put it in double quotes: "{value}"' if number else 'give one text, in double quotes: "…"'
+    if wanted.startswith("a section"):
+        return f"write {{ }} with the keys of `{place.path[-1]}`: {_description(place)}"
+    return f"write {wanted}"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
+
+
+def _description(place: Place) -> str:
+    """What a key is for, in a line; for a section, which keys it must have."""
+    if place.field is None:
+        return ""
+    text = _first_line(place.field.description)
+    classes = list(models_in(place.field.annotation))
+    if text or not classes:
+        return text
+    needed = [name for name, info in keys_of(classes[:1]).items() if info.is_required()]
+    return (
+        f"{_first_line(classes[0].__doc__)} It needs {', '.join(needed)}."
+        if needed
+        else _first_line(classes[0].__doc__)
+    )
+
+
+def _unknown_key(
+    place: Place, document: Document, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+) -> tuple[str, str]:
+    *above, last = place.path
+    key = str(last)
     problem = f"there is no key {key!r} here"
-    here = _keys(model, path[:-1])
+    here = [name for name in keys_of(list(place.siblings)) if not name.startswith("$")]
+    every = dict(sections(model))
+    forms = every.get(tuple(above), {})
+    if key in forms:
+        given = [name for name in here if name in (document.at(tuple(above)) or {})]
+        return problem, f"`{key}` does not go together with `{given[0] if given else here[0]}`: keep one of them"
     guess = closest(key, here)
     if guess and key.lower() == guess.lower():
         return problem, f"did you mean {guess!r}?"
-    for section in _places(model, key):
-        if section != path[:-1]:
-            place = f"in `{'.'.join(map(str, section))}`" if section else "at the top level"
-            return problem, f"this key belongs {place}"
+    for section, keys in every.items():
+        if key in keys:
+            return problem, f"this key belongs {f'in `{dotted(section)}`' if section else 'at the top level'}"
+    for old, new in KEY_ALIASES.items():
+        if key == old[-1] and str(new[-1]) in every.get(new[:-1], {}):
+            return problem, f"write it as `{dotted(new)}`"
     if guess:
         return problem, f"did you mean {guess!r}?"
     for job, other in sorted(other_jobs.items()):
-        for section in _places(other, key):
-            place = ".".join((*map(str, section), key))
-            return problem, f"`{place}` is a key of {job} jobs and has no effect here; remove it"
-    every = {name: section for section in _sections(model) for name in _keys(model, section)}
-    far = closest(key, every)
+        for section, keys in sections(other):
+            if key in keys:
+                of = f"`{dotted((*section, key))}` is a key of {job} jobs and has no effect here"
+                return problem, f"{of}; remove it, or change job_type"
+    names = {name: section for section, keys in every.items() for name in keys}
+    far = closest(key, names)
     if far:
-        place = ".".join((*map(str, every[far]), far))
-        return problem, f"did you mean `{place}`?"
+        return problem, f"did you mean `{dotted((*names[far], far))}`?"
     return problem, f"remove it; the keys here are {', '.join(sorted(here))}"
-
-
-# --- looking around in config classes ---------------------------------------------------------------------
-
-
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The config classes inside a field's annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    origin = typing.get_origin(annotation)
-    if origin in {typing.Annotated, typing.Union, types.UnionType}:
-        for argument in typing.get_args(annotation):
-            yield from models_in(argument)
-
-
-def _members(models: list[type[BaseModel]]) -> dict[str, Any]:
-    return {info.alias or name: info for cls in models for name, info in cls.model_fields.items()}
-
-
-def _resolve(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
-    current = [model]
-    for part in path:
-        info = _members(current).get(str(part))
-        current = list(models_in(info.annotation)) if info is not None else []
-    return current
-
-
-def _field(model: type[BaseModel], path: KeyPath) -> Any:
-    return _members(_resolve(model, path[:-1])).get(str(path[-1])) if path else None
-
-
-def _keys(model: type[BaseModel], path: KeyPath) -> list[str]:
-    return [name for name in _members(_resolve(model, path)) if not name.startswith("$")]
-
-
-def _sections(model: type[BaseModel], path: KeyPath = ()) -> Iterator[KeyPath]:
-    yield path
-    for name, info in _members(_resolve(model, path)).items():
-        if any(True for _ in models_in(info.annotation)):
-            yield from _sections(model, (*path, name))
-
-
-def _places(model: type[BaseModel], key: str) -> Iterator[KeyPath]:
-    return (section for section in _sections(model) if key in _keys(model, section))

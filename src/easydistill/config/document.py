@@ -78,10 +78,10 @@ class Document:
         """The value at `path` as written; None where there is none."""
         value: Any = self.data
         for part in path:
-            if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
-                value = value[part]
-            else:
+            inside_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+            if not inside_list and not (isinstance(value, dict) and part in value):
                 return None
+            value = value[part]
         return value
 
 

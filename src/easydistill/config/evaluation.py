@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator
 
-from easydistill.config.base import AnyFloat, PositiveInt, Section
+from easydistill.config.base import NonNegativeFloat, PositiveInt, Section, share_or_count
 
 
 class EvaluationConfig(Section):
@@ -16,7 +16,7 @@ class EvaluationConfig(Section):
 
     enabled: bool = True
     """Hold rows out and measure on them."""
-    heldout: Annotated[AnyFloat, Field(ge=0)] = 0.05
+    heldout: Annotated[NonNegativeFloat, AfterValidator(share_or_count)] = 0.05
     """Rows held out of training: a share below 1, or a number of rows."""
     max_heldout: PositiveInt = 200
     """Most rows a share may hold out."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from easydistill.config.base import (
-    AnyFloat,
     AnyInt,
     NonEmptyStr,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PositiveShare,
     Secret,
     Section,
+    Seed,
+    Unfit,
 )
+from easydistill.config.document import show
 
 
 class SamplingConfig(Section):
@@ -27,7 +30,7 @@ class SamplingConfig(Section):
     """Sent to the teacher before each row that has no system message of its own. Not part of training rows."""
     max_new_tokens: PositiveInt = 512
     """Longest answer, in the teacher's tokens."""
-    top_p: Annotated[AnyFloat, Field(gt=0, le=1)] | None = None
+    top_p: PositiveShare | None = None
     """Nucleus sampling: draw from the smallest set of tokens with this much probability."""
 
     def sampling(self) -> dict[str, Any]:
@@ -67,7 +70,9 @@ class ApiInferenceConfig(SamplingConfig):
     @classmethod
     def _is_url(cls, value: str) -> str:
         if not re.match(r"https?://[^/\s]+", value) and value != "ENDPOINT":
-            raise ValueError("a URL is needed here, such as http://localhost:8000/v1")
+            raise Unfit(
+                f"{show(value)} is not a URL", "start it with http:// or https://, e.g. http://localhost:8000/v1"
+            )
         return value.rstrip("/")
 
 
@@ -93,7 +98,7 @@ class LocalInferenceConfig(SamplingConfig):
     """Sampling temperature; 0 is greedy."""
     top_k: PositiveInt | None = None
     """Draw only from the k most probable tokens."""
-    seed: AnyInt = 777
+    seed: Seed = 777
     """Seed of the answers."""
     batch_size: PositiveInt | None = None
     """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
@@ -105,7 +110,7 @@ class LocalInferenceConfig(SamplingConfig):
     """Number type of the teacher's weights; `auto` is bfloat16 where the device computes well in it."""
     enable_chunked_prefill: bool | None = None
     """vLLM: split long prompts over several steps."""
-    gpu_memory_utilization: Annotated[AnyFloat, Field(gt=0, le=1)] = 0.9
+    gpu_memory_utilization: PositiveShare = 0.9
     """vLLM: share of GPU memory to take."""
     trust_remote_code: bool = False
     """Run code that comes with the teacher's weights."""
@@ -120,5 +125,5 @@ class LocalInferenceConfig(SamplingConfig):
     @classmethod
     def _temperature(cls, value: float) -> float:
         if 0 < value < 1e-3:
-            raise ValueError("use 0 for greedy answers, or at least 0.001")
+            raise Unfit(f"{value} is too small to divide by", "use 0 for greedy answers, or at least 0.001")
         return value

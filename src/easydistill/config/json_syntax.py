@@ -9,15 +9,14 @@ from __future__ import annotations
 import bisect
 import json
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 from easydistill.config.base import SECRET_KEYS
 from easydistill.config.document import MAX_DEPTH, Document, KeyPath, syntax_error
+from easydistill.errors import ConfigError
 
 _SPACE = re.compile(r"[ \t\r\n]*(?:(?://[^\n]*|/\*.*?\*/)[ \t\r\n]*)*", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_BARE = re.compile(r"[^\s,\[\]{}\"']+")
-"""Text without quotes, up to where a value must end."""
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _MISTAKEN = {
@@ -26,17 +25,21 @@ _MISTAKEN = {
     **dict.fromkeys(("null", "none", "nil", "undefined"), "write null, or remove the key"),
     **dict.fromkeys(("nan", "inf", "infinity"), "write a finite number, or remove the key"),
 }
-_HINTS = {
-    "#": "a comment starts with //",
-    "'": 'use double quotes: "…"',
-    "`": 'use double quotes: "…"',
-    **dict.fromkeys("“”„‘’«»", 'use straight double quotes: "…"'),
-    "(": "a list is written [ … ]",
-    ")": "a list is written [ … ]",
-    "=": 'a key and its value are written "key": value',
-    ";": "values are separated by commas",
-    **dict.fromkeys("\u00a0\u200b\u200c\u200d\u2028\u2029\u3000\ufeff", "remove the invisible character"),
+_DOUBLE_QUOTES = 'use double quotes: "…"'
+_INVISIBLE = "\u00a0\u200b\u200c\u200d\u2028\u2029\u3000\ufeff"
+_BARE = re.compile(rf"[^\s,;\[\]{{}}\"'{_INVISIBLE}]+")
+"""Text without quotes, up to where a value must end."""
+_STRANGE = {
+    "'": ("text is in single quotes", _DOUBLE_QUOTES),
+    "`": ("text is in backquotes", _DOUBLE_QUOTES),
+    **dict.fromkeys("“”„‘’«»", ("text is in curly quotes", 'use straight double quotes: "…"')),
+    "#": ("a comment starts with #", "start it with //"),
+    "(": ("a bracket ( stands here", "a list is written [ … ]"),
+    "=": ("an equals sign stands here", 'a key and its value are written "key": value'),
+    ";": ("a semicolon stands here", "separate values with commas"),
+    **{char: (f"an invisible character (U+{ord(char):04X}) stands here", "remove it") for char in _INVISIBLE},
 }
+"""What people write where JSON has something else: problem and mend."""
 
 
 class _JsonParser:
@@ -53,7 +56,9 @@ class _JsonParser:
         data = self._value(())
         self._skip()
         if self.at < len(self.text):
-            self._fail(f"unexpected {self._here()} after the end of the config", "a brace may be closed too early")
+            raise self._error(
+                f"unexpected {self._here()} after the end of the config", "a brace may be closed too early"
+            )
         return Document(self.name, data, self.lines)
 
     def _line(self, at: int | None = None) -> int:
@@ -66,13 +71,15 @@ class _JsonParser:
         rest = self.text[self.at : self.at + 12].split("\n")[0]
         return repr(rest) if rest else "line break"
 
-    def _fail(self, problem: str, mend: str, at: int | None = None) -> NoReturn:
+    def _error(self, problem: str, mend: str, at: int | None = None) -> ConfigError:
         start = self.at if at is None else at
         column = start - (self.text.rfind("\n", 0, start) + 1) + 1
-        raise syntax_error(f"{self.name}:{self._line(start)}:{column}", f"not valid JSON: {problem}", mend)
+        return syntax_error(f"{self.name}:{self._line(start)}:{column}", f"not valid JSON: {problem}", mend)
 
-    def _hint(self, otherwise: str) -> str:
-        return _HINTS.get(self._char(), otherwise)
+    def _needed(self, what: str, mend: str) -> ConfigError:
+        """`what` is needed where something else stands."""
+        strange = _STRANGE.get(self._char())
+        return self._error(*strange) if strange else self._error(f"{what} {self._here()}", mend)
 
     def _char(self) -> str:
         return self.text[self.at : self.at + 1]
@@ -82,12 +89,12 @@ class _JsonParser:
         assert match is not None
         self.at = match.end()
         if self.text.startswith("/*", self.at):
-            self._fail("a comment is not closed", "end it with */")
+            raise self._error("a comment is not closed", "end it with */")
 
     def _value(self, path: KeyPath) -> Any:
         self.lines.setdefault(path, self._line())
         if len(path) > MAX_DEPTH:
-            self._fail(f"nested deeper than {MAX_DEPTH} levels", "no config needs that")
+            raise self._error(f"nested deeper than {MAX_DEPTH} levels", "no config needs that")
         char = self._char()
         if char == "{":
             return self._object(path)
@@ -96,7 +103,7 @@ class _JsonParser:
         if char == '"':
             return self._string()
         if not char:
-            self._fail("the file ends where a value should be", "something is not closed or not finished")
+            raise self._error("the file ends where a value should be", "something is not closed or not finished")
         return self._scalar()
 
     def _scalar(self) -> Any:
@@ -110,38 +117,40 @@ class _JsonParser:
         if _NUMBER.fullmatch(word):
             self.at += len(word)
             return int(word) if re.fullmatch(r"-?\d{1,300}", word) else float(word)
+        secret = self._key_read in SECRET_KEYS
         if word.lstrip("+-").lower() in _MISTAKEN:
-            self._fail(f"{word} is not a JSON value", _MISTAKEN[word.lstrip("+-").lower()])
+            raise self._error(f"{word} is not a JSON value", _MISTAKEN[word.lstrip("+-").lower()])
         if re.match(r"[-+.]?\d", word):
             mend = "write a number plainly, e.g. 16, 0.5 or 2e-5; quote it if it is text"
-            self._fail(f"{self._here()} is not a number", mend)
+            raise self._error(f"{'this' if secret else word[:40]} is not a number", mend)
         if re.match(r"[^\W\d]|[$/.~\\]", word):
-            secret = self._key_read in SECRET_KEYS
-            text = "the text" if secret else f"the text {word!r}"
-            self._fail(f"{text} is not quoted", 'write it in double quotes: "…"' if secret else f'write "{word}"')
-        self._fail(f"a value is missing before {self._here()}", self._hint("write a value, or remove the key"))
+            text = "the text" if secret else f"the text {word[:40]!r}"
+            raise self._error(
+                f"{text} is not quoted", 'write it in double quotes: "…"' if secret else f'write "{word[:40]}"'
+            )
+        raise self._needed("a value is missing before", "write a value, or remove the key")
 
     def _string(self) -> str:
         match = _STRING.match(self.text, self.at)
         if match is None:
-            self._bad_string()
+            raise self._bad_string()
         try:
             value: str = json.loads(match.group())
         except json.JSONDecodeError:
-            self._fail("a text holds an unknown escape", "write a backslash as \\\\")
+            raise self._error("a text holds an unknown escape", "write a backslash as \\\\") from None
         self.at = match.end()
         return value
 
-    def _bad_string(self) -> NoReturn:
+    def _bad_string(self) -> ConfigError:
         stop = re.compile(r'(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*').match(self.text, self.at + 1)
         assert stop is not None
         found = self.text[stop.end() : stop.end() + 1]
         if found in {"\n", "\r"}:
-            self._fail("a text runs over the end of its line", "close the quote, or write a line break as \\n")
+            return self._error("a text runs over the end of its line", "close the quote, or write a line break as \\n")
         if found and found not in '"\\':
             mend = "write a tab as \\t" if found == "\t" else "remove it"
-            self._fail(f"a text holds the control character {found!r}", mend, stop.end())
-        self._fail("a text is not closed", 'end it with "')
+            return self._error(f"a text holds the control character {found!r}", mend, stop.end())
+        return self._error("a text is not closed", 'end it with "')
 
     def _object(self, path: KeyPath) -> dict[str, Any]:
         opened = self.at
@@ -156,12 +165,12 @@ class _JsonParser:
             key = self._key(opened)
             if key in result:
                 first = self.lines[(*path, key)]
-                self._fail(f"the key {key!r} stands twice (first on line {first})", "keep one of them", at)
+                raise self._error(f"the key {key!r} stands twice (first on line {first})", "keep one of them", at)
             self.lines[(*path, key)] = self._line(at)
             self._key_read = key
             self._skip()
             if self._char() != ":":
-                self._fail(f"a colon is missing after the key {key!r}", f'write "{key}": …')
+                raise self._error(f"a colon is missing after the key {key!r}", f'write "{key}": …')
             self.at += 1
             self._skip()
             result[key] = self._value((*path, key))
@@ -172,11 +181,13 @@ class _JsonParser:
         if char == '"':
             return self._string()
         if not char:
-            self._fail(f"the {{ of line {self._line(opened)} is not closed", "add a }")
+            raise self._error(f"the {{ of line {self._line(opened)} is not closed", "add a }")
         if match := re.compile(r"[^\W\d][\w$.-]*").match(self.text, self.at):
-            self._fail(f"the key {match.group()} is not quoted", f'write "{match.group()}"')
-        mend = "a number holds no commas" if char.isdigit() else "remove it, or close the object before it"
-        self._fail(f"a key is needed here, not {self._here()}", self._hint(mend))
+            raise self._error(f"the key {match.group()} is not quoted", f'write "{match.group()}"')
+        mend = "remove it, or close the object before it"
+        if char.isdigit():
+            mend = "a number holds no commas" if self.text[self.at - 1] == "," else "put the key in double quotes"
+        raise self._needed("a key is needed here, not", mend)
 
     def _array(self, path: KeyPath) -> list[Any]:
         opened = self.at
@@ -197,14 +208,15 @@ class _JsonParser:
         if char == ",":
             self.at += 1
         elif not char:
-            self._fail(f"what line {self._line(opened)} opens is not closed", f"add a {close}")
+            raise self._error(f"what line {self._line(opened)} opens is not closed", f"add a {close}")
         elif char in "}]" and char != close:
             mend = f"close what line {self._line(opened)} opens with {close}"
-            self._fail(f"{char!r} where {close!r} was expected", mend)
+            raise self._error(f"{char!r} where {close!r} was expected", mend)
         elif char != close:
+            if char in _STRANGE:
+                raise self._error(*_STRANGE[char])
             # The comma belongs where the value ends, which may be lines before what follows.
-            mend = self._hint("add a comma after the value before it")
-            self._fail(f"a comma is missing before {self._here()}", mend, end)
+            raise self._error(f"a comma is missing before {self._here()}", "add a comma after the value before it", end)
 
 
 def parse_json(text: str, name: str) -> Document:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ from pydantic import ValidationError
 
 from easydistill.config.aliases import JOB_TYPE_ALIASES, apply_aliases
 from easydistill.config.diagnose import closest, explain
+from easydistill.config.document import Document, KeyPath, show
 from easydistill.config.environment import resolve_environment
 from easydistill.config.job import JobConfig
-from easydistill.config.overrides import WHERE, apply_overrides
-from easydistill.config.syntax import Document, KeyPath, parse_file
+from easydistill.config.overrides import apply_overrides
+from easydistill.config.plain import find_foreign, from_mapping
+from easydistill.config.syntax import parse_file
 from easydistill.errors import ConfigError, ConfigIssue
+
+JobClasses = Mapping[str, type[JobConfig]]
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,10 @@ class LoadedConfig:
     job: JobConfig
     name: str
     """The file's name without suffix; names the default run directory."""
-    source: dict[str, Any]
-    """As written: before aliases, overrides and the environment."""
+    source: dict[str, Any] = field(repr=False)
+    """As written: before aliases, overrides and the environment. May hold secrets."""
     path: Path | None
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def run_directory(self) -> Path:
@@ -38,7 +42,7 @@ class LoadedConfig:
 
 def load_config(
     source: str | Path | Mapping[str, Any],
-    job_classes: Callable[[], Mapping[str, type[JobConfig]]],
+    job_classes: Callable[[], JobClasses],
     overrides: Sequence[str] = (),
 ) -> LoadedConfig:
     """Read and validate a config.
@@ -52,51 +56,73 @@ def load_config(
         ConfigError: anything is wrong; it lists every issue that can be told at once.
     """
     if isinstance(source, str | Path):
-        path = Path(source)
-        document, name = parse_file(path), path.stem
+        path: Path | None = Path(source)
+        document = parse_file(Path(source))
     else:
-        path, name = None, "config"
-        document = Document("config", json.loads(json.dumps(source)))
-    written = json.loads(json.dumps(document.data, default=str))
-    overridden = apply_overrides(document, list(overrides))
-    issues = apply_aliases(document) + resolve_environment(document)
-    classes = job_classes()
-    job_class = _job_class(document, classes, overridden, issues)
-    try:
-        job = job_class.model_validate(document.data)
-    except ValidationError as error:
-        others = {job_type: cls for job_type, cls in classes.items() if cls is not job_class}
-        raise ConfigError(issues + explain(error, document, job_class, overridden, others)) from None
-    if issues:
-        raise ConfigError(issues)
-    return LoadedConfig(job, name, written, path, tuple(overrides))
+        path, document = None, from_mapping(source)
+    written = copy.deepcopy(document.data)
+    # Old names first, so that an override replaces a value under whichever name it stands; then those inside overrides.
+    twice = apply_aliases(document)
+    unusable = apply_overrides(document, overrides)
+    twice |= apply_aliases(document)
+    data, unset = resolve_environment(document)
+    job = _validate(document, data, job_classes(), unusable, {**twice, **find_foreign(document, data), **unset})
+    return LoadedConfig(job, path.stem if path is not None else "config", written, path, tuple(overrides))
 
 
-def _job_class(
+def _validate(
     document: Document,
-    classes: Mapping[str, type[JobConfig]],
-    overridden: set[KeyPath],
-    issues: list[ConfigIssue],
-) -> type[JobConfig]:
+    data: dict[str, Any],
+    classes: JobClasses,
+    unusable: list[ConfigIssue],
+    issues: dict[KeyPath, ConfigIssue],
+) -> JobConfig:
+    """The typed job.
+
+    Raises:
+        ConfigError: with `unusable` overrides, `issues` by path, and whatever is found now at other paths.
+    """
+    job_type = data.get("job_type")
+    if not isinstance(job_type, str) or job_type not in classes:
+        guess, issue = _job_type_issue(document, classes)
+        issues = {("job_type",): issue, **issues}
+        # Judge the sections by the job that is probably meant, so that all mistakes show at once.
+        data["job_type"] = job_type = guess or _best_fit(data, classes)
+    try:
+        job = classes[job_type].model_validate(data)
+    except ValidationError as error:
+        others = {name: cls for name, cls in classes.items() if name != job_type}
+        issues = {**explain(error, document, classes[job_type], others), **issues}
+    if unusable or issues:
+        raise ConfigError([*unusable, *(issues[path] for path in sorted(issues, key=document.line))])
+    return job
+
+
+def _job_type_issue(document: Document, classes: JobClasses) -> tuple[str | None, ConfigIssue]:
+    """The job type that was probably meant, and what is wrong with the one given."""
     job_type = document.data.get("job_type")
-    if isinstance(job_type, str) and job_type in classes:
-        return classes[job_type]
-    where = WHERE if ("job_type",) in overridden else document.where(("job_type",))
     known = ", ".join(sorted(classes))
-    if job_type is None:
-        guess = closest("job_type", document.data)
-        mend = f'"job_type": … with one of {known}' + (f" (is {guess!r} meant to be it?)" if guess else "")
+    guess = closest(job_type, [*classes, *JOB_TYPE_ALIASES]) if isinstance(job_type, str) else None
+    if "job_type" not in document.data:
         problem = "this key is missing"
+        similar = closest("job_type", document.data)
+        mend = f'add "job_type": one of {known}' + (f" (is {similar!r} meant to be it?)" if similar else "")
     elif not isinstance(job_type, str):
-        problem, mend = f"text is needed here, not {json.dumps(job_type)[:60]}", f"use one of {known}"
+        problem, mend = f"text is needed here, not {show(job_type)}", f"use one of {known}"
     else:
-        candidate = closest(job_type, [*classes, *JOB_TYPE_ALIASES])
-        problem = f'there is no job type "{job_type}"'
-        mend = f'did you mean "{candidate}"? Known are {known}' if candidate else f"use one of {known}"
-        if candidate:
-            # Judge the sections by the job the user probably means, so that all errors show at once.
-            meant = JOB_TYPE_ALIASES.get(candidate, candidate)
-            document.data["job_type"] = meant
-            issues.insert(0, ConfigIssue(where, "job_type", problem, mend))
-            return classes[meant]
-    raise ConfigError([ConfigIssue(where, "job_type", problem, mend), *issues])
+        problem = f"there is no job type {show(job_type)}"
+        mend = f'did you mean "{guess}"? Known are {known}' if guess else f"use one of {known}"
+    return JOB_TYPE_ALIASES.get(guess, guess) if guess else None, document.issue(("job_type",), problem, mend)
+
+
+def _best_fit(data: dict[str, Any], classes: JobClasses) -> str:
+    """The job type for which a config that names none has the fewest mistakes."""
+
+    def mistakes(job_type: str) -> int:
+        try:
+            classes[job_type].model_validate({**data, "job_type": job_type})
+        except ValidationError as error:
+            return error.error_count()
+        return 0
+
+    return min(sorted(classes), key=mistakes)

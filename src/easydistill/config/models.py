@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
-from easydistill.config.base import AnyInt, NonEmptyStr, PositiveInt, Section
+from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Unfit
 
 ModelRef = NonEmptyStr
 """A local directory, a hub id, a `.gguf` file, or `pkg://package/file.gguf` (weights inside a Python package)."""
@@ -17,7 +17,7 @@ class PrunedStudent(Section):
 
     from_model: ModelRef = Field(alias="from")
     """The model whose layers are taken."""
-    keep_layers: Annotated[AnyInt, Field(ge=2)]
+    keep_layers: Annotated[PositiveInt, Field(ge=2)]
     """How many layers stay."""
 
 
@@ -28,10 +28,17 @@ class FreshStudent(Section):
     """A transformers model config, with at least `model_type`."""
     tokenizer: ModelRef | None = None
     """Where its tokenizer comes from; by default the teacher."""
-    seed: AnyInt = 0
+    seed: Seed = 0
     """Seed of the random weights."""
     vocab_size: PositiveInt | None = None
     """Rows of the embedding; by default the tokenizer's size."""
+
+    @field_validator("config")
+    @classmethod
+    def _names_an_architecture(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("model_type"), str):
+            raise Unfit("a model config needs `model_type`", 'add e.g. "model_type": "llama"')
+        return value
 
 
 def _student_kind(value: Any) -> str:

@@ -3,51 +3,60 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from easydistill.config.syntax import Document, KeyPath
-from easydistill.errors import ConfigError, ConfigIssue
-
-WHERE = "--set"
+from easydistill.config.aliases import KEY_ALIASES
+from easydistill.config.document import MAX_DEPTH, OVERRIDE, Document, KeyPath, dotted, show
+from easydistill.errors import ConfigIssue
 
 
 def _value(text: str) -> Any:
+    """JSON where it parses as JSON, else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def apply_overrides(document: Document, overrides: list[str]) -> set[KeyPath]:
-    """Write each `dotted.path=value` into the document; a value is JSON where it parses as JSON, else text.
+def apply_overrides(document: Document, overrides: Sequence[str]) -> list[ConfigIssue]:
+    """Write each `dotted.path=value` into the document, in order.
 
     Returns:
-        The paths that were set.
-
-    Raises:
-        ConfigError: an override is not of that form, or its path runs through something that is not a section.
+        An issue for each override that is not of that form, or whose path runs through what is not a section.
     """
-    paths: set[KeyPath] = set()
     issues: list[ConfigIssue] = []
     for override in overrides:
         name, equals, text = override.partition("=")
-        parts = tuple(part.strip() for part in name.split("."))
-        if not equals or not all(parts):
-            problem = f"{name!r} is not of the form path=value"
-            issues.append(ConfigIssue(WHERE, "", problem, "e.g. --set training.learning_rate=1e-5"))
+        written: KeyPath = tuple(part.strip() for part in name.split("."))
+        if not equals or not all(written) or len(written) > MAX_DEPTH:
+            problem = f"{show(name)} is not of the form path=value"
+            issues.append(ConfigIssue(OVERRIDE, "", problem, "e.g. --set training.learning_rate=1e-5"))
             continue
-        target: Any = document.data
-        for part in parts[:-1]:
-            child = target.setdefault(part, {})
-            if not isinstance(child, dict):
-                problem = f"{part} is {child!r}, not a section"
-                issues.append(ConfigIssue(WHERE, name, problem, "set the whole value with JSON instead"))
-                break
-            target = child
-        else:
-            target[parts[-1]] = _value(text)
-            paths.add(parts)
-            document.lines.pop(parts, None)
-    if issues:
-        raise ConfigError(issues)
-    return paths
+        path = KEY_ALIASES.get(written, written)
+        try:
+            _write(document.data, path, _value(text))
+        except _NotASection as error:
+            problem = f"{dotted(error.path)} is {show(error.value, error.path)}, not a section"
+            mend = f"set {dotted(error.path)} as a whole, e.g. --set '{dotted(error.path)}={{\"{path[-1]}\": …}}'"
+            issues.append(ConfigIssue(OVERRIDE, name, problem, mend))
+            continue
+        document.overridden.add(path)
+        document.renamed.pop(path, None)
+        if path != written:
+            document.renamed[path] = written
+    return issues
+
+
+class _NotASection(Exception):
+    def __init__(self, path: KeyPath, value: Any) -> None:
+        self.path, self.value = path, value
+
+
+def _write(data: dict[str, Any], path: KeyPath, value: Any) -> None:
+    target: Any = data
+    for end, part in enumerate(path[:-1], start=1):
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise _NotASection(path[:end], target)
+    target[path[-1]] = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from easydistill.config.document import Document, KeyPath, syntax_error  # noqa: F401
+from easydistill.config.document import Document, syntax_error
 from easydistill.config.json_syntax import parse_json
 from easydistill.config.toml_syntax import parse_toml
 from easydistill.config.yaml_syntax import parse_yaml

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from easydistill.config.diagnose import models_in
+from easydistill.config.fields import models_in
 from easydistill.config.job import JobConfig
 
 _EXAMPLES: dict[tuple[str, str], Any] = {

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from easydistill.config.base import (
-    AnyFloat,
-    AnyInt,
     NonEmptyStr,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ProperShare,
     Section,
+    Seed,
     Share,
+    share_or_count,
 )
 
 
@@ -29,9 +30,9 @@ class LoraConfig(Section):
     """Rank."""
     alpha: PositiveFloat = 32.0
     """Scale; adapters are multiplied by alpha / r."""
-    dropout: Annotated[AnyFloat, Field(ge=0, lt=1)] = 0.0
+    dropout: ProperShare = 0.0
     """Dropout on the adapters' input."""
-    target_modules: list[NonEmptyStr] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[NonEmptyStr], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """Which layers get adapters."""
 
 
@@ -56,9 +57,9 @@ class TrainingConfig(Section):
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.05
     """AdamW's decoupled weight decay."""
-    adam_beta1: Annotated[AnyFloat, Field(ge=0, lt=1)] = 0.9
+    adam_beta1: ProperShare = 0.9
     """AdamW's β₁."""
-    adam_beta2: Annotated[AnyFloat, Field(ge=0, lt=1)] = 0.999
+    adam_beta2: ProperShare = 0.999
     """AdamW's β₂."""
     adam_epsilon: PositiveFloat = 1e-8
     """AdamW's ε."""
@@ -66,7 +67,7 @@ class TrainingConfig(Section):
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     warmup_ratio: Share = 0.1
     """Share of the steps over which the learning rate rises to its peak."""
-    warmup_steps: NonNegativeFloat | None = None
+    warmup_steps: Annotated[NonNegativeFloat, AfterValidator(share_or_count)] | None = None
     """Number of such steps (below 1: a share); overrides `warmup_ratio`."""
     lr_scheduler_type: Literal[
         "linear",
@@ -92,7 +93,7 @@ class TrainingConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
-    seed: AnyInt = 42
+    seed: Seed = 42
     """Seed of data order, dropout and adapter weights."""
     logging_steps: PositiveInt = 10
     """Steps between entries in `metrics.jsonl` and on the screen."""
@@ -102,5 +103,5 @@ class TrainingConfig(Section):
     """Checkpoints kept."""
     dataloader_num_workers: NonNegativeInt = 0
     """Extra processes that prepare batches."""
-    loss_chunk_bytes: Annotated[AnyInt, Field(ge=1 << 20)] = 64 << 20
+    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
     """Memory the loss may use for a slice of the logits, which are never held whole."""

@@ -52,7 +52,9 @@ def parse_yaml(text: str, name: str) -> Document:
         lines.walk(node, ())
         data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        # Of a key without colon, and of an open quote, the start is what helps; PyYAML's problem is at the end.
+        starts = str(error.context).startswith(("while scanning a simple key", "while scanning a quoted scalar"))
+        mark = error.context_mark if starts else error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         problem = str(error.problem or error.context)
         mend = next((mend for pattern, mend in _MENDS if re.search(pattern, problem)), _MEND)

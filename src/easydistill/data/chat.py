@@ -9,6 +9,7 @@ fixed before the first answer token is drawn, so no token may straddle the borde
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
 import jinja2.meta
+import jinja2.nodes
+import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from easydistill.data.records import Message
 from easydistill.errors import DataError
+
+_OTHER_ANSWER = "<<another answer>>"
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,25 @@ class Rendered:
         return sum(self.mask)
 
 
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}`, with which some templates mark what the assistant writes.
+
+    Here it is only let through: the spans are found by rendering, for every template alike.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it per instance)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
     )
+    # As transformers writes JSON: jinja2's own filter escapes it for HTML.
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
 
     def raise_exception(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
@@ -105,16 +126,20 @@ class ChatRenderer:
             for name, value in getattr(self.tokenizer, "special_tokens_map", {}).items()
             if isinstance(value, str)
         }
+        return self._render(
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            **special,
+        )
+
+    def _render(self, **variables: Any) -> str:
         try:
-            return self._compiled.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **special,
-            )
-        except jinja2.TemplateError as error:
-            raise DataError(f"the chat template refuses this chat: {error}") from None
+            return self._compiled.render(**variables)
+        except Exception as error:
+            # A template is a program of the user's and can fail in any way.
+            raise DataError(f"the chat template refuses this chat: {error}") from error
 
     def _single_turn_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         answered = messages[-1]["role"] == "assistant"
@@ -122,14 +147,11 @@ class ChatRenderer:
         # These templates know one instruction and one output; system text goes before the instruction.
         content = "\n\n".join(message["content"] for message in prompt)
         message = {"content": content, "output": messages[-1]["content"] if answered else ""}
-        try:
-            return self._compiled.render(
-                message=message,
-                add_generation_prompt=add_generation_prompt and not answered,
-                add_output=answered,
-            )
-        except jinja2.TemplateError as error:
-            raise DataError(f"the chat template refuses this chat: {error}") from None
+        return self._render(
+            message=message,
+            add_generation_prompt=add_generation_prompt and not answered,
+            add_output=answered,
+        )
 
     # --- tokens -----------------------------------------------------------------------------------------
 
@@ -186,22 +208,23 @@ class ChatRenderer:
             if through.startswith(prompt) and text.startswith(through)
         ]
         if not found or found[-1][1] != len(text):
-            found = self._common_prefix_span(messages, text, found)
+            found = [*found, self._answer_span(messages, text)]
         return text, found
 
-    def _common_prefix_span(
-        self, messages: Sequence[Message], text: str, found: list[tuple[int, int]]
-    ) -> list[tuple[int, int]]:
+    def _answer_span(self, messages: Sequence[Message], text: str) -> tuple[int, int]:
         """The final answer's span where the generation prompt is not a prefix of the rendered chat.
 
         Reasoning models' templates open a `<think>` in the generation prompt that a rendered answer without
-        reasoning lacks. The span then starts where the answer's own text does.
+        reasoning lacks. The span then starts where the answer's own text does, which is found by rendering another
+        answer in its place: the text itself may also stand elsewhere, an answer "end" inside "<|im_end|>".
         """
-        answer = messages[-1]["content"].strip()
-        start = text.rfind(answer) if answer else -1
-        if messages[-1]["role"] != "assistant" or start < 0:
-            raise DataError("the chat template does not show the final answer as it is written")
-        return [*found, (start, len(text))]
+        *context, answer = messages
+        if answer["role"] == "assistant":
+            other: Message = {**answer, "content": _OTHER_ANSWER}
+            before, found, _ = self.text([*context, other], add_generation_prompt=False).partition(_OTHER_ANSWER)
+            if found and text.startswith(before) and text[len(before) :].lstrip().startswith(answer["content"].strip()):
+                return len(before), len(text)
+        raise DataError("the chat template does not show the final answer as it is written")
 
     def _by_pieces(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
@@ -228,8 +251,8 @@ class ChatRenderer:
         return self._closed(ids, mask)
 
     def _until_end_of_turn(self, tokens: list[int]) -> list[bool]:
-        """True up to and including the last end token; what the template adds after it is never generated."""
-        last = max((t for t, token in enumerate(tokens) if token in self.eos_ids), default=len(tokens) - 1)
+        """True up to and including the first end token; what follows it is never generated."""
+        last = next((t for t, token in enumerate(tokens) if token in self.eos_ids), len(tokens) - 1)
         return [t <= last for t in range(len(tokens))]
 
     def _closed(self, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:

@@ -68,8 +68,7 @@ def read_samples(path: Path, *, labelled: bool, limit: int | None = None) -> tup
             continue
         while not labelled and messages[-1]["role"] == "assistant":
             messages.pop()
-        wish = row.get("id") if isinstance(row, dict) else None
-        identity = ids.give(messages, str(wish) if isinstance(wish, str | int) and str(wish) else None)
+        identity = ids.give(messages, _own_id(row))
         samples.append(Sample(identity, tuple(messages), {"row": number}))
     if not samples:
         first = f"\n    {rejected[0].detail}" if rejected else ""
@@ -77,10 +76,23 @@ def read_samples(path: Path, *, labelled: bool, limit: int | None = None) -> tup
     return samples, rejected
 
 
+def _own_id(row: Any) -> str | None:
+    """The id that a row brings, where it can serve as one."""
+    own = row.get("id") if isinstance(row, dict) else None
+    if not isinstance(own, str | int) or isinstance(own, bool) or _half_characters(str(own)):
+        return None
+    return str(own) or None
+
+
+def _half_characters(text: str) -> bool:
+    """Whether a text holds halves of surrogate pairs, which no file, tokenizer or server takes."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def _plain(row: Any) -> Any:
     try:
-        json.dumps(row)
-    except (TypeError, ValueError):
+        json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
         return str(row)
     return row
 
@@ -93,6 +105,8 @@ def _rows(path: Path) -> Iterator[Any]:
     suffix = path.suffix.lower()
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    if not path.is_file():
+        raise DataError(f"{path}: this is not a file")
     if suffix == ".parquet":
         yield from _parquet_rows(path)
     elif suffix in {".jsonl", ".ndjson"}:
@@ -104,14 +118,15 @@ def _rows(path: Path) -> Iterator[Any]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        file = parquet.ParquetFile(path)
-    except Exception as error:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None
-    for batch in file.iter_batches():
-        yield from batch.to_pylist()
 
 
 def _jsonl_rows(path: Path) -> Iterator[Any]:
@@ -121,7 +136,7 @@ def _jsonl_rows(path: Path) -> Iterator[Any]:
                 continue
             try:
                 yield json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield _Broken(f"not valid JSON: {error}", line.decode("utf-8", "replace")[:2000])
 
 
@@ -140,11 +155,11 @@ def _json_rows(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: the file is not UTF-8 text") from None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         first = text.lstrip().split("\n", 1)[0]
         try:
             json.loads(first)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{path}: not valid JSON: {error}") from None
         # JSON Lines under the name .json, as is common.
         yield from _jsonl_rows(path)
@@ -195,9 +210,7 @@ def _from_sharegpt(row: dict[str, Any]) -> list[Message]:
     turns = row["conversations"]
     if not isinstance(turns, list | tuple) or not turns:
         raise _Malformed("`conversations` must be a list that is not empty")
-    messages: list[Message] = []
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        messages.append({"role": "system", "content": row["system"]})
+    messages = _system(row)
     for turn in turns:
         if not isinstance(turn, dict):
             raise _Malformed("a turn of `conversations` is not an object")
@@ -220,13 +233,14 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
     if not isinstance(row[key], str):
         raise _Malformed(f"`{key}` is not text")
     content: str = row[key]
-    extra = row.get("input")
-    if isinstance(extra, str) and extra.strip():
+    extra = _optional_text(row, "input")
+    if extra.strip():
         content = f"{content}\n\n{extra}"
-    messages: list[Message] = []
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        messages.append({"role": "system", "content": row["system"]})
-    for turn in row.get("history") or []:
+    messages = _system(row)
+    history = row.get("history") or []
+    if not isinstance(history, list | tuple):
+        raise _Malformed("`history` must be pairs of texts")
+    for turn in history:
         if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
             raise _Malformed("`history` must be pairs of texts")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
@@ -242,7 +256,21 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
     return messages
 
 
+def _optional_text(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise _Malformed(f"`{key}` is not text")
+    return value or ""
+
+
+def _system(row: dict[str, Any]) -> list[Message]:
+    text = _optional_text(row, "system")
+    return [{"role": "system", "content": text}] if text.strip() else []
+
+
 def _check(messages: list[Message], *, labelled: bool) -> None:
+    if any(_half_characters(text) for message in messages for text in message.values() if isinstance(text, str)):
+        raise _Malformed("its text holds half of a surrogate pair")
     users = [message for message in messages if message["role"] == "user"]
     if not users:
         raise _Malformed("there is no user message")

@@ -2,7 +2,8 @@
 
 One JSON value a line. A line is handed to the operating system in one write before the work counts as done,
 so a killed process loses nothing that was finished; a line torn by the kill is cut off when the journal is
-opened again. Records that must stand or fall together share a line.
+opened again. A whole line that cannot be read (lost blocks, after a power cut) costs its own records and no others.
+Records that must stand or fall together share a line.
 """
 
 from __future__ import annotations
@@ -40,18 +41,14 @@ class Journal:
         self._reader = path.open("rb")
 
     def _recover(self) -> None:
-        """Index every whole line and cut off what follows the last one."""
+        """Index every line that can be read, and cut off what follows the last whole one."""
         self._file.seek(0)
         offset = 0
         with self.path.open("rb") as reader:
             for line in reader:
                 if not line.endswith(b"\n"):
                     break
-                try:
-                    records = json.loads(line)
-                except ValueError:
-                    break
-                self._index(records, offset)
+                self._index(_records(line), offset)
                 offset += len(line)
         if offset < self.path.stat().st_size:
             self._file.truncate(offset)
@@ -66,8 +63,13 @@ class Journal:
         """Write records, each with a `key`, as one line: after a kill either all of them are there or none."""
         line = json.dumps(records, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
         view = memoryview(line)
-        while view:
-            view = view[os.write(self._file.fileno(), view) :]
+        try:
+            while view:
+                view = view[os.write(self._file.fileno(), view) :]
+        except BaseException:
+            # A full disk leaves half a line, behind which nothing may be written.
+            self._file.truncate(self._end)
+            raise
         self._index(list(records), self._end)
         self._end += len(line)
         # The write above is safe from a kill; fsync adds safety from a power cut, at most every few seconds.
@@ -111,3 +113,13 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _records(line: bytes) -> list[dict[str, Any]]:
+    """The records of a line; none where it is not one that `append` wrote."""
+    try:
+        records = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    whole = isinstance(records, list) and all(isinstance(item, dict) and "key" in item for item in records)
+    return records if whole else []

@@ -28,7 +28,7 @@ def canonical_json(value: Any) -> str:
 
 def content_hash(value: Any) -> str:
     """SHA-256 of a JSON value's canonical spelling, in hex."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,10 @@ class _Stopwatch:
 def _changed_keys(old: Any, new: Any, path: str = "") -> list[str]:
     """Dotted paths at which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
+        absent = object()
         return [
             changed
             for key in sorted({*old, *new})
-            for changed in _changed_keys(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            for changed in _changed_keys(old.get(key, absent), new.get(key, absent), f"{path}.{key}" if path else key)
         ]
     return [] if old == new else [path.removeprefix("config.")]

@@ -6,8 +6,10 @@ through `redact`. Servers echo keys in error messages, so hiding our own values 
 
 from __future__ import annotations
 
+import html
 import json
 import logging
+import re
 import urllib.parse
 from typing import Any
 
@@ -28,13 +30,7 @@ class Redactor:
         """Hide `secret` from now on, also as JSON and URLs spell it."""
         if len(secret) < _MIN_LENGTH:
             return
-        spellings = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-        spellings |= {
-            urllib.parse.quote(secret),
-            urllib.parse.quote(secret, safe=""),
-            urllib.parse.quote_plus(secret),
-        }
-        self._spellings = sorted({*self._spellings, *spellings}, key=len, reverse=True)
+        self._spellings = sorted({*self._spellings, *_spellings(secret)}, key=len, reverse=True)
 
     def register_config(self, config: BaseModel) -> None:
         """Register every secret value inside a config, and passwords inside its URLs."""
@@ -65,6 +61,26 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+
+def _spellings(secret: str) -> set[str]:
+    """A text as JSON (also inside JSON's text, also with escaped slashes), Python, HTML and URLs spell it."""
+    in_json = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    in_json |= {text.replace("/", "\\/") for text in in_json}
+    in_urls = {
+        urllib.parse.quote(secret),
+        urllib.parse.quote(secret, safe=""),
+        urllib.parse.quote_plus(secret),
+    }
+    in_urls |= {re.sub("%..", lambda code: code.group().lower(), text) for text in in_urls}
+    return {
+        secret,
+        *in_json,
+        *(json.dumps(text)[1:-1] for text in in_json),
+        repr(secret)[1:-1],
+        html.escape(secret),
+        *in_urls,
+    }
 
 
 class RedactingFormatter(logging.Formatter):

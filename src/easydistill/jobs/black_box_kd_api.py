@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from easydistill.config.base import Unfit
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
@@ -32,13 +33,10 @@ class Job(JobConfig):
     @model_validator(mode="after")
     def _has_rows(self) -> Job:
         if self.inference is not None and self.dataset.instruction_path is None:
-            raise ValueError(
-                "the teacher needs prompts: set dataset.instruction_path (or drop `inference` to train on labeled_path)"
-            )
+            mend = "set dataset.instruction_path, or drop `inference` to train on dataset.labeled_path"
+            raise Unfit("the teacher has no prompts", mend)
         if self.inference is None and self.dataset.labeled_path is None:
-            raise ValueError(
-                "there is no teacher and nothing labelled: set inference.base_url, or dataset.labeled_path"
-            )
+            raise Unfit("there is no teacher and nothing labelled", "set inference.base_url, or dataset.labeled_path")
         return self
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from easydistill.config.base import Unfit
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.config.job import JobConfig
@@ -42,8 +43,8 @@ class Job(JobConfig):
         if self.labels or self.dataset.labeled_path is not None:
             return self
         if self.models.teacher is None:
-            raise ValueError("there is no teacher and nothing labelled: set models.teacher, or dataset.labeled_path")
-        raise ValueError("the teacher needs prompts: set dataset.instruction_path")
+            raise Unfit("there is no teacher and nothing labelled", "set models.teacher, or dataset.labeled_path")
+        raise Unfit("the teacher has no prompts", "set dataset.instruction_path")
 
 
 def plan(job: Job) -> list[Stage]:

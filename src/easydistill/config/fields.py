@@ -1,0 +1,136 @@
+"""Looking around in config classes: which keys there are, where, and what a place in an error stands for."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, Tag
+from pydantic.fields import FieldInfo
+
+from easydistill.config.document import KeyPath
+
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    list: "a list [ … ]",
+    dict: "a section { … }",
+}
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The config classes inside a field's annotation."""
+    for member in members_of(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            yield member
+
+
+def members_of(annotation: Any) -> Iterator[Any]:
+    """The members of a union (None left out), without `Annotated`; the annotation itself where it is no union."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        yield from members_of(typing.get_args(annotation)[0])
+    elif origin in {typing.Union, types.UnionType}:
+        for argument in typing.get_args(annotation):
+            yield from members_of(argument)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def is_union(annotation: Any) -> bool:
+    """Whether a field takes values of several kinds, not counting None."""
+    return len(list(members_of(annotation))) > 1
+
+
+def alternatives(annotation: Any) -> str:
+    """What a field takes, in words: `true, false or "auto"`."""
+    words: list[str] = []
+    for member in members_of(annotation):
+        if member is bool:
+            words += ["true", "false"]
+        elif typing.get_origin(member) is typing.Literal:
+            words += [f'"{value}"' for value in typing.get_args(member)]
+        elif isinstance(member, type) and issubclass(member, BaseModel):
+            words.append(_WORDS[dict])
+        else:
+            words.append(_WORDS.get(typing.get_origin(member) or member, str(member)))
+    *first, last = dict.fromkeys(words)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def literals(annotation: Any) -> list[str]:
+    """The words that a field takes."""
+    chosen = [member for member in members_of(annotation) if typing.get_origin(member) is typing.Literal]
+    return [value for member in chosen for value in typing.get_args(member) if isinstance(value, str)]
+
+
+def _tagged(annotation: Any, tag: str | int) -> Iterator[type[BaseModel]]:
+    """The class that a discriminated union gives the tag; every class of a union that has no tags."""
+    branches = typing.get_args(annotation) if is_union(annotation) else (annotation,)
+    tags = {
+        mark.tag: branch
+        for branch in branches
+        if typing.get_origin(branch) is typing.Annotated
+        for mark in typing.get_args(branch)[1:]
+        if isinstance(mark, Tag)
+    }
+    yield from models_in(tags.get(str(tag), annotation))
+
+
+def keys_of(models: list[type[BaseModel]]) -> dict[str, FieldInfo]:
+    """Key → field."""
+    return {info.alias or name: info for cls in models for name, info in cls.model_fields.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an error's location stands for."""
+
+    path: KeyPath
+    """In the config: without the names of union members that pydantic puts between."""
+    field: FieldInfo | None
+    """The field at that path; None for a key that is unknown or inside free-form data."""
+    siblings: tuple[type[BaseModel], ...]
+    """The classes whose key the last part of the path is, or would be."""
+    union: KeyPath | None
+    """Path of the innermost field above or at this place that takes values of several kinds."""
+
+
+def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
+    """Follow a pydantic error location through the config classes."""
+    path: list[int | str] = []
+    here: tuple[type[BaseModel], ...] = (model,)
+    siblings: tuple[type[BaseModel], ...] = ()
+    field: FieldInfo | None = None
+    union: KeyPath | None = None
+    between = False
+    for part in loc:
+        if between:
+            assert field is not None
+            here, between = tuple(_tagged(field.annotation, part)), False
+            continue
+        path.append(part)
+        siblings = here
+        field = keys_of(list(here)).get(str(part))
+        here = tuple(models_in(field.annotation)) if field is not None else ()
+        if field is not None and is_union(field.annotation):
+            union, between = tuple(path), True
+    return Place(tuple(path), field, siblings, union)
+
+
+def sections(model: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
+    """Every section of a config with its keys, from the top."""
+
+    def walk(models: list[type[BaseModel]], path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
+        keys = {name: info for name, info in keys_of(models).items() if not name.startswith("$")}
+        yield path, keys
+        for name, info in keys.items():
+            inner = list(models_in(info.annotation))
+            if inner:
+                yield from walk(inner, (*path, name))
+
+    return walk([model], path)
