@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 RUN := HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 
-.PHONY: help quickstart test test-slow lint format bench clean
+.PHONY: help quickstart test test-slow lint format bench docs clean
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow    the tests that take longer"
 	@echo "make lint         style, types, layers"
 	@echo "make bench        the benchmarks; results in benchmarks/*/results"
+	@echo "make docs         the documents as a site, in docs/_build"
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +66,14 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.sft_step.run
 	$(RUN) $(BIN)/python -m benchmarks.labelling.client_requests
 	$(RUN) $(BIN)/python -m benchmarks.labelling.vllm_path
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build -W -q docs docs/_build
 
 clean:
 	rm -rf $(VENV) runs

@@ -141,6 +141,20 @@ def test_ctrl_c_drains_and_says_how_to_go_on(tiny_model: Path, tmp_path: Path) -
     assert read(tmp_path / "run/summary.json")["status"] == "interrupted"
 
 
+def test_a_password_in_the_url_is_nowhere_and_does_not_buy_again(
+    server: Running, tiny_model: Path, tmp_path: Path
+) -> None:
+    url = server.base_url.replace("http://", "http://user:{}@")
+    job = api_job(
+        tmp_path, url.format("hunter2-first"), tiny_model, [f"q {n}" for n in range(12)], system_prompt="be kind"
+    )
+    assert easydistill.run(job, quiet=True).fresh
+    assert b"hunter2-first" not in everything_written(tmp_path / "run")
+    job["inference"]["base_url"] = url.format("hunter2-second")
+    assert not easydistill.run(job, quiet=True).fresh
+    assert max(server.stats()["paid"].values()) == 1
+
+
 def test_two_runs_at_once_do_not_mix(tiny_model: Path, tmp_path: Path) -> None:
     with running(latency=0.5) as slow:
         job = api_job(tmp_path, slow.base_url, tiny_model, [f"q {n}" for n in range(100)], max_concurrency=1)

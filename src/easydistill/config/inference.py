@@ -34,8 +34,12 @@ class SamplingConfig(Section):
     """Nucleus sampling: draw from the smallest set of tokens with this much probability."""
 
     def sampling(self) -> dict[str, Any]:
-        """Everything here that can change an answer, for request keys and fingerprints."""
-        return self.identity()
+        """What shapes an answer beside model and messages, for request keys.
+
+        The model's place and name are the teacher's identity, and the system prompt is part of the messages.
+        """
+        elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt"}
+        return {name: value for name, value in self.identity().items() if name not in elsewhere}
 
 
 class ApiInferenceConfig(SamplingConfig):
@@ -84,6 +88,8 @@ class LocalInferenceConfig(SamplingConfig):
 
     runtime_only: ClassVar[frozenset[str]] = frozenset(
         {
+            "batch_size",
+            "max_batch_tokens",
             "gpu_memory_utilization",
             "enforce_eager",
             "enable_chunked_prefill",

@@ -16,7 +16,7 @@ from easydistill.engine.stage import Stage, StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.stages.label import LabelStage, TeacherPlan
-from easydistill.teachers.base import Teacher
+from easydistill.teachers.base import Teacher, bare_url
 
 
 class Job(JobConfig):
@@ -57,7 +57,7 @@ def _teacher(inference: ApiInferenceConfig) -> TeacherPlan:
         return OpenAITeacher(inference, context.redactor)
 
     def identity() -> dict[str, Any]:
-        return {"base_url": inference.base_url, "model": inference.model}
+        return {"base_url": bare_url(inference.base_url), "model": inference.model}
 
     def preflight() -> list[ConfigIssue]:
         issues: list[ConfigIssue] = []

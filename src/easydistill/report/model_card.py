@@ -45,7 +45,8 @@ def card(facts: Facts) -> str:
         "",
         f"- {rows.get('entered', 'n/a')} rows read, {facts.train.get('train_rows', 'n/a')} trained on, "
         f"{facts.train.get('heldout_rows', 'n/a')} held out, {rows.get('rejected', 'n/a')} rejected",
-        f"- {facts.train.get('steps', 'n/a')} optimiser steps, final training loss {facts.train.get('final_loss', 'n/a')}",
+        f"- {facts.train.get('steps', 'n/a')} optimiser steps, "
+        f"final training loss {facts.train.get('final_loss', 'n/a')}",
         "",
     ]
     if facts.metrics:
@@ -64,7 +65,9 @@ def card(facts: Facts) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("path/to/student")',
         'model = AutoModelForCausalLM.from_pretrained("path/to/student")',
         'chat = [{"role": "user", "content": "Why does bread rise?"}]',
-        'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+        "inputs = tokenizer.apply_chat_template(",
+        '    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))",
         "```",
         "",

@@ -84,7 +84,7 @@ class LabelStage:
         return {
             "instructions": hash_file(Path(self._dataset.instruction_path)),
             "max_samples": self._dataset.max_samples,
-            "inference": self._inference.sampling(),
+            "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
             "teacher": self._teacher.identity(),
             "labeled_path": self._dataset.labeled_path,
         }

@@ -8,6 +8,7 @@ before anything looks inside it.
 from __future__ import annotations
 
 import hashlib
+import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -35,6 +36,12 @@ def request_key(teacher: dict[str, Any], sampling: dict[str, Any], messages: Seq
         index: number of the sample, where one prompt is sampled several times.
     """
     return content_hash([teacher, sampling, list(messages), index])[:32]
+
+
+def bare_url(url: str) -> str:
+    """A URL without user name and password."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def row_seed(seed: int, key: str) -> int:

@@ -10,7 +10,6 @@ import asyncio
 import random
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
 from easydistill.teachers._chat_completion import RAW_LIMIT, StreamParser, parse_body
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
+from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes, bare_url
 from easydistill.teachers.retry import Fault, Verdict, from_status, pause
 
 POLL_SECONDS = 0.1
@@ -30,12 +29,6 @@ _MENDS = {
     "model": "check inference.model",
     "quota": "top up the account; the same command then goes on, and asks for nothing it has already",
 }
-
-
-def bare_url(url: str) -> str:
-    """A URL without user name and password."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 class OpenAITeacher:
