@@ -88,13 +88,11 @@ def test_whatever_is_said_the_answers_are_learned_and_nothing_else(
     row = renderer.render(messages)
     assert learned(renderer, row) == [f"{answer}<|im_end|>" for _, answer in turns]
     assert tokenizer.decode(row.ids) == renderer.text(messages, add_generation_prompt=False)
-    # What is learned continues exactly what generation would be given, for every answer.
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            prompt = renderer.prompt_ids(messages[:index])
-            assert row.ids[: len(prompt)] == prompt
-            assert not row.mask[len(prompt) - 1]
-            assert row.mask[len(prompt)]
+    # What is learned continues exactly what generation would be given.
+    first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    prompt = renderer.prompt_ids(messages[:first])
+    assert row.ids[: len(prompt)] == prompt
+    assert row.mask[: len(prompt) + 1] == [*[False] * len(prompt), True]
 
 
 def test_an_empty_thought_that_the_model_has_to_write_is_learned(tokenizer: Any) -> None:

@@ -112,6 +112,16 @@ def test_a_pruned_student_generates_and_reloads(smollm: Path, tmp_path: Path) ->
         build_student(ModelsConfig.model_validate({"student": {"from": str(smollm), "keep_layers": 31}}), torch.float32)
 
 
+def test_sizes_are_read_without_loading(smollm: Path) -> None:
+    from easydistill.models.size import model_parameters
+
+    assert model_parameters(str(smollm)) == model_parameters(TEACHER) == 134_515_008
+    pruned = ModelsConfig.model_validate({"student": {"from": str(smollm), "keep_layers": 4}})
+    real = sum(parameter.numel() for parameter in build_student(pruned, torch.float32).model.parameters())
+    assert model_parameters(str(smollm), 4) == real
+    assert model_parameters("some-org/not-here") is None
+
+
 def test_a_student_of_ones_own(smollm: Path) -> None:
     shape = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip

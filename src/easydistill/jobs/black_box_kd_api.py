@@ -66,4 +66,4 @@ def _teacher(inference: ApiInferenceConfig) -> TeacherPlan:
             issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
         return issues
 
-    return TeacherPlan(make, identity, preflight, is_api=True)
+    return TeacherPlan(make, identity, preflight)

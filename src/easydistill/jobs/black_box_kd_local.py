@@ -18,6 +18,7 @@ from easydistill.engine.stage import Stage, StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters
 from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import LabelStage, TeacherPlan
 from easydistill.teachers.base import Teacher
@@ -83,7 +84,11 @@ def _teacher(job: Job) -> TeacherPlan:
         extra = needs_extra("vllm", "vllm") if backend == "vllm" else []
         return extra + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", reference)
 
-    return TeacherPlan(make, identity, preflight, is_api=False)
+    def memory_bytes() -> int | None:
+        parameters = model_parameters(reference)
+        return None if parameters is None else parameters * (4 if inference.dtype == "float32" else 2)
+
+    return TeacherPlan(make, identity, preflight, memory_bytes)
 
 
 def _template(job: Job) -> str | None:

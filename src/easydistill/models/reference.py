@@ -144,11 +144,17 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "easydistill"
 
 
+def converted_directory(source: ModelSource) -> Path:
+    """Where the safetensors form of a GGUF file is, or will be."""
+    assert source.path is not None
+    return cache_directory() / "gguf" / f"{source.path.stem}-{source.identity()['files'][:16]}"
+
+
 def _converted(source: ModelSource) -> Path:
     from easydistill.models.gguf import convert
 
+    target = converted_directory(source)
     assert source.path is not None
-    target = cache_directory() / "gguf" / f"{source.path.stem}-{source.identity()['files'][:16]}"
     if not (target / "complete.json").is_file():
         convert(source.path, target)
         (target / "complete.json").write_text(json.dumps({"from": source.path.name}), encoding="utf-8")

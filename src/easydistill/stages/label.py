@@ -61,7 +61,8 @@ class TeacherPlan:
     identity: Callable[[], dict[str, Any]]
     """What names the teacher in the fingerprint, without asking it anything."""
     preflight: Callable[[], list[ConfigIssue]]
-    is_api: bool
+    memory_bytes: Callable[[], int | None] = lambda: None
+    """What its weights take on this machine, where it runs here."""
 
 
 class LabelStage:
@@ -91,15 +92,20 @@ class LabelStage:
 
     def estimate(self, directory: Path) -> Estimate:
         samples, _ = self._read()
+        identity = self._teacher.identity()
+        keys = {self._key(identity, sample) for sample in samples}
         done = 0
         if (directory / JOURNAL).exists():
             with Journal(directory / JOURNAL, note=_worth_another_try) as journal:
-                done = sum(not journal.note(key) for key in journal)
+                finished = {key for key in journal if not journal.note(key)}
+            # An API's model may be unknown until it is asked, and with it the keys.
+            done = len(finished) if None in identity.values() else len(finished & keys)
         return Estimate(
             rows=len(samples),
-            done_rows=min(done, len(samples)),
-            calls=max(0, len(samples) - done),
+            done_rows=min(done, len(keys)),
+            calls=max(0, len(keys) - done),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
+            memory_bytes=self._teacher.memory_bytes(),
         )
 
     def _read(self) -> tuple[list[Sample], list[Rejection]]:
@@ -112,15 +118,19 @@ class LabelStage:
             return ({"role": "system", "content": system}, *sample.messages)
         return sample.messages
 
+    def _key(self, identity: dict[str, Any], sample: Sample) -> str:
+        return request_key(identity, self._inference.sampling(), self._messages(sample))
+
     def run(self, context: StageContext) -> StageResult:
         samples, rejected = self._read()
         teacher = self._teacher.make(context)
         try:
-            identity, sampling = teacher.identity(), self._inference.sampling()
-            messages = {sample.id: self._messages(sample) for sample in samples}
-            keys = {sample.id: request_key(identity, sampling, messages[sample.id]) for sample in samples}
+            identity = teacher.identity()
+            keys = {sample.id: self._key(identity, sample) for sample in samples}
             # Rows with the same prompt share one request: nothing is paid for twice.
-            requests = {keys[sample.id]: GenerationRequest(keys[sample.id], messages[sample.id]) for sample in samples}
+            requests = {
+                keys[sample.id]: GenerationRequest(keys[sample.id], self._messages(sample)) for sample in samples
+            }
             with Journal(context.directory / JOURNAL, note=_worth_another_try) as journal:
                 self._generate(teacher, list(requests.values()), journal, context)
                 context.stop.raise_if_requested()

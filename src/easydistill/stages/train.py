@@ -14,6 +14,7 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.records import count_reasons
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
+from easydistill.models.size import student_parameters
 from easydistill.models.student import Student, check_student, student_identity, student_references
 from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import missing_file
@@ -52,7 +53,16 @@ class TrainStage:
         }
 
     def estimate(self, directory: Path) -> Estimate:
-        return Estimate()
+        parameters = student_parameters(self._models)
+        if parameters is None:
+            return Estimate()
+        # Weights, gradients and Adam's two moments in float32; adapters are small beside frozen weights.
+        bytes_each = 4 if self._training.lora is not None else 16
+        return Estimate(
+            # The student in two bytes a value, and checkpoints: weights and moments.
+            disk_bytes=parameters * (2 + (0 if self._training.lora else 12) * (self._training.save_total_limit + 1)),
+            memory_bytes=parameters * bytes_each + 3 * self._training.loss_chunk_bytes,
+        )
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer

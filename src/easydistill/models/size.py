@@ -1,0 +1,58 @@
+"""How large a model is, read from its files' headers without loading anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from pathlib import Path
+
+from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
+from easydistill.errors import ModelError
+from easydistill.models.reference import converted_directory, resolve
+from easydistill.models.student import kept_layers
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+def parameter_shapes(directory: Path) -> dict[str, int]:
+    """Number of values of each tensor in a directory's safetensors files, by name."""
+    found: dict[str, int] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as handle:
+            (size,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(size))
+        found |= {name: math.prod(item["shape"]) for name, item in header.items() if name != "__metadata__"}
+    return found
+
+
+def model_parameters(reference: str, keep_layers: int | None = None) -> int | None:
+    """Parameters of a model; None where its files are not on this machine, or are not safetensors."""
+    try:
+        source = resolve(reference)
+    except ModelError:
+        return None
+    directory = converted_directory(source) if source.is_gguf else source.path
+    if directory is None or not directory.is_dir():
+        return None
+    shapes = parameter_shapes(directory)
+    layers = {int(match[1]) for name in shapes if (match := _LAYER.search(name))}
+    if keep_layers is not None and layers and keep_layers <= len(layers):
+        kept = set(kept_layers(len(layers), keep_layers))
+        shapes = {
+            name: count
+            for name, count in shapes.items()
+            if (match := _LAYER.search(name)) is None or int(match[1]) in kept
+        }
+    return sum(shapes.values()) or None
+
+
+def student_parameters(models: ModelsConfig) -> int | None:
+    """Parameters of the student that a config describes; None where that cannot be told cheaply."""
+    student = models.student
+    if isinstance(student, FreshStudent):
+        return None
+    if isinstance(student, PrunedStudent):
+        return model_parameters(student.from_model, student.keep_layers)
+    return model_parameters(student)
