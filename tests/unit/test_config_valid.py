@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import easydistill
 from easydistill import api
 from easydistill.cli import main
 from easydistill.config.dataset import DatasetConfig
+from easydistill.config.template import starting_config
 from easydistill.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +189,61 @@ def test_the_schema_accepts_what_we_accept_and_refuses_a_typo() -> None:
     assert validator.is_valid(good)
     assert not validator.is_valid({**good, "training": {"learnin_rate": 1}})
     assert not validator.is_valid({**good, "job_type": "nothing"})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_schema_accepts_the_shipped_configs_and_refuses_each_with_a_typo(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEY", "k")
+    validator = jsonschema.Draft202012Validator(api.job_schema())
+    source = api.load(path).source
+    assert [error.message for error in validator.iter_errors(source)] == []
+    for section in [name for name, value in source.items() if isinstance(value, dict)]:
+        assert not validator.is_valid({**source, section: {**source[section], "temprature": 1}})
+    assert not validator.is_valid({**source, "trainning": {}})
+
+
+def test_the_schema_is_a_schema_and_describes_every_key() -> None:
+    schema = api.job_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert set(api.job_classes()) <= set(schema["$defs"])
+    for name, definition in schema["$defs"].items():
+        assert definition["additionalProperties"] is False, name
+        bare = [key for key, value in definition["properties"].items() if not {"description", "$ref"} & set(value)]
+        assert not bare, (name, bare)
+
+
+@pytest.mark.parametrize("text", ["true", "True", "TRUE", "yes", "on", "1", True, 1])
+def test_truth_in_words(text: Any) -> None:
+    assert load({**CODE_2, "training": {"packing": text}}).training.packing is True
+    assert load({**CODE_2, "training": {"bf16": text}}).training.bf16 is True
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-5", 2e-5), ("0.5", 0.5), (3, 3.0), ("1E-4", 1e-4)])
+def test_numbers_in_quotes(text: Any, value: float) -> None:
+    assert load({**CODE_2, "training": {"learning_rate": text}}).training.learning_rate == value
+    assert load({**CODE_2, "training": {"max_length": "512"}}).training.max_length == 512
+
+
+def test_codes_1_and_2_as_files_in_the_papers_spelling(tmp_path: Path) -> None:
+    for config in (CODE_1, CODE_2):
+        path = tmp_path / "kd.json"
+        path.write_text(json.dumps(config, indent=2))
+        assert main(["validate", str(path)]) == 0
+        assert easydistill.validate(path) == load(config)
+
+
+def test_every_default_config_is_what_init_says(tmp_path: Path) -> None:
+    """Each default that `init` shows commented out is the default indeed."""
+    for job_type in api.job_classes():
+        lines = starting_config(api.job_classes()[job_type]).splitlines()
+        keys = re.compile(r'    // ("[a-z_0-9]+": )')
+        opened = "\n".join(line.replace("// ", "", 1) if keys.match(line) else line for line in lines)
+        (tmp_path / "open.jsonc").write_text(opened.replace("${env:API_KEY}", "k"))
+        (tmp_path / "kd.jsonc").write_text("\n".join(lines).replace("${env:API_KEY}", "k"))
+        assert opened.count("// ") < "\n".join(lines).count("// ")
+        assert easydistill.validate(tmp_path / "open.jsonc") == easydistill.validate(tmp_path / "kd.jsonc")
 
 
 @pytest.mark.parametrize("job_type", sorted(api.job_classes()))

@@ -42,6 +42,8 @@ def lines(folder: Path, *rows: Any) -> Path:
         ({"instruction": "x", "output": {"text": "y"}}, "`output` is not text"),
         ({"messages": "hi"}, "`messages` must be a list"),
         ({"messages": [5]}, "needs a role"),
+        ({"messages": [{"role": [], "content": "x"}]}, "needs a role"),
+        ({"conversations": [{"from": {}, "value": "x"}]}, "is from {}"),
         ({"messages": [{"role": "user"}]}, "content of the user message"),
         ({"messages": [{"role": "user", "content": "x"}]}, "no answer to train on"),
         ({"conversations": {}}, "`conversations` must be a list"),
@@ -207,7 +209,21 @@ def test_written_rows_read_the_same_in_every_format(chats: list[Any], tmp_path: 
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(
-                    ["id", "instruction", "input", "output", "prompt", "system", "history", "messages", "conversations", "role", "content", "from", "value"]
+                    [
+                        "id",
+                        "instruction",
+                        "input",
+                        "output",
+                        "prompt",
+                        "system",
+                        "history",
+                        "messages",
+                        "conversations",
+                        "role",
+                        "content",
+                        "from",
+                        "value",
+                    ]
                 ),
                 inner | st.sampled_from(["user", "assistant", "human", "gpt"]),
                 max_size=4,
@@ -218,7 +234,7 @@ def test_written_rows_read_the_same_in_every_format(chats: list[Any], tmp_path: 
     labelled=st.booleans(),
 )
 def test_no_row_breaks_the_reader(row: Any, labelled: bool, tmp_path: Path) -> None:
-    samples, rejected = read_samples(lines(tmp_path, GOOD, row), labelled=labelled)
+    samples, rejected = read_samples(lines(tmp_path, GOOD, json.dumps(row) + "\n"), labelled=labelled)
     assert len(samples) + len(rejected) == 2
     assert len({each.id for each in (*samples, *rejected)}) == 2
     for sample in samples:
@@ -226,7 +242,7 @@ def test_no_row_breaks_the_reader(row: Any, labelled: bool, tmp_path: Path) -> N
 
 
 def test_real_data_is_read_without_a_rejection(shared_data: Path) -> None:
-    for name in ("gsm8k_train.jsonl", "p3_test.jsonl", "vicuna_questions.jsonl", "self_instruct_seed_tasks.jsonl"):
+    for name in ("gsm8k_train.jsonl", "p3_test.jsonl", "humaneval.jsonl", "ifeval_100.jsonl"):
         samples, rejected = read_samples(shared_data / name, labelled=False)
         assert len(samples) > 20, name
         assert not rejected, (name, rejected[0])

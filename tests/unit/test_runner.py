@@ -148,3 +148,163 @@ def test_preflight_gathers_all_issues(directory: RunDirectory) -> None:
 def test_the_directory_is_locked(directory: RunDirectory) -> None:
     with directory.locked(), pytest.raises(RunDirectoryBusy), RunDirectory(directory.path).locked():
         pass
+
+
+def test_a_failure_leaves_what_was_complete_before_it(directory: RunDirectory) -> None:
+    first, second = Fake("a"), Fake("b", inputs=("a",))
+    second.fails = True
+    seen: list[list[str]] = []
+    with pytest.raises(DataError):
+        runner(directory).execute([first, second], on_stage=lambda records: seen.append([r.name for r in records]))
+    assert seen == [["a"]]
+    found = runner(directory).completed([first, second])
+    assert [record is not None for record in found] == [True, False]
+    second.fails = False
+    records = runner(directory).execute([first, second])
+    assert [record.status for record in records] == ["skipped", "done"]
+    assert (first.runs, second.runs) == (1, 2)
+
+
+def test_a_failed_attempt_ends_the_completeness_of_what_it_wrote_over(directory: RunDirectory) -> None:
+    runner(directory).execute([Fake("a", rate=1)])
+    broken = Fake("a", rate=2)
+    broken.fails = True
+    with pytest.raises(DataError):
+        runner(directory).execute([broken])
+    # Back to the first configuration: its files may hold what the failed attempt left there.
+    again = Fake("a", rate=1)
+    assert runner(directory).completed([again]) == [None]
+    runner(directory).execute([again])
+    assert again.runs == 1
+
+
+class Stopped(Fake):
+    """A stage that is interrupted in the middle of its work."""
+
+    def __init__(self, name: str, stop: StopSignal) -> None:
+        super().__init__(name)
+        self.stop = stop
+
+    def run(self, context: StageContext) -> StageResult:
+        result = super().run(context)
+        self.stop.request()
+        return result
+
+
+def test_a_stage_that_was_interrupted_is_not_complete(directory: RunDirectory) -> None:
+    stop = StopSignal()
+    stage = Stopped("a", stop)
+    with pytest.raises(Interrupted):
+        runner(directory, stop).execute([stage])
+    path = directory.stage_directory(1, "a")
+    assert Manifest.read(path) is None
+    assert (path / "out.txt").is_file(), "what was written stays for the next attempt"
+    records = runner(directory).execute([Fake("a")])
+    assert records[0].status == "done"
+
+
+def test_time_is_counted_over_all_attempts_at_the_same_thing(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("easydistill.engine.runner.time.monotonic", lambda: float(next(clock)))
+    stage = Fake("a", rate=1)
+    stage.fails = True
+    for _ in range(2):
+        with pytest.raises(DataError):
+            runner(directory).execute([stage])
+    stage.fails = False
+    assert runner(directory).execute([stage])[0].manifest.seconds == 30.0
+    # Another configuration starts from zero.
+    other = Fake("a", rate=2)
+    other.fails = True
+    with pytest.raises(DataError):
+        runner(directory).execute([other])
+    assert runner(directory).execute([Fake("a", rate=3)])[0].manifest.seconds == 10.0
+
+
+def test_an_output_that_was_not_written_is_told(directory: RunDirectory) -> None:
+    class Forgetful(Fake):
+        def run(self, context: StageContext) -> StageResult:
+            super().run(context)
+            return StageResult(("out.txt", "other.txt"))
+
+    with pytest.raises(DataError, match=r"a did not write other\.txt"):
+        runner(directory).execute([Forgetful("a")])
+    assert Manifest.read(directory.stage_directory(1, "a")) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ({"rate": 1}, {"rate": 2}, ["rate"]),
+        ({"rate": 1}, {"rate": None}, ["rate"]),
+        ({"rate": 1}, {}, ["rate"]),
+        ({}, {"rate": None}, ["rate"]),
+        ({"deep": {"a": 1, "b": 2}}, {"deep": {"a": 1, "b": 3}}, ["deep.b"]),
+        ({"deep": {"a": 1}}, {"deep": 5}, ["deep"]),
+        ({"list": [1, 2]}, {"list": [2, 1]}, ["list"]),
+        ({"a": 1, "b": 1}, {"a": 2, "b": 2}, ["a", "b"]),
+        ({"a": 1}, {"a": "1"}, ["a"]),
+    ],
+)
+def test_what_changed_is_named(
+    old: dict[str, Any], new: dict[str, Any], changed: list[str], directory: RunDirectory
+) -> None:
+    runner(directory).execute([Fake("a", **old)])
+    lines: list[str] = []
+    stage = Fake("a", **new)
+    runner(directory, lines=lines).execute([stage])
+    assert stage.runs == 1
+    assert lines[0] == f"[1/1] a again: {', '.join(changed)} changed"
+
+
+def test_a_changed_input_is_named(directory: RunDirectory) -> None:
+    runner(directory).execute([Fake("a"), Fake("b", inputs=("a",))])
+    lines: list[str] = []
+    runner(directory, lines=lines).execute([Fake("a", "other", rate=1), Fake("b", inputs=("a",))])
+    assert lines[1] == "[2/2] b again: inputs.a changed"
+
+
+def test_lost_files_are_named(directory: RunDirectory) -> None:
+    record = runner(directory).execute([Fake("a")])[0]
+    (record.directory / "out.txt").unlink()
+    lines: list[str] = []
+    runner(directory, lines=lines).execute([Fake("a")])
+    assert lines == ["[1/1] a again: its files are gone"]
+
+
+def test_a_stage_is_given_the_artifacts_it_names_and_no_others(directory: RunDirectory) -> None:
+    seen: dict[str, Any] = {}
+
+    class Reader(Fake):
+        def run(self, context: StageContext) -> StageResult:
+            seen["inputs"] = sorted(context.inputs)
+            seen["text"] = context.input_path("b", "out.txt").read_text()
+            seen["fingerprint"] = context.fingerprint
+            return super().run(context)
+
+    records = runner(directory).execute([Fake("a", "A"), Fake("b", "B"), Reader("c", inputs=("b",))])
+    assert seen["inputs"] == ["b"]
+    assert seen["text"] == "B"
+    assert seen["fingerprint"] == records[2].manifest.fingerprint
+
+
+def test_nothing_after_an_open_stage_counts_as_complete(directory: RunDirectory) -> None:
+    stages = [Fake("a"), Fake("b", inputs=("a",)), Fake("c", inputs=("b",))]
+    runner(directory).execute(stages)
+    (directory.stage_directory(1, "a") / "manifest.json").unlink()
+    assert runner(directory).completed(stages) == [None, None, None]
+    # Its output is the same again, so nothing else has to run.
+    runner(directory).execute(stages)
+    assert [stage.runs for stage in stages] == [2, 1, 1]
+
+
+def test_half_characters_in_a_rejection_can_be_written(directory: RunDirectory) -> None:
+    class Odd(Fake):
+        def run(self, context: StageContext) -> StageResult:
+            super().run(context)
+            return StageResult(("out.txt",), rejected=(Rejection("r", "a", "bad", "\ud800", 1, {"\ud800": "\udfff"}),))
+
+    record = runner(directory).execute([Odd("a")])[0]
+    assert json.loads((record.directory / "rejected.jsonl").read_text())["detail"] == "?"

@@ -57,11 +57,37 @@ def test_no_heavy_library(name: str, config: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["help", "validate"])
+@pytest.mark.parametrize("name", ["help", "validate", "schema", "init"])
 def test_half_a_second_of_cpu_time_at_most(name: str, config: str) -> None:
-    bare = statistics.median(cpu_seconds("-c", "pass") for _ in range(5))
-    ours = statistics.median(cpu_seconds("-m", "easydistill", *arguments(name, config)) for _ in range(5))
+    bare = statistics.median(cpu_seconds("-c", "pass") for _ in range(3))
+    ours = statistics.median(cpu_seconds("-m", "easydistill", *arguments(name, config)) for _ in range(3))
     assert ours - bare < 0.5
+
+
+@pytest.mark.parametrize("name", ["kd.yaml", "kd.toml", "kd.jsonc"])
+def test_a_bad_config_in_any_notation_loads_no_heavy_library(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("x = 1\n" if name.endswith("toml") else "x: 1\n" if name.endswith("yaml") else '{"x": 1}')
+    heavy = [module for module in HEAVY if module != "yaml"]
+    code = (
+        f"import sys\nfrom easydistill.cli import main\nassert main(['validate', {str(path)!r}]) == 2\n"
+        f"found = [name for name in {heavy!r} if name in sys.modules]\nassert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_config_and_no_network_is_needed_to_be_told_so() -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(*arguments, **options):\n    raise AssertionError('network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from easydistill.cli import main\n"
+        "assert main(['validate', 'nowhere.json']) == 2\n"
+        "assert main(['init', 'black_box_kd_local']) == 0\n"
+        "assert main(['schema']) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_importing_the_package_is_free() -> None:

@@ -48,7 +48,7 @@ def explain(
     model: type[BaseModel],
     other_jobs: Mapping[str, type[BaseModel]],
 ) -> dict[KeyPath, ConfigIssue]:
-    """One issue for each place in the config, in the order of the file.
+    """One issue for each place in the config.
 
     Args:
         error: what validating against `model` raised.
@@ -61,12 +61,11 @@ def explain(
         grouped.setdefault(place.path, []).append((place, details))
     # A union reports what each of its members dislikes; where one of them got inside the value, it was meant.
     entered = {place.union for place, _ in found if place.union is not None and place.path != place.union}
-    issues = {
+    return {
         path: document.issue(path, *_describe_all(group, document, model, other_jobs))
         for path, group in grouped.items()
         if path not in entered
     }
-    return dict(sorted(issues.items(), key=lambda item: document.line(item[0])))
 
 
 def _describe_all(

@@ -35,13 +35,13 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Config
             continue
         path = KEY_ALIASES.get(written, written)
         try:
-            _write(document.data, path, _value(text))
+            made = _write(document.data, path, _value(text))
         except _NotASection as error:
             problem = f"{dotted(error.path)} is {show(error.value, error.path)}, not a section"
             mend = f"set {dotted(error.path)} as a whole, e.g. --set '{dotted(error.path)}={{\"{path[-1]}\": …}}'"
             issues.append(ConfigIssue(OVERRIDE, name, problem, mend))
             continue
-        document.overridden.add(path)
+        document.overridden.add(made)
         document.renamed.pop(path, None)
         if path != written:
             document.renamed[path] = written
@@ -53,10 +53,15 @@ class _NotASection(Exception):
         self.path, self.value = path, value
 
 
-def _write(data: dict[str, Any], path: KeyPath, value: Any) -> None:
+def _write(data: dict[str, Any], path: KeyPath, value: Any) -> KeyPath:
+    """Set a value; returns its path, or that of the outermost section made for it."""
     target: Any = data
+    made = path
     for end, part in enumerate(path[:-1], start=1):
+        if part not in target:
+            made = min(made, path[:end], key=len)
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
             raise _NotASection(path[:end], target)
     target[path[-1]] = value
+    return made

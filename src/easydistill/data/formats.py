@@ -195,11 +195,12 @@ def _from_messages(value: Any) -> list[Message]:
         raise _Malformed("`messages` must be a list that is not empty")
     messages: list[Message] = []
     for item in value:
-        if not isinstance(item, dict) or item.get("role") not in _ROLES:
+        role = item.get("role") if isinstance(item, dict) else None
+        if not isinstance(role, str) or role not in _ROLES:
             raise _Malformed(f"a message needs a role (one of {', '.join(sorted(_ROLES))})")
         if not isinstance(item.get("content"), str):
-            raise _Malformed(f"the content of the {item['role']} message is not text")
-        message: Message = {"role": item["role"], "content": item["content"]}
+            raise _Malformed(f"the content of the {role} message is not text")
+        message: Message = {"role": role, "content": item["content"]}
         if isinstance(item.get("reasoning_content"), str) and item["reasoning_content"]:
             message["reasoning_content"] = item["reasoning_content"]
         messages.append(message)
