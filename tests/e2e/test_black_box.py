@@ -221,6 +221,23 @@ def test_made_students(student: dict[str, Any], tiny_model: Path, tmp_path: Path
     assert result.metrics["after"]["kl"] is not None
 
 
+def test_a_chat_that_the_template_refuses_is_a_rejected_row(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    picky = tmp_path / "picky"
+    shutil.copytree(tiny_model, picky)
+    template = (picky / "chat_template.jinja").read_text()
+    refuse = "{% for m in messages %}{% if 'SECRET' in m.content %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    (picky / "chat_template.jinja").write_text(refuse + template)
+    prompts = [*(f"say {n}" for n in range(20)), "say SECRET"]
+    for teacher, student in ((picky, tiny_model), (tiny_model, picky)):
+        folder = tmp_path / f"{teacher.name}-{student.name}"
+        folder.mkdir()
+        result = easydistill.run(local_job(folder, teacher, student, prompts), quiet=True)
+        assert result.exit_code == 0
+        assert result.summary["rows"]["rejected_by_reason"] == {"template_refused": 1}
+
+
 def test_missing_files_are_told_before_anything_starts(tmp_path: Path) -> None:
     job = {
         "job_type": "black_box_kd_local",

@@ -51,15 +51,11 @@ def check_student(models: ModelsConfig) -> list[ConfigIssue]:
     """What is wrong with the `models` section and can be told without loading weights."""
     issues: list[ConfigIssue] = []
     student = models.student
-    if isinstance(student, FreshStudent):
-        if "model_type" not in student.config:
-            problem = "a model config needs `model_type`"
-            issues.append(ConfigIssue("config", "models.student.config", problem, 'e.g. "model_type": "llama"'))
-        if student.tokenizer is None and models.teacher is None:
-            problem = "there is no teacher on this machine to take a tokenizer from"
-            issues.append(
-                ConfigIssue("config", "models.student.tokenizer", problem, "name a model whose tokenizer it uses")
-            )
+    if isinstance(student, FreshStudent) and student.tokenizer is None and models.teacher is None:
+        problem = "there is no teacher on this machine to take a tokenizer from"
+        issues.append(
+            ConfigIssue("config", "models.student.tokenizer", problem, "name a model whose tokenizer it uses")
+        )
     return issues
 
 

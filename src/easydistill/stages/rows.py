@@ -13,7 +13,9 @@ from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.engine.stage import StageContext
+from easydistill.errors import DataError
 from easydistill.stages.label import LABELED_PARQUET
+from easydistill.teachers.base import TEMPLATE_REFUSED
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
@@ -74,11 +76,15 @@ class LabelledRows:
 def render_all(
     renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str
 ) -> tuple[list[tuple[Sample, Rendered]], list[Rejection]]:
-    """Tokenise samples; those with nothing to learn inside `max_length` are rejected."""
+    """Tokenise samples; those the template refuses, or with nothing to learn inside `max_length`, are rejected."""
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
     for sample in samples:
-        row = renderer.render(sample.messages, max_length)
+        try:
+            row = renderer.render(sample.messages, max_length)
+        except DataError as error:
+            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
+            continue
         if any(row.mask[1:]):
             rendered.append((sample, row))
         else:

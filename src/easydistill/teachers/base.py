@@ -11,10 +11,17 @@ import hashlib
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.data.records import Message, content_hash
 from easydistill.engine.interrupt import StopSignal
+from easydistill.errors import DataError
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer
+
+TEMPLATE_REFUSED = "template_refused"
+"""Reason of a row whose chat the model's template does not take: a system message, say, where there is no such role."""
 
 
 @dataclass(frozen=True)
@@ -124,3 +131,15 @@ class Teacher(Protocol):
 
     def close(self) -> None:
         """Free the model or the connections."""
+
+
+def prompt_or_failure(chat: ChatRenderer, request: GenerationRequest, context: int | None) -> list[int] | Failure:
+    """A request's prompt tokens, or why a model with room for `context` tokens cannot be asked."""
+    try:
+        prompt = chat.prompt_ids(request.messages)
+    except DataError as error:
+        return Failure(request.key, TEMPLATE_REFUSED, str(error), 0, passing=False)
+    if context is not None and len(prompt) >= context:
+        detail = f"the prompt has {len(prompt)} tokens, the model takes {context}"
+        return Failure(request.key, "prompt_too_long", detail, 0, passing=False)
+    return prompt

@@ -17,7 +17,14 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, RecordOutcomes, row_seed
+from easydistill.teachers.base import (
+    Completion,
+    Failure,
+    GenerationRequest,
+    RecordOutcomes,
+    prompt_or_failure,
+    row_seed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -87,10 +94,10 @@ class TransformersTeacher:
             return
         self._load()
         config = self._inference
-        prompts = [self._chat.prompt_ids(request.messages) for request in requests]
-        fitting = self._fitting(requests, prompts, done, record)
+        prompts = self._prompts(requests, done, record)
+        fitting = list(prompts)
+        lengths = [len(prompt) for prompt in prompts.values()]
         rows = config.batch_size or MAX_BATCH_ROWS
-        lengths = [len(prompts[index]) for index in fitting]
         for batch in batches_by_length(lengths, rows, config.max_batch_tokens, config.max_new_tokens):
             if stop.requested:
                 return
@@ -99,23 +106,19 @@ class TransformersTeacher:
                 continue
             record(self._answer([requests[index] for index in chosen], [prompts[index] for index in chosen]))
 
-    def _fitting(
-        self,
-        requests: Sequence[GenerationRequest],
-        prompts: list[list[int]],
-        done: Callable[[str], bool],
-        record: RecordOutcomes,
-    ) -> list[int]:
-        """Indices of the rows that fit the model's context; the others are recorded as failures."""
+    def _prompts(
+        self, requests: Sequence[GenerationRequest], done: Callable[[str], bool], record: RecordOutcomes
+    ) -> dict[int, list[int]]:
+        """Prompt tokens by index of the request; those the model cannot take are recorded as failures instead."""
         context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
-        fitting: list[int] = []
-        for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
-            if context is None or len(prompt) < context:
-                fitting.append(index)
+        prompts: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            prompt = prompt_or_failure(self._chat, request, context)
+            if not isinstance(prompt, Failure):
+                prompts[index] = prompt
             elif not done(request.key):
-                detail = f"the prompt has {len(prompt)} tokens, the model takes {context}"
-                record([Failure(request.key, "prompt_too_long", detail, 0, passing=False)])
-        return fitting
+                record([prompt])
+        return prompts
 
     def _answer(self, requests: list[GenerationRequest], prompts: list[list[int]]) -> list[Completion]:
         torch = import_torch()

@@ -21,7 +21,14 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device, eos_ids, load_tokenizer
 from easydistill.models.reference import model_directory, resolve
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, RecordOutcomes, row_seed
+from easydistill.teachers.base import (
+    Completion,
+    Failure,
+    GenerationRequest,
+    RecordOutcomes,
+    prompt_or_failure,
+    row_seed,
+)
 
 CPU_KV_CACHE_GIB = "4"
 
@@ -121,10 +128,9 @@ class VllmTeacher:
                 record([self._completion(output, started.pop(output.request_id))])
 
     def _submit(self, request: GenerationRequest, started: dict[str, float], record: RecordOutcomes) -> None:
-        prompt = self._chat.prompt_ids(request.messages)
-        if len(prompt) >= self._context:
-            detail = f"the prompt has {len(prompt)} tokens, the model takes {self._context}"
-            record([Failure(request.key, "prompt_too_long", detail, 0, passing=False)])
+        prompt = prompt_or_failure(self._chat, request, self._context)
+        if isinstance(prompt, Failure):
+            record([prompt])
             return
         room = min(self._inference.max_new_tokens, self._context - len(prompt))
         params = self._params(request.key, room)
