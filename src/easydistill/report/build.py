@@ -1,31 +1,52 @@
-"""`report.html`, self-contained, and `report.md` from a run directory."""
+"""`report.html`, one file that needs nothing from outside, and its twin `report.md`, from a run directory."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from easydistill.data.files import write_text
-from easydistill.engine.progress import duration
-from easydistill.report.charts import bars, loss_curve
-from easydistill.report.collect import Facts, MetricRow, collect
+from easydistill.report import words
+from easydistill.report.charts import NARROW, SMOOTH_FROM, WIDE, loss_curve, meter
+from easydistill.report.collect import Facts, collect
+from easydistill.report.curve import Curve, smooth
+from easydistill.report.tables import funnel, rejected_words, stage_lines, total_seconds, truncated_words
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHOWN_AT_FIRST = 12
+ANSWERS_AT_FIRST = 24
+ANSWERS_IN_MARKDOWN = 8
 
 
 def build_report(run_directory: Path) -> Path:
-    """Write `report.html` and `report.md`; returns the former's path. Works for unfinished runs too."""
+    """Write `report.html` and `report.md`; returns the former's path.
+
+    Works for unfinished runs too: what has no data is left out, and a banner tells the run's state.
+    """
     facts = collect(run_directory)
-    values = _values(facts)
+    shared = _shared(facts)
     target = run_directory / "report.html"
-    write_text(target, _environment(autoescape=True).get_template("report.html.jinja").render(values))
-    markdown = _environment(autoescape=False).get_template("report.md.jinja").render(values)
-    write_text(run_directory / "report.md", markdown)
+    html = _environment(autoescape=True).get_template("report.html.jinja").render(**shared, **_for_html(facts))
+    markdown = (
+        _environment(autoescape=False)
+        .get_template("report.md.jinja")
+        .render(**shared, answers=facts.answers[:ANSWERS_IN_MARKDOWN])
+    )
+    write_text(run_directory / "report.md", printable(markdown))
+    write_text(target, printable(html))
     return target
+
+
+def printable(text: str) -> str:
+    """Text without lone surrogates, which JSON can carry and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _environment(*, autoescape: bool) -> jinja2.Environment:
@@ -36,116 +57,167 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": duration, "percent": percent, "cell": cell}
+    filters: dict[str, Callable[..., str]] = {"count": words.count, "md": md, "code": code, "fenced": fenced}
+    environment.filters |= filters
     return environment
 
 
-def number(value: Any) -> str:
-    """A figure as a person reads it."""
-    if value is None:
-        return "n/a"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+# --- Markdown -----------------------------------------------------------------------------------------------------
 
 
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:+.0%}"
+def md(text: str) -> str:
+    """Text as text inside Markdown: on one line, nothing in it markup."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(str(text).split()))
 
 
-def cell(value: Any) -> str:
-    """Text inside a Markdown table."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _fence(text: str, least: int) -> str:
+    return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
-def shown_value(row: MetricRow, value: float | None) -> str:
-    """A metric's value in its own unit."""
-    if value is None:
-        return "n/a"
-    return f"{value:.1%}" if row.name == "agreement" else f"{value:.4f}"
+def code(text: str) -> str:
+    """Text as inline code, also inside a table."""
+    flat = " ".join(str(text).split()).replace("|", "\\|")
+    fence = _fence(flat, 1)
+    return f"{fence} {flat} {fence}" if "`" in flat else f"{fence}{flat}{fence}"
 
 
-def _values(facts: Facts) -> dict[str, Any]:
-    summary, models = facts.summary, facts.config.get("models") or {}
-    inference = facts.config.get("inference") or {}
-    teacher = models.get("teacher") or inference.get("model") or inference.get("base_url")
-    rows = summary.get("rows") or {}
-    curve = facts.curve
+def fenced(text: str, language: str = "text") -> str:
+    """Text as a block of code that nothing in it can end."""
+    fence = _fence(text, 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+# --- what the templates are given -----------------------------------------------------------------------------------
+
+
+def snippet(directory: str) -> str:
+    """How to load the student with plain transformers."""
+    return f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = {json.dumps(directory, ensure_ascii=False)}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+
+chat = [{{"role": "user", "content": "Why does bread rise?"}}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=128)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+
+
+def _shared(facts: Facts) -> dict[str, Any]:
     return {
         "facts": facts,
-        "summary": summary,
-        "title": summary.get("name") or facts.directory.name,
-        "job_type": summary.get("job_type", ""),
-        "status": summary.get("status", "unknown"),
-        "teacher": teacher or "none: the rows were labelled already",
-        "student": facts.train.get("student") or _student(models.get("student")),
-        "rows": rows,
-        "funnel": _funnel(facts, rows),
-        "metric_cells": [(row, shown_value(row, row.before), shown_value(row, row.after)) for row in facts.metrics],
-        "loss_svg": loss_curve(*([point[name] for point in curve] for name in ("step", "loss", "lr")))
-        if len(curve) > 1
-        else "",
-        "time_svg": bars(
-            [(stage["name"], stage["seconds"], duration(stage["seconds"])) for stage in facts.stages], "Time per stage"
-        )
-        if facts.stages
-        else "",
-        "tokens": [
-            (stage["name"], kind, count)
-            for stage in facts.stages
-            for kind, count in (stage.get("tokens") or {}).items()
-        ],
-        "settings": _settings(facts),
-        "config_text": json.dumps(facts.config, indent=2, ensure_ascii=False),
-        "shown_at_first": SHOWN_AT_FIRST,
-        "student_path": str(facts.directory / "student"),
+        "summary": facts.summary,
+        "banner": banner(facts),
+        "teacher": words.teacher_words(facts),
+        "student": words.student_words(facts),
+        "lede": words.lede(facts),
+        "verdict": words.verdict(facts),
+        "time": words.time_of(total_seconds(facts)),
+        "when": words.moment(facts.summary.finished or facts.summary.started),
+        "metrics": [words.metric_words(row) for row in words.ordered_metrics(facts.metrics)],
+        "curve_words": curve_words(facts),
+        "funnel": funnel(facts),
+        "rejected_words": rejected_words(facts),
+        "truncated_words": truncated_words(facts),
+        "stages": stage_lines(facts),
+        "settings": words.settings(facts),
+        "environment": environment_words(facts),
+        "no_answer": _why_no_answer(facts),
+        "student_is_older": facts.has_student and facts.stage("train") is None,
+        "snippet": snippet(str(facts.directory / "student")),
     }
 
 
-def _student(student: Any) -> str:
-    if isinstance(student, dict):
-        if "from" in student:
-            return f"{student['from']}, {student.get('keep_layers')} layers kept"
-        return f"random weights, {(student.get('config') or {}).get('model_type', 'model')}"
-    return str(student or "n/a")
+def _for_html(facts: Facts) -> dict[str, Any]:
+    points = facts.curve.points
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        # Only this script runs, and nothing is fetched, whatever an answer may contain.
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "charts": [Markup(loss_curve(points, frame)) for frame in (WIDE, NARROW)] if len(points) > 1 else [],
+        "curve_json": Markup(json_in_html(_curve_data(facts.curve))),
+        "smoothed": len(points) >= SMOOTH_FROM,
+        "has_rate": any(point.rate for point in points),
+        "meter": _meter,
+        "shown_answers": facts.answers[:ANSWERS_AT_FIRST],
+        "more_answers": facts.answers[ANSWERS_AT_FIRST:],
+        "most_rejected": max((item.count for item in facts.rejected), default=1),
+        "config_text": json.dumps(facts.config, indent=2, ensure_ascii=False) if facts.config else "",
+    }
 
 
-def _funnel(facts: Facts, rows: dict[str, Any]) -> list[tuple[str, int, float]]:
-    """(name, rows, share of all rows) from seed rows to rows trained on."""
-    entered = rows.get("entered") or 0
-    if not entered:
-        return []
-    steps = [("rows read", entered)]
-    label = next((stage for stage in facts.stages if stage["name"] == "label"), None)
-    if label is not None:
-        steps.append(("answered by the teacher", label["rows"]["left"]))
-    for name, key in (("trained on", "train_rows"), ("held out", "heldout_rows")):
-        if key in facts.train:
-            steps.append((name, facts.train[key]))
-    return [(name, count, count / entered) for name, count in steps]
+def _meter(share: float, kind: str) -> Markup:
+    return Markup(meter((share, kind)))
 
 
-def _settings(facts: Facts) -> list[tuple[str, str]]:
-    """The settings that matter most, in words."""
-    training = facts.config.get("training") or {}
-    inference = facts.config.get("inference") or {}
-    found: list[tuple[str, str]] = []
-    if training:
-        batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
-        length = (
-            f"{training['max_steps']} steps"
-            if training.get("max_steps")
-            else f"{training['num_train_epochs']:g} epochs"
-        )
-        how = "LoRA" if training.get("lora") else "full fine-tuning"
-        found.append(("training", f"{how}, {length}, batch {batch}, learning rate {training['learning_rate']:g}"))
-    if inference:
-        temperature = inference.get("temperature")
-        heat = "the server's temperature" if temperature is None else f"temperature {temperature:g}"
-        found.append(("sampling", f"{heat}, at most {inference['max_new_tokens']} new tokens"))
-    for name, key in (("parameters", "parameters"), ("of these trained", "trainable_parameters"), ("steps", "steps")):
-        if key in facts.train:
-            found.append((name, number(facts.train[key])))
-    if facts.train.get("truncated_rows"):
-        found.append(("truncated rows", number(facts.train["truncated_rows"])))
-    return found
+def json_in_html(value: Any) -> str:
+    """JSON for a `<script type="application/json">` element: nothing in it can end the element or begin another."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _curve_data(curve: Curve) -> list[list[float | None]]:
+    even = smooth([point.loss for point in curve.points])
+    return [
+        [point.step, point.loss, round(average, 5), point.rate, point.epoch]
+        for point, average in zip(curve.points, even, strict=True)
+    ]
+
+
+def banner(facts: Facts) -> tuple[str, str, str] | None:
+    """(kind, headline, text) where there is more to say of the state than that the run is done."""
+    summary = facts.summary
+    finished = ", ".join(stage.name for stage in facts.stages)
+    kept = f"Complete so far: {finished}." if finished else "No stage is complete yet."
+    if summary.status == "done":
+        if summary.exit_code == 3:
+            return "warn", "Finished, but too many rows were rejected", rejected_words(facts)
+        return None
+    if summary.status == "failed":
+        return "bad", "This run failed", f"{kept} What is finished is kept."
+    if summary.status == "interrupted":
+        return "warn", "This run was interrupted", f"{kept} What is finished is kept."
+    if summary.status == "running":
+        return "warn", "This run has not ended", f"{kept} It is still at work, or was killed."
+    if summary.status == "unknown":
+        return "bad", "The state of this run is unknown", "summary.json is missing or cannot be read."
+    return "warn", f"This run is {summary.status}", kept
+
+
+def curve_words(facts: Facts) -> list[str]:
+    """What must be said under the loss curve for it to be read rightly."""
+    curve = facts.curve
+    notes = []
+    if curve.per_point > 1:
+        notes.append(f"Each point is the mean of {curve.per_point} of {curve.logged:,} logged steps.")
+    if curve.not_finite:
+        lost = "loss was not a finite number and is" if curve.not_finite == 1 else "losses were not finite and are"
+        notes.append(f"{curve.not_finite:,} logged {lost} left out.")
+    if curve.points and facts.stage("train") is None:
+        notes.append("Training is not complete: this is what its attempts in this directory have logged so far.")
+    return notes
+
+
+def environment_words(facts: Facts) -> list[tuple[str, str]]:
+    """Name and value of what the run ran on."""
+    found = facts.environment
+    lines = [
+        (name, words.plain(found[key]))
+        for key, name in (("python", "Python"), ("platform", "Platform"), ("cpus", "Processors"))
+        if found.get(key) is not None
+    ]
+    packages = found.get("packages")
+    if isinstance(packages, dict):
+        lines += [(name, words.plain(version)) for name, version in packages.items()]
+    return lines
+
+
+def _why_no_answer(facts: Facts) -> str:
+    note = next((row.note for row in facts.metrics if row.name == "rouge_l"), "")
+    return note or "no answer was recorded"

@@ -1,95 +1,177 @@
-"""Charts as SVG text: pure functions of numbers. Colours are CSS variables of the page, so that dark mode works."""
+"""Charts as SVG text: pure functions of numbers. Colours are classes of the page's style sheet, so dark mode works."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 40
+from easydistill.report.curve import Point, smooth
+
+SMOOTH_FROM = 8
+"""Fewer points than this need no smoothing."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A chart's size and the margins around its plot, in pixels."""
+
+    width: int
+    height: int
+    left: int = 48
+    right: int = 58
+    top: int = 12
+    bottom: int = 42
+
+
+WIDE = Frame(920, 320)
+NARROW = Frame(380, 270, left=40, right=54)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that span a range."""
+    """Round numbers inside a range, about `count` of them."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low]
     raw = (high - low) / count
     size = 10 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    digits = max(0, 2 - math.floor(math.log10(step)))
+    return [round(index * step, digits) for index in range(first, last + 1)]
 
 
-def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """Exponential moving average without bias at the start."""
-    average, total, out = 0.0, 0.0, []
-    for value in values:
-        average = weight * average + (1 - weight) * value
-        total = weight * total + (1 - weight)
-        out.append(average / total)
-    return out
+def whole_ticks(low: int, high: int, count: int = 6) -> list[int]:
+    """The same for a range of whole numbers."""
+    found = [int(tick) for tick in ticks(low, high, count) if tick == int(tick)]
+    return found if len(found) > 1 else sorted({low, high})
+
+
+def short(value: float) -> str:
+    """A tick's label: 12k instead of 12000."""
+    if abs(value) >= 10_000 and value == int(value):
+        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    return f"{value:,.6g}"
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate as people write it: 3e-4."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def meter(*parts: tuple[float, str]) -> str:
+    """A bar of shares of its whole width, one after the other: (share, CSS class). Decoration beside a figure."""
+    drawn = []
+    at = 0.0
+    for share, kind in parts:
+        width = min(max(share, 0.0), 1.0 - at) * 100
+        if width > 0:
+            # What is not nothing is seen.
+            width = max(width, 0.6)
+            drawn.append(f'<rect class="{escape(kind)}" x="{at * 100:.2f}" y="0" width="{width:.2f}" height="8"/>')
+        at = min(1.0, at + width / 100)
+    return (
+        '<svg class="meter" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
+        f"{''.join(drawn)}</svg>"
+    )
+
+
+class _Plot:
+    """Where data lies in a frame."""
+
+    def __init__(self, points: Sequence[Point], frame: Frame) -> None:
+        losses = [point.loss for point in points]
+        low, high = min(losses), max(losses)
+        margin = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
+        self.low, self.high = low - margin, high + margin
+        if low >= 0:
+            self.low = max(0.0, self.low)
+        self.first, self.last = points[0].step, points[-1].step
+        self.frame = frame
+
+    def x(self, step: float) -> float:
+        frame = self.frame
+        share = (step - self.first) / ((self.last - self.first) or 1)
+        return frame.left + share * (frame.width - frame.left - frame.right)
+
+    def y(self, loss: float) -> float:
+        return self.at((loss - self.low) / (self.high - self.low))
+
+    def at(self, share: float) -> float:
+        """Height at a share of the plot, counted from its floor."""
+        frame = self.frame
+        return frame.height - frame.bottom - share * (frame.height - frame.top - frame.bottom)
+
+
+def loss_curve(points: Sequence[Point], frame: Frame) -> str:
+    """Training loss over steps, as logged and smoothed, with the learning rate as a faint line and axis.
+
+    `points` are at least two, in order of their steps. The page's script reads `data-frame` and `data-range` to
+    show the values under the pointer.
+    """
+    plot = _Plot(points, frame)
+    first, last = points[0], points[-1]
+    label = (
+        f"Training loss by step: {first.loss:.3f} at step {first.step:,}, {last.loss:.3f} at step {last.step:,}, "
+        f"lowest {min(point.loss for point in points):.3f}"
+    )
+    body = [*_grid(plot), *_rate(points, plot)]
+    raw = [(plot.x(point.step), plot.y(point.loss)) for point in points]
+    if len(points) >= SMOOTH_FROM:
+        even = smooth([point.loss for point in points])
+        line = [(plot.x(point.step), plot.y(loss)) for point, loss in zip(points, even, strict=True)]
+        body.append(f'<path class="raw" d="{_path(raw)}"/><path class="line" d="{_path(line)}"/>')
+    else:
+        body.append(f'<path class="line" d="{_path(raw)}"/>')
+    floor = frame.height - frame.bottom
+    body.append(f'<line class="cross" x1="-9" x2="-9" y1="{frame.top}" y2="{floor}"/>')
+    body.append('<circle class="dot" r="4.5" cx="-9" cy="-9"/>')
+    box = f"{frame.left} {frame.width - frame.right} {frame.top} {floor}"
+    extent = f"{plot.first} {plot.last} {plot.low:.8g} {plot.high:.8g}"
+    return (
+        f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" role="img" tabindex="0" '
+        f'aria-label="{escape(label)}" data-frame="{box}" data-range="{extent}">{"".join(body)}</svg>'
+    )
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def loss_curve(steps: Sequence[float], losses: Sequence[float], rates: Sequence[float]) -> str:
-    """Training loss over steps, raw and smoothed, with the learning rate as a faint line."""
-    low, high = min(losses), max(losses)
-    margin = (high - low) * 0.06 or 0.5
-    low, high = max(0.0, low - margin), high + margin
-    first, last = steps[0], steps[-1]
-    top_rate = max(rates) or 1.0
+def _text(kind: str, x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
-    def x(step: float) -> float:
-        return LEFT + (step - first) / ((last - first) or 1) * (WIDTH - LEFT - RIGHT)
 
-    def y(loss: float) -> float:
-        return TOP + (high - loss) / (high - low) * (HEIGHT - TOP - BOTTOM)
+def _grid(plot: _Plot) -> list[str]:
+    frame = plot.frame
+    right, floor = frame.width - frame.right, frame.height - frame.bottom
+    parts = []
+    for tick in ticks(plot.low, plot.high):
+        y = plot.y(tick)
+        parts.append(f'<line class="grid" x1="{frame.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text("tick", frame.left - 8, y + 4, "end", short(tick)))
+    parts.append(f'<line class="base" x1="{frame.left}" x2="{right}" y1="{floor}" y2="{floor}"/>')
+    for step in whole_ticks(plot.first, plot.last, 6 if frame.width > 600 else 4):
+        parts.append(
+            f'<line class="base" x1="{plot.x(step):.1f}" x2="{plot.x(step):.1f}" y1="{floor}" y2="{floor + 5}"/>'
+        )
+        parts.append(_text("tick", plot.x(step), floor + 19, "middle", short(step)))
+    parts.append(_text("axis", (frame.left + right) / 2, frame.height - 4, "middle", "optimiser step"))
+    return parts
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Training loss from '
-        f'{losses[0]:.3f} to {losses[-1]:.3f} over {int(last)} steps" data-chart>'
+
+def _rate(points: Sequence[Point], plot: _Plot) -> list[str]:
+    """The learning rate from 0 to its peak at nine tenths of the height, and an axis of its own on the right."""
+    known = [(point.step, point.rate) for point in points if point.rate is not None]
+    peak = max((rate for _, rate in known), default=0.0)
+    if peak <= 0 or len(known) < 2:
+        return []
+    line = [(plot.x(step), plot.at(0.9 * rate / peak)) for step, rate in known]
+    right = plot.frame.width - plot.frame.right + 8
+    return [
+        f'<path class="rate" d="{_path(line)}"/>',
+        _text("tick faint", right, plot.at(0.9) + 4, "start", rate_text(peak)),
+        _text("tick faint", right, plot.at(0.45) + 4, "start", rate_text(peak / 2)),
+        _text("tick faint", right, plot.at(0.0) + 4, "start", "0"),
     ]
-    for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in ticks(first, last, 6):
-        if tick == int(tick):
-            parts.append(
-                f'<text class="tick" x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>'
-            )
-    parts.append(
-        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>'
-    )
-    floor, room = HEIGHT - BOTTOM, HEIGHT - TOP - BOTTOM
-    rate_points = [(x(step), floor - rate / top_rate * room * 0.9) for step, rate in zip(steps, rates, strict=True)]
-    raw = [(x(step), y(loss)) for step, loss in zip(steps, losses, strict=True)]
-    even = [(x(step), y(loss)) for step, loss in zip(steps, smooth(losses), strict=True)]
-    parts.append(f'<path class="rate" d="{_path(rate_points)}"/>')
-    parts.append(f'<path class="raw" d="{_path(raw)}"/><path class="line" d="{_path(even)}"/>')
-    points = [
-        [round(px, 1), round(py, 1), f"step {step:g} · loss {loss:.4f} · lr {rate:.2e}"]
-        for (px, py), step, loss, rate in zip(raw, steps, losses, rates, strict=True)
-    ]
-    parts.append('<circle class="dot" r="4" cx="-9" cy="-9"/><text class="tip" x="0" y="24"></text>')
-    parts.append(f"<metadata>{escape(json.dumps(points), quote=False)}</metadata></svg>")
-    return "".join(parts)
-
-
-def bars(items: Sequence[tuple[str, float, str]], label: str) -> str:
-    """Horizontal bars: (name, value, text beside it)."""
-    longest = max((value for _, value, _ in items), default=0) or 1.0
-    row, width = 30, 620
-    height = row * len(items) + 6
-    parts = [f'<svg class="chart bars" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">']
-    for index, (name, value, text) in enumerate(items):
-        y = index * row + 4
-        length = max(2.0, value / longest * (width - 330))
-        parts.append(f'<text class="name" x="140" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<rect class="bar" x="150" y="{y + 3}" width="{length:.1f}" height="18" rx="4"/>')
-        parts.append(f'<text class="value" x="{158 + length:.1f}" y="{y + 17}">{escape(text)}</text>')
-    return "".join(parts) + "</svg>"

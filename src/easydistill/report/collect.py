@@ -1,27 +1,68 @@
-"""Facts of a run from its directory, as plain frozen records. Missing files give missing facts, never made-up ones."""
+"""Facts of a run from its directory, as frozen records. What is missing stays missing; nothing is made up.
+
+A run directory outlives a config: it may still hold files of stages that ran with an earlier one. `summary.json` says
+which stages are complete as configured now, and only their files count as results of this run.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import read_json
+from easydistill.engine.stage import REJECTED
+from easydistill.report.curve import Curve, read_curve
+from easydistill.report.values import as_dict, as_float, as_int, as_text, dig, json_lines, shown
 
 EXAMPLES_PER_REASON = 5
-RAW_LIMIT = 2000
-CURVE_POINTS = 600
-ANSWERS_SHOWN = 200
+TEXT_LIMIT = 2000
+ANSWER_LIMIT = 8000
+ANSWERS_KEPT = 200
+ANSWERS_FILE = "answers.jsonl"
 
-LABELS: dict[str, tuple[str, str, bool]] = {
-    # name: (label, unit, lower is better)
-    "cross_entropy": ("Cross-entropy on the teacher's answers", "nats / token", True),
-    "kl": ("KL divergence from the teacher", "nats / token", True),
-    "agreement": ("Top-1 agreement with the teacher", "share of tokens", False),
-    "rouge_l": ("ROUGE-L to the teacher's answers", "F1", False),
-}
+
+@dataclass(frozen=True)
+class Summary:
+    """The head of `summary.json`."""
+
+    name: str
+    job_type: str
+    status: str
+    """`done`, `failed`, `interrupted`, `running`; `unknown` where there is no readable summary."""
+    exit_code: int | None
+    error: str
+    started: str
+    finished: str
+    seconds: float | None
+    """Wall time of the last attempt; the stages' own times cover all attempts."""
+    resume: str
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """A stage that is complete as configured now."""
+
+    name: str
+    status: str
+    seconds: float | None
+    entered: int | None
+    left: int | None
+    rejected: dict[str, int]
+    tokens: dict[str, int]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as the job's user counts them."""
+
+    entered: int | None
+    accepted: int | None
+    rejected: int | None
+    rejected_share: float | None
+    rejected_by_reason: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -29,41 +70,63 @@ class MetricRow:
     """A metric before and after training."""
 
     name: str
-    label: str
-    unit: str
-    before: float | None
-    after: float | None
+    before: Any
+    after: Any
     note: str
-    lower_is_better: bool | None
+    """Why a value is missing, as the evaluation put it."""
+
+    @property
+    def pair(self) -> tuple[float, float] | None:
+        """Both values, where both are finite numbers."""
+        before, after = as_float(self.before), as_float(self.after)
+        return None if before is None or after is None else (before, after)
 
     @property
     def change(self) -> float | None:
-        if self.before is None or self.after is None or self.before == 0:
+        """(after − before) / |before|; None where there is no such thing."""
+        if self.pair is None or self.pair[0] == 0:
             return None
-        return (self.after - self.before) / abs(self.before)
+        before, after = self.pair
+        return (after - before) / abs(before)
 
-    @property
-    def better(self) -> bool | None:
-        if self.change is None or self.lower_is_better is None or self.change == 0:
-            return None
-        return (self.change < 0) == self.lower_is_better
+
+@dataclass(frozen=True)
+class Example:
+    """One rejected row."""
+
+    id: str
+    detail: str
+    attempts: int | None
+    raw: str
 
 
 @dataclass(frozen=True)
 class RejectedReason:
-    """One reason for rejecting rows, how often it struck, and some of the rows."""
+    """One reason for which a stage rejected rows, how often, and some of the rows."""
 
+    stage: str
     reason: str
     count: int
-    examples: list[dict[str, str]]
+    examples: tuple[Example, ...]
+    complete: bool
+    """False for files of a stage that has not finished as configured now: they do not count."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message of a prompt."""
+
+    role: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Answer:
     """A held-out prompt and the answers to it."""
 
-    prompt: str
-    teacher: str
+    id: str
+    prompt: tuple[Turn, ...]
+    teacher: str | None
     before: str | None
     after: str | None
     score_before: float | None
@@ -72,125 +135,187 @@ class Answer:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the report shows."""
+    """Everything the report tells."""
 
     directory: Path
-    summary: dict[str, Any]
+    summary: Summary
+    rows: Rows
+    stages: tuple[StageFacts, ...]
+    metrics: tuple[MetricRow, ...]
+    curve: Curve
+    rejected: tuple[RejectedReason, ...]
+    answers: tuple[Answer, ...]
+    answers_total: int
     config: dict[str, Any]
     environment: dict[str, Any]
-    metrics: list[MetricRow]
-    curve: list[dict[str, float]]
-    rejected: list[RejectedReason]
-    answers: list[Answer]
-    stages: list[dict[str, Any]]
-    train: dict[str, Any]
     has_student: bool
+
+    def stage(self, name: str) -> StageFacts | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """What the train stage measured; empty where it is not complete."""
+        stage = self.stage("train")
+        return {} if stage is None else stage.metrics
+
+    def setting(self, path: str) -> Any:
+        """A value of the resolved config by its dotted path; None where it has none."""
+        return dig(self.config, path)
 
 
 def collect(directory: Path) -> Facts:
     """Read what a run has left in its directory so far."""
-    summary = _json(directory / "summary.json")
-    stages = [{"name": name, **stage} for name, stage in (summary.get("stages") or {}).items()]
-    train = next((stage.get("metrics") or {} for stage in stages if stage["name"] == "train"), {})
+    summary = _object(directory / "summary.json")
+    stages = tuple(_stage(name, as_dict(value)) for name, value in as_dict(summary.get("stages")).items())
+    complete = [directory / "stages" / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
+    answers, total = _answers(complete)
     return Facts(
         directory=directory,
-        summary=summary,
-        config=_json(directory / "config.resolved.json"),
-        environment=_json(directory / "environment.json"),
-        metrics=_metrics(summary.get("metrics") or {}),
-        curve=_thin(_curve(directory / "metrics.jsonl")),
-        rejected=_rejected(directory),
-        answers=_answers(directory),
+        summary=_head(summary, directory),
+        rows=_rows(as_dict(summary.get("rows"))),
         stages=stages,
-        train=train,
+        metrics=_metrics(as_dict(summary.get("metrics"))),
+        curve=read_curve(directory / "metrics.jsonl"),
+        rejected=tuple(_rejected(directory, stages, complete)),
+        answers=answers,
+        answers_total=total,
+        config=_object(directory / "config.resolved.json"),
+        environment=_object(directory / "environment.json"),
         has_student=(directory / "student" / "config.json").is_file(),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
     try:
-        value = read_json(path)
+        return as_dict(read_json(path))
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON Lines file; a torn last line is passed over."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as handle:
-        for line in handle:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value
+def _head(summary: dict[str, Any], directory: Path) -> Summary:
+    return Summary(
+        name=as_text(summary.get("name")) or directory.resolve().name,
+        job_type=as_text(summary.get("job_type")),
+        status=as_text(summary.get("status")) or "unknown",
+        exit_code=as_int(summary.get("exit_code")),
+        error=as_text(summary.get("error")),
+        started=as_text(summary.get("started")),
+        finished=as_text(summary.get("finished")),
+        seconds=as_float(summary.get("seconds")),
+        resume=as_text(summary.get("resume")),
+    )
 
 
-def _metrics(metrics: dict[str, Any]) -> list[MetricRow]:
-    before, after, notes = (metrics.get(name) or {} for name in ("before", "after", "notes"))
-    rows = []
-    for name in [*(name for name in LABELS if name in after), *(name for name in after if name not in LABELS)]:
-        label, unit, lower = LABELS.get(name, (name.replace("_", " "), "", None))
-        rows.append(MetricRow(name, label, unit, before.get(name), after[name], str(notes.get(name, "")), lower))
-    return rows
+def _counts(value: Any) -> dict[str, int]:
+    counts = ((name, as_int(count)) for name, count in as_dict(value).items())
+    return {name: count for name, count in counts if count is not None}
 
 
-def _curve(path: Path) -> list[dict[str, float]]:
-    """Training steps in order; where a step occurs twice (after a resume), the later entry counts."""
-    steps: dict[int, dict[str, float]] = {}
-    for line in _lines(path):
-        step, loss = line.get("step"), line.get("loss")
-        if line.get("stage") != "train" or not isinstance(step, int) or not isinstance(loss, int | float):
+def _stage(name: str, value: dict[str, Any]) -> StageFacts:
+    rows = as_dict(value.get("rows"))
+    return StageFacts(
+        name=name,
+        status=as_text(value.get("status")),
+        seconds=as_float(value.get("seconds")),
+        entered=as_int(rows.get("entered")),
+        left=as_int(rows.get("left")),
+        rejected=_counts(rows.get("rejected")),
+        tokens=_counts(value.get("tokens")),
+        metrics=as_dict(value.get("metrics")),
+    )
+
+
+def _rows(rows: dict[str, Any]) -> Rows:
+    return Rows(
+        entered=as_int(rows.get("entered")),
+        accepted=as_int(rows.get("accepted")),
+        rejected=as_int(rows.get("rejected")),
+        rejected_share=as_float(rows.get("rejected_share")),
+        rejected_by_reason=_counts(rows.get("rejected_by_reason")),
+    )
+
+
+def _metrics(metrics: dict[str, Any]) -> tuple[MetricRow, ...]:
+    before, after, notes = (as_dict(metrics.get(name)) for name in ("before", "after", "notes"))
+    names = dict.fromkeys([*after, *before])
+    return tuple(MetricRow(name, before.get(name), after.get(name), as_text(notes.get(name))) for name in names)
+
+
+def _rejected(directory: Path, stages: tuple[StageFacts, ...], complete: list[Path]) -> Iterator[RejectedReason]:
+    for stage, folder in zip(stages, complete, strict=True):
+        found = _read_rejected(folder / REJECTED, stage.rejected)
+        for reason, count in sorted(stage.rejected.items(), key=lambda item: -item[1]):
+            _, examples = found.get(reason, (0, []))
+            yield RejectedReason(stage.name, reason, count, tuple(examples), complete=True)
+    for path in sorted(directory.glob(f"stages/*/{REJECTED}")):
+        if path.parent in complete:
             continue
-        # A smaller step than before: training began anew, and what came after it then is void.
-        if steps and step <= max(steps):
-            steps = {number: entry for number, entry in steps.items() if number < step}
-        rate = line.get("learning_rate")
-        steps[step] = {"step": step, "loss": float(loss), "lr": float(rate) if isinstance(rate, int | float) else 0.0}
-    return [steps[number] for number in sorted(steps)]
+        for reason, (count, examples) in sorted(_read_rejected(path, None).items(), key=lambda item: -item[1][0]):
+            name = path.parent.name.partition("-")[2] or path.parent.name
+            yield RejectedReason(name, reason, count, tuple(examples), complete=False)
 
 
-def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:
-    """At most `CURVE_POINTS` points; each stands for the mean loss of its neighbours."""
-    size = -(-len(curve) // CURVE_POINTS)
-    if size <= 1:
-        return curve
-    groups = (curve[at : at + size] for at in range(0, len(curve), size))
-    return [{**group[-1], "loss": sum(point["loss"] for point in group) / len(group)} for group in groups]
-
-
-def _rejected(directory: Path) -> list[RejectedReason]:
-    counts: dict[str, int] = {}
-    examples: dict[str, list[dict[str, str]]] = {}
-    for path in sorted(directory.glob("stages/*/rejected.jsonl")):
-        for row in _lines(path):
-            reason = str(row.get("reason"))
-            counts[reason] = counts.get(reason, 0) + 1
-            kept = examples.setdefault(reason, [])
-            if len(kept) < EXAMPLES_PER_REASON:
-                raw = row.get("raw")
-                text = raw if isinstance(raw, str) else "" if raw is None else json.dumps(raw, ensure_ascii=False)
-                shown = text if len(text) <= RAW_LIMIT else f"{text[:RAW_LIMIT]}…"
-                kept.append({"id": str(row.get("id")), "detail": str(row.get("detail", "")), "raw": shown})
-    ordered = sorted(counts, key=lambda reason: -counts[reason])
-    return [RejectedReason(reason, counts[reason], examples[reason]) for reason in ordered]
-
-
-def _answers(directory: Path) -> list[Answer]:
-    found: list[Answer] = []
-    for path in sorted(directory.glob("stages/*-evaluate/answers.jsonl")):
-        for row in _lines(path):
-            if len(found) >= ANSWERS_SHOWN:
-                break
-            messages = [message for message in row.get("prompt") or [] if isinstance(message, dict)]
-            alone = len(messages) == 1
-            prompt = "\n\n".join(
-                str(message.get("content")) if alone else f"[{message.get('role')}] {message.get('content')}"
-                for message in messages
-            )
-            scores = (row.get("rouge_l_before"), row.get("rouge_l_after"))
-            found.append(Answer(prompt, str(row.get("teacher") or ""), row.get("before"), row.get("after"), *scores))
+def _read_rejected(path: Path, known: dict[str, int] | None) -> dict[str, tuple[int, list[Example]]]:
+    """Reason → (rows seen, first examples). Reads no further than needed where the counts are known already."""
+    found: dict[str, tuple[int, list[Example]]] = {}
+    missing = {} if known is None else {name: min(count, EXAMPLES_PER_REASON) for name, count in known.items()}
+    if known is not None and not any(missing.values()):
+        return found
+    for row in json_lines(path):
+        reason = as_text(row.get("reason"))
+        count, examples = found.get(reason, (0, []))
+        if len(examples) < EXAMPLES_PER_REASON:
+            examples.append(_example(row))
+            if missing.get(reason, 0) > 0:
+                missing[reason] -= 1
+        found[reason] = (count + 1, examples)
+        if known is not None and not any(missing.values()):
+            break
     return found
+
+
+def _example(row: dict[str, Any]) -> Example:
+    raw = "" if row.get("raw") is None else shown(row["raw"], TEXT_LIMIT)
+    return Example(
+        as_text(row.get("id")), shown(as_text(row.get("detail")), TEXT_LIMIT), as_int(row.get("attempts")), raw
+    )
+
+
+def _answers(folders: list[Path]) -> tuple[tuple[Answer, ...], int]:
+    kept: list[Answer] = []
+    total = 0
+    for folder in folders:
+        for row in json_lines(folder / ANSWERS_FILE):
+            total += 1
+            if len(kept) < ANSWERS_KEPT:
+                kept.append(_answer(row))
+    return tuple(kept), total
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    turns = row.get("prompt")
+    if isinstance(turns, str):
+        turns = [{"role": "user", "content": turns}]
+    return Answer(
+        id=as_text(row.get("id")),
+        prompt=tuple(_turn(turn) for turn in turns if isinstance(turn, dict)) if isinstance(turns, list) else (),
+        teacher=_optional(row.get("teacher")),
+        before=_optional(row.get("before")),
+        after=_optional(row.get("after")),
+        score_before=as_float(row.get("rouge_l_before")),
+        score_after=as_float(row.get("rouge_l_after")),
+    )
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else shown(value, ANSWER_LIMIT)
+
+
+def _turn(message: dict[str, Any]) -> Turn:
+    content = message.get("content")
+    if isinstance(content, list):
+        # Parts of a multimodal message: its text is shown, the rest is named.
+        parts = (as_dict(part) for part in content)
+        content = "\n".join(as_text(part.get("text")) or f"[{as_text(part.get('type')) or 'part'}]" for part in parts)
+    return Turn(as_text(message.get("role")), shown(content, ANSWER_LIMIT))

@@ -1,78 +1,130 @@
-"""`student/README.md`: what the student is, how it was made, how well it does, how to load it."""
+"""`student/README.md`: what the student is, how it was made, how well it does, how to load it, where it ends."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from easydistill.data.files import write_text
-from easydistill.report.build import shown_value
+from easydistill.report import words
+from easydistill.report.build import code, md, printable, snippet
 from easydistill.report.collect import Facts, collect
+from easydistill.report.values import as_dict, as_float, as_int, as_text
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def write_model_card(run_directory: Path) -> None:
-    """Write the card; does nothing where there is no student yet."""
+    """Write the card beside the student; does nothing where there is no student.
+
+    A student of an earlier config keeps its card: this run's figures are not its own.
+    """
+    folder = run_directory / "student"
+    if not folder.is_dir():
+        return
     facts = collect(run_directory)
-    if facts.has_student:
-        write_text(run_directory / "student" / "README.md", card(facts))
+    target = folder / "README.md"
+    if facts.stage("train") is None and target.exists():
+        return
+    write_text(target, printable(card(facts)))
+
+
+def base_model(facts: Facts) -> str | None:
+    """The hub id of the model that the student was made from; None where it is none."""
+    student = facts.setting("models.student")
+    reference = as_text(student.get("from") if isinstance(student, dict) else student)
+    if _HUB_ID.fullmatch(reference) is None or reference.endswith(".gguf") or Path(reference).exists():
+        return None
+    return reference
 
 
 def card(facts: Facts) -> str:
     """The card's Markdown, with the front matter that model hubs read."""
-    models = facts.config.get("models") or {}
-    inference = facts.config.get("inference") or {}
-    teacher = models.get("teacher") or inference.get("model") or inference.get("base_url") or "rows labelled beforehand"
-    student = models.get("student")
-    base = student.get("from") if isinstance(student, dict) else student
+    front: dict[str, Any] = {"library_name": "transformers"}
+    base = base_model(facts)
+    if base is not None:
+        front["base_model"] = base
+    front |= {"pipeline_tag": "text-generation", "tags": ["easydistill", "distillation"]}
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {md(facts.summary.name)}",
+        _how_it_was_made(facts),
+        _figures(facts),
+        _data(facts),
+        f"## How to load it\n\nWith plain transformers:\n\n```python\n{snippet('path/to/this/directory')}```",
+        _limits(facts),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _model(named: tuple[str, str]) -> str:
+    """A model's name, and how it was made; not where it lies, for a card may be published."""
+    name, more = named
+    secret = "/" in more or "\\" in more or more == "as it is"
+    return code(name) if secret or not more else f"{code(name)} ({md(more)})"
+
+
+def _how_it_was_made(facts: Facts) -> str:
+    job = f" (job type {code(facts.summary.job_type)})" if facts.summary.job_type else ""
+    teacher, student = words.teacher_words(facts), words.student_words(facts)
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags:",
-        "- easydistill",
-        "- distillation",
+        "## How it was made",
+        "",
+        f"Distilled with EasyDistill{job}.",
+        "",
+        f"- Teacher: {_model(teacher)}",
+        f"- Student: {_model(student)}",
     ]
-    if isinstance(base, str) and base.count("/") == 1 and not base.startswith((".", "/", "~")):
-        lines.append(f"base_model: {json.dumps(base)}")
-    rows = facts.summary.get("rows") or {}
-    lines += [
-        "---",
-        "",
-        f"# {facts.summary.get('name') or facts.directory.name}",
-        "",
-        f"Distilled with EasyDistill (`{facts.summary.get('job_type')}`): `{teacher}` taught "
-        f"`{facts.train.get('student') or base}`.",
-        "",
-        f"- {rows.get('entered', 'n/a')} rows read, {facts.train.get('train_rows', 'n/a')} trained on, "
-        f"{facts.train.get('heldout_rows', 'n/a')} held out, {rows.get('rejected', 'n/a')} rejected",
-        f"- {facts.train.get('steps', 'n/a')} optimiser steps, "
-        f"final training loss {facts.train.get('final_loss', 'n/a')}",
-        "",
-    ]
-    if facts.metrics:
-        lines += ["## On held-out prompts", "", "| metric | unit | before | after |", "|---|---|---|---|"]
-        for row in facts.metrics:
-            note = f" ({row.note})" if row.note else ""
-            before, after = shown_value(row, row.before), shown_value(row, row.after)
-            lines.append(f"| {row.label} | {row.unit} | {before} | {after}{note} |")
-        lines.append("")
-    lines += [
-        "## How to use it",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/student")',
-        'model = AutoModelForCausalLM.from_pretrained("path/to/student")',
-        'chat = [{"role": "user", "content": "Why does bread rise?"}]',
-        "inputs = tokenizer.apply_chat_template(",
-        '    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-        ")",
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))",
-        "```",
-        "",
+    keep = {"Asking the teacher", "Training", "Student's size", "Seeds"}
+    lines += [f"- {name}: {md(text)}" for name, text in words.settings(facts) if name in keep]
+    steps, loss = as_int(facts.train.get("steps")), as_float(facts.train.get("final_loss"))
+    if steps is not None:
+        end = "" if loss is None else f", training loss {loss:.3f} at the end"
+        lines.append(f"- {steps:,} optimiser steps{end}")
+    return "\n".join(lines)
+
+
+def _figures(facts: Facts) -> str:
+    if not facts.metrics:
+        return "## Before and after training\n\nn/a: the student was not evaluated in this run."
+    lines = ["## Before and after training", "", md(words.verdict(facts)), ""]
+    lines += ["| Metric | Unit | Before | After | Change |", "|---|---|--:|--:|---|"]
+    for row in map(words.metric_words, words.ordered_metrics(facts.metrics)):
+        unit = ", ".join(part for part in (row.unit, row.better_when) if part)
+        change = " ".join(part for part in (row.arrow, row.change, md(row.why_missing)) if part)
+        lines.append(f"| {md(row.label)} | {md(unit)} | {md(row.before)} | {md(row.after)} | {change} |")
+    return "\n".join(lines)
+
+
+def _data(facts: Facts) -> str:
+    counts = (
+        ("rows read", facts.rows.entered),
+        ("rows rejected", facts.rows.rejected),
+        ("rows trained on", as_int(facts.train.get("train_rows"))),
+        ("rows held out to measure with", as_int(facts.train.get("heldout_rows"))),
+        ("answer tokens in the training rows", as_int(facts.train.get("trained_tokens"))),
+        ("rows longer than the limit, trained on without their end", as_int(facts.train.get("truncated_rows"))),
+    )
+    lines = ["## Data", ""]
+    lines += [f"- {name}: {f'{number:,}' if number is not None else 'n/a (not recorded)'}" for name, number in counts]
+    return "\n".join(lines)
+
+
+def _limits(facts: Facts) -> str:
+    lines = [
         "## Limits",
         "",
-        "It imitates its teacher, errors included, and has seen only prompts like those it was trained on.",
+        "- It imitates its teacher, errors and biases included, and knows only prompts like those it was trained on.",
+        "- Terms of use follow from its teacher, its base model and its data; none is stated here.",
     ]
-    return "\n".join(lines) + "\n"
+    if facts.metrics:
+        lines.insert(3, "- The figures above compare it with its teacher, on held-out rows of the same data.")
+    rows = as_int(facts.train.get("train_rows"))
+    if rows is not None and rows < 1000:
+        lines.insert(2, f"- It was trained on {rows:,} rows only: take it as a demonstration.")
+    if as_dict(facts.setting("models.student")).get("config") is not None:
+        lines.insert(2, "- It started from random weights: all that it knows is in its training rows.")
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""The course of training out of `metrics.jsonl`: the last word on every step, at most `MAX_POINTS` points."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easydistill.report.values import as_float, as_int, json_lines
+
+MAX_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Point:
+    """A logged training step, or the mean of several neighbours."""
+
+    step: int
+    loss: float
+    rate: float | None
+    """Learning rate."""
+    epoch: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was logged of training."""
+
+    points: tuple[Point, ...] = ()
+    logged: int = 0
+    """Steps that were logged with a finite loss."""
+    not_finite: int = 0
+    """Logged losses that are no finite numbers; they are not among the points."""
+
+    @property
+    def per_point(self) -> int:
+        """How many logged steps one point stands for."""
+        return -(-self.logged // MAX_POINTS) if self.logged else 1
+
+
+def read_curve(path: Path) -> Curve:
+    """The train stage's losses by step.
+
+    A step no later than the one before it means that training went back, to a checkpoint or to the start: what the
+    file says of that step and of all after it was overtaken.
+    """
+    points: list[Point] = []
+    bad_steps: list[int] = []
+    for line in json_lines(path):
+        step = as_int(line.get("step"))
+        if line.get("stage") != "train" or step is None or "loss" not in line:
+            continue
+        while points and points[-1].step >= step:
+            points.pop()
+        while bad_steps and bad_steps[-1] >= step:
+            bad_steps.pop()
+        loss = as_float(line["loss"])
+        if loss is None:
+            bad_steps.append(step)
+        else:
+            points.append(Point(step, loss, as_float(line.get("learning_rate")), as_float(line.get("epoch"))))
+    return Curve(thin(points, MAX_POINTS), len(points), len(bad_steps))
+
+
+def thin(points: Sequence[Point], most: int) -> tuple[Point, ...]:
+    """At most `most` points; each stands at the end of a group of neighbours and carries their mean loss."""
+    size = -(-len(points) // most)
+    if size <= 1:
+        return tuple(points)
+    groups = [points[at : at + size] for at in range(0, len(points), size)]
+    return tuple(
+        Point(group[-1].step, statistics.fmean(point.loss for point in group), group[-1].rate, group[-1].epoch)
+        for group in groups
+    )
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Moving average, twice, over about a twentieth of the values, centred so that it does not lag a steep fall.
+
+    At the start the window shrinks to stay centred, since losses fall fast there; at the end it is cut off instead,
+    for otherwise the curve would end on the noise of its last value.
+    """
+    half = max(1, len(values) // 40)
+    return _averaged(_averaged(values, half), half)
+
+
+def _averaged(values: Sequence[float], half: int) -> list[float]:
+    reach = (min(half, at) for at in range(len(values)))
+    return [statistics.fmean(values[at - room : at + room + 1]) for at, room in enumerate(reach)]

@@ -1,0 +1,116 @@
+"""A run directory as a run leaves it, and what a browser makes of a page; for the tests of the report."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from easydistill.report.build import build_report
+
+HOSTILE = "<script>alert(1)</script></pre>]]>{{ 7*7 }}&\"' `|```\n# x"
+
+
+def stage(entered: int, left: int, rejected: dict[str, int] | None = None, **more: Any) -> dict[str, Any]:
+    rows = {"entered": entered, "left": left, "rejected": rejected or {}}
+    return {"status": "done", "seconds": 61.0, "rows": rows, "tokens": {}, "metrics": {}, **more}
+
+
+def make_run(folder: Path, **changes: Any) -> Path:
+    """A complete run; `changes` are to its summary."""
+    train = {"train_rows": 90, "heldout_rows": 5, "steps": 30, "final_loss": 1.5, "parameters": 1000,
+             "trainable_parameters": 250, "truncated_rows": 3, "student": "org/student"}  # fmt: skip
+    metrics = {
+        "before": {"cross_entropy": 4.0, "kl": None, "agreement": 0.1, "rouge_l": 0.2, "novel": 1.0},
+        "after": {"cross_entropy": 2.0, "kl": None, "agreement": 0.4, "rouge_l": 0.1, "novel": 2.0},
+        "notes": {"kl": "the teacher is not on this machine"},
+    }
+    summary: dict[str, Any] = {
+        "job_type": "black_box_kd_local", "name": "my run", "status": "done", "exit_code": 0, "error": None,
+        "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:10:00+00:00", "seconds": 600.0,
+        "stages": {
+            "label": stage(100, 95, {"empty_content": 5}, tokens={"prompt": 1234, "completion": 20}),
+            "train": stage(90, 90, tokens={"trained": 30}, metrics=train),
+            "evaluate": stage(5, 5, metrics=metrics),
+        },
+        "rows": {"entered": 100, "accepted": 95, "rejected": 5, "rejected_share": 0.05,
+                 "rejected_by_reason": {"empty_content": 5}},
+        "metrics": metrics,
+        "resume": "easydistill run kd.json",
+    }  # fmt: skip
+    config = {
+        "dataset": {"instruction_path": "prompts.json", "seed": 7, "max_rejected_share": 0.05},
+        "models": {"teacher": "org/teacher", "student": "org/student"},
+        "inference": {"temperature": 0.5, "max_new_tokens": 9},
+        "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_train_epochs": 3.0,
+                     "learning_rate": 1e-4, "max_length": 64},
+    }  # fmt: skip
+    for name in ("1-label", "2-train", "3-evaluate"):
+        (folder / "stages" / name).mkdir(parents=True)
+    (folder / "student").mkdir()
+    (folder / "student/config.json").write_text("{}")
+    (folder / "summary.json").write_text(json.dumps(summary | changes))
+    (folder / "config.resolved.json").write_text(json.dumps(config))
+    environment = {"python": "3.11", "platform": "Linux", "cpus": 2, "packages": {"torch": "2.13"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    curve = [{"stage": "train", "step": n, "loss": 5 / n, "learning_rate": 3e-4 / n} for n in range(1, 31)]
+    write_lines(folder / "metrics.jsonl", curve)
+    rejected = [{"id": f"r{n}", "reason": "empty_content", "detail": HOSTILE, "raw": HOSTILE} for n in range(5)]
+    write_lines(folder / "stages/1-label/rejected.jsonl", rejected)
+    answer = {"id": "a", "prompt": [{"role": "user", "content": HOSTILE}], "teacher": HOSTILE, "before": None,
+              "after": "  two\n\n  lines", "rouge_l_before": None, "rouge_l_after": 0.5}  # fmt: skip
+    write_lines(folder / "stages/3-evaluate/answers.jsonl", [answer])
+    return folder
+
+
+def write_lines(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements, attributes, scripts, and whether all that opens is closed."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "input", "rect", "line", "path", "circle"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "script":
+            self.scripts.append(data)
+        elif self._open and self._open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def sections(self) -> list[str]:
+        return [attributes["id"] or "" for tag, attributes in self.tags if tag == "section" and "id" in attributes]
+
+
+def page_of(folder: Path) -> Page:
+    return Page(build_report(folder).read_text(encoding="utf-8"))
