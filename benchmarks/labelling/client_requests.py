@@ -1,18 +1,21 @@
-"""Requests a second of the API teacher against a loopback server that answers at once, beside the bare openai SDK.
+"""Requests a second of the API teacher against a loopback server, beside the bare openai SDK.
 
-Both with the same number of requests under way, alternating, in this process; the server has a process of its own.
-The bare SDK keeps nothing; ours also journals every answer to disk as the label stage does.
+Both with the same number of requests under way, in an order drawn anew for every round, in this process; the server
+has a process of its own. It answers at once, except in the last case: 256 workers, 0.2 s an answer. The bare SDK keeps
+nothing; ours also looks for its key in every answer and journals it to disk, as the label stage does.
 
-    python -m benchmarks.labelling.client_requests [--rounds 5] [--requests 2000]
+    python -m benchmarks.labelling.client_requests [--rounds 5] [--requests 2000] [--seed 0]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,21 @@ from easydistill.engine.secrets import Redactor
 from easydistill.teachers.base import GenerationRequest, Outcome
 from easydistill.teachers.openai import OpenAITeacher
 
-CONCURRENCY = 32
+KEY = "sk-benchmark-0123456789abcdef"
+CASES = {
+    "whole": {"stream": False, "concurrency": 32, "latency": 0.0},
+    "streaming": {"stream": True, "concurrency": 32, "latency": 0.0},
+    "many_workers": {"stream": False, "concurrency": 256, "latency": 0.2},
+}
 
 
-def ours(base_url: str, prompts: Sequence[str], stream: bool) -> float:
-    config = ApiInferenceConfig(base_url=base_url, max_concurrency=CONCURRENCY, stream=stream, model="teacher-1")
-    teacher = OpenAITeacher(config, Redactor())
+def ours(base_url: str, prompts: Sequence[str], stream: bool, concurrency: int) -> float:
+    config = ApiInferenceConfig(
+        base_url=base_url, api_key=KEY, max_concurrency=concurrency, stream=stream, model="teacher-1"
+    )
+    redactor = Redactor()
+    redactor.register_config(config)
+    teacher = OpenAITeacher(config, redactor)
     requests = [GenerationRequest(text, ({"role": "user", "content": text},)) for text in prompts]
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal.jsonl") as journal:
 
@@ -45,14 +57,14 @@ def ours(base_url: str, prompts: Sequence[str], stream: bool) -> float:
     return len(prompts) / seconds
 
 
-def bare(base_url: str, prompts: Sequence[str], stream: bool) -> float:
+def bare(base_url: str, prompts: Sequence[str], stream: bool, concurrency: int) -> float:
     import openai
 
     answers: list[str | None] = []
 
     async def ask() -> None:
         waiting = iter(prompts)
-        async with openai.AsyncOpenAI(base_url=base_url, api_key="EMPTY", max_retries=0) as client:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key=KEY, max_retries=0) as client:
 
             async def worker() -> None:
                 for text in waiting:
@@ -66,7 +78,7 @@ def bare(base_url: str, prompts: Sequence[str], stream: bool) -> float:
                     else:
                         answers.append(reply.choices[0].message.content)
 
-            await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
+            await asyncio.gather(*(worker() for _ in range(concurrency)))
 
     started = time.perf_counter()
     asyncio.run(ask())
@@ -79,21 +91,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"concurrency": CONCURRENCY, "requests": arguments.requests}
-    with running() as server:
-        for stream in (False, True):
-            rates: dict[str, list[float]] = {"ours": [], "bare_sdk": []}
+    order = random.Random(arguments.seed)
+    result: dict[str, Any] = {"httpx2": version("httpx2"), "requests": arguments.requests, "seed": arguments.seed}
+    for case, values in CASES.items():
+        stream, concurrency, latency = bool(values["stream"]), int(values["concurrency"]), float(values["latency"])
+        sides = [("ours", ours), ("bare_sdk", bare)]
+        rates: dict[str, list[float]] = {name: [] for name, _ in sides}
+        with running(latency) as server:
             for number in range(arguments.rounds + 1):
-                for name, side in (("ours", ours), ("bare_sdk", bare)):
-                    prompts = [f"{name} {stream} {number} {n}" for n in range(arguments.requests)]
-                    rate = side(server.base_url, prompts, stream)
+                for name, side in order.sample(sides, 2):
+                    server.reset()
+                    prompts = [f"{name} {number} {n}" for n in range(arguments.requests)]
+                    rate = side(server.base_url, prompts, stream, concurrency)
+                    assert server.stats()["paid"] == dict.fromkeys(prompts, 1)
                     if number:  # the first round warms up
                         rates[name].append(rate)
-                        print(f"stream={stream} {name}: {rate:.0f} requests/s", flush=True)
-            result["streaming" if stream else "whole"] = {
-                name: {"requests_per_second": spread(values)} for name, values in rates.items()
-            }
+                        print(f"{case} {name}: {rate:.0f} requests/s", flush=True)
+        result[case] = {**values, **{name: {"requests_per_second": spread(values)} for name, values in rates.items()}}
     print(save(Path(__file__).parent, "client_requests", result))
 
 

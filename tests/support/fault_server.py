@@ -1,11 +1,11 @@
 """A server that speaks OpenAI's chat protocol on loopback, and misbehaves to order.
 
-What happens to a request is decided by its prompt: a prompt may carry `[[fault:NAME:TIMES]]`, which makes its first
-TIMES attempts end in the fault NAME (see `FAULTS`) and later ones succeed; TIMES 0 means always. Prompts without a
-mark are answered. Every request and every complete answer is counted, by prompt, so that a test can tell whether
-anything was paid for twice.
+What happens to a request is decided by its prompt and the number of the attempt: a prompt may carry marks
+`[[fault:NAME:TIMES]]`, each of which makes its next TIMES attempts end in the fault NAME (see `FAULTS`); TIMES 0 means
+always. Attempts past the marks are answered. `plan` draws such prompts from a seed. Every request and every complete
+answer is counted, by prompt, so that a test can tell whether anything was paid for twice.
 
-    python -m tests.support.fault_server --port 0        prints the port
+    python tests/support/fault_server.py --port 0 --latency 0        prints the port
 """
 
 from __future__ import annotations
@@ -15,23 +15,43 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import random
 import re
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 MARK = re.compile(r"\[\[fault:([a-z0-9_]+):(\d+)\]\]")
-ROOT = Path(__file__).resolve().parents[2]
+USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 
 
 def prompt(text: str, fault: str | None = None, times: int = 0) -> str:
-    """A prompt that meets a fault on its first `times` attempts, or always with 0."""
+    """A prompt, or a model's name, that meets a fault on its next `times` attempts, or always with 0."""
     return text if fault is None else f"{text} [[fault:{fault}:{times}]]"
+
+
+def plan(seed: int, count: int, faults: Sequence[str], most: int = 3) -> list[str]:
+    """Prompts of which each meets 1 … `most` faults, drawn anew for every attempt, and is answered after them."""
+    generator = random.Random(seed)
+    prompts = [f"planned {seed}-{n}" for n in range(count)]
+    for n in range(count):
+        for _ in range(generator.randint(1, most)):
+            prompts[n] = prompt(prompts[n], generator.choice(faults), 1)
+    return prompts
+
+
+def planned(text: str, attempt: int) -> str | None:
+    """The fault that a prompt's marks order for an attempt, numbered from 1."""
+    for name, times in MARK.findall(text):
+        if times == "0" or attempt <= int(times):
+            return str(name)
+        attempt -= int(times)
+    return None
 
 
 def answer_to(text: str) -> str:
@@ -47,268 +67,283 @@ class Server:
     """One event loop, minimal HTTP/1.1 with keep-alive."""
 
     def __init__(self, latency: float, models: list[str]) -> None:
-        self.latency = latency
-        self.models = models
+        self.latency, self.models, self.active = latency, models, 0
+        self.reset()
+
+    def reset(self) -> None:
         self.attempts: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.times: dict[str, list[float]] = {}
-        self.active = self.most_active = 0
+        self.most_active = self.connections = self.listings = 0
+
+    def stats(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in {"latency", "models", "active"}}
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        self.connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, Drop), contextlib.closing(writer):
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lines = head.decode("latin-1").split("\r\n")
-                method, path, _ = lines[0].split(" ", 2)
-                headers = {
-                    name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)
-                }
+                first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                await self.route(method, path, headers, body, writer)
+                call = Call(self, json.loads(body or b"{}"), headers, writer)
+                await self.route(first.split(" ")[1], call)
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, Drop, ValueError):
-            pass
-        finally:
-            writer.close()
 
-    async def route(
-        self, method: str, path: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter
-    ) -> None:
+    async def route(self, path: str, call: Call) -> None:
         if path.endswith("/models"):
-            send_json(
-                writer, 200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
-            )
+            self.listings += 1
+            fault = planned(" ".join(self.models), self.listings)
+            listed = [{"id": MARK.sub("", name).strip(), "object": "model"} for name in self.models]
+            await run(FAULTS[fault], call) if fault else call.json(200, {"object": "list", "data": listed})
         elif path == "/stats":
-            send_json(
-                writer,
-                200,
-                {
-                    "attempts": self.attempts,
-                    "paid": self.paid,
-                    "bodies": self.bodies,
-                    "times": self.times,
-                    "most_active": self.most_active,
-                },
-            )
+            call.json(200, self.stats())
+        elif path == "/reset":
+            self.reset()
+            call.json(200, {})
         elif path.endswith("/chat/completions"):
             self.active += 1
             self.most_active = max(self.most_active, self.active)
             try:
-                await self.chat(json.loads(body), headers, writer)
+                await self.chat(call)
             finally:
                 self.active -= 1
-        else:
-            send_json(writer, 404, {"error": {"message": "no such path"}})
 
-    async def chat(self, body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        text = body["messages"][-1]["content"]
-        self.attempts[text] += 1
-        self.times.setdefault(text, []).append(time.time())
-        if len(self.bodies) < 50:
-            self.bodies.append(body)
-        if self.latency:
-            await asyncio.sleep(self.latency)
-        mark = MARK.search(text)
-        if mark and (mark[2] == "0" or self.attempts[text] <= int(mark[2])):
-            await FAULTS[mark[1]](self, body, headers, writer)
-            return
-        await self.answer(body, writer, {"content": answer_to(text)})
+    async def chat(self, call: Call) -> None:
+        self.attempts[call.text] += 1
+        self.times.setdefault(call.text, []).append(time.time())
+        self.bodies += [call.body] if len(self.bodies) < 50 else []
+        await asyncio.sleep(self.latency)
+        fault = planned(call.text, self.attempts[call.text])
+        await (run(FAULTS[fault], call) if fault else call.answer({"content": answer_to(call.text)}))
 
-    async def answer(
-        self, body: dict[str, Any], writer: asyncio.StreamWriter, message: dict[str, Any], finish: str = "stop"
+
+class Call:
+    """A request, and the ways to answer it."""
+
+    def __init__(
+        self, server: Server, body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter
     ) -> None:
+        self.server, self.body, self.writer = server, body, writer
+        self.text = str(body["messages"][-1]["content"]) if body else ""
+        self.streams = bool(body.get("stream"))
+        self.key = headers.get("authorization", "")
+
+    def raw(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        """A whole response."""
+        shown = {"Content-Type": "application/json", "Content-Length": str(len(content))} | (headers or {})
+        head = "".join(f"{name}: {value}\r\n" for name, value in shown.items())
+        self.writer.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + content)
+
+    def json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+        self.raw(status, json.dumps(value).encode(), headers)
+
+    def start(self) -> None:
+        self.writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    def send(self, event: Any, end: str = "\n\n") -> None:
+        """One event; text is sent as it is. Nothing is escaped that JSON need not escape."""
+        text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
+        data = f"data: {text}{end}".encode()
+        self.writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    def end(self) -> None:
+        self.writer.write(b"0\r\n\r\n")
+
+    def event(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return {"id": "chat-1", "model": self.body["model"], "choices": [choice]}
+
+    def events(self, message: dict[str, Any], finish: str) -> Iterator[Any]:
+        """The events of an answer, `[DONE]` included."""
+        yield self.event({"role": "assistant"})
+        for name, value in message.items():
+            parts = [value] if not value else [value[: len(value) // 2], value[len(value) // 2 :]]
+            yield from (self.event({name: part}) for part in parts)
+        yield self.event({}, finish)
+        if (self.body.get("stream_options") or {}).get("include_usage"):
+            yield {"id": "chat-1", "model": self.body["model"], "choices": [], "usage": USAGE}
+        yield "[DONE]"
+
+    async def answer(self, message: dict[str, Any], finish: str = "stop", pause: float = 0, end: str = "\n\n") -> None:
         """A complete answer: what a paying user is charged for."""
-        text = body["messages"][-1]["content"]
-        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        if not body.get("stream"):
+        if self.streams:
+            self.start()
+            for event in self.events(message, finish):
+                self.send(event, end)
+                if pause:
+                    await self.writer.drain()
+                    await asyncio.sleep(pause)
+            self.end()
+        else:
             choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
-            send_json(writer, 200, {"id": "chat-1", "model": body["model"], "choices": [choice], "usage": usage})
-        else:
-            start_stream(writer)
-            for event in stream_events(body, message, finish):
-                send_chunk(writer, event)
-            if (body.get("stream_options") or {}).get("include_usage"):
-                send_chunk(writer, {"id": "chat-1", "model": body["model"], "choices": [], "usage": usage})
-            send_chunk(writer, "[DONE]")
-            end_stream(writer)
-        await writer.drain()
-        self.paid[text] += 1
+            body = {"id": "chat-1", "model": self.body["model"], "choices": [choice], "usage": USAGE}
+            self.raw(200, json.dumps(body, ensure_ascii=False).encode())
+        await self.bill()
 
-
-# --- wire -------------------------------------------------------------------------------------------------------
-
-
-def send_raw(writer: asyncio.StreamWriter, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-    extra = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
-    kind = "" if "Content-Type" in (headers or {}) else "Content-Type: application/json\r\n"
-    head = f"HTTP/1.1 {status} X\r\n{kind}Content-Length: {len(body)}\r\n{extra}\r\n"
-    writer.write(head.encode() + body)
-
-
-def send_json(writer: asyncio.StreamWriter, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
-    send_raw(writer, status, json.dumps(value).encode(), headers)
-
-
-def start_stream(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-
-
-def send_chunk(writer: asyncio.StreamWriter, event: Any) -> None:
-    text = event if isinstance(event, str) else json.dumps(event)
-    data = f"data: {text}\n\n".encode()
-    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-
-def end_stream(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"0\r\n\r\n")
-
-
-def stream_events(body: dict[str, Any], message: dict[str, Any], finish: str) -> Iterator[dict[str, Any]]:
-    def event(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return {"id": "chat-1", "model": body["model"], "choices": [choice]}
-
-    yield event({"role": "assistant"})
-    for name, value in message.items():
-        if value is None or value == "":
-            yield event({name: value})
-        else:
-            half = len(value) // 2
-            yield event({name: value[:half]})
-            yield event({name: value[half:]})
-    yield event({}, finish)
+    async def bill(self) -> None:
+        await self.writer.drain()
+        self.server.paid[self.text] += 1
 
 
 # --- faults -----------------------------------------------------------------------------------------------------
 
+Fault = Callable[[Call], Awaitable[None] | None]
 
-def status_fault(status: int, error: dict[str, Any], headers: dict[str, str] | None = None) -> Any:
-    async def fault(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        send_json(writer, status, {"error": error}, headers)
+
+async def run(fault: Fault, call: Call) -> None:
+    done = fault(call)
+    if done is not None:
+        await done
+
+
+def status(code: int, error: dict[str, Any], headers: dict[str, str] | None = None) -> Fault:
+    return lambda call: call.json(code, {"error": error}, headers)
+
+
+def content(data: bytes, kind: str = "application/json", code: int = 200) -> Fault:
+    """A body, in which `KEY` stands for what the request's Authorization header said."""
+    return lambda call: call.raw(code, data.replace(b"KEY", call.key.encode()), {"Content-Type": kind})
+
+
+def message(parts: dict[str, Any], finish: str = "stop", pause: float = 0, end: str = "\n\n") -> Fault:
+    def fault(call: Call) -> Awaitable[None]:
+        told = {name: part and part.replace("KEY", call.key) for name, part in parts.items()}
+        return call.answer(told, finish, pause, end)
 
     return fault
 
 
-def raw_fault(content: bytes, kind: str = "application/json") -> Any:
-    async def fault(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        send_raw(writer, 200, content, {"Content-Type": kind})
+def unless(name: str, text: str, reply: str) -> Fault:
+    """Refuse a request that has the parameter `name`."""
+    refuse = status(400, {"message": text})
+    return lambda call: refuse(call) if name in call.body else call.answer({"content": reply})
+
+
+def partial(events: Callable[[Call], Sequence[Any]], then: str = "drop", paid: bool = False) -> Fault:
+    """Some events of a stream, then `drop`, `end` or `hold` the connection. Without streaming: half a body."""
+
+    async def fault(call: Call) -> None:
+        if not call.streams:
+            if paid:
+                await call.answer({"content": "half an answer"})
+                return
+            call.raw(200, b'{"choices": [{"message": {"content": "half an ans', {"Content-Length": "500"})
+            await call.writer.drain()
+            raise Drop
+        call.start()
+        for event in events(call):
+            call.send(event)
+        if paid:
+            await call.bill()
+        await call.writer.drain()
+        if then == "hold":
+            await hang(call)
+        if then == "drop":
+            raise Drop
+        call.end()
 
     return fault
 
 
-def message_fault(message: dict[str, Any], finish: str = "stop") -> Any:
-    async def fault(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        await server.answer(body, writer, message, finish)
-
-    return fault
+def half(call: Call) -> list[Any]:
+    return [call.event({"content": "half an ans"})]
 
 
-async def retry_after_date(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
+def whole(call: Call) -> list[Any]:
+    return [*half(call), call.event({"content": "wer"}), call.event({}, "stop")]
+
+
+def retry_after_date(call: Call) -> None:
     when = email.utils.formatdate(time.time() + 2, usegmt=True)
-    send_json(writer, 429, {"error": {"message": "slow down"}}, {"Retry-After": when})
+    call.json(429, {"error": SLOW}, {"Retry-After": when})
 
 
-async def hang(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
+async def hang(call: Call, seconds: float = 30) -> None:
     # A client that has given up leaves no trace here, so a hanging request does not count as active.
-    server.active -= 1
+    call.server.active -= 1
     try:
-        await asyncio.sleep(30)
+        await asyncio.sleep(seconds)
     finally:
-        server.active += 1
+        call.server.active += 1
     raise Drop
 
 
-async def drop(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
+def drop(call: Call) -> None:
     raise Drop
 
 
-async def drop_body(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"id": "chat')
-    await writer.drain()
+async def trickle(call: Call) -> None:
+    """Never silent, never done."""
+    call.start() if call.streams else call.raw(200, b"", {"Content-Length": "100000"})
+    for _ in range(500):
+        call.writer.write(b"4\r\n: x\n\r\n" if call.streams else b" ")
+        await call.writer.drain()
+        await asyncio.sleep(0.05)
     raise Drop
 
 
-async def drop_stream(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    """Half an answer, then nothing."""
-    if not body.get("stream"):
-        await drop_body(server, body, request, writer)
-    start_stream(writer)
-    send_chunk(writer, next(stream_events(body, {}, "stop")))
-    choice = {"index": 0, "delta": {"content": "half an ans"}, "finish_reason": None}
-    send_chunk(writer, {"id": "chat-1", "model": body["model"], "choices": [choice]})
-    await writer.drain()
-    raise Drop
-
-
-async def end_early(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    """A stream that closes properly without ever finishing the answer."""
-    if not body.get("stream"):
-        await drop(server, body, request, writer)
-    start_stream(writer)
-    choice = {"index": 0, "delta": {"content": "half an ans"}, "finish_reason": None}
-    send_chunk(writer, {"id": "chat-1", "model": body["model"], "choices": [choice]})
-    end_stream(writer)
-
-
-async def echo_key(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    message = f"Incorrect API key provided: {request.get('authorization', '')}"
-    send_json(writer, 400, {"error": {"message": message}})
-
-
-async def echo_key_in_answer(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    await server.answer(body, writer, {"content": f"your header was {request.get('authorization', '')}"})
-
-
-async def no_stream_options(server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
-    if "stream_options" in body:
-        send_json(writer, 400, {"error": {"message": "Unrecognized request argument supplied: stream_options"}})
-    else:
-        await server.answer(body, writer, {"content": "plain"})
-
-
-async def wants_max_completion_tokens(
-    server: Server, body: Any, request: dict[str, str], writer: asyncio.StreamWriter
-) -> None:
-    if "max_tokens" in body:
-        message = "Unsupported parameter: 'max_tokens' is not supported; use 'max_completion_tokens' instead."
-        send_json(writer, 400, {"error": {"message": message}})
-    else:
-        await server.answer(body, writer, {"content": f"at most {body['max_completion_tokens']}"})
-
-
-FAULTS: dict[str, Any] = {
-    "rate_limit": status_fault(429, {"message": "slow down"}, {"Retry-After": "0.2"}),
-    "rate_limit_second": status_fault(429, {"message": "slow down"}, {"Retry-After": "1"}),
+SLOW = {"message": "slow down"}
+HINT = "Rate limit reached, limit 3 / min. Add a payment method at https://platform.openai.com/account/billing."
+NO_LENGTH = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+NO_USAGE = "Unrecognized request argument supplied: stream_options"
+ECHO = b'{"error": {"message": "Incorrect API key provided: KEY"}}'
+FAULTS: dict[str, Fault] = {
+    "rate_limit": status(429, SLOW, {"Retry-After": "0.2"}),
+    "rate_limit_now": status(429, SLOW, {"Retry-After": "0"}),
+    "rate_limit_ms": status(429, SLOW, {"retry-after-ms": "700", "Retry-After": "9"}),
+    "rate_limit_second": status(429, SLOW, {"Retry-After": "1"}),
+    "rate_limit_minute": status(429, SLOW, {"Retry-After": "60"}),
     "rate_limit_date": retry_after_date,
-    "rate_limit_day": status_fault(429, {"message": "come back tomorrow"}, {"Retry-After": "86400"}),
-    "quota": status_fault(429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}),
-    "server_error": status_fault(500, {"message": "oops"}),
-    "unavailable": status_fault(503, {"message": "overloaded"}),
-    "bad_request": status_fault(400, {"message": "maximum context length is 8 tokens"}),
-    "unprocessable": status_fault(422, {"message": "no"}),
-    "auth": status_fault(401, {"message": "bad key"}),
-    "model": status_fault(404, {"message": "The model `x` does not exist", "code": "model_not_found"}),
+    "rate_limit_day": status(429, {"message": "come back tomorrow"}, {"Retry-After": "86400"}),
+    "rate_limit_hint": status(429, {"message": HINT, "type": "requests", "code": "rate_limit_exceeded"}),
+    "quota": status(429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}),
+    "server_error": status(500, {"message": "oops"}),
+    "unavailable": status(503, {"message": "overloaded"}),
+    "bad_request": status(400, {"message": "maximum context length is 8 tokens"}),
+    "unprocessable": status(422, {"message": "no"}),
+    "moderated": status(403, {"message": "your input was flagged", "code": 403}),
+    "auth": content(ECHO, code=401),
+    "model": status(404, {"message": "The model `x` does not exist", "code": "model_not_found"}),
     "hang": hang,
+    "trickle": trickle,
     "drop": drop,
-    "drop_body": drop_body,
-    "drop_stream": drop_stream,
-    "end_early": end_early,
-    "html": raw_fault(b"<html>Bad gateway</html>", "text/html"),
-    "truncated": raw_fault(b'{"id": "chat-1", "choices": [{"mess'),
-    "wrong_shape": raw_fault(b'{"id": "chat-1", "choices": []}'),
-    "not_utf8": raw_fault(b'{"id": "\xff\xfe\xfa'),
-    "error_in_200": raw_fault(b'{"error": {"message": "backend busy", "code": 503}}'),
-    "empty": message_fault({"content": ""}),
-    "blank": message_fault({"content": " \n "}),
-    "null": message_fault({"content": None}),
-    "filtered": message_fault({"content": ""}, "content_filter"),
-    "long": message_fault({"content": "cut off"}, "length"),
-    "reasoning": message_fault({"reasoning_content": "let me think", "content": "so it is"}),
-    "echo_key": echo_key,
-    "echo_key_in_answer": echo_key_in_answer,
-    "no_stream_options": no_stream_options,
-    "wants_max_completion_tokens": wants_max_completion_tokens,
+    "drop_body": partial(lambda call: []),
+    "drop_stream": partial(half),
+    "end_early": partial(half, "end"),
+    "only_done": partial(lambda call: ["[DONE]"], "end"),
+    "error_event": partial(lambda call: [*half(call), {"error": {"message": "backend busy", "code": 503}}], "end"),
+    "broken_event": partial(lambda call: [*half(call), '{"id": '], "end"),
+    "html": content(b"<html>Bad gateway</html>", "text/html"),
+    "truncated": content(b'{"id": "chat-1", "choices": [{"mess'),
+    "wrong_shape": content(b'{"id": "chat-1", "choices": []}'),
+    "not_utf8": content(b'{"id": "\xff\xfe\xfa'),
+    "not_utf8_stream": content(b'data: {"id": "\xff\xfe\xfa"}\n\n', "text/event-stream"),
+    "nested": content(b'{"choices": ' + b"[" * 100_000),
+    "error_in_200": content(b'{"error": {"message": "backend busy", "code": 503}}'),
+    "echo_key": content(ECHO, code=400),
+    "echo_key_often": content(b'{"error": {"message": "' + b"KEY " * 400 + b'"}}', code=400),
+    "echo_key_in_garbage": content(b"KEY " * 400, "text/html"),
+    # Complete answers, paid for, whatever is in them.
+    "empty": message({"content": ""}),
+    "blank": message({"content": " \n "}),
+    "null": message({"content": None}),
+    "filtered": message({"content": ""}, "content_filter"),
+    "long": message({"content": "cut off"}, "length"),
+    "reasoning": message({"reasoning_content": "let me think", "content": "so it is"}),
+    "reasoning_short": message({"reasoning": "let me think", "content": "so it is"}),
+    "refusal": message({"content": None, "refusal": "I must not"}),
+    "separators": message({"content": "a\u2028b\u2029c\x85d\r\ne\x1cf"}),
+    "crlf": message({"content": "plain"}, end="\r\n\r\n"),
+    "slow_stream": message({"content": "slow but sure"}, pause=0.2),
+    "echo_key_in_answer": message({"content": "your header was KEY"}),
+    "no_done": partial(whole, "end", paid=True),
+    "drop_after_finish": partial(whole, "drop", paid=True),
+    "hang_after_finish": partial(whole, "hold", paid=True),
+    "garbage_after_finish": partial(lambda call: [*whole(call), '{"id": '], "end", paid=True),
+    "no_stream_options": unless("stream_options", NO_USAGE, "plain"),
+    "wants_max_completion_tokens": unless("max_tokens", NO_LENGTH, "renamed"),
 }
 
 
@@ -318,54 +353,46 @@ FAULTS: dict[str, Any] = {
 class Running:
     """A server in a process of its own."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
-        self._process = process
+    def __init__(self, port: int) -> None:
         self.port = port
         self.base_url = f"http://127.0.0.1:{port}/v1"
 
     def stats(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats", timeout=10) as response:
-            found: dict[str, Any] = json.loads(response.read())
-        return found
+        return self._ask("stats")
 
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+    def reset(self) -> None:
+        """Forget all requests so far."""
+        self._ask("reset", b"")
+
+    def _ask(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", body, timeout=10) as response:
+            return dict(json.loads(response.read()))
 
 
 @contextlib.contextmanager
 def running(latency: float = 0.0, models: tuple[str, ...] = ("teacher-1",)) -> Iterator[Running]:
     """Start a server on a free port of the loopback interface."""
-    command = [sys.executable, "-m", "tests.support.fault_server", "--port", "0", "--latency", str(latency)]
-    command += ["--models", *models]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    server = Running(process, int(process.stdout.readline()))
-    try:
-        yield server
-    finally:
-        server.stop()
+    command = [sys.executable, str(Path(__file__)), "--port", "0", "--latency", str(latency), "--models", *models]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield Running(int(process.stdout.readline()))
+        finally:
+            process.kill()
 
 
-async def serve(port: int, latency: float, models: list[str]) -> None:
-    server = Server(latency, models)
-    listening = await asyncio.start_server(server.handle, "127.0.0.1", port, backlog=2048)
-    print(listening.sockets[0].getsockname()[1], flush=True)
-    async with listening:
-        await listening.serve_forever()
-
-
-def main() -> None:
+async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--models", nargs="*", default=["teacher-1"])
     arguments = parser.parse_args()
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(arguments.port, arguments.latency, arguments.models))
+    handle = Server(arguments.latency, arguments.models).handle
+    async with await asyncio.start_server(handle, "127.0.0.1", arguments.port, backlog=2048) as listening:
+        print(listening.sockets[0].getsockname()[1], flush=True)
+        await listening.serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())

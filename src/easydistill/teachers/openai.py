@@ -1,34 +1,86 @@
 """A teacher behind any OpenAI-compatible API, through the openai SDK with a retry policy of our own.
 
 Bounded concurrency, streaming or not. A complete answer, whatever is in it, was paid for and is never asked for
-again; only attempts that brought none are repeated (see `retry.py`).
+again; only attempts that brought none are repeated (see `retry.py`). Whatever the server sent passes through the
+redactor before it is handed on: servers echo keys.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import json
 import random
-import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
+
+import httpx2
+import openai
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
-from easydistill.teachers._chat_completion import RAW_LIMIT, StreamParser, parse_body
+from easydistill.teachers._chat_completion import RAW_LIMIT, StreamParser, garbage, parse_body
 from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes, bare_url
 from easydistill.teachers.retry import Fault, Verdict, from_status, pause
 
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 30.0
+PATIENCE = 10
+"""Times `timeout` that a whole answer, or a stream's next event, may take from a server that sends a byte now and
+then, so that the time-out itself never strikes."""
+LINGER_SECONDS = 5.0
+"""How long a stream may take to end once its answer is complete."""
+POOL_SIZE = 16
+"""Workers that share a pool of connections: a pool's work for one request grows with all the connections it holds."""
+DETAIL_LIMIT = 500
 _MENDS = {
     "auth": "check inference.api_key",
     "model": "check inference.model",
     "quota": "top up the account; the same command then goes on, and asks for nothing it has already",
 }
+
+
+@dataclass
+class _Run:
+    """What the workers of one `generate` share. Once it is over nothing new starts; what is under way is recorded."""
+
+    stop: StopSignal
+    halt: asyncio.Event = field(default_factory=asyncio.Event)
+    fault: Fault | None = None
+    """Why no request can succeed."""
+    bug: Exception | None = None
+    """What broke on our side."""
+
+    @property
+    def over(self) -> bool:
+        return self.stop.requested or self.halt.is_set()
+
+    def end(self, fault: Fault | None = None, bug: Exception | None = None) -> None:
+        self.fault, self.bug = self.fault or fault, self.bug or bug
+        self.halt.set()
+
+    async def watch(self) -> None:
+        """Wake whoever sleeps once the user asks to stop."""
+        while not self.stop.requested:
+            await asyncio.sleep(POLL_SECONDS)
+        self.halt.set()
+
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep; False where the run is over before that."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.halt.wait()
+        except TimeoutError:
+            return not self.over
+        return False
 
 
 class OpenAITeacher:
@@ -38,11 +90,14 @@ class OpenAITeacher:
         self._config = inference
         self._redactor = redactor
         self._model = inference.model
+        self._where = bare_url(inference.base_url)
         # What the server turned out not to know; remembered for all later requests.
         self._length_name = "max_tokens"
         self._asks_for_usage = True
-        self._fatal: Fault | None = None
         self._jitter = random.Random()
+        # A user and password in the URL, as the header spells them. (The config registers the plain password.)
+        user = urllib.parse.unquote(urllib.parse.urlsplit(inference.base_url).netloc.rpartition("@")[0])
+        redactor.register(base64.b64encode(user.encode()).decode())
 
     def identity(self) -> dict[str, Any]:
         """Endpoint and model.
@@ -50,14 +105,12 @@ class OpenAITeacher:
         Raises:
             TeacherError: no model is configured and the server does not tell one.
         """
-        return {"base_url": bare_url(self._config.base_url), "model": self._model_name()}
+        return {"base_url": self._where, "model": self._model_name()}
 
     def close(self) -> None:
         """Nothing stays open between two calls of `generate`."""
 
     def _options(self) -> dict[str, Any]:
-        import httpx2
-
         timeout = self._config.timeout
         return {
             "base_url": self._config.base_url,
@@ -66,6 +119,8 @@ class OpenAITeacher:
             "timeout": httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
         }
 
+    # --- the model's name -------------------------------------------------------------------------------------
+
     def _model_name(self) -> str:
         if self._model is None:
             self._model = self._first_model()
@@ -73,30 +128,33 @@ class OpenAITeacher:
         return self._model
 
     def _first_model(self) -> str:
-        import openai
-
         with openai.OpenAI(**self._options()) as client:
             attempt = 1
             while True:
                 try:
-                    models = client.models.list()
-                    return models.data[0].id
-                except (IndexError, AttributeError, TypeError):
-                    raise self._no_model("it lists none") from None
+                    content = client.get("/models", cast_to=httpx2.Response).content
+                    break
                 except Exception as error:
                     fault = self._fault(error)
                 wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
+                if fault.reason in {"auth", "quota"}:
+                    raise self._error(fault)
                 if fault.verdict is not Verdict.RETRY or wait is None or attempt > self._config.max_retries:
-                    if fault.reason == "auth":
-                        raise self._error(fault)
                     raise self._no_model(str(fault))
                 time.sleep(wait)
                 attempt += 1
+        try:
+            listed = json.loads(content)["data"]
+            name = listed[0]["id"] if listed else None
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise self._no_model("the answer is not a list of models") from None
+        if not isinstance(name, str):
+            raise self._no_model("it lists none")
+        return name
 
     def _no_model(self, why: str) -> TeacherError:
-        where = bare_url(self._config.base_url)
-        mend = "set inference.model, or check that the server runs"
-        return TeacherError(self._redactor.text(f"{where}/models does not name a model: {why}\n    → {mend}"))
+        head = f"{self._where}/models does not name a model: {self._shown(why)}"
+        return TeacherError(f"{head}\n    → set inference.model, or check that the server runs")
 
     # --- generating -------------------------------------------------------------------------------------------
 
@@ -107,88 +165,85 @@ class OpenAITeacher:
         record: RecordOutcomes,
         stop: StopSignal,
     ) -> None:
+        if stop.requested or not requests:
+            return
         waiting = (request for request in requests if not done(request.key))
-        self._model_name()
-        self._fatal = None
+        workers = min(self._config.max_concurrency, len(requests))
+        model = self._model_name()
 
-        def work() -> None:
-            asyncio.run(self._generate(waiting, record, stop))
+        def work() -> Fault | None:
+            return asyncio.run(self._generate(model, waiting, workers, record, stop))
 
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            work()
+            fault = work()
         else:
-            _in_thread(work)
-        if self._fatal is not None:
-            raise self._error(self._fatal)
+            fault = _in_thread(work, stop)
+        if fault is not None:
+            raise self._error(fault)
 
-    async def _generate(self, waiting: Iterator[GenerationRequest], record: RecordOutcomes, stop: StopSignal) -> None:
-        import httpx2
-        import openai
+    async def _generate(
+        self, model: str, waiting: Iterator[GenerationRequest], workers: int, record: RecordOutcomes, stop: StopSignal
+    ) -> Fault | None:
+        """Answer all of `waiting`; the fault, if any, because of which no request can succeed."""
+        run = _Run(stop)
+        limits = httpx2.Limits(max_connections=POOL_SIZE, max_keepalive_connections=POOL_SIZE)
+        certificates = httpx2.create_ssl_context()
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            clients = []
+            for _ in range(0, workers, POOL_SIZE):
+                http = openai.DefaultAsyncHttpxClient(limits=limits, verify=certificates)
+                client = openai.AsyncOpenAI(**self._options(), http_client=http)
+                clients.append(await stack.enter_async_context(client))
 
-        limit = self._config.max_concurrency
-        transport = openai.DefaultAsyncHttpxClient(
-            limits=httpx2.Limits(max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=30)
-        )
-        async with openai.AsyncOpenAI(**self._options(), http_client=transport) as client, asyncio.TaskGroup() as group:
+            async def worker(client: openai.AsyncOpenAI) -> None:
+                try:
+                    while not run.over and (request := next(waiting, None)) is not None:
+                        outcome = await self._ask(client, model, request, run)
+                        if outcome is not None:
+                            record([outcome])
+                except Exception as error:
+                    run.end(bug=error)
 
-            async def worker() -> None:
-                while not self._halted(stop):
-                    request = next(waiting, None)
-                    if request is None:
-                        return
-                    outcome = await self._ask(client, request, stop)
-                    if outcome is not None:
-                        record([outcome])
+            watch = group.create_task(run.watch())
+            tasks = [group.create_task(worker(clients[n // POOL_SIZE])) for n in range(workers)]
+            await asyncio.wait(tasks)
+            watch.cancel()
+        if run.bug is not None:
+            raise run.bug
+        return run.fault
 
-            for _ in range(limit):
-                group.create_task(worker())
-
-    def _halted(self, stop: StopSignal) -> bool:
-        return stop.requested or self._fatal is not None
-
-    async def _ask(self, client: Any, request: GenerationRequest, stop: StopSignal) -> Outcome | None:
-        """Ask until there is an answer or no hope; None where the run halts before that."""
+    async def _ask(self, client: Any, model: str, request: GenerationRequest, run: _Run) -> Outcome | None:
+        """Ask until there is an answer or no hope; None where the run is over before that."""
         attempt = 1
         while True:
             started = time.monotonic()
+            body = self._body(model, request)
             try:
-                arguments = await self._attempt(client, request)
+                arguments = self._redactor.value(await self._attempt(client, body))
                 seconds = round(time.monotonic() - started, 3)
                 return Completion(key=request.key, attempts=attempt, seconds=seconds, **arguments)
             except Exception as error:
                 fault = self._fault(error)
             if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
-                self._fatal = self._fatal or fault
+                run.end(fault)
                 return None
-            if self._adapts_to(fault):
+            if self._adapts_to(fault, body):
+                if run.over:
+                    return None
                 continue
             wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
             if fault.verdict is Verdict.REJECT or wait is None or attempt > self._config.max_retries:
-                raw = self._redactor.text(fault.raw[:RAW_LIMIT]) if fault.raw else None
-                passing = fault.verdict is Verdict.RETRY
-                return Failure(request.key, fault.reason, self._redactor.text(fault.detail), attempt, passing, raw)
-            if not await self._sleep(wait, stop):
+                return self._failure(request.key, fault, attempt)
+            if not await run.sleep(wait):
                 return None
             attempt += 1
 
-    async def _sleep(self, seconds: float, stop: StopSignal) -> bool:
-        """Sleep; False where the run halts meanwhile."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if self._halted(stop):
-                return False
-            await asyncio.sleep(min(left, POLL_SECONDS))
-        return True
-
-    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+    def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
         config = self._config
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": list(request.messages),
-            self._length_name: config.max_new_tokens,
-        }
+        body: dict[str, Any] = {"model": model, "messages": list(request.messages)}
+        body[self._length_name] = config.max_new_tokens
         for name in ("temperature", "top_p", "seed"):
             value = getattr(config, name)
             if value is not None:
@@ -199,41 +254,56 @@ class OpenAITeacher:
                 body["stream_options"] = {"include_usage": True}
         return body
 
-    async def _attempt(self, client: Any, request: GenerationRequest) -> dict[str, Any]:
+    async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
         """One request; the arguments of a `Completion`."""
-        import httpx2
+        patience = PATIENCE * self._config.timeout
+        try:
+            async with asyncio.timeout(patience) as guard:
+                # Through the SDK's own client, but without its models and decoders: they cost more than the call.
+                response = await client.post(
+                    "/chat/completions", cast_to=httpx2.Response, body=body, stream=True, stream_cls=openai.AsyncStream
+                )
+                try:
+                    # Servers that cannot stream answer whole; so do gateways that report an error.
+                    if self._config.stream and "json" not in response.headers.get("content-type", ""):
+                        return await self._read_stream(response, guard, patience)
+                    return _read_body(await response.aread())
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            if not guard.expired():
+                raise
+            raise Fault("timeout", f"no answer after {patience:g} s", Verdict.RETRY) from None
 
-        # Through the SDK's own client, but without its response models: validating them costs more than the call.
-        body = self._body(request)
-        if not self._config.stream:
-            response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-            return parse_body(response.content)
+    async def _read_stream(self, response: httpx2.Response, guard: asyncio.Timeout, patience: float) -> dict[str, Any]:
+        """The answer in a stream of events."""
         parser = StreamParser()
         try:
-            async with client.chat.completions.with_streaming_response.create(**body) as stream:
-                if "json" in stream.headers.get("content-type", ""):
-                    # Servers that cannot stream answer whole; so do gateways that report an error.
-                    return parse_body(await stream.read())
-                async for line in stream.iter_lines():
-                    parser.feed(line)
-                    if parser.done:
-                        break
-        except httpx2.TimeoutException:
+            try:
+                await _receive(response, parser, guard, patience)
+            except (httpx2.HTTPError, TimeoutError, Fault) as error:
+                # Broken after the answer's end: the answer is there and was paid for.
+                if not _is_complete(parser):
+                    raise self._fault(error) from None
+            arguments = parser.result()
+            if all(arguments[name] is None for name in ("finish_reason", "text", "reasoning")):
+                raise garbage("the stream holds no answer", "")
+            return arguments
+        except Fault as fault:
+            fault.raw = parser.raw
             raise
-        except httpx2.HTTPError:
-            # Broken in the middle: complete if the answer was, a dropped stream if not.
-            if parser.answer.finish_reason is None:
-                raise
-        return parser.result()
 
-    def _adapts_to(self, fault: Fault) -> bool:
-        """Whether the server refused an optional part of the request that can be left out or renamed."""
+    def _adapts_to(self, fault: Fault, body: dict[str, Any]) -> bool:
+        """Whether the server refused an optional part of this body that can be left out or renamed."""
         if fault.reason not in {"http_400", "http_422"}:
             return False
-        if "max_completion_tokens" in fault.detail and self._length_name == "max_tokens":
+        told = fault.detail.lower()
+        # vLLM names both when a prompt is too long.
+        refused = "unsupported" in told or "not supported" in told
+        if "max_tokens" in body and "max_completion_tokens" in told and refused:
             self._length_name = "max_completion_tokens"
             return True
-        if "stream_options" in fault.detail and self._asks_for_usage:
+        if "stream_options" in body and "stream_options" in told:
             self._asks_for_usage = False
             return True
         return False
@@ -242,48 +312,86 @@ class OpenAITeacher:
 
     def _fault(self, error: Exception) -> Fault:
         """The fault behind an exception; anything that is not a fault of server or network is raised again."""
-        import httpx2
-        import openai
-
         if isinstance(error, Fault):
             return error
         if isinstance(error, openai.APITimeoutError | httpx2.TimeoutException):
-            return Fault("timeout", f"no byte for {self._config.timeout:g} s", Verdict.RETRY)
+            kind = type(error.__cause__ or error).__name__
+            return Fault("timeout", f"{kind}; inference.timeout is {self._config.timeout:g} s", Verdict.RETRY)
         if isinstance(error, openai.APIStatusError):
             response = error.response
-            try:
-                text = response.text
-            except httpx2.ResponseNotRead:
-                text = str(error)
-            return from_status(response.status_code, text, response.headers, time.time())
+            return from_status(response.status_code, response.text, response.headers, time.time())
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__
             return Fault("connection", f"{type(cause).__name__}: {cause}" if cause else str(error), Verdict.RETRY)
         if isinstance(error, httpx2.HTTPError):
-            return Fault("stream_dropped", f"{type(error).__name__}: {error}", Verdict.RETRY)
-        if isinstance(error, UnicodeDecodeError):
-            return Fault("garbage", "the stream is not UTF-8 text", Verdict.RETRY)
+            reason = "stream_dropped" if self._config.stream else "connection"
+            return Fault(reason, f"{type(error).__name__}: {error}", Verdict.RETRY)
         raise error
+
+    def _shown(self, text: str) -> str:
+        """A server's text as it may be shown. Redacted before it is cut: half a key would not be recognised."""
+        return " ".join(str(self._redactor.value(text)).split())[:DETAIL_LIMIT]
+
+    def _failure(self, key: str, fault: Fault, attempts: int) -> Failure:
+        raw = None if fault.raw is None else self._redactor.value(fault.raw)[:RAW_LIMIT]
+        return Failure(key, fault.reason, self._shown(fault.detail), attempts, fault.verdict is Verdict.RETRY, raw)
 
     def _error(self, fault: Fault) -> TeacherError:
         kind = QuotaExhausted if fault.verdict is Verdict.QUOTA else TeacherError
         mend = _MENDS.get(fault.reason, "check the server")
-        where = bare_url(self._config.base_url)
-        return kind(self._redactor.text(f"{where} refuses to answer: {fault.detail}\n    → {mend}"))
+        return kind(f"{self._where} refuses to answer: {self._shown(fault.detail)}\n    → {mend}")
 
 
-def _in_thread(work: Callable[[], None]) -> None:
-    """Run in a thread of its own (an event loop runs in this one, as in a notebook) and hand on its error."""
-    errors: list[BaseException] = []
+def _read_body(content: bytes) -> dict[str, Any]:
+    """The answer in a whole body. Its faults carry all of the body, to be redacted before it is cut."""
+    try:
+        return parse_body(content)
+    except (Fault, RecursionError) as error:
+        fault = error if isinstance(error, Fault) else garbage("the body is nested too deeply", "")
+        fault.raw = content.decode("utf-8", "replace")
+        raise fault from None
 
-    def target() -> None:
+
+async def _receive(response: httpx2.Response, parser: StreamParser, guard: asyncio.Timeout, patience: float) -> None:
+    """Feed a stream's lines to the parser.
+
+    Split here, as bytes: httpx's `iter_lines` also splits at U+2028 and other characters that may stand unescaped
+    inside JSON.
+    """
+    clock = asyncio.get_running_loop().time
+    rest = b""
+    async with asyncio.timeout(None) as linger:
+        async for block in response.aiter_bytes():
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                _feed(parser, line)
+                if line.startswith(b"data"):
+                    guard.reschedule(clock() + patience)
+            if linger.when() is None and _is_complete(parser):
+                # What still follows is usage and the end; reading it keeps the connection.
+                linger.reschedule(clock() + LINGER_SECONDS)
+        _feed(parser, rest)
+
+
+def _feed(parser: StreamParser, line: bytes) -> None:
+    if parser.done:
+        return
+    try:
+        parser.feed(line.decode("utf-8").rstrip("\r"))
+    except (UnicodeDecodeError, RecursionError):
+        parser.raw += line.decode("utf-8", "replace")
+        raise garbage("a line of the stream cannot be read", "") from None
+
+
+def _is_complete(parser: StreamParser) -> bool:
+    return parser.done or parser.answer.finish_reason is not None
+
+
+def _in_thread(work: Callable[[], Fault | None], stop: StopSignal) -> Fault | None:
+    """Run in a thread of its own (an event loop runs in this one, as in a notebook) and hand on what comes of it."""
+    with ThreadPoolExecutor(1, "easydistill-openai") as pool:
         try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=target, name="easydistill-openai")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
+            return pool.submit(work).result()
+        except KeyboardInterrupt:
+            stop.request()  # leaving the pool waits for what is under way
+            raise

@@ -1,29 +1,74 @@
 """What to do about a request that went wrong: try again, give the row up, or stop the run.
 
-Pure: no clock, no network; what needs either takes it as an argument.
+Pure: no clock, no network; what needs either takes it as an argument. Texts stay whole here, so that whoever shows
+them can hide secrets before cutting them short.
 """
 
 from __future__ import annotations
 
 import email.utils
+import json
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from enum import Enum
 from typing import Any
 
 FIRST_WAIT = 0.5
 LONGEST_RETRY_AFTER = 600.0
 """A server that asks for a longer pause will not serve this run; its rows fail and can be asked again later."""
-PASSING_STATUS = frozenset({408, 409, 425, 429})
-_QUOTA_WORDS = (
-    "insufficient_quota",
-    "quota_exceeded",
-    "exceeded your current quota",
-    "billing",
-    "insufficient balance",
+
+_PASSING = {408: "timeout", 409: "server_error", 425: "server_error", 429: "rate_limit"}
+
+# No credit. Codes decide before phrases do: OpenAI's texts on mere rate limits advise to visit …/account/billing.
+_QUOTA_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "quota_exceeded",
+        "insufficient_user_quota",
+        "insufficient_balance",
+        "insufficient_credits",
+        "credit_balance_exhausted",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+        "arrearage",
+    }
 )
-_MODEL_WORDS = ("model_not_found", "model not found", "does not exist", "no such model", "unknown model")
+_RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "slow_down", "requests", "tokens"})
+_QUOTA_PHRASES = (
+    "insufficient_quota",
+    "exceeded your current quota",
+    "free allocated quota exceeded",
+    "insufficient balance",
+    "balance is insufficient",
+    "balance is not enough",
+    "insufficient credit",
+    "billing hard limit",
+    "billing is not active",
+    "check your billing details",
+)
+_RATE_PHRASES = ("please retry in", "please try again in", "tokens per min", "requests per min")
+
+_MODEL_CODES = frozenset({"model_not_found", "modelnotfound", "deploymentnotfound"})
+_NO_MODEL = re.compile(r"\b(model|deployment)\b.{0,200}?\b(not found|(does )?not exist|unknown)\b|unknown model", re.S)
+_DOES_NOT_EXIST = "does not exist"
+_FLAGGED = ("moderation", "flagged", "content policy", "content_policy", "content_filter")
+"""Words of a 403 that refuses this prompt, not this key."""
+
+# What error objects without a number mean. Where several apply the first counts: OpenAI's wrong keys and unknown
+# models have the type invalid_request_error, too.
+_CODE_STATUS = {
+    **dict.fromkeys(("invalid_api_key", "authentication_error"), 401),
+    **dict.fromkeys(("permission_error", "permission_denied"), 403),
+    **dict.fromkeys(sorted(_MODEL_CODES), 404),
+    **dict.fromkeys(sorted(_RATE_CODES | _QUOTA_CODES), 429),
+    **dict.fromkeys(("context_length_exceeded", "invalid_request_error", "badrequesterror"), 400),
+}
 
 
 class Verdict(Enum):
@@ -38,7 +83,7 @@ class Verdict(Enum):
     """No row can succeed: stop."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Fault(Exception):
     """One attempt that brought no answer."""
 
@@ -61,57 +106,53 @@ def from_status(status: int, text: str, headers: Mapping[str, str], now: float) 
         headers: response headers, lower-case names.
         now: seconds since the epoch, for a Retry-After given as a date.
     """
+    codes = _codes(text)
     lowered = text.lower()
-    short = " ".join(text.split())[:500]
-    if status in {402, 403, 429} and any(word in lowered for word in _QUOTA_WORDS):
-        return Fault("quota", f"HTTP {status}: {short}", Verdict.QUOTA, raw=text)
-    if status == 402:
-        return Fault("quota", f"HTTP 402: {short}", Verdict.QUOTA, raw=text)
+
+    def fault(reason: str, verdict: Verdict, wait: float | None = None) -> Fault:
+        return Fault(reason, f"HTTP {status}: {text}" if text else f"HTTP {status}", verdict, wait, raw=text)
+
+    if _no_credit(status, codes, lowered):
+        return fault("quota", Verdict.QUOTA)
+    if status == 403 and any(word in lowered for word in _FLAGGED):
+        return fault("http_403", Verdict.REJECT)
     if status in {401, 403}:
-        return Fault("auth", f"HTTP {status}: {short}", Verdict.FATAL, raw=text)
-    if status == 404 and any(word in lowered for word in _MODEL_WORDS):
-        return Fault("model", f"HTTP 404: {short}", Verdict.FATAL, raw=text)
-    if status in PASSING_STATUS or status >= 500:
-        reason = "rate_limit" if status == 429 else "server_error" if status >= 500 else f"http_{status}"
-        wait = retry_after(headers, now)
-        return Fault(reason, f"HTTP {status}: {short}", Verdict.RETRY, wait, raw=text)
-    return Fault(f"http_{status}", f"HTTP {status}: {short}", Verdict.REJECT, raw=text)
+        return fault("auth", Verdict.FATAL)
+    if status == 404 and (codes & _MODEL_CODES or _NO_MODEL.search(lowered) or _DOES_NOT_EXIST in lowered):
+        return fault("model", Verdict.FATAL)
+    if status in _PASSING or status >= 500:
+        return fault(_PASSING.get(status, "server_error"), Verdict.RETRY, retry_after(headers, now))
+    return fault(f"http_{status}", Verdict.REJECT)
 
 
 def from_error_object(error: Any, now: float) -> Fault:
     """The fault in an `{"error": …}` that came where an answer should be."""
-    message, code = str(error), None
-    if isinstance(error, dict):
-        message = str(error.get("message") or error)
-        code = error.get("code") if error.get("code") is not None else error.get("type")
-    text = f"{code} {message}"
-    if str(code).isdigit():
-        return from_status(int(str(code)), text, {}, now)
-    if "rate_limit" in text.lower():
-        return from_status(429, text, {}, now)
-    if any(word in text.lower() for word in _QUOTA_WORDS):
-        return from_status(429, text, {}, now)
-    return Fault("server_error", message[:500], Verdict.RETRY, raw=text)
+    text = json.dumps({"error": error}, ensure_ascii=False)
+    codes = _codes(text)
+    status = next((int(code) for code in codes if re.fullmatch(r"[45][0-9][0-9]", code)), None)
+    if status is None:
+        status = next((number for code, number in _CODE_STATUS.items() if code in codes), None)
+    if status is None and any(phrase in text.lower() for phrase in _QUOTA_PHRASES):
+        status = 429
+    if status is None:
+        return Fault("server_error", text, Verdict.RETRY, raw=text)
+    return from_status(status, text, {}, now)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds the server asks to wait: `retry-after-ms`, or `retry-after` as seconds or as an HTTP date."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    except ValueError:
-        pass
-    value = headers.get("retry-after")
-    if value is None:
+    """Seconds the server asks to wait: `retry-after-ms`, or `retry-after` as seconds or as an HTTP date.
+
+    A date counts from the server's own `date` where it tells one, so that clocks need not agree.
+    """
+    milliseconds, seconds = _number(headers.get("retry-after-ms")), _number(headers.get("retry-after"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    if seconds is not None:
+        return seconds
+    then = _date(headers.get("retry-after"))
+    if then is None:
         return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError):
-        return None
+    return max(0.0, then - (_date(headers.get("date")) or now))
 
 
 def pause(attempt: int, fault: Fault, longest: float, generator: random.Random) -> float | None:
@@ -128,4 +169,57 @@ def pause(attempt: int, fault: Fault, longest: float, generator: random.Random) 
         if fault.retry_after > LONGEST_RETRY_AFTER:
             return None
         return fault.retry_after * (1 + 0.1 * generator.random())
-    return min(longest, FIRST_WAIT * 2 ** (attempt - 1)) * generator.random()
+    return min(longest, FIRST_WAIT * 2.0 ** min(attempt - 1, 30)) * generator.random()
+
+
+def _no_credit(status: int, codes: set[str], lowered: str) -> bool:
+    if status == 402:
+        return True
+    if status not in {400, 403, 429}:
+        return False
+    if "allocated quota exceeded" in lowered and "free allocated" not in lowered:
+        # DashScope's word for too many tokens a minute, sent with the code insufficient_quota.
+        return False
+    if any(phrase in lowered for phrase in _RATE_PHRASES):
+        # Gemini says "exceeded your current quota" of limits that pass within the minute.
+        return False
+    if status == 400:
+        return "arrearage" in codes
+    if codes & _QUOTA_CODES:
+        return True
+    return not codes & _RATE_CODES and any(phrase in lowered for phrase in _QUOTA_PHRASES)
+
+
+def _codes(text: str) -> set[str]:
+    """The lower-case `code`, `type` and `status` in an error body, whichever of the usual shapes it has."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return set()
+    if isinstance(body, list) and body:
+        body = body[0]
+    found: set[str] = set()
+    for item in (body, body.get("error") if isinstance(body, dict) else None):
+        if isinstance(item, dict):
+            found |= {str(item[name]).lower() for name in ("code", "type", "status") if name in item}
+    return found
+
+
+def _number(value: str | None) -> float | None:
+    """A plain non-negative number; a negative one counts as 0."""
+    try:
+        number = float(value) if value is not None else None
+    except ValueError:
+        return None
+    return None if number is None or number != number else max(0.0, number)
+
+
+def _date(value: str | None) -> float | None:
+    """An HTTP date in seconds since the epoch."""
+    if value is None:
+        return None
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except (ValueError, TypeError):
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
