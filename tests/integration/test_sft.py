@@ -15,10 +15,11 @@ from easydistill.config.training import LoraConfig, TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, ModelError
+from easydistill.models.head import body_of
 from easydistill.models.student import Student, build_student
 from easydistill.trainers import sft
 from easydistill.trainers.batching import IGNORE, EpochSampler, TokenRow, collate, pack
-from easydistill.trainers.compat import FusedTrainer, body_of, check_head, fuse_loss, training_arguments, unfuse_loss
+from easydistill.trainers.compat import FusedTrainer, check_head, fuse_loss, training_arguments, unfuse_loss
 
 VOCABULARY = 300
 

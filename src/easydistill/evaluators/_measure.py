@@ -12,7 +12,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluators import METRICS
 from easydistill.evaluators._base import TokenRows
-from easydistill.losses.linear_cross_entropy import Head, rows_per_chunk
+from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.sampling import SeededSampler, generate_batch
 
 SLICE_BYTES = 64 << 20

@@ -11,48 +11,14 @@ Shapes: N rows (one a trained token), D hidden width, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from easydistill.models.head import Head, rows_per_chunk
+
 DEFAULT_CHUNK_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Head:
-    """A model's output layer: what turns hidden states into logits."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, model: Any) -> Head:
-        """The head of a transformers causal language model, with what its family does to logits."""
-        layer = model.get_output_embeddings()
-        config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(layer.weight, getattr(layer, "bias", None), scale, softcap)
-
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits [N, V] in the dtype of `hidden_ND`."""
-        bias_V = None if self.bias_V is None else self.bias_V.to(hidden_ND.dtype)
-        logits_NV = torch.nn.functional.linear(hidden_ND, self.weight_VD.to(hidden_ND.dtype), bias_V)
-        if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
-        if self.softcap is not None:
-            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
-        return logits_NV
-
-
-def rows_per_chunk(vocabulary: int, chunk_bytes: int) -> int:
-    """How many rows of float32 logits fit into a byte budget; at least one."""
-    return max(1, chunk_bytes // (4 * vocabulary))
 
 
 def linear_cross_entropy(

@@ -218,7 +218,7 @@ class _Measurement:
 
     def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         from easydistill.evaluators._measure import Measured, answer_metrics, answers, token_metrics
-        from easydistill.trainers.compat import body_of
+        from easydistill.models.head import body_of
 
         model = model.to(self._device).eval()
         tokenizer = self.renderer.tokenizer

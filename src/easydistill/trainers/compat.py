@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 
 from easydistill.config.training import TrainingConfig
 from easydistill.errors import ModelError
-from easydistill.losses.linear_cross_entropy import Head, linear_cross_entropy
+from easydistill.losses.linear_cross_entropy import linear_cross_entropy
+from easydistill.models.head import Head, body_of
 from easydistill.models.loading import computes_well_in_bf16
 from easydistill.trainers.batching import IGNORE, EpochSampler
 
@@ -72,12 +73,6 @@ def training_arguments(config: TrainingConfig, directory: Path, device: torch.de
 def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:
     """Whether training computes in bfloat16."""
     return computes_well_in_bf16(device) if config.bf16 == "auto" else config.bf16
-
-
-def body_of(model: Any) -> Any:
-    """The part of a causal language model that ends in hidden states."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return decoder if decoder is not None and decoder is not model else model.base_model
 
 
 def check_head(model: Any) -> None:
