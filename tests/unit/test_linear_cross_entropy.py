@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from easydistill.losses.linear_cross_entropy import linear_cross_entropy
+from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.models.head import Head, rows_per_chunk
 
 N, D, V = 37, 16, 101

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from easydistill.config.training import TrainingConfig
 from easydistill.errors import ModelError
-from easydistill.losses.linear_cross_entropy import linear_cross_entropy
+from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import computes_well_in_bf16
 from easydistill.trainers.batching import IGNORE, EpochSampler

@@ -1,0 +1,326 @@
+"""Cross-entropy and a divergence from a teacher, of a linear head, in one pass, without the logits of all rows.
+
+    loss = (1 − r) Σ_n [lse(z_n) − z_n,target(n)]  +  r τ² Σ_n D(teacher_n, softmax(z_n/τ)),       z = f(h·Wᵀ + b)
+
+The teacher lists M tokens a row with their log-weights, and the mass left over. The student's side of the divergence
+is its log-probabilities s at those tokens and, with a bucket, the log of its remaining mass; D is any function of the
+two, and only its gradient over these few outcomes is taken by autograd. With g = ∂D/∂s and p = softmax(z/τ):
+
+    ∂D/∂z_v = (1/τ) (G_v [v listed] − p_v Σ_k G_k),      G_k = g_k − g_bucket · p_k / (1 − P),   P = Σ_k p_k
+
+(for forward KL with a bucket: p_S − p_T on the listed tokens, p_S scaled to the teacher's remaining mass elsewhere).
+So a step costs what cross-entropy costs, plus M numbers a row. All gradients are computed in the forward pass, slice
+by slice; the backward pass scales them.
+
+Shapes: N rows (one a learned token), D hidden width, V vocabulary, M listed tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from easydistill.kernels.linear_cross_entropy import DEFAULT_CHUNK_BYTES
+from easydistill.models.head import Head, rows_per_chunk
+
+Divergence = Callable[[Tensor, Tensor, bool, slice], Tensor]
+"""(teacher [n, M'], student [n, M'], whether the last column is a bucket, which rows these are) → [n], nats."""
+
+Tail = Literal["bucket", "renormalise_teacher", "ignore"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher says of N rows: listed tokens, or (in `teacher`) a function that gives whole distributions."""
+
+    ids_NM: Tensor
+    """int64; unused places repeat the row's first token."""
+    logweights_NM: Tensor
+    """float; −inf in unused places."""
+    log_rest_N: Tensor
+    """float; log of the mass left over, −inf where there is none."""
+    offset_N: Tensor
+    """float; a constant added to the divergence's value (drawn weights do not tell the teacher's entropy)."""
+    present_N: Tensor
+    """bool; where False the row has no divergence."""
+    labelled_N: Tensor
+    """bool; where False the label is not learned (an answer that the student wrote itself)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How cross-entropy and divergence make up the loss."""
+
+    divergence: Divergence
+    kd_ratio: float
+    temperature: float = 1.0
+    tail: Tail = "bucket"
+    by_rank: bool = False
+    """Compare the student's own most probable tokens with the teacher's listed ones, rank by rank."""
+    vocabulary: int | None = None
+    """Token ids below this are real; the head's other rows are padding and no part of the divergence."""
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """Sums over N rows; only `total` has a gradient."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    divergence: Tensor
+    """Without the factor τ²."""
+
+
+def linear_distillation(
+    hidden_ND: Tensor,
+    head: Head,
+    target_N: Tensor,
+    teacher: Targets | Callable[[slice], Tensor],
+    objective: Objective,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> DistillationLoss:
+    """The loss of N rows, as float32 scalars in nats.
+
+    Args:
+        hidden_ND: row n predicts `target_N[n]`; callers have shifted and dropped masked rows already.
+        teacher: listed tokens; or a function that gives the log-probabilities [n, V] of some rows, at the
+            objective's temperature, for the exact loss over the whole vocabulary.
+    """
+    return DistillationLoss(
+        *_LinearDistillation.apply(
+            hidden_ND,
+            head.weight_VD,
+            head.bias_V,
+            target_N,
+            teacher,
+            objective,
+            (head.scale, head.softcap),
+            chunk_bytes,
+        )
+    )
+
+
+class _LinearDistillation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        teacher: Targets | Callable[[slice], Tensor],
+        objective: Objective,
+        scaling: tuple[float, float | None],
+        chunk_bytes: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kind = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+        gradients = _Gradients(hidden_ND, weight_VD, bias_V, ctx.needs_input_grad[:3])
+        with torch.autocast(kind, enabled=False):
+            head = Head(weight_VD.to(dtype), bias_V, *scaling)
+            exact = torch.float64 if dtype == torch.float64 else torch.float32
+            sums = torch.zeros(2, dtype=exact, device=hidden_ND.device)
+            step = rows_per_chunk(weight_VD.shape[0], chunk_bytes)
+            for start in range(0, hidden_ND.shape[0], step):
+                rows = slice(start, start + step)
+                part_ND = hidden_ND[rows].to(dtype)
+                logits_NV = head.logits(part_ND)
+                chunk = _Chunk(logits_NV, target_N[rows], objective, exact)
+                found, dlogits_NV = chunk.run(_part(teacher, rows), rows)
+                sums += found
+                if gradients.wanted:
+                    gradients.add(rows, part_ND, head, logits_NV, dlogits_NV)
+        ctx.save_for_backward(gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
+        ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        ratio, scale = objective.kd_ratio, objective.temperature**2
+        cross_entropy, divergence = sums[0].clone(), sums[1].clone()
+        ctx.mark_non_differentiable(cross_entropy, divergence)
+        return (1 - ratio) * cross_entropy + ratio * scale * divergence, cross_entropy, divergence
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        hidden_ND, weight_VD, bias_V = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        # Scaled in place, as in linear_cross_entropy.
+        if hidden_ND is not None:
+            hidden_ND = hidden_ND.mul_(outer[0])
+        if weight_VD is not None:
+            weight_VD = weight_VD.mul_(outer[0]).to(weight_dtype)
+        if bias_V is not None:
+            bias_V = bias_V.mul_(outer[0]).to(bias_dtype)
+        return hidden_ND, weight_VD, bias_V, None, None, None, None, None
+
+
+def _part(teacher: Targets | Callable[[slice], Tensor], rows: slice) -> Targets | Tensor:
+    if not isinstance(teacher, Targets):
+        return teacher(rows)
+    return Targets(
+        teacher.ids_NM[rows],
+        teacher.logweights_NM[rows],
+        teacher.log_rest_N[rows],
+        teacher.offset_N[rows],
+        teacher.present_N[rows],
+        teacher.labelled_N[rows],
+    )
+
+
+class _Gradients:
+    """Accumulates the gradients of hidden states, weight and bias over slices, each only where it is wanted."""
+
+    def __init__(
+        self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted: tuple[bool, bool, bool]
+    ) -> None:
+        exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        self.wanted = any(wanted)
+        self.hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
+        self.weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wanted[1] else None
+        self.bias_V = torch.zeros_like(bias_V, dtype=exact) if wanted[2] and bias_V is not None else None
+
+    def add(self, rows: slice, part_ND: Tensor, head: Head, logits_NV: Tensor, dlogits_NV: Tensor) -> None:
+        """Carry a slice's ∂loss/∂logits on through soft cap, scale and matrix product."""
+        if head.softcap is not None:
+            dlogits_NV = dlogits_NV * (1 - (logits_NV.to(dlogits_NV.dtype) / head.softcap) ** 2)
+        if head.scale != 1.0:
+            dlogits_NV = dlogits_NV * head.scale
+        if self.bias_V is not None:
+            self.bias_V += dlogits_NV.sum(0, dtype=self.bias_V.dtype)
+        if self.hidden_ND is not None:
+            self.hidden_ND[rows] = dlogits_NV @ head.weight_VD
+        if self.weight_VD is not None:
+            self.weight_VD += dlogits_NV.T @ part_ND
+
+
+class _Chunk:
+    """A slice of n rows: their losses and ∂loss/∂logits.
+
+    Cross-entropy is over all logits that the head has; the divergence over the real vocabulary alone.
+    """
+
+    def __init__(self, logits_NV: Tensor, target_N: Tensor, objective: Objective, exact: torch.dtype) -> None:
+        self._target_N1 = target_N[:, None]
+        self._objective = objective
+        self._exact = exact
+        self._dtype = logits_NV.dtype
+        self._kd_share = objective.kd_ratio * objective.temperature
+        self._real = min(objective.vocabulary or logits_NV.shape[1], logits_NV.shape[1])
+        self._logprobs_NV = logits_NV.log_softmax(-1, dtype=exact)
+        self._one_softmax = objective.temperature == 1.0
+        if self._one_softmax:
+            padding_NP = self._logprobs_NV[:, self._real :]
+            self._log_real_N1 = torch.log1p(-padding_NP.exp().sum(-1, keepdim=True).clamp_max(1 - 1e-6))
+            self._soft_NV = self._logprobs_NV[:, : self._real]
+        else:
+            self._log_real_N1 = torch.zeros_like(self._logprobs_NV[:, :1])
+            self._soft_NV = (logits_NV[:, : self._real].to(exact) / objective.temperature).log_softmax(-1)
+
+    def _student(self, ids_NM: Tensor) -> Tensor:
+        """The student's log-probabilities of some tokens among the real ones, at the objective's temperature."""
+        return self._soft_NV.gather(1, ids_NM) - self._log_real_N1
+
+    def run(self, teacher: Targets | Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """((Σ cross-entropy, Σ divergence), ∂loss/∂logits [n, V] in the logits' dtype)."""
+        label_N1 = self._target_N1.new_ones(self._target_N1.shape, dtype=self._exact)
+        if isinstance(teacher, Targets):
+            label_N1 = teacher.labelled_N[:, None].to(self._exact)
+        cross_entropy = -(self._logprobs_NV.gather(1, self._target_N1) * label_N1).sum()
+        ce_share_N1 = (1.0 - self._objective.kd_ratio) * label_N1
+        if isinstance(teacher, Targets):
+            value, dlogits_NV = self._listed(teacher, rows, ce_share_N1)
+        else:
+            value, dlogits_NV = self._whole(teacher, rows, ce_share_N1)
+        return torch.stack([cross_entropy, value]), dlogits_NV
+
+    # --- the teacher's whole distribution -------------------------------------------------------------------
+
+    def _whole(self, teacher_NV: Tensor, rows: slice, ce_share_N1: Tensor) -> tuple[Tensor, Tensor]:
+        student_NV = self._soft_NV - self._log_real_N1
+        everywhere_N = torch.ones_like(self._target_N1[:, 0], dtype=torch.bool)
+        value, g_NV = self._divergence(teacher_NV.to(self._exact), student_NV, False, rows, everywhere_N)
+        dlogits_NV = self._logprobs_NV.exp() * ce_share_N1
+        dlogits_NV.scatter_add_(1, self._target_N1, -ce_share_N1)
+        dlogits_NV[:, : self._real] += self._kd_share * (g_NV - student_NV.exp() * g_NV.sum(-1, keepdim=True))
+        return value, dlogits_NV.to(self._dtype)
+
+    # --- listed tokens --------------------------------------------------------------------------------------
+
+    def _listed(self, teacher: Targets, rows: slice, ce_share_N1: Tensor) -> tuple[Tensor, Tensor]:
+        ids_NM = teacher.ids_NM
+        if self._objective.by_rank:
+            ids_NM = self._soft_NV.topk(ids_NM.shape[1]).indices
+        unused_NM = teacher.logweights_NM.isneginf()
+        student_NM = self._student(ids_NM).masked_fill(unused_NM, -torch.inf)
+        teacher_NM = teacher.logweights_NM.to(self._exact)
+        if self._objective.tail == "bucket":
+            value, g_NM = self._with_bucket(teacher, teacher_NM, student_NM, rows)
+        else:
+            if self._objective.tail == "renormalise_teacher":
+                teacher_NM = teacher_NM - teacher_NM.logsumexp(-1, keepdim=True)
+            value, g_NM = self._divergence(teacher_NM, student_NM, False, rows, teacher.present_N)
+        value = value + (teacher.offset_N * teacher.present_N).sum()
+        g_NM = g_NM.masked_fill(unused_NM, 0.0)
+        return value, self._dlogits(ids_NM, unused_NM, g_NM, ce_share_N1)
+
+    def _with_bucket(
+        self, teacher: Targets, teacher_NM: Tensor, student_NM: Tensor, rows: slice
+    ) -> tuple[Tensor, Tensor]:
+        """(Σ divergence, G): the bucket's gradient carried on to the listed tokens."""
+        probs_NM = student_NM.exp()
+        # 1 − P loses its digits as P nears 1; the floor keeps the bucket's gradient finite there.
+        floor = 1e-15 if self._exact == torch.float64 else 1e-6
+        rest_N1 = (1.0 - probs_NM.sum(-1, keepdim=True)).clamp_min(floor)
+        teacher_rest_N1 = teacher.log_rest_N.to(self._exact)[:, None]
+        # Where the teacher leaves nothing over, all its tokens are listed (or drawn), and there is no bucket.
+        student_rest_N1 = rest_N1.log().masked_fill(teacher_rest_N1.isneginf(), -torch.inf)
+        value, g_NM = self._divergence(
+            torch.cat([teacher_NM, teacher_rest_N1], dim=1),
+            torch.cat([student_NM, student_rest_N1], dim=1),
+            True,
+            rows,
+            teacher.present_N,
+        )
+        return value, g_NM[:, :-1] - g_NM[:, -1:] * probs_NM / rest_N1
+
+    def _dlogits(self, ids_NM: Tensor, unused_NM: Tensor, g_NM: Tensor, ce_share_N1: Tensor) -> Tensor:
+        """Everywhere a multiple of the student's probabilities; at listed tokens and the label, that and more.
+
+        The few special values are computed in full precision and written over, not added: adding in the small dtype
+        would lose the difference of two nearly equal probabilities.
+        """
+        kd_scale_N1 = -self._kd_share * g_NM.sum(-1, keepdim=True)
+        # The label is one more column; where it is listed, it takes that token's gradient along.
+        ids_NC = torch.cat([ids_NM, self._target_N1], dim=1)
+        is_label_NM = (ids_NM == self._target_N1) & ~unused_NM
+        label_g_N1 = (g_NM * is_label_NM).sum(-1, keepdim=True)
+        special_NC = self._kd_share * torch.cat([g_NM, label_g_N1], dim=1)
+        special_NC[:, :-1] -= ce_share_N1 * is_label_NM
+        special_NC[:, -1:] -= ce_share_N1
+        special_NC += ce_share_N1 * self._logprobs_NV.gather(1, ids_NC).exp()
+        special_NC += kd_scale_N1 * self._student(ids_NC).exp()
+        # Unused places repeat the first token, and must write what it writes.
+        special_NC[:, :-1] = torch.where(unused_NM, special_NC[:, :1], special_NC[:, :-1])
+        small_NV = torch.empty_like(self._logprobs_NV, dtype=self._dtype)
+        real_NV, padding_NP = small_NV[:, : self._real], small_NV[:, self._real :]
+        probs_NV = self._logprobs_NV.exp_()
+        torch.mul(probs_NV[:, self._real :], ce_share_N1, out=padding_NP)
+        if self._one_softmax:
+            both_N1 = ce_share_N1 + kd_scale_N1 * (-self._log_real_N1).exp()
+            torch.mul(probs_NV[:, : self._real], both_N1, out=real_NV)
+        else:
+            probs_NV[:, : self._real] *= ce_share_N1
+            real_NV.copy_(self._soft_NV.exp_().mul_(kd_scale_N1).add_(probs_NV[:, : self._real]))
+        return small_NV.scatter_(1, ids_NC, special_NC.to(self._dtype))
+
+    def _divergence(
+        self, teacher_NM: Tensor, student_NM: Tensor, has_bucket: bool, rows: slice, present_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(Σ divergence, its gradient by the student's log-probabilities), rows without a signal left out."""
+        with torch.enable_grad():
+            student_NM = student_NM.detach().requires_grad_()
+            value_N = self._objective.divergence(teacher_NM, student_NM, has_bucket, rows)
+            value = (value_N * present_N).sum()
+            (g_NM,) = torch.autograd.grad(value, student_NM)
+        return value.detach(), g_NM

@@ -1,0 +1,47 @@
+"""Adaptive KL: w · forward KL + (1 − w) · reverse KL, w by where the two differ (Wu et al., COLING 2025).
+
+The head is the smallest set of the teacher's most probable tokens with mass μ; w = g_head / (g_head + g_tail), where
+g sums |p_T − p_S| over the set. Forward KL works on the head first, reverse KL on the tail, so each gets the weight of
+the part that is further off. Gradients do not flow through w.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from easydistill.config.base import PositiveShare
+from easydistill.config.distillation import DistillationConfig
+from easydistill.losses._terms import Outcomes, expected_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(DistillationConfig):
+    """Forward and reverse KL, weighted token by token."""
+
+    distillation_type: Literal["adaptive_kld"]
+    """Adaptive KL: forward KL where the head differs most, reverse KL where the tail does."""
+    tail: Literal["bucket"] = "bucket"
+    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    head_mass: PositiveShare = 0.5
+    """Mass μ of the teacher's head."""
+
+
+def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:
+    share_N = head_share(teacher_NM, student_NM, config.head_mass, outcomes.has_bucket)
+    forward_N = expected_ratio(teacher_NM, student_NM)
+    return share_N * forward_N + (1 - share_N) * expected_ratio(student_NM, teacher_NM)
+
+
+def head_share(teacher_NM: Tensor, student_NM: Tensor, head_mass: float, has_bucket: bool) -> Tensor:
+    """w of each row, [N], without gradient. A bucket always belongs to the tail."""
+    teacher_NM, student_NM = teacher_NM.detach().exp(), student_NM.detach().exp()
+    gap_NM = (teacher_NM - student_NM).abs()
+    listed_NM = teacher_NM[:, :-1] if has_bucket else teacher_NM
+    sorted_NM, order_NM = listed_NM.sort(dim=-1, descending=True, stable=True)
+    in_head_NM = (sorted_NM.cumsum(-1) - sorted_NM) < head_mass
+    head_gap_N = (gap_NM.gather(1, order_NM) * in_head_NM).sum(-1)
+    total_N = gap_NM.sum(-1)
+    even_N = total_N == 0
+    return (head_gap_N / total_N.masked_fill(even_N, 1.0)).masked_fill(even_N, 0.5)

@@ -1,0 +1,39 @@
+"""Contrastive distillation (DistiLLM-2, Ko et al., 2025).
+
+Skewed forward KL on the teacher's answers pulls the student up where the teacher is; skewed reverse KL on the student's
+own answers pushes it down where the teacher is not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from easydistill.config.base import PositiveFloat
+from easydistill.config.distillation import DistillationConfig
+from easydistill.losses._terms import Outcomes, expected_ratio, mixture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(DistillationConfig):
+    """Skewed forward KL on the teacher's answers, skewed reverse KL on the student's."""
+
+    needs_student_answers: ClassVar[bool] = True
+
+    distillation_type: Literal["contrastive"]
+    """Contrastive: learns from the teacher's answers and from the student's own."""
+    tail: Literal["bucket"] = "bucket"
+    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
+    """Skew of both divergences."""
+
+
+def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:
+    forward_N = expected_ratio(teacher_NM, mixture(teacher_NM, student_NM, config.alpha))
+    if outcomes.student_wrote_N is None:
+        return forward_N
+    reverse_N = expected_ratio(student_NM, mixture(student_NM, teacher_NM, config.alpha))
+    return reverse_N.where(outcomes.student_wrote_N, forward_N)

@@ -1,0 +1,31 @@
+"""Generalised Jensen–Shannon divergence: β KL(p_T ‖ m) + (1 − β) KL(p_S ‖ m), m = β p_T + (1 − β) p_S (GKD, 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from easydistill.config.base import PositiveFloat
+from easydistill.config.distillation import DistillationConfig
+from easydistill.losses._terms import Outcomes, expected_ratio, mixture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(DistillationConfig):
+    """Jensen–Shannon divergence."""
+
+    distillation_type: Literal["jsd"]
+    """Jensen–Shannon divergence: bounded, between forward and reverse KL."""
+    tail: Literal["bucket"] = "bucket"
+    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    beta: Annotated[PositiveFloat, Field(lt=1)] = 0.5
+    """Weight of the teacher in the mixture."""
+
+
+def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:
+    middle_NM = mixture(teacher_NM, student_NM, config.beta)
+    teacher_side_N = expected_ratio(teacher_NM, middle_NM)
+    return config.beta * teacher_side_N + (1 - config.beta) * expected_ratio(student_NM, middle_NM)

@@ -1,0 +1,27 @@
+"""Reverse Kullback–Leibler divergence: Σ p_S (log p_S − log p_T) (MiniLLM, Gu et al., 2024).
+
+It makes the student avoid what the teacher finds unlikely, at the price of variety.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from easydistill.config.distillation import DistillationConfig
+from easydistill.losses._terms import Outcomes, expected_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(DistillationConfig):
+    """Reverse KL."""
+
+    distillation_type: Literal["reverse_kld"]
+    """Reverse KL: the student avoids what the teacher finds unlikely."""
+    tail: Literal["bucket"] = "bucket"
+    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+
+
+def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:
+    return expected_ratio(student_NM, teacher_NM)

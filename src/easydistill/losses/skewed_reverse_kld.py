@@ -1,0 +1,29 @@
+"""Skewed reverse KL: KL(p_S ‖ (1 − α) p_T + α p_S) (DistiLLM, Ko et al., 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from easydistill.config.base import PositiveFloat
+from easydistill.config.distillation import DistillationConfig
+from easydistill.losses._terms import Outcomes, expected_ratio, mixture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(DistillationConfig):
+    """Reverse KL to a mixture that holds a little of the student."""
+
+    distillation_type: Literal["skewed_reverse_kld"]
+    """Skewed reverse KL: finite even where the teacher gives no mass."""
+    tail: Literal["bucket"] = "bucket"
+    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
+    """The student's share in the mixture."""
+
+
+def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:
+    return expected_ratio(student_NM, mixture(student_NM, teacher_NM, config.alpha))

@@ -1,0 +1,22 @@
+"""Total variation distance: ½ Σ |p_T − p_S| (f-DISTILL, Wen et al., 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from easydistill.config.distillation import DistillationConfig
+from easydistill.losses._terms import Outcomes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(DistillationConfig):
+    """Total variation distance."""
+
+    distillation_type: Literal["tvd"]
+    """Total variation distance: every unit of misplaced mass counts the same."""
+
+
+def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:
+    return 0.5 * (teacher_NM.exp() - student_NM.exp()).abs().sum(-1)

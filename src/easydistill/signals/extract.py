@@ -1,0 +1,249 @@
+"""From a teacher's hidden states to signals, without ever holding the logits of all rows.
+
+The vocabulary is cut into blocks of `BLOCK` tokens. A pass over a slice of logits gives each block's maximum and its
+sum of exponentials; from then on only a few blocks are looked into:
+
+- the k most probable tokens lie in the k blocks of the largest maxima;
+- a draw picks a block by the blocks' sums, then a token inside it.
+
+Draws are systematic (one uniform number u a row; the j-th of n draws inverts the cumulative distribution at
+(j + u)/n): as unbiased as independent draws, and less noisy.
+
+Shapes: N rows, V vocabulary, B blocks, K head, D draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easydistill.config.signals import SampledSignals, SignalsConfig, TopKSampledSignals, TopKSignals, TopPSignals
+from easydistill.models.head import Head, rows_per_chunk
+from easydistill.signals.signal import Floats, Ints, TeacherSignal, concatenate
+
+BLOCK = 64
+SLICE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class SignalShape:
+    """What is kept of each row."""
+
+    head: int
+    """Most entries of the head."""
+    top_p: float = 1.0
+    """The head stops where it has this much mass."""
+    draws: int = 0
+    """Draws from the rest."""
+
+    @classmethod
+    def of(cls, config: SignalsConfig, vocabulary: int) -> SignalShape:
+        match config:
+            case TopKSampledSignals():
+                return cls(min(config.k, vocabulary), draws=config.draws)
+            case SampledSignals():
+                return cls(0, draws=config.draws)
+            case TopPSignals():
+                return cls(min(config.k_max, vocabulary), config.top_p)
+            case TopKSignals():
+                return cls(min(config.k, vocabulary))
+
+    @property
+    def is_ragged(self) -> bool:
+        return self.top_p < 1.0
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """The rows of one teacher: hidden states and head, or several of them by weight."""
+
+    hidden_ND: Sequence[Tensor]
+    heads: Sequence[Head]
+    log_weights: Sequence[float]
+
+    def logits(self, part: slice, vocabulary: int) -> Tensor:
+        """Float32 (or float64) logits [n, vocabulary]; of a mixture, its log-probabilities."""
+        found = [
+            _exact(head.logits(hidden_ND[part]))[:, :vocabulary]
+            for hidden_ND, head in zip(self.hidden_ND, self.heads, strict=True)
+        ]
+        if len(found) == 1:
+            return found[0]
+        mixed = found[0].log_softmax(-1) + self.log_weights[0]
+        for logits_NV, weight in zip(found[1:], self.log_weights[1:], strict=True):
+            mixed = torch.logaddexp(mixed, logits_NV.log_softmax(-1) + weight)
+        return mixed
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def extract(
+    rows: TeacherRows,
+    target_N: Tensor,
+    uniform_N: Tensor,
+    shape: SignalShape,
+    vocabulary: int,
+    temperature: float = 1.0,
+) -> TeacherSignal:
+    """Signals of N rows.
+
+    Args:
+        rows: row n of its hidden states predicts `target_N[n]`.
+        uniform_N: a number in [0, 1) for each row's draws.
+        vocabulary: token ids below this are real; the rest of the logits is padding and left out before the softmax.
+        temperature: of the head, draws and rest; the realised token's log-probability is always at 1.
+    """
+    step = rows_per_chunk(vocabulary, SLICE_BYTES)
+    parts = [
+        signal_of_logits(
+            rows.logits(slice(start, start + step), vocabulary),
+            target_N[start : start + step],
+            uniform_N[start : start + step],
+            shape,
+            temperature,
+        )
+        for start in range(0, len(target_N), step)
+    ]
+    return concatenate(parts)
+
+
+def signal_of_logits(
+    logits_NV: Tensor, target_N: Tensor, uniform_N: Tensor, shape: SignalShape, temperature: float = 1.0
+) -> TeacherSignal:
+    """The signal of a slice of logits (float32 or float64, over the real vocabulary)."""
+    realised_N = logits_NV.gather(1, target_N[:, None])[:, 0]
+    if temperature != 1.0:
+        realised_N = realised_N - logits_NV.logsumexp(-1)
+        logits_NV = logits_NV / temperature
+    blocks = _Blocks(logits_NV)
+    if temperature == 1.0:
+        realised_N = realised_N - blocks.log_total_N
+    entropy_N = blocks.entropy() if shape.draws else torch.full_like(realised_N, torch.nan)
+    head_ids_NK, head_NK = blocks.top(shape.head)
+    used_NK = _until(head_NK.exp(), shape.top_p)
+    blocks.remove(head_ids_NK, used_NK)
+    draw_ids_ND, counts_ND = blocks.draw(shape.draws, uniform_N)
+    return TeacherSignal(
+        head_ids_NK=_ints(head_ids_NK.masked_fill(~used_NK, 0)),
+        head_logprobs_NK=_floats(head_NK.masked_fill(~used_NK, -torch.inf)),
+        log_rest_N=_floats(blocks.log_rest()),
+        draw_ids_ND=_ints(draw_ids_ND),
+        draw_counts_ND=_ints(counts_ND),
+        draws=shape.draws,
+        realised_N=_floats(realised_N),
+        entropy_N=_floats(entropy_N),
+    )
+
+
+def _until(probs_NK: Tensor, top_p: float) -> Tensor:
+    """True for the entries of the smallest leading set with mass `top_p`; for all where `top_p` is 1."""
+    if top_p >= 1.0:
+        return torch.ones_like(probs_NK, dtype=torch.bool)
+    before_NK = probs_NK.cumsum(-1) - probs_NK
+    return before_NK < top_p
+
+
+def _ints(tensor: Tensor) -> Ints:
+    return tensor.long().cpu().numpy()
+
+
+def _floats(tensor: Tensor) -> Floats:
+    array: Floats = tensor.float().cpu().numpy().astype(np.float32)
+    return array
+
+
+class _Blocks:
+    """A slice of logits seen as blocks of `BLOCK` tokens."""
+
+    def __init__(self, logits_NV: Tensor) -> None:
+        rows, vocabulary = logits_NV.shape
+        blocks = -(-vocabulary // BLOCK)
+        if vocabulary % BLOCK or not logits_NV.is_contiguous():
+            padded_NV = logits_NV.new_full((rows, blocks * BLOCK), -torch.inf)
+            padded_NV[:, :vocabulary] = logits_NV
+            logits_NV = padded_NV
+        self._logits_NBC = logits_NV.view(rows, blocks, BLOCK)
+        self._max_NB = self._logits_NBC.amax(-1)
+        self._max_N = self._max_NB.amax(-1)
+        self._exp_NBC = (self._logits_NBC - self._max_N[:, None, None]).exp_()
+        self._sum_NB = self._exp_NBC.sum(-1)
+        self.log_total_N = self._max_N + self._sum_NB.double().sum(-1).log().to(logits_NV.dtype)
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """(ids, log-probabilities) of the k most probable tokens, most probable first, [N, K]."""
+        rows, blocks, _ = self._logits_NBC.shape
+        if k == 0:
+            empty = self._max_N.new_zeros((rows, 0))
+            return empty.long(), empty
+        block_NK = self._max_NB.topk(min(k, blocks), dim=-1).indices
+        inside_NKC = self._logits_NBC.gather(1, block_NK[:, :, None].expand(-1, -1, BLOCK))
+        values_NK, place_NK = inside_NKC.flatten(1).topk(k, dim=-1)
+        ids_NK = block_NK.gather(1, place_NK // BLOCK) * BLOCK + place_NK % BLOCK
+        return ids_NK, values_NK - self.log_total_N[:, None]
+
+    def entropy(self) -> Tensor:
+        """Entropy of each row, in nats: log Z − Σ e·z / Σ e. Before `remove`."""
+        finite_NV = self._logits_NBC.flatten(1).clamp_min(torch.finfo(self._logits_NBC.dtype).min)
+        total_N = self._sum_NB.sum(-1)
+        return self.log_total_N - torch.linalg.vecdot(self._exp_NBC.flatten(1), finite_NV) / total_N
+
+    def remove(self, head_ids_NK: Tensor, used_NK: Tensor) -> None:
+        """Take the head's tokens out; what stays is the rest."""
+        flat_NV = self._exp_NBC.flatten(1)
+        flat_NV.scatter_(1, head_ids_NK, flat_NV.gather(1, head_ids_NK).masked_fill(used_NK, 0.0))
+        block_NK = head_ids_NK // BLOCK
+        # Sums of the blocks that lost tokens are taken anew: subtracting would leave rounding errors behind.
+        left_NK = self._exp_NBC.gather(1, _wide(block_NK)).sum(-1)
+        self._rest_NB = self._sum_NB.scatter(1, block_NK, left_NK).double()
+
+    def log_rest(self) -> Tensor:
+        """Log of the mass that `remove` left, [N]; −inf where it left nothing."""
+        total_N = (self.log_total_N - self._max_N).double()
+        return (self._rest_NB.sum(-1).log() - total_N).clamp_max(0.0)
+
+    def draw(self, draws: int, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(ids, counts) of `draws` draws from the rest; equal ones are kept once, [N, D]. Count 0 is no draw."""
+        if draws == 0:
+            empty = self._max_NB.new_zeros((len(uniform_N), 0), dtype=torch.long)
+            return empty, empty
+        cumulative_NB = self._rest_NB.cumsum(-1)
+        at_ND = (torch.arange(draws, device=uniform_N.device) + uniform_N[:, None].double()) / draws
+        target_ND = at_ND * cumulative_NB[:, -1:]
+        block_ND = _first_above(cumulative_NB, target_ND, self._rest_NB)
+        before_ND = (cumulative_NB - self._rest_NB).gather(1, block_ND)
+        inside_NDC = self._exp_NBC.gather(1, _wide(block_ND)).double()
+        place_ND = _first_above(inside_NDC.cumsum(-1), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
+        ids_ND, counts_ND = _counted(block_ND * BLOCK + place_ND)
+        nothing_N1 = cumulative_NB[:, -1:] == 0
+        return ids_ND.masked_fill(nothing_N1, 0), counts_ND.masked_fill(nothing_N1, 0)
+
+
+def _wide(index_NK: Tensor) -> Tensor:
+    return index_NK[:, :, None].expand(-1, -1, BLOCK)
+
+
+def _first_above(cumulative: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Index of the first entry whose cumulative weight exceeds the target; never one of weight zero."""
+    index = torch.searchsorted(cumulative, target, right=True)
+    # Rounding may put the target at the very end, behind the last entry with any weight.
+    places = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
+    last = ((weights > 0) * places).argmax(-1, keepdim=True)
+    return index.minimum(last)
+
+
+def _counted(ids_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted draws → (different ids moved to the left, how often each came; 0 in unused places)."""
+    ids_ND = ids_ND.sort(-1).values
+    new_ND = torch.ones_like(ids_ND, dtype=torch.bool)
+    new_ND[:, 1:] = ids_ND[:, 1:] != ids_ND[:, :-1]
+    slot_ND = new_ND.cumsum(-1) - 1
+    counts_ND = torch.zeros_like(ids_ND).scatter_add_(1, slot_ND, torch.ones_like(ids_ND))
+    kept_ND = torch.zeros_like(ids_ND).scatter_(1, slot_ND, ids_ND)
+    width = int(new_ND.sum(-1).max()) if len(ids_ND) else 0
+    return kept_ND[:, :width], counts_ND[:, :width]

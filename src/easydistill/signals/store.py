@@ -1,0 +1,270 @@
+"""The store of teacher signals: immutable shards on disk, memory-mapped, found by sample id.
+
+    <directory>/store.json            what was asked, of whom, and totals; written last ⇔ the store is complete
+    <directory>/shard-00000.safetensors …
+
+A shard holds flat ragged tensors with offsets. It is written under a temporary name and renamed, so it is there whole
+or not at all. Every sample carries its token ids and their hash: whoever reads a signal names the tokens it is for,
+and a signal of other tokens is refused, never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easydistill.data.files import read_json, replacing, write_json
+from easydistill.errors import DataError
+from easydistill.signals.codec import Bytes, Codec, EncodedSignal, bits_for, pack, unpack
+from easydistill.signals.signal import Ints, TeacherSignal
+
+NAME = "store.json"
+FORMAT = 1
+HASH_BYTES = 16
+_ROW_ARRAYS = ("log_rest", "realised", "entropy", "head_counts", "draw_counts")
+_PACKED = ("tokens", "learned", "present", "head", "draws")
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A sample's tokens and what the teacher said about them."""
+
+    id: str
+    token_ids: Sequence[int]
+    learned: Sequence[bool]
+    """For each token, whether the student learns it; never true for the first, which nothing predicts."""
+    signal: TeacherSignal
+    """A row for every learned token that is present, in order."""
+    present: Bools
+    """For each learned token, whether it has a signal (an aligned teacher may have none for some)."""
+
+
+def token_hash(token_ids: Sequence[int], learned: Sequence[bool]) -> bytes:
+    """What ties a signal to its tokens: a hash of ids and mask."""
+    digest = hashlib.sha256(np.asarray(token_ids, "<i8").tobytes())
+    digest.update(np.asarray(learned, np.uint8).tobytes())
+    return digest.digest()[:HASH_BYTES]
+
+
+@dataclass(frozen=True)
+class StoreManifest:
+    """What a store says of itself."""
+
+    codec: Codec
+    about: dict[str, Any]
+    """What decides the signals, as (group → facts): teachers, tokenizer, template, temperature, kind, seed, dtype."""
+    shards: int
+    samples: int
+    tokens: int
+    """Tokens with a signal."""
+    bytes: int
+    """Size of the shards; token ids, offsets and hashes included."""
+    format: int = FORMAT
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Figures for people: mean mass of the head, seconds."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.bytes / max(1, self.tokens)
+
+    def write(self, directory: Path) -> None:
+        write_json(directory / NAME, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> StoreManifest:
+        """
+        Raises:
+            DataError: there is no complete store in `directory`.
+        """
+        try:
+            values = read_json(directory / NAME)
+            if values["format"] != FORMAT:
+                raise DataError(
+                    f"{directory}: a signal store of format {values['format']}, this release reads {FORMAT}\n"
+                    "    → let the teacher score again"
+                )
+            return cls(**{**values, "codec": Codec(**values["codec"])})
+        except FileNotFoundError:
+            raise DataError(
+                f"{directory}: there is no complete signal store here (no {NAME})\n"
+                "    → name the directory that a white_box_kd_local job wrote, usually …/stages/2-score/signals"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{directory / NAME}: cannot be read: {error}") from None
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.safetensors"
+
+
+def write_shard(path: Path, samples: Sequence[ScoredSample], codec: Codec) -> int:
+    """Write one shard; returns its size in bytes."""
+    from safetensors.numpy import save_file
+
+    encoded = [codec.encode(sample.signal) for sample in samples]
+    width = bits_for(codec.vocabulary)
+    packed: dict[str, list[Bytes]] = {
+        "tokens": [pack(np.asarray(sample.token_ids, np.int64), width) for sample in samples],
+        "learned": [np.packbits(np.asarray(sample.learned, bool)) for sample in samples],
+        "present": [np.packbits(sample.present) for sample in samples],
+        "head": [item.head for item in encoded],
+        "draws": [item.draws for item in encoded],
+    }
+    tensors: dict[str, NDArray[Any]] = {
+        "hash": np.frombuffer(
+            b"".join(token_hash(sample.token_ids, sample.learned) for sample in samples), np.uint8
+        ).reshape(len(samples), HASH_BYTES),
+        "token_offsets": _offsets([len(sample.token_ids) for sample in samples]),
+        "learned_counts": np.array([int(np.sum(sample.learned)) for sample in samples], np.int64),
+        "row_offsets": _offsets([len(sample.signal) for sample in samples]),
+    }
+    for name, parts in packed.items():
+        tensors[name] = np.concatenate(parts)
+        tensors[f"{name}_at"] = _offsets([len(part) for part in parts])
+    for name in _ROW_ARRAYS:
+        tensors[name] = np.concatenate([getattr(item, name) for item in encoded])
+    metadata = {"ids": json.dumps([sample.id for sample in samples], ensure_ascii=True)}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+    return path.stat().st_size
+
+
+def _offsets(lengths: Sequence[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+class _Shard:
+    """One memory-mapped file: small index tensors in memory, the rest read by slices."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file = safe_open(path, framework="numpy")
+            self.ids: list[str] = json.loads(self._file.metadata()["ids"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a readable shard of a signal store: {error}") from None
+        names = ["hash", "token_offsets", "learned_counts", "row_offsets", *(f"{name}_at" for name in _PACKED)]
+        self._index = {name: self._file.get_tensor(name) for name in names}
+        self._slices = {name: self._file.get_slice(name) for name in (*_PACKED, *_ROW_ARRAYS)}
+        self._row_arrays = [name for name in _ROW_ARRAYS if self._slices[name].get_shape()[0]]
+
+    def hash(self, at: int) -> bytes:
+        return bytes(self._index["hash"][at].tobytes())
+
+    def token_count(self, at: int) -> int:
+        return int(self._index["token_offsets"][at + 1] - self._index["token_offsets"][at])
+
+    def learned_count(self, at: int) -> int:
+        return int(self._index["learned_counts"][at])
+
+    def row_count(self, at: int) -> int:
+        return int(self._index["row_offsets"][at + 1] - self._index["row_offsets"][at])
+
+    def packed(self, name: str, at: int) -> Bytes:
+        offsets = self._index[f"{name}_at"]
+        start, stop = int(offsets[at]), int(offsets[at + 1])
+        return self._slices[name][start:stop] if stop > start else np.zeros(0, np.uint8)
+
+    def encoded(self, at: int) -> EncodedSignal:
+        start, stop = int(self._index["row_offsets"][at]), int(self._index["row_offsets"][at + 1])
+        rows = {
+            name: self._slices[name][start:stop] if name in self._row_arrays and stop > start else np.zeros(0, "u2")
+            for name in _ROW_ARRAYS
+        }
+        return EncodedSignal(head=self.packed("head", at), draws=self.packed("draws", at), **rows)
+
+
+class SignalStore:
+    """Reads a complete store.
+
+    Raises:
+        DataError: there is none, or a shard of it is missing or broken.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = StoreManifest.read(directory)
+        self._shards = [_Shard(shard_path(directory, number)) for number in range(self.manifest.shards)]
+        self._at = {
+            sample_id: (number, position)
+            for number, shard in enumerate(self._shards)
+            for position, sample_id in enumerate(shard.ids)
+        }
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __contains__(self, sample_id: str) -> bool:
+        return sample_id in self._at
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self._at)
+
+    def tokens(self, sample_id: str) -> tuple[list[int], list[bool]]:
+        """A sample's token ids, and which of them are learned."""
+        number, position = self._at[sample_id]
+        shard = self._shards[number]
+        count = shard.token_count(position)
+        ids = unpack(shard.packed("tokens", position), count, bits_for(self.manifest.codec.vocabulary))
+        learned = np.unpackbits(shard.packed("learned", position), count=count)
+        return ids.tolist(), learned.astype(bool).tolist()
+
+    def read(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> tuple[TeacherSignal, Bools]:
+        """The signal of a sample, and for each learned token whether it has a row in it.
+
+        Args:
+            token_ids, learned: the tokens that the caller has; the signal must have been made for the very same.
+
+        Raises:
+            DataError: there is no such sample, or its signal is for other tokens; the message says what differs.
+        """
+        self.check(sample_id, token_ids, learned)
+        number, position = self._at[sample_id]
+        shard = self._shards[number]
+        signal = self.manifest.codec.decode(shard.encoded(position))
+        present = np.unpackbits(shard.packed("present", position), count=shard.learned_count(position))
+        return signal, present.astype(bool)
+
+    def check(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> None:
+        """Refuse a sample whose tokens are not those that the teacher scored.
+
+        Raises:
+            DataError: as `read` does.
+        """
+        if sample_id not in self._at:
+            raise DataError(
+                f"{self.directory}: no signal for row {sample_id}\n    → let the teacher score the rows again"
+            )
+        number, position = self._at[sample_id]
+        if self._shards[number].hash(position) != token_hash(token_ids, learned):
+            raise DataError(
+                f"{self.directory}: the signal of row {sample_id} was made for other tokens: "
+                f"{self._difference(sample_id, token_ids, learned)}\n"
+                "    → the rows, the tokenizer, the chat template or the longest length changed: score again"
+            )
+
+    def _difference(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> str:
+        scored, scored_learned = self.tokens(sample_id)
+        if len(scored) != len(token_ids):
+            return f"{len(scored)} tokens were scored, the row has {len(token_ids)}"
+        for place, (old, new) in enumerate(zip(scored, token_ids, strict=True)):
+            if old != new:
+                return f"token {place} was id {old} and is id {new}"
+        if list(scored_learned) != list(learned):
+            return f"{sum(scored_learned)} tokens were learned, now {sum(learned)} are, or others"
+        return "the stored hash does not fit the stored tokens: the shard is damaged"
+
+    def scored_tokens(self) -> int:
+        """Rows of all signals."""
+        return sum(shard.row_count(at) for shard in self._shards for at in range(len(shard.ids)))
