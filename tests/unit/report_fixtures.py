@@ -64,6 +64,40 @@ def make_run(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+HIDDEN = "\0\x1b[31m\u202e \u00a0\u200d\ue000\u2028\ufffd"
+"""Control characters, what turns text around, spaces of all kinds, part of a character."""
+
+
+def token(number: int, text: str) -> dict[str, Any]:
+    return {"id": number, "text": text}
+
+
+def standing(scale: float = 1.0, text: str = "<i>cat</i>") -> dict[str, Any]:
+    """One side of `disagreement.json`; its divergences are multiples of `scale`."""
+    likely = [{**token(7, text), "probability": 0.75}, {**token(8, HIDDEN), "probability": 1e-5}]
+    other = [{**token(9, HOSTILE), "probability": 0.5}, {**token(10, "\ufffd"), "probability": 0.0}]
+    large = {
+        "row": HOSTILE, "position": 12, "context": f"{HOSTILE}\n{HIDDEN}the", "context_is_cut": True,
+        "token": token(7, text), "kl": 3.25 * scale, "teacher_probability": 0.75, "student_probability": 0.002,
+        "teacher": likely, "student": other,
+    }  # fmt: skip
+    return {
+        "tokens": 1234, "not_finite": 0, "top": 10, "kl": scale, "overlap": 1 - 0.5 * scale,
+        "teacher_mass_on_teacher_top": 0.875, "student_mass_on_teacher_top": 0.25, "teacher_mass_on_student_top": 0.375,
+        "teacher_entropy": 1.5, "student_entropy": 4.5,
+        "kl_by_position": [{"first": 2 ** n // 2 + 1, "last": 2**n, "tokens": 2**n, "kl": scale * n} for n in range(9)],
+        "largest": [large | {"kl": (9 - n / 8) * scale} for n in range(20)],
+        "by_token": [{"token": token(n, f"{text}|`{n}"), "count": 40 - n, "kl": 2 * scale} for n in range(20)],
+    }  # fmt: skip
+
+
+def compare(folder: Path, **sides: Any) -> Path:
+    """Give a run of `make_run` the comparison of teacher and student."""
+    text = json.dumps(sides or {"before": standing(1.0), "after": standing(0.5)})
+    (folder / "stages/3-evaluate/disagreement.json").write_text(text)
+    return folder
+
+
 def write_lines(path: Path, rows: list[Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -75,7 +109,7 @@ def change_json(path: Path, **changes: Any) -> None:
 class Page(HTMLParser):
     """What a browser would make of a page: elements, attributes, scripts, and whether all that opens is closed."""
 
-    VOID = frozenset({"meta", "br", "link", "img", "input", "rect", "line", "path", "circle"})
+    VOID = frozenset({"meta", "br", "link", "img", "input", "rect", "line", "path"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

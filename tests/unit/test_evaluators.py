@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ STUDENT = torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]])
 
 
 def rows() -> TokenRows:
-    return TokenRows(torch.tensor([0, 1]), STUDENT.log(), STUDENT.log(), TEACHER.log())
+    place = torch.tensor([0, 0]), torch.tensor([5, 6]), torch.tensor([1, 2])
+    return TokenRows(torch.tensor([0, 1]), STUDENT.log(), STUDENT.log(), TEACHER.log(), *place)
 
 
 def test_all_metrics_are_found() -> None:
@@ -46,6 +48,15 @@ def test_token_metrics(name: str, expected: float) -> None:
     metric.update(rows())
     metric.update(rows())
     assert metric.value() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_part_of_the_rows() -> None:
+    part = rows().part(slice(1, 2))
+    assert (part.target_N.tolist(), part.column_N.tolist(), part.position_N.tolist()) == ([1], [6], [2])
+    assert part.teacher_logprobs_NV is not None
+    assert torch.equal(part.teacher_logprobs_NV, TEACHER[1:].log())
+    without = replace(rows(), teacher_logprobs_NV=None, shared_student_logprobs_NV=None).part(slice(0, 1))
+    assert without.teacher_logprobs_NV is None and len(without.student_logprobs_NV) == 1
 
 
 def longest_common(first: list[str], second: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -13,12 +14,35 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from tests.unit.report_fixtures import HOSTILE, Page, change_json, make_run, page_of, stage, write_lines
+from tests.unit.report_fixtures import (
+    HIDDEN,
+    HOSTILE,
+    Page,
+    change_json,
+    compare,
+    make_run,
+    page_of,
+    stage,
+    standing,
+    write_lines,
+)
 
 from easydistill.report.build import build_report, code, fenced, json_in_html, md
-from easydistill.report.charts import NARROW, WIDE, loss_curve, meter, rate_text, ticks, whole_ticks
+from easydistill.report.charts import (
+    NARROW,
+    POSITIONS_NARROW,
+    POSITIONS_WIDE,
+    WIDE,
+    loss_curve,
+    meter,
+    position_chart,
+    rate_text,
+    ticks,
+    whole_ticks,
+)
 from easydistill.report.collect import EXAMPLES_PER_REASON, collect
 from easydistill.report.curve import MAX_POINTS, Point, read_curve, smooth
+from easydistill.report.disagreement import PositionLine, probability, token_text, visible
 from easydistill.report.model_card import write_model_card
 from easydistill.report.tables import funnel
 
@@ -402,6 +426,161 @@ def test_smoothing_keeps_level_and_does_not_lag() -> None:
 
 def test_learning_rates_are_short() -> None:
     assert [rate_text(rate) for rate in (3e-4, 9.8e-5, 1.0)] == ["3e-4", "9.8e-5", "1e0"]
+
+
+# --- what is left to learn ------------------------------------------------------------------------------------------
+
+
+def left_of(folder: Path) -> tuple[str, str]:
+    """The section's HTML and Markdown."""
+    html = build_report(folder).read_text()
+    text = (folder / "report.md").read_text()
+    return html.split('id="left"')[1].split("</section>")[0], text.split("## What is left")[1].split("\n## ")[0]
+
+
+def test_teacher_and_student_are_compared(tmp_path: Path) -> None:
+    folder = compare(make_run(tmp_path))
+    page = page_of(folder)
+    assert page.sections() == ["results", "loss", "rows", "left", "answers", "time", "rejected", "settings", "use"]
+    for text in (
+        "At each of the 1,234 tokens of the teacher's held-out answers", "Before After Teacher",
+        "likeliest tokens that are among the student's 10 50.0% 75.0% 100.0%", "Student's mass on the teacher's top 10",
+        "25.0% 25.0% 87.5%", "37.5% 37.5% 87.5%", "4.500 4.500 1.500", "KL 4.50 at token 12 of the answer, row",
+        "<i>cat</i> 75%", "14 more", "10 more", "<i>cat</i>|`0 40 1.00 40.0",
+    ):  # fmt: skip
+        assert text in page.text, text
+    html, markdown = left_of(folder)
+    assert html.count("<article>") == 20
+    # The student's likeliest tokens are without the answer's own, so its probability stands below them.
+    assert html.count('<li class="hit rest">') == 20 and html.count('<li class="hit">') == 20
+    for line in (
+        "| Entropy: nats per token; the lower, the fewer tokens it wavers between | 4.500 | 4.500 | 1.500 |",
+        "| 129–256 | 256 | 8.000 | 4.000 |",
+        "| `` <i>cat</i>\\|`0 `` | 40 | 1.00 | 40.0 |",
+    ):
+        assert line in markdown, line
+    # Every line of a table has as many cells as its head.
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def test_a_run_without_the_comparison_says_nothing_of_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    build_report(folder)
+    plain = [(folder / name).read_text() for name in ("report.html", "report.md")]
+    assert not any("left to learn" in text.split("</style>")[-1] for text in plain)
+    for content in ("{}", "[]", "{ torn", '{"before": {}, "after": {"largest": []}}', '{"after": {"kl": null}}'):
+        (folder / "stages/3-evaluate/disagreement.json").write_text(content)
+        build_report(folder)
+        assert [(folder / name).read_text() for name in ("report.html", "report.md")] == plain
+
+
+def test_the_comparison_of_a_stage_that_is_not_complete_does_not_count(tmp_path: Path) -> None:
+    folder = compare(make_run(tmp_path, status="failed", stages={"label": stage(100, 95)}))
+    assert "left" not in page_of(folder).sections()
+
+
+def test_tokens_are_text_and_all_of_them_is_seen(tmp_path: Path) -> None:
+    folder = compare(make_run(tmp_path))
+    html, markdown = left_of(folder)
+    page = page_of(folder)
+    assert {tag for tag, _ in page.tags} & {"i", "b", "img", "iframe", "object", "link", "base", "form"} == set()
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    for text in (html, markdown):
+        assert not re.search("[\0\x1b\u202e\u2028\ue000]", text)
+        assert "‹U+0000›‹U+001B›" in text.replace("\\", "") and "‹U+202E›" in text
+    # A part of a character tells its number, since others look the same.
+    assert "\ufffd#10" in page.text and "\ufffd#8" in page.text
+    assert html.count("{{ 7*7 }}") > 5
+    # A token in a table is one line.
+    assert "<bdi>&lt;script&gt;alert(1)&lt;/script&gt;&lt;/pre&gt;]]&gt;{{␣7*7␣}}" in html
+
+
+def test_characters_that_are_not_seen_get_a_sign() -> None:
+    assert visible(" a\n\tb ", spaces=True) == "␣a↵⇥b␣"
+    assert visible("a b\u3000c") == "a b\u3000c" and visible("\u00a0", spaces=True) == "‹U+00A0›"
+    assert visible("👩‍🚀") == "👩‍🚀" and visible("\u200d") == "‹U+200D›"
+    assert visible("naïve 今天 עברית") == "naïve 今天 עברית"
+    assert visible("\ud800") == "‹U+D800›"
+    assert visible(HIDDEN) == "‹U+0000›‹U+001B›[31m‹U+202E› \u00a0\u200d‹U+E000›‹U+2028›\ufffd"
+
+
+def test_tokens_are_told_apart() -> None:
+    assert token_text({"id": 5, "text": " the"}) == "␣the"
+    assert token_text({"id": 5, "text": ""}) == "#5" and token_text({}) == "?"
+    assert token_text({"id": 5, "text": "é\ufffd"}) == "é\ufffd#5" and token_text({"text": "\ufffd"}) == "\ufffd"
+    assert token_text({"id": 5, "text": " " * 100}) == "␣" * 48 + "…"
+    assert token_text({"id": "5", "text": ["x"]}) == '["x"]'
+
+
+def test_probabilities_are_never_rounded_to_nothing() -> None:
+    assert [probability(value) for value in (None, 0.0, 1e-9, 0.0006, 0.099, 0.0999, 0.5, 0.999, 1.0)] == [
+        "n/a", "0.0%", "<0.1%", "0.1%", "9.9%", "10%", "50%", "99.9%", "100%"
+    ]  # fmt: skip
+
+
+def test_a_student_that_is_its_teacher_has_nothing_left(tmp_path: Path) -> None:
+    side = standing(0.0) | {"largest": [], "by_token": [], "student_mass_on_teacher_top": 0.875, "student_entropy": 1.5}
+    html, markdown = left_of(compare(make_run(tmp_path), before=side, after=side))
+    assert "100.0%" in html and "The largest disagreements" not in html and "cost most" not in html
+    assert "| 1 | 1 | 0.000 | 0.000 |" in markdown
+
+
+@pytest.mark.parametrize("name", ["before", "after"])
+def test_one_side_alone_is_shown(tmp_path: Path, name: str) -> None:
+    page = page_of(compare(make_run(tmp_path), **{name: standing()}))
+    assert "n/a" in page.text and f"Student {name} " in page.text
+
+
+@pytest.mark.parametrize("value", [None, -1.5, float("nan"), 10**400, "text", [1], [{"kl": 1}]])
+@pytest.mark.parametrize("name", [*standing(), "before", "after", "row", "token", "teacher", "student", "context"])
+def test_a_comparison_of_wrong_types_does_not_stop_the_report(tmp_path: Path, name: str, value: Any) -> None:
+    side = standing()
+    if name in side:
+        side[name] = value
+    else:
+        side["largest"] = [item | {name: value} for item in side["largest"]]
+    sides: dict[str, Any] = {"before": side, "after": side}
+    page_of(compare(make_run(tmp_path), **({**sides, name: value} if name in sides else sides)))
+
+
+@pytest.mark.parametrize("frame", [POSITIONS_WIDE, POSITIONS_NARROW])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [(0.0, 0.0)],
+        [(1e300, 1e-9)],
+        [(9.0, 1.0), (None, 2.0), (3.0, None)],
+        [(n, n / 3) for n in range(14)],
+        [(None, 1.0)] * 30,
+    ],
+)
+def test_the_position_chart_stays_in_its_frame(frame: Any, values: list[tuple[float | None, float | None]]) -> None:
+    lines = [PositionLine(f"{2**n + 1}–{2 ** (n + 1)}", 10, before, after) for n, (before, after) in enumerate(values)]
+    svg = ElementTree.fromstring(position_chart(lines, frame))
+    assert svg.attrib["aria-label"].startswith("Mean KL divergence by position in the answer: ")
+    spots = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in svg.iter("circle")]
+    assert len(spots) == sum(value is not None for pair in values for value in pair)
+    assert all(frame.left <= x <= frame.width - frame.right for x, _ in spots)
+    assert all(frame.top - 0.1 <= y <= frame.height - frame.bottom + 0.1 for _, y in spots)
+    assert all(dot.find("title") is not None for dot in svg.iter("circle"))
+
+
+def test_names_of_positions_do_not_overlap() -> None:
+    lines = [PositionLine(f"{2**n // 2 + 1}–{2**n}", 2**n, 1.0, 1.0) for n in range(14)]
+    for frame in (POSITIONS_WIDE, POSITIONS_NARROW):
+        texts = ElementTree.fromstring(position_chart(lines, frame)).iter("text")
+        rows: dict[str, list[tuple[float, float]]] = {}
+        for text in texts:
+            if text.attrib["text-anchor"] == "middle" and text.attrib["class"].startswith("tick"):
+                half = 7.2 * len(text.text or "") / 2
+                rows.setdefault(text.attrib["y"], []).append(
+                    (float(text.attrib["x"]) - half, float(text.attrib["x"]) + half)
+                )
+        assert rows
+        for spans in rows.values():
+            assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 # --- the model card ---------------------------------------------------------------------------------------------

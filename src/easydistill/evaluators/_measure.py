@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluators import METRICS
-from easydistill.evaluators._base import TokenRows
+from easydistill.evaluators._base import TokenObserver, TokenRows
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.sampling import SeededSampler, generate_batch
 
@@ -40,12 +40,14 @@ def token_metrics(
     batch_size: int,
     task: Task,
     stop: StopSignal,
+    observers: Sequence[TokenObserver] = (),
 ) -> dict[str, float | None]:
     """Every metric of kind "tokens"; None for one that needs a teacher where there is none.
 
     Args:
         shared_vocabulary: token ids below this are the same token for both models.
         rows: token ids and the mask of answer tokens, one pair a row.
+        observers: see every slice too, after the metrics.
     """
     metrics = {name: METRICS.module(name).Metric for name in METRICS.names()}
     active = {
@@ -57,11 +59,11 @@ def token_metrics(
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             stop.raise_if_requested()
-            batch = [rows[index] for index in order[start : start + batch_size]]
-            for part in _slices(student, teacher, shared_vocabulary, batch, pad):
-                for metric in active.values():
-                    metric.update(part)
-            task.advance(len(batch), tokens=sum(len(ids) for ids, _ in batch))
+            batch = order[start : start + batch_size]
+            for part in _slices(student, teacher, shared_vocabulary, rows, batch, pad):
+                for observer in (*active.values(), *observers):
+                    observer.update(part)
+            task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
     return {
         name: active[name].value() if name in active else None for name, cls in metrics.items() if cls.kind == "tokens"
     }
@@ -71,17 +73,18 @@ def _slices(
     student: Measured,
     teacher: Measured | None,
     shared: int,
-    batch: Sequence[tuple[list[int], list[bool]]],
+    rows: Sequence[tuple[list[int], list[bool]]],
+    batch: Sequence[int],
     pad: int,
-) -> Any:
-    """Slices of the batch's answer tokens, none larger than `SLICE_BYTES` of float32 logits."""
-    width = max(len(ids) for ids, _ in batch)
+) -> Iterator[TokenRows]:
+    """Slices of the answer tokens of a batch (indices of rows), none larger than `SLICE_BYTES` of float32 logits."""
     on = student.model.device
-    # Padding is on the right, where causal attention does not look.
-    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch], device=on)
-    mask_BT = torch.tensor([[*mask, *[False] * (width - len(mask))] for _, mask in batch], device=on)
+    ids_BT, mask_BT = (padded.to(on) for padded in _padded([rows[index] for index in batch], pad))
+    # Row t predicts token t+1: what is kept are the tokens that are predicted.
     keep_BT = mask_BT[:, 1:]
-    target_N = ids_BT[:, 1:][keep_BT]
+    target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
+    at_N, before_N = keep_BT.nonzero(as_tuple=True)
+    row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
     student_ND = student.hidden(ids_BT)[:, :-1][keep_BT]
     teacher_ND = teacher.hidden(ids_BT)[:, :-1][keep_BT] if teacher is not None else None
     step = rows_per_chunk(student.head.weight_VD.shape[0], SLICE_BYTES)
@@ -94,7 +97,22 @@ def _slices(
             teacher_NV = teacher.head.logits(teacher_ND[part]).float()[:, :shared].log_softmax(-1)
             same = shared == logits_NV.shape[1]
             shared_NV = full_NV if same else logits_NV[:, :shared].log_softmax(-1)
-        yield TokenRows(target_N[part], full_NV, shared_NV, teacher_NV)
+        yield TokenRows(target_N[part], full_NV, shared_NV, teacher_NV, row_N[part], column_N[part], position_N[part])
+
+
+def _padded(batch: Sequence[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and masks of a batch; padding is on the right, where causal attention does not look."""
+    width = max(len(ids) for ids, _ in batch)
+    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
+    mask_BT = torch.tensor([[*mask, *[False] * (width - len(mask))] for _, mask in batch])
+    return ids_BT, mask_BT
+
+
+def positions(mask_BT: Tensor) -> Tensor:
+    """For every token of an answer which one of that answer it is, from 1; an answer is a run of true in the mask."""
+    seen_BT = mask_BT.long().cumsum(1)
+    before_BT = seen_BT.masked_fill(mask_BT, 0).cummax(1).values
+    return (seen_BT - before_BT).masked_fill(~mask_BT, 0)
 
 
 def answers(

@@ -15,14 +15,27 @@ from markupsafe import Markup
 
 from easydistill.data.files import write_text
 from easydistill.report import words
-from easydistill.report.charts import NARROW, SMOOTH_FROM, WIDE, loss_curve, meter
+from easydistill.report.charts import (
+    NARROW,
+    POSITIONS_NARROW,
+    POSITIONS_WIDE,
+    SMOOTH_FROM,
+    WIDE,
+    loss_curve,
+    meter,
+    position_chart,
+)
 from easydistill.report.collect import Facts, collect
 from easydistill.report.curve import Curve, smooth
+from easydistill.report.disagreement import position_lines, probability, share_lines
 from easydistill.report.tables import funnel, rejected_words, stage_lines, total_seconds, truncated_words
 
 TEMPLATES = Path(__file__).parent / "templates"
 ANSWERS_AT_FIRST = 24
 ANSWERS_IN_MARKDOWN = 8
+DIFFERENCES_AT_FIRST = 6
+DIFFERENCES_IN_MARKDOWN = 12
+COSTLY_AT_FIRST = 10
 
 
 def build_report(run_directory: Path) -> Path:
@@ -57,7 +70,13 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[..., str]] = {"count": words.count, "md": md, "code": code, "fenced": fenced}
+    filters: dict[str, Callable[..., str]] = {
+        "count": words.count,
+        "md": md,
+        "code": code,
+        "fenced": fenced,
+        "probability": probability,
+    }
     environment.filters |= filters
     return environment
 
@@ -128,11 +147,35 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "no_answer": _why_no_answer(facts),
         "student_is_older": facts.has_student and facts.stage("train") is None,
         "snippet": snippet(str(facts.directory / "student")),
+        "left": _left_to_learn(facts),
+    }
+
+
+def _left_to_learn(facts: Facts) -> dict[str, Any] | None:
+    """What the section on teacher and student, token by token, is made of; None where nothing was compared."""
+    found = facts.disagreement
+    if found is None or found.latest is None:
+        return None
+    side = found.latest
+    return {
+        "when": "after" if found.after is not None else "before",
+        "tokens": side.tokens,
+        "not_finite": side.not_finite,
+        "shares": share_lines(found),
+        "positions": position_lines(found),
+        "largest": side.largest[:DIFFERENCES_AT_FIRST],
+        "more": side.largest[DIFFERENCES_AT_FIRST:],
+        "in_markdown": side.largest[:DIFFERENCES_IN_MARKDOWN],
+        "costly": side.costly[:COSTLY_AT_FIRST],
+        "more_costly": side.costly[COSTLY_AT_FIRST:],
+        "costliest": max((item.kl * item.count for item in side.costly), default=0.0) or 1.0,
     }
 
 
 def _for_html(facts: Facts) -> dict[str, Any]:
     points = facts.curve.points
+    positions = position_lines(facts.disagreement) if facts.disagreement is not None else []
+    frames = (POSITIONS_WIDE, POSITIONS_NARROW) if positions else ()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {
@@ -141,6 +184,7 @@ def _for_html(facts: Facts) -> dict[str, Any]:
         # Only this script runs, and nothing is fetched, whatever an answer may contain.
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "charts": [Markup(loss_curve(points, frame)) for frame in (WIDE, NARROW)] if len(points) > 1 else [],
+        "position_charts": [Markup(position_chart(positions, frame)) for frame in frames],
         "curve_json": Markup(json_in_html(_curve_data(facts.curve))),
         "smoothed": len(points) >= SMOOTH_FROM,
         "has_rate": any(point.rate for point in points),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from easydistill.report.curve import Point, smooth
+from easydistill.report.disagreement import PositionLine
 
 SMOOTH_FROM = 8
 """Fewer points than this need no smoothing."""
@@ -27,6 +28,10 @@ class Frame:
 
 WIDE = Frame(920, 320)
 NARROW = Frame(380, 270, left=40, right=54)
+POSITIONS_WIDE = Frame(920, 310, right=8, top=34, bottom=60)
+POSITIONS_NARROW = Frame(380, 260, left=40, right=6, top=34)
+NAMED_TICKS = 10
+"""With more positions than this only every second is named where the frame is narrow."""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -175,3 +180,70 @@ def _rate(points: Sequence[Point], plot: _Plot) -> list[str]:
         _text("tick faint", right, plot.at(0.45) + 4, "start", rate_text(peak / 2)),
         _text("tick faint", right, plot.at(0.0) + 4, "start", "0"),
     ]
+
+
+class _Slots:
+    """Where buckets of positions lie in a frame: side by side, on a floor of zero."""
+
+    def __init__(self, lines: Sequence[PositionLine], frame: Frame) -> None:
+        self.high = (
+            1.06 * max(value for line in lines for value in (line.before, line.after) if value is not None) or 1.0
+        )
+        self.size = (frame.width - frame.left - frame.right) / len(lines)
+        self.frame = frame
+
+    def x(self, at: int) -> float:
+        return self.frame.left + (at + 0.5) * self.size
+
+    def y(self, value: float) -> float:
+        frame = self.frame
+        return frame.height - frame.bottom - value / self.high * (frame.height - frame.top - frame.bottom)
+
+
+def position_chart(lines: Sequence[PositionLine], frame: Frame) -> str:
+    """Mean KL divergence by position in the answer, before training and after it; `lines` is not empty."""
+    slots = _Slots(lines, frame)
+    body = _position_axes(lines, slots)
+    told = []
+    for side in ("before", "after"):
+        known = [(at, line, value) for at, line in enumerate(lines) if (value := getattr(line, side)) is not None]
+        if not known:
+            continue
+        points = [(slots.x(at), slots.y(value)) for at, _, value in known]
+        body.append(f'<path class="by-{side}" d="{_path(points)}"/>')
+        for (x, y), (_, line, value) in zip(points, known, strict=True):
+            title = f"tokens {line.label}, {side} training: {value:.3f} nats (mean of {line.tokens:,})"
+            body.append(
+                f'<circle class="by-{side}" r="4" cx="{x:.1f}" cy="{y:.1f}"><title>{escape(title)}</title></circle>'
+            )
+        first, last = known[0], known[-1]
+        told.append(f"{side} training {first[2]:.3f} at token {first[1].label} and {last[2]:.3f} at {last[1].label}")
+    label = f"Mean KL divergence by position in the answer: {'; '.join(told)}"
+    return (
+        f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(body)}</svg>"
+    )
+
+
+def _position_axes(lines: Sequence[PositionLine], slots: _Slots) -> list[str]:
+    frame = slots.frame
+    right, floor = frame.width - frame.right, frame.height - frame.bottom
+    roomy = frame.width > 600
+    parts = [_text("axis", 0, 14, "start", "KL divergence, nats per token")]
+    for tick in ticks(0.0, slots.high):
+        y = slots.y(tick)
+        kind = "grid" if tick else "base"
+        parts.append(f'<line class="{kind}" x1="{frame.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text("tick", frame.left - 8, y + 4, "end", short(tick)))
+    every = 2 if len(lines) > (NAMED_TICKS + 2 if roomy else NAMED_TICKS) else 1
+    for at, line in enumerate(lines):
+        if at % every:
+            continue
+        # A narrow frame has room for the bucket's end only.
+        name = line.label if roomy else line.label.rpartition("–")[2]
+        parts.append(_text("tick", slots.x(at), floor + 19, "middle", name))
+        if roomy:
+            parts.append(_text("tick faint", slots.x(at), floor + 36, "middle", f"n = {line.tokens:,}"))
+    name = "token of the answer, counted from 1 (n: how many were measured)" if roomy else "token of the answer, up to"
+    parts.append(_text("axis", (frame.left + right) / 2, frame.height - 4, "middle", name))
+    return parts

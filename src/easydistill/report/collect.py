@@ -14,6 +14,7 @@ from typing import Any
 from easydistill.data.files import read_json
 from easydistill.engine.stage import REJECTED
 from easydistill.report.curve import Curve, read_curve
+from easydistill.report.disagreement import Disagreement, read_disagreement
 from easydistill.report.values import as_dict, as_float, as_int, as_text, dig, json_lines, shown
 
 EXAMPLES_PER_REASON = 5
@@ -146,6 +147,7 @@ class Facts:
     rejected: tuple[RejectedReason, ...]
     answers: tuple[Answer, ...]
     answers_total: int
+    disagreement: Disagreement | None
     config: dict[str, Any]
     environment: dict[str, Any]
     has_student: bool
@@ -180,6 +182,7 @@ def collect(directory: Path) -> Facts:
         rejected=tuple(_rejected(directory, stages, complete)),
         answers=answers,
         answers_total=total,
+        disagreement=read_disagreement(complete),
         config=_object(directory / "config.resolved.json"),
         environment=_object(directory / "environment.json"),
         has_student=(directory / "student" / "config.json").is_file(),

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 ANSWERS = "answers.jsonl"
 METRICS_FILE = "metrics.json"
+DISAGREEMENT = "disagreement.json"
+BEFORE = "before.json"
+BEFORE_HOLDS = ("metrics", "answers", "scores", "disagreement")
+"""What is measured: figures that an earlier version kept without some of it are measured again."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class EvaluateStage:
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 
+        # What an earlier config left is no output of this one.
+        for name in (METRICS_FILE, ANSWERS, DISAGREEMENT):
+            (context.directory / name).unlink(missing_ok=True)
         _, samples, _ = self._rows.read(context)
         trained = str(context.inputs["train"].directory / MODEL)
         dtype = choose_dtype("auto", device())
@@ -124,9 +131,9 @@ class EvaluateStage:
 
     def _before(self, measure: _Measurement, model: Any, context: StageContext) -> dict[str, Any]:
         """The untrained student's figures, from an earlier run of this stage where they still hold."""
-        path = context.directory / "before.json"
+        path = context.directory / BEFORE
         inputs = {name: context.inputs[name].manifest.output_hash() for name in self._rows.inputs}
-        key = content_hash([self._before_fingerprint(), inputs])
+        key = content_hash([self._before_fingerprint(), inputs, BEFORE_HOLDS])
         if path.is_file():
             saved: dict[str, Any] = read_json(path)
             if saved.get("key") == key:
@@ -171,8 +178,12 @@ class EvaluateStage:
                 for index, sample in enumerate(heldout.samples)
             ),
         )
+        sides = {when: side["disagreement"] for when, side in (("before", before), ("after", after))}
+        compared = {when: found for when, found in sides.items() if found is not None}
+        if compared:
+            write_json(context.directory / DISAGREEMENT, compared)
         return StageResult(
-            outputs=(METRICS_FILE, ANSWERS),
+            outputs=(METRICS_FILE, ANSWERS, *([DISAGREEMENT] if compared else [])),
             rows=RowCounts(len(heldout.samples) + len(rejected), len(heldout.samples), count_reasons(rejected)),
             rejected=rejected,
             tokens={"answer": sum(sum(row.mask[1:]) for row in heldout.rows)},
@@ -217,37 +228,57 @@ class _Measurement:
         self._task.advance(len(self._heldout.samples) * (2 if self._config.generate else 1))
 
     def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
-        from easydistill.evaluators._measure import Measured, answer_metrics, answers, token_metrics
+        """`metrics`; `answers` and `scores`, a list each; `disagreement` with the teacher, or None."""
+        model = model.to(self._device).eval()
+        metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
+        texts = self._answers(model, eos_ids) if self._config.generate else None
+        scores: dict[str, list[float]] = {}
+        if texts is None:
+            metrics["rouge_l"] = None
+        else:
+            from easydistill.evaluators._measure import answer_metrics
+
+            scores = answer_metrics(texts, self._heldout.references)
+            metrics |= {name: fmean(values) for name, values in scores.items()}
+        return {"metrics": metrics, "answers": texts, "scores": scores, "disagreement": disagreement}
+
+    def _token_pass(self, model: Any, pad: int) -> tuple[dict[str, float | None], dict[str, Any] | None]:
+        """Metrics over the tokens of the teacher's answers, and where the two models disagree on them."""
+        from easydistill.evaluators._disagreement import Disagreement
+        from easydistill.evaluators._measure import Measured, token_metrics
+        from easydistill.evaluators._token_text import TokenText, described
         from easydistill.models.head import body_of
 
-        model = model.to(self._device).eval()
-        tokenizer = self.renderer.tokenizer
-        pad = min(eos_ids, default=0)
-        metrics: dict[str, float | None] = token_metrics(
+        tokenizer, heldout = self.renderer.tokenizer, self._heldout
+        shared = max(tokenizer.get_vocab().values()) + 1
+        watch = Disagreement(shared) if self._teacher is not None else None
+        metrics = token_metrics(
             Measured(model, body_of(model)),
             Measured(self._teacher, body_of(self._teacher)) if self._teacher is not None else None,
-            max(tokenizer.get_vocab().values()) + 1,
-            [(row.ids, row.mask) for row in self._heldout.rows],
+            shared,
+            [(row.ids, row.mask) for row in heldout.rows],
             pad,
             self._config.batch_size,
             self._task,
             self._stop,
+            [watch] if watch is not None else [],
         )
-        if not self._config.generate:
-            return {"metrics": {**metrics, "rouge_l": None}, "answers": None, "scores": {}}
-        texts = answers(
+        figures = watch.figures() if watch is not None else None
+        if figures is None:
+            return metrics, None
+        row_ids = [sample.id for sample in heldout.samples]
+        return metrics, described(figures, row_ids, [row.ids for row in heldout.rows], TokenText(tokenizer))
+
+    def _answers(self, model: Any, eos_ids: frozenset[int]) -> list[str]:
+        from easydistill.evaluators._measure import answers
+
+        return answers(
             model,
             self._heldout.prompts,
             eos_ids,
             self._config.max_new_tokens,
             self._config.batch_size,
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            lambda ids: self.renderer.tokenizer.decode(ids, skip_special_tokens=True),
             self._task,
             self._stop,
         )
-        scores = answer_metrics(texts, self._heldout.references)
-        return {
-            "metrics": {**metrics, **{name: fmean(values) for name, values in scores.items()}},
-            "answers": texts,
-            "scores": scores,
-        }
