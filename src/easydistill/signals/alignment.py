@@ -1,0 +1,399 @@
+"""Two tokenizers, one text: where both stand at the same byte, and which of their tokens mean the same.
+
+What enters: tokenizers, or rows of ids and masks as `data/chat.py` renders them. What leaves: the exact bytes of every
+token, a map from the teacher's ids to the student's, pairs of rows that predict what follows the same text, and the
+teacher's distribution over the student's ids with the mass that no id of the student's can hold.
+
+Row t−1 of a model's output predicts token t. A pair (t, u) therefore joins the student's row t−1 and the
+teacher's row u−1.
+
+Shapes: N rows, V a vocabulary, S the student's, T the teacher's; P pairs, K kept probabilities, M columns picked out
+of T, C ids of the student's on which several fall.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easydistill.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TokenBytes = list[bytes | None]
+"""Bytes by token id; None where a token stands for no text."""
+Ids = NDArray[np.int64]
+
+_METASPACE = "\u2581"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_SAMPLES = (
+    "Hello, it is 12:30 o'clock; isn't it? Naïve café, Straße, ¿qué?",
+    "知识蒸馏：用大模型教小模型。二〇二六年，第1课！",
+    "family 👩‍👩‍👧 flag 🇩🇪 star ⭐ math ∑𝔸≠∅",
+    "def f(x):\n    return {'a': x[0] ** 2}  # <- y\n\n\n\tif x != 3:\n\t\tpass\n",
+    "a  b   c        d\n \n  e\t\t f \r\n g",
+    "control \x01\x02\x07\x1b[0m \x7f\x80 \u200b\ufeff end",
+)
+
+
+# --- the bytes of tokens ------------------------------------------------------------------------------------
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's characters for bytes: printable ones stand for themselves, the rest for U+0100 and up."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {**{chr(byte): byte for byte in plain}, **{chr(0x100 + n): byte for n, byte in enumerate(others)}}
+
+
+_BYTE_OF = _byte_alphabet()
+_CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """How a tokenizer of the `tokenizers` library writes text, as its own JSON says it."""
+
+    tokenizers: Any
+    parts: dict[str, Any]
+    """The JSON: model, normalizer, pre_tokenizer, decoder, added_tokens."""
+    byte_level: bool
+    space: str | None
+    """The character that stands for a space (metaspace); None where there is none."""
+
+    def read(self, token: str) -> bytes | None:
+        """The bytes of a token of the model's vocabulary."""
+        if self.byte_level:
+            found = [_BYTE_OF.get(character) for character in token]
+            return None if None in found else bytes(found)  # type: ignore[arg-type]
+        if self.parts["model"].get("byte_fallback") and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        return self.spaced(token).encode()
+
+    def spaced(self, text: str) -> str:
+        return text.replace(self.space, " ") if self.space else text
+
+    def normalized(self, text: str) -> str:
+        """Text as the tokenizer changes it before it looks for tokens, with real spaces."""
+        normalizer = self.tokenizers.normalizer
+        return self.spaced(normalizer.normalize_str(text) if normalizer else text)
+
+    def read_added(self, added: dict[str, Any]) -> bytes | None:
+        """The bytes of an added token: of `<think>` its letters, of a control token none.
+
+        One that swallows the white space beside it stands for more than one text, so for none that can be told.
+        """
+        if added["special"] or added["lstrip"] or added["rstrip"]:
+            return None
+        text: str = added["content"]
+        return (self.normalized(text) if added["normalized"] else self.spaced(text)).encode()
+
+    def writable(self, text: str, vocabulary: Collection[str]) -> bytes:
+        """The bytes that are left of a text: a byte-level vocabulary may lack some bytes, and loses them silently."""
+        written = self.normalized(text).encode()
+        if not self.byte_level or self.parts["model"].get("unk_token"):
+            return written
+        return bytes(byte for byte in written if _CHARACTER_OF[byte] in vocabulary)
+
+
+def _nodes(tree: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """A normalizer's, pre-tokenizer's or decoder's steps, sequences taken apart."""
+    if tree is None:
+        return
+    yield tree
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        for child in tree.get(key, []):
+            yield from _nodes(child)
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+
+def _backend(tokenizer: Any) -> _Backend:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(
+            f"the tokenizer {_name(tokenizer)} has no fast version, which alone says what bytes its tokens stand for\n"
+            "    → use a model whose folder has a tokenizer.json"
+        )
+    parts = json.loads(backend.to_str())
+    if (kind := parts["model"]["type"]) not in {"BPE", "Unigram"}:
+        raise DataError(
+            f"the tokenizer {_name(tokenizer)} is a {kind} model, which does not keep a text's white space\n"
+            "    → use a model with a BPE or Unigram tokenizer"
+        )
+    nodes = [node for part in ("normalizer", "pre_tokenizer", "decoder") for node in _nodes(parts[part])]
+    space = next((node["replacement"] for node in nodes if node["type"] == "Metaspace"), None)
+    if any(node["type"] == "Replace" and _METASPACE in (node["content"], *node["pattern"].values()) for node in nodes):
+        space = _METASPACE
+    return _Backend(backend, parts, any(node["type"] == "ByteLevel" for node in nodes), space)
+
+
+def token_bytes(tokenizer: Any) -> TokenBytes:
+    """The bytes every token id stands for inside running text, [V]; None for control tokens and unused ids.
+
+    V is the tokenizer's highest id + 1; a model's own vocabulary may be padded beyond it. What the tokenizer's
+    backend says is read, not what `decode` shows, which has no bytes for part of a character. An added token that
+    is not special, as many models' `<think>`, stands for its letters. Where a sentencepiece-style tokenizer puts
+    a space of its own before a text, the first token's bytes have that space too.
+
+    Raises:
+        DataError: the tokenizer is of a kind that does not keep its text (WordPiece), has no fast version, or does
+            not give back the bytes of a few sample texts.
+    """
+    backend = _backend(tokenizer)
+    vocabulary: dict[str, int] = backend.tokenizers.get_vocab(with_added_tokens=True)
+    pieces: TokenBytes = [None] * (max(vocabulary.values()) + 1)
+    for token, index in vocabulary.items():
+        pieces[index] = backend.read(token) or None
+    for added in backend.parts["added_tokens"]:
+        pieces[added["id"]] = backend.read_added(added) or None
+    unknown = backend.parts["model"].get("unk_token") or backend.parts["model"].get("unk_id")
+    unknown_id = vocabulary.get(unknown) if isinstance(unknown, str) else unknown
+    for index in {*tokenizer.all_special_ids, unknown_id} - {None}:
+        pieces[index] = None
+    for sample in _SAMPLES:
+        _check(tokenizer, pieces, sample, backend.writable(sample, vocabulary), unknown_id)
+    return pieces
+
+
+def _check(tokenizer: Any, pieces: TokenBytes, sample: str, expected: bytes, unknown_id: int | None) -> None:
+    """Hold the bytes found against a text: an unknown token may stand for anything, a space may stand before all."""
+    ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
+    parts = [b".+?" if index == unknown_id else re.escape(pieces[index] or b"\0no text\0") for index in ids]
+    # Several wildcards in a row would match what one does, in exponential time.
+    pattern = re.compile(re.sub(rb"(?:\.\+\?)+", b".+?", b"".join(parts)), re.DOTALL)
+    if pattern.fullmatch(expected) is None and pattern.fullmatch(b" " + expected) is None:
+        raise DataError(
+            f"the tokenizer {_name(tokenizer)} is not understood: its tokens' bytes do not add up to {sample!r}\n"
+            "    → use a teacher with the student's tokenizer, or one with byte-level BPE or sentencepiece"
+        )
+
+
+# --- one vocabulary in the other ----------------------------------------------------------------------------
+
+
+def shared_vocabulary(
+    student: Any, teacher: Any, student_eos_ids: Collection[int], teacher_eos_ids: Collection[int], student_end: int
+) -> Ids:
+    """For each of the teacher's tokens the student's id with the same bytes, int64 [T]; −1 where there is none.
+
+    Everything that ends a turn for the teacher maps to `student_end`, the token that the student's template writes at
+    the end of an answer; other control tokens map to nothing. Several of the teacher's ids may map to one.
+    """
+    assert student_end in student_eos_ids
+    candidates: dict[bytes, list[int]] = defaultdict(list)
+    for index, piece in enumerate(token_bytes(student)):
+        if piece is not None and index not in student_eos_ids:
+            candidates[piece].append(index)
+    id_of = {piece: ids[0] if len(ids) == 1 else _as_written(student, piece, ids) for piece, ids in candidates.items()}
+    found = np.array([-1 if piece is None else id_of.get(piece, -1) for piece in token_bytes(teacher)], dtype=np.int64)
+    found[list(teacher_eos_ids)] = student_end
+    return found
+
+
+def _as_written(tokenizer: Any, piece: bytes, ids: list[int]) -> int:
+    """Which of several ids with the same bytes the tokenizer produces; a byte token only where nothing else is."""
+    text = piece.decode(errors="ignore")
+    # Behind a line break: at the start of a text a space of the tokenizer's own may hide the piece.
+    written = tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+    if hits := [index for index in ids if index in written]:
+        return hits[0]
+    names = {index: tokenizer.convert_ids_to_tokens(index) for index in ids}
+    return next((index for index in ids if not _BYTE_TOKEN.fullmatch(names[index])), ids[0])
+
+
+# --- one row beside the other -------------------------------------------------------------------------------
+
+# What a template may write before an answer's own text where another writes something else or nothing.
+_HEAD = re.compile(rb"\s*(?:<think>\s*</think>\s*)?")
+
+
+@dataclass
+class _Turn:
+    """A run of mask-on tokens: one answer, as far as the bytes of its tokens are known."""
+
+    text: bytearray = field(default_factory=bytearray)
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+    """(byte offset in `text` at which the token begins, index of the token in its row)."""
+    known: bool = True
+    """False once a token came that stands for no bytes: offsets behind it cannot be told."""
+    end: int | None = None
+    """Index of the end-of-turn token."""
+
+    def add(self, index: int, piece: bytes | None) -> None:
+        self.known = self.known and piece is not None
+        if self.known and piece is not None:
+            self.tokens.append((len(self.text), index))
+            self.text += piece
+
+
+def _turns(ids: Sequence[int], mask: Sequence[bool], pieces: TokenBytes, ends: Collection[int]) -> list[_Turn]:
+    turns: list[_Turn] = []
+    current: _Turn | None = None
+    for index, (token, on) in enumerate(zip(ids, mask, strict=True)):
+        if not on:
+            current = None
+            continue
+        if current is None:
+            current = _Turn()
+            turns.append(current)
+        if token in ends:
+            current.end = index
+            current = None
+        else:
+            current.add(index, pieces[token])
+    return turns
+
+
+def _common_prefix(first: bytes, second: bytes) -> int:
+    size = min(len(first), len(second))
+    differ = np.frombuffer(first, np.uint8, size) != np.frombuffer(second, np.uint8, size)
+    return int(differ.argmax()) if differ.any() else size
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What turns have in common: bytes (and one for each end token), and the pairs."""
+
+    score: int = 0
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def __add__(self, other: _Match) -> _Match:
+        return _Match(self.score + other.score, self.pairs + other.pairs)
+
+
+def _match(student: _Turn, teacher: _Turn) -> _Match:
+    """One answer in its two tokenizations."""
+    heads = [_HEAD.match(turn.text) for turn in (student, teacher)]
+    first, second = (head.end() if head else 0 for head in heads)
+    if student.text[:first] == teacher.text[:second]:
+        first = second = 0
+    texts = bytes(student.text[first:]), bytes(teacher.text[second:])
+    common = _common_prefix(*texts)
+    token_at = {offset - second: index for offset, index in teacher.tokens}
+    starts = [(offset - first, index) for offset, index in student.tokens]
+    pairs = [(index, token_at[at]) for at, index in starts if 0 <= at < common and at in token_at]
+    ended = student.known and teacher.known and not any(text[common:].strip() for text in texts)
+    if ended and student.end is not None and teacher.end is not None:
+        pairs.append((student.end, teacher.end))
+        common += 1
+    # Nothing predicts a row's first token.
+    return _Match(common, tuple((t, u) for t, u in pairs if t > 0 and u > 0))
+
+
+def _matched(student: list[_Turn], teacher: list[_Turn], truncated: bool) -> _Match:
+    """All turns, paired in order; where a side lacks some, so that the texts have the most in common."""
+    if len(student) == len(teacher):
+        return sum((_match(*turns) for turns in zip(student, teacher, strict=True)), _Match())
+    above = [_Match()] * (len(teacher) + 1)
+    for mine in student:
+        row = [_Match()]
+        for at, theirs in enumerate(teacher):
+            skipped, paired = [above[at + 1], row[at]], [above[at] + _match(mine, theirs)]
+            # `max` takes the first of equals: of answers with the same text the earlier, or the later.
+            row.append(max(skipped + paired if truncated else paired + skipped, key=lambda match: match.score))
+        above = row
+    return above[-1]
+
+
+def align(
+    student_ids: Sequence[int],
+    student_mask: Sequence[bool],
+    teacher_ids: Sequence[int],
+    teacher_mask: Sequence[bool],
+    student_bytes: TokenBytes,
+    teacher_bytes: TokenBytes,
+    student_ends: Collection[int],
+    teacher_ends: Collection[int],
+    *,
+    truncated: bool = False,
+) -> Ids:
+    """Pairs (t, u) of a student's and a teacher's token that begin at the same byte of the same answer, int64 [P, 2].
+
+    Row t−1 of the student and row u−1 of the teacher then predict what follows the same text. Both tokens are ones to
+    learn (mask on), both columns increase. Offsets are cumulative lengths of token bytes within a turn, which is a run
+    of mask-on tokens up to and including its end token; end tokens of a turn pair with each other.
+
+    Where the two texts of an answer differ:
+
+    - White space, or a thinking block with nothing in it, that only one side has (or has otherwise) before the answer
+      is taken for the template's: offsets are counted behind it on both sides.
+    - From the first differing byte on nothing of that turn pairs: neither what starts before another continuation nor
+      what starts later. White space alone before the end token does not keep end tokens from pairing.
+    - A token without bytes (control, unknown) in an answer ends what can be aligned of the turn.
+
+    Args:
+        student_ids, student_mask, teacher_ids, teacher_mask: the same chat, rendered for each. A side may lack turns
+            that the other has: those cut off at its end, or those its template does not show as generated (Qwen3 trains
+            on the last answer only). The turns then pair, in order, so that most text is shared.
+        student_bytes, teacher_bytes: from `token_bytes`.
+        student_ends, teacher_ends: everything that ends a turn.
+        truncated: whether either row lost its end. It only decides between answers with the same text when one side
+            lacks some: the earlier ones are paired, else the later ones. As many turns on both sides are always taken
+            for the same ones, so a cut row is not to be aligned with one that shows the last answer only.
+    """
+    student = _turns(student_ids, student_mask, student_bytes, student_ends)
+    teacher = _turns(teacher_ids, teacher_mask, teacher_bytes, teacher_ends)
+    return np.array(_matched(student, teacher, truncated).pairs, dtype=np.int64).reshape(-1, 2)
+
+
+# --- one distribution in the other --------------------------------------------------------------------------
+
+
+def merge_columns(logprobs_NT: Tensor, teacher_to_student: Ids, student_vocabulary: int) -> tuple[Tensor, Tensor]:
+    """A teacher's log-probabilities over the student's ids.
+
+    Returns (log-probabilities [N, S], −inf where nothing maps; log of the mass that maps to no id [N]). Float32, or
+    float64 where that enters. Ids on which several of the teacher's tokens fall hold their sum; the others are copied,
+    so no value is lost to underflow. Columns beyond the map (a padded vocabulary) count as unmapped.
+
+    Args:
+        logprobs_NT: normalised, from the teacher's full vocabulary.
+        teacher_to_student: from `shared_vocabulary`; −1 for none.
+        student_vocabulary: S, the number of the student model's columns.
+    """
+    import torch
+
+    logprobs_NT = logprobs_NT if logprobs_NT.dtype == torch.float64 else logprobs_NT.float()
+    rows, columns = logprobs_NT.shape
+    target_T = torch.full((columns,), -1, dtype=torch.int64)
+    target_T[: len(teacher_to_student)] = torch.from_numpy(teacher_to_student)
+    target_T = target_T.to(logprobs_NT.device)
+    mapped_T = target_T >= 0
+    sources_S = torch.bincount(target_T[mapped_T], minlength=student_vocabulary)
+    alone_T = mapped_T & (sources_S[target_T.clamp(min=0)] == 1)
+    alone_M, together_M, nowhere_M = (which.nonzero()[:, 0] for which in (alone_T, mapped_T & ~alone_T, ~mapped_T))
+
+    merged_NS = logprobs_NT.new_full((rows, student_vocabulary), -torch.inf)
+    merged_NS.index_copy_(1, target_T[alone_M], logprobs_NT.index_select(1, alone_M))
+    ids_C, group_M = torch.unique(target_T[together_M], return_inverse=True)
+    part_NM = logprobs_NT.index_select(1, together_M)
+    highest_NC = logprobs_NT.new_full((rows, len(ids_C)), -torch.inf)
+    highest_NC = highest_NC.scatter_reduce(1, group_M.expand(rows, -1), part_NM, "amax").nan_to_num(neginf=0.0)
+    sum_NC = torch.zeros_like(highest_NC).index_add(1, group_M, (part_NM - highest_NC[:, group_M]).exp())
+    merged_NS.index_copy_(1, ids_C, highest_NC + sum_NC.log())
+    return merged_NS, logprobs_NT.index_select(1, nowhere_M).logsumexp(1)
+
+
+def sorted_probabilities(logprobs_NV: Tensor, k: int) -> Tensor:
+    """The k largest probabilities of each row, falling, [N, K]; zeros where the vocabulary has fewer than k.
+
+    For Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030): the L1 distance of the two models' sorted
+    probabilities needs no ids, and the smaller vocabulary is padded with zeros. Float32, or float64 where that enters.
+    """
+    import torch
+
+    logprobs_NV = logprobs_NV if logprobs_NV.dtype == torch.float64 else logprobs_NV.float()
+    width = logprobs_NV.shape[1]
+    top_NK = logprobs_NV.topk(min(k, width), dim=1).values.exp()
+    return torch.nn.functional.pad(top_NK, (0, k - top_NK.shape[1]))
