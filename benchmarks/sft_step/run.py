@@ -70,7 +70,7 @@ def ours(kind: str, steps: int, directory: str) -> list[float]:
 
     from easydistill.config.training import TrainingConfig
     from easydistill.trainers.batching import EpochSampler, RowDataset, TokenRow, collate
-    from easydistill.trainers.compat import FusedTrainer, fuse_loss, training_arguments
+    from easydistill.trainers.compat import FusedTrainer, cross_entropy_loss, fuse_loss, training_arguments
 
     student = build()
     dataset = RowDataset([[TokenRow(str(n), ids, mask)] for n, (ids, mask) in enumerate(rows(kind, steps))])
@@ -82,7 +82,7 @@ def ours(kind: str, steps: int, directory: str) -> list[float]:
         logging_steps=1000,
         save_steps=100_000,
     )
-    fuse_loss(student.model, config.loss_chunk_bytes)
+    fuse_loss(student.model, cross_entropy_loss(config.loss_chunk_bytes))
     timer = clock()
     trainer = FusedTrainer(
         model=student.model,

@@ -17,9 +17,16 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, ModelError
 from easydistill.models.head import body_of
 from easydistill.models.student import Student, build_student
-from easydistill.trainers import sft
+from easydistill.trainers import supervised
 from easydistill.trainers.batching import IGNORE, EpochSampler, TokenRow, collate, pack
-from easydistill.trainers.compat import FusedTrainer, check_head, fuse_loss, training_arguments, unfuse_loss
+from easydistill.trainers.compat import (
+    FusedTrainer,
+    check_head,
+    cross_entropy_loss,
+    fuse_loss,
+    training_arguments,
+    unfuse_loss,
+)
 
 VOCABULARY = 300
 
@@ -57,7 +64,7 @@ def run(
     tiny_model: Path, tmp_path: Path, made: list[TokenRow], stop: StopSignal | None = None, **values: Any
 ) -> Student:
     trained = student(tiny_model)
-    sft.train(trained, made, config(**values), tmp_path, Reporter(None, quiet=True), stop or StopSignal())
+    supervised.train(trained, made, config(**values), tmp_path, Reporter(None, quiet=True), stop or StopSignal())
     return trained
 
 
@@ -86,7 +93,7 @@ def assert_same(first: tuple[float, list[torch.Tensor]], second: tuple[float, li
 @pytest.fixture
 def fused(tiny_model: Path) -> Any:
     model = student(tiny_model).model
-    fuse_loss(model, 1 << 20)
+    fuse_loss(model, cross_entropy_loss(1 << 20))
     model.train()
     return model
 
@@ -164,7 +171,7 @@ def test_trainer_normalises_by_the_global_token_count(tiny_model: Path, tmp_path
 def test_training_learns(tiny_model: Path, tmp_path: Path) -> None:
     made = rows(16)
     model = student(tiny_model)
-    outcome = sft.train(
+    outcome = supervised.train(
         model,
         made,
         config(num_train_epochs=12),
@@ -172,10 +179,10 @@ def test_training_learns(tiny_model: Path, tmp_path: Path) -> None:
         Reporter(tmp_path / "metrics.jsonl", quiet=True),
         StopSignal(),
     )
-    fuse_loss(model.model, 1 << 20)
+    fuse_loss(model.model, cross_entropy_loss(1 << 20))
     batch = collate([[row] for row in made], pad=0)
     untrained = student(tiny_model).model
-    fuse_loss(untrained, 1 << 20)
+    fuse_loss(untrained, cross_entropy_loss(1 << 20))
     assert float(model.model(**batch)["loss"].detach()) < 0.7 * float(untrained(**batch)["loss"].detach())
     assert outcome.steps == 24
     assert outcome.trained_tokens == sum(sum(row.mask) for row in made)
@@ -201,7 +208,7 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
         "lora": None,
     }
     whole = weights(run(tiny_model, tmp_path / "whole", made, **values))
-    original = sft._Watch.on_step_end
+    original = supervised._Watch.on_step_end
 
     def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step == die_at:
@@ -209,7 +216,7 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
         return original(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft._Watch, "on_step_end", dying)
+        patch.setattr(supervised._Watch, "on_step_end", dying)
         with pytest.raises(Killed):
             run(tiny_model, tmp_path / "killed", made, **values)
     resumed = weights(run(tiny_model, tmp_path / "killed", made, **values))
@@ -235,9 +242,9 @@ def test_a_request_to_stop_saves_and_returns(tiny_model: Path, tmp_path: Path) -
     stop = StopSignal()
     stop.request()
     trained = student(tiny_model)
-    outcome = sft.train(trained, rows(24), config(), tmp_path, Reporter(None, quiet=True), stop)
+    outcome = supervised.train(trained, rows(24), config(), tmp_path, Reporter(None, quiet=True), stop)
     assert outcome.steps == 1
-    assert sft.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert supervised.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_old_checkpoints_go(tiny_model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ JOB_TYPE_ALIASES: dict[str, str] = {
     "kd_black_box_api": "black_box_kd_api",
     "kd_black_box_local": "black_box_kd_local",
     "kd_black_box_train_only": "black_box_kd_local",
+    "kd_white_box": "white_box_kd_local",
+    "kd_white_box_train_only": "white_box_kd_local",
 }
 
 KEY_ALIASES: dict[KeyPath, KeyPath] = {

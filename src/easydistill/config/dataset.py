@@ -28,3 +28,12 @@ class DatasetConfig(Section):
     """Use only the first so many rows."""
     max_rejected_share: Share = 0.05
     """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
+
+
+class WhiteBoxDatasetConfig(DatasetConfig):
+    """Seed data, and where the teacher's signals go or come from."""
+
+    runtime_only: ClassVar[frozenset[str]] = DatasetConfig.runtime_only | {"logits_path"}
+
+    logits_path: NonEmptyStr | None = None
+    """With a teacher: a directory where its signals are shown too. Without: the signals to train from."""

@@ -133,3 +133,12 @@ class LocalInferenceConfig(SamplingConfig):
         if 0 < value < 1e-3:
             raise Unfit(f"{value} is too small to divide by", "use 0 for greedy answers, or at least 0.001")
         return value
+
+
+class WhiteBoxInferenceConfig(LocalInferenceConfig):
+    """A teacher on this machine whose distributions are kept too."""
+
+    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {"top_logits_num"}
+
+    top_logits_num: PositiveInt | None = None
+    """The paper's name: keep the so many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -14,14 +12,10 @@ from easydistill.config.inference import LocalInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainingConfig
-from easydistill.engine.stage import Stage, StageContext
-from easydistill.errors import ConfigIssue
+from easydistill.engine.stage import Stage
 from easydistill.jobs._black_box import train_and_evaluate
-from easydistill.models.reference import resolve
-from easydistill.models.size import model_parameters
-from easydistill.stages.checks import model_issues, needs_extra
-from easydistill.stages.label import LabelStage, TeacherPlan
-from easydistill.teachers.base import Teacher
+from easydistill.jobs._local_teacher import local_teacher
+from easydistill.stages.label import LabelStage
 
 
 class Job(JobConfig):
@@ -53,45 +47,6 @@ def plan(job: Job) -> list[Stage]:
     after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_from_stage=job.labels)
     if not job.labels:
         return after
-    return [LabelStage(job.dataset, job.inference, _teacher(job)), *after]
-
-
-def chosen_backend(inference: LocalInferenceConfig) -> str:
-    """The backend that `auto` means on this machine."""
-    if inference.backend != "auto":
-        return inference.backend
-    return "vllm" if importlib.util.find_spec("vllm") is not None else "transformers"
-
-
-def _teacher(job: Job) -> TeacherPlan:
-    reference, inference = job.models.teacher, job.inference
-    assert reference is not None
-    backend = chosen_backend(inference)
-
-    def make(context: StageContext) -> Teacher:
-        if backend == "vllm":
-            from easydistill.teachers.vllm import VllmTeacher
-
-            return VllmTeacher(reference, inference, _template(job))
-        from easydistill.teachers.transformers import TransformersTeacher
-
-        return TransformersTeacher(reference, inference, _template(job))
-
-    def identity() -> dict[str, Any]:
-        return {"backend": backend, **resolve(reference).identity()}
-
-    def preflight() -> list[ConfigIssue]:
-        extra = needs_extra("vllm", "vllm") if backend == "vllm" else []
-        return extra + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", reference)
-
-    def memory_bytes() -> int | None:
-        parameters = model_parameters(reference)
-        return None if parameters is None else parameters * (4 if inference.dtype == "float32" else 2)
-
-    return TeacherPlan(make, identity, preflight, memory_bytes)
-
-
-def _template(job: Job) -> str | None:
-    """`dataset.template` is the student's; a teacher without a template of its own takes it too."""
-    template = job.dataset.template
-    return template if template is not None and Path(template).is_file() else None
+    assert job.models.teacher is not None
+    teacher = local_teacher(job.models.teacher, job.inference, job.dataset.template)
+    return [LabelStage(job.dataset, job.inference, teacher), *after]

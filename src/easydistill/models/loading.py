@@ -86,6 +86,20 @@ def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = 
     return model.eval()
 
 
+def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """A model's text config, and its generation config (None where it has none); no weights are read."""
+    import_torch()
+    from transformers import AutoConfig, GenerationConfig
+
+    directory = model_directory(resolve(reference))
+    with _explained(reference):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config()
+    try:
+        return config, GenerationConfig.from_pretrained(directory)
+    except OSError:
+        return config, None
+
+
 def stored_dtype(source: ModelSource) -> str:
     """The number type in which a model's weights are stored, as its config says; bfloat16 where it does not."""
     import_torch()

@@ -106,7 +106,12 @@ def weight_arrays(signal: TeacherSignal, present: NDArray[np.bool_]) -> dict[str
         finite_NM = np.where(unused_NM, 0.0, logs_NM)
         drawn_N = (np.exp(finite_NM) * finite_NM * ~unused_NM).sum(-1)
         offset_N = np.nan_to_num(-signal.entropy_N - drawn_N, nan=0.0).astype(np.float32)
-    arrays: dict[str, NDArray[Any]] = {"ids_NM": ids_NM, "logweights_NM": logs_NM, "log_rest_N": rest_N, "offset_N": offset_N}
+    arrays: dict[str, NDArray[Any]] = {
+        "ids_NM": ids_NM,
+        "logweights_NM": logs_NM,
+        "log_rest_N": rest_N,
+        "offset_N": offset_N,
+    }
     if not present.all():
         fills = {"logweights_NM": -np.inf}
         where = np.flatnonzero(present)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from easydistill.data.files import read_json, replacing, write_json
 from easydistill.errors import DataError
-from easydistill.signals.codec import Bytes, Codec, EncodedSignal, bits_for, pack, unpack
+from easydistill.signals.codec import Bytes, Codec, EncodedSignal, bits_for, decode_words, pack, unpack
 from easydistill.signals.signal import Ints, TeacherSignal
 
 NAME = "store.json"
@@ -69,12 +69,24 @@ class StoreManifest:
     bytes: int
     """Size of the shards; token ids, offsets and hashes included."""
     format: int = FORMAT
-    notes: dict[str, Any] = field(default_factory=dict)
-    """Figures for people: mean mass of the head, seconds."""
 
     @property
     def bytes_per_token(self) -> float:
         return self.bytes / max(1, self.tokens)
+
+    @classmethod
+    def of(cls, directory: Path, codec: Codec, about: dict[str, Any], shards: int) -> StoreManifest:
+        """The manifest of shards that are all there."""
+        paths = [shard_path(directory, number) for number in range(shards)]
+        opened = [_Shard(path) for path in paths]
+        return cls(
+            codec=codec,
+            about=about,
+            shards=shards,
+            samples=sum(len(shard.ids) for shard in opened),
+            tokens=sum(shard.rows for shard in opened),
+            bytes=sum(path.stat().st_size for path in paths),
+        )
 
     def write(self, directory: Path) -> None:
         write_json(directory / NAME, asdict(self))
@@ -169,6 +181,16 @@ class _Shard:
 
     def row_count(self, at: int) -> int:
         return int(self._index["row_offsets"][at + 1] - self._index["row_offsets"][at])
+
+    @property
+    def rows(self) -> int:
+        """Rows of all its signals."""
+        return int(self._index["row_offsets"][-1])
+
+    def row_array(self, name: str) -> NDArray[np.uint16]:
+        """One of the arrays with a number a row, whole."""
+        array: NDArray[np.uint16] = self._file.get_tensor(name)
+        return array
 
     def packed(self, name: str, at: int) -> Bytes:
         offsets = self._index[f"{name}_at"]
@@ -265,6 +287,11 @@ class SignalStore:
             return f"{sum(scored_learned)} tokens were learned, now {sum(learned)} are, or others"
         return "the stored hash does not fit the stored tokens: the shard is damaged"
 
-    def scored_tokens(self) -> int:
-        """Rows of all signals."""
-        return sum(shard.row_count(at) for shard in self._shards for at in range(len(shard.ids)))
+    def figures(self) -> dict[str, float]:
+        """Means over all scored tokens: the head's mass, and the teacher's cross-entropy on the labels in nats."""
+        log_rest = np.concatenate([shard.row_array("log_rest") for shard in self._shards])
+        realised = np.concatenate([shard.row_array("realised") for shard in self._shards])
+        return {
+            "head_mass": float(1 - np.exp(decode_words(log_rest, -np.inf)).mean(dtype=np.float64)),
+            "teacher_cross_entropy": float(-decode_words(realised, 0.0).mean(dtype=np.float64)),
+        }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from easydistill.config.distillation import DistillationConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.data.files import hash_file, link_or_copy
@@ -19,20 +20,55 @@ from easydistill.models.student import Student, check_student, student_identity,
 from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import missing_file
 from easydistill.stages.rows import LabelledRows, render_all
+from easydistill.stages.score import SIGNALS, STORE
+
+if TYPE_CHECKING:
+    from easydistill.trainers.batching import TokenRow
+    from easydistill.trainers.distillation import Distillation
 
 MODEL = "model"
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """What a student learns beside the labels: the teacher's signals, and through which loss."""
+
+    distillation: DistillationConfig
+    store: str | None = None
+    """Directory of a store that is there already; by default the one of the score stage."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("score",) if self.store is None else ()
+
+    def directory(self, context: StageContext) -> Path:
+        return context.input_path("score", SIGNALS) if self.store is None else Path(self.store)
+
+    def preflight(self) -> list[ConfigIssue]:
+        if self.store is None or (Path(self.store) / STORE).is_file():
+            return []
+        problem = f"{self.store}: there is no complete signal store here"
+        mend = "name the directory of a store (it holds store.json), or set models.teacher to have one made"
+        return [ConfigIssue("config", "dataset.logits_path", problem, mend)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        of_store = hash_file(Path(self.store) / STORE) if self.store is not None else None
+        return {"distillation": self.distillation.identity(), "store": of_store}
+
+
 class TrainStage:
-    """Supervised fine-tuning of the student on labelled rows."""
+    """Training of the student on labelled rows, and on a teacher's signals where there are any."""
 
     name = "train"
 
-    def __init__(self, rows: LabelledRows, models: ModelsConfig, training: TrainingConfig) -> None:
+    def __init__(
+        self, rows: LabelledRows, models: ModelsConfig, training: TrainingConfig, teaching: Teaching | None = None
+    ) -> None:
         self._rows = rows
         self._models = models
         self._training = training
-        self.inputs = rows.inputs
+        self._teaching = teaching
+        self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()))
 
     def preflight(self) -> list[ConfigIssue]:
         dataset = self._rows.dataset
@@ -41,6 +77,7 @@ class TrainStage:
             issues += missing_file("dataset.labeled_path", dataset.labeled_path)
         for reference in student_references(self._models):
             issues += model_issues("models.student", reference)
+        issues += self._teaching.preflight() if self._teaching else []
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def fingerprint(self) -> dict[str, Any]:
@@ -50,6 +87,7 @@ class TrainStage:
             "student": student_identity(self._models),
             "training": self._training.identity(),
             "template": hash_file(Path(template)) if template else None,
+            **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
         }
 
     def estimate(self, directory: Path) -> Estimate:
@@ -69,20 +107,22 @@ class TrainStage:
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
         from easydistill.trainers.batching import TokenRow
-        from easydistill.trainers.sft import train
+        from easydistill.trainers.supervised import train
 
         samples, heldout, rejected = self._rows.read(context)
         student = build_student(self._models, choose_dtype("float32", device()))
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
         rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
         rejected += too_long
+        rows = [TokenRow(sample.id, row.ids, row.mask) for sample, row in rendered]
         outcome = train(
             student,
-            [TokenRow(sample.id, row.ids, row.mask) for sample, row in rendered],
+            rows,
             self._training,
             context.directory / "checkpoints" / context.fingerprint[:12],
             context.reporter,
             context.stop,
+            self._distillation(rows, context),
         )
         context.stop.raise_if_requested()
         files = self._save(student, renderer, context)
@@ -100,6 +140,17 @@ class TrainStage:
                 "student": student.description,
             },
         )
+
+    def _distillation(self, rows: list[TokenRow], context: StageContext) -> Distillation | None:
+        from easydistill.signals.store import SignalStore
+        from easydistill.trainers.distillation import Distillation
+
+        if self._teaching is None:
+            return None
+        store = SignalStore(self._teaching.directory(context))
+        distillation = Distillation(store, self._teaching.distillation, self._training.loss_chunk_bytes)
+        distillation.check(rows)
+        return distillation
 
     def _save(self, student: Student, renderer: Any, context: StageContext) -> list[str]:
         """Save model and tokenizer in the stage's directory, then show them as `student/` in the run directory."""

@@ -26,6 +26,8 @@ class TokenRow:
     id: str
     ids: list[int]
     mask: list[bool]
+    wrote_itself: bool = False
+    """Whether the answer is the student's own: its tokens have a divergence to learn from, but are no labels."""
 
     def labels(self) -> list[int]:
         """Token ids where they are learned, −100 elsewhere; never on the first token, which nothing predicts."""

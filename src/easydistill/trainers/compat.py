@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from easydistill.config.training import TrainingConfig
@@ -96,8 +98,24 @@ def check_head(model: Any) -> None:
         )
 
 
-def fuse_loss(model: Any, chunk_bytes: int) -> None:
-    """Make `model.forward` return the fused loss, in place.
+class RowLoss(Protocol):
+    """A loss of the learned tokens of a micro-batch, summed, in nats."""
+
+    def __call__(self, rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        """Row n of `rows_ND` predicts `target_N[n]`; `extra` is what else the collator put into the batch."""
+
+
+def cross_entropy_loss(chunk_bytes: int) -> RowLoss:
+    """The row loss of supervised fine-tuning."""
+
+    def loss(rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        return linear_cross_entropy(rows_ND, head, target_N, chunk_bytes)
+
+    return loss
+
+
+def fuse_loss(model: Any, row_loss: RowLoss) -> None:
+    """Make `model.forward` return `row_loss`, in place, without the logits of all rows.
 
     Patched on the instance, so that wrappers (DDP, FSDP, PEFT, autocast) go on calling it as they would. The loss is
     the sum over learned tokens divided by `num_items_in_batch`, the count over the whole optimiser step.
@@ -106,18 +124,17 @@ def fuse_loss(model: Any, chunk_bytes: int) -> None:
 
     def forward(
         self: Any,
-        input_ids: torch.Tensor,
-        labels: torch.Tensor,
-        position_ids: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **unused: Any,
-    ) -> dict[str, torch.Tensor]:
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **extra: Any,
+    ) -> dict[str, Tensor]:
         hidden_BTD = body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         # Row t predicts token t+1.
         target_BT = labels[:, 1:]
         keep_BT = target_BT != IGNORE
-        rows_ND = hidden_BTD[:, :-1][keep_BT]
-        total = linear_cross_entropy(rows_ND, Head.of(self), target_BT[keep_BT], chunk_bytes)
+        total = row_loss(hidden_BTD[:, :-1][keep_BT], Head.of(self), target_BT[keep_BT], extra)
         count = keep_BT.sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 

@@ -1,9 +1,10 @@
-"""Supervised fine-tuning: the student learns the teacher's answers token by token.
+"""Training on rows of tokens: supervised fine-tuning, and distillation from stored signals.
 
-    loss = −(1/N) Σ log p_student(answer token | what precedes it),   N = answer tokens of the optimiser step
+    loss = (1/N) Σ_n loss_n,   N = answer tokens of the optimiser step
 
-What enters: token rows and a student. What leaves: the student, trained in place. Weights and optimiser are
-float32; the computation is bfloat16 where the device does that well.
+where loss_n is −log p_student(answer token n | what precedes it), or what `trainers/distillation.py` makes of it and
+the teacher's signal. What enters: token rows and a student. What leaves: the student, trained in place. Weights and
+optimiser are float32; the computation is bfloat16 where the device does that well.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ from easydistill.trainers.batching import (
     collate,
     pack,
 )
-from easydistill.trainers.compat import FusedTrainer, check_head, fuse_loss, training_arguments, unfuse_loss
+from easydistill.trainers.compat import (
+    FusedTrainer,
+    check_head,
+    cross_entropy_loss,
+    fuse_loss,
+    training_arguments,
+    unfuse_loss,
+)
+from easydistill.trainers.distillation import Distillation
 
 WHOLE = "whole.json"
 """Written into a checkpoint last; a checkpoint without it was torn by a kill."""
@@ -58,6 +67,7 @@ def train(
     checkpoints: Path,
     reporter: Reporter,
     stop: StopSignal,
+    distillation: Distillation | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
 
@@ -80,18 +90,23 @@ def train(
         config.seed,
     )
     check_head(student.model)
-    fuse_loss(student.model, config.loss_chunk_bytes)
+    fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = _with_adapters(student.model, config)
     arguments = training_arguments(config, checkpoints, on)
     resume = last_whole_checkpoint(checkpoints)
     pad = student.tokenizer.pad_token_id
     pad_id = pad if pad is not None else min(student.eos_ids, default=0)
-    with _Watch(reporter, stop, config) as callback:
+
+    def batch_of(items: list[list[TokenRow]]) -> dict[str, Any]:
+        extra = distillation.collate([row for item in items for row in item]) if distillation else {}
+        return {**collate(items, pad_id), **extra}
+
+    with _Watch(reporter, stop, config, distillation) as callback:
         trainer = FusedTrainer(
             model=model,
             args=arguments,
             train_dataset=dataset,
-            data_collator=lambda batch: collate(batch, pad_id),
+            data_collator=batch_of,
             callbacks=[callback],
             sampler=sampler,
         )
@@ -150,8 +165,11 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
 class _Watch(TrainerCallback):
     """Progress, metrics, whole checkpoints, and the user's wish to stop."""
 
-    def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig) -> None:
+    def __init__(
+        self, reporter: Reporter, stop: StopSignal, config: TrainingConfig, distillation: Distillation | None = None
+    ) -> None:
         self._reporter = reporter
+        self._distillation = distillation
         self._stop = stop
         self._config = config
         self._task: Task | None = None
@@ -202,6 +220,7 @@ class _Watch(TrainerCallback):
             learning_rate=logs.get("learning_rate"),
             grad_norm=logs.get("grad_norm"),
             seconds_per_step=round(seconds, 4),
+            **(self._distillation.means() if self._distillation else {}),
         )
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -1,0 +1,123 @@
+"""White-box distillation: the student learns the teacher's distributions, from stored signals (paper, Code 3)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.dataset import WhiteBoxDatasetConfig
+from easydistill.config.distillation import DistillationConfig
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.inference import WhiteBoxInferenceConfig
+from easydistill.config.job import JobConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.signals import SignalsConfig, TopKSampledSignals, TopKSignals
+from easydistill.config.training import TrainingConfig
+from easydistill.engine.stage import Stage
+from easydistill.jobs._local_teacher import local_teacher
+from easydistill.losses import distillation_section
+from easydistill.losses.forward_kld import Config as ForwardKld
+from easydistill.stages.evaluate import EvaluateStage
+from easydistill.stages.label import LabelStage
+from easydistill.stages.rows import LabelledRows
+from easydistill.stages.score import ScoreStage, Scoring
+from easydistill.stages.train import Teaching, TrainStage
+
+Distillation: Any = distillation_section()
+
+
+class Job(JobConfig):
+    """`models.teacher` answers prompts, then scores every token of the answers; the student learns both."""
+
+    job_type: Literal["white_box_kd_local"]
+    """Which job this is."""
+    dataset: WhiteBoxDatasetConfig
+    inference: WhiteBoxInferenceConfig = WhiteBoxInferenceConfig()
+    models: ModelsConfig
+    signals: SignalsConfig | None = None
+    """What is kept of the teacher's distributions; by default the most probable tokens, and draws from the rest."""
+    distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
+    """Which divergence, and its share in the loss."""
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def labels(self) -> bool:
+        """Whether the teacher answers prompts; if not, `labeled_path` holds the answers."""
+        return self.models.teacher is not None and self.dataset.instruction_path is not None
+
+    @property
+    def scores(self) -> bool:
+        """Whether the teacher scores the rows; if not, `logits_path` holds its signals."""
+        return self.models.teacher is not None
+
+    @property
+    def max_length(self) -> int:
+        """Longest row, in tokens."""
+        loss: DistillationConfig = self.distillation
+        return loss.max_seq_length or self.training.max_length
+
+    def kept(self) -> SignalsConfig:
+        """What is kept of the teacher's distributions."""
+        if self.signals is not None:
+            return self.signals
+        k = self.inference.top_logits_num
+        return TopKSampledSignals() if k is None else TopKSignals(kind="top_k", k=k)
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Job:
+        if self.models.teacher is None and self.dataset.logits_path is None:
+            raise Unfit(
+                "there is no teacher and there are no signals of one", "set models.teacher, or dataset.logits_path"
+            )
+        if not self.labels and self.dataset.labeled_path is None:
+            raise Unfit("there are no rows", "set dataset.instruction_path, or dataset.labeled_path")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Job:
+        length = self.distillation.max_seq_length
+        if length is not None and "max_length" in self.training.model_fields_set and self.training.max_length != length:
+            problem = f"distillation.max_seq_length is {length} and training.max_length {self.training.max_length}"
+            raise Unfit(problem, "keep one of them")
+        if self.signals is not None and self.inference.top_logits_num is not None:
+            raise Unfit("inference.top_logits_num and signals both say what is kept", "keep one of them")
+        if self.scores:
+            self._signals_suit_the_loss()
+        return self
+
+    def _signals_suit_the_loss(self) -> None:
+        kept, loss = self.kept(), self.distillation
+        named = loss.distillation_type
+        if getattr(kept, "draws", None) and not loss.linear_in_teacher:
+            raise Unfit(
+                f"{named} is not linear in the teacher's probabilities, so drawn signals ({kept.kind}) would bias it",
+                'set signals to {"kind": "top_k"} or {"kind": "top_p"}, or distillation_type to "forward_kld"',
+            )
+        if getattr(kept, "draws", None) and loss.tail != "bucket":
+            problem = f"tail {loss.tail!r} has no meaning for {kept.kind} signals: draws stand for the tail"
+            raise Unfit(problem, 'leave distillation.tail out, or set signals to {"kind": "top_k"}')
+        if kept.backend == "vllm" and getattr(kept, "draws", None):
+            problem = f"vLLM gives most probable tokens alone, no draws ({kept.kind})"
+            raise Unfit(problem, 'set signals.backend to "transformers", or signals.kind to "top_k"')
+
+
+def plan(job: Job) -> list[Stage]:
+    """label (unless labels are given) → score (unless signals are given) → train → evaluate."""
+    rows = LabelledRows(job.dataset, job.evaluation, job.labels)
+    training = job.training.model_copy(update={"max_length": job.max_length})
+    stages: list[Stage] = []
+    if job.labels:
+        assert job.models.teacher is not None
+        teacher = local_teacher(job.models.teacher, job.inference, job.dataset.template)
+        stages.append(LabelStage(job.dataset, job.inference, teacher))
+    if job.scores:
+        scoring = Scoring(job.models, job.kept(), job.distillation, job.max_length, job.dataset.logits_path)
+        stages.append(ScoreStage(rows, scoring))
+    store = None if job.scores else job.dataset.logits_path
+    stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))
+    if job.evaluation.enabled:
+        stages.append(EvaluateStage(rows, job.models, job.evaluation, job.max_length))
+    return stages

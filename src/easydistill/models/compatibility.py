@@ -1,0 +1,184 @@
+"""Whether a teacher's distribution means anything to a student: checked before anything heavy starts.
+
+White-box distillation compares probabilities token id by token id. That needs the same token behind every id, a
+softmax over real tokens only, and a teacher that reads and ends a chat as the student does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.data.chat import ChatRenderer
+from easydistill.data.records import Message
+from easydistill.models.loading import eos_ids, load_tokenizer, model_config
+
+_PROBE: tuple[Message, ...] = (
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Blue."},
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something in which teacher and student differ."""
+
+    problem: str
+    mend: str
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the comparison needs to know of a model; no weights."""
+
+    name: str
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    rows: int | None
+    """Rows of its output layer, padding included; None where its config does not tell."""
+    template: str | None = None
+    """Text of a template that replaces the tokenizer's own."""
+
+
+def side_of(reference: str, name: str, *, trust_remote_code: bool = False) -> Side:
+    """A model as the comparison sees it."""
+    tokenizer = load_tokenizer(reference, trust_remote_code=trust_remote_code)
+    config, generation = model_config(reference, trust_remote_code=trust_remote_code)
+    return Side(name, tokenizer, eos_ids(tokenizer, generation), getattr(config, "vocab_size", None))
+
+
+def student_side(models: ModelsConfig) -> Side:
+    """The student that a config describes, as the comparison sees it; its weights are not made."""
+    student = models.student
+    if not isinstance(student, FreshStudent):
+        reference = student if isinstance(student, str) else student.from_model
+        return side_of(reference, "student", trust_remote_code=models.trust_remote_code)
+    source = student.tokenizer or models.teacher
+    assert source is not None, "check_student refuses this"
+    tokenizer = load_tokenizer(source)
+    named = student.config.get("eos_token_id", tokenizer.eos_token_id)
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    rows = student.vocab_size or student.config.get("vocab_size") or len(tokenizer)
+    return Side("student", tokenizer, frozenset(ends), rows)
+
+
+def shared_ids(first: Any, second: Any) -> int | None:
+    """How many ids, from 0 up, stand for the same token in both tokenizers; None where some id or token disagrees.
+
+    Ids that only one of them knows may follow.
+    """
+    ours, theirs = first.get_vocab(), second.get_vocab()
+    if any(theirs.get(token, at) != at for token, at in ours.items()):
+        return None
+    by_id = {at: token for token, at in theirs.items()}
+    if any(by_id.get(at, token) != token for token, at in ours.items()):
+        return None
+    common = {at for token, at in ours.items() if token in theirs}
+    count = len(common)
+    return count if max(common, default=-1) == count - 1 else None
+
+
+def real_vocabulary(tokenizer: Any) -> int:
+    """Token ids below this are real; a model's output layer may have more rows, as padding."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def compare(student: Side, teacher: Side) -> list[Difference]:
+    """Everything in which teacher and student differ and that bears on comparing their distributions."""
+    return [
+        *_vocabularies(student, teacher),
+        *_sizes(student),
+        *_sizes(teacher),
+        *_ends(student, teacher),
+        *_templates(student, teacher),
+    ]
+
+
+def _vocabularies(student: Side, teacher: Side) -> list[Difference]:
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    shared = shared_ids(student.tokenizer, teacher.tokenizer)
+    if shared is None:
+        moved = sorted((at, token) for token, at in ours.items() if theirs.get(token) != at)
+        shown = ", ".join(
+            f"{token!r} is {at} for the student and {theirs.get(token, 'unknown')} for the teacher"
+            for at, token in moved[:3]
+        )
+        return [
+            Difference(
+                f"teacher and student number their tokens differently: {len(moved)} of {len(ours)} differ ({shown})",
+                'set distillation.align to "bytes", or take a teacher and a student of one family',
+                fatal=True,
+            )
+        ]
+    extra = max(len(ours), len(theirs)) - shared
+    if extra:
+        who = "student" if len(ours) > len(theirs) else "teacher"
+        problem = f"{extra} tokens are known to the {who} alone; the other {shared} have the same ids"
+        return [Difference(problem, "they are left out of both softmaxes")]
+    return []
+
+
+def _sizes(side: Side) -> list[Difference]:
+    real = real_vocabulary(side.tokenizer)
+    if side.rows is None or side.rows == real:
+        return []
+    if side.rows < real:
+        problem = f"the {side.name}'s output layer has {side.rows} rows, its tokenizer knows {real} tokens"
+        return [Difference(problem, "take the tokenizer that belongs to the model", fatal=True)]
+    problem = f"the {side.name}'s output layer has {side.rows} rows for {real} tokens"
+    return [Difference(problem, "the padding is left out before the softmax")]
+
+
+def _ends(student: Side, teacher: Side) -> list[Difference]:
+    try:
+        rendered = ChatRenderer(student.tokenizer, student.eos_ids, student.template).render(_PROBE)
+    except ValueError:
+        return []
+    last = max((t for t, on in enumerate(rendered.mask) if on), default=None)
+    if last is None or rendered.ids[last] in teacher.eos_ids:
+        return []
+    written = student.tokenizer.convert_ids_to_tokens(rendered.ids[last])
+    ends = ", ".join(map(repr, teacher.tokenizer.convert_ids_to_tokens(sorted(teacher.eos_ids))))
+    return [
+        Difference(
+            f"the student ends its turn with {written!r}, the teacher with {ends}",
+            "the teacher will find the student's end unlikely; set dataset.template to the teacher's template",
+        )
+    ]
+
+
+def _templates(student: Side, teacher: Side) -> list[Difference]:
+    found: list[Difference] = []
+    try:
+        ours = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
+        ids = ours.render(_PROBE).ids
+        text = ours.text(_PROBE, add_generation_prompt=False)
+    except ValueError as error:
+        return [Difference(f"the student's template cannot be used: {error}", "set dataset.template", fatal=True)]
+    bos = student.tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        found.append(
+            Difference("the template writes the begin token twice", "take one out of the template", fatal=True)
+        )
+    if not getattr(teacher.tokenizer, "chat_template", None):
+        return found
+    try:
+        theirs = ChatRenderer(teacher.tokenizer, teacher.eos_ids).text(_PROBE, add_generation_prompt=False)
+    except ValueError:
+        return found
+    if theirs != text:
+        found.append(
+            Difference(
+                "teacher and student write a chat differently (their templates differ)",
+                "the teacher is shown the student's form; set dataset.template to train in the teacher's",
+            )
+        )
+    return found
+
+
+def fatal(differences: Sequence[Difference]) -> list[Difference]:
+    """Those that make the comparison meaningless."""
+    return [difference for difference in differences if difference.fatal]

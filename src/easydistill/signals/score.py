@@ -1,0 +1,195 @@
+"""Teacher forcing: one forward pass over the very tokens that the student will train on, kept as signals.
+
+Rows are batched by length in an order that depends only on the whole list, each row's draws come from its own id, and
+batches are grouped into shards of a fixed number of tokens: a scoring that was killed goes on with the first shard
+that is not there, and ends in the store of one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from easydistill.config.signals import SignalsConfig
+from easydistill.engine.interrupt import StopSignal
+from easydistill.models.head import Head, body_of
+from easydistill.models.loading import choose_dtype, device, load_model
+from easydistill.signals.codec import Codec
+from easydistill.signals.extract import SignalShape, TeacherRows, extract
+from easydistill.signals.signal import TeacherSignal
+from easydistill.signals.store import ScoredSample, shard_path, write_shard
+
+
+@dataclass(frozen=True)
+class RowToScore:
+    """A tokenised row; `learned[t]` says whether token t is learned (never the first)."""
+
+    id: str
+    ids: Sequence[int]
+    learned: Sequence[bool]
+
+
+class Scorer(Protocol):
+    """Computes the signals of a batch of rows."""
+
+    def score(self, rows: Sequence[RowToScore]) -> list[ScoredSample]: ...
+
+    def close(self) -> None: ...
+
+
+def uniform_numbers(seed: int, row_id: str, count: int) -> list[float]:
+    """A number in [0, 1) for each token's draws, from the seed and the row's id alone."""
+    digest = hashlib.sha256(f"{seed}:{row_id}".encode("utf-8", "surrogatepass")).digest()
+    stream = random.Random(int.from_bytes(digest[:8], "big"))
+    return [stream.random() for _ in range(count)]
+
+
+class ModelScorer:
+    """Scores with models loaded into this process.
+
+    Args:
+        references: the teachers; all have the student's vocabulary.
+        weights: their shares in the mixture.
+        vocabulary: token ids below this are real for teacher and student.
+        temperature: of the kept distribution.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[str],
+        weights: Sequence[float],
+        config: SignalsConfig,
+        vocabulary: int,
+        temperature: float,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._device = device()
+        dtype = choose_dtype(config.dtype, self._device)
+        self._models = [
+            load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
+            for reference in references
+        ]
+        total = sum(weights)
+        self._log_weights = [float(np.log(weight / total)) for weight in weights]
+        self._seed = config.seed
+        self._shape = SignalShape.of(config, vocabulary)
+        self._vocabulary = vocabulary
+        self._temperature = temperature
+
+    def score(self, rows: Sequence[RowToScore]) -> list[ScoredSample]:
+        signal = self._signal(rows)
+        scored: list[ScoredSample] = []
+        at = 0
+        for row in rows:
+            count = sum(row.learned)
+            present = np.ones(count, bool)
+            scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, at + count), present))
+            at += count
+        return scored
+
+    def _signal(self, rows: Sequence[RowToScore]) -> TeacherSignal:
+        width = max(len(row.ids) for row in rows)
+        # Padding is on the right, where causal attention does not look.
+        ids_BT = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows], device=self._device)
+        learned_BT = torch.tensor([[*row.learned, *[False] * (width - len(row.ids))] for row in rows])
+        keep_BT = learned_BT[:, 1:].to(self._device)
+        uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, sum(row.learned))]
+        with torch.inference_mode():
+            hidden_ND = [
+                body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1][keep_BT]
+                for model in self._models
+            ]
+            return extract(
+                TeacherRows(hidden_ND, [Head.of(model) for model in self._models], self._log_weights),
+                ids_BT[:, 1:][keep_BT],
+                torch.tensor(uniform, dtype=torch.float64, device=self._device),
+                self._shape,
+                self._vocabulary,
+                self._temperature,
+            )
+
+    def close(self) -> None:
+        self._models = []
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The batches that go into one file."""
+
+    number: int
+    batches: list[list[int]]
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.batches))
+
+
+def plan_shards(lengths: Sequence[int], batch_tokens: int, shard_tokens: int) -> list[Shard]:
+    """Rows by length into batches of at most `batch_tokens` (padding included), batches into shards."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        # Sorted ascending: the newcomer is the longest of its batch.
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    shards: list[Shard] = []
+    filled = shard_tokens
+    for batch in batches:
+        tokens = sum(lengths[index] for index in batch)
+        if filled + tokens > shard_tokens:
+            shards.append(Shard(len(shards), []))
+            filled = 0
+        shards[-1].batches.append(batch)
+        filled += tokens
+    return shards
+
+
+def score_rows(
+    rows: Sequence[RowToScore],
+    config: SignalsConfig,
+    codec: Codec,
+    directory: Path,
+    make_scorer: Callable[[], Scorer],
+    advance: Callable[[int, int], Any],
+    stop: StopSignal,
+) -> int:
+    """Score every row into shards in `directory`, leaving out those that are there; returns the number of shards.
+
+    `advance(rows, tokens)` is called as rows are done. Returns early, between batches, once `stop` is requested.
+    """
+    shards = plan_shards([len(row.ids) for row in rows], config.max_batch_tokens, config.shard_tokens)
+    scorer: Scorer | None = None
+    try:
+        for shard in shards:
+            path = shard_path(directory, shard.number)
+            if path.is_file():
+                continue
+            scorer = scorer or make_scorer()
+            scored: list[ScoredSample] = []
+            for batch in _until_stopped(shard.batches, stop):
+                scored += scorer.score([rows[index] for index in batch])
+                advance(len(batch), sum(len(rows[index].ids) for index in batch))
+            if len(scored) < shard.rows:
+                break
+            write_shard(path, scored, codec)
+    finally:
+        if scorer is not None:
+            scorer.close()
+    return len(shards)
+
+
+def _until_stopped(batches: Sequence[list[int]], stop: StopSignal) -> Iterator[list[int]]:
+    for batch in batches:
+        if stop.requested:
+            return
+        yield batch
