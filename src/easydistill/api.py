@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.job import JobConfig
 from easydistill.config.load import LoadedConfig, load_config
@@ -34,6 +34,9 @@ from easydistill.errors import (
     Interrupted,
 )
 from easydistill.jobs import JOBS
+
+if TYPE_CHECKING:
+    from easydistill.signals.verify import Verification
 
 Source = str | Path | Mapping[str, Any]
 
@@ -158,6 +161,7 @@ class _Run:
             if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
                 self._reporter.say(f"everything is done already: {self._directory.report}")
                 return self._result(found, fresh=False)
+            runner.examine(stages, records)
             with self._directory.logging(self._redactor):
                 return self._execute(runner, stages)
 
@@ -226,14 +230,25 @@ class _Run:
                 for record in self._records
             },
             "rows": rows,
-            "metrics": next((r.manifest.metrics for r in self._records if "after" in r.manifest.metrics), {}),
+            "metrics": self._metrics(),
             "resume": self._resume_command(),
         }
 
+    def _metrics(self) -> dict[str, Any]:
+        """Held-out metrics before and after; of a white-box job also what a token's signal takes on disk."""
+        found: dict[str, Any] = {}
+        for record in self._records:
+            metrics = record.manifest.metrics
+            if "after" in metrics:
+                found |= metrics
+            if "bytes_per_token" in metrics:
+                found["bytes_per_token"] = metrics["bytes_per_token"]
+        return found
+
     def _rows(self) -> dict[str, Any]:
         """Rows as the job's user counts them: what came in, what was good enough to train on, what was not."""
-        # Evaluation repeats rows that were counted before.
-        counted = [record.manifest for record in self._records if record.name != "evaluate"]
+        # Scoring and evaluation repeat rows that are counted elsewhere.
+        counted = [record.manifest for record in self._records if record.name not in {"rollout", "score", "evaluate"}]
         reasons: dict[str, int] = {}
         for manifest in counted:
             for reason, count in manifest.rows.rejected.items():
@@ -318,6 +333,7 @@ def doctor() -> list[tuple[str, str, bool]]:
     lines += [(name, version, True) for name, version in package_versions().items()]
     for extra, modules in (
         ("train", ("torch", "transformers", "accelerate", "peft", "gguf")),
+        ("trl", ("trl",)),
         ("vllm", ("vllm",)),
     ):
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -332,6 +348,48 @@ def doctor() -> list[tuple[str, str, bool]]:
         numbers = "bfloat16" if computes_well_in_bf16(on) else "float32"
         lines.append(("device", f"{on.type}, computes in {numbers}", True))
     return lines
+
+
+def inspect_signals(directory: str | Path) -> dict[str, Any]:
+    """What is in a store of teacher signals; see `signals/verify.py`."""
+    from easydistill.signals.verify import inspect
+
+    return inspect(Path(directory))
+
+
+def verify_signals(
+    directory: str | Path,
+    *,
+    tokens: int = 2000,
+    tolerance: float | None = None,
+    seed: int = 0,
+    teacher: str | None = None,
+) -> Verification:
+    """Score random tokens of a store again with the live teacher, and compare.
+
+    Args:
+        directory: the store.
+        tokens: how many tokens at least.
+        tolerance: nats by which a realised log-probability may differ; by default as the number type allows.
+        seed: which rows are taken.
+        teacher: where the teacher is now, if it has moved.
+
+    Raises:
+        DataError: there is no such store, or it is damaged.
+    """
+    from easydistill.signals.store import SignalStore
+    from easydistill.stages.score import scorer_of_store
+
+    store = SignalStore(Path(directory))
+    reporter = Reporter(None)
+    scorer, usual = scorer_of_store(store, teacher)
+    from easydistill.signals.verify import verify
+
+    try:
+        with reporter.task("Verifying", tokens, unit="tokens") as task:
+            return verify(store, scorer, tokens, usual if tolerance is None else tolerance, seed, task.advance)
+    finally:
+        scorer.close()
 
 
 def summary_lines(result: RunResult) -> list[str]:
@@ -350,6 +408,9 @@ def summary_lines(result: RunResult) -> list[str]:
     stages = result.summary.get("stages", {})
     if stages:
         lines.append("time: " + ", ".join(f"{name} {duration(stage['seconds'])}" for name, stage in stages.items()))
+    taken = result.summary.get("metrics", {}).get("bytes_per_token")
+    if taken is not None:
+        lines.append(f"teacher signals: {taken:.1f} bytes a token")
     rows = result.summary.get("rows", {})
     if rows.get("rejected"):
         reasons = ", ".join(f"{reason} {count}" for reason, count in rows["rejected_by_reason"].items())

@@ -15,7 +15,7 @@ from typing import Any
 from easydistill import __version__
 from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
 
-COMMANDS = ("run", "validate", "plan", "init", "schema", "report", "doctor")
+COMMANDS = ("run", "validate", "plan", "init", "schema", "report", "doctor", "signals")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +57,18 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", "build report.html and report.md again from what is on disk")
     report.add_argument("run_directory")
     add("doctor", "show what is installed, and which backends and devices work here")
+    signals = add("signals", "look into a store of teacher signals, or let the teacher check it")
+    actions = signals.add_subparsers(dest="action", metavar="action", required=True)
+    for name, help in (
+        ("inspect", "what is in it, and what decided it, as JSON"),
+        ("verify", "score random tokens again with the live teacher, and compare"),
+    ):
+        action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
+        action.add_argument("directory", help="a store, e.g. runs/kd/stages/2-score/signals")
+    action.add_argument("--tokens", type=int, default=2000, help="how many tokens at least (default 2000)")
+    action.add_argument("--tolerance", type=float, metavar="NATS", help="largest difference of a log-probability")
+    action.add_argument("--seed", type=int, default=0, help="which rows are taken")
+    action.add_argument("--teacher", metavar="MODEL", help="where the teacher is now, if it has moved")
     return parser
 
 
@@ -214,6 +226,31 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _signals(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+
+    if arguments.action == "inspect":
+        print(json.dumps(api.inspect_signals(arguments.directory), indent=2, ensure_ascii=False))
+        return EXIT_OK
+    found = api.verify_signals(
+        arguments.directory,
+        tokens=arguments.tokens,
+        tolerance=arguments.tolerance,
+        seed=arguments.seed,
+        teacher=arguments.teacher,
+    )
+    print(
+        f"{found.tokens} tokens of {found.rows} rows scored again: realised log-probabilities differ by "
+        f"{found.mean:.4f} nats on average and {found.worst:.4f} at most; {found.head_overlap:.1%} of the kept tokens "
+        "are kept again"
+    )
+    if found.good:
+        return EXIT_OK
+    shown = ", ".join(found.wrong[:5])
+    print(f"{len(found.wrong)} rows do not fit: {shown}\n    → score again", file=sys.stderr)
+    return EXIT_FAILED
+
+
 _DISPATCH: dict[str, Any] = {
     "run": _run,
     "validate": _validate,
@@ -222,6 +259,7 @@ _DISPATCH: dict[str, Any] = {
     "schema": _schema,
     "report": _report,
     "doctor": _doctor,
+    "signals": _signals,
 }
 
 if __name__ == "__main__":

@@ -128,12 +128,12 @@ def test_local_job(tiny_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_api_job_thirty_times(server: Running, tiny_model: Path, tmp_path: Path) -> None:
     api_trials(server, tiny_model, tmp_path, wanted=30)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_local_job_thirty_times(tiny_model: Path, tmp_path: Path) -> None:
     local_trials(tiny_model, tmp_path, wanted=30)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.signals import SignalsConfig, TopKSampledSignals, TopKSignals, TopPSignals
+from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
 from easydistill.config.training import LoraConfig, TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -19,7 +19,6 @@ from easydistill.errors import DataError
 from easydistill.losses import LOSSES
 from easydistill.models.head import Head, body_of
 from easydistill.models.student import Student, build_student
-from easydistill.signals.codec import Codec
 from easydistill.signals.extract import SignalShape
 from easydistill.signals.score import ModelScorer, RowToScore, score_rows
 from easydistill.signals.store import SignalStore, StoreManifest, shard_path
@@ -65,7 +64,7 @@ def to_score(made: list[TokenRow]) -> list[RowToScore]:
 
 def scored(teacher: Path, made: list[TokenRow], directory: Path, config: SignalsConfig = EXACT) -> SignalStore:
     shape = SignalShape.of(config, VOCABULARY)
-    codec = Codec(VOCABULARY, -1 if shape.is_ragged else shape.head, shape.draws)
+    codec = shape.codec(VOCABULARY)
     directory.mkdir(parents=True, exist_ok=True)
     shards = score_rows(
         to_score(made),
@@ -143,7 +142,13 @@ def test_listing_the_whole_vocabulary_is_plain_distillation(tiny_model: Path, te
 
 @pytest.mark.parametrize(
     "config",
-    [EXACT, TopKSampledSignals(k=6, draws=8, dtype="float32"), TopPSignals(kind="top_p", k_max=20, dtype="float32")],
+    [
+        EXACT,
+        TopKSampledSignals(kind="top_k_sampled", k=6, draws=8, dtype="float32"),
+        TopPSignals(kind="top_p", k_max=20, dtype="float32"),
+        ThresholdSignals(n=30, dtype="float32"),
+    ],
+    ids=lambda config: config.kind,
 )
 def test_padding_packing_and_accumulation_do_not_change_the_step(
     tiny_model: Path, teacher: Path, tmp_path: Path, config: SignalsConfig
@@ -227,7 +232,9 @@ def test_rows_of_other_tokens_are_refused_before_training(teacher: Path, tmp_pat
 
 def test_scoring_goes_on_after_any_shard(teacher: Path, tmp_path: Path) -> None:
     made = rows(20)
-    config = TopKSampledSignals(k=6, draws=8, dtype="float32", max_batch_tokens=120, shard_tokens=120)
+    config = TopKSampledSignals(
+        kind="top_k_sampled", k=6, draws=8, dtype="float32", max_batch_tokens=120, shard_tokens=120
+    )
     whole = scored(teacher, made, tmp_path / "whole", config)
     assert whole.manifest.shards >= 4
     for kept in range(whole.manifest.shards):
@@ -312,7 +319,9 @@ class _StopAfter(StopSignal):
 
 def test_a_stopped_training_ends_in_the_same_weights(tiny_model: Path, teacher: Path, tmp_path: Path) -> None:
     made = rows(24)
-    store = scored(teacher, made, tmp_path / "signals", TopKSampledSignals(k=6, draws=8, dtype="float32"))
+    store = scored(
+        teacher, made, tmp_path / "signals", TopKSampledSignals(kind="top_k_sampled", k=6, draws=8, dtype="float32")
+    )
     whole = train(tiny_model, distillation(store), made, tmp_path / "whole").model.state_dict()
     train(tiny_model, distillation(store), made, tmp_path / "torn", stop=_StopAfter(2))
     resumed = train(tiny_model, distillation(store), made, tmp_path / "torn").model.state_dict()

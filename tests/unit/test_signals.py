@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydistill.config.signals import SampledSignals, TopKSampledSignals, TopKSignals, TopPSignals
+from easydistill.config.signals import SampledSignals, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
 from easydistill.errors import DataError
 from easydistill.models.head import Head
 from easydistill.signals.codec import (
@@ -44,6 +44,7 @@ SHAPES = [
     SignalShape(30, top_p=0.9),
     SignalShape(0, draws=20),
     SignalShape(5, draws=7),
+    SignalShape(40, draws=40, threshold=True),
 ]
 VOCABULARY = 333
 
@@ -61,7 +62,7 @@ def signal(rows: int, shape: SignalShape, seed: int = 0, temperature: float = 1.
 
 
 def codec_of(shape: SignalShape) -> Codec:
-    return Codec(VOCABULARY, -1 if shape.is_ragged else shape.head, shape.draws)
+    return shape.codec(VOCABULARY)
 
 
 # --- extraction ------------------------------------------------------------------------------------------------
@@ -116,7 +117,16 @@ def test_temperature_softens_the_head_and_not_the_realised_token(shape):
         np.testing.assert_allclose(hot.head_logprobs_NK[:, 0], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [SignalShape(0, draws=3), SignalShape(4, draws=3), SignalShape(4, draws=40)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        SignalShape(0, draws=3),
+        SignalShape(4, draws=3),
+        SignalShape(4, draws=40),
+        SignalShape(9, draws=9, threshold=True),
+        SignalShape(60, draws=60, threshold=True),
+    ],
+)
 def test_draws_are_unbiased(shape):
     """The mean of the weights over many draws is the teacher's distribution, within five standard errors."""
     z = logits(1, seed=3, spread=2.0)
@@ -131,7 +141,27 @@ def test_draws_are_unbiased(shape):
     error = (probs * (1 - probs) / trials / shape.draws).sqrt()
     # Two draws more than expected are no wonder for a token that is hardly ever drawn.
     assert ((mean - probs).abs() <= 5 * error + 2 / trials / shape.draws).all()
-    np.testing.assert_allclose(np.exp(logs).sum(-1), 1.0, atol=1e-5)
+    if not shape.threshold:
+        np.testing.assert_allclose(np.exp(logs).sum(-1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 20, 300])
+def test_a_threshold_keeps_what_is_above_it_and_draws_the_rest_once(n):
+    z = logits(40, spread=2.0)
+    probs = z.double().softmax(-1)
+    uniform = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = signal_of_logits(z, torch.zeros(40, dtype=torch.long), uniform, SignalShape(n, draws=n, threshold=True))
+    for row in range(40):
+        used = np.isfinite(found.head_logprobs_NK[row])
+        kept = set(found.head_ids_NK[row][used].tolist())
+        sure = set(torch.nonzero(probs[row] > 1 / n + 1e-6).ravel().tolist())
+        possible = set(torch.nonzero(probs[row] >= 1 / n - 1e-6).ravel().tolist())
+        assert sure <= kept <= possible
+        drawn = found.draw_ids_ND[row][found.draw_counts_ND[row] > 0].tolist()
+        assert len(set(drawn)) == len(drawn)
+        assert not set(drawn) & kept
+        assert abs(len(drawn) - n * float(np.exp(found.log_rest_N[row]))) < 1 + 1e-6
+        assert set(found.draw_counts_ND[row].tolist()) <= {0, 1}
 
 
 @settings(max_examples=60, deadline=None)
@@ -219,7 +249,8 @@ def test_a_written_signal_is_the_signal(shape):
     np.testing.assert_array_equal(found.draw_counts_ND, exact.draw_counts_ND)
     np.testing.assert_allclose(np.exp(found.head_logprobs_NK), np.exp(exact.head_logprobs_NK), atol=4e-3)
     _, logs, rest = found.weights()
-    np.testing.assert_allclose(np.exp(logs).sum(-1) + np.exp(rest), 1.0, atol=1e-5)
+    if not shape.threshold:
+        np.testing.assert_allclose(np.exp(logs).sum(-1) + np.exp(rest), 1.0, atol=1e-5)
 
 
 def test_narrow_signals_are_joined_to_wide_ones():
@@ -244,7 +275,8 @@ def test_kinds_name_their_shape():
     assert SignalShape.of(TopKSignals(kind="top_k", k=10), 1000) == SignalShape(10)
     assert SignalShape.of(TopKSignals(kind="top_k", k=10), 4) == SignalShape(4)
     assert SignalShape.of(SampledSignals(kind="sampled", draws=9), 1000) == SignalShape(0, draws=9)
-    assert SignalShape.of(TopKSampledSignals(k=3, draws=4), 1000) == SignalShape(3, draws=4)
+    assert SignalShape.of(TopKSampledSignals(kind="top_k_sampled", k=3, draws=4), 1000) == SignalShape(3, draws=4)
+    assert SignalShape.of(ThresholdSignals(n=50), 1000) == SignalShape(50, draws=50, threshold=True)
     assert SignalShape.of(TopPSignals(kind="top_p", top_p=0.5, k_max=7), 1000) == SignalShape(7, 0.5)
 
 

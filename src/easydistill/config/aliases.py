@@ -21,6 +21,8 @@ KEY_ALIASES: dict[KeyPath, KeyPath] = {
     ("dataset", "labelled_path"): ("dataset", "labeled_path"),
     ("inference", "max_tokens"): ("inference", "max_new_tokens"),
     ("inference", "model_name"): ("inference", "model"),
+    ("on_policy", "lambda"): ("on_policy", "rollout_share"),
+    ("on_policy", "lmbda"): ("on_policy", "rollout_share"),
     ("training", "lora", "lora_alpha"): ("training", "lora", "alpha"),
     ("training", "lora", "lora_dropout"): ("training", "lora", "dropout"),
 }

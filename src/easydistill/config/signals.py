@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, PositiveShare, Section, Seed
+from easydistill.config.base import PositiveFloat, PositiveInt, PositiveShare, Section, Seed
 from easydistill.config.models import ModelRef
 
 
@@ -21,6 +21,9 @@ class WeightedTeacher(Section):
 
 class _Signals(Section):
     """What every kind of signal has."""
+
+    drawn: ClassVar[bool] = False
+    """Whether chance decides what is kept."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"max_batch_tokens", "shard_tokens"})
 
@@ -61,6 +64,8 @@ class TopPSignals(_Signals):
 class SampledSignals(_Signals):
     """Tokens drawn from the teacher's distribution (random sampling KD, arXiv 2503.16870): unbiased, never a bucket."""
 
+    drawn: ClassVar[bool] = True
+
     kind: Literal["sampled"]
     """Which kind this is."""
     draws: PositiveInt = 50
@@ -70,7 +75,9 @@ class SampledSignals(_Signals):
 class TopKSampledSignals(_Signals):
     """The k most probable tokens exactly, and draws from all the others: unbiased, with little noise."""
 
-    kind: Literal["top_k_sampled"] = "top_k_sampled"
+    drawn: ClassVar[bool] = True
+
+    kind: Literal["top_k_sampled"]
     """Which kind this is."""
     k: PositiveInt = 12
     """How many tokens are kept exactly."""
@@ -78,13 +85,22 @@ class TopKSampledSignals(_Signals):
     """How many draws from the rest."""
 
 
-KINDS: dict[str, type[_Signals]] = {
-    "top_k": TopKSignals,
-    "top_p": TopPSignals,
-    "sampled": SampledSignals,
-    "top_k_sampled": TopKSampledSignals,
-}
-DEFAULT_KIND = "top_k_sampled"
+class ThresholdSignals(_Signals):
+    """Tokens with probability 1/n or more exactly; any other is kept with chance n·p, and then stands for 1/n.
+
+    Unbiased, and of all ways to keep so many tokens the one with the least noise: fixed-threshold sampling
+    (Duffield, Lund & Thorup, 2007), drawn systematically.
+    """
+
+    drawn: ClassVar[bool] = True
+
+    kind: Literal["threshold"] = "threshold"
+    """Which kind this is."""
+    n: Annotated[PositiveInt, Field(ge=2, le=4096)] = 144
+    """More keeps more tokens, at most n of them."""
+
+
+DEFAULT_KIND = "threshold"
 
 
 def _kind(value: Any) -> str:
@@ -96,8 +112,7 @@ SignalsConfig = Annotated[
     Annotated[TopKSignals, Tag("top_k")]
     | Annotated[TopPSignals, Tag("top_p")]
     | Annotated[SampledSignals, Tag("sampled")]
-    | Annotated[TopKSampledSignals, Tag("top_k_sampled")],
+    | Annotated[TopKSampledSignals, Tag("top_k_sampled")]
+    | Annotated[ThresholdSignals, Tag("threshold")],
     Discriminator(_kind),
 ]
-
-LogitsPath = NonEmptyStr

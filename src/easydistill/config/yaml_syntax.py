@@ -25,6 +25,8 @@ _MENDS = (
     (r"expected ',' or", "close the bracket"),
     (r"unknown escape", "write a backslash as \\\\, or use single quotes"),
 )
+_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+"""What YAML counts as the end of a line."""
 _MEND = "check indentation, colons and quotes"
 
 
@@ -58,7 +60,8 @@ def parse_yaml(text: str, name: str) -> Document:
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         problem = str(error.problem or error.context)
         mend = next((mend for pattern, mend in _MENDS if re.search(pattern, problem)), _MEND)
-        if mark is not None and any(key in text.split("\n")[mark.line] for key in SECRET_KEYS):
+        shown = _LINE_BREAK.split(text)[mark.line] if mark is not None else ""
+        if any(key in shown for key in SECRET_KEYS):
             problem = re.sub(r"'[^']*'", HIDDEN, problem)
         raise syntax_error(where, f"not valid YAML: {problem}", mend) from None
     except yaml.reader.ReaderError as error:

@@ -22,7 +22,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import REJECTED, Artifact, Stage, StageContext
+from easydistill.engine.stage import REJECTED, Artifact, Examining, Stage, StageContext
 from easydistill.errors import ConfigError, DataError
 
 TIME_SPENT = "seconds.json"
@@ -55,6 +55,17 @@ class Runner:
             ConfigError: with every issue of every stage.
         """
         issues = [issue for stage in stages for issue in stage.preflight()]
+        if issues:
+            raise ConfigError(issues)
+
+    def examine(self, stages: Sequence[Stage], records: Sequence[StageRecord | None]) -> None:
+        """The checks that open models' files, of stages that will run.
+
+        Raises:
+            ConfigError: with every issue.
+        """
+        todo = [stage for stage, record in zip(stages, records, strict=True) if record is None]
+        issues = [issue for stage in todo if isinstance(stage, Examining) for issue in stage.examine()]
         if issues:
             raise ConfigError(issues)
 

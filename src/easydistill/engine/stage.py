@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import Rejection
@@ -66,6 +66,14 @@ class Estimate:
     tokens_at_most: int | None = None
     disk_bytes: int | None = None
     memory_bytes: int | None = None
+
+
+@runtime_checkable
+class Examining(Protocol):
+    """A stage that has more to check than `preflight` does, with models' files opened."""
+
+    def examine(self) -> list[ConfigIssue]:
+        """What would make the run worthless. Asked once before the first stage starts, of stages not complete."""
 
 
 class Stage(Protocol):

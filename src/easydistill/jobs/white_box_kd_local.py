@@ -13,7 +13,7 @@ from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import WhiteBoxInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.signals import SignalsConfig, TopKSampledSignals, TopKSignals
+from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSignals
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_teacher import local_teacher
@@ -21,6 +21,7 @@ from easydistill.losses import distillation_section
 from easydistill.losses.forward_kld import Config as ForwardKld
 from easydistill.stages.evaluate import EvaluateStage
 from easydistill.stages.label import LabelStage
+from easydistill.stages.rollout import RolloutStage, RowsWithRollouts
 from easydistill.stages.rows import LabelledRows
 from easydistill.stages.score import ScoreStage, Scoring
 from easydistill.stages.train import Teaching, TrainStage
@@ -64,7 +65,7 @@ class Job(JobConfig):
         if self.signals is not None:
             return self.signals
         k = self.inference.top_logits_num
-        return TopKSampledSignals() if k is None else TopKSignals(kind="top_k", k=k)
+        return ThresholdSignals() if k is None else TopKSignals(kind="top_k", k=k)
 
     @model_validator(mode="after")
     def _has_rows(self) -> Job:
@@ -91,21 +92,21 @@ class Job(JobConfig):
     def _signals_suit_the_loss(self) -> None:
         kept, loss = self.kept(), self.distillation
         named = loss.distillation_type
-        if getattr(kept, "draws", None) and not loss.linear_in_teacher:
+        if kept.drawn and not loss.linear_in_teacher:
             raise Unfit(
                 f"{named} is not linear in the teacher's probabilities, so drawn signals ({kept.kind}) would bias it",
                 'set signals to {"kind": "top_k"} or {"kind": "top_p"}, or distillation_type to "forward_kld"',
             )
-        if getattr(kept, "draws", None) and loss.tail != "bucket":
+        if kept.drawn and loss.tail != "bucket":
             problem = f"tail {loss.tail!r} has no meaning for {kept.kind} signals: draws stand for the tail"
             raise Unfit(problem, 'leave distillation.tail out, or set signals to {"kind": "top_k"}')
-        if kept.backend == "vllm" and getattr(kept, "draws", None):
+        if kept.backend == "vllm" and kept.drawn:
             problem = f"vLLM gives most probable tokens alone, no draws ({kept.kind})"
             raise Unfit(problem, 'set signals.backend to "transformers", or signals.kind to "top_k"')
 
 
 def plan(job: Job) -> list[Stage]:
-    """label (unless labels are given) → score (unless signals are given) → train → evaluate."""
+    """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
     rows = LabelledRows(job.dataset, job.evaluation, job.labels)
     training = job.training.model_copy(update={"max_length": job.max_length})
     stages: list[Stage] = []
@@ -113,11 +114,15 @@ def plan(job: Job) -> list[Stage]:
         assert job.models.teacher is not None
         teacher = local_teacher(job.models.teacher, job.inference, job.dataset.template)
         stages.append(LabelStage(job.dataset, job.inference, teacher))
+    labelled = rows
+    if job.distillation.needs_student_answers:
+        stages.append(RolloutStage(rows, job.models, job.inference))
+        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels)
     if job.scores:
         scoring = Scoring(job.models, job.kept(), job.distillation, job.max_length, job.dataset.logits_path)
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path
     stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))
     if job.evaluation.enabled:
-        stages.append(EvaluateStage(rows, job.models, job.evaluation, job.max_length))
+        stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length))
     return stages

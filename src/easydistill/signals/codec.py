@@ -76,9 +76,9 @@ class EncodedSignal:
     """One sample's signal as it is stored."""
 
     head: Bytes
-    head_counts: Words
+    head_counts: NDArray[np.unsignedinteger[Any]]
     draws: Bytes
-    draw_counts: Words
+    draw_counts: NDArray[np.unsignedinteger[Any]]
     """Different draws a row."""
     log_rest: Words
     realised: Words
@@ -93,8 +93,12 @@ class Codec:
     """Token ids are below this."""
     head: int
     """Entries of every row's head; −1 where rows differ."""
+    most: int
+    """Most entries of a row's head."""
     draws: int
-    """Draws a row."""
+    """Draws a row, at most."""
+    fixed: bool = False
+    """See `TeacherSignal.fixed`; such draws never come twice, so their count is not written."""
 
     @property
     def _head_width(self) -> int:
@@ -102,20 +106,31 @@ class Codec:
 
     @property
     def _draw_width(self) -> int:
-        return bits_for(self.vocabulary) + bits_for(self.draws)
+        return bits_for(self.vocabulary) + self._count_width
+
+    @property
+    def _count_width(self) -> int:
+        return 0 if self.fixed else bits_for(self.draws)
+
+    @property
+    def _counts(self) -> type[np.unsignedinteger[Any]]:
+        """Number type of how many entries a row has."""
+        return np.uint8 if max(self.head, self.draws, self.most) < 256 else np.uint16
 
     def encode(self, signal: TeacherSignal) -> EncodedSignal:
         used_NK = np.isfinite(signal.head_logprobs_NK)
         drawn_ND = signal.draw_counts_ND > 0
         codes = encode_logprobs(signal.head_logprobs_NK[used_NK])
         entries = (signal.head_ids_NK[used_NK] << LOGPROB_BITS) | codes
-        drawn = (signal.draw_ids_ND[drawn_ND] << bits_for(self.draws)) | (signal.draw_counts_ND[drawn_ND] - 1)
-        head_counts = used_NK.sum(-1).astype(np.uint16) if self.head < 0 else np.zeros(0, np.uint16)
+        drawn = signal.draw_ids_ND[drawn_ND]
+        if not self.fixed:
+            drawn = (drawn << self._count_width) | (signal.draw_counts_ND[drawn_ND] - 1)
+        none = np.zeros(0, self._counts)
         return EncodedSignal(
             head=pack(entries, self._head_width),
-            head_counts=head_counts,
+            head_counts=used_NK.sum(-1).astype(self._counts) if self.head < 0 else none,
             draws=pack(drawn, self._draw_width),
-            draw_counts=drawn_ND.sum(-1).astype(np.uint16) if self.draws else np.zeros(0, np.uint16),
+            draw_counts=drawn_ND.sum(-1).astype(self._counts) if self.draws else none,
             log_rest=encode_words(signal.log_rest_N),
             realised=encode_words(signal.realised_N),
             entropy=encode_words(-signal.entropy_N) if self.draws else np.zeros(0, np.uint16),
@@ -134,9 +149,10 @@ class Codec:
             head_ids_NK=_ragged(entries >> LOGPROB_BITS, head_counts, np.int64(0)),
             head_logprobs_NK=_summing_to_rest(logprobs_NK, log_rest_N),
             log_rest_N=log_rest_N,
-            draw_ids_ND=_ragged(drawn >> bits_for(self.draws), draw_counts, np.int64(0)),
-            draw_counts_ND=_ragged((drawn & ((1 << bits_for(self.draws)) - 1)) + 1, draw_counts, np.int64(0)),
+            draw_ids_ND=_ragged(drawn >> self._count_width, draw_counts, np.int64(0)),
+            draw_counts_ND=_ragged((drawn & ((1 << self._count_width) - 1)) + 1, draw_counts, np.int64(0)),
             draws=self.draws,
+            fixed=self.fixed,
             realised_N=decode_words(stored.realised, -np.inf),
             entropy_N=-decode_words(stored.entropy, np.nan) if self.draws else np.full(rows, np.nan, np.float32),
         )

@@ -14,6 +14,7 @@ Shapes: N rows, V vocabulary, B blocks, K head, D draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easydistill.config.signals import SampledSignals, SignalsConfig, TopKSampledSignals, TopKSignals, TopPSignals
+from easydistill.config.signals import (
+    SampledSignals,
+    SignalsConfig,
+    ThresholdSignals,
+    TopKSampledSignals,
+    TopKSignals,
+    TopPSignals,
+)
 from easydistill.models.head import Head, rows_per_chunk
+from easydistill.signals.codec import Codec
 from easydistill.signals.signal import Floats, Ints, TeacherSignal, concatenate
 
 BLOCK = 64
@@ -38,11 +47,15 @@ class SignalShape:
     top_p: float = 1.0
     """The head stops where it has this much mass."""
     draws: int = 0
-    """Draws from the rest."""
+    """Draws from the rest, at most."""
+    threshold: bool = False
+    """The head is every token with probability 1/draws or more; each draw stands for 1/draws."""
 
     @classmethod
     def of(cls, config: SignalsConfig, vocabulary: int) -> SignalShape:
         match config:
+            case ThresholdSignals():
+                return cls(min(config.n, vocabulary), draws=config.n, threshold=True)
             case TopKSampledSignals():
                 return cls(min(config.k, vocabulary), draws=config.draws)
             case SampledSignals():
@@ -52,9 +65,10 @@ class SignalShape:
             case TopKSignals():
                 return cls(min(config.k, vocabulary))
 
-    @property
-    def is_ragged(self) -> bool:
-        return self.top_p < 1.0
+    def codec(self, vocabulary: int) -> Codec:
+        """How signals of this shape are written."""
+        ragged = self.threshold or self.top_p < 1.0
+        return Codec(vocabulary, -1 if ragged else self.head, self.head, self.draws, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -125,10 +139,13 @@ def signal_of_logits(
     if temperature == 1.0:
         realised_N = realised_N - blocks.log_total_N
     entropy_N = blocks.entropy() if shape.draws else torch.full_like(realised_N, torch.nan)
-    head_ids_NK, head_NK = blocks.top(shape.head)
-    used_NK = _until(head_NK.exp(), shape.top_p)
+    if shape.threshold:
+        head_ids_NK, head_NK, used_NK = blocks.above(1.0 / shape.draws)
+    else:
+        head_ids_NK, head_NK = blocks.top(shape.head)
+        used_NK = _until(head_NK.exp(), shape.top_p)
     blocks.remove(head_ids_NK, used_NK)
-    draw_ids_ND, counts_ND = blocks.draw(shape.draws, uniform_N)
+    draw_ids_ND, counts_ND = blocks.draw(shape.draws, uniform_N, of_everything=shape.threshold)
     return TeacherSignal(
         head_ids_NK=_ints(head_ids_NK.masked_fill(~used_NK, 0)),
         head_logprobs_NK=_floats(head_NK.masked_fill(~used_NK, -torch.inf)),
@@ -136,6 +153,7 @@ def signal_of_logits(
         draw_ids_ND=_ints(draw_ids_ND),
         draw_counts_ND=_ints(counts_ND),
         draws=shape.draws,
+        fixed=shape.threshold,
         realised_N=_floats(realised_N),
         entropy_N=_floats(entropy_N),
     )
@@ -207,21 +225,38 @@ class _Blocks:
         total_N = (self.log_total_N - self._max_N).double()
         return (self._rest_NB.sum(-1).log() - total_N).clamp_max(0.0)
 
-    def draw(self, draws: int, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-        """(ids, counts) of `draws` draws from the rest; equal ones are kept once, [N, D]. Count 0 is no draw."""
+    def above(self, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids, log-probabilities, which places are used) of all tokens with probability `share` or more, [N, K]."""
+        least_N1 = self.log_total_N[:, None] + math.log(share)
+        blocks = max(1, int((self._max_NB >= least_N1).sum(-1).max()))
+        block_NK = self._max_NB.topk(blocks, dim=-1).indices
+        inside_NC = self._logits_NBC.gather(1, _wide(block_NK)).flatten(1)
+        width = max(1, int((inside_NC >= least_N1).sum(-1).max()))
+        values_NK, place_NK = inside_NC.topk(width, dim=-1)
+        ids_NK = block_NK.gather(1, place_NK // BLOCK) * BLOCK + place_NK % BLOCK
+        return ids_NK, values_NK - self.log_total_N[:, None], values_NK >= least_N1
+
+    def draw(self, draws: int, uniform_N: Tensor, *, of_everything: bool) -> tuple[Tensor, Tensor]:
+        """(ids, counts) of draws from the rest; equal ones are kept once, [N, D]. Count 0 is no draw.
+
+        There are `draws` of them; or, `of_everything`, as many as fall on the rest when `draws` fall on everything.
+        """
         if draws == 0:
             empty = self._max_NB.new_zeros((len(uniform_N), 0), dtype=torch.long)
             return empty, empty
         cumulative_NB = self._rest_NB.cumsum(-1)
-        at_ND = (torch.arange(draws, device=uniform_N.device) + uniform_N[:, None].double()) / draws
-        target_ND = at_ND * cumulative_NB[:, -1:]
+        rest_N1 = cumulative_NB[:, -1:]
+        over_N1 = (self.log_total_N - self._max_N).double().exp()[:, None] if of_everything else rest_N1
+        most = math.ceil(draws * float((rest_N1 / over_N1).nan_to_num().max())) if of_everything else draws
+        at_ND = (torch.arange(max(1, most), device=uniform_N.device) + uniform_N[:, None].double()) / draws
+        target_ND = at_ND * over_N1
+        missed_ND = target_ND >= rest_N1
+        target_ND = target_ND.minimum(rest_N1)
         block_ND = _first_above(cumulative_NB, target_ND, self._rest_NB)
         before_ND = (cumulative_NB - self._rest_NB).gather(1, block_ND)
         inside_NDC = self._exp_NBC.gather(1, _wide(block_ND)).double()
         place_ND = _first_above(inside_NDC.cumsum(-1), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
-        ids_ND, counts_ND = _counted(block_ND * BLOCK + place_ND)
-        nothing_N1 = cumulative_NB[:, -1:] == 0
-        return ids_ND.masked_fill(nothing_N1, 0), counts_ND.masked_fill(nothing_N1, 0)
+        return _counted((block_ND * BLOCK + place_ND).masked_fill(missed_ND, -1), once=of_everything)
 
 
 def _wide(index_NK: Tensor) -> Tensor:
@@ -237,13 +272,18 @@ def _first_above(cumulative: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return index.minimum(last)
 
 
-def _counted(ids_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted draws → (different ids moved to the left, how often each came; 0 in unused places)."""
-    ids_ND = ids_ND.sort(-1).values
+def _counted(ids_ND: Tensor, *, once: bool) -> tuple[Tensor, Tensor]:
+    """Draws (−1 is none) → (different ids moved to the left, how often each came; 0 in unused places).
+
+    With `once` rounding alone can bring a token twice, and it counts once.
+    """
+    ids_ND = ids_ND.sort(-1, descending=True).values
     new_ND = torch.ones_like(ids_ND, dtype=torch.bool)
     new_ND[:, 1:] = ids_ND[:, 1:] != ids_ND[:, :-1]
     slot_ND = new_ND.cumsum(-1) - 1
     counts_ND = torch.zeros_like(ids_ND).scatter_add_(1, slot_ND, torch.ones_like(ids_ND))
-    kept_ND = torch.zeros_like(ids_ND).scatter_(1, slot_ND, ids_ND)
-    width = int(new_ND.sum(-1).max()) if len(ids_ND) else 0
-    return kept_ND[:, :width], counts_ND[:, :width]
+    kept_ND = torch.full_like(ids_ND, -1).scatter_(1, slot_ND, ids_ND)
+    counts_ND = counts_ND.masked_fill(kept_ND < 0, 0)
+    width = int((kept_ND >= 0).sum(-1).max()) if len(ids_ND) else 0
+    kept_ND, counts_ND = kept_ND[:, :width].clamp_min(0), counts_ND[:, :width]
+    return kept_ND, counts_ND.clamp_max(1) if once else counts_ND

@@ -1,7 +1,8 @@
 """What a teacher said about tokens: some tokens' probabilities exactly, draws from the rest, and the rest's mass.
 
 One shape serves every kind. `top_k` and `top_p` have a head and no draws; `sampled` has draws and no head, so its rest
-is everything; `top_k_sampled` has both. Losses do not know where a signal came from: a store, or a model at hand.
+is everything; `top_k_sampled` and `threshold` have both. Losses do not know where a signal came from: a store, or a
+model at hand.
 
 Shapes: N rows (one a learned token; row n describes the distribution that token n was drawn from), K entries of the
 head, D different draws.
@@ -36,6 +37,8 @@ class TeacherSignal:
     draw_counts_ND: Ints
     draws: int
     """Draws a row from the rest; 0 where none were made."""
+    fixed: bool
+    """Whether a draw stands for 1/draws of everything, not for its share of the rest (`threshold`)."""
     realised_N: Floats
     """log p_T of the token that stands there, in nats."""
     entropy_N: Floats
@@ -50,20 +53,20 @@ class TeacherSignal:
 
     def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> TeacherSignal:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if name != "draws"}
-        return TeacherSignal(**changed, draws=self.draws)
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if name not in _SCALARS}
+        return TeacherSignal(**changed, draws=self.draws, fixed=self.fixed)
 
     def weights(self) -> tuple[Ints, Floats, Floats]:
         """The signal as one set of tokens a row: (ids [N, K+D], log weights [N, K+D], log of the mass left over [N]).
 
-        A drawn token weighs (mass of the rest) · count / draws, so that the weights' expectation is p_T; where draws
-        were made nothing is left over. Unused places have weight 0.
+        A drawn token weighs count / draws, of the rest's mass or (`fixed`) of all, so that the weights' expectation is
+        p_T; where draws were made nothing is left over. Unused places have weight 0.
         """
         if not self.draws:
             return self.head_ids_NK, self.head_logprobs_NK, self.log_rest_N
         with np.errstate(divide="ignore"):
             share_ND = np.log(self.draw_counts_ND.astype(np.float32) / np.float32(self.draws))
-        drawn_ND = (share_ND + self.log_rest_N[:, None]).astype(np.float32)
+        drawn_ND = share_ND if self.fixed else share_ND + self.log_rest_N[:, None]
         ids_NM = np.concatenate([self.head_ids_NK, self.draw_ids_ND], axis=1)
         logs_NM = np.concatenate([self.head_logprobs_NK, drawn_ND], axis=1)
         return ids_NM, logs_NM, np.full(len(self), -np.inf, np.float32)
@@ -80,10 +83,11 @@ def concatenate(signals: Sequence[TeacherSignal]) -> TeacherSignal:
             parts = [np.pad(part, ((0, 0), (0, widths[name] - part.shape[1])), constant_values=fill) for part in parts]
         return np.concatenate(parts)
 
-    names = [item.name for item in fields(TeacherSignal) if item.name != "draws"]
-    return TeacherSignal(**{name: joined(name) for name in names}, draws=signals[0].draws)
+    names = [item.name for item in fields(TeacherSignal) if item.name not in _SCALARS]
+    return TeacherSignal(**{name: joined(name) for name in names}, draws=signals[0].draws, fixed=signals[0].fixed)
 
 
+_SCALARS = ("draws", "fixed")
 _WIDE = ("head_ids_NK", "head_logprobs_NK", "draw_ids_ND", "draw_counts_ND")
 
 

@@ -96,7 +96,7 @@ class LabelStage:
         keys = {self._key(identity, sample) for sample in samples}
         done = 0
         if (directory / JOURNAL).exists():
-            with Journal(directory / JOURNAL, note=_worth_another_try) as journal:
+            with Journal(directory / JOURNAL, note=worth_another_try) as journal:
                 finished = {key for key in journal if not journal.note(key)}
             # An API's model may be unknown until it is asked, and with it the keys.
             done = len(finished) if None in identity.values() else len(finished & keys)
@@ -131,38 +131,12 @@ class LabelStage:
             requests = {
                 keys[sample.id]: GenerationRequest(keys[sample.id], self._messages(sample)) for sample in samples
             }
-            with Journal(context.directory / JOURNAL, note=_worth_another_try) as journal:
-                self._generate(teacher, list(requests.values()), journal, context)
+            with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
+                answer_all(teacher, list(requests.values()), journal, context, "Labelling")
                 context.stop.raise_if_requested()
                 return self._write(samples, rejected, keys, journal, context)
         finally:
             teacher.close()
-
-    def _generate(
-        self, teacher: Teacher, requests: Sequence[GenerationRequest], journal: Journal, context: StageContext
-    ) -> None:
-        attempted: set[str] = set()
-
-        def done(key: str) -> bool:
-            # A passing failure from an earlier attempt is worth another try; one from this attempt was tried enough.
-            return key in journal and (key in attempted or not journal.note(key))
-
-        finished = sum(done(request.key) for request in requests)
-        with context.reporter.task("Labelling", len(requests), done=finished) as task:
-            failures = 0
-
-            def record(outcomes: Sequence[Outcome]) -> None:
-                nonlocal failures
-                journal.append(
-                    *({**context.redactor.value(item.as_record()), "at": round(time.time(), 3)} for item in outcomes)
-                )
-                attempted.update(item.key for item in outcomes)
-                tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
-                failures += sum(isinstance(item, Failure) for item in outcomes)
-                task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
-
-            if finished < len(requests):
-                teacher.generate(requests, done, record, context.stop)
 
     def _write(
         self,
@@ -177,12 +151,12 @@ class LabelStage:
         counted: set[str] = set()
         entered = len(samples) + len(rejected)
         for sample in samples:
-            outcome = outcome_from_record(_without_time(journal.get(keys[sample.id])))
+            outcome = outcome_of(journal, keys[sample.id])
             if isinstance(outcome, Completion) and outcome.key not in counted:
                 counted.add(outcome.key)
                 tokens["prompt"] += outcome.prompt_tokens
                 tokens["completion"] += outcome.completion_tokens
-            accepted = _label(sample, outcome)
+            accepted = labelled_or_rejected(sample, outcome, self.name)
             if isinstance(accepted, Sample):
                 labelled.append(accepted)
             else:
@@ -204,21 +178,51 @@ class LabelStage:
         )
 
 
-def _worth_another_try(record: dict[str, Any]) -> bool:
+def answer_all(
+    teacher: Teacher, requests: Sequence[GenerationRequest], journal: Journal, context: StageContext, title: str
+) -> None:
+    """Have every request answered into the journal, leaving out what an earlier attempt finished."""
+    attempted: set[str] = set()
+
+    def done(key: str) -> bool:
+        # A passing failure from an earlier attempt is worth another try; one from this attempt was tried enough.
+        return key in journal and (key in attempted or not journal.note(key))
+
+    finished = sum(done(request.key) for request in requests)
+    with context.reporter.task(title, len(requests), done=finished) as task:
+        failures = 0
+
+        def record(outcomes: Sequence[Outcome]) -> None:
+            nonlocal failures
+            journal.append(
+                *({**context.redactor.value(item.as_record()), "at": round(time.time(), 3)} for item in outcomes)
+            )
+            attempted.update(item.key for item in outcomes)
+            tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
+            failures += sum(isinstance(item, Failure) for item in outcomes)
+            task.advance(len(outcomes), tokens, f"{failures} failed" if failures else None)
+
+        if finished < len(requests):
+            teacher.generate(requests, done, record, context.stop)
+
+
+def worth_another_try(record: dict[str, Any]) -> bool:
     return bool(record.get("passing", False))
 
 
-def _without_time(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != "at"}
+def outcome_of(journal: Journal, key: str) -> Outcome:
+    """What came of a request."""
+    return outcome_from_record({name: value for name, value in journal.get(key).items() if name != "at"})
 
 
-def _label(sample: Sample, outcome: Outcome) -> Sample | Rejection:
+def labelled_or_rejected(sample: Sample, outcome: Outcome, stage: str) -> Sample | Rejection:
+    """The prompt with its answer, or why there is none."""
     if isinstance(outcome, Failure):
-        return Rejection(sample.id, "label", outcome.reason, outcome.detail, outcome.attempts, outcome.raw)
+        return Rejection(sample.id, stage, outcome.reason, outcome.detail, outcome.attempts, outcome.raw)
     problem = judge(outcome)
     if problem is not None:
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
-        return Rejection(sample.id, "label", *problem, outcome.attempts, raw)
+        return Rejection(sample.id, stage, *problem, outcome.attempts, raw)
     assert outcome.text is not None
     answer: Message = {"role": "assistant", "content": outcome.text}
     if outcome.reasoning:

@@ -19,7 +19,7 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, content_hash, count_reasons
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigIssue, DataError
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
@@ -190,24 +190,17 @@ class ScoreStage:
         return min(count for count in shared if count is not None)
 
     def _codec(self, vocabulary: int) -> Codec:
-        from easydistill.signals.codec import Codec
         from easydistill.signals.extract import SignalShape
 
-        shape = SignalShape.of(self._scoring.signals, vocabulary)
-        return Codec(vocabulary, -1 if shape.is_ragged else shape.head, shape.draws)
+        return SignalShape.of(self._scoring.signals, vocabulary).codec(vocabulary)
 
     def _scorer(self, vocabulary: int) -> Scorer:
         from easydistill.signals.score import ModelScorer
 
-        references, weights = zip(*self._scoring.teachers, strict=True)
-        return ModelScorer(
-            references,
-            weights,
-            self._scoring.signals,
-            vocabulary,
-            self._scoring.distillation.temperature,
-            trust_remote_code=self._trust,
-        )
+        scoring = self._scoring
+        references, weights = zip(*scoring.teachers, strict=True)
+        temperature = scoring.distillation.temperature
+        return ModelScorer(references, weights, scoring.signals, vocabulary, temperature, trust_remote_code=self._trust)
 
     def _about(self, student: Side, vocabulary: int, renderer: ChatRenderer) -> dict[str, Any]:
         """What decided these signals, by name: for people, for `verify`, and to tell what differs."""
@@ -272,3 +265,47 @@ class ScoreStage:
                 "notes": notes,
             },
         )
+
+
+def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Scorer, float]:
+    """The teacher that a store's signals came from, ready to score again, and the usual tolerance in nats.
+
+    `teacher` names it where it has moved.
+
+    Raises:
+        DataError: the weights are not those that made the store, or it cannot be told.
+        ModelError: the teacher is not there.
+    """
+    from pydantic import TypeAdapter
+
+    from easydistill.models.loading import choose_dtype, device
+    from easydistill.signals.score import ModelScorer
+    from easydistill.signals.verify import BF16_TOLERANCE
+
+    about = store.manifest.about
+    try:
+        signals: SignalsConfig = TypeAdapter(SignalsConfig).validate_python(about["signals"])
+        teachers = [(item["model"], item["weight"], item["identity"]) for item in about["teachers"]]
+        vocabulary, temperature = about["vocabulary"], about["temperature"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{store.directory}: the store does not say how it was made: {error}") from None
+    if teacher is not None:
+        if len(teachers) != 1:
+            raise DataError(f"{store.directory}: {len(teachers)} teachers made it; one name does not tell which")
+        teachers = [(teacher, 1.0, teachers[0][2])]
+    for reference, _, identity in teachers:
+        if resolve(reference).identity() != identity:
+            raise DataError(
+                f"{reference}: these are not the weights that made {store.directory}\n"
+                "    → name the right teacher with --teacher, or score again"
+            )
+    scorer = ModelScorer(
+        [reference for reference, _, _ in teachers],
+        [weight for _, weight, _ in teachers],
+        signals,
+        vocabulary,
+        temperature,
+        trust_remote_code=bool(about.get("trust_remote_code", False)),
+    )
+    exact = str(choose_dtype(signals.dtype, device())) in {"torch.float32", "torch.float64"}
+    return scorer, 5e-3 if exact else BF16_TOLERANCE

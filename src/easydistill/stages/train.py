@@ -19,6 +19,7 @@ from easydistill.models.size import student_parameters
 from easydistill.models.student import Student, check_student, student_identity, student_references
 from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import missing_file
+from easydistill.stages.rollout import wrote_itself
 from easydistill.stages.rows import LabelledRows, render_all
 from easydistill.stages.score import SIGNALS, STORE
 
@@ -114,7 +115,7 @@ class TrainStage:
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
         rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
         rejected += too_long
-        rows = [TokenRow(sample.id, row.ids, row.mask) for sample, row in rendered]
+        rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(
             student,
             rows,

@@ -60,10 +60,18 @@ class TransformersTeacher:
     Args:
         reference: the teacher model.
         template: chat template to use where the teacher has none of its own.
+        make: gives model and tokenizer, where they are not simply those of `reference`.
     """
 
-    def __init__(self, reference: str, inference: LocalInferenceConfig, template: str | None = None) -> None:
+    def __init__(
+        self,
+        reference: str,
+        inference: LocalInferenceConfig,
+        template: str | None = None,
+        make: Callable[[], tuple[Any, Any]] | None = None,
+    ) -> None:
         self._reference = reference
+        self._make = make
         self._inference = inference
         self._template = template
         self._model: Any = None
@@ -75,13 +83,17 @@ class TransformersTeacher:
         if self._model is not None:
             return
         self._device: torch.device = device()
-        trust = self._inference.trust_remote_code
-        self._tokenizer = load_tokenizer(self._reference, trust_remote_code=trust)
-        dtype = choose_dtype(self._inference.dtype, self._device)
-        self._model = load_model(self._reference, dtype, trust_remote_code=trust).to(self._device)
+        model, self._tokenizer = self._make() if self._make is not None else self._read()
+        self._model = model.to(self._device)
         self._ends = eos_ids(self._tokenizer, self._model.generation_config)
         own = getattr(self._tokenizer, "chat_template", None)
         self._chat = ChatRenderer.from_file(self._tokenizer, self._ends, None if own else self._template)
+
+    def _read(self) -> tuple[Any, Any]:
+        trust = self._inference.trust_remote_code
+        dtype = choose_dtype(self._inference.dtype, self._device)
+        tokenizer = load_tokenizer(self._reference, trust_remote_code=trust)
+        return load_model(self._reference, dtype, trust_remote_code=trust), tokenizer
 
     def generate(
         self,

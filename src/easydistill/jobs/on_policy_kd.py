@@ -1,0 +1,101 @@
+"""On-policy distillation: the student writes, the teacher marks each token, the student learns from its own text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
+from easydistill.config.job import JobConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.on_policy import OnPolicyConfig
+from easydistill.config.training import TrainingConfig
+from easydistill.engine.stage import Stage
+from easydistill.jobs import black_box_kd_api
+from easydistill.jobs._local_teacher import local_teacher
+from easydistill.stages.evaluate import EvaluateStage
+from easydistill.stages.label import LabelStage, TeacherPlan
+from easydistill.stages.on_policy import OnPolicyStage, PromptRows
+from easydistill.stages.rows import LabelledRows
+
+
+def _inference_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "server" if "base_url" in value else "local"
+    return "server" if isinstance(value, ApiInferenceConfig) else "local"
+
+
+Inference = Annotated[
+    Annotated[LocalInferenceConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
+    Discriminator(_inference_kind),
+]
+
+
+class Job(JobConfig):
+    """The teacher is `models.teacher`, or a vLLM server at `inference.base_url`."""
+
+    job_type: Literal["on_policy_kd"]
+    """Which job this is."""
+    inference: Inference = Field(default=LocalInferenceConfig())
+    """How the teacher answers where its answers are needed. With `base_url`: the vLLM server that answers, and that
+    tells the log-probabilities of the student's tokens."""
+    models: ModelsConfig
+    on_policy: OnPolicyConfig = OnPolicyConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def server(self) -> ApiInferenceConfig | None:
+        """The server that teaches; None where the teacher is in this process."""
+        return self.inference if isinstance(self.inference, ApiInferenceConfig) else None
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the teacher's own answers are used for anything, or asked for."""
+        used = self.on_policy.rollout_share < 1 or self.on_policy.sft_steps > 0 or self.evaluation.enabled
+        return used or self.dataset.labeled_path is not None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Job:
+        if self.server is None and self.models.teacher is None:
+            raise Unfit("there is no teacher", "set models.teacher, or inference.base_url (a vLLM server)")
+        if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
+            raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
+        if self.server is not None and self.on_policy.objective == "generalized_jsd":
+            raise Unfit(
+                "generalized_jsd needs the teacher's whole distributions, and a server tells single log-probabilities",
+                'set "on_policy": {"objective": "sampled_reverse_kl"}, or models.teacher without inference.base_url',
+            )
+        if self.on_policy.max_new_tokens >= self.training.max_length:
+            raise Unfit(
+                f"on_policy.max_new_tokens ({self.on_policy.max_new_tokens}) leaves no room for a prompt "
+                f"within training.max_length ({self.training.max_length})",
+                "raise training.max_length, or lower on_policy.max_new_tokens",
+            )
+        if self.training.packing:
+            raise Unfit("rollouts are not packed", "remove training.packing")
+        return self
+
+
+def plan(job: Job) -> list[Stage]:
+    """label (if prompts are given and answers are needed) → train → evaluate."""
+    prompts_given = job.dataset.instruction_path is not None
+    labels = prompts_given and job.needs_labels
+    kind = PromptRows if prompts_given and not labels else LabelledRows
+    rows = kind(job.dataset, job.evaluation, labels)
+    stages: list[Stage] = [LabelStage(job.dataset, job.inference, _teacher(job))] if labels else []
+    stages.append(OnPolicyStage(rows, job.models, job.training, job.on_policy, job.inference))
+    if job.evaluation.enabled:
+        stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length))
+    return stages
+
+
+def _teacher(job: Job) -> TeacherPlan:
+    """Whoever answers in the label stage, made as in the black-box jobs."""
+    if isinstance(job.inference, ApiInferenceConfig):
+        return black_box_kd_api._teacher(job.inference)
+    assert job.models.teacher is not None
+    return local_teacher(job.models.teacher, job.inference, job.dataset.template)

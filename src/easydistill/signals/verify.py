@@ -1,0 +1,99 @@
+"""`signals inspect` and `signals verify`: what is in a store, and whether the teacher still says so."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easydistill.signals.score import RowToScore, Scorer
+from easydistill.signals.signal import TeacherSignal
+from easydistill.signals.store import SignalStore
+
+BF16_TOLERANCE = 0.15
+"""Nats by which a log-probability may move between two batchings of a bfloat16 model: logits near 20 are 1/16 apart."""
+
+
+def inspect(directory: Path) -> dict[str, Any]:
+    """A store's facts: counts, size, what decided the signals.
+
+    Raises:
+        DataError: there is no complete store in `directory`.
+    """
+    store = SignalStore(directory)
+    manifest = store.manifest
+    return {
+        "samples": manifest.samples,
+        "tokens": manifest.tokens,
+        "shards": manifest.shards,
+        "bytes": manifest.bytes,
+        "bytes_per_token": round(manifest.bytes_per_token, 3),
+        **store.figures(),
+        "about": manifest.about,
+    }
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a fresh scoring of some rows compares with what is stored."""
+
+    rows: int
+    tokens: int
+    worst: float
+    """Largest difference of a realised log-probability, in nats."""
+    mean: float
+    head_overlap: float
+    """Share of the stored head's tokens that the teacher ranks as high again; 1 where there is no head."""
+    wrong: list[str]
+    """Ids of rows in which a realised log-probability differs by more than the tolerance."""
+
+    @property
+    def good(self) -> bool:
+        return not self.wrong
+
+
+def verify(
+    store: SignalStore, scorer: Scorer, tokens: int, tolerance: float, seed: int, advance: Callable[[int], Any]
+) -> Verification:
+    """Score random rows again, at least `tokens` tokens, and compare.
+
+    Every shard's hashes are checked on the way: a row whose tokens do not fit its hash raises DataError.
+    """
+    order = sorted(store.ids)
+    random.Random(seed).shuffle(order)
+    differences: list[np.ndarray[Any, Any]] = []
+    overlaps: list[float] = []
+    wrong: list[str] = []
+    seen = 0
+    for sample_id in order:
+        if seen >= tokens:
+            break
+        ids, learned = store.tokens(sample_id)
+        kept, present = store.read(sample_id, ids, learned)
+        fresh = scorer.score([RowToScore(sample_id, ids, learned)])[0]
+        if len(fresh.signal) != len(kept) or not np.array_equal(fresh.present, present):
+            wrong.append(sample_id)
+            continue
+        difference = np.abs(fresh.signal.realised_N - kept.realised_N)
+        differences.append(difference)
+        overlaps.append(_overlap(kept, fresh.signal))
+        if difference.max(initial=0.0) > tolerance:
+            wrong.append(sample_id)
+        seen += len(kept)
+        advance(len(kept))
+    every = np.concatenate(differences) if differences else np.zeros(1)
+    return Verification(
+        len(differences), seen, float(every.max()), float(every.mean()), float(np.mean(overlaps or [1.0])), wrong
+    )
+
+
+def _overlap(kept: TeacherSignal, fresh: TeacherSignal) -> float:
+    used_NK = np.isfinite(kept.head_logprobs_NK)
+    if not used_NK.any():
+        return 1.0
+    found_NK = (kept.head_ids_NK[:, :, None] == fresh.head_ids_NK[:, None, :]).any(-1)
+    return float(found_NK[used_NK].mean())

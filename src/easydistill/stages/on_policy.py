@@ -1,0 +1,242 @@
+"""Train on-policy: prompts, a student and a teacher that marks tokens in; the trained student out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.on_policy import OnPolicyConfig
+from easydistill.config.training import TrainingConfig
+from easydistill.data.files import hash_file
+from easydistill.data.formats import read_samples
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters
+from easydistill.models.student import Student
+from easydistill.stages.checks import model_issues, needs_extra
+from easydistill.stages.label import missing_file
+from easydistill.stages.rows import LabelledRows, render_all
+from easydistill.stages.train import TrainStage
+from easydistill.teachers.base import TEMPLATE_REFUSED, bare_url
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.trainers.on_policy import PromptRow, TeacherScores
+    from easydistill.trainers.supervised import TrainingOutcome
+
+
+class PromptRows(LabelledRows):
+    """Prompts that nobody has answered: all that training on the student's own text needs."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        assert self.dataset.instruction_path is not None
+        return {
+            "seed": self.dataset.seed,
+            "prompts": hash_file(Path(self.dataset.instruction_path)),
+            "max_samples": self.dataset.max_samples,
+        }
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        assert self.dataset.instruction_path is not None
+        path = Path(self.dataset.instruction_path)
+        samples, rejected = read_samples(path, labelled=False, limit=self.dataset.max_samples)
+        train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
+        return train, heldout, rejected
+
+
+class OnPolicyStage(TrainStage):
+    """On-policy distillation of the student; named and saved like any other training."""
+
+    def __init__(
+        self,
+        rows: LabelledRows,
+        models: ModelsConfig,
+        training: TrainingConfig,
+        on_policy: OnPolicyConfig,
+        inference: LocalInferenceConfig | ApiInferenceConfig,
+    ) -> None:
+        super().__init__(rows, models, training)
+        self._on_policy = on_policy
+        self._inference = inference
+
+    @property
+    def _server(self) -> ApiInferenceConfig | None:
+        return self._inference if isinstance(self._inference, ApiInferenceConfig) else None
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = super().preflight()
+        if isinstance(self._rows, PromptRows):
+            issues += missing_file("dataset.instruction_path", self._rows.dataset.instruction_path)
+        if self._server is None and self._models.teacher is not None:
+            issues += model_issues("models.teacher", self._models.teacher)
+        if self._server is not None and self._server.base_url == "ENDPOINT":
+            problem = '"ENDPOINT" stands for the address of your vLLM server'
+            issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
+        if self._on_policy.objective == "generalized_jsd":
+            issues += needs_extra("trl", "trl")
+        return issues
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**super().fingerprint(), "on_policy": self._on_policy.identity(), "teacher": self._teacher_identity()}
+
+    def _teacher_identity(self) -> dict[str, Any]:
+        if isinstance(self._inference, ApiInferenceConfig):
+            return {"base_url": bare_url(self._inference.base_url), "model": self._inference.model}
+        assert self._models.teacher is not None
+        return {**resolve(self._models.teacher).identity(), "dtype": self._inference.dtype}
+
+    def estimate(self, directory: Path) -> Estimate:
+        own = super().estimate(directory)
+        if own.memory_bytes is None or self._server is not None or self._models.teacher is None:
+            return own
+        teacher = model_parameters(self._models.teacher)
+        return Estimate(
+            disk_bytes=own.disk_bytes, memory_bytes=None if teacher is None else own.memory_bytes + 2 * teacher
+        )
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.student import build_student
+        from easydistill.trainers.on_policy import trimmed_vocabulary
+
+        samples, heldout, rejected = self._rows.read(context)
+        student = build_student(self._models, choose_dtype("float32", device()))
+        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        rows, labels, unfit = self._prepare(renderer, samples)
+        size = max(student.tokenizer.get_vocab().values()) + 1
+        with trimmed_vocabulary(student.model, size):
+            outcome = self._train(student, rows, labels, size, context)
+            context.stop.raise_if_requested()
+        files = self._save(student, renderer, context)
+        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        return StageResult(
+            outputs=files,
+            rows=RowCounts(len(samples) + len(rejected), len(rows), count_reasons([*rejected, *unfit])),
+            rejected=[*rejected, *unfit],
+            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.prompt) for row in rows)},
+            metrics={
+                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                "train_rows": len(rows),
+                "heldout_rows": len(heldout),
+                "truncated_rows": sum(row.truncated for row in labels.values()),
+                "student": student.description,
+            },
+        )
+
+    def _prepare(
+        self, renderer: ChatRenderer, samples: Sequence[Sample]
+    ) -> tuple[list[PromptRow], dict[str, Rendered], list[Rejection]]:
+        """Prompts with room for an answer, their labels by id, and the rows that are not fit."""
+        labels: dict[str, Rendered] = {}
+        unfit: list[Rejection] = []
+        if not isinstance(self._rows, PromptRows):
+            rendered, unfit = render_all(renderer, samples, self._training.max_length, self.name)
+            labels = {sample.id: row for sample, row in rendered}
+            samples = [sample for sample, _ in rendered]
+        rows: list[PromptRow] = []
+        for sample in samples:
+            row = self._prompt_row(renderer, sample, labels.get(sample.id))
+            if isinstance(row, Rejection):
+                unfit.append(row)
+                labels.pop(sample.id, None)
+            else:
+                rows.append(row)
+        return rows, labels, unfit
+
+    def _prompt_row(self, renderer: ChatRenderer, sample: Sample, label: Rendered | None) -> PromptRow | Rejection:
+        from easydistill.trainers.on_policy import PromptRow
+
+        try:
+            prompt = renderer.prompt_ids(sample.prompt)
+        except DataError as error:
+            return Rejection(sample.id, self.name, TEMPLATE_REFUSED, str(error))
+        room = self._training.max_length - self._on_policy.max_new_tokens
+        if len(prompt) > room:
+            detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
+            return Rejection(sample.id, self.name, "prompt_too_long", detail)
+        return PromptRow(sample.id, prompt, None if label is None else split_label(label))
+
+    def _train(
+        self,
+        student: Student,
+        rows: list[PromptRow],
+        labels: dict[str, Rendered],
+        vocabulary: int,
+        context: StageContext,
+    ) -> TrainingOutcome:
+        """The cold start, if there is one and it is not behind us; then on-policy training."""
+        from easydistill.trainers import on_policy as sampled
+        from easydistill.trainers.batching import TokenRow
+        from easydistill.trainers.supervised import last_whole_checkpoint
+        from easydistill.trainers.supervised import train as fine_tune
+
+        checkpoints = context.directory / "checkpoints" / context.fingerprint[:12]
+        following = checkpoints / "on_policy"
+        # Later checkpoints hold all weights; with adapters they hold those only, and stand on the cold start's end.
+        behind_us = self._training.lora is None and last_whole_checkpoint(following) is not None
+        if self._on_policy.sft_steps and not behind_us:
+            context.reporter.say(f"  cold start: {self._on_policy.sft_steps} steps on the teacher's answers")
+            fine_tune(
+                student,
+                [TokenRow(name, row.ids, row.mask) for name, row in labels.items()],
+                self._training.model_copy(update={"max_steps": self._on_policy.sft_steps}),
+                checkpoints / "cold_start",
+                context.reporter,
+                context.stop,
+            )
+            context.stop.raise_if_requested()
+        shared = (self._training, self._on_policy, following, context.reporter, context.stop)
+        if self._on_policy.objective == "generalized_jsd":
+            from easydistill.trainers import on_policy_trl
+
+            return on_policy_trl.train(student, rows, self._local_teacher(student, vocabulary), *shared)
+        return sampled.train(student, rows, self._scores(student, vocabulary, context), *shared)
+
+    def _scores(self, student: Student, vocabulary: int, context: StageContext) -> TeacherScores:
+        if self._server is not None:
+            from easydistill.teachers.server_scores import ServerScores
+
+            return ServerScores(self._server, context.redactor, lambda token: student.tokenizer.decode([token]))
+        from easydistill.trainers.on_policy import LocalScores
+
+        teacher = self._local_teacher(student, vocabulary)
+        return LocalScores(teacher, min(student.eos_ids, default=0), self._training.loss_chunk_bytes)
+
+    def _local_teacher(self, student: Student, vocabulary: int) -> Any:
+        """The teacher on this machine's device, with the student's vocabulary.
+
+        Raises:
+            ConfigError: its tokens are others.
+        """
+        from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer, same_vocabulary
+        from easydistill.trainers.on_policy import trim_vocabulary
+
+        reference = self._models.teacher
+        assert reference is not None
+        assert isinstance(self._inference, LocalInferenceConfig)
+        trust = self._inference.trust_remote_code
+        if not same_vocabulary(student.tokenizer, load_tokenizer(reference, trust_remote_code=trust)):
+            problem = (
+                "teacher and student have different vocabularies, and on-policy distillation compares token by token"
+            )
+            mend = "take models of one family, or black_box_kd_local, which learns from text"
+            raise ConfigError(ConfigIssue("config", "models", problem, mend))
+        teacher = load_model(reference, choose_dtype(self._inference.dtype, device()), trust_remote_code=trust)
+        trim_vocabulary(teacher, vocabulary)
+        return teacher.to(device())
+
+
+def split_label(label: Rendered) -> tuple[list[int], list[int]]:
+    """(context, final answer) of a tokenised chat; what follows the answer's end token is dropped."""
+    end = max(at for at, on in enumerate(label.mask) if on) + 1
+    start = next((at + 1 for at in range(end - 1, -1, -1) if not label.mask[at]), 1)
+    return label.ids[:start], label.ids[start:end]

@@ -1,0 +1,174 @@
+"""Asks a vLLM server how probable it finds given tokens: `prompt_logprobs` of `POST {base_url}/completions`.
+
+What enters: token ids, and from which of them on to score. What leaves: log p_T(token t | tokens before t) of each of
+those tokens, in nats, at temperature 1. The prompt is sent as ids, so that the server scores the very tokens that the
+student wrote; their meaning is compared with the student's tokenizer once.
+
+Concurrency, retries and the words for what goes wrong are the API teacher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+
+from easydistill.config.inference import ApiInferenceConfig
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.secrets import Redactor
+from easydistill.errors import TeacherError
+from easydistill.teachers.base import Failure, GenerationRequest, Outcome
+from easydistill.teachers.openai import PATIENCE, OpenAITeacher
+from easydistill.teachers.retry import Fault, Verdict, from_error_object
+
+NO_LOGPROBS = "no_prompt_logprobs"
+MAX_STRANGE = 0.02
+"""Share of plain-text tokens that may read otherwise on the server before its tokenizer counts as another one."""
+
+
+@dataclass(frozen=True)
+class _ScoreRequest(GenerationRequest):
+    """Token ids in place of messages."""
+
+    ids: tuple[int, ...] = ()
+
+
+class ServerScores:
+    """Scores token sequences with the model behind a vLLM server.
+
+    Args:
+        inference: where the server is, and how patiently it is asked.
+        decode: a token id as the student's tokenizer reads it.
+    """
+
+    def __init__(self, inference: ApiInferenceConfig, redactor: Redactor, decode: Callable[[int], str]) -> None:
+        # Sampling settings shape answers, not scores; streams carry no prompt log-probabilities.
+        self._client = _Client(inference.model_copy(update={"stream": False}), redactor)
+        self._decode = decode
+        self._compared = False
+
+    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
+        """For each (token ids, start), start ≥ 1: the log-probabilities of the tokens from `start` on.
+
+        Raises:
+            TeacherError: the server refuses, is gone for longer than the retries last, is no vLLM server, or reads
+                tokens otherwise than the student.
+            Interrupted: the user asked to stop before all were scored.
+        """
+        requests = [_ScoreRequest(str(n), (), tuple(ids)) for n, (ids, _) in enumerate(sequences)]
+        found: dict[str, list[dict[str, Any]]] = {}
+
+        def record(outcomes: Sequence[Outcome]) -> None:
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    raise self._client.given_up(outcome)
+                found[outcome.key] = outcome.extra["tokens"]
+
+        self._client.generate(requests, lambda key: False, record, stop)
+        if len(found) < len(requests):
+            stop.raise_if_requested()
+        self._compare([(request.ids, found[request.key]) for request in requests])
+        return [
+            [float(token["logprob"]) for token in found[request.key][start - 1 :]]
+            for request, (_, start) in zip(requests, sequences, strict=True)
+        ]
+
+    def _compare(self, scored: Sequence[tuple[Sequence[int], list[dict[str, Any]]]]) -> None:
+        """Make sure, once, that the server's tokens read as the student's do."""
+        if self._compared:
+            return
+        read = {
+            token: (self._decode(token), told["decoded_token"])
+            for ids, tokens in scored
+            for token, told in zip(ids[1:], tokens, strict=True)
+            if isinstance(told.get("decoded_token"), str)
+        }
+        # Pieces of characters and special tokens are spelled in several ways; plain text is not.
+        plain = {token: pair for token, pair in read.items() if pair[0].strip().isascii() and pair[0].strip().isalnum()}
+        strange = {token: (ours, theirs) for token, (ours, theirs) in plain.items() if ours.strip() != theirs.strip()}
+        if len(strange) > MAX_STRANGE * len(plain):
+            token, (ours, theirs) = next(iter(strange.items()))
+            raise TeacherError(
+                f"the server's tokenizer is not the student's: token {token} is {ours!r} here and {theirs!r} there "
+                f"({len(strange)} of {len(plain)} differ)\n"
+                "    → take a teacher with the student's vocabulary; for others there is black_box_kd_api"
+            )
+        self._compared = True
+
+
+class _Client(OpenAITeacher):
+    """The API teacher, asking for scores instead of answers."""
+
+    def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
+        assert isinstance(request, _ScoreRequest)
+        # vLLM wants to generate at least one token; 0 log-probabilities a token means the token's own and no others.
+        return {"model": model, "prompt": list(request.ids), "max_tokens": 1, "prompt_logprobs": 0}
+
+    async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
+        patience = PATIENCE * self._config.timeout
+        try:
+            async with asyncio.timeout(patience):
+                response = await client.post(
+                    "/completions", cast_to=httpx2.Response, body=body, stream=True, stream_cls=openai.AsyncStream
+                )
+                try:
+                    content = await response.aread()
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise Fault("timeout", f"no scores after {patience:g} s", Verdict.RETRY) from None
+        return {"text": None, "extra": {"tokens": realised(content, body["prompt"])}}
+
+    def given_up(self, failure: Failure) -> TeacherError:
+        """The error that a request without scores means: training cannot go on without any one of them."""
+        told = failure.detail.lower()
+        if failure.reason == NO_LOGPROBS:
+            mend = "on_policy.objective sampled_reverse_kl needs a vLLM server (it is asked for prompt_logprobs)"
+        elif "max_tokens must be at least 1" in told or "context length" in told or "maximum model length" in told:
+            mend = "start the server with a larger --max-model-len than training.max_length, or lower the latter"
+        elif "out of vocabulary" in told:
+            mend = "the student's vocabulary is not the teacher's; use black_box_kd_api"
+        else:
+            mend = "check the server; the same command then goes on from the last checkpoint"
+        times = f" after {failure.attempts} attempts" if failure.attempts > 1 else ""
+        return TeacherError(f"{self._where} gives no scores{times}: {failure.reason}: {failure.detail}\n    → {mend}")
+
+
+def realised(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """What a response says of tokens 1, 2 … of `ids`: `{"logprob": …, "decoded_token": …}` each.
+
+    Raises:
+        Fault: the body is broken (worth another try), or holds no such thing (not worth it).
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Fault("garbage", "the body is not JSON", Verdict.RETRY) from None
+    if isinstance(body, dict) and body.get("error"):
+        raise from_error_object(body["error"], time.time())
+    try:
+        told = body["choices"][0].get("prompt_logprobs")
+    except (LookupError, TypeError, AttributeError):
+        raise Fault("garbage", "the body holds no choices", Verdict.RETRY) from None
+    if told is None:
+        raise Fault(NO_LOGPROBS, "the answer holds no prompt_logprobs", Verdict.REJECT)
+    if not isinstance(told, list) or len(told) != len(ids):
+        raise Fault(NO_LOGPROBS, f"prompt_logprobs is not a list of {len(ids)} tokens", Verdict.REJECT)
+    tokens: list[dict[str, Any]] = []
+    for entry, token in zip(told[1:], ids[1:], strict=True):
+        found = entry.get(str(token)) if isinstance(entry, dict) else None
+        if not isinstance(found, dict) or not _is_logprob(found.get("logprob")):
+            raise Fault(NO_LOGPROBS, f"prompt_logprobs does not tell token {token}", Verdict.REJECT)
+        tokens.append(found)
+    return tokens
+
+
+def _is_logprob(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value <= 1e-3

@@ -1,0 +1,259 @@
+"""On-policy distillation without models: the loss by hand, who writes what, the server's words, the config."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.configs import DELETE, changed, complaints, write
+
+from easydistill import api
+from easydistill.data.chat import Rendered
+from easydistill.stages.on_policy import split_label
+from easydistill.teachers.retry import Fault, Verdict
+from easydistill.teachers.server_scores import NO_LOGPROBS, realised
+from easydistill.trainers.on_policy import PromptOrder, repetition, rolled_positions, sampled_reverse_kl
+
+LOCAL: dict[str, Any] = {
+    "job_type": "on_policy_kd",
+    "dataset": {"instruction_path": "train.json"},
+    "models": {"teacher": "teacher/", "student": "student/"},
+}
+SERVER: dict[str, Any] = {
+    "job_type": "on_policy_kd",
+    "dataset": {"instruction_path": "train.json"},
+    "inference": {"base_url": "http://localhost:8000/v1", "api_key": "sk-never-print-this"},
+    "models": {"student": "student/"},
+    "on_policy": {"objective": "sampled_reverse_kl"},
+}
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_by_hand() -> None:
+    """Two tokens that have not moved since they were sampled: the loss is the sampled reverse KL, −ΣA."""
+    old = torch.tensor([-1.0, -2.0])
+    teacher = torch.tensor([-3.0, -0.5])
+    logprobs = old.clone().requires_grad_()
+    loss = sampled_reverse_kl(logprobs, old, teacher, 0.2)
+    assert float(loss.detach()) == pytest.approx((-1.0 - -3.0) + (-2.0 - -0.5))
+    loss.backward()
+    # d/dlogp = −r·A: the first token is too likely for the teacher's taste, the second one not likely enough.
+    assert torch.equal(logprobs.grad, torch.tensor([2.0, -1.5]))
+
+
+@pytest.mark.parametrize(
+    ("moved", "advantage", "loss", "slope"),
+    [
+        (math.log(1.5), 1.0, -1.2, 0.0),  # likelier already than 1 + ε: no further
+        (math.log(1.5), -1.0, 1.5, 1.5),  # went the wrong way: back, however far
+        (math.log(0.5), -1.0, 0.8, 0.0),  # unlikelier already than 1 − ε: no further
+        (math.log(0.5), 1.0, -0.5, -0.5),
+        (math.log(1.1), 2.0, -2.2, -2.2),  # inside the clip
+    ],
+)
+def test_the_ratio_is_clipped_on_the_side_that_pays(moved: float, advantage: float, loss: float, slope: float) -> None:
+    old = torch.tensor([-2.0])
+    logprobs = (old + moved).requires_grad_()
+    found = sampled_reverse_kl(logprobs, old, old + advantage, 0.2)
+    assert float(found.detach()) == pytest.approx(loss, rel=1e-5)
+    found.backward()
+    assert float(logprobs.grad) == pytest.approx(slope, rel=1e-5)
+
+
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient() -> None:
+    logprobs = torch.tensor([-0.3, -4.0]).requires_grad_()
+    loss = sampled_reverse_kl(logprobs, logprobs.detach(), logprobs.detach(), 0.2)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not logprobs.grad.any()
+
+
+def test_the_expected_gradient_is_that_of_the_reverse_kl() -> None:
+    """Σ_y p_S(y) · gradient(y) = ∇ KL(p_S ‖ p_T), over a vocabulary small enough to sum."""
+    torch.manual_seed(0)
+    logits_V, teacher_V = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64).log_softmax(0)
+    exact_V = logits_V.clone().requires_grad_()
+    student_V = exact_V.log_softmax(0)
+    (student_V.exp() * (student_V - teacher_V)).sum().backward()
+    sampled_V = logits_V.clone().requires_grad_()
+    drawn_V = sampled_V.log_softmax(0)
+    probs_V = drawn_V.detach().exp()
+    total = sum(
+        probs_V[y] * sampled_reverse_kl(drawn_V[y : y + 1], drawn_V[y : y + 1].detach(), teacher_V[y : y + 1], 0.2)
+        for y in range(5)
+    )
+    total.backward()
+    torch.testing.assert_close(sampled_V.grad, exact_V.grad)
+
+
+# --- who writes what --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_share_of_rollouts_is_exact_over_all_steps(share: float, count: int) -> None:
+    chosen = [rolled_positions(share, step, count, seed=1) for step in range(100)]
+    assert sum(map(len, chosen)) == round(share * 100 * count)
+    assert all(positions <= set(range(count)) for positions in chosen)
+    assert max(map(len, chosen)) - min(map(len, chosen)) <= 1
+    assert chosen[7] == rolled_positions(share, 7, count, seed=1)
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(10, 4), (3, 8), (8, 8), (1, 1)])
+def test_every_row_comes_once_an_epoch_and_batches_are_full(rows: int, batch: int) -> None:
+    order = PromptOrder(rows, batch, seed=3)
+    first = order.batches(0)
+    assert len(first) == order.steps == -(-rows // batch)
+    assert all(len(part) == batch for part in first)
+    assert {index for part in first for index in part} == set(range(rows))
+    assert first == PromptOrder(rows, batch, seed=3).batches(0)
+    assert rows < 3 or first != order.batches(1)
+
+
+def test_a_repeated_order_is_the_order_with_each_batch_repeated() -> None:
+    order = PromptOrder(10, 4, seed=3, repeats=2)
+    order.set_epoch(1)
+    expected = [index for part in order.batches(1) for index in part + part]
+    assert list(order) == expected
+    assert len(order) == len(expected)
+
+
+def test_repetition() -> None:
+    assert repetition([1, 2, 3]) == 0
+    assert repetition(list(range(20))) == 0
+    assert repetition([7] * 13) == pytest.approx(0.9)
+
+
+def test_a_label_is_split_at_its_final_answer() -> None:
+    ids, on = list(range(10)), [False, False, True, True, False, False, True, True, True, False]
+    assert split_label(Rendered(ids, on)) == ([0, 1, 2, 3, 4, 5], [6, 7, 8])
+
+
+# --- the server's words -----------------------------------------------------------------------------------------
+
+
+def body(told: Any) -> bytes:
+    return json.dumps({"choices": [{"text": "", "prompt_logprobs": told}]}).encode()
+
+
+def entry(token: int, logprob: Any) -> dict[str, Any]:
+    return {str(token): {"logprob": logprob, "rank": 3, "decoded_token": "x"}}
+
+
+def test_a_good_answer_tells_every_token_but_the_first() -> None:
+    # The most probable token may come along with the one that is there.
+    told = [None, {**entry(9, -0.5), **entry(6, -2.5)}, entry(7, -0.25)]
+    assert [token["logprob"] for token in realised(body(told), [5, 6, 7])] == [-2.5, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict", "reason"),
+    [
+        (b"<html>", Verdict.RETRY, "garbage"),
+        (b'{"choices": []}', Verdict.RETRY, "garbage"),
+        (b"[]", Verdict.RETRY, "garbage"),
+        (b'{"choices": [7]}', Verdict.RETRY, "garbage"),
+        (b'{"error": {"message": "overloaded", "code": 503}}', Verdict.RETRY, "server_error"),
+        (b'{"error": {"message": "no such model", "code": "model_not_found"}}', Verdict.FATAL, "model"),
+        (b'{"choices": [{"text": "x"}]}', Verdict.REJECT, NO_LOGPROBS),
+        (body(None), Verdict.REJECT, NO_LOGPROBS),
+        (body("x"), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1)]), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1), entry(8, -1)]), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1), None]), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1), entry(7, "low")]), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1), entry(7, float("nan"))]), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1), entry(7, True)]), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1), entry(7, 0.5)]), Verdict.REJECT, NO_LOGPROBS),
+    ],
+)
+def test_a_bad_answer_is_told_apart(content: bytes, verdict: Verdict, reason: str) -> None:
+    with pytest.raises(Fault) as raised:
+        realised(content, [5, 6, 7])
+    assert (raised.value.verdict, raised.value.reason) == (verdict, reason)
+
+
+# --- the config -------------------------------------------------------------------------------------------------
+
+MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "no teacher": (LOCAL, {"models.teacher": DELETE}, "there is no teacher", "inference.base_url"),
+    "no prompts": (LOCAL, {"dataset": {}}, "there are no prompts", "dataset.instruction_path"),
+    "server and jsd": (SERVER, {"on_policy": DELETE}, "whole distributions", "sampled_reverse_kl"),
+    "objective typo": (LOCAL, {"on_policy": {"objective": "generalised_jsd"}}, "generalised_jsd", "generalized_jsd"),
+    "key typo": (LOCAL, {"on_policy": {"rolout_share": 1}}, "rolout_share", "rollout_share"),
+    "share as percent": (LOCAL, {"on_policy": {"rollout_share": 50}}, "50", ""),
+    "share negative": (LOCAL, {"on_policy": {"rollout_share": -0.1}}, "-0.1", ""),
+    "beta of another objective": (SERVER, {"on_policy.beta": 0.5}, "`beta` means nothing", "remove beta"),
+    "temperature of another": (SERVER, {"on_policy.temperature": 0.7}, "`temperature` means nothing", "remove"),
+    "clip of another": (LOCAL, {"on_policy": {"ratio_clip": 0.1}}, "`ratio_clip` means nothing", "remove ratio_clip"),
+    "steps of another": (LOCAL, {"on_policy": {"steps_per_rollout": 2}}, "`steps_per_rollout` means", "remove"),
+    "temperature zero": (LOCAL, {"on_policy": {"temperature": 0}}, "0", ""),
+    "clip zero": (SERVER, {"on_policy.ratio_clip": 0}, "0", ""),
+    "no tokens": (LOCAL, {"on_policy": {"max_new_tokens": 0}}, "0", ""),
+    "no room": (LOCAL, {"on_policy": {"max_new_tokens": 1024}}, "leaves no room", "training.max_length"),
+    "packing": (LOCAL, {"training": {"packing": True}}, "not packed", "training.packing"),
+    "not a url": (SERVER, {"inference.base_url": "localhost:8000"}, "not a URL", "http://"),
+    "local key beside a url": (SERVER, {"inference.backend": "vllm"}, "backend", ""),
+    "list": (LOCAL, {"on_policy": [1]}, "a section", ""),
+    "true for a number": (LOCAL, {"on_policy": {"sft_steps": True}}, "true", ""),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_config_is_told_as_such(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, changes, problem, mend = MALFORMED[name]
+    found = complaints(write(tmp_path / "kd.json", changed(base, changes)), capsys)
+    assert any(problem in item.text and mend in item.mend for item in found), found
+
+
+@pytest.mark.parametrize(
+    ("config", "stages"),
+    [
+        (LOCAL, ["label", "train", "evaluate"]),
+        (SERVER, ["label", "train", "evaluate"]),
+        (changed(LOCAL, {"evaluation": {"enabled": False}}), ["label", "train"]),
+        # Nobody needs the teacher's own answers: it only marks.
+        (
+            changed(SERVER, {"evaluation": {"enabled": False}, "on_policy.rollout_share": 1}),
+            ["train"],
+        ),
+        (
+            changed(SERVER, {"evaluation": {"enabled": False}, "on_policy.rollout_share": 1, "on_policy.sft_steps": 5}),
+            ["label", "train"],
+        ),
+        (changed(LOCAL, {"dataset": {"labeled_path": "rows.json"}}), ["train", "evaluate"]),
+    ],
+)
+def test_the_plan(config: dict[str, Any], stages: list[str]) -> None:
+    assert [stage.name for stage in api.stages_of(api.validate(config))] == stages
+
+
+def test_the_example_is_valid() -> None:
+    example = Path(__file__).resolve().parents[2] / "examples/on_policy/on_policy_kd.json"
+    assert api.validate(example).job_type == "on_policy_kd"
+
+
+def test_secrets_stay_out_of_fingerprints(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('[{"instruction": "hello", "output": "hi"}]')
+    job = changed(SERVER, {"dataset": {"labeled_path": str(tmp_path / "train.json")}, "models.student": str(tmp_path)})
+    (tmp_path / "config.json").write_text("{}")
+    (stage, *_) = api.stages_of(api.validate(job))
+    assert "sk-never" not in json.dumps(stage.fingerprint())
+
+
+def test_the_job_loads_no_heavy_library() -> None:
+    code = (
+        "import sys\nimport easydistill.jobs.on_policy_kd\n"
+        "heavy = ('torch', 'transformers', 'trl', 'openai', 'numpy', 'pyarrow', 'jinja2')\n"
+        "found = [name for name in heavy if name in sys.modules]\nassert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
