@@ -253,6 +253,24 @@ def test_a_written_signal_is_the_signal(shape):
         np.testing.assert_allclose(np.exp(logs).sum(-1) + np.exp(rest), 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_rows_without_a_head_keep_their_draws(spread):
+    """Where no token reaches 1/n, everything is drawn; nothing becomes NaN, and unused places repeat a used token."""
+    z = logits(25, spread=spread)
+    uniform = torch.rand(25, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    shape = SignalShape(20, draws=20, threshold=True)
+    exact = signal_of_logits(z, torch.zeros(25, dtype=torch.long), uniform, shape)
+    codec = shape.codec(VOCABULARY)
+    found = weight_arrays(codec.decode(codec.encode(exact)), np.ones(25, bool))
+    assert not any(np.isnan(array).any() for array in found.values())
+    used = np.isfinite(found["logweights_NM"])
+    assert used[:, 0].all()
+    for ids, on in zip(found["ids_NM"], used, strict=True):
+        assert len(set(ids[on].tolist())) == on.sum()
+        assert set(ids[~on].tolist()) <= {ids[0]}
+    np.testing.assert_allclose(np.exp(found["logweights_NM"]).sum(-1), 1.0, atol=0.1)
+
+
 def test_narrow_signals_are_joined_to_wide_ones():
     first, second = signal(5, SHAPES[1], seed=1), signal(7, SHAPES[1], seed=2)
     joined = concatenate([first, second])

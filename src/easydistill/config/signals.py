@@ -101,6 +101,8 @@ class ThresholdSignals(_Signals):
 
 
 DEFAULT_KIND = "threshold"
+DRAWN_KINDS = frozenset({"sampled", "top_k_sampled", "threshold"})
+"""Kinds in which chance decides what is kept (a test compares this with the classes)."""
 
 
 def _kind(value: Any) -> str:

@@ -66,3 +66,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copy2(source, target)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or directory of the user's to the first free `….<n>.bak`; returns that."""
+    number = 1
+    while (backup := path.with_name(f"{path.name}.{number}.bak")).exists():
+        number += 1
+    path.rename(backup)
+    return backup

@@ -173,4 +173,6 @@ def _summing_to_rest(logprobs_NK: Floats, log_rest_N: Floats) -> Floats:
     with np.errstate(divide="ignore"):
         wanted_N = np.log1p(-np.minimum(np.exp(log_rest_N.astype(np.float64)), 1 - 1e-12))
         found_N = np.log(np.exp(logprobs_NK.astype(np.float64)).sum(-1))
-    return (logprobs_NK + (wanted_N - found_N)[:, None]).astype(np.float32)
+    # A row may have no head at all, where no token reaches the threshold.
+    moved_N = np.where(np.isneginf(found_N), 0.0, wanted_N - np.where(np.isneginf(found_N), 0.0, found_N))
+    return (logprobs_NK + moved_N[:, None]).astype(np.float32)

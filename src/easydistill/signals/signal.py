@@ -103,6 +103,10 @@ def weight_arrays(signal: TeacherSignal, present: NDArray[np.bool_]) -> dict[str
         (what to add to Σ w·log w to get the teacher's Σ p·log p, where w are draws; else 0) and `present_N`.
     """
     ids_NM, logs_NM, rest_N = signal.weights()
+    # Used places first: a row without a head has its draws behind the head's empty places.
+    order_NM = np.isneginf(logs_NM).argsort(axis=1, kind="stable")
+    ids_NM = np.take_along_axis(ids_NM, order_NM, axis=1)
+    logs_NM = np.take_along_axis(logs_NM, order_NM, axis=1)
     unused_NM = np.isneginf(logs_NM)
     ids_NM = np.where(unused_NM, ids_NM[:, :1], ids_NM)
     offset_N = np.zeros(len(signal), np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from easydistill.signals.codec import WORD_FLOOR
 from easydistill.signals.score import RowToScore, Scorer
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import SignalStore
@@ -57,7 +58,12 @@ class Verification:
 
 
 def verify(
-    store: SignalStore, scorer: Scorer, tokens: int, tolerance: float, seed: int, advance: Callable[[int], Any]
+    store: SignalStore,
+    scorer: Scorer[RowToScore],
+    tokens: int,
+    tolerance: float,
+    seed: int,
+    advance: Callable[[int], Any],
 ) -> Verification:
     """Score random rows again, at least `tokens` tokens, and compare.
 
@@ -78,7 +84,8 @@ def verify(
         if len(fresh.signal) != len(kept) or not np.array_equal(fresh.present, present):
             wrong.append(sample_id)
             continue
-        difference = np.abs(fresh.signal.realised_N - kept.realised_N)
+        # What is stored ends at a floor.
+        difference = np.abs(np.maximum(fresh.signal.realised_N, -WORD_FLOOR) - kept.realised_N)
         differences.append(difference)
         overlaps.append(_overlap(kept, fresh.signal))
         if difference.max(initial=0.0) > tolerance:

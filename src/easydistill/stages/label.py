@@ -16,7 +16,7 @@ from typing import Any
 
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import SamplingConfig
-from easydistill.data.files import hash_file, replacing, write_jsonl
+from easydistill.data.files import hash_file, replacing, set_aside, write_jsonl
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
@@ -244,11 +244,7 @@ def publish(directory: Path, target: Path, labelled: Sequence[Sample]) -> None:
     if target.exists():
         if hash_file(target) == hash_file(made):
             return
-        number = 1
-        while (backup := target.with_name(f"{target.name}.{number}.bak")).exists():
-            number += 1
-        target.rename(backup)
-        LOGGER.warning("%s was there before; it is kept as %s", target, backup)
+        LOGGER.warning("%s was there before; it is kept as %s", target, set_aside(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A copy, not a link: users edit this file.
     with replacing(target) as temporary:

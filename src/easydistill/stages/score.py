@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.distillation import DistillationConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.signals import SignalsConfig
-from easydistill.data.files import hash_file, link_or_copy
+from easydistill.config.signals import SignalsConfig, TopKSignals
+from easydistill.data.files import hash_file, link_or_copy, set_aside
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Rejection, content_hash, count_reasons
+from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
@@ -28,10 +29,10 @@ from easydistill.stages.label import missing_file
 from easydistill.stages.rows import LabelledRows, render_all
 
 if TYPE_CHECKING:
-    from easydistill.data.chat import ChatRenderer
+    from easydistill.data.chat import ChatRenderer, Rendered
     from easydistill.models.compatibility import Difference, Side
     from easydistill.signals.codec import Codec
-    from easydistill.signals.score import Scorer
+    from easydistill.signals.score import RowToScore, Scorer
     from easydistill.signals.store import SignalStore
 
 SIGNALS = "signals"
@@ -58,6 +59,27 @@ class Scoring:
             return [(teacher.model, teacher.weight) for teacher in self.signals.teachers]
         assert self.models.teacher is not None
         return [(self.models.teacher, 1.0)]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the teacher has a tokenizer of its own."""
+        return self.distillation.align == "bytes"
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether an aligned teacher's probabilities are kept without their tokens, which serves no other loss."""
+        return self.aligned and self.distillation.by_rank
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is scored, by whom, and how it is written."""
+
+    rows: Sequence[RowToScore]
+    vocabulary: int
+    codec: Codec
+    make_scorer: Callable[[], Scorer[Any]]
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class ScoreStage:
@@ -88,31 +110,42 @@ class ScoreStage:
 
     def examine(self) -> list[ConfigIssue]:
         """Compare the tokenizers and templates of teacher and student, before the first stage starts."""
-        from easydistill.models.compatibility import fatal
-
+        found = [(name, difference) for name, all_of in self._differences().items() for difference in all_of]
+        if self._scoring.aligned:
+            for name, difference in found:
+                LOGGER.info("%s: %s; %s", name, difference.problem, difference.mend)
         return [
-            ConfigIssue("config", "models", f"{reference}: {difference.problem}", difference.mend)
-            for reference, found in self._differences().items()
-            for difference in fatal(found)
+            ConfigIssue("config", "models", f"{name}: {difference.problem}", difference.mend)
+            for name, difference in found
+            if difference.fatal
         ]
 
     def _student(self) -> Side:
-        from dataclasses import replace
-
         from easydistill.models.compatibility import student_side
 
         template = self._rows.dataset.template
         side = student_side(self._scoring.models)
         return replace(side, template=Path(template).read_text(encoding="utf-8") if template else None)
 
+    def _teacher(self, reference: str, student: Side) -> Side:
+        """A teacher; `dataset.template` is for the student, and for a teacher that has no template of its own."""
+        from easydistill.models.compatibility import side_of
+
+        side = side_of(reference, "teacher", trust_remote_code=self._trust)
+        own = getattr(side.tokenizer, "chat_template", None)
+        return replace(side, template=None if own else student.template)
+
     def _differences(self) -> dict[str, list[Difference]]:
-        from easydistill.models.compatibility import compare, side_of
+        from easydistill.models.compatibility import compare
 
         student = self._student()
-        return {
-            reference: compare(student, side_of(reference, "teacher", trust_remote_code=self._trust))
-            for reference, _ in self._scoring.teachers
-        }
+        teachers = {reference: self._teacher(reference, student) for reference, _ in self._scoring.teachers}
+        if not self._scoring.aligned:
+            return {reference: compare(student, teacher) for reference, teacher in teachers.items()}
+        from easydistill.signals.aligned import compare_aligned
+
+        by_rank = self._scoring.by_rank
+        return {name: compare_aligned(student, teacher, by_rank=by_rank) for name, teacher in teachers.items()}
 
     @property
     def _trust(self) -> bool:
@@ -132,6 +165,7 @@ class ScoreStage:
             "temperature": scoring.distillation.temperature,
             "align": scoring.distillation.align,
             "max_length": scoring.max_length,
+            **({"by_rank": scoring.by_rank} if scoring.aligned else {}),
         }
 
     def estimate(self, directory: Path) -> Estimate:
@@ -144,31 +178,90 @@ class ScoreStage:
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
-        from easydistill.signals.score import RowToScore, score_rows
+        from easydistill.signals.score import score_rows
         from easydistill.signals.store import SignalStore, StoreManifest
 
         samples, _, _ = self._rows.read(context)
         student = self._student()
         renderer = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
-        rows = [RowToScore(sample.id, row.ids, [False, *row.mask[1:]]) for sample, row in rendered]
+        work = self._aligned_work(student, rendered) if self._scoring.aligned else self._work(student, rendered)
         directory = self._directory(context)
-        vocabulary = self._vocabulary(student)
-        codec = self._codec(vocabulary)
-        with context.reporter.task("Scoring", len(rows)) as task:
+        with context.reporter.task("Scoring", len(work.rows)) as task:
             shards = score_rows(
-                rows,
+                work.rows,
                 self._scoring.signals,
-                codec,
+                work.codec,
                 directory,
-                lambda: self._scorer(vocabulary),
+                work.make_scorer,
                 lambda count, tokens: task.advance(count, tokens),
                 context.stop,
             )
         context.stop.raise_if_requested()
-        StoreManifest.of(directory, codec, self._about(student, vocabulary, renderer), shards).write(directory)
+        about = self._about(student, work.vocabulary, renderer)
+        StoreManifest.of(directory, work.codec, about, shards).write(directory)
         self._publish(directory)
-        return self._result(SignalStore(directory), len(samples), len(rows), rejected, context)
+        return self._result(SignalStore(directory), len(samples), work, rejected)
+
+    def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+        """Rows as they are, for a teacher that has the student's vocabulary."""
+        from easydistill.signals.extract import SignalShape
+        from easydistill.signals.score import ModelScorer
+
+        scoring, signals = self._scoring, self._scoring.signals
+        rows, vocabulary = _rows(rendered), self._shared_ids(student)
+        references, weights = zip(*scoring.teachers, strict=True)
+        if signals.backend == "vllm":
+            from easydistill.signals.from_vllm import VllmScorer, codec_of
+
+            assert isinstance(signals, TopKSignals), "the job's validator refuses all else"
+            longest = max((len(row.ids) for row in rows), default=1)
+            return _Work(
+                rows,
+                vocabulary,
+                codec_of(signals, vocabulary),
+                lambda: VllmScorer(references[0], signals, vocabulary, longest, trust_remote_code=self._trust),
+            )
+        temperature = scoring.distillation.temperature
+        return _Work(
+            rows,
+            vocabulary,
+            SignalShape.of(signals, vocabulary).codec(vocabulary),
+            lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
+        )
+
+    def _aligned_work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+        """Rows beside the same chats in the tokens of a teacher that has another tokenizer."""
+        from easydistill.models.compatibility import real_vocabulary
+        from easydistill.models.loading import model_config
+        from easydistill.signals.aligned import AlignedScorer, Aligner, codec_of, coverage
+
+        scoring, signals = self._scoring, self._scoring.signals
+        (reference, _), *others = scoring.teachers
+        assert not others, "the job's validator refuses several"
+        config, _ = model_config(reference, trust_remote_code=self._trust)
+        context = getattr(config, "max_position_embeddings", None)
+        aligner = Aligner(student, self._teacher(reference, student), context)
+        vocabulary = real_vocabulary(student.tokenizer)
+        rows = [
+            aligner.row(row, sample.messages, truncated=written.truncated)
+            for row, (sample, written) in zip(_rows(rendered), rendered, strict=True)
+        ]
+        return _Work(
+            rows,
+            vocabulary,
+            codec_of(signals, vocabulary),
+            lambda: AlignedScorer(
+                reference,
+                aligner.to_student,
+                signals,
+                vocabulary,
+                scoring.distillation.temperature,
+                by_rank=scoring.by_rank,
+                trust_remote_code=self._trust,
+            ),
+            coverage(reference, rows),
+        )
 
     def _directory(self, context: StageContext) -> Path:
         """Where the store is made; shards that an earlier config left are removed."""
@@ -180,27 +273,13 @@ class ScoreStage:
             mark.write_text(context.fingerprint, encoding="utf-8")
         return directory
 
-    def _vocabulary(self, student: Side) -> int:
-        from easydistill.models.compatibility import real_vocabulary, shared_ids, side_of
+    def _shared_ids(self, student: Side) -> int:
+        """Token ids below this mean the same to the student and all teachers."""
+        from easydistill.models.compatibility import shared_ids
 
-        if self._scoring.distillation.align == "bytes":
-            return real_vocabulary(student.tokenizer)
-        teachers = [side_of(reference, "teacher") for reference, _ in self._scoring.teachers]
+        teachers = [self._teacher(reference, student) for reference, _ in self._scoring.teachers]
         shared = [shared_ids(student.tokenizer, teacher.tokenizer) for teacher in teachers]
         return min(count for count in shared if count is not None)
-
-    def _codec(self, vocabulary: int) -> Codec:
-        from easydistill.signals.extract import SignalShape
-
-        return SignalShape.of(self._scoring.signals, vocabulary).codec(vocabulary)
-
-    def _scorer(self, vocabulary: int) -> Scorer:
-        from easydistill.signals.score import ModelScorer
-
-        scoring = self._scoring
-        references, weights = zip(*scoring.teachers, strict=True)
-        temperature = scoring.distillation.temperature
-        return ModelScorer(references, weights, scoring.signals, vocabulary, temperature, trust_remote_code=self._trust)
 
     def _about(self, student: Side, vocabulary: int, renderer: ChatRenderer) -> dict[str, Any]:
         """What decided these signals, by name: for people, for `verify`, and to tell what differs."""
@@ -216,6 +295,7 @@ class ScoreStage:
             "signals": scoring.signals.identity(),
             "temperature": scoring.distillation.temperature,
             "align": scoring.distillation.align,
+            "by_rank": scoring.by_rank,
             "max_length": scoring.max_length,
             "trust_remote_code": self._trust,
         }
@@ -225,24 +305,19 @@ class ScoreStage:
         if self._scoring.logits_path is None:
             return
         target = Path(self._scoring.logits_path)
-        if target.exists() and not (target / STORE).is_file():
-            number = 1
-            while (backup := target.with_name(f"{target.name}.{number}.bak")).exists():
-                number += 1
-            target.rename(backup)
-            LOGGER.warning("%s was there before; it is kept as %s", target, backup)
+        if (target / STORE).is_file() and hash_file(target / STORE) == hash_file(directory / STORE):
+            return
+        if target.exists():
+            LOGGER.warning("%s was there before; it is kept as %s", target, set_aside(target))
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for path in directory.iterdir():
             if path.name != MARK:
                 link_or_copy(path, temporary / path.name)
-        shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
 
-    def _result(
-        self, store: SignalStore, entered: int, rows: int, rejected: list[Rejection], context: StageContext
-    ) -> StageResult:
+    def _result(self, store: SignalStore, entered: int, work: _Work, rejected: list[Rejection]) -> StageResult:
         manifest = store.manifest
         notes = [
             f"{reference}: {difference.problem}; {difference.mend}"
@@ -254,7 +329,7 @@ class ScoreStage:
         outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
         return StageResult(
             outputs=[f"{SIGNALS}/{name}" for name in outputs],
-            rows=RowCounts(entered, rows, count_reasons(rejected)),
+            rows=RowCounts(entered, len(work.rows), count_reasons(rejected)),
             rejected=rejected,
             tokens={"scored": manifest.tokens},
             metrics={
@@ -262,18 +337,25 @@ class ScoreStage:
                 "bytes": manifest.bytes,
                 "signal": manifest.about["signals"]["kind"],
                 **{name: round(value, 6) for name, value in store.figures().items()},
+                **work.metrics,
                 "notes": notes,
             },
         )
 
 
-def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Scorer, float]:
+def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
+    from easydistill.signals.score import RowToScore
+
+    return [RowToScore(sample.id, row.ids, [False, *row.mask[1:]]) for sample, row in rendered]
+
+
+def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Scorer[RowToScore], float]:
     """The teacher that a store's signals came from, ready to score again, and the usual tolerance in nats.
 
-    `teacher` names it where it has moved.
+    `teacher` names it where it has moved. What vLLM scored is held against a forward pass of transformers.
 
     Raises:
-        DataError: the weights are not those that made the store, or it cannot be told.
+        DataError: the weights are not those that made the store, or it cannot be told; or the teacher was aligned.
         ModelError: the teacher is not there.
     """
     from pydantic import TypeAdapter
@@ -283,6 +365,12 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
     from easydistill.signals.verify import BF16_TOLERANCE
 
     about = store.manifest.about
+    if about.get("align") == "bytes":
+        raise DataError(
+            f"{store.directory}: these signals cannot be verified: the teacher has another tokenizer and read whole "
+            "chats, of which the store has the student's tokens alone\n"
+            "    → run the job with another output_dir, and compare what `signals inspect` tells of the two"
+        )
     try:
         signals: SignalsConfig = TypeAdapter(SignalsConfig).validate_python(about["signals"])
         teachers = [(item["model"], item["weight"], item["identity"]) for item in about["teachers"]]

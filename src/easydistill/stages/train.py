@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.config.distillation import DistillationConfig
 from easydistill.config.models import ModelsConfig
+from easydistill.config.signals import DRAWN_KINDS
 from easydistill.config.training import TrainingConfig
-from easydistill.data.files import hash_file, link_or_copy
+from easydistill.data.files import hash_file, link_or_copy, read_json
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import count_reasons
 from easydistill.engine.stage import Estimate, StageContext, StageResult
@@ -46,11 +47,31 @@ class Teaching:
         return context.input_path("score", SIGNALS) if self.store is None else Path(self.store)
 
     def preflight(self) -> list[ConfigIssue]:
-        if self.store is None or (Path(self.store) / STORE).is_file():
+        if self.store is None:
             return []
-        problem = f"{self.store}: there is no complete signal store here"
-        mend = "name the directory of a store (it holds store.json), or set models.teacher to have one made"
-        return [ConfigIssue("config", "dataset.logits_path", problem, mend)]
+        if not (Path(self.store) / STORE).is_file():
+            problem = f"{self.store}: there is no complete signal store here"
+            mend = "name the directory of a store (it holds store.json), or set models.teacher to have one made"
+            return [ConfigIssue("config", "dataset.logits_path", problem, mend)]
+        return self._unsuited(Path(self.store))
+
+    def _unsuited(self, store: Path) -> list[ConfigIssue]:
+        """Where signals that are there already do not fit the loss."""
+        try:
+            about = read_json(store / STORE)["about"]
+            made_at, kind = about["temperature"], about["signals"]["kind"]
+        except (ValueError, KeyError, TypeError):
+            problem = f"{store / STORE}: it does not say how the signals were made"
+            return [ConfigIssue("config", "dataset.logits_path", problem, "let a teacher score again")]
+        issues: list[ConfigIssue] = []
+        if made_at != self.distillation.temperature:
+            problem = f"{self.distillation.temperature}, but the signals in {store} were computed at {made_at}"
+            issues.append(ConfigIssue("config", "distillation.temperature", problem, f"set it to {made_at}"))
+        if kind in DRAWN_KINDS and not self.distillation.linear_in_teacher:
+            problem = f"{self.distillation.distillation_type} would be biased by the drawn signals ({kind}) in {store}"
+            mend = 'use "forward_kld", or let a teacher score again with signals of kind "top_k"'
+            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
+        return issues
 
     def fingerprint(self) -> dict[str, Any]:
         of_store = hash_file(Path(self.store) / STORE) if self.store is not None else None
