@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,13 @@ def clock() -> Any:
     return Clock()
 
 
-def ours(kind: str, steps: int, directory: str) -> list[float]:
+def ours(kind: str, steps: int, directory: str, make: Callable[[], Any] = build, teach: Any = None) -> list[float]:
+    """Seconds of each step of our trainer.
+
+    Args:
+        make: makes the student.
+        teach: for `benchmarks/kd_step`: gives a `Distillation` for the rows; without it, plain SFT.
+    """
     import torch
     from transformers import PrinterCallback
 
@@ -72,8 +79,10 @@ def ours(kind: str, steps: int, directory: str) -> list[float]:
     from easydistill.trainers.batching import EpochSampler, RowDataset, TokenRow, collate
     from easydistill.trainers.compat import FusedTrainer, cross_entropy_loss, fuse_loss, training_arguments
 
-    student = build()
-    dataset = RowDataset([[TokenRow(str(n), ids, mask)] for n, (ids, mask) in enumerate(rows(kind, steps))])
+    student = make()
+    made = [TokenRow(str(n), ids, mask) for n, (ids, mask) in enumerate(rows(kind, steps))]
+    distillation = teach(made) if teach is not None else None
+    dataset = RowDataset([[row] for row in made])
     config = TrainingConfig(
         num_train_epochs=1,
         per_device_train_batch_size=ROWS_PER_BATCH,
@@ -82,13 +91,19 @@ def ours(kind: str, steps: int, directory: str) -> list[float]:
         logging_steps=1000,
         save_steps=100_000,
     )
-    fuse_loss(student.model, cross_entropy_loss(config.loss_chunk_bytes))
+    chunk = config.loss_chunk_bytes
+    fuse_loss(student.model, distillation.row_loss if distillation is not None else cross_entropy_loss(chunk))
     timer = clock()
+
+    def batch_of(items: list[list[TokenRow]]) -> dict[str, Any]:
+        extra = distillation.collate([row for item in items for row in item]) if distillation is not None else {}
+        return {**collate(items, 2), **extra}
+
     trainer = FusedTrainer(
         model=student.model,
         args=training_arguments(config, Path(directory), torch.device("cpu")),
         train_dataset=dataset,
-        data_collator=lambda batch: collate(batch, 2),
+        data_collator=batch_of,
         callbacks=[timer],
         sampler=EpochSampler(dataset.lengths(), ROWS_PER_BATCH, 0, SEED),
     )
@@ -97,12 +112,13 @@ def ours(kind: str, steps: int, directory: str) -> list[float]:
     return list(timer.seconds)
 
 
-def trl(kind: str, steps: int, directory: str) -> list[float]:
+def trl(kind: str, steps: int, directory: str, make: Callable[[], Any] = build) -> list[float]:
+    """Seconds of each step of TRL's SFTTrainer."""
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    student = build()
+    student = make()
     made = rows(kind, steps)
     dataset = Dataset.from_dict(
         {"input_ids": [ids for ids, _ in made], "completion_mask": [[int(on) for on in mask] for _, mask in made]}

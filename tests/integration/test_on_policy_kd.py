@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import importlib.util
 import json
@@ -18,7 +19,7 @@ import pytest
 import torch
 from tests.integration.test_vllm import vllm_server as vllm_server
 from tests.support.jobs import TRAINING, run, start, write_config, write_prompts
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.on_policy import OnPolicyConfig
@@ -30,17 +31,22 @@ from easydistill.engine.secrets import Redactor
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.models.student import Student
+from easydistill.report.curve import read_curve
 from easydistill.teachers.server_scores import ServerScores
 from easydistill.trainers import on_policy, on_policy_trl
-from easydistill.trainers.on_policy import (
+from easydistill.trainers.batching import TokenRow
+from easydistill.trainers.checkpoints import last_whole_checkpoint
+from easydistill.trainers.on_policy import trim_vocabulary, trimmed_vocabulary
+from easydistill.trainers.rollouts import (
     LocalScores,
+    PromptOrder,
     PromptRow,
+    assign,
     completion_logprobs,
     roll_out,
-    trim_vocabulary,
-    trimmed_vocabulary,
 )
-from easydistill.trainers.supervised import last_whole_checkpoint
+from easydistill.trainers.supervised import train as fine_tune
+from easydistill.trainers.supervised import with_adapters
 
 VOCABULARY = 64
 END = 2
@@ -201,6 +207,30 @@ def test_a_rollout_keeps_the_token_that_ended_it_and_does_not_depend_on_its_neig
     assert roll_out(own, asked[:3], 4, ends, 12, 1.0, seed=1) == written[:3]
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_rollout_is_drawn_from_the_student_itself_whatever_its_generation_config_asks_for(lora: bool) -> None:
+    """Qwen2.5's has a repetition penalty: what is drawn under it is not what the loss takes it for."""
+    own, asked = model(3), [(row.id, row.prompt) for row in prompts(20)]
+    expected = roll_out(own, asked, 4, frozenset({END}), 12, 1.0, seed=1)
+    own.generation_config.update(repetition_penalty=1.5, suppress_tokens=[7, 8, 9], temperature=0.2, do_sample=True)
+    before = own.generation_config.to_dict()
+    asking = with_adapters(own, config(lora=LoraConfig(r=2))) if lora else own
+    assert roll_out(asking, asked, 4, frozenset({END}), 12, 1.0, seed=1) == expected
+    assert own.generation_config.to_dict() == before
+
+
+def test_the_biases_of_padding_rows_are_put_back() -> None:
+    """Phi's output layer has biases, and 943 rows of padding that must not become likely."""
+    own = PhiForCausalLM(PhiConfig(vocab_size=80, hidden_size=32, intermediate_size=64, num_hidden_layers=1))
+    with torch.no_grad():
+        own.lm_head.bias.normal_()
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    with trimmed_vocabulary(own, VOCABULARY):
+        assert own(torch.tensor([[5, 6]])).logits.shape[-1] == VOCABULARY
+    after = own.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_padding_rows_of_the_vocabulary_are_put_back(tied: bool) -> None:
     own = model(0, vocabulary=VOCABULARY + 16, tied=tied)
@@ -325,6 +355,23 @@ def test_the_split_into_micro_batches_does_not_change_the_step(objective: str, t
             torch.testing.assert_close(value, other[name], rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=2)])
+def test_gradient_checkpointing_does_not_change_the_step(
+    lora: LoraConfig | None, objective: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    found = []
+    for on in (False, True):
+        trained = student(tokenizer)
+        training = config(max_steps=2, optim="sgd", learning_rate=0.1, gradient_checkpointing=on, lora=lora)
+        train(objective, trained, model(1), prompts(8), tmp_path / str(on), training)
+        found.append(weights(trained))
+    start = weights(student(tokenizer))
+    assert any(not torch.equal(value, start[name]) for name, value in found[0].items())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-6)
+
+
 # --- resuming ---------------------------------------------------------------------------------------------------
 
 
@@ -354,7 +401,9 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
 
     with monkeypatch.context() as patch:
         place, name = (
-            (on_policy_trl._Watching, "on_step_end") if objective == "generalized_jsd" else (on_policy._Loop, "_update")
+            (on_policy_trl.RolloutWatch, "on_step_end")
+            if objective == "generalized_jsd"
+            else (on_policy.SampledTraining, "update")
         )
         original, count = getattr(place, name), 0
 
@@ -373,6 +422,72 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
     assert found.resumed_from_step == (die_at - 1) // 2 * 2
     assert_same_bits(weights(whole), weights(resumed))
     assert (found.trained_tokens, found.final_loss) == (expected.trained_tokens, expected.final_loss)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_training_killed_after_its_last_step_is_not_trained_further(
+    objective: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Ten rows, four a step: the fifth step, the last one, is in the middle of an epoch."""
+    teacher, rows, training = model(1), prompts(10), config(max_steps=5)
+    whole, again = student(tokenizer), student(tokenizer)
+    expected = train(objective, whole, teacher, rows, tmp_path, training)
+    found = train(objective, again, teacher, rows, tmp_path, training)
+    assert (found.steps, found.resumed_from_step, found.final_loss) == (5, 5, expected.final_loss)
+    assert found.trained_tokens == expected.trained_tokens
+    assert_same_bits(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_adapters_of_the_cold_start_are_merged_before_new_ones(objective: str, tokenizer: Any, tmp_path: Path) -> None:
+    """As the stage does it: killed after the cold start, it comes to the same weights."""
+    teacher, rows = model(1), prompts(10)
+    training = config(max_steps=2, lora=LoraConfig(r=2))
+    cold = training.model_copy(update={"max_steps": 4})
+    written = [assign(row, rolled=False) for row in rows]
+    labels = [TokenRow(w.id, w.ids, [False] * len(w.prompt) + [True] * len(w.completion)) for w in written]
+    found = []
+    for folder, killed in (("whole", False), ("killed", True), ("killed", False)):
+        trained = student(tokenizer, vocabulary=VOCABULARY + 8)
+        with trimmed_vocabulary(trained.model, VOCABULARY):
+            fine_tune(trained, labels, cold, tmp_path / folder / "cold", Reporter(None, quiet=True), StopSignal())
+            if not killed:
+                train(objective, trained, teacher, rows, tmp_path / folder / "on", training)
+        assert trained.model.get_output_embeddings().weight.shape[0] == VOCABULARY + 8
+        found.append(weights(trained))
+    assert_same_bits(found[0], found[2])
+    assert set(found[0]) == set(weights(student(tokenizer)))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_course_of_the_learning_rate_outlives_a_kill(objective: str, tokenizer: Any, tmp_path: Path) -> None:
+    training = config(max_steps=7, lr_scheduler_type="cosine", warmup_ratio=0.4)
+    teacher, rows, whole, resumed = model(1), prompts(10), student(tokenizer), student(tokenizer)
+    train(objective, whole, teacher, rows, tmp_path / "whole", training)
+    stop = StopSignal()
+
+    class Stopping(Reporter):
+        def metric(self, stage: str, **values: Any) -> None:
+            if stage == "train" and values["step"] == 3:
+                stop.request()
+
+    with contextlib.suppress(Interrupted):
+        train(objective, student(tokenizer), teacher, rows, tmp_path / "killed", training, stop, Stopping(None))
+    assert train(objective, resumed, teacher, rows, tmp_path / "killed", training).resumed_from_step in {3, 4}
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_both_objectives_take_the_rows_that_the_order_says(
+    objective: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, taken = prompts(10), []
+    for place in (on_policy, on_policy_trl):
+        monkeypatch.setattr(place, "assign", lambda row, rolled: taken.append(row.id) or assign(row, rolled))
+    train(objective, student(tokenizer), model(1), rows, tmp_path, config(max_steps=7))
+    order = PromptOrder(10, 4, config().seed)
+    expected = [rows[index].id for epoch in range(3) for batch in order.batches(epoch) for index in batch]
+    assert taken == expected[: 7 * 4]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -611,6 +726,15 @@ def test_another_tokenizer_is_found_out(fake: FakeVllm) -> None:
         remote(fake, spell=lambda token: f"t{token + 1}").score(SEQUENCES, StopSignal())
 
 
+def test_tokenizers_are_compared_as_soon_as_there_is_plain_text(fake: FakeVllm) -> None:
+    """A first rollout may hold nothing but pieces of characters."""
+    tokens = dict.fromkeys(range(32), "…")
+    scores = remote(fake, spell=lambda token: tokens.get(token, f"t{token}"))
+    scores.score([([5, 6, 7], 1)], StopSignal())
+    with pytest.raises(TeacherError, match="tokenizer is not the student's"):
+        scores.score([([40, 41, 42], 1)], StopSignal())
+
+
 def test_nothing_answers(fake: FakeVllm) -> None:
     with pytest.raises(TeacherError, match="→"):
         remote(fake, base_url="http://127.0.0.1:9/v1", model="tiny", max_retries=1).score(SEQUENCES, StopSignal())
@@ -650,6 +774,10 @@ def test_the_whole_job_with_a_local_teacher(objective: str, tiny_model: Path, tm
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["stages"]["train"]["metrics"]["steps"] == 3
     assert summary["stages"]["train"]["metrics"]["train_rows"] == len(TEXTS) - 4
+    logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if line["stage"] == "cold_start"] == [1, 2]
+    # The report's curve is that of on-policy training alone.
+    assert [point.step for point in read_curve(tmp_path / "run/metrics.jsonl").points] == [1, 2, 3]
     assert set(summary["metrics"]["after"]) >= {"cross_entropy", "kl"}
     assert (tmp_path / "run/student/model.safetensors").is_file()
     assert not (tmp_path / "run/stages/2-train/checkpoints").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -14,11 +15,12 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.training import LoraConfig, TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, ModelError
+from easydistill.errors import ConfigError, DataError, ModelError
 from easydistill.models.head import body_of
 from easydistill.models.student import Student, build_student
 from easydistill.trainers import supervised
 from easydistill.trainers.batching import IGNORE, EpochSampler, TokenRow, collate, pack
+from easydistill.trainers.checkpoints import last_whole_checkpoint
 from easydistill.trainers.compat import (
     FusedTrainer,
     check_head,
@@ -208,7 +210,7 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
         "lora": None,
     }
     whole = weights(run(tiny_model, tmp_path / "whole", made, **values))
-    original = supervised._Watch.on_step_end
+    original = supervised.Watch.on_step_end
 
     def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step == die_at:
@@ -216,12 +218,44 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
         return original(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(supervised._Watch, "on_step_end", dying)
+        patch.setattr(supervised.Watch, "on_step_end", dying)
         with pytest.raises(Killed):
             run(tiny_model, tmp_path / "killed", made, **values)
     resumed = weights(run(tiny_model, tmp_path / "killed", made, **values))
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=4)])
+def test_a_training_killed_after_its_last_step_is_not_trained_further(
+    tiny_model: Path, tmp_path: Path, lora: LoraConfig | None
+) -> None:
+    """30 rows, four a micro-batch: four steps an epoch, the last step is in the middle of the second one."""
+    made = rows(30)
+    whole = weights(run(tiny_model, tmp_path, made, max_steps=5, lora=lora))
+    again = student(tiny_model)
+    settings = config(max_steps=5, lora=lora)
+    outcome = supervised.train(again, made, settings, tmp_path, Reporter(None, quiet=True), StopSignal())
+    assert (outcome.steps, outcome.resumed_from_step) == (5, 5)
+    assert outcome.final_loss is not None
+    assert all(torch.equal(value, weights(again)[name]) for name, value in whole.items())
+    assert again.model(input_ids=torch.tensor([[5, 6, 7]])).logits.shape[1] == 3
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_adapters_on_the_output_layer_are_refused(target: str, tiny_model: Path, tmp_path: Path) -> None:
+    """The fused loss goes round the layer's forward: the adapters would stay what they were. Its weights are tied."""
+    with pytest.raises(ConfigError, match="output layer"):
+        run(tiny_model, tmp_path, rows(8), lora=LoraConfig(r=4, target_modules=["q_proj", target]))
+
+
+def test_steps_are_logged_under_the_stage_that_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path / "metrics.jsonl", quiet=True)
+    stop = StopSignal()
+    supervised.train(student(tiny_model), rows(8), config(), tmp_path, reporter, stop, stage="cold_start")
+    assert {json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()} == {
+        "cold_start"
+    }
 
 
 def test_a_torn_checkpoint_is_not_used(tiny_model: Path, tmp_path: Path) -> None:
@@ -244,7 +278,7 @@ def test_a_request_to_stop_saves_and_returns(tiny_model: Path, tmp_path: Path) -
     trained = student(tiny_model)
     outcome = supervised.train(trained, rows(24), config(), tmp_path, Reporter(None, quiet=True), stop)
     assert outcome.steps == 1
-    assert supervised.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_old_checkpoints_go(tiny_model: Path, tmp_path: Path) -> None:

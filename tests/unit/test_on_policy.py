@@ -18,7 +18,8 @@ from easydistill.data.chat import Rendered
 from easydistill.stages.on_policy import split_label
 from easydistill.teachers.retry import Fault, Verdict
 from easydistill.teachers.server_scores import NO_LOGPROBS, realised
-from easydistill.trainers.on_policy import PromptOrder, repetition, rolled_positions, sampled_reverse_kl
+from easydistill.trainers.on_policy import sampled_reverse_kl
+from easydistill.trainers.rollouts import PromptOrder, repetition, rolled_positions
 
 LOCAL: dict[str, Any] = {
     "job_type": "on_policy_kd",
@@ -191,7 +192,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "key typo": (LOCAL, {"on_policy": {"rolout_share": 1}}, "rolout_share", "rollout_share"),
     "share as percent": (LOCAL, {"on_policy": {"rollout_share": 50}}, "50", ""),
     "share negative": (LOCAL, {"on_policy": {"rollout_share": -0.1}}, "-0.1", ""),
-    "beta of another objective": (SERVER, {"on_policy.beta": 0.5}, "`beta` means nothing", "remove beta"),
+    "beta of another objective": (SERVER, {"on_policy.beta": 0.4}, "`beta` means nothing", "remove beta"),
     "temperature of another": (SERVER, {"on_policy.temperature": 0.7}, "`temperature` means nothing", "remove"),
     "clip of another": (LOCAL, {"on_policy": {"ratio_clip": 0.1}}, "`ratio_clip` means nothing", "remove ratio_clip"),
     "steps of another": (LOCAL, {"on_policy": {"steps_per_rollout": 2}}, "`steps_per_rollout` means", "remove"),
@@ -212,6 +213,14 @@ def test_a_malformed_config_is_told_as_such(name: str, tmp_path: Path, capsys: p
     base, changes, problem, mend = MALFORMED[name]
     found = complaints(write(tmp_path / "kd.json", changed(base, changes)), capsys)
     assert any(problem in item.text and mend in item.mend for item in found), found
+
+
+@pytest.mark.parametrize("base", [LOCAL, SERVER])
+def test_defaults_of_the_other_objective_may_stand_there(base: dict[str, Any]) -> None:
+    """As in a config of `easydistill init` whose lines are all uncommented."""
+    defaults = {"beta": 0.5, "temperature": 1.0, "ratio_clip": 0.2, "steps_per_rollout": 1}
+    written = changed(base, {f"on_policy.{name}": value for name, value in defaults.items()})
+    assert api.validate(written) == api.validate(base)
 
 
 @pytest.mark.parametrize(

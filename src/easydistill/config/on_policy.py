@@ -24,7 +24,7 @@ _BELONGS: dict[str, Objective] = {
     "ratio_clip": "sampled_reverse_kl",
     "steps_per_rollout": "sampled_reverse_kl",
 }
-"""Fields that one objective alone reads."""
+"""Fields that one objective alone reads. Beside the other one, all that may stand there is their default."""
 
 
 class OnPolicyConfig(Section):
@@ -60,7 +60,8 @@ class OnPolicyConfig(Section):
     @model_validator(mode="after")
     def _only_what_the_objective_reads(self) -> OnPolicyConfig:
         for name, objective in _BELONGS.items():
-            if name in self.model_fields_set and objective != self.objective:
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and objective != self.objective:
                 raise Unfit(
                     f"`{name}` means nothing to the objective {self.objective}",
                     f'remove {name}, or set "objective": "{objective}"',

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from easydistill.config.fields import models_in
@@ -34,14 +35,29 @@ def starting_config(job: type[JobConfig]) -> str:
         f'  "output_dir": {json.dumps(f"runs/{job_type}")},',
     ]
     for name, info in job.model_fields.items():
-        section = next(models_in(info.annotation), None)
-        if section is not None:
+        section = _shown(name, info)
+        if section is None and next(models_in(info.annotation), None) is not None:
+            lines += [f"  // {' '.join((info.description or '').split())}", f'  // "{name}": null,']
+        elif section is not None:
             lines += [
                 f'  "{name}": {{',
                 *_section(section, name, _TEACHER_OUTSIDE.get(job_type, set())),
                 "  },",
             ]
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _shown(name: str, info: FieldInfo) -> type[BaseModel] | None:
+    """The class whose keys stand for a section: that of its default, or the first that it takes; None to leave it out.
+
+    A section that is absent by default is shown only where something in it is there to be set.
+    """
+    first = next(models_in(info.annotation), None)
+    default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, BaseModel):
+        return type(default)
+    to_set = first is not None and any((name, field) in _EXAMPLES for field in first.model_fields)
+    return first if info.is_required() or to_set else None
 
 
 def _section(section: type[BaseModel], name: str, skip: set[tuple[str, str]]) -> list[str]:

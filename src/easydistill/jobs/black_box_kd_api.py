@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -12,11 +12,10 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainingConfig
-from easydistill.engine.stage import Stage, StageContext
-from easydistill.errors import ConfigIssue
+from easydistill.engine.stage import Stage
+from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._black_box import train_and_evaluate
-from easydistill.stages.label import LabelStage, TeacherPlan
-from easydistill.teachers.base import Teacher, bare_url
+from easydistill.stages.label import LabelStage
 
 
 class Job(JobConfig):
@@ -47,23 +46,4 @@ def plan(job: Job) -> list[Stage]:
     )
     if job.inference is None:
         return after
-    return [LabelStage(job.dataset, job.inference, _teacher(job.inference)), *after]
-
-
-def _teacher(inference: ApiInferenceConfig) -> TeacherPlan:
-    def make(context: StageContext) -> Teacher:
-        from easydistill.teachers.openai import OpenAITeacher
-
-        return OpenAITeacher(inference, context.redactor)
-
-    def identity() -> dict[str, Any]:
-        return {"base_url": bare_url(inference.base_url), "model": inference.model}
-
-    def preflight() -> list[ConfigIssue]:
-        issues: list[ConfigIssue] = []
-        if inference.base_url == "ENDPOINT":
-            problem = '"ENDPOINT" stands for the address of your API'
-            issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
-        return issues
-
-    return TeacherPlan(make, identity, preflight)
+    return [LabelStage(job.dataset, job.inference, api_teacher(job.inference)), *after]

@@ -14,7 +14,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.on_policy import OnPolicyConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
-from easydistill.jobs import black_box_kd_api
+from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._local_teacher import local_teacher
 from easydistill.stages.evaluate import EvaluateStage
 from easydistill.stages.label import LabelStage, TeacherPlan
@@ -96,6 +96,6 @@ def plan(job: Job) -> list[Stage]:
 def _teacher(job: Job) -> TeacherPlan:
     """Whoever answers in the label stage, made as in the black-box jobs."""
     if isinstance(job.inference, ApiInferenceConfig):
-        return black_box_kd_api._teacher(job.inference)
+        return api_teacher(job.inference)
     assert job.models.teacher is not None
     return local_teacher(job.models.teacher, job.inference, job.dataset.template)

@@ -7,7 +7,8 @@ processor draws one uniform number a row and inverts the cumulative distribution
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,23 @@ class Answer:
     ended: bool
 
 
+@contextlib.contextmanager
+def _own_distribution(model: Any) -> Iterator[None]:
+    """Let `model` generate from its own probabilities.
+
+    `generate` takes what it is not told from the model's generation config. A repetition penalty there, as
+    Qwen2.5-Instruct has one, or suppressed tokens would draw from another distribution than the model's.
+    """
+    from transformers import GenerationConfig
+
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept, owner.generation_config = owner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = kept
+
+
 def generate_batch(
     model: Any,
     prompts: Sequence[list[int]],
@@ -117,12 +135,13 @@ def generate_batch(
     context = getattr(model.config, "max_position_embeddings", None)
     room = max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
     config = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=ends or None, pad_token_id=pad)
-    out_BT = model.generate(
-        ids_BT,
-        attention_mask=mask_BT,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([sampler]),
-    )
+    with _own_distribution(model):
+        out_BT = model.generate(
+            ids_BT,
+            attention_mask=mask_BT,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampler]),
+        )
     answers: list[Answer] = []
     for row in out_BT[:, width:].tolist():
         end = next((at for at, token in enumerate(row) if token in eos_ids), None)

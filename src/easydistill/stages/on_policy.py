@@ -29,7 +29,7 @@ from easydistill.teachers.base import TEMPLATE_REFUSED, bare_url
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.trainers.on_policy import PromptRow, TeacherScores
+    from easydistill.trainers.rollouts import PromptRow, TeacherScores
     from easydistill.trainers.supervised import TrainingOutcome
 
 
@@ -153,7 +153,7 @@ class OnPolicyStage(TrainStage):
         return rows, labels, unfit
 
     def _prompt_row(self, renderer: ChatRenderer, sample: Sample, label: Rendered | None) -> PromptRow | Rejection:
-        from easydistill.trainers.on_policy import PromptRow
+        from easydistill.trainers.rollouts import PromptRow
 
         try:
             prompt = renderer.prompt_ids(sample.prompt)
@@ -176,7 +176,7 @@ class OnPolicyStage(TrainStage):
         """The cold start, if there is one and it is not behind us; then on-policy training."""
         from easydistill.trainers import on_policy as sampled
         from easydistill.trainers.batching import TokenRow
-        from easydistill.trainers.supervised import last_whole_checkpoint
+        from easydistill.trainers.checkpoints import last_whole_checkpoint
         from easydistill.trainers.supervised import train as fine_tune
 
         checkpoints = context.directory / "checkpoints" / context.fingerprint[:12]
@@ -192,6 +192,7 @@ class OnPolicyStage(TrainStage):
                 checkpoints / "cold_start",
                 context.reporter,
                 context.stop,
+                stage="cold_start",
             )
             context.stop.raise_if_requested()
         shared = (self._training, self._on_policy, following, context.reporter, context.stop)
@@ -206,7 +207,7 @@ class OnPolicyStage(TrainStage):
             from easydistill.teachers.server_scores import ServerScores
 
             return ServerScores(self._server, context.redactor, lambda token: student.tokenizer.decode([token]))
-        from easydistill.trainers.on_policy import LocalScores
+        from easydistill.trainers.rollouts import LocalScores
 
         teacher = self._local_teacher(student, vocabulary)
         return LocalScores(teacher, min(student.eos_ids, default=0), self._training.loss_chunk_bytes)

@@ -2,7 +2,7 @@
 
 What enters: token ids, and from which of them on to score. What leaves: log p_T(token t | tokens before t) of each of
 those tokens, in nats, at temperature 1. The prompt is sent as ids, so that the server scores the very tokens that the
-student wrote; their meaning is compared with the student's tokenizer once.
+student wrote; their meaning is compared with the student's tokenizer at the beginning.
 
 Concurrency, retries and the words for what goes wrong are the API teacher's.
 """
@@ -81,7 +81,7 @@ class ServerScores:
         ]
 
     def _compare(self, scored: Sequence[tuple[Sequence[int], list[dict[str, Any]]]]) -> None:
-        """Make sure, once, that the server's tokens read as the student's do."""
+        """Make sure that the server's tokens read as the student's do, until enough of them have been compared."""
         if self._compared:
             return
         read = {
@@ -100,7 +100,7 @@ class ServerScores:
                 f"({len(strange)} of {len(plain)} differ)\n"
                 "    → take a teacher with the student's vocabulary; for others there is black_box_kd_api"
             )
-        self._compared = True
+        self._compared = len(plain) * MAX_STRANGE >= 1
 
 
 class _Client(OpenAITeacher):

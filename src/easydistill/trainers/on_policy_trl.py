@@ -11,6 +11,7 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import warnings
@@ -32,20 +33,21 @@ from easydistill.errors import DataError, MissingExtra
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device
 from easydistill.models.student import Student
+from easydistill.trainers.checkpoints import last_whole_checkpoint, step_of
 from easydistill.trainers.compat import check_head, training_arguments, uses_bf16
-from easydistill.trainers.on_policy import (
+from easydistill.trainers.on_policy import kept_settings
+from easydistill.trainers.rollouts import (
     PromptOrder,
     PromptRow,
     Written,
     assign,
     batch_rows,
     describe,
-    kept_settings,
     realised_logprobs,
     roll_out,
     rolled_positions,
 )
-from easydistill.trainers.supervised import TrainingOutcome, _Watch, _with_adapters, last_whole_checkpoint
+from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, with_adapters
 
 try:
     with warnings.catch_warnings():
@@ -79,11 +81,12 @@ def train(
     check_head(student.model)
     check_head(teacher)
     resume = last_whole_checkpoint(checkpoints)
-    model = _with_adapters(student.model, config)
-    watch = _Watching(reporter, stop, config)
+    model = with_adapters(student.model, config)
+    watch = RolloutWatch(reporter, stop, config)
     with watch, kept_settings(student.model):
         trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with contextlib.suppress(AllStepsDone):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
     if config.lora is not None:
         student.model = model.merge_and_unload()
@@ -94,7 +97,7 @@ def train(
         trained_tokens=int(trainer.state.num_input_tokens_seen),
         parameters=sum(size for size, _ in sizes),
         trainable_parameters=sum(size for size, trained in sizes if trained),
-        resumed_from_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0,
+        resumed_from_step=step_of(resume) if resume else 0,
     )
 
 
@@ -123,7 +126,7 @@ class _Rows(Dataset[dict[str, int]]):
         return {"prompt": index}
 
 
-class _Watching(_Watch):
+class RolloutWatch(Watch):
     """Also tells what the rollouts since the last entry were like."""
 
     def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig) -> None:
@@ -153,7 +156,7 @@ class RolloutTrainer(DistillationTrainer):
         config: TrainingConfig,
         on_policy: OnPolicyConfig,
         checkpoints: Path,
-        watch: _Watching,
+        watch: RolloutWatch,
     ) -> None:
         self._rows, self._config, self._on_policy, self._student = rows, config, on_policy, student
         self._watch = watch

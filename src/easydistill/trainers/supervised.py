@@ -9,8 +9,7 @@ optimiser are float32; the computation is bfloat16 where the device does that we
 
 from __future__ import annotations
 
-import json
-import shutil
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, Task
-from easydistill.errors import DataError
+from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.models.loading import device
 from easydistill.models.student import Student
 from easydistill.trainers.batching import (
@@ -34,6 +33,7 @@ from easydistill.trainers.batching import (
     collate,
     pack,
 )
+from easydistill.trainers.checkpoints import last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.trainers.compat import (
     FusedTrainer,
     check_head,
@@ -43,9 +43,6 @@ from easydistill.trainers.compat import (
     unfuse_loss,
 )
 from easydistill.trainers.distillation import Distillation
-
-WHOLE = "whole.json"
-"""Written into a checkpoint last; a checkpoint without it was torn by a kill."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +65,15 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     distillation: Distillation | None = None,
+    stage: str = "train",
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
 
     Goes on from the last whole checkpoint in `checkpoints`, with the same final weights as without a break. Returns
     early, after a checkpoint, once `stop` is requested.
+
+    Args:
+        stage: whose steps these are in `metrics.jsonl`; the report draws the curve of `train`.
 
     Raises:
         DataError: there are no rows, or training gave a loss that is not finite.
@@ -91,7 +92,7 @@ def train(
     )
     check_head(student.model)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
-    model = _with_adapters(student.model, config)
+    model = with_adapters(student.model, config)
     arguments = training_arguments(config, checkpoints, on)
     resume = last_whole_checkpoint(checkpoints)
     pad = student.tokenizer.pad_token_id
@@ -101,7 +102,7 @@ def train(
         extra = distillation.collate([row for item in items for row in item]) if distillation else {}
         return {**collate(items, pad_id), **extra}
 
-    with _Watch(reporter, stop, config, distillation) as callback:
+    with Watch(reporter, stop, config, distillation, stage) as callback:
         trainer = FusedTrainer(
             model=model,
             args=arguments,
@@ -111,7 +112,8 @@ def train(
             sampler=sampler,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with contextlib.suppress(AllStepsDone):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # PEFT's merge calls nothing of forward, but whoever gets the model next expects logits from it.
@@ -126,16 +128,22 @@ def train(
         trained_tokens=sum(sum(label != IGNORE for label in row.labels()) for row in rows),
         parameters=parameters,
         trainable_parameters=trainable,
-        resumed_from_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0,
+        resumed_from_step=step_of(resume) if resume else 0,
     )
 
 
-def _with_adapters(model: Any, config: TrainingConfig) -> Any:
+def with_adapters(model: Any, config: TrainingConfig) -> Any:
+    """`model` with new low-rank adapters, drawn from the seed, where the config asks for them; else as it is.
+
+    Raises:
+        ConfigError: the output layer is to have adapters.
+    """
     if config.lora is None:
         return model
     import peft
     import torch
 
+    _check_targets(model, config.lora.target_modules)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         adapters = peft.LoraConfig(
@@ -151,33 +159,53 @@ def _with_adapters(model: Any, config: TrainingConfig) -> Any:
     return adapted
 
 
-def last_whole_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; torn ones are removed."""
-    found: dict[int, Path] = {}
-    for path in directory.glob("checkpoint-*"):
-        if (path / WHOLE).is_file():
-            found[int(path.name.rsplit("-", 1)[1])] = path
-        else:
-            shutil.rmtree(path)
-    return found[max(found)] if found else None
+def _check_targets(model: Any, targets: Sequence[str]) -> None:
+    """Make sure that no adapter goes on the output layer, or on embeddings whose weights that shares.
+
+    Losses multiply with the layer's weight, slice by slice, and go round its forward: adapters would stay untrained.
+    """
+    if targets == "all-linear":
+        return
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    used = [head, embeddings] if head.weight is embeddings.weight else [head]
+    names = [name for name, module in model.named_modules() if any(module is layer for layer in used)]
+    for target in targets:
+        if any(f".{name}".endswith(f".{target}") for name in names):
+            problem = f"adapters on {target}, the output layer, would not be trained"
+            mend = f'remove "{target}", or use "all-linear", which leaves that layer out'
+            raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, mend))
 
 
-class _Watch(TrainerCallback):
+class AllStepsDone(Exception):
+    """The checkpoint that training goes on from is its end: weights and state are loaded, and nothing is left to do.
+
+    transformers' Trainer looks for the end after a step, so it would take one too many where the last step is in the
+    middle of an epoch.
+    """
+
+
+class Watch(TrainerCallback):
     """Progress, metrics, whole checkpoints, and the user's wish to stop."""
 
     def __init__(
-        self, reporter: Reporter, stop: StopSignal, config: TrainingConfig, distillation: Distillation | None = None
+        self,
+        reporter: Reporter,
+        stop: StopSignal,
+        config: TrainingConfig,
+        distillation: Distillation | None = None,
+        stage: str = "train",
     ) -> None:
         self._reporter = reporter
         self._distillation = distillation
         self._stop = stop
         self._config = config
+        self._stage = stage
         self._task: Task | None = None
         self._context: Any = None
         self._step_at = (0, time.monotonic())
         self.last_loss: float | None = None
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -189,6 +217,8 @@ class _Watch(TrainerCallback):
         self._context = self._reporter.task("Training", state.max_steps, done=state.global_step, unit="steps")
         self._task = self._context.__enter__()
         self._step_at = (state.global_step, time.monotonic())
+        if state.global_step >= state.max_steps:
+            raise AllStepsDone
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         if self._task is not None:
@@ -213,7 +243,7 @@ class _Watch(TrainerCallback):
         seconds = (now - at) / max(1, state.global_step - step)
         self._step_at = (state.global_step, now)
         self._reporter.metric(
-            "train",
+            self._stage,
             step=state.global_step,
             epoch=round(float(logs.get("epoch", 0.0)), 4),
             loss=loss,
@@ -227,13 +257,5 @@ class _Watch(TrainerCallback):
         if not state.is_world_process_zero:
             return
         directory = Path(args.output_dir)
-        current = directory / f"checkpoint-{state.global_step}"
-        (current / WHOLE).write_text(json.dumps({"step": state.global_step}), encoding="utf-8")
-        whole = sorted(
-            (path for path in directory.glob("checkpoint-*") if (path / WHOLE).is_file()),
-            key=lambda path: int(path.name.rsplit("-", 1)[1]),
-        )
-        for old in whole[: -self._config.save_total_limit]:
-            # The mark goes first, so that a kill in between leaves a torn checkpoint, not one that looks whole.
-            (old / WHOLE).unlink()
-            shutil.rmtree(old)
+        mark_whole(directory / f"checkpoint-{state.global_step}")
+        rotate(directory, self._config.save_total_limit)
