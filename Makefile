@@ -66,6 +66,9 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.sft_step.run
 	$(RUN) $(BIN)/python -m benchmarks.labelling.client_requests
 	$(RUN) $(BIN)/python -m benchmarks.labelling.vllm_path
+	$(RUN) $(BIN)/python -m benchmarks.signals.run
+	$(RUN) $(BIN)/python -m benchmarks.kd_step.run
+	$(RUN) $(BIN)/python -m benchmarks.quality.run
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	$(PIP) -e '.[docs]'
