@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ from easydistill.trainers.batching import IGNORE, TokenRow, collate, pack
 from easydistill.trainers.compat import fuse_loss
 from easydistill.trainers.distillation import Distillation
 
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 VOCABULARY = 49_152
 EXACT = TopKSignals(kind="top_k", k=24, dtype="float32", max_batch_tokens=160, shard_tokens=300)
 
@@ -214,6 +220,29 @@ def test_tied_and_frozen_heads(tiny_model: Path, teacher: Path, tmp_path: Path) 
     used = torch.unique(batch["input_ids"])
     unused = torch.ones(VOCABULARY, dtype=torch.bool).index_fill(0, used, False)
     torch.testing.assert_close(tied[unused], alone.weight_VD.grad[unused], rtol=1e-4, atol=1e-7)
+
+
+def test_two_ranks_train_as_one(tiny_model: Path, teacher: Path, tmp_path: Path) -> None:
+    """Two processes with a micro-batch each make the step of one process that accumulates two."""
+    made = rows(12)
+    scored(teacher, made, tmp_path / "signals")
+    lines = [json.dumps({"id": row.id, "ids": row.ids, "mask": row.mask}) for row in made]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+
+    def trained(name: str, *launcher: str, accumulation: int) -> dict[str, torch.Tensor]:
+        inputs = [str(tiny_model), str(tmp_path / "rows.jsonl"), str(tmp_path / "signals"), str(tmp_path / name)]
+        command = [sys.executable, "-m", *launcher, "tests.support.train_ranks", *inputs, str(accumulation)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **SMALL})
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, torch.Tensor] = torch.load(tmp_path / name, weights_only=True)
+        return found
+
+    one = trained("one.pt", accumulation=2)
+    two = trained("two.pt", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", accumulation=1)
+    start = build_student(ModelsConfig(student=str(tiny_model)), torch.float32).model.state_dict()
+    assert any(not torch.equal(one[name], start[name]) for name in one)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name.removeprefix("module.")], value, rtol=1e-4, atol=1e-6)
 
 
 # --- the store and the rows -----------------------------------------------------------------------------------
