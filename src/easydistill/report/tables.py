@@ -49,7 +49,11 @@ def funnel(facts: Facts) -> list[FunnelStep]:
                 steps.append(("Trained on", trained, "kept", stage))
             if heldout is not None:
                 steps.append(("Held out to measure with", heldout, "aside", None))
-        elif stage.name != EVALUATE and stage.left is not None:
+        elif (
+            stage.name not in {EVALUATE, "rollout"}
+            and stage.left is not None
+            and (stage.name != "score" or stage.left != stage.entered)
+        ):
             steps.append((_NAMES.get(stage.name, f"After {stage.name}"), stage.left, "kept", stage))
     most = max((rows for _, rows, _, _ in steps), default=0)
     if not most:

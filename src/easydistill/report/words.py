@@ -203,7 +203,11 @@ def teacher_words(facts: Facts) -> tuple[str, str]:
     place = reference if reference != name else ""
     if teacher_was_asked(facts):
         return name, place
-    return name, f"{place}{', ' if place else ''}for comparison only: the rows came labelled"
+    role = {
+        "white_box_kd_local": "the rows came labelled, and it marked every token of them",
+        "on_policy_kd": "it marked what the student wrote",
+    }.get(as_text(facts.setting("job_type")), "for comparison only: the rows came labelled")
+    return name, f"{place}{', ' if place else ''}{role}"
 
 
 def student_words(facts: Facts) -> tuple[str, str]:
@@ -235,6 +239,10 @@ def lede(facts: Facts) -> str:
     parts = []
     if label is not None and label.left is not None and label.entered is not None:
         parts.append(f"{teacher} answered {label.left:,} of {label.entered:,} prompts.")
+    score = facts.stage("score")
+    if score is not None and score.tokens.get("scored"):
+        subject = "It" if parts else teacher
+        parts.append(f"{subject} said how probable it finds each of {score.tokens['scored']:,} answer tokens.")
     rows = as_int(facts.train.get("train_rows"))
     if train is not None and rows is not None:
         how = "LoRA adapters" if facts.setting("training.lora") else "all weights"
@@ -253,6 +261,8 @@ def settings(facts: Facts) -> list[tuple[str, str]]:
     found = [
         ("Data", _data(facts)),
         ("Asking the teacher", _sampling(facts)),
+        ("Distillation", _distillation(facts)),
+        ("Teacher's signals", _signals(facts)),
         ("Training", _training(facts)),
         ("Evaluation", _evaluation(facts)),
         ("Seeds", _seeds(facts)),
@@ -321,6 +331,36 @@ def _training(facts: Facts) -> str:
     if training.get("packing"):
         words.append("packed")
     return ", ".join(words)
+
+
+def _distillation(facts: Facts) -> str:
+    distillation = as_dict(facts.setting("distillation"))
+    if not distillation:
+        return ""
+    words = [as_text(distillation.get("distillation_type"))]
+    plain_fields = {"distillation_type", "kd_ratio", "max_seq_length", "temperature", "tail", "align"}
+    words += [f"{name} {plain(value)}" for name, value in distillation.items() if name not in plain_fields]
+    share = as_float(distillation.get("kd_ratio"))
+    if share is not None:
+        words.append(f"{share:.0%} of the loss, the rest cross-entropy")
+    if distillation.get("temperature") not in {None, 1.0}:
+        words.append(f"temperature {plain(distillation['temperature'])}")
+    if distillation.get("align") == "bytes":
+        words.append("tokens matched by their bytes")
+    return ", ".join(word for word in words if word)
+
+
+def _signals(facts: Facts) -> str:
+    score = facts.stage("score")
+    if score is None:
+        return ""
+    words = [as_text(score.metrics.get("signal"))]
+    taken, head = (as_float(score.metrics.get(name)) for name in ("bytes_per_token", "head_mass"))
+    if taken is not None:
+        words.append(f"{taken:.1f} bytes a token")
+    if head is not None:
+        words.append(f"{head:.1%} of the teacher's mass kept exactly")
+    return ", ".join(word for word in words if word)
 
 
 def _evaluation(facts: Facts) -> str:
