@@ -43,7 +43,9 @@ def test_make_targets_exist(target: str) -> None:
     assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "docs/runs.md", "docs/white_box.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "docs/runs.md", "docs/white_box.md", "benchmarks/README.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

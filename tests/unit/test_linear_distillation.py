@@ -220,9 +220,10 @@ def test_unused_places_change_nothing(temperature):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_rows_without_a_signal_learn_from_their_labels_alone():
+@pytest.mark.parametrize("tail", ["bucket", "ignore", "renormalise_teacher"])
+def test_rows_without_a_signal_learn_from_their_labels_alone(tail):
     hidden, head, target, teacher = problem(10)
-    objective = Objective(divergence_of("forward_kld"), kd_ratio=0.5)
+    objective = Objective(divergence_of("forward_kld", tail=tail), kd_ratio=0.5, tail=tail)
     present = torch.arange(ROWS) % 3 != 0
     targets = top_targets(teacher, 4)
     blank = replace(

@@ -13,7 +13,7 @@ from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import WhiteBoxInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSignals
+from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_teacher import local_teacher
@@ -27,6 +27,8 @@ from easydistill.stages.score import ScoreStage, Scoring
 from easydistill.stages.train import Teaching, TrainStage
 
 Distillation: Any = distillation_section()
+ALIGNED_TOP_K = 20
+"""Tokens kept of a teacher with another tokenizer, of which nothing can be drawn."""
 
 
 class Job(JobConfig):
@@ -65,6 +67,8 @@ class Job(JobConfig):
         if self.signals is not None:
             return self.signals
         k = self.inference.top_logits_num
+        if k is None and self.distillation.align == "bytes":
+            k = ALIGNED_TOP_K
         return ThresholdSignals() if k is None else TopKSignals(kind="top_k", k=k)
 
     @model_validator(mode="after")
@@ -87,6 +91,8 @@ class Job(JobConfig):
             raise Unfit("inference.top_logits_num and signals both say what is kept", "keep one of them")
         if self.scores:
             self._signals_suit_the_loss()
+            self._signals_suit_the_teacher()
+            self._signals_suit_vllm()
         return self
 
     def _signals_suit_the_loss(self) -> None:
@@ -100,9 +106,37 @@ class Job(JobConfig):
         if kept.drawn and loss.tail != "bucket":
             problem = f"tail {loss.tail!r} has no meaning for {kept.kind} signals: draws stand for the tail"
             raise Unfit(problem, 'leave distillation.tail out, or set signals to {"kind": "top_k"}')
-        if kept.backend == "vllm" and kept.drawn:
-            problem = f"vLLM gives most probable tokens alone, no draws ({kept.kind})"
-            raise Unfit(problem, 'set signals.backend to "transformers", or signals.kind to "top_k"')
+
+    def _signals_suit_the_teacher(self) -> None:
+        kept = self.kept()
+        if self.distillation.align == "none":
+            return
+        if not isinstance(kept, TopKSignals | TopPSignals):
+            raise Unfit(
+                f"{kept.kind} signals are drawn, and what a teacher with another tokenizer gives to tokens that are "
+                'none of the student\'s cannot be drawn (distillation.align is "bytes")',
+                f'leave signals out (then top_k with k={ALIGNED_TOP_K}), or set signals.kind to "top_k" or "top_p"',
+            )
+        if kept.teachers is not None and len(kept.teachers) > 1:
+            problem = f'{len(kept.teachers)} teachers cannot be mixed where distillation.align is "bytes"'
+            raise Unfit(problem, "name one teacher")
+        if kept.backend == "vllm":
+            problem = 'vLLM lists a few tokens of the teacher\'s own, which distillation.align "bytes" cannot map'
+            raise Unfit(problem, 'set signals.backend to "transformers"')
+
+    def _signals_suit_vllm(self) -> None:
+        kept = self.kept()
+        if kept.backend != "vllm":
+            return
+        if not isinstance(kept, TopKSignals):
+            problem = f"vLLM gives a fixed number of most probable tokens alone, no {kept.kind}"
+            raise Unfit(problem, 'set signals.kind to "top_k", or signals.backend to "transformers"')
+        if kept.teachers is not None and len(kept.teachers) > 1:
+            problem = f"vLLM holds one teacher at a time, not {len(kept.teachers)}"
+            raise Unfit(problem, 'set signals.backend to "transformers"')
+        if self.distillation.temperature != 1.0:
+            problem = f"vLLM gives log-probabilities at temperature 1 alone, not {self.distillation.temperature}"
+            raise Unfit(problem, 'set signals.backend to "transformers", or distillation.temperature to 1')
 
 
 def plan(job: Job) -> list[Stage]:

@@ -258,7 +258,8 @@ class _Chunk:
             value, g_NM = self._with_bucket(teacher, teacher_NM, student_NM, rows)
         else:
             if self._objective.tail == "renormalise_teacher":
-                teacher_NM = teacher_NM - teacher_NM.logsumexp(-1, keepdim=True)
+                # A row without a signal has no mass to give to the listed.
+                teacher_NM = teacher_NM - teacher_NM.logsumexp(-1, keepdim=True).nan_to_num(neginf=0.0)
             value, g_NM = self._divergence(teacher_NM, student_NM, False, rows, teacher.present_N)
         value = value + (teacher.offset_N * teacher.present_N).sum()
         g_NM = g_NM.masked_fill(unused_NM, 0.0)

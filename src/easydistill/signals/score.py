@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,11 +35,20 @@ class RowToScore:
     ids: Sequence[int]
     learned: Sequence[bool]
 
+    @property
+    def length(self) -> int:
+        """Tokens of the teacher's forward pass; at least one."""
+        return len(self.ids)
 
-class Scorer(Protocol):
+
+RowT = TypeVar("RowT", bound=RowToScore)
+ReadT = TypeVar("ReadT", bound=RowToScore, contravariant=True)
+
+
+class Scorer(Protocol[ReadT]):
     """Computes the signals of a batch of rows."""
 
-    def score(self, rows: Sequence[RowToScore]) -> list[ScoredSample]: ...
+    def score(self, rows: Sequence[ReadT]) -> list[ScoredSample]: ...
 
     def close(self) -> None: ...
 
@@ -155,11 +164,11 @@ def plan_shards(lengths: Sequence[int], batch_tokens: int, shard_tokens: int) ->
 
 
 def score_rows(
-    rows: Sequence[RowToScore],
+    rows: Sequence[RowT],
     config: SignalsConfig,
     codec: Codec,
     directory: Path,
-    make_scorer: Callable[[], Scorer],
+    make_scorer: Callable[[], Scorer[RowT]],
     advance: Callable[[int, int], Any],
     stop: StopSignal,
 ) -> int:
@@ -167,8 +176,8 @@ def score_rows(
 
     `advance(rows, tokens)` is called as rows are done. Returns early, between batches, once `stop` is requested.
     """
-    shards = plan_shards([len(row.ids) for row in rows], config.max_batch_tokens, config.shard_tokens)
-    scorer: Scorer | None = None
+    shards = plan_shards([row.length for row in rows], config.max_batch_tokens, config.shard_tokens)
+    scorer: Scorer[RowT] | None = None
     try:
         for shard in shards:
             path = shard_path(directory, shard.number)
@@ -178,7 +187,7 @@ def score_rows(
             scored: list[ScoredSample] = []
             for batch in _until_stopped(shard.batches, stop):
                 scored += scorer.score([rows[index] for index in batch])
-                advance(len(batch), sum(len(rows[index].ids) for index in batch))
+                advance(len(batch), sum(rows[index].length for index in batch))
             if len(scored) < shard.rows:
                 break
             write_shard(path, scored, codec)

@@ -290,8 +290,10 @@ class SignalStore:
     def figures(self) -> dict[str, float]:
         """Means over all scored tokens: the head's mass, and the teacher's cross-entropy on the labels in nats."""
         log_rest = np.concatenate([shard.row_array("log_rest") for shard in self._shards])
-        realised = np.concatenate([shard.row_array("realised") for shard in self._shards])
+        realised = decode_words(np.concatenate([shard.row_array("realised") for shard in self._shards]), np.nan)
+        # An aligned teacher may have no word for the student's token.
+        known = realised[np.isfinite(realised)]
         return {
             "head_mass": float(1 - np.exp(decode_words(log_rest, -np.inf)).mean(dtype=np.float64)),
-            "teacher_cross_entropy": float(-decode_words(realised, 0.0).mean(dtype=np.float64)),
+            "teacher_cross_entropy": float(-known.mean(dtype=np.float64)) if len(known) else 0.0,
         }

@@ -194,7 +194,7 @@ class ScoreStage:
                 work.codec,
                 directory,
                 work.make_scorer,
-                lambda count, tokens: task.advance(count, tokens),
+                task.advance,
                 context.stop,
             )
         context.stop.raise_if_requested()
@@ -239,8 +239,7 @@ class ScoreStage:
         scoring, signals = self._scoring, self._scoring.signals
         (reference, _), *others = scoring.teachers
         assert not others, "the job's validator refuses several"
-        config, _ = model_config(reference, trust_remote_code=self._trust)
-        context = getattr(config, "max_position_embeddings", None)
+        context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
         aligner = Aligner(student, self._teacher(reference, student), context)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [
@@ -362,7 +361,7 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
 
     from easydistill.models.loading import choose_dtype, device
     from easydistill.signals.score import ModelScorer
-    from easydistill.signals.verify import BF16_TOLERANCE
+    from easydistill.signals.verify import BF16_TOLERANCE, ENGINES_TOLERANCE
 
     about = store.manifest.about
     if about.get("align") == "bytes":
@@ -396,4 +395,5 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
         trust_remote_code=bool(about.get("trust_remote_code", False)),
     )
     exact = str(choose_dtype(signals.dtype, device())) in {"torch.float32", "torch.float64"}
-    return scorer, 5e-3 if exact else BF16_TOLERANCE
+    rounded = ENGINES_TOLERANCE if signals.backend == "vllm" else BF16_TOLERANCE
+    return scorer, 5e-3 if exact else rounded

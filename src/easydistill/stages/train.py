@@ -71,6 +71,16 @@ class Teaching:
             problem = f"{self.distillation.distillation_type} would be biased by the drawn signals ({kind}) in {store}"
             mend = 'use "forward_kld", or let a teacher score again with signals of kind "top_k"'
             issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
+        by_rank = bool(about.get("by_rank"))
+        if about.get("align") == "bytes" and by_rank != self.distillation.by_rank:
+            kept = "probabilities by rank" if by_rank else "probabilities by token"
+            problem = f"{self.distillation.distillation_type} cannot read the signals in {store}, which are {kept}"
+            mend = (
+                'set distillation_type to "uld", or let a teacher score again'
+                if by_rank
+                else "let a teacher score again"
+            )
+            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
         return issues
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,0 +1,341 @@
+"""Signals of a teacher with another tokenizer, over the student's ids.
+
+What enters: chats, and their rows as the student reads them. The teacher is shown each chat in its own template and
+tokens; where a token of the student's and one of the teacher's begin at the same byte of an answer (`alignment.py`),
+the teacher's distribution there is written over the student's ids. What leaves: a signal for those aligned tokens
+alone; the others are not `present`, and are learned from their labels only.
+
+- A teacher's token that is none of the student's has nowhere to go: its mass is part of the rest. It can be neither
+  listed nor drawn, so only `top_k` and `top_p` signals are made.
+- A loss that compares by rank (`uld`) needs no ids. Its signals are the teacher's own largest probabilities, nothing
+  of them lost to the map, and the ids stored beside them are ranks: no other loss may read such a store.
+- The realised log-probability is that of the student's token after the map: −inf where no token of the teacher's is it.
+
+Shapes: N aligned tokens, B rows, W their width, D hidden width, S the student's vocabulary, T the teacher's, K entries
+of the head; V is S or T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easydistill.config.signals import SignalsConfig
+from easydistill.data.chat import ChatRenderer
+from easydistill.data.records import Message
+from easydistill.engine.run_directory import LOGGER
+from easydistill.errors import DataError
+from easydistill.models.compatibility import Difference, Side, real_vocabulary, shared_ids
+from easydistill.models.head import Head, body_of, rows_per_chunk
+from easydistill.models.loading import choose_dtype, device, load_model
+from easydistill.signals.alignment import Ids, align, merge_columns, shared_vocabulary, token_bytes
+from easydistill.signals.codec import Codec
+from easydistill.signals.extract import SLICE_BYTES, SignalShape, TeacherRows
+from easydistill.signals.score import RowToScore
+from easydistill.signals.signal import TeacherSignal, concatenate
+from easydistill.signals.store import ScoredSample
+
+LEAST_SHARED = 0.01
+"""With a smaller share of the teacher's tokens in the student's vocabulary, next to nothing of it could be learned."""
+
+_PROBE: tuple[Message, ...] = (
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Blue."},
+)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AlignedRow(RowToScore):
+    """A row of the student's, and the same chat as the teacher reads it."""
+
+    teacher_ids: Sequence[int]
+    """As far as the last aligned token needs them."""
+    pairs: Ids
+    """[N, 2]: (token of the student's, token of the teacher's) that begin at the same byte; see `alignment.align`."""
+    refused: str | None = None
+    """Why the teacher's template would not have the chat."""
+
+    @property
+    def length(self) -> int:
+        # Planning needs rows to have a length; those without a pair cost nothing to score.
+        return max(1, len(self.teacher_ids))
+
+    @property
+    def present(self) -> Any:
+        """For each learned token, whether it is aligned, bool."""
+        return np.isin(np.flatnonzero(np.asarray(self.learned)), self.pairs[:, 0])
+
+
+class Aligner:
+    """Shows chats to a teacher as it reads them, and finds where its tokens begin with the student's.
+
+    Args:
+        student, teacher: a side's template is its own unless `Side.template` replaces it.
+        context: the teacher's longest row; what is behind it has no signal.
+
+    Raises:
+        DataError: a tokenizer is not understood, a template is missing or fails, or the student's never ends a turn.
+    """
+
+    def __init__(self, student: Side, teacher: Side, context: int | None = None) -> None:
+        self.student = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
+        self.teacher = ChatRenderer(teacher.tokenizer, teacher.eos_ids, teacher.template)
+        self._context = context
+        self._student_bytes = token_bytes(student.tokenizer)
+        self._teacher_bytes = token_bytes(teacher.tokenizer)
+        # A generation config may name end tokens that the tokenizer does not have.
+        self._teacher_ends = {index for index in self.teacher.eos_ids if index < len(self._teacher_bytes)}
+        self.teacher.render(_PROBE)
+
+    @cached_property
+    def to_student(self) -> Ids:
+        """The student's id of each of the teacher's tokens, int64 [T]; −1 for none."""
+        written = self.student.render(_PROBE)
+        end = written.ids[max(t for t, on in enumerate(written.mask) if on)]
+        if end not in self.student.eos_ids:
+            raise DataError(
+                "the student's answers end with no end token\n    → take a tokenizer that has one (eos_token)"
+            )
+        return shared_vocabulary(
+            self.student.tokenizer, self.teacher.tokenizer, self.student.eos_ids, self._teacher_ends, end
+        )
+
+    def row(self, row: RowToScore, messages: Sequence[Message], *, truncated: bool) -> AlignedRow:
+        """A row with its chat's other rendering; `truncated` says whether the row has lost its end.
+
+        Whole renderings are aligned, and what a row has lost is dropped from the pairs. So answers of a cut chat are
+        never mistaken for one another, as they could be where the teacher's template shows the last one alone.
+        """
+        try:
+            theirs = self.teacher.render(messages)
+        except DataError as error:
+            return AlignedRow(row.id, row.ids, row.learned, (), np.zeros((0, 2), np.int64), str(error))
+        ids, mask = row.ids, row.learned
+        if truncated:
+            whole = self.student.render(messages)
+            ids, mask = whole.ids, whole.mask
+        pairs = align(
+            ids,
+            mask,
+            theirs.ids,
+            theirs.mask,
+            self._student_bytes,
+            self._teacher_bytes,
+            self.student.eos_ids,
+            self._teacher_ends,
+            truncated=False,
+        )
+        kept = pairs[:, 0] < len(row.ids)
+        if self._context is not None:
+            kept &= pairs[:, 1] < self._context
+        pairs = pairs[kept]
+        needed = int(pairs[-1, 1]) if len(pairs) else 0
+        return AlignedRow(row.id, row.ids, row.learned, theirs.ids[:needed], pairs)
+
+
+def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
+    """How much of the rows a teacher speaks of, for the stage's figures.
+
+    Raises:
+        DataError: of nothing.
+    """
+    refused = [row.refused for row in rows if row.refused is not None]
+    if refused:
+        LOGGER.warning(
+            "%s: its template refuses %d of %d chats, which are learned from their labels alone: %s",
+            *(reference, len(refused), len(rows), refused[0]),
+        )
+    tokens, learned = sum(len(row.pairs) for row in rows), sum(sum(row.learned) for row in rows)
+    if rows and not tokens:
+        raise DataError(
+            f"{reference}: not one token of the rows begins where one of the teacher's does"
+            f"{f' ({refused[0]})' if refused else ''}\n"
+            "    → the answers are not the same text in both templates: set dataset.template"
+        )
+    return {
+        "aligned_share": round(tokens / max(1, learned), 6),
+        "rows_without_signal": sum(not len(row.pairs) for row in rows),
+        "rows_refused_by_template": len(refused),
+    }
+
+
+# --- the comparison before anything starts ------------------------------------------------------------------
+
+
+def compare_aligned(student: Side, teacher: Side, *, by_rank: bool) -> list[Difference]:
+    """What stands in the way of aligning teacher and student, and what is better known."""
+    try:
+        aligner = Aligner(student, teacher)
+        to_student = aligner.to_student
+    except DataError as error:
+        problem, _, mend = str(error).partition("\n    → ")
+        return [Difference(problem, mend or "take another teacher", fatal=True)]
+    found = [*_faults(student, aligner.student), *_faults(teacher, aligner.teacher)]
+    if shared_ids(student.tokenizer, teacher.tokenizer) is not None:
+        advice = 'set distillation.align to "none": every token then has a signal, and the teacher is scored faster'
+        found.append(Difference("teacher and student number their tokens alike", advice))
+    share = float((to_student >= 0).mean())
+    shown = f"{int((to_student >= 0).sum())} of the teacher's {len(to_student)} tokens are also the student's"
+    if share < LEAST_SHARED and not by_rank:
+        mend = 'take a teacher with a tokenizer of the same languages, or set distillation_type to "uld"'
+        found.append(Difference(f"only {shown}", mend, fatal=True))
+    else:
+        found.append(Difference(f"{shown} ({share:.0%})", "the mass of the others goes to the rest"))
+    return found
+
+
+def _faults(side: Side, renderer: ChatRenderer) -> list[Difference]:
+    real = real_vocabulary(side.tokenizer)
+    found: list[Difference] = []
+    if side.rows is not None and side.rows < real:
+        problem = f"the {side.name}'s output layer has {side.rows} rows, its tokenizer knows {real} tokens"
+        found.append(Difference(problem, "take the tokenizer that belongs to the model", fatal=True))
+    begin = side.tokenizer.bos_token_id
+    if begin is not None and renderer.render(_PROBE).ids[:2] == [begin, begin]:
+        problem = f"the {side.name}'s template writes the begin token twice"
+        found.append(Difference(problem, "take one out of the template", fatal=True))
+    return found
+
+
+# --- scoring ------------------------------------------------------------------------------------------------
+
+
+def codec_of(config: SignalsConfig, vocabulary: int) -> Codec:
+    """How aligned signals are written: a row of them may have fewer entries than another."""
+    return replace(SignalShape.of(config, vocabulary).codec(vocabulary), head=-1)
+
+
+class AlignedScorer:
+    """Scores `AlignedRow`s with a model loaded into this process.
+
+    Args:
+        reference: the teacher.
+        to_student: from `Aligner.to_student`.
+        vocabulary: S; the student's token ids are below this.
+        temperature: of the kept distribution.
+        by_rank: keep the teacher's own largest probabilities, for a loss that compares by rank.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        to_student: Ids,
+        config: SignalsConfig,
+        vocabulary: int,
+        temperature: float,
+        *,
+        by_rank: bool,
+        trust_remote_code: bool = False,
+    ) -> None:
+        assert not config.drawn, "the job's validator refuses draws"
+        self._device = device()
+        dtype = choose_dtype(config.dtype, self._device)
+        self._model: Any = load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
+        self._head = Head.of(self._model)
+        self._to_student = to_student
+        self._to_student_T = torch.from_numpy(to_student).to(self._device)
+        self._shape = SignalShape.of(config, vocabulary)
+        self._vocabulary = vocabulary
+        self._temperature = temperature
+        self._by_rank = by_rank
+
+    def score(self, rows: Sequence[AlignedRow]) -> list[ScoredSample]:
+        with torch.inference_mode():
+            signal = self._signal([row for row in rows if len(row.pairs)])
+        scored: list[ScoredSample] = []
+        at = 0
+        for row in rows:
+            upto = at + len(row.pairs)
+            scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, upto), row.present))
+            at = upto
+        return scored
+
+    def _signal(self, rows: Sequence[AlignedRow]) -> TeacherSignal:
+        hidden_ND = self._hidden(rows)
+        targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
+        target_N = torch.tensor(targets, dtype=torch.int64, device=self._device)
+        teacher = TeacherRows([hidden_ND], [self._head], [0.0])
+        step = rows_per_chunk(len(self._to_student) + self._vocabulary, SLICE_BYTES)
+        parts = [
+            self._signal_of_logits(
+                teacher.logits(slice(start, start + step), len(self._to_student)), target_N[start : start + step]
+            )
+            for start in range(0, max(1, len(target_N)), step)
+        ]
+        return concatenate(parts)
+
+    def _hidden(self, rows: Sequence[AlignedRow]) -> Tensor:
+        """The teacher's hidden states [N, D] that predict the aligned tokens, row by row."""
+        if not rows:
+            return self._head.weight_VD.new_zeros((0, self._head.weight_VD.shape[1]))
+        width = max(len(row.teacher_ids) for row in rows)
+        # Padding is on the right, where causal attention does not look.
+        padded = [[*row.teacher_ids, *[0] * (width - len(row.teacher_ids))] for row in rows]
+        keep_BW = torch.zeros((len(rows), width), dtype=torch.bool)
+        for at, row in enumerate(rows):
+            keep_BW[at, row.pairs[:, 1] - 1] = True
+        hidden_BWD: Tensor = body_of(self._model)(
+            input_ids=torch.tensor(padded, device=self._device), use_cache=False
+        ).last_hidden_state
+        return hidden_BWD[keep_BW.to(self._device)]
+
+    def _signal_of_logits(self, logits_NT: Tensor, target_N: Tensor) -> TeacherSignal:
+        logprobs_NT = _normalised(logits_NT)
+        is_realised_NT = self._to_student_T == target_N[:, None]
+        realised_N = logprobs_NT.masked_fill(~is_realised_NT, -torch.inf).logsumexp(-1)
+        if self._temperature != 1.0:
+            logprobs_NT = _normalised(logits_NT / self._temperature)
+        if self._by_rank:
+            nowhere_N = torch.full_like(realised_N, -torch.inf)
+            _, head_NK, rest_N = listed(logprobs_NT, nowhere_N, self._shape)
+            ids_NK = torch.arange(head_NK.shape[1], device=head_NK.device).expand_as(head_NK)
+        else:
+            ids_NK, head_NK, rest_N = listed(
+                *merge_columns(logprobs_NT, self._to_student, self._vocabulary), self._shape
+            )
+        none_ND = np.zeros((len(target_N), 0), np.int64)
+        return TeacherSignal(
+            head_ids_NK=ids_NK.masked_fill(head_NK.isneginf(), 0).cpu().numpy(),
+            head_logprobs_NK=head_NK.float().cpu().numpy(),
+            log_rest_N=rest_N.float().cpu().numpy(),
+            draw_ids_ND=none_ND,
+            draw_counts_ND=none_ND,
+            draws=0,
+            fixed=False,
+            realised_N=realised_N.float().cpu().numpy(),
+            entropy_N=np.full(len(target_N), np.nan, np.float32),
+        )
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _normalised(logits_NV: Tensor) -> Tensor:
+    # `log_softmax` adds a row's exponentials up one by one and is off by 1e-5; `logsumexp` in a tree.
+    return logits_NV - logits_NV.logsumexp(-1, keepdim=True)
+
+
+def listed(logprobs_NV: Tensor, log_elsewhere_N: Tensor, shape: SignalShape) -> tuple[Tensor, Tensor, Tensor]:
+    """The head of a distribution of which a part is on no token: (ids [N, K], log-probabilities, log of the rest [N]).
+
+    Args:
+        logprobs_NV: with the mass in `log_elsewhere_N` it sums to one.
+        log_elsewhere_N: log of the mass on no token; it is part of the rest.
+        shape: how many entries, most probable first, and the mass (of one) at which to stop. Unused places are −inf.
+    """
+    head_NK, ids_NK = logprobs_NV.topk(min(shape.head, logprobs_NV.shape[1]))
+    if shape.top_p < 1.0:
+        probs_NK = head_NK.exp()
+        head_NK = head_NK.masked_fill(probs_NK.cumsum(-1) - probs_NK >= shape.top_p, -torch.inf)
+    left_NK = logprobs_NV.gather(1, ids_NK).masked_fill(~head_NK.isneginf(), -torch.inf)
+    others_N = logprobs_NV.scatter(1, ids_NK, left_NK).logsumexp(-1)
+    return ids_NK, head_NK, others_N.logaddexp(log_elsewhere_N).clamp_max(0.0)

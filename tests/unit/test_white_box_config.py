@@ -1,0 +1,76 @@
+"""What signals a white-box job may keep: of a teacher with another tokenizer, and through vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.support.configs import changed
+
+from easydistill import api
+from easydistill.config.signals import ThresholdSignals, TopKSignals
+from easydistill.errors import ConfigError
+
+JOB: dict[str, Any] = {
+    "job_type": "white_box_kd_local",
+    "dataset": {"instruction_path": "train.json"},
+    "models": {"teacher": "teacher/", "student": "student/"},
+}
+BYTES = {"distillation.align": "bytes"}
+VLLM = {"signals.backend": "vllm", "signals.kind": "top_k"}
+TWO = [{"model": "a/", "weight": 1.0}, {"model": "b/", "weight": 2.0}]
+
+
+def kept(changes: dict[str, Any]) -> Any:
+    job: Any = api.validate(changed(JOB, changes))
+    return job.kept()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "k"),
+    [
+        (BYTES, "top_k", 20),
+        ({**BYTES, "inference.top_logits_num": 8}, "top_k", 8),
+        ({**BYTES, "signals.kind": "top_k"}, "top_k", 16),
+        ({**BYTES, "signals.kind": "top_p"}, "top_p", None),
+        ({**BYTES, "distillation.distillation_type": "uld"}, "top_k", 20),
+        ({**BYTES, "distillation.distillation_type": "reverse_kld"}, "top_k", 20),
+        ({**BYTES, "distillation.tail": "renormalise_teacher"}, "top_k", 20),
+        ({**BYTES, "signals.kind": "top_k", "signals.teachers": TWO[:1]}, "top_k", 16),
+        (VLLM, "top_k", 16),
+        ({**VLLM, "signals.teachers": TWO[:1]}, "top_k", 16),
+    ],
+)
+def test_what_is_kept(changes: dict[str, Any], kind: str, k: int | None) -> None:
+    found = kept(changes)
+    assert found.kind == kind
+    if isinstance(found, TopKSignals):
+        assert found.k == k
+
+
+def test_a_teacher_with_the_same_tokenizer_is_drawn_from() -> None:
+    assert isinstance(kept({}), ThresholdSignals)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem", "mend"),
+    [
+        ({**BYTES, "signals.kind": "threshold"}, "threshold signals are drawn", "leave signals out"),
+        ({**BYTES, "signals.kind": "sampled"}, "sampled signals are drawn", '"top_k" or "top_p"'),
+        ({**BYTES, "signals.kind": "top_k_sampled"}, "top_k_sampled signals are drawn", '"top_k" or "top_p"'),
+        ({**BYTES, "signals.seed": 3}, "threshold signals are drawn", '"top_k" or "top_p"'),
+        ({**BYTES, "signals.kind": "top_k", "signals.teachers": TWO}, "2 teachers", "name one teacher"),
+        ({**BYTES, **VLLM}, "vLLM lists a few tokens", '"transformers"'),
+        ({**VLLM, "signals.kind": "threshold"}, "no threshold", '"top_k"'),
+        ({**VLLM, "signals.kind": "sampled"}, "no sampled", '"top_k"'),
+        ({**VLLM, "signals.kind": "top_p"}, "no top_p", '"top_k"'),
+        ({"signals.backend": "vllm"}, "no threshold", '"top_k"'),
+        ({**VLLM, "signals.teachers": TWO}, "one teacher at a time, not 2", '"transformers"'),
+        ({**VLLM, "distillation.temperature": 2.0}, "temperature 1 alone, not 2.0", "distillation.temperature to 1"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], problem: str, mend: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        api.validate(changed(JOB, changes))
+    assert problem in str(caught.value)
+    assert mend in str(caught.value)
