@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.aligned import sharpen
 from tests.support.jobs import TRAINING, run, start, write_config, write_prompts
 
 from easydistill.cli import main
@@ -27,10 +28,7 @@ def teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tmp_path_factory.mktemp("tiny-teacher")
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter += (0.6 if "embed" in name else 0.15) * torch.randn(parameter.shape, generator=generator)
+    sharpen(model, 5)
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(directory)
     return directory

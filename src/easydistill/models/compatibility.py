@@ -15,7 +15,7 @@ from easydistill.data.chat import ChatRenderer
 from easydistill.data.records import Message
 from easydistill.models.loading import eos_ids, load_tokenizer, model_config
 
-_PROBE: tuple[Message, ...] = (
+PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "Name a colour."},
     {"role": "assistant", "content": "Blue."},
 )
@@ -134,7 +134,7 @@ def _sizes(side: Side) -> list[Difference]:
 
 def _ends(student: Side, teacher: Side) -> list[Difference]:
     try:
-        rendered = ChatRenderer(student.tokenizer, student.eos_ids, student.template).render(_PROBE)
+        rendered = ChatRenderer(student.tokenizer, student.eos_ids, student.template).render(PROBE)
     except ValueError:
         return []
     last = max((t for t, on in enumerate(rendered.mask) if on), default=None)
@@ -154,8 +154,8 @@ def _templates(student: Side, teacher: Side) -> list[Difference]:
     found: list[Difference] = []
     try:
         ours = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
-        ids = ours.render(_PROBE).ids
-        text = ours.text(_PROBE, add_generation_prompt=False)
+        ids = ours.render(PROBE).ids
+        text = ours.text(PROBE, add_generation_prompt=False)
     except ValueError as error:
         return [Difference(f"the student's template cannot be used: {error}", "set dataset.template", fatal=True)]
     bos = student.tokenizer.bos_token_id
@@ -166,7 +166,7 @@ def _templates(student: Side, teacher: Side) -> list[Difference]:
     if not getattr(teacher.tokenizer, "chat_template", None):
         return found
     try:
-        theirs = ChatRenderer(teacher.tokenizer, teacher.eos_ids).text(_PROBE, add_generation_prompt=False)
+        theirs = ChatRenderer(teacher.tokenizer, teacher.eos_ids).text(PROBE, add_generation_prompt=False)
     except ValueError:
         return found
     if theirs != text:

@@ -31,7 +31,7 @@ from easydistill.data.chat import ChatRenderer
 from easydistill.data.records import Message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
-from easydistill.models.compatibility import Difference, Side, real_vocabulary, shared_ids
+from easydistill.models.compatibility import PROBE, Difference, Side, real_vocabulary, shared_ids
 from easydistill.models.head import Head, body_of, rows_per_chunk
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.alignment import Ids, align, merge_columns, shared_vocabulary, token_bytes
@@ -43,11 +43,6 @@ from easydistill.signals.store import ScoredSample
 
 LEAST_SHARED = 0.01
 """With a smaller share of the teacher's tokens in the student's vocabulary, next to nothing of it could be learned."""
-
-_PROBE: tuple[Message, ...] = (
-    {"role": "user", "content": "Name a colour."},
-    {"role": "assistant", "content": "Blue."},
-)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -94,12 +89,12 @@ class Aligner:
         self._teacher_bytes = token_bytes(teacher.tokenizer)
         # A generation config may name end tokens that the tokenizer does not have.
         self._teacher_ends = {index for index in self.teacher.eos_ids if index < len(self._teacher_bytes)}
-        self.teacher.render(_PROBE)
+        self.teacher.render(PROBE)
 
     @cached_property
     def to_student(self) -> Ids:
         """The student's id of each of the teacher's tokens, int64 [T]; −1 for none."""
-        written = self.student.render(_PROBE)
+        written = self.student.render(PROBE)
         end = written.ids[max(t for t, on in enumerate(written.mask) if on)]
         if end not in self.student.eos_ids:
             raise DataError(
@@ -200,7 +195,7 @@ def _faults(side: Side, renderer: ChatRenderer) -> list[Difference]:
         problem = f"the {side.name}'s output layer has {side.rows} rows, its tokenizer knows {real} tokens"
         found.append(Difference(problem, "take the tokenizer that belongs to the model", fatal=True))
     begin = side.tokenizer.bos_token_id
-    if begin is not None and renderer.render(_PROBE).ids[:2] == [begin, begin]:
+    if begin is not None and renderer.render(PROBE).ids[:2] == [begin, begin]:
         problem = f"the {side.name}'s template writes the begin token twice"
         found.append(Difference(problem, "take one out of the template", fatal=True))
     return found

@@ -11,7 +11,6 @@ of padding that is not listed stays in the rest: what one such token has is belo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +20,11 @@ from easydistill.config.signals import TopKSignals
 from easydistill.errors import MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device
 from easydistill.models.reference import model_directory, resolve
+from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.signals.codec import Codec
 from easydistill.signals.score import RowToScore
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample
-
-CPU_KV_CACHE_GIB = "4"
 
 
 def codec_of(config: TopKSignals, vocabulary: int) -> Codec:
@@ -123,11 +121,7 @@ def _all_of(row: RowToScore) -> np.ndarray[Any, Any]:
 def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_remote_code: bool) -> Any:
     on = device()
     on_cpu = on.type == "cpu"
-    if on_cpu:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB)
-        # In this process: a killed run must not leave an engine process behind.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    prepare_environment(on_cpu=on_cpu)
     try:
         from vllm import LLM
     except ImportError:
@@ -143,7 +137,7 @@ def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_rem
         "max_model_len": room,
         "max_num_batched_tokens": max(room, config.max_batch_tokens),
         "max_logprobs": k,
-        "tensor_parallel_size": 1 if on_cpu else _gpus(),
+        "tensor_parallel_size": tensor_parallel_size(on_cpu=on_cpu),
         # What was computed before is not told again: a cached prompt has no log-probabilities.
         "enable_prefix_caching": False,
         "disable_log_stats": True,
@@ -154,9 +148,3 @@ def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_rem
         raise TeacherError(
             f"vLLM cannot load {reference} for rows of {longest} tokens: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _gpus() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from easydistill.config.signals import SignalsConfig
+from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
@@ -143,17 +144,9 @@ class Shard:
 
 def plan_shards(lengths: Sequence[int], batch_tokens: int, shard_tokens: int) -> list[Shard]:
     """Rows by length into batches of at most `batch_tokens` (padding included), batches into shards."""
-    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    batches: list[list[int]] = []
-    for index in order:
-        # Sorted ascending: the newcomer is the longest of its batch.
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
     shards: list[Shard] = []
     filled = shard_tokens
-    for batch in batches:
+    for batch in batches_by_length(lengths, None, batch_tokens, 0):
         tokens = sum(lengths[index] for index in batch)
         if filled + tokens > shard_tokens:
             shards.append(Shard(len(shards), []))

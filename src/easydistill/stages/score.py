@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ class ScoreStage:
 
     def examine(self) -> list[ConfigIssue]:
         """Compare the tokenizers and templates of teacher and student, before the first stage starts."""
-        found = [(name, difference) for name, all_of in self._differences().items() for difference in all_of]
+        found = [(name, difference) for name, all_of in self._differences.items() for difference in all_of]
         if self._scoring.aligned:
             for name, difference in found:
                 LOGGER.info("%s: %s; %s", name, difference.problem, difference.mend)
@@ -120,6 +121,7 @@ class ScoreStage:
             if difference.fatal
         ]
 
+    @cached_property
     def _student(self) -> Side:
         from easydistill.models.compatibility import student_side
 
@@ -135,10 +137,11 @@ class ScoreStage:
         own = getattr(side.tokenizer, "chat_template", None)
         return replace(side, template=None if own else student.template)
 
+    @cached_property
     def _differences(self) -> dict[str, list[Difference]]:
         from easydistill.models.compatibility import compare
 
-        student = self._student()
+        student = self._student
         teachers = {reference: self._teacher(reference, student) for reference, _ in self._scoring.teachers}
         if not self._scoring.aligned:
             return {reference: compare(student, teacher) for reference, teacher in teachers.items()}
@@ -182,7 +185,7 @@ class ScoreStage:
         from easydistill.signals.store import SignalStore, StoreManifest
 
         samples, _, _ = self._rows.read(context)
-        student = self._student()
+        student = self._student
         renderer = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
         work = self._aligned_work(student, rendered) if self._scoring.aligned else self._work(student, rendered)
@@ -320,7 +323,7 @@ class ScoreStage:
         manifest = store.manifest
         notes = [
             f"{reference}: {difference.problem}; {difference.mend}"
-            for reference, found in self._differences().items()
+            for reference, found in self._differences.items()
             for difference in found
         ]
         for note in notes:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.inference import LocalInferenceConfig
+from easydistill.data.batches import batches_by_length
 from easydistill.data.chat import ChatRenderer
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
@@ -31,27 +32,6 @@ if TYPE_CHECKING:
 
 MAX_BATCH_ROWS = 64
 """More rows a batch gain little speed and lose more work at a kill."""
-
-
-def batches_by_length(lengths: Sequence[int], max_rows: int, max_tokens: int, answer: int) -> list[list[int]]:
-    """Group row indices so that rows of a batch are of like length.
-
-    Args:
-        lengths: prompt tokens of each row.
-        max_rows: most rows in a batch.
-        max_tokens: most prompt and answer tokens in a batch, padding included.
-        answer: longest answer, in tokens.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    batches: list[list[int]] = []
-    for index in order:
-        # Sorted ascending: the newcomer is the longest of its batch.
-        width = lengths[index] + answer
-        if batches and len(batches[-1]) < max_rows and (len(batches[-1]) + 1) * width <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 class TransformersTeacher:

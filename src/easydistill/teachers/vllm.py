@@ -9,7 +9,6 @@ the rows that were still open than an uninterrupted one would have; on GPUs ever
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device, eos_ids, load_tokenizer
 from easydistill.models.reference import model_directory, resolve
+from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.teachers.base import (
     Completion,
     Failure,
@@ -29,8 +29,6 @@ from easydistill.teachers.base import (
     prompt_or_failure,
     row_seed,
 )
-
-CPU_KV_CACHE_GIB = "4"
 
 
 class VllmTeacher:
@@ -56,13 +54,9 @@ class VllmTeacher:
         config = self._inference
         on = device()
         self._on_cpu = on.type == "cpu"
-        if self._on_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB)
-            # In this process: a killed run must not leave an engine process behind.
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            if config.temperature > 0:
-                LOGGER.warning("vLLM on a CPU cannot seed single requests: a resumed run may draw other answers")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        prepare_environment(on_cpu=self._on_cpu)
+        if self._on_cpu and config.temperature > 0:
+            LOGGER.warning("vLLM on a CPU cannot seed single requests: a resumed run may draw other answers")
         try:
             from vllm import LLM
         except ImportError:
@@ -76,7 +70,7 @@ class VllmTeacher:
             "trust_remote_code": config.trust_remote_code,
             "enforce_eager": eager,
             "max_model_len": config.max_model_len,
-            "tensor_parallel_size": config.tensor_parallel_size or self._devices(),
+            "tensor_parallel_size": config.tensor_parallel_size or tensor_parallel_size(on_cpu=self._on_cpu),
             "max_num_seqs": config.chunk_size,
             "disable_log_stats": True,
         }
@@ -94,13 +88,6 @@ class VllmTeacher:
         self._ends = eos_ids(self._tokenizer, _generation_config(directory))
         own = getattr(self._tokenizer, "chat_template", None)
         self._chat = ChatRenderer.from_file(self._tokenizer, self._ends, None if own else self._template)
-
-    def _devices(self) -> int:
-        if self._on_cpu:
-            return 1
-        import torch
-
-        return max(1, torch.cuda.device_count())
 
     def generate(
         self,

@@ -23,11 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
 
 from easydistill.config.training import TrainingConfig
+from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of, rows_per_chunk
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.base import row_seed
-from easydistill.teachers.transformers import MAX_BATCH_ROWS, batches_by_length
+from easydistill.teachers.transformers import MAX_BATCH_ROWS
 
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are generated or scored at once."""

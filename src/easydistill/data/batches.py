@@ -1,0 +1,27 @@
+"""Rows of like length into batches, in an order that depends only on the whole list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def batches_by_length(lengths: Sequence[int], max_rows: int | None, max_tokens: int, answer: int) -> list[list[int]]:
+    """Group row indices so that rows of a batch are of like length.
+
+    Args:
+        lengths: tokens of each row; where answers will follow, of its prompt.
+        max_rows: most rows in a batch; None for no limit.
+        max_tokens: most tokens in a batch, padding included.
+        answer: tokens that each row will grow by, at most.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        # Sorted ascending: the newcomer is the longest of its batch.
+        width = lengths[index] + answer
+        room = bool(batches) and (max_rows is None or len(batches[-1]) < max_rows)
+        if room and (len(batches[-1]) + 1) * width <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,23 @@
+"""What every use of vLLM in this process sets before it is imported."""
+
+from __future__ import annotations
+
+import os
+
+CPU_KV_CACHE_GIB = "4"
+
+
+def prepare_environment(*, on_cpu: bool) -> None:
+    """Set what vLLM reads from the environment, where the user has not."""
+    if on_cpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB)
+        # In this process: a killed run must not leave an engine process behind.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def tensor_parallel_size(*, on_cpu: bool) -> int:
+    """GPUs that share a model by default: all of them; vLLM wants 1 on a CPU."""
+    import torch
+
+    return 1 if on_cpu else max(1, torch.cuda.device_count())
