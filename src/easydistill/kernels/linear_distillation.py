@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from easydistill.kernels.linear_cross_entropy import DEFAULT_CHUNK_BYTES
-from easydistill.models.head import Head, rows_per_chunk
+from easydistill.kernels.head_pass import DEFAULT_CHUNK_BYTES, HeadPass, scaled_gradients
+from easydistill.models.head import Head
 
 Divergence = Callable[[Tensor, Tensor, bool, slice], Tensor]
 """(teacher [n, M'], student [n, M'], whether the last column is a bucket, which rows these are) → [n], nats."""
@@ -117,25 +117,17 @@ class _LinearDistillation(torch.autograd.Function):
         scaling: tuple[float, float | None],
         chunk_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kind = hidden_ND.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
-        gradients = _Gradients(hidden_ND, weight_VD, bias_V, ctx.needs_input_grad[:3])
-        with torch.autocast(kind, enabled=False):
-            head = Head(weight_VD.to(dtype), bias_V, *scaling)
-            exact = torch.float64 if dtype == torch.float64 else torch.float32
-            sums = torch.zeros(2, dtype=exact, device=hidden_ND.device)
-            step = rows_per_chunk(weight_VD.shape[0], chunk_bytes)
-            for start in range(0, hidden_ND.shape[0], step):
-                rows = slice(start, start + step)
-                part_ND = hidden_ND[rows].to(dtype)
-                logits_NV = head.logits(part_ND)
-                chunk = _Chunk(logits_NV, target_N[rows], objective, exact)
-                found, dlogits_NV = chunk.run(_part(teacher, rows), rows)
+        head = Head(weight_VD, bias_V, *scaling)
+        head_pass = HeadPass(hidden_ND, head, ctx.needs_input_grad[:3], chunk_bytes)
+        sums = hidden_ND.new_zeros(2, dtype=head_pass.exact)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for part in head_pass.slices():
+                chunk = _Chunk(head_pass, part.logits_NV, target_N[part.rows], objective)
+                found, dlogits_NV = chunk.run(_part(teacher, part.rows), part.rows)
                 sums += found
-                if gradients.wanted:
-                    gradients.add(rows, part_ND, head, logits_NV, dlogits_NV)
-        ctx.save_for_backward(gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
-        ctx.dtypes = (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+                if head_pass.wanted:
+                    head_pass.add(part, dlogits_NV)
+        head_pass.save(ctx, head)
         ratio, scale = objective.kd_ratio, objective.temperature**2
         cross_entropy, divergence = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(cross_entropy, divergence)
@@ -143,16 +135,7 @@ class _LinearDistillation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
-        hidden_ND, weight_VD, bias_V = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        # Scaled in place, as in linear_cross_entropy.
-        if hidden_ND is not None:
-            hidden_ND = hidden_ND.mul_(outer[0])
-        if weight_VD is not None:
-            weight_VD = weight_VD.mul_(outer[0]).to(weight_dtype)
-        if bias_V is not None:
-            bias_V = bias_V.mul_(outer[0]).to(bias_dtype)
-        return hidden_ND, weight_VD, bias_V, None, None, None, None, None
+        return *scaled_gradients(ctx, outer[0]), None, None, None, None, None
 
 
 def _part(teacher: Targets | Callable[[slice], Tensor], rows: slice) -> Targets | Tensor:
@@ -168,46 +151,19 @@ def _part(teacher: Targets | Callable[[slice], Tensor], rows: slice) -> Targets 
     )
 
 
-class _Gradients:
-    """Accumulates the gradients of hidden states, weight and bias over slices, each only where it is wanted."""
-
-    def __init__(
-        self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted: tuple[bool, bool, bool]
-    ) -> None:
-        exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        self.wanted = any(wanted)
-        self.hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
-        self.weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wanted[1] else None
-        self.bias_V = torch.zeros_like(bias_V, dtype=exact) if wanted[2] and bias_V is not None else None
-
-    def add(self, rows: slice, part_ND: Tensor, head: Head, logits_NV: Tensor, dlogits_NV: Tensor) -> None:
-        """Carry a slice's ∂loss/∂logits on through soft cap, scale and matrix product."""
-        if head.softcap is not None:
-            dlogits_NV = dlogits_NV * (1 - (logits_NV.to(dlogits_NV.dtype) / head.softcap) ** 2)
-        if head.scale != 1.0:
-            dlogits_NV = dlogits_NV * head.scale
-        if self.bias_V is not None:
-            self.bias_V += dlogits_NV.sum(0, dtype=self.bias_V.dtype)
-        if self.hidden_ND is not None:
-            self.hidden_ND[rows] = dlogits_NV @ head.weight_VD
-        if self.weight_VD is not None:
-            self.weight_VD += dlogits_NV.T @ part_ND
-
-
 class _Chunk:
     """A slice of n rows: their losses and ∂loss/∂logits.
 
     Cross-entropy is over all logits that the head has; the divergence over the real vocabulary alone.
     """
 
-    def __init__(self, logits_NV: Tensor, target_N: Tensor, objective: Objective, exact: torch.dtype) -> None:
+    def __init__(self, head_pass: HeadPass, logits_NV: Tensor, target_N: Tensor, objective: Objective) -> None:
         self._target_N1 = target_N[:, None]
         self._objective = objective
-        self._exact = exact
-        self._dtype = logits_NV.dtype
+        self._exact = head_pass.exact
         self._kd_share = objective.kd_ratio * objective.temperature
         self._real = min(objective.vocabulary or logits_NV.shape[1], logits_NV.shape[1])
-        self._logprobs_NV = logits_NV.log_softmax(-1, dtype=exact)
+        self._logprobs_NV = head_pass.log_softmax(logits_NV, "logprobs")
         self._one_softmax = objective.temperature == 1.0
         if self._one_softmax:
             padding_NP = self._logprobs_NV[:, self._real :]
@@ -215,14 +171,15 @@ class _Chunk:
             self._soft_NV = self._logprobs_NV[:, : self._real]
         else:
             self._log_real_N1 = torch.zeros_like(self._logprobs_NV[:, :1])
-            self._soft_NV = (logits_NV[:, : self._real].to(exact) / objective.temperature).log_softmax(-1)
+            real_NV = logits_NV[:, : self._real]
+            self._soft_NV = head_pass.log_softmax(real_NV, "soft_logprobs", objective.temperature)
 
     def _student(self, ids_NM: Tensor) -> Tensor:
         """The student's log-probabilities of some tokens among the real ones, at the objective's temperature."""
         return self._soft_NV.gather(1, ids_NM) - self._log_real_N1
 
     def run(self, teacher: Targets | Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """((Σ cross-entropy, Σ divergence), ∂loss/∂logits [n, V] in the logits' dtype)."""
+        """((Σ cross-entropy, Σ divergence), ∂loss/∂logits [n, V])."""
         label_N1 = self._target_N1.new_ones(self._target_N1.shape, dtype=self._exact)
         if isinstance(teacher, Targets):
             label_N1 = teacher.labelled_N[:, None].to(self._exact)
@@ -243,7 +200,7 @@ class _Chunk:
         dlogits_NV = self._logprobs_NV.exp() * ce_share_N1
         dlogits_NV.scatter_add_(1, self._target_N1, -ce_share_N1)
         dlogits_NV[:, : self._real] += self._kd_share * (g_NV - student_NV.exp() * g_NV.sum(-1, keepdim=True))
-        return value, dlogits_NV.to(self._dtype)
+        return value, dlogits_NV
 
     # --- listed tokens --------------------------------------------------------------------------------------
 
@@ -288,8 +245,7 @@ class _Chunk:
     def _dlogits(self, ids_NM: Tensor, unused_NM: Tensor, g_NM: Tensor, ce_share_N1: Tensor) -> Tensor:
         """Everywhere a multiple of the student's probabilities; at listed tokens and the label, that and more.
 
-        The few special values are computed in full precision and written over, not added: adding in the small dtype
-        would lose the difference of two nearly equal probabilities.
+        The few special values are written over, not added: a token may stand in several places.
         """
         kd_scale_N1 = -self._kd_share * g_NM.sum(-1, keepdim=True)
         # The label is one more column; where it is listed, it takes that token's gradient along.
@@ -303,17 +259,14 @@ class _Chunk:
         special_NC += kd_scale_N1 * self._student(ids_NC).exp()
         # Unused places repeat the first token, and must write what it writes.
         special_NC[:, :-1] = torch.where(unused_NM, special_NC[:, :1], special_NC[:, :-1])
-        small_NV = torch.empty_like(self._logprobs_NV, dtype=self._dtype)
-        real_NV, padding_NP = small_NV[:, : self._real], small_NV[:, self._real :]
-        probs_NV = self._logprobs_NV.exp_()
-        torch.mul(probs_NV[:, self._real :], ce_share_N1, out=padding_NP)
+        dlogits_NV = self._logprobs_NV.exp_()
         if self._one_softmax:
-            both_N1 = ce_share_N1 + kd_scale_N1 * (-self._log_real_N1).exp()
-            torch.mul(probs_NV[:, : self._real], both_N1, out=real_NV)
+            dlogits_NV[:, : self._real] *= ce_share_N1 + kd_scale_N1 * (-self._log_real_N1).exp()
+            dlogits_NV[:, self._real :] *= ce_share_N1
         else:
-            probs_NV[:, : self._real] *= ce_share_N1
-            real_NV.copy_(self._soft_NV.exp_().mul_(kd_scale_N1).add_(probs_NV[:, : self._real]))
-        return small_NV.scatter_(1, ids_NC, special_NC.to(self._dtype))
+            dlogits_NV *= ce_share_N1
+            dlogits_NV[:, : self._real] += self._soft_NV.exp_().mul_(kd_scale_N1)
+        return dlogits_NV.scatter_(1, ids_NC, special_NC)
 
     def _divergence(
         self, teacher_NM: Tensor, student_NM: Tensor, has_bucket: bool, rows: slice, present_N: Tensor

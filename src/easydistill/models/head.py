@@ -34,14 +34,20 @@ class Head:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(layer.weight, getattr(layer, "bias", None), scale, softcap)
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits [N, V] in the dtype of `hidden_ND`."""
+    def logits(self, hidden_ND: Tensor, out_NV: Tensor | None = None) -> Tensor:
+        """Logits [N, V] in the dtype of `hidden_ND`; in `out_NV` if given (which takes no gradient)."""
         bias_V = None if self.bias_V is None else self.bias_V.to(hidden_ND.dtype)
-        logits_NV = torch.nn.functional.linear(hidden_ND, self.weight_VD.to(hidden_ND.dtype), bias_V)
+        weight_VD = self.weight_VD.to(hidden_ND.dtype)
+        if out_NV is None:
+            logits_NV = torch.nn.functional.linear(hidden_ND, weight_VD, bias_V)
+        elif bias_V is None:
+            logits_NV = torch.mm(hidden_ND, weight_VD.T, out=out_NV)
+        else:
+            logits_NV = torch.addmm(bias_V, hidden_ND, weight_VD.T, out=out_NV)
         if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
+            logits_NV = torch.mul(logits_NV, self.scale, out=out_NV)
         if self.softcap is not None:
-            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
+            logits_NV = torch.mul(torch.tanh(logits_NV / self.softcap), self.softcap, out=out_NV)
         return logits_NV
 
 

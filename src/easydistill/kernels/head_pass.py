@@ -1,0 +1,133 @@
+"""A linear head run over rows slice by slice, with its gradients computed on the way: what the fused losses share.
+
+    z = f(h·Wᵀ + b);   given ∂loss/∂z of a slice:   ∂h = ∂z·W,   ∂W += ∂zᵀ·h,   ∂b += Σ ∂z
+
+At any time one slice of logits exists. Its buffers are made once a pass and used again by every slice: on a CPU, the
+page faults of fresh memory cost more than the softmax that goes through it.
+
+Shapes: N rows (one a learned token), D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easydistill.models.head import Head, rows_per_chunk
+
+DEFAULT_CHUNK_BYTES = 64 << 20
+WIDENED_BYTES = 8 << 20
+"""Small enough for an allocator to hand out the same memory again."""
+
+
+@dataclass(frozen=True)
+class HeadSlice:
+    """Some rows and their logits."""
+
+    rows: slice
+    hidden_ND: Tensor
+    logits_NV: Tensor
+    """In the number type of the matrix products; valid until the next slice."""
+
+
+class HeadPass:
+    """The pass of one forward call of an autograd function.
+
+    Matrix products run in the autocast type where autocast is on (hidden states may still be float32, a norm's
+    output), else in the hidden states' own; everything else in `exact`: float32, or float64 for float64.
+
+    Args:
+        wanted: whether hidden states, weight and bias want a gradient.
+        chunk_bytes: memory for a slice of exact logits.
+    """
+
+    def __init__(self, hidden_ND: Tensor, head: Head, wanted: tuple[bool, bool, bool], chunk_bytes: int) -> None:
+        kind = hidden_ND.device.type
+        self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+        self.exact = torch.float64 if self._dtype == torch.float64 else torch.float32
+        self._head = Head(head.weight_VD.to(self._dtype), head.bias_V, head.scale, head.softcap)
+        self._hidden_ND = hidden_ND
+        self._vocabulary = head.weight_VD.shape[0]
+        self._step = min(max(1, hidden_ND.shape[0]), rows_per_chunk(self._vocabulary, chunk_bytes))
+        self._buffers: dict[str, Tensor] = {}
+        self.wanted = any(wanted)
+        self._dhidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
+        self._dweight_VD = torch.zeros_like(head.weight_VD, dtype=self.exact) if wanted[1] else None
+        bias_V = head.bias_V
+        self._dbias_V = torch.zeros_like(bias_V, dtype=self.exact) if wanted[2] and bias_V is not None else None
+
+    def slices(self) -> Iterator[HeadSlice]:
+        for start in range(0, self._hidden_ND.shape[0], self._step):
+            rows = slice(start, start + self._step)
+            part_ND = self._hidden_ND[rows].to(self._dtype)
+            out_NV = self.buffer("logits", len(part_ND), self._vocabulary, self._dtype)
+            yield HeadSlice(rows, part_ND, self._head.logits(part_ND, out_NV))
+
+    def buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
+        """[rows, columns] of uninitialised memory, contiguous; the same memory whenever the name is the same."""
+        if name not in self._buffers:
+            self._buffers[name] = self._hidden_ND.new_empty(self._step * self._vocabulary, dtype=dtype or self.exact)
+        return self._buffers[name][: rows * columns].view(rows, columns)
+
+    def log_softmax(self, logits_NV: Tensor, name: str, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of logits / temperature, exact, in the buffer of that name."""
+        exact_NV = self.buffer("exact", *logits_NV.shape).copy_(logits_NV)
+        if temperature != 1.0:
+            exact_NV /= temperature
+        return torch.log_softmax(exact_NV, -1, out=self.buffer(name, *logits_NV.shape))
+
+    def add(self, part: HeadSlice, dlogits_NV: Tensor) -> None:
+        """Carry a slice's ∂loss/∂logits (exact; overwritten) on through soft cap, scale and matrix product."""
+        head = self._head
+        if head.softcap is not None:
+            # Soft-capped logits are c·tanh(z/c): the derivative is 1 − tanh².
+            tanh_NV = self.buffer("exact", *part.logits_NV.shape).copy_(part.logits_NV).div_(head.softcap)
+            dlogits_NV *= 1 - tanh_NV.square_()
+        if head.scale != 1.0:
+            dlogits_NV *= head.scale
+        if self._dbias_V is not None:
+            self._dbias_V += dlogits_NV.sum(0)
+        small_NV = part.logits_NV.copy_(dlogits_NV)
+        if self._dhidden_ND is not None:
+            self._dhidden_ND[part.rows] = small_NV @ head.weight_VD
+        if self._dweight_VD is None:
+            return
+        if self._dtype == self.exact:
+            self._dweight_VD.addmm_(small_NV.T, part.hidden_ND)
+            return
+        if "dweight" not in self._buffers:
+            self._buffers["dweight"] = torch.empty_like(head.weight_VD)
+        _accumulate(self._dweight_VD, torch.mm(small_NV.T, part.hidden_ND, out=self._buffers["dweight"]))
+
+    def save(self, ctx: Any, head: Head) -> None:
+        """Keep the gradients for the backward pass."""
+        ctx.save_for_backward(self._dhidden_ND, self._dweight_VD, self._dbias_V)
+        ctx.dtypes = (head.weight_VD.dtype, None if head.bias_V is None else head.bias_V.dtype)
+
+
+def _accumulate(into_VD: Tensor, part_VD: Tensor) -> None:
+    """Add a tensor of a smaller number type, block by block: PyTorch widens it into fresh memory first."""
+    block = max(1, WIDENED_BYTES // (into_VD.element_size() * into_VD.shape[1]))
+    for some_VD, more_VD in zip(into_VD.split(block), part_VD.split(block), strict=True):
+        some_VD += more_VD
+
+
+def scaled_gradients(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The saved gradients of hidden states, weight and bias, times the gradient of the loss.
+
+    Scaled in place: a copy of a large head's gradient would be the largest tensor of the step. A second backward
+    through the same graph is therefore refused (by PyTorch's own check of saved tensors).
+    """
+    hidden_ND, weight_VD, bias_V = ctx.saved_tensors
+    weight_dtype, bias_dtype = ctx.dtypes
+    if hidden_ND is not None:
+        hidden_ND = hidden_ND.mul_(outer)
+    if weight_VD is not None:
+        weight_VD = weight_VD.mul_(outer).to(weight_dtype)
+    if bias_V is not None:
+        bias_V = bias_V.mul_(outer).to(bias_dtype)
+    return hidden_ND, weight_VD, bias_V
