@@ -32,11 +32,11 @@ from easydistill.data.records import Message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
 from easydistill.models.compatibility import PROBE, Difference, Side, real_vocabulary, shared_ids
-from easydistill.models.head import Head, body_of, rows_per_chunk
+from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.alignment import Ids, align, merge_columns, shared_vocabulary, token_bytes
 from easydistill.signals.codec import Codec
-from easydistill.signals.extract import SLICE_BYTES, SignalShape, TeacherRows
+from easydistill.signals.extract import SignalShape, TeacherRows
 from easydistill.signals.score import RowToScore
 from easydistill.signals.signal import TeacherSignal, concatenate
 from easydistill.signals.store import ScoredSample
@@ -259,14 +259,12 @@ class AlignedScorer:
         targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
         target_N = torch.tensor(targets, dtype=torch.int64, device=self._device)
         teacher = TeacherRows([hidden_ND], [self._head], [0.0])
-        step = rows_per_chunk(len(self._to_student) + self._vocabulary, SLICE_BYTES)
-        parts = [
-            self._signal_of_logits(
-                teacher.logits(slice(start, start + step), len(self._to_student)), target_N[start : start + step]
-            )
-            for start in range(0, max(1, len(target_N)), step)
-        ]
-        return concatenate(parts)
+        return concatenate(
+            [
+                self._signal_of_logits(logits_NT, target_N[part])
+                for part, logits_NT in teacher.slices(len(self._to_student))
+            ]
+        )
 
     def _hidden(self, rows: Sequence[AlignedRow]) -> Tensor:
         """The teacher's hidden states [N, D] that predict the aligned tokens, row by row."""
