@@ -174,9 +174,11 @@ class _Chunk:
             real_NV = logits_NV[:, : self._real]
             self._soft_NV = head_pass.log_softmax(real_NV, "soft_logprobs", objective.temperature)
 
-    def _student(self, ids_NM: Tensor) -> Tensor:
-        """The student's log-probabilities of some tokens among the real ones, at the objective's temperature."""
-        return self._soft_NV.gather(1, ids_NM) - self._log_real_N1
+    def _student(self, ids_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's log-probabilities of some tokens: as they are; and among the real ones, at the temperature."""
+        logprobs_NC = self._logprobs_NV.gather(1, ids_NC)
+        soft_NC = logprobs_NC if self._one_softmax else self._soft_NV.gather(1, ids_NC)
+        return logprobs_NC, soft_NC - self._log_real_N1
 
     def run(self, teacher: Targets | Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """((Σ cross-entropy, Σ divergence), ∂loss/∂logits [n, V])."""
@@ -209,7 +211,10 @@ class _Chunk:
         if self._objective.by_rank:
             ids_NM = self._soft_NV.topk(ids_NM.shape[1]).indices
         unused_NM = teacher.logweights_NM.isneginf()
-        student_NM = self._student(ids_NM).masked_fill(unused_NM, -torch.inf)
+        # The label is one more column.
+        ids_NC = torch.cat([ids_NM, self._target_N1], dim=1)
+        logprobs_NC, student_NC = self._student(ids_NC)
+        student_NM = student_NC[:, :-1].masked_fill(unused_NM, -torch.inf)
         teacher_NM = teacher.logweights_NM.to(self._exact)
         if self._objective.tail == "bucket":
             value, g_NM = self._with_bucket(teacher, teacher_NM, student_NM, rows)
@@ -220,7 +225,7 @@ class _Chunk:
             value, g_NM = self._divergence(teacher_NM, student_NM, False, rows, teacher.present_N)
         value = value + (teacher.offset_N * teacher.present_N).sum()
         g_NM = g_NM.masked_fill(unused_NM, 0.0)
-        return value, self._dlogits(ids_NM, unused_NM, g_NM, ce_share_N1)
+        return value, self._dlogits(ids_NC, (logprobs_NC, student_NC), unused_NM, g_NM, ce_share_N1)
 
     def _with_bucket(
         self, teacher: Targets, teacher_NM: Tensor, student_NM: Tensor, rows: slice
@@ -242,30 +247,31 @@ class _Chunk:
         )
         return value, g_NM[:, :-1] - g_NM[:, -1:] * probs_NM / rest_N1
 
-    def _dlogits(self, ids_NM: Tensor, unused_NM: Tensor, g_NM: Tensor, ce_share_N1: Tensor) -> Tensor:
+    def _dlogits(
+        self, ids_NC: Tensor, student: tuple[Tensor, Tensor], unused_NM: Tensor, g_NM: Tensor, ce_share_N1: Tensor
+    ) -> Tensor:
         """Everywhere a multiple of the student's probabilities; at listed tokens and the label, that and more.
 
-        The few special values are written over, not added: a token may stand in several places.
+        The few special values are written over, not added: a token may stand in several columns.
         """
-        kd_scale_N1 = -self._kd_share * g_NM.sum(-1, keepdim=True)
-        # The label is one more column; where it is listed, it takes that token's gradient along.
-        ids_NC = torch.cat([ids_NM, self._target_N1], dim=1)
-        is_label_NM = (ids_NM == self._target_N1) & ~unused_NM
+        logprobs_NC, student_NC = student
+        everywhere_N1 = -self._kd_share * g_NM.sum(-1, keepdim=True)
+        # Where the label is listed, its column takes that token's gradient along.
+        is_label_NM = (ids_NC[:, :-1] == self._target_N1) & ~unused_NM
         label_g_N1 = (g_NM * is_label_NM).sum(-1, keepdim=True)
         special_NC = self._kd_share * torch.cat([g_NM, label_g_N1], dim=1)
         special_NC[:, :-1] -= ce_share_N1 * is_label_NM
         special_NC[:, -1:] -= ce_share_N1
-        special_NC += ce_share_N1 * self._logprobs_NV.gather(1, ids_NC).exp()
-        special_NC += kd_scale_N1 * self._student(ids_NC).exp()
+        special_NC += ce_share_N1 * logprobs_NC.exp() + everywhere_N1 * student_NC.exp()
         # Unused places repeat the first token, and must write what it writes.
         special_NC[:, :-1] = torch.where(unused_NM, special_NC[:, :1], special_NC[:, :-1])
         dlogits_NV = self._logprobs_NV.exp_()
         if self._one_softmax:
-            dlogits_NV[:, : self._real] *= ce_share_N1 + kd_scale_N1 * (-self._log_real_N1).exp()
+            dlogits_NV[:, : self._real] *= ce_share_N1 + everywhere_N1 * (-self._log_real_N1).exp()
             dlogits_NV[:, self._real :] *= ce_share_N1
         else:
             dlogits_NV *= ce_share_N1
-            dlogits_NV[:, : self._real] += self._soft_NV.exp_().mul_(kd_scale_N1)
+            dlogits_NV[:, : self._real] += self._soft_NV.exp_().mul_(everywhere_N1)
         return dlogits_NV.scatter_(1, ids_NC, special_NC)
 
     def _divergence(
