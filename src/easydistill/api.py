@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,9 +75,26 @@ class PlannedStage:
     estimate: Estimate
 
 
-def job_classes() -> dict[str, type[JobConfig]]:
+class _JobClasses(Mapping[str, type[JobConfig]]):
+    """The config class of every job type, each loaded when it is asked for."""
+
+    def __getitem__(self, name: str) -> type[JobConfig]:
+        job: type[JobConfig] = JOBS.module(name).Job
+        return job
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(JOBS.names())
+
+    def __len__(self) -> int:
+        return len(JOBS.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in JOBS.names()
+
+
+def job_classes() -> Mapping[str, type[JobConfig]]:
     """The config class of every job type."""
-    return {name: JOBS.module(name).Job for name in JOBS.names()}
+    return _JobClasses()
 
 
 def load(config: Source, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -334,6 +351,7 @@ def doctor() -> list[tuple[str, str, bool]]:
     for extra, modules in (
         ("train", ("torch", "transformers", "accelerate", "peft", "gguf")),
         ("trl", ("trl",)),
+        ("synth", ("rensa", "rapidfuzz", "math_verify", "selectolax", "pypdf")),
         ("vllm", ("vllm",)),
     ):
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -415,6 +433,9 @@ def summary_lines(result: RunResult) -> list[str]:
     if rows.get("rejected"):
         reasons = ", ".join(f"{reason} {count}" for reason, count in rows["rejected_by_reason"].items())
         lines.append(f"rejected rows: {rows['rejected']} of {rows['entered']} ({reasons})")
-    lines.append(f"student: {result.student}")
+    if result.student.is_dir():
+        lines.append(f"student: {result.student}")
+    rows = sorted(result.run_directory.glob("stages/*-synthesise/labeled.json"))
+    lines += [f"rows:    {path}" for path in rows]
     lines.append(f"report:  {result.report}")
     return lines

@@ -126,7 +126,7 @@ class Call:
         self, server: Server, body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter
     ) -> None:
         self.server, self.body, self.writer = server, body, writer
-        self.text = str(body["messages"][-1]["content"]) if body else ""
+        self.text = str(body["messages"][-1]["content"]) if body.get("messages") else ""
         self.streams = bool(body.get("stream"))
         self.key = headers.get("authorization", "")
 

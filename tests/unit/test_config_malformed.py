@@ -336,8 +336,13 @@ API_CASES: dict[str, Case] = {
     "URL without scheme": ({"inference.base_url": "localhost:8000"}, "inference.base_url", "not a URL", "http://"),
     "URL of another scheme": ({"inference.base_url": "ftp://x"}, "inference.base_url", "not a URL", "http://"),
     "URL without host": ({"inference.base_url": "http://"}, "inference.base_url", "not a URL", "e.g. http://localhost"),
-    "URL number": ({"inference.base_url": 8000}, "inference.base_url", "text is needed", '"8000"'),
-    "URL list": ({"inference.base_url": ["http://a"]}, "inference.base_url", "text is needed", "one text"),
+    "URL number": ({"inference.base_url": 8000}, "inference.base_url", "text or a list", "Root of the API"),
+    "URL in a list": ({"inference.base_url": ["http://a", "b:1"]}, "inference.base_url", '"b:1" is not a URL', "http://"),
+    "URL twice": ({"inference.base_url": ["http://a", "http://a/"]}, "inference.base_url", "twice", "each server once"),
+    "URL list empty": ({"inference.base_url": []}, "inference.base_url", "the list is empty", "give a value"),
+    "cost without prices": ({"inference.max_cost": 5}, "inference", "needs to know what tokens cost", '"prices"'),
+    "price below zero": ({"inference.prices": {"input": -1, "output": 1}}, "inference.prices.input", "range", "at least 0"),
+    "truncation": ({"inference.truncation": "drop"}, "inference.truncation", "not one of", "reject"),
     "URL empty": ({"inference.base_url": ""}, "inference.base_url", "empty", "give a value"),
     "URL typo": (
         {"inference.base_uri": "http://x", "inference.base_url": "http://x"}, "inference.base_uri", "no key", "'base_url'"

@@ -71,7 +71,7 @@ def test_more_shapes(tmp_path: Path) -> None:
         ({"instruction": "  "}, "empty"),
         ({"instruction": "x", "output": None}, "no answer"),
         ({"instruction": "x", "output": ""}, "answer is empty"),
-        ({"instruction": "x", "output": 5}, "not text"),
+        ({"instruction": "x", "output": [5]}, "not text"),
         ({"messages": []}, "not empty"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": [1]}]}, "not text"),

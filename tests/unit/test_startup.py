@@ -57,11 +57,12 @@ def test_no_heavy_library(name: str, config: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["help", "validate", "schema", "init"])
-def test_half_a_second_of_cpu_time_at_most(name: str, config: str) -> None:
+@pytest.mark.parametrize(("name", "most"), [("help", 0.5), ("validate", 0.5), ("init", 0.5), ("schema", 1.0)])
+def test_little_cpu_time_until_the_first_answer(name: str, most: float, config: str) -> None:
+    """`schema` loads every job; the others one."""
     bare = statistics.median(cpu_seconds("-c", "pass") for _ in range(3))
     ours = statistics.median(cpu_seconds("-m", "easydistill", *arguments(name, config)) for _ in range(3))
-    assert ours - bare < 0.5
+    assert ours - bare < most
 
 
 @pytest.mark.parametrize("name", ["kd.yaml", "kd.toml", "kd.jsonc"])

@@ -13,12 +13,29 @@ JOB_TYPE_ALIASES: dict[str, str] = {
     "kd_black_box_train_only": "black_box_kd_local",
     "kd_white_box": "white_box_kd_local",
     "kd_white_box_train_only": "white_box_kd_local",
+    **{
+        f"{name}_{way}": name
+        for name in (
+            "instruction_expansion",
+            "instruction_refinement",
+            "instruction_response_extraction",
+            "cot_generation",
+            "cot_long2short",
+            "cot_short2long",
+        )
+        for way in ("api", "batch")
+    },
+    "cot_eval_api": "cot_scoring",
+    "instruct_eval_api": "instruction_scoring",
+    "instruct_sample_api": "task_balancing",
 }
 
 KEY_ALIASES: dict[KeyPath, KeyPath] = {
     ("training", "max_seq_length"): ("training", "max_length"),
     ("training", "max_seq_len"): ("training", "max_length"),
     ("dataset", "labelled_path"): ("dataset", "labeled_path"),
+    ("dataset", "input_path"): ("dataset", "instruction_path"),
+    ("dataset", "output_path"): ("dataset", "labeled_path"),
     ("inference", "max_tokens"): ("inference", "max_new_tokens"),
     ("inference", "model_name"): ("inference", "model"),
     ("on_policy", "lambda"): ("on_policy", "rollout_share"),

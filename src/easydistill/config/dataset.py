@@ -7,8 +7,8 @@ from typing import ClassVar
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Share
 
 
-class DatasetConfig(Section):
-    """Seed data of a distillation job.
+class RowsConfig(Section):
+    """Rows that come in and rows that go out.
 
     Files may hold the paper's `[{"instruction": …, "output": …}]`, `messages`, ShareGPT `conversations` or
     Alpaca rows, as a JSON array, JSON Lines or Parquet.
@@ -20,13 +20,29 @@ class DatasetConfig(Section):
     """Prompts for the teacher to answer."""
     labeled_path: NonEmptyStr | None = None
     """With a teacher: where its answers are written, in the paper's format. Without: rows to train on."""
+    max_samples: PositiveInt | None = None
+    """Use only the first so many rows."""
+    max_rejected_share: Share = 0.05
+    """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
+
+
+class DatasetConfig(RowsConfig):
+    """Seed data of a distillation job."""
+
     template: NonEmptyStr | None = None
     """A chat-template Jinja file that replaces the student's own (an EasyDistill 1 template works too)."""
     seed: Seed = 42
     """Decides which rows are held out for evaluation."""
-    max_samples: PositiveInt | None = None
-    """Use only the first so many rows."""
-    max_rejected_share: Share = 0.05
+
+
+class SynthesisDatasetConfig(RowsConfig):
+    """What a synthesis job starts from, and where its rows go."""
+
+    instruction_path: NonEmptyStr
+    """Seed rows; for extraction a text file or a folder of txt, md, html and pdf files."""
+    labeled_path: NonEmptyStr | None = None
+    """Where accepted rows are written too, as `.json`, `.jsonl` or `.parquet`."""
+    max_rejected_share: Share = 1.0
     """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
 
 

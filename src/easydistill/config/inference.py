@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from easydistill.config.base import (
     AnyInt,
@@ -22,6 +22,8 @@ from easydistill.config.base import (
 )
 from easydistill.config.document import show
 
+Truncation = Literal["keep", "reject"]
+
 
 class SamplingConfig(Section):
     """What both kinds of teacher share: the prompt's frame and the sampling of answers."""
@@ -32,25 +34,52 @@ class SamplingConfig(Section):
     """Longest answer, in the teacher's tokens."""
     top_p: PositiveShare | None = None
     """Nucleus sampling: draw from the smallest set of tokens with this much probability."""
+    truncation: Truncation = "keep"
+    """What becomes of an answer that `max_new_tokens` cut off: kept as it is, or a rejected row `truncated`."""
 
     def sampling(self) -> dict[str, Any]:
         """What shapes an answer beside model and messages, for request keys.
 
         The model's place and name are the teacher's identity, and the system prompt is part of the messages.
         """
-        elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt"}
+        elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt", "truncation"}
         return {name: value for name, value in self.identity().items() if name not in elsewhere}
+
+
+class PricesConfig(Section):
+    """What a teacher's tokens cost, per million, in any currency."""
+
+    input: NonNegativeFloat
+    """A million tokens of prompts."""
+    output: NonNegativeFloat
+    """A million tokens of answers, thoughts included."""
+    cached_input: NonNegativeFloat | None = None
+    """A million prompt tokens that the server had in its cache; by default as `input`."""
 
 
 class ApiInferenceConfig(SamplingConfig):
     """A teacher behind any OpenAI-compatible chat API."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset(
-        {"timeout", "max_retries", "max_concurrency", "stream", "max_retry_wait"}
+        {
+            "timeout",
+            "max_retries",
+            "max_concurrency",
+            "adaptive_concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "prices",
+            "max_cost",
+            "max_tokens_total",
+            "stream",
+            "max_retry_wait",
+        }
     )
 
-    base_url: NonEmptyStr
-    """Root of the API, usually ending in `/v1`."""
+    base_url: NonEmptyStr | list[NonEmptyStr]
+    """Root of the API, usually ending in `/v1`; or a list of servers of the same model, which share the work.
+    The answers of several are known by the model alone: servers may be added, removed and reordered, and nothing is
+    asked twice."""
     api_key: Secret = Secret("EMPTY")
     """The key; write `"${env:NAME}"` to take it from the environment. It is never printed or stored."""
     model: NonEmptyStr | None = None
@@ -61,8 +90,22 @@ class ApiInferenceConfig(SamplingConfig):
     """Sampling temperature; by default the server's."""
     seed: AnyInt | None = None
     """Sent to the server, which may or may not honour it."""
-    max_concurrency: PositiveInt = 32
-    """Requests under way at once."""
+    max_concurrency: PositiveInt = 256
+    """Most requests under way at once, over all servers."""
+    adaptive_concurrency: bool = True
+    """Find out how many requests at once serve best, up to `max_concurrency`: more while answers come as fast as ever,
+    fewer when the server refuses (429, 503) or slows down. Off: always `max_concurrency`."""
+    requests_per_minute: PositiveInt | None = None
+    """Requests started a minute at most, repetitions included, over all servers and spread evenly."""
+    tokens_per_minute: PositiveInt | None = None
+    """Tokens a minute at most, prompts and answers together, over all servers: estimated before a request is sent,
+    corrected by the server's count."""
+    prices: PricesConfig | None = None
+    """What tokens cost, for the ledger and `max_cost`; without it the cost is unknown."""
+    max_cost: PositiveFloat | None = None
+    """Budget, in the currency of `prices`: no request starts that might exceed it. Answers on disk count."""
+    max_tokens_total: PositiveInt | None = None
+    """Budget in tokens, prompts and answers together: no request starts that might exceed it. Answers on disk count."""
     timeout: PositiveFloat = 300.0
     """Seconds without a byte from the server before a request is given up and tried again."""
     max_retries: NonNegativeInt = 6
@@ -70,9 +113,32 @@ class ApiInferenceConfig(SamplingConfig):
     max_retry_wait: PositiveFloat = 60.0
     """Longest pause before a repetition, in seconds, unless the server's Retry-After asks for more."""
 
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """All servers."""
+        return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url)
+
+    @model_validator(mode="after")
+    def _has_prices(self) -> ApiInferenceConfig:
+        if self.max_cost is not None and self.prices is None:
+            raise Unfit("max_cost needs to know what tokens cost", 'set "prices": {"input": …, "output": …}')
+        return self
+
     @field_validator("base_url")
     @classmethod
-    def _is_url(cls, value: str) -> str:
+    def _are_urls(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, str):
+            return cls._url(value)
+        if not value:
+            raise Unfit("the list is empty", "give a value, e.g. http://localhost:8000/v1")
+        urls = [cls._url(url) for url in value]
+        twice = next((url for number, url in enumerate(urls) if url in urls[:number]), None)
+        if twice is not None:
+            raise Unfit(f"{show(twice)} stands there twice", "name each server once")
+        return urls
+
+    @staticmethod
+    def _url(value: str) -> str:
         if not re.match(r"https?://[^/\s]+", value) and value != "ENDPOINT":
             raise Unfit(
                 f"{show(value)} is not a URL", "start it with http:// or https://, e.g. http://localhost:8000/v1"

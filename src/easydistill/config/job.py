@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, Section
-from easydistill.config.dataset import DatasetConfig
+from easydistill.config.dataset import RowsConfig
 
 
 class JobConfig(Section):
@@ -20,7 +20,7 @@ class JobConfig(Section):
     """Which job this is."""
     output_dir: NonEmptyStr | None = None
     """Run directory. Default: `training.output_dir`, else `runs/<name of the config>`."""
-    dataset: DatasetConfig
+    dataset: RowsConfig
 
     def run_directory(self, config_name: str) -> Path:
         """Where the run keeps its files; `config_name` is the config's file name without suffix."""

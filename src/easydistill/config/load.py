@@ -91,7 +91,7 @@ def _validate(
     try:
         job = classes[job_type].model_validate(data)
     except ValidationError as error:
-        others = {name: cls for name, cls in classes.items() if name != job_type}
+        others = {name: classes[name] for name in classes if name != job_type}
         issues = {**explain(error, document, classes[job_type], others), **issues}
     if unusable or issues:
         raise ConfigError([*unusable, *(issues[path] for path in sorted(issues, key=document.line))])

@@ -8,7 +8,7 @@ Written: the paper's format, and `messages` as Parquet.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,22 @@ _SHAREGPT_ROLES = {
 _ROLES = {"system", "user", "assistant", "tool", "developer"}
 _PROMPT_KEYS = ("instruction", "prompt", "question", "query")
 _ANSWER_KEYS = ("output", "response", "answer", "completion")
+_CHAT_KEYS = frozenset(
+    (*_PROMPT_KEYS, *_ANSWER_KEYS, "id", "input", "system", "history", "messages", "conversations", "reasoning_content")
+)
+ROW = "_row"
+"""Name in `Sample.meta` of the row's number in its file, from 1; not written."""
 
 
-def read_samples(path: Path, *, labelled: bool, limit: int | None = None) -> tuple[list[Sample], list[Rejection]]:
-    """Read rows, giving each its id.
+def read_samples(
+    path: Path, *, labelled: bool | None, limit: int | None = None
+) -> tuple[list[Sample], list[Rejection]]:
+    """Read rows, giving each its id. What else a row holds is kept in `Sample.meta`, and written again.
 
     Args:
         path: `.json`, `.jsonl` or `.parquet`.
-        labelled: whether rows must end with an answer. If not, answers in the file are dropped.
+        labelled: whether rows must end with an answer. If False, answers in the file are dropped; None takes rows as
+            they are.
         limit: read only the first so many rows.
 
     Returns:
@@ -61,19 +69,26 @@ def read_samples(path: Path, *, labelled: bool, limit: int | None = None) -> tup
             break
         try:
             messages = _messages(row)
-            _check(messages, labelled=labelled)
+            _check(messages, labelled=labelled is True)
         except _Malformed as problem:
             identity = ids.give([number, str(row)[:1000]])
             rejected.append(Rejection(identity, "read", MALFORMED, f"{path}, row {number}: {problem}", 1, _plain(row)))
             continue
-        while not labelled and messages[-1]["role"] == "assistant":
+        while labelled is False and messages[-1]["role"] == "assistant":
             messages.pop()
         identity = ids.give(messages, _own_id(row))
-        samples.append(Sample(identity, tuple(messages), {"row": number}))
+        samples.append(Sample(identity, tuple(messages), {ROW: number, **_other_fields(row)}))
     if not samples:
         first = f"\n    {rejected[0].detail}" if rejected else ""
         raise DataError(f"{path}: none of its {len(rejected)} rows can be used; {SHAPES}{first}")
     return samples, rejected
+
+
+def _other_fields(row: Any) -> dict[str, Any]:
+    """What a row holds beside its chat."""
+    if not isinstance(row, dict):
+        return {}
+    return {str(name): value for name, value in row.items() if name not in _CHAT_KEYS and value is not None}
 
 
 def _own_id(row: Any) -> str | None:
@@ -248,9 +263,12 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
     messages.append({"role": "user", "content": content})
     answer_key = next((name for name in _ANSWER_KEYS if row.get(name) is not None), None)
     if answer_key is not None:
-        if not isinstance(row[answer_key], str):
+        given = row[answer_key]
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            given = str(given)
+        if not isinstance(given, str):
             raise _Malformed(f"`{answer_key}` is not text")
-        answer: Message = {"role": "assistant", "content": row[answer_key]}
+        answer: Message = {"role": "assistant", "content": given}
         if isinstance(row.get("reasoning_content"), str) and row["reasoning_content"]:
             answer["reasoning_content"] = row["reasoning_content"]
         messages.append(answer)
@@ -287,15 +305,21 @@ def _check(messages: list[Message], *, labelled: bool) -> None:
 
 
 def paper_row(sample: Sample) -> dict[str, Any]:
-    """The paper's `{"instruction", "output"}` where that says it all, else the same with `messages`."""
-    *context, answer = sample.messages
-    if [message["role"] for message in context] == ["user"]:
-        row: dict[str, Any] = {"instruction": context[0]["content"], "output": answer["content"]}
+    """The paper's `{"instruction", "output"}` where that says it all, else the same with `messages`; then `meta`."""
+    roles = [message["role"] for message in sample.messages]
+    if roles not in (["user"], ["user", "assistant"]):
+        return {"id": sample.id, "messages": list(sample.messages), **written_meta(sample)}
+    row: dict[str, Any] = {"id": sample.id, "instruction": sample.messages[0]["content"]}
+    for answer in sample.messages[1:]:
+        row["output"] = answer["content"]
         if "reasoning_content" in answer:
             row["reasoning_content"] = answer["reasoning_content"]
-    else:
-        row = {"messages": list(sample.messages)}
-    return {"id": sample.id, **row}
+    return {**row, **written_meta(sample)}
+
+
+def written_meta(sample: Sample) -> dict[str, Any]:
+    """What is written of a row's `meta`."""
+    return {name: value for name, value in sample.meta.items() if name != ROW and name not in _CHAT_KEYS}
 
 
 def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
@@ -307,19 +331,27 @@ def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
         handle.write("\n]\n")
 
 
-def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
-    """Write `id` and `messages` as Parquet, as `datasets` and the trainers read it."""
+def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
+    """Write `id`, `messages` and a column for each field of `meta` as Parquet, as `datasets` and the trainers read it.
+
+    A field whose values have no common type is written as JSON text.
+    """
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
-    schema = pa.schema([("id", pa.string()), ("messages", pa.list_(message))])
-    rows = [{"id": sample.id, "messages": [dict(item) for item in sample.messages]} for sample in samples]
+    columns = {
+        "id": pa.array([sample.id for sample in samples], pa.string()),
+        "messages": pa.array([[dict(item) for item in sample.messages] for sample in samples], pa.list_(message)),
+    }
+    metas = [written_meta(sample) for sample in samples]
+    for name in dict.fromkeys(name for meta in metas for name in meta):
+        values = [meta.get(name) for meta in metas]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            columns[name] = pa.array(
+                [None if value is None else json.dumps(value, ensure_ascii=False) for value in values], pa.string()
+            )
     with replacing(path) as temporary:
-        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-
-
-WRITERS: dict[str, Callable[[Path, Iterable[Sample]], None]] = {
-    ".json": write_paper_json,
-    ".parquet": write_parquet,
-}
+        parquet.write_table(pa.table(columns), temporary)

@@ -40,11 +40,17 @@ class Redactor:
                 self.register(value.get_secret_value())
             elif isinstance(value, BaseModel):
                 self.register_config(value)
-            elif isinstance(value, str) and "://" in value and "@" in value:
-                password = urllib.parse.urlsplit(value).password
-                if password:
-                    self.register(urllib.parse.unquote(password))
-                    self.register(password)
+            else:
+                for text in value if isinstance(value, list) else [value]:
+                    self._register_password(text)
+
+    def _register_password(self, value: Any) -> None:
+        """Hide the password of a value that is a URL with one."""
+        if isinstance(value, str) and "://" in value and "@" in value:
+            password = urllib.parse.urlsplit(value).password
+            if password:
+                self.register(urllib.parse.unquote(password))
+                self.register(password)
 
     def text(self, text: str) -> str:
         for spelling in self._spellings:

@@ -8,7 +8,7 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.stages.label import TeacherPlan
-from easydistill.teachers.base import Teacher, bare_url
+from easydistill.teachers.base import Teacher, endpoint_name
 
 
 def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:
@@ -20,10 +20,10 @@ def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:
         return OpenAITeacher(inference, context.redactor)
 
     def identity() -> dict[str, Any]:
-        return {"base_url": bare_url(inference.base_url), "model": inference.model}
+        return {"base_url": endpoint_name(inference.base_urls), "model": inference.model}
 
     def preflight() -> list[ConfigIssue]:
-        if inference.base_url != "ENDPOINT":
+        if "ENDPOINT" not in inference.base_urls:
             return []
         problem = '"ENDPOINT" stands for the address of your API'
         return [ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1")]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from easydistill.config.base import Unfit
+from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.config.job import JobConfig
@@ -23,6 +24,7 @@ class Job(JobConfig):
 
     job_type: Literal["black_box_kd_local"]
     """Which job this is."""
+    dataset: DatasetConfig
     inference: LocalInferenceConfig = LocalInferenceConfig()
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from easydistill.config.base import Unfit
+from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.job import JobConfig
@@ -39,6 +40,7 @@ class Job(JobConfig):
 
     job_type: Literal["on_policy_kd"]
     """Which job this is."""
+    dataset: DatasetConfig
     inference: Inference = Field(default=LocalInferenceConfig())
     """How the teacher answers where its answers are needed. With `base_url`: the vLLM server that answers, and that
     tells the log-probabilities of the student's tokens."""

@@ -31,6 +31,8 @@ class Ask:
     role: Role = "teacher"
     index: int = 0
     """Number of the sample, where one prompt is sampled several times."""
+    schema: dict[str, Any] | None = None
+    """JSON schema of the reply, for servers that know such; whether it was obeyed is checked by whoever asked."""
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.inference import SamplingConfig
+from easydistill.config.inference import SamplingConfig, Truncation
 from easydistill.data.files import hash_file, replacing, set_aside, write_jsonl
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Message, Rejection, Sample, count_reasons
+from easydistill.data.records import Message, Rejection, Sample, content_hash, count_reasons
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
@@ -33,13 +33,16 @@ from easydistill.teachers.base import (
     outcome_from_record,
     request_key,
 )
+from easydistill.teachers.ledger import Metered
 
 LABELED_JSON = "labeled.json"
 LABELED_PARQUET = "labeled.parquet"
 JOURNAL = "journal.jsonl"
+AUTHOR = "by"
+"""Key of a journal record: which teacher answered, where teachers are metered."""
 
 
-def judge(completion: Completion) -> tuple[str, str] | None:
+def judge(completion: Completion, truncation: Truncation = "keep") -> tuple[str, str] | None:
     """Why a complete answer cannot be a label, as (reason, detail); None where it can."""
     if completion.finish_reason == "content_filter":
         return "content_filter", "the server's filter cut the answer"
@@ -50,6 +53,8 @@ def judge(completion: Completion) -> tuple[str, str] | None:
             f" (finish reason {completion.finish_reason})" if completion.finish_reason else ""
         )
         return "empty_content", detail
+    if truncation == "reject" and completion.finish_reason == "length":
+        return "truncated", "the answer was cut off at inference.max_new_tokens"
     return None
 
 
@@ -88,6 +93,8 @@ class LabelStage:
             "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
             "teacher": self._teacher.identity(),
             "labeled_path": self._dataset.labeled_path,
+            # Told only where it differs from what every earlier version did: finished stages stay finished.
+            **({"truncation": "reject"} if self._inference.truncation == "reject" else {}),
         }
 
     def estimate(self, directory: Path) -> Estimate:
@@ -134,7 +141,8 @@ class LabelStage:
             with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
                 answer_all(teacher, list(requests.values()), journal, context, "Labelling")
                 context.stop.raise_if_requested()
-                return self._write(samples, rejected, keys, journal, context)
+                result = self._write(samples, rejected, keys, journal, context)
+                return replace(result, metrics=spending(teacher))
         finally:
             teacher.close()
 
@@ -156,7 +164,7 @@ class LabelStage:
                 counted.add(outcome.key)
                 tokens["prompt"] += outcome.prompt_tokens
                 tokens["completion"] += outcome.completion_tokens
-            accepted = labelled_or_rejected(sample, outcome, self.name)
+            accepted = labelled_or_rejected(sample, outcome, self.name, self._inference.truncation)
             if isinstance(accepted, Sample):
                 labelled.append(accepted)
             else:
@@ -188,15 +196,15 @@ def answer_all(
         # A passing failure from an earlier attempt is worth another try; one from this attempt was tried enough.
         return key in journal and (key in attempted or not journal.note(key))
 
+    author = _count_earlier(teacher, journal)
     finished = sum(done(request.key) for request in requests)
     with context.reporter.task(title, len(requests), done=finished) as task:
         failures = 0
 
         def record(outcomes: Sequence[Outcome]) -> None:
             nonlocal failures
-            journal.append(
-                *({**context.redactor.value(item.as_record()), "at": round(time.time(), 3)} for item in outcomes)
-            )
+            told = {"at": round(time.time(), 3), **author}
+            journal.append(*({**context.redactor.value(item.as_record()), **told} for item in outcomes))
             attempted.update(item.key for item in outcomes)
             tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
             failures += sum(isinstance(item, Failure) for item in outcomes)
@@ -204,6 +212,29 @@ def answer_all(
 
         if finished < len(requests):
             teacher.generate(requests, done, record, context.stop)
+            if isinstance(teacher, Metered):
+                LOGGER.info("%s: %s", title, teacher.ledger.words())
+                if teacher.ledger.is_watched:
+                    context.reporter.say(f"spent: {teacher.ledger.words()}")
+
+
+def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
+    """Have the teacher's ledger count what it answered in earlier attempts; what to write beside its new answers."""
+    if not isinstance(teacher, Metered):
+        return {}
+    author = content_hash(teacher.identity())[:8]
+    for key in journal:
+        # Several teachers may share a journal. Before they signed their answers there was one.
+        if teacher.ledger.is_new(key) and journal.get(key).get(AUTHOR, author) == author:
+            outcome = outcome_of(journal, key)
+            if isinstance(outcome, Completion):
+                teacher.ledger.add(outcome)
+    return {AUTHOR: author}
+
+
+def spending(teacher: Teacher) -> dict[str, Any]:
+    """What the teacher's answers took, as metrics; empty where it counts nothing."""
+    return {"spent": teacher.ledger.as_metrics()} if isinstance(teacher, Metered) else {}
 
 
 def worth_another_try(record: dict[str, Any]) -> bool:
@@ -212,14 +243,16 @@ def worth_another_try(record: dict[str, Any]) -> bool:
 
 def outcome_of(journal: Journal, key: str) -> Outcome:
     """What came of a request."""
-    return outcome_from_record({name: value for name, value in journal.get(key).items() if name != "at"})
+    return outcome_from_record({name: value for name, value in journal.get(key).items() if name not in {"at", AUTHOR}})
 
 
-def labelled_or_rejected(sample: Sample, outcome: Outcome, stage: str) -> Sample | Rejection:
+def labelled_or_rejected(
+    sample: Sample, outcome: Outcome, stage: str, truncation: Truncation = "keep"
+) -> Sample | Rejection:
     """The prompt with its answer, or why there is none."""
     if isinstance(outcome, Failure):
         return Rejection(sample.id, stage, outcome.reason, outcome.detail, outcome.attempts, outcome.raw)
-    problem = judge(outcome)
+    problem = judge(outcome, truncation)
     if problem is not None:
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
         return Rejection(sample.id, stage, *problem, outcome.attempts, raw)

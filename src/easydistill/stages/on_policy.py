@@ -25,7 +25,7 @@ from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import missing_file
 from easydistill.stages.rows import LabelledRows, render_all
 from easydistill.stages.train import TrainStage
-from easydistill.teachers.base import TEMPLATE_REFUSED, bare_url
+from easydistill.teachers.base import TEMPLATE_REFUSED, endpoint_name
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
@@ -77,7 +77,7 @@ class OnPolicyStage(TrainStage):
             issues += missing_file("dataset.instruction_path", self._rows.dataset.instruction_path)
         if self._server is None and self._models.teacher is not None:
             issues += model_issues("models.teacher", self._models.teacher)
-        if self._server is not None and self._server.base_url == "ENDPOINT":
+        if self._server is not None and "ENDPOINT" in self._server.base_urls:
             problem = '"ENDPOINT" stands for the address of your vLLM server'
             issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
         if self._on_policy.objective == "generalized_jsd":
@@ -89,7 +89,7 @@ class OnPolicyStage(TrainStage):
 
     def _teacher_identity(self) -> dict[str, Any]:
         if isinstance(self._inference, ApiInferenceConfig):
-            return {"base_url": bare_url(self._inference.base_url), "model": self._inference.model}
+            return {"base_url": endpoint_name(self._inference.base_urls), "model": self._inference.model}
         assert self._models.teacher is not None
         return {**resolve(self._models.teacher).identity(), "dtype": self._inference.dtype}
 

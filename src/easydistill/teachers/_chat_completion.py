@@ -154,6 +154,8 @@ class Answer:
             "finish_reason": self.finish_reason,
             "prompt_tokens": _count(self._usage.get("prompt_tokens")),
             "completion_tokens": _count(self._usage.get("completion_tokens")),
+            "cached_prompt_tokens": _cached_tokens(self._usage),
+            "reasoning_tokens": _detail(self._usage, "completion_tokens_details", "reasoning_tokens"),
             "model": self._head.get("model"),
             "extra": extra,
         }
@@ -161,3 +163,15 @@ class Answer:
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _detail(usage: dict[str, Any], group: str, name: str) -> int | None:
+    details = usage.get(group)
+    value = details.get(name) if isinstance(details, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _cached_tokens(usage: dict[str, Any]) -> int | None:
+    """Prompt tokens read from a cache, as OpenAI and as DeepSeek name them."""
+    told = _detail(usage, "prompt_tokens_details", "cached_tokens")
+    return told if told is not None else _detail({"usage": usage}, "usage", "prompt_cache_hit_tokens")

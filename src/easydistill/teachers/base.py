@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TEMPLATE_REFUSED = "template_refused"
 """Reason of a row whose chat the model's template does not take: a system message, say, where there is no such role."""
+SEVERAL_SERVERS = "several servers"
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,43 @@ class GenerationRequest:
     key: str
     """Hash of everything that can change the answer, and nothing else (see `request_key`)."""
     messages: tuple[Message, ...]
+    schema: dict[str, Any] | None = field(default=None, kw_only=True)
+    """JSON schema that the answer should follow. An API is told; whether it obeys must be checked."""
 
 
-def request_key(teacher: dict[str, Any], sampling: dict[str, Any], messages: Sequence[Message], index: int = 0) -> str:
+def request_key(
+    teacher: dict[str, Any],
+    sampling: dict[str, Any],
+    messages: Sequence[Message],
+    index: int = 0,
+    schema: dict[str, Any] | None = None,
+) -> str:
     """The key of a request.
 
     Args:
         teacher: what identifies the model: endpoint and name, or the files' hash.
-        sampling: everything that shapes the answer: temperature, seed, length, schema.
+        sampling: everything that shapes the answer: temperature, seed, length.
         messages: the whole prompt as sent, images included.
         index: number of the sample, where one prompt is sampled several times.
+        schema: of the answer, where the request has one.
     """
-    return content_hash([teacher, sampling, list(messages), index])[:32]
+    structure = [] if schema is None else [schema]
+    return content_hash([teacher, sampling, list(messages), index, *structure])[:32]
 
 
 def bare_url(url: str) -> str:
     """A URL without user name and password."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def endpoint_name(urls: Sequence[str]) -> str:
+    """What request keys and fingerprints say of where a teacher is.
+
+    One URL is itself, without password. Several stand for one teacher that is known by its model alone: servers may be
+    added, removed and reordered, and nothing is asked twice.
+    """
+    return bare_url(urls[0]) if len(urls) == 1 else SEVERAL_SERVERS
 
 
 def row_seed(seed: int, key: str) -> int:
@@ -70,6 +90,10 @@ class Completion:
     model: str | None = None
     attempts: int = 1
     seconds: float = 0.0
+    cached_prompt_tokens: int | None = None
+    """Prompt tokens that the server had read before, where it tells."""
+    reasoning_tokens: int | None = None
+    """Tokens of the answer that are thoughts, where the server tells."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What else the server sent that is worth keeping: response id, refusal, log-probabilities."""
 

@@ -1,7 +1,8 @@
 """A teacher behind any OpenAI-compatible API, through the openai SDK with a retry policy of our own.
 
-Bounded concurrency, streaming or not. A complete answer, whatever is in it, was paid for and is never asked for
-again; only attempts that brought none are repeated (see `retry.py`). Whatever the server sent passes through the
+Streaming or not. A complete answer, whatever is in it, was paid for and is never asked for again; only attempts that
+brought none are repeated (`retry.py`). When a request may start, and at which of several servers, is the dispatcher's
+to say: concurrency found out by trying, limits, budget (`_dispatch.py`). Whatever a server sent passes through the
 redactor before it is handed on: servers echo keys.
 """
 
@@ -15,8 +16,6 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -28,7 +27,22 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
 from easydistill.teachers._chat_completion import RAW_LIMIT, StreamParser, garbage, parse_body
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes, bare_url
+from easydistill.teachers._concurrency import Window
+from easydistill.teachers._dispatch import Dispatcher
+from easydistill.teachers._features import json_schema_format
+from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
+from easydistill.teachers._routing import Endpoint, Router
+from easydistill.teachers._run import Clients, Run, in_thread
+from easydistill.teachers.base import (
+    Completion,
+    Failure,
+    GenerationRequest,
+    Outcome,
+    RecordOutcomes,
+    bare_url,
+    endpoint_name,
+)
+from easydistill.teachers.ledger import Ledger
 from easydistill.teachers.retry import Fault, Verdict, from_status, pause
 
 POLL_SECONDS = 0.1
@@ -48,56 +62,29 @@ _MENDS = {
 }
 
 
-@dataclass
-class _Run:
-    """What the workers of one `generate` share. Once it is over nothing new starts; what is under way is recorded."""
-
-    stop: StopSignal
-    halt: asyncio.Event = field(default_factory=asyncio.Event)
-    fault: Fault | None = None
-    """Why no request can succeed."""
-    bug: Exception | None = None
-    """What broke on our side."""
-
-    @property
-    def over(self) -> bool:
-        return self.stop.requested or self.halt.is_set()
-
-    def end(self, fault: Fault | None = None, bug: Exception | None = None) -> None:
-        self.fault, self.bug = self.fault or fault, self.bug or bug
-        self.halt.set()
-
-    async def watch(self) -> None:
-        """Wake whoever sleeps once the user asks to stop."""
-        while not self.stop.requested:
-            await asyncio.sleep(POLL_SECONDS)
-        self.halt.set()
-
-    async def sleep(self, seconds: float) -> bool:
-        """Sleep; False where the run is over before that."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self.halt.wait()
-        except TimeoutError:
-            return not self.over
-        return False
-
-
 class OpenAITeacher:
-    """Answers through `POST {base_url}/chat/completions`."""
+    """Answers through `POST {base_url}/chat/completions`, of one server or of several.
+
+    Attributes:
+        ledger: what answers took so far; earlier attempts' answers may be added before `generate`.
+    """
 
     def __init__(self, inference: ApiInferenceConfig, redactor: Redactor) -> None:
         self._config = inference
         self._redactor = redactor
         self._model = inference.model
-        self._where = bare_url(inference.base_url)
-        # What the server turned out not to know; remembered for all later requests.
-        self._length_name = "max_tokens"
-        self._asks_for_usage = True
+        self._where = ", ".join(map(bare_url, inference.base_urls))
+        # What is learnt of servers is remembered for all later requests.
+        ceiling, adaptive = inference.max_concurrency, inference.adaptive_concurrency
+        self._router = Router([Endpoint(url, Window(ceiling, adaptive)) for url in inference.base_urls])
+        self._limits = RateLimits(inference.requests_per_minute, inference.tokens_per_minute)
+        self._estimator = TokenEstimator(inference.max_new_tokens)
+        self.ledger = Ledger(inference.prices, inference.max_cost, inference.max_tokens_total)
         self._jitter = random.Random()
-        # A user and password in the URL, as the header spells them. (The config registers the plain password.)
-        user = urllib.parse.unquote(urllib.parse.urlsplit(inference.base_url).netloc.rpartition("@")[0])
-        redactor.register(base64.b64encode(user.encode()).decode())
+        for url in inference.base_urls:
+            # A user and password in the URL, as the header spells them. (The config registers the plain password.)
+            user = urllib.parse.unquote(urllib.parse.urlsplit(url).netloc.rpartition("@")[0])
+            redactor.register(base64.b64encode(user.encode()).decode())
 
     def identity(self) -> dict[str, Any]:
         """Endpoint and model.
@@ -105,15 +92,15 @@ class OpenAITeacher:
         Raises:
             TeacherError: no model is configured and the server does not tell one.
         """
-        return {"base_url": self._where, "model": self._model_name()}
+        return {"base_url": endpoint_name(self._config.base_urls), "model": self._model_name()}
 
     def close(self) -> None:
         """Nothing stays open between two calls of `generate`."""
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, url: str) -> dict[str, Any]:
         timeout = self._config.timeout
         return {
-            "base_url": self._config.base_url,
+            "base_url": url,
             "api_key": self._config.api_key.get_secret_value(),
             "max_retries": 0,
             "timeout": httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
@@ -123,12 +110,22 @@ class OpenAITeacher:
 
     def _model_name(self) -> str:
         if self._model is None:
-            self._model = self._first_model()
+            self._model = self._first_model_of_any()
             LOGGER.info("inference.model is not set; using %s", self._model)
         return self._model
 
-    def _first_model(self) -> str:
-        with openai.OpenAI(**self._options()) as client:
+    def _first_model_of_any(self) -> str:
+        """What the first server that tells says."""
+        *others, last = self._config.base_urls
+        for url in others:
+            try:
+                return self._first_model(url)
+            except TeacherError as error:
+                LOGGER.warning("%s", self._shown(str(error)))
+        return self._first_model(last)
+
+    def _first_model(self, url: str) -> str:
+        with openai.OpenAI(**self._options(url)) as client:
             attempt = 1
             while True:
                 try:
@@ -138,22 +135,22 @@ class OpenAITeacher:
                     fault = self._fault(error)
                 wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
                 if fault.reason in {"auth", "quota"}:
-                    raise self._error(fault)
+                    raise self._error(fault, url)
                 if fault.verdict is not Verdict.RETRY or wait is None or attempt > self._config.max_retries:
-                    raise self._no_model(str(fault))
+                    raise self._no_model(url, str(fault))
                 time.sleep(wait)
                 attempt += 1
         try:
             listed = json.loads(content)["data"]
             name = listed[0]["id"] if listed else None
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise self._no_model("the answer is not a list of models") from None
+            raise self._no_model(url, "the answer is not a list of models") from None
         if not isinstance(name, str):
-            raise self._no_model("it lists none")
+            raise self._no_model(url, "it lists none")
         return name
 
-    def _no_model(self, why: str) -> TeacherError:
-        head = f"{self._where}/models does not name a model: {self._shown(why)}"
+    def _no_model(self, url: str, why: str) -> TeacherError:
+        head = f"{bare_url(url)}/models does not name a model: {self._shown(why)}"
         return TeacherError(f"{head}\n    → set inference.model, or check that the server runs")
 
     # --- generating -------------------------------------------------------------------------------------------
@@ -171,87 +168,138 @@ class OpenAITeacher:
         workers = min(self._config.max_concurrency, len(requests))
         model = self._model_name()
 
-        def work() -> Fault | None:
+        def work() -> TeacherError | None:
             return asyncio.run(self._generate(model, waiting, workers, record, stop))
 
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            fault = work()
+            error = work()
         else:
-            fault = _in_thread(work, stop)
-        if fault is not None:
-            raise self._error(fault)
+            error = in_thread(work, stop)
+        if error is not None:
+            raise error
 
     async def _generate(
         self, model: str, waiting: Iterator[GenerationRequest], workers: int, record: RecordOutcomes, stop: StopSignal
-    ) -> Fault | None:
-        """Answer all of `waiting`; the fault, if any, because of which no request can succeed."""
-        run = _Run(stop)
+    ) -> TeacherError | None:
+        """Answer all of `waiting`; the error, if any, that ends this early."""
+        self._router.reopen()
+        run = Run(stop, self._dispatcher)
         limits = httpx2.Limits(max_connections=POOL_SIZE, max_keepalive_connections=POOL_SIZE)
         certificates = httpx2.create_ssl_context()
         async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-            clients = []
-            for _ in range(0, workers, POOL_SIZE):
-                http = openai.DefaultAsyncHttpxClient(limits=limits, verify=certificates)
-                client = openai.AsyncOpenAI(**self._options(), http_client=http)
-                clients.append(await stack.enter_async_context(client))
 
-            async def worker(client: openai.AsyncOpenAI) -> None:
+            def make(url: str) -> openai.AsyncOpenAI:
+                http = openai.DefaultAsyncHttpxClient(limits=limits, verify=certificates)
+                return openai.AsyncOpenAI(**self._options(url), http_client=http)
+
+            pools = [Clients(make, {}) for _ in range(0, workers, POOL_SIZE)]
+            for pool in pools:
+                stack.push_async_callback(pool.aclose)
+
+            async def worker(clients: Clients) -> None:
                 try:
                     while not run.over and (request := next(waiting, None)) is not None:
-                        outcome = await self._ask(client, model, request, run)
+                        outcome = await self._ask(clients, model, request, run)
                         if outcome is not None:
                             record([outcome])
                 except Exception as error:
                     run.end(bug=error)
 
-            watch = group.create_task(run.watch())
-            tasks = [group.create_task(worker(clients[n // POOL_SIZE])) for n in range(workers)]
+            watch = group.create_task(run.watch(POLL_SECONDS))
+            tasks = [group.create_task(worker(pools[n // POOL_SIZE])) for n in range(workers)]
             await asyncio.wait(tasks)
             watch.cancel()
         if run.bug is not None:
             raise run.bug
-        return run.fault
+        return run.error
 
-    async def _ask(self, client: Any, model: str, request: GenerationRequest, run: _Run) -> Outcome | None:
+    def _dispatcher(self, run: Run) -> Dispatcher:
+        return Dispatcher(
+            self._router,
+            self._limits,
+            self._estimator,
+            self.ledger,
+            clock=time.monotonic,
+            is_over=lambda: run.over,
+            broke=lambda words: run.end(TeacherError(words)),
+        )
+
+    async def _ask(self, clients: Clients, model: str, request: GenerationRequest, run: Run) -> Outcome | None:
         """Ask until there is an answer or no hope; None where the run is over before that."""
         attempt = 1
+        avoid: Endpoint | None = None
         while True:
+            ticket = await run.desk.start(self._size(request), avoid)
+            if ticket is None:
+                return None
+            endpoint = ticket.endpoint
             started = time.monotonic()
             body = self._body(model, request)
+            sent = endpoint.features.shape(body)
             try:
-                arguments = self._redactor.value(await self._attempt(client, body))
+                arguments = self._redactor.value(await self._attempt(clients.of(endpoint), sent))
                 seconds = round(time.monotonic() - started, 3)
-                return Completion(key=request.key, attempts=attempt, seconds=seconds, **arguments)
+                answer = Completion(key=request.key, attempts=attempt, seconds=seconds, **arguments)
             except Exception as error:
-                fault = self._fault(error)
+                try:
+                    fault = self._fault(error)
+                except Exception:
+                    run.desk.dropped(ticket)
+                    raise
+            else:
+                run.desk.answered(ticket, answer)
+                run.breaker.add_answer()
+                return answer
             if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
-                run.end(fault)
-                return None
-            if self._adapts_to(fault, body):
-                if run.over:
-                    return None
+                self._refuses(endpoint, fault, run)
+                run.desk.dropped(ticket)
+                avoid = endpoint
                 continue
+            if endpoint.features.adapts_to(fault, body, sent):
+                run.desk.dropped(ticket)
+                continue
+            run.desk.faulted(ticket, fault)
             wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
             if fault.verdict is Verdict.REJECT or wait is None or attempt > self._config.max_retries:
-                return self._failure(request.key, fault, attempt)
-            if not await run.sleep(wait):
+                failure = self._failure(request.key, fault, attempt)
+                if failure.passing and (trip := run.breaker.add_failure(failure.reason, failure.detail)):
+                    run.end(TeacherError(f"{self._where}: {trip.words()}"))
+                return failure
+            avoid = endpoint
+            # Another server need not be waited for, but for a while only: all of them may have the same trouble.
+            at_once = attempt < len(self._router.endpoints) and self._router.has_another(endpoint, time.monotonic())
+            if not at_once and not await run.sleep(wait):
                 return None
             attempt += 1
+
+    def _size(self, request: GenerationRequest) -> Size:
+        return self._estimator.size(request.messages)
+
+    def _refuses(self, endpoint: Endpoint, fault: Fault, run: Run) -> None:
+        """A server answers nobody; the run goes on at the others, if there are any."""
+        if endpoint.refusal is None:
+            endpoint.refusal = fault
+            error = self._error(fault, endpoint.url)
+            if self._router.all_refuse():
+                run.end(error)
+            else:
+                LOGGER.warning("%s", error)
 
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
         config = self._config
         body: dict[str, Any] = {"model": model, "messages": list(request.messages)}
-        body[self._length_name] = config.max_new_tokens
+        body["max_tokens"] = config.max_new_tokens
         for name in ("temperature", "top_p", "seed"):
             value = getattr(config, name)
             if value is not None:
                 body[name] = value
         if config.stream:
             body["stream"] = True
-            if self._asks_for_usage:
-                body["stream_options"] = {"include_usage": True}
+            body["stream_options"] = {"include_usage": True}
+        if request.schema is not None:
+            body["response_format"] = json_schema_format(request.schema)
         return body
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
@@ -293,21 +341,6 @@ class OpenAITeacher:
             fault.raw = parser.raw
             raise
 
-    def _adapts_to(self, fault: Fault, body: dict[str, Any]) -> bool:
-        """Whether the server refused an optional part of this body that can be left out or renamed."""
-        if fault.reason not in {"http_400", "http_422"}:
-            return False
-        told = fault.detail.lower()
-        # vLLM names both when a prompt is too long.
-        refused = "unsupported" in told or "not supported" in told
-        if "max_tokens" in body and "max_completion_tokens" in told and refused:
-            self._length_name = "max_completion_tokens"
-            return True
-        if "stream_options" in body and "stream_options" in told:
-            self._asks_for_usage = False
-            return True
-        return False
-
     # --- what went wrong --------------------------------------------------------------------------------------
 
     def _fault(self, error: Exception) -> Fault:
@@ -336,10 +369,10 @@ class OpenAITeacher:
         raw = None if fault.raw is None else self._redactor.value(fault.raw)[:RAW_LIMIT]
         return Failure(key, fault.reason, self._shown(fault.detail), attempts, fault.verdict is Verdict.RETRY, raw)
 
-    def _error(self, fault: Fault) -> TeacherError:
+    def _error(self, fault: Fault, url: str) -> TeacherError:
         kind = QuotaExhausted if fault.verdict is Verdict.QUOTA else TeacherError
         mend = _MENDS.get(fault.reason, "check the server")
-        return kind(f"{self._where} refuses to answer: {self._shown(fault.detail)}\n    → {mend}")
+        return kind(f"{bare_url(url)} refuses to answer: {self._shown(fault.detail)}\n    → {mend}")
 
 
 def _read_body(content: bytes) -> dict[str, Any]:
@@ -385,13 +418,3 @@ def _feed(parser: StreamParser, line: bytes) -> None:
 
 def _is_complete(parser: StreamParser) -> bool:
     return parser.done or parser.answer.finish_reason is not None
-
-
-def _in_thread(work: Callable[[], Fault | None], stop: StopSignal) -> Fault | None:
-    """Run in a thread of its own (an event loop runs in this one, as in a notebook) and hand on what comes of it."""
-    with ThreadPoolExecutor(1, "easydistill-openai") as pool:
-        try:
-            return pool.submit(work).result()
-        except KeyboardInterrupt:
-            stop.request()  # leaving the pool waits for what is under way
-            raise

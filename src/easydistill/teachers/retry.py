@@ -21,6 +21,7 @@ LONGEST_RETRY_AFTER = 600.0
 """A server that asks for a longer pause will not serve this run; its rows fail and can be asked again later."""
 
 _PASSING = {408: "timeout", 409: "server_error", 425: "server_error", 429: "rate_limit"}
+_OVERLOAD = frozenset({429, 503, 529})
 
 # No credit. Codes decide before phrases do: OpenAI's texts on mere rate limits advise to visit …/account/billing.
 _QUOTA_CODES = frozenset(
@@ -92,6 +93,8 @@ class Fault(Exception):
     verdict: Verdict
     retry_after: float | None = None
     raw: str | None = None
+    overload: bool = False
+    """Whether the server says that it is asked too much: 429, 503, 529."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
@@ -121,7 +124,9 @@ def from_status(status: int, text: str, headers: Mapping[str, str], now: float) 
     if status == 404 and (codes & _MODEL_CODES or _NO_MODEL.search(lowered) or _DOES_NOT_EXIST in lowered):
         return fault("model", Verdict.FATAL)
     if status in _PASSING or status >= 500:
-        return fault(_PASSING.get(status, "server_error"), Verdict.RETRY, retry_after(headers, now))
+        passing = fault(_PASSING.get(status, "server_error"), Verdict.RETRY, retry_after(headers, now))
+        passing.overload = status in _OVERLOAD
+        return passing
     return fault(f"http_{status}", Verdict.REJECT)
 
 
@@ -158,18 +163,19 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 def pause(attempt: int, fault: Fault, longest: float, generator: random.Random) -> float | None:
     """Seconds to wait before the next attempt, or None where waiting makes no sense.
 
-    The server's wish counts as a minimum, spread by up to a tenth so that not all requests return at once; without
-    one, exponential back-off with full jitter.
+    Exponential back-off with full jitter. The server's wish counts as a minimum, spread by up to a tenth so that not
+    all requests return at once; a small one does not make a request use up its attempts in no time.
 
     Args:
         attempt: number of the attempt that failed, from 1.
         longest: longest pause of our own choice.
     """
+    wish = 0.0
     if fault.retry_after is not None:
         if fault.retry_after > LONGEST_RETRY_AFTER:
             return None
-        return fault.retry_after * (1 + 0.1 * generator.random())
-    return min(longest, FIRST_WAIT * 2.0 ** min(attempt - 1, 30)) * generator.random()
+        wish = fault.retry_after * (1 + 0.1 * generator.random())
+    return max(wish, min(longest, FIRST_WAIT * 2.0 ** min(attempt - 1, 30)) * generator.random())
 
 
 def _no_credit(status: int, codes: set[str], lowered: str) -> bool:

@@ -24,6 +24,7 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
+from easydistill.teachers._limits import Size
 from easydistill.teachers.base import Failure, GenerationRequest, Outcome
 from easydistill.teachers.openai import PATIENCE, OpenAITeacher
 from easydistill.teachers.retry import Fault, Verdict, from_error_object
@@ -110,6 +111,10 @@ class _Client(OpenAITeacher):
         assert isinstance(request, _ScoreRequest)
         # vLLM wants to generate at least one token; 0 log-probabilities a token means the token's own and no others.
         return {"model": model, "prompt": list(request.ids), "max_tokens": 1, "prompt_logprobs": 0}
+
+    def _size(self, request: GenerationRequest) -> Size:
+        assert isinstance(request, _ScoreRequest)
+        return Size(len(request.ids), 1, len(request.ids), 1)
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
         patience = PATIENCE * self._config.timeout

@@ -1,0 +1,67 @@
+"""Sections of synthesis jobs: who is asked, how raw text is cut."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Section, Unfit
+from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
+from easydistill.config.models import ModelRef
+
+
+def _inference_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "server" if "base_url" in value else "local"
+    return "server" if isinstance(value, ApiInferenceConfig) else "local"
+
+
+Inference = Annotated[
+    Annotated[LocalInferenceConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
+    Discriminator(_inference_kind),
+]
+"""A server where `base_url` is given, else a model on this machine."""
+
+
+class SynthesisModels(Section):
+    """Models that run on this machine."""
+
+    teacher: ModelRef | None = None
+    """The model that writes; not needed with `inference.base_url`."""
+    judge: ModelRef | None = None
+    """The model that judges; by default the teacher."""
+
+
+class JudgeConfig(Section):
+    """Another model, or other sampling, for whatever judges."""
+
+    inference: Inference = Field(default=LocalInferenceConfig(temperature=0.0))
+    """How the judge is asked."""
+
+
+class ChunksConfig(Section):
+    """How raw text is cut. Tokens are estimated: an ideograph a token, else four characters a token."""
+
+    tokens_min: PositiveInt = 800
+    """Tokens that a chunk should have; a text's last chunk may be shorter."""
+    tokens_max: PositiveInt = 1500
+    """Tokens that a chunk may have."""
+    overlap: NonNegativeInt = 100
+    """Most tokens that a chunk repeats of the one before."""
+    encoding: NonEmptyStr = "utf-8"
+    """Of plain text, and of HTML that does not name its own."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ChunksConfig:
+        if not self.overlap < self.tokens_min <= self.tokens_max:
+            raise Unfit(
+                f"overlap {self.overlap}, tokens_min {self.tokens_min}, tokens_max {self.tokens_max} are not in order",
+                "make overlap less than tokens_min, and tokens_min at most tokens_max",
+            )
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise Unfit(f"there is no encoding {self.encoding!r}", "e.g. utf-8 or gb18030") from None
+        return self

@@ -1,0 +1,70 @@
+"""What synthesis jobs share: one stage, and who is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.dataset import SynthesisDatasetConfig
+from easydistill.config.inference import ApiInferenceConfig, SamplingConfig
+from easydistill.config.job import JobConfig
+from easydistill.config.synthesis import Inference, JudgeConfig, SynthesisModels
+from easydistill.engine.stage import Stage
+from easydistill.jobs._api_teacher import api_teacher
+from easydistill.jobs._local_teacher import local_teacher
+from easydistill.operators import OPERATORS
+from easydistill.operators._base import Role
+from easydistill.stages.sources import FileSource, RowSource
+from easydistill.stages.synthesise import AskedModel, SynthesiseStage
+
+
+class SynthesisJob(JobConfig):
+    """An operator over the rows of `dataset.instruction_path`, with a teacher and, for some, a judge."""
+
+    dataset: SynthesisDatasetConfig
+    inference: Inference = Field(union_mode="left_to_right")
+    """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
+    models: SynthesisModels = SynthesisModels()
+    judge: JudgeConfig | None = None
+    """How whoever judges is asked; by default the teacher, as it is asked for everything else."""
+
+    @model_validator(mode="after")
+    def _has_models(self) -> SynthesisJob:
+        if not isinstance(self.inference, ApiInferenceConfig) and self.models.teacher is None:
+            raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
+        if self.models.judge is not None and self.judge is None:
+            raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
+        return self
+
+
+class SelectionJob(JobConfig):
+    """An operator that asks nobody, over the rows of `dataset.instruction_path`."""
+
+    dataset: SynthesisDatasetConfig
+
+
+def select(job: SelectionJob, operator: str, config: Any) -> list[Stage]:
+    """The one stage of a job without models."""
+    source = FileSource(job.dataset, OPERATORS.module(operator).LABELLED)
+    return [SynthesiseStage(operator, config, source, {}, job.dataset.labeled_path)]
+
+
+def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource | None = None) -> list[Stage]:
+    """The one stage of a synthesis job."""
+    teacher = _asked(job.inference, job.models.teacher)
+    models: dict[Role, AskedModel] = {"teacher": teacher, "judge": teacher}
+    if job.judge is not None:
+        models["judge"] = _asked(job.judge.inference, job.models.judge or job.models.teacher)
+    labelled = OPERATORS.module(operator).LABELLED
+    return [
+        SynthesiseStage(operator, config, source or FileSource(job.dataset, labelled), models, job.dataset.labeled_path)
+    ]
+
+
+def _asked(inference: SamplingConfig, reference: str | None) -> AskedModel:
+    if isinstance(inference, ApiInferenceConfig):
+        return AskedModel(api_teacher(inference), inference)
+    assert reference is not None
+    return AskedModel(local_teacher(reference, inference, None), inference)  # type: ignore[arg-type]

@@ -1,0 +1,26 @@
+"""Instruction–response pairs from raw text, with the words that prove them (paper, 2.1.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from easydistill.config.synthesis import ChunksConfig
+from easydistill.engine.stage import Stage
+from easydistill.jobs._synthesis import SynthesisJob, synthesise
+from easydistill.operators import instruction_response_extraction
+from easydistill.stages.sources import TextSource
+
+
+class Job(SynthesisJob):
+    """Pairs from the texts at `dataset.instruction_path`: a txt, md, html or pdf file, a folder, or rows of text."""
+
+    job_type: Literal["instruction_response_extraction"]
+    """Which job this is."""
+    chunks: ChunksConfig = ChunksConfig()
+    synthesis: instruction_response_extraction.Config = instruction_response_extraction.Config()
+
+
+def plan(job: Job) -> list[Stage]:
+    """synthesise."""
+    source = TextSource(job.dataset, job.chunks)
+    return synthesise(job, "instruction_response_extraction", job.synthesis, source)

@@ -1,0 +1,112 @@
+"""From replies to texts, fields and scores; whatever does not fit is `Unusable`, with a reason that can be counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from easydistill.data.records import Rejection, Sample
+from easydistill.operators._base import Reply, Result
+from easydistill.verification.fields import (
+    Form,
+    Language,
+    Malformed,
+    TextField,
+    describe_fields,
+    fields_schema,
+    parse_fields,
+)
+from easydistill.verification.scores import ScoreField, describe_scores, parse_scores, scores_schema
+
+MALFORMED_REPLY = "malformed_reply"
+MALFORMED_SCORE = "malformed_score"
+Scores = Mapping[str, tuple[int, int]]
+"""Names of scores with their least and greatest value."""
+
+
+class Unusable(Exception):
+    """Why a reply, or what it holds, is no row."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+
+def text_of(reply: Reply) -> str:
+    """The whole text of a complete reply.
+
+    Raises:
+        Unusable: there is none, or it was cut off.
+    """
+    if reply.problem is not None:
+        raise Unusable(*reply.problem)
+    assert reply.text is not None
+    if reply.finish_reason == "length":
+        raise Unusable("truncated", "the reply was cut off at max_new_tokens")
+    return reply.text.strip()
+
+
+def field_of(reply: Reply, name: str, form: Form) -> str:
+    """The one field of a reply.
+
+    Raises:
+        Unusable: the reply is not complete, or not of that form.
+    """
+    return fields_of(reply, (name,), form)[name]
+
+
+def fields_of(reply: Reply, names: Sequence[str], form: Form) -> dict[str, str]:
+    """The fields of a reply; raises as `field_of`."""
+    found = parse_fields(text_of(reply), [TextField(name) for name in names], form)
+    if isinstance(found, Malformed):
+        raise Unusable(MALFORMED_REPLY, f"{found.reason}: {found.detail}")
+    return found
+
+
+def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
+    """The scores of a reply; raises as `field_of`. Scores are never plain: a text that holds a number is no score."""
+    fields = [ScoreField(name, low, high) for name, (low, high) in scores.items()]
+    found = parse_scores(text_of(reply), fields, "json" if form == "json" else "tags")
+    if isinstance(found, Malformed):
+        raise Unusable(MALFORMED_SCORE, f"{found.reason}: {found.detail}")
+    return found
+
+
+def form_words(wants: Sequence[str] | Scores, form: Form, language: Language) -> str:
+    """How a prompt asks for fields or scores."""
+    if isinstance(wants, Mapping):
+        fields = [ScoreField(name, low, high) for name, (low, high) in wants.items()]
+        return describe_scores(fields, "json" if form == "json" else "tags", language)
+    return describe_fields([TextField(name, _NAMES[language].get(name, "")) for name in wants], form, language)
+
+
+def schema_of(wants: Sequence[str] | Scores) -> dict[str, Any]:
+    """The JSON schema of a reply with these fields or scores."""
+    if isinstance(wants, Mapping):
+        return scores_schema([ScoreField(name, low, high) for name, (low, high) in wants.items()])
+    return fields_schema([TextField(name) for name in wants])
+
+
+_NAMES: dict[Language, dict[str, str]] = {
+    "en": {"instruction": "new instruction", "thought": "rewritten solution"},
+    "zh": {"instruction": "新指令", "thought": "改写后的解答", "label": "标签"},
+}
+"""What fields are called in prompts."""
+
+
+def rejection(identity: str, stage: str, problem: Unusable, *replies: Reply) -> Rejection:
+    """The rejected row, with what was received."""
+    raw = [reply.raw if reply.raw is not None else reply.text for reply in replies]
+    return Rejection(identity, stage, problem.reason, problem.detail, 1, raw[0] if len(raw) == 1 else raw)
+
+
+def gather(found: Iterable[Sample | Rejection]) -> Result:
+    """Rows and rejections sorted apart."""
+    result = Result()
+    for row in found:
+        result.entered += 1
+        if isinstance(row, Rejection):
+            result.rejected.append(row)
+        else:
+            result.accepted.append(row)
+    return result

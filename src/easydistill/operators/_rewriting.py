@@ -1,0 +1,108 @@
+"""Chains of thought made shorter or longer, with the same final answer: what both operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from easydistill.config.base import PositiveFloat
+from easydistill.data.records import Rejection, Sample
+from easydistill.errors import DataError
+from easydistill.operators._base import Ask, Reply, Result, Steps
+from easydistill.operators._chains import known_answer, length_of, thought_of, verify, with_thought
+from easydistill.operators._replies import Unusable, field_of, gather, rejection
+from easydistill.operators._text import prompt_text
+from easydistill.operators._tools import OperatorConfig, Tools
+from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
+
+REASONS = (
+    *("truncated", "malformed_reply", "answer_unknown", "unfit_length", "no_final_answer"),
+    *("undecided", "answer_changed"),
+)
+
+
+class RewritingConfig(OperatorConfig):
+    """What a rewritten chain of thought must keep."""
+
+    ratio: PositiveFloat
+    """Length of the new chain over that of the old, in words: the limit."""
+    require_answer: bool = True
+    """Refuse rows whose final answer is not known, for nothing can be checked there."""
+    boxed: bool = True
+    """Ask for the final answer in \\boxed{}."""
+    strategies: tuple[Strategy, ...] = DEFAULT_STRATEGIES
+    """Where final answers are looked for, in this order."""
+
+
+def rewrite(
+    stage: str,
+    config: RewritingConfig,
+    rows: Sequence[Sample],
+    tools: Tools,
+    limit: Literal["at_most", "at_least"],
+) -> Steps[Result]:
+    """Rewrite every row's chain; accepted rows hold their own problem with the new chain.
+
+    Raises:
+        DataError: a row has no chain of thought.
+    """
+    bare = next((row.id for row in rows if row.answer is None), None)
+    if bare is not None:
+        raise DataError(f"row {bare} has no answer whose reasoning could be rewritten; run cot_generation first")
+    known = [known_answer(row, config.strategies) for row in rows]
+    replies = yield [_question(stage, config, row, tools) for row in rows]
+    made = [_read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
+    verdicts = verify([(new.known, new.found) if isinstance(new, _New) and new.found else None for new in made])
+    found: list[Sample | Rejection] = []
+    for row, reply, new, verdict in zip(rows, replies, made, verdicts, strict=True):
+        problem = new if isinstance(new, Unusable) else None
+        if problem is None and verdict is not None and not verdict.equal:
+            assert isinstance(new, _New)
+            kind = "undecided" if verdict.outcome == "undecided" else "answer_changed"
+            problem = Unusable(kind, f"{new.found!r} where {new.known!r} was the answer {verdict.reason}".strip())
+        if problem is not None:
+            found.append(rejection(row.id, stage, problem, reply))
+        else:
+            assert isinstance(new, _New)
+            changed = with_thought(row, new.thought)
+            meta = {**row.meta, "operator": stage, "length_ratio": round(new.ratio, 4)}
+            found.append(Sample(row.id, changed.messages, meta))
+    result = gather(found)
+    ratios = sorted(new.ratio for new in made if isinstance(new, _New))
+    result.facts = {
+        "answers_known": sum(answer is not None for answer in known),
+        "median_length_ratio": round(ratios[len(ratios) // 2], 4) if ratios else None,
+    }
+    return result
+
+
+class _New:
+    """A chain that fits so far, and the answers to be compared."""
+
+    def __init__(self, thought: str, ratio: float, known: str, found: str | None) -> None:
+        self.thought, self.ratio, self.known, self.found = thought, ratio, known, found
+
+
+def _question(stage: str, config: RewritingConfig, row: Sample, tools: Tools) -> Ask:
+    text, thought = prompt_text(row), thought_of(row)
+    return tools.ask(stage, text, wants=("thought",), instruction=text, thought=thought, boxed=config.boxed)
+
+
+def _read(
+    config: RewritingConfig, row: Sample, known: str | None, reply: Reply, limit: Literal["at_most", "at_least"]
+) -> _New | Unusable:
+    try:
+        thought = field_of(reply, "thought", config.reply)
+        if known is None and config.require_answer:
+            raise Unusable("answer_unknown", "the old chain has no final answer to check the new one against")
+        ratio = length_of(thought) / max(1, length_of(thought_of(row)))
+        if ratio > config.ratio if limit == "at_most" else ratio < config.ratio:
+            words = limit.replace("_", " ")
+            raise Unusable("unfit_length", f"{ratio:.2f} of the old length, {words} {config.ratio} is wanted")
+        found = find_answer(thought, config.strategies)
+        # A separate thought may end without the answer, which stands in the reply beside it.
+        if known is not None and found is None and not row.messages[-1].get("reasoning_content"):
+            raise Unusable("no_final_answer", "the new chain has no final answer")
+    except Unusable as problem:
+        return problem
+    return _New(thought, ratio, known or "", found.text if found is not None and known is not None else None)

@@ -1,0 +1,77 @@
+"""Rows without their near-equals: the same text, almost the same (MinHash), or too similar (ROUGE-L).
+
+Which rows stay depends on the rows, not on their order. They are gone through by the hash of their compared text (its
+normalised spelling), then by the hash of what they say, then by id; a row stays if it is new beside those that stay
+already. So no two of the rows that stay are near each other, and every other row is near one that stays, which its
+rejection names: the lexicographically first maximal independent set of the graph "is near", in that order. (Connected
+components would be independent of order too, but a chain of small steps would cost all rows but one.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from easydistill.config.base import PositiveShare, Section, Share
+from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
+from easydistill.errors import DataError
+from easydistill.operators._base import Result, Steps
+from easydistill.operators._similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
+from easydistill.operators._text import normalise, prompt_text
+from easydistill.operators._tools import Tools
+
+STAGE = "deduplicate"
+PROMPTS: tuple[str, ...] = ()
+REASONS = ("duplicate", "near_duplicate", "too_similar")
+LABELLED = None
+
+
+class Config(Section):
+    """What counts as the same row."""
+
+    compare: Literal["prompt", "answer", "both"] = "prompt"
+    """Part of a row that is compared. Several chains of thought for one problem need `answer` or `both`."""
+    near_duplicate: PositiveShare = NEAR_DUPLICATE
+    """From this estimated Jaccard similarity of 5-character runs on (MinHash), rows are near duplicates."""
+    too_similar: Share = TOO_SIMILAR
+    """Above this ROUGE-L F-measure, rows are too similar; 1 switches the check off."""
+
+
+def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
+    """Drop rows that are near one that stays. Asks nothing.
+
+    Raises:
+        DataError: answers are to be compared, and a row has none.
+        MissingExtra: `synth` is not installed.
+    """
+    yield from ()
+    return deduplicate(config, rows)
+
+
+def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
+    """Accepted and rejected rows, both in the rows' order; see the module for which is which."""
+    texts = {row.id: _compared(config, row) for row in rows}
+    pool = Novelty(config.near_duplicate, config.too_similar)
+    rejected: dict[str, Rejection] = {}
+    for row in sorted(rows, key=lambda row: _place(row, texts[row.id])):
+        near = pool.offer(row.id, texts[row.id])
+        if near is not None:
+            rejected[row.id] = Rejection(row.id, STAGE, near.reason, near.detail, 1, texts[row.id])
+    dropped = [rejected[row.id] for row in rows if row.id in rejected]
+    kept = [row for row in rows if row.id not in rejected]
+    facts = {"kept": len(kept), "dropped": count_reasons(dropped)}
+    return Result(kept, dropped, len(rows), facts)
+
+
+def _compared(config: Config, row: Sample) -> str:
+    if config.compare == "prompt":
+        return prompt_text(row)
+    if row.answer is None:
+        raise DataError(f"row {row.id} has no answer to compare; label the rows first, or set compare to prompt")
+    return row.answer if config.compare == "answer" else f"{prompt_text(row)}\n{row.answer}"
+
+
+def _place(row: Sample, text: str) -> tuple[str, str, str]:
+    spelling = hashlib.sha256(normalise(text).encode("utf-8", "surrogatepass")).hexdigest()
+    return spelling, content_hash(list(row.messages)), row.id

@@ -1,0 +1,268 @@
+"""Synthesise: an operator's questions are answered, its rows written. Seed rows in; accepted rows and a funnel out.
+
+Every answer is journalled as received before the operator sees it, and found again by what was asked: an operator that
+is run again, after a kill or with another threshold, asks only what it has not asked before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydistill.config.inference import SamplingConfig
+from easydistill.data.files import replacing
+from easydistill.data.formats import MALFORMED, write_paper_json, write_parquet
+from easydistill.data.journal import Journal
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Sample, count_reasons
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError
+from easydistill.operators import OPERATORS
+from easydistill.operators._base import Ask, Reply, Result, Role, answer_with
+from easydistill.operators._tools import OperatorConfig, Tools, prompt_hashes, prompt_issues
+from easydistill.stages.checks import needs_extra
+from easydistill.stages.dataset_card import dataset_card
+from easydistill.stages.label import (
+    JOURNAL,
+    LABELED_JSON,
+    LABELED_PARQUET,
+    TeacherPlan,
+    answer_all,
+    judge,
+    labeled_path_issues,
+    outcome_of,
+    publish,
+    spending,
+    worth_another_try,
+)
+from easydistill.stages.sources import RowSource
+from easydistill.teachers.base import Failure, GenerationRequest, Teacher, request_key
+
+CARD = "README.md"
+MOST_SEEDS = 2000
+"""Seeds that new rows are compared with for the diversity figures."""
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """A model that an operator may ask, and how."""
+
+    plan: TeacherPlan
+    inference: SamplingConfig
+
+    def identity(self) -> dict[str, Any]:
+        return {"teacher": self.plan.identity(), "inference": self._sampling()}
+
+    def _sampling(self) -> dict[str, Any]:
+        return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
+
+    def request(self, ask: Ask, identity: dict[str, Any] | None = None) -> GenerationRequest:
+        """A question as it is sent.
+
+        Args:
+            identity: the teacher's own, where it has been made; a plan may not know the model's name yet.
+        """
+        messages, system = ask.messages, self.inference.system_prompt
+        if system and messages[0]["role"] != "system":
+            messages = ({"role": "system", "content": system}, *messages)
+        known = self.plan.identity() if identity is None else identity
+        key = request_key(known, self.inference.sampling(), messages, ask.index, ask.schema)
+        return GenerationRequest(key, messages, schema=ask.schema)
+
+
+class SynthesiseStage:
+    """One operator over the rows of a source."""
+
+    name = "synthesise"
+    inputs: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        operator: str,
+        config: Any,
+        source: RowSource,
+        models: Mapping[Role, AskedModel],
+        labeled_path: str | None,
+    ) -> None:
+        self._operator = operator
+        self._module: Any = OPERATORS.module(operator)
+        self._config = config
+        self._source = source
+        self._models = models
+        self._labeled_path = labeled_path
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = self._source.issues() + labeled_path_issues(self._labeled_path)
+        issues += needs_extra("synth", "rensa", "rapidfuzz", "math_verify")
+        if isinstance(self._config, OperatorConfig):
+            issues += prompt_issues(self._config, self._module.PROMPTS)
+        for model in {id(model): model for model in self._models.values()}.values():
+            issues += model.plan.preflight()
+        return issues
+
+    def fingerprint(self) -> dict[str, Any]:
+        asked = isinstance(self._config, OperatorConfig)
+        return {
+            "operator": self._operator,
+            "config": self._config.identity(),
+            "prompts": prompt_hashes(self._config) if asked else {},
+            "source": self._source.fingerprint(),
+            "models": {role: model.identity() for role, model in self._models.items()},
+            "labeled_path": self._labeled_path,
+        }
+
+    def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
+        """The rows (the first so many), and what the operator asks first about them."""
+        rows, _ = self._source.read()
+        rows = rows[:limit]
+        steps = self._steps(rows)
+        try:
+            return rows, next(steps)
+        except StopIteration:
+            return rows, []
+        finally:
+            steps.close()
+
+    def estimate(self, directory: Path) -> Estimate:
+        rows, asks = self.first_questions()
+        keys = {self._models[ask.role].request(ask).key for ask in asks}
+        done = 0
+        if (directory / JOURNAL).exists():
+            with Journal(directory / JOURNAL, note=worth_another_try) as journal:
+                done = sum(key in journal and not journal.note(key) for key in keys)
+        longest = max((model.inference.max_new_tokens for model in self._models.values()), default=0)
+        return Estimate(
+            rows=len(rows),
+            calls=len(keys) - done,
+            tokens_at_most=(len(keys) - done) * longest,
+            memory_bytes=next((model.plan.memory_bytes() for model in self._models.values()), None),
+        )
+
+    def run(self, context: StageContext) -> StageResult:
+        rows, unreadable = self._source.read()
+        with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
+            asker = _Asker(self._models, journal, context)
+            try:
+                result: Result = answer_with(self._steps(rows), asker.answer)
+            finally:
+                asker.close()
+        result.rejected = unreadable + result.rejected
+        result.entered += len(unreadable)
+        if not result.accepted:
+            raise DataError(_nothing_left(self._operator, result))
+        return self._write(rows, result, asker, context)
+
+    def _steps(self, rows: list[Sample]) -> Any:
+        tools = Tools(self._config) if isinstance(self._config, OperatorConfig) else None
+        return self._module.run(self._config, rows, tools)
+
+    def _write(self, rows: Sequence[Sample], result: Result, asker: _Asker, context: StageContext) -> StageResult:
+        write_paper_json(context.directory / LABELED_JSON, result.accepted)
+        write_parquet(context.directory / LABELED_PARQUET, result.accepted)
+        if self._labeled_path is not None:
+            publish(context.directory, Path(self._labeled_path), result.accepted)
+        counts = RowCounts(result.entered, len(result.accepted), count_reasons(result.rejected))
+        from easydistill.operators._diversity import diversity
+
+        seeds = rows[:MOST_SEEDS] if self._module.MAKES_PROMPTS else []
+        metrics = {
+            "operator": self._operator,
+            "funnel": funnel(result, self._module.REASONS),
+            "diversity": diversity(result.accepted, seeds),
+            **asker.spent(),
+            **result.facts,
+        }
+        with replacing(context.directory / CARD) as temporary:
+            temporary.write_text(dataset_card(self._operator, result.accepted, counts, metrics), encoding="utf-8")
+        return StageResult(
+            outputs=(LABELED_JSON, LABELED_PARQUET, CARD),
+            rows=counts,
+            rejected=result.rejected,
+            tokens=asker.tokens,
+            metrics=metrics,
+        )
+
+
+def funnel(result: Result, order: Sequence[str]) -> list[tuple[str, int]]:
+    """What is left of the candidates after each check, in the order in which checks are made: [(check, rows left)]."""
+    lost = Counter(rejection.reason for rejection in result.rejected)
+    known = (MALFORMED, *order)
+    names = [*(name for name in known if name in lost), *(name for name in lost if name not in known)]
+    left = result.entered
+    steps = [("candidates", left)]
+    for name in names:
+        left -= lost[name]
+        steps.append((name, left))
+    return steps
+
+
+def _nothing_left(operator: str, result: Result) -> str:
+    reasons = ", ".join(f"{reason} ×{count}" for reason, count in count_reasons(result.rejected).items())
+    example = f"\n    e.g. {result.rejected[0].detail}" if result.rejected else ""
+    return f"{operator}: none of {result.entered} candidates was accepted: {reasons or 'there were none'}{example}"
+
+
+class _Asker:
+    """Answers an operator's questions, each model made when it is first asked."""
+
+    def __init__(
+        self,
+        models: Mapping[Role, AskedModel],
+        journal: Journal,
+        context: StageContext,
+    ) -> None:
+        self._models = models
+        self._journal = journal
+        self._context = context
+        self._teachers: dict[int, Teacher] = {}
+        self._counted: set[str] = set()
+        self._wave = 0
+        self.tokens = {"prompt": 0, "completion": 0}
+
+    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
+        self._wave += 1
+        asked: list[tuple[str, AskedModel]] = []
+        by_role: dict[Role, dict[str, GenerationRequest]] = {}
+        for ask in asks:
+            model = self._models[ask.role]
+            request = model.request(ask, self._teacher(ask.role).identity())
+            by_role.setdefault(ask.role, {})[request.key] = request
+            asked.append((request.key, model))
+        for role, requests in by_role.items():
+            title = f"Asking the {role}, round {self._wave}"
+            answer_all(self._teacher(role), list(requests.values()), self._journal, self._context, title)
+            self._context.stop.raise_if_requested()
+        return [self._reply(key, model) for key, model in asked]
+
+    def _teacher(self, role: Role) -> Teacher:
+        model = self._models[role]
+        if id(model) not in self._teachers:
+            self._teachers[id(model)] = model.plan.make(self._context)
+        return self._teachers[id(model)]
+
+    def _reply(self, key: str, model: AskedModel) -> Reply:
+        outcome = outcome_of(self._journal, key)
+        if isinstance(outcome, Failure):
+            return Reply(None, problem=(outcome.reason, outcome.detail), raw=outcome.raw)
+        if key not in self._counted:
+            self._counted.add(key)
+            self.tokens["prompt"] += outcome.prompt_tokens
+            self.tokens["completion"] += outcome.completion_tokens
+        problem = judge(outcome, model.inference.truncation)
+        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
+        return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw)
+
+    def spent(self) -> dict[str, Any]:
+        """What the models' answers took, as metrics, by role; empty where nothing counts it."""
+        found: dict[str, Any] = {}
+        for role, model in self._models.items():
+            if id(model) in self._teachers:
+                found.update({f"spent_by_{role}": value for value in spending(self._teachers[id(model)]).values()})
+        return found
+
+    def close(self) -> None:
+        for teacher in self._teachers.values():
+            teacher.close()

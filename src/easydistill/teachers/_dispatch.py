@@ -1,0 +1,115 @@
+"""Lets requests start: one after the other, each once a server, the limits and the budget have room for it.
+
+Requests queue in the order they come; only the first in line watches the clock, so that a start costs the same with
+ten waiting as with a thousand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
+from easydistill.teachers._routing import Endpoint, Router
+from easydistill.teachers.base import Completion
+from easydistill.teachers.ledger import Ledger, is_counted
+from easydistill.teachers.retry import Fault
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request under way."""
+
+    endpoint: Endpoint
+    number: int
+    """The endpoint's round it belongs to."""
+    size: Size
+
+
+class Dispatcher:
+    """What the workers of one `generate` ask before they send, and tell afterwards.
+
+    Args:
+        is_over: whether nothing new may start.
+        broke: called, once nothing is under way, with what to tell the user where the budget has no room.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        limits: RateLimits,
+        estimator: TokenEstimator,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        is_over: Callable[[], bool],
+        broke: Callable[[str], None],
+    ) -> None:
+        self._router, self._limits, self._estimator, self._ledger = router, limits, estimator, ledger
+        self._clock, self._is_over, self._broke = clock, is_over, broke
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have the first in line look again."""
+        self._changed.set()
+
+    async def start(self, size: Size, avoid: Endpoint | None) -> Ticket | None:
+        """Wait for room; None where the run is over before that."""
+        async with self._turn:
+            while not self._is_over():
+                self._changed.clear()
+                found = self._look(size, avoid)
+                if isinstance(found, Ticket):
+                    return found
+                try:
+                    async with asyncio.timeout(None if found == math.inf else found):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+        return None
+
+    def _look(self, size: Size, avoid: Endpoint | None) -> Ticket | float:
+        """A ticket, or the seconds after which to look again."""
+        now = self._clock()
+        if not self._ledger.has_room(size):
+            if self._router.pending == 0:
+                self._broke(self._ledger.exhausted(size))
+                return 0.0
+            return math.inf
+        wait = self._limits.delay(size.expected, now)
+        if wait > 0:
+            return wait
+        endpoint = self._router.choose(now, avoid)
+        if not isinstance(endpoint, Endpoint):
+            return endpoint
+        self._limits.start(size.expected, now)
+        self._ledger.reserve(size)
+        return Ticket(endpoint, endpoint.started(now), size)
+
+    def answered(self, ticket: Ticket, answer: Completion) -> None:
+        now, used = self._clock(), answer.prompt_tokens + answer.completion_tokens
+        ticket.endpoint.answered(ticket.number, answer.seconds, answer.completion_tokens, now)
+        self._ledger.add(answer, ticket.size)
+        if is_counted(answer):
+            self._estimator.learn(ticket.size, answer.prompt_tokens, answer.completion_tokens)
+            self._limits.correct(ticket.size.expected, used, now)
+        self._end(ticket)
+
+    def faulted(self, ticket: Ticket, fault: Fault) -> None:
+        now = self._clock()
+        ticket.endpoint.faulted(ticket.number, fault, now)
+        if fault.overload or fault.reason == "connection":
+            # Nothing was generated. (Of other faults nobody knows.)
+            self._limits.correct(ticket.size.expected, 0, now)
+        self._end(ticket)
+
+    def dropped(self, ticket: Ticket) -> None:
+        """It ended in a way that tells nothing about the server."""
+        ticket.endpoint.dropped(ticket.number)
+        self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> None:
+        self._ledger.release(ticket.size)
+        self.wake()

@@ -1,0 +1,140 @@
+"""Limits the user sets: requests and tokens a minute, spread evenly. And how many tokens a request will take.
+
+Pure: every method takes the time, in seconds of any steady clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+BURST_SECONDS = 0.25
+"""What may be used at once: the allowance of so long a time."""
+_PER_MESSAGE = 4
+_FIRST_RATIO = 0.25
+_FIRST_WORST_RATIO = 0.5
+_MARGIN = 1.1
+
+
+class TokenBucket:
+    """`per_minute` units a minute, at most a quarter of a second's worth at once, or one request if that is larger."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._rate = per_minute / 60
+        self._capacity = max(1.0, BURST_SECONDS * self._rate)
+        self._level = min(1.0, self._capacity)
+        self._at: float | None = None
+
+    def delay(self, amount: float, now: float) -> float:
+        """Seconds until `amount` may be taken. More than fits is taken from a full bucket, on credit."""
+        missing = min(amount, self._capacity) - self._filled(now)
+        return max(0.0, missing / self._rate)
+
+    def take(self, amount: float, now: float) -> None:
+        """Take, below zero if need be. A negative amount gives back."""
+        self._level = min(self._capacity, self._filled(now) - amount)
+        self._at = now
+
+    def _filled(self, now: float) -> float:
+        if self._at is None:
+            self._at = now
+        elapsed = max(0.0, now - self._at)
+        # A hair more than counted: rounding must not ask for a wait of 1e-17 seconds.
+        return min(self._capacity, self._level + elapsed * self._rate + 1e-9)
+
+
+class RateLimits:
+    """Both limits; either may be absent."""
+
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+        self._requests = None if requests_per_minute is None else TokenBucket(requests_per_minute)
+        self._tokens = None if tokens_per_minute is None else TokenBucket(tokens_per_minute)
+
+    def delay(self, tokens: int, now: float) -> float:
+        """Seconds until a request of about `tokens` may start."""
+        waits = [self._requests.delay(1, now)] if self._requests else []
+        waits += [self._tokens.delay(tokens, now)] if self._tokens else []
+        return max(waits, default=0.0)
+
+    def start(self, tokens: int, now: float) -> None:
+        if self._requests:
+            self._requests.take(1, now)
+        if self._tokens:
+            self._tokens.take(tokens, now)
+
+    def correct(self, estimated: int, used: int, now: float) -> None:
+        """What a request took turned out otherwise."""
+        if self._tokens:
+            self._tokens.take(used - estimated, now)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Tokens of a request, before it is sent."""
+
+    prompt: int
+    completion: int
+    """As long as answers were so far."""
+    worst_prompt: int
+    worst_completion: int
+    """The longest allowed."""
+    prompt_bytes: int = 0
+    messages: int = 0
+
+    @property
+    def expected(self) -> int:
+        return self.prompt + self.completion
+
+    @property
+    def worst(self) -> int:
+        return self.worst_prompt + self.worst_completion
+
+
+class TokenEstimator:
+    """From bytes of text to tokens, as the server's own counts teach: 4 bytes a token before it has told any."""
+
+    def __init__(self, max_new_tokens: int) -> None:
+        self._longest = max_new_tokens
+        self._worst_ratio: float | None = None
+        self._bytes = self._prompt_tokens = self._completion_tokens = self._answers = 0
+
+    def size(self, messages: Sequence[Any]) -> Size:
+        length = sum(_text_bytes(message.get("content")) for message in messages)
+        ratio = self._prompt_tokens / self._bytes if self._bytes else _FIRST_RATIO
+        worst = _FIRST_WORST_RATIO if self._worst_ratio is None else self._worst_ratio * _MARGIN
+        frame = _PER_MESSAGE * len(messages)
+        completion = math.ceil(self._completion_tokens / self._answers) if self._answers else self._longest
+        return Size(
+            prompt=math.ceil(length * ratio) + frame,
+            completion=min(completion, self._longest),
+            worst_prompt=math.ceil(length * max(worst, ratio)) + frame,
+            worst_completion=self._longest,
+            prompt_bytes=length,
+            messages=len(messages),
+        )
+
+    def learn(self, size: Size, prompt_tokens: int, completion_tokens: int) -> None:
+        """What a request of `size` really took."""
+        self._answers += 1
+        self._completion_tokens += completion_tokens
+        if size.prompt_bytes:
+            # Templates add tokens of their own; they count as if the text had them.
+            tokens = max(1, prompt_tokens - _PER_MESSAGE * size.messages)
+            self._bytes += size.prompt_bytes
+            self._prompt_tokens += tokens
+            self._worst_ratio = max(self._worst_ratio or 0.0, tokens / size.prompt_bytes)
+
+
+def text_tokens(text: str | None) -> int:
+    """Tokens of a text nobody has counted."""
+    return math.ceil(_text_bytes(text) * _FIRST_RATIO)
+
+
+def _text_bytes(content: Any) -> int:
+    if isinstance(content, str):
+        return len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
+    if isinstance(content, list):
+        return sum(_text_bytes(part.get("text")) for part in content if isinstance(part, dict))
+    return 0

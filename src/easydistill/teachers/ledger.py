@@ -1,0 +1,161 @@
+"""What a teacher's answers took, in tokens and money, and whether the budget has room for one more.
+
+Tokens are the server's own counts. Where it tells none, the budget counts an estimate (the most the request could have
+taken) and the cost is unknown: "n/a", never 0. Attempts that brought no answer are not counted: what a server charges
+for them it does not say.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from easydistill.config.inference import PricesConfig
+from easydistill.teachers._limits import Size, text_tokens
+from easydistill.teachers.base import Completion
+
+_MILLION = 1_000_000
+
+
+class Ledger:
+    """Counts answers, those of earlier attempts included, and what those under way may yet take.
+
+    Args:
+        prices: per million tokens; None where the user gave none.
+        max_cost: the budget in money. Needs prices.
+        max_tokens: the budget in tokens, prompts and answers together.
+    """
+
+    def __init__(
+        self, prices: PricesConfig | None = None, max_cost: float | None = None, max_tokens: int | None = None
+    ) -> None:
+        assert prices is not None or max_cost is None
+        self._prices, self._max_cost, self._max_tokens = prices, max_cost, max_tokens
+        self._seen: set[str] = set()
+        self._answers = self._uncounted = 0
+        self._prompt = self._completion = 0
+        self._cached: int | None = None
+        self._reasoning: int | None = None
+        self._guessed = self._reserved = (0, 0)
+        """(prompt, completion) tokens of answers without counts, and at most of requests under way."""
+
+    # --- counting ---------------------------------------------------------------------------------------------
+
+    def is_new(self, key: str) -> bool:
+        """Whether what is on disk under `key` has not been looked at; True once for each key."""
+        new = key not in self._seen
+        self._seen.add(key)
+        return new
+
+    def add(self, answer: Completion, size: Size | None = None) -> None:
+        """Count an answer.
+
+        Args:
+            size: what the request was taken for; None for one of an earlier attempt.
+        """
+        self._seen.add(answer.key)
+        self._answers += 1
+        if is_counted(answer):
+            self._prompt += answer.prompt_tokens
+            self._completion += answer.completion_tokens
+            if answer.cached_prompt_tokens is not None:
+                self._cached = (self._cached or 0) + answer.cached_prompt_tokens
+            if answer.reasoning_tokens is not None:
+                self._reasoning = (self._reasoning or 0) + answer.reasoning_tokens
+            return
+        self._uncounted += 1
+        told = text_tokens(answer.text) + text_tokens(answer.reasoning)
+        self._guessed = _plus(self._guessed, (size.worst_prompt, size.worst_completion) if size else (0, told))
+
+    @property
+    def tokens(self) -> int:
+        """Prompts and answers together, estimates included."""
+        return self._prompt + self._completion + sum(self._guessed)
+
+    @property
+    def cost(self) -> float | None:
+        """Of all answers; None where a price or a count is missing."""
+        return None if self._prices is None or self._uncounted else self._cost_at_least
+
+    @property
+    def _cost_at_least(self) -> float:
+        assert self._prices is not None
+        prices, cached = self._prices, min(self._cached or 0, self._prompt)
+        reread = prices.input if prices.cached_input is None else prices.cached_input
+        whole = (self._prompt - cached) * prices.input + cached * reread + self._completion * prices.output
+        return whole / _MILLION + self._price(self._guessed)
+
+    def _price(self, tokens: tuple[int, int]) -> float:
+        assert self._prices is not None
+        return (tokens[0] * self._prices.input + tokens[1] * self._prices.output) / _MILLION
+
+    # --- the budget -------------------------------------------------------------------------------------------
+
+    def has_room(self, size: Size) -> bool:
+        """Whether one more request fits, however long its answer and those under way become."""
+        coming = _plus(self._reserved, (size.worst_prompt, size.worst_completion))
+        if self._max_tokens is not None and self.tokens + sum(coming) > self._max_tokens:
+            return False
+        return self._max_cost is None or self._cost_at_least + self._price(coming) <= self._max_cost
+
+    def reserve(self, size: Size) -> None:
+        self._reserved = _plus(self._reserved, (size.worst_prompt, size.worst_completion))
+
+    def release(self, size: Size) -> None:
+        self._reserved = _plus(self._reserved, (-size.worst_prompt, -size.worst_completion))
+
+    def exhausted(self, size: Size) -> str:
+        """What to tell the user where there is no room."""
+        limits = [f"max_tokens_total {self._max_tokens:,}"] if self._max_tokens is not None else []
+        limits += [f"max_cost {self._max_cost:g}"] if self._max_cost is not None else []
+        return (
+            f"the budget ({', '.join(limits)}) has no room for another request, which may take {size.worst:,} tokens; "
+            f"spent so far: {self.words()}\n"
+            f"    → raise {' or '.join(f'inference.{limit.split()[0]}' for limit in limits)}; "
+            "the same command then goes on, and asks for nothing it has already"
+        )
+
+    # --- telling ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the user gave prices or a budget."""
+        return self._prices is not None or self._max_tokens is not None
+
+    def words(self) -> str:
+        """One line."""
+        cached = f" ({self._cached:,} of them cached)" if self._cached is not None else ""
+        reasoning = f" ({self._reasoning:,} of them reasoning)" if self._reasoning is not None else ""
+        cost = "n/a" if self.cost is None else f"{self.cost:.6g}"
+        uncounted = f", {self._uncounted:,} answers without counts (taken for {sum(self._guessed):,})"
+        return (
+            f"{self._prompt:,} tokens in{cached}, {self._completion:,} out{reasoning}"
+            f"{uncounted if self._uncounted else ''}, cost {cost}"
+        )
+
+    def as_metrics(self) -> dict[str, Any]:
+        """For the stage's manifest; None is unknown."""
+        return {
+            "answers": self._answers,
+            "answers_without_counts": self._uncounted,
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._completion,
+            "cached_prompt_tokens": self._cached,
+            "reasoning_tokens": self._reasoning,
+            "cost": None if self.cost is None else round(self.cost, 9),
+        }
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A teacher whose answers cost something."""
+
+    ledger: Ledger
+
+
+def is_counted(answer: Completion) -> bool:
+    """Whether the server told how many tokens the answer took."""
+    return answer.prompt_tokens > 0 or answer.completion_tokens > 0
+
+
+def _plus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]

@@ -1,0 +1,305 @@
+r"""The final answer in a text: where it stands and what it says, and the number it is, exactly.
+
+Enters: a reply, and an ordered list of strategies. Leaves: what the first strategy that finds anything found.
+A strategy always takes the *last* place that fits, since replies reason first.
+
+- `boxed`: `\boxed{…}`, braces balanced. A last box that never closes is a reply cut off: then nothing is found at all.
+- `hashes`: GSM8K's `#### 18`, which may carry a currency, a unit, or bold marks; other `####` lines are headings.
+- `phrase`: "the answer is …", "Answer: …", "答案是……", up to the end of the clause.
+- `last_number`: the last number of the text.
+
+Numbers are `Fraction`s: 0.1 is one tenth, and a comparison has no float in it. Everything here is pure and linear in
+the text's length.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+Strategy = Literal["boxed", "hashes", "phrase", "last_number"]
+DEFAULT_STRATEGIES: tuple[Strategy, ...] = ("boxed", "hashes", "phrase", "last_number")
+MAX_DIGITS = 1000
+"""Longer numbers are not read as numbers: nobody's answer, and arithmetic on them is an attack."""
+MAX_ANSWER = 4000
+"""Characters. A longer answer is neither stripped of marks nor read as a number."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An answer, `text[start:end]` of the reply without the marks around it, and which strategy found it."""
+
+    text: str
+    strategy: Strategy
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Number:
+    """An exact number as written. For 12.5 % `value` is 1/8 and `numeral` 25/2."""
+
+    value: Fraction
+    numeral: Fraction
+    percent: bool = False
+    unit: str = ""
+    """The currency or unit beside it, singular; empty where there is none."""
+
+
+# --- numbers ----------------------------------------------------------------------------------------------
+
+_D = "[0-9０-９]"
+_INTEGER = rf"(?:{_D}{{1,3}}(?:(?:[,，]|\{{,\}}){_D}{{3}})+(?!{_D})|{_D}++)"
+_DECIMAL = rf"(?:{_INTEGER}(?:[.．]{_D}++)?|[.．]{_D}++)"
+_SIGN = r"(?:(?<![A-Za-z0-9０-９)\]}%])[-+−－–])?"
+_CURRENCY = r"(?:(?:US|HK|CA|AU|RMB ?)?\\?[$＄€£¥￥₹₩₽])"
+_SCALES = {
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "千": 10**3,
+    "百万": 10**6,
+    "万": 10**4,
+    "萬": 10**4,
+    "亿": 10**8,
+    "億": 10**8,
+}
+_NUMBER = re.compile(
+    rf"""
+    (?<![A-Za-z0-9０-９_]) (?<![0-9][.])
+    (?P<sign>{_SIGN}) (?:(?P<currency>{_CURRENCY})[ ]?)? (?P<sign2>[-−－–]?)
+    (?:
+        \\[dt]?frac\{{(?P<top>{_D}++)\}}\{{(?P<bottom>{_D}++)\}}
+      | (?P<whole>{_D}++)[ ](?P<over>{_D}++)/(?P<under>{_D}++)(?!{_D}|[./]{_D})
+      | (?P<head>{_DECIMAL})
+        (?: (?P<exponent>[eE][-+]?[0-9]{{1,3}}(?![0-9A-Za-z])) | [ ]?/[ ]?(?P<divisor>{_DECIMAL}) )?
+    )
+    (?![0-9]*(?:st|nd|rd|th)\b)
+    (?: [ ]?(?P<percent>\\?[%％]|per[ ]?cent\b)
+      | [ ]?(?P<scale>百万|[万萬亿億]|千(?![克米瓦卡帕伏赫字])|(?:thousand|million|billion|trillion)\b) )?
+    """,
+    re.VERBOSE,
+)
+_CURRENCY_NAMES = {
+    "$": "dollar",
+    "＄": "dollar",
+    "€": "euro",
+    "£": "pound",
+    "¥": "yuan",
+    "￥": "yuan",
+    "元": "yuan",
+    "美元": "dollar",
+}
+_NOT_UNITS = frozenset(
+    # What would change the number, were it ignored.
+    re.findall(
+        r"\w+",
+        "and or to times plus minus over squared cubed hundred dozen percent mod sqrt root sin cos tan cot sec log exp "
+        "choose factorial but not otherwise except divided through until",
+    )
+)
+_UNIT = re.compile(r" ?((?:[A-Za-z]{3,20})(?: (?:[A-Za-z]{2,20})){0,3}|[\u4e00-\u9fff]{1,4})")
+_NOT_UNIT_CHARACTERS = frozenset("零一二三四五六七八九十百千万亿分之又和或至到点负")
+_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"), ("{", "}"))
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}\\]*)\}")
+_BOLD = re.compile(r"(?:(?<=\s)|^)(?:\*\*|__)(?=\S)|(?<=\S)(?:\*\*|__)(?=[\s.,;:。，；]|$)")
+_SPACING = re.compile(r"\\[,!;: ]|~|[\u00a0\u2009\u202f]")
+
+
+def _digits(text: str) -> Fraction | None:
+    plain = re.sub(r"[,，{}]", "", unicodedata.normalize("NFKC", text))
+    return Fraction(plain) if len(plain) <= MAX_DIGITS else None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    """The numeral of a match, without percent and scale; None where it is too long or divides by zero."""
+    parts = {name: _digits(text) for name, text in match.groupdict().items() if text and name in _DIGIT_GROUPS}
+    if any(value is None for value in parts.values()):
+        return None
+    numbers = {name: value for name, value in parts.items() if value is not None}
+    if "top" in numbers:
+        value, divisor = numbers["top"], numbers["bottom"]
+    elif "whole" in numbers:
+        value, divisor = numbers["whole"] * numbers["under"] + numbers["over"], numbers["under"]
+    else:
+        value, divisor = numbers["head"], numbers.get("divisor", Fraction(1))
+    if not divisor:
+        return None
+    value /= divisor
+    if match["exponent"]:
+        value *= Fraction(10) ** int(match["exponent"][1:])
+    negative = match["sign"] not in ("", "+") or match["sign2"] != ""
+    return -value if negative else value
+
+
+_DIGIT_GROUPS = frozenset({"top", "bottom", "whole", "over", "under", "head", "divisor"})
+
+
+def bare(text: str) -> str:
+    """An answer without what only dresses it: math delimiters, bold marks, `\\text{}`, LaTeX spaces, a final stop."""
+    if len(text) > MAX_ANSWER:
+        return text.strip()
+    text = _BOLD.sub("", _SPACING.sub(" ", _TEXT_COMMAND.sub(r" \1 ", text)))
+    while True:
+        before = text
+        text = text.strip().removesuffix("。")
+        if text.endswith(".") and not text.endswith(".."):
+            text = text[:-1]
+        for opening, closing in _WRAPPERS:
+            inner = text[len(opening) : len(text) - len(closing)]
+            wrapped = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
+            if wrapped and opening not in inner and closing not in inner and not inner.endswith("\\"):
+                text = inner
+                break
+        if text == before:
+            return re.sub(r"\s+", " ", text)
+
+
+def parse_number(text: str) -> Number | None:
+    """Read an answer that is one number: sign, currency, thousands, decimals, fraction, percent, scale, unit.
+
+    Returns None where the text is anything else, such as an expression, a list, or a sentence.
+    """
+    if len(text) > MAX_ANSWER:
+        return None
+    text = re.sub(r"\^\{?\\circ\}?|°", " degrees", bare(text)).strip()
+    match = _NUMBER.match(text)
+    if match is None or (value := _value(match)) is None:
+        return None
+    rest, unit = text[match.end() :].strip(), ""
+    if rest:
+        found = _UNIT.fullmatch(rest)
+        if found is None or not _NOT_UNITS.isdisjoint(rest.casefold().split()):
+            return None
+        if not _NOT_UNIT_CHARACTERS.isdisjoint(rest):
+            return None
+        unit = _CURRENCY_NAMES.get(rest, rest.casefold().removesuffix("s"))
+    if match["currency"] and not unit:
+        unit = _CURRENCY_NAMES.get(match["currency"][-1], match["currency"])
+    scale = _SCALES.get(match["scale"], 1) if match["scale"] else 1
+    if match["percent"]:
+        return Number(value / 100, value, True, unit)
+    return Number(value * scale, value * scale, False, unit)
+
+
+# --- strategies -------------------------------------------------------------------------------------------
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(?P<rest>[^\n]{1,200})$", re.MULTILINE)
+_PHRASE = re.compile(
+    r"\banswers?\b(?:[^\n.:：=]{0,80}?\b(?:is|are|equals|would be)\b(?!\s+not\b)[ \t*_]*[:：]?|[ \t*_]*[:：=])"
+    r"|答案(?:应该|应当|就)?(?:是|为|等于|[:：])[ \t]*[:：]?",
+    re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(
+    r"[.!?;](?=\s|$)|[。！？；\n]|[,，]\s*(?=(?:because|since|so|which|as|where|i|we|it|that|this)\b)|，(?![0-9０-９])",
+    re.IGNORECASE,
+)
+
+
+_MOST_HASHES = 100
+"""Lines that are tried: a reply of a million headings must not cost a million attempts."""
+
+
+class _CutOff(Exception):
+    """The text ends inside its answer."""
+
+
+def _boxed(text: str) -> tuple[int, int] | None:
+    starts = [match.end() for match in _BOX.finditer(text)]
+    for last, start in enumerate(reversed(starts)):
+        if text[start : start + 1] != "{":
+            # TeX takes the next token: `\boxed 5`.
+            token = re.compile(r"[^\s$\\{}]+").match(text, start)
+            if token:
+                return token.span()
+            continue
+        end = _closing_brace(text, start)
+        if end is None:
+            if last == 0:
+                raise _CutOff
+            continue
+        if text[start + 1 : end].strip():
+            return start + 1, end
+    return None
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    depth = 0
+    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        if match[0] == "{":
+            depth += 1
+        elif match[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return match.start()
+    return None
+
+
+def _hashes(text: str) -> tuple[int, int] | None:
+    spans = [match.span("rest") for match in _HASHES.finditer(text)]
+    fitting = (span for span in reversed(spans[-_MOST_HASHES:]) if parse_number(text[slice(*span)]) is not None)
+    return next(fitting, None)
+
+
+def _phrase(text: str) -> tuple[int, int] | None:
+    last = None
+    for match in _PHRASE.finditer(text):
+        last = match
+    if last is None:
+        return None
+    start = last.end()
+    while start < len(text) and (text[start].isspace() or text[start] in "*_:："):
+        start += 1
+    ending = _CLAUSE_END.search(text, start)
+    end = ending.start() if ending else len(text)
+    return (start, end) if text[start:end].strip(" \t*_$") else None
+
+
+def _last_number(text: str) -> tuple[int, int] | None:
+    last = None
+    for match in _NUMBER.finditer(text):
+        last = match
+    return last.span() if last is not None else None
+
+
+_FINDERS: dict[Strategy, Callable[[str], tuple[int, int] | None]] = {
+    "boxed": _boxed,
+    "hashes": _hashes,
+    "phrase": _phrase,
+    "last_number": _last_number,
+}
+
+
+def find_answer(text: str, strategies: Sequence[Strategy] = DEFAULT_STRATEGIES) -> Found | None:
+    """Find the final answer of a text.
+
+    Args:
+        text: a reply, with or without its reasoning.
+        strategies: tried in this order; the first that finds something decides.
+
+    Returns:
+        The answer, or None where no strategy finds one or the text is cut off inside its last box.
+
+    Raises:
+        ValueError: a strategy of another name.
+    """
+    for strategy in strategies:
+        if strategy not in _FINDERS:
+            raise ValueError(f"no such strategy: {strategy!r}; there are {', '.join(_FINDERS)}")
+    for strategy in strategies:
+        try:
+            span = _FINDERS[strategy](text)
+        except _CutOff:
+            return None
+        if span is not None:
+            start, end = span
+            start += len(text[start:end]) - len(text[start:end].lstrip())
+            end = start + len(text[start:end].rstrip())
+            return Found(bare(text[start:end]) or text[start:end], strategy, start, end)
+    return None

@@ -1,0 +1,252 @@
+"""Structured replies: named texts from tags, from a JSON object, or the whole reply; and how a prompt asks for them.
+
+Enters: a reply, the wanted fields, and the form they were asked in. Leaves: a text for every field, or a `Malformed`
+with the reason. There is no guessing: a field that is missing, empty, unclosed, or there twice with different contents
+makes the whole reply malformed.
+
+- `tags`: `<name>text</name>` anywhere in the reply, spelled exactly so; the text is stripped of outer white space.
+- `json`: the reply is one JSON object, or holds exactly one fenced block of it; other keys are allowed.
+- `plain`: one field, the whole reply.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+Form = Literal["tags", "json", "plain"]
+Language = Literal["en", "zh"]
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FENCE = re.compile(r"^[ \t]*+```[ \t]*+(json)?[ \t]*+$", re.MULTILINE | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """Why a reply is not what was asked for."""
+
+    reason: str
+    """One word for the count: `missing`, `empty`, `unclosed`, `contradictory`, `not_json`, …"""
+    detail: str
+
+
+@dataclass(frozen=True)
+class TextField:
+    """A text that a reply must give. `description` tells the model what it is, in the prompt's language."""
+
+    name: str
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that cannot be both a tag and a JSON key."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a field's name is lower-case letters, digits and underscores, not {name!r}")
+
+
+def parse_fields(reply: str, fields: Sequence[TextField], form: Form = "tags") -> dict[str, str] | Malformed:
+    """Read the fields of a reply, in their order.
+
+    Raises:
+        ValueError: no fields, two of one name, or `plain` with more than one.
+    """
+    names = _names([field.name for field in fields])
+    if form == "plain" and len(names) != 1:
+        raise ValueError("a plain reply is one field")
+    found: dict[str, str] | Malformed
+    if form == "plain":
+        found = {names[0]: reply}
+    elif form == "json":
+        found = _from_json(reply, names)
+    else:
+        found = _from_tags(reply, names)
+    if isinstance(found, Malformed):
+        return found
+    for name, text in found.items():
+        if not any(char.isprintable() and not char.isspace() for char in text):
+            return Malformed("empty", f"`{name}` is empty")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            return Malformed("half_character", f"`{name}` holds half of a surrogate pair")
+    return {name: text.strip() for name, text in found.items()}
+
+
+def _names(names: list[str]) -> list[str]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"fields need names, each its own; these are {names}")
+    return names
+
+
+def _from_json(reply: str, names: list[str]) -> dict[str, str] | Malformed:
+    value = json_object(reply)
+    if isinstance(value, Malformed):
+        return value
+    for name in names:
+        if name not in value:
+            return Malformed("missing", f"the object has no `{name}`")
+        if not isinstance(value[name], str):
+            return Malformed("wrong_type", f"`{name}` is not text")
+    return {name: value[name] for name in names}
+
+
+def _from_tags(reply: str, names: list[str]) -> dict[str, str] | Malformed:
+    found: dict[str, str] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name in names:
+        blocks = _blocks(reply, name)
+        if isinstance(blocks, Malformed):
+            return blocks
+        texts = {reply[start:end].strip() for start, end in blocks}
+        if not texts:
+            return Malformed("missing", f"there is no <{name}>")
+        if len(texts) > 1:
+            return Malformed("contradictory", f"<{name}> is there {len(blocks)} times, with different contents")
+        found[name] = texts.pop()
+        spans += [(start, end, name) for start, end in blocks]
+    spans.sort()
+    for (_, end, outer), (start, _, inner) in pairwise(spans):
+        if start < end:
+            return Malformed("nested", f"<{inner}> stands inside <{outer}>")
+    return found
+
+
+def _blocks(reply: str, name: str) -> list[tuple[int, int]] | Malformed:
+    """Where the contents of a tag start and end."""
+    blocks: list[tuple[int, int]] = []
+    start: int | None = None
+    for tag in re.finditer(f"<(/?){name}>", reply):
+        closing = tag[1] == "/"
+        if closing and start is None:
+            return Malformed("unclosed", f"</{name}> closes what was not open")
+        if not closing and start is not None:
+            return Malformed("unclosed", f"<{name}> opens twice before it closes")
+        if start is None:
+            start = tag.end()
+        else:
+            blocks.append((start, tag.start()))
+            start = None
+    return blocks if start is None else Malformed("unclosed", f"<{name}> is not closed")
+
+
+class _Refused(ValueError):
+    """JSON of a kind that is not taken."""
+
+
+def json_object(reply: str) -> dict[str, Any] | Malformed:
+    """The one JSON object of a reply: all of it, or its only ```json block.
+
+    A key that is there twice with different values is contradictory; NaN and Infinity are not JSON.
+    """
+    fenced = _fenced(reply)
+    if fenced is None:
+        return Malformed("unclosed", "the block of JSON is not closed")
+    if len(fenced) > 1:
+        return Malformed("contradictory", f"the reply holds {len(fenced)} blocks of JSON")
+    text = fenced[0] if fenced else reply
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except _Refused as refusal:
+        return Malformed("contradictory", str(refusal))
+    except (ValueError, RecursionError) as error:
+        return Malformed("not_json", f"the reply is not one JSON object: {str(error)[:200]}")
+    if not isinstance(value, dict):
+        return Malformed("not_json", "the reply is JSON, but not an object")
+    return value
+
+
+def _fenced(reply: str) -> list[str] | None:
+    """What stands in blocks of JSON; None where the last one is not closed."""
+    blocks: list[str] = []
+    start: int | None = None
+    for mark in _FENCE.finditer(reply):
+        if start is None:
+            start = mark.end() if mark[1] else None
+        elif not mark[1]:
+            blocks.append(reply[start : mark.start()])
+            start = None
+    return blocks if start is None else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        # 1 == True == 1.0 in Python, and these are three answers.
+        if key in found and (type(found[key]), found[key]) != (type(value), value):
+            raise _Refused(f"the key {key[:100]!r} is there twice, with different values")
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+# --- asking -----------------------------------------------------------------------------------------------
+
+_ASK = {
+    "en": {
+        "tags": "Reply in exactly this form, with nothing else inside the tags:",
+        "json": "Reply with one JSON object of exactly this form, and nothing else:",
+        "plain": "Reply with the {what} alone, without any introduction or explanation.",
+        "blank": "the {name}",
+        "range": "an integer from {low} to {high}",
+    },
+    "zh": {
+        "tags": "请严格按照以下格式回复，标签内不要有其他内容：",
+        "json": "请只回复一个如下格式的 JSON 对象，不要有其他内容：",
+        "plain": "请只回复{what}，不要有任何开场白或解释。",
+        "blank": "{name} 的内容",
+        "range": "{low} 到 {high} 之间的整数",
+    },
+}
+
+
+def say(language: Language, key: str, **values: object) -> str:
+    """One of the phrases that describe a form."""
+    return _ASK[language][key].format(**values)
+
+
+def form_of(wanted: dict[str, str], form: Form, language: Language) -> str:
+    """The form of a reply: a line that introduces it, and a sample with each field's content described."""
+    if form == "plain":
+        (what,) = wanted.values()
+        return say(language, "plain", what=what)
+    if form == "json":
+        sample = json.dumps(wanted, ensure_ascii=False, indent=2)
+    else:
+        sample = "\n".join(f"<{name}>{what}</{name}>" for name, what in wanted.items())
+    return f"{say(language, form)}\n{sample}"
+
+
+def describe_fields(fields: Sequence[TextField], form: Form = "tags", language: Language = "en") -> str:
+    """The wanted form, for a prompt.
+
+    Raises:
+        ValueError: as `parse_fields`.
+    """
+    names = _names([field.name for field in fields])
+    if form == "plain" and len(names) != 1:
+        raise ValueError("a plain reply is one field")
+    wanted = {field.name: field.description or say(language, "blank", name=field.name) for field in fields}
+    return form_of(wanted, form, language)
+
+
+def fields_schema(fields: Sequence[TextField]) -> dict[str, Any]:
+    """The JSON schema (2020-12) of an object of these fields: all required, none empty, nothing else."""
+    _names([field.name for field in fields])
+    properties: dict[str, Any] = {}
+    for field in fields:
+        properties[field.name] = {"type": "string", "minLength": 1}
+        if field.description:
+            properties[field.name]["description"] = field.description
+    return object_schema(properties)
+
+
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """An object with just these properties, in the form that servers with structured output accept."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
