@@ -69,6 +69,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.signals.run
 	$(RUN) $(BIN)/python -m benchmarks.kd_step.run
 	$(RUN) $(BIN)/python -m benchmarks.quality.run
+	$(RUN) $(BIN)/python -m benchmarks.engine.run
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	$(PIP) -e '.[docs]'

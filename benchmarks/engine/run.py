@@ -34,6 +34,7 @@ from easydistill.teachers.openai import OpenAITeacher
 
 KEY = "sk-benchmark-0123456789abcdef"
 MEDIAN_SECONDS, SIGMA, TIMEOUT = 0.3, 0.5, 10.0
+CURATOR_SECONDS = 3600
 CURATOR = Path(__file__).with_name("curator_client.py")
 
 
@@ -106,7 +107,16 @@ def curator(python: str, server: Running, prompts: list[str]) -> dict[str, Any]:
     """The same through bespokelabs-curator, in its own interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"base_url": server.base_url, "prompts": prompts, "folder": folder, "timeout": TIMEOUT}
-        done = subprocess.run([python, str(CURATOR)], input=json.dumps(settings), capture_output=True, text=True)
+        try:
+            done = subprocess.run(
+                [python, str(CURATOR)],
+                input=json.dumps(settings),
+                capture_output=True,
+                text=True,
+                timeout=CURATOR_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"not done after {CURATOR_SECONDS} s"}
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-3:]}
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

@@ -119,7 +119,7 @@ def test_a_server_that_takes_one_a_second_does_not_hold_up_the_other() -> None:
 
 
 def test_a_key_refused_by_one_server_is_tried_at_the_other(server: Running) -> None:
-    """A refusal of the key is tried at the other; only where all refuse does the run end, and the next starts afresh."""
+    """Only where all refuse does the run end; the next starts afresh."""
     bad = prompt("x", "auth")
     with running() as other:
         asked = teacher(server, base_url=[server.base_url, other.base_url], model="m")

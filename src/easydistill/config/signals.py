@@ -96,7 +96,7 @@ class ThresholdSignals(_Signals):
 
     kind: Literal["threshold"] = "threshold"
     """Which kind this is."""
-    n: Annotated[PositiveInt, Field(ge=2, le=4096)] = 144
+    n: Annotated[PositiveInt, Field(ge=2, le=4096)] = 128
     """More keeps more tokens, at most n of them."""
 
 

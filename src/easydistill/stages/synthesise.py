@@ -54,7 +54,8 @@ class AskedModel:
     inference: SamplingConfig
 
     def identity(self) -> dict[str, Any]:
-        return {"teacher": self.plan.identity(), "inference": self._sampling()}
+        kept = {"truncation": "reject"} if self.inference.truncation == "reject" else {}
+        return {"teacher": self.plan.identity(), "inference": self._sampling(), **kept}
 
     def _sampling(self) -> dict[str, Any]:
         return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
