@@ -88,9 +88,6 @@ class _JobClasses(Mapping[str, type[JobConfig]]):
     def __len__(self) -> int:
         return len(JOBS.names())
 
-    def __contains__(self, name: object) -> bool:
-        return name in JOBS.names()
-
 
 def job_classes() -> Mapping[str, type[JobConfig]]:
     """The config class of every job type."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Discriminator, Tag, field_validator, model_validator
 
 from easydistill.config.base import (
     AnyInt,
@@ -208,3 +208,16 @@ class WhiteBoxInferenceConfig(LocalInferenceConfig):
 
     top_logits_num: PositiveInt | None = None
     """The paper's name: keep the so many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
+
+
+def _inference_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "server" if "base_url" in value else "local"
+    return "server" if isinstance(value, ApiInferenceConfig) else "local"
+
+
+Inference = Annotated[
+    Annotated[LocalInferenceConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
+    Discriminator(_inference_kind),
+]
+"""A server where `base_url` is given, else a model on this machine."""

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Section, Unfit
-from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
+from easydistill.config.inference import Inference, LocalInferenceConfig
 from easydistill.config.models import ModelRef
-
-
-def _inference_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return "server" if "base_url" in value else "local"
-    return "server" if isinstance(value, ApiInferenceConfig) else "local"
-
-
-Inference = Annotated[
-    Annotated[LocalInferenceConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
-    Discriminator(_inference_kind),
-]
-"""A server where `base_url` is given, else a model on this machine."""
 
 
 class SynthesisModels(Section):

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, SamplingConfig
+from easydistill.config.inference import ApiInferenceConfig, Inference, SamplingConfig
 from easydistill.config.job import JobConfig
-from easydistill.config.synthesis import Inference, JudgeConfig, SynthesisModels
+from easydistill.config.synthesis import JudgeConfig, SynthesisModels
 from easydistill.engine.stage import Stage
 from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._local_teacher import local_teacher

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
+from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.on_policy import OnPolicyConfig
@@ -21,18 +21,6 @@ from easydistill.stages.evaluate import EvaluateStage
 from easydistill.stages.label import LabelStage, TeacherPlan
 from easydistill.stages.on_policy import OnPolicyStage, PromptRows
 from easydistill.stages.rows import LabelledRows
-
-
-def _inference_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return "server" if "base_url" in value else "local"
-    return "server" if isinstance(value, ApiInferenceConfig) else "local"
-
-
-Inference = Annotated[
-    Annotated[LocalInferenceConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
-    Discriminator(_inference_kind),
-]
 
 
 class Job(JobConfig):

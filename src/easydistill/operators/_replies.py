@@ -16,7 +16,7 @@ from easydistill.verification.fields import (
     fields_schema,
     parse_fields,
 )
-from easydistill.verification.scores import ScoreField, describe_scores, parse_scores, scores_schema
+from easydistill.verification.scores import ScoreField, ScoreForm, describe_scores, parse_scores, scores_schema
 
 MALFORMED_REPLY = "malformed_reply"
 MALFORMED_SCORE = "malformed_score"
@@ -65,8 +65,7 @@ def fields_of(reply: Reply, names: Sequence[str], form: Form) -> dict[str, str]:
 
 def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
     """The scores of a reply; raises as `field_of`. Scores are never plain: a text that holds a number is no score."""
-    fields = [ScoreField(name, low, high) for name, (low, high) in scores.items()]
-    found = parse_scores(text_of(reply), fields, "json" if form == "json" else "tags")
+    found = parse_scores(text_of(reply), _score_fields(scores), _score_form(form))
     if isinstance(found, Malformed):
         raise Unusable(MALFORMED_SCORE, f"{found.reason}: {found.detail}")
     return found
@@ -75,16 +74,23 @@ def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
 def form_words(wants: Sequence[str] | Scores, form: Form, language: Language) -> str:
     """How a prompt asks for fields or scores."""
     if isinstance(wants, Mapping):
-        fields = [ScoreField(name, low, high) for name, (low, high) in wants.items()]
-        return describe_scores(fields, "json" if form == "json" else "tags", language)
+        return describe_scores(_score_fields(wants), _score_form(form), language)
     return describe_fields([TextField(name, _NAMES[language].get(name, "")) for name in wants], form, language)
 
 
 def schema_of(wants: Sequence[str] | Scores) -> dict[str, Any]:
     """The JSON schema of a reply with these fields or scores."""
     if isinstance(wants, Mapping):
-        return scores_schema([ScoreField(name, low, high) for name, (low, high) in wants.items()])
+        return scores_schema(_score_fields(wants))
     return fields_schema([TextField(name) for name in wants])
+
+
+def _score_fields(scores: Scores) -> list[ScoreField]:
+    return [ScoreField(name, low, high) for name, (low, high) in scores.items()]
+
+
+def _score_form(form: Form) -> ScoreForm:
+    return "json" if form == "json" else "tags"
 
 
 _NAMES: dict[Language, dict[str, str]] = {

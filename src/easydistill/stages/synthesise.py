@@ -60,17 +60,16 @@ class AskedModel:
     def _sampling(self) -> dict[str, Any]:
         return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
 
-    def request(self, ask: Ask, identity: dict[str, Any] | None = None) -> GenerationRequest:
+    def request(self, ask: Ask, identity: dict[str, Any]) -> GenerationRequest:
         """A question as it is sent.
 
         Args:
-            identity: the teacher's own, where it has been made; a plan may not know the model's name yet.
+            identity: the teacher's own once it has been made; a plan may not know the model's name yet.
         """
         messages, system = ask.messages, self.inference.system_prompt
         if system and messages[0]["role"] != "system":
             messages = ({"role": "system", "content": system}, *messages)
-        known = self.plan.identity() if identity is None else identity
-        key = request_key(known, self.inference.sampling(), messages, ask.index, ask.schema)
+        key = request_key(identity, self.inference.sampling(), messages, ask.index, ask.schema)
         return GenerationRequest(key, messages, schema=ask.schema)
 
 
@@ -129,7 +128,8 @@ class SynthesiseStage:
 
     def estimate(self, directory: Path) -> Estimate:
         rows, asks = self.first_questions()
-        keys = {self._models[ask.role].request(ask).key for ask in asks}
+        identities = {role: model.plan.identity() for role, model in self._models.items()}
+        keys = {self._models[ask.role].request(ask, identities[ask.role]).key for ask in asks}
         done = 0
         if (directory / JOURNAL).exists():
             with Journal(directory / JOURNAL, note=worth_another_try) as journal:
@@ -227,9 +227,10 @@ class _Asker:
         self._wave += 1
         asked: list[tuple[str, AskedModel]] = []
         by_role: dict[Role, dict[str, GenerationRequest]] = {}
+        identities = {role: self._teacher(role).identity() for role in {ask.role for ask in asks}}
         for ask in asks:
             model = self._models[ask.role]
-            request = model.request(ask, self._teacher(ask.role).identity())
+            request = model.request(ask, identities[ask.role])
             by_role.setdefault(ask.role, {})[request.key] = request
             asked.append((request.key, model))
         for role, requests in by_role.items():
