@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 import logging
 import shlex
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.config.job import JobConfig
 from easydistill.config.load import LoadedConfig, load_config
+from easydistill.data.files import show_directory
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
-from easydistill.engine.secrets import MASK, Redactor
-from easydistill.engine.stage import Estimate, Stage
+from easydistill.engine.secrets import MASK, Redactor, hide_secrets
+from easydistill.engine.stage import Composite, PlannedStage, Previewed, Stage, preview_of
+from easydistill.engine.summary import Clock, exit_code_of, summarise
 from easydistill.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_OK,
-    EXIT_TOO_MANY_REJECTED,
     EasyDistillError,
     Interrupted,
 )
-from easydistill.jobs import JOBS
+from easydistill.jobs import JOBS, stages_of
 
 if TYPE_CHECKING:
     from easydistill.signals.verify import Verification
@@ -65,16 +64,6 @@ class RunResult:
         return self.run_directory / "report.html"
 
 
-@dataclass(frozen=True)
-class PlannedStage:
-    """A stage as `plan` shows it."""
-
-    name: str
-    state: str
-    """`done`, `pending`."""
-    estimate: Estimate
-
-
 class _JobClasses(Mapping[str, type[JobConfig]]):
     """The config class of every job type, each loaded when it is asked for."""
 
@@ -99,12 +88,6 @@ def load(config: Source, overrides: Sequence[str] = ()) -> LoadedConfig:
     return load_config(config, job_classes, overrides)
 
 
-def stages_of(job: JobConfig) -> list[Stage]:
-    """A job's stages, in order."""
-    stages: list[Stage] = JOBS.module(job.job_type).plan(job)
-    return stages
-
-
 def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
     """Check a config without network, models or data.
 
@@ -126,14 +109,28 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
     runner = Runner(run_directory, Reporter(None, quiet=True), Redactor(), StopSignal())
     runner.preflight(stages)
     records = runner.completed(stages)
-    return [
-        PlannedStage(
-            stage.name,
-            "done" if record is not None else "pending",
-            stage.estimate(run_directory.stage_directory(number, stage.name)),
-        )
-        for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1)
-    ]
+    pending = [stage.name for stage, record in zip(stages, records, strict=True) if record is None]
+    planned: list[PlannedStage] = []
+    for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1):
+        directory = run_directory.stage_directory(number, stage.name)
+        if isinstance(stage, Composite):
+            planned += stage.planned(directory, pending)
+        else:
+            state = "done" if record is not None else "pending"
+            planned.append(PlannedStage(stage.name, state, stage.estimate(directory)))
+    return planned
+
+
+def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> list[Previewed]:
+    """What a run would ask first about the first `rows` rows, as it would be sent. Asks nobody, loads no model.
+
+    Raises:
+        ConfigError: the config is wrong, or something it names is missing.
+    """
+    loaded = load(config, overrides)
+    stages = stages_of(loaded.job)
+    Runner(RunDirectory(loaded.run_directory), Reporter(None, quiet=True), Redactor(), StopSignal()).preflight(stages)
+    return [shown for stage in stages for shown in preview_of(stage, rows)]
 
 
 def run(config: Source, overrides: Sequence[str] = (), *, quiet: bool = False) -> RunResult:
@@ -161,8 +158,7 @@ class _Run:
         self._redactor.register_config(loaded.job)
         self._reporter = Reporter(self._directory.metrics, quiet=quiet)
         self._stop = StopSignal()
-        self._started = datetime.datetime.now(datetime.UTC)
-        self._clock = time.monotonic()
+        self._clock = Clock()
         self._records: list[StageRecord] = []
 
     def execute(self) -> RunResult:
@@ -196,14 +192,21 @@ class _Run:
             LOGGER.log(logging.ERROR, "failed: %s\n%s", error, traceback.format_exc())
             self._finish("failed", code, f"{type(error).__name__}: {error}")
             raise
-        share = self._rejected_share()
-        code = EXIT_TOO_MANY_REJECTED if share > self._loaded.job.dataset.max_rejected_share else EXIT_OK
+        code = exit_code_of(self._records, self._loaded.job.max_rejected_share)
         summary = self._finish("done", code, None)
         return self._result(summary, fresh=True)
 
     def _keep(self, records: list[StageRecord]) -> None:
         self._records = list(records)
-        self._directory.write_summary(self._summary("running", None, None), self._redactor)
+        self._directory.write_summary(self._summary("running"), self._redactor)
+
+    def _summary(self, status: str, code: int | None = None, error: str | None = None) -> dict[str, Any]:
+        about = {
+            "job_type": self._loaded.job.job_type,
+            "name": self._loaded.name,
+            "resume": self._resume_command(),
+        }
+        return summarise(about, self._records, self._clock, status, code, error)
 
     def _finish(self, status: str, code: int, error: str | None) -> dict[str, Any]:
         from easydistill.report.build import build_report
@@ -211,84 +214,25 @@ class _Run:
 
         summary = self._summary(status, code, error)
         self._directory.write_summary(summary, self._redactor)
-        write_model_card(self._directory.path)
-        build_report(self._directory.path)
+        for run in (*self._inner_runs(), self._directory):
+            write_model_card(run.path)
+            build_report(run.path)
         LOGGER.info("run ends: %s, exit code %s", status, code)
         return summary
 
-    # --- what summary.json says -----------------------------------------------------------------------------
-
-    def _summary(self, status: str, code: int | None, error: str | None) -> dict[str, Any]:
-        rows = self._rows()
-        return {
-            "job_type": self._loaded.job.job_type,
-            "name": self._loaded.name,
-            "status": status,
-            "exit_code": code,
-            "error": error,
-            "started": self._started.isoformat(timespec="seconds"),
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds") if code is not None else None,
-            "seconds": round(time.monotonic() - self._clock, 3),
-            "stages": {
-                record.name: {
-                    "status": record.status,
-                    "seconds": record.manifest.seconds,
-                    "rows": {
-                        "entered": record.manifest.rows.entered,
-                        "left": record.manifest.rows.left,
-                        "rejected": record.manifest.rows.rejected,
-                    },
-                    "tokens": record.manifest.tokens,
-                    "metrics": record.manifest.metrics,
-                }
-                for record in self._records
-            },
-            "rows": rows,
-            "metrics": self._metrics(),
-            "resume": self._resume_command(),
-        }
-
-    def _metrics(self) -> dict[str, Any]:
-        """Held-out metrics before and after; of a white-box job also what a token's signal takes on disk."""
-        found: dict[str, Any] = {}
-        for record in self._records:
-            metrics = record.manifest.metrics
-            if "after" in metrics:
-                found |= metrics
-            if "bytes_per_token" in metrics:
-                found["bytes_per_token"] = metrics["bytes_per_token"]
-        return found
-
-    def _rows(self) -> dict[str, Any]:
-        """Rows as the job's user counts them: what came in, what was good enough to train on, what was not."""
-        # Scoring and evaluation repeat rows that are counted elsewhere.
-        counted = [record.manifest for record in self._records if record.name not in {"rollout", "score", "evaluate"}]
-        reasons: dict[str, int] = {}
-        for manifest in counted:
-            for reason, count in manifest.rows.rejected.items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        entered = counted[0].rows.entered if counted else 0
-        rejected = sum(reasons.values())
-        return {
-            "entered": entered,
-            "accepted": entered - rejected,
-            "rejected": rejected,
-            "rejected_share": round(rejected / entered, 6) if entered else 0.0,
-            "rejected_by_reason": reasons,
-        }
-
-    def _rejected_share(self) -> float:
-        rows = self._rows()
-        return rows["rejected"] / rows["entered"] if rows["entered"] else 0.0
+    def _inner_runs(self) -> list[RunDirectory]:
+        """The jobs of a pipeline, and `student/` shown from the last one that trained one."""
+        runs = [RunDirectory(path) for path in self._directory.stage_directories()]
+        runs = [run for run in runs if run.summary_path.is_file()]
+        trained = [run.student for run in runs if run.student.is_dir()]
+        if trained:
+            show_directory(trained[-1], self._directory.student)
+        return runs
 
     def _source(self) -> dict[str, Any]:
         """The config as written, with every secret key's value hidden even where it is too short to search for."""
-        source: dict[str, Any] = dict(self._loaded.source)
-        inference = source.get("inference")
-        if isinstance(inference, dict) and "api_key" in inference:
-            key = str(inference["api_key"])
-            source["inference"] = {**inference, "api_key": key if key.startswith("${env:") else MASK}
-        return source
+        hidden: dict[str, Any] = hide_secrets(self._loaded.source)
+        return hidden
 
     def _resume_command(self) -> str:
         if self._loaded.path is None:

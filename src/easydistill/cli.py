@@ -10,12 +10,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill import __version__
 from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
 
-COMMANDS = ("run", "validate", "plan", "init", "schema", "report", "doctor", "signals")
+if TYPE_CHECKING:
+    from easydistill.engine.stage import Previewed
+
+COMMANDS = ("run", "validate", "plan", "preview", "init", "schema", "report", "doctor", "signals")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     plan = add("plan", "show what a run would do, and what is done already")
     add_config(plan)
     plan.add_argument("--json", action="store_true", help="as JSON")
+    preview = add("preview", "show the first rows and prompts as they would be sent; nobody is asked")
+    add_config(preview)
+    preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
+    preview.add_argument("--json", action="store_true", help="as JSON Lines")
     init = add("init", "print a commented starting config")
     init.add_argument("job_type", help="which job, e.g. black_box_kd_local")
     init.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead")
@@ -70,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("--seed", type=int, default=0, help="which rows are taken")
     action.add_argument("--teacher", metavar="MODEL", help="where the teacher is now, if it has moved")
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def _with_command(arguments: list[str]) -> list[str]:
@@ -147,10 +161,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     from easydistill import api
+    from easydistill.jobs import stages_of
 
     config = _config(arguments)
     job = api.validate(config, arguments.overrides)
-    stages = " → ".join(stage.name for stage in api.stages_of(job))
+    stages = " → ".join(stage.name for stage in stages_of(job))
     print(f"{config}: valid ({job.job_type}: {stages})")
     return EXIT_OK
 
@@ -172,6 +187,27 @@ def _plan(arguments: argparse.Namespace) -> int:
         ]
         print(f"{number}. {stage.name:<10} {stage.state:<8} {', '.join(facts)}")
     return EXIT_OK
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from easydistill import api
+
+    found = api.preview(_config(arguments), arguments.overrides, rows=arguments.rows)
+    for shown in found:
+        print(json.dumps(dataclasses.asdict(shown), ensure_ascii=False) if arguments.json else _previewed(shown))
+    if not found:
+        print("this job asks no model and reads no rows that could be shown", file=sys.stderr)
+    return EXIT_OK
+
+
+def _previewed(shown: Previewed) -> str:
+    head = " ".join(part for part in (shown.stage, shown.role and f"→ {shown.role}", shown.row) if part)
+    sampling = ", ".join(f"{name} {value}" for name, value in shown.sampling.items() if value is not None)
+    lines = [f"── {head} " + f"({sampling}) " * bool(sampling) + "─" * 8]
+    lines += [f"[{message['role']}]\n{message.get('content') or ''}" for message in shown.messages]
+    return "\n".join([*lines, *([shown.note] if shown.note else []), ""])
 
 
 def _amount(name: str, value: int) -> str:
@@ -255,6 +291,7 @@ _DISPATCH: dict[str, Any] = {
     "run": _run,
     "validate": _validate,
     "plan": _plan,
+    "preview": _preview,
     "init": _init,
     "schema": _schema,
     "report": _report,

@@ -3,68 +3,26 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.scripted_server import ScriptedServer
+
 import easydistill
 from easydistill.data.formats import read_samples
 
 
-class Server:
-    """An API that thinks up an instruction for each question; counts questions."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.say = lambda text, number: (
-            f"<instruction>Describe the {number}th {'very ' * (number % 4)}odd thing</instruction>"
-        )
-        outer, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = body["messages"][-1]["content"]
-                with lock:
-                    outer.asked.append(text)
-                    number = len(outer.asked)
-                message = {"role": "assistant", "content": outer.say(text, number)}
-                choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-                answer = {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
-                payload = json.dumps(answer).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Quiet."""
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
+def server() -> Iterator[ScriptedServer]:
+    made = ScriptedServer()
     yield made
     made.close()
 
 
-def job(server: Server, folder: Path, kind: str, rows: list[dict[str, Any]], **synthesis: Any) -> dict[str, Any]:
+def job(server: ScriptedServer, folder: Path, kind: str, rows: list[dict[str, Any]], **synthesis: Any) -> dict[str, Any]:
     seeds = folder / "seeds.json"
     if not seeds.exists():
         seeds.write_text(json.dumps(rows))
@@ -99,7 +57,7 @@ def novel(text: str, number: int) -> str:
     return f"<instruction>{' '.join(words)} please {number}</instruction>"
 
 
-def test_expansion_writes_what_others_read_and_tells_its_funnel(server: Server, tmp_path: Path) -> None:
+def test_expansion_writes_what_others_read_and_tells_its_funnel(server: ScriptedServer, tmp_path: Path) -> None:
     server.say = lambda text, number: "nothing" if number % 3 == 0 else novel(text, number)
     result = easydistill.run(job(server, tmp_path, "instruction_expansion", SEEDS, num_output_samples=6), quiet=True)
     assert result.exit_code == 0
@@ -117,7 +75,7 @@ def test_expansion_writes_what_others_read_and_tells_its_funnel(server: Server, 
     assert "size_categories" in (stage / "README.md").read_text()
 
 
-def test_outputs_load_with_datasets(server: Server, tmp_path: Path) -> None:
+def test_outputs_load_with_datasets(server: ScriptedServer, tmp_path: Path) -> None:
     from datasets import load_dataset
 
     server.say = novel
@@ -129,7 +87,7 @@ def test_outputs_load_with_datasets(server: Server, tmp_path: Path) -> None:
     assert len(loaded) == 4 and loaded[0]["messages"][0]["role"] == "user"
 
 
-def test_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
+def test_nothing_is_asked_twice(server: ScriptedServer, tmp_path: Path) -> None:
     problems = [{"question": f"What is {n} + 2?", "answer": f"#### {n + 2}"} for n in range(20)]
     server.say = lambda text, number: f"So \\boxed{{{int(text.split()[2]) + 2 + (number % 2)}}}"
     made = job(server, tmp_path, "cot_generation", problems, num_samples=2, keep="all")
@@ -147,7 +105,7 @@ def test_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "out.json").read_text())) <= 20
 
 
-def test_fields_of_seeds_stay(server: Server, tmp_path: Path) -> None:
+def test_fields_of_seeds_stay(server: ScriptedServer, tmp_path: Path) -> None:
     server.say = lambda text, number: "<same>1</same>" if "[Second]" in text else (
         f"<instruction>{text.split(']')[1].split('Rewrite')[0].strip()} Use ten words.</instruction>"
     )  # fmt: skip
@@ -157,7 +115,7 @@ def test_fields_of_seeds_stay(server: Server, tmp_path: Path) -> None:
     assert rows["Write a poem about the sea."]["instruction"] == "Write a poem about the sea. Use ten words."
 
 
-def test_texts_become_pairs(server: Server, tmp_path: Path) -> None:
+def test_texts_become_pairs(server: ScriptedServer, tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "a.md").write_text("# Alborg\n\nThe lighthouse of Alborg was built in 1871 by the engineer Ida Holm.\n")

@@ -16,6 +16,7 @@ from easydistill.cli import main
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.template import starting_config
 from easydistill.errors import ConfigError
+from easydistill.jobs import stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,13 +79,13 @@ def test_code_1() -> None:
     assert job.inference.api_key.get_secret_value() == "TOKEN"
     assert job.training.warmup_ratio == 0.1
     assert job.run_directory("kd") == Path("result")
-    assert [stage.name for stage in api.stages_of(job)] == ["label", "train", "evaluate"]
+    assert [stage.name for stage in stages_of(job)] == ["label", "train", "evaluate"]
 
 
 def test_code_2() -> None:
     job = load(CODE_2)
     assert (job.inference.seed, job.inference.max_model_len, job.inference.enforce_eager) == (777, 4096, False)
-    assert [stage.name for stage in api.stages_of(job)] == ["label", "train", "evaluate"]
+    assert [stage.name for stage in stages_of(job)] == ["label", "train", "evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_names_of_version_1(old: str, new: str) -> None:
 
 def test_train_only_needs_no_teacher() -> None:
     config = {"job_type": "kd_black_box_train_only", "dataset": {"labeled_path": "x.json"}, "models": {"student": "s"}}
-    assert [stage.name for stage in api.stages_of(load(config))] == ["train", "evaluate"]
+    assert [stage.name for stage in stages_of(load(config))] == ["train", "evaluate"]
 
 
 NOTATIONS = {
@@ -260,7 +261,7 @@ def test_init_writes_a_config_that_works(job_type: str, tmp_path: Path, monkeypa
 def test_shipped_configs_validate_and_dispatch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "k")
     job = easydistill.validate(path)
-    assert api.stages_of(job)
+    assert stages_of(job)
 
 
 def test_there_are_shipped_configs_and_enough_prompts() -> None:

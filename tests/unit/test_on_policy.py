@@ -15,6 +15,7 @@ from tests.support.configs import DELETE, changed, complaints, write
 
 from easydistill import api
 from easydistill.data.chat import Rendered
+from easydistill.jobs import stages_of
 from easydistill.stages.on_policy import split_label
 from easydistill.teachers.retry import Fault, Verdict
 from easydistill.teachers.server_scores import NO_LOGPROBS, realised
@@ -242,7 +243,7 @@ def test_defaults_of_the_other_objective_may_stand_there(base: dict[str, Any]) -
     ],
 )
 def test_the_plan(config: dict[str, Any], stages: list[str]) -> None:
-    assert [stage.name for stage in api.stages_of(api.validate(config))] == stages
+    assert [stage.name for stage in stages_of(api.validate(config))] == stages
 
 
 def test_the_example_is_valid() -> None:
@@ -254,7 +255,7 @@ def test_secrets_stay_out_of_fingerprints(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('[{"instruction": "hello", "output": "hi"}]')
     job = changed(SERVER, {"dataset": {"labeled_path": str(tmp_path / "train.json")}, "models.student": str(tmp_path)})
     (tmp_path / "config.json").write_text("{}")
-    (stage, *_) = api.stages_of(api.validate(job))
+    (stage, *_) = stages_of(api.validate(job))
     assert "sk-never" not in json.dumps(stage.fingerprint())
 
 

@@ -20,7 +20,12 @@ class JobConfig(Section):
     """Which job this is."""
     output_dir: NonEmptyStr | None = None
     """Run directory. Default: `training.output_dir`, else `runs/<name of the config>`."""
-    dataset: RowsConfig
+
+    @property
+    def max_rejected_share(self) -> float:
+        """Share of rejected rows above which the run ends with exit code 3."""
+        dataset = getattr(self, "dataset", None)
+        return dataset.max_rejected_share if isinstance(dataset, RowsConfig) else 1.0
 
     def run_directory(self, config_name: str) -> Path:
         """Where the run keeps its files; `config_name` is the config's file name without suffix."""

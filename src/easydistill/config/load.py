@@ -16,6 +16,8 @@ from easydistill.config.document import Document, KeyPath, show
 from easydistill.config.environment import resolve_environment
 from easydistill.config.job import JobConfig
 from easydistill.config.overrides import apply_overrides
+from easydistill.config.pipeline import PipelineConfig
+from easydistill.config.pipeline_jobs import parts_of, typed_jobs
 from easydistill.config.plain import find_foreign, from_mapping
 from easydistill.config.syntax import parse_file
 from easydistill.errors import ConfigError, ConfigIssue
@@ -65,37 +67,41 @@ def load_config(
     twice = apply_aliases(document)
     unusable = apply_overrides(document, overrides)
     twice |= apply_aliases(document)
+    classes = job_classes()
+    parts, of_parts = parts_of(document, classes)
     data, unset = resolve_environment(document)
-    job = _validate(document, data, job_classes(), unusable, {**twice, **find_foreign(document, data), **unset})
-    return LoadedConfig(job, path.stem if path is not None else "config", written, path, tuple(overrides))
+    borrowed = {("jobs", name, *path) for name, part in parts.items() for path in part.shared}
+    unset = {path: issue for path, issue in unset.items() if path not in borrowed}
+    job, found = _judge(document, data, classes)
+    jobs, inside = typed_jobs(parts, data, lambda part, values: _judge(part, values, classes))
+    # What is told first about a path stands: the most particular comes first.
+    issues = {**found, **inside, **of_parts, **twice, **find_foreign(document, data), **unset}
+    if job is None or unusable or issues:
+        raise ConfigError([*unusable, *(issues[path] for path in sorted(issues, key=document.line))])
+    name = path.stem if path is not None else "config"
+    if isinstance(job, PipelineConfig):
+        # Its jobs are planned with the place where they find each other's artifacts.
+        job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
+    return LoadedConfig(job, name, written, path, tuple(overrides))
 
 
-def _validate(
-    document: Document,
-    data: dict[str, Any],
-    classes: JobClasses,
-    unusable: list[ConfigIssue],
-    issues: dict[KeyPath, ConfigIssue],
-) -> JobConfig:
-    """The typed job.
-
-    Raises:
-        ConfigError: with `unusable` overrides, `issues` by path, and whatever is found now at other paths.
-    """
+def _judge(
+    document: Document, data: dict[str, Any], classes: JobClasses
+) -> tuple[JobConfig | None, dict[KeyPath, ConfigIssue]]:
+    """The typed job, or every issue by path."""
+    issues: dict[KeyPath, ConfigIssue] = {}
     job_type = data.get("job_type")
     if not isinstance(job_type, str) or job_type not in classes:
         guess, issue = _job_type_issue(document, classes)
-        issues = {("job_type",): issue, **issues}
+        issues[("job_type",)] = issue
         # Judge the sections by the job that is probably meant, so that all mistakes show at once.
         data["job_type"] = job_type = guess or _best_fit(data, classes)
     try:
         job = classes[job_type].model_validate(data)
     except ValidationError as error:
         others = {name: classes[name] for name in classes if name != job_type}
-        issues = {**explain(error, document, classes[job_type], others), **issues}
-    if unusable or issues:
-        raise ConfigError([*unusable, *(issues[path] for path in sorted(issues, key=document.line))])
-    return job
+        return None, {**explain(error, document, classes[job_type], others), **issues}
+    return None if issues else job, issues
 
 
 def _job_type_issue(document: Document, classes: JobClasses) -> tuple[str | None, ConfigIssue]:

@@ -68,6 +68,16 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def show_directory(source: Path, target: Path) -> None:
+    """Have the files of `source` in `target` too, in place of whatever was there; they are not stored twice."""
+    import shutil
+
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for path in sorted(path for path in source.iterdir() if path.is_file()):
+        link_or_copy(path, target / path.name)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a file or directory of the user's to the first free `….<n>.bak`; returns that."""
     number = 1

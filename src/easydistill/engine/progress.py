@@ -84,6 +84,10 @@ class Reporter:
 
             self._console = Console(file=self._stream)
 
+    def writing_to(self, metrics_path: Path) -> Reporter:
+        """The same screen, another `metrics.jsonl`."""
+        return Reporter(metrics_path, quiet=self._quiet, stream=self._stream)
+
     def say(self, text: str) -> None:
         """A line for the user."""
         if self._quiet:

@@ -40,6 +40,11 @@ def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
     return found
 
 
+def _stage_name(directory: Path) -> str | None:
+    number, _, name = directory.name.partition("-")
+    return name if number.isdecimal() and name else None
+
+
 class RunDirectory:
     """Paths and files of one run."""
 
@@ -53,7 +58,24 @@ class RunDirectory:
         self.log = path / "log.txt"
 
     def stage_directory(self, number: int, name: str) -> Path:
-        return self.stages / f"{number}-{name}"
+        """Where a stage keeps its files. Found by its name: a stage that has moved in its plan keeps its work."""
+        path = self.stages / f"{number}-{name}"
+        if path.is_dir():
+            return path
+        return next((found for found in self.stage_directories() if _stage_name(found) == name), path)
+
+    def number_stage(self, number: int, name: str) -> Path:
+        """The stage's directory, renamed if the stage stood elsewhere in its plan."""
+        wanted = self.stages / f"{number}-{name}"
+        found = self.stage_directory(number, name)
+        if found != wanted and found.is_dir():
+            found.rename(wanted)
+        return wanted
+
+    def stage_directories(self) -> list[Path]:
+        """Of all stages that have left something, in the plan's order."""
+        found = [path for path in self.stages.glob("*-*") if _stage_name(path) is not None and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.partition("-")[0]))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -94,7 +94,7 @@ class Runner:
         records: list[StageRecord] = []
         for number, stage in enumerate(stages, start=1):
             self._stop.raise_if_requested()
-            directory = self._run.stage_directory(number, stage.name)
+            directory = self._run.number_stage(number, stage.name)
             fingerprint, fingerprint_of = self._fingerprint(stage, artifacts)
             manifest = self._complete_manifest(directory, fingerprint)
             status = "skipped"

@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
+from easydistill.config.base import SECRET_KEYS
+
 MASK = "[redacted]"
 _MIN_LENGTH = 6
 """Shorter values, such as the placeholder EMPTY, would blank out innocent text."""
@@ -35,14 +37,21 @@ class Redactor:
     def register_config(self, config: BaseModel) -> None:
         """Register every secret value inside a config, and passwords inside its URLs."""
         for name in type(config).model_fields:
-            value = getattr(config, name)
-            if isinstance(value, SecretStr):
-                self.register(value.get_secret_value())
-            elif isinstance(value, BaseModel):
-                self.register_config(value)
-            else:
-                for text in value if isinstance(value, list) else [value]:
-                    self._register_password(text)
+            self._register_inside(getattr(config, name))
+
+    def _register_inside(self, value: Any) -> None:
+        if isinstance(value, SecretStr):
+            self.register(value.get_secret_value())
+        elif isinstance(value, BaseModel):
+            self.register_config(value)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self._register_inside(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                self._register_inside(item)
+        else:
+            self._register_password(value)
 
     def _register_password(self, value: Any) -> None:
         """Hide the password of a value that is a URL with one."""
@@ -67,6 +76,19 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+
+def hide_secrets(value: Any) -> Any:
+    """A config as written, with every secret key's value hidden even where it is too short to search for.
+
+    References to the environment stay: they are no secret, and they tell where the secret is.
+    """
+    if isinstance(value, dict):
+        return {
+            key: item if key not in SECRET_KEYS or str(item).startswith("${env:") else MASK
+            for key, item in ((key, hide_secrets(item)) for key, item in value.items())
+        }
+    return [hide_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def _spellings(secret: str) -> set[str]:

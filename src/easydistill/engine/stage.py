@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -66,6 +66,57 @@ class Estimate:
     tokens_at_most: int | None = None
     disk_bytes: int | None = None
     memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage as `plan` shows it."""
+
+    name: str
+    state: str
+    """`done`, `pending`, or what it waits for."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Previewed:
+    """Something that a stage would send to a model, or read, as `preview` shows it."""
+
+    stage: str
+    role: str = ""
+    """Who is asked: `teacher`, `judge`, `student`; empty where nobody is."""
+    row: str = ""
+    """Id of the row that it comes from, where it comes from one."""
+    messages: Sequence[Mapping[str, Any]] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Temperature and the like, as sent."""
+    note: str = ""
+
+
+@runtime_checkable
+class Previewing(Protocol):
+    """A stage that can show what it would ask."""
+
+    def preview(self, limit: int) -> list[Previewed]:
+        """The first questions of the first `limit` rows, as they would be sent."""
+
+
+def preview_of(stage: Stage, limit: int) -> list[Previewed]:
+    """What a stage would ask about its first rows; nothing where it asks nobody."""
+    return stage.preview(limit) if isinstance(stage, Previewing) else []
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A stage made of stages."""
+
+    def planned(self, directory: Path, pending: Collection[str]) -> list[PlannedStage]:
+        """Its own stages, as `plan` shows them.
+
+        Args:
+            directory: the stage's own.
+            pending: names of the run's other stages that are not complete.
+        """
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ STAGE = "cot_selection"
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("not_scored", "incorrect", "verbosity", "difficulty", "not_selected")
 LABELLED = True
+MAKES_PROMPTS = False
 RV, CD, CORRECT = "rv", "cd", "correct"
 """Keys of a row's `meta` with its scores."""
 

@@ -28,6 +28,7 @@ STAGE = "decontaminate"
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("benchmark_exact", "benchmark_overlap")
 LABELLED = None
+MAKES_PROMPTS = False
 Run = tuple[str, ...]
 
 

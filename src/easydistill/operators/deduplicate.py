@@ -25,6 +25,7 @@ STAGE = "deduplicate"
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("duplicate", "near_duplicate", "too_similar")
 LABELLED = None
+MAKES_PROMPTS = False
 
 
 class Config(Section):

@@ -21,6 +21,7 @@ CORRECTNESS = "correctness"
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("not_scored", "incorrect", *(f"low_{name}" for name in SCORES))
 LABELLED = None
+MAKES_PROMPTS = False
 
 
 class Config(Section):

@@ -87,6 +87,7 @@ class ScoreStage:
     """Teacher signals of the training rows."""
 
     name = "score"
+    offers = (SIGNALS,)
 
     def __init__(self, rows: LabelledRows, scoring: Scoring) -> None:
         self._rows = rows

@@ -17,8 +17,8 @@ from easydistill.data.files import replacing
 from easydistill.data.formats import MALFORMED, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Sample, count_reasons
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.data.records import Message, Sample, count_reasons
+from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.operators import OPERATORS
 from easydistill.operators._base import Ask, Reply, Result, Role, answer_with
@@ -60,17 +60,22 @@ class AskedModel:
     def _sampling(self) -> dict[str, Any]:
         return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
 
+    def messages(self, ask: Ask) -> tuple[Message, ...]:
+        """What is sent: the question, after the config's system prompt where it has none of its own."""
+        system = self.inference.system_prompt
+        if system and ask.messages[0]["role"] != "system":
+            return ({"role": "system", "content": system}, *ask.messages)
+        return ask.messages
+
     def request(self, ask: Ask, identity: dict[str, Any]) -> GenerationRequest:
         """A question as it is sent.
 
         Args:
             identity: the teacher's own once it has been made; a plan may not know the model's name yet.
         """
-        messages, system = ask.messages, self.inference.system_prompt
-        if system and messages[0]["role"] != "system":
-            messages = ({"role": "system", "content": system}, *messages)
+        messages = self.messages(ask)
         key = request_key(identity, self.inference.sampling(), messages, ask.index, ask.schema)
-        return GenerationRequest(key, messages, schema=ask.schema)
+        return GenerationRequest(key, messages, schema=ask.schema, index=ask.index)
 
 
 class SynthesiseStage:
@@ -78,6 +83,7 @@ class SynthesiseStage:
 
     name = "synthesise"
     inputs: tuple[str, ...] = ()
+    offers = (LABELED_PARQUET, LABELED_JSON)
 
     def __init__(
         self,
@@ -125,6 +131,18 @@ class SynthesiseStage:
             return rows, []
         finally:
             steps.close()
+
+    def preview(self, limit: int) -> list[Previewed]:
+        rows, asks = self.first_questions(limit)
+        if not asks:
+            messages = [Previewed(self.name, row=row.id, messages=row.messages) for row in rows]
+            return [*messages, Previewed(self.name, note=f"{self._operator} asks nobody; these are the rows it reads")]
+        found: list[Previewed] = []
+        for ask in asks[:limit]:
+            model = self._models[ask.role]
+            sampling = model.inference.sampling() | ({"schema": ask.schema} if ask.schema else {})
+            found.append(Previewed(self.name, ask.role, messages=model.messages(ask), sampling=sampling))
+        return found
 
     def estimate(self, directory: Path) -> Estimate:
         rows, asks = self.first_questions()
@@ -248,14 +266,14 @@ class _Asker:
     def _reply(self, key: str, model: AskedModel) -> Reply:
         outcome = outcome_of(self._journal, key)
         if isinstance(outcome, Failure):
-            return Reply(None, problem=(outcome.reason, outcome.detail), raw=outcome.raw)
+            return Reply(None, problem=(outcome.reason, outcome.detail), raw=outcome.raw, key=key)
         if key not in self._counted:
             self._counted.add(key)
             self.tokens["prompt"] += outcome.prompt_tokens
             self.tokens["completion"] += outcome.completion_tokens
         problem = judge(outcome, model.inference.truncation)
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
-        return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw)
+        return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw, key)
 
     def spent(self) -> dict[str, Any]:
         """What the models' answers took, as metrics, by role; empty where nothing counts it."""

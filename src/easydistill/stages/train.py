@@ -92,6 +92,7 @@ class TrainStage:
     """Training of the student on labelled rows, and on a teacher's signals where there are any."""
 
     name = "train"
+    offers = ("student",)
 
     def __init__(
         self, rows: LabelledRows, models: ModelsConfig, training: TrainingConfig, teaching: Teaching | None = None

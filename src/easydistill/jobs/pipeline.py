@@ -1,0 +1,254 @@
+"""Jobs one after another in one file, each reading what earlier ones made: expand → deduplicate → label → train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from easydistill.config.document import KeyPath, dotted
+from easydistill.config.job import JobConfig
+from easydistill.config.pipeline import Citation, PipelineConfig, citations
+from easydistill.data.manifest import Manifest, RowCounts
+from easydistill.engine.progress import Reporter
+from easydistill.engine.run_directory import RunDirectory
+from easydistill.engine.runner import Runner, StageRecord
+from easydistill.engine.stage import Estimate, PlannedStage, Previewed, Stage, StageContext, StageResult, preview_of
+from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
+from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.jobs import stages_of
+
+LABELED = "labeled"
+_NAMES = {LABELED: "labeled.parquet"}
+"""Artifacts that are cited by a shorter name than their file's."""
+
+
+class Job(PipelineConfig):
+    """Jobs that run one after another; a later one cites what an earlier one made as `@name/artifact`."""
+
+    job_type: Literal["pipeline"]
+    """Which job this is."""
+
+
+def plan(job: Job) -> list[Stage]:
+    """A stage for each job.
+
+    Raises:
+        ConfigError: a job cites what the cited one does not make.
+    """
+    assert job.output_dir is not None, "a loaded pipeline knows its run directory"
+    run = RunDirectory(Path(job.output_dir))
+    issues = [issue for name in job.jobs for issue in _unoffered(name, job.jobs)]
+    if issues:
+        raise ConfigError(issues)
+    return [_JobStage(name, inner, run, list(job.jobs)) for name, inner in job.jobs.items()]
+
+
+def _unoffered(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
+    """Citations of artifacts that the cited job is known not to make."""
+    for path, citation in citations(_values(jobs[name])):
+        cited = jobs[citation.job]
+        offers = [artifact for stage in stages_of(cited) for artifact in getattr(stage, "offers", ())]
+        wanted = _NAMES.get(citation.artifact, citation.artifact)
+        if offers and wanted not in offers and not any(wanted.startswith(f"{offer}/") for offer in offers):
+            shown = ", ".join(f"@{citation.job}/{offer}" for offer in dict.fromkeys(offers))
+            problem = f"{citation.job} ({cited.job_type}) makes no {json.dumps(citation.artifact)}"
+            yield ConfigIssue("config", f"jobs.{name}.{dotted(path)}", problem, f"it makes {shown}")
+
+
+def _values(job: BaseModel) -> dict[str, Any]:
+    """A config's own values as they would be written, secrets kept."""
+    return job.model_dump(by_alias=True, exclude_unset=True)
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A job with the paths of what it cites."""
+
+    job: JobConfig
+    waits_for: tuple[str, ...]
+    """Cited jobs whose artifacts are not there yet; their citations stand as written."""
+    unresolved: tuple[KeyPath, ...]
+
+
+class _JobStage:
+    """A job of a pipeline; its stage's directory is the job's run directory."""
+
+    def __init__(self, name: str, job: JobConfig, run: RunDirectory, order: Sequence[str]) -> None:
+        self.name = name
+        self._job = job
+        self._run = run
+        self._numbers = {other: number for number, other in enumerate(order, start=1)}
+        self._cited = dict(citations(_values(job)))
+        self.inputs = tuple(dict.fromkeys(citation.job for citation in self._cited.values()))
+
+    # --- what is cited ------------------------------------------------------------------------------------------
+
+    def _resolve(self) -> _Resolved:
+        found: dict[KeyPath, str] = {}
+        missing: dict[KeyPath, str] = {}
+        for path, citation in self._cited.items():
+            artifact = self._artifact(citation)
+            if artifact is None:
+                missing[path] = citation.job
+            else:
+                found[path] = str(artifact)
+        values = _replaced(_values(self._job), found)
+        waits_for = tuple(dict.fromkeys(missing.values()))
+        return _Resolved(type(self._job).model_validate(values), waits_for, tuple(missing))
+
+    def _artifact(self, citation: Citation) -> Path | None:
+        """Where a cited artifact is; None where the cited job has not made it."""
+        directory = self._run.stage_directory(self._numbers[citation.job], citation.job)
+        if Manifest.read(directory) is None:
+            return None
+        if citation.artifact == "student" or citation.artifact.startswith("student/"):
+            path = directory / citation.artifact
+            return path if path.exists() else None
+        wanted = _NAMES.get(citation.artifact, citation.artifact)
+        # The last stage that made it: a job may label, and then write again what it kept.
+        for stage in reversed(RunDirectory(directory).stage_directories()):
+            manifest = Manifest.read(stage)
+            outputs = manifest.outputs if manifest is not None else {}
+            if any(name == wanted or name.startswith(f"{wanted}/") for name in outputs):
+                return stage / wanted
+        return None
+
+    # --- the stage's face -----------------------------------------------------------------------------------------
+
+    def preflight(self) -> list[ConfigIssue]:
+        resolved = self._resolve()
+        waiting = {dotted(path) for path in resolved.unresolved}
+        return [
+            replace(issue, path=f"jobs.{self.name}.{issue.path}" if issue.path else f"jobs.{self.name}")
+            for stage in stages_of(resolved.job)
+            for issue in stage.preflight()
+            if not _concerns(issue.path, waiting)
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        stages = stages_of(self._resolve().job)
+        return {"job_type": self._job.job_type, "stages": {stage.name: stage.fingerprint() for stage in stages}}
+
+    def estimate(self, directory: Path) -> Estimate:
+        return Estimate()
+
+    def planned(self, directory: Path, pending: Collection[str]) -> list[PlannedStage]:
+        """The job's own stages, as far as they can be told before what they cite is there."""
+        resolved = self._resolve()
+        stages = stages_of(resolved.job)
+        run = RunDirectory(directory)
+        waits_for = [name for name in self.inputs if name in pending or name in resolved.waits_for]
+        if waits_for:
+            state = f"waits for {', '.join(waits_for)}"
+            return [PlannedStage(f"{self.name}.{stage.name}", state, Estimate()) for stage in stages]
+        records = _silent_runner(run).completed(stages)
+        return [
+            PlannedStage(
+                f"{self.name}.{stage.name}",
+                "done" if record is not None else "pending",
+                stage.estimate(run.stage_directory(number, stage.name)),
+            )
+            for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1)
+        ]
+
+    def preview(self, limit: int) -> list[Previewed]:
+        """What the job's stages would ask; of one that waits for others, that it does."""
+        resolved = self._resolve()
+        if resolved.waits_for:
+            return [Previewed(self.name, note=f"waits for {', '.join(resolved.waits_for)}")]
+        found = [shown for stage in stages_of(resolved.job) for shown in preview_of(stage, limit)]
+        return [replace(shown, stage=f"{self.name}.{shown.stage}") for shown in found]
+
+    def run(self, context: StageContext) -> StageResult:
+        resolved = self._resolve()
+        if resolved.waits_for:
+            missing = ", ".join(dotted(path) for path in resolved.unresolved)
+            raise DataError(f"{self.name}: {', '.join(resolved.waits_for)} did not make what {missing} cites")
+        context.reporter.say(f"--- {self.name}: {resolved.job.job_type}")
+        return _InnerRun(self.name, resolved.job, context).execute()
+
+
+class _InnerRun:
+    """A job's run inside the pipeline's."""
+
+    def __init__(self, name: str, job: JobConfig, context: StageContext) -> None:
+        self._name = name
+        self._job = job
+        self._context = context
+        self._directory = RunDirectory(context.directory)
+        self._clock = Clock()
+        self._records: Sequence[StageRecord] = ()
+
+    def execute(self) -> StageResult:
+        context = self._context
+        reporter: Reporter = context.reporter.writing_to(self._directory.metrics)
+        runner = Runner(self._directory, reporter, context.redactor, context.stop)
+        stages = stages_of(self._job)
+        runner.preflight(stages)
+        runner.examine(stages, runner.completed(stages))
+        written = self._job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
+        self._directory.write_config(written, written, context.redactor)
+        self._directory.write_environment()
+        try:
+            runner.execute(stages, self._advance)
+        except BaseException as error:
+            stopped = "interrupted" if context.stop.requested else "failed"
+            self._keep(stopped, error=f"{type(error).__name__}: {error}")
+            raise
+        return self._result(self._keep("done", exit_code_of(self._records, self._job.max_rejected_share)))
+
+    def _advance(self, records: Sequence[StageRecord]) -> None:
+        self._records = list(records)
+        self._keep("running")
+
+    def _keep(self, status: str, code: int | None = None, error: str | None = None) -> dict[str, Any]:
+        about = {"job_type": self._job.job_type, "name": self._name, "resume": "the pipeline's own command"}
+        summary = summarise(about, self._records, self._clock, status, code, error)
+        self._directory.write_summary(summary, self._context.redactor)
+        return summary
+
+    def _result(self, summary: dict[str, Any]) -> StageResult:
+        outputs = [
+            str((record.directory / name).relative_to(self._context.directory))
+            for record in self._records
+            for name in record.manifest.outputs
+        ]
+        rows = summary["rows"]
+        tokens: dict[str, int] = {}
+        for record in self._records:
+            for kind, count in record.manifest.tokens.items():
+                tokens[kind] = tokens.get(kind, 0) + count
+        told = {name: summary[name] for name in ("job_type", "exit_code", "rows", "metrics")}
+        return StageResult(
+            outputs,
+            RowCounts(rows["entered"], rows["accepted"], rows["rejected_by_reason"]),
+            tokens=tokens,
+            metrics={JOB: told},
+        )
+
+
+def _silent_runner(run: RunDirectory) -> Runner:
+    from easydistill.engine.interrupt import StopSignal
+    from easydistill.engine.secrets import Redactor
+
+    return Runner(run, Reporter(None, quiet=True), Redactor(), StopSignal())
+
+
+def _concerns(key: str, cited: set[str]) -> bool:
+    """Whether an issue is with a value that is not known yet."""
+    return any(key == path or path.startswith(f"{key}.") or key.startswith(f"{path}.") for path in cited)
+
+
+def _replaced(value: Any, by_path: Mapping[KeyPath, str], path: KeyPath = ()) -> Any:
+    if path in by_path:
+        return by_path[path]
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, by_path, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(item, by_path, (*path, index)) for index, item in enumerate(value)]
+    return value
