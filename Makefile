@@ -70,6 +70,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.kd_step.run
 	$(RUN) $(BIN)/python -m benchmarks.quality.run
 	$(RUN) $(BIN)/python -m benchmarks.engine.run
+	$(RUN) $(BIN)/python -m benchmarks.synthesis.run
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	$(PIP) -e '.[docs]'

@@ -150,6 +150,16 @@ def run(config: Source, overrides: Sequence[str] = (), *, quiet: bool = False) -
     return _Run(loaded, quiet).execute()
 
 
+def retry(config: Source, overrides: Sequence[str] = (), *, only: Sequence[str] = (), quiet: bool = False) -> RunResult:
+    """Ask again what brought no row, and run the job from there; all else is left as it is. Raises as `run`.
+
+    Args:
+        only: reasons as in `rejected.jsonl`, or `parse` for replies that were malformed; without any, those for which
+            asking again may help: passing faults, empty answers, malformed replies.
+    """
+    return _Run(load(config, overrides), quiet).execute(only)
+
+
 class _Run:
     def __init__(self, loaded: LoadedConfig, quiet: bool) -> None:
         self._loaded = loaded
@@ -161,11 +171,20 @@ class _Run:
         self._clock = Clock()
         self._records: list[StageRecord] = []
 
-    def execute(self) -> RunResult:
+    def execute(self, again: Sequence[str] | None = None) -> RunResult:
+        """Run.
+
+        Args:
+            again: reasons for which rejected rows are asked again first; None where nothing is.
+        """
         stages = stages_of(self._loaded.job)
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop)
         runner.preflight(stages)
         with self._directory.locked():
+            if again is not None:
+                from easydistill.stages.retry import mark_rejected
+
+                mark_rejected(self._directory.path, again, self._reporter.say)
             records = runner.completed(stages)
             found = self._directory.read_summary()
             if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
@@ -370,13 +389,15 @@ def summary_lines(result: RunResult) -> list[str]:
     taken = result.summary.get("metrics", {}).get("bytes_per_token")
     if taken is not None:
         lines.append(f"teacher signals: {taken:.1f} bytes a token")
+    from easydistill.report.synthesis import is_synthesis
+    from easydistill.report.synthesis_words import end_lines
+
     rows = result.summary.get("rows", {})
-    if rows.get("rejected"):
+    if rows.get("rejected") and not all(is_synthesis(stage["metrics"]) for stage in stages.values()):
         reasons = ", ".join(f"{reason} {count}" for reason, count in rows["rejected_by_reason"].items())
         lines.append(f"rejected rows: {rows['rejected']} of {rows['entered']} ({reasons})")
     if result.student.is_dir():
         lines.append(f"student: {result.student}")
-    rows = sorted(result.run_directory.glob("stages/*-synthesise/labeled.json"))
-    lines += [f"rows:    {path}" for path in rows]
+    lines += end_lines(result.run_directory)
     lines.append(f"report:  {result.report}")
     return lines

@@ -18,7 +18,7 @@ from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupt
 if TYPE_CHECKING:
     from easydistill.engine.stage import Previewed
 
-COMMANDS = ("run", "validate", "plan", "preview", "init", "schema", "report", "doctor", "signals")
+COMMANDS = ("run", "retry", "validate", "plan", "preview", "init", "schema", "report", "doctor", "signals")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", "run a job, going on from whatever an earlier run of it left")
     add_config(run)
     run.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    retry = add("retry", "ask again what was rejected, and run the job from there")
+    add_config(retry)
+    retry.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    retry.add_argument(
+        "--only",
+        type=_names,
+        default=[],
+        metavar="REASONS",
+        help="reasons as in rejected.jsonl, with commas, e.g. rate_limit,parse; by default those that may have passed",
+    )
     add_config(add("validate", "check a config: every error at once, no network, no models"))
     plan = add("plan", "show what a run would do, and what is done already")
     add_config(plan)
@@ -84,6 +94,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise ValueError(text)
     return value
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(text)
+    return names
 
 
 def _with_command(arguments: list[str]) -> list[str]:
@@ -147,7 +164,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     try:
-        result = api.run(config, arguments.overrides, quiet=arguments.quiet)
+        if arguments.command == "retry":
+            result = api.retry(config, arguments.overrides, only=arguments.only, quiet=arguments.quiet)
+        else:
+            result = api.run(config, arguments.overrides, quiet=arguments.quiet)
     except EasyDistillError:
         raise
     except Exception as error:
@@ -210,7 +230,10 @@ def _previewed(shown: Previewed) -> str:
     return "\n".join([*lines, *([shown.note] if shown.note else []), ""])
 
 
-def _amount(name: str, value: int) -> str:
+def _amount(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        low, high = (f"{end:,.4g}" if isinstance(end, float) else f"{end:,}" for end in value)
+        return low if low == high else f"{low} to {high}"
     return f"{value / 1e9:,.2f} GB" if name.endswith("_bytes") else f"{value:,}"
 
 
@@ -289,6 +312,7 @@ def _signals(arguments: argparse.Namespace) -> int:
 
 _DISPATCH: dict[str, Any] = {
     "run": _run,
+    "retry": _run,
     "validate": _validate,
     "plan": _plan,
     "preview": _preview,

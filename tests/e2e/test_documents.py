@@ -44,7 +44,16 @@ def test_make_targets_exist(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "docs/runs.md", "docs/white_box.md", "benchmarks/README.md"]
+    "page",
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "docs/runs.md",
+        "docs/white_box.md",
+        "docs/synthesis.md",
+        "docs/pipelines.md",
+        "benchmarks/README.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page

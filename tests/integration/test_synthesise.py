@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.support.scripted_server import ScriptedServer
 
 import easydistill
@@ -22,7 +21,9 @@ def server() -> Iterator[ScriptedServer]:
     made.close()
 
 
-def job(server: ScriptedServer, folder: Path, kind: str, rows: list[dict[str, Any]], **synthesis: Any) -> dict[str, Any]:
+def job(
+    server: ScriptedServer, folder: Path, kind: str, rows: list[dict[str, Any]], **synthesis: Any
+) -> dict[str, Any]:
     seeds = folder / "seeds.json"
     if not seeds.exists():
         seeds.write_text(json.dumps(rows))

@@ -64,6 +64,64 @@ def make_run(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def synthesis_metrics(**more: Any) -> dict[str, Any]:
+    """What a synthesis stage leaves in its manifest: 20 candidates, 12 accepted; a teacher that judges too."""
+    bill = {"answers": 20, "answers_without_counts": 0, "prompt_tokens": 1500, "completion_tokens": 600,
+            "cached_prompt_tokens": None, "reasoning_tokens": 100, "cost": 0.25}  # fmt: skip
+    spread = {"p0": 1.0, "p5": 2.0, "p25": 3.0, "p50": 4.0, "p75": 5.0, "p95": 6.0, "p100": 7.0}
+    return {
+        "operator": "instruction_expansion",
+        "funnel": [["candidates", 20], ["malformed_reply", 19], ["too_similar", 12]],
+        "diversity": {
+            "texts": 12, "languages": {"en": 9, "zh": 3}, "distinct": {"1": 0.25, "2": 0.5, "3": None},
+            "self_bleu": 0.125, "seed_similarity": {name: value / 10 for name, value in spread.items()},
+            "lengths": spread, "sampled": 12,
+        },
+        "spent_by_teacher": bill, "spent_by_judge": bill,
+        "wanted": 12, "yield": 0.6,
+        **more,
+    }  # fmt: skip
+
+
+def make_synthesis_run(folder: Path, **metrics: Any) -> Path:
+    """A complete run of a synthesis job; `metrics` change those of its one stage."""
+    return make_named_synthesis_run(folder, "synthesise", metrics)
+
+
+def make_named_synthesis_run(folder: Path, name: str, metrics: dict[str, Any]) -> Path:
+    told = synthesis_metrics(**metrics)
+    lost = {"too_similar": 7, "malformed_reply": 1}
+    summary = {
+        "job_type": "instruction_expansion", "name": "new rows", "status": "done", "exit_code": 0, "error": None,
+        "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:10:00+00:00", "seconds": 60.0,
+        "stages": {name: stage(20, 12, lost, tokens={"prompt": 1500, "completion": 600}, metrics=told)},
+        "rows": {"entered": 20, "accepted": 12, "rejected": 8, "rejected_share": 0.4, "rejected_by_reason": lost},
+        "metrics": {}, "resume": "easydistill run new.json",
+    }  # fmt: skip
+    written = {
+        "job_type": "instruction_expansion",
+        "dataset": {"instruction_path": "data/seeds.json", "labeled_path": "new.json", "max_rejected_share": 1.0},
+        "inference": {"base_url": "http://localhost:1/v1", "model": "big", "temperature": 0.5, "max_new_tokens": 9},
+        "models": {"teacher": None, "judge": None}, "judge": None,
+        "synthesis": {"num_output_samples": 12, "prompts": {}},
+    }  # fmt: skip
+    stage_folder = folder / "stages" / f"1-{name}"
+    stage_folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.resolved.json").write_text(json.dumps(written))
+    rows = [{"id": f"k{n}", "instruction": f"Question {n}", "output": f"Answer {n}", "task": "Art"} for n in range(12)]
+    write_array(stage_folder / "labeled.json", rows)
+    refused = [{"id": f"r{n}", "reason": "too_similar", "detail": f"like k{n}", "raw": f"Raw {n}"} for n in range(7)]
+    malformed = {"id": "m", "reason": "malformed_reply", "detail": HOSTILE, "attempts": 3, "raw": HOSTILE}
+    write_lines(stage_folder / "rejected.jsonl", [*refused, malformed])
+    return folder
+
+
+def write_array(path: Path, rows: list[Any]) -> None:
+    """A JSON array, one row a line, as stages write it."""
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
 HIDDEN = "\0\x1b[31m\u202e \u00a0\u200d\ue000\u2028\ufffd"
 """Control characters, what turns text around, spaces of all kinds, part of a character."""
 

@@ -94,7 +94,7 @@ def test_broken_files_are_clear_errors(tmp_path: Path) -> None:
     for name, content, word in [
         ("a.json", b'[{"instruction": "x"', "not valid JSON"),
         ("b.json", b"\xff\xfe", "UTF-8"),
-        ("c.json", b"[]", "none of its 0 rows"),
+        ("c.json", b"[]", "no rows in it"),
         ("d.json", b'"x"', "array"),
         ("e.parquet", b"nope", "Parquet"),
         ("f.csv", b"a,b", ".jsonl"),

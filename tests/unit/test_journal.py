@@ -183,3 +183,14 @@ def test_any_journal_cut_anywhere_keeps_its_whole_lines(batches: Any, data: st.D
         assert list(journal) == [record["key"] for record in whole]
         assert [journal.get(record["key"]) for record in whole] == whole
         assert path.stat().st_size == max(end for end in ends if end <= cut)
+
+
+def test_what_was_replaced_can_still_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.append({"key": "a", "n": 1}, {"key": "b", "n": 2})
+        journal.append({"key": "a", "n": 3})
+    with Journal(path) as journal:
+        journal.append({"key": "a", "n": 4})
+        assert [journal.get_superseded(number)["n"] for number in range(journal.superseded)] == [1, 3]
+        assert (journal.get("a")["n"], len(journal)) == (4, 2)

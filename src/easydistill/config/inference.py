@@ -57,6 +57,22 @@ class PricesConfig(Section):
     """A million prompt tokens that the server had in its cache; by default as `input`."""
 
 
+class BatchConfig(Section):
+    """Rows sent as files through OpenAI's Batch API: answered within hours, at many servers for less money. Prices are
+    taken as given in `prices`: put the batch price there."""
+
+    completion_window: NonEmptyStr = "24h"
+    """Time within which the server should answer; OpenAI knows `24h` only."""
+    poll_interval: PositiveFloat = 30.0
+    """Seconds between two looks at batches under way."""
+    max_requests: PositiveInt = 50_000
+    """Most rows in one batch."""
+    max_bytes: PositiveInt = 200_000_000
+    """Largest file of one batch, in bytes; a row that is longer alone is rejected."""
+    max_rounds: PositiveInt = 3
+    """How often a row is submitted before it counts as failed, where batches expire, are cancelled or leave it out."""
+
+
 class ApiInferenceConfig(SamplingConfig):
     """A teacher behind any OpenAI-compatible chat API."""
 
@@ -73,6 +89,7 @@ class ApiInferenceConfig(SamplingConfig):
             "max_tokens_total",
             "stream",
             "max_retry_wait",
+            "batch",
         }
     )
 
@@ -112,6 +129,9 @@ class ApiInferenceConfig(SamplingConfig):
     """How often a request is repeated after a passing fault (429, 5xx, time-out, broken connection)."""
     max_retry_wait: PositiveFloat = 60.0
     """Longest pause before a repetition, in seconds, unless the server's Retry-After asks for more."""
+    batch: BatchConfig | None = None
+    """Ask through the server's Batch API; `{}` takes the defaults. It can be set or dropped at any time: answers stay,
+    and batches under way are waited for either way."""
 
     @property
     def base_urls(self) -> tuple[str, ...]:
@@ -122,6 +142,18 @@ class ApiInferenceConfig(SamplingConfig):
     def _has_prices(self) -> ApiInferenceConfig:
         if self.max_cost is not None and self.prices is None:
             raise Unfit("max_cost needs to know what tokens cost", 'set "prices": {"input": …, "output": …}')
+        return self
+
+    @model_validator(mode="after")
+    def _fits_batches(self) -> ApiInferenceConfig:
+        if self.batch is None:
+            return self
+        if len(self.base_urls) > 1:
+            raise Unfit("a batch is at one server, and base_url lists several", "name one server, or drop `batch`")
+        alone = ("stream", "requests_per_minute", "tokens_per_minute", "max_concurrency", "adaptive_concurrency")
+        given = [name for name in alone if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise Unfit(f"{', '.join(given)} can do nothing for rows sent as batches", "drop it, or drop `batch`")
         return self
 
     @field_validator("base_url")

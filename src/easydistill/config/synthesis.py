@@ -11,11 +11,16 @@ from easydistill.config.inference import Inference, LocalInferenceConfig
 from easydistill.config.models import ModelRef
 
 
-class SynthesisModels(Section):
-    """Models that run on this machine."""
+class TeacherModels(Section):
+    """The model that writes, where it runs on this machine."""
 
     teacher: ModelRef | None = None
     """The model that writes; not needed with `inference.base_url`."""
+
+
+class SynthesisModels(TeacherModels):
+    """Models that run on this machine."""
+
     judge: ModelRef | None = None
     """The model that judges; by default the teacher."""
 

@@ -21,6 +21,17 @@ _EXAMPLES: dict[tuple[str, str], Any] = {
     ("models", "teacher"): "path/or/hub-id/of/teacher",
     ("models", "student"): "path/or/hub-id/of/student",
 }
+_WHOLE: dict[str, Any] = {
+    "jobs": {
+        "clean": {"job_type": "deduplicate", "dataset": {"instruction_path": "seeds.json"}},
+        "sft": {
+            "job_type": "black_box_kd_local",
+            "dataset": {"instruction_path": "@clean/labeled"},
+            "models": {"teacher": "path/or/hub-id/of/teacher", "student": "path/or/hub-id/of/student"},
+        },
+    },
+}
+"""Sections whose keys are the user's own."""
 _TEACHER_OUTSIDE = {"black_box_kd_api": {("models", "teacher")}}
 
 
@@ -36,6 +47,16 @@ def starting_config(job: type[JobConfig]) -> str:
         f'  "output_dir": {json.dumps(f"runs/{job_type}")},',
     ]
     for name, info in job.model_fields.items():
+        if name in _WHOLE:
+            shown = json.dumps(_WHOLE[name], indent=2).replace("\n", "\n  ")
+            lines += [f"  // {' '.join((info.description or '').split())}", f'  "{name}": {shown},']
+            continue
+        if isinstance(info.default, dict):
+            lines += [
+                f"  // {' '.join((info.description or '').split())}",
+                f'  // "{name}": {json.dumps(info.default)},',
+            ]
+            continue
         section = _shown(name, info)
         if section is None and next(models_in(info.annotation), None) is not None:
             lines += [f"  // {' '.join((info.description or '').split())}", f'  // "{name}": null,']

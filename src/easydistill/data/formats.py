@@ -21,6 +21,8 @@ SHAPES = (
     '{"conversations": [{"from": …, "value": …}]}'
 )
 MALFORMED = "malformed_row"
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+"""Of files that can be read."""
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -78,6 +80,8 @@ def read_samples(
             messages.pop()
         identity = ids.give(messages, _own_id(row))
         samples.append(Sample(identity, tuple(messages), {ROW: number, **_other_fields(row)}))
+    if not samples and not rejected:
+        raise DataError(f"{path}: there are no rows in it; {SHAPES}")
     if not samples:
         first = f"\n    {rejected[0].detail}" if rejected else ""
         raise DataError(f"{path}: none of its {len(rejected)} rows can be used; {SHAPES}{first}")
@@ -168,6 +172,8 @@ def _json_rows(path: Path) -> Iterator[Any]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path}: the file is not UTF-8 text") from None
+    if not text.strip():
+        return
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -33,6 +33,7 @@ class Journal:
         self.path = path
         self._make_note = note
         self._notes: dict[str, Any] = {}
+        self._superseded: list[tuple[int, int]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)
         self._at: dict[str, tuple[int, int]] = {}
@@ -56,8 +57,11 @@ class Journal:
 
     def _index(self, records: list[dict[str, Any]], offset: int) -> None:
         for position, record in enumerate(records):
-            self._at[record["key"]] = (offset, position)
-            self._notes[record["key"]] = self._make_note(record)
+            key = record["key"]
+            if key in self._at:
+                self._superseded.append(self._at[key])
+            self._at[key] = (offset, position)
+            self._notes[key] = self._make_note(record)
 
     def append(self, *records: dict[str, Any]) -> None:
         """Write records, each with a `key`, as one line: after a kill either all of them are there or none."""
@@ -92,7 +96,18 @@ class Journal:
         Raises:
             KeyError: there is none.
         """
-        offset, position = self._at[key]
+        return self._read(*self._at[key])
+
+    @property
+    def superseded(self) -> int:
+        """How many records there are that later ones of the same key took the place of."""
+        return len(self._superseded)
+
+    def get_superseded(self, number: int) -> dict[str, Any]:
+        """One of them; in the order in which they were replaced, from 0."""
+        return self._read(*self._superseded[number])
+
+    def _read(self, offset: int, position: int) -> dict[str, Any]:
         self._reader.seek(offset)
         record: dict[str, Any] = json.loads(self._reader.readline())[position]
         return record

@@ -68,6 +68,8 @@ class Rejection:
     detail: str = ""
     attempts: int = 1
     raw: Any = None
+    requests: tuple[str, ...] = ()
+    """Keys of the requests whose answers decided it; empty where no model was asked."""
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -77,6 +79,7 @@ class Rejection:
             "detail": self.detail,
             "attempts": self.attempts,
             "raw": self.raw,
+            **({"requests": list(self.requests)} if self.requests else {}),
         }
 
 

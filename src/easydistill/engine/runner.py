@@ -54,7 +54,8 @@ class Runner:
         Raises:
             ConfigError: with every issue of every stage.
         """
-        issues = [issue for stage in stages for issue in stage.preflight()]
+        # Stages of several rounds find the same faults.
+        issues = list(dict.fromkeys(issue for stage in stages for issue in stage.preflight()))
         if issues:
             raise ConfigError(issues)
 

@@ -17,6 +17,12 @@ from easydistill.errors import ConfigIssue
 REJECTED = "rejected.jsonl"
 
 
+def kind_of(stage: str) -> str:
+    """A stage's name without the number of its round: `train-2` is a `train`."""
+    name, _, number = stage.rpartition("-")
+    return name if name and number.isdecimal() else stage
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A complete stage's directory and manifest."""
@@ -63,7 +69,17 @@ class Estimate:
     rows: int | None = None
     done_rows: int | None = None
     calls: int | None = None
+    calls_at_most: int | None = None
+    """Where answers decide how many more questions there are."""
     tokens_at_most: int | None = None
+    """Tokens of answers."""
+    prompt_tokens: tuple[int, int] | None = None
+    """Low and high, of the calls to come."""
+    completion_tokens: tuple[int, int] | None = None
+    cost: tuple[float, float] | None = None
+    """Low and high, in the currency of the prices."""
+    from_answers: int | None = None
+    """Answers of an earlier run that the ranges are drawn from."""
     disk_bytes: int | None = None
     memory_bytes: int | None = None
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from easydistill.engine.runner import StageRecord
+from easydistill.engine.stage import kind_of
 from easydistill.errors import EXIT_OK, EXIT_TOO_MANY_REJECTED
 
-_REPEATING = frozenset({"rollout", "score", "evaluate"})
-"""Stages whose rows are counted elsewhere."""
+_REPEATING = frozenset({"rollout", "score", "curriculum", "evaluate"})
+"""Stages whose rows are counted elsewhere, or are candidates of their own."""
 JOB = "job"
 """Key of the metrics of a pipeline's stage: the summary of the job that it ran."""
 
@@ -92,7 +93,7 @@ def rows_of(records: Sequence[StageRecord]) -> dict[str, Any]:
     In a pipeline a job's candidates may be more than the rows that came in: what is accepted is what its last job
     accepted.
     """
-    counted = [record.manifest for record in records if record.name not in _REPEATING]
+    counted = [record.manifest for record in records if kind_of(record.name) not in _REPEATING]
     reasons: dict[str, int] = {}
     for manifest in counted:
         for reason, count in manifest.rows.rejected.items():

@@ -15,9 +15,12 @@ def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:
     """How the label stage gets the teacher at `inference.base_url`."""
 
     def make(context: StageContext) -> Teacher:
+        from easydistill.teachers._batch import BatchStage
+        from easydistill.teachers._batch_book import DIRECTORY, BatchBook
         from easydistill.teachers.openai import OpenAITeacher
 
-        return OpenAITeacher(inference, context.redactor)
+        batches = BatchStage(BatchBook(context.directory / DIRECTORY), context.reporter.say)
+        return OpenAITeacher(inference, context.redactor, batches)
 
     def identity() -> dict[str, Any]:
         return {"base_url": endpoint_name(inference.base_urls), "model": inference.model}

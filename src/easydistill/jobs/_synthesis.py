@@ -53,17 +53,18 @@ def select(job: SelectionJob, operator: str, config: Any) -> list[Stage]:
 
 def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource | None = None) -> list[Stage]:
     """The one stage of a synthesis job."""
-    teacher = _asked(job.inference, job.models.teacher)
+    teacher = asked_model(job.inference, job.models.teacher)
     models: dict[Role, AskedModel] = {"teacher": teacher, "judge": teacher}
     if job.judge is not None:
-        models["judge"] = _asked(job.judge.inference, job.models.judge or job.models.teacher)
+        models["judge"] = asked_model(job.judge.inference, job.models.judge or job.models.teacher)
     labelled = OPERATORS.module(operator).LABELLED
     return [
         SynthesiseStage(operator, config, source or FileSource(job.dataset, labelled), models, job.dataset.labeled_path)
     ]
 
 
-def _asked(inference: SamplingConfig, reference: str | None) -> AskedModel:
+def asked_model(inference: SamplingConfig, reference: str | None) -> AskedModel:
+    """A model as it is asked: behind an API, or, by its reference, on this machine."""
     if isinstance(inference, ApiInferenceConfig):
         return AskedModel(api_teacher(inference), inference)
     assert reference is not None

@@ -86,6 +86,17 @@ def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = 
     return model.eval()
 
 
+def load_encoder(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """A model without its output layer, in eval mode, on the CPU: it gives the last hidden states."""
+    import_torch()
+    from transformers import AutoModel
+
+    directory = model_directory(resolve(reference))
+    with _explained(reference):
+        model = AutoModel.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A model's text config, and its generation config (None where it has none); no weights are read."""
     import_torch()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from easydistill.data.records import Message, Rejection, Sample
+from easydistill.errors import DataError
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -46,9 +47,15 @@ class Reply:
     problem: tuple[str, str] | None = None
     """(reason, detail) where there is no usable text."""
     raw: Any = None
+    key: str | None = None
+    """Of the request that it answers."""
 
 
 Steps = Generator[list[Ask], list[Reply], T]
+
+
+class UnfitRows(DataError):
+    """The rows are not what the operator needs. Whoever runs it says where they come from."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from easydistill.data.records import Rejection, Sample
+from easydistill.data.records import Message, Rejection, Sample
 from easydistill.operators._base import Reply, Result
 from easydistill.verification.fields import (
     Form,
@@ -27,8 +27,9 @@ Scores = Mapping[str, tuple[int, int]]
 class Unusable(Exception):
     """Why a reply, or what it holds, is no row."""
 
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
+    def __init__(self, reason: str, detail: str, reply: Reply | None = None) -> None:
+        """`reply` is the one to blame, where the fault is its form and not what a row holds."""
+        self.reason, self.detail, self.reply = reason, detail, reply
         super().__init__(f"{reason}: {detail}")
 
 
@@ -39,11 +40,19 @@ def text_of(reply: Reply) -> str:
         Unusable: there is none, or it was cut off.
     """
     if reply.problem is not None:
-        raise Unusable(*reply.problem)
+        raise Unusable(*reply.problem, reply)
     assert reply.text is not None
     if reply.finish_reason == "length":
-        raise Unusable("truncated", "the reply was cut off at max_new_tokens")
+        raise Unusable("truncated", "the reply was cut off at max_new_tokens", reply)
     return reply.text.strip()
+
+
+def answered(row: Sample, reply: Reply) -> Sample:
+    """The row's prompt with a complete reply as its answer; raises as `text_of`."""
+    answer: Message = {"role": "assistant", "content": text_of(reply)}
+    if reply.reasoning:
+        answer["reasoning_content"] = reply.reasoning
+    return Sample(row.id, (*row.prompt, answer), row.meta)
 
 
 def field_of(reply: Reply, name: str, form: Form) -> str:
@@ -59,7 +68,7 @@ def fields_of(reply: Reply, names: Sequence[str], form: Form) -> dict[str, str]:
     """The fields of a reply; raises as `field_of`."""
     found = parse_fields(text_of(reply), [TextField(name) for name in names], form)
     if isinstance(found, Malformed):
-        raise Unusable(MALFORMED_REPLY, f"{found.reason}: {found.detail}")
+        raise Unusable(MALFORMED_REPLY, f"{found.reason}: {found.detail}", reply)
     return found
 
 
@@ -67,7 +76,7 @@ def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
     """The scores of a reply; raises as `field_of`. Scores are never plain: a text that holds a number is no score."""
     found = parse_scores(text_of(reply), _score_fields(scores), _score_form(form))
     if isinstance(found, Malformed):
-        raise Unusable(MALFORMED_SCORE, f"{found.reason}: {found.detail}")
+        raise Unusable(MALFORMED_SCORE, f"{found.reason}: {found.detail}", reply)
     return found
 
 
@@ -103,7 +112,9 @@ _NAMES: dict[Language, dict[str, str]] = {
 def rejection(identity: str, stage: str, problem: Unusable, *replies: Reply) -> Rejection:
     """The rejected row, with what was received."""
     raw = [reply.raw if reply.raw is not None else reply.text for reply in replies]
-    return Rejection(identity, stage, problem.reason, problem.detail, 1, raw[0] if len(raw) == 1 else raw)
+    blamed = replies if problem.reply is None else (problem.reply,)
+    keys = tuple(reply.key for reply in blamed if reply.key is not None)
+    return Rejection(identity, stage, problem.reason, problem.detail, 1, raw[0] if len(raw) == 1 else raw, keys)
 
 
 def gather(found: Iterable[Sample | Rejection]) -> Result:

@@ -7,8 +7,7 @@ from typing import Literal
 
 from easydistill.config.base import PositiveFloat
 from easydistill.data.records import Rejection, Sample
-from easydistill.errors import DataError
-from easydistill.operators._base import Ask, Reply, Result, Steps
+from easydistill.operators._base import Ask, Reply, Result, Steps, UnfitRows
 from easydistill.operators._chains import known_answer, length_of, thought_of, verify, with_thought
 from easydistill.operators._replies import Unusable, field_of, gather, rejection
 from easydistill.operators._text import prompt_text
@@ -44,11 +43,11 @@ def rewrite(
     """Rewrite every row's chain; accepted rows hold their own problem with the new chain.
 
     Raises:
-        DataError: a row has no chain of thought.
+        UnfitRows: a row has no chain of thought.
     """
     bare = next((row.id for row in rows if row.answer is None), None)
     if bare is not None:
-        raise DataError(f"row {bare} has no answer whose reasoning could be rewritten; run cot_generation first")
+        raise UnfitRows(f"row {bare} has no answer whose reasoning could be rewritten; run cot_generation first")
     known = [known_answer(row, config.strategies) for row in rows]
     replies = yield [_question(stage, config, row, tools) for row in rows]
     made = [_read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]

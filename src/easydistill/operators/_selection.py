@@ -28,6 +28,9 @@ ANY: tuple[float, float] = (0, LARGEST)
 class NotScored(Exception):
     """A row's score is missing, or is none."""
 
+    def __init__(self, key: str, value: Any, wanted: str) -> None:
+        super().__init__(f"there is no {key}" if value is None else f"{key} is {value!r}, not {wanted}")
+
 
 def score(row: Sample, key: str) -> float:
     """A score of 0–9.
@@ -37,7 +40,7 @@ def score(row: Sample, key: str) -> float:
     """
     value: Any = row.meta.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
-        raise NotScored(f"meta.{key} is {value!r}, not a score of 0 to {LARGEST}")
+        raise NotScored(key, value, f"a score of 0 to {LARGEST}")
     return value
 
 
@@ -49,5 +52,5 @@ def verdict(row: Sample, key: str) -> bool:
     """
     value: Any = row.meta.get(key)
     if not isinstance(value, bool | int) or value not in (0, 1):
-        raise NotScored(f"meta.{key} is {value!r}, not 0 or 1")
+        raise NotScored(key, value, "0 or 1")
     return bool(value)

@@ -34,7 +34,7 @@ TOO_SIMILAR = 0.7
 _SIGNATURE_SEED = 1
 _PURPOSE = "Comparing texts"
 
-Reason = Literal["duplicate", "near_duplicate", "too_similar"]
+Reason = Literal["duplicate", "near_duplicate", "too_similar", "same_meaning"]
 
 
 class Near(NamedTuple):

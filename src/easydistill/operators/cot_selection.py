@@ -109,7 +109,7 @@ def _unfit(config: Config, row: Sample) -> tuple[str, str] | None:
     try:
         correct, rv, cd = verdict(row, CORRECT), score(row, RV), score(row, CD)
     except NotScored as problem:
-        return "not_scored", str(problem)
+        return "not_scored", f"{problem}; cot_scoring writes it"
     if not correct:
         return "incorrect", "the chain of thought was judged wrong"
     for reason, name, value, (low, high) in (("verbosity", RV, rv, config.rv), ("difficulty", CD, cd, config.cd)):

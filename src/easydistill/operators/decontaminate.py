@@ -53,6 +53,11 @@ class Config(Section):
         return {**super().identity(), "benchmarks": held}
 
 
+def files(config: Config) -> dict[str, str]:
+    """Files that the config names, by key."""
+    return {f"benchmarks.{number}": path for number, path in enumerate(config.benchmarks)}
+
+
 class Contamination(NamedTuple):
     """Which benchmark problem a text gives away, and by what."""
 

@@ -1,4 +1,4 @@
-"""Rows without their near-equals: the same text, almost the same (MinHash), or too similar (ROUGE-L).
+"""Rows without their near-equals: the same text, almost the same (MinHash), too similar (ROUGE-L), the same in meaning.
 
 Which rows stay depends on the rows, not on their order. They are gone through by the hash of their compared text (its
 normalised spelling), then by the hash of what they say, then by id; a row stays if it is new beside those that stay
@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 from easydistill.config.base import PositiveShare, Section, Share
+from easydistill.config.models import ModelRef
+from easydistill.data.formats import ROW
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
-from easydistill.errors import DataError
-from easydistill.operators._base import Result, Steps
+from easydistill.operators._base import Result, Steps, UnfitRows
+from easydistill.operators._meaning import Meanings, embeddings
 from easydistill.operators._similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
 from easydistill.operators._text import normalise, prompt_text
 from easydistill.operators._tools import Tools
 
 STAGE = "deduplicate"
 PROMPTS: tuple[str, ...] = ()
-REASONS = ("duplicate", "near_duplicate", "too_similar")
+REASONS = ("duplicate", "near_duplicate", "too_similar", "same_meaning")
 LABELLED = None
 MAKES_PROMPTS = False
 
@@ -37,14 +39,19 @@ class Config(Section):
     """From this estimated Jaccard similarity of 5-character runs on (MinHash), rows are near duplicates."""
     too_similar: Share = TOO_SIMILAR
     """Above this ROUGE-L F-measure, rows are too similar; 1 switches the check off."""
+    embeddings: ModelRef | None = None
+    """A model on this machine whose embeddings are compared too; best one made for sentences."""
+    same_meaning: PositiveShare = 0.95
+    """From this cosine similarity of embeddings on, rows mean the same."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
     """Drop rows that are near one that stays. Asks nothing.
 
     Raises:
-        DataError: answers are to be compared, and a row has none.
-        MissingExtra: `synth` is not installed.
+        UnfitRows: answers are to be compared, and a row has none.
+        MissingExtra: `synth`, or for embeddings `train`, is not installed.
+        ModelError: the model of `embeddings` cannot be loaded.
     """
     yield from ()
     return deduplicate(config, rows)
@@ -54,11 +61,19 @@ def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order; see the module for which is which."""
     texts = {row.id: _compared(config, row) for row in rows}
     pool = Novelty(config.near_duplicate, config.too_similar)
+    meanings = None
+    if config.embeddings is not None:
+        meanings = Meanings(embeddings(config.embeddings, texts.values()), config.same_meaning)
     rejected: dict[str, Rejection] = {}
     for row in sorted(rows, key=lambda row: _place(row, texts[row.id])):
-        near = pool.offer(row.id, texts[row.id])
-        if near is not None:
-            rejected[row.id] = Rejection(row.id, STAGE, near.reason, near.detail, 1, texts[row.id])
+        text = texts[row.id]
+        near = pool.check(text) or (meanings.check(text) if meanings else None)
+        if near is None:
+            pool.add(row.id, text)
+            if meanings:
+                meanings.add(row.id, text)
+        else:
+            rejected[row.id] = Rejection(row.id, STAGE, near.reason, near.detail, 1, text)
     dropped = [rejected[row.id] for row in rows if row.id in rejected]
     kept = [row for row in rows if row.id not in rejected]
     facts = {"kept": len(kept), "dropped": count_reasons(dropped)}
@@ -69,7 +84,7 @@ def _compared(config: Config, row: Sample) -> str:
     if config.compare == "prompt":
         return prompt_text(row)
     if row.answer is None:
-        raise DataError(f"row {row.id} has no answer to compare; label the rows first, or set compare to prompt")
+        raise UnfitRows(f"row {row.meta.get(ROW, row.id)} has no answer to compare: label it, or set compare to prompt")
     return row.answer if config.compare == "answer" else f"{prompt_text(row)}\n{row.answer}"
 
 

@@ -15,11 +15,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, PositiveShare, Share, Unfit
+from easydistill.data.files import hash_file
 from easydistill.data.records import Rejection, Sample, content_hash
 from easydistill.errors import DataError
 from easydistill.operators._base import Ask, Reply, Result, Steps
@@ -81,6 +82,22 @@ class Config(OperatorConfig):
             raise Unfit('personas_path and "variant": "persona" go together', "set both, or neither")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """What the file of personas holds decides, not where it lies."""
+        known = super().identity()
+        path = Path(self.personas_path) if self.personas_path is not None else None
+        return known if path is None else known | {"personas_path": hash_file(path) if path.is_file() else None}
+
+
+def files(config: Config) -> dict[str, str]:
+    """Files that the config names, by key."""
+    return {} if config.personas_path is None else {"personas_path": config.personas_path}
+
+
+def most_asks(config: Config) -> int:
+    """Questions that a run may need, for `plan`."""
+    return math.ceil(config.budget * config.num_output_samples)
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -98,7 +115,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
         raise DataError("there are no seed instructions to expand")
     pool = _Pool(config, rows, tools)
     result = Result()
-    budget = math.ceil(config.budget * config.num_output_samples)
+    budget = most_asks(config)
     waves = 0
     while len(result.accepted) < config.num_output_samples and result.entered < budget:
         missing = config.num_output_samples - len(result.accepted)
@@ -181,7 +198,7 @@ class _Pool:
         identity = content_hash([STAGE, self._config.seed, candidate.number, list(candidate.sources)])[:16]
         try:
             text = field_of(reply, "instruction", self._config.reply)
-            self._check(text)
+            check_instruction(text, self._config.min_tokens, self._config.max_tokens)
         except Unusable as problem:
             return rejection(identity, STAGE, problem, reply)
         near = self._novelty.offer(identity, text)
@@ -192,15 +209,21 @@ class _Pool:
         self._made.append(row)
         return row
 
-    def _check(self, text: str) -> None:
-        length = len(tokens(text))
-        if length < self._config.min_tokens:
-            raise Unusable("too_short", f"{length} words, at least {self._config.min_tokens} are wanted")
-        if length > self._config.max_tokens:
-            raise Unusable("too_long", f"{length} words, at most {self._config.max_tokens} are wanted")
-        mark = next((mark for mark in _MARKS if mark in text), None)
-        if mark is not None:
-            raise Unusable("echo", f"it repeats the prompt's own mark {mark!r}")
+
+def check_instruction(text: str, min_tokens: int, max_tokens: int) -> None:
+    """Refuse what is no whole instruction of a sensible length.
+
+    Raises:
+        Unusable: it is too short or too long, or repeats a part of the prompt that asked for it.
+    """
+    length = len(tokens(text))
+    if length < min_tokens:
+        raise Unusable("too_short", f"{length} words, at least {min_tokens} are wanted")
+    if length > max_tokens:
+        raise Unusable("too_long", f"{length} words, at most {max_tokens} are wanted")
+    mark = next((mark for mark in _MARKS if mark in text), None)
+    if mark is not None:
+        raise Unusable("echo", f"it repeats the prompt's own mark {mark!r}")
 
 
 def _common_task(examples: Sequence[Sample]) -> str | None:

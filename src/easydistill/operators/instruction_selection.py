@@ -64,7 +64,7 @@ def _unfit(config: Config, row: Sample) -> tuple[str, str] | None:
         right = verdict(row, CORRECTNESS) if config.correct_only else True
         low = [(name, score(row, name)) for name in SCORES if score(row, name) < least[name]]
     except NotScored as problem:
-        return "not_scored", str(problem)
+        return "not_scored", f"{problem}; instruction_scoring writes it"
     if not right:
         return "incorrect", "the answer was judged wrong"
     if low:

@@ -21,8 +21,7 @@ from pydantic import Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, Section, Seed, Unfit
 from easydistill.data.records import Rejection, Sample, count_reasons
-from easydistill.errors import DataError
-from easydistill.operators._base import Result, Steps
+from easydistill.operators._base import Result, Steps, UnfitRows
 from easydistill.operators._tools import Tools
 
 STAGE = "task_balancing"
@@ -90,7 +89,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
     """Draw rows by task. Asks nothing.
 
     Raises:
-        DataError: no row has a task label.
+        UnfitRows: no row has a task label.
     """
     yield from ()
     return balance(config, rows)
@@ -102,7 +101,7 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
     A repetition gets an id of its own, and the original's in `meta["repeats"]`; `entered` counts it as a candidate.
     """
     if rows and not any(isinstance(row.meta.get(TASK), str) for row in rows):
-        raise DataError(f"none of the {len(rows)} rows has a task; label them first (meta.{TASK})")
+        raise UnfitRows(f"none of the {len(rows)} rows has a {TASK}; task_labelling writes it")
     by_task: dict[str, list[Sample]] = {task: [] for task, part in config.targets.items() if part}
     rejected: dict[str, Rejection] = {}
     for row in rows:
@@ -112,7 +111,7 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
         elif isinstance(task, str):
             rejected[row.id] = _rejection(row, "task_not_wanted", f"no part of the whole is for {task}")
         else:
-            rejected[row.id] = _rejection(row, "no_task", f"meta.{TASK} is {task!r}, not a label")
+            rejected[row.id] = _rejection(row, "no_task", f"{TASK} is {task!r}, not a label; task_labelling writes it")
     targets = targets_of(config, {task: len(found) for task, found in by_task.items()})
     times: Counter[str] = Counter()
     for task, found in by_task.items():

@@ -28,7 +28,22 @@ from easydistill.report.charts import (
 from easydistill.report.collect import Facts, collect
 from easydistill.report.curve import Curve, smooth
 from easydistill.report.disagreement import position_lines, probability, share_lines
+from easydistill.report.fact_tables import fact_tables, simple_facts
+from easydistill.report.synthesis_words import (
+    Station,
+    diversity_lines,
+    funnel_lines,
+    in_words,
+    outcome,
+    spending_lines,
+    spending_notes,
+    spent_words,
+    stations,
+    synthesis_lede,
+    title,
+)
 from easydistill.report.tables import funnel, rejected_words, stage_lines, total_seconds, truncated_words
+from easydistill.report.values import as_float
 
 TEMPLATES = Path(__file__).parent / "templates"
 ANSWERS_AT_FIRST = 24
@@ -36,6 +51,9 @@ ANSWERS_IN_MARKDOWN = 8
 DIFFERENCES_AT_FIRST = 6
 DIFFERENCES_IN_MARKDOWN = 12
 COSTLY_AT_FIRST = 10
+CUT_AT = 320
+"""Characters of a sample that are seen before it is unfolded."""
+CUT_LINES = 7
 
 
 def build_report(run_directory: Path) -> Path:
@@ -75,6 +93,8 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
         "md": md,
         "code": code,
         "fenced": fenced,
+        "beginning": beginning,
+        "in_words": in_words,
         "probability": probability,
     }
     environment.filters |= filters
@@ -106,6 +126,16 @@ def fenced(text: str, language: str = "text") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
+def beginning(text: str) -> str:
+    """A long text's beginning, ending in "…"; a short one as it is."""
+    start = "\n".join(text.split("\n")[:CUT_LINES])
+    if len(start) > CUT_AT:
+        # Between words, where there is a space near enough.
+        place = start.rfind(" ", CUT_AT - 40, CUT_AT)
+        start = start[: place if place > 0 else CUT_AT]
+    return text if len(start) == len(text) else f"{start.rstrip()}…"
+
+
 # --- what the templates are given -----------------------------------------------------------------------------------
 
 
@@ -130,15 +160,16 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "facts": facts,
         "summary": facts.summary,
         "banner": banner(facts),
-        "teacher": words.teacher_words(facts),
-        "student": words.student_words(facts),
-        "lede": words.lede(facts),
+        "flow": flow(facts),
+        "lede": words.lede(facts) or synthesis_lede(facts),
+        "synthesis": [_synthesis(facts, number) for number in range(len(facts.synthesis))],
         "verdict": words.verdict(facts),
         "time": words.time_of(total_seconds(facts)),
         "when": words.moment(facts.summary.finished or facts.summary.started),
         "metrics": [words.metric_words(row) for row in words.ordered_metrics(facts.metrics)],
         "curve_words": curve_words(facts),
-        "funnel": funnel(facts),
+        # Synthesis stages show funnels of their own.
+        "funnel": funnel(facts) if len(facts.synthesis) < len(facts.stages) else [],
         "rejected_words": rejected_words(facts),
         "truncated_words": truncated_words(facts),
         "stages": stage_lines(facts),
@@ -148,6 +179,38 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "student_is_older": facts.has_student and facts.stage("train") is None,
         "snippet": snippet(str(facts.directory / "student")),
         "left": _left_to_learn(facts),
+    }
+
+
+def flow(facts: Facts) -> list[Station]:
+    """What the head shows from left to right; nothing for a job made of jobs, which have reports of their own."""
+    student = facts.has_student or facts.setting("models.student") is not None or facts.stage("train") is not None
+    if student or not facts.config:
+        return [
+            Station("teacher", "Teacher", *words.teacher_words(facts)),
+            Station("made", "Student", *words.student_words(facts)),
+        ]
+    return stations(facts) if facts.setting("dataset") is not None else []
+
+
+def _synthesis(facts: Facts, number: int) -> dict[str, Any]:
+    """What the section on a synthesis stage is made of."""
+    stage = facts.synthesis[number]
+    allowed = as_float(facts.setting("dataset.max_rejected_share"))
+    return {
+        # Where the head tells of other stages, this is the place for what the stage did.
+        "lede": f"{outcome(stage)} {spent_words(stage, facts)}" if words.lede(facts) else "",
+        "anchor": f"synthesis-{number + 1}",
+        "title": title(stage, facts.synthesis),
+        "stage": stage,
+        "limit": "" if allowed is None or allowed >= 1 else f"Up to {allowed:.0%} may be rejected.",
+        "spent_words": spent_words(stage, facts),
+        "funnel": funnel_lines(stage),
+        "diversity": diversity_lines(stage),
+        "spending": spending_lines(stage, facts),
+        "spending_notes": spending_notes(stage, facts),
+        "facts": simple_facts(stage),
+        "tables": fact_tables(stage),
     }
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import read_json
-from easydistill.engine.stage import REJECTED
+from easydistill.engine.stage import REJECTED, kind_of
 from easydistill.report.curve import Curve, read_curve
 from easydistill.report.disagreement import Disagreement, read_disagreement
+from easydistill.report.synthesis import Synthesis, is_synthesis, read_synthesis
+from easydistill.report.turns import TURN_LIMIT, Turn, turns_of
 from easydistill.report.values import as_dict, as_float, as_int, as_text, dig, json_lines, shown
 
 EXAMPLES_PER_REASON = 5
 TEXT_LIMIT = 2000
-ANSWER_LIMIT = 8000
 ANSWERS_KEPT = 200
 ANSWERS_FILE = "answers.jsonl"
 
@@ -114,14 +115,6 @@ class RejectedReason:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A message of a prompt."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Answer:
     """A held-out prompt and the answers to it."""
 
@@ -145,6 +138,8 @@ class Facts:
     metrics: tuple[MetricRow, ...]
     curve: Curve
     rejected: tuple[RejectedReason, ...]
+    """Those of synthesis stages are in `synthesis`."""
+    synthesis: tuple[Synthesis, ...]
     answers: tuple[Answer, ...]
     answers_total: int
     disagreement: Disagreement | None
@@ -153,7 +148,8 @@ class Facts:
     has_student: bool
 
     def stage(self, name: str) -> StageFacts | None:
-        return next((stage for stage in self.stages if stage.name == name), None)
+        """The stage of that name; of a job in rounds, that of its last one."""
+        return next((stage for stage in reversed(self.stages) if kind_of(stage.name) == name), None)
 
     @property
     def train(self) -> dict[str, Any]:
@@ -180,6 +176,11 @@ def collect(directory: Path) -> Facts:
         metrics=_metrics(as_dict(summary.get("metrics"))),
         curve=read_curve(directory / "metrics.jsonl"),
         rejected=tuple(_rejected(directory, stages, complete)),
+        synthesis=tuple(
+            read_synthesis(stage.name, stage.metrics, stage.tokens, folder)
+            for stage, folder in zip(stages, complete, strict=True)
+            if is_synthesis(stage.metrics)
+        ),
         answers=answers,
         answers_total=total,
         disagreement=read_disagreement(complete),
@@ -247,6 +248,8 @@ def _metrics(metrics: dict[str, Any]) -> tuple[MetricRow, ...]:
 
 def _rejected(directory: Path, stages: tuple[StageFacts, ...], complete: list[Path]) -> Iterator[RejectedReason]:
     for stage, folder in zip(stages, complete, strict=True):
+        if is_synthesis(stage.metrics):
+            continue
         found = _read_rejected(folder / REJECTED, stage.rejected)
         for reason, count in sorted(stage.rejected.items(), key=lambda item: -item[1]):
             _, examples = found.get(reason, (0, []))
@@ -297,12 +300,9 @@ def _answers(folders: list[Path]) -> tuple[tuple[Answer, ...], int]:
 
 
 def _answer(row: dict[str, Any]) -> Answer:
-    turns = row.get("prompt")
-    if isinstance(turns, str):
-        turns = [{"role": "user", "content": turns}]
     return Answer(
         id=as_text(row.get("id")),
-        prompt=tuple(_turn(turn) for turn in turns if isinstance(turn, dict)) if isinstance(turns, list) else (),
+        prompt=turns_of(row.get("prompt")),
         teacher=_optional(row.get("teacher")),
         before=_optional(row.get("before")),
         after=_optional(row.get("after")),
@@ -312,13 +312,4 @@ def _answer(row: dict[str, Any]) -> Answer:
 
 
 def _optional(value: Any) -> str | None:
-    return None if value is None else shown(value, ANSWER_LIMIT)
-
-
-def _turn(message: dict[str, Any]) -> Turn:
-    content = message.get("content")
-    if isinstance(content, list):
-        # Parts of a multimodal message: its text is shown, the rest is named.
-        parts = (as_dict(part) for part in content)
-        content = "\n".join(as_text(part.get("text")) or f"[{as_text(part.get('type')) or 'part'}]" for part in parts)
-    return Turn(as_text(message.get("role")), shown(content, ANSWER_LIMIT))
+    return None if value is None else shown(value, TURN_LIMIT)

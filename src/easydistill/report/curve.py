@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from easydistill.report.values import as_float, as_int, json_lines
+from easydistill.engine.stage import kind_of
+from easydistill.report.values import as_float, as_int, as_text, json_lines
 
 MAX_POINTS = 600
 
@@ -40,17 +41,20 @@ class Curve:
 
 
 def read_curve(path: Path) -> Curve:
-    """The train stage's losses by step.
+    """The train stage's losses by step; of a job in rounds, those of its last one.
 
     A step no later than the one before it means that training went back, to a checkpoint or to the start: what the
     file says of that step and of all after it was overtaken.
     """
     points: list[Point] = []
     bad_steps: list[int] = []
+    current = ""
     for line in json_lines(path):
-        step = as_int(line.get("step"))
-        if line.get("stage") != "train" or step is None or "loss" not in line:
+        step, stage = as_int(line.get("step")), as_text(line.get("stage"))
+        if kind_of(stage) != "train" or step is None or "loss" not in line:
             continue
+        if stage != current:
+            current, points, bad_steps = stage, [], []
         while points and points[-1].step >= step:
             points.pop()
         while bad_steps and bad_steps[-1] >= step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from easydistill.engine.stage import kind_of
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, StageFacts
 from easydistill.report.values import as_float, as_int
@@ -43,7 +44,7 @@ def funnel(facts: Facts) -> list[FunnelStep]:
     if facts.rows.entered:
         steps.append(("Read", facts.rows.entered, "kept", None))
     for stage in facts.stages:
-        if stage.name == "train":
+        if kind_of(stage.name) == "train":
             trained, heldout = (as_int(stage.metrics.get(name)) for name in ("train_rows", "heldout_rows"))
             if trained is not None:
                 steps.append(("Trained on", trained, "kept", stage))

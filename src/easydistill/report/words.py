@@ -260,6 +260,7 @@ def settings(facts: Facts) -> list[tuple[str, str]]:
     """The settings that matter most, in words."""
     found = [
         ("Data", _data(facts)),
+        ("Synthesis", _synthesis(facts)),
         ("Asking the teacher", _sampling(facts)),
         ("Distillation", _distillation(facts)),
         ("Teacher's signals", _signals(facts)),
@@ -276,12 +277,22 @@ def settings(facts: Facts) -> list[tuple[str, str]]:
 
 def _data(facts: Facts) -> str:
     prompts, labelled = (as_text(facts.setting(f"dataset.{name}")) for name in ("instruction_path", "labeled_path"))
-    if prompts and labelled:
+    if facts.setting("synthesis") is not None:
+        text = f"rows from {prompts or MISSING}"
+        text += f"; accepted rows also written to {labelled}" if labelled else ""
+    elif prompts and labelled:
         text = f"prompts from {prompts}; labels written to {labelled}"
     else:
         text = f"prompts from {prompts}" if prompts else f"labelled rows from {labelled}" if labelled else ""
     most = as_int(facts.setting("dataset.max_samples"))
     return f"{text}; at most {most:,} rows" if text and most is not None else text
+
+
+def _synthesis(facts: Facts) -> str:
+    """The operator's own settings, those that are one value each."""
+    found = as_dict(facts.setting("synthesis"))
+    told = {name: value for name, value in found.items() if isinstance(value, str | int | float)}
+    return ", ".join(f"{name} {plain(value)}" for name, value in told.items())
 
 
 def _sampling(facts: Facts) -> str:

@@ -10,8 +10,19 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample
 
 
-def dataset_card(operator: str, rows: Sequence[Sample], counts: RowCounts, metrics: Mapping[str, Any]) -> str:
-    """The card as Markdown, with the header that dataset hubs read."""
+def dataset_card(
+    operator: str, rows: Sequence[Sample], counts: RowCounts, metrics: Mapping[str, Any], made: bool
+) -> str:
+    """The card as Markdown, with the header that dataset hubs read.
+
+    Args:
+        made: whether a model wrote or judged the rows, or they were only chosen.
+    """
+    origin = "made by the operator `{}`. A model wrote them: check its licence, and the rows, before you publish them."
+    if not made:
+        origin = (
+            "chosen by the operator `{}`, which asks no model. Check them, and their licence, before you publish them."
+        )
     languages = metrics["diversity"]["languages"]
     fields = sorted({name for row in rows for name in written_meta(row)})
     refused = "\n".join(f"| {reason} | {count} |" for reason, count in counts.rejected.items())
@@ -23,8 +34,7 @@ def dataset_card(operator: str, rows: Sequence[Sample], counts: RowCounts, metri
         "---",
         f"# {operator.replace('_', ' ').capitalize()}",
         "",
-        f"{counts.left} rows of {counts.entered} candidates, made by the operator `{operator}`. A model wrote "
-        "them: check its licence, and the rows, before you publish them.",
+        f"{counts.left} rows of {counts.entered} candidates, {origin.format(operator)}",
         "",
         "`messages` holds the chat" + (f"; beside it: {', '.join(f'`{name}`' for name in fields)}." if fields else "."),
         "",

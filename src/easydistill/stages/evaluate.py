@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
-from easydistill.data.files import hash_file, read_json, write_json, write_jsonl
+from easydistill.data.files import hash_file, read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample, content_hash, count_reasons
 from easydistill.engine.progress import Task
@@ -56,12 +56,25 @@ class EvaluateStage:
 
     name = "evaluate"
 
-    def __init__(self, rows: LabelledRows, models: ModelsConfig, evaluation: EvaluationConfig, max_length: int) -> None:
+    def __init__(
+        self,
+        rows: LabelledRows,
+        models: ModelsConfig,
+        evaluation: EvaluationConfig,
+        max_length: int,
+        *,
+        trained: str = "train",
+    ) -> None:
+        """
+        Args:
+            trained: the stage that trained the student last.
+        """
         self._rows = rows
         self._models = models
         self._config = evaluation
         self._max_length = max_length
-        self.inputs = (*rows.inputs, "train")
+        self._trained = trained
+        self.inputs = (*rows.inputs, trained)
 
     def preflight(self) -> list[ConfigIssue]:
         return model_issues("models.teacher", self._models.teacher) if self._models.teacher else []
@@ -93,7 +106,9 @@ class EvaluateStage:
         for name in (METRICS_FILE, ANSWERS, DISAGREEMENT):
             (context.directory / name).unlink(missing_ok=True)
         _, samples, _ = self._rows.read(context)
-        trained = str(context.inputs["train"].directory / MODEL)
+        trained = context.input_path(self._trained, MODEL)
+        # What is measured is what is shown: `student/` may be that of a later round that the config no longer has.
+        show_directory(trained, context.run_directory / "student")
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
         renderer = ChatRenderer.from_file(start.tokenizer, start.eos_ids, self._rows.dataset.template)
@@ -114,7 +129,7 @@ class EvaluateStage:
             before = self._before(measure, start.model, context)
             start.model = None
             gc.collect()
-            after = measure.run(load_model(trained, dtype), start.eos_ids)
+            after = measure.run(load_model(str(trained), dtype), start.eos_ids)
         return self._result(heldout, before, after, why_not, rejected, context)
 
     def _teacher(self, tokenizer: Any, dtype: Any, load_model: Any, load_tokenizer: Any) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.dataset import DatasetConfig
+from easydistill.config.dataset import RowsConfig
 from easydistill.config.inference import SamplingConfig, Truncation
 from easydistill.data.files import hash_file, replacing, set_aside, write_jsonl
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
@@ -22,7 +22,7 @@ from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Message, Rejection, Sample, content_hash, count_reasons
 from easydistill.engine.run_directory import LOGGER
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.teachers.base import (
     Completion,
@@ -40,6 +40,8 @@ LABELED_PARQUET = "labeled.parquet"
 JOURNAL = "journal.jsonl"
 AUTHOR = "by"
 """Key of a journal record: which teacher answered, where teachers are metered."""
+KEPT = "kept"
+"""Key of a journal record: a passing failure that `easydistill retry` was told to leave as it is."""
 
 
 def judge(completion: Completion, truncation: Truncation = "keep") -> tuple[str, str] | None:
@@ -75,8 +77,9 @@ class LabelStage:
 
     name = "label"
     inputs: tuple[str, ...] = ()
+    offers = (LABELED_PARQUET, LABELED_JSON)
 
-    def __init__(self, dataset: DatasetConfig, inference: SamplingConfig, teacher: TeacherPlan) -> None:
+    def __init__(self, dataset: RowsConfig, inference: SamplingConfig, teacher: TeacherPlan) -> None:
         self._dataset = dataset
         self._inference = inference
         self._teacher = teacher
@@ -98,22 +101,25 @@ class LabelStage:
         }
 
     def estimate(self, directory: Path) -> Estimate:
+        from easydistill.stages.forecast import forecast_calls
+
         samples, _ = self._read()
         identity = self._teacher.identity()
-        keys = {self._key(identity, sample) for sample in samples}
-        done = 0
-        if (directory / JOURNAL).exists():
-            with Journal(directory / JOURNAL, note=worth_another_try) as journal:
-                finished = {key for key in journal if not journal.note(key)}
-            # An API's model may be unknown until it is asked, and with it the keys.
-            done = len(finished) if None in identity.values() else len(finished & keys)
+        requests = {self._key(identity, sample): self._messages(sample) for sample in samples}
         return Estimate(
             rows=len(samples),
-            done_rows=min(done, len(keys)),
-            calls=max(0, len(keys) - done),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
             memory_bytes=self._teacher.memory_bytes(),
+            # An API's model may be unknown until it is asked, and with it the keys.
+            **forecast_calls(requests, directory, self._inference, keys_known=None not in identity.values()),
         )
+
+    def preview(self, limit: int) -> list[Previewed]:
+        samples, _ = self._read()
+        sampling = self._inference.sampling()
+        return [
+            Previewed(self.name, "teacher", sample.id, self._messages(sample), sampling) for sample in samples[:limit]
+        ]
 
     def _read(self) -> tuple[list[Sample], list[Rejection]]:
         assert self._dataset.instruction_path is not None
@@ -170,6 +176,7 @@ class LabelStage:
             else:
                 rejected.append(accepted)
         if not labelled:
+            write_rejected(context, rejected)
             reasons = ", ".join(f"{reason} ×{count}" for reason, count in count_reasons(rejected).items())
             raise DataError(
                 f"the teacher gave no usable answer to any of {entered} rows: {reasons}\n    e.g. {rejected[0].detail}"
@@ -223,12 +230,21 @@ def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     if not isinstance(teacher, Metered):
         return {}
     author = content_hash(teacher.identity())[:8]
-    for key in journal:
+
+    def count(record: dict[str, Any]) -> None:
         # Several teachers may share a journal. Before they signed their answers there was one.
-        if teacher.ledger.is_new(key) and journal.get(key).get(AUTHOR, author) == author:
-            outcome = outcome_of(journal, key)
-            if isinstance(outcome, Completion):
-                teacher.ledger.add(outcome)
+        if record["kind"] == "completion" and record.get(AUTHOR, author) == author:
+            outcome = _outcome(record)
+            assert isinstance(outcome, Completion)
+            teacher.ledger.add(outcome)
+
+    for key in journal:
+        if teacher.ledger.is_new(key):
+            count(journal.get(key))
+    # An answer that was asked for again was paid for all the same.
+    for number in range(journal.superseded):
+        if teacher.ledger.is_new(f"superseded {number}"):
+            count(journal.get_superseded(number))
     return {AUTHOR: author}
 
 
@@ -238,12 +254,22 @@ def spending(teacher: Teacher) -> dict[str, Any]:
 
 
 def worth_another_try(record: dict[str, Any]) -> bool:
-    return bool(record.get("passing", False))
+    """Whether a journalled outcome does not stand: a failure that may have passed."""
+    return bool(record.get("passing", False)) and not record.get(KEPT, False)
 
 
 def outcome_of(journal: Journal, key: str) -> Outcome:
     """What came of a request."""
-    return outcome_from_record({name: value for name, value in journal.get(key).items() if name not in {"at", AUTHOR}})
+    return _outcome(journal.get(key))
+
+
+def _outcome(record: dict[str, Any]) -> Outcome:
+    return outcome_from_record({name: value for name, value in record.items() if name not in {"at", AUTHOR, KEPT}})
+
+
+def write_rejected(context: StageContext, rejected: Sequence[Rejection]) -> None:
+    """Leave the rejected rows of a stage that fails because nothing else is left, for the user and for `retry`."""
+    write_jsonl(context.directory / REJECTED, (context.redactor.value(row.as_row()) for row in rejected))
 
 
 def labelled_or_rejected(
@@ -251,11 +277,12 @@ def labelled_or_rejected(
 ) -> Sample | Rejection:
     """The prompt with its answer, or why there is none."""
     if isinstance(outcome, Failure):
-        return Rejection(sample.id, stage, outcome.reason, outcome.detail, outcome.attempts, outcome.raw)
+        asked = (outcome.key,)
+        return Rejection(sample.id, stage, outcome.reason, outcome.detail, outcome.attempts, outcome.raw, asked)
     problem = judge(outcome, truncation)
     if problem is not None:
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
-        return Rejection(sample.id, stage, *problem, outcome.attempts, raw)
+        return Rejection(sample.id, stage, *problem, outcome.attempts, raw, (outcome.key,))
     assert outcome.text is not None
     answer: Message = {"role": "assistant", "content": outcome.text}
     if outcome.reasoning:

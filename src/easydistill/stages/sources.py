@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.config.synthesis import ChunksConfig
 from easydistill.data.files import hash_file
-from easydistill.data.formats import read_samples
+from easydistill.data.formats import SUFFIXES, read_samples
 from easydistill.data.records import Rejection, Sample
 from easydistill.errors import ConfigIssue
 from easydistill.stages.label import missing_file
@@ -19,6 +19,10 @@ from easydistill.stages.label import missing_file
 
 class RowSource(Protocol):
     """Where an operator's rows come from."""
+
+    @property
+    def where(self) -> str:
+        """The place, for messages."""
 
     def issues(self) -> list[ConfigIssue]:
         """What is wrong with the place."""
@@ -38,8 +42,18 @@ class FileSource:
     labelled: bool | None
     """See `read_samples`."""
 
+    @property
+    def where(self) -> str:
+        return self.dataset.instruction_path
+
     def issues(self) -> list[ConfigIssue]:
-        return missing_file("dataset.instruction_path", self.dataset.instruction_path)
+        path = self.dataset.instruction_path
+        if missing := missing_file("dataset.instruction_path", path):
+            return missing
+        if Path(path).suffix.lower() in SUFFIXES:
+            return []
+        problem = f"{json.dumps(path)} has no suffix that tells its format"
+        return [ConfigIssue("config", "dataset.instruction_path", problem, f"it must be one of {', '.join(SUFFIXES)}")]
 
     def fingerprint(self) -> dict[str, Any]:
         return {"file": hash_file(Path(self.dataset.instruction_path)), "max_samples": self.dataset.max_samples}
@@ -55,6 +69,10 @@ class TextSource:
 
     dataset: SynthesisDatasetConfig
     chunks: ChunksConfig
+
+    @property
+    def where(self) -> str:
+        return self.dataset.instruction_path
 
     def issues(self) -> list[ConfigIssue]:
         path = self.dataset.instruction_path

@@ -17,14 +17,15 @@ from easydistill.data.files import replacing
 from easydistill.data.formats import MALFORMED, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Message, Sample, count_reasons
-from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
+from easydistill.data.records import Message, Rejection, Sample, count_reasons
+from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.operators import OPERATORS
-from easydistill.operators._base import Ask, Reply, Result, Role, answer_with
+from easydistill.operators._base import Ask, Reply, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.operators._tools import OperatorConfig, Tools, prompt_hashes, prompt_issues
 from easydistill.stages.checks import needs_extra
 from easydistill.stages.dataset_card import dataset_card
+from easydistill.stages.forecast import forecast_calls
 from easydistill.stages.label import (
     JOURNAL,
     LABELED_JSON,
@@ -33,10 +34,12 @@ from easydistill.stages.label import (
     answer_all,
     judge,
     labeled_path_issues,
+    missing_file,
     outcome_of,
     publish,
     spending,
     worth_another_try,
+    write_rejected,
 )
 from easydistill.stages.sources import RowSource
 from easydistill.teachers.base import Failure, GenerationRequest, Teacher, request_key
@@ -105,6 +108,8 @@ class SynthesiseStage:
         issues += needs_extra("synth", "rensa", "rapidfuzz", "math_verify")
         if isinstance(self._config, OperatorConfig):
             issues += prompt_issues(self._config, self._module.PROMPTS)
+        files = self._module.files(self._config) if hasattr(self._module, "files") else {}
+        issues += [issue for key, path in files.items() for issue in missing_file(f"synthesis.{key}", path)]
         for model in {id(model): model for model in self._models.values()}.values():
             issues += model.plan.preflight()
         return issues
@@ -145,33 +150,56 @@ class SynthesiseStage:
         return found
 
     def estimate(self, directory: Path) -> Estimate:
+        """Of the first questions, and how many there may be at most where the operator knows."""
         rows, asks = self.first_questions()
-        identities = {role: model.plan.identity() for role, model in self._models.items()}
-        keys = {self._models[ask.role].request(ask, identities[ask.role]).key for ask in asks}
-        done = 0
-        if (directory / JOURNAL).exists():
-            with Journal(directory / JOURNAL, note=worth_another_try) as journal:
-                done = sum(key in journal and not journal.note(key) for key in keys)
-        longest = max((model.inference.max_new_tokens for model in self._models.values()), default=0)
+        memory = next((model.plan.memory_bytes() for model in self._models.values()), None)
+        if not asks:
+            return Estimate(rows=len(rows), calls=0, memory_bytes=memory)
+        model = self._models[asks[0].role]
+        identities = {role: self._models[role].plan.identity() for role in {ask.role for ask in asks}}
+        requests = {
+            request.key: request.messages
+            for request in (self._models[ask.role].request(ask, identities[ask.role]) for ask in asks)
+        }
+        known = all(None not in identity.values() for identity in identities.values())
+        figures = forecast_calls(requests, directory, model.inference, keys_known=known)
+        most = self._module.most_asks(self._config) if hasattr(self._module, "most_asks") else None
+        longest = max(model.inference.max_new_tokens for model in self._models.values())
+        if most is not None and figures["calls"]:
+            for name in ("prompt_tokens", "completion_tokens", "cost"):
+                if figures[name] is not None:
+                    low, high = figures[name]
+                    figures[name] = (low, type(high)(high * max(1.0, most / figures["calls"])))
         return Estimate(
             rows=len(rows),
-            calls=len(keys) - done,
-            tokens_at_most=(len(keys) - done) * longest,
-            memory_bytes=next((model.plan.memory_bytes() for model in self._models.values()), None),
+            calls_at_most=most,
+            tokens_at_most=(most or figures["calls"]) * longest,
+            memory_bytes=memory,
+            **(figures | {"done_rows": None}),
         )
 
     def run(self, context: StageContext) -> StageResult:
         rows, unreadable = self._source.read()
+        return self._finish(rows, unreadable, self._steps(rows), context)
+
+    def _finish(
+        self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
+    ) -> StageResult:
+        """Have the operator's questions answered and write what it makes of `rows`."""
         with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
             asker = _Asker(self._models, journal, context)
             try:
-                result: Result = answer_with(self._steps(rows), asker.answer)
+                result = answer_with(steps, asker.answer)
+            except UnfitRows as problem:
+                raise DataError(f"{self._source.where}: {problem}") from None
             finally:
                 asker.close()
         result.rejected = unreadable + result.rejected
         result.entered += len(unreadable)
         if not result.accepted:
-            raise DataError(_nothing_left(self._operator, result))
+            write_rejected(context, result.rejected)
+            told = f"every one with its reason: {context.directory / REJECTED}"
+            raise DataError(f"{self._source.where}: {_nothing_left(self._operator, result)}\n    → {told}")
         return self._write(rows, result, asker, context)
 
     def _steps(self, rows: list[Sample]) -> Any:
@@ -195,7 +223,9 @@ class SynthesiseStage:
             **result.facts,
         }
         with replacing(context.directory / CARD) as temporary:
-            temporary.write_text(dataset_card(self._operator, result.accepted, counts, metrics), encoding="utf-8")
+            temporary.write_text(
+                dataset_card(self._operator, result.accepted, counts, metrics, bool(self._models)), encoding="utf-8"
+            )
         return StageResult(
             outputs=(LABELED_JSON, LABELED_PARQUET, CARD),
             rows=counts,

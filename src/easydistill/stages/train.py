@@ -88,20 +88,40 @@ class Teaching:
         return {"distillation": self.distillation.identity(), "store": of_store}
 
 
+def student_of_stage(models: ModelsConfig, stage: str | None, context: StageContext) -> ModelsConfig:
+    """The models, with the student as an earlier train stage left it; None leaves it as it is made."""
+    if stage is None:
+        return models
+    return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
+
+
 class TrainStage:
     """Training of the student on labelled rows, and on a teacher's signals where there are any."""
 
-    name = "train"
     offers = ("student",)
 
     def __init__(
-        self, rows: LabelledRows, models: ModelsConfig, training: TrainingConfig, teaching: Teaching | None = None
+        self,
+        rows: LabelledRows,
+        models: ModelsConfig,
+        training: TrainingConfig,
+        teaching: Teaching | None = None,
+        *,
+        name: str = "train",
+        start: str | None = None,
     ) -> None:
+        """
+        Args:
+            name: the stage's, where a job trains more than once.
+            start: an earlier train stage, whose student goes on learning; by default the student as it is made.
+        """
+        self.name = name
         self._rows = rows
         self._models = models
         self._training = training
         self._teaching = teaching
-        self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()))
+        self._start = start
+        self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
         dataset = self._rows.dataset
@@ -143,7 +163,8 @@ class TrainStage:
         from easydistill.trainers.supervised import train
 
         samples, heldout, rejected = self._rows.read(context)
-        student = build_student(self._models, choose_dtype("float32", device()))
+        models = student_of_stage(self._models, self._start, context)
+        student = build_student(models, choose_dtype("float32", device()))
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
         rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
         rejected += too_long
@@ -156,6 +177,7 @@ class TrainStage:
             context.reporter,
             context.stop,
             self._distillation(rows, context),
+            self.name,
         )
         context.stop.raise_if_requested()
         files = self._save(student, renderer, context)

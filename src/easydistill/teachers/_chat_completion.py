@@ -1,4 +1,7 @@
-"""The bodies of OpenAI's chat-completion protocol → what they say. Strict: what is not an answer is a fault."""
+"""The bodies of OpenAI's chat-completion protocol: of requests, and of answers → what they say.
+
+Strict: what is not an answer is a fault.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,31 @@ import json
 import time
 from typing import Any
 
+from easydistill.config.inference import ApiInferenceConfig
+from easydistill.teachers._features import json_schema_format
+from easydistill.teachers.base import GenerationRequest, sample_seed
 from easydistill.teachers.retry import Fault, Verdict, from_error_object
 
 RAW_LIMIT = 4000
+
+
+def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequest) -> dict[str, Any]:
+    """The body of a request."""
+    body: dict[str, Any] = {"model": model, "messages": list(request.messages)}
+    body["max_tokens"] = config.max_new_tokens
+    if config.temperature is not None:
+        body["temperature"] = config.temperature
+    if config.top_p is not None:
+        body["top_p"] = config.top_p
+    if config.seed is not None:
+        # Servers that honour seeds would answer all samples of a prompt alike.
+        body["seed"] = sample_seed(config.seed, request.index)
+    if config.stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    if request.schema is not None:
+        body["response_format"] = json_schema_format(request.schema)
+    return body
 
 
 def garbage(problem: str, raw: str) -> Fault:
@@ -42,6 +67,16 @@ def parse_body(content: bytes) -> dict[str, Any]:
     answer.finish_reason = _text_or_none(choice.get("finish_reason"))
     answer.logprobs = choice.get("logprobs")
     return answer.arguments()
+
+
+def read_body(content: bytes) -> dict[str, Any]:
+    """As `parse_body`; its faults carry all of the body, to be redacted before it is cut."""
+    try:
+        return parse_body(content)
+    except (Fault, RecursionError) as error:
+        fault = error if isinstance(error, Fault) else garbage("the body is nested too deeply", "")
+        fault.raw = content.decode("utf-8", "replace")
+        raise fault from None
 
 
 class StreamParser:

@@ -34,6 +34,8 @@ class GenerationRequest:
     messages: tuple[Message, ...]
     schema: dict[str, Any] | None = field(default=None, kw_only=True)
     """JSON schema that the answer should follow. An API is told; whether it obeys must be checked."""
+    index: int = field(default=0, kw_only=True)
+    """Number of the sample, where one prompt is sampled several times."""
 
 
 def request_key(
@@ -74,6 +76,11 @@ def endpoint_name(urls: Sequence[str]) -> str:
 def row_seed(seed: int, key: str) -> int:
     """The seed of one row's answer, from the run's seed and the request's key; 0 … 2⁶³−1."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") >> 1
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed that a server is sent for sample `index` of a prompt: `seed` itself for the first; −2⁶³ … 2⁶³−1."""
+    return (seed + index + 2**63) % 2**64 - 2**63
 
 
 @dataclass(frozen=True)

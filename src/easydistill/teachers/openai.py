@@ -25,17 +25,18 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
-from easydistill.errors import QuotaExhausted, TeacherError
-from easydistill.teachers._chat_completion import RAW_LIMIT, StreamParser, garbage, parse_body
+from easydistill.errors import TeacherError
+from easydistill.teachers._batch import BatchRun, BatchStage, BatchTools, until_stopped
+from easydistill.teachers._batch_calls import BatchCalls
+from easydistill.teachers._chat_completion import StreamParser, garbage, read_body, request_body
 from easydistill.teachers._concurrency import Window
 from easydistill.teachers._dispatch import Dispatcher
-from easydistill.teachers._features import json_schema_format
+from easydistill.teachers._faults import FaultReader
 from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
 from easydistill.teachers._routing import Endpoint, Router
 from easydistill.teachers._run import Clients, Run, in_thread
 from easydistill.teachers.base import (
     Completion,
-    Failure,
     GenerationRequest,
     Outcome,
     RecordOutcomes,
@@ -43,7 +44,7 @@ from easydistill.teachers.base import (
     endpoint_name,
 )
 from easydistill.teachers.ledger import Ledger
-from easydistill.teachers.retry import Fault, Verdict, from_status, pause
+from easydistill.teachers.retry import Fault, Verdict, pause
 
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 30.0
@@ -54,12 +55,6 @@ LINGER_SECONDS = 5.0
 """How long a stream may take to end once its answer is complete."""
 POOL_SIZE = 16
 """Workers that share a pool of connections: a pool's work for one request grows with all the connections it holds."""
-DETAIL_LIMIT = 500
-_MENDS = {
-    "auth": "check inference.api_key",
-    "model": "check inference.model",
-    "quota": "top up the account; the same command then goes on, and asks for nothing it has already",
-}
 
 
 class OpenAITeacher:
@@ -67,11 +62,17 @@ class OpenAITeacher:
 
     Attributes:
         ledger: what answers took so far; earlier attempts' answers may be added before `generate`.
+
+    Args:
+        batches: where batches are kept; needed for `inference.batch`.
     """
 
-    def __init__(self, inference: ApiInferenceConfig, redactor: Redactor) -> None:
+    def __init__(self, inference: ApiInferenceConfig, redactor: Redactor, batches: BatchStage | None = None) -> None:
+        assert batches is not None or inference.batch is None
         self._config = inference
+        self._batches = batches
         self._redactor = redactor
+        self._faults = FaultReader(inference, redactor)
         self._model = inference.model
         self._where = ", ".join(map(bare_url, inference.base_urls))
         # What is learnt of servers is remembered for all later requests.
@@ -121,7 +122,7 @@ class OpenAITeacher:
             try:
                 return self._first_model(url)
             except TeacherError as error:
-                LOGGER.warning("%s", self._shown(str(error)))
+                LOGGER.warning("%s", self._faults.shown(str(error)))
         return self._first_model(last)
 
     def _first_model(self, url: str) -> str:
@@ -132,10 +133,10 @@ class OpenAITeacher:
                     content = client.get("/models", cast_to=httpx2.Response).content
                     break
                 except Exception as error:
-                    fault = self._fault(error)
+                    fault = self._faults.fault(error)
                 wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
                 if fault.reason in {"auth", "quota"}:
-                    raise self._error(fault, url)
+                    raise self._faults.error(fault, url)
                 if fault.verdict is not Verdict.RETRY or wait is None or attempt > self._config.max_retries:
                     raise self._no_model(url, str(fault))
                 time.sleep(wait)
@@ -150,7 +151,7 @@ class OpenAITeacher:
         return name
 
     def _no_model(self, url: str, why: str) -> TeacherError:
-        head = f"{bare_url(url)}/models does not name a model: {self._shown(why)}"
+        head = f"{bare_url(url)}/models does not name a model: {self._faults.shown(why)}"
         return TeacherError(f"{head}\n    → set inference.model, or check that the server runs")
 
     # --- generating -------------------------------------------------------------------------------------------
@@ -169,6 +170,10 @@ class OpenAITeacher:
         model = self._model_name()
 
         def work() -> TeacherError | None:
+            if self._batches is not None and (self._config.batch or self._waits_for_batches(requests, done)):
+                asyncio.run(self._generate_in_batches(self._batches, requests, done, record, stop))
+            if self._config.batch is not None or stop.requested:
+                return None
             return asyncio.run(self._generate(model, waiting, workers, record, stop))
 
         try:
@@ -179,6 +184,35 @@ class OpenAITeacher:
             error = in_thread(work, stop)
         if error is not None:
             raise error
+
+    def _waits_for_batches(self, requests: Sequence[GenerationRequest], done: Callable[[str], bool]) -> bool:
+        """Whether one of the requests is in a batch that an earlier run submitted."""
+        assert self._batches is not None
+        keys = {request.key for request in requests if not done(request.key)}
+        return self._batches.book.holds_any(self.identity(), keys)
+
+    async def _generate_in_batches(
+        self,
+        stage: BatchStage,
+        requests: Sequence[GenerationRequest],
+        done: Callable[[str], bool],
+        record: RecordOutcomes,
+        stop: StopSignal,
+    ) -> None:
+        config, endpoint = self._config, self._router.endpoints[0]
+        tools = BatchTools(
+            config,
+            self.identity(),
+            self._faults,
+            self._redactor,
+            self.ledger,
+            self._estimator,
+            endpoint.features,
+        )
+        async with openai.AsyncOpenAI(**self._options(endpoint.url)) as client:
+            patience = PATIENCE * config.timeout
+            calls = BatchCalls(client, endpoint.url, self._faults, patience, config.max_retries, config.max_retry_wait)
+            await until_stopped(BatchRun(tools, stage, calls, requests, done, record).run(), stop)
 
     async def _generate(
         self, model: str, waiting: Iterator[GenerationRequest], workers: int, record: RecordOutcomes, stop: StopSignal
@@ -236,7 +270,7 @@ class OpenAITeacher:
                 return None
             endpoint = ticket.endpoint
             started = time.monotonic()
-            body = self._body(model, request)
+            body = request_body(self._config, model, request)
             sent = endpoint.features.shape(body)
             try:
                 arguments = self._redactor.value(await self._attempt(clients.of(endpoint), sent))
@@ -244,7 +278,7 @@ class OpenAITeacher:
                 answer = Completion(key=request.key, attempts=attempt, seconds=seconds, **arguments)
             except Exception as error:
                 try:
-                    fault = self._fault(error)
+                    fault = self._faults.fault(error)
                 except Exception:
                     run.desk.dropped(ticket)
                     raise
@@ -263,7 +297,7 @@ class OpenAITeacher:
             run.desk.faulted(ticket, fault)
             wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
             if fault.verdict is Verdict.REJECT or wait is None or attempt > self._config.max_retries:
-                failure = self._failure(request.key, fault, attempt)
+                failure = self._faults.failure(request.key, fault, attempt)
                 if failure.passing and (trip := run.breaker.add_failure(failure.reason, failure.detail)):
                     run.end(TeacherError(f"{self._where}: {trip.words()}"))
                 return failure
@@ -281,26 +315,11 @@ class OpenAITeacher:
         """A server answers nobody; the run goes on at the others, if there are any."""
         if endpoint.refusal is None:
             endpoint.refusal = fault
-            error = self._error(fault, endpoint.url)
+            error = self._faults.error(fault, endpoint.url)
             if self._router.all_refuse():
                 run.end(error)
             else:
                 LOGGER.warning("%s", error)
-
-    def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
-        config = self._config
-        body: dict[str, Any] = {"model": model, "messages": list(request.messages)}
-        body["max_tokens"] = config.max_new_tokens
-        for name in ("temperature", "top_p", "seed"):
-            value = getattr(config, name)
-            if value is not None:
-                body[name] = value
-        if config.stream:
-            body["stream"] = True
-            body["stream_options"] = {"include_usage": True}
-        if request.schema is not None:
-            body["response_format"] = json_schema_format(request.schema)
-        return body
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
         """One request; the arguments of a `Completion`."""
@@ -315,7 +334,7 @@ class OpenAITeacher:
                     # Servers that cannot stream answer whole; so do gateways that report an error.
                     if self._config.stream and "json" not in response.headers.get("content-type", ""):
                         return await self._read_stream(response, guard, patience)
-                    return _read_body(await response.aread())
+                    return read_body(await response.aread())
                 finally:
                     await response.aclose()
         except TimeoutError:
@@ -332,7 +351,7 @@ class OpenAITeacher:
             except (httpx2.HTTPError, TimeoutError, Fault) as error:
                 # Broken after the answer's end: the answer is there and was paid for.
                 if not _is_complete(parser):
-                    raise self._fault(error) from None
+                    raise self._faults.fault(error) from None
             arguments = parser.result()
             if all(arguments[name] is None for name in ("finish_reason", "text", "reasoning")):
                 raise garbage("the stream holds no answer", "")
@@ -340,49 +359,6 @@ class OpenAITeacher:
         except Fault as fault:
             fault.raw = parser.raw
             raise
-
-    # --- what went wrong --------------------------------------------------------------------------------------
-
-    def _fault(self, error: Exception) -> Fault:
-        """The fault behind an exception; anything that is not a fault of server or network is raised again."""
-        if isinstance(error, Fault):
-            return error
-        if isinstance(error, openai.APITimeoutError | httpx2.TimeoutException):
-            kind = type(error.__cause__ or error).__name__
-            return Fault("timeout", f"{kind}; inference.timeout is {self._config.timeout:g} s", Verdict.RETRY)
-        if isinstance(error, openai.APIStatusError):
-            response = error.response
-            return from_status(response.status_code, response.text, response.headers, time.time())
-        if isinstance(error, openai.APIConnectionError):
-            cause = error.__cause__
-            return Fault("connection", f"{type(cause).__name__}: {cause}" if cause else str(error), Verdict.RETRY)
-        if isinstance(error, httpx2.HTTPError):
-            reason = "stream_dropped" if self._config.stream else "connection"
-            return Fault(reason, f"{type(error).__name__}: {error}", Verdict.RETRY)
-        raise error
-
-    def _shown(self, text: str) -> str:
-        """A server's text as it may be shown. Redacted before it is cut: half a key would not be recognised."""
-        return " ".join(str(self._redactor.value(text)).split())[:DETAIL_LIMIT]
-
-    def _failure(self, key: str, fault: Fault, attempts: int) -> Failure:
-        raw = None if fault.raw is None else self._redactor.value(fault.raw)[:RAW_LIMIT]
-        return Failure(key, fault.reason, self._shown(fault.detail), attempts, fault.verdict is Verdict.RETRY, raw)
-
-    def _error(self, fault: Fault, url: str) -> TeacherError:
-        kind = QuotaExhausted if fault.verdict is Verdict.QUOTA else TeacherError
-        mend = _MENDS.get(fault.reason, "check the server")
-        return kind(f"{bare_url(url)} refuses to answer: {self._shown(fault.detail)}\n    → {mend}")
-
-
-def _read_body(content: bytes) -> dict[str, Any]:
-    """The answer in a whole body. Its faults carry all of the body, to be redacted before it is cut."""
-    try:
-        return parse_body(content)
-    except (Fault, RecursionError) as error:
-        fault = error if isinstance(error, Fault) else garbage("the body is nested too deeply", "")
-        fault.raw = content.decode("utf-8", "replace")
-        raise fault from None
 
 
 async def _receive(response: httpx2.Response, parser: StreamParser, guard: asyncio.Timeout, patience: float) -> None:

@@ -41,6 +41,7 @@ class TransformersTeacher:
         reference: the teacher model.
         template: chat template to use where the teacher has none of its own.
         make: gives model and tokenizer, where they are not simply those of `reference`.
+        weights: tells them from any others, where `reference` does not.
     """
 
     def __init__(
@@ -49,15 +50,18 @@ class TransformersTeacher:
         inference: LocalInferenceConfig,
         template: str | None = None,
         make: Callable[[], tuple[Any, Any]] | None = None,
+        weights: dict[str, Any] | None = None,
     ) -> None:
         self._reference = reference
+        self._weights = weights
         self._make = make
         self._inference = inference
         self._template = template
         self._model: Any = None
 
     def identity(self) -> dict[str, Any]:
-        return {"backend": "transformers", **resolve(self._reference).identity()}
+        weights = self._weights if self._weights is not None else resolve(self._reference).identity()
+        return {"backend": "transformers", **weights}
 
     def _load(self) -> None:
         if self._model is not None:

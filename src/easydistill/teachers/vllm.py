@@ -48,7 +48,8 @@ class VllmTeacher:
     def identity(self) -> dict[str, Any]:
         return {"backend": "vllm", **resolve(self._reference).identity()}
 
-    def _load(self) -> None:
+    def _load(self, first: str) -> None:
+        """Load the model, to answer request `first` first."""
         if self._engine is not None:
             return
         config = self._inference
@@ -65,7 +66,8 @@ class VllmTeacher:
         eager = config.enforce_eager if config.enforce_eager is not None else self._on_cpu
         options: dict[str, Any] = {
             "model": directory,
-            "seed": config.seed,
+            # Without seeds of its own per row, a resumed run would draw for other samples what it drew before.
+            "seed": row_seed(config.seed, first) % 2**32 if self._on_cpu else config.seed,
             "dtype": str(choose_dtype(config.dtype, on)).removeprefix("torch."),
             "trust_remote_code": config.trust_remote_code,
             "enforce_eager": eager,
@@ -100,7 +102,7 @@ class VllmTeacher:
         first = next(waiting, None)
         if first is None:
             return
-        self._load()
+        self._load(first.key)
         started: dict[str, float] = {}
         self._submit(first, started, record)
         while started or not stop.requested:

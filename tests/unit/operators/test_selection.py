@@ -37,16 +37,16 @@ def test_thresholds_as_easydistill_1_shipped_them() -> None:
 @pytest.mark.parametrize(
     ("rv", "cd", "correct", "detail"),
     [
-        (None, 4, True, "meta.rv is None, not a score of 0 to 9"),
-        ("4", 4, True, "meta.rv is '4', not a score of 0 to 9"),
-        (True, 4, True, "meta.rv is True, not a score of 0 to 9"),
-        (4, 10, True, "meta.cd is 10, not a score of 0 to 9"),
-        (4, -1, True, "meta.cd is -1, not a score of 0 to 9"),
-        (4, float("nan"), True, "meta.cd is nan, not a score of 0 to 9"),
-        (4, 4, None, "meta.correct is None, not 0 or 1"),
-        (4, 4, "yes", "meta.correct is 'yes', not 0 or 1"),
-        (4, 4, 2, "meta.correct is 2, not 0 or 1"),
-        (4, 4, 0.5, "meta.correct is 0.5, not 0 or 1"),
+        (None, 4, True, "there is no rv; cot_scoring writes it"),
+        ("4", 4, True, "rv is '4', not a score of 0 to 9; cot_scoring writes it"),
+        (True, 4, True, "rv is True, not a score of 0 to 9; cot_scoring writes it"),
+        (4, 10, True, "cd is 10, not a score of 0 to 9; cot_scoring writes it"),
+        (4, -1, True, "cd is -1, not a score of 0 to 9; cot_scoring writes it"),
+        (4, float("nan"), True, "cd is nan, not a score of 0 to 9; cot_scoring writes it"),
+        (4, 4, None, "there is no correct; cot_scoring writes it"),
+        (4, 4, "yes", "correct is 'yes', not 0 or 1; cot_scoring writes it"),
+        (4, 4, 2, "correct is 2, not 0 or 1; cot_scoring writes it"),
+        (4, 4, 0.5, "correct is 0.5, not 0 or 1; cot_scoring writes it"),
     ],
 )
 def test_what_is_no_score_is_rejected(rv: Any, cd: Any, correct: Any, detail: str) -> None:
@@ -158,8 +158,8 @@ def test_instructions_by_threshold() -> None:
     assert {each.id: (each.reason, each.detail) for each in result.rejected} == {
         "dull": ("low_informativeness", "informativeness 4 is below 5; generalisation 3 is below 5"),
         "wrong": ("incorrect", "the answer was judged wrong"),
-        "unjudged": ("not_scored", "meta.correctness is None, not 0 or 1"),
-        "malformed": ("not_scored", "meta.helpfulness is '9', not a score of 0 to 9"),
+        "unjudged": ("not_scored", "there is no correctness; instruction_scoring writes it"),
+        "malformed": ("not_scored", "helpfulness is '9', not a score of 0 to 9; instruction_scoring writes it"),
     }
     loose = instruction_selection.Config(informativeness=0, helpfulness=0, generalisation=0, correct_only=False)
     kept = instruction_selection.select(loose, rows).accepted

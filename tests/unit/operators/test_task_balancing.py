@@ -74,7 +74,7 @@ def test_promises(
     config = Config(targets=parts, total=total, max_copies=copies)
     rows = [row(str(number), label, f"p{number // 2}") for number, label in enumerate(labels)]
     if rows and not any(labels):
-        with pytest.raises(DataError, match="label them first"):
+        with pytest.raises(DataError, match="task_labelling writes it"):
             balance(config, rows)
         return
     result = balance(config, rows)

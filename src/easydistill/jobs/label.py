@@ -1,0 +1,38 @@
+"""The teacher answers prompts; nothing is trained (the first half of black-box distillation, paper, 2.1.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.dataset import SynthesisDatasetConfig
+from easydistill.config.inference import ApiInferenceConfig, Inference
+from easydistill.config.job import JobConfig
+from easydistill.config.synthesis import TeacherModels
+from easydistill.engine.stage import Stage
+from easydistill.jobs._synthesis import asked_model
+from easydistill.stages.label import LabelStage
+
+
+class Job(JobConfig):
+    """The teacher's answers to `dataset.instruction_path`, as rows to train on."""
+
+    job_type: Literal["label"]
+    """Which job this is."""
+    dataset: SynthesisDatasetConfig
+    inference: Inference = Field(union_mode="left_to_right")
+    """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
+    models: TeacherModels = TeacherModels()
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> Job:
+        if not isinstance(self.inference, ApiInferenceConfig) and self.models.teacher is None:
+            raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
+        return self
+
+
+def plan(job: Job) -> list[Stage]:
+    """label."""
+    return [LabelStage(job.dataset, job.inference, asked_model(job.inference, job.models.teacher).plan)]

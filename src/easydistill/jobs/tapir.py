@@ -1,0 +1,88 @@
+"""Task-aware curriculum (TAPIR, arXiv 2405.13448): in each round the student learns what it finds hard now."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.curriculum import CurriculumModels, StudentInferenceConfig
+from easydistill.config.dataset import DatasetConfig
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.inference import ApiInferenceConfig, Inference
+from easydistill.config.job import JobConfig
+from easydistill.config.synthesis import JudgeConfig
+from easydistill.config.training import TrainingConfig
+from easydistill.engine.stage import Stage
+from easydistill.jobs._local_student import local_student
+from easydistill.jobs._synthesis import asked_model
+from easydistill.operators import tapir
+from easydistill.operators._base import Role
+from easydistill.stages.curriculum import CurriculumStage, RoundRows
+from easydistill.stages.evaluate import EvaluateStage
+from easydistill.stages.label import LabelStage
+from easydistill.stages.rows import LabelledRows
+from easydistill.stages.synthesise import AskedModel
+from easydistill.stages.train import TrainStage
+
+
+class Job(JobConfig):
+    """Rounds of examination and training; the teacher is `models.teacher`, or a server at `inference.base_url`."""
+
+    job_type: Literal["tapir"]
+    """Which job this is."""
+    dataset: DatasetConfig
+    inference: Inference = Field(union_mode="left_to_right")
+    """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
+    judge: JudgeConfig | None = None
+    """How the judge is asked; by default the teacher judges, as it is asked for everything else."""
+    models: CurriculumModels
+    student_inference: StudentInferenceConfig = StudentInferenceConfig()
+    curriculum: tapir.Config = tapir.Config()
+    training: TrainingConfig = TrainingConfig()
+    """Of every round."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Job:
+        if not isinstance(self.inference, ApiInferenceConfig) and self.models.teacher is None:
+            raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
+        if self.judge is None and self.models.judge is not None:
+            raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
+        judges_here = self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
+        if judges_here and self.models.judge is None and self.models.teacher is None:
+            raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
+        if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
+            raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
+        return self
+
+
+def plan(job: Job) -> list[Stage]:
+    """label (if prompts are given) → curriculum-1 → train-1 → curriculum-2 → … → evaluate."""
+    teacher = asked_model(job.inference, job.models.teacher)
+    judge = teacher
+    if job.judge is not None:
+        judge = asked_model(job.judge.inference, job.models.judge or job.models.teacher)
+    prompts_given = job.dataset.instruction_path is not None
+    rows = LabelledRows(job.dataset, job.evaluation, prompts_given)
+    stages: list[Stage] = []
+    if prompts_given:
+        stages.append(LabelStage(job.dataset, job.inference, teacher.plan))
+    trained: str | None = None
+    for number in range(1, job.curriculum.rounds + 1):
+        models: dict[Role, AskedModel] = {"teacher": teacher, "judge": judge, "student": _student(job, trained)}
+        stages.append(CurriculumStage(number, job.curriculum, rows, models, trained))
+        to_learn = RoundRows(job.dataset, job.evaluation, prompts_given, number)
+        stage = TrainStage(to_learn, job.models, job.training, name=f"train-{number}", start=trained)
+        stages.append(stage)
+        trained = stage.name
+    if job.evaluation.enabled:
+        assert trained is not None, "there is at least one round"
+        stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length, trained=trained))
+    return stages
+
+
+def _student(job: Job, trained: str | None) -> AskedModel:
+    inference = job.student_inference.local()
+    return AskedModel(local_student(job.models, inference, job.dataset.template, trained), inference)
