@@ -879,6 +879,7 @@ def test_vllm_serve_scores_as_the_model_in_this_process(vllm_server: str, smollm
 
 @pytest.mark.vllm
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.slow
 def test_the_whole_job_against_vllm_serve(vllm_server: str, smollm: Path, tmp_path: Path) -> None:
     made = job(
         tmp_path, smollm, {"from": str(smollm), "keep_layers": 28}, objective="sampled_reverse_kl", steps_per_rollout=2

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 from tests.support.configs import API, DELETE, LOCAL, SECRET, changed, complaints, line_of, write
 
+import easydistill
 from easydistill import api
 from easydistill.cli import main
 from easydistill.config.base import SECRET_KEYS
 from easydistill.config.fields import members_of, models_in
+from easydistill.errors import ConfigError
 
 BOTH = "black_box_kd_api, black_box_kd_local"
 # name: (changes to LOCAL, the key that is complained of, a piece of the problem, a piece of the mend)
@@ -676,3 +678,9 @@ def test_any_override(override: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     code = main(["validate", str(path), f"--set={override}"])
     assert code in (0, 2)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_job_of_a_pipeline_that_is_no_section() -> None:
+    clean = {"job_type": "deduplicate", "dataset": {"instruction_path": "seeds.json"}}
+    with pytest.raises(ConfigError, match=r"jobs\.sft: a job's config is needed here, not 1"):
+        easydistill.validate({"job_type": "pipeline", "jobs": {"clean": clean, "sft": 1}})

@@ -8,20 +8,35 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
 
-from easydistill.config.document import Document, KeyPath, dotted
+from easydistill.config.base import Unfit
+from easydistill.config.document import Document, KeyPath, dotted, show
 from easydistill.config.job import JobConfig
 
 PIPELINE = "pipeline"
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _section(value: Any) -> Any:
+    if not isinstance(value, dict | JobConfig):
+        raise Unfit(f"a job's config is needed here, not {show(value)}", 'write { "job_type": …, … }')
+    return value
+
+
+JobSection = Annotated[
+    SerializeAsAny[Any],
+    BeforeValidator(_section),
+    WithJsonSchema({"type": "object", "properties": {"job_type": {"type": "string"}}, "required": ["job_type"]}),
+]
+"""A job's config: as written when it is read, typed once the whole is loaded."""
 _CITATION = re.compile(r"@([A-Za-z0-9][A-Za-z0-9_-]*)/(\S+)")
 
 
 class PipelineConfig(JobConfig):
     """Jobs that run one after another in one run directory."""
 
-    jobs: Annotated[dict[JobName, SerializeAsAny[Any]], Field(min_length=1)]
+    jobs: Annotated[dict[JobName, JobSection], Field(min_length=1)]
     """Name → a job's config. They run in the order in which they are written; `@name/artifact` in place of a path cites
     what an earlier one made: `labeled`, `student`, `signals`, or a file of one of its stages."""
     shared: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (pydantic copies it)

@@ -270,7 +270,7 @@ class OpenAITeacher:
                 return None
             endpoint = ticket.endpoint
             started = time.monotonic()
-            body = request_body(self._config, model, request)
+            body = self._body(model, request)
             sent = endpoint.features.shape(body)
             try:
                 arguments = self._redactor.value(await self._attempt(clients.of(endpoint), sent))
@@ -320,6 +320,10 @@ class OpenAITeacher:
                 run.end(error)
             else:
                 LOGGER.warning("%s", error)
+
+    def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
+        """What is sent; whoever asks for something else than answers has its own."""
+        return request_body(self._config, model, request)
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
         """One request; the arguments of a `Completion`."""
