@@ -106,7 +106,7 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
     loaded = load(config, overrides)
     run_directory = RunDirectory(loaded.run_directory)
     stages = stages_of(loaded.job)
-    runner = Runner(run_directory, Reporter(None, quiet=True), Redactor(), StopSignal())
+    runner = Runner.silent(run_directory)
     runner.preflight(stages)
     records = runner.completed(stages)
     pending = [stage.name for stage, record in zip(stages, records, strict=True) if record is None]
@@ -129,7 +129,7 @@ def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> 
     """
     loaded = load(config, overrides)
     stages = stages_of(loaded.job)
-    Runner(RunDirectory(loaded.run_directory), Reporter(None, quiet=True), Redactor(), StopSignal()).preflight(stages)
+    Runner.silent(RunDirectory(loaded.run_directory)).preflight(stages)
     return [shown for stage in stages for shown in preview_of(stage, rows)]
 
 
@@ -233,20 +233,20 @@ class _Run:
 
         summary = self._summary(status, code, error)
         self._directory.write_summary(summary, self._redactor)
-        for run in (*self._inner_runs(), self._directory):
+        inner = self._inner_runs()
+        trained = [run.student for run in inner if run.student.is_dir()]
+        if trained:
+            show_directory(trained[-1], self._directory.student)
+        for run in (*inner, self._directory):
             write_model_card(run.path)
             build_report(run.path)
         LOGGER.info("run ends: %s, exit code %s", status, code)
         return summary
 
     def _inner_runs(self) -> list[RunDirectory]:
-        """The jobs of a pipeline, and `student/` shown from the last one that trained one."""
+        """The jobs of a pipeline, in its order."""
         runs = [RunDirectory(path) for path in self._directory.stage_directories()]
-        runs = [run for run in runs if run.summary_path.is_file()]
-        trained = [run.student for run in runs if run.student.is_dir()]
-        if trained:
-            show_directory(trained[-1], self._directory.student)
-        return runs
+        return [run for run in runs if run.summary_path.is_file()]
 
     def _source(self) -> dict[str, Any]:
         """The config as written, with every secret key's value hidden even where it is too short to search for."""

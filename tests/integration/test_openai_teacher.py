@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -26,18 +26,6 @@ from easydistill.teachers.openai import OpenAITeacher
 
 KEY = "sk-secret-1234567890"
 both_ways = pytest.mark.parametrize("stream", [False, True])
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Running]:
-    with running() as found:
-        yield found
-
-
-@pytest.fixture
-def server(shared: Running) -> Running:
-    shared.reset()
-    return shared
 
 
 def teacher(server: Running, **values: Any) -> OpenAITeacher:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.batch_server import batch_server
-from tests.support.fault_server import Running, answer_to, prompt, running
+from tests.support.fault_server import Running, answer_to, prompt
 from tests.support.jobs import write_prompts
 from tests.support.label_in_batches import label as label_in_batches
 from tests.support.scripted_server import ScriptedServer
@@ -25,18 +25,6 @@ TASKS = (
     *("List five uses of a brick", "Who painted the ceiling of the chapel?", "Compute the area of a circle"),
 )
 SEEDS = [{"instruction": f"{task}, number {n}."} for n, task in enumerate(TASKS)]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Running]:
-    with running() as found:
-        yield found
-
-
-@pytest.fixture
-def server(shared: Running) -> Running:
-    shared.reset()
-    return shared
 
 
 def label_job(server: Running, folder: Path, prompts: list[str], **inference: Any) -> Path:

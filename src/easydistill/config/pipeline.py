@@ -104,9 +104,12 @@ class Part(Document):
             into[key] = copy.deepcopy(value)
             for inner in _paths(value, path):
                 self.shared.add(inner)
-                self.lines.update({inner: shared.lines[inner]} if inner in shared.lines else {})
-                self.overridden.update({inner} & shared.overridden)
-                self.renamed.update({inner: shared.renamed[inner]} if inner in shared.renamed else {})
+                if inner in shared.lines:
+                    self.lines[inner] = shared.lines[inner]
+                if inner in shared.overridden:
+                    self.overridden.add(inner)
+                if inner in shared.renamed:
+                    self.renamed[inner] = shared.renamed[inner]
         elif isinstance(into[key], dict) and isinstance(value, dict):
             for name, item in value.items():
                 self._fill(into[key], name, item, (*path, name), shared)

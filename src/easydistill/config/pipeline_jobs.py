@@ -102,10 +102,6 @@ def _wrong_citations(part: Part, name: str, order: list[str]) -> Issues:
             mend = f"jobs run in the order in which they are written; before this one: {known}"
         else:
             problem = f"{shown}: there is no job {citation.job!r} here"
-            mend = (
-                f'did you mean "@{guess}/{citation.artifact}"?'
-                if guess
-                else f"earlier jobs: {', '.join(earlier) or 'none'}"
-            )
+            mend = f'did you mean "@{guess}/{citation.artifact}"?' if guess else f"earlier jobs: {known}"
         issues[path] = part.issue(path, problem, mend)
     return issues

@@ -49,17 +49,14 @@ def starting_config(job: type[JobConfig]) -> str:
     for name, info in job.model_fields.items():
         if name in _WHOLE:
             shown = json.dumps(_WHOLE[name], indent=2).replace("\n", "\n  ")
-            lines += [f"  // {' '.join((info.description or '').split())}", f'  "{name}": {shown},']
+            lines += [_comment(info), f'  "{name}": {shown},']
             continue
         if isinstance(info.default, dict):
-            lines += [
-                f"  // {' '.join((info.description or '').split())}",
-                f'  // "{name}": {json.dumps(info.default)},',
-            ]
+            lines += [_comment(info), f'  // "{name}": {json.dumps(info.default)},']
             continue
         section = _shown(name, info)
         if section is None and next(models_in(info.annotation), None) is not None:
-            lines += [f"  // {' '.join((info.description or '').split())}", f'  // "{name}": null,']
+            lines += [_comment(info), f'  // "{name}": null,']
         elif section is not None:
             lines += [
                 f'  "{name}": {{',
@@ -67,6 +64,10 @@ def starting_config(job: type[JobConfig]) -> str:
                 "  },",
             ]
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _comment(info: FieldInfo) -> str:
+    return f"  // {' '.join((info.description or '').split())}"
 
 
 def _shown(name: str, info: FieldInfo) -> type[BaseModel] | None:

@@ -102,6 +102,19 @@ class IdGiver:
         return base if count == 1 else self.give(content, f"{base}-{count}")
 
 
+def answer_message(text: str, reasoning: str | None = None) -> Message:
+    """An assistant's message; separate thoughts stand beside the text where there are any."""
+    answer: Message = {"role": "assistant", "content": text}
+    if reasoning:
+        answer["reasoning_content"] = reasoning
+    return answer
+
+
+def draw_key(seed: int, identity: str) -> bytes:
+    """What draws by hash sort by: the same for a row whatever stands beside it."""
+    return hashlib.sha256(f"{seed}:{identity}".encode()).digest()
+
+
 def split_heldout(samples: list[Sample], heldout: int, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Split rows into (train, held out), by hash, so that the split does not depend on the order of rows.
 
@@ -110,7 +123,7 @@ def split_heldout(samples: list[Sample], heldout: int, seed: int) -> tuple[list[
     by_prompt: dict[str, list[Sample]] = {}
     for sample in samples:
         by_prompt.setdefault(sample.prompt_hash, []).append(sample)
-    order = sorted(by_prompt, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
+    order = sorted(by_prompt, key=lambda prompt: draw_key(seed, prompt))
     held: set[str] = set()
     count = 0
     for prompt in order[:-1]:

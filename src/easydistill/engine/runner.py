@@ -48,6 +48,11 @@ class Runner:
         self._redactor = redactor
         self._stop = stop
 
+    @classmethod
+    def silent(cls, run: RunDirectory) -> Runner:
+        """One that only looks: it says nothing and writes nothing down."""
+        return cls(run, Reporter(None, quiet=True), Redactor(), StopSignal())
+
     def preflight(self, stages: Sequence[Stage]) -> None:
         """Refuse to start what cannot finish.
 

@@ -11,8 +11,8 @@ from easydistill.data.files import hash_file
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.models.size import student_parameters
-from easydistill.models.student import check_student, student_identity, student_references
-from easydistill.stages.checks import model_issues, needs_extra
+from easydistill.models.student import check_student, student_identity
+from easydistill.stages.checks import needs_extra, student_issues
 from easydistill.stages.label import TeacherPlan
 from easydistill.stages.train import student_of_stage
 from easydistill.teachers.base import Teacher
@@ -52,8 +52,9 @@ def local_student(
         return {"backend": "transformers", **weights, **framed()}
 
     def preflight() -> list[ConfigIssue]:
-        issues = [issue for name in student_references(models) for issue in model_issues("models.student", name)]
-        return issues + check_student(models) + needs_extra("train", "torch", "transformers", "accelerate")
+        return (
+            student_issues(models) + check_student(models) + needs_extra("train", "torch", "transformers", "accelerate")
+        )
 
     def memory_bytes() -> int | None:
         parameters = student_parameters(models)

@@ -32,10 +32,7 @@ class SynthesisJob(JobConfig):
 
     @model_validator(mode="after")
     def _has_models(self) -> SynthesisJob:
-        if not isinstance(self.inference, ApiInferenceConfig) and self.models.teacher is None:
-            raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
-        if self.models.judge is not None and self.judge is None:
-            raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
+        need_models(self.inference, self.models.teacher, self.judge, self.models.judge)
         return self
 
 
@@ -53,14 +50,41 @@ def select(job: SelectionJob, operator: str, config: Any) -> list[Stage]:
 
 def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource | None = None) -> list[Stage]:
     """The one stage of a synthesis job."""
-    teacher = asked_model(job.inference, job.models.teacher)
-    models: dict[Role, AskedModel] = {"teacher": teacher, "judge": teacher}
-    if job.judge is not None:
-        models["judge"] = asked_model(job.judge.inference, job.models.judge or job.models.teacher)
+    models = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
     labelled = OPERATORS.module(operator).LABELLED
     return [
         SynthesiseStage(operator, config, source or FileSource(job.dataset, labelled), models, job.dataset.labeled_path)
     ]
+
+
+def need_models(
+    inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
+) -> None:
+    """Make sure that somebody can be asked.
+
+    Args:
+        teacher: `models.teacher`.
+        judging: `models.judge`.
+
+    Raises:
+        Unfit: there is no teacher, or no judge, or a judge that nobody would ask.
+    """
+    if not isinstance(inference, ApiInferenceConfig) and teacher is None:
+        raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
+    if judging is not None and judge is None:
+        raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
+    judges_here = judge is not None and not isinstance(judge.inference, ApiInferenceConfig)
+    if judges_here and judging is None and teacher is None:
+        raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
+
+
+def asked_models(
+    inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None, judging: str | None
+) -> dict[Role, AskedModel]:
+    """Teacher and judge; arguments as of `need_models`. Without a config of its own the judge is the teacher."""
+    asked = asked_model(inference, teacher)
+    judged = asked if judge is None else asked_model(judge.inference, judging or teacher)
+    return {"teacher": asked, "judge": judged}
 
 
 def asked_model(inference: SamplingConfig, reference: str | None) -> AskedModel:

@@ -6,13 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.config.base import Unfit
 from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, Inference
+from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
 from easydistill.config.synthesis import TeacherModels
 from easydistill.engine.stage import Stage
-from easydistill.jobs._synthesis import asked_model
+from easydistill.jobs._synthesis import asked_model, need_models
 from easydistill.stages.label import LabelStage
 
 
@@ -28,8 +27,7 @@ class Job(JobConfig):
 
     @model_validator(mode="after")
     def _has_a_teacher(self) -> Job:
-        if not isinstance(self.inference, ApiInferenceConfig) and self.models.teacher is None:
-            raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
+        need_models(self.inference, self.models.teacher)
         return self
 
 

@@ -146,7 +146,7 @@ class _JobStage:
         if waits_for:
             state = f"waits for {', '.join(waits_for)}"
             return [PlannedStage(f"{self.name}.{stage.name}", state, Estimate()) for stage in stages]
-        records = _silent_runner(run).completed(stages)
+        records = Runner.silent(run).completed(stages)
         return [
             PlannedStage(
                 f"{self.name}.{stage.name}",
@@ -230,13 +230,6 @@ class _InnerRun:
             tokens=tokens,
             metrics={JOB: told},
         )
-
-
-def _silent_runner(run: RunDirectory) -> Runner:
-    from easydistill.engine.interrupt import StopSignal
-    from easydistill.engine.secrets import Redactor
-
-    return Runner(run, Reporter(None, quiet=True), Redactor(), StopSignal())
 
 
 def _concerns(key: str, cited: set[str]) -> bool:

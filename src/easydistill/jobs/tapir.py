@@ -10,13 +10,13 @@ from easydistill.config.base import Unfit
 from easydistill.config.curriculum import CurriculumModels, StudentInferenceConfig
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import ApiInferenceConfig, Inference
+from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
 from easydistill.config.synthesis import JudgeConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
-from easydistill.jobs._synthesis import asked_model
+from easydistill.jobs._synthesis import asked_models, need_models
 from easydistill.operators import tapir
 from easydistill.operators._base import Role
 from easydistill.stages.curriculum import CurriculumStage, RoundRows
@@ -46,13 +46,7 @@ class Job(JobConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Job:
-        if not isinstance(self.inference, ApiInferenceConfig) and self.models.teacher is None:
-            raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
-        if self.judge is None and self.models.judge is not None:
-            raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
-        judges_here = self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
-        if judges_here and self.models.judge is None and self.models.teacher is None:
-            raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
+        need_models(self.inference, self.models.teacher, self.judge, self.models.judge)
         if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         return self
@@ -60,18 +54,15 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """label (if prompts are given) → curriculum-1 → train-1 → curriculum-2 → … → evaluate."""
-    teacher = asked_model(job.inference, job.models.teacher)
-    judge = teacher
-    if job.judge is not None:
-        judge = asked_model(job.judge.inference, job.models.judge or job.models.teacher)
+    asked = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
     prompts_given = job.dataset.instruction_path is not None
     rows = LabelledRows(job.dataset, job.evaluation, prompts_given)
     stages: list[Stage] = []
     if prompts_given:
-        stages.append(LabelStage(job.dataset, job.inference, teacher.plan))
+        stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan))
     trained: str | None = None
     for number in range(1, job.curriculum.rounds + 1):
-        models: dict[Role, AskedModel] = {"teacher": teacher, "judge": judge, "student": _student(job, trained)}
+        models: dict[Role, AskedModel] = {**asked, "student": _student(job, trained)}
         stages.append(CurriculumStage(number, job.curriculum, rows, models, trained))
         to_learn = RoundRows(job.dataset, job.evaluation, prompts_given, number)
         stage = TrainStage(to_learn, job.models, job.training, name=f"train-{number}", start=trained)

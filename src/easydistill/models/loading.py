@@ -77,24 +77,22 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> Any:
 
 def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
     """A causal language model, in eval mode, on the CPU."""
-    import_torch()
-    from transformers import AutoModelForCausalLM
-
-    directory = model_directory(resolve(reference))
-    with _explained(reference):
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model.eval()
+    return _load("AutoModelForCausalLM", reference, dtype, trust_remote_code)
 
 
 def load_encoder(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
     """A model without its output layer, in eval mode, on the CPU: it gives the last hidden states."""
+    return _load("AutoModel", reference, dtype, trust_remote_code)
+
+
+def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     import_torch()
-    from transformers import AutoModel
+    import transformers
 
     directory = model_directory(resolve(reference))
     with _explained(reference):
-        model = AutoModel.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model.eval()
+        auto = getattr(transformers, kind)
+        return auto.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code).eval()
 
 
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:

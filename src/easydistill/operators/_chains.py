@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from easydistill.data.records import Message, Sample
+from easydistill.operators._replies import Unusable
 from easydistill.operators._text import tokens
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
 from easydistill.verification.equality import Verdict, Verifier
@@ -52,6 +53,16 @@ def with_thought(row: Sample, thought: str) -> Sample:
 def length_of(thought: str) -> int:
     """Words of a text (Chinese: characters)."""
     return len(tokens(thought))
+
+
+def changed_answer(pair: tuple[str, str] | None, verdict: Verdict | None) -> Unusable | None:
+    """Why a rewriting with these final answers, (known, found), is refused; None if they are equal or not compared."""
+    if verdict is None or verdict.equal:
+        return None
+    assert pair is not None
+    kind = "undecided" if verdict.outcome == "undecided" else "answer_changed"
+    known, found = pair
+    return Unusable(kind, f"{found!r} where {known!r} was the answer {verdict.reason}".strip())
 
 
 def verify(pairs: Sequence[tuple[str, str] | None]) -> list[Verdict | None]:

@@ -5,14 +5,13 @@ Tokens are those of `_text`: words, and single characters of scripts without spa
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from easydistill.data.records import Sample
+from easydistill.data.records import Sample, draw_key
 from easydistill.operators._similarity import rouge_l
 from easydistill.operators._text import language_of, ngrams, prompt_text, tokens
 
@@ -81,7 +80,7 @@ def measure(texts: Mapping[str, str], seeds: Sequence[str] = (), *, sample: int 
 
 def sampled(identities: Sequence[str], count: int, seed: int) -> list[str]:
     """At most `count` ids, drawn by hash: the same ones whatever the order, and mostly the same ones as a set grows."""
-    return sorted(identities, key=lambda identity: hashlib.sha256(f"{seed}:{identity}".encode()).digest())[:count]
+    return sorted(identities, key=lambda identity: draw_key(seed, identity))[:count]
 
 
 def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from easydistill.data.records import Message, Rejection, Sample
+from easydistill.data.records import Rejection, Sample, answer_message
 from easydistill.operators._base import Reply, Result
 from easydistill.verification.fields import (
     Form,
@@ -49,10 +49,7 @@ def text_of(reply: Reply) -> str:
 
 def answered(row: Sample, reply: Reply) -> Sample:
     """The row's prompt with a complete reply as its answer; raises as `text_of`."""
-    answer: Message = {"role": "assistant", "content": text_of(reply)}
-    if reply.reasoning:
-        answer["reasoning_content"] = reply.reasoning
-    return Sample(row.id, (*row.prompt, answer), row.meta)
+    return Sample(row.id, (*row.prompt, answer_message(text_of(reply), reply.reasoning)), row.meta)
 
 
 def field_of(reply: Reply, name: str, form: Form) -> str:

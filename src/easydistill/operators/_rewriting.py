@@ -8,7 +8,7 @@ from typing import Literal
 from easydistill.config.base import PositiveFloat
 from easydistill.data.records import Rejection, Sample
 from easydistill.operators._base import Ask, Reply, Result, Steps, UnfitRows
-from easydistill.operators._chains import known_answer, length_of, thought_of, verify, with_thought
+from easydistill.operators._chains import changed_answer, known_answer, length_of, thought_of, verify, with_thought
 from easydistill.operators._replies import Unusable, field_of, gather, rejection
 from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import OperatorConfig, Tools
@@ -51,14 +51,10 @@ def rewrite(
     known = [known_answer(row, config.strategies) for row in rows]
     replies = yield [_question(stage, config, row, tools) for row in rows]
     made = [_read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
-    verdicts = verify([(new.known, new.found) if isinstance(new, _New) and new.found else None for new in made])
+    verdicts = verify([new.pair if isinstance(new, _New) else None for new in made])
     found: list[Sample | Rejection] = []
     for row, reply, new, verdict in zip(rows, replies, made, verdicts, strict=True):
-        problem = new if isinstance(new, Unusable) else None
-        if problem is None and verdict is not None and not verdict.equal:
-            assert isinstance(new, _New)
-            kind = "undecided" if verdict.outcome == "undecided" else "answer_changed"
-            problem = Unusable(kind, f"{new.found!r} where {new.known!r} was the answer {verdict.reason}".strip())
+        problem = new if isinstance(new, Unusable) else changed_answer(new.pair, verdict)
         if problem is not None:
             found.append(rejection(row.id, stage, problem, reply))
         else:
@@ -79,7 +75,8 @@ class _New:
     """A chain that fits so far, and the answers to be compared."""
 
     def __init__(self, thought: str, ratio: float, known: str, found: str | None) -> None:
-        self.thought, self.ratio, self.known, self.found = thought, ratio, known, found
+        self.thought, self.ratio = thought, ratio
+        self.pair = (known, found) if found else None
 
 
 def _question(stage: str, config: RewritingConfig, row: Sample, tools: Tools) -> Ask:

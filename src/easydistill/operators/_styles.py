@@ -8,12 +8,11 @@ from typing import Literal
 
 from easydistill.data.records import Message, Rejection, Sample
 from easydistill.operators._base import Ask, Reply, Steps
-from easydistill.operators._chains import known_answer, verify
+from easydistill.operators._chains import changed_answer, known_answer, verify
 from easydistill.operators._replies import Unusable, field_of, rejection
 from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import Tools
 from easydistill.verification.answers import find_answer
-from easydistill.verification.equality import Verdict
 from easydistill.verification.fields import Form
 
 PROMPT = "answer_style"
@@ -52,7 +51,7 @@ def restyle(
     verdicts = verify([item.pair if isinstance(item, _Rewriting) else None for item in made])
     found: dict[str, Sample | Rejection] = {}
     for (row, style), reply, item, verdict in zip(todo, replies, made, verdicts, strict=True):
-        problem = item if isinstance(item, Unusable) else _refused(item, verdict)
+        problem = item if isinstance(item, Unusable) else changed_answer(item.pair, verdict)
         if problem is not None:
             found[row.id] = rejection(row.id, stage, problem, reply)
         else:
@@ -94,12 +93,3 @@ def _read(row: Sample, style: Style, reply: Reply, form: Form) -> _Rewriting | U
     except Unusable as problem:
         return problem
     return _Rewriting(text, (known, found.text))
-
-
-def _refused(item: _Rewriting, verdict: Verdict | None) -> Unusable | None:
-    if verdict is None or verdict.equal:
-        return None
-    assert item.pair is not None
-    kind = "undecided" if verdict.outcome == "undecided" else "answer_changed"
-    known, found = item.pair
-    return Unusable(kind, f"{found!r} where {known!r} was the answer {verdict.reason}".strip())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from easydistill.config.base import PositiveInt
-from easydistill.data.records import Message, Sample
+from easydistill.data.records import Sample, answer_message
 from easydistill.operators._base import Ask, Reply, Result, Steps
 from easydistill.operators._chains import known_answer, length_of, verify
 from easydistill.operators._replies import Unusable, rejection, text_of
@@ -141,9 +141,7 @@ def _choose(config: Config, tries: Sequence[_Try], result: Result) -> None:
 
 def _row(config: Config, made: _Try, rate: float | None) -> Sample:
     assert made.reply.text is not None
-    answer: Message = {"role": "assistant", "content": made.reply.text.strip()}
-    if made.reply.reasoning:
-        answer["reasoning_content"] = made.reply.reasoning
+    answer = answer_message(made.reply.text.strip(), made.reply.reasoning)
     facts = {"source": made.row.id, "final_answer": made.found, "pass_rate": rate}
     meta = {**made.row.meta, "operator": STAGE, **{name: value for name, value in facts.items() if value is not None}}
     return Sample(made.identity(config), (*made.row.prompt, answer), meta)

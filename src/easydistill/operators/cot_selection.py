@@ -8,7 +8,6 @@ equally near ones, chance decides, by seed and row id alone. Scores are `meta["r
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from easydistill.config.base import NonNegativeInt, PositiveInt, Section, Seed, Share, Unfit
-from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.records import Rejection, Sample, count_reasons, draw_key
 from easydistill.operators._base import Result, Steps
 from easydistill.operators._selection import ANY, LARGEST, NotScored, Score, ScoreRange, score, verdict
 from easydistill.operators._tools import Tools
@@ -131,7 +130,7 @@ def _mixed(mix: Mix, seed: int, rows: Sequence[Sample]) -> tuple[list[dict[str, 
             left.append(Rejection(row.id, STAGE, "difficulty", detail, 1, row.answer))
     facts: list[dict[str, Any]] = []
     for bounds, target, wanted, found in zip(pairwise(mix.bins), mix.rv, mix.wanted(), members, strict=True):
-        order = sorted(found, key=lambda row: (abs(score(row, RV) - target), _chance(seed, row)))
+        order = sorted(found, key=lambda row: (abs(score(row, RV) - target), draw_key(seed, row.id)))
         left += _surplus(order, wanted, bounds, target)
         taken = order[:wanted]
         off = sum(abs(score(row, RV) - target) for row in taken)
@@ -154,10 +153,6 @@ def _surplus(order: Sequence[Sample], wanted: int, bounds: tuple[int, int], targ
     for row in order[wanted:]:
         detail = f"{wanted} of {len(order)} rows with {low} ≤ cd < {high} are nearer to rv {target:g}, or as near"
         yield Rejection(row.id, STAGE, "not_selected", f"rv {score(row, RV):g}: {detail}", 1, row.answer)
-
-
-def _chance(seed: int, row: Sample) -> bytes:
-    return hashlib.sha256(f"{seed}:{row.id}".encode()).digest()
 
 
 def _exactly(share: float) -> Fraction:

@@ -12,7 +12,6 @@ round. Draws depend on seed and row id alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -21,7 +20,7 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, PositiveShare, Share, Unfit
-from easydistill.data.records import Rejection, Sample
+from easydistill.data.records import Rejection, Sample, draw_key
 from easydistill.operators import _difficulty, _styles, _task_expansion, task_labelling
 from easydistill.operators._base import Result, Steps, each
 from easydistill.operators._difficulty import gap_facts, judge_row
@@ -150,7 +149,7 @@ def others(hard: int, share: Fraction) -> int:
 
 def draw(rows: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     """At most `count` of the rows, by hash of seed and id, in the rows' order."""
-    by_hash = sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.id}".encode()).digest())
+    by_hash = sorted(rows, key=lambda row: draw_key(seed, row.id))
     taken = {row.id for row in by_hash[:count]}
     return [row for row in rows if row.id in taken]
 

@@ -10,7 +10,6 @@ generated. Draws depend on seed and row id alone, never on the order of the rows
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, Section, Seed, Unfit
-from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.records import Rejection, Sample, count_reasons, draw_key
 from easydistill.operators._base import Result, Steps, UnfitRows
 from easydistill.operators._tools import Tools
 
@@ -145,7 +144,7 @@ def targets_of(config: Config, available: dict[str, int]) -> dict[str, int]:
 
 def _drawn(rows: Sequence[Sample], target: int, config: Config) -> list[str]:
     """Ids of rows to take, at most `target`, each at most `max_copies` times."""
-    by_hash = sorted(rows, key=lambda row: hashlib.sha256(f"{config.seed}:{row.id}".encode()).digest())
+    by_hash = sorted(rows, key=lambda row: draw_key(config.seed, row.id))
     earlier: Counter[str] = Counter()
     turns: list[tuple[int, str]] = []
     for row in by_hash:

@@ -16,14 +16,13 @@ from typing import Any, Generic, TypeVar
 from easydistill.engine.stage import REJECTED
 from easydistill.report.turns import TURN_LIMIT, Turn, turns_of
 from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
+from easydistill.stages.label import LABELED_JSON, LABELED_PARQUET
 
 KEPT_SHOWN = 5
 REJECTED_SHOWN = 3
 """Of each reason."""
 FIELD_LIMIT = 160
 FIELDS_SHOWN = 12
-LABELED_JSON = "labeled.json"
-LABELED_PARQUET = "labeled.parquet"
 _CHAT_FIELDS = frozenset({"id", "instruction", "output", "reasoning_content", "messages", "operator"})
 
 T = TypeVar("T")

@@ -10,12 +10,12 @@ from typing import Any
 from easydistill.data.files import read_json
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts
-from easydistill.report.samples import LABELED_JSON
 from easydistill.report.synthesis import Check, Spent, Synthesis, is_synthesis, read_synthesis
 from easydistill.report.values import as_dict, as_float, as_int, as_text, dig
 from easydistill.report.words import MISSING, count, short_model, teacher_words
+from easydistill.stages.label import LABELED_JSON
+from easydistill.stages.synthesise import CARD
 
-CARD = "README.md"
 REASONS_TOLD = 3
 _UNITS = {"1": "words", "2": "word pairs", "3": "runs of three words"}
 

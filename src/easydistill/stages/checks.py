@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 
+from easydistill.config.models import ModelsConfig
 from easydistill.errors import ConfigIssue, ModelError
 from easydistill.models.reference import resolve
+from easydistill.models.student import student_references
 
 
 def model_issues(key: str, reference: str) -> list[ConfigIssue]:
@@ -16,6 +18,11 @@ def model_issues(key: str, reference: str) -> list[ConfigIssue]:
         problem, _, mend = str(error).partition("\n    → ")
         return [ConfigIssue("config", key, problem, mend)]
     return []
+
+
+def student_issues(models: ModelsConfig) -> list[ConfigIssue]:
+    """Issues for the models that a student is, or is made of."""
+    return [issue for reference in student_references(models) for issue in model_issues("models.student", reference)]
 
 
 def needs_extra(extra: str, *modules: str) -> list[ConfigIssue]:

@@ -18,6 +18,7 @@ from easydistill.config.inference import ApiInferenceConfig, PricesConfig, Sampl
 from easydistill.data.journal import Journal
 from easydistill.data.records import Message
 from easydistill.stages.label import JOURNAL, outcome_of, worth_another_try
+from easydistill.teachers._limits import text_bytes
 from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import is_counted
 
@@ -54,7 +55,12 @@ class _Answered:
 
 
 def forecast_calls(
-    requests: Mapping[str, Sequence[Message]], directory: Path, inference: SamplingConfig, *, keys_known: bool
+    requests: Mapping[str, Sequence[Message]],
+    directory: Path,
+    inference: SamplingConfig,
+    *,
+    keys_known: bool,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """The figures of an `Estimate` that tell what requests will take.
 
@@ -62,6 +68,7 @@ def forecast_calls(
         requests: key → messages.
         directory: the stage's, where answers of an earlier attempt may be.
         keys_known: whether the keys are those of a run; if not, finished requests can only be counted.
+        most: requests that there may be in the end, like these; the high ends are theirs.
     """
     prices = inference.prices if isinstance(inference, ApiInferenceConfig) else None
     with contextlib.ExitStack() as stack:
@@ -72,12 +79,14 @@ def forecast_calls(
             finished = [key for key in journal if not journal.note(key)]
             done = set(finished) & requests.keys() if keys_known else set(list(requests)[: len(finished)])
         ahead = forecast(requests, done, journal, inference.max_new_tokens, prices, keys_known=keys_known)
+    calls = len(requests) - len(done)
+    factor = max(1.0, most / calls) if most is not None and calls else 1.0
     return {
         "done_rows": len(done),
-        "calls": len(requests) - len(done),
-        "prompt_tokens": ahead.prompt_tokens,
-        "completion_tokens": ahead.completion_tokens,
-        "cost": ahead.cost,
+        "calls": calls,
+        "prompt_tokens": (ahead.prompt_tokens[0], int(ahead.prompt_tokens[1] * factor)),
+        "completion_tokens": (ahead.completion_tokens[0], int(ahead.completion_tokens[1] * factor)),
+        "cost": None if ahead.cost is None else (ahead.cost[0], ahead.cost[1] * factor),
         "from_answers": ahead.sample or None,
     }
 
@@ -160,11 +169,6 @@ def _mean_range(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, middle - error), middle + error
 
 
-def _size(messages: Sequence[Any]) -> int:
+def _size(messages: Sequence[Message]) -> int:
     """Bytes of text."""
-    total = 0
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            total += len(content.encode("utf-8", "surrogatepass"))
-    return total
+    return sum(text_bytes(message["content"]) for message in messages)

@@ -20,7 +20,7 @@ from easydistill.data.files import hash_file, replacing, set_aside, write_jsonl
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Message, Rejection, Sample, content_hash, count_reasons
+from easydistill.data.records import Message, Rejection, Sample, answer_message, content_hash, count_reasons
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
@@ -284,9 +284,7 @@ def labelled_or_rejected(
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
         return Rejection(sample.id, stage, *problem, outcome.attempts, raw, (outcome.key,))
     assert outcome.text is not None
-    answer: Message = {"role": "assistant", "content": outcome.text}
-    if outcome.reasoning:
-        answer["reasoning_content"] = outcome.reasoning
+    answer = answer_message(outcome.text, outcome.reasoning)
     return Sample(sample.id, (*sample.messages, answer), sample.meta)
 
 

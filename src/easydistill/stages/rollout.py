@@ -15,8 +15,8 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
-from easydistill.models.student import build_student, student_identity, student_references
-from easydistill.stages.checks import model_issues
+from easydistill.models.student import build_student, student_identity
+from easydistill.stages.checks import student_issues
 from easydistill.stages.label import JOURNAL, answer_all, labelled_or_rejected, outcome_of, worth_another_try
 from easydistill.stages.rows import LabelledRows
 from easydistill.teachers.base import GenerationRequest, Teacher, request_key
@@ -57,11 +57,7 @@ class RolloutStage:
         self.inputs = rows.inputs
 
     def preflight(self) -> list[ConfigIssue]:
-        return [
-            issue
-            for reference in student_references(self._models)
-            for issue in model_issues("models.student", reference)
-        ]
+        return student_issues(self._models)
 
     def fingerprint(self) -> dict[str, Any]:
         template = self._rows.dataset.template

@@ -25,7 +25,7 @@ from easydistill.errors import ConfigIssue, DataError
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
-from easydistill.stages.checks import model_issues, needs_extra
+from easydistill.stages.checks import model_issues, needs_extra, student_issues
 from easydistill.stages.label import missing_file
 from easydistill.stages.rows import LabelledRows, render_all
 
@@ -106,9 +106,7 @@ class ScoreStage:
         key = "models.teacher" if scoring.signals.teachers is None else "signals.teachers"
         for reference, _ in scoring.teachers:
             issues += model_issues(key, reference)
-        for reference in student_references(scoring.models):
-            issues += model_issues("models.student", reference)
-        return issues
+        return issues + student_issues(scoring.models)
 
     def examine(self) -> list[ConfigIssue]:
         """Compare the tokenizers and templates of teacher and student, before the first stage starts."""

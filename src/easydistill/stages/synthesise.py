@@ -162,14 +162,9 @@ class SynthesiseStage:
             for request in (self._models[ask.role].request(ask, identities[ask.role]) for ask in asks)
         }
         known = all(None not in identity.values() for identity in identities.values())
-        figures = forecast_calls(requests, directory, model.inference, keys_known=known)
         most = self._module.most_asks(self._config) if hasattr(self._module, "most_asks") else None
+        figures = forecast_calls(requests, directory, model.inference, keys_known=known, most=most)
         longest = max(model.inference.max_new_tokens for model in self._models.values())
-        if most is not None and figures["calls"]:
-            for name in ("prompt_tokens", "completion_tokens", "cost"):
-                if figures[name] is not None:
-                    low, high = figures[name]
-                    figures[name] = (low, type(high)(high * max(1.0, most / figures["calls"])))
         return Estimate(
             rows=len(rows),
             calls_at_most=most,

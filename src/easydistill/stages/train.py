@@ -11,14 +11,14 @@ from easydistill.config.distillation import DistillationConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.signals import DRAWN_KINDS
 from easydistill.config.training import TrainingConfig
-from easydistill.data.files import hash_file, link_or_copy, read_json
+from easydistill.data.files import hash_file, read_json, show_directory
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import count_reasons
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.models.size import student_parameters
-from easydistill.models.student import Student, check_student, student_identity, student_references
-from easydistill.stages.checks import model_issues, needs_extra
+from easydistill.models.student import Student, check_student, student_identity
+from easydistill.stages.checks import needs_extra, student_issues
 from easydistill.stages.label import missing_file
 from easydistill.stages.rollout import wrote_itself
 from easydistill.stages.rows import LabelledRows, render_all
@@ -128,8 +128,7 @@ class TrainStage:
         issues = missing_file("dataset.template", dataset.template)
         if not self._rows.from_stage:
             issues += missing_file("dataset.labeled_path", dataset.labeled_path)
-        for reference in student_references(self._models):
-            issues += model_issues("models.student", reference)
+        issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
@@ -218,10 +217,5 @@ class TrainStage:
         if self._rows.dataset.template is not None and not renderer.single_turn:
             student.tokenizer.chat_template = renderer.template
         student.tokenizer.save_pretrained(target)
-        shown = context.run_directory / "student"
-        shutil.rmtree(shown, ignore_errors=True)
-        shown.mkdir(parents=True)
-        files = sorted(path for path in target.iterdir() if path.is_file())
-        for path in files:
-            link_or_copy(path, shown / path.name)
-        return [f"{MODEL}/{path.name}" for path in files]
+        show_directory(target, context.run_directory / "student")
+        return [f"{MODEL}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]

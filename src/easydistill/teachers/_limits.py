@@ -101,7 +101,7 @@ class TokenEstimator:
         self._bytes = self._prompt_tokens = self._completion_tokens = self._answers = 0
 
     def size(self, messages: Sequence[Any]) -> Size:
-        length = sum(_text_bytes(message.get("content")) for message in messages)
+        length = sum(text_bytes(message.get("content")) for message in messages)
         ratio = self._prompt_tokens / self._bytes if self._bytes else _FIRST_RATIO
         worst = _FIRST_WORST_RATIO if self._worst_ratio is None else self._worst_ratio * _MARGIN
         frame = _PER_MESSAGE * len(messages)
@@ -129,12 +129,13 @@ class TokenEstimator:
 
 def text_tokens(text: str | None) -> int:
     """Tokens of a text nobody has counted."""
-    return math.ceil(_text_bytes(text) * _FIRST_RATIO)
+    return math.ceil(text_bytes(text) * _FIRST_RATIO)
 
 
-def _text_bytes(content: Any) -> int:
+def text_bytes(content: Any) -> int:
+    """Bytes of a message's text, in UTF-8; of a list of parts, of those that are text."""
     if isinstance(content, str):
         return len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
     if isinstance(content, list):
-        return sum(_text_bytes(part.get("text")) for part in content if isinstance(part, dict))
+        return sum(text_bytes(part.get("text")) for part in content if isinstance(part, dict))
     return 0
