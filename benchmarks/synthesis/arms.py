@@ -62,7 +62,7 @@ def arms(benchmark: Path) -> list[Arm]:
         benchmark: the problems that training data must not give away.
     """
     return [
-        # A small model answers with one field as it is; what has several is asked for in tags.
+        # A small model gives a text as it is; scores, labels and pairs it is held to by the schema.
         Arm(
             "expansion", "instruction_expansion", "seeds", 50, (HOT, 128),
             {"num_output_samples": 60, "budget": 4.0, "reply": "plain"},
@@ -73,15 +73,16 @@ def arms(benchmark: Path) -> list[Arm]:
             {"reply": "plain", "veto": False},
         ),
         Arm(
-            "extraction", "instruction_response_extraction", "text", 30, (WARM, 192), {"pairs_per_chunk": 2},
+            "extraction", "instruction_response_extraction", "text", 30, (WARM, 192),
+            {"pairs_per_chunk": 2, "reply": "json"},
             {"chunks": {"tokens_min": 150, "tokens_max": 300, "overlap": 0}},
         ),
         Arm("cot_generation", "cot_generation", "problems", 200, (WARM, 256), {"verify": "required"}),
         Arm("long2short", "cot_long2short", "problems", 40, (WARM, 192), {"reply": "plain"}),
         Arm("short2long", "cot_short2long", "problems", 40, (WARM, 256), {"reply": "plain"}),
-        Arm("cot_scoring", "cot_scoring", "problems", 60, (GREEDY, 64)),
-        Arm("instruction_scoring", "instruction_scoring", "answered", 60, (GREEDY, 96)),
-        Arm("task_labelling", "task_labelling", "answered", 100, (GREEDY, 16), {"reply": "plain"}),
+        Arm("cot_scoring", "cot_scoring", "problems", 60, (GREEDY, 64), {"reply": "json"}),
+        Arm("instruction_scoring", "instruction_scoring", "answered", 60, (GREEDY, 96), {"reply": "json"}),
+        Arm("task_labelling", "task_labelling", "answered", 100, (GREEDY, 32), {"reply": "json"}),
         Arm("deduplicate", "deduplicate", "expansion", 1000, synthesis={"compare": "prompt"}),
         Arm("decontaminate", "decontaminate", "cot_generation", 1000, synthesis={"benchmarks": [str(benchmark)]}),
         Arm("cot_selection", "cot_selection", "cot_scoring", 1000, synthesis={"rv": [1, 8]}),

@@ -118,3 +118,22 @@ def test_the_offline_teacher(smollm: Path, tiny_model: Path, tmp_path: Path) -> 
     assert [row["instruction"] for row in rows] == PROMPTS
     assert all(row["output"].strip() for row in rows)
     assert "<|im_end|>" not in rows[0]["output"]
+
+
+@pytest.mark.slow
+def test_the_offline_teacher_is_held_to_a_schema(smollm: Path, tmp_path: Path) -> None:
+    """A judge of 135M parameters gives no score of the right form by itself."""
+    rows = [{"instruction": text, "output": "Tomatoes and bricks."} for text in PROMPTS]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    job = {
+        "job_type": "instruction_scoring",
+        "output_dir": str(tmp_path / "run"),
+        "dataset": {"instruction_path": str(tmp_path / "rows.json")},
+        "inference": {"backend": "vllm", "temperature": 0, "max_new_tokens": 64, "max_model_len": 1024},
+        "models": {"teacher": str(smollm)},
+        "synthesis": {"reply": "json"},
+    }
+    code, out = run(write_config(tmp_path, job))
+    assert code == 0, out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["rows"]["accepted"] == len(PROMPTS)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from easydistill.models.structured import SchemaMasks
+
 
 class SeededSampler:
     """Draws the next token of each row from the row's own generator.
@@ -114,6 +116,7 @@ def generate_batch(
     eos_ids: frozenset[int],
     max_new_tokens: int,
     sampler: SeededSampler,
+    masks: SchemaMasks | None = None,
 ) -> list[Answer]:
     """Answer prompts together, padded on the left.
 
@@ -123,6 +126,7 @@ def generate_batch(
         eos_ids: tokens that end an answer.
         max_new_tokens: longest answer.
         sampler: one stream a prompt.
+        masks: what holds prompts' answers to their schemas, where they have one.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
@@ -140,7 +144,7 @@ def generate_batch(
             ids_BT,
             attention_mask=mask_BT,
             generation_config=config,
-            logits_processor=LogitsProcessorList([sampler]),
+            logits_processor=LogitsProcessorList([sampler] if masks is None else [masks, sampler]),
         )
     answers: list[Answer] = []
     for row in out_BT[:, width:].tolist():

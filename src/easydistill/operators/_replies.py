@@ -84,11 +84,11 @@ def form_words(wants: Sequence[str] | Scores, form: Form, language: Language) ->
     return describe_fields([TextField(name, _NAMES[language].get(name, "")) for name in wants], form, language)
 
 
-def schema_of(wants: Sequence[str] | Scores) -> dict[str, Any]:
-    """The JSON schema of a reply with these fields or scores."""
+def schema_of(wants: Sequence[str] | Scores, choices: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON schema of a reply with these fields, of which each is one of `choices` if there are any, or scores."""
     if isinstance(wants, Mapping):
         return scores_schema(_score_fields(wants))
-    return fields_schema([TextField(name) for name in wants])
+    return fields_schema([TextField(name, choices=tuple(choices)) for name in wants])
 
 
 def _score_fields(scores: Scores) -> list[ScoreField]:

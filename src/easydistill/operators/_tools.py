@@ -36,7 +36,7 @@ class OperatorConfig(Section):
     prompts: dict[str, NonEmptyStr] = {}  # noqa: RUF012 (pydantic copies it)
     """Files that replace built-in prompts, by the prompt's name."""
     reply: Literal["tags", "json", "plain"] = "tags"
-    """How the model is asked to shape its reply. `plain`, where a reply has one field, suits small models."""
+    """How the model is asked to shape its reply. Local models are held to `json`; `plain` is for one field."""
     seed: Seed = 0
     """Seed of every choice that the operator makes."""
 
@@ -89,6 +89,7 @@ class Tools:
         role: Role = "teacher",
         index: int = 0,
         before: Sequence[Message] = (),
+        choices: Sequence[str] = (),
         **values: Any,
     ) -> Ask:
         """A question.
@@ -100,13 +101,14 @@ class Tools:
             role: who is asked.
             index: number of the sample, where one prompt is sampled several times.
             before: messages that come first.
+            choices: what a field may be, where that is settled; a schema tells, other forms of reply do not.
             values: of the prompt's other variables.
         """
         language = self.language(text)
         if wants:
             values["form"] = form_words(wants, self._config.reply, language)
         filled = self.prompt(name, language).fill(language=language, **values)
-        schema = schema_of(wants) if wants and self._config.reply == "json" else None
+        schema = schema_of(wants, choices) if wants and self._config.reply == "json" else None
         return Ask((*before, {"role": "user", "content": filled}), role, index, schema)
 
     def language(self, text: str) -> Language:

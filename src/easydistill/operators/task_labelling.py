@@ -35,7 +35,8 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
     def ask(row: Sample) -> Ask:
         text = prompt_text(row)
-        return tools.ask(STAGE, text, wants=("label",), role="judge", instruction=text, labels=config.labels)
+        labels = config.labels
+        return tools.ask(STAGE, text, ("label",), role="judge", choices=labels, instruction=text, labels=labels)
 
     replies = yield [ask(row) for row in rows]
     result = gather(_labelled(config, row, reply) for row, reply in zip(rows, replies, strict=True))

@@ -33,7 +33,7 @@ class GenerationRequest:
     """Hash of everything that can change the answer, and nothing else (see `request_key`)."""
     messages: tuple[Message, ...]
     schema: dict[str, Any] | None = field(default=None, kw_only=True)
-    """JSON schema that the answer should follow. An API is told; whether it obeys must be checked."""
+    """JSON schema that the answer should follow. Local models are held to it, an API is told; it must be checked."""
     index: int = field(default=0, kw_only=True)
     """Number of the sample, where one prompt is sampled several times."""
 

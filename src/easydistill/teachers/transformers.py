@@ -18,6 +18,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.models.structured import SchemaGrammars
 from easydistill.teachers.base import (
     Completion,
     Failure,
@@ -58,6 +59,7 @@ class TransformersTeacher:
         self._inference = inference
         self._template = template
         self._model: Any = None
+        self._grammars: SchemaGrammars | None = None
 
     def identity(self) -> dict[str, Any]:
         weights = self._weights if self._weights is not None else resolve(self._reference).identity()
@@ -89,6 +91,10 @@ class TransformersTeacher:
         if all(done(request.key) for request in requests):
             return
         self._load()
+        if self._grammars is None and any(request.schema is not None for request in requests):
+            self._grammars = SchemaGrammars(
+                self._tokenizer, self._ends, self._model.config.get_text_config().vocab_size
+            )
         config = self._inference
         prompts = self._prompts(requests, done, record)
         fitting = list(prompts)
@@ -126,8 +132,9 @@ class TransformersTeacher:
             top_p=config.top_p,
             top_k=config.top_k,
         )
+        masks = None if self._grammars is None else self._grammars.masks([request.schema for request in requests])
         with torch.inference_mode():
-            answers = generate_batch(self._model, prompts, self._ends, config.max_new_tokens, sampler)
+            answers = generate_batch(self._model, prompts, self._ends, config.max_new_tokens, sampler, masks)
         seconds = time.monotonic() - started
         return [
             Completion(
@@ -143,4 +150,4 @@ class TransformersTeacher:
         ]
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._grammars = None

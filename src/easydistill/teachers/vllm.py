@@ -122,22 +122,26 @@ class VllmTeacher:
             record([prompt])
             return
         room = min(self._inference.max_new_tokens, self._context - len(prompt))
-        params = self._params(request.key, room)
+        params = self._params(request, room)
         self._engine.add_request(request.key, {"prompt_token_ids": prompt}, params)
         started[request.key] = time.monotonic()
 
-    def _params(self, key: str, max_tokens: int) -> Any:
+    def _params(self, request: GenerationRequest, max_tokens: int) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         config = self._inference
+        structure = None
+        if request.schema is not None:
+            structure = StructuredOutputsParams(json=request.schema, disable_any_whitespace=True)
         return SamplingParams(
             temperature=config.temperature,
             top_p=config.top_p or 1.0,
             top_k=config.top_k or 0,
             max_tokens=max_tokens,
             stop_token_ids=sorted(self._ends),
-            seed=None if self._on_cpu or config.temperature == 0 else row_seed(config.seed, key),
+            seed=None if self._on_cpu or config.temperature == 0 else row_seed(config.seed, request.key),
+            structured_outputs=structure,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -35,10 +35,13 @@ class Malformed:
 
 @dataclass(frozen=True)
 class TextField:
-    """A text that a reply must give. `description` tells the model what it is, in the prompt's language."""
+    """A text that a reply must give."""
 
     name: str
     description: str = ""
+    """Tells the model what it is, in the prompt's language."""
+    choices: tuple[str, ...] = ()
+    """The schema allows only these; whoever reads other forms of reply must check."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -241,7 +244,8 @@ def fields_schema(fields: Sequence[TextField]) -> dict[str, Any]:
     _names([field.name for field in fields])
     properties: dict[str, Any] = {}
     for field in fields:
-        properties[field.name] = {"type": "string", "minLength": 1}
+        properties[field.name] = {"type": "string"}
+        properties[field.name] |= {"enum": list(field.choices)} if field.choices else {"minLength": 1}
         if field.description:
             properties[field.name]["description"] = field.description
     return object_schema(properties)

@@ -1,0 +1,97 @@
+"""Answers that follow a JSON schema, by masking what would break it while tokens are drawn.
+
+A small model asked for JSON rarely gives it; held to a schema it gives nothing else, unless the answer is cut off.
+The grammar is llguidance's, the one that vLLM has too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from easydistill.errors import MissingExtra, TeacherError
+
+if TYPE_CHECKING:
+    import torch
+
+PURPOSE = "Holding a local model to a JSON schema"
+
+
+class SchemaGrammars:
+    """Grammars of JSON schemas over one model's tokens.
+
+    Args:
+        tokenizer: a fast tokenizer, whose text reads back from its tokens.
+        ends: tokens that end an answer.
+        vocabulary: width of the model's logits.
+
+    Raises:
+        MissingExtra: llguidance is not installed.
+        TeacherError: the tokenizer is of a kind that grammars cannot be made for.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Iterable[int], vocabulary: int) -> None:
+        try:
+            from llguidance import LLMatcher
+            from llguidance.hf import from_tokenizer
+        except ImportError:
+            raise MissingExtra("synth", PURPOSE) from None
+        try:
+            tokens = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends))
+        except ValueError as error:
+            problem = f"the tokenizer does not do for synthesis.reply=json: {error}; take tags or plain"
+            raise TeacherError(problem) from error
+
+        # Made once a schema: every row has a copy of its own, with where it stands.
+        @lru_cache(maxsize=64)
+        def matcher(schema: str) -> LLMatcher:
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+            made = LLMatcher(tokens, grammar)
+            if made.is_error():
+                raise TeacherError(f"no grammar can be made of the schema {schema}: {made.get_error()}")
+            return made
+
+        self._matcher = matcher
+
+    def masks(self, schemas: Sequence[dict[str, Any] | None]) -> SchemaMasks | None:
+        """What holds a batch to its schemas, one a row; None where no row has one.
+
+        Raises:
+            TeacherError: a schema that no grammar can be made of.
+        """
+        if all(schema is None for schema in schemas):
+            return None
+        return SchemaMasks(
+            [None if schema is None else self._matcher(json.dumps(schema)).deep_copy() for schema in schemas]
+        )
+
+
+class SchemaMasks:
+    """A transformers logits processor: rules out every token with which a row would leave its grammar."""
+
+    def __init__(self, matchers: Sequence[Any]) -> None:
+        """`matchers` has one a row, None for rows that are free."""
+        self._matchers = matchers
+        self._started = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Token ids so far (B, T) and logits (B, V); the logits, −inf where a token is ruled out."""
+        import numpy as np
+        import torch
+
+        drawn = input_ids[:, -1].tolist() if self._started else [None] * len(self._matchers)
+        self._started = True
+        allowed_BV = np.ones(scores.shape, dtype=bool)
+        for row, (matcher, token) in enumerate(zip(self._matchers, drawn, strict=True)):
+            if matcher is None:
+                continue
+            # What follows an end is padding: ends as well.
+            if token is not None and not matcher.is_stopped():
+                matcher.consume_token(token)
+            # Beyond llguidance's limits a row goes on freely; its form is checked afterwards, as everybody's.
+            if not matcher.is_error():
+                bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+                allowed_BV[row] = np.unpackbits(bits, bitorder="little", count=scores.shape[1])
+        return scores.masked_fill(torch.from_numpy(~allowed_BV).to(scores.device), -torch.inf)

@@ -1,0 +1,79 @@
+"""Answers of local models that are held to a JSON schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from transformers import AutoTokenizer
+
+from easydistill.config.inference import LocalInferenceConfig
+from easydistill.engine.interrupt import StopSignal
+from easydistill.errors import TeacherError
+from easydistill.models.structured import SchemaGrammars
+from easydistill.operators._replies import schema_of
+from easydistill.teachers.base import Completion, GenerationRequest
+from easydistill.teachers.transformers import TransformersTeacher
+
+SCHEMAS: list[dict[str, Any] | None] = [
+    schema_of({"rv": (0, 9), "cd": (0, 9)}),
+    schema_of(("label",), choices=("Math", 'Code "Generation"', "数学")),
+    None,
+    schema_of({"score": (1, 10)}),
+    schema_of(("question", "answer")),
+]
+
+
+def asked(model: Path, schemas: list[dict[str, Any] | None], rows: int, **options: Any) -> list[Completion]:
+    """The answers of a model that knows nothing, so that only the schema can give them a form."""
+    config = LocalInferenceConfig(**{"max_new_tokens": 60, "temperature": 1.0, "batch_size": rows, **options})
+    requests = [
+        GenerationRequest(str(n), ({"role": "user", "content": f"prompt {n}"},), schema=schemas[n % len(schemas)])
+        for n in range(rows)
+    ]
+    found: dict[str, Completion] = {}
+
+    def record(outcomes: Any) -> None:
+        found.update((outcome.key, outcome) for outcome in outcomes)
+
+    TransformersTeacher(str(model), config).generate(requests, lambda key: False, record, StopSignal())
+    return [found[str(n)] for n in range(rows)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_whole_answer_follows_its_schema(tiny_model: Path, temperature: float) -> None:
+    answers = asked(tiny_model, SCHEMAS, 60, temperature=temperature)
+    ended: list[int] = []
+    for number, answer in enumerate(answers):
+        schema = SCHEMAS[number % len(SCHEMAS)]
+        assert answer.text is not None
+        if schema is not None and answer.finish_reason == "stop":
+            jsonschema.validate(json.loads(answer.text), schema)
+            ended.append(number % len(SCHEMAS))
+    # What cannot ramble always ends; texts may be cut off.
+    assert min(ended.count(kind) for kind in (0, 1, 3)) == 12
+
+
+def test_free_rows_answer_as_they_would_among_free_rows(tiny_model: Path) -> None:
+    mixed = asked(tiny_model, SCHEMAS, 20)
+    free = asked(tiny_model, [None], 20)
+    assert [mixed[n].text for n in range(2, 20, 5)] == [free[n].text for n in range(2, 20, 5)]
+    assert mixed[0].text != free[0].text
+
+
+def test_a_cut_off_answer_is_told_as_such(tiny_model: Path) -> None:
+    answers = asked(tiny_model, [schema_of(("text",))], 4, max_new_tokens=5)
+    assert {answer.finish_reason for answer in answers} == {"length"}
+
+
+def test_what_no_grammar_can_be_made_of(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    grammars = SchemaGrammars(tokenizer, [2], 49_152)
+    with pytest.raises(TeacherError, match="no grammar can be made"):
+        grammars.masks([{"type": "no such type"}])
+    with pytest.raises(TeacherError, match="take tags or plain"):
+        SchemaGrammars(object(), [2], 49_152)
+    assert grammars.masks([None, None]) is None
