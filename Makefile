@@ -2,9 +2,11 @@
 #
 # PYTHON        the interpreter that makes .venv
 # CONSTRAINTS   versions for this machine; empty on a GPU machine: make quickstart CONSTRAINTS=
+# WORKERS       processes that share the tests, each with a thread of its own
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 CONSTRAINTS ?= constraints/cpu.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
@@ -47,7 +49,7 @@ quickstart: $(VENV)/.train
 	$(RUN) $(BIN)/easydistill -config=examples/quickstart/quickstart.json
 
 test: $(VENV)/.vllm
-	$(RUN) $(BIN)/python -m pytest -m "not slow"
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m pytest -m slow
