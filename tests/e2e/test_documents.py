@@ -50,6 +50,7 @@ def test_make_targets_exist(target: str) -> None:
         "ARCHITECTURE.md",
         "docs/runs.md",
         "docs/white_box.md",
+        "docs/preference.md",
         "docs/synthesis.md",
         "docs/pipelines.md",
         "benchmarks/README.md",

@@ -35,6 +35,23 @@ class DatasetConfig(RowsConfig):
     """Decides which rows are held out for evaluation."""
 
 
+class PairsConfig(Section):
+    """Pairs of answers to learn from."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path", "max_rejected_share"})
+
+    labeled_path: NonEmptyStr
+    """Pairs: rows with `prompt`, `chosen` and `rejected`, as a JSON array, JSON Lines or Parquet."""
+    max_samples: PositiveInt | None = None
+    """Use only the first so many rows."""
+    max_rejected_share: Share = 0.05
+    """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
+    template: NonEmptyStr | None = None
+    """A chat-template Jinja file that replaces the student's own."""
+    seed: Seed = 42
+    """Decides which pairs are held out."""
+
+
 class SynthesisDatasetConfig(RowsConfig):
     """What a synthesis job starts from, and where its rows go."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, Section
-from easydistill.config.dataset import RowsConfig
+from easydistill.config.dataset import PairsConfig, RowsConfig
 
 
 class JobConfig(Section):
@@ -25,7 +25,7 @@ class JobConfig(Section):
     def max_rejected_share(self) -> float:
         """Share of rejected rows above which the run ends with exit code 3."""
         dataset = getattr(self, "dataset", None)
-        return dataset.max_rejected_share if isinstance(dataset, RowsConfig) else 1.0
+        return dataset.max_rejected_share if isinstance(dataset, RowsConfig | PairsConfig) else 1.0
 
     def run_directory(self, config_name: str) -> Path:
         """Where the run keeps its files; `config_name` is the config's file name without suffix."""

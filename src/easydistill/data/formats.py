@@ -1,6 +1,6 @@
 """Files of rows, in the shapes people have them, ↔ `Sample`.
 
-Read: JSON arrays, JSON Lines and Parquet, holding the paper's `{"instruction", "output"}`, Alpaca
+Read: what `row_files.py` reads, holding the paper's `{"instruction", "output"}`, Alpaca
 (`instruction` + `input`), `messages`, ShareGPT `conversations`, or `prompt` / `response`.
 Written: the paper's format, and `messages` as Parquet.
 """
@@ -8,21 +8,19 @@ Written: the paper's format, and `messages` as Parquet.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
 from easydistill.data.records import IdGiver, Message, Rejection, Sample
+from easydistill.data.row_files import MALFORMED, BrokenRow, Malformed, half_characters, own_id, plain_value, rows_of
 from easydistill.errors import DataError
 
 SHAPES = (
     'rows are {"instruction": …, "output": …}, {"messages": [{"role": …, "content": …}]} or '
     '{"conversations": [{"from": …, "value": …}]}'
 )
-MALFORMED = "malformed_row"
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
-"""Of files that can be read."""
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -66,19 +64,21 @@ def read_samples(
     ids = IdGiver()
     samples: list[Sample] = []
     rejected: list[Rejection] = []
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(rows_of(path), start=1):
         if limit is not None and number > limit:
             break
         try:
-            messages = _messages(row)
+            messages = messages_of(row)
             _check(messages, labelled=labelled is True)
-        except _Malformed as problem:
+        except Malformed as problem:
             identity = ids.give([number, str(row)[:1000]])
-            rejected.append(Rejection(identity, "read", MALFORMED, f"{path}, row {number}: {problem}", 1, _plain(row)))
+            rejected.append(
+                Rejection(identity, "read", MALFORMED, f"{path}, row {number}: {problem}", 1, plain_value(row))
+            )
             continue
         while labelled is False and messages[-1]["role"] == "assistant":
             messages.pop()
-        identity = ids.give(messages, _own_id(row))
+        identity = ids.give(messages, own_id(row))
         samples.append(Sample(identity, tuple(messages), {ROW: number, **_other_fields(row)}))
     if not samples and not rejected:
         raise DataError(f"{path}: there are no rows in it; {SHAPES}")
@@ -95,115 +95,18 @@ def _other_fields(row: Any) -> dict[str, Any]:
     return {str(name): value for name, value in row.items() if name not in _CHAT_KEYS and value is not None}
 
 
-def _own_id(row: Any) -> str | None:
-    """The id that a row brings, where it can serve as one."""
-    own = row.get("id") if isinstance(row, dict) else None
-    if not isinstance(own, str | int) or isinstance(own, bool) or _half_characters(str(own)):
-        return None
-    return str(own) or None
+def messages_of(row: Any) -> list[Message]:
+    """The chat of a row of any known shape; its answer, where there is one, is the last message.
 
-
-def _half_characters(text: str) -> bool:
-    """Whether a text holds halves of surrogate pairs, which no file, tokenizer or server takes."""
-    return any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _plain(row: Any) -> Any:
-    try:
-        json.dumps(row, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return str(row)
-    return row
-
-
-class _Malformed(Exception):
-    """Why a row has none of the known shapes."""
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    suffix = path.suffix.lower()
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if not path.is_file():
-        raise DataError(f"{path}: this is not a file")
-    if suffix == ".parquet":
-        yield from _parquet_rows(path)
-    elif suffix in {".jsonl", ".ndjson"}:
-        yield from _jsonl_rows(path)
-    elif suffix == ".json":
-        yield from _json_rows(path)
-    else:
-        raise DataError(f"{path}: a data file ends in .json, .jsonl or .parquet")
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from None
-
-
-def _jsonl_rows(path: Path) -> Iterator[Any]:
-    with path.open("rb") as handle:
-        for line in handle:
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                yield _Broken(f"not valid JSON: {error}", line.decode("utf-8", "replace")[:2000])
-
-
-class _Broken(dict[str, Any]):
-    """A line that is not JSON at all, on its way to become a rejected row."""
-
-    def __init__(self, problem: str, text: str) -> None:
-        super().__init__(text=text)
-        self.problem = problem
-
-
-def _json_rows(path: Path) -> Iterator[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: the file is not UTF-8 text") from None
-    if not text.strip():
-        return
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        first = text.lstrip().split("\n", 1)[0]
-        try:
-            json.loads(first)
-        except (ValueError, RecursionError):
-            raise DataError(f"{path}: not valid JSON: {error}") from None
-        # JSON Lines under the name .json, as is common.
-        yield from _jsonl_rows(path)
-        return
-    if isinstance(value, dict):
-        for key in ("data", "rows", "examples", "instances"):
-            if isinstance(value.get(key), list):
-                value = value[key]
-                break
-        else:
-            value = [value]
-    if not isinstance(value, list):
-        raise DataError(f"{path}: an array of rows is needed, not {type(value).__name__}; {SHAPES}")
-    yield from value
-
-
-def _messages(row: Any) -> list[Message]:
-    if isinstance(row, _Broken):
-        raise _Malformed(row.problem)
+    Raises:
+        Malformed: it has none.
+    """
+    if isinstance(row, BrokenRow):
+        raise Malformed(row.problem)
     if isinstance(row, str):
         row = {"instruction": row}
     if not isinstance(row, dict):
-        raise _Malformed(f"a row is an object, not {type(row).__name__}")
+        raise Malformed(f"a row is an object, not {type(row).__name__}")
     if row.get("messages") is not None:
         return _from_messages(row["messages"])
     if row.get("conversations") is not None:
@@ -213,14 +116,14 @@ def _messages(row: Any) -> list[Message]:
 
 def _from_messages(value: Any) -> list[Message]:
     if not isinstance(value, list | tuple) or not value:
-        raise _Malformed("`messages` must be a list that is not empty")
+        raise Malformed("`messages` must be a list that is not empty")
     messages: list[Message] = []
     for item in value:
         role = item.get("role") if isinstance(item, dict) else None
         if not isinstance(role, str) or role not in _ROLES:
-            raise _Malformed(f"a message needs a role (one of {', '.join(sorted(_ROLES))})")
+            raise Malformed(f"a message needs a role (one of {', '.join(sorted(_ROLES))})")
         if not isinstance(item.get("content"), str):
-            raise _Malformed(f"the content of the {role} message is not text")
+            raise Malformed(f"the content of the {role} message is not text")
         message: Message = {"role": role, "content": item["content"]}
         if isinstance(item.get("reasoning_content"), str) and item["reasoning_content"]:
             message["reasoning_content"] = item["reasoning_content"]
@@ -231,18 +134,18 @@ def _from_messages(value: Any) -> list[Message]:
 def _from_sharegpt(row: dict[str, Any]) -> list[Message]:
     turns = row["conversations"]
     if not isinstance(turns, list | tuple) or not turns:
-        raise _Malformed("`conversations` must be a list that is not empty")
+        raise Malformed("`conversations` must be a list that is not empty")
     messages = _system(row)
     for turn in turns:
         if not isinstance(turn, dict):
-            raise _Malformed("a turn of `conversations` is not an object")
+            raise Malformed("a turn of `conversations` is not an object")
         if "role" in turn and "from" not in turn:
             turn = {"from": turn["role"], "value": turn.get("content")}
         role = _SHAREGPT_ROLES.get(str(turn.get("from", "")).lower())
         if role is None:
-            raise _Malformed(f"a turn of `conversations` is from {turn.get('from')!r}")
+            raise Malformed(f"a turn of `conversations` is from {turn.get('from')!r}")
         if not isinstance(turn.get("value"), str):
-            raise _Malformed("the value of a turn is not text")
+            raise Malformed("the value of a turn is not text")
         messages.append({"role": role, "content": turn["value"]})
     return messages
 
@@ -251,9 +154,9 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
     key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
     if key is None:
         found = ", ".join(list(map(str, row))[:8]) or "nothing"
-        raise _Malformed(f"no `instruction`, `messages` or `conversations` in it (it has: {found})")
+        raise Malformed(f"no `instruction`, `messages` or `conversations` in it (it has: {found})")
     if not isinstance(row[key], str):
-        raise _Malformed(f"`{key}` is not text")
+        raise Malformed(f"`{key}` is not text")
     content: str = row[key]
     extra = _optional_text(row, "input")
     if extra.strip():
@@ -261,10 +164,10 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
     messages = _system(row)
     history = row.get("history") or []
     if not isinstance(history, list | tuple):
-        raise _Malformed("`history` must be pairs of texts")
+        raise Malformed("`history` must be pairs of texts")
     for turn in history:
         if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
-            raise _Malformed("`history` must be pairs of texts")
+            raise Malformed("`history` must be pairs of texts")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     messages.append({"role": "user", "content": content})
     answer_key = next((name for name in _ANSWER_KEYS if row.get(name) is not None), None)
@@ -273,7 +176,7 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
         if isinstance(given, int | float) and not isinstance(given, bool):
             given = str(given)
         if not isinstance(given, str):
-            raise _Malformed(f"`{answer_key}` is not text")
+            raise Malformed(f"`{answer_key}` is not text")
         answer: Message = {"role": "assistant", "content": given}
         if isinstance(row.get("reasoning_content"), str) and row["reasoning_content"]:
             answer["reasoning_content"] = row["reasoning_content"]
@@ -284,7 +187,7 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
 def _optional_text(row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
-        raise _Malformed(f"`{key}` is not text")
+        raise Malformed(f"`{key}` is not text")
     return value or ""
 
 
@@ -294,17 +197,17 @@ def _system(row: dict[str, Any]) -> list[Message]:
 
 
 def _check(messages: list[Message], *, labelled: bool) -> None:
-    if any(_half_characters(text) for message in messages for text in message.values() if isinstance(text, str)):
-        raise _Malformed("its text holds half of a surrogate pair")
+    if any(half_characters(text) for message in messages for text in message.values() if isinstance(text, str)):
+        raise Malformed("its text holds half of a surrogate pair")
     users = [message for message in messages if message["role"] == "user"]
     if not users:
-        raise _Malformed("there is no user message")
+        raise Malformed("there is no user message")
     if not users[-1]["content"].strip():
-        raise _Malformed("the instruction is empty")
+        raise Malformed("the instruction is empty")
     if labelled and messages[-1]["role"] != "assistant":
-        raise _Malformed("there is no answer to train on")
+        raise Malformed("there is no answer to train on")
     if labelled and not messages[-1]["content"].strip():
-        raise _Malformed("the answer is empty")
+        raise Malformed("the answer is empty")
 
 
 # --- writing ----------------------------------------------------------------------------------------------
@@ -342,22 +245,33 @@ def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
 
     A field whose values have no common type is written as JSON text.
     """
-    import pyarrow as pa
     import pyarrow.parquet as parquet
 
+    rows = [
+        {"id": sample.id, "messages": [dict(item) for item in sample.messages], **written_meta(sample)}
+        for sample in samples
+    ]
+    with replacing(path) as temporary:
+        parquet.write_table(parquet_table(rows, ("messages",)), temporary)
+
+
+def parquet_table(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> Any:
+    """A pyarrow table of rows that have an `id`; null where a row has no such field.
+
+    Args:
+        chats: names of the columns that hold lists of messages.
+    """
+    import pyarrow as pa
+
     message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
-    columns = {
-        "id": pa.array([sample.id for sample in samples], pa.string()),
-        "messages": pa.array([[dict(item) for item in sample.messages] for sample in samples], pa.list_(message)),
-    }
-    metas = [written_meta(sample) for sample in samples]
-    for name in dict.fromkeys(name for meta in metas for name in meta):
-        values = [meta.get(name) for meta in metas]
+    types = {"id": pa.string(), **dict.fromkeys(chats, pa.list_(message))}
+    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in types):
+        values = [row.get(name) for row in rows]
         try:
             columns[name] = pa.array(values)
         except (pa.ArrowException, OverflowError):
             columns[name] = pa.array(
                 [None if value is None else json.dumps(value, ensure_ascii=False) for value in values], pa.string()
             )
-    with replacing(path) as temporary:
-        parquet.write_table(pa.table(columns), temporary)
+    return pa.table(columns)

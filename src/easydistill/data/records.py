@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict, TypeVar
 
 
 class Message(TypedDict, total=False):
@@ -115,12 +115,22 @@ def draw_key(seed: int, identity: str) -> bytes:
     return hashlib.sha256(f"{seed}:{identity}".encode()).digest()
 
 
-def split_heldout(samples: list[Sample], heldout: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+class Prompted(Protocol):
+    """A row that has a prompt."""
+
+    @property
+    def prompt_hash(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=Prompted)
+
+
+def split_heldout(samples: list[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into (train, held out), by hash, so that the split does not depend on the order of rows.
 
     Rows with the same prompt stay on one side. At least one prompt always stays in training.
     """
-    by_prompt: dict[str, list[Sample]] = {}
+    by_prompt: dict[str, list[Row]] = {}
     for sample in samples:
         by_prompt.setdefault(sample.prompt_hash, []).append(sample)
     order = sorted(by_prompt, key=lambda prompt: draw_key(seed, prompt))

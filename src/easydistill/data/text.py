@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.formats import MALFORMED, _Broken, _half_characters, _own_id, _plain, _rows
 from easydistill.data.records import IdGiver, Rejection
+from easydistill.data.row_files import MALFORMED, BrokenRow, half_characters, own_id, plain_value, rows_of
 from easydistill.errors import DataError, MissingExtra
 
 ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
@@ -73,12 +73,12 @@ def read_documents(path: Path, encoding: str = "utf-8") -> tuple[list[Document],
         try:
             for source, row, result in _texts(file, encoding):
                 if isinstance(result, str):
-                    identity = ids.give({"text": result}, _own_id(row))
+                    identity = ids.give({"text": result}, own_id(row))
                     documents.append(Document(identity, result, source))
                 else:
                     identity = ids.give([source, str(row)[:1000]])
                     detail = f"{source}: {result}"
-                    rejected.append(Rejection(identity, "read", result.reason, detail, 1, _plain(row)))
+                    rejected.append(Rejection(identity, "read", result.reason, detail, 1, plain_value(row)))
         except (_Unreadable, DataError) as problem:
             reason = problem.reason if isinstance(problem, _Unreadable) else "unreadable"
             detail = str(problem) if isinstance(problem, DataError) else f"{file}: {problem}"
@@ -101,7 +101,7 @@ def _texts(file: Path, encoding: str) -> Iterator[tuple[str, Any, str | _Unreada
     """(source, row, text or what is wrong) for each text of a file."""
     suffix = file.suffix.lower()
     if suffix in ROW_SUFFIXES:
-        for number, row in enumerate(_rows(file), start=1):
+        for number, row in enumerate(rows_of(file), start=1):
             try:
                 yield f"{file}, row {number}", row, _checked(_text_of(row))
             except _Unreadable as problem:
@@ -118,7 +118,7 @@ def _texts(file: Path, encoding: str) -> Iterator[tuple[str, Any, str | _Unreada
 
 
 def _text_of(row: Any) -> str:
-    if isinstance(row, _Broken):
+    if isinstance(row, BrokenRow):
         raise _Unreadable(MALFORMED, row.problem)
     if isinstance(row, str):
         return row
@@ -138,7 +138,7 @@ def _checked(text: str) -> str:
         raise _Unreadable("empty", "there is no text in it")
     if "\0" in text:
         raise _Unreadable("binary", "there are zero bytes in it, so it is not text")
-    if _half_characters(text):
+    if half_characters(text):
         raise _Unreadable("encoding", "its text holds half of a surrogate pair")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

@@ -29,6 +29,7 @@ from easydistill.report.collect import Facts, collect
 from easydistill.report.curve import Curve, smooth
 from easydistill.report.disagreement import position_lines, probability, share_lines
 from easydistill.report.fact_tables import fact_tables, simple_facts
+from easydistill.report.settings_words import settings
 from easydistill.report.synthesis_words import (
     Station,
     diversity_lines,
@@ -167,13 +168,14 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "time": words.time_of(total_seconds(facts)),
         "when": words.moment(facts.summary.finished or facts.summary.started),
         "metrics": [words.metric_words(row) for row in words.ordered_metrics(facts.metrics)],
+        "loss_unit": words.loss_unit(facts),
         "curve_words": curve_words(facts),
         # Synthesis stages show funnels of their own.
         "funnel": funnel(facts) if len(facts.synthesis) < len(facts.stages) else [],
         "rejected_words": rejected_words(facts),
         "truncated_words": truncated_words(facts),
         "stages": stage_lines(facts),
-        "settings": words.settings(facts),
+        "settings": settings(facts),
         "environment": environment_words(facts),
         "no_answer": _why_no_answer(facts),
         "student_is_older": facts.has_student and facts.stage("train") is None,

@@ -12,6 +12,7 @@ from easydistill.data.files import write_text
 from easydistill.report import words
 from easydistill.report.build import code, md, printable, snippet
 from easydistill.report.collect import Facts, collect
+from easydistill.report.settings_words import settings
 from easydistill.report.values import as_dict, as_float, as_int, as_text
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -79,7 +80,7 @@ def _how_it_was_made(facts: Facts) -> str:
         f"- Student: {_model(student)}",
     ]
     keep = {"Asking the teacher", "Training", "Student's size", "Seeds"}
-    lines += [f"- {name}: {md(text)}" for name, text in words.settings(facts) if name in keep]
+    lines += [f"- {name}: {md(text)}" for name, text in settings(facts) if name in keep]
     steps, loss = as_int(facts.train.get("steps")), as_float(facts.train.get("final_loss"))
     if steps is not None:
         end = "" if loss is None else f", training loss {loss:.3f} at the end"

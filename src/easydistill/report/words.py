@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from easydistill.engine.progress import duration
-from easydistill.report.charts import rate_text
 from easydistill.report.collect import Facts, MetricRow
 from easydistill.report.values import as_dict, as_float, as_int, as_text, shown
 
@@ -37,6 +36,11 @@ KINDS = {
     "agreement": MetricKind(
         "Top-1 agreement with the teacher", "top-1 agreement", "share of tokens", False, ".1%", 1.0
     ),
+    "preferred": MetricKind("Chosen answer likelier per token", "preference", "share of pairs", False, ".1%", 1.0),
+    "reward_accuracy": MetricKind(
+        "Implicit reward larger for the chosen answer", "reward accuracy", "share of pairs", False, ".1%", 1.0
+    ),
+    "margin": MetricKind("Margin of the implicit rewards", "margin", "nats", False, ".3f"),
     "rouge_l": MetricKind("ROUGE-L against the teacher's answers", "ROUGE-L", "F1", False, ".3f", 1.0),
 }
 
@@ -189,6 +193,16 @@ def teacher_was_asked(facts: Facts) -> bool:
     return facts.setting("inference") is not None and facts.setting("dataset.instruction_path") is not None
 
 
+def on_pairs(facts: Facts) -> bool:
+    """Whether the student learned from pairs of answers."""
+    return bool(as_dict(facts.setting("preference")))
+
+
+def loss_unit(facts: Facts) -> str:
+    """What the training loss is a mean of."""
+    return "per pair" if on_pairs(facts) else "nats per answer token"
+
+
 def teacher_words(facts: Facts) -> tuple[str, str]:
     """(name, where it is) of the teacher."""
     if not facts.config:
@@ -198,7 +212,7 @@ def teacher_words(facts: Facts) -> tuple[str, str]:
         return model or "the API's default model", url
     reference = as_text(facts.setting("models.teacher"))
     if not reference:
-        return "labelled rows", "no teacher was asked"
+        return "pairs of answers" if on_pairs(facts) else "labelled rows", "no teacher was asked"
     name = short_model(reference)
     place = reference if reference != name else ""
     if teacher_was_asked(facts):
@@ -245,148 +259,10 @@ def lede(facts: Facts) -> str:
         parts.append(f"{subject} said how probable it finds each of {score.tokens['scored']:,} answer tokens.")
     rows = as_int(facts.train.get("train_rows"))
     if train is not None and rows is not None:
+        what = "pairs" if on_pairs(facts) else "rows"
         how = "LoRA adapters" if facts.setting("training.lora") else "all weights"
         made = "" if student[1] in {"as it is", ""} or "/" in student[1] else f" ({student[1]})"
         steps = as_int(facts.train.get("steps"))
         pace = f" in {steps:,} optimiser steps" if steps is not None else ""
-        parts.append(f"The student, {student[0]}{made}, learned from {rows:,} rows{pace} ({how} trained).")
+        parts.append(f"The student, {student[0]}{made}, learned from {rows:,} {what}{pace} ({how} trained).")
     return " ".join(parts)
-
-
-# --- settings ---------------------------------------------------------------------------------------------------
-
-
-def settings(facts: Facts) -> list[tuple[str, str]]:
-    """The settings that matter most, in words."""
-    found = [
-        ("Data", _data(facts)),
-        ("Synthesis", _synthesis(facts)),
-        ("Asking the teacher", _sampling(facts)),
-        ("Distillation", _distillation(facts)),
-        ("Teacher's signals", _signals(facts)),
-        ("Training", _training(facts)),
-        ("Evaluation", _evaluation(facts)),
-        ("Seeds", _seeds(facts)),
-    ]
-    parameters, trained = as_int(facts.train.get("parameters")), as_int(facts.train.get("trainable_parameters"))
-    if parameters:
-        share = "" if trained is None else f", {trained:,} of them trained ({trained / parameters:.1%})"
-        found.insert(3, ("Student's size", f"{parameters:,} parameters{share}"))
-    return [(name, text) for name, text in found if text]
-
-
-def _data(facts: Facts) -> str:
-    prompts, labelled = (as_text(facts.setting(f"dataset.{name}")) for name in ("instruction_path", "labeled_path"))
-    if facts.setting("synthesis") is not None:
-        text = f"rows from {prompts or MISSING}"
-        text += f"; accepted rows also written to {labelled}" if labelled else ""
-    elif prompts and labelled:
-        text = f"prompts from {prompts}; labels written to {labelled}"
-    else:
-        text = f"prompts from {prompts}" if prompts else f"labelled rows from {labelled}" if labelled else ""
-    most = as_int(facts.setting("dataset.max_samples"))
-    return f"{text}; at most {most:,} rows" if text and most is not None else text
-
-
-def _synthesis(facts: Facts) -> str:
-    """The operator's own settings, those that are one value each."""
-    found = as_dict(facts.setting("synthesis"))
-    told = {name: value for name, value in found.items() if isinstance(value, str | int | float)}
-    return ", ".join(f"{name} {plain(value)}" for name, value in told.items())
-
-
-def _sampling(facts: Facts) -> str:
-    if not teacher_was_asked(facts):
-        return ""
-    inference = as_dict(facts.setting("inference"))
-    heat = as_float(inference.get("temperature"))
-    words = ["the server's temperature" if heat is None else "greedy" if heat == 0 else f"temperature {heat:g}"]
-    for name in ("top_p", "top_k"):
-        if _number(inference, name):
-            words.append(f"{name.replace('_', '-')} {inference[name]:g}")
-    if _number(inference, "max_new_tokens"):
-        words.append(f"answers of at most {inference['max_new_tokens']:,} tokens")
-    if inference.get("system_prompt"):
-        words.append("with a system prompt")
-    if isinstance(inference.get("backend"), str):
-        words.append(f"backend {inference['backend']}")
-    return ", ".join(words)
-
-
-def _number(section: dict[str, Any], name: str) -> bool:
-    return as_float(section.get(name)) is not None
-
-
-def _training(facts: Facts) -> str:
-    training = as_dict(facts.setting("training"))
-    if not training:
-        return ""
-    lora = as_dict(training.get("lora"))
-    words = [f"LoRA of rank {plain(lora.get('r'))}" if lora else "all weights"]
-    if _number(training, "max_steps"):
-        words.append(f"{training['max_steps']:,} steps")
-    elif _number(training, "num_train_epochs"):
-        epochs = training["num_train_epochs"]
-        words.append(f"{epochs:g} epoch{'' if epochs == 1 else 's'}")
-    batch, accumulated = (
-        as_int(training.get(name)) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
-    )
-    if batch is not None and accumulated is not None:
-        how = f" ({batch} × {accumulated} accumulated)" if accumulated > 1 else ""
-        words.append(f"batch of {batch * accumulated} per device{how}")
-    if _number(training, "learning_rate"):
-        schedule = as_text(training.get("lr_scheduler_type"))
-        words.append(f"learning rate {rate_text(training['learning_rate'])}{f', {schedule}' if schedule else ''}")
-    if _number(training, "max_length"):
-        words.append(f"rows of at most {training['max_length']:,} tokens")
-    if training.get("packing"):
-        words.append("packed")
-    return ", ".join(words)
-
-
-def _distillation(facts: Facts) -> str:
-    distillation = as_dict(facts.setting("distillation"))
-    if not distillation:
-        return ""
-    words = [as_text(distillation.get("distillation_type"))]
-    plain_fields = {"distillation_type", "kd_ratio", "max_seq_length", "temperature", "tail", "align"}
-    words += [f"{name} {plain(value)}" for name, value in distillation.items() if name not in plain_fields]
-    share = as_float(distillation.get("kd_ratio"))
-    if share is not None:
-        words.append(f"{share:.0%} of the loss, the rest cross-entropy")
-    if distillation.get("temperature") not in {None, 1.0}:
-        words.append(f"temperature {plain(distillation['temperature'])}")
-    if distillation.get("align") == "bytes":
-        words.append("tokens matched by their bytes")
-    return ", ".join(word for word in words if word)
-
-
-def _signals(facts: Facts) -> str:
-    score = facts.stage("score")
-    if score is None:
-        return ""
-    words = [as_text(score.metrics.get("signal"))]
-    taken, head = (as_float(score.metrics.get(name)) for name in ("bytes_per_token", "head_mass"))
-    if taken is not None:
-        words.append(f"{taken:.1f} bytes a token")
-    if head is not None:
-        words.append(f"{head:.1%} of the teacher's mass kept exactly")
-    return ", ".join(word for word in words if word)
-
-
-def _evaluation(facts: Facts) -> str:
-    evaluation = as_dict(facts.setting("evaluation"))
-    if evaluation.get("enabled") is False:
-        return "off"
-    heldout = as_float(evaluation.get("heldout"))
-    if heldout is None:
-        return ""
-    rows = f"{heldout:.0%} of the rows" if heldout < 1 else f"{heldout:,.0f} rows"
-    answers = "the student answers them too" if evaluation.get("generate") else "without answers by the student"
-    return f"{rows} held out; {answers}"
-
-
-def _seeds(facts: Facts) -> str:
-    places = (("held-out rows", "dataset.seed"), ("answers", "inference.seed"), ("training", "training.seed"))
-    found = [(name, as_int(facts.setting(path))) for name, path in places]
-    return ", ".join(f"{name} {seed}" for name, seed in found if seed is not None)

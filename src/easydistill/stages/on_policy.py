@@ -12,7 +12,7 @@ from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfi
 from easydistill.config.models import ModelsConfig
 from easydistill.config.on_policy import OnPolicyConfig
 from easydistill.config.training import TrainingConfig
-from easydistill.data.files import hash_file
+from easydistill.data.files import hash_file, show_directory
 from easydistill.data.formats import read_samples
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
@@ -24,7 +24,7 @@ from easydistill.models.student import Student
 from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import missing_file
 from easydistill.stages.rows import LabelledRows, render_all
-from easydistill.stages.train import TrainStage
+from easydistill.stages.train import MODEL, TrainStage, save_student
 from easydistill.teachers.base import TEMPLATE_REFUSED, endpoint_name
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class OnPolicyStage(TrainStage):
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)
             context.stop.raise_if_requested()
-        files = self._save(student, renderer, context)
+        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        show_directory(context.directory / MODEL, context.run_directory / "student")
         shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
         return StageResult(
             outputs=files,

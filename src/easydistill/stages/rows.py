@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.evaluation import EvaluationConfig, HeldoutConfig
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
@@ -63,14 +63,18 @@ class LabelledRows:
 
     def heldout_rows(self, total: int) -> int:
         """How many of `total` rows are held out."""
-        config = self.evaluation
-        if not config.enabled or config.heldout == 0:
-            return 0
-        if config.heldout >= 1:
-            return int(config.heldout)
-        if total < MIN_ROWS_FOR_SHARE:
-            return 0
-        return min(config.max_heldout, max(1, round(config.heldout * total)))
+        return heldout_rows(self.evaluation, total)
+
+
+def heldout_rows(config: HeldoutConfig, total: int) -> int:
+    """How many of `total` rows are held out."""
+    if not config.enabled or config.heldout == 0:
+        return 0
+    if config.heldout >= 1:
+        return int(config.heldout)
+    if total < MIN_ROWS_FOR_SHARE:
+        return 0
+    return min(config.max_heldout, max(1, round(config.heldout * total)))
 
 
 def render_all(

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.config.synthesis import ChunksConfig
 from easydistill.data.files import hash_file
-from easydistill.data.formats import SUFFIXES, read_samples
+from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.row_files import SUFFIXES
 from easydistill.errors import ConfigIssue
 from easydistill.stages.label import missing_file
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from easydistill.config.inference import SamplingConfig
 from easydistill.data.files import replacing
-from easydistill.data.formats import MALFORMED, write_paper_json, write_parquet
+from easydistill.data.formats import write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Message, Rejection, Sample, count_reasons
+from easydistill.data.row_files import MALFORMED
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.operators import OPERATORS

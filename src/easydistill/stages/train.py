@@ -25,6 +25,7 @@ from easydistill.stages.rows import LabelledRows, render_all
 from easydistill.stages.score import SIGNALS, STORE
 
 if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer
     from easydistill.trainers.batching import TokenRow
     from easydistill.trainers.distillation import Distillation
 
@@ -179,7 +180,9 @@ class TrainStage:
             self.name,
         )
         context.stop.raise_if_requested()
-        files = self._save(student, renderer, context)
+        # In the stage's directory, and shown as `student/` in the run directory.
+        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        show_directory(context.directory / MODEL, context.run_directory / "student")
         shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
         return StageResult(
             outputs=files,
@@ -206,16 +209,19 @@ class TrainStage:
         distillation.check(rows)
         return distillation
 
-    def _save(self, student: Student, renderer: Any, context: StageContext) -> list[str]:
-        """Save model and tokenizer in the stage's directory, then show them as `student/` in the run directory."""
-        from easydistill.models.loading import import_torch
 
-        torch = import_torch()
-        target = context.directory / MODEL
-        shutil.rmtree(target, ignore_errors=True)
-        student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
-        if self._rows.dataset.template is not None and not renderer.single_turn:
-            student.tokenizer.chat_template = renderer.template
-        student.tokenizer.save_pretrained(target)
-        show_directory(target, context.run_directory / "student")
-        return [f"{MODEL}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]
+def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:
+    """Save model and tokenizer in `target`; the files' paths from the directory that it is in.
+
+    Args:
+        template: the file whose template replaces the tokenizer's own, where there is one.
+    """
+    from easydistill.models.loading import import_torch
+
+    torch = import_torch()
+    shutil.rmtree(target, ignore_errors=True)
+    student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
+    if template is not None and not renderer.single_turn:
+        student.tokenizer.chat_template = renderer.template
+    student.tokenizer.save_pretrained(target)
+    return [f"{target.name}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]

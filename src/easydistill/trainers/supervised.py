@@ -138,25 +138,38 @@ def with_adapters(model: Any, config: TrainingConfig) -> Any:
     Raises:
         ConfigError: the output layer is to have adapters.
     """
-    if config.lora is None:
+    wanted = adapters(model, config)
+    if wanted is None:
         return model
     import peft
     import torch
 
-    _check_targets(model, config.lora.target_modules)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        adapters = peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.target_modules,
-        )
-        adapted = peft.get_peft_model(model, adapters)
+        adapted = peft.get_peft_model(model, wanted)
     if config.gradient_checkpointing:
         adapted.enable_input_require_grads()
     return adapted
+
+
+def adapters(model: Any, config: TrainingConfig) -> Any:
+    """What PEFT is told of the adapters that the config asks for; None where it asks for none.
+
+    Raises:
+        ConfigError: the output layer is to have adapters.
+    """
+    if config.lora is None:
+        return None
+    import peft
+
+    _check_targets(model, config.lora.target_modules)
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+    )
 
 
 def _check_targets(model: Any, targets: Sequence[str]) -> None:
@@ -207,6 +220,10 @@ class Watch(TrainerCallback):
 
     def __enter__(self) -> Watch:
         return self
+
+    def task(self, label: str, total: int, done: int) -> contextlib.AbstractContextManager[Task]:
+        """Progress of what comes before the first step."""
+        return self._reporter.task(label, total, done=done, unit="rows")
 
     def __exit__(self, *exception: Any) -> None:
         if self._context is not None:

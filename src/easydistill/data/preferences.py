@@ -1,0 +1,171 @@
+"""Pairs of answers to one prompt, one of which is better ↔ files.
+
+Read: JSON arrays, JSON Lines and Parquet whose rows have `chosen` and `rejected`, each a text, a message or a list of
+messages, after a `prompt` (a text or messages), an `instruction` (with `input`, `system`, `history`), or, without
+either, after the messages that both lists begin with. A row may bring its own `beta`. Written: `prompt`, `chosen` and
+`rejected` as lists of messages, as TRL and `datasets` read them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easydistill.data.files import replacing
+from easydistill.data.formats import messages_of, parquet_table
+from easydistill.data.records import IdGiver, Message, Rejection, content_hash
+from easydistill.data.row_files import MALFORMED, Malformed, half_characters, own_id, plain_value, rows_of
+from easydistill.errors import DataError
+
+PAIR_SHAPES = 'rows are {"prompt": …, "chosen": …, "rejected": …}, each a text or messages; "beta" is optional'
+_ANSWERS = ("chosen", "rejected")
+_PROMPTS = ("prompt", "instruction", "question", "query", "input", "system", "history")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    beta: float | None = None
+    """The pair's own β in the loss; None takes the config's."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What else is known: scores, margin, gap, who wrote what."""
+
+    @property
+    def prompt_hash(self) -> str:
+        return content_hash(list(self.prompt))
+
+
+def read_preferences(path: Path, *, limit: int | None = None) -> tuple[list[Preference], list[Rejection]]:
+    """Read pairs, giving each its id.
+
+    Args:
+        path: `.json`, `.jsonl` or `.parquet`.
+        limit: read only the first so many rows.
+
+    Returns:
+        The pairs, and a rejection for each row that is none.
+
+    Raises:
+        DataError: the file cannot be read at all, or no row of it is a pair.
+    """
+    ids = IdGiver()
+    pairs: list[Preference] = []
+    rejected: list[Rejection] = []
+    for number, row in enumerate(rows_of(path), start=1):
+        if limit is not None and number > limit:
+            break
+        try:
+            prompt, chosen, worse, beta = _pair(row)
+        except Malformed as problem:
+            identity = ids.give([number, str(row)[:1000]])
+            detail = f"{path}, row {number}: {problem}"
+            rejected.append(Rejection(identity, "read", MALFORMED, detail, 1, plain_value(row)))
+            continue
+        identity = ids.give([prompt, chosen, worse], own_id(row))
+        known = {*_ANSWERS, *_PROMPTS, "messages", "beta", "id"}
+        meta = {str(name): value for name, value in row.items() if name not in known and value is not None}
+        pairs.append(Preference(identity, tuple(prompt), chosen, worse, beta, meta))
+    if not pairs:
+        first = f"\n    {rejected[0].detail}" if rejected else ""
+        raise DataError(f"{path}: none of its {len(rejected)} rows is a pair; {PAIR_SHAPES}{first}")
+    return pairs, rejected
+
+
+def _pair(row: Any) -> tuple[list[Message], Message, Message, float | None]:
+    if not isinstance(row, dict) or any(row.get(name) is None for name in _ANSWERS):
+        # Also says so of a line that is no JSON, and of what is no object.
+        messages_of(row)
+        raise Malformed("there is no `chosen` and `rejected`")
+    chosen, rejected = (_answer_side(row[name], name) for name in _ANSWERS)
+    prompt = _prompt(row)
+    if prompt is None:
+        prompt = _common(chosen, rejected)
+    # Both sides may repeat the prompt, or hold the answer alone.
+    answers = [_after(prompt, side, name) for side, name in zip((chosen, rejected), _ANSWERS, strict=True)]
+    texts = [text for message in (*prompt, *answers) for text in message.values() if isinstance(text, str)]
+    if any(map(half_characters, texts)):
+        raise Malformed("its text holds half of a surrogate pair")
+    if not any(message["role"] == "user" and message["content"].strip() for message in prompt):
+        raise Malformed("there is no prompt")
+    if not all(answer["content"].strip() for answer in answers):
+        raise Malformed("an answer is empty")
+    if answers[0] == answers[1]:
+        raise Malformed("both answers are the same")
+    return prompt, answers[0], answers[1], _beta(row.get("beta"))
+
+
+def _answer_side(value: Any, name: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    try:
+        return messages_of({"messages": [value] if isinstance(value, dict) else value})
+    except Malformed as problem:
+        raise Malformed(f"`{name}`: {problem}") from None
+
+
+def _prompt(row: dict[str, Any]) -> list[Message] | None:
+    """What stands before both answers; None where only the answers' lists tell."""
+    asked = row.get("prompt")
+    if isinstance(asked, list | tuple):
+        return messages_of({"messages": asked})
+    plain = {name: row[name] for name in _PROMPTS if row.get(name) is not None}
+    if not set(plain) - {"input", "system", "history"}:
+        return messages_of({"messages": row["messages"]}) if row.get("messages") else None
+    return messages_of(plain)
+
+
+def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
+    if min(len(chosen), len(rejected)) < 2 or chosen[:-1] != rejected[:-1]:
+        raise Malformed("there is no `prompt`, and `chosen` and `rejected` do not begin with the same messages")
+    return chosen[:-1]
+
+
+def _after(prompt: list[Message], side: list[Message], name: str) -> Message:
+    if len(side) > 1 and side[:-1] != prompt:
+        raise Malformed(f"`{name}` does not begin with the prompt")
+    if side[-1]["role"] != "assistant":
+        raise Malformed(f"`{name}` does not end with the assistant's message")
+    return side[-1]
+
+
+def _beta(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise Malformed(f"`beta` is {value!r}, not a number above 0")
+    return float(value)
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def pair_row(pair: Preference) -> dict[str, Any]:
+    """A pair as it is written."""
+    own = {} if pair.beta is None else {"beta": pair.beta}
+    sides = {"chosen": [dict(pair.chosen)], "rejected": [dict(pair.rejected)]}
+    return {"id": pair.id, "prompt": [dict(message) for message in pair.prompt], **sides, **own, **pair.meta}
+
+
+def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:
+    """Write a JSON array, one pair a line."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        handle.write("[")
+        for index, pair in enumerate(pairs):
+            handle.write(("," if index else "") + "\n" + json.dumps(pair_row(pair), ensure_ascii=False))
+        handle.write("\n]\n")
+
+
+def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:
+    """Write Parquet; a field whose values have no common type is written as JSON text."""
+    import pyarrow.parquet as parquet
+
+    with replacing(path) as temporary:
+        parquet.write_table(parquet_table([pair_row(pair) for pair in pairs], ("prompt", *_ANSWERS)), temporary)

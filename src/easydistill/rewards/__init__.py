@@ -1,0 +1,82 @@
+"""Rewards for PPO and GRPO: one a file, named as the `rewards` section names it.
+
+A module offers `Config`, a `RewardConfig` with the reward's own parameters, and `make(config, context) -> Reward`; see
+`_base.py`. Where its config names files, `files(config)` tells them by key, and where it names models, `models(config)`
+does: they must be there before a run, and what is in them is part of what the run learns from. Importing a module loads
+neither torch nor any other heavy library.
+"""
+
+from __future__ import annotations
+
+from inspect import getdoc
+from typing import Any
+
+from pydantic import Field, create_model
+
+from easydistill.config.rewards import RewardConfig, RewardsConfig
+from easydistill.registry import Registry
+from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.rewards._composite import Composite, Scored, close_all
+
+__all__ = [
+    "REWARDS",
+    "Composite",
+    "Reward",
+    "RewardContext",
+    "Rollout",
+    "Scored",
+    "build",
+    "files",
+    "models",
+    "rewards_section",
+]
+
+REWARDS = Registry("rewards", __name__)
+
+
+def rewards_section() -> Any:
+    """The type of a job's `rewards` section: a key for every registered reward, which holds its own config."""
+    fields: dict[str, Any] = {}
+    for name in REWARDS.names():
+        config: type[RewardConfig] = REWARDS.module(name).Config
+        fields[name] = (config | None, Field(default=None, description=getdoc(config)))
+    section: Any = create_model("RewardsSection", __base__=RewardsConfig, __module__=__name__, **fields)
+    section.__doc__ = RewardsConfig.__doc__
+    return section
+
+
+def build(section: RewardsConfig, context: RewardContext) -> Composite:
+    """Make every reward of a section. Close what it returns.
+
+    Raises:
+        ConfigError: a reward cannot work with what there is: no judge, a teacher with other tokens.
+        MissingExtra, ModelError, DataError: as each reward says.
+    """
+    made: dict[str, Reward] = {}
+    chosen = section.chosen()
+    try:
+        for name, config in chosen.items():
+            made[name] = REWARDS.module(name).make(config, context)
+    except BaseException:
+        close_all(list(made.values()))
+        raise
+    return Composite(made, {name: config.weight for name, config in chosen.items()})
+
+
+def files(section: RewardsConfig) -> dict[str, str]:
+    """The files that a section names, by dotted key below `rewards`: `{"judge.prompt": "mine.txt"}`."""
+    return _named("files", section)
+
+
+def models(section: RewardsConfig) -> dict[str, str]:
+    """The models that a section names, by dotted key below `rewards`."""
+    return _named("models", section)
+
+
+def _named(kind: str, section: RewardsConfig) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, config in section.chosen().items():
+        module = REWARDS.module(name)
+        if hasattr(module, kind):
+            found.update({f"{name}.{key}": value for key, value in getattr(module, kind)(config).items()})
+    return found

@@ -1,0 +1,62 @@
+"""What a reward is given, and what it gives back.
+
+Rewards are called from whichever thread trains, possibly from several at once, and so use no signals and keep no state
+that two calls could mix up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from easydistill.data.records import Message
+from easydistill.engine.interrupt import StopSignal
+
+if TYPE_CHECKING:
+    from easydistill.teachers.base import Teacher
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer that the policy gave."""
+
+    prompt: tuple[Message, ...]
+    """The chat as asked."""
+    text: str
+    """The answer without special tokens."""
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    """Of the answer, with the end token if it ended."""
+    ended: bool
+    """False where the answer was cut off."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other fields, such as `answer`."""
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What rewards may need beside their configs."""
+
+    tokenizer: Any = None
+    """The policy's."""
+    eos_ids: frozenset[int] = frozenset()
+    """Every token that ends the policy's turn; empty for the tokenizer's own."""
+    device: str | None = None
+    """Where rewards put their models, such as `cuda:1`; by default this machine's accelerator."""
+    judge: Teacher | None = None
+    """The model that judges. Whoever made it closes it."""
+    judge_sampling: Mapping[str, Any] = field(default_factory=dict)
+    """How the judge samples, for the keys of requests."""
+    stop: StopSignal = field(default_factory=StopSignal)
+    """Asked between two units of work."""
+
+
+class Reward(Protocol):
+    """Judges rollouts."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """A finite number for each rollout, in their order; None where it abstains: it has nothing to say."""
+
+    def close(self) -> None:
+        """Free models, processes and connections."""

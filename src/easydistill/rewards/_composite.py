@@ -1,0 +1,98 @@
+"""Several rewards as one: R(y) = Σᵢ wᵢ · rᵢ(y), and each rᵢ by name, for the log.
+
+A reward that abstains counts 0 in the sum and is counted as abstained. Where every reward with a weight abstains,
+nothing is known of the rollout and its total is None: whoever trains leaves it out, rather than learn from a made-up 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from types import TracebackType
+
+from easydistill.errors import EasyDistillError
+from easydistill.rewards._base import Reward, Rollout
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What rollouts are worth, in their order."""
+
+    totals: list[float | None]
+    """Weighted sums; None where every reward with a weight abstained."""
+    by_reward: dict[str, list[float | None]]
+    """Each reward's own values, before its weight."""
+
+    def summary(self) -> dict[str, float]:
+        """For the log: means over what did not abstain, `reward` and `reward/<name>`; shares that abstained,
+        `reward/<name>/abstained` and `reward/abstained`. What nobody gave a value to has no mean."""
+        found: dict[str, float] = {}
+        for name, values in (("reward", self.totals), *((f"reward/{name}", v) for name, v in self.by_reward.items())):
+            given = [value for value in values if value is not None]
+            if given:
+                found[name] = fmean(given)
+            if values:
+                found[f"{name}/abstained"] = 1 - len(given) / len(values)
+        return found
+
+
+class Composite:
+    """The weighted sum of rewards; a `Reward` itself.
+
+    Args:
+        rewards: by name; they are called one after the other, in this order.
+        weights: by the same names.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        assert rewards.keys() == weights.keys(), "each reward has its weight"
+        self._rewards, self._weights = dict(rewards), dict(weights)
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scored:
+        """Every reward's values and their sums.
+
+        Raises:
+            EasyDistillError: a reward gave something else than one finite number, or None, a rollout.
+        """
+        by_reward = {name: _checked(name, reward(rollouts), len(rollouts)) for name, reward in self._rewards.items()}
+        weighted = [(self._weights[name], values) for name, values in by_reward.items() if self._weights[name]]
+        totals: list[float | None] = []
+        for row in range(len(rollouts)):
+            parts = [weight * value for weight, values in weighted if (value := values[row]) is not None]
+            totals.append(math.fsum(parts) if parts else None)
+        return Scored(totals, by_reward)
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        return self.score(rollouts).totals
+
+    def close(self) -> None:
+        """Close all of them, also where one of them fails to."""
+        close_all(list(self._rewards.values()))
+
+    def __enter__(self) -> Composite:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def close_all(rewards: Sequence[Reward]) -> None:
+    """Close rewards; the first failure is raised once all have been tried."""
+    if rewards:
+        try:
+            rewards[0].close()
+        finally:
+            close_all(rewards[1:])
+
+
+def _checked(name: str, values: list[float | None], count: int) -> list[float | None]:
+    if len(values) != count:
+        raise EasyDistillError(f"the reward {name!r} gave {len(values)} values for {count} rollouts")
+    for value in values:
+        if value is not None and not math.isfinite(value):
+            raise EasyDistillError(f"the reward {name!r} gave {value}, which is not a finite number")
+    return values

@@ -1,0 +1,39 @@
+"""What rewards that are models share: how they are loaded, and where they compute."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from easydistill.config.base import NonEmptyStr, PositiveInt
+from easydistill.config.rewards import RewardConfig
+from easydistill.models.loading import device, import_torch
+
+MAX_BATCH_ROWS = 64
+
+
+class ModelRewardConfig(RewardConfig):
+    """What rewards that are models have."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"max_batch_tokens"})
+
+    model: NonEmptyStr
+    """A local directory, a hub id, or another reference to a model."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number type of its weights; `auto` is bfloat16 where the device computes well in it."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    max_length: PositiveInt | None = None
+    """Longest prompt and answer together, in its tokens; longer ones are not judged. Default: what the model takes."""
+    max_batch_tokens: PositiveInt = 16_384
+    """Tokens, padding included, that it reads at once."""
+
+
+def place(wanted: str | None) -> Any:
+    """The device to compute on: as wanted, else this machine's accelerator or CPU."""
+    return import_torch().device(wanted) if wanted is not None else device()
+
+
+def room(config: ModelRewardConfig, model_config: Any) -> int | None:
+    """Most tokens that the model may be given; None where nothing limits them."""
+    limits = [config.max_length, getattr(model_config.get_text_config(), "max_position_embeddings", None)]
+    return min((limit for limit in limits if limit is not None), default=None)

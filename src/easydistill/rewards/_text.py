@@ -1,0 +1,39 @@
+"""Parts of an answer that more than one reward looks at. Everything here is linear in the text's length."""
+
+from __future__ import annotations
+
+import re
+
+THINK, END_OF_THINK = "<think>", "</think>"
+_FENCE = re.compile(r"[ \t]*+(?P<marks>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\s]*+)[^`\n]*+")
+_PYTHON = frozenset({"", "python", "python3", "py"})
+
+
+def after_thoughts(text: str) -> str:
+    """What follows the last `</think>`; all of a text without thoughts; nothing of one whose thoughts do not end."""
+    rest = text.rpartition(END_OF_THINK)[2]
+    return "" if THINK in rest else rest
+
+
+def last_program(text: str) -> str | None:
+    """The last closed fenced block of Python, or of no named language; all of a text without any fence.
+
+    None where there are fences but no such block: the program was cut off, or is in another language.
+    """
+    program: str | None = None
+    opened: tuple[str, str] | None = None
+    lines: list[str] = []
+    fenced = False
+    for line in text.replace("\r\n", "\n").split("\n"):
+        mark = _FENCE.fullmatch(line)
+        if opened is None:
+            if mark is not None:
+                fenced, lines = True, []
+                opened = (mark["marks"], mark["info"].lower())
+        elif mark is not None and mark["marks"].startswith(opened[0]) and not mark["info"]:
+            if opened[1] in _PYTHON:
+                program = "\n".join(lines)
+            opened = None
+        else:
+            lines.append(line)
+    return program if fenced else text

@@ -1,0 +1,157 @@
+r"""Whether an answer has the wanted form: 1 or 0.
+
+- `pattern`: a regular expression that the whole text must match, `.` matching line ends too.
+- `style`: `boxed`, a final answer in `\boxed{…}`; `think`, `<think>…</think>` first and then an answer, both with
+  something in them, each tag there exactly once; `hash`, a last line `#### x`.
+
+A pattern may take exponential time on some text, and `re` holds Python's lock meanwhile, so that no thread could end
+it. Patterns are therefore matched in a process of their own, one for each call, which takes some 30 ms; a text that
+takes longer than `seconds` does not have the form, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, model_validator
+
+from easydistill.config.base import NonEmptyStr, PositiveFloat, Unfit
+from easydistill.config.rewards import RewardConfig
+from easydistill.errors import EasyDistillError
+from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.rewards._text import END_OF_THINK, THINK
+from easydistill.verification.answers import find_answer
+
+LOGGER = logging.getLogger(__name__)
+_HASH_LINE = re.compile(r"[ \t]*+####(?!#)[^\n]*\S[^\n]*")
+_LAST_PROMPT_TOKENS = 8
+"""As many as a `<think>` and a line end may take."""
+READY = b"ready\n"
+_START_SECONDS = 60.0
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""All that the process inherits: what Python may need to start."""
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern, re.DOTALL)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise Unfit(f"this is not a regular expression: {error}", "see Python's `re` for what it knows") from None
+    return pattern
+
+
+class Config(RewardConfig):
+    """Whether the answer has a wanted form."""
+
+    pattern: Annotated[NonEmptyStr, AfterValidator(_compiles)] | None = None
+    """A regular expression that the whole answer must match; `.` matches line ends too."""
+    style: Literal["boxed", "think", "hash"] | None = None
+    """A known form: `\\boxed{…}`; `<think>…</think>` and an answer; `#### x` as the last line."""
+    seconds: PositiveFloat = 1.0
+    """Time that matching one answer with `pattern` may take."""
+
+    @model_validator(mode="after")
+    def _is_one_form(self) -> Config:
+        if (self.pattern is None) == (self.style is None):
+            problem = "there is no form" if self.style is None else "pattern and style are both there"
+            raise Unfit(problem, 'set one of them, such as "style": "boxed"')
+        if self.style is not None and "seconds" in self.model_fields_set:
+            raise Unfit("seconds is the limit of a pattern, and there is a style", "remove seconds")
+        return self
+
+
+def make(config: Config, context: RewardContext) -> Reward:
+    return _Format(config, context.tokenizer)
+
+
+class _Format:
+    def __init__(self, config: Config, tokenizer: Any) -> None:
+        self._config, self._tokenizer = config, tokenizer
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        if self._config.style is not None:
+            has = STYLES[self._config.style]
+            return [float(has(self._seen(rollout))) for rollout in rollouts]
+        assert self._config.pattern is not None
+        found = match_all(self._config.pattern, [rollout.text for rollout in rollouts], self._config.seconds)
+        late = sum(match is None for match in found)
+        if late:
+            words = "%d of %d answers could not be matched with rewards.format.pattern within %g s each: they get 0"
+            LOGGER.warning(words, late, len(found), self._config.seconds)
+        return [float(match is True) for match in found]
+
+    def _seen(self, rollout: Rollout) -> str:
+        """The text, with a `<think>` that the prompt opens: several models' templates end so."""
+        if self._config.style == "think" and self._tokenizer is not None:
+            end = self._tokenizer.decode(list(rollout.prompt_ids[-_LAST_PROMPT_TOKENS:]))
+            if end.rstrip().endswith(THINK):
+                return THINK + rollout.text
+        return rollout.text
+
+    def close(self) -> None:
+        """Holds nothing: processes end with the call that started them."""
+
+
+def has_box(text: str) -> bool:
+    """Whether a box that closes, with something in it, holds the final answer."""
+    return find_answer(text, ("boxed",)) is not None
+
+
+def has_thoughts(text: str) -> bool:
+    """Whether thoughts come first, then an answer."""
+    if text.count(THINK) != 1 or text.count(END_OF_THINK) != 1:
+        return False
+    before, _, rest = text.partition(THINK)
+    thoughts, closed, answer = rest.partition(END_OF_THINK)
+    return bool(not before.strip() and closed and thoughts.strip() and answer.strip())
+
+
+def has_hash_line(text: str) -> bool:
+    """Whether the last line that is not empty is `#### x`."""
+    return _HASH_LINE.fullmatch(text.rstrip().rpartition("\n")[2]) is not None
+
+
+STYLES: dict[str, Callable[[str], bool]] = {"boxed": has_box, "think": has_thoughts, "hash": has_hash_line}
+
+
+def match_all(pattern: str, texts: Sequence[str], seconds: float) -> list[bool | None]:
+    """Whether each whole text matches a pattern; None where that took longer than `seconds`, or all memory.
+
+    Raises:
+        EasyDistillError: the process that matches does not work at all.
+    """
+    found: list[bool | None] = []
+    while len(found) < len(texts):
+        found += _match(pattern, texts[len(found) :], seconds)
+        if len(found) < len(texts):
+            # It ended at one text: that one has no match, the others have their turn.
+            found.append(None)
+    return found
+
+
+def _match(pattern: str, texts: Sequence[str], seconds: float) -> list[bool | None]:
+    """As `match_all`, up to the text at which the process ended."""
+    request = json.dumps({"pattern": pattern, "seconds": seconds, "texts": list(texts)})
+    # Isolated, and without installed packages: it starts faster, and nothing can be slipped in.
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("_pattern_worker.py"))]
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    limit = _START_SECONDS + seconds * len(texts)
+    try:
+        done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=limit, env=environment)
+    except subprocess.TimeoutExpired as late:
+        written = late.stdout or b""
+    else:
+        written = done.stdout
+        if not written.startswith(READY):
+            last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise EasyDistillError(f"the process that matches rewards.format.pattern does not start: {last}")
+    whole = written[: written.rfind(b"\n") + 1].splitlines()
+    return [json.loads(line) for line in whole[1:]]

@@ -1,0 +1,125 @@
+"""The score of a reward model: a sequence classifier with one label, trained on preferences (Bradley–Terry).
+
+The chat with its answer is written in the reward model's own template and tokens. `centre` is taken off every score:
+such models are trained on differences, so their zero means nothing, and with several rewards it should. What is longer
+than the model reads is not judged.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from easydistill.config.rewards import AnyFloat
+from easydistill.data.batches import batches_by_length
+from easydistill.data.records import answer_message
+from easydistill.errors import DataError, ModelError
+from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
+from easydistill.models.reference import model_directory, resolve
+from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.rewards._models import MAX_BATCH_ROWS, ModelRewardConfig, place, room
+
+
+class Config(ModelRewardConfig):
+    """The score of a reward model."""
+
+    centre: AnyFloat = 0.0
+    """Taken off every score: such as the mean score of the answers that training begins with."""
+
+
+def models(config: Config) -> dict[str, str]:
+    return {"model": config.model}
+
+
+def make(config: Config, context: RewardContext) -> Reward:
+    """Raises ModelError for a model that is no reward model, or has no chat template."""
+    return _RewardModel(config, place(context.device))
+
+
+class _RewardModel:
+    def __init__(self, config: Config, device: Any) -> None:
+        # Loaded here: it brings numpy's and jinja2's world with it.
+        from easydistill.data.chat import ChatRenderer
+
+        self._config, self._device = config, device
+        self._tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        try:
+            self._chat = ChatRenderer(self._tokenizer, frozenset())
+        except DataError as error:
+            problem = str(error).partition("\n")[0]
+            raise ModelError(f"rewards.reward_model.model: {config.model}: {problem}") from None
+        self._model = load_classifier(config, device)
+        if self._model.config.pad_token_id is None:
+            self._model.config.pad_token_id = self._pad()
+        self._room = room(config, self._model.config)
+        self._lock = threading.Lock()
+
+    def _pad(self) -> int:
+        known = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        return next(token for token in known if token is not None)
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        with self._lock:
+            rows = [self._ids(rollout) for rollout in rollouts]
+            fits = [row for row, ids in enumerate(rows) if self._room is None or len(ids) <= self._room]
+            values: list[float | None] = [None] * len(rows)
+            lengths = [len(rows[row]) for row in fits]
+            for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
+                taken = [fits[at] for at in batch]
+                for row, score in zip(taken, self._scores([rows[row] for row in taken]), strict=True):
+                    values[row] = score - self._config.centre
+            return values
+
+    def _ids(self, rollout: Rollout) -> list[int]:
+        chat = [*rollout.prompt, answer_message(rollout.text)]
+        text = self._chat.text(chat, add_generation_prompt=False)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """The model's one number a row. The model looks at the last token that is not padding, itself."""
+        torch = import_torch()
+        width = max(map(len, rows))
+        pad = self._model.config.pad_token_id
+        ids_BT = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in rows], device=self._device)
+        seen_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=self._device)
+        with torch.no_grad():
+            logits_B1 = self._model(input_ids=ids_BT, attention_mask=seen_BT).logits
+        scores: list[float] = logits_B1[:, 0].float().tolist()
+        return scores
+
+    def close(self) -> None:
+        self._model = None
+
+
+def load_classifier(config: Config, device: Any) -> Any:
+    """The sequence classifier, in eval mode.
+
+    Raises:
+        ModelError: it cannot be loaded, has no head of its own, or gives more than one number.
+    """
+    import_torch()
+    from transformers import AutoModelForSequenceClassification
+
+    where = f"rewards.reward_model.model: {config.model}"
+    # Of a causal language model, transformers would make a classifier with a random head, and only warn.
+    architectures = _architectures(config)
+    if not any("SequenceClassification" in name or "Reward" in name for name in architectures):
+        shown = ", ".join(architectures) or "none"
+        raise ModelError(f"{where} is no reward model (its architecture: {shown})\n    → train one, or name one")
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            model_directory(resolve(config.model)),
+            dtype=choose_dtype(config.dtype, device),
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{where} cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from error
+    if model.config.num_labels != 1:
+        raise ModelError(f"{where} gives {model.config.num_labels} numbers, a reward model gives one")
+    return model.to(device).eval()
+
+
+def _architectures(config: Config) -> list[str]:
+    return list(model_config(config.model, trust_remote_code=config.trust_remote_code)[0].architectures or [])

@@ -1,0 +1,124 @@
+"""How probable a teacher finds an answer of T tokens: r = (1/T) Σ_t log p_T(a_t | prompt, a_<t), in nats a token.
+
+It is the teacher's half of the reverse KL divergence. With a term for the policy's entropy, −log p_S(a_t) a token, the
+expected sum is −KL(student ‖ teacher) a token, which MiniLLM (Gu et al., 2024) and on-policy distillation
+(Agarwal et al., 2024) maximise. Alone it has its maximum at the teacher's most probable answer, not at its
+distribution.
+
+The teacher reads the policy's own token ids, so both must have the same tokens. The answer's end token counts where the
+answer ended. What is longer than the teacher reads, empty, or holds a token that the teacher lacks, is not judged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from easydistill.data.batches import batches_by_length
+from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.models.loading import choose_dtype, eos_ids, import_torch, load_model
+from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.rewards._models import MAX_BATCH_ROWS, ModelRewardConfig, place, room
+
+LOGGER = logging.getLogger(__name__)
+_CHUNK_BYTES = 256 << 20
+"""Of logits that exist at once."""
+
+
+class Config(ModelRewardConfig):
+    """The teacher's mean log-probability of the answer's tokens."""
+
+
+def models(config: Config) -> dict[str, str]:
+    return {"model": config.model}
+
+
+def make(config: Config, context: RewardContext) -> Reward:
+    """Raises ConfigError for a teacher with other tokens than the policy, ModelError for one that cannot be loaded."""
+    vocabulary = shared_vocabulary(config, context)
+    device = place(context.device)
+    dtype = choose_dtype(config.dtype, device)
+    model = load_model(config.model, dtype, trust_remote_code=config.trust_remote_code).to(device)
+    return _TeacherKl(config, model, vocabulary)
+
+
+def shared_vocabulary(config: Config, context: RewardContext) -> int:
+    """How many token ids, from 0 up, mean the same to policy and teacher; no weights are read.
+
+    Raises:
+        ConfigError: their distributions cannot be compared.
+    """
+    from easydistill.models.compatibility import Side, compare, fatal, shared_ids, side_of
+
+    assert context.tokenizer is not None, "the trainer knows its policy's tokenizer"
+    teacher = side_of(config.model, "teacher", trust_remote_code=config.trust_remote_code)
+    policy = Side("student", context.tokenizer, context.eos_ids or eos_ids(context.tokenizer), None)
+    differences = compare(policy, teacher)
+    mend = "name a teacher of the policy's family; this reward has no way to match other tokens"
+    issues = [ConfigIssue("config", "rewards.teacher_kl.model", item.problem, mend) for item in fatal(differences)]
+    shared = shared_ids(context.tokenizer, teacher.tokenizer)
+    if issues or shared is None:
+        raise ConfigError(issues)
+    for item in differences:
+        LOGGER.warning("rewards.teacher_kl: %s", item.problem)
+    return shared
+
+
+class _TeacherKl:
+    def __init__(self, config: Config, model: Any, vocabulary: int) -> None:
+        self._config, self._model, self._vocabulary = config, model, vocabulary
+        self._room = room(config, model.config)
+        self._lock = threading.Lock()
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        values: list[float | None] = [None] * len(rollouts)
+        fits = [row for row, rollout in enumerate(rollouts) if self._can_read(rollout)]
+        lengths = [len(rollouts[row].prompt_ids) + len(rollouts[row].answer_ids) for row in fits]
+        with self._lock:
+            for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
+                taken = [fits[at] for at in batch]
+                for row, value in zip(taken, self._means([rollouts[row] for row in taken]), strict=True):
+                    values[row] = value
+        return values
+
+    def _can_read(self, rollout: Rollout) -> bool:
+        ids = (*rollout.prompt_ids, *rollout.answer_ids)
+        short = self._room is None or len(ids) <= self._room
+        return bool(rollout.prompt_ids and rollout.answer_ids) and short and max(ids) < self._vocabulary
+
+    def _means(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Mean log-probability of each answer. Row t of the hidden states predicts token t+1."""
+        from easydistill.models.head import Head, body_of, rows_per_chunk
+
+        torch = import_torch()
+        rows = [[*rollout.prompt_ids, *rollout.answer_ids] for rollout in rollouts]
+        width = max(map(len, rows))
+        on = next(self._model.parameters()).device
+        # Padding is on the right, where causal attention does not look.
+        ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=on)
+        starts_B = torch.tensor([len(rollout.prompt_ids) for rollout in rollouts], device=on)
+        ends_B = torch.tensor([len(ids) for ids in rows], device=on)
+        at_T = torch.arange(1, width, device=on)
+        answer_BT = (at_T >= starts_B[:, None]) & (at_T < ends_B[:, None])
+        with torch.no_grad():
+            hidden_BTD = body_of(self._model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+            hidden_ND, target_N = hidden_BTD[:, :-1][answer_BT], ids_BT[:, 1:][answer_BT]
+            head = Head.of(self._model)
+            step = rows_per_chunk(head.weight_VD.shape[0], _CHUNK_BYTES)
+            parts = [
+                _realised(head.logits(hidden_ND[at : at + step]), target_N[at : at + step], self._vocabulary)
+                for at in range(0, len(target_N), step)
+            ]
+        answers = torch.cat(parts).split([len(rollout.answer_ids) for rollout in rollouts])
+        return [float(logprobs_T.double().mean()) for logprobs_T in answers]
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _realised(logits_NV: Any, target_N: Any, vocabulary: int) -> Any:
+    """log p of the targets [N] among the tokens that both models know, in float32."""
+    logits_NV = logits_NV[:, :vocabulary].float()
+    return logits_NV.gather(1, target_N[:, None]).squeeze(1) - logits_NV.logsumexp(-1)

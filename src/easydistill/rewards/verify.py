@@ -1,0 +1,103 @@
+"""Whether an answer's final answer is the known one: right or wrong, nothing between.
+
+The final answer is looked for after the thoughts (`<think>…</think>`), as `verification/answers.py` tells; it is
+compared as `verification/equality.py` tells, in processes that are killed when they hang. Whatever cannot be shown to
+be equal is wrong, a comparison that takes too long too: the policy wrote it, and must not gain by what nobody can read.
+A row abstains where its known answer is missing, or nothing that can be compared (a sentence, a formula with a brace
+too many).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unfit
+from easydistill.config.rewards import AnyFloat, RewardConfig
+from easydistill.errors import DataError
+from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.rewards._text import after_thoughts
+from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
+from easydistill.verification.equality import Verifier, compare_plainly
+
+
+class Config(RewardConfig):
+    """Whether the final answer equals the row's known one."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    field: NonEmptyStr = "answer"
+    """The row's field with the known answer: the answer itself, or a solution that ends in `#### 42` or a box."""
+    right: AnyFloat = 1.0
+    """Reward of a right answer."""
+    wrong: AnyFloat = 0.0
+    """Reward of any other."""
+    cut_off: Literal["wrong", "verify", "abstain"] = "wrong"
+    """What an answer that was cut off is: wrong whatever it says; what its text shows; not judged."""
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = DEFAULT_STRATEGIES
+    """Where the final answer is looked for, in this order."""
+    workers: PositiveInt = 2
+    """Processes that compare by mathematics."""
+    seconds: PositiveFloat = 5.0
+    """Time that one comparison may take."""
+
+    @model_validator(mode="after")
+    def _rewards_the_right_one(self) -> Config:
+        if self.right <= self.wrong:
+            raise Unfit(f"right ({self.right:g}) is not more than wrong ({self.wrong:g})", "make it more")
+        return self
+
+
+def make(config: Config, context: RewardContext) -> Reward:
+    """Raises MissingExtra without math-verify."""
+    return _Verify(config)
+
+
+class _Verify:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._verifier = Verifier(config.workers, config.seconds)
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        values: list[float | None] = [None] * len(rollouts)
+        pairs: dict[int, tuple[str, str]] = {}
+        for row, rollout in enumerate(rollouts):
+            reference = known_answer(rollout, self._config.field)
+            if reference is None:
+                continue
+            if rollout.ended or self._config.cut_off == "verify":
+                found = find_answer(after_thoughts(rollout.text), self._config.strategies)
+                pairs[row] = (reference, found.text if found is not None else "")
+            elif self._config.cut_off == "wrong":
+                values[row] = self._config.wrong
+        for row, verdict in zip(pairs, self._verifier.verify_many(pairs.values()), strict=True):
+            values[row] = self._config.right if verdict.equal else self._config.wrong
+        return values
+
+    def close(self) -> None:
+        self._verifier.close()
+
+
+def known_answer(rollout: Rollout, field: str) -> str | None:
+    """The final answer that a row holds; None where it holds none that anything could be compared with.
+
+    Raises:
+        DataError: the field is neither text nor a number.
+    """
+    value = rollout.meta.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float):
+        raise DataError(
+            f"the field {field!r} of a row is a {type(value).__name__}, not text or a number\n"
+            "    → set rewards.verify.field to the field with the known answer"
+        )
+    text = str(value).strip()
+    _, solved, last = text.rpartition("\n")[2].rpartition("####")
+    boxed = find_answer(text, ("boxed",))
+    known = last.strip() if solved else boxed.text if boxed is not None else text
+    # A number can be compared with whatever can be compared at all.
+    verdict = compare_plainly(known, "0")
+    return None if verdict is not None and verdict.outcome == "undecided" else known

@@ -1,0 +1,202 @@
+"""Prefer: pairs of answers and a student in; the student, trained to tell them apart, out, with held-out figures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.dataset import PairsConfig
+from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
+from easydistill.data.files import hash_file, show_directory
+from easydistill.data.manifest import RowCounts
+from easydistill.data.preferences import Preference, read_preferences
+from easydistill.data.records import Rejection, count_reasons, split_heldout
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError
+from easydistill.models.size import student_parameters
+from easydistill.models.student import check_student, student_identity
+from easydistill.stages.checks import needs_extra, student_issues
+from easydistill.stages.label import missing_file
+from easydistill.stages.rows import heldout_rows
+from easydistill.stages.train import MODEL, save_student
+from easydistill.teachers.base import TEMPLATE_REFUSED
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer
+    from easydistill.trainers.preferences import PairRow
+
+GAP = "gap"
+"""Field of a pair that tells its kind."""
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Pairs of a file, and which of them are held out. Pairs of one prompt stay on one side."""
+
+    dataset: PairsConfig
+    evaluation: HeldoutConfig
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "pairs": hash_file(Path(self.dataset.labeled_path)),
+            "max_samples": self.dataset.max_samples,
+            "seed": self.dataset.seed,
+            "heldout": self.evaluation.heldout if self.evaluation.enabled else 0,
+            "max_heldout": self.evaluation.max_heldout,
+        }
+
+    def read(self) -> tuple[list[Preference], list[Preference], list[Rejection]]:
+        """(pairs to train on, held-out pairs, rows of the file that are no pairs)."""
+        pairs, rejected = read_preferences(Path(self.dataset.labeled_path), limit=self.dataset.max_samples)
+        train, heldout = split_heldout(pairs, heldout_rows(self.evaluation, len(pairs)), self.dataset.seed)
+        return train, heldout, rejected
+
+
+class PreferStage:
+    """Training of the student on pairs, measured on held-out ones before and after."""
+
+    name = "train"
+    inputs = ()
+    offers = ("student",)
+
+    def __init__(
+        self, rows: PairRows, models: ModelsConfig, training: PairTrainingConfig, preference: PreferenceConfig
+    ) -> None:
+        self._rows, self._models, self._training, self._preference = rows, models, training, preference
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = missing_file("dataset.template", self._rows.dataset.template)
+        issues += missing_file("dataset.labeled_path", self._rows.dataset.labeled_path)
+        issues += student_issues(self._models) + check_student(self._models)
+        return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
+
+    def fingerprint(self) -> dict[str, Any]:
+        template = self._rows.dataset.template
+        return {
+            "rows": self._rows.fingerprint(),
+            "student": student_identity(self._models),
+            "training": self._training.identity(),
+            "preference": self._preference.identity(),
+            "template": hash_file(Path(template)) if template else None,
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        parameters = student_parameters(self._models)
+        if parameters is None:
+            return Estimate()
+        lora = self._training.lora is not None
+        return Estimate(
+            disk_bytes=parameters * (2 + (0 if lora else 12) * (self._training.save_total_limit + 1)),
+            memory_bytes=parameters * (4 if lora else 16) + 3 * self._training.loss_chunk_bytes,
+        )
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.student import build_student
+        from easydistill.trainers.preferences import measure, measure_gaps, score_pairs
+        from easydistill.trainers.preferences_trl import train
+        from easydistill.trainers.rollouts import LocalScores
+
+        train_pairs, heldout, rejected = self._rows.read()
+        student = build_student(self._models, choose_dtype("float32", device()))
+        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name)
+        held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name)
+        rejected = [*rejected, *too_long, *held_rejected]
+        pad = min(student.eos_ids, default=0)
+
+        def scores() -> Any:
+            model = student.model.to(device()).eval()
+            return score_pairs(LocalScores(model, pad, self._training.loss_chunk_bytes), held_rows, context.stop)
+
+        # The reference: the student as it starts.
+        start = scores()
+        outcome = train(
+            student,
+            rows,
+            self._training,
+            self._preference,
+            context.directory / "checkpoints" / context.fingerprint[:12],
+            context.reporter,
+            context.stop,
+        )
+        context.stop.raise_if_requested()
+        metrics: dict[str, Any] = {}
+        if held_rows:
+            now = scores()
+            metrics = {
+                "before": measure(held_rows, start, start),
+                "after": measure(held_rows, now, start),
+                "gaps": measure_gaps(held_rows, now, start),
+            }
+        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        show_directory(context.directory / MODEL, context.run_directory / "student")
+        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        truncated = sum(row.longest >= self._training.max_length for row in rows)
+        return StageResult(
+            outputs=files,
+            rows=RowCounts(
+                len(train_pairs) + len(heldout) + len(rejected) - len(too_long) - len(held_rejected),
+                len(rows) + len(held_rows),
+                count_reasons(rejected),
+            ),
+            rejected=rejected,
+            tokens={"trained": outcome.trained_tokens, "read": sum(2 * len(row.prompt) for row in rows)},
+            metrics={
+                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                "train_rows": len(rows),
+                "heldout_rows": len(held_rows),
+                "truncated_rows": truncated,
+                "student": student.description,
+                **metrics,
+            },
+        )
+
+
+def render_pairs(
+    renderer: ChatRenderer, pairs: Sequence[Preference], max_length: int, stage: str
+) -> tuple[list[PairRow], list[Rejection]]:
+    """Tokenise pairs; those that the template refuses, or of whose answers nothing is left, are rejected."""
+    from easydistill.trainers.preferences import PLAIN, PairRow
+
+    rows: list[PairRow] = []
+    rejected: list[Rejection] = []
+    for pair in pairs:
+        try:
+            sides = [renderer.render((*pair.prompt, answer)) for answer in (pair.chosen, pair.rejected)]
+        except DataError as error:
+            rejected.append(Rejection(pair.id, stage, TEMPLATE_REFUSED, str(error)))
+            continue
+        (start, chosen_end), (other_start, rejected_end) = (_final_span(side.mask) for side in sides)
+        if start != other_start or sides[0].ids[:start] != sides[1].ids[:start]:
+            rejected.append(
+                Rejection(pair.id, stage, TEMPLATE_REFUSED, "the template shows the two prompts differently")
+            )
+        elif start >= max_length:
+            detail = f"the prompt alone fills max_length ({max_length} tokens)"
+            rejected.append(Rejection(pair.id, stage, "no_trainable_tokens", detail))
+        else:
+            chosen = sides[0].ids[start : min(chosen_end, max_length)]
+            worse = sides[1].ids[start : min(rejected_end, max_length)]
+            gap = pair.meta.get(GAP)
+            rows.append(
+                PairRow(pair.id, sides[0].ids[:start], chosen, worse, pair.beta, gap if isinstance(gap, str) else PLAIN)
+            )
+    return rows, rejected
+
+
+def _final_span(mask: Sequence[bool]) -> tuple[int, int]:
+    """Where the last answer starts and ends: earlier turns of the assistant's are context here."""
+    end = len(mask)
+    while not mask[end - 1]:
+        end -= 1
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return start, end

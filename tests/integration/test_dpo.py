@@ -1,0 +1,218 @@
+"""Training on pairs: losses against a calculation by hand, β of each pair, the job, a kill."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.jobs import run, start, write_config
+
+from easydistill.config.models import ModelsConfig
+from easydistill.config.preference import PairLoss, PairTrainingConfig, PreferenceConfig
+from easydistill.data.files import hash_file
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.models.student import Student, build_student
+from easydistill.trainers.preferences import PairRow, measure, measure_gaps, score_pairs
+from easydistill.trainers.preferences_trl import PairTrainer, PairWatch, train
+from easydistill.trainers.rollouts import LocalScores
+
+F = torch.nn.functional
+
+
+def student_of(path: Path) -> Student:
+    return build_student(ModelsConfig(student=str(path)), torch.float32)
+
+
+def pairs(count: int, betas: bool = False, seed: int = 0) -> list[PairRow]:
+    draw = random.Random(seed)
+
+    def tokens(least: int, most: int) -> list[int]:
+        return [draw.randrange(10, 4000) for _ in range(draw.randint(least, most))]
+
+    return [
+        PairRow(
+            f"p{n}", tokens(3, 9), [*tokens(2, 12), 2], [*tokens(2, 12), 2], draw.uniform(0.05, 0.6) if betas else None,
+            "small" if n % 2 else "large",
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def trainer_of(
+    folder: Path, model: Path, rows: list[PairRow], preference: PreferenceConfig, **training: Any
+) -> PairTrainer:
+    config = PairTrainingConfig(**{"bf16": False, "per_device_train_batch_size": len(rows), **training})
+    reporter = Reporter(folder / "metrics.jsonl")
+    watch = PairWatch(reporter, StopSignal(), config)
+    return PairTrainer(student_of(model), rows, config, preference, folder / "checkpoints", watch, StopSignal())
+
+
+def logp(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """log p(answer | prompt), by hand, in float64."""
+    ids = torch.tensor([prompt + answer])
+    logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+    return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
+
+
+def moved(model: Path) -> tuple[Any, Any]:
+    """(policy, reference) in float64, which differ."""
+    reference = student_of(model).model.double()
+    policy = student_of(model).model.double()
+    with torch.no_grad():
+        for number, weight in enumerate(policy.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            weight += 0.05 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    return policy, reference
+
+
+def by_hand(kind: PairLoss, beta: torch.Tensor, w: Any, l: Any, rw: Any, rl: Any, lengths: Any) -> torch.Tensor:
+    """Published formulas, one pair each, a mean over pairs. `lengths`: tokens of the two answers."""
+    m = (w - rw) - (l - rl)
+    chosen, rejected = w - rw, l - rl
+    each = {
+        "sigmoid": lambda: -F.logsigmoid(beta * m),
+        "hinge": lambda: (1 - beta * m).clamp(min=0),
+        "ipo": lambda: (chosen / lengths[0] - rejected / lengths[1] - 1 / (2 * beta)) ** 2,
+        "robust": lambda: (-0.9 * F.logsigmoid(beta * m) + 0.1 * F.logsigmoid(-beta * m)) / 0.8,
+        "nca_pair": lambda: (
+            -F.logsigmoid(beta * chosen) - 0.5 * F.logsigmoid(-beta * chosen) - 0.5 * F.logsigmoid(-beta * rejected)
+        ),
+        "bco_pair": lambda: -F.logsigmoid(beta * chosen) - F.logsigmoid(-beta * rejected),
+        "sppo_hard": lambda: (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2,
+        "apo_zero": lambda: 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected),
+        "apo_down": lambda: torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * m),
+        "sigmoid_norm": lambda: -F.logsigmoid(beta * (chosen / lengths[0] - rejected / lengths[1])),
+    }[kind]()
+    return each.mean()
+
+
+@pytest.mark.parametrize("betas", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    ["sigmoid", "hinge", "ipo", "robust", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm"],
+)
+def test_losses_equal_a_calculation_by_hand(tiny_model: Path, tmp_path: Path, kind: PairLoss, betas: bool) -> None:
+    rows = pairs(4, betas)
+    smoothing = 0.1 if kind == "robust" else 0.0
+    trainer = trainer_of(
+        tmp_path, tiny_model, rows, PreferenceConfig(loss_type=kind, beta=0.3, label_smoothing=smoothing)
+    )
+    policy, reference = moved(tiny_model)
+    trainer.model.load_state_dict({name: value.float() for name, value in policy.state_dict().items()})
+    trainer.model.train()
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(len(rows))])
+    found = trainer.compute_loss(trainer.model, batch)
+    with torch.no_grad():
+        sums = [
+            torch.stack([logp(model, row.prompt, getattr(row, side)) for row in rows])
+            for model in (policy, reference)
+            for side in ("chosen", "rejected")
+        ]
+    beta = torch.tensor([row.beta or 0.3 for row in rows], dtype=torch.float64)
+    lengths = [torch.tensor([float(len(getattr(row, side))) for row in rows]) for side in ("chosen", "rejected")]
+    wanted = by_hand(kind, beta, *sums, lengths)
+    assert float(found.detach()) == pytest.approx(float(wanted), rel=2e-4, abs=1e-6)
+
+
+def trained(folder: Path, model: Path, rows: list[PairRow], preference: PreferenceConfig, **training: Any) -> Any:
+    folder.mkdir()
+    student = student_of(model)
+    config = PairTrainingConfig(
+        **{"bf16": False, "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "logging_steps": 1, **training}
+    )
+    train(student, rows, config, preference, folder / "c", Reporter(folder / "metrics.jsonl"), StopSignal())
+    return student
+
+
+def test_equal_betas_of_pairs_are_the_configs(tiny_model: Path, tmp_path: Path) -> None:
+    """CogPO with one β is DPO, to the bit."""
+    plain = pairs(12)
+    own = [PairRow(row.id, row.prompt, row.chosen, row.rejected, 0.25, row.gap) for row in plain]
+    dpo = trained(tmp_path / "a", tiny_model, plain, PreferenceConfig(beta=0.25)).model
+    cogpo = trained(tmp_path / "b", tiny_model, own, PreferenceConfig(beta=0.9)).model
+    for one, other in zip(dpo.parameters(), cogpo.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_it_learns_to_tell_pairs_apart(tiny_model: Path, tmp_path: Path, lora: Any) -> None:
+    rows = pairs(16)
+    student = student_of(tiny_model)
+    before = score_pairs(LocalScores(student.model, 2, 1 << 24), rows, StopSignal())
+    rate = 2e-2 if lora else 3e-3
+    student = trained(
+        tmp_path / "a", tiny_model, rows, PreferenceConfig(), num_train_epochs=8, learning_rate=rate, lora=lora
+    )
+    after = score_pairs(LocalScores(student.model, 2, 1 << 24), rows, StopSignal())
+    found = measure(rows, after, before)
+    assert found["reward_accuracy"] > 0.8 and found["margin"] > 1
+    assert set(measure_gaps(rows, after, before)) == {"small", "large"}
+    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["stage"] == "preferences"]
+    assert told[0]["margin"] == pytest.approx(0, abs=1e-4), "at the first step the student is the reference"
+    assert {"margin_small", "margin_large", "reward_accuracy", "entropy"} <= set(told[-1])
+
+
+def job(folder: Path, student: Path, rows: int = 24) -> dict[str, Any]:
+    draw = random.Random(1)
+    made = [
+        {
+            "prompt": f"Say a number, please, number {n}.",
+            "chosen": f"Certainly: {draw.randrange(100)}.",
+            "rejected": f"No! {draw.randrange(100)} is none of your business.",
+            "beta": 0.1 + n % 3 / 10,
+            "gap": ("small", "medium", "large")[n % 3],
+        }
+        for n in range(rows)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*made, {"prompt": "no answers"}]))
+    return {
+        "job_type": "dpo",
+        "output_dir": str(folder / "run"),
+        "dataset": {"labeled_path": str(folder / "pairs.jsonl")},
+        "models": {"student": str(student)},
+        "training": {
+            "num_train_epochs": 3, "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "logging_steps": 1,
+            "save_steps": 2,
+        },
+        "evaluation": {"heldout": 10},
+    }  # fmt: skip
+
+
+def test_the_job(tiny_model: Path, tmp_path: Path) -> None:
+    code, out = run(write_config(tmp_path, job(tmp_path, tiny_model)))
+    assert code == 0, out
+    stage = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]
+    assert stage["rows"]["rejected"] == {"malformed_row": 1}
+    assert stage["metrics"]["heldout_rows"] == 10 and stage["metrics"]["train_rows"] == 14
+    before, after = stage["metrics"]["before"], stage["metrics"]["after"]
+    assert before["reward_accuracy"] == 0.5 and before["margin"] == 0
+    assert after["reward_accuracy"] == 1.0 and after["margin"] > 0.5
+    assert set(stage["metrics"]["gaps"]) == {"small", "medium", "large"}
+    assert (tmp_path / "run/student/model.safetensors").exists()
+    # Again: nothing to do.
+    code, out = run(write_config(tmp_path, job(tmp_path, tiny_model)))
+    assert code == 0 and "train" in out
+
+
+def test_a_killed_job_ends_with_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("whole", "torn"):
+        (tmp_path / name).mkdir()
+    code, out = run(write_config(tmp_path / "whole", job(tmp_path / "whole", tiny_model)))
+    assert code == 0, out
+    config = write_config(tmp_path / "torn", job(tmp_path / "torn", tiny_model))
+    process = start(config)
+    while process.poll() is None and not list((tmp_path / "torn/run").glob("stages/*/checkpoints/*/*/whole.json")):
+        pass
+    process.kill()
+    process.communicate()
+    code, out = run(config)
+    assert code == 0, out
+    assert "Reference: 14 of 14 rows are there already" in out
+    weights = [hash_file(tmp_path / name / "run/student/model.safetensors") for name in ("whole", "torn")]
+    assert weights[0] == weights[1]

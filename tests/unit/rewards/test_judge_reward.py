@@ -1,0 +1,221 @@
+"""`judge`: a strict score or none, each question asked once, and a stop is no judgement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.rollouts import in_threads, rollout
+from tests.support.scripted_server import ScriptedServer
+
+from easydistill.config.inference import ApiInferenceConfig
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.secrets import Redactor
+from easydistill.errors import ConfigError, DataError, Interrupted, TeacherError
+from easydistill.rewards import Reward, RewardContext
+from easydistill.rewards.judge import Config, language_of, make
+from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
+from easydistill.teachers.openai import OpenAITeacher
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    opened = ScriptedServer()
+    yield opened
+    opened.close()
+
+
+def asking(server: ScriptedServer, config: Config) -> Reward:
+    inference = ApiInferenceConfig.model_validate({"base_url": server.url, "api_key": "k", "model": "m"})
+    return make(config, RewardContext(judge=OpenAITeacher(inference, Redactor())))
+
+
+class Scripted:
+    """A teacher in this process that says what a function says of a prompt's text."""
+
+    def __init__(self, say: Callable[[str], Outcome | str | None]) -> None:
+        self.say, self.asked = say, 0
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": "scripted"}
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        done: Callable[[str], bool],
+        record: RecordOutcomes,
+        stop: StopSignal,
+    ) -> None:
+        for request in requests:
+            if stop.requested:
+                return
+            if not done(request.key):
+                self.asked += 1
+                said = self.say(request.messages[-1]["content"])
+                record([said if isinstance(said, Completion | Failure) else Completion(request.key, said)])
+
+    def close(self) -> None:
+        raise AssertionError("the teacher belongs to whoever made it")
+
+
+def test_scores_through_a_real_api(server: ScriptedServer) -> None:
+    replies = {"good": "<score>9</score>", "fair": "Hm. <score>3</score>", "bad": "<score>0</score>"}
+    server.say = lambda text, number: next((said for word, said in replies.items() if f"{word} answer" in text), "7")
+    reward = asking(server, Config())
+    batch = [rollout(f"a {word} answer") for word in ("good", "fair", "bad", "strange", "good")]
+    assert reward(batch) == [1.0, pytest.approx(1 / 3), 0.0, None, 1.0]
+    assert len(server.asked) == 4
+    assert in_threads(reward, [batch, batch[:2], batch[3:]]) == [
+        [1.0, pytest.approx(1 / 3), 0.0, None, 1.0],
+        [1.0, pytest.approx(1 / 3)],
+        [None, 1.0],
+    ]
+    assert len(server.asked) == 4
+    assert "user: What is 6 times 7?" in server.asked[0] and "an integer from 0 to 9" in server.asked[0]
+    reward.close()
+
+
+def test_json_replies_have_their_schema(server: ScriptedServer) -> None:
+    server.say = lambda text, number: json.dumps({"score": 4})
+    reward = asking(server, Config(reply="json", low=2, high=6))
+    assert reward([rollout("x")]) == [0.5]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        "",
+        "9",
+        "<score>10</score>",
+        "<score>-1</score>",
+        "<score>nine</score>",
+        "<score>7.5</score>",
+        "<score>7",
+        "<score>1</score><score>2</score>",
+        "Score: 7",
+    ],
+)
+def test_what_does_not_parse_is_no_score(said: str | None) -> None:
+    assert make(Config(), RewardContext(judge=Scripted(lambda text: said)))([rollout("x")]) == [None]
+
+
+@given(st.text(max_size=40), st.integers(0, 5), st.integers(1, 5))
+def test_no_reply_brings_a_score_outside_the_range(reply: str, low: int, wide: int) -> None:
+    for said in (reply, f"<score>{reply}</score>"):
+        (value,) = make(Config(low=low, high=low + wide), RewardContext(judge=Scripted(lambda text, said=said: said)))(
+            [rollout("x")]
+        )
+        assert value is None or (0.0 <= value <= 1.0 and said.strip() != "")
+
+
+def test_a_reply_that_was_cut_off_is_no_score() -> None:
+    cut = Completion("", "<score>9</score>", finish_reason="length")
+    teacher = Scripted(lambda text: "<score>9</score>")
+    assert make(Config(), RewardContext(judge=teacher))([rollout("x")]) == [1.0]
+
+    class Cut(Scripted):
+        def generate(self, requests: Any, done: Any, record: Any, stop: Any) -> None:
+            record([Completion(requests[0].key, cut.text, finish_reason="length")])
+
+    assert make(Config(), RewardContext(judge=Cut(lambda text: None)))([rollout("x")]) == [None]
+
+
+@pytest.mark.parametrize(("passing", "asked"), [(True, 2), (False, 1)])
+def test_failures_abstain_and_passing_ones_are_tried_again(passing: bool, asked: int) -> None:
+    class Fails(Scripted):
+        def generate(self, requests: Any, done: Any, record: Any, stop: Any) -> None:
+            if not done(requests[0].key):
+                self.asked += 1
+                record([Failure(requests[0].key, "timeout", "late", 1, passing=passing)])
+
+    teacher = Fails(lambda text: None)
+    reward = make(Config(), RewardContext(judge=teacher))
+    assert reward([rollout("x")]) == [None]
+    assert reward([rollout("x")]) == [None]
+    assert teacher.asked == asked
+
+
+def test_a_stop_is_no_abstention() -> None:
+    stop = StopSignal()
+
+    def say(text: str) -> str:
+        stop.request()
+        return "<score>9</score>"
+
+    reward = make(Config(), RewardContext(judge=Scripted(say), stop=stop))
+    with pytest.raises(Interrupted):
+        reward([rollout("x"), rollout("y")])
+
+
+def test_a_teacher_that_gives_up_is_heard_and_what_it_said_is_kept() -> None:
+    broken = [True]
+
+    def say(text: str) -> str:
+        if "answer two" in text and broken:
+            raise TeacherError("no such model")
+        return "<score>9</score>"
+
+    teacher = Scripted(say)
+    reward = make(Config(), RewardContext(judge=teacher))
+    with pytest.raises(TeacherError, match="no such model"):
+        reward([rollout("answer one"), rollout("answer two")])
+    broken.clear()
+    assert reward([rollout("answer one"), rollout("answer two")]) == [1.0, 1.0]
+    assert teacher.asked == 3
+
+
+def test_the_prompts_language_is_that_of_the_question() -> None:
+    seen: list[str] = []
+
+    def say(text: str) -> str:
+        seen.append(text)
+        return "<score>9</score>"
+
+    context = RewardContext(judge=Scripted(say))
+    make(Config(), context)([rollout("四十二", asked="六乘七等于多少？"), rollout("forty-two", ended=False)])
+    make(Config(language="en"), context)([rollout("四十二", asked="六乘七等于多少？")])
+    assert seen[0].startswith("请评价一个回答") and "0 到 9 之间的整数" in seen[0] and "截断" not in seen[0]
+    assert seen[1].startswith("Judge an answer") and "cut off" in seen[1]
+    assert seen[2].startswith("Judge an answer") and "cut off" not in seen[2]
+    assert language_of([{"role": "system", "content": "中文" * 9}, {"role": "user", "content": "Hi"}]) == "en"
+
+
+def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("{{ meta.known }} {{ answer }} {{ language }} {{ low }}-{{ high }} {{ form }}")
+    seen: list[str] = []
+
+    def say(text: str) -> str:
+        seen.append(text)
+        return "<score>1</score>"
+
+    reward = make(Config(prompt=str(path), high=1), RewardContext(judge=Scripted(say)))
+    assert reward([rollout("six", known="7")]) == [1.0]
+    assert seen[0].startswith("7 six en 0-1 Reply in exactly this form")
+    with pytest.raises(DataError, match="known"):
+        reward([rollout("six")])
+
+
+def test_a_prompt_cannot_reach_into_python(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("{{ answer.__class__.__mro__ }}")
+    reward = make(Config(prompt=str(path)), RewardContext(judge=Scripted(lambda text: "")))
+    with pytest.raises(DataError, match="unsafe"):
+        reward([rollout("x")])
+
+
+def test_what_cannot_be_used_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    context = RewardContext(judge=Scripted(lambda text: ""))
+    with pytest.raises(ConfigError, match="no model that judges"):
+        make(Config(), RewardContext())
+    with pytest.raises(ConfigError, match=r"rewards\.judge\.prompt.*cannot be read"):
+        make(Config(prompt=str(tmp_path / "nowhere.txt")), context)
+    (tmp_path / "bad.txt").write_text("a\n{% if %}")
+    with pytest.raises(ConfigError, match=r"bad\.txt: line 2"):
+        make(Config(prompt=str(tmp_path / "bad.txt")), context)

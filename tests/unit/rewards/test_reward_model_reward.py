@@ -1,0 +1,107 @@
+"""`reward_model`: the classifier's own number, whatever stands beside a row in its batch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.rollouts import in_threads, rollout
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from easydistill.errors import ModelError
+from easydistill.rewards import RewardContext
+from easydistill.rewards.reward_model import Config, make
+
+BATCH = [
+    rollout("42"),
+    rollout("I would say that it is forty-two, which is six times seven, as everybody knows."),
+    rollout("", asked="Say nothing."),
+    rollout("41"),
+]
+
+
+def save_classifier(directory: Path, tiny_model: Path, labels: int = 1, pad: int | None = None) -> Path:
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        num_labels=labels,
+        pad_token_id=pad,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForSequenceClassification(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classifier(tmp_path_factory.mktemp("classifier"), tiny_model, pad=0)
+
+
+def config(directory: Path, **values: Any) -> Config:
+    return Config.model_validate({"model": str(directory), "dtype": "float32", **values})
+
+
+def test_it_is_the_models_number_of_the_chat_in_its_template(classifier: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(classifier, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    wanted = []
+    for item in BATCH:
+        chat = [*item.prompt, {"role": "assistant", "content": item.text}]
+        ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
+        with torch.no_grad():
+            wanted.append(model(input_ids=ids).logits[0, 0].item())
+    assert len({round(value, 4) for value in wanted}) == len(wanted)
+    reward = make(config(classifier), RewardContext(device="cpu"))
+    assert reward(BATCH) == pytest.approx(wanted, abs=1e-5)
+    assert reward([]) == []
+    reward.close()
+
+
+@pytest.mark.parametrize("pad", [None, 2])
+def test_batches_do_not_matter(tiny_model: Path, tmp_path: Path, pad: int | None) -> None:
+    """Also where the model names no padding, or pads with the token that ends a turn."""
+    directory = save_classifier(tmp_path, tiny_model, pad=pad)
+    together = make(config(directory), RewardContext())(BATCH)
+    alone = make(config(directory, max_batch_tokens=1), RewardContext())
+    assert alone(BATCH) == pytest.approx(together, abs=1e-5)
+    assert alone(BATCH[::-1]) == pytest.approx(together[::-1], abs=1e-5)
+
+
+def test_centre_and_what_is_too_long(classifier: Path) -> None:
+    plain = make(config(classifier), RewardContext())(BATCH)
+    reward = make(config(classifier, centre=1.5, max_length=50), RewardContext())
+    found = reward(BATCH)
+    assert found[1] is None
+    assert [found[0], found[3]] == pytest.approx([plain[0] - 1.5, plain[3] - 1.5], abs=1e-5)
+    assert reward([rollout("word " * 600)]) == [None]
+
+
+def test_threads(classifier: Path) -> None:
+    reward = make(config(classifier), RewardContext())
+    once = reward(BATCH)
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    for found in in_threads(reward, [BATCH] * 3):
+        assert found == pytest.approx(once, abs=1e-5)
+
+
+def test_what_is_no_reward_model(tiny_model: Path, classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no reward model.*LlamaForCausalLM"):
+        make(config(tiny_model), RewardContext())
+    with pytest.raises(ModelError, match="gives 2 numbers"):
+        make(config(save_classifier(tmp_path / "two", tiny_model, labels=2)), RewardContext())
+    with pytest.raises(ModelError):
+        make(config(tmp_path / "nowhere"), RewardContext())
+    bare = shutil.copytree(classifier, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="chat template"):
+        make(config(bare), RewardContext())

@@ -1,0 +1,139 @@
+"""Pairs of answers: shapes read, rows refused, what is written is read again; rendering; the `preference` section."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
+from easydistill.data.preferences import Preference, read_preferences, write_pairs_json, write_pairs_parquet
+from easydistill.data.records import split_heldout
+from easydistill.errors import DataError
+
+USER = {"role": "user", "content": "Why?"}
+GOOD = {"role": "assistant", "content": "Because."}
+BAD = {"role": "assistant", "content": "No."}
+
+
+def read(folder: Path, *rows: Any) -> tuple[list[Preference], list[str]]:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs, rejected = read_preferences(path)
+    return pairs, [rejection.detail for rejection in rejected]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"instruction": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"question": "Why?", "chosen": GOOD, "rejected": BAD},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"messages": [USER], "chosen": [GOOD], "rejected": "No."},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+)
+def test_shapes(tmp_path: Path, row: dict[str, Any]) -> None:
+    (pair,), _ = read(tmp_path, {**row, "beta": 0.5, "gap": "large", "margin": 3})
+    assert pair.prompt == (USER,)
+    assert (pair.chosen, pair.rejected, pair.beta) == (GOOD, BAD, 0.5)
+    assert pair.meta == {"gap": "large", "margin": 3}
+
+
+def test_a_system_message_and_earlier_turns_belong_to_the_prompt(tmp_path: Path) -> None:
+    (pair,), _ = read(
+        tmp_path,
+        {
+            "system": "Be short.", "history": [["Hi", "Hello"]], "instruction": "Why?", "input": "Today.",
+            "chosen": "So.", "rejected": "Not so.",
+        },
+    )  # fmt: skip
+    assert [message["role"] for message in pair.prompt] == ["system", "user", "assistant", "user"]
+    assert pair.prompt[-1]["content"] == "Why?\n\nToday."
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "x", "chosen": "a"}, "no `chosen` and `rejected`"),
+        ({"prompt": "x", "chosen": "a", "rejected": "a"}, "both answers are the same"),
+        ({"prompt": "x", "chosen": "a", "rejected": "  "}, "an answer is empty"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "no prompt"),
+        ({"chosen": "a", "rejected": "b"}, "no `prompt`"),
+        ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "How?"}, BAD]}, "do not begin with the same"),
+        ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "does not end with the assistant's"),
+        ({"prompt": "x", "chosen": [USER, GOOD], "rejected": "b"}, "does not begin with the prompt"),
+        ({"prompt": "x", "chosen": 3, "rejected": "b"}, "`chosen`"),
+        ({"prompt": "x", "chosen": "a\ud800", "rejected": "b"}, "surrogate"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b", "beta": 0}, "`beta` is 0"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b", "beta": True}, "`beta` is True"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b", "beta": "0.1"}, "`beta` is '0.1'"),
+        ([1], "a row is an object"),
+    ],
+)
+def test_rows_that_are_no_pairs(tmp_path: Path, row: Any, words: str) -> None:
+    pairs, rejected = read(tmp_path, row, {"prompt": "y", "chosen": "a", "rejected": "b"})
+    assert len(pairs) == 1
+    assert words in rejected[0]
+
+
+def test_a_file_without_a_pair_is_an_error_that_shows_the_form(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'rows are \{"prompt"'):
+        read(tmp_path, {"instruction": "x", "output": "y"})
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(texts, texts, texts, st.none() | st.floats(0.001, 10)), min_size=1, max_size=8))
+def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, found: list[Any]) -> None:
+    pairs = [
+        Preference(
+            f"p{n}", ({"role": "user", "content": prompt},), {"role": "assistant", "content": one},
+            {"role": "assistant", "content": f"{one}, not"}, beta, {"gap": gap[:3]},
+        )
+        for n, (prompt, one, gap, beta) in enumerate(found)
+    ]  # fmt: skip
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs_json(folder / "pairs.json", pairs)
+    write_pairs_parquet(folder / "pairs.parquet", pairs)
+    assert read_preferences(folder / "pairs.json") == (pairs, [])
+    assert read_preferences(folder / "pairs.parquet") == (pairs, [])
+
+
+def test_pairs_of_one_prompt_stay_on_one_side(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n % 10}", "chosen": f"a{n}", "rejected": "b"} for n in range(40)]
+    train, heldout = split_heldout(read(tmp_path, *rows)[0], 8, 0)
+    assert len(train) + len(heldout) == 40 and len(heldout) >= 8
+    assert not {pair.prompt_hash for pair in train} & {pair.prompt_hash for pair in heldout}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"loss_type": "exo_pair"}, "exo_pair divides by label_smoothing"),
+        ({"label_smoothing": 0.1}, "changes nothing of sigmoid"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "below 0.5"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 loss_weights and 2 losses"),
+        ({"loss_type": "aot", "weighting": True}, "aot sorts"),
+        ({"loss_type": "bco_pair", "f_divergence": "forward_kl"}, "f_divergence does not go with bco_pair"),
+        ({"loss_type": []}, "at least 1"),
+        ({"beta": 0}, "greater than 0"),
+    ],
+)
+def test_sections_that_do_not_fit(values: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValidationError, ValueError), match=words):
+        PreferenceConfig(**values)
+
+
+def test_pairs_are_not_packed() -> None:
+    with pytest.raises((ValidationError, ValueError), match="pairs are not packed"):
+        PairTrainingConfig(packing=True)
