@@ -123,6 +123,7 @@ def test_api_job(server: Running, tiny_model: Path, tmp_path: Path) -> None:
     api_trials(server, tiny_model, tmp_path, wanted=3)
 
 
+@pytest.mark.slow
 def test_local_job(tiny_model: Path, tmp_path: Path) -> None:
     local_trials(tiny_model, tmp_path, wanted=3)
 
