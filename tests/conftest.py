@@ -38,21 +38,13 @@ def smollm() -> Path:
 def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with random weights and SmolLM2's tokenizer: fast, and real in every interface."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from tests.support.tiny import tiny_llama
 
     directory = tmp_path_factory.mktemp("tiny-model")
-    config = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
+    config = tiny_llama(
+        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

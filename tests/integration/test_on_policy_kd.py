@@ -30,6 +30,7 @@ from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.models.loading import load_model, load_tokenizer
+from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 from easydistill.report.curve import read_curve
 from easydistill.teachers.server_scores import ServerScores
@@ -42,7 +43,6 @@ from easydistill.trainers.rollouts import (
     PromptOrder,
     PromptRow,
     assign,
-    completion_logprobs,
     roll_out,
 )
 from easydistill.trainers.supervised import train as fine_tune

@@ -14,7 +14,7 @@ from typing import Any
 
 from easydistill.data.files import replacing
 from easydistill.data.records import IdGiver, Message, Rejection, Sample
-from easydistill.data.row_files import MALFORMED, BrokenRow, Malformed, half_characters, own_id, plain_value, rows_of
+from easydistill.data.row_files import BrokenRow, Malformed, half_characters, own_id, parse_rows
 from easydistill.errors import DataError
 
 SHAPES = (
@@ -64,17 +64,15 @@ def read_samples(
     ids = IdGiver()
     samples: list[Sample] = []
     rejected: list[Rejection] = []
-    for number, row in enumerate(rows_of(path), start=1):
-        if limit is not None and number > limit:
-            break
-        try:
-            messages = messages_of(row)
-            _check(messages, labelled=labelled is True)
-        except Malformed as problem:
-            identity = ids.give([number, str(row)[:1000]])
-            rejected.append(
-                Rejection(identity, "read", MALFORMED, f"{path}, row {number}: {problem}", 1, plain_value(row))
-            )
+
+    def parse(row: Any) -> list[Message]:
+        messages = messages_of(row)
+        _check(messages, labelled=labelled is True)
+        return messages
+
+    for number, row, messages in parse_rows(path, parse, ids, limit):
+        if isinstance(messages, Rejection):
+            rejected.append(messages)
             continue
         while labelled is False and messages[-1]["role"] == "assistant":
             messages.pop()
@@ -232,11 +230,16 @@ def written_meta(sample: Sample) -> dict[str, Any]:
 
 
 def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
-    """Write the paper's format: a JSON array, one row a line."""
+    """Write the paper's format."""
+    write_json_rows(path, map(paper_row, samples))
+
+
+def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON array, one row a line."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
         handle.write("[")
-        for index, sample in enumerate(samples):
-            handle.write(("," if index else "") + "\n" + json.dumps(paper_row(sample), ensure_ascii=False))
+        for index, row in enumerate(rows):
+            handle.write(("," if index else "") + "\n" + json.dumps(row, ensure_ascii=False))
         handle.write("\n]\n")
 
 

@@ -8,16 +8,15 @@ either, after the messages that both lists begin with. A row may bring its own `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
-from easydistill.data.formats import messages_of, parquet_table
+from easydistill.data.formats import messages_of, parquet_table, write_json_rows
 from easydistill.data.records import IdGiver, Message, Rejection, content_hash
-from easydistill.data.row_files import MALFORMED, Malformed, half_characters, own_id, plain_value, rows_of
+from easydistill.data.row_files import Malformed, half_characters, own_id, parse_rows
 from easydistill.errors import DataError
 
 PAIR_SHAPES = 'rows are {"prompt": …, "chosen": …, "rejected": …}, each a text or messages; "beta" is optional'
@@ -59,16 +58,11 @@ def read_preferences(path: Path, *, limit: int | None = None) -> tuple[list[Pref
     ids = IdGiver()
     pairs: list[Preference] = []
     rejected: list[Rejection] = []
-    for number, row in enumerate(rows_of(path), start=1):
-        if limit is not None and number > limit:
-            break
-        try:
-            prompt, chosen, worse, beta = _pair(row)
-        except Malformed as problem:
-            identity = ids.give([number, str(row)[:1000]])
-            detail = f"{path}, row {number}: {problem}"
-            rejected.append(Rejection(identity, "read", MALFORMED, detail, 1, plain_value(row)))
+    for _, row, parsed in parse_rows(path, _pair, ids, limit):
+        if isinstance(parsed, Rejection):
+            rejected.append(parsed)
             continue
+        prompt, chosen, worse, beta = parsed
         identity = ids.give([prompt, chosen, worse], own_id(row))
         known = {*_ANSWERS, *_PROMPTS, "messages", "beta", "id"}
         meta = {str(name): value for name, value in row.items() if name not in known and value is not None}
@@ -156,11 +150,7 @@ def pair_row(pair: Preference) -> dict[str, Any]:
 
 def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:
     """Write a JSON array, one pair a line."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        handle.write("[")
-        for index, pair in enumerate(pairs):
-            handle.write(("," if index else "") + "\n" + json.dumps(pair_row(pair), ensure_ascii=False))
-        handle.write("\n]\n")
+    write_json_rows(path, map(pair_row, pairs))
 
 
 def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:

@@ -6,11 +6,14 @@ A line that is no JSON comes as a `BrokenRow`, so that it is counted as a reject
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from easydistill.data.records import IdGiver, Rejection
 from easydistill.errors import DataError
+
+Parsed = TypeVar("Parsed")
 
 MALFORMED = "malformed_row"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
@@ -123,3 +126,22 @@ def plain_value(row: Any) -> Any:
     except (TypeError, ValueError, RecursionError):
         return str(row)
     return row
+
+
+def parse_rows(
+    path: Path, parse: Callable[[Any], Parsed], ids: IdGiver, limit: int | None
+) -> Iterator[tuple[int, Any, Parsed | Rejection]]:
+    """(number from 1, row, what `parse` makes of it, or the rejection where it raises `Malformed`), row by row.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    for number, row in enumerate(rows_of(path), start=1):
+        if limit is not None and number > limit:
+            return
+        try:
+            yield number, row, parse(row)
+        except Malformed as problem:
+            identity = ids.give([number, str(row)[:1000]])
+            detail = f"{path}, row {number}: {problem}"
+            yield number, row, Rejection(identity, "read", MALFORMED, detail, 1, plain_value(row))

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -123,10 +122,10 @@ def make(config: Config, context: RewardContext) -> Reward:
 class _Code:
     def __init__(self, config: Config) -> None:
         # Loaded here: whoever does not run programs does without it.
-        from easydistill.verification.sandbox import Limits, run_program
+        from easydistill.verification.sandbox import Limits, Sandbox
 
         self._config = config
-        self._run, self._limits = run_program, Limits(seconds=config.seconds)
+        self._sandbox = Sandbox(config.workers, Limits(seconds=config.seconds))
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         values: list[float | None] = []
@@ -140,15 +139,12 @@ class _Code:
                 counts[row] = len(tests)
                 cases += [(row, Case.of(program, test)) for test in tests]
         passed = dict.fromkeys(counts, 0)
-        for (row, case), ran in zip(cases, self._run_all([case for _, case in cases]), strict=True):
+        every = self._sandbox.run_many((case.source, case.stdin) for _, case in cases)
+        for (row, case), ran in zip(cases, every, strict=True):
             passed[row] += case.passed(ran)
         for row, count in counts.items():
             values[row] = passed[row] / count if self._config.score == "share" else float(passed[row] == count)
         return values
-
-    def _run_all(self, cases: Sequence[Case]) -> list[Ran]:
-        with ThreadPoolExecutor(self._config.workers, "code") as pool:
-            return list(pool.map(lambda case: self._run(case.source, stdin=case.stdin, limits=self._limits), cases))
 
     def close(self) -> None:
         """Holds nothing."""

@@ -89,36 +89,17 @@ class _TeacherKl:
         return bool(rollout.prompt_ids and rollout.answer_ids) and short and max(ids) < self._vocabulary
 
     def _means(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Mean log-probability of each answer. Row t of the hidden states predicts token t+1."""
-        from easydistill.models.head import Head, body_of, rows_per_chunk
+        """Mean log-probability of each answer among the tokens that both models know."""
+        from easydistill.models.logprobs import completion_logprobs
 
         torch = import_torch()
-        rows = [[*rollout.prompt_ids, *rollout.answer_ids] for rollout in rollouts]
-        width = max(map(len, rows))
-        on = next(self._model.parameters()).device
-        # Padding is on the right, where causal attention does not look.
-        ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids in rows], device=on)
-        starts_B = torch.tensor([len(rollout.prompt_ids) for rollout in rollouts], device=on)
-        ends_B = torch.tensor([len(ids) for ids in rows], device=on)
-        at_T = torch.arange(1, width, device=on)
-        answer_BT = (at_T >= starts_B[:, None]) & (at_T < ends_B[:, None])
+        rows = [([*rollout.prompt_ids, *rollout.answer_ids], len(rollout.prompt_ids)) for rollout in rollouts]
         with torch.no_grad():
-            hidden_BTD = body_of(self._model)(input_ids=ids_BT, use_cache=False).last_hidden_state
-            hidden_ND, target_N = hidden_BTD[:, :-1][answer_BT], ids_BT[:, 1:][answer_BT]
-            head = Head.of(self._model)
-            step = rows_per_chunk(head.weight_VD.shape[0], _CHUNK_BYTES)
-            parts = [
-                _realised(head.logits(hidden_ND[at : at + step]), target_N[at : at + step], self._vocabulary)
-                for at in range(0, len(target_N), step)
-            ]
-        answers = torch.cat(parts).split([len(rollout.answer_ids) for rollout in rollouts])
+            logprobs_N, _ = completion_logprobs(
+                self._model, rows, 0, _CHUNK_BYTES, vocabulary=self._vocabulary, with_entropy=False
+            )
+        answers = torch.split(logprobs_N, [len(rollout.answer_ids) for rollout in rollouts])
         return [float(logprobs_T.double().mean()) for logprobs_T in answers]
 
     def close(self) -> None:
         self._model = None
-
-
-def _realised(logits_NV: Any, target_N: Any, vocabulary: int) -> Any:
-    """log p of the targets [N] among the tokens that both models know, in float32."""
-    logits_NV = logits_NV[:, :vocabulary].float()
-    return logits_NV.gather(1, target_N[:, None]).squeeze(1) - logits_NV.logsumexp(-1)

@@ -18,12 +18,11 @@ from easydistill.data.preferences import Preference, read_preferences
 from easydistill.data.records import Rejection, count_reasons, split_heldout
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
-from easydistill.models.size import student_parameters
 from easydistill.models.student import check_student, student_identity
 from easydistill.stages.checks import needs_extra, student_issues
 from easydistill.stages.label import missing_file
 from easydistill.stages.rows import heldout_rows
-from easydistill.stages.train import MODEL, save_student
+from easydistill.stages.train import MODEL, save_student, training_estimate
 from easydistill.teachers.base import TEMPLATE_REFUSED
 
 if TYPE_CHECKING:
@@ -86,14 +85,7 @@ class PreferStage:
         }
 
     def estimate(self, directory: Path) -> Estimate:
-        parameters = student_parameters(self._models)
-        if parameters is None:
-            return Estimate()
-        lora = self._training.lora is not None
-        return Estimate(
-            disk_bytes=parameters * (2 + (0 if lora else 12) * (self._training.save_total_limit + 1)),
-            memory_bytes=parameters * (4 if lora else 16) + 3 * self._training.loss_chunk_bytes,
-        )
+        return training_estimate(self._models, self._training)
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
@@ -103,12 +95,12 @@ class PreferStage:
         from easydistill.trainers.preferences_trl import train
         from easydistill.trainers.rollouts import LocalScores
 
-        train_pairs, heldout, rejected = self._rows.read()
+        train_pairs, heldout, unreadable = self._rows.read()
         student = build_student(self._models, choose_dtype("float32", device()))
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
         rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name)
         held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name)
-        rejected = [*rejected, *too_long, *held_rejected]
+        rejected = [*unreadable, *too_long, *held_rejected]
         pad = min(student.eos_ids, default=0)
 
         def scores() -> Any:
@@ -142,7 +134,7 @@ class PreferStage:
         return StageResult(
             outputs=files,
             rows=RowCounts(
-                len(train_pairs) + len(heldout) + len(rejected) - len(too_long) - len(held_rejected),
+                len(train_pairs) + len(heldout) + len(unreadable),
                 len(rows) + len(held_rows),
                 count_reasons(rejected),
             ),

@@ -144,16 +144,7 @@ class TrainStage:
         }
 
     def estimate(self, directory: Path) -> Estimate:
-        parameters = student_parameters(self._models)
-        if parameters is None:
-            return Estimate()
-        # Weights, gradients and Adam's two moments in float32; adapters are small beside frozen weights.
-        bytes_each = 4 if self._training.lora is not None else 16
-        return Estimate(
-            # The student in two bytes a value, and checkpoints: weights and moments.
-            disk_bytes=parameters * (2 + (0 if self._training.lora else 12) * (self._training.save_total_limit + 1)),
-            memory_bytes=parameters * bytes_each + 3 * self._training.loss_chunk_bytes,
-        )
+        return training_estimate(self._models, self._training)
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
@@ -208,6 +199,20 @@ class TrainStage:
         distillation = Distillation(store, self._teaching.distillation, self._training.loss_chunk_bytes)
         distillation.check(rows)
         return distillation
+
+
+def training_estimate(models: ModelsConfig, training: TrainingConfig) -> Estimate:
+    """Disk and memory that training the student takes; unknown where its size is."""
+    parameters = student_parameters(models)
+    if parameters is None:
+        return Estimate()
+    # Weights, gradients and Adam's two moments in float32; adapters are small beside frozen weights.
+    bytes_each = 4 if training.lora is not None else 16
+    return Estimate(
+        # The student in two bytes a value, and checkpoints: weights and moments.
+        disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
+        memory_bytes=parameters * bytes_each + 3 * training.loss_chunk_bytes,
+    )
 
 
 def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:

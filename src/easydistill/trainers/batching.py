@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from easydistill.config.training import TrainingConfig
+
 IGNORE = -100
 MEGABATCHES = 8
 """Rows are sorted by length inside windows of so many optimiser steps; a wider window pads less and mixes less."""
@@ -135,3 +137,15 @@ class EpochSampler(Sampler[int]):
         full = [batch for batch in batches if len(batch) == self._batch_size]
         generator.shuffle(full)
         return iter([index for batch in [*full, *short] for index in batch])
+
+
+def epoch_sampler(lengths: Sequence[int], config: TrainingConfig) -> EpochSampler:
+    """The order that a `training` section asks for.
+
+    Args:
+        lengths: tokens of each item.
+    """
+    batch = config.per_device_train_batch_size
+    window = MEGABATCHES * batch * config.gradient_accumulation_steps
+    grouped = config.group_by_length and not config.packing
+    return EpochSampler(lengths, batch, window if grouped else 0, config.seed)

@@ -5,6 +5,7 @@ Written against transformers 5.16-5.19.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 from collections.abc import Mapping
@@ -70,6 +71,12 @@ def training_arguments(config: TrainingConfig, directory: Path, device: torch.de
             "    → install a version that this release of easydistill supports (see pyproject.toml)"
         )
     return TrainingArguments(**values)
+
+
+def argument_values(config: TrainingConfig, directory: Path, device: torch.device) -> dict[str, Any]:
+    """The same as values, for TRL's subclasses: where their defaults differ, ours hold."""
+    plain = training_arguments(config, directory, device)
+    return {field.name: getattr(plain, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
 
 
 def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:

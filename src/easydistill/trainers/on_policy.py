@@ -38,6 +38,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.models.loading import device
+from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 from easydistill.teachers.base import row_seed
 from easydistill.trainers.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
@@ -49,13 +50,12 @@ from easydistill.trainers.rollouts import (
     Written,
     assign,
     batch_rows,
-    completion_logprobs,
     describe,
     roll_out,
     rolled_positions,
     scored,
 )
-from easydistill.trainers.supervised import TrainingOutcome, with_adapters
+from easydistill.trainers.supervised import TrainingOutcome, count_parameters, with_adapters
 
 STATE = "state.pt"
 
@@ -352,12 +352,12 @@ class SampledTraining:
         self._step = self._resumed = step_of(found)
 
     def outcome(self) -> TrainingOutcome:
-        sizes = [(value.numel(), value.requires_grad) for value in self.model.parameters()]
+        parameters, trainable = count_parameters(self.model)
         return TrainingOutcome(
             steps=self._step,
             final_loss=self._final_loss,
             trained_tokens=self._tokens,
-            parameters=sum(size for size, _ in sizes),
-            trainable_parameters=sum(size for size, trained in sizes if trained),
+            parameters=parameters,
+            trainable_parameters=trainable,
             resumed_from_step=self._resumed,
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState
 
 from easydistill.config.on_policy import OnPolicyConfig
 from easydistill.config.training import TrainingConfig
@@ -32,9 +31,10 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device
+from easydistill.models.logprobs import realised_logprobs
 from easydistill.models.student import Student
-from easydistill.trainers.checkpoints import last_whole_checkpoint, step_of
-from easydistill.trainers.compat import check_head, training_arguments, uses_bf16
+from easydistill.trainers.checkpoints import last_whole_checkpoint
+from easydistill.trainers.compat import argument_values, check_head, uses_bf16
 from easydistill.trainers.on_policy import kept_settings
 from easydistill.trainers.rollouts import (
     PromptOrder,
@@ -43,11 +43,10 @@ from easydistill.trainers.rollouts import (
     assign,
     batch_rows,
     describe,
-    realised_logprobs,
     roll_out,
     rolled_positions,
 )
-from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, with_adapters
+from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
 
 try:
     with warnings.catch_warnings():
@@ -87,26 +86,17 @@ def train(
         trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    outcome = outcome_of(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
     if config.lora is not None:
         student.model = model.merge_and_unload()
     student.model.eval()
-    return TrainingOutcome(
-        steps=trainer.state.global_step,
-        final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-        trained_tokens=int(trainer.state.num_input_tokens_seen),
-        parameters=sum(size for size, _ in sizes),
-        trainable_parameters=sum(size for size, trained in sizes if trained),
-        resumed_from_step=step_of(resume) if resume else 0,
-    )
+    return outcome
 
 
 def _arguments(config: TrainingConfig, on_policy: OnPolicyConfig, checkpoints: Path) -> DistillationConfig:
     """TRL's own class, with the values that transformers' would have."""
-    plain = training_arguments(config, checkpoints, device())
-    values = {field.name: getattr(plain, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
     return DistillationConfig(
-        **values,
+        **argument_values(config, checkpoints, device()),
         beta=on_policy.beta,
         temperature=on_policy.temperature,
         max_completion_length=on_policy.max_new_tokens,

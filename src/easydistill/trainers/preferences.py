@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from easydistill.engine.interrupt import StopSignal
-from easydistill.engine.progress import Task
 from easydistill.trainers.rollouts import LocalScores
 
 SCORED_TOGETHER = 32
@@ -53,9 +52,7 @@ class PairScore:
     rejected: float
 
 
-def score_pairs(
-    scores: LocalScores, pairs: Sequence[PairRow], stop: StopSignal, task: Task | None = None
-) -> list[PairScore]:
+def score_pairs(scores: LocalScores, pairs: Sequence[PairRow], stop: StopSignal) -> list[PairScore]:
     """log p of both answers of every pair: sums over their tokens, end token included.
 
     Raises:
@@ -67,8 +64,6 @@ def score_pairs(
         some = pairs[at : at + SCORED_TOGETHER]
         sums = [math.fsum(tokens) for tokens in scores.score([side for pair in some for side in pair.sides], stop)]
         found += [PairScore(*sums[2 * index : 2 * index + 2]) for index in range(len(some))]
-        if task is not None:
-            task.advance(len(some))
     return found
 
 

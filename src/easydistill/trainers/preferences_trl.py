@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState
 
 from easydistill.config.preference import PreferenceConfig
 from easydistill.config.training import TrainingConfig
@@ -31,11 +31,11 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.models.loading import device
 from easydistill.models.student import Student
-from easydistill.trainers.batching import MEGABATCHES, EpochSampler
-from easydistill.trainers.checkpoints import last_whole_checkpoint, step_of
-from easydistill.trainers.compat import training_arguments
+from easydistill.trainers.batching import epoch_sampler
+from easydistill.trainers.checkpoints import last_whole_checkpoint
+from easydistill.trainers.compat import argument_values
 from easydistill.trainers.preferences import PairRow
-from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, adapters
+from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, adapters, outcome_of
 
 try:
     with warnings.catch_warnings():
@@ -84,27 +84,19 @@ def train(
         trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    sizes = [(value.numel(), value.requires_grad) for value in trainer.model.parameters()]
+    trained_tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    outcome = outcome_of(trainer.state, trainer.model, trained_tokens, resume)
     # TRL patches a forward of its own onto the instance; whoever gets the model next expects logits from it.
     student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
     student.model.__dict__.pop("forward", None)
     student.model.eval()
-    return TrainingOutcome(
-        steps=trainer.state.global_step,
-        final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-        trained_tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in pairs),
-        parameters=sum(size for size, _ in sizes),
-        trainable_parameters=sum(size for size, trained in sizes if trained),
-        resumed_from_step=step_of(resume) if resume else 0,
-    )
+    return outcome
 
 
 def arguments(config: TrainingConfig, preference: PreferenceConfig, checkpoints: Path) -> DPOConfig:
     """TRL's own class, with the values that transformers' would have."""
-    plain = training_arguments(config, checkpoints, device())
-    values = {field.name: getattr(plain, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
     return DPOConfig(
-        **values,
+        **argument_values(config, checkpoints, device()),
         beta=preference.beta,
         loss_type=list(preference.losses),
         loss_weights=preference.loss_weights,
@@ -127,8 +119,9 @@ class PairCollator(DataCollatorForPreference):
         return found
 
 
-OURS = ("beta", "pair")
-"""Keys of a batch that are not TRL's."""
+def _theirs(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as TRL makes it: what `PairCollator` adds, the model does not take."""
+    return {key: value for key, value in batch.items() if key not in ("beta", "pair")}
 
 
 class PairWatch(Watch):
@@ -198,15 +191,11 @@ class PairTrainer(DPOTrainer):
         return dataset
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        config = self._config
-        window = MEGABATCHES * config.per_device_train_batch_size * config.gradient_accumulation_steps
-        lengths = [pair.longest for pair in self._pairs]
-        return EpochSampler(
-            lengths, config.per_device_train_batch_size, window if config.group_by_length else 0, config.seed
-        )
+        return epoch_sampler([pair.longest for pair in self._pairs], self._config)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """From the journal, as far as an earlier attempt got; always by the weights that training starts from."""
+        self.model.eval()
         with Journal(self._journal_path) as journal:
             known = [str(number) in journal for number in range(len(dataset))]
             order = sorted(range(len(dataset)), key=lambda number: (self._pairs[number].longest, number))
@@ -217,7 +206,6 @@ class PairTrainer(DPOTrainer):
                         continue
                     self._stop.raise_if_requested()
                     batch = self._prepare_inputs(self.data_collator([dataset[number] for number in numbers]))
-                    self.model.eval()
                     sums = self.compute_ref_log_probs(self.model, batch)
                     journal.append(
                         *(
@@ -233,7 +221,7 @@ class PairTrainer(DPOTrainer):
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Without our keys, which the model does not take."""
-        return super().compute_ref_log_probs(model, {key: inputs[key] for key in inputs if key not in OURS})
+        return super().compute_ref_log_probs(model, _theirs(inputs))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """Each pair with its own β; also keeps the margins by kind of pair."""
@@ -246,8 +234,7 @@ class PairTrainer(DPOTrainer):
         common: Any = self.args.beta
         try:
             self.beta = inputs["beta"]
-            rest = {key: inputs[key] for key in inputs if key not in OURS}
-            found = super()._compute_loss(watched, rest, return_outputs)
+            found = super()._compute_loss(watched, _theirs(inputs), return_outputs)
         finally:
             self.beta = common
         width = inputs["completion_mask"].shape[1] - 1

@@ -19,13 +19,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
 
 from easydistill.config.training import TrainingConfig
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
-from easydistill.models.head import Head, body_of, rows_per_chunk
+from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.base import row_seed
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
@@ -192,42 +191,6 @@ def describe(rollouts: Sequence[Written]) -> dict[str, float]:
 
 
 # --- scores -------------------------------------------------------------------------------------------------------
-
-
-def completion_logprobs(
-    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int
-) -> tuple[Tensor, Tensor]:
-    """log p of the tokens from `start` on of each (token ids, start), one after the other, in float32; and entropies.
-
-    Logits exist for a slice of rows at a time; with gradients they are made again in the backward pass, and there are
-    no entropies.
-    """
-    width = max(len(ids) for ids, _ in sequences)
-    on = next(model.parameters()).device
-    # Padding is on the right, where causal attention does not look.
-    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in sequences], device=on)
-    keep_BT = torch.tensor([[start <= at < len(ids) for at in range(1, width)] for ids, start in sequences], device=on)
-    hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
-    hidden_ND, target_N = hidden_BTD[:, :-1][keep_BT], ids_BT[:, 1:][keep_BT]
-    head = Head.of(model)
-    step = rows_per_chunk(head.weight_VD.shape[0], chunk_bytes)
-    parts = []
-    for at in range(0, len(target_N), step):
-        arguments = (hidden_ND[at : at + step], head, target_N[at : at + step])
-        if torch.is_grad_enabled():
-            parts.append(checkpoint(realised_logprobs, *arguments, False, use_reentrant=False))
-        else:
-            parts.append(realised_logprobs(*arguments))
-    logprobs_N, entropy_N = torch.cat(parts, dim=1)
-    return logprobs_N, entropy_N.detach()
-
-
-def realised_logprobs(hidden_ND: Tensor, head: Head, target_N: Tensor, with_entropy: bool = True) -> Tensor:
-    """[2, N]: log p(target), and the distribution's entropy (or zeros)."""
-    logprobs_NV = head.logits(hidden_ND).float().log_softmax(-1)
-    picked_N = logprobs_NV.gather(1, target_N[:, None]).squeeze(1)
-    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1) if with_entropy else torch.zeros_like(picked_N)
-    return torch.stack([picked_N, entropy_N])
 
 
 class TeacherScores(Protocol):

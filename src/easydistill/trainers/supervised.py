@@ -26,11 +26,10 @@ from easydistill.models.loading import device
 from easydistill.models.student import Student
 from easydistill.trainers.batching import (
     IGNORE,
-    MEGABATCHES,
-    EpochSampler,
     RowDataset,
     TokenRow,
     collate,
+    epoch_sampler,
     pack,
 )
 from easydistill.trainers.checkpoints import last_whole_checkpoint, mark_whole, rotate, step_of
@@ -83,13 +82,7 @@ def train(
     on = device()
     items = pack(rows, config.max_length) if config.packing else [[row] for row in rows]
     dataset = RowDataset(items)
-    window = MEGABATCHES * config.per_device_train_batch_size * config.gradient_accumulation_steps
-    sampler = EpochSampler(
-        dataset.lengths(),
-        config.per_device_train_batch_size,
-        window if config.group_by_length and not config.packing else 0,
-        config.seed,
-    )
+    sampler = epoch_sampler(dataset.lengths(), config)
     check_head(student.model)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
@@ -114,22 +107,39 @@ def train(
         trainer.remove_callback(PrinterCallback)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
+    outcome = outcome_of(trainer.state, model, trained_tokens, resume)
     # PEFT's merge calls nothing of forward, but whoever gets the model next expects logits from it.
     unfuse_loss(student.model)
     if config.lora is not None:
         student.model = model.merge_and_unload()
     student.model.eval()
+    return outcome
+
+
+def outcome_of(state: TrainerState, model: Any, trained_tokens: int, resume: Path | None) -> TrainingOutcome:
+    """Figures of a training by transformers' Trainer or one made of it.
+
+    Args:
+        model: as it was trained, its adapters not merged yet.
+        resume: the checkpoint that it went on from.
+    """
+    parameters, trainable = count_parameters(model)
     return TrainingOutcome(
-        steps=trainer.state.global_step,
+        steps=state.global_step,
         # From the history, which checkpoints keep: the same whether or not the run was interrupted.
-        final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-        trained_tokens=sum(sum(label != IGNORE for label in row.labels()) for row in rows),
+        final_loss=next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
+        trained_tokens=trained_tokens,
         parameters=parameters,
         trainable_parameters=trainable,
         resumed_from_step=step_of(resume) if resume else 0,
     )
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """How many parameters a model has, and how many of them are trained."""
+    sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def with_adapters(model: Any, config: TrainingConfig) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from tests.support.rollouts import in_threads, rollout
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from tests.support.tiny import tiny_llama
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from easydistill.errors import ModelError
 from easydistill.rewards import RewardContext
@@ -24,17 +25,7 @@ BATCH = [
 
 
 def save_classifier(directory: Path, tiny_model: Path, labels: int = 1, pad: int | None = None) -> Path:
-    config = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        num_labels=labels,
-        pad_token_id=pad,
-    )
+    config = tiny_llama(max_position_embeddings=512, num_labels=labels, pad_token_id=pad)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForSequenceClassification(config).save_pretrained(directory)

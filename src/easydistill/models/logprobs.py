@@ -1,0 +1,63 @@
+"""How probable a causal language model finds given tokens, in one forward pass.
+
+Shapes: N tokens, D hidden width, V vocabulary, B rows, T positions. Row t predicts token t+1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from easydistill.models.head import Head, body_of, rows_per_chunk
+
+
+def completion_logprobs(
+    model: Any,
+    sequences: Sequence[tuple[list[int], int]],
+    pad: int,
+    chunk_bytes: int,
+    *,
+    vocabulary: int | None = None,
+    with_entropy: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """log p of the tokens from `start` on of each (token ids, start), one after the other, in float32; and entropies.
+
+    Logits exist for a slice of rows at a time; with gradients they are made again in the backward pass, and there are
+    no entropies.
+
+    Args:
+        vocabulary: the distributions are over so many tokens, from 0 up; None for all that the model has.
+        with_entropy: without, and with gradients, the entropies are zeros.
+    """
+    width = max(len(ids) for ids, _ in sequences)
+    on = next(model.parameters()).device
+    # Padding is on the right, where causal attention does not look.
+    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in sequences], device=on)
+    keep_BT = torch.tensor([[start <= at < len(ids) for at in range(1, width)] for ids, start in sequences], device=on)
+    hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+    hidden_ND, target_N = hidden_BTD[:, :-1][keep_BT], ids_BT[:, 1:][keep_BT]
+    head = Head.of(model)
+    step = rows_per_chunk(head.weight_VD.shape[0], chunk_bytes)
+    parts = []
+    for at in range(0, len(target_N), step):
+        arguments = (hidden_ND[at : at + step], head, target_N[at : at + step])
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(realised_logprobs, *arguments, False, vocabulary, use_reentrant=False))
+        else:
+            parts.append(realised_logprobs(*arguments, with_entropy, vocabulary))
+    logprobs_N, entropy_N = torch.cat(parts, dim=1)
+    return logprobs_N, entropy_N.detach()
+
+
+def realised_logprobs(
+    hidden_ND: Tensor, head: Head, target_N: Tensor, with_entropy: bool = True, vocabulary: int | None = None
+) -> Tensor:
+    """[2, N]: log p(target), and the distribution's entropy (or zeros); over the first `vocabulary` tokens."""
+    logprobs_NV = head.logits(hidden_ND)[:, :vocabulary].float().log_softmax(-1)
+    picked_N = logprobs_NV.gather(1, target_N[:, None]).squeeze(1)
+    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1) if with_entropy else torch.zeros_like(picked_N)
+    return torch.stack([picked_N, entropy_N])
