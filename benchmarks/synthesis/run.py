@@ -112,7 +112,7 @@ def run_all(
         else:
             run = folder / arm.name
             found[arm.name] = measure(arm, arm.config(source, run, rows, seed), run)
-            if arm.name == "cot_generation":
+            if arm.job_type == "cot_generation":
                 found[arm.name]["recount"] = recount(files["problems"], _stage(run))
         tell(arm.name, found[arm.name])
     if PIPELINE in chosen:

@@ -15,6 +15,7 @@ from easydistill.verification.fields import (
     describe_fields,
     fields_schema,
     parse_fields,
+    say,
 )
 from easydistill.verification.scores import ScoreField, ScoreForm, describe_scores, parse_scores, scores_schema
 
@@ -62,15 +63,24 @@ def field_of(reply: Reply, name: str, form: Form) -> str:
 
 
 def fields_of(reply: Reply, names: Sequence[str], form: Form) -> dict[str, str]:
-    """The fields of a reply; raises as `field_of`."""
+    """The fields of a reply; raises as `field_of`, also where a field only repeats the words that describe it."""
     found = parse_fields(text_of(reply), [TextField(name) for name in names], form)
     if isinstance(found, Malformed):
         raise Unusable(MALFORMED_REPLY, f"{found.reason}: {found.detail}", reply)
+    for name, text in found.items():
+        if text.strip(" .。\"'").casefold() in _blanks(name):
+            raise Unusable(MALFORMED_REPLY, f"`{name}` holds the form's own words, {text!r}", reply)
     return found
 
 
+def _blanks(name: str) -> set[str]:
+    """What stands for a field in the form that prompts show."""
+    languages: tuple[Language, ...] = ("en", "zh")
+    return {name} | {(_NAMES[each].get(name) or say(each, "blank", name=name)).casefold() for each in languages}
+
+
 def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
-    """The scores of a reply; raises as `field_of`. Scores are never plain: a text that holds a number is no score."""
+    """The scores of a reply; raises as `field_of`. They are never plain (a number in a text is no score) but JSON."""
     found = parse_scores(text_of(reply), _score_fields(scores), _score_form(form))
     if isinstance(found, Malformed):
         raise Unusable(MALFORMED_SCORE, f"{found.reason}: {found.detail}", reply)
@@ -96,7 +106,7 @@ def _score_fields(scores: Scores) -> list[ScoreField]:
 
 
 def _score_form(form: Form) -> ScoreForm:
-    return "json" if form == "json" else "tags"
+    return "tags" if form == "tags" else "json"
 
 
 _NAMES: dict[Language, dict[str, str]] = {

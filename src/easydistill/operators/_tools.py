@@ -7,7 +7,7 @@ languages (it knows which by `language`). Templates run in a sandbox.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -36,7 +36,8 @@ class OperatorConfig(Section):
     prompts: dict[str, NonEmptyStr] = {}  # noqa: RUF012 (pydantic copies it)
     """Files that replace built-in prompts, by the prompt's name."""
     reply: Literal["tags", "json", "plain"] = "tags"
-    """How the model is asked to shape its reply. Local models are held to `json`; `plain` is for one field."""
+    """How the model is asked to shape its reply. Local models are held to `json`. `plain` is a reply that is one text
+    and nothing else; scores are then JSON."""
     seed: Seed = 0
     """Seed of every choice that the operator makes."""
 
@@ -108,7 +109,9 @@ class Tools:
         if wants:
             values["form"] = form_words(wants, self._config.reply, language)
         filled = self.prompt(name, language).fill(language=language, **values)
-        schema = schema_of(wants, choices) if wants and self._config.reply == "json" else None
+        form = self._config.reply
+        as_json = form == "json" or (form == "plain" and isinstance(wants, Mapping))
+        schema = schema_of(wants, choices) if wants and as_json else None
         return Ask((*before, {"role": "user", "content": filled}), role, index, schema)
 
     def language(self, text: str) -> Language:

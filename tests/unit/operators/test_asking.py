@@ -325,3 +325,67 @@ def test_pairs_need_evidence_and_stand_alone() -> None:
         "1-1": "no_evidence", "2-1": "not_standalone", "3-1": "duplicate", "4-1": "not_supported",
     }  # fmt: skip
     assert len(waves[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("The lighthouse of Alborg", "It was built in 1871.", "not_a_question"),
+        (
+            "Was it so that it was built in 1871 by Ida Holm?",
+            "It was so that it was built in 1871 by Ida Holm.",
+            "not_a_question",
+        ),
+        ("the question", "It was built in 1871.", "malformed_reply"),
+        ("When was the lighthouse built?", "The answer.", "malformed_reply"),
+        ("阿尔堡的灯塔是哪一年建成的？", "It was built in 1871.", None),
+    ],
+)
+def test_a_question_asks(question: str, answer: str, reason: str | None) -> None:
+    evidence = "The lighthouse of Alborg was built in 1871 by the engineer Ida Holm."
+    config = instruction_response_extraction.Config(pairs_per_chunk=1, check_answers=False)
+    reply = pair(question, answer, evidence)
+    result, _ = drive(instruction_response_extraction, config, [row("0", TEXT)], lambda ask: reply)
+    assert [found.reason for found in result.rejected] == ([reason] if reason else [])
+
+
+def test_each_question_is_given_a_sentence_of_its_own() -> None:
+    def say(ask: Ask) -> str:
+        asked = ask.messages[0]["content"]
+        year = next((year for year in ("1871", "1990") if year in asked), "forty")
+        if "Write one question" in asked:
+            return {
+                "1871": "Who built the lighthouse of Alborg in 1871?",
+                "1990": "Since when has its lamp there been electric?",
+                "forty": "Of which stone is that tall tower?",
+            }[year]
+        return f"Alborg had {year}, says the keeper" if ask.role == "teacher" else f"Alborg had {year}."
+
+    config = instruction_response_extraction.Config(pairs_per_chunk=3, evidence="given", reply="plain")
+    result, waves = drive(instruction_response_extraction, config, [row("0", TEXT)], say)
+    assert reasons(result) == {}
+    spans = sorted(found.meta["evidence"] for found in result.accepted)
+    assert [span[:6] for span in spans] == ["It is ", "Since ", "The li"]
+    assert [len(wave) for wave in waves] == [3, 3, 3]
+    for found in result.accepted:
+        year = next(word for word in ("1871", "1990", "forty") if word in found.meta["evidence"])
+        assert found.answer == f"Alborg had {year}, says the keeper"
+
+
+def test_plain_texts_come_with_scores_in_json() -> None:
+    config = instruction_refinement.Config(reply="plain")
+
+    def say(ask: Ask) -> str:
+        if ask.role == "judge":
+            assert ask.schema is not None
+            assert '"same"' in ask.messages[0]["content"]
+            return '{"same": 1}' if "sea" in ask.messages[0]["content"] else "1"
+        assert ask.schema is None
+        return (
+            "Compose four lines of verse on this: "
+            + ask.messages[0]["content"].split("\n")[-1][:9]
+            + " sea or rainbows"
+        )
+
+    result, _ = drive(instruction_refinement, config, SEEDS[:1], say)
+    assert len(result.accepted) == 1
