@@ -68,6 +68,8 @@ class Result:
     """Candidates: accepted and rejected together."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Figures for the report: counts, shares, distributions."""
+    also: dict[str, list[Sample]] = field(default_factory=dict)
+    """Rows of other kinds by the names in the operator's `ALSO`, each written to a file of its own."""
 
     def add(self, other: Result) -> None:
         """Take another result's rows in; its facts are left to the caller."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ class LabelStage:
         write_paper_json(context.directory / LABELED_JSON, labelled)
         write_parquet(context.directory / LABELED_PARQUET, labelled)
         if self._dataset.labeled_path is not None:
-            publish(context.directory, Path(self._dataset.labeled_path), labelled)
+            publish(context.directory, Path(self._dataset.labeled_path), map(paper_row, labelled))
         return StageResult(
             outputs=(LABELED_JSON, LABELED_PARQUET),
             rows=RowCounts(entered, len(labelled), count_reasons(rejected)),
@@ -291,14 +291,14 @@ def labelled_or_rejected(
 # --- the user's own file ------------------------------------------------------------------------------------
 
 
-def publish(directory: Path, target: Path, labelled: Sequence[Sample]) -> None:
-    """Put the labelled rows where the user wants them, in the format the suffix says; keep what was there before."""
+def publish(directory: Path, target: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Put a stage's rows where the user wants them, in the format the suffix says; keep what was there before."""
     source = {".json": LABELED_JSON, ".parquet": LABELED_PARQUET}.get(target.suffix.lower())
     made = directory / f"published{target.suffix.lower()}"
     if source is not None:
         made = directory / source
     else:
-        write_jsonl(made, map(paper_row, labelled))
+        write_jsonl(made, rows)
     if target.exists():
         if hash_file(target) == hash_file(made):
             return

@@ -14,9 +14,10 @@ from typing import Any
 
 from easydistill.config.inference import SamplingConfig
 from easydistill.data.files import replacing
-from easydistill.data.formats import write_paper_json, write_parquet
+from easydistill.data.formats import paper_row, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
+from easydistill.data.preferences import as_preference, pair_row, write_pairs_json, write_pairs_parquet
 from easydistill.data.records import Message, Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
@@ -87,7 +88,6 @@ class SynthesiseStage:
 
     name = "synthesise"
     inputs: tuple[str, ...] = ()
-    offers = (LABELED_PARQUET, LABELED_JSON)
 
     def __init__(
         self,
@@ -103,6 +103,9 @@ class SynthesiseStage:
         self._source = source
         self._models = models
         self._labeled_path = labeled_path
+        self._pairs: bool = getattr(self._module, "PAIRS", False)
+        self._also: tuple[str, ...] = getattr(self._module, "ALSO", ())
+        self.offers = (LABELED_PARQUET, LABELED_JSON, *(f"{name}.parquet" for name in self._also))
 
     def preflight(self) -> list[ConfigIssue]:
         issues = self._source.issues() + labeled_path_issues(self._labeled_path)
@@ -203,10 +206,9 @@ class SynthesiseStage:
         return self._module.run(self._config, rows, tools)
 
     def _write(self, rows: Sequence[Sample], result: Result, asker: _Asker, context: StageContext) -> StageResult:
-        write_paper_json(context.directory / LABELED_JSON, result.accepted)
-        write_parquet(context.directory / LABELED_PARQUET, result.accepted)
+        files = self._write_rows(result, context.directory)
         if self._labeled_path is not None:
-            publish(context.directory, Path(self._labeled_path), result.accepted)
+            publish(context.directory, Path(self._labeled_path), map(self._published, result.accepted))
         counts = RowCounts(result.entered, len(result.accepted), count_reasons(result.rejected))
         from easydistill.operators._diversity import diversity
 
@@ -223,12 +225,31 @@ class SynthesiseStage:
                 dataset_card(self._operator, result.accepted, counts, metrics, bool(self._models)), encoding="utf-8"
             )
         return StageResult(
-            outputs=(LABELED_JSON, LABELED_PARQUET, CARD),
+            outputs=(*files, CARD),
             rows=counts,
             rejected=result.rejected,
             tokens=asker.tokens,
             metrics=metrics,
         )
+
+    def _write_rows(self, result: Result, directory: Path) -> list[str]:
+        """Write accepted rows, and those of other kinds; returns the files' names."""
+        if self._pairs:
+            pairs = list(map(as_preference, result.accepted))
+            write_pairs_json(directory / LABELED_JSON, pairs)
+            write_pairs_parquet(directory / LABELED_PARQUET, pairs)
+        else:
+            write_paper_json(directory / LABELED_JSON, result.accepted)
+            write_parquet(directory / LABELED_PARQUET, result.accepted)
+        files = [LABELED_JSON, LABELED_PARQUET]
+        for name in self._also:
+            write_paper_json(directory / f"{name}.json", result.also[name])
+            write_parquet(directory / f"{name}.parquet", result.also[name])
+            files += [f"{name}.json", f"{name}.parquet"]
+        return files
+
+    def _published(self, row: Sample) -> dict[str, Any]:
+        return pair_row(as_preference(row)) if self._pairs else paper_row(row)
 
 
 def funnel(result: Result, order: Sequence[str]) -> list[tuple[str, int]]:
