@@ -1,0 +1,58 @@
+"""What PPO and GRPO share: prompts, rewards, a judge for those that ask one, one stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.curriculum import CurriculumModels
+from easydistill.config.dataset import DatasetConfig
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.inference import ApiInferenceConfig
+from easydistill.config.job import JobConfig
+from easydistill.config.policy import PolicyConfig, PolicyTrainingConfig, check_rounds
+from easydistill.config.rewards import RewardsConfig
+from easydistill.config.synthesis import JudgeConfig
+from easydistill.engine.stage import Stage
+from easydistill.jobs._synthesis import asked_model
+from easydistill.rewards import rewards_section
+from easydistill.stages.policy import ExplorationRows, PolicyStage
+
+RewardsSection: Any = rewards_section()
+
+
+class PolicyJob(JobConfig):
+    """The student answers the prompts of `dataset.instruction_path` and learns from what its answers are worth."""
+
+    dataset: DatasetConfig
+    models: CurriculumModels
+    rewards: RewardsSection
+    judge: JudgeConfig | None = None
+    """How the model is asked that `rewards.judge` needs: `models.judge`, or a server."""
+    policy: PolicyConfig
+    training: PolicyTrainingConfig = PolicyTrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PolicyJob:
+        if self.dataset.instruction_path is None:
+            raise Unfit("there are no prompts", "set dataset.instruction_path")
+        rewards: RewardsConfig = self.rewards
+        if rewards.needs_judge and self.judge is None:
+            raise Unfit("rewards.judge asks a model, and there is none", 'add "judge": {"inference": {…}}')
+        if self.judge is not None and not rewards.needs_judge:
+            raise Unfit("`judge` is not used without rewards.judge", "remove it, or add the reward")
+        here = self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
+        if here and (self.models.judge or self.models.teacher) is None:
+            raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
+        check_rounds(self.policy, self.training)
+        return self
+
+
+def plan_policy(job: Any) -> list[Stage]:
+    """The one stage."""
+    judge = asked_model(job.judge.inference, job.models.judge or job.models.teacher) if job.judge is not None else None
+    rows = ExplorationRows(job.dataset, job.evaluation, from_stage=False)
+    return [PolicyStage(rows, job.models, job.training, job.policy, job.rewards, judge)]

@@ -1,0 +1,262 @@
+"""Train by rewards: prompts and a student in; the student out, that has learned from what its own answers are worth."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.models import ModelsConfig
+from easydistill.config.policy import PolicyConfig, PpoConfig
+from easydistill.config.rewards import RewardsConfig
+from easydistill.config.training import TrainingConfig
+from easydistill.data.files import hash_file, show_directory
+from easydistill.data.formats import read_samples
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters
+from easydistill.models.student import Student
+from easydistill.rewards import RewardContext, build
+from easydistill.rewards import files as reward_files
+from easydistill.rewards import models as reward_models
+from easydistill.stages.checks import model_issues, needs_extra
+from easydistill.stages.label import missing_file
+from easydistill.stages.on_policy import PromptRows
+from easydistill.stages.synthesise import AskedModel
+from easydistill.stages.train import MODEL, TrainStage, save_student
+from easydistill.teachers.base import TEMPLATE_REFUSED
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer
+    from easydistill.rewards import Reward
+    from easydistill.trainers.policy import PolicyRow
+    from easydistill.trainers.policy_trl import Explorer
+
+ANSWER = "answer"
+"""Field of a row that holds its known answer; a row's own answer stands there too."""
+PASS_RATE = "pass_rate"
+
+
+class ExplorationRows(PromptRows):
+    """Prompts to explore, with what their rows know of the right answer."""
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        assert self.dataset.instruction_path is not None
+        path = Path(self.dataset.instruction_path)
+        samples, rejected = read_samples(path, labelled=None, limit=self.dataset.max_samples)
+        train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
+        return train, heldout, rejected
+
+    def fingerprint(self) -> dict[str, Any]:
+        held = {"heldout": self.evaluation.heldout, "max_heldout": self.evaluation.max_heldout}
+        return {**super().fingerprint(), **(held if self.evaluation.enabled else {})}
+
+
+class PolicyStage(TrainStage):
+    """PPO or GRPO, whichever the policy's config is of; named and saved like any other training."""
+
+    def __init__(
+        self,
+        rows: ExplorationRows,
+        models: ModelsConfig,
+        training: TrainingConfig,
+        policy: PolicyConfig,
+        rewards: RewardsConfig,
+        judge: AskedModel | None,
+    ) -> None:
+        super().__init__(rows, models, training)
+        self._policy, self._rewards, self._judge = policy, rewards, judge
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = super().preflight() + needs_extra("trl", "trl")
+        issues += missing_file("dataset.instruction_path", self._rows.dataset.instruction_path)
+        for key, path in reward_files(self._rewards).items():
+            issues += missing_file(f"rewards.{key}", path)
+        for key, reference in reward_models(self._rewards).items():
+            issues += model_issues(f"rewards.{key}", reference)
+        if self._rewards.needs_judge and self._judge is None:
+            mend = "set models.judge with judge.inference, or judge.inference.base_url"
+            issues.append(ConfigIssue("config", "rewards.judge", "there is no model that judges", mend))
+        if self._judge is not None:
+            issues += self._judge.plan.preflight()
+        if self._policy.rollouts == "vllm":
+            issues += needs_extra("vllm", "vllm")
+        return issues
+
+    def fingerprint(self) -> dict[str, Any]:
+        named = reward_files(self._rewards).items()
+        return {
+            **super().fingerprint(),
+            "policy": self._policy.identity(),
+            "rewards": self._rewards.identity(),
+            "reward_files": {key: hash_file(Path(path)) for key, path in named if Path(path).is_file()},
+            "reward_models": {key: resolve(name).identity() for key, name in reward_models(self._rewards).items()},
+            **({"judge": self._judge.identity()} if self._judge is not None else {}),
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        own = super().estimate(directory)
+        if own.memory_bytes is None:
+            return own
+        sizes = [model_parameters(name) for name in reward_models(self._rewards).values()]
+        if None in sizes:
+            return Estimate(disk_bytes=own.disk_bytes)
+        more = 4 * sum(size for size in sizes if size is not None)
+        if isinstance(self._policy, PpoConfig) and self._policy.critic != "value_head":
+            # The critic's gradients and moments.
+            more *= 5
+        return Estimate(disk_bytes=own.disk_bytes, memory_bytes=own.memory_bytes + more)
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.student import build_student
+
+        samples, heldout, rejected = self._rows.read(context)
+        student = build_student(self._models, choose_dtype("float32", device()))
+        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        rows, unfit = self._prepare(renderer, samples)
+        held_rows, held_unfit = self._prepare(renderer, heldout, all_rates=True)
+        rejected = [*rejected, *unfit, *held_unfit]
+        with ExitStack() as opened:
+            explorer = self._explorer(student, rows, held_rows, context, opened)
+            outcome = self._train_policy(student, explorer, context)
+        context.stop.raise_if_requested()
+        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        show_directory(context.directory / MODEL, context.run_directory / "student")
+        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        steps = sorted(explorer.measured)
+        measured = {"before": explorer.measured[steps[0]], "after": explorer.measured[steps[-1]]} if steps else {}
+        return StageResult(
+            outputs=files,
+            rows=RowCounts(
+                len(samples) + len(heldout) + len(rejected) - len(unfit) - len(held_unfit),
+                len(rows) + len(held_rows),
+                count_reasons(rejected),
+            ),
+            rejected=rejected,
+            tokens={"trained": outcome.trained_tokens},
+            metrics={
+                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                "train_rows": len(rows),
+                "heldout_rows": len(held_rows),
+                "student": student.description,
+                **measured,
+                "course": [{"step": step, **explorer.measured[step]} for step in steps],
+                "alarms": explorer.alarms.raised,
+            },
+        )
+
+    def _prepare(
+        self, renderer: ChatRenderer, samples: Sequence[Sample], all_rates: bool = False
+    ) -> tuple[list[PolicyRow], list[Rejection]]:
+        """Prompts with room for an answer and a fitting pass rate, and the rows that are not fit."""
+        rows: list[PolicyRow] = []
+        unfit: list[Rejection] = []
+        for sample in samples:
+            row = self._policy_row(renderer, sample, all_rates)
+            (unfit if isinstance(row, Rejection) else rows).append(row)  # type: ignore[arg-type]
+        return rows, unfit
+
+    def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
+        from easydistill.trainers.policy import PolicyRow
+
+        low, high = self._policy.pass_rate
+        rate = sample.meta.get(PASS_RATE)
+        if not all_rates and isinstance(rate, int | float) and not low <= rate <= high:
+            detail = f"{rate:.0%} of the tries at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
+            return Rejection(sample.id, self.name, "pass_rate", detail)
+        try:
+            prompt = renderer.prompt_ids(sample.prompt)
+        except DataError as error:
+            return Rejection(sample.id, self.name, TEMPLATE_REFUSED, str(error))
+        room = self._training.max_length - self._policy.max_new_tokens
+        if len(prompt) > room:
+            detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
+            return Rejection(sample.id, self.name, "prompt_too_long", detail)
+        known = {ANSWER: sample.answer} if sample.answer is not None else {}
+        return PolicyRow(sample.id, prompt, tuple(sample.prompt), {**known, **sample.meta})
+
+    def _explorer(
+        self,
+        student: Student,
+        rows: Sequence[PolicyRow],
+        heldout: Sequence[PolicyRow],
+        context: StageContext,
+        opened: ExitStack,
+    ) -> Explorer:
+        """Rows and rewards; what is opened closes with the stack."""
+        from easydistill.trainers.policy_trl import Explorer
+
+        judge = None
+        if self._judge is not None:
+            judge = self._judge.plan.make(context)
+            opened.callback(judge.close)
+        given = RewardContext(
+            tokenizer=student.tokenizer,
+            eos_ids=student.eos_ids,
+            judge=judge,
+            judge_sampling=self._judge.inference.sampling() if self._judge is not None else {},
+            stop=context.stop,
+        )
+        rewards = opened.enter_context(build(self._rewards, given))
+        return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened))
+
+    def _verifier(self, heldout: Sequence[PolicyRow], given: RewardContext, opened: ExitStack) -> Reward | None:
+        """Tells right answers from wrong ones, as `rewards.verify` does where it is there; None if no row knows."""
+        from easydistill.rewards import verify
+
+        config = getattr(self._rewards, "verify", None) or verify.Config()
+        if not any(row.meta.get(config.field) is not None for row in heldout):
+            return None
+        plain = config.model_copy(update={"right": 1.0, "wrong": 0.0})
+        made = verify.make(plain, given)
+        opened.callback(made.close)
+        return made
+
+    def _train_policy(self, student: Student, explorer: Explorer, context: StageContext) -> Any:
+        from easydistill.trainers import policy_trl
+
+        shared = (
+            student,
+            explorer,
+            self._training,
+            self._policy,
+            context.directory / "checkpoints" / context.fingerprint[:12],
+            context.reporter,
+            context.stop,
+        )
+        if not isinstance(self._policy, PpoConfig):
+            return policy_trl.train(*shared)
+        from easydistill.trainers.ppo_trl import PpoTrainer
+
+        critic = self._critic(student, self._policy)
+        return policy_trl.train(*shared, trainer_class=PpoTrainer, critic=critic)
+
+    def _critic(self, student: Student, policy: PpoConfig) -> Any:
+        """The reward model that the critic starts from; None for a value head.
+
+        Raises:
+            ConfigError: it was asked for, and there is none with the student's tokens.
+        """
+        from easydistill.models.loading import device, load_tokenizer, same_vocabulary
+        from easydistill.rewards.reward_model import load_classifier
+
+        config = getattr(self._rewards, "reward_model", None)
+        if policy.critic == "value_head" or (policy.critic is None and config is None):
+            return None
+        problem = "there is no rewards.reward_model"
+        if config is not None:
+            if same_vocabulary(student.tokenizer, load_tokenizer(config.model)):
+                return load_classifier(config.model_copy(update={"dtype": "float32"}), device())
+            problem = "the reward model has other tokens than the student"
+        if policy.critic is None:
+            return None
+        mend = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
+        raise ConfigError(ConfigIssue("config", "policy.critic", problem, mend))

@@ -1,0 +1,244 @@
+"""PPO and GRPO with tiny real models: they learn, they resume to the bit, their arithmetic is what is published."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.integration.test_on_policy_kd import END, assert_same_bits, student, weights
+from tests.integration.test_on_policy_kd import tokenizer as tokenizer
+
+from easydistill.config.policy import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
+from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.data.journal import Journal
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.models.student import Student
+from easydistill.rewards import Composite, Rollout
+from easydistill.trainers import policy_trl
+from easydistill.trainers.policy import PolicyRow
+from easydistill.trainers.policy_trl import Explorer, PolicyWatch
+from easydistill.trainers.ppo_trl import ModelCritic, PpoTrainer
+
+FIRST, TOKENS = 20, 32
+"""Prompts are pairs of tokens from FIRST on, of TOKENS in all; the right answer begins with the second one."""
+
+
+class Copies:
+    """1 for an answer that begins with the prompt's last token: a tiny task whose answers can be checked."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        return [float(item.answer_ids[0] == item.prompt_ids[-1]) for item in rollouts]
+
+    def close(self) -> None:
+        pass
+
+
+def rows(count: int = 32, seed: int = 0) -> list[PolicyRow]:
+    draw = random.Random(seed)
+    made = []
+    for n in range(count):
+        ids = [draw.randrange(FIRST, FIRST + 8), FIRST + n % 8]
+        made.append(PolicyRow(f"row-{n}", ids, ({"role": "user", "content": str(ids)},)))
+    return made
+
+
+def explorer(count: int = 32) -> Explorer:
+    return Explorer(rows(count), rows(16, seed=1), Composite({"copies": Copies()}, {"copies": 1.0}), Copies())
+
+
+def training(**values: Any) -> PolicyTrainingConfig:
+    base: dict[str, Any] = {
+        "max_steps": 60,
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "constant",
+        "warmup_ratio": 0,
+        "bf16": False,
+        "max_length": 32,
+        "logging_steps": 1,
+        "save_steps": 1000,
+    }
+    return PolicyTrainingConfig(**(base | values))
+
+
+def train(
+    trained: Student,
+    given: Explorer,
+    folder: Path,
+    policy: PolicyConfig,
+    config: TrainingConfig,
+    stop: StopSignal | None = None,
+    **extra: Any,
+) -> Any:
+    made = {"trainer_class": PpoTrainer, **extra} if isinstance(policy, PpoConfig) else extra
+    reporter = Reporter(folder / "metrics.jsonl")
+    return policy_trl.train(
+        trained, given, config, policy, folder / "checkpoints", reporter, stop or StopSignal(), **made
+    )
+
+
+SETTINGS: dict[str, PolicyConfig] = {
+    "grpo": GrpoConfig(max_new_tokens=2, eval_steps=0, mask_truncated=False),
+    "ppo": PpoConfig(
+        max_new_tokens=2,
+        eval_steps=0,
+        num_iterations=2,
+        kl_coef=0.0,
+        missing_eos_penalty=0.0,
+        critic_learning_rate=1e-2,
+    ),
+}
+LEARNING: dict[str, dict[str, Any]] = {
+    "grpo": {"max_steps": 50, "per_device_train_batch_size": 128, "learning_rate": 2e-3},
+    "ppo": {"max_steps": 80, "per_device_train_batch_size": 256, "learning_rate": 1e-3},
+}
+
+
+def tiny(tokenizer: Any, seed: int = 0) -> Student:
+    return student(tokenizer, seed, peaked=1.0, vocabulary=TOKENS)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_a_verifiable_reward_rises(name: str, seed: int, tokenizer: Any, tmp_path: Path) -> None:
+    given = explorer()
+    outcome = train(tiny(tokenizer, seed), given, tmp_path, SETTINGS[name], training(seed=seed, **LEARNING[name]))
+    assert given.measured[0]["verified_accuracy"] < 0.3
+    assert given.measured[outcome.steps]["verified_accuracy"] > 0.9
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [entry for entry in entries if entry["stage"] == "policy"]
+    assert len(told) == outcome.steps
+    assert told[-1]["reward"] > 0.7 > 0.3 > told[0]["reward"]
+    wanted = {"entropy", "clipped_low", "clipped_high", "length", "ended", "reward/copies"}
+    wanted |= {"zero_variance_groups"} if name == "grpo" else {"kl", "value", "return", "value_loss"}
+    assert wanted <= set(told[-1])
+
+
+# --- going on ---------------------------------------------------------------------------------------------------
+
+GOING_ON = {
+    "grpo": GrpoConfig(max_new_tokens=4, num_generations=2, eval_steps=2, beta=0.1, mask_truncated=False),
+    "grpo in rounds": GrpoConfig(
+        max_new_tokens=4, num_generations=2, eval_steps=0, steps_per_rollout=2, num_iterations=2, mask_truncated=False
+    ),
+    "ppo": PpoConfig(max_new_tokens=4, eval_steps=3, num_iterations=2, steps_per_rollout=1),
+}
+
+
+class StopAfter(Copies):
+    """Asks for a stop while the given call is answered."""
+
+    def __init__(self, stop: StopSignal, calls: int) -> None:
+        self._stop, self._left = stop, calls
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        self._left -= 1
+        if self._left == 0:
+            self._stop.request()
+        return super().__call__(rollouts)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("name", list(GOING_ON))
+def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer: Any, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    config = training(**values, lora=LoraConfig(r=4) if lora else None)
+    whole, broken = tiny(tokenizer), tiny(tokenizer)
+    through = explorer()
+    train(whole, through, tmp_path / "whole", GOING_ON[name], config)
+    stop = StopSignal()
+    first = explorer()
+    first.rewards = Composite({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
+    outcome = train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config, stop)
+    assert 0 < outcome.steps < 12
+    second = explorer()
+    outcome = train(broken, second, tmp_path / "broken", GOING_ON[name], config)
+    assert outcome.resumed_from_step > 0
+    assert_same_bits(weights(whole), weights(broken))
+    assert second.measured == through.measured
+
+
+def test_only_the_students_own_weights_are_left(tokenizer: Any, tmp_path: Path) -> None:
+    trained = tiny(tokenizer)
+    names = set(trained.model.state_dict())
+    train(trained, explorer(), tmp_path, SETTINGS["ppo"], training(max_steps=2))
+    assert set(trained.model.state_dict()) == names
+    assert not trained.model.model._forward_hooks
+    assert trained.model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, TOKENS)
+
+
+# --- the critic, the loss ---------------------------------------------------------------------------------------
+
+
+def classifier(seed: int = 3) -> Any:
+    """A reward model with the tiny student's tokens."""
+    from transformers import LlamaForSequenceClassification
+
+    config = student(None, seed, vocabulary=TOKENS).model.config
+    config.num_labels, config.pad_token_id = 1, END
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForSequenceClassification(config).eval()
+
+
+def test_a_critic_made_of_a_reward_model_begins_with_its_scores(tokenizer: Any, tmp_path: Path) -> None:
+    made = classifier()
+    critic = ModelCritic(copy.deepcopy(made))
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    mask = torch.ones_like(ids)
+    values = critic.values(ids, mask, 2)
+    for at in (0, 1):
+        seen = ids[:, : 3 + at]
+        assert values[0, at].item() == pytest.approx(made(input_ids=seen).logits.item(), abs=1e-5)
+    before = copy.deepcopy(made.state_dict())
+    train(tiny(tokenizer), explorer(), tmp_path, SETTINGS["ppo"], training(max_steps=2), critic=made)
+    assert any(not torch.equal(value, before[name]) for name, value in made.state_dict().items()), "it goes on learning"
+
+
+def test_the_loss_is_ppos(tokenizer: Any, tmp_path: Path) -> None:
+    """The clipped objective with advantages of tokens, and the value's loss, against a float64 calculation by hand."""
+    given = explorer()
+    policy = PpoConfig(max_new_tokens=4, kl_coef=0.1, vf_coef=0.3, eval_steps=0, epsilon=0.1)
+    config = training(max_steps=2, per_device_train_batch_size=8)
+    with Journal(tmp_path / "heldout.jsonl") as journal:
+        watch = PolicyWatch(Reporter(None, quiet=True), StopSignal(), config, policy, given, journal)
+        trainer = PpoTrainer(tiny(tokenizer), given, config, policy, tmp_path, watch)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    torch.nn.init.normal_(trainer._critic.linear.weight, std=0.5)
+    batch = trainer._prepare_inputs([{"prompt": n} for n in range(8)])
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for value in trainer.model.parameters():
+            value += 0.05 * torch.randn(value.shape, generator=generator)
+    found = trainer._compute_loss(trainer.model, batch)
+
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = batch["completion_mask"].double()
+    width = mask.shape[1]
+    own = copy.deepcopy(trainer.model)
+    own.__dict__.pop("forward")
+    output = own.double()(input_ids=ids, output_hidden_states=True)
+    logps = output.logits[:, -width - 1 : -1].log_softmax(-1).gather(2, batch["completion_ids"][..., None])[..., 0]
+    ratio = (logps - batch["old_per_token_logps"].double()).exp()
+    advantage = batch["advantages"].double()
+    objective = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage)
+    linear = copy.deepcopy(trainer._critic.linear).double()
+    values = linear(output.hidden_states[-1][:, -width - 1 : -1])[..., 0]
+    old, returns = batch["values"].double(), batch["returns"].double()
+    clipped = old + (values - old).clamp(-policy.value_clip, policy.value_clip)
+    worst = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    by_hand = ((-objective + 0.3 * 0.5 * worst) * mask).sum() / mask.sum()
+    assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
+    assert not torch.equal(ratio, ratio.clamp(0.9, 1.1)), "something must be clipped"
