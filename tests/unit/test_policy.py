@@ -99,20 +99,20 @@ def test_groups_stand_together_and_a_round_comes_as_often_as_it_is_read() -> Non
 # --- alarms -----------------------------------------------------------------------------------------------------
 
 
-def heldout(reward: float, accuracy: float, count: int = 100) -> dict[str, Any]:
-    return {"reward": reward, "verified_accuracy": accuracy, "verifiable": count}
+def heldout(alarms: Alarms, step: int, reward: float, accuracy: float) -> list[str]:
+    return alarms.heldout(step, {"reward": reward, "verified_accuracy": accuracy}, 100)
 
 
 def test_a_reward_that_rises_while_answers_get_worse_is_told_once() -> None:
     alarms = Alarms()
-    assert not alarms.heldout(0, heldout(0.2, 0.5))
-    assert not alarms.heldout(10, heldout(0.4, 0.6))
-    assert not alarms.heldout(20, heldout(0.5, 0.55)), "that is within what chance does"
-    assert not alarms.heldout(30, heldout(0.3, 0.2)), "both fell"
-    (told,) = alarms.heldout(40, heldout(0.9, 0.3))
+    assert not heldout(alarms, 0, 0.2, 0.5)
+    assert not heldout(alarms, 10, 0.4, 0.6)
+    assert not heldout(alarms, 20, 0.5, 0.55), "that is within what chance does"
+    assert not heldout(alarms, 30, 0.3, 0.2), "both fell"
+    (told,) = heldout(alarms, 40, 0.9, 0.3)
     assert "step 10" in told
     assert "from 60.0% to 30.0%" in told
-    assert not alarms.heldout(50, heldout(1.0, 0.1))
+    assert not heldout(alarms, 50, 1.0, 0.1)
     assert alarms.raised["reward_hacking"]["step"] == 40
 
 
@@ -124,7 +124,7 @@ def test_what_else_is_told() -> None:
         "entropy", "groups", "cut off",
     ]  # fmt: skip
     assert not alarms.step(3, {"entropy": 0.1, "ended": 0.4, "zero_variance_groups": 0.9})
-    assert not Alarms().heldout(1, {"reward": 1.0}), "without known answers there is nothing to compare"
+    assert not Alarms().heldout(1, {"reward": 1.0}, 9), "without known answers there is nothing to compare"
     assert standard_error(1.0, 4) == 0.125
     assert standard_error(0.5, 100) == pytest.approx(math.sqrt(0.25 / 100))
 

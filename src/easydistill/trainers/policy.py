@@ -69,15 +69,19 @@ def measure(written: Sequence[Written], scored: Scored, verified: Sequence[float
     """
     known = [value for value in verified if value is not None]
     found: dict[str, Any] = {
-        **scored.summary(),
-        "answers": len(written),
+        **without_zero_abstentions(scored.summary()),
         "length": fmean(len(item.completion) for item in written),
         "ended": fmean(item.ended for item in written),
         "repetition": fmean(repetition(item.completion) for item in written),
     }
     if known:
-        found |= {"verified_accuracy": fmean(known), "verifiable": len(known)}
+        found["verified_accuracy"] = fmean(known)
     return found
+
+
+def without_zero_abstentions(figures: Mapping[str, float]) -> dict[str, float]:
+    """Who abstained is told where anybody did."""
+    return {name: value for name, value in figures.items() if value or not name.endswith("/abstained")}
 
 
 def standard_error(share: float, count: int) -> float:
@@ -114,11 +118,11 @@ class Alarms:
             found += self._raise("cut_off", step, f"{share:.0%} of the answers are cut off at max_new_tokens")
         return found
 
-    def heldout(self, step: int, figures: Mapping[str, Any]) -> list[str]:
-        """Figures of held-out prompts; returns new alarms as sentences."""
+    def heldout(self, step: int, figures: Mapping[str, Any], prompts: int) -> list[str]:
+        """Figures of so many held-out prompts; returns new alarms as sentences."""
         if "verified_accuracy" not in figures or "reward" not in figures:
             return []
-        now = (step, float(figures["reward"]), float(figures["verified_accuracy"]), int(figures["verifiable"]))
+        now = (step, float(figures["reward"]), float(figures["verified_accuracy"]), prompts)
         self._heldout.append(now)
         best = max(self._heldout, key=lambda entry: entry[2])
         # Two standard errors of the difference; the same prompts are measured, so this is on the safe side.

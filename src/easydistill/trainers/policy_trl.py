@@ -34,7 +34,7 @@ from easydistill.rewards._composite import Scored
 from easydistill.trainers.checkpoints import last_whole_checkpoint, step_of
 from easydistill.trainers.compat import argument_values, uses_bf16
 from easydistill.trainers.on_policy import kept_settings
-from easydistill.trainers.policy import Alarms, GroupOrder, PolicyRow, measure, rollout_of
+from easydistill.trainers.policy import Alarms, GroupOrder, PolicyRow, measure, rollout_of, without_zero_abstentions
 from easydistill.trainers.rollouts import Written, roll_out
 from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
 
@@ -223,6 +223,7 @@ class PolicyWatch(Watch):
                 values = [entry[name] for entry in source if name in entry]
                 found.setdefault(name, sum(values) / len(values))
         self.rewards, self.figures = [], {}
+        found = without_zero_abstentions(found)
         self._reporter.metric("policy", step=state.global_step, **found)
         self._warn(self._explorer.alarms.step(state.global_step, found))
 
@@ -234,7 +235,7 @@ class PolicyWatch(Watch):
         self._journal.append({"key": str(step), "figures": figures})
         self._explorer.measured[step] = figures
         self._reporter.metric("heldout", step=step, **figures)
-        self._warn(self._explorer.alarms.heldout(step, figures))
+        self._warn(self._explorer.alarms.heldout(step, figures, len(self._explorer.heldout)))
 
     def recall(self, until: int) -> None:
         """Take up what was measured before the checkpoint that training goes on from, in the order of steps."""
@@ -242,7 +243,7 @@ class PolicyWatch(Watch):
             if step <= until:
                 figures = self._journal.get(str(step))["figures"]
                 self._explorer.measured[step] = figures
-                self._explorer.alarms.heldout(step, figures)
+                self._explorer.alarms.heldout(step, figures, len(self._explorer.heldout))
 
     def _warn(self, told: Sequence[str]) -> None:
         for sentence in told:
