@@ -73,6 +73,8 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.quality.run
 	$(RUN) $(BIN)/python -m benchmarks.engine.run
 	$(RUN) $(BIN)/python -m benchmarks.synthesis.run
+	$(RUN) $(BIN)/python -m benchmarks.rl.step
+	$(RUN) $(BIN)/python -m benchmarks.rl.run
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	$(PIP) -e '.[docs]'

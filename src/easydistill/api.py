@@ -381,7 +381,8 @@ def summary_lines(result: RunResult) -> list[str]:
             if old is None or new is None:
                 lines.append(f"{name:<18}{'n/a':>10}{'n/a':>10}")
             else:
-                change = f"{(new - old) / old:+.0%}" if old else ""
+                # Between numbers of different sign there is no such thing.
+                change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
                 lines.append(f"{name:<18}{old:>10.4f}{new:>10.4f}{change:>10}")
     stages = result.summary.get("stages", {})
     if stages:

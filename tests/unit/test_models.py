@@ -180,6 +180,14 @@ def test_temperature_top_k_and_top_p() -> None:
     assert float(squared[0]) == pytest.approx(0.25 / 0.365, abs=0.03)
 
 
+def test_each_row_may_have_its_own_temperature() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(3000, -1)
+    heats = [(0.0, 0.5, 1.0)[row % 3] for row in range(3000)]
+    mixed = SeededSampler(range(3000), temperature=heats).choose(logits)
+    for first, heat in enumerate((0.0, 0.5, 1.0)):
+        assert torch.equal(mixed[first::3], SeededSampler(range(3000), temperature=heat).choose(logits)[first::3])
+
+
 def test_impossible_tokens_are_never_drawn() -> None:
     logits = torch.full((3000, 5), -torch.inf)
     logits[:, 2] = 0.0

@@ -223,7 +223,27 @@ def test_what_was_received_is_shown_as_text() -> None:
     assert received([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]) == (
         "[user]\nq\n\n[assistant]\na"
     )
+    several = [{"text": "one", "reasoning": None}, None, {"text": "two", "reasoning": "t"}]
+    assert received(several) == "[1]\none\n\n[2]\n\n\n[3]\n[thoughts]\nt\n\n[answer]\ntwo"
     assert received([1, 2]) == "[1, 2]" and received({"error": 3}) == '{"error": 3}'
+
+
+def test_pairs_are_shown_as_prompt_chosen_and_rejected(tmp_path: Path) -> None:
+    folder = make_synthesis_run(tmp_path)
+
+    def said(text: str, **more: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text, **more}]
+
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why so?"}]
+    pair = {"id": "a", "prompt": asked, "chosen": said("Well, so.", reasoning_content="Hm."), "margin": 2.5}
+    pair |= {"rejected": said("No.", reasoning_content="Bah."), "beta": 0.2, "chosen_by": "teacher"}
+    write_array(folder / "stages/1-synthesise/labeled.json", [pair, {"id": "b", "instruction": "Hi", "chosen": 1}])
+    text = section_of(folder)
+    shown = "system Be kind. user Why so? Thoughts Hm. Chosen Well, so. Rejected [thoughts] Bah. [answer] No."
+    assert shown in text and "margin 2.5" in text and "chosen_by teacher" in text and "beta 0.2" in text
+    assert "Hi" in text and "chosen 1" in text, "what is no pair is shown as it was"
+    markdown = (folder / "report.md").read_text()
+    assert "Chosen:\n\n```text\nWell, so.\n```" in markdown and "Rejected:\n\n```text\n[thoughts]" in markdown
 
 
 def test_long_texts_are_cut_and_can_be_unfolded(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def test_a_server_is_sent_another_seed_for_each_sample() -> None:
     assert "seed" not in request_body(unseeded, "m", requests[1])
 
 
+def test_a_request_may_have_its_own_temperature() -> None:
+    config = ApiInferenceConfig(base_url="http://a/v1", temperature=0.2)
+    requests = [GenerationRequest("k", MESSAGES, temperature=heat) for heat in (None, 0.0, 1.1)]
+    assert [request_body(config, "m", request)["temperature"] for request in requests] == [0.2, 0.0, 1.1]
+
+
 @pytest.mark.parametrize("seed", [0, -(2**63), 2**63 - 1])
 def test_the_first_sample_has_the_seed_itself_and_all_fit_in_64_bits(seed: int) -> None:
     assert sample_seed(seed, 0) == seed

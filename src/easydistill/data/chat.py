@@ -164,6 +164,10 @@ class ChatRenderer:
         """Tokens of a prompt, up to where the assistant starts to write."""
         return self._tokenize(self.text(messages, add_generation_prompt=True))
 
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a whole chat, as `apply_chat_template` gives them: what a reward model reads."""
+        return self._tokenize(self.text(messages, add_generation_prompt=False))
+
     @cached_property
     def _splits_cleanly(self) -> bool:
         """Whether tokenising two pieces apart keeps their text (sentencepiece-style tokenizers add a space)."""

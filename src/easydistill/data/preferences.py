@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
-from easydistill.data.formats import messages_of, parquet_table, write_json_rows
+from easydistill.data.formats import messages_of, parquet_table, write_json_rows, written_meta
 from easydistill.data.records import IdGiver, Message, Rejection, Sample, content_hash
 from easydistill.data.row_files import Malformed, half_characters, own_id, parse_rows
 from easydistill.errors import DataError
@@ -140,7 +140,7 @@ def _beta(value: Any) -> float | None:
 
 def as_preference(sample: Sample) -> Preference:
     """A chat that ends with the chosen answer, its `meta` with `rejected`, a message, and perhaps `beta`, as a pair."""
-    meta = {name: value for name, value in sample.meta.items() if name not in {"rejected", "beta"}}
+    meta = {name: value for name, value in written_meta(sample).items() if name not in {"rejected", "beta"}}
     worse, beta = sample.meta["rejected"], sample.meta.get("beta")
     return Preference(sample.id, sample.prompt, sample.messages[-1], worse, beta, meta)
 

@@ -23,7 +23,7 @@ class SeededSampler:
 
     Args:
         seeds: one a row.
-        temperature: 0 takes the most probable token.
+        temperature: of all rows, or one a row; 0 takes the most probable token.
         top_p: draw from the smallest set of tokens with this much probability.
         top_k: draw from so many most probable tokens.
     """
@@ -32,14 +32,16 @@ class SeededSampler:
         self,
         seeds: Sequence[int],
         *,
-        temperature: float,
+        temperature: float | Sequence[float],
         top_p: float | None = None,
         top_k: int | None = None,
     ) -> None:
         import random
 
         self._streams = [random.Random(seed) for seed in seeds]
-        self._temperature = temperature
+        one_a_row = [temperature] * len(seeds) if isinstance(temperature, int | float) else list(temperature)
+        assert len(one_a_row) == len(seeds)
+        self._temperatures = one_a_row
         self._top_p = top_p
         self._top_k = top_k
 
@@ -47,11 +49,22 @@ class SeededSampler:
         """One token id a row, from float32 logits."""
         import torch
 
-        if self._temperature == 0:
+        greedy = [temperature == 0 for temperature in self._temperatures]
+        if all(greedy):
             return logits_BV.argmax(-1)
+        if any(greedy):
+            greedy_B = torch.tensor(greedy, device=logits_BV.device)
+            return torch.where(greedy_B, logits_BV.argmax(-1), self._draw(logits_BV))
+        return self._draw(logits_BV)
+
+    def _draw(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        import torch
+
         uniform = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64, device="cpu")
         uniform_B1 = uniform.to(logits_BV.device, torch.float32)[:, None]
-        scaled_BV = logits_BV.float() / self._temperature
+        # What a greedy row draws is not looked at.
+        temperature_B1 = torch.tensor([value or 1.0 for value in self._temperatures], device=logits_BV.device)[:, None]
+        scaled_BV = logits_BV.float() / temperature_B1
         if self._top_k is None and self._top_p is None:
             return _invert_cdf(scaled_BV.softmax(-1), uniform_B1)
         # Sorted only as far as needed: nucleus sampling without top_k has to look at everything.

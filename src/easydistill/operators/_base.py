@@ -34,6 +34,8 @@ class Ask:
     """Number of the sample, where one prompt is sampled several times."""
     schema: dict[str, Any] | None = None
     """JSON schema of the reply, for servers that know such; whether it was obeyed is checked by whoever asked."""
+    temperature: float | None = None
+    """Sampling temperature of this one reply; None takes the model's."""
 
 
 @dataclass(frozen=True)

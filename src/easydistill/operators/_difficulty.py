@@ -52,14 +52,15 @@ def judge_row(stage: str, config: OperatorConfig, row: Sample, tools: Tools) -> 
             row = answered(row, replies[0])
         replies = yield [Ask(row.prompt, "student")]
         theirs, own = row.messages[-1]["content"], _as_it_stands(replies[0])
-        replies = yield [_question(row, theirs, own, tools), _question(row, own, theirs, tools)]
+        replies = yield [comparison(row, theirs, own, tools), comparison(row, own, theirs, tools)]
         one, other = (scores_of(reply, SCORES, config.reply) for reply in replies)
     except Unusable as problem:
         return rejection(row.id, stage, problem, *replies)
     return Judged(row, fmean((one["first"], other["second"])), fmean((one["second"], other["first"])))
 
 
-def _question(row: Sample, first: str, second: str, tools: Tools) -> Ask:
+def comparison(row: Sample, first: str, second: str, tools: Tools) -> Ask:
+    """The judge's question about two answers, in this order."""
     text = prompt_text(row)
     return tools.ask(PROMPT, text, wants=SCORES, role="judge", instruction=text, first=first, second=second)
 

@@ -19,6 +19,9 @@ REASONS = (
     *("undecided", "answer_changed"),
 )
 
+Limit = Literal["at_most", "at_least"]
+"""Which limit the ratio of lengths is."""
+
 
 class RewritingConfig(OperatorConfig):
     """What a rewritten chain of thought must keep."""
@@ -38,7 +41,7 @@ def rewrite(
     config: RewritingConfig,
     rows: Sequence[Sample],
     tools: Tools,
-    limit: Literal["at_most", "at_least"],
+    limit: Limit,
 ) -> Steps[Result]:
     """Rewrite every row's chain; accepted rows hold their own problem with the new chain.
 
@@ -49,21 +52,21 @@ def rewrite(
     if bare is not None:
         raise UnfitRows(f"row {bare} has no answer whose reasoning could be rewritten; run cot_generation first")
     known = [known_answer(row, config.strategies) for row in rows]
-    replies = yield [_question(stage, config, row, tools) for row in rows]
-    made = [_read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
-    verdicts = verify([new.pair if isinstance(new, _New) else None for new in made])
+    replies = yield [rewriting(stage, config, row, tools) for row in rows]
+    made = [read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
+    verdicts = verify([new.pair if isinstance(new, Rewritten) else None for new in made])
     found: list[Sample | Rejection] = []
     for row, reply, new, verdict in zip(rows, replies, made, verdicts, strict=True):
         problem = new if isinstance(new, Unusable) else changed_answer(new.pair, verdict)
         if problem is not None:
             found.append(rejection(row.id, stage, problem, reply))
         else:
-            assert isinstance(new, _New)
+            assert isinstance(new, Rewritten)
             changed = with_thought(row, new.thought)
             meta = {**row.meta, "operator": stage, "length_ratio": round(new.ratio, 4)}
             found.append(Sample(row.id, changed.messages, meta))
     result = gather(found)
-    ratios = sorted(new.ratio for new in made if isinstance(new, _New))
+    ratios = sorted(new.ratio for new in made if isinstance(new, Rewritten))
     result.facts = {
         "answers_known": sum(answer is not None for answer in known),
         "median_length_ratio": round(ratios[len(ratios) // 2], 4) if ratios else None,
@@ -71,7 +74,7 @@ def rewrite(
     return result
 
 
-class _New:
+class Rewritten:
     """A chain that fits so far, and the answers to be compared."""
 
     def __init__(self, thought: str, ratio: float, known: str, found: str | None) -> None:
@@ -79,14 +82,16 @@ class _New:
         self.pair = (known, found) if found else None
 
 
-def _question(stage: str, config: RewritingConfig, row: Sample, tools: Tools) -> Ask:
+def rewriting(stage: str, config: RewritingConfig, row: Sample, tools: Tools, index: int = 0) -> Ask:
+    """Asks for another chain of a row. `stage` names the prompt, `index` the sample where one is asked for again."""
     text, thought = prompt_text(row), thought_of(row)
-    return tools.ask(stage, text, wants=("thought",), instruction=text, thought=thought, boxed=config.boxed)
+    return tools.ask(
+        stage, text, wants=("thought",), index=index, instruction=text, thought=thought, boxed=config.boxed
+    )
 
 
-def _read(
-    config: RewritingConfig, row: Sample, known: str | None, reply: Reply, limit: Literal["at_most", "at_least"]
-) -> _New | Unusable:
+def read(config: RewritingConfig, row: Sample, known: str | None, reply: Reply, limit: Limit) -> Rewritten | Unusable:
+    """The chain of a reply, but for whether its answer is right."""
     try:
         thought = field_of(reply, "thought", config.reply)
         if known is None and config.require_answer:
@@ -95,10 +100,11 @@ def _read(
         if ratio > config.ratio if limit == "at_most" else ratio < config.ratio:
             words = limit.replace("_", " ")
             raise Unusable("unfit_length", f"{ratio:.2f} of the old length, {words} {config.ratio} is wanted")
-        found = find_answer(thought, config.strategies)
-        # A separate thought may end without the answer, which stands in the reply beside it.
-        if known is not None and found is None and not row.messages[-1].get("reasoning_content"):
+        # A separate thought may end without the answer, which stands in the reply beside it: its last number is none.
+        separate = bool(row.messages[-1].get("reasoning_content"))
+        found = find_answer(thought, [name for name in config.strategies if not separate or name != "last_number"])
+        if known is not None and found is None and not separate:
             raise Unusable("no_final_answer", "the new chain has no final answer")
     except Unusable as problem:
         return problem
-    return _New(thought, ratio, known or "", found.text if found is not None and known is not None else None)
+    return Rewritten(thought, ratio, known or "", found.text if found is not None and known is not None else None)

@@ -28,6 +28,7 @@ from easydistill.report.charts import (
 from easydistill.report.collect import Facts, collect
 from easydistill.report.curve import Curve, smooth
 from easydistill.report.disagreement import position_lines, probability, share_lines
+from easydistill.report.exploration import read_exploration
 from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.settings_words import settings
 from easydistill.report.synthesis_words import (
@@ -63,7 +64,7 @@ def build_report(run_directory: Path) -> Path:
     Works for unfinished runs too: what has no data is left out, and a banner tells the run's state.
     """
     facts = collect(run_directory)
-    shared = _shared(facts)
+    shared = _shared(facts) | {"exploration": read_exploration(run_directory / "metrics.jsonl", facts.train)}
     target = run_directory / "report.html"
     html = _environment(autoescape=True).get_template("report.html.jinja").render(**shared, **_for_html(facts))
     markdown = (
@@ -140,8 +141,35 @@ def beginning(text: str) -> str:
 # --- what the templates are given -----------------------------------------------------------------------------------
 
 
-def snippet(directory: str) -> str:
-    """How to load the student with plain transformers."""
+def snippet(directory: str, *, scores: bool = False) -> str:
+    """How to load the student with plain transformers.
+
+    Args:
+        scores: whether it is a reward model.
+    """
+    return _scoring(directory) if scores else _answering(directory)
+
+
+def _scoring(directory: str) -> str:
+    return f"""\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+path = {json.dumps(directory, ensure_ascii=False)}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path)
+
+chat = [
+    {{"role": "user", "content": "Why does bread rise?"}},
+    {{"role": "assistant", "content": "Yeast makes gas, and the dough holds it."}},
+]
+inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits.item())
+"""
+
+
+def _answering(directory: str) -> str:
     return f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -179,7 +207,7 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "environment": environment_words(facts),
         "no_answer": _why_no_answer(facts),
         "student_is_older": facts.has_student and facts.stage("train") is None,
-        "snippet": snippet(str(facts.directory / "student")),
+        "snippet": snippet(str(facts.directory / "student"), scores=words.is_reward_model(facts)),
         "left": _left_to_learn(facts),
     }
 
@@ -187,7 +215,8 @@ def _shared(facts: Facts) -> dict[str, Any]:
 def flow(facts: Facts) -> list[Station]:
     """What the head shows from left to right; nothing for a job made of jobs, which have reports of their own."""
     student = facts.has_student or facts.setting("models.student") is not None or facts.stage("train") is not None
-    if student or not facts.config:
+    # A synthesis job may ask a student; it makes rows.
+    if (student and facts.setting("synthesis") is None) or not facts.config:
         return [
             Station("teacher", "Teacher", *words.teacher_words(facts)),
             Station("made", "Student", *words.student_words(facts)),

@@ -247,3 +247,32 @@ def _position_axes(lines: Sequence[PositionLine], slots: _Slots) -> list[str]:
     name = "token of the answer, counted from 1 (n: how many were measured)" if roomy else "token of the answer, up to"
     parts.append(_text("axis", (frame.left + right) / 2, frame.height - 4, "middle", name))
     return parts
+
+
+SMALL = Frame(300, 110, left=4, right=4, top=6, bottom=16)
+
+
+def line_chart(points: Sequence[tuple[int, float]], title: str) -> str:
+    """A small chart of one figure over the steps; the axis names its first and last step, the title says the values."""
+    frame = SMALL
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    low, high = min(values), max(values)
+    width, height = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
+    across, up = max(1, steps[-1] - steps[0]), (high - low) or 1.0
+
+    def place(step: int, value: float) -> str:
+        level = (value - low) / up if high > low else 0.5
+        return f"{frame.left + (step - steps[0]) / across * width:.1f},{frame.top + (1 - level) * height:.1f}"
+
+    line = " ".join(place(*point) for point in points)
+    dots = "".join(
+        '<circle class="dot" cx="{}" cy="{}" r="2.5"/>'.format(*place(*point).split(",")) for point in points
+    )
+    floor = frame.height - frame.bottom
+    return (
+        f'<svg class="small-chart" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(title)}">'
+        f'<line class="axis" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{floor + 2}" y2="{floor + 2}"/>'
+        f'<polyline class="course-line" points="{line}"/>{dots if len(points) <= 40 else ""}'
+        f'<text x="{frame.left}" y="{frame.height - 3}">step {steps[0]:,}</text>'
+        f'<text x="{frame.width - frame.right}" y="{frame.height - 3}" text-anchor="end">{steps[-1]:,}</text></svg>'
+    )

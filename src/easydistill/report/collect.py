@@ -85,8 +85,8 @@ class MetricRow:
 
     @property
     def change(self) -> float | None:
-        """(after − before) / |before|; None where there is no such thing."""
-        if self.pair is None or self.pair[0] == 0:
+        """(after − before) / |before|; None where there is no such thing, as between numbers of different sign."""
+        if self.pair is None or self.pair[0] == 0 or self.pair[0] * self.pair[1] < 0:
             return None
         before, after = self.pair
         return (after - before) / abs(before)

@@ -48,14 +48,20 @@ def card(facts: Facts) -> str:
     base = base_model(facts)
     if base is not None:
         front["base_model"] = base
-    front |= {"pipeline_tag": "text-generation", "tags": ["easydistill", "distillation"]}
+    scores = words.is_reward_model(facts)
+    front |= (
+        {"pipeline_tag": "text-classification", "tags": ["easydistill", "reward-model"]}
+        if scores
+        else {"pipeline_tag": "text-generation", "tags": ["easydistill", "distillation"]}
+    )
+    how_to_load = snippet("path/to/this/directory", scores=scores)
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {md(facts.summary.name)}",
         _how_it_was_made(facts),
         _figures(facts),
         _data(facts),
-        f"## How to load it\n\nWith plain transformers:\n\n```python\n{snippet('path/to/this/directory')}```",
+        f"## How to load it\n\nWith plain transformers:\n\n```python\n{how_to_load}```",
         _limits(facts),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -74,7 +80,7 @@ def _how_it_was_made(facts: Facts) -> str:
     lines = [
         "## How it was made",
         "",
-        f"Distilled with EasyDistill{job}.",
+        f"{'A reward model, trained' if words.is_reward_model(facts) else 'Distilled'} with EasyDistill{job}.",
         "",
         f"- Teacher: {_model(teacher)}",
         f"- Student: {_model(student)}",
@@ -115,14 +121,19 @@ def _data(facts: Facts) -> str:
 
 
 def _limits(facts: Facts) -> str:
+    scores = words.is_reward_model(facts)
+    known = "and knows only prompts like those it was trained on."
     lines = [
         "## Limits",
         "",
-        "- It imitates its teacher, errors and biases included, and knows only prompts like those it was trained on.",
-        "- Terms of use follow from its teacher, its base model and its data; none is stated here.",
+        f"- It {'prefers what its pairs prefer' if scores else 'imitates its teacher'}, errors and biases included, {known}",
+        f"- Terms of use follow from its {'' if scores else 'teacher, its '}base model and its data; none is stated here.",
     ]
+    if scores:
+        lines.insert(3, "- Only differences between scores of answers to one prompt mean something.")
     if facts.metrics:
-        lines.insert(3, "- The figures above compare it with its teacher, on held-out rows of the same data.")
+        compared = "were measured" if scores else "compare it with its teacher,"
+        lines.insert(3, f"- The figures above {compared} on held-out rows of the same data.")
     rows = as_int(facts.train.get("train_rows"))
     if rows is not None and rows < 1000:
         lines.insert(2, f"- It was trained on {rows:,} rows only: take it as a demonstration.")

@@ -24,6 +24,7 @@ REJECTED_SHOWN = 3
 FIELD_LIMIT = 160
 FIELDS_SHOWN = 12
 _CHAT_FIELDS = frozenset({"id", "instruction", "output", "reasoning_content", "messages", "operator"})
+_PAIR_FIELDS = frozenset({"id", "prompt", "chosen", "rejected", "operator"})
 
 T = TypeVar("T")
 
@@ -37,9 +38,11 @@ class KeptRow:
     thought: str
     """The model's separate thoughts; empty where there are none."""
     answer: str | None
-    """None for a row that is a prompt alone."""
+    """None for a row that is a prompt alone; of a pair, the chosen one."""
     fields: tuple[tuple[str, str], ...]
     """What else the row holds: name and value."""
+    rejected: str | None = None
+    """The other answer of a pair, with its thoughts."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ def _one_a_line(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _kept(row: dict[str, Any]) -> KeptRow:
+    if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
+        return _kept_pair(row)
     messages = row.get("messages")
     if isinstance(messages, list) and messages:
         last = as_dict(messages[-1])
@@ -128,14 +133,35 @@ def _kept(row: dict[str, Any]) -> KeptRow:
         answer, thought = (last.get("content"), last.get("reasoning_content")) if answered else (None, None)
     else:
         prompt, answer, thought = turns_of(row.get("instruction")), row.get("output"), row.get("reasoning_content")
-    fields = [(name, value) for name, value in row.items() if name not in _CHAT_FIELDS and value is not None]
     return KeptRow(
         id=as_text(row.get("id")),
         prompt=prompt,
         thought=shown(thought, TURN_LIMIT),
         answer=None if answer is None else shown(answer, TURN_LIMIT),
-        fields=tuple((name, _field(value)) for name, value in fields[:FIELDS_SHOWN]),
+        fields=_fields(row, _CHAT_FIELDS),
     )
+
+
+def _kept_pair(row: dict[str, Any]) -> KeptRow:
+    chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
+    other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
+    return KeptRow(
+        id=as_text(row.get("id")),
+        prompt=turns_of(row["prompt"]),
+        thought=shown(chosen.get("reasoning_content"), TURN_LIMIT),
+        answer=shown(chosen.get("content"), TURN_LIMIT),
+        fields=_fields(row, _PAIR_FIELDS),
+        rejected=shown(received(other), TURN_LIMIT),
+    )
+
+
+def _last(messages: Any) -> dict[str, Any]:
+    return as_dict(messages[-1]) if isinstance(messages, list) and messages else {}
+
+
+def _fields(row: dict[str, Any], known: Collection[str]) -> tuple[tuple[str, str], ...]:
+    found = [(name, value) for name, value in row.items() if name not in known and value is not None]
+    return tuple((name, _field(value)) for name, value in found[:FIELDS_SHOWN])
 
 
 def _field(value: Any) -> str:
@@ -155,10 +181,12 @@ def _rejected(row: dict[str, Any]) -> RejectedRow:
 
 
 def received(raw: Any) -> str:
-    """What was received for a rejected row: a text, an answer with its thoughts, or a chat."""
+    """What was received for a rejected row: a text, an answer with its thoughts, several of them, or a chat."""
     if isinstance(raw, dict) and isinstance(raw.get("text"), str):
         thought = as_text(raw.get("reasoning"))
         return f"[thoughts]\n{thought}\n\n[answer]\n{raw['text']}" if thought else raw["text"]
     if isinstance(raw, list) and raw and all(isinstance(message, dict) and "role" in message for message in raw):
         return "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in turns_of(raw))
+    if isinstance(raw, list) and any(isinstance(item, dict) and "text" in item for item in raw):
+        return "\n\n".join(f"[{number}]\n{received(item)}" for number, item in enumerate(raw, start=1))
     return as_text(raw)

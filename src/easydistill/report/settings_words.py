@@ -15,10 +15,12 @@ def settings(facts: Facts) -> list[tuple[str, str]]:
     found = [
         ("Data", _data(facts)),
         ("Synthesis", _synthesis(facts)),
-        ("Asking the teacher", _sampling(facts)),
+        ("Asking the teacher", _sampling(as_dict(facts.setting("inference"))) if teacher_was_asked(facts) else ""),
+        ("Asking the student", _sampling(as_dict(facts.setting("student_inference")))),
         ("Distillation", _distillation(facts)),
         ("Teacher's signals", _signals(facts)),
         ("Preferences", _preference(facts)),
+        ("Reward model", _reward_model(facts)),
         ("Training", _training(facts)),
         ("Evaluation", _evaluation(facts)),
         ("Seeds", _seeds(facts)),
@@ -50,10 +52,9 @@ def _synthesis(facts: Facts) -> str:
     return ", ".join(f"{name} {plain(value)}" for name, value in told.items())
 
 
-def _sampling(facts: Facts) -> str:
-    if not teacher_was_asked(facts):
+def _sampling(inference: dict[str, Any]) -> str:
+    if not inference:
         return ""
-    inference = as_dict(facts.setting("inference"))
     heat = as_float(inference.get("temperature"))
     words = ["the server's temperature" if heat is None else "greedy" if heat == 0 else f"temperature {heat:g}"]
     for name in ("top_p", "top_k"):
@@ -138,6 +139,14 @@ def _preference(facts: Facts) -> str:
     return f"{names} loss, β {plain(preference.get('beta'))} where a pair has none of its own"
 
 
+def _reward_model(facts: Facts) -> str:
+    reward = as_dict(facts.setting("reward_model"))
+    if not reward:
+        return ""
+    margins = ", with the pairs' margins" if reward.get("use_margin") else ""
+    return f"Bradley–Terry loss{margins}, centring {plain(reward.get('center_rewards_coefficient'))}"
+
+
 def _evaluation(facts: Facts) -> str:
     evaluation = as_dict(facts.setting("evaluation"))
     if evaluation.get("enabled") is False:
@@ -153,6 +162,13 @@ def _evaluation(facts: Facts) -> str:
 
 
 def _seeds(facts: Facts) -> str:
-    places = (("held-out rows", "dataset.seed"), ("answers", "inference.seed"), ("training", "training.seed"))
+    places = [
+        ("held-out rows", "dataset.seed"),
+        ("answers", "inference.seed"),
+        ("the student's answers", "student_inference.seed"),
+        ("training", "training.seed"),
+    ]
+    if as_dict(facts.setting("student_inference")) and not teacher_was_asked(facts):
+        places.remove(("answers", "inference.seed"))
     found = [(name, as_int(facts.setting(path))) for name, path in places]
     return ", ".join(f"{name} {seed}" for name, seed in found if seed is not None)

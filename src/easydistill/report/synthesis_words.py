@@ -12,7 +12,7 @@ from easydistill.report.charts import meter
 from easydistill.report.collect import Facts
 from easydistill.report.synthesis import Check, Spent, Synthesis, is_synthesis, read_synthesis
 from easydistill.report.values import as_dict, as_float, as_int, as_text, dig
-from easydistill.report.words import MISSING, count, short_model, teacher_words
+from easydistill.report.words import MISSING, count, short_model, student_words, teacher_was_asked, teacher_words
 from easydistill.stages.label import LABELED_JSON
 from easydistill.stages.synthesise import CARD
 
@@ -294,8 +294,14 @@ def stations(facts: Facts) -> list[Station]:
     found = [Station("source", "Rows in", short_model(source) or MISSING, place if source else "no config was kept")]
     last = next((stage for stage in reversed(facts.stages) if stage.left is not None), None)
     roles = {spent.role for stage in facts.synthesis for spent in stage.spent}
-    if facts.setting("inference") is not None and (not roles or "teacher" in roles):
+    if teacher_was_asked(facts) and (not roles or "teacher" in roles):
         found.append(Station("teacher", "Teacher", *teacher_words(facts)))
+    served = as_text(facts.setting("student_inference.base_url"))
+    if served:
+        name = as_text(facts.setting("student_inference.model"))
+        found.append(Station("teacher", "Student", name or "the API's default model", served))
+    elif facts.setting("models.student") is not None:
+        found.append(Station("teacher", "Student", *student_words(facts)))
     if facts.setting("judge") is not None:
         name = as_text(facts.setting("judge.inference.model")) or short_model(as_text(facts.setting("models.judge")))
         found.append(Station("teacher", "Judge", name or MISSING, as_text(facts.setting("judge.inference.base_url"))))

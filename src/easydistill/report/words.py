@@ -21,7 +21,8 @@ class MetricKind:
     short: str
     """Inside a sentence."""
     unit: str
-    lower_is_better: bool
+    lower_is_better: bool | None
+    """None: neither is better in itself."""
     form: str
     """Format specification of its values."""
     full: float | None = None
@@ -41,8 +42,31 @@ KINDS = {
         "Implicit reward larger for the chosen answer", "reward accuracy", "share of pairs", False, ".1%", 1.0
     ),
     "margin": MetricKind("Margin of the implicit rewards", "margin", "nats", False, ".3f"),
+    "pair_accuracy": MetricKind(
+        "Chosen answer scores higher", "accuracy on pairs", "share of pairs", False, ".1%", 1.0
+    ),
+    "shorter_accuracy": MetricKind(
+        "The same, where it is the shorter one", "accuracy where it is shorter", "share of pairs", False, ".1%", 1.0
+    ),
+    "score_margin": MetricKind("Score of the chosen answer less the rejected one's", "margin", "log-odds", False, ".3f"),
+    "mean_score": MetricKind("Mean score of all answers", "mean score", "log-odds", None, ".3f"),
+    "length_pearson": MetricKind("Correlation of score and length (Pearson)", "correlation", "r, tokens", None, ".3f"),
+    "length_spearman": MetricKind(
+        "Correlation of score and length (Spearman)", "rank correlation", "ρ, tokens", None, ".3f"
+    ),
+    "best_of_n_gain": MetricKind(
+        "True score gained by choosing the best of a prompt's answers", "best-of-n gain", "true score", False, ".3f"
+    ),
+    "reward": MetricKind("Reward of the most probable answers", "reward", "weighted sum", False, ".3f"),
+    "verified_accuracy": MetricKind(
+        "Right final answers", "share of right answers", "share of prompts", False, ".1%", 1.0
+    ),
+    "length": MetricKind("Length of answers", "length", "tokens", None, ".1f"),
+    "ended": MetricKind("Answers that end by themselves", "ended answers", "share of answers", None, ".1%", 1.0),
+    "repetition": MetricKind("Repeated 4-grams", "repetition", "share", None, ".1%", 1.0),
     "rouge_l": MetricKind("ROUGE-L against the teacher's answers", "ROUGE-L", "F1", False, ".3f", 1.0),
 }
+_BETTER = {True: "lower is better", False: "higher is better", None: ""}
 
 
 @dataclass(frozen=True)
@@ -125,12 +149,13 @@ def metric_words(row: MetricRow) -> MetricWords:
     kind = KINDS.get(row.name)
     arrow, change = change_words(row)
     verdict = ""
-    if kind is not None and row.pair is not None and row.pair[0] != row.pair[1]:
-        verdict = "better" if (row.pair[1] < row.pair[0]) == kind.lower_is_better else "worse"
+    lower_is_better = kind.lower_is_better if kind is not None else None
+    if lower_is_better is not None and row.pair is not None and row.pair[0] != row.pair[1]:
+        verdict = "better" if (row.pair[1] < row.pair[0]) == lower_is_better else "worse"
     return MetricWords(
         label=kind.label if kind else row.name.replace("_", " "),
         unit=kind.unit if kind else "",
-        better_when="" if kind is None else "lower is better" if kind.lower_is_better else "higher is better",
+        better_when=_BETTER[lower_is_better],
         before=metric_value(row.name, row.before),
         after=metric_value(row.name, row.after),
         arrow=arrow,
@@ -162,7 +187,7 @@ def verdict(facts: Facts) -> str:
     parts = []
     for row in ordered_metrics(facts.metrics):
         kind = KINDS.get(row.name)
-        if kind is None or row.pair is None:
+        if kind is None or kind.lower_is_better is None or row.pair is None:
             continue
         before, after = (metric_value(row.name, value) for value in row.pair)
         if row.pair[0] == row.pair[1]:
@@ -173,7 +198,8 @@ def verdict(facts: Facts) -> str:
         return ""
     text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     heldout = as_int(facts.train.get("heldout_rows"))
-    where = f"On {heldout:,} prompts that the student never saw, " if heldout else "On held-out prompts, "
+    what = "pairs" if on_pairs(facts) else "prompts"
+    where = f"On {heldout:,} {what} that the student never saw, " if heldout else f"On held-out {what}, "
     return f"{where}{text}."
 
 
@@ -190,16 +216,32 @@ def short_model(reference: str) -> str:
 
 def teacher_was_asked(facts: Facts) -> bool:
     """Whether the job's rows are labelled by its teacher, rather than before."""
+    if facts.setting("synthesis") is not None and facts.setting("student_inference") is not None:
+        # Made without a teacher, where the student alone is asked.
+        named = (facts.setting(path) for path in ("inference.base_url", "models.teacher"))
+        return any(name is not None for name in named)
     return facts.setting("inference") is not None and facts.setting("dataset.instruction_path") is not None
 
 
 def on_pairs(facts: Facts) -> bool:
     """Whether the student learned from pairs of answers."""
-    return bool(as_dict(facts.setting("preference")))
+    return bool(as_dict(facts.setting("preference"))) or is_reward_model(facts)
+
+
+def by_rewards(facts: Facts) -> bool:
+    """Whether the student learned from what its own answers are worth."""
+    return bool(as_dict(facts.setting("rewards")))
+
+
+def is_reward_model(facts: Facts) -> bool:
+    """Whether the student was made a reward model, which scores answers and writes none."""
+    return bool(as_dict(facts.setting("reward_model")))
 
 
 def loss_unit(facts: Facts) -> str:
     """What the training loss is a mean of."""
+    if by_rewards(facts):
+        return "clipped objective, per answer token"
     return "per pair" if on_pairs(facts) else "nats per answer token"
 
 
@@ -210,6 +252,9 @@ def teacher_words(facts: Facts) -> tuple[str, str]:
     url, model = as_text(facts.setting("inference.base_url")), as_text(facts.setting("inference.model"))
     if url:
         return model or "the API's default model", url
+    if by_rewards(facts):
+        given = [name for name, reward in as_dict(facts.setting("rewards")).items() if reward is not None]
+        return f"rewards: {', '.join(given)}", "what the student's own answers are worth"
     reference = as_text(facts.setting("models.teacher"))
     if not reference:
         return "pairs of answers" if on_pairs(facts) else "labelled rows", "no teacher was asked"
@@ -259,7 +304,7 @@ def lede(facts: Facts) -> str:
         parts.append(f"{subject} said how probable it finds each of {score.tokens['scored']:,} answer tokens.")
     rows = as_int(facts.train.get("train_rows"))
     if train is not None and rows is not None:
-        what = "pairs" if on_pairs(facts) else "rows"
+        what = "pairs" if on_pairs(facts) else "prompts" if by_rewards(facts) else "rows"
         how = "LoRA adapters" if facts.setting("training.lora") else "all weights"
         made = "" if student[1] in {"as it is", ""} or "/" in student[1] else f" ({student[1]})"
         steps = as_int(facts.train.get("steps"))

@@ -11,12 +11,13 @@ from easydistill.data.records import Sample
 
 
 def dataset_card(
-    operator: str, rows: Sequence[Sample], counts: RowCounts, metrics: Mapping[str, Any], made: bool
+    operator: str, rows: Sequence[Sample], counts: RowCounts, metrics: Mapping[str, Any], *, made: bool, pairs: bool
 ) -> str:
     """The card as Markdown, with the header that dataset hubs read.
 
     Args:
         made: whether a model wrote or judged the rows, or they were only chosen.
+        pairs: whether they are pairs of answers.
     """
     origin = "made by the operator `{}`. A model wrote them: check its licence, and the rows, before you publish them."
     if not made:
@@ -24,7 +25,10 @@ def dataset_card(
             "chosen by the operator `{}`, which asks no model. Check them, and their licence, before you publish them."
         )
     languages = metrics["diversity"]["languages"]
-    fields = sorted({name for row in rows for name in written_meta(row)})
+    holds = "`messages` holds the chat"
+    fields = sorted({name for row in rows for name in written_meta(row)} - ({"rejected"} if pairs else set()))
+    if pairs:
+        holds = "`prompt` holds the chat, `chosen` the better answer to it, `rejected` the worse one, each as messages"
     refused = "\n".join(f"| {reason} | {count} |" for reason, count in counts.rejected.items())
     parts = [
         "---",
@@ -36,7 +40,7 @@ def dataset_card(
         "",
         f"{counts.left} rows of {counts.entered} candidates, {origin.format(operator)}",
         "",
-        "`messages` holds the chat" + (f"; beside it: {', '.join(f'`{name}`' for name in fields)}." if fields else "."),
+        holds + (f"; beside it: {', '.join(f'`{name}`' for name in fields)}." if fields else "."),
         "",
         f"| refused | rows |\n|---|---|\n{refused}" if refused else "Nothing was refused.",
     ]

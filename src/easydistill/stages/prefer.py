@@ -8,21 +8,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easydistill.config.dataset import PairsConfig
+from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
 from easydistill.data.files import hash_file, show_directory
+from easydistill.data.formats import read_samples
 from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import Preference, read_preferences
-from easydistill.data.records import Rejection, count_reasons, split_heldout
+from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.models.student import check_student, student_identity
 from easydistill.stages.checks import needs_extra, student_issues
-from easydistill.stages.label import missing_file
-from easydistill.stages.rows import heldout_rows
-from easydistill.stages.train import MODEL, save_student, training_estimate
+from easydistill.stages.label import LABELED_PARQUET, missing_file
+from easydistill.stages.rows import LabelledRows, heldout_rows
+from easydistill.stages.train import MODEL, save_student, student_of_stage, training_estimate
 from easydistill.teachers.base import TEMPLATE_REFUSED
 
 if TYPE_CHECKING:
@@ -35,42 +36,107 @@ GAP = "gap"
 
 @dataclass(frozen=True)
 class PairRows:
-    """Pairs of a file, and which of them are held out. Pairs of one prompt stay on one side."""
+    """Pairs of a file, or of an earlier stage, and which are held out. Pairs of one prompt stay on one side."""
 
-    dataset: PairsConfig
+    dataset: PairsConfig | DatasetConfig
     evaluation: HeldoutConfig
+    stage: str | None = None
+    """The stage that makes them; by default they are those of `dataset.labeled_path`."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return () if self.stage is None else (self.stage,)
+
+    @property
+    def _path(self) -> Path:
+        assert self.dataset.labeled_path is not None
+        return Path(self.dataset.labeled_path)
+
+    def issues(self) -> list[ConfigIssue]:
+        """What is wrong with the file."""
+        return [] if self.stage is not None else missing_file("dataset.labeled_path", str(self._path))
 
     def fingerprint(self) -> dict[str, Any]:
+        of_file = {"pairs": hash_file(self._path), "max_samples": self.dataset.max_samples}
         return {
-            "pairs": hash_file(Path(self.dataset.labeled_path)),
-            "max_samples": self.dataset.max_samples,
+            **(of_file if self.stage is None else {}),
             "seed": self.dataset.seed,
             "heldout": self.evaluation.heldout if self.evaluation.enabled else 0,
             "max_heldout": self.evaluation.max_heldout,
         }
 
-    def read(self) -> tuple[list[Preference], list[Preference], list[Rejection]]:
-        """(pairs to train on, held-out pairs, rows of the file that are no pairs)."""
-        pairs, rejected = read_preferences(Path(self.dataset.labeled_path), limit=self.dataset.max_samples)
+    def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
+        """(pairs to train on, held-out pairs, rows of the file that are no pairs).
+
+        Args:
+            context: of a stage that has `inputs` among its own; not needed where pairs are in a file.
+        """
+        if self.stage is None:
+            pairs, rejected = read_preferences(self._path, limit=self.dataset.max_samples)
+        else:
+            assert context is not None, "a stage's pairs are found through the context"
+            pairs, rejected = read_preferences(context.input_path(self.stage, LABELED_PARQUET))
         train, heldout = split_heldout(pairs, heldout_rows(self.evaluation, len(pairs)), self.dataset.seed)
         return train, heldout, rejected
+
+
+@dataclass(frozen=True)
+class RowsBesidePairs(LabelledRows):
+    """Rows that a synthesis stage made beside its pairs, to fine-tune on before. Those of held-out pairs' prompts are
+    held out too, so that neither training sees what is measured on."""
+
+    pairs: PairRows
+    kind: str
+    """Their name among the kinds of rows that the operator makes."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.pairs.inputs
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.pairs.fingerprint() | {"kind": self.kind}
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        assert self.pairs.stage is not None
+        _, heldout, _ = self.pairs.read(context)
+        held = {pair.prompt_hash for pair in heldout}
+        path = context.input_path(self.pairs.stage, f"{self.kind}.parquet")
+        rows, rejected = read_samples(path, labelled=True)
+        return (
+            [row for row in rows if row.prompt_hash not in held],
+            [row for row in rows if row.prompt_hash in held],
+            rejected,
+        )
 
 
 class PreferStage:
     """Training of the student on pairs, measured on held-out ones before and after."""
 
-    name = "train"
-    inputs = ()
     offers = ("student",)
 
     def __init__(
-        self, rows: PairRows, models: ModelsConfig, training: PairTrainingConfig, preference: PreferenceConfig
+        self,
+        rows: PairRows,
+        models: ModelsConfig,
+        training: PairTrainingConfig,
+        preference: PreferenceConfig,
+        *,
+        name: str = "train",
+        start: str | None = None,
     ) -> None:
+        """
+        Args:
+            name: the stage's, where a job trains more than once.
+            start: an earlier train stage, whose student goes on learning; by default the student as it is made.
+        """
+        self.name = name
         self._rows, self._models, self._training, self._preference = rows, models, training, preference
+        self._start = start
+        self.inputs = (*rows.inputs, *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
         issues = missing_file("dataset.template", self._rows.dataset.template)
-        issues += missing_file("dataset.labeled_path", self._rows.dataset.labeled_path)
+        issues += self._rows.issues()
         issues += student_issues(self._models) + check_student(self._models)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
@@ -95,8 +161,9 @@ class PreferStage:
         from easydistill.trainers.preferences_trl import train
         from easydistill.trainers.rollouts import LocalScores
 
-        train_pairs, heldout, unreadable = self._rows.read()
-        student = build_student(self._models, choose_dtype("float32", device()))
+        train_pairs, heldout, unreadable = self._rows.read(context)
+        models = student_of_stage(self._models, self._start, context)
+        student = build_student(models, choose_dtype("float32", device()))
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
         rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name)
         held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name)
@@ -117,6 +184,7 @@ class PreferStage:
             context.directory / "checkpoints" / context.fingerprint[:12],
             context.reporter,
             context.stop,
+            self.name,
         )
         context.stop.raise_if_requested()
         metrics: dict[str, Any] = {}

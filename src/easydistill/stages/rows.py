@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig, HeldoutConfig
+from easydistill.config.evaluation import HeldoutConfig
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
@@ -29,7 +29,7 @@ class LabelledRows:
     """Where labelled rows come from: the label stage, or a file of the user's."""
 
     dataset: DatasetConfig
-    evaluation: EvaluationConfig
+    evaluation: HeldoutConfig
     from_stage: bool
 
     @property

@@ -65,6 +65,11 @@ class AskedModel:
     def _sampling(self) -> dict[str, Any]:
         return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
 
+    def sampling(self, ask: Ask) -> dict[str, Any]:
+        """What shapes the answer to a question, beside model, messages and schema."""
+        own = {} if ask.temperature is None else {"temperature": ask.temperature}
+        return self.inference.sampling() | own
+
     def messages(self, ask: Ask) -> tuple[Message, ...]:
         """What is sent: the question, after the config's system prompt where it has none of its own."""
         system = self.inference.system_prompt
@@ -79,8 +84,8 @@ class AskedModel:
             identity: the teacher's own once it has been made; a plan may not know the model's name yet.
         """
         messages = self.messages(ask)
-        key = request_key(identity, self.inference.sampling(), messages, ask.index, ask.schema)
-        return GenerationRequest(key, messages, schema=ask.schema, index=ask.index)
+        key = request_key(identity, self.sampling(ask), messages, ask.index, ask.schema)
+        return GenerationRequest(key, messages, schema=ask.schema, index=ask.index, temperature=ask.temperature)
 
 
 class SynthesiseStage:
@@ -149,7 +154,7 @@ class SynthesiseStage:
         found: list[Previewed] = []
         for ask in asks[:limit]:
             model = self._models[ask.role]
-            sampling = model.inference.sampling() | ({"schema": ask.schema} if ask.schema else {})
+            sampling = model.sampling(ask) | ({"schema": ask.schema} if ask.schema else {})
             found.append(Previewed(self.name, ask.role, messages=model.messages(ask), sampling=sampling))
         return found
 
@@ -216,14 +221,15 @@ class SynthesiseStage:
         metrics = {
             "operator": self._operator,
             "funnel": funnel(result, self._module.REASONS),
-            "diversity": diversity(result.accepted, seeds),
+            "diversity": diversity(self._of_each_prompt(result.accepted), seeds),
             **asker.spent(),
             **result.facts,
         }
         with replacing(context.directory / CARD) as temporary:
-            temporary.write_text(
-                dataset_card(self._operator, result.accepted, counts, metrics, bool(self._models)), encoding="utf-8"
+            card = dataset_card(
+                self._operator, result.accepted, counts, metrics, made=bool(self._models), pairs=self._pairs
             )
+            temporary.write_text(card, encoding="utf-8")
         return StageResult(
             outputs=(*files, CARD),
             rows=counts,
@@ -231,6 +237,10 @@ class SynthesiseStage:
             tokens=asker.tokens,
             metrics=metrics,
         )
+
+    def _of_each_prompt(self, rows: list[Sample]) -> list[Sample]:
+        """The rows; of the pairs of one prompt, the first."""
+        return list({row.prompt_hash: row for row in reversed(rows)}.values())[::-1] if self._pairs else rows
 
     def _write_rows(self, result: Result, directory: Path) -> list[str]:
         """Write accepted rows, and those of other kinds; returns the files' names."""

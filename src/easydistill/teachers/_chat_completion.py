@@ -21,8 +21,9 @@ def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequ
     """The body of a request."""
     body: dict[str, Any] = {"model": model, "messages": list(request.messages)}
     body["max_tokens"] = config.max_new_tokens
-    if config.temperature is not None:
-        body["temperature"] = config.temperature
+    temperature = config.temperature if request.temperature is None else request.temperature
+    if temperature is not None:
+        body["temperature"] = temperature
     if config.top_p is not None:
         body["top_p"] = config.top_p
     if config.seed is not None:

@@ -36,6 +36,8 @@ class GenerationRequest:
     """JSON schema that the answer should follow. Local models are held to it, an API is told; it must be checked."""
     index: int = field(default=0, kw_only=True)
     """Number of the sample, where one prompt is sampled several times."""
+    temperature: float | None = field(default=None, kw_only=True)
+    """Sampling temperature of this one answer; None takes the teacher's."""
 
 
 def request_key(

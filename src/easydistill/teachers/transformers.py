@@ -128,7 +128,9 @@ class TransformersTeacher:
         started = time.monotonic()
         sampler = SeededSampler(
             [row_seed(config.seed, request.key) for request in requests],
-            temperature=config.temperature,
+            temperature=[
+                config.temperature if request.temperature is None else request.temperature for request in requests
+            ],
             top_p=config.top_p,
             top_k=config.top_k,
         )

@@ -134,13 +134,14 @@ class VllmTeacher:
         structure = None
         if request.schema is not None:
             structure = StructuredOutputsParams(json=request.schema, disable_any_whitespace=True)
+        temperature = config.temperature if request.temperature is None else request.temperature
         return SamplingParams(
-            temperature=config.temperature,
+            temperature=temperature,
             top_p=config.top_p or 1.0,
             top_k=config.top_k or 0,
             max_tokens=max_tokens,
             stop_token_ids=sorted(self._ends),
-            seed=None if self._on_cpu or config.temperature == 0 else row_seed(config.seed, request.key),
+            seed=None if self._on_cpu or temperature == 0 else row_seed(config.seed, request.key),
             structured_outputs=structure,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

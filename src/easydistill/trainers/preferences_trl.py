@@ -67,10 +67,14 @@ def train(
     checkpoints: Path,
     reporter: Reporter,
     stop: StopSignal,
+    stage: str = "train",
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
 
     Goes on from the last whole checkpoint. Returns early, after a checkpoint, once `stop` is requested.
+
+    Args:
+        stage: whose steps these are in `metrics.jsonl`.
 
     Raises:
         DataError: there are no pairs, or the loss is not finite.
@@ -79,7 +83,7 @@ def train(
     if not pairs:
         raise DataError("there is nothing to train on: no pair fits into training.max_length")
     resume = last_whole_checkpoint(checkpoints)
-    watch = PairWatch(reporter, stop, config)
+    watch = PairWatch(reporter, stop, config, stage)
     with watch:
         trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop)
         with contextlib.suppress(AllStepsDone):
@@ -127,8 +131,8 @@ def _theirs(batch: dict[str, Any]) -> dict[str, Any]:
 class PairWatch(Watch):
     """Also tells how the student stands to the pairs of the steps since the last entry."""
 
-    def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig) -> None:
-        super().__init__(reporter, stop, config)
+    def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig, stage: str = "train") -> None:
+        super().__init__(reporter, stop, config, stage=stage)
         self.margins: dict[str, list[float]] = defaultdict(list)
         """Unscaled margins by kind of pair."""
 

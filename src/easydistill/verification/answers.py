@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -189,6 +189,7 @@ def parse_number(text: str) -> Number | None:
 
 # --- strategies -------------------------------------------------------------------------------------------
 
+_TOKEN = re.compile(r"[^\s$\\{}]+")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(?P<rest>[^\n]{1,200})$", re.MULTILINE)
 _PHRASE = re.compile(
@@ -202,8 +203,8 @@ _CLAUSE_END = re.compile(
 )
 
 
-_MOST_HASHES = 100
-"""Lines that are tried: a reply of a million headings must not cost a million attempts."""
+_MOST_TRIED = 100
+"""Boxes, lines or phrases that are tried: a reply of a million headings must not cost a million attempts."""
 
 
 class _CutOff(Exception):
@@ -215,7 +216,7 @@ def _boxed(text: str) -> tuple[int, int] | None:
     for last, start in enumerate(reversed(starts)):
         if text[start : start + 1] != "{":
             # TeX takes the next token: `\boxed 5`.
-            token = re.compile(r"[^\s$\\{}]+").match(text, start)
+            token = _TOKEN.match(text, start)
             if token:
                 return token.span()
             continue
@@ -243,7 +244,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 def _hashes(text: str) -> tuple[int, int] | None:
     spans = [match.span("rest") for match in _HASHES.finditer(text)]
-    fitting = (span for span in reversed(spans[-_MOST_HASHES:]) if parse_number(text[slice(*span)]) is not None)
+    fitting = (span for span in reversed(spans[-_MOST_TRIED:]) if parse_number(text[slice(*span)]) is not None)
     return next(fitting, None)
 
 
@@ -251,9 +252,11 @@ def _phrase(text: str) -> tuple[int, int] | None:
     last = None
     for match in _PHRASE.finditer(text):
         last = match
-    if last is None:
-        return None
-    start = last.end()
+    return _clause(text, last.end()) if last is not None else None
+
+
+def _clause(text: str, start: int) -> tuple[int, int] | None:
+    """What is said from `start` to the end of the clause."""
     while start < len(text) and (text[start].isspace() or text[start] in "*_:："):
         start += 1
     ending = _CLAUSE_END.search(text, start)
@@ -303,3 +306,43 @@ def find_answer(text: str, strategies: Sequence[Strategy] = DEFAULT_STRATEGIES) 
             end = start + len(text[start:end].rstrip())
             return Found(bare(text[start:end]) or text[start:end], strategy, start, end)
     return None
+
+
+def statements(text: str) -> list[tuple[int, int]]:
+    """Where a text states final answers, in its order: insides of boxes, `####` lines, what follows "the answer is".
+
+    Of each kind the last `_MOST_TRIED`. A box that never closes reaches to the end of the text. Places that overlap
+    are one.
+    """
+    spans = [span for match in _last(_BOX, text) if (span := _inside(text, match.end())) is not None]
+    lines = [match.span("rest") for match in _last(_HASHES, text)]
+    spans += [(start, end) for start, end in lines if end == len(text) or parse_number(text[start:end]) is not None]
+    spans += [span for match in _last(_PHRASE, text) if (span := _clause(text, match.end())) is not None]
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _last(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
+    return list(pattern.finditer(text))[-_MOST_TRIED:]
+
+
+def _inside(text: str, start: int) -> tuple[int, int] | None:
+    """The inside of a box whose brace, or only token, is at `start`."""
+    if text[start : start + 1] == "{":
+        end = _closing_brace(text, start)
+        return start + 1, len(text) if end is None else end
+    token = _TOKEN.match(text, start)
+    return token.span() if token else None
+
+
+def numbers(text: str) -> Iterator[tuple[Number, int, int]]:
+    """All numbers of a text, with what marks them as amounts or shares, and where they start and end."""
+    for match in _NUMBER.finditer(text):
+        number = parse_number(match[0])
+        if number is not None:
+            yield number, *match.span()

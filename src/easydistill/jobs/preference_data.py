@@ -1,0 +1,132 @@
+"""Pairs of answers to learn from: a better and a worse one to each prompt, for `dpo` and `reward_model`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.dataset import SynthesisDatasetConfig
+from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
+from easydistill.config.job import JobConfig
+from easydistill.config.preference_data import PairModels, StudentSamples, StudentSamplesConfig
+from easydistill.config.synthesis import JudgeConfig
+from easydistill.engine.stage import Stage
+from easydistill.jobs._local_student import local_student
+from easydistill.jobs._synthesis import asked_model
+from easydistill.operators import preference_data
+from easydistill.operators._base import Role
+from easydistill.operators._pair_configs import StudentConfig
+from easydistill.stages.sources import FileSource
+from easydistill.stages.synthesise import AskedModel, SynthesiseStage
+
+
+class Job(JobConfig):
+    """Pairs by the method `synthesis.method`. It decides which of teacher, student and judge are needed; others are
+    refused."""
+
+    job_type: Literal["preference_data"]
+    """Which job this is."""
+    dataset: SynthesisDatasetConfig
+    inference: Inference = Field(default=LocalInferenceConfig())
+    """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
+    student_inference: StudentSamples = Field(default=StudentSamplesConfig())
+    """How the student is asked: a server with `base_url`, else `models.student` on this machine."""
+    models: PairModels = PairModels()
+    judge: JudgeConfig | None = None
+    """How whoever judges is asked; by default the teacher, as it is asked for everything else."""
+    synthesis: preference_data.Config = Field(default=StudentConfig())
+    """How pairs come about: `student`, `rank`, `verifiable` or `contrastive_prompt`."""
+
+    @property
+    def _has_teacher(self) -> bool:
+        return isinstance(self.inference, ApiInferenceConfig) or self.models.teacher is not None
+
+    @property
+    def _has_student(self) -> bool:
+        return isinstance(self.student_inference, ApiInferenceConfig) or self.models.student is not None
+
+    @property
+    def _judge_is_local(self) -> bool:
+        return self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
+
+    @model_validator(mode="after")
+    def _has_whom_it_asks(self) -> Job:
+        roles, method = self.synthesis.roles, self.synthesis.method
+        if "teacher" in roles and not self._has_teacher:
+            raise Unfit(f"{method} asks a teacher, and there is none", "set models.teacher, or inference.base_url")
+        if "student" in roles and not self._has_student:
+            mend = "set models.student, or student_inference.base_url"
+            raise Unfit(f"{method} asks the student, and there is none", mend)
+        if "judge" in roles and self.judge is None and not self._has_teacher:
+            raise Unfit(f"{method} asks a judge, and there is none", "add `judge`, or a teacher, who then judges")
+        if self._judge_is_local and self.models.judge is None and self.models.teacher is None:
+            raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_whom_it_has(self) -> Job:
+        roles, method = self.synthesis.roles, self.synthesis.method
+        judges = "judge" in roles and self.models.judge is None and (self.judge is None or self._judge_is_local)
+        if self._has_teacher and "teacher" not in roles and not judges:
+            raise Unfit(f"nobody asks the teacher in {method} as it is set", self._mend("teacher"))
+        if self._has_student and "student" not in roles:
+            raise Unfit(f"nobody asks the student in {method} as it is set", self._mend("student"))
+        if self.judge is not None and "judge" not in roles:
+            raise Unfit(f"nobody judges in {method}", "drop `judge`")
+        if self.models.judge is not None and not self._judge_is_local:
+            raise Unfit("models.judge is not used without a `judge` on this machine", 'add "judge": {"inference": {…}}')
+        for role, has, name, key in (
+            ("teacher", self._has_teacher, "inference", "models.teacher"),
+            ("student", self._has_student, "student_inference", "models.student"),
+        ):
+            if name in self.model_fields_set and not has:
+                raise Unfit(f"{name} tells how the {role} is asked, and there is none", f"set {key}, or drop {name}")
+        if self.models.student is not None and isinstance(self.student_inference, ApiInferenceConfig):
+            raise Unfit("the student is at a server, and models.student names another", "drop one of the two")
+        return self
+
+    def _mend(self, role: Role) -> str:
+        return f"raise {role}_samples, or drop it" if role in self.synthesis.most_samples else "drop it"
+
+    @model_validator(mode="after")
+    def _draws_samples(self) -> Job:
+        if getattr(self.synthesis, "temperatures", ()):
+            return self
+        asked = {"teacher": self.inference, "student": self.student_inference}
+        for role, count in self.synthesis.most_samples.items():
+            if count > 1 and asked[role].temperature == 0:
+                raise Unfit(f"{count} greedy answers of the {role} are {count} times the same", "raise the temperature")
+        return self
+
+
+def plan(job: Job) -> list[Stage]:
+    """synthesise."""
+    source = FileSource(job.dataset, preference_data.LABELLED)
+    return [SynthesiseStage(preference_data.STAGE, job.synthesis, source, _models(job), job.dataset.labeled_path)]
+
+
+def _models(job: Job) -> dict[Role, AskedModel]:
+    """Those who are asked. A judge without a config of its own is the teacher."""
+    roles = job.synthesis.roles
+    models: dict[Role, AskedModel] = {}
+    teacher = None
+    if "teacher" in roles or ("judge" in roles and job.judge is None):
+        teacher = asked_model(job.inference, job.models.teacher)
+    if teacher is not None and "teacher" in roles:
+        models["teacher"] = teacher
+    if "student" in roles:
+        models["student"] = _student(job)
+    if job.judge is not None:
+        models["judge"] = asked_model(job.judge.inference, job.models.judge or job.models.teacher)
+    elif teacher is not None and "judge" in roles:
+        models["judge"] = teacher
+    return models
+
+
+def _student(job: Job) -> AskedModel:
+    if isinstance(job.student_inference, ApiInferenceConfig):
+        return asked_model(job.student_inference, None)
+    inference = job.student_inference.local()
+    return AskedModel(local_student(job.models.with_student(), inference, None, None), inference)

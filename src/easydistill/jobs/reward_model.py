@@ -1,0 +1,31 @@
+"""A reward model from pairs: the student, under a head of one number, learns to score the better answer higher."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from easydistill.config.dataset import PairsConfig
+from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.job import JobConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.reward_model import RewardModelConfig, RewardTrainingConfig
+from easydistill.engine.stage import Stage
+from easydistill.stages.prefer import PairRows
+from easydistill.stages.reward import RewardStage
+
+
+class Job(JobConfig):
+    """`dataset.labeled_path` holds pairs: `prompt`, `chosen`, `rejected`, and a `margin` where a pair has one."""
+
+    job_type: Literal["reward_model"]
+    """Which job this is."""
+    dataset: PairsConfig
+    models: ModelsConfig
+    reward_model: RewardModelConfig = RewardModelConfig()
+    training: RewardTrainingConfig = RewardTrainingConfig()
+    evaluation: HeldoutConfig = HeldoutConfig()
+
+
+def plan(job: Job) -> list[Stage]:
+    """train, with figures of held-out pairs before and after."""
+    return [RewardStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.reward_model)]

@@ -1,0 +1,245 @@
+"""Pairs for cognitive preference optimisation (CogPO, arXiv 2504.09802): chains of thought that suit one student.
+
+    correct    the teacher's chains whose final answers verify; see `run`
+    critic     is a chain easy, medium or hard for this student? See `_critic`
+    rethinker  easy ones are extended, hard ones simplified, until the critic says medium; see `_rethinking`
+    wrong      the student's own failing answers; see `_student_tries`
+
+    gap      chosen               rejected                      β
+    small    rewritten            right, but easy or hard       0.1
+    medium   right, easy or hard  wrong                         0.2
+    large    medium or rewritten  wrong                         0.5
+
+A pair ends with the chosen answer; `meta` has `rejected`, `beta`, `gap`, the problem's id as `source`, who wrote what,
+and what the critic said. `also["sft"]` are the chains that suit, to fine-tune on before. A problem whose chain suits
+but which the student never fails gives such a row and no pair: it is rejected as `no_pair`. What becomes of a problem
+depends on itself alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import fmean
+from typing import Any, Literal
+
+from easydistill.config.base import PositiveFloat, PositiveInt, Section
+from easydistill.data.records import Message, Rejection, Sample
+from easydistill.operators import _critic, _rethinking, _student_tries, cot_generation
+from easydistill.operators._base import Ask, Reply, Result, Steps
+from easydistill.operators._chains import known_answer
+from easydistill.operators._critic import LABELS, Labelled, criticise
+from easydistill.operators._replies import Unusable, answered, rejection
+from easydistill.operators._rethinking import RethinkingConfig, Suited, passing, rethink
+from easydistill.operators._student_tries import Chain, Tries, alone
+from easydistill.operators._text import prompt_text
+from easydistill.operators._tools import Tools
+from easydistill.verification.answers import find_answer
+from easydistill.verification.equality import Verdict, Verifier
+
+STAGE = "cogpo"
+PROMPTS = (*cot_generation.PROMPTS, _student_tries.PROMPT, _critic.PROMPT, *_rethinking.PROMPTS)
+REASONS = (
+    *("answer_unknown", "truncated", "no_final_answer", "undecided", "wrong_answer"),
+    *("malformed_reply", "unknown_label", "no_majority", "unfit_length", "answer_changed", "not_derived"),
+    *("still_easy", "still_hard", "no_pair"),
+)
+LABELLED = None
+MAKES_PROMPTS = False
+PAIRS = True
+SFT = "sft"
+ALSO = (SFT,)
+Gap = Literal["small", "medium", "large"]
+GAPS: tuple[Gap, ...] = ("small", "medium", "large")
+_OF_PAIRS = frozenset({"prompt", "chosen", "rejected", "beta"})
+"""Fields of a pair's own; a row's fields of these names are left out."""
+
+
+class Betas(Section):
+    """β of each gap: how much a pair of it may move the student. The paper's are larger where the gap is."""
+
+    small: PositiveFloat = 0.1
+    """Right against right, of which one suits the student."""
+    medium: PositiveFloat = 0.2
+    """Right but unsuited against wrong."""
+    large: PositiveFloat = 0.5
+    """Right and suited against wrong."""
+
+
+class Config(RethinkingConfig):
+    """Where chains come from, and which pairs are made of them."""
+
+    use_outputs: bool = True
+    """Take a row's own answer as the teacher's chain. Off: the teacher writes all chains, and a row's own answer only
+    tells the final one."""
+    wrong_answers: PositiveInt = 2
+    """Most of the student's wrong answers to a problem that become rejected answers."""
+    betas: Betas = Betas()
+
+
+def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
+    """Make pairs of each problem.
+
+    Args:
+        rows: problems with known final answers, and perhaps the teacher's chains.
+    """
+    problems: dict[int, Unusable] = {}
+    with Verifier() as verifier:
+        chains = yield from passing(problems, dict(enumerate(rows)), partial(_chains, config, tools, verifier))
+        tried = yield from passing(problems, chains, partial(alone, config, verifier))
+        asked = {number: (chains[number], tries) for number, tries in tried.items()}
+        labelled = yield from passing(problems, asked, partial(criticise, config, tools, verifier))
+        suited = yield from passing(problems, labelled, partial(rethink, config, tools, verifier))
+    result = Result(also={SFT: []})
+    for number, row in enumerate(rows):
+        pairs: list[Sample] = []
+        if number in suited:
+            result.also[SFT].append(_sft_row(suited[number]))
+            pairs = list(_pairs(config, suited[number]))
+            if not pairs:
+                problems[number] = Unusable("no_pair", "the chain suits the student, and no answer of its is wrong")
+        result.accepted += pairs
+        if number in problems:
+            result.rejected.append(_refused(row, problems[number]))
+    result.entered = len(result.accepted) + len(result.rejected)
+    result.facts = _facts(rows, result, tried, labelled, suited)
+    return result
+
+
+def _chains(config: Config, tools: Tools, verifier: Verifier, rows: Sequence[Sample]) -> Steps[list[Chain | Unusable]]:
+    """The teacher's chains, those whose final answers are right."""
+    known = [known_answer(row, config.strategies) for row in rows]
+    missing = [
+        number
+        for number, (row, answer) in enumerate(zip(rows, known, strict=True))
+        if answer is not None and (row.answer is None or not config.use_outputs)
+    ]
+    answers = (yield [_question(config, rows[number], tools) for number in missing]) if missing else []
+    replies = dict(zip(missing, answers, strict=True))
+    made = [
+        _read(config, row, answer, replies.get(number))
+        for number, (row, answer) in enumerate(zip(rows, known, strict=True))
+    ]
+    verdicts = iter(verifier.verify_many((item[0].known, item[1]) for item in made if not isinstance(item, Unusable)))
+    return [
+        item if isinstance(item, Unusable) else _right(*item, next(verdicts), replies.get(number))
+        for number, item in enumerate(made)
+    ]
+
+
+def _question(config: Config, row: Sample, tools: Tools) -> Ask:
+    text, before = prompt_text(row), row.prompt[:-1]
+    return tools.ask(cot_generation.STAGE, text, before=before, instruction=text, answer=None, boxed=config.boxed)
+
+
+def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -> tuple[Chain, str] | Unusable:
+    """A chain of thought and its final answer, the teacher's reply or a row's own."""
+    if known is None:
+        return Unusable("answer_unknown", "the problem has no known answer to check chains against")
+    try:
+        chain = Chain(row if reply is None else answered(row, reply), known)
+    except Unusable as problem:
+        return problem
+    found = find_answer(chain.row.answer or "", config.strategies)
+    if found is None:
+        return Unusable("no_final_answer", "the teacher's chain has no final answer", reply)
+    return chain, found.text
+
+
+def _right(chain: Chain, said: str, verdict: Verdict, reply: Reply | None) -> Chain | Unusable:
+    if verdict.equal:
+        return chain
+    if verdict.outcome == "undecided":
+        return Unusable("undecided", f"{said!r} beside {chain.known!r}: {verdict.reason}", reply)
+    return Unusable("wrong_answer", f"{said!r} where {chain.known!r} is right", reply)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _pairs(config: Config, suited: Suited) -> Iterator[Sample]:
+    first, last = (item.chain.row.messages[-1] for item in (suited.first, suited.last))
+    wrong = suited.first.alone.wrong[: config.wrong_answers]
+    if suited.rewritten:
+        # Rounds there and back may end where they began.
+        if first != last:
+            yield _pair(config, suited, "small", 0, last, first)
+        for number, answer in enumerate(wrong):
+            yield _pair(config, suited, "medium", number, first, answer)
+    for number, answer in enumerate(wrong):
+        yield _pair(config, suited, "large", number, last, answer)
+
+
+def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message, rejected: Message) -> Sample:
+    row = suited.first.chain.row
+    rewritten = suited.rewritten and gap != "medium"
+    meta = {
+        **{name: value for name, value in row.meta.items() if name not in _OF_PAIRS},
+        "operator": STAGE,
+        "source": row.id,
+        "gap": gap,
+        "beta": getattr(config.betas, gap),
+        "rejected": rejected,
+        "chosen_by": "rethinker" if rewritten else "teacher",
+        "rejected_by": "teacher" if gap == "small" else "student",
+        "final_answer": suited.first.chain.known,
+        **_of_critic(suited),
+    }
+    return Sample(f"{row.id}-{gap}-{number + 1}", (*row.prompt, chosen), meta)
+
+
+def _sft_row(suited: Suited) -> Sample:
+    row = suited.last.chain.row
+    return replace(row, meta={**row.meta, "operator": STAGE, **_of_critic(suited)})
+
+
+def _of_critic(suited: Suited) -> dict[str, Any]:
+    return {
+        "label": suited.first.label,
+        "rounds": suited.rounds,
+        "pass_rate": round(suited.first.alone.rate, 4),
+        "pass_rate_with_chain": round(suited.last.shown.rate, 4),
+    }
+
+
+def _refused(row: Sample, problem: Unusable) -> Rejection:
+    if problem.reply is not None:
+        return rejection(row.id, STAGE, problem, problem.reply)
+    return Rejection(row.id, STAGE, problem.reason, problem.detail, 1, list(row.messages))
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def _facts(
+    rows: Sequence[Sample],
+    result: Result,
+    tried: dict[int, Tries],
+    labelled: dict[int, Labelled],
+    suited: dict[int, Suited],
+) -> dict[str, Any]:
+    gaps = Counter(pair.meta["gap"] for pair in result.accepted)
+    before = Counter(item.label for item in labelled.values())
+    rounds = Counter(item.rounds for item in suited.values())
+    kinds: Counter[str] = sum((tries.kinds for tries in tried.values()), Counter())
+    return {
+        "problems": len(rows),
+        "chains_right": len(tried),
+        "labels_before": {label: before[label] for label in LABELS},
+        "suits_after": {label: sum(item.first.label == label for item in suited.values()) for label in LABELS},
+        "rounds": {str(number): count for number, count in sorted(rounds.items())},
+        "pairs": {gap: gaps[gap] for gap in GAPS},
+        "sft_rows": len(result.also[SFT]),
+        "pass_rate": {
+            "alone": _mean([tries.rate for tries in tried.values()]),
+            "with_chain_before": _mean([item.shown.rate for item in labelled.values()]),
+            "with_chain_after": _mean([item.last.shown.rate for item in suited.values()]),
+        },
+        "student_tries": dict(sorted(kinds.items())),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(fmean(values), 4) if values else None

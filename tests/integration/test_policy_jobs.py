@@ -1,0 +1,122 @@
+"""The jobs `grpo` and `ppo` by the command line: figures, a kill, a second run, a critic made of a reward model."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.jobs import run, start, write_config
+
+from easydistill.data.files import hash_file
+
+
+def job(name: str, folder: Path, student: Path, **policy: Any) -> dict[str, Any]:
+    """A tiny student that is asked sums; most that it learns is to be short."""
+    rows = [{"instruction": f"{a} plus {b}", "answer": a + b} for a in range(4) for b in range(5)]
+    rows += [{"instruction": f"always right {n}", "answer": n, "pass_rate": 1.0} for n in range(3)]
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows))
+    return {
+        "job_type": name,
+        "output_dir": str(folder / "run"),
+        "dataset": {"instruction_path": str(path), "max_rejected_share": 0.5},
+        "models": {"student": str(student)},
+        "rewards": {"verify": {}, "length": {"max_tokens": 6, "buffer": 6, "weight": 0.5}},
+        "policy": {"max_new_tokens": 8, "eval_steps": 2, **policy},
+        "training": {
+            "max_steps": 6,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "max_length": 64,
+            "save_steps": 1,
+            "logging_steps": 1,
+        },
+        "evaluation": {"heldout": 4},
+    }
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "grpo": {"num_generations": 4, "mask_truncated": False, "beta": 0.01},
+    "ppo": {"num_iterations": 2},
+}
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_a_run_that_is_killed_and_goes_on(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    code, out = run(write_config(whole, job(name, whole, tiny_model, **SETTINGS[name])))
+    assert code == 0, out
+    summary = json.loads((whole / "run/summary.json").read_text())
+    train = summary["stages"]["train"]["metrics"]
+    assert [entry["step"] for entry in train["course"]] == [0, 2, 4, 6]
+    assert {"reward", "reward/verify", "reward/length", "verified_accuracy", "length"} <= set(train["after"])
+    assert summary["stages"]["train"]["rows"]["rejected"] == {"pass_rate": 2}, "and one is held out"
+    assert "cut_off" in train["alarms"], "a model with random weights does not end"
+    report = (whole / "run/report.md").read_text()
+    assert "What the answers were worth" in report
+    assert "rewards: " in report
+
+    config = write_config(broken, job(name, broken, tiny_model, **SETTINGS[name]))
+    process = start(config)
+    checkpoints = broken / "run/stages/1-train/checkpoints"
+    until = time.monotonic() + 120
+    while not list(checkpoints.glob("*/checkpoint-[2-5]/whole.json")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not (broken / "run/student").exists(), "it was killed on the way"
+    code, out = run(config)
+    assert code == 0, out
+    weights = "run/student/model.safetensors"
+    assert hash_file(whole / weights) == hash_file(broken / weights)
+    again = json.loads((broken / "run/summary.json").read_text())["stages"]["train"]["metrics"]
+    assert again["course"] == train["course"]
+
+    before = time.monotonic()
+    code, out = run(config)
+    assert code == 0, out
+    assert time.monotonic() - before < 60
+    assert hash_file(whole / weights) == hash_file(broken / weights)
+
+
+def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
+
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        LlamaForSequenceClassification(config).save_pretrained(tmp_path / "judge")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "judge")
+    document = job("ppo", tmp_path, tiny_model, critic="reward_model")
+    document["rewards"] = {"reward_model": {"model": str(tmp_path / "judge")}}
+    code, out = run(write_config(tmp_path, document))
+    assert code == 0, out
+    entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    told = [entry for entry in entries if entry["stage"] == "policy"]
+    assert all("value_loss" in entry and "reward/reward_model" in entry for entry in told)
+    names = (tmp_path / "run/student").iterdir()
+    assert "critic.pt" not in {path.name for path in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"policy": {"num_generations": 3}}, "whole groups"),
+        ({"rewards": {}}, "there is no reward"),
+        ({"rewards": {"judge": {}}}, "rewards.judge asks a model"),
+        ({"dataset": {}}, "there are no prompts"),
+        ({"policy": {"critic": "value_head"}}, "critic"),
+        ({"judge": {"inference": {"backend": "transformers"}}}, "`judge` is not used"),
+    ],
+)
+def test_what_does_not_fit_is_told(change: dict[str, Any], word: str, tiny_model: Path, tmp_path: Path) -> None:
+    document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"]) | change
+    code, out = run(write_config(tmp_path, document))
+    assert code == 2
+    assert word in out

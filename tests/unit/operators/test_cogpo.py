@@ -1,0 +1,375 @@
+"""Pairs of chains of thought for one student, driven by scripted replies."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.operators.test_asking import drive, reasons, row
+
+from easydistill.data.preferences import as_preference
+from easydistill.data.records import Sample
+from easydistill.operators import cogpo
+from easydistill.operators._base import Ask, Reply, Result
+from easydistill.operators._student_tries import certainly_read
+from easydistill.verification.answers import find_answer
+
+LONG = "We add the two numbers step by step, the first one and then the second one, and count on our fingers."
+
+
+def kind_of(ask: Ask) -> str:
+    text = ask.messages[-1]["content"]
+    if ask.role == "student":
+        return "shown" if "Here is a solution" in text else "alone"
+    if ask.role == "judge":
+        return "critic" if "Choose one label" in text else "derive"
+    if "learner can follow" in text:
+        return "extend"
+    return "simplify" if "much shorter" in text else "teacher"
+
+
+def numbers_of(ask: Ask) -> tuple[int, int]:
+    found = re.search(r"What is (\d+) \+ (\d+)", ask.messages[-1]["content"])
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+class World:
+    """Everybody who is asked, and what was; by default chains suit and the student is always wrong."""
+
+    def __init__(self, **say: Callable[[Ask, int, int], str | Reply]) -> None:
+        self.asked: Counter[str] = Counter()
+        self.say = {
+            "teacher": lambda ask, a, b: f"{a} plus {b} is \\boxed{{{a + b}}}",
+            "alone": lambda ask, a, b: f"I guess it is \\boxed{{{a + b + 1 + ask.index}}}",
+            "shown": lambda ask, a, b: f"\\boxed{{{a + b}}}",
+            "critic": lambda ask, a, b: "<label>medium</label>",
+            "derive": lambda ask, a, b: f"<answer>{a + b}</answer>",
+            "extend": lambda ask, a, b: f"<thought>{LONG} Extended {ask.index}: \\boxed{{{a + b}}}</thought>",
+            "simplify": lambda ask, a, b: f"<thought>\\boxed{{{a + b}}}</thought>",
+            **say,
+        }
+
+    def __call__(self, ask: Ask) -> str | Reply:
+        kind = kind_of(ask)
+        self.asked[kind] += 1
+        return self.say[kind](ask, *numbers_of(ask))
+
+
+def problem(number: int, **meta: Any) -> Sample:
+    return row(f"p{number}", f"What is {number} + 2?", f"{number} plus 2. #### {number + 2}", **meta)
+
+
+def made(world: Callable[[Ask], str | Reply], rows: Sequence[Sample], **config: Any) -> Result:
+    result, _ = drive(cogpo, cogpo.Config(**config), rows, world)
+    return result
+
+
+def first_easy(ask: Ask, a: int, b: int) -> str:
+    return f"<label>{'medium' if 'Extended' in ask.messages[-1]['content'] else 'easy'}</label>"
+
+
+def test_a_chain_that_suits_makes_large_gaps_and_a_row_to_tune_on() -> None:
+    world = World()
+    result = made(world, [problem(1)])
+    assert [(pair.meta["gap"], pair.meta["beta"]) for pair in result.accepted] == [("large", 0.5)] * 2
+    pair = as_preference(result.accepted[0])
+    assert pair.chosen["content"] == "1 plus 2. #### 3" and pair.rejected["content"] == "I guess it is \\boxed{4}"
+    assert pair.meta["source"] == "p1" and (pair.meta["chosen_by"], pair.meta["rejected_by"]) == ("teacher", "student")
+    assert pair.prompt == problem(1).prompt, "pairs are answers to the problem itself"
+    assert [found.answer for found in result.also["sft"]] == ["1 plus 2. #### 3"]
+    assert world.asked == {"alone": 4, "shown": 4, "critic": 3}
+    assert result.facts["pass_rate"] == {"alone": 0.0, "with_chain_before": 1.0, "with_chain_after": 1.0}
+
+
+def test_easy_chains_are_extended_and_hard_ones_simplified() -> None:
+    world = World(
+        critic=lambda ask, a, b: (
+            "<label>medium</label>"
+            if "Extended" in ask.messages[-1]["content"] or "[Solution]\n\\boxed" in ask.messages[-1]["content"]
+            else f"<label>{'easy' if a == 1 else 'hard'}</label>"
+        )
+    )
+    result = made(world, [problem(1), problem(2)], wrong_answers=1)
+    gaps = {pair.id: (pair.meta["gap"], pair.meta["beta"], pair.meta["chosen_by"]) for pair in result.accepted}
+    assert gaps == {
+        f"p{n}-{gap}-1": (gap, beta, by)
+        for n in (1, 2)
+        for gap, beta, by in (("small", 0.1, "rethinker"), ("medium", 0.2, "teacher"), ("large", 0.5, "rethinker"))
+    }
+    small, medium, large = result.accepted[:3]
+    assert small.answer == large.answer != medium.answer == small.meta["rejected"]["content"]
+    assert (world.asked["extend"], world.asked["simplify"], world.asked["derive"]) == (1, 1, 2)
+    assert result.facts["labels_before"] == {"easy": 1, "medium": 0, "hard": 1}
+    assert result.facts["rounds"] == {"1": 2} and result.facts["pairs"] == {"small": 2, "medium": 2, "large": 2}
+    assert [found.meta["label"] for found in result.also["sft"]] == ["easy", "hard"]
+
+
+def test_the_critic_is_told_how_the_student_does() -> None:
+    told: list[str] = []
+
+    def critic(ask: Ask, a: int, b: int) -> str:
+        told.append(ask.messages[-1]["content"])
+        return "<label>medium</label>"
+
+    world = World(critic=critic, alone=lambda ask, a, b: f"\\boxed{{{a + b + (ask.index > 0)}}}")
+    made(world, [problem(7)], student_samples=5, votes=1)
+    (text,) = told
+    assert "solved the problem in 1 of 5 tries" in text and "found the answer in 5 of 5 tries" in text
+    assert "7 plus 2. #### 9" in text, "the critic reads the whole chain"
+
+
+def test_whoever_derives_does_not_see_the_answer() -> None:
+    seen: list[str] = []
+
+    def watch(kind: str) -> Callable[[Ask, int, int], str]:
+        def say(ask: Ask, a: int, b: int) -> str:
+            seen.append(ask.messages[-1]["content"])
+            return f"<answer>{a + b}</answer>" if kind == "derive" else f"\\boxed{{{a + b}}}"
+
+        return say
+
+    world = World(critic=first_easy, derive=watch("derive"), shown=watch("shown"))
+    made(world, [problem(40)])
+    assert len(seen) == 4 + 1 + 4 and not any("42" in text for text in seen)
+
+
+@pytest.mark.parametrize(
+    ("say", "reason"),
+    [
+        ({"extend": lambda ask, a, b: f"<thought>{LONG} \\boxed{{{a}}}</thought>"}, "answer_changed"),
+        ({"extend": lambda ask, a, b: f"<thought>\\boxed{{{a + b}}}</thought>"}, "unfit_length"),
+        ({"extend": lambda ask, a, b: f"{LONG} \\boxed{{{a + b}}}"}, "malformed_reply"),
+        ({"extend": lambda ask, a, b: Reply(f"<thought>{LONG}", finish_reason="length")}, "truncated"),
+        ({"derive": lambda ask, a, b: f"<answer>{a}</answer>"}, "not_derived"),
+        ({"derive": lambda ask, a, b: "<answer>none</answer>"}, "not_derived"),
+        (
+            {
+                "critic": lambda ask, a, b: "<label>easy</label>",
+                "extend": lambda ask, a, b: f"<thought>{LONG * (ask.index + 1)} \\boxed{{{a + b}}}</thought>",
+            },
+            "still_easy",
+        ),
+    ],
+)
+def test_what_never_suits_is_dropped_with_the_last_reason(say: dict[str, Any], reason: str) -> None:
+    world = World(**{"critic": first_easy, **say})
+    result = made(world, [problem(1)])
+    assert not result.accepted and not result.also["sft"] and reasons(result) == {reason: 1}
+    assert world.asked["extend"] == 3, "three rounds, each with a sample of its own"
+
+
+def test_a_later_round_goes_on_from_the_rewritten_chain() -> None:
+    """Too easy, then too hard, then right; and a failed rewriting is tried again."""
+
+    def critic(ask: Ask, a: int, b: int) -> str:
+        chain = ask.messages[-1]["content"].partition("[Solution]")[2].partition("[What")[0]
+        label = "hard" if "Extended" in chain else "medium" if "Cut" in chain else "easy"
+        return f"<label>{label}</label>"
+
+    def extend(ask: Ask, a: int, b: int) -> str:
+        return "nothing" if ask.index == 0 else f"<thought>{LONG} Extended. \\boxed{{{a + b}}}</thought>"
+
+    def simplify(ask: Ask, a: int, b: int) -> str:
+        assert "Extended" in ask.messages[-1]["content"]
+        return f"<thought>Cut: \\boxed{{{a + b}}}</thought>"
+
+    result = made(World(critic=critic, extend=extend, simplify=simplify), [problem(1)], wrong_answers=1)
+    assert result.facts["rounds"] == {"3": 1}
+    assert [pair.answer for pair in result.accepted] == ["Cut: \\boxed{3}", "1 plus 2. #### 3", "Cut: \\boxed{3}"]
+
+
+def test_votes_need_a_majority() -> None:
+    votes = {1: ("easy", "medium", "hard"), 2: ("medium", "medium", "hard"), 3: ("medium", "nonsense", "what?")}
+    world = World(critic=lambda ask, a, b: f"<label>{votes[a][ask.index]}</label>")
+    result = made(world, [problem(1), problem(2), problem(3)])
+    assert {pair.meta["source"] for pair in result.accepted} == {"p2"}
+    assert {found.id: found.reason for found in result.rejected} == {"p1": "no_majority", "p3": "unknown_label"}
+
+
+def test_only_certainly_wrong_answers_are_rejected_ones() -> None:
+    said = [
+        "Nine it is, or \\boxed{(3, \\infty}",  # undecided
+        Reply("I count 4, 5, 6", finish_reason="length"),
+        "It is 3. I counted 2 times",  # its last number is wrong, but the answer is there
+        Reply(None, problem=("empty_content", "nothing")),
+        "no idea",
+        "It is 8",
+        "It is 8",
+        "\\boxed{3}",
+        "First 3, but \\boxed{5}",  # stated
+    ]
+    result = made(World(alone=lambda ask, a, b: said[ask.index]), [problem(1)], student_samples=9, wrong_answers=9)
+    assert [pair.meta["rejected"]["content"] for pair in result.accepted] == ["It is 8", "First 3, but \\boxed{5}"]
+    assert result.facts["student_tries"] == {
+        "no_answer": 2, "right": 1, "truncated": 1, "undecided": 1, "unsure": 1, "wrong": 3,
+    }  # fmt: skip
+    cut = made(
+        World(alone=lambda ask, a, b: said[ask.index]), [problem(1)], student_samples=2, truncated_are_wrong=True
+    )
+    assert [pair.meta["rejected"]["content"] for pair in cut.accepted] == ["I count 4, 5, 6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "certain"),
+    [
+        ("I think the answer is is 5.", "5", False),  # as a sampled model writes
+        ("The answer is five.", "5", False),
+        ("The answer is 5 or 6.", "5", False),
+        ("The answer is 6.", "5", True),
+        ("The answer is -5.", "5", True),
+        ("\\boxed{x}", "5", False),
+        ("\\boxed{(5, 6)}", "5", False),
+        ("\\boxed{55}", "5", True),
+        ("It is 6 of 5", "5", False),
+        ("It is 6", "5", True),
+        ("The answer is C.", "B", True),
+        ("The answer is surely C.", "B", False),
+        ("The answer is the city of light.", "Paris", False),
+        ("\\boxed{Rome}", "Paris", True),
+        ("\\boxed{2y}", "x+1", True),
+    ],
+)
+def test_what_is_certainly_another_answer(text: str, known: str, certain: bool) -> None:
+    found = find_answer(text)
+    assert found is not None and certainly_read(text, found, known) is certain
+
+
+def test_a_student_that_never_fails_gives_no_pair_but_a_row() -> None:
+    world = World(alone=lambda ask, a, b: f"\\boxed{{{a + b}}}")
+    result = made(world, [problem(1)])
+    assert reasons(result) == {"no_pair": 1} and len(result.also["sft"]) == 1
+    easy = made(World(alone=lambda ask, a, b: f"\\boxed{{{a + b}}}", critic=first_easy), [problem(1)])
+    assert [pair.meta["gap"] for pair in easy.accepted] == ["small"]
+
+
+def test_chains_of_the_teacher_are_verified() -> None:
+    bare = [
+        row("w", "What is 1 + 2?", reference="3"),
+        row("n", "What is 5 + 2?"),
+        row("g", "What is 6 + 2?", solution=8),
+    ]
+    world = World(teacher=lambda ask, a, b: f"Sum: \\boxed{{{a + b + (a == 1)}}}")
+    result = made(world, bare, wrong_answers=1)
+    assert [pair.answer for pair in result.accepted] == ["Sum: \\boxed{8}"]
+    assert {found.id: found.reason for found in result.rejected} == {"w": "wrong_answer", "n": "answer_unknown"}
+    assert world.asked["teacher"] == 2 and world.asked["alone"] == 4, "only right chains go on"
+    own = made(World(), [problem(1)], use_outputs=False, wrong_answers=1)
+    assert own.accepted[0].answer == "1 plus 2 is \\boxed{3}"
+    claimed = made(World(), [row("x", "What is 1 + 2?", "#### 4", reference="3")])
+    assert reasons(claimed) == {"wrong_answer": 1}
+
+
+def test_separate_thoughts_are_rewritten_and_their_answers_stay() -> None:
+    message = {"role": "assistant", "content": "It is \\boxed{3}", "reasoning_content": "1 plus 2"}
+    start = Sample("s", ({"role": "user", "content": "What is 1 + 2?"}, message), {})
+    world = World(critic=first_easy, extend=lambda ask, a, b: f"<thought>{LONG} Extended 77 times</thought>")
+    result = made(world, [start], wrong_answers=1)
+    small = result.accepted[0]
+    assert small.meta["gap"] == "small" and small.meta["rejected"] == message
+    assert small.messages[-1] == {**message, "reasoning_content": f"{LONG} Extended 77 times"}
+
+
+def test_fields_of_rows_stay_but_for_a_pairs_own() -> None:
+    result = made(World(), [problem(1, topic="sums", chosen="?", beta=9)])
+    assert result.accepted[0].meta["topic"] == "sums" and result.accepted[0].meta["beta"] == 0.5
+    assert as_preference(result.accepted[0]).chosen["content"] == "1 plus 2. #### 3"
+
+
+def test_betas_are_configured_and_lengths_must_change() -> None:
+    result = made(World(critic=first_easy), [problem(1)], betas={"small": 0.01, "medium": 0.02, "large": 0.03})
+    assert {pair.meta["gap"]: pair.meta["beta"] for pair in result.accepted} == {
+        "small": 0.01, "medium": 0.02, "large": 0.03,
+    }  # fmt: skip
+    for wrong in ({"shortest_extension": 1.0}, {"longest_simplification": 1.0}, {"betas": {"small": 0}}):
+        with pytest.raises(ValueError, match=r"greater|less"):
+            cogpo.Config(**wrong)
+
+
+# --- whatever is said -----------------------------------------------------------------------------------------------
+
+SAID = {
+    "teacher": ["sum \\boxed{R}", "sum \\boxed{W}", "R", "no answer", "The answer is R."],
+    "alone": [
+        *("\\boxed{R}", "\\boxed{W}", "so W", "so R", "R and then W", "#### W", "\\boxed{W", "dunno", "CUT W", "Why?"),
+        *("It is W.", "Not R but \\boxed{W}", "FAIL"),
+    ],
+    "shown": ["\\boxed{R}", "\\boxed{W}", "EMPTY"],
+    "critic": [*(f"<label>{label}</label>" for label in ("easy", "hard", "medium") for _ in range(4)), "odd", "?"],
+    "derive": ["<answer>R</answer>", "<answer>\\boxed{R}</answer>", "<answer>R</answer>", "<answer>W</answer>"],
+    "extend": [f"<thought>{LONG} {end}</thought>" for end in ("R", "\\boxed{R}", "W")],
+    "simplify": ["<thought>R</thought>", "<thought>\\boxed{R}</thought>", "<thought>W</thought>", "?"],
+}
+
+
+def noise(seed: int) -> Callable[[Ask], str | Reply]:
+    """A world in which everything is said at random, but always the same to the same question."""
+
+    def say(ask: Ask) -> str | Reply:
+        kind, (a, b) = kind_of(ask), numbers_of(ask)
+        key = f"{seed}{kind}{ask.messages}{ask.index}"
+        draw = random.Random(hashlib.sha256(key.encode()).digest())
+        text = draw.choice(SAID[kind]).replace("R", str(a + b)).replace("W", str(a + b + draw.choice((-1, 1, 10))))
+        if text.startswith("CUT"):
+            return Reply(text, finish_reason="length")
+        if text in {"FAIL", "EMPTY"}:
+            return Reply(None, problem=("timeout" if text == "FAIL" and seed % 3 == 0 else "empty_content", text))
+        return text
+
+    return say
+
+
+def final(text: str) -> int | None:
+    """The final number of a text, found by other means than the operator's."""
+    for pattern in (r"\\boxed\{(-?\d+)\}", r"#### (-?\d+)", r"answer is (-?\d+)", r"(-?\d+)"):
+        if found := re.findall(pattern, text):
+            return int(found[-1])
+    return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 7),
+    use_outputs=st.booleans(),
+    rounds=st.integers(1, 3),
+    votes=st.sampled_from([1, 1, 3]),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_no_pair_is_the_wrong_way_round(
+    seed: int, count: int, use_outputs: bool, rounds: int, votes: int, shuffle: random.Random
+) -> None:
+    numbers = [100 + 7 * number for number in range(count)]
+    bare = [row(f"p{number}", f"What is {number} + 2?", reference=number + 2) for number in numbers]
+    rows = [problem(number) if number % 2 else found for number, found in zip(numbers, bare, strict=True)]
+    config = {"use_outputs": use_outputs, "rounds": rounds, "votes": votes, "student_samples": 3}
+    result = made(noise(seed), rows, **config)
+    for pair in result.accepted:
+        right = int(pair.meta["source"][1:]) + 2
+        worse = pair.meta["rejected"]["content"]
+        assert pair.answer is not None and final(pair.answer) == right, "a chosen answer is right"
+        assert (final(worse) == right) == (pair.meta["gap"] == "small"), "a rejected one is wrong, but for small gaps"
+        assert not worse.startswith("CUT") and worse != pair.answer
+        assert pair.meta["beta"] == {"small": 0.1, "medium": 0.2, "large": 0.5}[pair.meta["gap"]]
+        assert (pair.meta["rounds"] > 0) or pair.meta["gap"] == "large"
+    tuned = {found.id: found for found in result.also["sft"]}
+    assert all(final(found.answer or "") == int(found.id[1:]) + 2 for found in tuned.values())
+    assert {pair.meta["source"] for pair in result.accepted} <= tuned.keys()
+    refused = {found.id: found.reason for found in result.rejected}
+    assert {pair.meta["source"] for pair in result.accepted}.isdisjoint(refused)
+    assert {found.id for found in rows} == tuned.keys() | refused.keys()
+    assert set(refused.values()) <= {*cogpo.REASONS, "timeout"}
+
+    order = shuffle.sample(rows, len(rows))
+    again = made(noise(seed), order, **config)
+    assert sorted(again.accepted, key=lambda pair: pair.id) == sorted(result.accepted, key=lambda pair: pair.id)
+    assert {found.id: found for found in again.also["sft"]} == tuned
+    alone = made(noise(seed), rows[:1], **config)
+    assert alone.accepted == [pair for pair in result.accepted if pair.meta["source"] == rows[0].id]
