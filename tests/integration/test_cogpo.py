@@ -38,7 +38,7 @@ def problems(shared_data: Path) -> list[Problem]:
     lines = (shared_data / "gsm8k_train.jsonl").read_text().splitlines()[:400]
     rows = [json.loads(line) for line in lines]
     short = [row for row in rows if re.search(r"#### [2-9]$", row["answer"]) and len(row["question"]) < 170]
-    return [Problem(row, number) for number, row in enumerate(short[:12])]
+    return [Problem(row, number) for number, row in enumerate(short[:10])]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def student(problems: list[Problem], tiny_model: Path, tmp_path_factory: pytest.
         "models": {"student": str(tiny_model)},
         "training": {
             "learning_rate": 2e-2,
+            "num_train_epochs": 5,
             "per_device_train_batch_size": 8,
             "gradient_accumulation_steps": 1,
             "max_length": 128,
@@ -117,7 +118,7 @@ def job(server: ScriptedServer, folder: Path, student: Path, problems: list[Prob
         "inference": {"base_url": server.url, "model": "m", "max_concurrency": 2},
         "models": {"student": str(student)},
         "student_inference": {"max_new_tokens": 10, "temperature": 1.0},
-        "synthesis": {"wrong_answers": 1},
+        "synthesis": {"wrong_answers": 1, "student_samples": 3},
         "sft": training,
         "training": training,
         "evaluation": {"heldout": 5},
@@ -164,8 +165,8 @@ def test_from_problems_to_a_student(
     refused = {row["id"]: row["reason"] for row in map(json.loads, lines_of(tmp_path, "rejected.jsonl"))}
     assert refused["g1"] == "wrong_answer" and refused["g3"] == "answer_changed" and refused["g5"] == "not_derived"
     assert not refused.keys() & {pair["source"] for pair in pairs}
-    assert facts["labels_before"] == {kind: 4 - (kind == "medium") for kind in ("easy", "medium", "hard")}
-    assert facts["student_tries"]["right"] > 0 and facts["student_tries"]["wrong"] > 10
+    assert facts["labels_before"] == Counter(problem.kind for problem in problems if problem.number != 1)
+    assert facts["student_tries"]["right"] > 0 and facts["student_tries"]["wrong"] > 8
     shown = [text for text in server.asked if "[?]" in text]
     assert shown and all("####" not in text or "#### [?]" in text for text in shown)
 
@@ -179,7 +180,7 @@ def test_from_problems_to_a_student(
 
     asked = len(server.asked)
     assert not easydistill.run(config, quiet=True).fresh and len(server.asked) == asked
-    config["synthesis"] |= {"betas": {"large": 0.4}}
+    config["synthesis"] |= {"beta_large": 0.4}
     config["sft"] = {"enabled": False}
     config["training"]["max_steps"] = 1
     config["evaluation"] = {"enabled": False}

@@ -25,7 +25,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any, Literal
 
-from easydistill.config.base import PositiveFloat, PositiveInt, Section
+from easydistill.config.base import PositiveFloat, PositiveInt
 from easydistill.data.records import Message, Rejection, Sample
 from easydistill.operators import _critic, _rethinking, _student_tries, cot_generation
 from easydistill.operators._base import Ask, Reply, Result, Steps
@@ -57,17 +57,6 @@ _OF_PAIRS = frozenset({"prompt", "chosen", "rejected", "beta"})
 """Fields of a pair's own; a row's fields of these names are left out."""
 
 
-class Betas(Section):
-    """β of each gap: how much a pair of it may move the student. The paper's are larger where the gap is."""
-
-    small: PositiveFloat = 0.1
-    """Right against right, of which one suits the student."""
-    medium: PositiveFloat = 0.2
-    """Right but unsuited against wrong."""
-    large: PositiveFloat = 0.5
-    """Right and suited against wrong."""
-
-
 class Config(RethinkingConfig):
     """Where chains come from, and which pairs are made of them."""
 
@@ -76,7 +65,15 @@ class Config(RethinkingConfig):
     tells the final one."""
     wrong_answers: PositiveInt = 2
     """Most of the student's wrong answers to a problem that become rejected answers."""
-    betas: Betas = Betas()
+    beta_small: PositiveFloat = 0.1
+    """β of small gaps, right against right, of which one suits the student: how much a pair may move it."""
+    beta_medium: PositiveFloat = 0.2
+    """β of medium gaps, right but unsuited against wrong."""
+    beta_large: PositiveFloat = 0.5
+    """β of large gaps, right and suited against wrong."""
+
+    def beta(self, gap: Gap) -> float:
+        return {"small": self.beta_small, "medium": self.beta_medium, "large": self.beta_large}[gap]
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
@@ -180,7 +177,7 @@ def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message
         "operator": STAGE,
         "source": row.id,
         "gap": gap,
-        "beta": getattr(config.betas, gap),
+        "beta": config.beta(gap),
         "rejected": rejected,
         "chosen_by": "rethinker" if rewritten else "teacher",
         "rejected_by": "teacher" if gap == "small" else "student",

@@ -284,11 +284,11 @@ def test_fields_of_rows_stay_but_for_a_pairs_own() -> None:
 
 
 def test_betas_are_configured_and_lengths_must_change() -> None:
-    result = made(World(critic=first_easy), [problem(1)], betas={"small": 0.01, "medium": 0.02, "large": 0.03})
+    result = made(World(critic=first_easy), [problem(1)], beta_small=0.01, beta_medium=0.02, beta_large=0.03)
     assert {pair.meta["gap"]: pair.meta["beta"] for pair in result.accepted} == {
         "small": 0.01, "medium": 0.02, "large": 0.03,
     }  # fmt: skip
-    for wrong in ({"shortest_extension": 1.0}, {"longest_simplification": 1.0}, {"betas": {"small": 0}}):
+    for wrong in ({"shortest_extension": 1.0}, {"longest_simplification": 1.0}, {"beta_small": 0}):
         with pytest.raises(ValueError, match=r"greater|less"):
             cogpo.Config(**wrong)
 
