@@ -141,8 +141,14 @@ def test_it_learns_pairs_by_heart_and_adapters_are_merged(tiny_model: Path, tmp_
     rows = rows_of(16)
     rate = 1e-2 if lora else 3e-3
     student = trained(
-        tmp_path / "a", tiny_model, rows, num_train_epochs=10, learning_rate=rate, lora=lora, gradient_accumulation_steps=2,
-    )  # fmt: skip
+        tmp_path / "a",
+        tiny_model,
+        rows,
+        num_train_epochs=10,
+        learning_rate=rate,
+        lora=lora,
+        gradient_accumulation_steps=2,
+    )
     assert type(student.model).__name__ == "LlamaForSequenceClassification"
     scores = score_rows(student.model, rows, student.model.config.pad_token_id, StopSignal())
     assert sum(score.margin > 0 for score in scores) >= 15
@@ -315,7 +321,7 @@ def test_adapters_and_head_go_on_from_a_checkpoint(tiny_model: Path, tmp_path: P
 
 def test_what_cannot_be_made_a_reward_model_is_told_before_training(tiny_model: Path, tmp_path: Path) -> None:
     described = job(tmp_path, tiny_model, even_numbers()[:40])
-    with pytest.raises(DataError, match="reward_model.use_margin: no pair has a `margin`"):
+    with pytest.raises(DataError, match=r"reward_model\.use_margin: no pair has a `margin`"):
         easydistill.run(described | {"reward_model": {"use_margin": True}}, quiet=True)
     (tmp_path / "v1.jinja").write_text("Q: {{ message.content }} A: {{ message.output }}")
     dataset = described["dataset"] | {"template": str(tmp_path / "v1.jinja")}

@@ -111,7 +111,9 @@ def test_what_is_no_better_or_worse_is_not_judged() -> None:
     words = metric_words(MetricRow("length_pearson", -0.2, 0.4, ""))
     assert (words.verdict, words.better_when, words.arrow, words.change) == ("", "", "↑", "")
     assert metric_words(MetricRow("pair_accuracy", 0.5, 0.75, "")).verdict == "better"
-    assert "no held-out pair" in metric_words(MetricRow("best_of_n_gain", None, None, NOTES["best_of_n_gain"])).why_missing
+    assert (
+        "no held-out pair" in metric_words(MetricRow("best_of_n_gain", None, None, NOTES["best_of_n_gain"])).why_missing
+    )
 
 
 # --- rows -----------------------------------------------------------------------------------------------------
@@ -223,8 +225,8 @@ def test_architectures(config: dict[str, Any], where: str) -> None:
 
 def test_a_classifier_is_no_language_model(tokenizer: Any, tmp_path: Path) -> None:
     with_scalar_head(student(tokenizer), 0).model.save_pretrained(tmp_path)
-    for given in (str(tmp_path), {"from": str(tmp_path), "keep_layers": 2}):
-        (issue,) = scalar_issues(ModelsConfig.model_validate({"student": given}))
+    for named in (str(tmp_path), {"from": str(tmp_path), "keep_layers": 2}):
+        (issue,) = scalar_issues(ModelsConfig.model_validate({"student": named}))
         assert "LlamaForSequenceClassification" in issue.problem and issue.mend == "start from a language model"
 
 

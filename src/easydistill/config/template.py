@@ -16,6 +16,7 @@ _EXAMPLES: dict[tuple[str, str], Any] = {
     ("dataset", "instruction_path"): "train.json",
     ("dataset", "labeled_path"): "train_labeled.json",
     ("synthesis", "benchmarks"): ["benchmark.jsonl"],
+    ("rewards", "verify"): {},
     ("inference", "base_url"): "http://localhost:8000/v1",
     ("inference", "api_key"): "${env:API_KEY}",
     ("models", "teacher"): "path/or/hub-id/of/teacher",

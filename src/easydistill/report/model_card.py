@@ -123,11 +123,17 @@ def _data(facts: Facts) -> str:
 def _limits(facts: Facts) -> str:
     scores = words.is_reward_model(facts)
     known = "and knows only prompts like those it was trained on."
+    like = "imitates its teacher"
+    if scores:
+        like = "prefers what its pairs prefer"
+    elif words.by_rewards(facts):
+        like = "seeks what its rewards reward"
+    origin = "" if scores or words.by_rewards(facts) else "teacher, its "
     lines = [
         "## Limits",
         "",
-        f"- It {'prefers what its pairs prefer' if scores else 'imitates its teacher'}, errors and biases included, {known}",
-        f"- Terms of use follow from its {'' if scores else 'teacher, its '}base model and its data; none is stated here.",
+        f"- It {like}, errors and biases included, {known}",
+        f"- Terms of use follow from its {origin}base model and its data; none is stated here.",
     ]
     if scores:
         lines.insert(3, "- Only differences between scores of answers to one prompt mean something.")

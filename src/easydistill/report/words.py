@@ -48,7 +48,7 @@ KINDS = {
     "shorter_accuracy": MetricKind(
         "The same, where it is the shorter one", "accuracy where it is shorter", "share of pairs", False, ".1%", 1.0
     ),
-    "score_margin": MetricKind("Score of the chosen answer less the rejected one's", "margin", "log-odds", False, ".3f"),
+    "score_margin": MetricKind("Score of the chosen answer, less the other's", "margin", "log-odds", False, ".3f"),
     "mean_score": MetricKind("Mean score of all answers", "mean score", "log-odds", None, ".3f"),
     "length_pearson": MetricKind("Correlation of score and length (Pearson)", "correlation", "r, tokens", None, ".3f"),
     "length_spearman": MetricKind(
