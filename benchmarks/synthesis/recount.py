@@ -1,6 +1,7 @@
 """Whether accepted chains of thought are right, counted again with nothing of `verification/`.
 
-A reply's answer is the last number in its last `\\boxed{}`, or else its last number; the known one stands after `####`.
+A reply's answer is the last number in its last `\\boxed{}`, or else of the sentence after its last "answer is", or else of the
+reply; the known one stands after `####`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_SAID = re.compile(r"answer is(.*?)(?:\.\s|\.?$)", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
@@ -25,7 +27,8 @@ def number_in(text: str) -> Fraction | None:
 def answer_of(reply: str) -> Fraction | None:
     boxed = _BOXED.findall(reply)
     inside = number_in(boxed[-1]) if boxed else None
-    return inside if inside is not None else number_in(reply)
+    said = [number for number in map(number_in, _SAID.findall(reply)) if number is not None]
+    return inside if inside is not None else said[-1] if said else number_in(reply)
 
 
 def recount(problems: Path, stage: Path) -> dict[str, Any]:

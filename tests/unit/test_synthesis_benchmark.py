@@ -21,6 +21,8 @@ import easydistill
         ("There are 3 boxes of 4, so 12 in all.", 12),
         ("It falls to -5", -5),
         (r"\boxed{many}, that is 7", 7),
+        ("The answer is 3 * 3 = 9. There were 4 of them", 9),
+        ("The answer is: 11.\n\nStep 3 is left", 11),
         ("None.", None),
     ],
 )
