@@ -119,6 +119,7 @@ def local_trials(tiny_model: Path, tmp_path: Path, wanted: int) -> None:
         trial += 1
 
 
+@pytest.mark.slow
 def test_api_job(server: Running, tiny_model: Path, tmp_path: Path) -> None:
     api_trials(server, tiny_model, tmp_path, wanted=3)
 

@@ -200,6 +200,7 @@ def test_the_job(tiny_model: Path, tmp_path: Path) -> None:
     assert code == 0 and "train" in out
 
 
+@pytest.mark.slow
 def test_a_killed_job_ends_with_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("whole", "torn"):
         (tmp_path / name).mkdir()

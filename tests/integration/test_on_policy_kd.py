@@ -787,7 +787,8 @@ def test_the_whole_job_with_a_local_teacher(objective: str, tiny_model: Path, tm
     assert (again, "everything is done already" in out) == (0, True)
 
 
-@pytest.mark.parametrize("objective", [pytest.param("generalized_jsd", marks=pytest.mark.slow), "sampled_reverse_kl"])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_process_killed_twice_makes_the_weights_of_one_that_was_not(
     objective: str, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -90,7 +90,7 @@ REASONS = {
 HEALS = [name for name, (reason, _) in REASONS.items() if not reason.startswith("http_")]
 
 
-@both_ways
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_thousand_requests_with_every_fault(server: Running, stream: bool) -> None:
     """None lost, none paid twice, no part of an answer taken for the whole, each failure with its reason."""
     healing = plan(seed=7, count=400, faults=HEALS, most=3)

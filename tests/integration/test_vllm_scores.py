@@ -144,6 +144,7 @@ def padded_teacher(smollm: Path, tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @needs_vllm
 def test_padding_is_never_listed(padded_teacher: Path, tiny_model: Path, tmp_path: Path) -> None:
