@@ -1,7 +1,7 @@
 """Whether accepted chains of thought are right, counted again with nothing of `verification/`.
 
-A reply's answer is the last number in its last `\\boxed{}`, or else of the sentence after its last "answer is", or else of the
-reply; the known one stands after `####`.
+A reply's answer is the last number in its last `\\boxed{}`, or else of the sentence after its last "answer is", or
+else of the reply; the known one stands after `####`.
 """
 
 from __future__ import annotations

@@ -143,7 +143,8 @@ def test_it_learns_pairs_by_heart_and_adapters_are_merged(tiny_model: Path, tmp_
     student = trained(tmp_path / "a", tiny_model, rows, lora=lora, **training)
     assert type(student.model).__name__ == "LlamaForSequenceClassification"
     scores = score_rows(student.model, rows, student.model.config.pad_token_id, StopSignal())
-    assert sum(score.margin > 0 for score in scores) >= 15
+    # Adapters of rank 4 hold less.
+    assert sum(score.margin > 0 for score in scores) >= (15 if lora is None else 12)
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
     told = [line for line in lines if line["stage"] == "reward_model"]
     assert {"pair_accuracy", "score_margin", "mean_score", "lowest_score", "highest_score"} <= set(told[-1])
