@@ -246,14 +246,17 @@ def test_the_job_learns_what_can_be_verified_and_the_reward_loads_it(tiny_model:
 
 @pytest.mark.parametrize("made", ["pruned", "fresh"])
 def test_made_students_and_the_saved_number_type(tiny_model: Path, tmp_path: Path, made: str) -> None:
-    """A fresh student is saved in bfloat16: the figures are those of the rounded weights."""
+    """A fresh student is saved in bfloat16: the figures are those of the rounded weights.
+
+    Both learn in bfloat16, and are measured in float32.
+    """
     llama = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     student = {
         "pruned": {"from": str(tiny_model), "keep_layers": 2},
         "fresh": {"config": llama | {"num_hidden_layers": 1}, "tokenizer": str(tiny_model)},
     }[made]
     rows = even_numbers()[:40]
-    described = job(tmp_path, student, rows, learning_rate=1e-2, per_device_train_batch_size=8)
+    described = job(tmp_path, student, rows, learning_rate=1e-2, per_device_train_batch_size=8, bf16=True)
     easydistill.run(described | {"evaluation": {"heldout": 10}}, quiet=True)
     saved = json.loads((tmp_path / "run/student/config.json").read_text())
     assert saved["architectures"] == ["LlamaForSequenceClassification"]

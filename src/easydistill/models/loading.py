@@ -85,6 +85,11 @@ def load_encoder(reference: str, dtype: torch.dtype, *, trust_remote_code: bool 
     return _load("AutoModel", reference, dtype, trust_remote_code)
 
 
+def load_classifier(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """A sequence classifier, such as a reward model, in eval mode, on the CPU."""
+    return _load("AutoModelForSequenceClassification", reference, dtype, trust_remote_code)
+
+
 def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     import_torch()
     import transformers

@@ -80,16 +80,15 @@ class RewardStage:
         return training_estimate(self._models, self._training)
 
     def run(self, context: StageContext) -> StageResult:
-        import torch
-
-        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.loading import choose_dtype, device, load_classifier
         from easydistill.models.scalar_head import set_padding, with_scalar_head
         from easydistill.models.student import build_student
         from easydistill.trainers.reward_model import describe, measure, measure_gaps, score_rows
         from easydistill.trainers.reward_model_trl import train
 
         train_pairs, heldout, unreadable = self._rows.read(context)
-        student = build_student(self._models, choose_dtype("float32", device()))
+        float32 = choose_dtype("float32", device())
+        student = build_student(self._models, float32)
         renderer = self._renderer(student)
         student = with_scalar_head(student, self._training.seed)
         rows, train_rejected = self._tokenise(renderer, train_pairs)
@@ -98,10 +97,10 @@ class RewardStage:
             raise DataError("reward_model.use_margin: no pair has a `margin`\n    → turn it off, or give pairs theirs")
         pad = set_padding(student, {chat[-1] for row in (*rows, *held_rows) for chat in (row.chosen, row.rejected)})
 
-        def scores() -> Any:
-            return score_rows(student.model.to(device(), torch.float32).eval(), held_rows, pad, context.stop)
+        def scores(model: Any) -> Any:
+            return score_rows(model.to(device()), held_rows, pad, context.stop)
 
-        before = scores()
+        before = scores(student.model)
         outcome = train(
             student,
             rows,
@@ -112,11 +111,11 @@ class RewardStage:
             context.stop,
         )
         context.stop.raise_if_requested()
-        # Saved first: what is measured are the weights that are saved, rounded to their number type.
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         metrics: dict[str, Any] = {}
         if held_rows:
-            after = scores()
+            # What is measured is what is saved, its weights rounded to their number type.
+            after = scores(load_classifier(str(context.directory / MODEL), float32))
             metrics = {"before": measure(held_rows, before), "after": measure(held_rows, after)}
             missing = [name for name, value in metrics["after"].items() if value is None]
             metrics |= {

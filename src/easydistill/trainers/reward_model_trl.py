@@ -77,7 +77,9 @@ def train(
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     outcome = outcome_of(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
-    student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
+    # Accelerate leaves a forward in bfloat16 on the instance; whoever scores next decides on that anew.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    student.model = model.merge_and_unload() if config.lora is not None else model
     student.model.eval()
     return outcome
 
