@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,54 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "max": max(values),
         "n": len(values),
         "values": [round(value, 4) for value in values],
+    }
+
+
+RESULT = "RESULT "
+
+
+def tell_steps(seconds: Sequence[float]) -> None:
+    """What a worker process ends with: seconds of its steps, and its peak memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(RESULT + json.dumps({"seconds": list(seconds), "peak_mib": peak}))
+
+
+def run_worker(module: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark's worker in a process of its own; what it told by `tell_steps`."""
+    out = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    line = next((text for text in out.stdout.splitlines() if text.startswith(RESULT)), None)
+    if line is None:
+        raise RuntimeError(out.stderr[-3000:])
+    found: dict[str, Any] = json.loads(line.removeprefix(RESULT))
+    return found
+
+
+def alternate(
+    sides: Sequence[str],
+    rounds: int,
+    measure: Callable[[str], dict[str, Any]],
+    show: Callable[[str, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Measure sides in turn, every second round in the opposite order; spreads by side."""
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in sides if number % 2 == 0 else reversed(sides):
+            runs[side].append(measure(side))
+            show(side, runs[side][-1])
+    return {
+        side: {
+            "seconds_per_step": spread([second for run in found for second in run["seconds"]]),
+            "peak_mib": spread([run["peak_mib"] for run in found]),
+        }
+        for side, found in runs.items()
+    }
+
+
+def ratios(sides: dict[str, Any], ours: str, peer: str) -> dict[str, float]:
+    """Medians of one side over those of another."""
+    return {
+        name: round(sides[ours][name]["median"] / sides[peer][name]["median"], 4)
+        for name in ("seconds_per_step", "peak_mib")
     }
 
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import alternate, ratios, run_worker, save, tell_steps
 from benchmarks.sft_step.run import LAYERS, LENGTH, ROWS_PER_BATCH, SEED, TEACHER, WARM_UP, clock, ours, rows, trl
 
 HERE = Path(__file__).parent
@@ -186,50 +186,31 @@ def worker(side: str, vocabulary: int, steps: int) -> None:
             seconds = trl("equal", steps, directory, make)
         else:
             seconds = trl_gkd(vocabulary, steps, directory)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print("RESULT " + json.dumps({"seconds": seconds[WARM_UP:], "peak_mib": peak}))
+    tell_steps(seconds[WARM_UP:])
 
 
 def measure(side: str, vocabulary: int, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.kd_step.run", "--worker", side, "--steps", str(steps)]
-    out = subprocess.run([*command, "--vocabulary", str(vocabulary)], capture_output=True, text=True, check=False)
-    line = next((text for text in out.stdout.splitlines() if text.startswith("RESULT ")), None)
-    if line is None:
-        raise RuntimeError(out.stderr[-3000:])
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return found
+    own = ("--worker", side, "--steps", str(steps), "--vocabulary", str(vocabulary))
+    return run_worker("benchmarks.kd_step.run", *own)
 
 
 def compare(vocabulary: int, rounds: int, steps: int, show: Any) -> dict[str, Any]:
-    from benchmarks.common import spread
-
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for number in range(rounds):
-        for side in SIDES if number % 2 == 0 else reversed(SIDES):
-            runs[side].append(measure(side, vocabulary, steps))
-            show(vocabulary, side, runs[side][-1])
-    sides = {
-        side: {
-            "seconds_per_step": spread([second for run in found for second in run["seconds"]]),
-            "peak_mib": spread([run["peak_mib"] for run in found]),
-        }
-        for side, found in runs.items()
-    }
-    ratios = {
-        f"{ours_}_over_{peer}": {
-            name: round(sides[ours_][name]["median"] / sides[peer][name]["median"], 4)
-            for name in ("seconds_per_step", "peak_mib")
-        }
-        for ours_ in ("kd", "kd_top_k")
+    sides = alternate(
+        SIDES,
+        rounds,
+        lambda side: measure(side, vocabulary, steps),
+        lambda side, run: show(vocabulary, side, run),
+    )
+    found = {
+        f"{own}_over_{peer}": ratios(sides, own, peer)
+        for own in ("kd", "kd_top_k")
         for peer in ("sft", "trl_sft", "trl_gkd")
     }
-    show(vocabulary, ratios)
-    return {"sides": sides, "ratios": ratios}
+    show(vocabulary, found)
+    return {"sides": sides, "ratios": found}
 
 
 def main() -> None:
-    from benchmarks.common import save
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)

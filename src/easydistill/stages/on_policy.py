@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.on_policy import OnPolicyConfig
 from easydistill.config.training import TrainingConfig
-from easydistill.data.files import hash_file, show_directory
+from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
@@ -24,7 +22,7 @@ from easydistill.models.student import Student
 from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import missing_file
 from easydistill.stages.rows import LabelledRows, render_all
-from easydistill.stages.train import MODEL, TrainStage, save_student
+from easydistill.stages.train import MODEL, TrainStage, outcome_metrics, save_student, show_student
 from easydistill.teachers.base import TEMPLATE_REFUSED, endpoint_name
 
 if TYPE_CHECKING:
@@ -35,6 +33,9 @@ if TYPE_CHECKING:
 
 class PromptRows(LabelledRows):
     """Prompts that nobody has answered: all that training on the student's own text needs."""
+
+    labelled: ClassVar[bool | None] = False
+    """As `read_samples` takes it: whether rows have answers; None keeps those that there are."""
 
     def fingerprint(self) -> dict[str, Any]:
         assert self.dataset.instruction_path is not None
@@ -47,7 +48,7 @@ class PromptRows(LabelledRows):
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         assert self.dataset.instruction_path is not None
         path = Path(self.dataset.instruction_path)
-        samples, rejected = read_samples(path, labelled=False, limit=self.dataset.max_samples)
+        samples, rejected = read_samples(path, labelled=self.labelled, limit=self.dataset.max_samples)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
@@ -117,15 +118,14 @@ class OnPolicyStage(TrainStage):
             outcome = self._train(student, rows, labels, size, context)
             context.stop.raise_if_requested()
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
-        show_directory(context.directory / MODEL, context.run_directory / "student")
-        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        show_student(context)
         return StageResult(
             outputs=files,
             rows=RowCounts(len(samples) + len(rejected), len(rows), count_reasons([*rejected, *unfit])),
             rejected=[*rejected, *unfit],
             tokens={"trained": outcome.trained_tokens, "read": sum(len(row.prompt) for row in rows)},
             metrics={
-                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                **outcome_metrics(outcome),
                 "train_rows": len(rows),
                 "heldout_rows": len(heldout),
                 "truncated_rows": sum(row.truncated for row in labels.values()),
@@ -156,14 +156,9 @@ class OnPolicyStage(TrainStage):
     def _prompt_row(self, renderer: ChatRenderer, sample: Sample, label: Rendered | None) -> PromptRow | Rejection:
         from easydistill.trainers.rollouts import PromptRow
 
-        try:
-            prompt = renderer.prompt_ids(sample.prompt)
-        except DataError as error:
-            return Rejection(sample.id, self.name, TEMPLATE_REFUSED, str(error))
-        room = self._training.max_length - self._on_policy.max_new_tokens
-        if len(prompt) > room:
-            detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
-            return Rejection(sample.id, self.name, "prompt_too_long", detail)
+        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._on_policy.max_new_tokens, self.name)
+        if isinstance(prompt, Rejection):
+            return prompt
         return PromptRow(sample.id, prompt, None if label is None else split_label(label))
 
     def _train(
@@ -235,6 +230,21 @@ class OnPolicyStage(TrainStage):
         teacher = load_model(reference, choose_dtype(self._inference.dtype, device()), trust_remote_code=trust)
         trim_vocabulary(teacher, vocabulary)
         return teacher.to(device())
+
+
+def fitting_prompt(
+    renderer: ChatRenderer, sample: Sample, max_length: int, max_new_tokens: int, stage: str
+) -> list[int] | Rejection:
+    """A prompt's tokens, if they leave room for an answer."""
+    try:
+        prompt = renderer.prompt_ids(sample.prompt)
+    except DataError as error:
+        return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
+    room = max_length - max_new_tokens
+    if len(prompt) > room:
+        detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
+        return Rejection(sample.id, stage, "prompt_too_long", detail)
+    return prompt
 
 
 def split_label(label: Rendered) -> tuple[list[int], list[int]]:

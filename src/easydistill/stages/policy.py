@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.policy import PolicyConfig, PpoConfig
 from easydistill.config.rewards import RewardsConfig
 from easydistill.config.training import TrainingConfig
-from easydistill.data.files import hash_file, show_directory
-from easydistill.data.formats import read_samples
+from easydistill.data.files import hash_file
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
+from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
@@ -27,10 +24,9 @@ from easydistill.rewards import files as reward_files
 from easydistill.rewards import models as reward_models
 from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.label import missing_file
-from easydistill.stages.on_policy import PromptRows
+from easydistill.stages.on_policy import PromptRows, fitting_prompt
 from easydistill.stages.synthesise import AskedModel
-from easydistill.stages.train import MODEL, TrainStage, save_student
-from easydistill.teachers.base import TEMPLATE_REFUSED
+from easydistill.stages.train import MODEL, TrainStage, outcome_metrics, save_student, show_student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
@@ -46,12 +42,7 @@ PASS_RATE = "pass_rate"
 class ExplorationRows(PromptRows):
     """Prompts to explore, with what their rows know of the right answer."""
 
-    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
-        assert self.dataset.instruction_path is not None
-        path = Path(self.dataset.instruction_path)
-        samples, rejected = read_samples(path, labelled=None, limit=self.dataset.max_samples)
-        train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
-        return train, heldout, rejected
+    labelled: ClassVar[bool | None] = None
 
     def fingerprint(self) -> dict[str, Any]:
         held = {"heldout": self.evaluation.heldout, "max_heldout": self.evaluation.max_heldout}
@@ -129,8 +120,7 @@ class PolicyStage(TrainStage):
             outcome = self._train_policy(student, explorer, context)
         context.stop.raise_if_requested()
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
-        show_directory(context.directory / MODEL, context.run_directory / "student")
-        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        show_student(context)
         steps = sorted(explorer.measured)
         measured = {"before": explorer.measured[steps[0]], "after": explorer.measured[steps[-1]]} if steps else {}
         return StageResult(
@@ -143,7 +133,7 @@ class PolicyStage(TrainStage):
             rejected=rejected,
             tokens={"trained": outcome.trained_tokens},
             metrics={
-                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                **outcome_metrics(outcome),
                 "train_rows": len(rows),
                 "heldout_rows": len(held_rows),
                 "student": student.description,
@@ -172,14 +162,9 @@ class PolicyStage(TrainStage):
         if not all_rates and isinstance(rate, int | float) and not low <= rate <= high:
             detail = f"{rate:.0%} of the tries at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
             return Rejection(sample.id, self.name, "pass_rate", detail)
-        try:
-            prompt = renderer.prompt_ids(sample.prompt)
-        except DataError as error:
-            return Rejection(sample.id, self.name, TEMPLATE_REFUSED, str(error))
-        room = self._training.max_length - self._policy.max_new_tokens
-        if len(prompt) > room:
-            detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
-            return Rejection(sample.id, self.name, "prompt_too_long", detail)
+        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name)
+        if isinstance(prompt, Rejection):
+            return prompt
         known = {ANSWER: sample.answer} if sample.answer is not None else {}
         return PolicyRow(sample.id, prompt, tuple(sample.prompt), {**known, **sample.meta})
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
-from easydistill.data.files import hash_file, show_directory
+from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import Preference, read_preferences
@@ -23,7 +22,14 @@ from easydistill.models.student import check_student, student_identity
 from easydistill.stages.checks import needs_extra, student_issues
 from easydistill.stages.label import LABELED_PARQUET, missing_file
 from easydistill.stages.rows import LabelledRows, heldout_rows
-from easydistill.stages.train import MODEL, save_student, student_of_stage, training_estimate
+from easydistill.stages.train import (
+    MODEL,
+    outcome_metrics,
+    save_student,
+    show_student,
+    student_of_stage,
+    training_estimate,
+)
 from easydistill.teachers.base import TEMPLATE_REFUSED
 
 if TYPE_CHECKING:
@@ -109,10 +115,37 @@ class RowsBesidePairs(LabelledRows):
         )
 
 
-class PreferStage:
-    """Training of the student on pairs, measured on held-out ones before and after."""
+class PairStage:
+    """What stages that train on pairs share."""
 
     offers = ("student",)
+
+    def __init__(self, rows: PairRows, models: ModelsConfig, training: PairTrainingConfig, name: str = "train") -> None:
+        self.name = name
+        self._rows, self._models, self._training = rows, models, training
+        self.inputs = rows.inputs
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = missing_file("dataset.template", self._rows.dataset.template)
+        issues += self._rows.issues()
+        issues += student_issues(self._models) + check_student(self._models)
+        return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
+
+    def fingerprint(self) -> dict[str, Any]:
+        template = self._rows.dataset.template
+        return {
+            "rows": self._rows.fingerprint(),
+            "student": student_identity(self._models),
+            "training": self._training.identity(),
+            "template": hash_file(Path(template)) if template else None,
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        return training_estimate(self._models, self._training)
+
+
+class PreferStage(PairStage):
+    """Training of the student on pairs, measured on held-out ones before and after."""
 
     def __init__(
         self,
@@ -129,29 +162,12 @@ class PreferStage:
             name: the stage's, where a job trains more than once.
             start: an earlier train stage, whose student goes on learning; by default the student as it is made.
         """
-        self.name = name
-        self._rows, self._models, self._training, self._preference = rows, models, training, preference
-        self._start = start
-        self.inputs = (*rows.inputs, *((start,) if start else ()))
-
-    def preflight(self) -> list[ConfigIssue]:
-        issues = missing_file("dataset.template", self._rows.dataset.template)
-        issues += self._rows.issues()
-        issues += student_issues(self._models) + check_student(self._models)
-        return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
+        super().__init__(rows, models, training, name)
+        self._preference, self._start = preference, start
+        self.inputs = (*self.inputs, *((start,) if start else ()))
 
     def fingerprint(self) -> dict[str, Any]:
-        template = self._rows.dataset.template
-        return {
-            "rows": self._rows.fingerprint(),
-            "student": student_identity(self._models),
-            "training": self._training.identity(),
-            "preference": self._preference.identity(),
-            "template": hash_file(Path(template)) if template else None,
-        }
-
-    def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training)
+        return {**super().fingerprint(), "preference": self._preference.identity()}
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
@@ -196,8 +212,7 @@ class PreferStage:
                 "gaps": measure_gaps(held_rows, now, start),
             }
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
-        show_directory(context.directory / MODEL, context.run_directory / "student")
-        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        show_student(context)
         truncated = sum(row.longest >= self._training.max_length for row in rows)
         return StageResult(
             outputs=files,
@@ -209,7 +224,7 @@ class PreferStage:
             rejected=rejected,
             tokens={"trained": outcome.trained_tokens, "read": sum(2 * len(row.prompt) for row in rows)},
             metrics={
-                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                **outcome_metrics(outcome),
                 "train_rows": len(rows),
                 "heldout_rows": len(held_rows),
                 "truncated_rows": truncated,

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.reward_model import RewardModelConfig, RewardTrainingConfig
-from easydistill.data.files import hash_file, show_directory
 from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection, count_reasons
 from easydistill.data.row_files import MALFORMED
-from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue, DataError
-from easydistill.models.student import Student, check_student, student_identity
-from easydistill.stages.checks import needs_extra, student_issues
-from easydistill.stages.label import missing_file
-from easydistill.stages.prefer import GAP, PairRows
-from easydistill.stages.train import MODEL, save_student, training_estimate
+from easydistill.models.student import Student
+from easydistill.stages.prefer import GAP, PairRows, PairStage
+from easydistill.stages.train import MODEL, outcome_metrics, save_student, show_student
 from easydistill.teachers.base import TEMPLATE_REFUSED
 
 if TYPE_CHECKING:
@@ -43,23 +37,14 @@ NOTES = {
 """Why a figure is not there."""
 
 
-class RewardStage:
+class RewardStage(PairStage):
     """Training of a reward model on pairs, measured on held-out ones before and after."""
-
-    name = "train"
-    offers = ("student",)
 
     def __init__(
         self, rows: PairRows, models: ModelsConfig, training: RewardTrainingConfig, reward: RewardModelConfig
     ) -> None:
-        self._rows, self._models, self._training, self._reward = rows, models, training, reward
-        self.inputs = rows.inputs
-
-    def preflight(self) -> list[ConfigIssue]:
-        issues = missing_file("dataset.template", self._rows.dataset.template)
-        issues += self._rows.issues()
-        issues += student_issues(self._models) + check_student(self._models)
-        return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
+        super().__init__(rows, models, training)
+        self._reward = reward
 
     def examine(self) -> list[ConfigIssue]:
         from easydistill.models.scalar_head import scalar_issues
@@ -67,17 +52,7 @@ class RewardStage:
         return scalar_issues(self._models)
 
     def fingerprint(self) -> dict[str, Any]:
-        template = self._rows.dataset.template
-        return {
-            "rows": self._rows.fingerprint(),
-            "student": student_identity(self._models),
-            "training": self._training.identity(),
-            "reward_model": self._reward.identity(),
-            "template": hash_file(Path(template)) if template else None,
-        }
-
-    def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training)
+        return {**super().fingerprint(), "reward_model": self._reward.identity()}
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.models.loading import choose_dtype, device, load_classifier
@@ -123,8 +98,7 @@ class RewardStage:
                 "heldout_pairs": describe(held_rows, after),
                 "notes": {name: NOTES[name] for name in missing},
             }
-        show_directory(context.directory / MODEL, context.run_directory / "student")
-        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        show_student(context)
         rejected = [*unreadable, *train_rejected, *held_rejected]
         return StageResult(
             outputs=files,
@@ -136,7 +110,7 @@ class RewardStage:
             rejected=rejected,
             tokens={"trained": outcome.trained_tokens, "read": sum(2 * row.prompt_tokens for row in rows)},
             metrics={
-                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                **outcome_metrics(outcome),
                 "train_rows": len(rows),
                 "heldout_rows": len(held_rows),
                 "truncated_rows": 0,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
     from easydistill.trainers.batching import TokenRow
     from easydistill.trainers.distillation import Distillation
+    from easydistill.trainers.supervised import TrainingOutcome
 
 MODEL = "model"
 
@@ -173,15 +174,14 @@ class TrainStage:
         context.stop.raise_if_requested()
         # In the stage's directory, and shown as `student/` in the run directory.
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
-        show_directory(context.directory / MODEL, context.run_directory / "student")
-        shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+        show_student(context)
         return StageResult(
             outputs=files,
             rows=RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered), count_reasons(rejected)),
             rejected=rejected,
             tokens={"trained": outcome.trained_tokens, "read": sum(len(row.ids) for _, row in rendered)},
             metrics={
-                **{name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"},
+                **outcome_metrics(outcome),
                 "train_rows": len(rendered),
                 "heldout_rows": len(heldout),
                 "truncated_rows": sum(row.truncated for _, row in rendered),
@@ -213,6 +213,17 @@ def training_estimate(models: ModelsConfig, training: TrainingConfig) -> Estimat
         disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
         memory_bytes=parameters * bytes_each + 3 * training.loss_chunk_bytes,
     )
+
+
+def show_student(context: StageContext) -> None:
+    """Once the student is saved: show it as `student/` in the run directory, and drop the checkpoints."""
+    show_directory(context.directory / MODEL, context.run_directory / "student")
+    shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+
+
+def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
+    """Figures of a training that are the same whether or not it was interrupted."""
+    return {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
 
 
 def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from easydistill.config.on_policy import OnPolicyConfig
 from easydistill.config.training import TrainingConfig
@@ -34,7 +34,7 @@ from easydistill.models.loading import device
 from easydistill.models.logprobs import realised_logprobs
 from easydistill.models.student import Student
 from easydistill.trainers.checkpoints import last_whole_checkpoint
-from easydistill.trainers.compat import argument_values, check_head, uses_bf16
+from easydistill.trainers.compat import argument_values, check_head
 from easydistill.trainers.on_policy import kept_settings
 from easydistill.trainers.rollouts import (
     PromptOrder,
@@ -47,13 +47,13 @@ from easydistill.trainers.rollouts import (
     rolled_positions,
 )
 from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
+from easydistill.trainers.trl_parts import WritingTrainer
 
 try:
     with warnings.catch_warnings():
         # Which vLLM is installed is nothing to us: the student generates with transformers.
         warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
         from trl import DistillationConfig, DistillationTrainer
-        from trl.models.utils import unwrap_model_for_generation
 except ImportError:
     raise MissingExtra("trl", "Generalised JSD") from None
 
@@ -134,7 +134,7 @@ class RolloutWatch(Watch):
             self.described = []
 
 
-class RolloutTrainer(DistillationTrainer):
+class RolloutTrainer(WritingTrainer, DistillationTrainer):
     """TRL's trainer, with our sequences in place of the ones it would generate."""
 
     def __init__(
@@ -163,9 +163,6 @@ class RolloutTrainer(DistillationTrainer):
         )
         self.remove_callback(PrinterCallback)
 
-    def _send_telemetry(self) -> None:
-        """Nothing that easydistill runs reports to anybody."""
-
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """Ours: TRL's permutes the same generator further with every epoch, and a resumed run starts it anew."""
         return PromptOrder(
@@ -187,18 +184,7 @@ class RolloutTrainer(DistillationTrainer):
         asked = [(item.id, item.prompt) for item in self._sequences if item.rolled]
         rollouts: list[Written] = []
         if asked:
-            with (
-                unwrap_model_for_generation(
-                    self.model_wrapped,
-                    self.accelerator,
-                    gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                    gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-                ) as model,
-                # Around all steps of generation, so that weights are cast once and not for every token.
-                self._autocast(),
-                torch.no_grad(),
-                self._dist.summon_full_params(self.model_wrapped, recurse=False),
-            ):
+            with self._generating() as model:
                 rollouts = roll_out(
                     model,
                     asked,
@@ -212,24 +198,11 @@ class RolloutTrainer(DistillationTrainer):
         answers = iter(rollouts)
         return [next(answers).completion if item.rolled else item.completion for item in self._sequences]
 
-    def _generate(self, prompts: list[int]) -> Any:
-        """Keeps `num_input_tokens_seen`, which checkpoints carry, to the tokens that are trained on."""
-        before = self.state.num_input_tokens_seen
-        found = super()._generate(prompts)
-        trained = torch.tensor(sum(map(len, found[1])), device=self.accelerator.device)
-        self.state.num_input_tokens_seen = before + int(self.accelerator.gather(trained).sum())
-        return found
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Also says which sequences the student wrote: TRL shuffles them next."""
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         rolled = [item.rolled for item in self._sequences]
         return {**found, "rolled": torch.tensor(rolled, device=self.accelerator.device)}
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """In bfloat16 where that is asked for: TRL goes round the forward that accelerate has wrapped for it."""
-        with self._autocast():
-            return super().compute_loss(*args, **kwargs)
 
     def _get_last_hidden_state(self, *args: Any, **kwargs: Any) -> Tensor:
         hidden_BTD: Tensor = super()._get_last_hidden_state(*args, **kwargs)
@@ -264,11 +237,3 @@ class RolloutTrainer(DistillationTrainer):
             for head, hidden_BTD in zip(heads, self._hidden, strict=True)
         )
         return [{"reverse_kl": float((student_N - teacher_N).mean())}]
-
-    def _autocast(self) -> Any:
-        on = self.accelerator.device
-        return torch.autocast(on.type, dtype=torch.bfloat16, enabled=uses_bf16(self._config, on))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Without TRL's model card."""
-        Trainer._save_checkpoint(self, model, trial)

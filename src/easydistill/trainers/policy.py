@@ -98,7 +98,7 @@ class Alarms:
 
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What was noticed, by name: the step, and what was seen."""
-    _first: dict[str, float] | None = None
+    _first_entropy: float | None = None
     _heldout: list[tuple[int, float, float, int]] = field(default_factory=list)
 
     def step(self, step: int, figures: Mapping[str, Any]) -> list[str]:
@@ -106,10 +106,10 @@ class Alarms:
         found: list[str] = []
         entropy = figures.get("entropy")
         if entropy is not None:
-            if self._first is None:
-                self._first = {"entropy": entropy}
-            elif entropy < ENTROPY_LEFT * self._first["entropy"]:
-                told = f"entropy fell from {self._first['entropy']:.3f} to {entropy:.3f} nats: exploration ends"
+            if self._first_entropy is None:
+                self._first_entropy = entropy
+            elif entropy < ENTROPY_LEFT * self._first_entropy:
+                told = f"entropy fell from {self._first_entropy:.3f} to {entropy:.3f} nats: exploration ends"
                 found += self._raise("entropy_collapse", step, told)
         if (share := figures.get("zero_variance_groups") or 0) > ZERO_VARIANCE:
             told = f"{share:.0%} of the groups have one reward for all answers: nothing is learned from them"

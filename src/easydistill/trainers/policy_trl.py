@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from easydistill.config.policy import GrpoConfig, PolicyConfig
 from easydistill.config.training import TrainingConfig
@@ -32,18 +32,18 @@ from easydistill.rewards import Composite
 from easydistill.rewards._base import Reward
 from easydistill.rewards._composite import Scored
 from easydistill.trainers.checkpoints import last_whole_checkpoint, step_of
-from easydistill.trainers.compat import argument_values, uses_bf16
+from easydistill.trainers.compat import argument_values
 from easydistill.trainers.on_policy import kept_settings
 from easydistill.trainers.policy import Alarms, GroupOrder, PolicyRow, measure, rollout_of, without_zero_abstentions
 from easydistill.trainers.rollouts import Written, roll_out
 from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
+from easydistill.trainers.trl_parts import WritingTrainer
 
 try:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
-        from trl.models.utils import unwrap_model_for_generation
         from trl.trainer.utils import add_fused_lm_head
 except ImportError:
     raise MissingExtra("trl", "Training by rewards") from None
@@ -258,7 +258,7 @@ def _named(name: str) -> Any:
     return reward
 
 
-class PolicyTrainer(GRPOTrainer):
+class PolicyTrainer(WritingTrainer, GRPOTrainer):
     """TRL's trainer with our answers and rewards in place of the ones that it would get."""
 
     def __init__(
@@ -307,9 +307,6 @@ class PolicyTrainer(GRPOTrainer):
             return None
         return copy.deepcopy(student.model).eval().requires_grad_(False)
 
-    def _send_telemetry(self) -> None:
-        """Nothing that easydistill runs reports to anybody."""
-
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """Ours: TRL's permutes the same generator further with every epoch, and a resumed run starts it anew."""
         group = self._policy.num_generations
@@ -349,34 +346,11 @@ class PolicyTrainer(GRPOTrainer):
         self._ended = [item.ended for item in written]
         return [item.completion for item in written], None
 
-    @contextlib.contextmanager
-    def _generating(self) -> Any:
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self._autocast(),
-            torch.no_grad(),
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
-            yield model
-
     def _write(
         self, model: Any, asked: Sequence[tuple[str, list[int]]], step: int, temperature: float
     ) -> list[Written]:
         longest = self._policy.max_new_tokens
         return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed)
-
-    def _generate(self, prompts: list[int]) -> Any:
-        """Keeps `num_input_tokens_seen`, which checkpoints carry, to the tokens that are learned from."""
-        before = self.state.num_input_tokens_seen
-        found = super()._generate(prompts)
-        written = torch.tensor(sum(map(len, found[1])), device=self.accelerator.device)
-        self.state.num_input_tokens_seen = before + int(self.accelerator.gather(written).sum())
-        return found
 
     def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
         texts: list[str] = self.processing_class.batch_decode(completions, skip_special_tokens=True)
@@ -408,16 +382,3 @@ class PolicyTrainer(GRPOTrainer):
         scored: Scored = self._explorer.rewards.score(rollouts)
         verified = self._explorer.verify(rollouts) if self._explorer.verify is not None else [None] * len(rollouts)
         return measure(written, scored, verified)
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """In bfloat16 where that is asked for: TRL goes round the forward that accelerate has wrapped for it."""
-        with self._autocast():
-            return super().compute_loss(*args, **kwargs)
-
-    def _autocast(self) -> Any:
-        on = self.accelerator.device
-        return torch.autocast(on.type, dtype=torch.bfloat16, enabled=uses_bf16(self._config, on))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Without TRL's model card."""
-        Trainer._save_checkpoint(self, model, trial)

@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from easydistill.config.preference import PreferenceConfig
 from easydistill.config.training import TrainingConfig
@@ -36,6 +36,7 @@ from easydistill.trainers.checkpoints import last_whole_checkpoint
 from easydistill.trainers.compat import argument_values
 from easydistill.trainers.preferences import PairRow
 from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, adapters, outcome_of
+from easydistill.trainers.trl_parts import QuietTrainer
 
 try:
     with warnings.catch_warnings():
@@ -148,7 +149,7 @@ class PairWatch(Watch):
         self.margins.clear()
 
 
-class PairTrainer(DPOTrainer):
+class PairTrainer(QuietTrainer, DPOTrainer):
     """TRL's trainer on our pairs."""
 
     def __init__(
@@ -186,9 +187,6 @@ class PairTrainer(DPOTrainer):
             callbacks=[watch],
         )
         self.remove_callback(PrinterCallback)
-
-    def _send_telemetry(self) -> None:
-        """Nothing that easydistill runs reports to anybody."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Ours is tokenised already: the template, its mask and the end token are `data/chat.py`'s."""
@@ -247,7 +245,3 @@ class PairTrainer(DPOTrainer):
         for number, margin in zip(inputs["pair"].tolist(), margin_B.tolist(), strict=True):
             self._watch.margins[self._pairs[number].gap].append(margin)
         return found
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Without TRL's model card."""
-        Trainer._save_checkpoint(self, model, trial)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from easydistill.config.reward_model import RewardModelConfig
 from easydistill.config.training import TrainingConfig
@@ -31,6 +31,7 @@ from easydistill.trainers.checkpoints import last_whole_checkpoint
 from easydistill.trainers.compat import argument_values
 from easydistill.trainers.reward_model import RewardRow
 from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, outcome_of
+from easydistill.trainers.trl_parts import QuietTrainer
 
 try:
     with warnings.catch_warnings():
@@ -128,7 +129,7 @@ class ScoreWatch(Watch):
             self._reporter.metric("reward_model", step=state.global_step, **found)
 
 
-class ScoreTrainer(RewardTrainer):
+class ScoreTrainer(QuietTrainer, RewardTrainer):
     """TRL's trainer on our pairs."""
 
     def __init__(
@@ -160,9 +161,6 @@ class ScoreTrainer(RewardTrainer):
         )
         self.remove_callback(PrinterCallback)
 
-    def _send_telemetry(self) -> None:
-        """Nothing that easydistill runs reports to anybody."""
-
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Ours is tokenised already, and of the right length."""
         return dataset
@@ -177,7 +175,3 @@ class ScoreTrainer(RewardTrainer):
             return model(**{name: value for name, value in values.items() if name != "margin"})
 
         return super().compute_loss(without_margins, inputs, *args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Without TRL's model card."""
-        Trainer._save_checkpoint(self, model, trial)
