@@ -73,6 +73,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.quality.run
 	$(RUN) $(BIN)/python -m benchmarks.engine.run
 	$(RUN) $(BIN)/python -m benchmarks.synthesis.run
+	$(RUN) $(BIN)/python -m benchmarks.reward_model.run
 	$(RUN) $(BIN)/python -m benchmarks.rl.step
 	$(RUN) $(BIN)/python -m benchmarks.rl.run
 

@@ -110,6 +110,33 @@ def test_train_only_needs_no_teacher() -> None:
     assert [stage.name for stage in stages_of(load(config))] == ["train", "evaluate"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rank_dpo_api", "dpo"),
+        ("rank_dpo_local", "dpo"),
+        ("rl_reward_api", "reward_model"),
+        ("rl_reward_local", "reward_model"),
+        ("rl_ppo", "ppo"),
+        ("rl_grpo", "grpo"),
+    ],
+)
+def test_old_jobs_that_are_several_now(old: str, new: str) -> None:
+    base: dict[str, Any] = {"job_type": old, "models": {"student": "s"}}
+    if new in {"ppo", "grpo"}:
+        fits = {**base, "dataset": {"instruction_path": "x.json"}, "rewards": {"verify": {}}}
+    else:
+        fits = {**base, "dataset": {"labeled_path": "x.json"}}
+    assert load(fits).job_type == new
+    with pytest.raises(ConfigError) as caught:
+        load({**fits, "models": {"student": "s", "reward": "r"}})
+    told = {issue.path: issue for issue in caught.value.issues}
+    assert old in told["job_type"].problem
+    assert "examples/" in told["job_type"].mend
+    assert (ROOT / told["job_type"].mend.split()[-1]).is_file()
+    assert "models.reward" in told
+
+
 NOTATIONS = {
     "kd.json": '{"job_type": "black_box_kd_local", "dataset": {"instruction_path": "a.json", "seed": 7},'
     ' "models": {"teacher": "t", "student": {"from": "s", "keep_layers": 3}}, "training": {"learning_rate": 1e-4}}',

@@ -28,7 +28,22 @@ JOB_TYPE_ALIASES: dict[str, str] = {
     "cot_eval_api": "cot_scoring",
     "instruct_eval_api": "instruction_scoring",
     "instruct_sample_api": "task_balancing",
+    **{f"rank_dpo_{way}": "dpo" for way in ("api", "local")},
+    **{f"rl_reward_{way}": "reward_model" for way in ("api", "local")},
+    "rl_ppo": "ppo",
+    "rl_grpo": "grpo",
 }
+
+_PAIRS = "`preference_data` makes pairs from prompts; both jobs go into one file: examples/pipeline/"
+SEVERAL_JOBS: dict[str, str] = {
+    "rank_dpo_api": f"{_PAIRS}sft_dpo.json",
+    "rank_dpo_local": f"{_PAIRS}sft_dpo.json",
+    "rl_reward_api": f"{_PAIRS}sft_reward_ppo.json",
+    "rl_reward_local": f"{_PAIRS}sft_reward_ppo.json",
+    "rl_ppo": 'the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/pipeline/sft_reward_ppo.json',
+    "rl_grpo": 'the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/reinforcement/grpo.json',
+}
+"""Old job types whose configs say more than the job does that they are now: where the rest belongs."""
 
 KEY_ALIASES: dict[KeyPath, KeyPath] = {
     ("training", "max_seq_length"): ("training", "max_length"),
@@ -52,6 +67,8 @@ def apply_aliases(document: Document) -> dict[KeyPath, ConfigIssue]:
     job_type = document.data.get("job_type")
     if isinstance(job_type, str):
         document.data["job_type"] = JOB_TYPE_ALIASES.get(job_type, job_type)
+        if job_type in SEVERAL_JOBS:
+            document.old_job_type = job_type
     for old, new in KEY_ALIASES.items():
         section: Any = document.at(old[:-1])
         old_key, new_key = str(old[-1]), str(new[-1])

@@ -49,6 +49,8 @@ class Document:
     """Paths that came from `--set`."""
     renamed: dict[KeyPath, KeyPath] = field(default_factory=dict)
     """Path now → path as its author wrote it, for keys given under an old name."""
+    old_job_type: str = ""
+    """EasyDistill 1's name of the job, where its configs say more than the job does that it is now."""
 
     def line(self, path: KeyPath) -> int:
         """The line of a path, or of its nearest ancestor that stands in the file; 0 for an override."""

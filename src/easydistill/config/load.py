@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from easydistill.config.aliases import JOB_TYPE_ALIASES, apply_aliases
+from easydistill.config.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, apply_aliases
 from easydistill.config.diagnose import closest, explain
 from easydistill.config.document import Document, KeyPath, show
 from easydistill.config.environment import resolve_environment
@@ -99,6 +99,10 @@ def _judge(
     try:
         job = classes[job_type].model_validate(data)
     except ValidationError as error:
+        old = document.old_job_type
+        if JOB_TYPE_ALIASES.get(old) == job_type and not issues:
+            problem = f"{old} is read as {job_type}, which knows less than the old job"
+            issues[("job_type",)] = document.issue(("job_type",), problem, SEVERAL_JOBS[old])
         others = {name: classes[name] for name in classes if name != job_type}
         return None, {**explain(error, document, classes[job_type], others), **issues}
     return None if issues else job, issues
