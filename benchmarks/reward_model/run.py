@@ -63,9 +63,9 @@ def pipeline(folder: Path, learn: list[dict[str, str]], tried: list[dict[str, st
             },
             "pairs": {
                 "job_type": "preference_data",
-                "dataset": {"instruction_path": files["tried"], "max_rejected_share": 1, "seed": seed},
+                "dataset": {"instruction_path": files["tried"], "max_rejected_share": 1},
                 "models": {"student": "@sft/student"},
-                "student_inference": {"temperature": 0.7, "max_new_tokens": 128, "batch_size": 32},
+                "student_inference": {"temperature": 0.7, "max_new_tokens": 128, "batch_size": 32, "seed": seed},
                 "synthesis": {
                     "method": "verifiable",
                     "student_samples": 1,
@@ -83,7 +83,7 @@ def pipeline(folder: Path, learn: list[dict[str, str]], tried: list[dict[str, st
                     "gradient_accumulation_steps": 1,
                     "learning_rate": 3e-5,
                 },
-                "evaluation": {"heldout": 60},
+                "evaluation": {"heldout": len(tried) // 4},
             },
         },
     }
