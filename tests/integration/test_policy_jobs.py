@@ -77,6 +77,7 @@ def test_a_run_that_is_killed_and_goes_on(name: str, tiny_model: Path, tmp_path:
     assert hash_file(whole / weights) == hash_file(broken / weights)
     again = json.loads((broken / "run/summary.json").read_text())["stages"]["train"]["metrics"]
     assert again["course"] == train["course"]
+    assert again["alarms"] == train["alarms"]
 
     before = time.monotonic()
     code, out = run(config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.integration.test_on_policy_kd import END, assert_same_bits, student, weights
 from tests.integration.test_on_policy_kd import tokenizer as tokenizer
 
@@ -19,12 +20,13 @@ from easydistill.config.training import LoraConfig, TrainingConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
+from easydistill.errors import DataError, TeacherError
 from easydistill.models.student import Student
 from easydistill.rewards import Composite, Rollout
 from easydistill.trainers import policy_trl
 from easydistill.trainers.policy import PolicyRow
 from easydistill.trainers.policy_trl import Explorer, PolicyWatch
-from easydistill.trainers.ppo_trl import ModelCritic, PpoTrainer
+from easydistill.trainers.ppo_trl import ModelCritic, PpoTrainer, ValueHead
 
 FIRST, TOKENS = 20, 32
 """Prompts are pairs of tokens from FIRST on, of TOKENS in all; the right answer begins with the second one."""
@@ -124,8 +126,9 @@ def test_a_verifiable_reward_rises(name: str, seed: int, tokenizer: Any, tmp_pat
     assert rewards[-1] > rewards[0] + 0.2, "of what is drawn, not only of the most probable answers"
     seen = {name for entry in told for name in entry}
     wanted = {"entropy", "clipped_low", "clipped_high", "length", "ended", "reward/copies"}
-    wanted |= {"zero_variance_groups"} if name == "grpo" else {"kl", "value", "return", "value_loss"}
+    wanted |= {"zero_variance_groups"} if name == "grpo" else {"value", "return", "value_loss"}
     assert wanted <= seen
+    assert "kl" not in seen, "without a price of it nobody measures it"
 
 
 # --- going on ---------------------------------------------------------------------------------------------------
@@ -170,6 +173,66 @@ def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer
     assert outcome.resumed_from_step > 0
     assert_same_bits(weights(whole), weights(broken))
     assert second.measured == through.measured
+    assert second.alarms.raised == through.alarms.raised
+
+
+class FailsAt(Copies):
+    """A judge that is out of reach at the given call."""
+
+    def __init__(self, calls: int) -> None:
+        self._left = calls
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        self._left -= 1
+        if self._left == 0:
+            raise TeacherError("the judge is out of reach")
+        return super().__call__(rollouts)
+
+
+@pytest.mark.parametrize("name", list(GOING_ON))
+def test_rounds_before_a_judge_failed_are_kept(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    config = training(max_steps=12, per_device_train_batch_size=8)
+    whole, broken = tiny(tokenizer), tiny(tokenizer)
+    train(whole, explorer(), tmp_path / "whole", GOING_ON[name], config)
+    first = explorer()
+    first.rewards = Composite({"copies": FailsAt(4)}, {"copies": 1.0})
+    with pytest.raises(TeacherError):
+        train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config)
+    outcome = train(broken, explorer(), tmp_path / "broken", GOING_ON[name], config)
+    assert outcome.resumed_from_step > 0
+    assert_same_bits(weights(whole), weights(broken))
+
+
+def test_what_counts_positions_from_its_padding_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    made = tiny(tokenizer)
+    made.model = GPT2LMHeadModel(GPT2Config(vocab_size=TOKENS, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(DataError, match="wpe"):
+        train(made, explorer(), tmp_path, SETTINGS["grpo"], training(max_steps=1))
+
+
+def test_the_highest_ratio_is_the_losss_own() -> None:
+    assert GrpoConfig().highest == 0.28
+    assert GrpoConfig(loss_type="cispo").highest == 5
+    assert PpoConfig(epsilon=0.1).highest == 0.1
+    with pytest.raises(ValidationError, match="highest ratio"):
+        GrpoConfig(loss_type="cispo", epsilon_high=0.28)
+    with pytest.raises(ValidationError, match="does not clip"):
+        GrpoConfig(loss_type="sapo", epsilon=0.1)
+
+
+def test_a_value_head_keeps_nothing_of_what_is_generated(tokenizer: Any) -> None:
+    trained = tiny(tokenizer)
+    head = ValueHead(trained.model)
+    ids = torch.tensor([[20, 21, 22]])
+    trained.model(ids)
+    assert not head._seen
+    head.begin()
+    trained.model(ids)
+    assert head.values(ids, torch.ones_like(ids), 2).shape == (1, 2)
+    trained.model(ids)
+    assert not head._seen
 
 
 def test_only_the_students_own_weights_are_left(tokenizer: Any, tmp_path: Path) -> None:

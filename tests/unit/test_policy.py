@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from typing import Any
@@ -100,7 +101,7 @@ def test_groups_stand_together_and_a_round_comes_as_often_as_it_is_read() -> Non
 
 
 def heldout(alarms: Alarms, step: int, reward: float, accuracy: float) -> list[str]:
-    return alarms.heldout(step, {"reward": reward, "verified_accuracy": accuracy}, 100)
+    return alarms.heldout(step, {"reward": reward, "verified_accuracy": accuracy, "verified": 100})
 
 
 def test_a_reward_that_rises_while_answers_get_worse_is_told_once() -> None:
@@ -116,6 +117,24 @@ def test_a_reward_that_rises_while_answers_get_worse_is_told_once() -> None:
     assert alarms.raised["reward_hacking"]["step"] == 40
 
 
+def test_few_answers_that_could_be_verified_are_no_alarm() -> None:
+    alarms = Alarms()
+    few = {"verified": 10}
+    assert not alarms.heldout(0, {"reward": 0.2, "verified_accuracy": 0.6, **few})
+    assert not alarms.heldout(10, {"reward": 0.9, "verified_accuracy": 0.3, **few}), "that is within what chance does"
+
+
+def test_alarms_go_on_from_a_checkpoint() -> None:
+    first = Alarms()
+    first.step(1, {"entropy": 2.0})
+    first.step(2, {"entropy": 1.9, "ended": 0.1})
+    second = Alarms()
+    second.restore(json.loads(json.dumps(first.state())))
+    assert second.raised == first.raised
+    assert second.step(3, {"entropy": 0.1, "ended": 0.1}), "the entropy of the first step is remembered"
+    assert second.raised["cut_off"]["step"] == 2
+
+
 def test_what_else_is_told() -> None:
     alarms = Alarms()
     assert not alarms.step(1, {"entropy": 2.0, "ended": 1.0, "zero_variance_groups": 0.5})
@@ -124,7 +143,7 @@ def test_what_else_is_told() -> None:
         "entropy", "groups", "cut off",
     ]  # fmt: skip
     assert not alarms.step(3, {"entropy": 0.1, "ended": 0.4, "zero_variance_groups": 0.9})
-    assert not Alarms().heldout(1, {"reward": 1.0}, 9), "without known answers there is nothing to compare"
+    assert not Alarms().heldout(1, {"reward": 1.0}), "without known answers there is nothing to compare"
     assert standard_error(1.0, 4) == 0.125
     assert standard_error(0.5, 100) == pytest.approx(math.sqrt(0.25 / 100))
 

@@ -40,10 +40,16 @@ class PolicyConfig(Section):
     epsilon_high: PositiveFloat | None = None
     """How much it may rise; by default ε."""
     eval_steps: NonNegativeInt = 20
-    """Optimiser steps between two measurements on held-out prompts; 0 measures before and after alone."""
+    """Optimiser steps between two measurements on held-out prompts, which are made when the round ends that they fall
+    into; 0 measures before and after alone."""
     pass_rate: tuple[Share, Share] = (0.1, 0.9)
     """Rows that bring a `pass_rate` (as `cot_generation` writes it) are trained on if it lies between these: from what
     always or never succeeds there is nothing to learn."""
+
+    @property
+    def highest(self) -> float:
+        """How much the probability of a token may rise."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
     def steps_per_round(self) -> int:
@@ -68,8 +74,9 @@ class GrpoConfig(PolicyConfig):
     """G: answers to each prompt, which are compared with each other."""
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo"] = "dapo"
     """How tokens are averaged: `dapo` over all of the step, `grpo` over each answer first (favours short ones)."""
-    epsilon_high: PositiveFloat | None = 0.28
-    """How much the probability of a token may rise before it stops counting (DAPO's clip-higher)."""
+    epsilon_high: PositiveFloat | None = None
+    """How much the probability of a token may rise before it stops counting; by default 0.28 (DAPO's clip-higher). With
+    `cispo` the cap of the ratio itself, by default 5."""
     beta: NonNegativeFloat = 0.0
     """Weight in the loss of the KL divergence from the student as it starts; above 0 a second model is kept."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -78,6 +85,22 @@ class GrpoConfig(PolicyConfig):
     """`sequence`: one ratio an answer (GSPO, arXiv 2507.18071)."""
     mask_truncated: bool = True
     """Leave answers out of the loss that were cut off."""
+
+    @property
+    def highest(self) -> float:
+        """How much the probability of a token may rise; the highest ratio of `cispo`."""
+        if self.epsilon_high is not None:
+            return self.epsilon_high
+        return 5.0 if self.loss_type == "cispo" else 0.28
+
+    @model_validator(mode="after")
+    def _clips_as_the_loss_does(self) -> GrpoConfig:
+        if self.loss_type == "cispo" and self.highest < 1:
+            problem = f"with cispo, epsilon_high is the highest ratio itself, and {self.highest:g} is below 1"
+            raise Unfit(problem, "remove it, or give e.g. 5")
+        if self.loss_type == "sapo" and {"epsilon", "epsilon_high"} & self.model_fields_set:
+            raise Unfit("sapo does not clip: epsilon and epsilon_high have no effect", "remove them")
+        return self
 
 
 class PpoConfig(PolicyConfig):

@@ -200,7 +200,8 @@ class PolicyStage(TrainStage):
         config = getattr(self._rewards, "verify", None) or verify.Config()
         if not any(row.meta.get(config.field) is not None for row in heldout):
             return None
-        plain = config.model_copy(update={"right": 1.0, "wrong": 0.0})
+        cut_off = "verify" if config.cut_off == "verify" else "wrong"
+        plain = config.model_copy(update={"right": 1.0, "wrong": 0.0, "cut_off": cut_off})
         made = verify.make(plain, given)
         opened.callback(made.close)
         return made

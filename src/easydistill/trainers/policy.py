@@ -76,6 +76,7 @@ def measure(written: Sequence[Written], scored: Scored, verified: Sequence[float
     }
     if known:
         found["verified_accuracy"] = fmean(known)
+        found["verified"] = len(known)
     return found
 
 
@@ -118,11 +119,19 @@ class Alarms:
             found += self._raise("cut_off", step, f"{share:.0%} of the answers are cut off at max_new_tokens")
         return found
 
-    def heldout(self, step: int, figures: Mapping[str, Any], prompts: int) -> list[str]:
-        """Figures of so many held-out prompts; returns new alarms as sentences."""
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know of the steps before."""
+        return {"raised": self.raised, "first_entropy": self._first_entropy}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from another's `state`."""
+        self.raised, self._first_entropy = dict(state["raised"]), state["first_entropy"]
+
+    def heldout(self, step: int, figures: Mapping[str, Any]) -> list[str]:
+        """Figures of held-out prompts; returns new alarms as sentences."""
         if "verified_accuracy" not in figures or "reward" not in figures:
             return []
-        now = (step, float(figures["reward"]), float(figures["verified_accuracy"]), prompts)
+        now = (step, float(figures["reward"]), float(figures["verified_accuracy"]), int(figures["verified"]))
         self._heldout.append(now)
         best = max(self._heldout, key=lambda entry: entry[2])
         # Two standard errors of the difference; the same prompts are measured, so this is on the safe side.

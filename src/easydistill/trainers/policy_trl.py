@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +27,13 @@ from easydistill.config.training import TrainingConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, MissingExtra
+from easydistill.errors import DataError, Interrupted, MissingExtra, TeacherError
 from easydistill.models.loading import device
 from easydistill.models.student import Student
 from easydistill.rewards import Composite
 from easydistill.rewards._base import Reward
 from easydistill.rewards._composite import Scored
-from easydistill.trainers.checkpoints import last_whole_checkpoint, step_of
+from easydistill.trainers.checkpoints import is_whole, last_whole_checkpoint, step_of
 from easydistill.trainers.compat import argument_values
 from easydistill.trainers.on_policy import kept_settings
 from easydistill.trainers.policy import Alarms, GroupOrder, PolicyRow, measure, rollout_of, without_zero_abstentions
@@ -63,6 +65,8 @@ _KEPT = {
 """TRL's figures of a step that are logged, and as what."""
 HELDOUT = "heldout.jsonl"
 """Journal of held-out figures, beside the checkpoints."""
+ALARMS = "alarms.json"
+"""What was noticed until a checkpoint, inside it."""
 _CUT_OFF = "completions/clipped_ratio"
 
 
@@ -106,21 +110,30 @@ def train(
         extra: what that class takes besides.
 
     Raises:
-        DataError: there are no rows, or the loss is not finite.
+        DataError: there are no rows, the student counts positions from its padding, or the loss is not finite.
+        TeacherError: a judge failed for good.
     """
     if not explorer.rows:
         raise DataError("there is nothing to train on: no prompt is left")
+    if (learned := learned_positions(student.model)) is not None:
+        problem = f"the student has an embedding of positions ({learned}), which shift where prompts are padded"
+        raise DataError(f"{problem}\n    → take a student with rotary positions, such as Llama's or Qwen's")
     resume = last_whole_checkpoint(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
     journal = Journal(checkpoints / HELDOUT)
     watch = PolicyWatch(reporter, stop, config, policy, explorer, journal)
-    watch.recall(step_of(resume) if resume else -1)
+    watch.recall(resume)
     with journal, watch, kept_settings(student.model):
         made = trainer_class or PolicyTrainer
         trainer = made(student, explorer, config, policy, checkpoints, watch, **extra)
         watch.trainer = trainer
-        with contextlib.suppress(AllStepsDone):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        try:
+            with contextlib.suppress(AllStepsDone):
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except (Interrupted, TeacherError):
+            # A judge that failed, or was not waited for: all rounds before are kept.
+            trainer.keep()
+            raise
         if not stop.requested:
             watch.measure_now(trainer.state.global_step)
         trainer.finish()
@@ -130,6 +143,12 @@ def train(
     student.model.__dict__.pop("forward", None)
     student.model.eval()
     return outcome
+
+
+def learned_positions(model: Any) -> str | None:
+    """The name of a model's embedding of absolute positions, which must not be shifted by padding; None without one."""
+    last_parts = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    return min(last_parts & {"wpe", "embed_positions", "position_embeddings"}, default=None)
 
 
 def arguments(config: TrainingConfig, policy: PolicyConfig, checkpoints: Path) -> GRPOConfig:
@@ -143,7 +162,7 @@ def arguments(config: TrainingConfig, policy: PolicyConfig, checkpoints: Path) -
         "num_iterations": policy.num_iterations,
         "steps_per_generation": policy.steps_per_rollout * config.gradient_accumulation_steps,
         "epsilon": policy.epsilon,
-        "epsilon_high": policy.epsilon_high,
+        "epsilon_high": policy.highest,
         "use_vllm": policy.rollouts == "vllm",
         "vllm_mode": "colocate",
         # What answers are drawn from must be what the loss sees.
@@ -192,17 +211,18 @@ class PolicyWatch(Watch):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        if state.global_step == 0:
-            self.measure_now(0)
+        if state.global_step == 0 or self._due(state.global_step):
+            self.measure_now(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.trainer is not None:
             self.trainer.step_critic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        if self._policy.eval_steps and state.global_step % self._policy.eval_steps == 0:
-            self.measure_now(state.global_step)
         between = state.global_step % self._policy.steps_per_round == 0
+        # A run that is to stop here measures when it goes on.
+        if self._due(state.global_step) and not (between and self._stop.requested):
+            self.measure_now(state.global_step)
         wanted, self._stop = self._stop, self._stop if between else StopSignal()
         try:
             return super().on_step_end(args, state, control, **kwargs)
@@ -223,9 +243,15 @@ class PolicyWatch(Watch):
                 values = [entry[name] for entry in source if name in entry]
                 found.setdefault(name, sum(values) / len(values))
         self.rewards, self.figures = [], {}
-        found = without_zero_abstentions(found)
+        # Of a round in which every answer abstained there is no mean.
+        found = {name: value for name, value in without_zero_abstentions(found).items() if math.isfinite(value)}
         self._reporter.metric("policy", step=state.global_step, **found)
         self._warn(self._explorer.alarms.step(state.global_step, found))
+
+    def _due(self, step: int) -> bool:
+        """Whether a round ends here in which a measurement falls: what a failing judge interrupts can be gone on from."""
+        every, length = self._policy.eval_steps, self._policy.steps_per_round
+        return every > 0 and step % length == 0 and step % every < length
 
     def measure_now(self, step: int) -> None:
         """Let the policy answer the held-out prompts, unless it just has."""
@@ -235,15 +261,24 @@ class PolicyWatch(Watch):
         self._journal.append({"key": str(step), "figures": figures})
         self._explorer.measured[step] = figures
         self._reporter.metric("heldout", step=step, **figures)
-        self._warn(self._explorer.alarms.heldout(step, figures, len(self._explorer.heldout)))
+        self._warn(self._explorer.alarms.heldout(step, figures))
 
-    def recall(self, until: int) -> None:
-        """Take up what was measured before the checkpoint that training goes on from, in the order of steps."""
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (checkpoint / ALARMS).write_text(json.dumps(self._explorer.alarms.state()), encoding="utf-8")
+        super().on_save(args, state, control, **kwargs)
+
+    def recall(self, checkpoint: Path | None) -> None:
+        """Take up what was noticed and measured until the checkpoint that training goes on from."""
+        if checkpoint is None:
+            return
+        alarms = self._explorer.alarms
+        alarms.restore(json.loads((checkpoint / ALARMS).read_text(encoding="utf-8")))
         for step in sorted(map(int, self._journal)):
-            if step <= until:
-                figures = self._journal.get(str(step))["figures"]
-                self._explorer.measured[step] = figures
-                self._explorer.alarms.heldout(step, figures, len(self._explorer.heldout))
+            if step <= step_of(checkpoint):
+                self._explorer.measured[step] = self._journal.get(str(step))["figures"]
+                alarms.heldout(step, self._explorer.measured[step])
 
     def _warn(self, told: Sequence[str]) -> None:
         for sentence in told:
@@ -290,6 +325,14 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             if reference is not None:
                 add_fused_lm_head(reference, temperature=self.temperature)
                 self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    def keep(self) -> None:
+        """A checkpoint of now, if a round has just ended and there is none yet."""
+        step = self.state.global_step
+        target = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if step and step % self._policy.steps_per_round == 0 and not is_whole(target):
+            self._save_checkpoint(self.model, None)
+            self.callback_handler.on_save(self.args, self.state, self.control)
 
     def step_critic(self) -> None:
         """GRPO has no critic."""

@@ -36,20 +36,23 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         self._seen: list[Tensor] = []
+        self._wanted = False
         # A hook, because TRL's forward gives log-probabilities alone.
         self._hook = body_of(policy).register_forward_hook(self._keep)
 
     def _keep(self, module: Any, given: Any, found: Any) -> None:
-        self._seen.append(found.last_hidden_state)
+        # Not of every token that is generated.
+        if self._wanted:
+            self._seen.append(found.last_hidden_state)
 
     def begin(self) -> None:
         """Before the policy's forward passes whose values are wanted."""
-        self._seen = []
+        self._seen, self._wanted = [], True
 
     def values(self, ids_BL: Tensor, mask_BL: Tensor, tokens: int) -> Tensor:
         """The values before each of the last `tokens` tokens, (B, T), from the forward passes since `begin`."""
         hidden_BLD = torch.cat(self._seen)
-        self._seen = []
+        self._seen, self._wanted = [], False
         values_BT: Tensor = self.linear(hidden_BLD[:, -tokens - 1 : -1].float()).squeeze(-1)
         return values_BT
 
@@ -159,7 +162,6 @@ class PpoTrainer(PolicyTrainer):
         size = self.args.per_device_train_batch_size
         with self._as_it_started() as model:
             found_BT: Tensor = self._get_per_token_logps_and_entropies(model, ids_BL, seen_BL, tokens, size)[0]
-        self._critic.begin()
         return found_BT
 
     @contextlib.contextmanager
@@ -172,7 +174,7 @@ class PpoTrainer(PolicyTrainer):
 
     def _tell(self, values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, kl_BT: Tensor) -> None:
         figures = {
-            "kl": float(ppo.masked_mean(kl_BT, mask_BT)),
+            "kl": float(ppo.masked_mean(kl_BT, mask_BT)) if self._needs_reference else None,
             "value": float(ppo.masked_mean(values_BT, mask_BT)),
             "return": float(ppo.masked_mean(returns_BT, mask_BT)),
             "explained_variance": ppo.explained_variance(values_BT, returns_BT, mask_BT),
