@@ -47,6 +47,15 @@ def shipped(name: str, folder: Path, tiny_model: Path) -> dict[str, Any]:
     return job
 
 
+def test_what_is_fine_tuned_on_is_not_measured_later() -> None:
+    chains = json.loads((EXAMPLES / "chains.json").read_text(encoding="utf-8"))
+    learned = {row["instruction"] for row in chains}
+    pairs = json.loads((ROOT / "examples/preference/cogpo_pairs.json").read_text(encoding="utf-8"))
+    asked = json.loads((ROOT / "examples/reinforcement/sums.json").read_text(encoding="utf-8"))
+    assert not learned & {pair["prompt"][-1]["content"] for pair in pairs}
+    assert not learned & {row["instruction"] for row in asked}
+
+
 @pytest.mark.parametrize("name", ["sft_dpo", "sft_reward_ppo", "sft_cogpo_grpo"])
 def test_from_fine_tuning_to_the_last_student(name: str, tmp_path: Path, tiny_model: Path) -> None:
     job = shipped(name, tmp_path, tiny_model)
