@@ -67,10 +67,14 @@ _NAMESPACES = 0x7E020000
 _CLONE, _CLONE3, _PIDFD_SEND_SIGNAL = (56, 220), 435, 424
 _LIMIT = (302, 261)
 """prlimit64: reads and sets limits of processes of the same user."""
-_SIGNAL = ((62, 129), (200, 130), (234, 131), (203, 122))
-"""kill, tkill, tgkill; sched_setaffinity. As in prlimit64, the process is the first argument."""
-_ON_GROUPS = ((129, 138), (297, 240), (141, 140))
-"""rt_sigqueueinfo, rt_tgsigqueueinfo, setpriority."""
+_SIGNAL = ((62, 129), (200, 130), (234, 131), (203, 122), (142, 118), (144, 119), (314, 274))
+"""kill, tkill, tgkill; sched_setaffinity, sched_setparam, sched_setscheduler, sched_setattr. As in prlimit64, the
+process is the first argument."""
+_ON_GROUPS = ((129, 138), (297, 240), (141, 140), (251, 30))
+"""rt_sigqueueinfo, rt_tgsigqueueinfo, setpriority, ioprio_set."""
+_OWNERS = (((72, 25), (8, 10, 15)), ((16, 29), (0x8901, 0x8902)))
+"""fcntl with F_SETOWN, F_SETSIG or F_SETOWN_EX, and ioctl with FIOSETOWN or SIOCSPGRP, as the second argument: the
+kernel would send any signal for a program, to whatever process the program calls a descriptor's owner."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
 
@@ -131,5 +135,12 @@ def _filter(architecture: int, column: int, only: int, only_own_signals: bool) -
         yield step(_EQUAL, 0, 2)
         yield step(_EQUAL, -only, 1)
         yield refuse
+        yield step(_LOAD, 0)
+    for pair, commands in _OWNERS if only_own_signals else ():
+        yield step(_EQUAL, pair[column], 0, 2 * len(commands) + 2)
+        yield step(_LOAD, 24)
+        for command in commands:
+            yield step(_EQUAL, command, 0, 1)
+            yield refuse
         yield step(_LOAD, 0)
     yield step(_RETURN, _ALLOW)

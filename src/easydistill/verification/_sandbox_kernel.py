@@ -22,6 +22,7 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _ATTR_RDONLY, _ATTR_NOSUID = 1, 2
+_SCOPE_SIGNAL = 2
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -120,10 +121,13 @@ def _bind(path: str) -> None:
 
 
 def restrict_files(readable: Sequence[str], writable: str) -> None:
-    """Landlock: from here on nothing outside `readable`, `writable` and a few devices can be opened or changed."""
+    """Landlock: from here on nothing outside `readable`, `writable` and a few devices can be opened or changed.
+
+    Where the kernel can, since ABI 6, no process but those that this one starts can be signalled either, by any way.
+    """
     abi = _syscall(444, "landlock_create_ruleset", None, ctypes.c_size_t(0), ctypes.c_uint(1))
     rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
-    handled = struct.pack("Q", rights)
+    handled = struct.pack("QQQ", rights, 0, _SCOPE_SIGNAL) if abi >= 6 else struct.pack("Q", rights)
     ruleset = _syscall(444, "landlock_create_ruleset", handled, ctypes.c_size_t(len(handled)), ctypes.c_uint(0))
     look, change, of_files = 0b1101, 0b10, 0b1100000000000111
     rules = [(path, look) for path in readable] + [(writable, rights)]

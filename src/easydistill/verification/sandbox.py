@@ -4,12 +4,12 @@ Enters: a Python program as text, its standard input, `Limits`. Leaves: `Ran`: w
 used.
 
 A program runs in a fresh Python with the standard library only, under a small supervisor (`_sandbox_supervisor.py`)
-that adopts and kills all that the program starts. It has an empty environment, a directory of its own, no descriptor
-but the standard three, limits on whatever Linux can limit, no way to a new privilege, a filter of system calls (no
-sockets, no tracing, no namespaces), and, where this process is root, a user of its own. Where the kernel allows
-namespaces it sees no other process, no network, and a file system of Python, `/usr` and an empty `/tmp` in memory.
-Elsewhere Landlock, where there is any, keeps it from files, and its directory is on disk and watched. What of this
-holds on a machine is measured once: `protections()`.
+that adopts and kills all that the program starts. It has an environment and a directory of its own, no descriptor but
+the standard three, limits on whatever Linux can limit, no way to a new privilege, a filter of system calls (no sockets,
+no tracing, no namespaces), and, where this process is root, a user of its own. Where the kernel allows namespaces it
+sees no other process, no network, and a file system of Python, `/usr` and an empty `/tmp` in memory. Elsewhere
+Landlock, where there is any, keeps it from files, and its directory is on disk and watched. What of this holds on a
+machine is measured once: `protections()`.
 
 It does not protect from: faults of the kernel or the processor, and what a neighbour learns from timing; use of the
 processor, memory and disk up to the limits, times the programs that run at once; reading what everybody may read in
@@ -27,6 +27,7 @@ import contextlib
 import functools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -179,9 +180,13 @@ def measure(plans: Iterable[Plan]) -> tuple[Plan, dict[str, bool | str]]:
     """
     refusals: list[str] = []
     for plan in plans:
-        with tempfile.NamedTemporaryFile() as private, tempfile.NamedTemporaryFile() as public:
+        with (
+            tempfile.NamedTemporaryFile() as private,
+            tempfile.NamedTemporaryFile() as public,
+            subprocess.Popen(_WAITING, stdin=subprocess.PIPE) as other,
+        ):
             Path(public.name).chmod(0o666)
-            program = _ATTEMPTS.format(private=private.name, public=public.name, pid=os.getpid())
+            program = _ATTEMPTS.format(private=private.name, public=public.name, pid=other.pid)
             try:
                 ran = _run(plan, program, "", _DEFAULT)
             except SupervisorFailed as error:
@@ -189,7 +194,10 @@ def measure(plans: Iterable[Plan]) -> tuple[Plan, dict[str, bool | str]]:
                 continue
         if ran.outcome == "ok":
             plan = replace(plan, refused=refusals[0] if refusals else "")
-            return plan, _described(plan) | {name: not able for name, able in json.loads(ran.stdout).items()}
+            able = json.loads(ran.stdout)
+            # A signal that arrived killed it, and else it ended with its input.
+            able["no_signals_outside"] |= other.returncode != 0
+            return plan, _described(plan) | {name: not was for name, was in able.items()}
         refusals.append(f"{ran.outcome}: {ran.stderr[-500:]}")
     raise EasyDistillError(
         f"the sandbox for programs that a model wrote does not start: {refusals[-1]}\n"
@@ -208,8 +216,10 @@ def _described(plan: Plan) -> dict[str, bool | str]:
     }
 
 
+_WAITING = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]
+"""Another process of this user."""
 _ATTEMPTS = """\
-import json, os, socket
+import fcntl, json, os, signal, socket
 def able(attempt):
     try:
         attempt()
@@ -219,9 +229,19 @@ def able(attempt):
 def connect():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect(("127.0.0.1", 9))
+def have_signalled():
+    ends = os.pipe()
+    fcntl.fcntl(ends[0], fcntl.F_SETOWN, {pid})
+    fcntl.fcntl(ends[0], fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(ends[0], fcntl.F_SETFL, os.O_ASYNC)
+    os.write(ends[1], b"x")
+# Where this process has the other's number, the other is not to be seen.
+apart = os.getpid() == {pid}
+# Whether that one reached it, it shows itself.
+apart or able(have_signalled)
 print(json.dumps({{
     "no_network": able(connect),
-    "no_signals_outside": able(lambda: os.kill({pid}, 0)),
+    "no_signals_outside": not apart and able(lambda: os.kill({pid}, 0)),
     "no_private_files": able(lambda: open({private!r}, "rb").close()),
     "no_files_outside": able(lambda: open({public!r}, "rb").close()),
     "no_writing_outside": able(lambda: open({public!r}, "r+b").close()),
@@ -233,7 +253,8 @@ def protections() -> dict[str, bool | str]:
     """What holds on this machine, measured by a program that tries. The first call takes up to a second.
 
     `namespaces` is True or why not; `no_…` is whether a program failed to: reach a network (loopback included), signal
-    this process, read a private or a public file elsewhere, write to a public one.
+    another process of this user, itself or by the kernel's hand (SIGIO), read a private or a public file elsewhere,
+    write to a public one.
 
     Raises:
         EasyDistillError: as `run_program`.

@@ -11,6 +11,7 @@ root, and without namespaces.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,13 @@ def call(result):
     if result == -1:
         raise OSError(result)
 """
+BY_THE_KERNEL = """\
+import fcntl, signal, socket, struct, time
+def sent(pid, ends, to):
+    to(pid, ends[0])
+    fcntl.fcntl(ends[0], fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    os.write(ends[1], b"x")
+"""
 STOPPED = ("timed_out", "out_of_cpu", "out_of_memory", "killed", "too_much_output")
 
 
@@ -109,6 +117,10 @@ CASES = [
     Case("kill_the_parent", "import signal\ntried(lambda: os.kill(os.getppid(), signal.SIGKILL))\nprint('alive')", ("ok", "killed"), check=lambda ran: ran.exit_code == 0 or ran.signal == signal.SIGKILL, needs="no_signals_outside"),
     Case("stop_the_parent", "import signal, time\ntried(lambda: os.kill(os.getppid(), signal.SIGSTOP))\nprint('alive')", check=says("alive"), needs="no_signals_outside"),
     Case("stop_the_user", "import signal\ntried(lambda: os.kill(@PID@, signal.SIGSTOP))", check=refused, everywhere=True, needs="no_signals_outside"),
+    Case("kernel_stops_the_user", BY_THE_KERNEL + "def to(pid, reader):\n    fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGSTOP)\n    fcntl.fcntl(reader, fcntl.F_SETOWN, pid)\ntried(lambda: sent(@PID@, os.pipe(), to))\nprint('alive')", check=says("alive"), everywhere=True, needs="no_signals_outside"),
+    Case("kernel_kills_the_user", BY_THE_KERNEL + "def to(pid, reader):\n    fcntl.ioctl(reader, 0x8901, struct.pack('i', pid))\ntried(lambda: sent(@PID@, [end.detach() for end in socket.socketpair()], to))\nprint('alive')", check=says("alive"), everywhere=True, needs="no_signals_outside"),
+    Case("kernel_kills_the_supervisor", BY_THE_KERNEL + "def to(pid, reader):\n    fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGKILL)\n    fcntl.fcntl(reader, 15, struct.pack('ii', 1, pid))\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(60)\n    os._exit(0)\nos.wait()\ntried(lambda: sent(os.getppid(), os.pipe(), to))\nprint('alive')", check=says("alive"), everywhere=True, needs="no_signals_outside"),
+    Case("slows_the_user_down", "calls = {'x86_64': (142, 144, 314, 251), 'aarch64': (118, 119, 274, 30)}[os.uname().machine]\nimport ctypes, struct\nnothing, idle = ctypes.c_int(0), struct.pack('IIQiIQQQ', 48, 5, 0, 0, 0, 0, 0, 0)\nfor number, words in zip(calls, ((@PID@, ctypes.byref(nothing)), (@PID@, 5, ctypes.byref(nothing)), (@PID@, idle, 0), (1, @PID@, 3 << 13))):\n    tried(lambda: call(libc().syscall(number, *words)))", check=refused, everywhere=True, needs="system_call_filter"),
     Case("kill_the_group", "import signal\nos.killpg(0, signal.SIGKILL)", ("killed",), check=lambda ran: ran.signal == signal.SIGKILL),
     Case("kill_all", "import signal\ntry:\n    os.kill(-1, signal.SIGKILL)\nexcept OSError:\n    pass\nprint('still here')", ("ok", "killed"), everywhere=True, needs="no_signals_outside"),
     Case("kill_all_numbers", "import signal\ndef able(pid):\n    try:\n        os.kill(pid, signal.SIGKILL)\n    except OSError:\n        return False\n    return True\nprint('killed', [pid for pid in range(2, 30000) if pid != os.getpid() and able(pid)])", check=says("killed []"), needs="no_signals_outside"),
@@ -276,6 +288,8 @@ class Way:
     run: Run
     protections: dict[str, bool | str]
     world: World
+    apart: Sequence[dict[str, bool | str]] = ()
+    """What the filter of system calls holds alone, and Landlock alone, as far as the machine has them."""
 
     def contains(self, case: Case) -> None:
         if case.needs and self.protections[case.needs] is not True:
@@ -408,7 +422,10 @@ def test_many_run_in_order_and_few_at_a_time(here: Way) -> None:
         nonlocal most
         while not stop.wait(0.01):
             tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
-            children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+            children: list[str] = []
+            for task in tasks:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                    children += (task / "children").read_text().split()
             most = max(most, len(set(map(int, children)) - here.world.children))
 
     counting = threading.Thread(target=count)
@@ -544,11 +561,17 @@ import dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
 from easydistill.verification import sandbox
 plan, protections = sandbox._measured()
+apart = []
 if sys.argv[2] == "without":
     plans = [dataclasses.replace(plan, namespaces=False, filter_calls=calls, landlock=files)
              for calls in (True, False) for files in (True, False)]
     plan, protections = sandbox.measure(plans)
-print(json.dumps(protections), flush=True)
+    for one in plans[1:3]:
+        try:
+            apart.append(sandbox.measure([one])[1])
+        except sandbox.EasyDistillError:
+            pass
+print(json.dumps([protections, apart]), flush=True)
 for line in sys.stdin:
     source, stdin, limits = json.loads(line)
     ran = sandbox._run(plan, source, stdin, sandbox.Limits(**limits))
@@ -607,16 +630,22 @@ def elsewhere(public_place: Path, request: pytest.FixtureRequest) -> Iterator[Wa
         into.flush()
         return Ran(**json.loads(out.readline()))
 
-    held = json.loads(out.readline())
+    held, apart = json.loads(out.readline())
     owner = user if user is not None else os.geteuid()
     world = World(public_place / f"{request.param}_world", package=package, pid=helper.pid, owner=owner)
-    way = Way(run, held, world)
+    way = Way(run, held, world, apart)
     yield way
     way.still_works()
     world.close()
     into.close()
     assert helper.wait(60) == 0
     out.close()
+
+
+def scoped(landlock: bool | str) -> bool:
+    """Whether Landlock is there and keeps signals in."""
+    asked = (ctypes.c_long(444), None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    return landlock is True and kernel.libc.syscall(*asked) >= 6
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.everywhere], ids=lambda case: case.name)
@@ -631,6 +660,11 @@ def test_the_other_ways_say_what_they_do_not_hold(elsewhere: Way) -> None:
     if elsewhere.world.place.name.endswith("_without_world"):
         assert held["namespaces"] is not True
         assert held["directory"] == "on disk, watched"
+    filtered, own = held["system_call_filter"] is True, held["own_user"] is True
+    assert held["no_signals_outside"] is (held["namespaces"] is True or own or filtered or scoped(held["landlock"]))
+    for alone in elsewhere.apart:
+        kept = own or alone["system_call_filter"] is True or scoped(alone["landlock"])
+        assert alone["no_signals_outside"] is kept, alone
     # Where neither is there, some of the cases above did not run.
     for name in ("no_files_outside", "no_writing_outside"):
         assert held[name] is (held["namespaces"] is True or held["landlock"] is True)
