@@ -16,6 +16,12 @@ def rollout(
     return Rollout(({"role": "user", "content": asked},), text, (1, 2), tuple(range(3, 3 + tokens)), ended, meta)
 
 
+def after(tokenizer: Any, prompt: str, text: str, **meta: Any) -> Rollout:
+    """An answer to a prompt of such tokens."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return Rollout(({"role": "user", "content": "?"},), text, tuple(ids), (5,), True, meta)
+
+
 def in_threads(reward: Reward, batches: Sequence[Sequence[Rollout]]) -> list[list[float | None]]:
     """What each batch is worth, each asked in a thread of its own, all at once."""
     found: dict[int, list[float | None]] = {}

@@ -2,12 +2,14 @@
 
 A module offers `Config`, a `RewardConfig` with the reward's own parameters, and `make(config, context) -> Reward`; see
 `_base.py`. Where its config names files, `files(config)` tells them by key, and where it names models, `models(config)`
-does: they must be there before a run, and what is in them is part of what the run learns from. Importing a module loads
-neither torch nor any other heavy library.
+does: they must be there before a run, and what is in them is part of what the run learns from. Where a reward reads
+fields of rows, `check(config, meta)` tells what is wrong with a row's, or None. Importing a module loads neither torch
+nor any other heavy library.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import getdoc
 from typing import Any
 
@@ -15,11 +17,12 @@ from pydantic import Field, create_model
 
 from easydistill.config.rewards import RewardConfig, RewardsConfig
 from easydistill.registry import Registry
-from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.rewards._composite import Composite, Scored, close_all
 
 __all__ = [
     "REWARDS",
+    "UNJUDGED",
     "Composite",
     "Reward",
     "RewardContext",
@@ -27,6 +30,7 @@ __all__ = [
     "Scored",
     "build",
     "files",
+    "malformed",
     "models",
     "rewards_section",
 ]
@@ -71,6 +75,19 @@ def files(section: RewardsConfig) -> dict[str, str]:
 def models(section: RewardsConfig) -> dict[str, str]:
     """The models that a section names, by dotted key below `rewards`."""
     return _named("models", section)
+
+
+def malformed(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:
+    """What a section's rewards could not read of a row's fields; None where they can.
+
+    Ask it of every row before training: later, a reward that meets such a row raises DataError.
+    """
+    for name, config in section.chosen().items():
+        module = REWARDS.module(name)
+        problem: str | None = module.check(config, meta) if hasattr(module, "check") else None
+        if problem:
+            return f"rewards.{name}: {problem}"
+    return None
 
 
 def _named(kind: str, section: RewardsConfig) -> dict[str, str]:

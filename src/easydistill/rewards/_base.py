@@ -6,8 +6,10 @@ that two calls could mix up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.data.records import Message
@@ -15,6 +17,9 @@ from easydistill.engine.interrupt import StopSignal
 
 if TYPE_CHECKING:
     from easydistill.teachers.base import Teacher
+
+UNJUDGED = -math.inf
+"""What an answer is worth that itself keeps a reward from judging it: one that is longer than a model reads, say."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class RewardContext:
     """The model that judges. Whoever made it closes it."""
     judge_sampling: Mapping[str, Any] = field(default_factory=dict)
     """How the judge samples, for the keys of requests."""
+    judge_system_prompt: str | None = None
+    """What the judge is told before every question."""
+    journal: Path | None = None
+    """This process's own file for what was paid for and must outlast a kill: the judge's outcomes."""
     stop: StopSignal = field(default_factory=StopSignal)
     """Asked between two units of work."""
 
@@ -56,7 +65,10 @@ class Reward(Protocol):
     """Judges rollouts."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        """A finite number for each rollout, in their order; None where it abstains: it has nothing to say."""
+        """A finite number for each rollout, in their order.
+
+        None where it abstains: it has nothing to say, whatever the answer. `UNJUDGED` where the answer is why.
+        """
 
     def close(self) -> None:
         """Free models, processes and connections."""

@@ -2,6 +2,10 @@
 
 A reward that abstains counts 0 in the sum and is counted as abstained. Where every reward with a weight abstains,
 nothing is known of the rollout and its total is None: whoever trains leaves it out, rather than learn from a made-up 0.
+
+An answer must not gain by keeping a reward from judging it: 0 would be the best value there is of a reward that is
+negative throughout. Such an answer counts as the lowest that the reward gave to any answer scored with it, and where it
+gave none, the total is None.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from statistics import fmean
 from types import TracebackType
 
 from easydistill.errors import EasyDistillError
-from easydistill.rewards._base import Reward, Rollout
+from easydistill.rewards._base import UNJUDGED, Reward, Rollout
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,9 @@ class Scored:
     """What rollouts are worth, in their order."""
 
     totals: list[float | None]
-    """Weighted sums; None where every reward with a weight abstained."""
+    """Weighted sums; None where every reward with a weight abstained, or one could not judge any answer."""
     by_reward: dict[str, list[float | None]]
-    """Each reward's own values, before its weight."""
+    """Each reward's own values, before its weight; None where it abstained or could not judge."""
 
     def summary(self) -> dict[str, float]:
         """For the log: means over what did not abstain, `reward` and `reward/<name>`; shares that abstained,
@@ -54,15 +58,15 @@ class Composite:
         """Every reward's values and their sums.
 
         Raises:
-            EasyDistillError: a reward gave something else than one finite number, or None, a rollout.
+            EasyDistillError: a reward gave something else than a finite number, None or `UNJUDGED` for a rollout.
         """
-        by_reward = {name: _checked(name, reward(rollouts), len(rollouts)) for name, reward in self._rewards.items()}
-        weighted = [(self._weights[name], values) for name, values in by_reward.items() if self._weights[name]]
+        given = {name: _checked(name, reward(rollouts), len(rollouts)) for name, reward in self._rewards.items()}
+        weighted = [(self._weights[name], _counted(values)) for name, values in given.items() if self._weights[name]]
         totals: list[float | None] = []
         for row in range(len(rollouts)):
             parts = [weight * value for weight, values in weighted if (value := values[row]) is not None]
-            totals.append(math.fsum(parts) if parts else None)
-        return Scored(totals, by_reward)
+            totals.append(None if not parts or UNJUDGED in parts else math.fsum(parts))
+        return Scored(totals, {name: list(map(_judged, values)) for name, values in given.items()})
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         return self.score(rollouts).totals
@@ -93,6 +97,16 @@ def _checked(name: str, values: list[float | None], count: int) -> list[float | 
     if len(values) != count:
         raise EasyDistillError(f"the reward {name!r} gave {len(values)} values for {count} rollouts")
     for value in values:
-        if value is not None and not math.isfinite(value):
+        if value is not None and value != UNJUDGED and not math.isfinite(value):
             raise EasyDistillError(f"the reward {name!r} gave {value}, which is not a finite number")
     return values
+
+
+def _counted(values: list[float | None]) -> list[float | None]:
+    """What goes into the sum: the lowest value in place of `UNJUDGED`, which stays where there is no value at all."""
+    lowest = min((value for value in map(_judged, values) if value is not None), default=UNJUDGED)
+    return [lowest if value == UNJUDGED else value for value in values]
+
+
+def _judged(value: float | None) -> float | None:
+    return None if value == UNJUDGED else value

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any, ClassVar, Literal
 
 from easydistill.config.base import NonEmptyStr, PositiveInt
 from easydistill.config.rewards import RewardConfig
 from easydistill.models.loading import device, import_torch
+from easydistill.rewards._base import UNJUDGED
 
+LOGGER = logging.getLogger(__name__)
 MAX_BATCH_ROWS = 64
 
 
@@ -26,6 +30,26 @@ class ModelRewardConfig(RewardConfig):
     """Longest prompt and answer together, in its tokens; longer ones are not judged. Default: what the model takes."""
     max_batch_tokens: PositiveInt = 16_384
     """Tokens, padding included, that it reads at once."""
+
+
+class FiniteScores:
+    """Turns a score that is no finite number into `UNJUDGED`, and says so once.
+
+    Args:
+        name: of the reward.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._told = name, False
+
+    def __call__(self, score: float) -> float:
+        if math.isfinite(score):
+            return score
+        if not self._told:
+            self._told = True
+            words = "rewards.%s: the model gave %s as a score; such answers are not judged (a wider dtype may help)"
+            LOGGER.warning(words, self._name, score)
+        return UNJUDGED
 
 
 def place(wanted: str | None) -> Any:

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from easydistill.rewards._base import Rollout
 
 THINK, END_OF_THINK = "<think>", "</think>"
+_LAST_PROMPT_TOKENS = 8
+"""As many as a `<think>` and a line end may take."""
 _FENCE = re.compile(r"[ \t]*+(?P<marks>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\s]*+)[^`\n]*+")
 _PYTHON = frozenset({"", "python", "python3", "py"})
+
+
+def with_opening(rollout: Rollout, tokenizer: Any) -> str:
+    """The answer's text, with a `<think>` that the prompt opens: several models' templates end so.
+
+    Args:
+        tokenizer: the policy's; None where no prompt opens thoughts.
+    """
+    if tokenizer is None:
+        return rollout.text
+    end: str = tokenizer.decode(list(rollout.prompt_ids[-_LAST_PROMPT_TOKENS:]))
+    return THINK + rollout.text if end.rstrip().endswith(THINK) else rollout.text
 
 
 def after_thoughts(text: str) -> str:

@@ -1,7 +1,7 @@
 """The share of a row's tests that the answer's program passes, or all or nothing. This runs what a model wrote.
 
-The program is the last fenced block of Python in the answer, or all of an answer without any fence. The row's field
-holds a list of tests; each is run by itself, in the sandbox (`verification/sandbox.py`), with the program anew:
+The program is the last fenced block of Python after the thoughts, or all of an answer without any fence. The row's
+field holds a list of tests; each is run by itself, in the sandbox (`verification/sandbox.py`), with the program anew:
 
 - `{"stdin": …, "stdout": …}`: the program reads and prints. What it prints is compared line by line, white space at the
   ends of lines and of the text aside.
@@ -29,7 +29,7 @@ from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unf
 from easydistill.config.rewards import RewardConfig
 from easydistill.errors import DataError
 from easydistill.rewards._base import Reward, RewardContext, Rollout
-from easydistill.rewards._text import after_thoughts, last_program
+from easydistill.rewards._text import after_thoughts, last_program, with_opening
 
 if TYPE_CHECKING:
     from easydistill.verification.sandbox import Ran
@@ -47,7 +47,7 @@ class Config(RewardConfig):
     score: Literal["share", "all"] = "share"
     """The share of tests that pass, or 1 where all do and else 0."""
     seconds: PositiveFloat = 10.0
-    """Time that one test may take."""
+    """Time that one test may take, by the clock and of the processor."""
     workers: PositiveInt = 2
     """Programs that run at a time."""
 
@@ -116,24 +116,30 @@ def _lines(text: str) -> str:
 
 
 def make(config: Config, context: RewardContext) -> Reward:
-    return _Code(config)
+    return _Code(config, context.tokenizer)
+
+
+def check(config: Config, meta: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row's tests."""
+    problem = _problem(meta.get(config.field))
+    return f"the row's field {config.field!r} does not hold tests: {problem}" if problem else None
 
 
 class _Code:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tokenizer: Any) -> None:
         # Loaded here: whoever does not run programs does without it.
         from easydistill.verification.sandbox import Limits, Sandbox
 
-        self._config = config
-        self._sandbox = Sandbox(config.workers, Limits(seconds=config.seconds))
+        self._config, self._tokenizer = config, tokenizer
+        self._sandbox = Sandbox(config.workers, Limits(seconds=config.seconds, cpu_seconds=config.seconds))
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         values: list[float | None] = []
         cases: list[tuple[int, Case]] = []
         counts: dict[int, int] = {}
         for row, rollout in enumerate(rollouts):
-            tests = tests_of(rollout, self._config.field)
-            program = program_of(rollout)
+            tests = tests_of(rollout, self._config)
+            program = program_of(with_opening(rollout, self._tokenizer))
             values.append(None if tests is None else 0.0)
             if tests is not None and program is not None:
                 counts[row] = len(tests)
@@ -150,41 +156,42 @@ class _Code:
         """Holds nothing."""
 
 
-def program_of(rollout: Rollout) -> str | None:
+def program_of(answer: str) -> str | None:
     """The answer's program; None where it has none."""
-    program = last_program(after_thoughts(rollout.text))
+    program = last_program(after_thoughts(answer))
     # Half of a surrogate pair cannot be written to anybody.
     return program.encode("utf-8", "replace").decode() if program is not None and program.strip() else None
 
 
-def tests_of(rollout: Rollout, field: str) -> list[Mapping[str, str] | str] | None:
+def tests_of(rollout: Rollout, config: Config) -> list[Mapping[str, str] | str] | None:
     """A row's tests; None where it has none.
 
     Raises:
         DataError: the field holds something else.
     """
-    tests = rollout.meta.get(field)
-    if tests is None or tests == []:
+    if problem := check(config, rollout.meta):
+        mend = 'write tests as ["assert f(1) == 2", {"stdin": "1", "stdout": "2"}], or set rewards.code.field'
+        raise DataError(f"{problem}\n    → {mend}")
+    return rollout.meta.get(config.field) or None
+
+
+def _problem(tests: Any) -> str | None:
+    if tests is None:
         return None
     if not isinstance(tests, list):
-        raise _no_test(field, f"it is a {type(tests).__name__}, not a list")
+        return f"it is a {type(tests).__name__}, not a list"
     for test in tests:
         if isinstance(test, str):
             try:
                 compile(test, "<test>", "exec", dont_inherit=True)
-            except (SyntaxError, ValueError) as error:
-                raise _no_test(field, f"{test[:80]!r} is not Python: {error}") from None
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                return f"{test[:80]!r} is not Python: {error}"
         elif not _is_case(test):
-            raise _no_test(field, f"{str(test)[:80]} is neither a text nor a section of the texts `stdin` and `stdout`")
-    return tests
+            return f"{str(test)[:80]} is neither a text nor a section of the texts `stdin` and `stdout`"
+    return None
 
 
 def _is_case(test: Any) -> bool:
     if not isinstance(test, Mapping) or not {"stdout"} <= test.keys() <= {"stdin", "stdout"}:
         return False
     return all(isinstance(value, str) for value in test.values())
-
-
-def _no_test(field: str, problem: str) -> DataError:
-    mend = 'write tests as ["assert f(1) == 2", {"stdin": "1", "stdout": "2"}], or set rewards.code.field'
-    return DataError(f"the field {field!r} of a row does not hold tests: {problem}\n    → {mend}")

@@ -27,13 +27,11 @@ from easydistill.config.base import NonEmptyStr, PositiveFloat, Unfit
 from easydistill.config.rewards import RewardConfig
 from easydistill.errors import EasyDistillError
 from easydistill.rewards._base import Reward, RewardContext, Rollout
-from easydistill.rewards._text import END_OF_THINK, THINK
+from easydistill.rewards._text import END_OF_THINK, THINK, with_opening
 from easydistill.verification.answers import find_answer
 
 LOGGER = logging.getLogger(__name__)
 _HASH_LINE = re.compile(r"[ \t]*+####(?!#)[^\n]*\S[^\n]*")
-_LAST_PROMPT_TOKENS = 8
-"""As many as a `<think>` and a line end may take."""
 READY = b"ready\n"
 _START_SECONDS = 60.0
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
@@ -79,7 +77,7 @@ class _Format:
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         if self._config.style is not None:
             has = STYLES[self._config.style]
-            return [float(has(self._seen(rollout))) for rollout in rollouts]
+            return [float(has(with_opening(rollout, self._tokenizer))) for rollout in rollouts]
         assert self._config.pattern is not None
         found = match_all(self._config.pattern, [rollout.text for rollout in rollouts], self._config.seconds)
         late = sum(match is None for match in found)
@@ -87,14 +85,6 @@ class _Format:
             words = "%d of %d answers could not be matched with rewards.format.pattern within %g s each: they get 0"
             LOGGER.warning(words, late, len(found), self._config.seconds)
         return [float(match is True) for match in found]
-
-    def _seen(self, rollout: Rollout) -> str:
-        """The text, with a `<think>` that the prompt opens: several models' templates end so."""
-        if self._config.style == "think" and self._tokenizer is not None:
-            end = self._tokenizer.decode(list(rollout.prompt_ids[-_LAST_PROMPT_TOKENS:]))
-            if end.rstrip().endswith(THINK):
-                return THINK + rollout.text
-        return rollout.text
 
     def close(self) -> None:
         """Holds nothing: processes end with the call that started them."""

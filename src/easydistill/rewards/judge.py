@@ -1,8 +1,11 @@
 """A model's judgement: an integer from `low` to `high`, read strictly, as (score − low) / (high − low), so 0 … 1.
 
-A reply that does not parse, was cut off or never came is no judgement: the reward abstains. Equal questions are asked
-once in a run; what failed for a passing reason is asked again when it comes again. The policy writes part of the prompt
-and may learn to talk the judge round: watch it against something that cannot be talked to, such as `verify`.
+A reply that does not parse or was cut off, and a question that the judge cannot be asked, are no judgement, and the
+answer may be why: it counts as one that could not be judged. Where no reply came for a passing reason the reward
+abstains. Equal questions are asked once, also by a run that was killed and goes on; what failed for a passing reason is
+asked again when it comes again. Asking goes on through a stop, which is for whoever trains to see: a round is judged
+whole. The policy writes part of the prompt and may learn to talk the judge round: watch it against something that
+cannot be talked to, such as `verify`.
 
 Prompts are Jinja files in `prompts/`, `judge.<language>.txt`. A file of the user's replaces them for all languages. It
 may use `prompt` (the messages), `answer`, `ended`, `meta` (the row's other fields), `low`, `high`, `language`, and
@@ -23,10 +26,19 @@ from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Unfit
 from easydistill.config.rewards import RewardConfig
+from easydistill.data.journal import Journal
 from easydistill.data.records import Message
+from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, DataError
-from easydistill.rewards._base import Reward, RewardContext, Rollout
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, Teacher, request_key
+from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
+from easydistill.teachers.base import (
+    Failure,
+    GenerationRequest,
+    Outcome,
+    Teacher,
+    outcome_from_record,
+    request_key,
+)
 from easydistill.verification.fields import Language, Malformed
 from easydistill.verification.scores import ScoreField, describe_scores, parse_scores, scores_schema
 
@@ -81,7 +93,10 @@ class _Judge:
         self._schema = scores_schema([self._field]) if config.reply == "json" else None
         languages: tuple[Language, ...] = ("en", "zh")
         self._templates = {language: load_template(language, config.prompt) for language in languages}
+        self._journal = Journal(context.journal) if context.journal is not None else None
         self._outcomes: dict[str, Outcome] = {}
+        if self._journal is not None:
+            self._outcomes = {key: outcome_from_record(self._journal.get(key)) for key in self._journal}
         self._lock = threading.Lock()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
@@ -93,9 +108,9 @@ class _Judge:
             requests = [self._request(rollout, identity) for rollout in rollouts]
             self._ask(requests)
             values = [self._value(self._outcomes[request.key]) for request in requests]
-        abstained = values.count(None)
-        if abstained:
-            LOGGER.info("the judge gave no usable score to %d of %d answers", abstained, len(values))
+        unknown = values.count(None) + values.count(UNJUDGED)
+        if unknown:
+            LOGGER.info("the judge gave no usable score to %d of %d answers", unknown, len(values))
         return values
 
     def _request(self, rollout: Rollout, identity: dict[str, Any]) -> GenerationRequest:
@@ -113,6 +128,8 @@ class _Judge:
             form=describe_scores([self._field], self._config.reply, chosen),
         )
         messages: tuple[Message, ...] = ({"role": "user", "content": text},)
+        if self._context.judge_system_prompt:
+            messages = ({"role": "system", "content": self._context.judge_system_prompt}, *messages)
         key = request_key(identity, dict(self._context.judge_sampling), messages, schema=self._schema)
         return GenerationRequest(key, messages, schema=self._schema)
 
@@ -134,26 +151,31 @@ class _Judge:
             return key in fresh or (known is not None and not (isinstance(known, Failure) and known.passing))
 
         def record(outcomes: Sequence[Outcome]) -> None:
+            if self._journal is not None:
+                self._journal.append(*(outcome.as_record() for outcome in outcomes))
             fresh.update({outcome.key: outcome for outcome in outcomes})
 
         try:
-            self._teacher.generate(list({r.key: r for r in requests}.values()), done, record, self._context.stop)
+            # Not the user's signal: a stopped teacher returns early, and the trainer stops between rounds alone.
+            self._teacher.generate(list({r.key: r for r in requests}.values()), done, record, StopSignal())
         finally:
             self._outcomes.update(fresh)
-        # A stopped teacher returns early: what has no outcome then was never judged, which is not to abstain.
-        self._context.stop.raise_if_requested()
 
     def _value(self, outcome: Outcome) -> float | None:
-        if not isinstance(outcome, Completion) or outcome.text is None or outcome.finish_reason == "length":
-            return None
+        if isinstance(outcome, Failure):
+            return None if outcome.passing else UNJUDGED
+        if outcome.text is None or outcome.finish_reason == "length":
+            return UNJUDGED
         found = parse_scores(outcome.text, [self._field], self._config.reply)
         if isinstance(found, Malformed):
-            return None
+            return UNJUDGED
         return (found[self._field.name] - self._field.low) / (self._field.high - self._field.low)
 
     def close(self) -> None:
-        """Forgets what was asked; the teacher belongs to whoever made it."""
+        """Forgets what was asked, the journal aside; the teacher belongs to whoever made it."""
         self._outcomes.clear()
+        if self._journal is not None:
+            self._journal.close()
 
 
 def language_of(prompt: Sequence[Message]) -> Language:

@@ -1,24 +1,25 @@
 """The score of a reward model: a sequence classifier with one label, trained on preferences (Bradley–Terry).
 
 The chat with its answer is written in the reward model's own template and tokens. `centre` is taken off every score:
-such models are trained on differences, so their zero means nothing, and with several rewards it should. What is longer
-than the model reads is not judged.
+such models are trained on differences, so their zero means nothing, and with several rewards it should. An answer that
+the model has no room for cannot be judged; where the prompt alone is too long, the reward abstains.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from easydistill.config.rewards import AnyFloat
 from easydistill.data.batches import batches_by_length
-from easydistill.data.records import answer_message
+from easydistill.data.records import Message, answer_message
 from easydistill.errors import DataError, ModelError
+from easydistill.models import loading
 from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
-from easydistill.models.reference import model_directory, resolve
-from easydistill.rewards._base import Reward, RewardContext, Rollout
-from easydistill.rewards._models import MAX_BATCH_ROWS, ModelRewardConfig, place, room
+from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
+from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewardConfig, place, room
 
 
 class Config(ModelRewardConfig):
@@ -50,29 +51,31 @@ class _RewardModel:
             problem = str(error).partition("\n")[0]
             raise ModelError(f"rewards.reward_model.model: {config.model}: {problem}") from None
         self._model = load_classifier(config, device)
-        if self._model.config.pad_token_id is None:
-            self._model.config.pad_token_id = self._pad()
+        self._own_pad: int | None = self._model.config.get_text_config().pad_token_id
         self._room = room(config, self._model.config)
+        self._finite = FiniteScores("reward_model")
         self._lock = threading.Lock()
-
-    def _pad(self) -> int:
-        known = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
-        return next(token for token in known if token is not None)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         with self._lock:
-            rows = [self._ids(rollout) for rollout in rollouts]
-            fits = [row for row, ids in enumerate(rows) if self._room is None or len(ids) <= self._room]
-            values: list[float | None] = [None] * len(rows)
+            rows = [self._ids(rollout.prompt, rollout.text) for rollout in rollouts]
+            fits = [row for row, ids in enumerate(rows) if self._has_room(ids)]
+            values: list[float | None] = [UNJUDGED] * len(rows)
+            for row in set(range(len(rows))) - set(fits):
+                if not self._has_room(self._ids(rollouts[row].prompt, "")):
+                    values[row] = None
             lengths = [len(rows[row]) for row in fits]
             for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
                 taken = [fits[at] for at in batch]
                 for row, score in zip(taken, self._scores([rows[row] for row in taken]), strict=True):
-                    values[row] = score - self._config.centre
+                    values[row] = self._finite(score - self._config.centre)
             return values
 
-    def _ids(self, rollout: Rollout) -> list[int]:
-        chat = [*rollout.prompt, answer_message(rollout.text)]
+    def _has_room(self, ids: Sequence[int]) -> bool:
+        return self._room is None or len(ids) <= self._room
+
+    def _ids(self, prompt: Sequence[Message], answer: str) -> list[int]:
+        chat = [*prompt, answer_message(answer)]
         text = self._chat.text(chat, add_generation_prompt=False)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
@@ -81,13 +84,22 @@ class _RewardModel:
         """The model's one number a row. The model looks at the last token that is not padding, itself."""
         torch = import_torch()
         width = max(map(len, rows))
-        pad = self._model.config.pad_token_id
+        pad = self._pad({ids[-1] for ids in rows if ids})
         ids_BT = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in rows], device=self._device)
         seen_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=self._device)
         with torch.no_grad():
             logits_B1 = self._model(input_ids=ids_BT, attention_mask=seen_BT).logits
         scores: list[float] = logits_B1[:, 0].float().tolist()
         return scores
+
+    def _pad(self, ends: Collection[int]) -> int:
+        """The token that pads: the model's own, else one that none of the rows ends with, which the model is told."""
+        if self._own_pad is not None:
+            return self._own_pad
+        pad = next(token for token in itertools.count() if token not in ends)
+        config = self._model.config
+        config.pad_token_id = config.get_text_config().pad_token_id = pad
+        return pad
 
     def close(self) -> None:
         self._model = None
@@ -99,26 +111,17 @@ def load_classifier(config: Config, device: Any) -> Any:
     Raises:
         ModelError: it cannot be loaded, has no head of its own, or gives more than one number.
     """
-    import_torch()
-    from transformers import AutoModelForSequenceClassification
-
     where = f"rewards.reward_model.model: {config.model}"
     # Of a causal language model, transformers would make a classifier with a random head, and only warn.
     architectures = _architectures(config)
     if not any("SequenceClassification" in name or "Reward" in name for name in architectures):
         shown = ", ".join(architectures) or "none"
         raise ModelError(f"{where} is no reward model (its architecture: {shown})\n    → train one, or name one")
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            model_directory(resolve(config.model)),
-            dtype=choose_dtype(config.dtype, device),
-            trust_remote_code=config.trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{where} cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from error
+    dtype = choose_dtype(config.dtype, device)
+    model = loading.load_classifier(config.model, dtype, trust_remote_code=config.trust_remote_code)
     if model.config.num_labels != 1:
         raise ModelError(f"{where} gives {model.config.num_labels} numbers, a reward model gives one")
-    return model.to(device).eval()
+    return model.to(device)
 
 
 def _architectures(config: Config) -> list[str]:

@@ -6,7 +6,8 @@ expected sum is −KL(student ‖ teacher) a token, which MiniLLM (Gu et al., 20
 distribution.
 
 The teacher reads the policy's own token ids, so both must have the same tokens. The answer's end token counts where the
-answer ended. What is longer than the teacher reads, empty, or holds a token that the teacher lacks, is not judged.
+answer ended. An answer that is empty, that the teacher has no room for, or that holds a token which the teacher lacks
+cannot be judged; where the prompt alone is so, the reward abstains.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 from easydistill.data.batches import batches_by_length
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.loading import choose_dtype, eos_ids, import_torch, load_model
-from easydistill.rewards._base import Reward, RewardContext, Rollout
-from easydistill.rewards._models import MAX_BATCH_ROWS, ModelRewardConfig, place, room
+from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
+from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewardConfig, place, room
 
 LOGGER = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 << 20
@@ -70,23 +71,27 @@ class _TeacherKl:
     def __init__(self, config: Config, model: Any, vocabulary: int) -> None:
         self._config, self._model, self._vocabulary = config, model, vocabulary
         self._room = room(config, model.config)
+        self._finite = FiniteScores("teacher_kl")
         self._lock = threading.Lock()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        values: list[float | None] = [None] * len(rollouts)
-        fits = [row for row, rollout in enumerate(rollouts) if self._can_read(rollout)]
+        values: list[float | None] = [UNJUDGED if self._reads(rollout.prompt_ids, 1) else None for rollout in rollouts]
+        fits = [row for row, rollout in enumerate(rollouts) if values[row] is not None and self._can_judge(rollout)]
         lengths = [len(rollouts[row].prompt_ids) + len(rollouts[row].answer_ids) for row in fits]
         with self._lock:
             for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
                 taken = [fits[at] for at in batch]
                 for row, value in zip(taken, self._means([rollouts[row] for row in taken]), strict=True):
-                    values[row] = value
+                    values[row] = self._finite(value)
         return values
 
-    def _can_read(self, rollout: Rollout) -> bool:
-        ids = (*rollout.prompt_ids, *rollout.answer_ids)
-        short = self._room is None or len(ids) <= self._room
-        return bool(rollout.prompt_ids and rollout.answer_ids) and short and max(ids) < self._vocabulary
+    def _can_judge(self, rollout: Rollout) -> bool:
+        return bool(rollout.answer_ids) and self._reads((*rollout.prompt_ids, *rollout.answer_ids), 0)
+
+    def _reads(self, ids: Sequence[int], more: int) -> bool:
+        """Whether the teacher takes tokens, and so many more."""
+        short = self._room is None or len(ids) + more <= self._room
+        return bool(ids) and short and max(ids) < self._vocabulary
 
     def _means(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Mean log-probability of each answer among the tokens that both models know."""

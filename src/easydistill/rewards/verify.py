@@ -1,16 +1,17 @@
 """Whether an answer's final answer is the known one: right or wrong, nothing between.
 
-The final answer is looked for after the thoughts (`<think>…</think>`), as `verification/answers.py` tells; it is
-compared as `verification/equality.py` tells, in processes that are killed when they hang. Whatever cannot be shown to
-be equal is wrong, a comparison that takes too long too: the policy wrote it, and must not gain by what nobody can read.
+The final answer is looked for after the thoughts (`<think>…</think>`, which the prompt may have opened), as
+`verification/answers.py` tells; it is compared as `verification/equality.py` tells, in processes that are killed when
+they hang. Whatever cannot be shown to be equal is wrong, a comparison that takes too long too: the policy wrote it, and
+must not gain by what nobody can read.
 A row abstains where its known answer is missing, or nothing that can be compared (a sentence, a formula with a brace
 too many).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +19,7 @@ from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unf
 from easydistill.config.rewards import AnyFloat, RewardConfig
 from easydistill.errors import DataError
 from easydistill.rewards._base import Reward, RewardContext, Rollout
-from easydistill.rewards._text import after_thoughts
+from easydistill.rewards._text import after_thoughts, with_opening
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
 from easydistill.verification.equality import Verifier, compare_plainly
 
@@ -52,12 +53,17 @@ class Config(RewardConfig):
 
 def make(config: Config, context: RewardContext) -> Reward:
     """Raises MissingExtra without math-verify."""
-    return _Verify(config)
+    return _Verify(config, context.tokenizer)
+
+
+def check(config: Config, meta: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row's known answer."""
+    return _mistyped(config.field, meta.get(config.field))
 
 
 class _Verify:
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, tokenizer: Any) -> None:
+        self._config, self._tokenizer = config, tokenizer
         self._verifier = Verifier(config.workers, config.seconds)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
@@ -68,7 +74,8 @@ class _Verify:
             if reference is None:
                 continue
             if rollout.ended or self._config.cut_off == "verify":
-                found = find_answer(after_thoughts(rollout.text), self._config.strategies)
+                answer = after_thoughts(with_opening(rollout, self._tokenizer))
+                found = find_answer(answer, self._config.strategies)
                 pairs[row] = (reference, found.text if found is not None else "")
             elif self._config.cut_off == "wrong":
                 values[row] = self._config.wrong
@@ -89,11 +96,8 @@ def known_answer(rollout: Rollout, field: str) -> str | None:
     value = rollout.meta.get(field)
     if value is None:
         return None
-    if not isinstance(value, str | int | float):
-        raise DataError(
-            f"the field {field!r} of a row is a {type(value).__name__}, not text or a number\n"
-            "    → set rewards.verify.field to the field with the known answer"
-        )
+    if problem := _mistyped(field, value):
+        raise DataError(f"{problem}\n    → set rewards.verify.field to the field with the known answer")
     text = str(value).strip()
     _, solved, last = text.rpartition("\n")[2].rpartition("####")
     boxed = find_answer(text, ("boxed",))
@@ -101,3 +105,9 @@ def known_answer(rollout: Rollout, field: str) -> str | None:
     # A number can be compared with whatever can be compared at all.
     verdict = compare_plainly(known, "0")
     return None if verdict is not None and verdict.outcome == "undecided" else known
+
+
+def _mistyped(field: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str | int | float):
+        return None
+    return f"the row's field {field!r} is a {type(value).__name__}, not text or a number"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.rollouts import in_threads, rollout
+from tests.support.rollouts import after, in_threads, rollout
 
 from easydistill.errors import DataError
 from easydistill.rewards import Reward, RewardContext
@@ -112,6 +113,21 @@ def test_honest_programs_of_every_kind_pass(code: Reward) -> None:
     assert code([rollout(program, tests=["assert f(1) == 2"]) for program in programs]) == [1.0] * len(programs)
 
 
+def test_thoughts_that_the_prompt_opens_and_nobody_closes(smollm: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm)
+    reward = make(Config(allow_execution=True, seconds=30), RewardContext(tokenizer=tokenizer))
+    opened = "<|im_start|>assistant\n<think>\n"
+    texts = [fenced(DOUBLE), f"Doubling.</think>{fenced(DOUBLE)}"]
+    assert reward([after(tokenizer, opened, text, tests=TESTS[:2]) for text in texts]) == [0.0, 1.0]
+
+
+def test_seconds_are_those_of_the_clock_and_of_the_processor() -> None:
+    reward: Any = make(Config(allow_execution=True, seconds=25), RewardContext())
+    assert (reward._sandbox.limits.seconds, reward._sandbox.limits.cpu_seconds) == (25.0, 25.0)
+
+
 def test_a_test_that_hangs_is_not_passed() -> None:
     reward = make(Config(allow_execution=True, seconds=1), RewardContext())
     program = "def f(x):\n    while x == 2: pass\n    return 2 * x"
@@ -141,6 +157,7 @@ def test_each_run_has_a_word_of_its_own() -> None:
         ([{"stdout": "1", "input": "2"}], "neither"),
         (["assert f(1) = 2"], "not Python"),
         (["assert '\0'"], "not Python"),
+        (["assert " + "-" * 100_000 + "1"], "not Python"),
     ],
 )
 def test_a_field_without_tests_is_a_mistake_of_the_data(code: Reward, tests: Any, words: str) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.rollouts import in_threads, rollout
+from tests.support.rollouts import after, in_threads, rollout
 
 from easydistill.errors import EasyDistillError
-from easydistill.rewards import RewardContext, Rollout
+from easydistill.rewards import RewardContext
 from easydistill.rewards import format as format_reward
 from easydistill.rewards.format import Config, has_box, has_hash_line, has_thoughts, make, match_all
 
@@ -154,14 +154,6 @@ def test_thoughts_that_the_prompt_opens(smollm: Path) -> None:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(smollm)
     reward = make(Config(style="think"), RewardContext(tokenizer=tokenizer))
-
-    def after(prompt: str, text: str) -> Rollout:
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return Rollout(({"role": "user", "content": "?"},), text, tuple(ids), (5,), True)
-
     opened, plain = "<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n"
-    assert reward([after(opened, "a</think>b"), after(plain, "a</think>b"), after(opened, "<think>a</think>b")]) == [
-        1.0,
-        0.0,
-        0.0,
-    ]
+    said = [(opened, "a</think>b"), (plain, "a</think>b"), (opened, "<think>a</think>b")]
+    assert reward([after(tokenizer, prompt, text) for prompt, text in said]) == [1.0, 0.0, 0.0]

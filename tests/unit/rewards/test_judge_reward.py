@@ -1,7 +1,8 @@
-"""`judge`: a strict score or none, each question asked once, and a stop is no judgement."""
+"""`judge`: a strict score or none, each question asked and paid for once, and a round judged whole."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from tests.support.scripted_server import ScriptedServer
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
-from easydistill.errors import ConfigError, DataError, Interrupted, TeacherError
-from easydistill.rewards import Reward, RewardContext
+from easydistill.errors import ConfigError, DataError, TeacherError
+from easydistill.rewards import UNJUDGED, Reward, RewardContext
 from easydistill.rewards.judge import Config, language_of, make
 from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
 from easydistill.teachers.openai import OpenAITeacher
@@ -68,12 +69,12 @@ def test_scores_through_a_real_api(server: ScriptedServer) -> None:
     server.say = lambda text, number: next((said for word, said in replies.items() if f"{word} answer" in text), "7")
     reward = asking(server, Config())
     batch = [rollout(f"a {word} answer") for word in ("good", "fair", "bad", "strange", "good")]
-    assert reward(batch) == [1.0, pytest.approx(1 / 3), 0.0, None, 1.0]
+    assert reward(batch) == [1.0, pytest.approx(1 / 3), 0.0, UNJUDGED, 1.0]
     assert len(server.asked) == 4
     assert in_threads(reward, [batch, batch[:2], batch[3:]]) == [
-        [1.0, pytest.approx(1 / 3), 0.0, None, 1.0],
+        [1.0, pytest.approx(1 / 3), 0.0, UNJUDGED, 1.0],
         [1.0, pytest.approx(1 / 3)],
-        [None, 1.0],
+        [UNJUDGED, 1.0],
     ]
     assert len(server.asked) == 4
     assert "user: What is 6 times 7?" in server.asked[0] and "an integer from 0 to 9" in server.asked[0]
@@ -102,7 +103,7 @@ def test_json_replies_have_their_schema(server: ScriptedServer) -> None:
     ],
 )
 def test_what_does_not_parse_is_no_score(said: str | None) -> None:
-    assert make(Config(), RewardContext(judge=Scripted(lambda text: said)))([rollout("x")]) == [None]
+    assert make(Config(), RewardContext(judge=Scripted(lambda text: said)))([rollout("x")]) == [UNJUDGED]
 
 
 @given(st.text(max_size=40), st.integers(0, 5), st.integers(1, 5))
@@ -111,7 +112,7 @@ def test_no_reply_brings_a_score_outside_the_range(reply: str, low: int, wide: i
         (value,) = make(Config(low=low, high=low + wide), RewardContext(judge=Scripted(lambda text, said=said: said)))(
             [rollout("x")]
         )
-        assert value is None or (0.0 <= value <= 1.0 and said.strip() != "")
+        assert value == UNJUDGED or (value is not None and 0.0 <= value <= 1.0 and said.strip() != "")
 
 
 def test_a_reply_that_was_cut_off_is_no_score() -> None:
@@ -123,11 +124,11 @@ def test_a_reply_that_was_cut_off_is_no_score() -> None:
         def generate(self, requests: Any, done: Any, record: Any, stop: Any) -> None:
             record([Completion(requests[0].key, cut.text, finish_reason="length")])
 
-    assert make(Config(), RewardContext(judge=Cut(lambda text: None)))([rollout("x")]) == [None]
+    assert make(Config(), RewardContext(judge=Cut(lambda text: None)))([rollout("x")]) == [UNJUDGED]
 
 
-@pytest.mark.parametrize(("passing", "asked"), [(True, 2), (False, 1)])
-def test_failures_abstain_and_passing_ones_are_tried_again(passing: bool, asked: int) -> None:
+@pytest.mark.parametrize(("passing", "asked", "value"), [(True, 2, None), (False, 1, UNJUDGED)])
+def test_passing_failures_abstain_and_are_tried_again(passing: bool, asked: int, value: float | None) -> None:
     class Fails(Scripted):
         def generate(self, requests: Any, done: Any, record: Any, stop: Any) -> None:
             if not done(requests[0].key):
@@ -136,12 +137,12 @@ def test_failures_abstain_and_passing_ones_are_tried_again(passing: bool, asked:
 
     teacher = Fails(lambda text: None)
     reward = make(Config(), RewardContext(judge=teacher))
-    assert reward([rollout("x")]) == [None]
-    assert reward([rollout("x")]) == [None]
+    assert reward([rollout("x")]) == [value]
+    assert reward([rollout("x")]) == [value]
     assert teacher.asked == asked
 
 
-def test_a_stop_is_no_abstention() -> None:
+def test_a_round_is_judged_whole_though_the_user_wants_to_stop() -> None:
     stop = StopSignal()
 
     def say(text: str) -> str:
@@ -149,8 +150,65 @@ def test_a_stop_is_no_abstention() -> None:
         return "<score>9</score>"
 
     reward = make(Config(), RewardContext(judge=Scripted(say), stop=stop))
-    with pytest.raises(Interrupted):
-        reward([rollout("x"), rollout("y")])
+    assert reward([rollout("x"), rollout("y")]) == [1.0, 1.0]
+
+
+def test_a_killed_run_pays_once(tmp_path: Path) -> None:
+    """The first run is killed in the middle of a round; what it was told is in the journal before anything reads it."""
+    journal = tmp_path / "judge.jsonl"
+    batch = [rollout("good"), rollout("strange"), rollout("late")]
+
+    class Killed(BaseException):
+        """Not an error that anybody catches."""
+
+    def say(text: str) -> str:
+        if "late" in text:
+            raise Killed
+        return "no score" if "strange" in text else "<score>9</score>"
+
+    def judging(teacher: Scripted, **values: Any) -> contextlib.closing[Reward]:
+        return contextlib.closing(make(Config(**values), RewardContext(judge=teacher, journal=journal)))
+
+    with judging(Scripted(say)) as reward, pytest.raises(Killed):
+        reward(batch)
+    second, third = Scripted(lambda text: "<score>0</score>"), Scripted(lambda text: None)
+    with judging(second) as reward:
+        assert reward(batch) == [1.0, UNJUDGED, 0.0]
+    assert second.asked == 1
+    with judging(third) as reward:
+        assert reward(batch) == [1.0, UNJUDGED, 0.0]
+    assert third.asked == 0
+    # Another scale is another question.
+    with judging(third, high=3) as reward:
+        assert reward(batch) == [UNJUDGED] * 3
+    assert third.asked == 3
+
+
+def test_what_failed_for_a_passing_reason_is_asked_again_by_the_next_run(tmp_path: Path) -> None:
+    class Fails(Scripted):
+        def generate(self, requests: Any, done: Any, record: Any, stop: Any) -> None:
+            record([Failure(requests[0].key, "timeout", "late", 1, passing=True)])
+
+    for teacher, value in ((Fails(lambda text: None), None), (Scripted(lambda text: "<score>9</score>"), 1.0)):
+        context = RewardContext(judge=teacher, journal=tmp_path / "judge.jsonl")
+        with contextlib.closing(make(Config(), context)) as reward:
+            assert reward([rollout("x")]) == [value]
+
+
+def test_the_system_prompt_comes_first() -> None:
+    seen: list[GenerationRequest] = []
+
+    class Keeps(Scripted):
+        def generate(self, requests: Any, done: Any, record: Any, stop: Any) -> None:
+            seen.extend(requests)
+            super().generate(requests, done, record, stop)
+
+    teacher = Keeps(lambda text: "<score>9</score>")
+    for told in (None, "Be severe."):
+        assert make(Config(), RewardContext(judge=teacher, judge_system_prompt=told))([rollout("x")]) == [1.0]
+    plain, told_first = (request.messages for request in seen)
+    assert told_first == ({"role": "system", "content": "Be severe."}, *plain)
+    assert seen[0].key != seen[1].key
 
 
 def test_a_teacher_that_gives_up_is_heard_and_what_it_said_is_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.support.tiny import tiny_llama
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from easydistill.errors import ModelError
-from easydistill.rewards import RewardContext
+from easydistill.rewards import UNJUDGED, Composite, RewardContext
 from easydistill.rewards.reward_model import Config, make
 
 BATCH = [
@@ -68,13 +69,55 @@ def test_batches_do_not_matter(tiny_model: Path, tmp_path: Path, pad: int | None
     assert alone(BATCH[::-1]) == pytest.approx(together[::-1], abs=1e-5)
 
 
+def test_a_model_that_names_no_padding_is_read_at_the_last_token(tiny_model: Path, tmp_path: Path) -> None:
+    """Where rows end with the very token that would pad: the number is that of the model by itself, row by row."""
+    directory = save_classifier(tmp_path, tiny_model, pad=None)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    tokenizer.save_pretrained(directory)
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+    assert model.config.pad_token_id is None
+    wanted = []
+    for item in BATCH:
+        chat = [*item.prompt, {"role": "assistant", "content": item.text}]
+        ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
+        assert ids[0, -1] == tokenizer.eos_token_id
+        with torch.no_grad():
+            wanted.append(model(input_ids=ids).logits[0, 0].item())
+    for values in ({}, {"max_batch_tokens": 1}):
+        assert make(config(directory, **values), RewardContext())(BATCH) == pytest.approx(wanted, abs=1e-5)
+
+
 def test_centre_and_what_is_too_long(classifier: Path) -> None:
     plain = make(config(classifier), RewardContext())(BATCH)
     reward = make(config(classifier, centre=1.5, max_length=50), RewardContext())
     found = reward(BATCH)
-    assert found[1] is None
+    assert found[1] == UNJUDGED
     assert [found[0], found[3]] == pytest.approx([plain[0] - 1.5, plain[3] - 1.5], abs=1e-5)
-    assert reward([rollout("word " * 600)]) == [None]
+    assert reward([rollout("word " * 600)]) == [UNJUDGED]
+    assert reward([rollout("word " * 600, asked="word " * 600), rollout("", asked="word " * 600)]) == [None, None]
+
+
+def test_escaping_the_model_does_not_pay(classifier: Path) -> None:
+    reward = make(config(classifier, centre=100.0), RewardContext())
+    with Composite({"reward_model": reward}, {"reward_model": 2.0}) as composite:
+        *honest, escaped = composite([*BATCH, rollout("word " * 600)])
+        assert escaped == min(value for value in honest if value is not None) < 0
+
+
+def test_a_score_that_is_no_number_is_told_once(classifier: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reward: Any = make(config(classifier, max_batch_tokens=1), RewardContext())
+    once = reward(BATCH[:1])
+    token = reward._tokenizer("forty", add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        reward._model.get_input_embeddings().weight[token] = float("inf")
+    batch = [BATCH[0], rollout("forty"), rollout("forty")]
+    with caplog.at_level(logging.WARNING):
+        assert reward(batch) == [pytest.approx(once[0]), UNJUDGED, UNJUDGED]
+        reward(batch)
+    assert caplog.text.count("rewards.reward_model: the model gave") == 1
 
 
 def test_threads(classifier: Path) -> None:

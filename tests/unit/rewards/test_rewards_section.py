@@ -19,7 +19,7 @@ from easydistill.config.job import JobConfig
 from easydistill.config.load import load_config
 from easydistill.config.rewards import RewardConfig
 from easydistill.errors import ConfigError, EasyDistillError
-from easydistill.rewards import REWARDS, Composite, RewardContext, Rollout, build, rewards_section
+from easydistill.rewards import REWARDS, UNJUDGED, Composite, RewardContext, Rollout, build, malformed, rewards_section
 from easydistill.rewards._composite import close_all
 
 Rewards: Any = rewards_section()
@@ -161,6 +161,40 @@ def test_where_nobody_says_anything_there_is_no_mean() -> None:
     assert Composite({"a": Says([])}, {"a": 1.0}).score([]).summary() == {}
 
 
+def test_what_an_answer_kept_from_being_judged_counts_as_the_lowest() -> None:
+    composite = Composite(
+        {"model": Says([-3.0, UNJUDGED, -1.0, None, UNJUDGED]), "verify": Says([0.0, 1.0, None, None, None])},
+        {"model": 2.0, "verify": 1.0},
+    )
+    scored = composite.score([rollout("x")] * 5)
+    assert scored.totals == [-6.0, -5.0, -2.0, None, -6.0]
+    assert scored.by_reward["model"] == [-3.0, None, -1.0, None, None]
+    assert scored.summary()["reward/model"] == -2.0
+    assert scored.summary()["reward/model/abstained"] == pytest.approx(0.6)
+
+
+def test_where_nobody_was_judged_escaping_brings_nothing() -> None:
+    def totals(weight: float) -> list[float | None]:
+        parts = {"model": Says([UNJUDGED, None, UNJUDGED]), "verify": Says([1.0, 1.0, None])}
+        return Composite(parts, {"model": weight, "verify": 1.0})([rollout("x")] * 3)
+
+    assert totals(1.0) == [None, 1.0, None]
+    # What is only logged decides nothing.
+    assert totals(0.0) == [1.0, 1.0, None]
+
+
+judgements = st.one_of(st.none(), st.just(UNJUDGED), st.floats(-100, 100))
+
+
+@given(st.lists(judgements, min_size=1, max_size=8), st.floats(0.01, 10))
+def test_escaping_never_pays(given_: list[float | None], weight: float) -> None:
+    totals = Composite({"a": Says(given_)}, {"a": weight})([rollout("x")] * len(given_))
+    judged = [total for total, value in zip(totals, given_, strict=True) if value not in (None, UNJUDGED)]
+    for total, value in zip(totals, given_, strict=True):
+        if value == UNJUDGED:
+            assert total == min((one for one in judged if one is not None), default=None)
+
+
 values = st.one_of(st.none(), st.floats(-100, 100))
 
 
@@ -218,6 +252,23 @@ def test_a_section_is_built_and_used_in_threads() -> None:
             [-0.5, 0.0, 1.0],
             [1.0, 0.0, -0.5],
         ]
+
+
+def test_rows_that_a_reward_cannot_read_are_told_before_training() -> None:
+    found = section({"verify": {}, "code": {"allow_execution": True, "weight": 0}, "length": {"max_tokens": 9}})
+    assert malformed(found, {}) is None
+    assert malformed(found, {"answer": 42, "tests": ["assert f(1) == 2", {"stdout": "1"}]}) is None
+    assert (
+        malformed(found, {"answer": ["42"]})
+        == "rewards.verify: the row's field 'answer' is a list, not text or a number"
+    )
+    assert str(malformed(found, {"answer": "42", "tests": "assert 1"})).startswith(
+        "rewards.code: the row's field 'tests' does not hold tests: it is a str"
+    )
+    elsewhere = section({"verify": {"field": "key"}})
+    assert malformed(elsewhere, {"answer": ["42"]}) is None
+    assert "'key' is a dict" in str(malformed(elsewhere, {"key": {}}))
+    assert malformed(section({"length": {"max_tokens": 9}}), {"answer": ["42"]}) is None
 
 
 def test_what_was_made_is_closed_where_another_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:

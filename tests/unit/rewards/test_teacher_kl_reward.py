@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.support.rollouts import in_threads
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easydistill.errors import ConfigError, ModelError
-from easydistill.rewards import Reward, RewardContext, Rollout
+from easydistill.rewards import UNJUDGED, Composite, Reward, RewardContext, Rollout
 from easydistill.rewards import teacher_kl as module
 from easydistill.rewards.teacher_kl import Config, make
 
@@ -61,13 +62,41 @@ def test_it_is_the_mean_over_the_answers_tokens(
     reward.close()
 
 
-def test_what_cannot_be_judged_abstains(tiny_model: Path, tokenizer: Any, batch: list[Rollout]) -> None:
+def test_what_cannot_be_judged(tiny_model: Path, tokenizer: Any, batch: list[Rollout]) -> None:
     first = batch[0]
     strange = Rollout(first.prompt, "?", first.prompt_ids, (len(tokenizer) + 5,), True)
     empty = Rollout(first.prompt, "", first.prompt_ids, (), False)
     found = teaching(tiny_model, tokenizer, max_length=len(first.prompt_ids) + 4)([*batch, strange, empty])
-    assert found[0] is not None
-    assert found[1] is None and found[3:] == [None, None]
+    assert found[0] is not None and found[0] != UNJUDGED
+    assert found[1] == UNJUDGED and found[3:] == [UNJUDGED, UNJUDGED]
+    # A prompt that the teacher cannot read is not the answer's doing.
+    long = Rollout(first.prompt, "42", first.prompt_ids * 2, first.answer_ids, True)
+    foreign = Rollout(first.prompt, "42", (len(tokenizer) + 5,), first.answer_ids, True)
+    bare = Rollout(first.prompt, "42", (), first.answer_ids, True)
+    reward = teaching(tiny_model, tokenizer, max_length=2 * len(first.prompt_ids))
+    assert reward([long, foreign, bare]) == [None, None, None]
+
+
+def test_escaping_the_teacher_does_not_pay(tiny_model: Path, tokenizer: Any, batch: list[Rollout]) -> None:
+    first = batch[0]
+    strange = Rollout(first.prompt, "?", first.prompt_ids, (len(tokenizer) + 5,), True)
+    with Composite({"teacher_kl": teaching(tiny_model, tokenizer)}, {"teacher_kl": 1.0}) as composite:
+        *honest, escaped = composite([*batch, strange])
+        assert escaped == min(value for value in honest if value is not None) < 0
+        assert composite([strange]) == [None]
+
+
+def test_a_score_that_is_no_number_is_told_once(
+    tiny_model: Path, tokenizer: Any, batch: list[Rollout], caplog: pytest.LogCaptureFixture
+) -> None:
+    reward: Any = teaching(tiny_model, tokenizer)
+    with torch.no_grad():
+        reward._model.get_input_embeddings().weight[batch[1].answer_ids[0]] = float("nan")
+        reward._model.lm_head.weight = torch.nn.Parameter(torch.randn_like(reward._model.lm_head.weight))
+    with caplog.at_level(logging.WARNING):
+        found = [*reward(batch), *reward(batch)]
+    assert [value == UNJUDGED for value in found] == [False, True, False] * 2
+    assert caplog.text.count("rewards.teacher_kl: the model gave nan") == 1
 
 
 def test_threads_do_not_disturb_each_other(tiny_model: Path, tokenizer: Any, batch: list[Rollout]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.rollouts import in_threads, rollout
+from tests.support.rollouts import after, in_threads, rollout
 
 from easydistill.errors import DataError, MissingExtra
 from easydistill.rewards import Reward, RewardContext
@@ -58,6 +59,23 @@ def test_the_answer_stands_after_the_thoughts(verify: Reward) -> None:
             rollout(r"<think>It is \boxed{42}</think>", answer="42"),
         ]
     ) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_thoughts_that_the_prompt_opens_and_nobody_closes(smollm: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm)
+    reward = make(Config(seconds=60), RewardContext(tokenizer=tokenizer))
+    opened = "<|im_start|>assistant\n<think>\n"
+    answers = ["So 40+2, the answer is 42.", "So 40+2.</think>The answer is 42.", "The answer is 42."]
+    batch = [
+        after(tokenizer, opened, answers[0], answer="42"),
+        after(tokenizer, opened, answers[1], answer="42"),
+        after(tokenizer, "<|im_start|>assistant\n<think>\n\n</think>\n\n", answers[2], answer="42"),
+        after(tokenizer, "<|im_start|>assistant\n", answers[2], answer="42"),
+    ]
+    assert reward(batch) == [0.0, 1.0, 1.0, 1.0]
+    reward.close()
 
 
 @pytest.mark.parametrize(("cut_off", "value"), [("wrong", -1.0), ("verify", 2.0), ("abstain", None)])
