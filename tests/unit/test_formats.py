@@ -110,6 +110,22 @@ def test_an_answer_in_the_file_is_dropped_where_the_teacher_answers(tmp_path: Pa
     assert samples[0].answer is None
 
 
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        ({"instruction": "a", "output": "b", "answer": "18"}, "18"),
+        ({"question": "a", "response": "b", "answer": 18}, 18),
+        ({"messages": [{"role": "user", "content": "a"}], "answer": "18"}, "18"),
+        ({"instruction": "a", "output": "b", "answer": "18", "final_answer": "19"}, "19"),
+        ({"instruction": "a", "answer": "18"}, None),
+    ],
+)
+def test_an_answer_beside_the_chain_is_the_final_one(row: dict[str, Any], kept: Any, tmp_path: Path) -> None:
+    (sample,), _ = read_samples(lines(tmp_path, row), labelled=None)
+    assert sample.meta.get("final_answer") == kept
+    assert paper_row(sample).get("final_answer") == kept
+
+
 def test_the_limit_counts_rows_of_the_file(tmp_path: Path) -> None:
     samples, rejected = read_samples(lines(tmp_path, GOOD, {}, GOOD, GOOD), labelled=True, limit=3)
     assert (len(samples), len(rejected)) == (2, 1)

@@ -37,6 +37,8 @@ _SHAREGPT_ROLES = {
 _ROLES = {"system", "user", "assistant", "tool", "developer"}
 _PROMPT_KEYS = ("instruction", "prompt", "question", "query")
 _ANSWER_KEYS = ("output", "response", "answer", "completion")
+_BEFORE_ANSWER = ("output", "response", "messages", "conversations")
+"""What a row's chat is taken from rather than from `answer`."""
 _CHAT_KEYS = frozenset(
     (*_PROMPT_KEYS, *_ANSWER_KEYS, "id", "input", "system", "history", "messages", "conversations", "reasoning_content")
 )
@@ -87,10 +89,13 @@ def read_samples(
 
 
 def _other_fields(row: Any) -> dict[str, Any]:
-    """What a row holds beside its chat."""
+    """What a row holds beside its chat. An `answer` beside another one (`output`, `messages` …) is the final one."""
     if not isinstance(row, dict):
         return {}
-    return {str(name): value for name, value in row.items() if name not in _CHAT_KEYS and value is not None}
+    fields = {str(name): value for name, value in row.items() if name not in _CHAT_KEYS and value is not None}
+    if row.get("answer") is not None and any(row.get(name) is not None for name in _BEFORE_ANSWER):
+        fields.setdefault("final_answer", row["answer"])
+    return fields
 
 
 def messages_of(row: Any) -> list[Message]:

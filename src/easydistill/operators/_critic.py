@@ -41,6 +41,8 @@ class Labelled:
     alone: Tries
     shown: Tries
     """The student's tries with the chain before it."""
+    votes: tuple[Reply, ...]
+    """What the critic said."""
 
 
 def criticise(
@@ -75,8 +77,9 @@ def criticise(
         if isinstance(shown, Unusable):
             found.append(shown)
             continue
-        label = majority(config, next(votes))
-        found.append(label if isinstance(label, Unusable) else Labelled(chain, label, alone, shown))
+        said = next(votes)
+        label = majority(config, said)
+        found.append(label if isinstance(label, Unusable) else Labelled(chain, label, alone, shown, tuple(said)))
     return found
 
 
@@ -94,7 +97,7 @@ def majority(config: CriticConfig, replies: Sequence[Reply]) -> str | Unusable:
             return label
     # Where asking again may give a majority, that is to blame.
     told = ", ".join(f"{label} {counts[label]}" for label in LABELS if counts[label])
-    return problem or Unusable("no_majority", f"the critic's votes: {told}")
+    return problem or Unusable("no_majority", f"the critic's votes: {told}", *replies)
 
 
 def _label(config: CriticConfig, reply: Reply) -> str:

@@ -8,6 +8,7 @@ contrastive_prompt   the teacher's answer under a good system prompt above that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -106,6 +107,11 @@ class StudentConfig(JudgedConfig):
         return self
 
 
+def heats_of(temperatures: Sequence[float], count: int) -> list[float | None]:
+    """The temperature of each of `count` samples, which take them in turn; None is the model's own."""
+    return [temperatures[number % len(temperatures)] if temperatures else None for number in range(count)]
+
+
 class RankConfig(JudgedConfig):
     """Any two of all answers. A judge scores both of two, 1 to 10, in either order; only where both orders prefer the
     same answer there is a pair, and its margin is the mean of both gaps."""
@@ -137,10 +143,21 @@ class RankConfig(JudgedConfig):
             raise Unfit("a pair needs two answers", "raise teacher_samples or student_samples")
         return self
 
+    @model_validator(mode="after")
+    def _draws_samples(self) -> RankConfig:
+        for role, count in self.most_samples.items():
+            greedy = heats_of(self.temperatures, count).count(0)
+            if greedy > 1:
+                raise Unfit(
+                    f"{greedy} of the {role}'s {count} samples have temperature 0 and are the same",
+                    f"give temperatures with one 0 among {role}_samples, or none",
+                )
+        return self
+
 
 class VerifiableConfig(SampledConfig):
     """A right answer above a wrong one. The right final answer is known: a row's `reference`, `final_answer` or
-    `solution`, or what its answer ends in."""
+    `solution`, or what its answer states."""
 
     asks_with: ClassVar[frozenset[str]] = frozenset({BOXED})
 

@@ -1,8 +1,8 @@
 """The four ways to pairs of answers: generators that end with what is possible for each row. `_pair_configs.py` tells
 what each does.
 
-Under `verifiable` no answer is taken for wrong that says the right final answer anywhere it says a final answer, and
-none for right whose last word is not equal to it: what lies between is undecided, and in no pair.
+Under `verifiable` no answer is taken for wrong that says the right final answer anywhere it says a final answer, or
+after it, and none for right whose last word is not equal to it: what lies between is undecided, and in no pair.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from statistics import fmean
 
 from easydistill.data.records import Message, Sample
 from easydistill.operators._base import Ask, Reply, Steps, each
-from easydistill.operators._chains import known_answer, verify
+from easydistill.operators._chains import known_answer, may_say_later, verify
 from easydistill.operators._difficulty import SCORES as BOTH_SCORES
 from easydistill.operators._difficulty import comparison
 from easydistill.operators._pair_configs import (
@@ -31,7 +31,7 @@ from easydistill.operators._pairs import Answer, Pair, Prospects, collect, given
 from easydistill.operators._replies import Unusable, scores_of
 from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import Tools
-from easydistill.verification.answers import bare, find_answer, numbers, parse_number, statements
+from easydistill.verification.answers import Found, bare, find_answer, numbers, parse_number, statements
 from easydistill.verification.equality import Verdict
 
 SCORE = {"score": (0, 9)}
@@ -159,16 +159,24 @@ class _Tried:
     found: Prospects
     known: str
     answer: Answer
-    final: str | None
+    final: Found | None
     """What it says in the end."""
     earlier: tuple[str, ...]
     """What else it says as a final answer."""
-    guessed: bool
-    """Whether `final` is but the last number."""
 
     @property
     def comparisons(self) -> list[tuple[str, str]]:
-        return [(self.known, text) for text in (self.final, *self.earlier) if text is not None]
+        final = () if self.final is None else (self.final.text,)
+        return [(self.known, text) for text in (*final, *self.earlier)]
+
+    @property
+    def may_hold_it(self) -> bool:
+        """Whether the known answer may stand elsewhere than where final answers stand."""
+        text = self.answer.text
+        anywhere = self.answer.truncated or (self.final is not None and self.final.strategy == "last_number")
+        if anywhere and _holds(text, self.known):
+            return True
+        return self.final is not None and may_say_later(text, self.final, self.known)
 
 
 def verifiable(config: VerifiableConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
@@ -217,8 +225,7 @@ def _read(config: VerifiableConfig, found: Prospects, known: str, answer: Answer
         for start, end in statements(answer.text)
         if final is None or not start <= final.start <= final.end <= end
     )
-    guessed = final is not None and final.strategy == "last_number"
-    return _Tried(found, known, answer, None if final is None else final.text, earlier, guessed)
+    return _Tried(found, known, answer, final, earlier)
 
 
 def _is_right(one: _Tried, verdicts: Mapping[tuple[str, str], Verdict]) -> bool:
@@ -229,19 +236,17 @@ def _is_right(one: _Tried, verdicts: Mapping[tuple[str, str], Verdict]) -> bool:
     """
     outcomes = {text: verdicts[known, text].outcome for known, text in one.comparisons}
     name, final = one.answer.name, one.final
-    says_it_anyhow = set(outcomes.values()) - {"different"} or (
-        (one.guessed or one.answer.truncated) and _holds(one.answer.text, one.known)
-    )
+    says_it_anyhow = set(outcomes.values()) - {"different"} or one.may_hold_it
     if one.answer.truncated:
         if says_it_anyhow:
             raise Unusable("truncated", f"{name} was cut off and may hold the right answer")
         return False
     if final is None:
         raise Unusable("no_final_answer", f"{name} says no final answer that could be found")
-    if outcomes[final] == "equal":
+    if outcomes[final.text] == "equal":
         return True
     if says_it_anyhow:
-        raise Unusable("undecided", f"{name} says {final!r}, and perhaps {one.known!r} too, which is right")
+        raise Unusable("undecided", f"{name} says {final.text!r}, and perhaps {one.known!r} too, which is right")
     return False
 
 

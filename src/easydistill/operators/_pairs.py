@@ -9,7 +9,7 @@ from functools import cached_property
 from easydistill.data.records import Message, Sample, answer_message
 from easydistill.operators._base import Ask, Reply, Role
 from easydistill.operators._chains import length_of
-from easydistill.operators._pair_configs import SampledConfig
+from easydistill.operators._pair_configs import SampledConfig, heats_of
 from easydistill.operators._replies import Unusable, text_of
 
 BY_ROW = "row"
@@ -92,9 +92,9 @@ def sample(
     role: Role, messages: tuple[Message, ...], count: int, temperatures: Sequence[float] = ()
 ) -> list[tuple[str, Ask]]:
     """(name, question) of each sample of a model."""
-    heats = [temperatures[number % len(temperatures)] if temperatures else None for number in range(count)]
     return [
-        (f"{role}-{number + 1}", Ask(messages, role, number, temperature=heat)) for number, heat in enumerate(heats)
+        (f"{role}-{number + 1}", Ask(messages, role, number, temperature=heat))
+        for number, heat in enumerate(heats_of(temperatures, count))
     ]
 
 

@@ -28,9 +28,9 @@ Scores = Mapping[str, tuple[int, int]]
 class Unusable(Exception):
     """Why a reply, or what it holds, is no row."""
 
-    def __init__(self, reason: str, detail: str, reply: Reply | None = None) -> None:
-        """`reply` is the one to blame, where the fault is its form and not what a row holds."""
-        self.reason, self.detail, self.reply = reason, detail, reply
+    def __init__(self, reason: str, detail: str, *replies: Reply) -> None:
+        """`replies` are those to blame, where the fault is their form or what they say, and not what a row holds."""
+        self.reason, self.detail, self.replies = reason, detail, replies
         super().__init__(f"{reason}: {detail}")
 
 
@@ -119,8 +119,7 @@ _NAMES: dict[Language, dict[str, str]] = {
 def rejection(identity: str, stage: str, problem: Unusable, *replies: Reply) -> Rejection:
     """The rejected row, with what was received."""
     raw = [reply.raw if reply.raw is not None else reply.text for reply in replies]
-    blamed = replies if problem.reply is None else (problem.reply,)
-    keys = tuple(reply.key for reply in blamed if reply.key is not None)
+    keys = tuple(reply.key for reply in problem.replies or replies if reply.key is not None)
     return Rejection(identity, stage, problem.reason, problem.detail, 1, raw[0] if len(raw) == 1 else raw, keys)
 
 

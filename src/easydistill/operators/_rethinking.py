@@ -26,7 +26,7 @@ from easydistill.operators._student_tries import Chain
 from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import Tools
 from easydistill.verification.answers import find_answer
-from easydistill.verification.equality import Verifier
+from easydistill.verification.equality import Verdict, Verifier
 from easydistill.verification.redaction import REDACTED
 
 PROMPT = "cot_derivation"
@@ -102,7 +102,8 @@ def rethink(
             if item.label == SUITS:
                 done[number] = Suited(items[number], item, turn)
             else:
-                problems[number] = Unusable(f"still_{item.label}", f"after {turn} rounds the critic says {item.label}")
+                detail = f"after {turn} rounds the critic says {item.label}"
+                problems[number] = Unusable(f"still_{item.label}", detail, *item.votes)
     return [done.get(number) or problems[number] for number in now]
 
 
@@ -168,12 +169,18 @@ def _derive(
     for chain, reply, answer in zip(chains, replies, answers, strict=True):
         if isinstance(answer, Unusable):
             found.append(answer)
-        elif next(verdicts).equal:
-            found.append(chain)
         else:
-            detail = f"{answer!r} follows from the new chain, where {chain.known!r} is right"
-            found.append(Unusable("not_derived", detail, reply))
+            problem = _not_derived(chain, answer, next(verdicts), reply)
+            found.append(problem or chain)
     return found
+
+
+def _not_derived(chain: Chain, answer: str, verdict: Verdict, reply: Reply) -> Unusable | None:
+    if verdict.equal:
+        return None
+    if verdict.outcome == "undecided":
+        return Unusable("undecided", f"{answer!r} beside {chain.known!r}: {verdict.reason}", reply)
+    return Unusable("not_derived", f"{answer!r} follows from the new chain, where {chain.known!r} is right", reply)
 
 
 def _answer(config: RethinkingConfig, reply: Reply) -> str | Unusable:
@@ -187,4 +194,4 @@ def _answer(config: RethinkingConfig, reply: Reply) -> str | Unusable:
 
 def _blaming(problem: Unusable, reply: Reply) -> Unusable:
     """The same with the reply that it is about."""
-    return problem if problem.reply is not None else Unusable(problem.reason, problem.detail, reply)
+    return problem if problem.replies else Unusable(problem.reason, problem.detail, reply)

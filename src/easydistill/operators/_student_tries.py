@@ -2,8 +2,8 @@
 
 A try is *right* where its final answer verifies against the known one, and *wrong* only where that is certain: the two
 are verified different, the text was not cut off, the answer was read as what it is (see `certainly_read`), and the
-known answer does not stand in it, nor, where it is but the last number of the text, anywhere before. All else
-(undecided, truncated, without an answer) is neither.
+known answer stands neither in it nor after it, nor, where it is but the last number of the text, anywhere before. All
+else (undecided, truncated, without an answer) is neither.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from easydistill.config.base import PositiveInt
 from easydistill.data.records import Message, Sample, answer_message
 from easydistill.operators._base import Ask, Reply, Steps
-from easydistill.operators._chains import thought_of
+from easydistill.operators._chains import may_say_later, thought_of
 from easydistill.operators._replies import Unusable
 from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import OperatorConfig, Tools
@@ -89,8 +89,8 @@ def with_chain(
     """The student answers each problem with the chain before it, whose final answer is redacted."""
     asks: list[Ask] = []
     for chain in chains:
-        text, before = prompt_text(chain.row), chain.row.prompt[:-1]
-        values: dict[str, Any] = {"instruction": text, "thought": chain.redacted, "redacted": REDACTED}
+        text, (*before, last) = prompt_text(chain.row), chain.row.prompt
+        values: dict[str, Any] = {"instruction": last["content"], "thought": chain.redacted, "redacted": REDACTED}
         asks += [
             tools.ask(PROMPT, text, role="student", index=number, before=before, boxed=config.boxed, **values)
             for number in range(config.student_samples)
@@ -140,10 +140,10 @@ def certainly_read(text: str, found: Found, known: str) -> bool:
     """Whether an answer that differs from the known one was taken from a text as what it is.
 
     "The answer is is 5", "the answer is five" and a last number that only continues the answer compare as different
-    from 5, and are not. So nothing that mentions the known answer is certain, an answer beside a number must be one,
-    and any other must stand in a box or be a choice's letter.
+    from 5, and are not. So nothing that mentions the known answer is certain, nor what may be followed by it, an answer
+    beside a number must be one, and any other must stand in a box or be a choice's letter.
     """
-    if mentions(text if found.strategy == "last_number" else found.text, known):
+    if mentions(text if found.strategy == "last_number" else found.text, known) or may_say_later(text, found, known):
         return False
     if parse_number(known) is not None:
         return parse_number(found.text) is not None

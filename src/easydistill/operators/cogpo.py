@@ -101,7 +101,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
         if number in problems:
             result.rejected.append(_refused(row, problems[number]))
     result.entered = len(result.accepted) + len(result.rejected)
-    result.facts = _facts(rows, result, tried, labelled, suited)
+    result.facts = _facts(rows, result, len(chains), tried, labelled, suited)
     return result
 
 
@@ -127,8 +127,9 @@ def _chains(config: Config, tools: Tools, verifier: Verifier, rows: Sequence[Sam
 
 
 def _question(config: Config, row: Sample, tools: Tools) -> Ask:
-    text, before = prompt_text(row), row.prompt[:-1]
-    return tools.ask(cot_generation.STAGE, text, before=before, instruction=text, answer=None, boxed=config.boxed)
+    *before, last = row.prompt
+    values: dict[str, Any] = {"instruction": last["content"], "answer": None, "boxed": config.boxed}
+    return tools.ask(cot_generation.STAGE, prompt_text(row), before=before, **values)
 
 
 def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -> tuple[Chain, str] | Unusable:
@@ -141,7 +142,7 @@ def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -
         return problem
     found = find_answer(chain.row.answer or "", config.strategies)
     if found is None:
-        return Unusable("no_final_answer", "the teacher's chain has no final answer", reply)
+        return Unusable("no_final_answer", "the teacher's chain has no final answer", *_received(reply))
     return chain, found.text
 
 
@@ -149,8 +150,12 @@ def _right(chain: Chain, said: str, verdict: Verdict, reply: Reply | None) -> Ch
     if verdict.equal:
         return chain
     if verdict.outcome == "undecided":
-        return Unusable("undecided", f"{said!r} beside {chain.known!r}: {verdict.reason}", reply)
-    return Unusable("wrong_answer", f"{said!r} where {chain.known!r} is right", reply)
+        return Unusable("undecided", f"{said!r} beside {chain.known!r}: {verdict.reason}", *_received(reply))
+    return Unusable("wrong_answer", f"{said!r} where {chain.known!r} is right", *_received(reply))
+
+
+def _received(reply: Reply | None) -> tuple[Reply, ...]:
+    return () if reply is None else (reply,)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -202,8 +207,8 @@ def _of_critic(suited: Suited) -> dict[str, Any]:
 
 
 def _refused(row: Sample, problem: Unusable) -> Rejection:
-    if problem.reply is not None:
-        return rejection(row.id, STAGE, problem, problem.reply)
+    if problem.replies:
+        return rejection(row.id, STAGE, problem, *problem.replies)
     return Rejection(row.id, STAGE, problem.reason, problem.detail, 1, list(row.messages))
 
 
@@ -213,6 +218,7 @@ def _refused(row: Sample, problem: Unusable) -> Rejection:
 def _facts(
     rows: Sequence[Sample],
     result: Result,
+    right: int,
     tried: dict[int, Tries],
     labelled: dict[int, Labelled],
     suited: dict[int, Suited],
@@ -223,7 +229,7 @@ def _facts(
     kinds: Counter[str] = sum((tries.kinds for tries in tried.values()), Counter())
     return {
         "problems": len(rows),
-        "chains_right": len(tried),
+        "chains_right": right,
         "labels_before": {label: before[label] for label in LABELS},
         "suits_after": {label: sum(item.first.label == label for item in suited.values()) for label in LABELS},
         "rounds": {str(number): count for number, count in sorted(rounds.items())},
@@ -231,7 +237,8 @@ def _facts(
         "sft_rows": len(result.also[SFT]),
         "pass_rate": {
             "alone": _mean([tries.rate for tries in tried.values()]),
-            "with_chain_before": _mean([item.shown.rate for item in labelled.values()]),
+            # Of the same problems as after: otherwise dropping the hopeless ones would look like progress.
+            "with_chain_before": _mean([item.first.shown.rate for item in suited.values()]),
             "with_chain_after": _mean([item.last.shown.rate for item in suited.values()]),
         },
         "student_tries": dict(sorted(kinds.items())),

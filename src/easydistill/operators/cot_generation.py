@@ -76,10 +76,17 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
 
 def _question(config: Config, row: Sample, answer: str | None, number: int, tools: Tools) -> Ask:
-    text = prompt_text(row)
+    *before, last = row.prompt
     shown = answer if config.show_answer else None
-    before = row.prompt[:-1]
-    return tools.ask(STAGE, text, index=number, before=before, instruction=text, answer=shown, boxed=config.boxed)
+    return tools.ask(
+        STAGE,
+        prompt_text(row),
+        index=number,
+        before=before,
+        instruction=last["content"],
+        answer=shown,
+        boxed=config.boxed,
+    )
 
 
 class _Try:

@@ -23,6 +23,8 @@ from typing import Literal
 
 Strategy = Literal["boxed", "hashes", "phrase", "last_number"]
 DEFAULT_STRATEGIES: tuple[Strategy, ...] = ("boxed", "hashes", "phrase", "last_number")
+STATED: tuple[Strategy, ...] = ("boxed", "hashes", "phrase")
+"""Those that find what a text says to be its answer; `last_number` guesses."""
 MAX_DIGITS = 1000
 """Longer numbers are not read as numbers: nobody's answer, and arithmetic on them is an attack."""
 MAX_ANSWER = 4000
@@ -212,7 +214,7 @@ class _CutOff(Exception):
 
 
 def _boxed(text: str) -> tuple[int, int] | None:
-    starts = [match.end() for match in _BOX.finditer(text)]
+    starts = [match.end() for match in _last(_BOX, text)]
     for last, start in enumerate(reversed(starts)):
         if text[start : start + 1] != "{":
             # TeX takes the next token: `\boxed 5`.
@@ -346,3 +348,16 @@ def numbers(text: str) -> Iterator[tuple[Number, int, int]]:
         number = parse_number(match[0])
         if number is not None:
             yield number, *match.span()
+
+
+_NUMBER_WORD = re.compile(
+    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
+    r"|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million"
+    r"|billion|dozen|half|third|quarter)s?\b|[零〇一二两三四五六七八九十百千]",
+    re.IGNORECASE,
+)
+
+
+def spelt_out(text: str) -> bool:
+    """Whether a text has a number in words, English or Chinese."""
+    return _NUMBER_WORD.search(text) is not None

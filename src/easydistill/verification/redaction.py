@@ -5,7 +5,8 @@ Enters: a text and the known answer. Leaves: the text with `REDACTED` in place o
 1. every final answer that it states (boxes, `####` lines, "the answer is …"), unless it is plainly another one, such
    as an earlier attempt; the last statement always;
 2. the known answer itself, as a number of the same value or literally, in its conclusion: the last line that says
-   anything but a statement, and the lines right above it as long as they hold the answer too.
+   anything but a statement, and the lines right above it as long as they hold the answer too. Lines between that only
+   lead over (a heading, "Therefore:", `</think>`) do not end it.
 
 In the conclusion an operand stays (`4 - 2 = 2` becomes `4 - 2 = [?]`), else steps on small numbers could not be
 followed. Steps further up stay as they are, so an answer that is also an intermediate result is still there.
@@ -22,6 +23,10 @@ REDACTED = "[?]"
 _OPERATOR = r"(?:[-+*/×÷·^−–]|\\(?:times|cdot|div)\b)"
 _OPERAND_BEFORE = re.compile(rf"[\d)\]}}%](?: ?[A-Za-z]{{1,20}})?\s*{_OPERATOR}\s*$")
 _OPERAND_AFTER = re.compile(rf"\s*(?:[A-Za-z]{{1,20}}\s*)?{_OPERATOR}\s*[$(\[{{\\]*\d")
+_TAG = re.compile(r"</?\w+>")
+_BOLD = ("**", "__")
+_SHORT = 20
+"""Characters of a line that is no sentence, nor are three words."""
 _CONTEXT = 40
 """Characters beside a number that tell whether it is an operand."""
 
@@ -54,9 +59,19 @@ def _without_conclusion(text: str, known: str) -> str:
     for index in range(len(lines) - 1, -1, -1):
         line = lines[index]
         lines[index] = _without_answer(line, known)
-        if REDACTED not in lines[index] and re.search(r"\w", line):
+        if REDACTED not in lines[index] and re.search(r"\w", line) and not _leads_over(line):
             break
     return "\n".join(lines)
+
+
+def _leads_over(line: str) -> bool:
+    """Whether a line says nothing itself: a heading, in bold, a bare tag, before a colon, or a few words."""
+    line = line.strip()
+    if re.search(r"\d", line):
+        return False
+    few_words = len(line) <= _SHORT and len(line.split()) <= 3
+    in_bold = line.startswith(_BOLD) and line.rstrip(" .。").endswith(_BOLD)
+    return few_words or in_bold or line.startswith("#") or line.endswith((":", "：")) or bool(_TAG.fullmatch(line))
 
 
 def _without_answer(line: str, known: str) -> str:

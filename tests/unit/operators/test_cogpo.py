@@ -16,8 +16,9 @@ from tests.unit.operators.test_asking import drive, reasons, row
 
 from easydistill.data.preferences import as_preference
 from easydistill.data.records import Sample
-from easydistill.operators import cogpo
+from easydistill.operators import cogpo, cot_generation
 from easydistill.operators._base import Ask, Reply, Result
+from easydistill.operators._chains import known_answer
 from easydistill.operators._student_tries import certainly_read
 from easydistill.verification.answers import find_answer
 
@@ -234,12 +235,155 @@ def test_only_certainly_wrong_answers_are_rejected_ones() -> None:
         ("The answer is surely C.", "B", False),
         ("The answer is the city of light.", "Paris", False),
         ("\\boxed{Rome}", "Paris", True),
+        ("The answer to the first part is 7. So 7 * 3 = 21 apples in all.", "21", False),
+        ("The answer is 7 per box. Three boxes hold 21.", "21", False),
+        ("#### 7\nper box, so 21", "21", False),
+        ("First \\boxed{7}, so in the end 21", "21", False),
+        ("The answer is A. No, rather B", "B", False),
+        ("The answer is 7 per box. They hold twenty-one.", "21", False),
+        ("3 boxes with 7 each make twenty-one apples.", "21", False),
+        ("3个盒子每个7个，一共二十一个。", "21", False),
+        ("Three boxes with 7 each make 22 apples.", "21", True),
+        ("The answer is 7 per box. They hold 22.", "21", True),
+        ("\\boxed{7}, one more than 6", "21", True),
         ("\\boxed{2y}", "x+1", True),
     ],
 )
 def test_what_is_certainly_another_answer(text: str, known: str, certain: bool) -> None:
     found = find_answer(text)
     assert found is not None and certainly_read(text, found, known) is certain
+
+
+FALSE_ENDS = st.sampled_from(["The answer is %d", "Answer: %d", "#### %d", "it is \\boxed{%d}", "so %d"])
+TAILS = st.sampled_from(["So %d", "That makes %d in all.", "= %d", "it is %d apples", "which gives **%d**!", "(%d)"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(FALSE_ENDS, TAILS, st.integers(2, 500), st.integers(2, 500), st.sampled_from([". ", "\n", ", and ", " or "]))
+def test_no_answer_is_certainly_wrong_where_the_known_one_stands_after_it(
+    end: str, tail: str, other: int, known: int, between: str
+) -> None:
+    text = f"We count. \n{end % other}{between}{tail % known}"
+    found = find_answer(text)
+    assert found is not None and not certainly_read(text, found, str(known))
+
+
+@pytest.mark.parametrize("name", ["reference", "final_answer", "solution"])
+@pytest.mark.parametrize(
+    ("value", "known"),
+    [
+        ("2\\sqrt{3}", "2\\sqrt{3}"),
+        ("\\frac{\\pi}{2}", "\\frac{\\pi}{2}"),
+        ("(1, 2)", "(1, 2)"),
+        ("x^2+1", "x^2+1"),
+        (" 18 \n", "18"),
+        ("Paris", "Paris"),
+        (18, "18"),
+        ("She sells 9.\n#### 18", "18"),
+        ("So 9 * 2. #### 18", "18"),
+        ("Thus \\boxed{2\\sqrt{3}} it is", "2\\sqrt{3}"),
+        ("The answer is (1, 2).", "(1, 2)"),
+        ("She makes 9 * 2 = 18 dollars every day at the market.", "18"),
+        ("We see at once that it is $2\\sqrt{3}$", "We see at once that it is $2\\sqrt{3}$"),
+        ("cut off in \\boxed{2", "cut off in \\boxed{2"),
+    ],
+)
+def test_a_known_answer_is_not_cut_down_to_a_number(name: str, value: Any, known: str) -> None:
+    assert known_answer(row("a", "Why?", **{name: value})) == known
+
+
+@pytest.mark.parametrize(
+    ("answer", "known"),
+    [
+        ("She has 8 apples, 3 more than on day 2.", None),
+        ("So 7 * 3 = 21", None),
+        ("cut off in \\boxed{2", None),
+        ("So 7 * 3. #### 21", "21"),
+        ("7 * 3\n#### 21\n", "21"),
+        ("It is \\boxed{x+1}", "x+1"),
+        ("The answer is 21, as 7 * 3 = 21.", "21"),
+        ("5", "5"),
+        ("5.", "5"),
+        ("$1,500", "$1,500"),
+        ("who knows", None),
+    ],
+)
+def test_a_known_answer_is_not_guessed_from_a_rows_own_answer(answer: str, known: str | None) -> None:
+    assert known_answer(row("a", "Why?", answer)) == known
+
+
+def test_formulas_are_right_as_a_whole() -> None:
+    """A known answer of two roots is not 3: who says 3 is wrong, who says two roots is right."""
+    known = "2\\sqrt{3}"
+    world = World(
+        teacher=lambda ask, a, b: "\\boxed{3}" if a == 1 else f"So \\boxed{{{known}}}",
+        alone=lambda ask, a, b: "\\boxed{3}",
+        shown=lambda ask, a, b: f"\\boxed{{{known}}}",
+    )
+    result = made(world, [row(f"p{n}", f"What is {n} + 2?", reference=known) for n in (1, 2)])
+    assert {found.id: found.reason for found in result.rejected} == {"p1": "wrong_answer"}
+    assert [(pair.meta["source"], pair.meta["rejected"]["content"]) for pair in result.accepted] == [
+        ("p2", "\\boxed{3}")
+    ]
+
+
+def test_a_guessed_answer_is_not_a_known_one() -> None:
+    result = made(World(), [row("p", "What is 5 + 3?", "She has 8 apples, 3 more than on day 2.")])
+    assert reasons(result) == {"answer_unknown": 1}
+
+
+def test_what_the_critic_says_is_kept_where_it_is_to_blame() -> None:
+    """With the keys of its requests, so that they can be asked again."""
+    votes = {1: ("easy", "medium", "hard"), 2: ("easy", "easy", "easy")}
+    world = World(
+        critic=lambda ask, a, b: Reply(f"<label>{votes[a][ask.index]}</label>", key=f"{a}-{ask.index}"),
+        extend=lambda ask, a, b: f"<thought>{LONG * (ask.index + 1)} \\boxed{{{a + b}}}</thought>",
+    )
+    refused = {found.id: found for found in made(world, [problem(1), problem(2)]).rejected}
+    assert {name: found.reason for name, found in refused.items()} == {"p1": "no_majority", "p2": "still_easy"}
+    for number in (1, 2):
+        found = refused[f"p{number}"]
+        assert found.raw == [f"<label>{vote}</label>" for vote in votes[number]]
+        assert found.requests == tuple(f"{number}-{index}" for index in range(3))
+
+
+def test_what_cannot_be_compared_is_not_blamed_on_the_chain() -> None:
+    world = World(critic=first_easy, derive=lambda ask, a, b: "<answer>\\boxed{(3, \\infty}}</answer>")
+    assert reasons(made(world, [problem(1)])) == {"undecided": 1}
+
+
+def test_figures_before_and_after_are_of_the_same_problems() -> None:
+    """Of two right chains one never suits and helps nobody; a third one's student cannot be asked."""
+    world = World(
+        alone=lambda ask, a, b: Reply(None, problem=("timeout", "?")) if a == 3 else f"\\boxed{{{a + b + 1}}}",
+        shown=lambda ask, a, b: f"\\boxed{{{a + b + (a == 2)}}}",
+        critic=lambda ask, a, b: f"<label>{'hard' if a == 2 else 'medium'}</label>",
+    )
+    facts = made(world, [problem(1), problem(2), problem(3)]).facts
+    assert facts["chains_right"] == 3
+    assert facts["pass_rate"] == {"alone": 0.0, "with_chain_before": 1.0, "with_chain_after": 1.0}
+
+
+def test_earlier_turns_are_told_once() -> None:
+    earlier = ({"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Good day"})
+    asked = {"role": "user", "content": "What is 1 + 2?"}
+    texts: dict[str, list[str]] = {}
+
+    def told(ask: Ask) -> str | Reply:
+        texts.setdefault(kind_of(ask), []).append("\n".join(message["content"] for message in ask.messages))
+        return World()(ask)
+
+    made(told, [Sample("m", (*earlier, asked), {"reference": "3"})])
+    for kind in ("teacher", "shown", "alone"):
+        assert texts[kind] and all(text.count("Hello there") == 1 == text.count("Good day") for text in texts[kind])
+    generated: list[Ask] = []
+
+    def teacher(ask: Ask) -> str:
+        generated.append(ask)
+        return "\\boxed{3}"
+
+    drive(cot_generation, cot_generation.Config(), [Sample("m", (*earlier, asked), {"reference": "3"})], teacher)
+    assert "\n".join(message["content"] for message in generated[0].messages).count("Good day") == 1
 
 
 def test_a_student_that_never_fails_gives_no_pair_but_a_row() -> None:

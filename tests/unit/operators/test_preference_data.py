@@ -277,6 +277,26 @@ def test_a_cut_off_answer_is_rejected_only_if_it_never_says_the_right_one(cut: s
     assert not swapped.accepted
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "The answer to the first part is 7. So 7 * 3 = 21 apples in all.",
+        "The answer is 7 per box. Three boxes hold 21.",
+        "#### 7\nis one box, so 21",
+        "The answer is 7 per box. Three boxes hold twenty-one.",
+        "Three boxes: \\boxed{7} each, and so 21",
+        "3 boxes with 7 each make twenty-one apples.",
+    ],
+)
+def test_what_says_the_right_answer_after_its_statement_is_undecided(wrong: str) -> None:
+    apples = row("a", "How many apples?", reference="21")
+    result, _ = drive(
+        [apples], lambda ask: wrong if ask.index else "\\boxed{21}", method="verifiable", student_samples=2,
+        strategies=list(DEFAULT_STRATEGIES),
+    )  # fmt: skip
+    assert reasons(result) == {"a": "all_right"} and result.facts["answers_dropped"] == {"undecided": 1}
+
+
 def test_problems_without_a_known_answer_ask_nobody() -> None:
     result, waves = drive([row("a", "Why?")], lambda ask: "", method="verifiable")
     assert reasons(result) == {"a": "answer_unknown"} and not any(waves)
@@ -493,12 +513,19 @@ def test_neither_the_order_of_rows_nor_ties_matter(method: str, seed: int, most:
         {"method": "verifiable", "min_margin": 2},
         {"method": "contrastive_prompt", "prompts": {"answer_scoring": "mine.txt"}},
         {"method": "rank", "temperatures": [0.0001]},
+        {"method": "rank", "temperatures": [0]},
+        {"method": "rank", "temperatures": [0, 0.7], "student_samples": 3},
         {"method": "other"},
     ],
 )
 def test_what_would_do_nothing_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         config_of(**values)
+
+
+def test_one_greedy_answer_among_samples_is_fine() -> None:
+    config_of(method="rank", temperatures=[0, 0.7], student_samples=2)
+    config_of(method="rank", temperatures=[0, 0.7, 1.0], student_samples=3, teacher_samples=1)
 
 
 def test_every_prompt_belongs_to_a_method() -> None:

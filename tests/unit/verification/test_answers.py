@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easydistill.verification.answers import DEFAULT_STRATEGIES, Found, Strategy, bare, find_answer, parse_number
+from easydistill.verification.answers import (
+    DEFAULT_STRATEGIES,
+    Found,
+    Strategy,
+    bare,
+    find_answer,
+    parse_number,
+    spelt_out,
+)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,26 @@ def test_a_megabyte_of_anything_takes_no_time(part: str) -> None:
     text = part * (1_000_000 // len(part))
     find_answer(text)
     parse_number(text)
+
+
+@pytest.mark.timeout(20)
+def test_boxes_that_never_close_before_an_empty_one_take_no_time() -> None:
+    assert find_answer("\\boxed{" * 10_000 + "\\boxed{ }", ("boxed",)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("make twenty-one apples", True),
+        ("Half of it", True),
+        ("一共二十一个", True),
+        ("make 21 apples", False),
+        ("someone weighs tenfold", False),
+        ("", False),
+    ],
+)
+def test_numbers_in_words(text: str, told: bool) -> None:
+    assert spelt_out(text) is told
 
 
 @pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl"])

@@ -36,6 +36,27 @@ from easydistill.verification.redaction import REDACTED, redact
         ("x + y = 3x, that is x+2y", "x+2y", "x + y = 3x, that is [?]"),
         ("48+24=72，所以一共72个。\n答案是72。", "72", "48+24=[?]，所以一共[?]个。\n答案是[?]。"),
         ("72 is even.\nSo she has many.\nThe answer is 72.", "72", "72 is even.\nSo she has many.\nThe answer is [?]."),
+        (
+            "So 7 * 3 gives 21 apples.\n**Final Answer**\n\\boxed{21}",
+            "21",
+            "So 7 * 3 gives [?] apples.\n**Final Answer**\n\\boxed{[?]}",
+        ),
+        (
+            "So 7 * 3 gives 21 apples.\nTherefore:\n\\boxed{21}",
+            "21",
+            "So 7 * 3 gives [?] apples.\nTherefore:\n\\boxed{[?]}",
+        ),
+        (
+            "That is 21 apples.\n</think>\nThe answer is \\boxed{21}.",
+            "21",
+            "That is [?] apples.\n</think>\nThe answer is [?].",
+        ),
+        (
+            "That is 21 apples.\n\n### And so, at the very end, the answer\n\nThus\n21",
+            "21",
+            "That is [?] apples.\n\n### And so, at the very end, the answer\n\nThus\n[?]",
+        ),
+        ("She has 21.\nOf that, 7 are red.\nSo:\n21", "21", "She has 21.\nOf that, 7 are red.\nSo:\n[?]"),
         ("Cut off: \\boxed{7", "72", "Cut off: \\boxed{[?]"),
         ("No number here", "72", "No number here"),
         ("", "72", ""),
