@@ -17,7 +17,7 @@ from tests.support.scripted_server import ScriptedServer
 
 import easydistill
 from easydistill.data.files import hash_file
-from easydistill.errors import ConfigError
+from easydistill.errors import ConfigError, DataError
 
 STAGES = ["synthesise", "train-1", "train-2"]
 WORDS = "Let us look at it slowly, step after step, and write down what each step gives before we go on. "
@@ -206,31 +206,38 @@ def test_killed_while_the_student_is_asked_it_goes_on(
         made["sft"] = {"enabled": False}
         made["training"]["max_steps"] = 1
         made["synthesis"] |= {"student_samples": 2, "votes": 1}
+        made["student_inference"]["batch_size"] = 2
     easydistill.run(jobs["whole"], quiet=True)
     once = Counter(server.asked)
     server.asked.clear()
 
-    say = server.say
-
-    def slowly(text: str, number: int) -> str:
-        time.sleep(0.1)
-        return say(text, number)
-
-    server.say = slowly
     config = write_config(tmp_path / "torn", jobs["torn"])
     process = start(config)
-    while process.poll() is None and len(server.asked) < 9:
-        time.sleep(0.05)
+    while process.poll() is None and not answers_of_student(tmp_path / "torn"):
+        time.sleep(0.005)
     process.kill()
     out, _ = process.communicate()
     assert process.returncode < 0, out
+    early = answers_of_student(tmp_path / "torn")
+    assert 0 < len(early) < len(answers_of_student(tmp_path / "whole"))
     assert easydistill.run(config, quiet=True).exit_code == 0
+    # Lines of what the student said are still there, and nothing was said twice.
+    late = answers_of_student(tmp_path / "torn")
+    assert late[: len(early)] == early and sorted(late) == sorted(answers_of_student(tmp_path / "whole"))
     again = Counter(server.asked) - once
     assert again.total() <= 2 and not once - Counter(server.asked), "only what was under way when it was killed"
     for name in ("labeled.json", "labeled.parquet", "sft.json", "rejected.jsonl"):
         assert lines_of_bytes(tmp_path / "whole", name) == lines_of_bytes(tmp_path / "torn", name)
     weights = [hash_file(tmp_path / name / "run/student/model.safetensors") for name in ("whole", "torn")]
     assert weights[0] == weights[1]
+
+
+def answers_of_student(folder: Path) -> list[str]:
+    """Keys of the student's answers in the journal, as they came."""
+    found = [path.read_bytes() for path in folder.glob("run/stages/*-synthesise/journal.jsonl")]
+    whole = [line for text in found for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+    records = [record for line in whole for record in json.loads(line)]
+    return [record["key"] for record in records if record.get("model") == "student"]
 
 
 def lines_of_bytes(folder: Path, name: str) -> bytes:
@@ -265,6 +272,19 @@ def test_with_one_beta_it_is_dpo_to_the_bit(tiny_model: Path, tmp_path: Path) ->
         ({"inference": {}}, "there is no teacher"),
         ({"student_inference": {"temperature": 0}}, "student_inference.temperature"),
         ({"sft": {"output_dir": "x"}}, "the run directory is named elsewhere"),
+        ({"preference": {"beta": 0.3}}, "every pair has the β of its gap, not preference.beta"),
+        ({"preference": {"loss_type": "aot"}}, "aot sorts the answers of a batch"),
+        ({"preference": {"loss_type": ["sigmoid", "aot_unpaired"]}}, "aot_unpaired sorts the answers of a batch"),
+        ({"dataset": {"labeled_path": "x.json"}, "preference": {"loss_type": "aot"}}, "aot sorts the answers"),
+        ({"dataset": {"labeled_path": "x.json"}}, "inference can do nothing where pairs are there already"),
+        (
+            {"synthesis": {"truncated_are_wrong": True}, "student_inference": {"truncation": "reject"}},
+            "synthesis.truncated_are_wrong needs the answers that student_inference.truncation rejects",
+        ),
+        (
+            {"inference": {"base_url": "http://localhost:1/v1", "temperature": 0}, "synthesis": {"votes": 1}},
+            "a rewriting that failed is sampled again, and at temperature 0 it would be the same",
+        ),
     ],
 )
 def test_what_does_not_fit_together(changes: dict[str, Any], told: str) -> None:
@@ -278,3 +298,55 @@ def test_what_does_not_fit_together(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as error:
         easydistill.validate(config | changes)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("role", ["teacher", "judge"])
+def test_pairs_that_are_there_need_nobody_who_makes_them(role: str) -> None:
+    config: dict[str, Any] = {"job_type": "cogpo", "dataset": {"labeled_path": "x.json"}, "models": {"student": "s"}}
+    easydistill.validate(config | {"preference": {"beta": 0.3}})
+    config["models"][role] = "t"
+    with pytest.raises(ConfigError, match=rf"models\.{role} can do nothing where pairs are there already"):
+        easydistill.validate(config)
+
+
+def test_greedy_rewriting_is_done_once() -> None:
+    config = {
+        "job_type": "cogpo",
+        "dataset": {"instruction_path": "x.json"},
+        "inference": {"base_url": "http://localhost:1/v1", "temperature": 0},
+        "models": {"student": "s"},
+        "synthesis": {"votes": 1, "rounds": 1},
+    }
+    easydistill.validate(config)
+
+
+def test_thoughts_that_the_template_leaves_out_are_an_error(tiny_model: Path, tmp_path: Path) -> None:
+    """Pairs of the same answer after other thoughts would be the same tokens."""
+    template = tmp_path / "shows.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {n} + 2?"}],
+            "chosen": [{"role": "assistant", "content": f"{n + 2}", "reasoning_content": "First one, then one more."}],
+            "rejected": [{"role": "assistant", "content": f"{n + 2}", "reasoning_content": "Obviously."}],
+            "beta": 0.1,
+        }
+        for n in range(4)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    config = {
+        "job_type": "cogpo",
+        "output_dir": str(tmp_path / "run"),
+        "dataset": {"labeled_path": str(tmp_path / "pairs.json")},
+        "models": {"student": str(tiny_model)},
+        "training": {"max_steps": 1, "max_length": 128, "gradient_accumulation_steps": 1},
+        "evaluation": {"enabled": False},
+    }
+    with pytest.raises(DataError, match=r"(?s)leaves out `reasoning_content`.*→ set dataset.template"):
+        easydistill.run(config, quiet=True)
+    config["dataset"]["template"] = str(template)
+    assert easydistill.run(config, quiet=True).summary["stages"]["train"]["metrics"]["train_rows"] == 4

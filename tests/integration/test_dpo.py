@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from easydistill.config.preference import PairLoss, PairTrainingConfig, Preferen
 from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
+from easydistill.errors import DataError
 from easydistill.models.student import Student, build_student
 from easydistill.trainers.preferences import PairRow, measure, measure_gaps, score_pairs
 from easydistill.trainers.preferences_trl import PairTrainer, PairWatch, train
@@ -137,6 +139,16 @@ def test_equal_betas_of_pairs_are_the_configs(tiny_model: Path, tmp_path: Path) 
     cogpo = trained(tmp_path / "b", tiny_model, own, PreferenceConfig(beta=0.9)).model
     for one, other in zip(dpo.parameters(), cogpo.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["aot", "aot_unpaired"])
+def test_a_loss_that_sorts_a_batch_needs_one_beta(tiny_model: Path, tmp_path: Path, kind: PairLoss) -> None:
+    loss = PreferenceConfig(loss_type=kind, beta=0.1)
+    trainer_of(tmp_path / "same", tiny_model, pairs(2), loss)
+    own = [replace(row, beta=0.1 if number else None) for number, row in enumerate(pairs(2))]
+    trainer_of(tmp_path / "own", tiny_model, own, loss)
+    with pytest.raises(DataError, match=f"{kind} sorts the answers of a batch, and the pairs have different β"):
+        trainer_of(tmp_path / "different", tiny_model, pairs(2, betas=True), loss)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])

@@ -149,3 +149,15 @@ def test_whoever_is_missing_or_left_over_is_refused(
     easydistill.validate(job(server, tmp_path))
     with pytest.raises(ConfigError, match=told):
         easydistill.validate({**job(server, tmp_path), **change})
+
+
+def test_what_was_cut_off_cannot_be_both_wanted_and_rejected(server: ScriptedServer, tmp_path: Path) -> None:
+    config = job(server, tmp_path, method="verifiable", allow_truncated=True)
+    easydistill.validate(config)
+    config["student_inference"]["truncation"] = "reject"
+    told = r"synthesis\.allow_truncated needs the answers that student_inference\.truncation rejects"
+    with pytest.raises(ConfigError, match=told):
+        easydistill.validate(config)
+    # The teacher's may still be rejected answers.
+    config["synthesis"]["teacher_samples"] = 1
+    easydistill.validate(config | {"inference": {"base_url": server.url}})

@@ -10,11 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import AutoTokenizer
 
 from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
+from easydistill.data.chat import ChatRenderer
 from easydistill.data.preferences import Preference, read_preferences, write_pairs_json, write_pairs_parquet
-from easydistill.data.records import split_heldout
+from easydistill.data.records import Message, Rejection, split_heldout
 from easydistill.errors import DataError
+from easydistill.stages.prefer import check_thoughts, render_pairs
+from easydistill.trainers.preferences import PairRow
 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}
@@ -114,6 +118,48 @@ def test_pairs_of_one_prompt_stay_on_one_side(tmp_path: Path) -> None:
     train, heldout = split_heldout(read(tmp_path, *rows)[0], 8, 0)
     assert len(train) + len(heldout) == 40 and len(heldout) >= 8
     assert not {pair.prompt_hash for pair in train} & {pair.prompt_hash for pair in heldout}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def rendered(tokenizer: Any, answer: str, other: str, max_length: int) -> tuple[list[PairRow], list[Rejection]]:
+    messages = [Message(role="assistant", content=text) for text in (answer, other)]
+    pair = Preference("p", (Message(role="user", content="Why?"),), *messages, None, {})
+    return render_pairs(ChatRenderer(tokenizer, frozenset()), [pair], max_length, "train")
+
+
+def test_pairs_without_a_difference_are_rejected(tokenizer: Any) -> None:
+    (row,), _ = rendered(tokenizer, "Because it is so. Yes.", "Because it is so. No.", 99)
+    until_they_differ = next(
+        len(row.prompt) + number
+        for number, (one, other) in enumerate(zip(row.chosen, row.rejected, strict=False))
+        if one != other
+    )
+    rows, rejected = rendered(tokenizer, "Because it is so. Yes.", "Because it is so. No.", until_they_differ)
+    assert not rows and (rejected[0].id, rejected[0].reason) == ("p", "same_tokens")
+    assert f"max_length ({until_they_differ} tokens)" in rejected[0].detail
+    assert rendered(tokenizer, "Because it is so. Yes.", "Because it is so. No.", until_they_differ + 1)[0]
+
+
+def test_thoughts_that_are_not_shown_are_no_difference(tokenizer: Any) -> None:
+    answers = [Message(role="assistant", content="3", reasoning_content=text) for text in ("one and two", "who knows")]
+    pair = Preference("p", (Message(role="user", content="1 + 2?"),), *answers, None, {})
+    renderer = ChatRenderer(tokenizer, frozenset())
+    rows, rejected = render_pairs(renderer, [pair], 99, "train")
+    assert not rows and rejected[0].reason == "same_tokens"
+    with pytest.raises(DataError, match="leaves out `reasoning_content`"):
+        check_thoughts(renderer, [pair])
+    check_thoughts(ChatRenderer(tokenizer, frozenset(), "{{ messages[-1].reasoning_content }}{{ messages }}"), [pair])
+
+
+def test_answers_that_fit_exactly_are_not_cut(tokenizer: Any) -> None:
+    (row,), _ = rendered(tokenizer, "Because it is so.", "No.", 99)
+    for room, cut in ((row.longest, False), (row.longest - 1, True)):
+        (found,), _ = rendered(tokenizer, "Because it is so.", "No.", room)
+        assert found.cut is cut and found.longest == room
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ class PreferenceConfig(Section):
         """All of them."""
         return self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
 
+    @property
+    def sorting(self) -> list[PairLoss]:
+        """Those that sort the answers of a batch: what belongs to one pair, its β or weight, meets others' answers."""
+        return [loss for loss in self.losses if loss in ("aot", "aot_unpaired")]
+
     @model_validator(mode="after")
     def _fits(self) -> PreferenceConfig:
         losses = self.losses
@@ -72,7 +77,7 @@ class PreferenceConfig(Section):
         if self.label_smoothing and not _SMOOTHED & set(losses):
             known = ", ".join(sorted(_SMOOTHED))
             raise Unfit(f"label_smoothing changes nothing of {', '.join(losses)}", f"remove it, or use one of {known}")
-        if self.weighting and {"aot", "aot_unpaired"} & set(losses):
+        if self.weighting and self.sorting:
             raise Unfit("weighting needs pairs, and aot sorts the answers of a batch", "remove one of the two")
         whole = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
         if self.f_divergence != "reverse_kl" and not set(losses) <= whole:

@@ -52,10 +52,25 @@ class Job(JobConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Job:
+        if self.preference.sorting:
+            problem = f"{self.preference.sorting[0]} sorts the answers of a batch, and each pair has a β of its own"
+            raise Unfit(problem, "take another preference.loss_type")
         if self.dataset.instruction_path is None:
             self._trains_alone()
             return self
         need_models(self.inference, self.models.teacher, self.judge, self.models.judge)
+        if "beta" in self.preference.model_fields_set:
+            raise Unfit("every pair has the β of its gap, not preference.beta", "set synthesis.beta_small, … instead")
+        self._samples_differ()
+        if self.synthesis.truncated_are_wrong and self.student_inference.truncation == "reject":
+            raise Unfit(
+                "synthesis.truncated_are_wrong needs the answers that student_inference.truncation rejects",
+                "drop one of the two",
+            )
+        return self
+
+    def _samples_differ(self) -> None:
+        """Refuse to sample where every sample would be the same."""
         asked = self.inference if self.judge is None else self.judge.inference
         if asked.temperature == 0 and self.synthesis.votes > 1:
             section = "inference" if self.judge is None else "judge.inference"
@@ -63,14 +78,19 @@ class Job(JobConfig):
                 f"{self.synthesis.votes} votes at temperature 0 are one vote",
                 f"raise {section}.temperature, or set synthesis.votes to 1",
             )
-        return self
+        if self.inference.temperature == 0 and self.synthesis.rounds > 1:
+            raise Unfit(
+                "a rewriting that failed is sampled again, and at temperature 0 it would be the same",
+                "raise inference.temperature, or set synthesis.rounds to 1",
+            )
 
     def _trains_alone(self) -> None:
         if self.dataset.labeled_path is None:
             raise Unfit("there are neither problems nor pairs", "set dataset.instruction_path, or dataset.labeled_path")
-        makes_pairs = {"judge", "student_inference", "synthesis", "sft"} & self.model_fields_set
-        if makes_pairs:
-            names = ", ".join(sorted(makes_pairs))
+        makes_pairs = {"inference", "judge", "student_inference", "synthesis", "sft"} & self.model_fields_set
+        asked = {name for name in ("teacher", "judge") if getattr(self.models, name) is not None}
+        if makes_pairs or asked:
+            names = ", ".join([*sorted(makes_pairs), *(f"models.{name}" for name in sorted(asked))])
             raise Unfit(f"{names} can do nothing where pairs are there already", "drop it, or set instruction_path")
 
 
@@ -78,14 +98,15 @@ def plan(job: Job) -> list[Stage]:
     """synthesise → train-1 (fine-tuning) → train-2 (pairs); `train` alone where there is only one of the two."""
     models, training, preference = job.models, job.training, job.preference
     if job.dataset.instruction_path is None:
-        return [PreferStage(PairRows(job.dataset, job.evaluation), models, training, preference)]
+        return [PreferStage(PairRows(job.dataset, job.evaluation), models, training, preference, thoughts=True)]
     pairs = PairRows(job.dataset, job.evaluation, SynthesiseStage.name)
     stages: list[Stage] = [_synthesis(job, job.dataset.instruction_path)]
     if not job.sft.enabled:
-        return [*stages, PreferStage(pairs, models, training, preference)]
+        return [*stages, PreferStage(pairs, models, training, preference, thoughts=True)]
     suited = RowsBesidePairs(job.dataset, job.evaluation, True, pairs, cogpo.SFT)
     tuning = TrainStage(suited, models, job.sft, name="train-1")
-    return [*stages, tuning, PreferStage(pairs, models, training, preference, name="train-2", start=tuning.name)]
+    last = PreferStage(pairs, models, training, preference, name="train-2", start=tuning.name, thoughts=True)
+    return [*stages, tuning, last]
 
 
 def _synthesis(job: Job, instruction_path: str) -> Stage:

@@ -17,7 +17,7 @@ from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_model
 from easydistill.operators import preference_data
 from easydistill.operators._base import Role
-from easydistill.operators._pair_configs import StudentConfig
+from easydistill.operators._pair_configs import StudentConfig, VerifiableConfig
 from easydistill.stages.sources import FileSource
 from easydistill.stages.synthesise import AskedModel, SynthesiseStage
 
@@ -98,6 +98,17 @@ class Job(JobConfig):
         for role, count in self.synthesis.most_samples.items():
             if count > 1 and asked[role].temperature == 0:
                 raise Unfit(f"{count} greedy answers of the {role} are {count} times the same", "raise the temperature")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_was_cut_off(self) -> Job:
+        if not isinstance(self.synthesis, VerifiableConfig) or not self.synthesis.allow_truncated:
+            return self
+        asked = {"teacher": ("inference", self.inference), "student": ("student_inference", self.student_inference)}
+        sections = [asked[role] for role in sorted(self.synthesis.roles)]
+        if all(section.truncation == "reject" for _, section in sections):
+            where = " and ".join(f"{name}.truncation" for name, _ in sections)
+            raise Unfit(f"synthesis.allow_truncated needs the answers that {where} rejects", "drop one of the two")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import Preference, read_preferences
-from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
+from easydistill.data.records import Rejection, Sample, answer_message, count_reasons, split_heldout
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.models.student import check_student, student_identity
@@ -156,14 +156,16 @@ class PreferStage(PairStage):
         *,
         name: str = "train",
         start: str | None = None,
+        thoughts: bool = False,
     ) -> None:
         """
         Args:
             name: the stage's, where a job trains more than once.
             start: an earlier train stage, whose student goes on learning; by default the student as it is made.
+            thoughts: whether the pairs' thoughts are what is learned: a template that leaves them out is refused.
         """
         super().__init__(rows, models, training, name)
-        self._preference, self._start = preference, start
+        self._preference, self._start, self._thoughts = preference, start, thoughts
         self.inputs = (*self.inputs, *((start,) if start else ()))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -181,6 +183,8 @@ class PreferStage(PairStage):
         models = student_of_stage(self._models, self._start, context)
         student = build_student(models, choose_dtype("float32", device()))
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        if self._thoughts:
+            check_thoughts(renderer, [*train_pairs, *heldout])
         rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name)
         held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name)
         rejected = [*unreadable, *too_long, *held_rejected]
@@ -213,7 +217,6 @@ class PreferStage(PairStage):
             }
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
-        truncated = sum(row.longest >= self._training.max_length for row in rows)
         return StageResult(
             outputs=files,
             rows=RowCounts(
@@ -227,7 +230,7 @@ class PreferStage(PairStage):
                 **outcome_metrics(outcome),
                 "train_rows": len(rows),
                 "heldout_rows": len(held_rows),
-                "truncated_rows": truncated,
+                "truncated_rows": sum(row.cut for row in rows),
                 "student": student.description,
                 **metrics,
             },
@@ -237,7 +240,8 @@ class PreferStage(PairStage):
 def render_pairs(
     renderer: ChatRenderer, pairs: Sequence[Preference], max_length: int, stage: str
 ) -> tuple[list[PairRow], list[Rejection]]:
-    """Tokenise pairs; those that the template refuses, or of whose answers nothing is left, are rejected."""
+    """Tokenise pairs; those that the template refuses, or of whose answers or difference nothing is left, are
+    rejected."""
     from easydistill.trainers.preferences import PLAIN, PairRow
 
     rows: list[PairRow] = []
@@ -259,11 +263,38 @@ def render_pairs(
         else:
             chosen = sides[0].ids[start : min(chosen_end, max_length)]
             worse = sides[1].ids[start : min(rejected_end, max_length)]
+            if chosen == worse:
+                detail = f"the template shows both answers alike within max_length ({max_length} tokens)"
+                rejected.append(Rejection(pair.id, stage, "same_tokens", detail))
+                continue
             gap = pair.meta.get(GAP)
-            rows.append(
-                PairRow(pair.id, sides[0].ids[:start], chosen, worse, pair.beta, gap if isinstance(gap, str) else PLAIN)
-            )
+            kind = gap if isinstance(gap, str) else PLAIN
+            cut = max(chosen_end, rejected_end) > max_length
+            rows.append(PairRow(pair.id, sides[0].ids[:start], chosen, worse, pair.beta, kind, cut))
     return rows, rejected
+
+
+def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
+    """Make sure that the template shows the separate thoughts of chosen answers, where there are any.
+
+    Raises:
+        DataError: it leaves them out.
+    """
+    for pair in pairs:
+        if not pair.chosen.get("reasoning_content"):
+            continue
+        answers = pair.chosen, answer_message(pair.chosen["content"])
+        try:
+            shown, bare = (renderer.text((*pair.prompt, answer), add_generation_prompt=False) for answer in answers)
+        except DataError:
+            # Such pairs are rejected one by one.
+            continue
+        if shown == bare:
+            raise DataError(
+                f"the chat template leaves out `reasoning_content` (pair {pair.id}), so no chain of thought would be "
+                "learned\n    → set dataset.template to one that shows it"
+            )
+        return
 
 
 def _final_span(mask: Sequence[bool]) -> tuple[int, int]:

@@ -31,6 +31,8 @@ class PairRow:
     beta: float | None = None
     gap: str = PLAIN
     """Which kind of pair it is; figures are told apart by it."""
+    cut: bool = False
+    """Whether one of its answers was too long and lost its end."""
 
     @property
     def longest(self) -> int:

@@ -78,7 +78,7 @@ def train(
         stage: whose steps these are in `metrics.jsonl`.
 
     Raises:
-        DataError: there are no pairs, or the loss is not finite.
+        DataError: there are no pairs, they have different β under a loss that sorts, or the loss is not finite.
         Interrupted: `stop` was requested while the reference was computed.
     """
     if not pairs:
@@ -164,6 +164,12 @@ class PairTrainer(QuietTrainer, DPOTrainer):
     ) -> None:
         self._pairs, self._config, self._watch, self._stop = pairs, config, watch, stop
         self._journal_path = checkpoints / REFERENCE
+        betas = [pair.beta if pair.beta is not None else preference.beta for pair in pairs]
+        if preference.sorting and len(set(betas)) > 1:
+            raise DataError(
+                f"{preference.sorting[0]} sorts the answers of a batch, and the pairs have different β\n"
+                "    → take another preference.loss_type, or give all pairs one `beta`"
+            )
         tokenizer = copy.deepcopy(student.tokenizer)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -172,10 +178,10 @@ class PairTrainer(QuietTrainer, DPOTrainer):
                 "prompt_ids": pair.prompt,
                 "chosen_ids": pair.chosen,
                 "rejected_ids": pair.rejected,
-                "beta": pair.beta if pair.beta is not None else preference.beta,
+                "beta": beta,
                 "pair": number,
             }
-            for number, pair in enumerate(pairs)
+            for number, (pair, beta) in enumerate(zip(pairs, betas, strict=True))
         ]
         super().__init__(
             model=student.model,
