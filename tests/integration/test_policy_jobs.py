@@ -86,6 +86,30 @@ def test_a_run_that_is_killed_and_goes_on(name: str, tiny_model: Path, tmp_path:
     assert hash_file(whole / weights) == hash_file(broken / weights)
 
 
+def test_rows_that_rewards_cannot_read_are_told_before_training(tiny_model: Path, tmp_path: Path) -> None:
+    document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"])
+    document["rewards"]["verify"] = {"cut_off": "abstain"}
+    document["training"]["max_steps"] = 1
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, {"instruction": "bad", "answer": "x", "reference": [1]}]))
+    document["rewards"]["verify"]["field"] = "reference"
+    code, out = run(write_config(tmp_path, document))
+    assert code == 0, out
+    stage = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]
+    assert stage["rows"]["rejected"] == {"malformed_row": 1, "pass_rate": 2}
+
+
+def test_held_out_answers_that_were_cut_off_are_wrong(tiny_model: Path, tmp_path: Path) -> None:
+    document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"])
+    document["rewards"]["verify"] = {"cut_off": "abstain"}
+    document["training"]["max_steps"] = 1
+    code, out = run(write_config(tmp_path, document))
+    assert code == 0, out
+    after = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]["metrics"]["after"]
+    assert after["ended"] < 1
+    assert after["verified"] == 4, "the accuracy is of all held-out prompts, not of those whose answers ended"
+
+
 def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,12 +15,13 @@ from easydistill.config.training import TrainingConfig
 from easydistill.data.files import hash_file
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.row_files import MALFORMED
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
-from easydistill.rewards import RewardContext, build
+from easydistill.rewards import RewardContext, build, malformed
 from easydistill.rewards import files as reward_files
 from easydistill.rewards import models as reward_models
 from easydistill.stages.checks import model_issues, needs_extra
@@ -166,7 +168,10 @@ class PolicyStage(TrainStage):
         if isinstance(prompt, Rejection):
             return prompt
         known = {ANSWER: sample.answer} if sample.answer is not None else {}
-        return PolicyRow(sample.id, prompt, tuple(sample.prompt), {**known, **sample.meta})
+        meta = {**known, **sample.meta}
+        if problem := malformed(self._rewards, meta):
+            return Rejection(sample.id, self.name, MALFORMED, problem)
+        return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta)
 
     def _explorer(
         self,
@@ -188,6 +193,8 @@ class PolicyStage(TrainStage):
             eos_ids=student.eos_ids,
             judge=judge,
             judge_sampling=self._judge.inference.sampling() if self._judge is not None else {},
+            judge_system_prompt=self._judge.inference.system_prompt if self._judge is not None else None,
+            journal=context.directory / f"judge-{os.environ.get('RANK', '0')}.jsonl" if judge is not None else None,
             stop=context.stop,
         )
         rewards = opened.enter_context(build(self._rewards, given))

@@ -249,7 +249,7 @@ class PolicyWatch(Watch):
         self._warn(self._explorer.alarms.step(state.global_step, found))
 
     def _due(self, step: int) -> bool:
-        """Whether a round ends here in which a measurement falls: what a failing judge interrupts can be gone on from."""
+        """Whether a round ends here in which a measurement falls: from there a run whose judge fails can go on."""
         every, length = self._policy.eval_steps, self._policy.steps_per_round
         return every > 0 and step % length == 0 and step % every < length
 
