@@ -25,12 +25,18 @@ REFERENCES = ("reference", "final_answer", "solution")
 """Fields of a row that may hold the known answer, beside the answer itself."""
 
 
-def known_answer(row: Sample, strategies: Sequence[Strategy] = DEFAULT_STRATEGIES) -> str | None:
+def known_answer(
+    row: Sample, strategies: Sequence[Strategy] = DEFAULT_STRATEGIES, *, of_rewriting: bool = False
+) -> str | None:
     """The final answer that a row brings: in a field of its own, or as what its answer states or is.
 
     A field is the answer as it stands, unless it states one (a box, `####`, "the answer is …"). Of a field that is
     prose the last number is taken, where `last_number` is among the strategies. A row's own answer is read by the
     strategies but for that one, or is a number by itself: what is guessed from it would verify against itself.
+
+    Args:
+        of_rewriting: whether it is only compared with a rewriting of that answer, which ought to end as that does: then
+            its last number will do.
     """
     for name in REFERENCES:
         value = row.meta.get(name)
@@ -41,7 +47,11 @@ def known_answer(row: Sample, strategies: Sequence[Strategy] = DEFAULT_STRATEGIE
             return _stated(value, STATED) or (value.strip() if guessed is None else guessed.text)
     if row.answer is None:
         return None
-    return _stated(row.answer, strategies) or (bare(row.answer) if parse_number(row.answer) is not None else None)
+    stated = _stated(row.answer, strategies)
+    if stated is None and of_rewriting:
+        found = find_answer(row.answer, strategies)
+        return None if found is None else found.text
+    return stated or (bare(row.answer) if parse_number(row.answer) is not None else None)
 
 
 def _stated(text: str, strategies: Sequence[Strategy]) -> str | None:

@@ -51,7 +51,7 @@ def rewrite(
     bare = next((row.id for row in rows if row.answer is None), None)
     if bare is not None:
         raise UnfitRows(f"row {bare} has no answer whose reasoning could be rewritten; run cot_generation first")
-    known = [known_answer(row, config.strategies) for row in rows]
+    known = [known_answer(row, config.strategies, of_rewriting=True) for row in rows]
     replies = yield [rewriting(stage, config, row, tools) for row in rows]
     made = [read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
     verdicts = verify([new.pair if isinstance(new, Rewritten) else None for new in made])

@@ -84,7 +84,7 @@ def _read(row: Sample, style: Style, reply: Reply, form: Form) -> _Rewriting | U
         text = field_of(reply, "rewritten_answer", form)
         if style == "commented_code" and FENCE in row.messages[-1]["content"] and FENCE not in text:
             raise Unusable("code_lost", "the answer had a block of code, its rewriting has none")
-        known = known_answer(row) if row.meta["task"] in _WITH_FINAL_ANSWER else None
+        known = known_answer(row, of_rewriting=True) if row.meta["task"] in _WITH_FINAL_ANSWER else None
         if known is None:
             return _Rewriting(text, None)
         found = find_answer(text)

@@ -247,6 +247,16 @@ def test_rewritten_chains_keep_answer_and_length() -> None:
         drive(cot_simplification, cot_simplification.Config(), [row("x", "2+3?")], lambda ask: "")
 
 
+def test_a_chain_that_states_no_answer_keeps_its_last_number() -> None:
+    long = "First we look at it, then we look at it again, and again, and at last we see that 2 + 3 = 5"
+    rows = [row("ok", "2+3?", long), row("wrong", "2+3?", long)]
+    replies = iter(["2 + 3 = 5", "2 + 3 = 6"])
+    result, _ = drive(
+        cot_simplification, cot_simplification.Config(), rows, lambda ask: f"<thought>{next(replies)}</thought>"
+    )
+    assert [found.id for found in result.accepted] == ["ok"] and reasons(result) == {"answer_changed": 1}
+
+
 # --- judging ------------------------------------------------------------------------------------------------
 
 
