@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.data.records import Message
-from easydistill.engine.interrupt import StopSignal
 
 if TYPE_CHECKING:
     from easydistill.teachers.base import Teacher
@@ -57,8 +56,6 @@ class RewardContext:
     """What the judge is told before every question."""
     journal: Path | None = None
     """This process's own file for what was paid for and must outlast a kill: the judge's outcomes."""
-    stop: StopSignal = field(default_factory=StopSignal)
-    """Asked between two units of work."""
 
 
 class Reward(Protocol):

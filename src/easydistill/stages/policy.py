@@ -157,6 +157,7 @@ class PolicyStage(TrainStage):
         return rows, unfit
 
     def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
+        from easydistill.rewards import verify
         from easydistill.trainers.policy import PolicyRow
 
         low, high = self._policy.pass_rate
@@ -169,7 +170,7 @@ class PolicyStage(TrainStage):
             return prompt
         known = {ANSWER: sample.answer} if sample.answer is not None else {}
         meta = {**known, **sample.meta}
-        if problem := malformed(self._rewards, meta):
+        if problem := malformed(self._rewards, meta) or verify.check(self._verification, meta):
             return Rejection(sample.id, self.name, MALFORMED, problem)
         return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta)
 
@@ -195,16 +196,21 @@ class PolicyStage(TrainStage):
             judge_sampling=self._judge.inference.sampling() if self._judge is not None else {},
             judge_system_prompt=self._judge.inference.system_prompt if self._judge is not None else None,
             journal=context.directory / f"judge-{os.environ.get('RANK', '0')}.jsonl" if judge is not None else None,
-            stop=context.stop,
         )
         rewards = opened.enter_context(build(self._rewards, given))
         return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened))
+
+    @property
+    def _verification(self) -> Any:
+        from easydistill.rewards import verify
+
+        return getattr(self._rewards, "verify", None) or verify.Config()
 
     def _verifier(self, heldout: Sequence[PolicyRow], given: RewardContext, opened: ExitStack) -> Reward | None:
         """Tells right answers from wrong ones, as `rewards.verify` does where it is there; None if no row knows."""
         from easydistill.rewards import verify
 
-        config = getattr(self._rewards, "verify", None) or verify.Config()
+        config = self._verification
         if not any(row.meta.get(config.field) is not None for row in heldout):
             return None
         cut_off = "verify" if config.cut_off == "verify" else "wrong"

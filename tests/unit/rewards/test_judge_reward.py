@@ -142,17 +142,6 @@ def test_passing_failures_abstain_and_are_tried_again(passing: bool, asked: int,
     assert teacher.asked == asked
 
 
-def test_a_round_is_judged_whole_though_the_user_wants_to_stop() -> None:
-    stop = StopSignal()
-
-    def say(text: str) -> str:
-        stop.request()
-        return "<score>9</score>"
-
-    reward = make(Config(), RewardContext(judge=Scripted(say), stop=stop))
-    assert reward([rollout("x"), rollout("y")]) == [1.0, 1.0]
-
-
 def test_a_killed_run_pays_once(tmp_path: Path) -> None:
     """The first run is killed in the middle of a round; what it was told is in the journal before anything reads it."""
     journal = tmp_path / "judge.jsonl"
