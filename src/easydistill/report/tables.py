@@ -79,7 +79,8 @@ def rejected_words(facts: Facts) -> str:
     if rows.rejected is None or not rows.entered:
         return ""
     if rows.rejected == 0:
-        return "No row was rejected."
+        within = any(stage.rejected for stage in facts.stages if stage.name.startswith("curriculum"))
+        return "No row that came in was rejected; rounds leave rows out." if within else "No row was rejected."
     allowed = as_float(facts.setting("dataset.max_rejected_share"))
     limit = "" if allowed is None else f"; up to {allowed:.0%} are allowed"
     return f"{rows.rejected:,} of {rows.entered:,} rows were rejected ({rows.rejected / rows.entered:.1%}){limit}."
