@@ -49,7 +49,7 @@ quickstart: $(VENV)/.train
 	$(RUN) $(BIN)/easydistill -config=examples/quickstart/quickstart.json
 
 test: $(VENV)/.vllm
-	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m pytest -m slow

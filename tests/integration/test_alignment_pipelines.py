@@ -56,7 +56,7 @@ def test_what_is_fine_tuned_on_is_not_measured_later() -> None:
     assert not learned & {row["instruction"] for row in asked}
 
 
-@pytest.mark.parametrize("name", ["sft_dpo", "sft_reward_ppo", "sft_cogpo_grpo"])
+@pytest.mark.parametrize("name", [pytest.param("sft_dpo", marks=pytest.mark.slow), "sft_reward_ppo", "sft_cogpo_grpo"])
 def test_from_fine_tuning_to_the_last_student(name: str, tmp_path: Path, tiny_model: Path) -> None:
     job = shipped(name, tmp_path, tiny_model)
     found = easydistill.run(job, quiet=True)

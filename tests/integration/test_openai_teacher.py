@@ -338,7 +338,7 @@ def test_credentials_in_the_url_are_hidden(server: Running) -> None:
 @pytest.mark.parametrize(("fault", "stream"), [("no_stream_options", True), ("wants_max_completion_tokens", False)])
 def test_a_server_that_does_not_know_an_option_is_asked_without_it(server: Running, fault: str, stream: bool) -> None:
     """By all workers, also those whose request was under way when the first found out; and by the next run."""
-    asked = teacher(server, stream=stream, max_retries=0, max_new_tokens=33)
+    asked = teacher(server, stream=stream, max_retries=0, max_new_tokens=33, timeout=30)
     outcomes = ask(asked, *(prompt(f"x {n}", fault) for n in range(200)))
     assert {getattr(outcome, "text", outcome) for outcome in outcomes.values()} == {"plain" if stream else "renamed"}
     attempts = Counter(server.stats()["attempts"].values())

@@ -59,7 +59,8 @@ class Job(JobConfig):
             self._trains_alone()
             return self
         need_models(self.inference, self.models.teacher, self.judge, self.models.judge)
-        if "beta" in self.preference.model_fields_set:
+        # The default may be written out: a config with every default does.
+        if self.preference.beta != type(self.preference)().beta:
             raise Unfit("every pair has the β of its gap, not preference.beta", "set synthesis.beta_small, … instead")
         self._samples_differ()
         if self.synthesis.truncated_are_wrong and self.student_inference.truncation == "reject":
