@@ -91,7 +91,7 @@ def api_trials(server: Running, tiny_model: Path, tmp_path: Path, wanted: int) -
         before = server.stats()["attempts"]
         kills = torture(torn, job(torn, str(trial)), time.monotonic() - started, generator)
         after = server.stats()["attempts"]
-        asked = {text: after[text] - before[text] for text in before if text.startswith(f"{trial} ")}
+        asked = {text: after[text] - before[text] for text in before if text.startswith(f"{trial} {tmp_path.name} ")}
         assert all(count >= 1 for count in asked.values())
         # Repeated can only be what was under way at a kill.
         assert sum(asked.values()) - len(asked) <= kills * CONCURRENCY
