@@ -78,10 +78,10 @@ def pipeline(folder: Path, learn: list[dict[str, str]], tried: list[dict[str, st
                 "dataset": {"labeled_path": "@pairs/labeled", "seed": seed},
                 "models": {"student": "@sft/student"},
                 "training": {
-                    "num_train_epochs": 1,
+                    "num_train_epochs": 3,
                     "per_device_train_batch_size": 4,
                     "gradient_accumulation_steps": 1,
-                    "learning_rate": 3e-5,
+                    "learning_rate": 5e-5,
                 },
                 "evaluation": {"heldout": len(tried) // 4},
             },

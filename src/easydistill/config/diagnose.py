@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ _WRONG_TYPE = {
     **dict.fromkeys(("string_type", "string_unicode"), "text"),
     "list_type": "a list [ … ]",
 }
+_SHOWN = 60
 _EXAMPLES = {"a whole number": 8, "a number": 0.5}
 
 
@@ -96,6 +98,8 @@ def _describe(
     if kind in _LIMITS:
         limit = next(iter(context.values()))
         return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {limit}"
+    if kind == "union_tag_invalid":
+        return _unknown_kind(str(context["tag"]), re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
     if kind == "finite_number":
         return f"{shown} is not a finite number", "give a number such as 0.5"
     if kind in {"string_too_short", "string_pattern_mismatch"}:
@@ -108,6 +112,15 @@ def _describe(
     if problem is not None:
         return str(problem), ""
     return f"{message} (found {shown})", ""
+
+
+def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
+    """A section that is of one of several kinds, and names none of them."""
+    key = next((name for name, value in section.items() if str(value) == tag), "kind")
+    words = ", ".join(f'"{name}"' for name in known)
+    guess = closest(tag, known)
+    mend = f'did you mean "{guess}"?' if guess else f"use one of {words}"
+    return f'{key} "{tag[:_SHOWN]}" is not one of {words}', mend
 
 
 def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
