@@ -6,7 +6,7 @@ little; then it tries other problems, and where its final answer is wrong, the d
 has not seen. What a rule that only looks at lengths would get on the same pairs is told beside it, and every pair is
 judged again by code of this file's own.
 
-    python -m benchmarks.reward_model.run [--seed 0] [--learn 128] [--try 240]
+    python -m benchmarks.reward_model.run [--seed 0] [--learn 96] [--try 200]
 
 Runs in `runs/reward_model_benchmark`, and goes on where it was broken off.
 """
@@ -112,8 +112,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learn", type=int, default=128)
-    parser.add_argument("--try", dest="tried", type=int, default=240)
+    parser.add_argument("--learn", type=int, default=96)
+    parser.add_argument("--try", dest="tried", type=int, default=200)
     given = parser.parse_args()
     data = Path(os.environ.get("EASYDISTILL_DATA", ROOT.parent / "shared" / "data"))
     problems = read_problems(data / "gsm8k_train.jsonl", given.learn + given.tried, given.seed)
