@@ -102,6 +102,14 @@ def ratios(sides: dict[str, Any], ours: str, peer: str) -> dict[str, float]:
     }
 
 
+def real_data() -> Path:
+    """The folder of real data, which is not part of the repository."""
+    folder = Path(os.environ.get("EASYDISTILL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        raise SystemExit(f"the real data is not at {folder}: set EASYDISTILL_DATA")
+    return folder
+
+
 def save(folder: Path, name: str, result: dict[str, Any]) -> Path:
     """Write `results/<name>.json` beside the benchmark, with the machine it ran on."""
     path = folder / "results" / f"{name}.json"

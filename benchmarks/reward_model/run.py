@@ -3,8 +3,8 @@
 One pipeline, as a user writes it: SmolLM2-135M learns to answer in the data's own way (SFT), so that style tells
 little; then it tries other problems, and where its final answer is wrong, the data's solution stands above it
 (`preference_data`, `verifiable`); the reward model learns from those pairs and is measured on pairs of problems that it
-has not seen. What a rule that only looks at lengths would get on the same pairs is told beside it, and every pair is
-judged again by code of this file's own.
+has not seen. How scores go with lengths is told beside it, and every pair is judged again, with nothing of the checks
+that made it.
 
     python -m benchmarks.reward_model.run [--seed 0] [--learn 96] [--try 200]
 
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+from benchmarks.synthesis.recount import number_in
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -92,9 +94,9 @@ def pipeline(folder: Path, learn: list[dict[str, str]], tried: list[dict[str, st
 def judge_again(pairs: list[dict[str, Any]], tried: list[dict[str, str]]) -> dict[str, int]:
     """Pairs whose chosen answer does not end in the known number, or whose rejected one does."""
 
-    def final(text: str) -> str:
-        found = re.findall(r"####\s*([-\d.,]+)", text)
-        return found[-1].replace(",", "").rstrip(".") if found else ""
+    def final(text: str) -> Fraction | None:
+        _, hashes, last = text.rpartition("####")
+        return number_in(last) if hashes else None
 
     known = {row["instruction"]: final(row["output"]) for row in tried}
     wrong = {"chosen_is_wrong": 0, "rejected_is_right": 0}
@@ -106,7 +108,7 @@ def judge_again(pairs: list[dict[str, Any]], tried: list[dict[str, str]]) -> dic
 
 
 def main() -> None:
-    from benchmarks.common import save
+    from benchmarks.common import real_data, save
 
     import easydistill
 
@@ -115,8 +117,7 @@ def main() -> None:
     parser.add_argument("--learn", type=int, default=96)
     parser.add_argument("--try", dest="tried", type=int, default=200)
     given = parser.parse_args()
-    data = Path(os.environ.get("EASYDISTILL_DATA", ROOT.parent / "shared" / "data"))
-    problems = read_problems(data / "gsm8k_train.jsonl", given.learn + given.tried, given.seed)
+    problems = read_problems(real_data() / "gsm8k_train.jsonl", given.learn + given.tried, given.seed)
     learn, tried = problems[: given.learn], problems[given.learn :]
     folder = RUNS / f"{given.learn}-{given.tried}-{given.seed}"
     summary = easydistill.run(pipeline(folder, learn, tried, given.seed), quiet=True).summary

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    from benchmarks.common import save
+    from benchmarks.common import real_data, save
 
     names = [arm.name for arm in arms(Path())] + [PIPELINE]
     parser = argparse.ArgumentParser()
@@ -144,9 +143,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the result alone")
     arguments = parser.parse_args()
-    data = Path(os.environ.get("EASYDISTILL_DATA", ROOT.parent / "shared" / "data"))
-    if not data.is_dir():
-        parser.error(f"the real data is not at {data}: set EASYDISTILL_DATA")
+    data = real_data()
     folder = RUNS / (f"{arguments.rows}-rows" if arguments.rows else f"seed-{arguments.seed}")
 
     def tell(name: str, arm: Any) -> None:

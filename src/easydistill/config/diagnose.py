@@ -32,7 +32,6 @@ _WRONG_TYPE = {
     **dict.fromkeys(("string_type", "string_unicode"), "text"),
     "list_type": "a list [ … ]",
 }
-_SHOWN = 60
 _EXAMPLES = {"a whole number": 8, "a number": 0.5}
 
 
@@ -120,7 +119,7 @@ def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
     words = ", ".join(f'"{name}"' for name in known)
     guess = closest(tag, known)
     mend = f'did you mean "{guess}"?' if guess else f"use one of {words}"
-    return f'{key} "{tag[:_SHOWN]}" is not one of {words}', mend
+    return f"{key} {show(tag)} is not one of {words}", mend
 
 
 def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:

@@ -28,13 +28,12 @@ from typing import Any, Literal
 from easydistill.config.base import PositiveFloat, PositiveInt
 from easydistill.data.records import Message, Rejection, Sample
 from easydistill.operators import _critic, _rethinking, _student_tries, cot_generation
-from easydistill.operators._base import Ask, Reply, Result, Steps
+from easydistill.operators._base import Reply, Result, Steps
 from easydistill.operators._chains import known_answer
 from easydistill.operators._critic import LABELS, Labelled, criticise
 from easydistill.operators._replies import Unusable, answered, rejection
 from easydistill.operators._rethinking import RethinkingConfig, Suited, passing, rethink
 from easydistill.operators._student_tries import Chain, Tries, alone
-from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import Tools
 from easydistill.verification.answers import find_answer
 from easydistill.verification.equality import Verdict, Verifier
@@ -113,7 +112,8 @@ def _chains(config: Config, tools: Tools, verifier: Verifier, rows: Sequence[Sam
         for number, (row, answer) in enumerate(zip(rows, known, strict=True))
         if answer is not None and (row.answer is None or not config.use_outputs)
     ]
-    answers = (yield [_question(config, rows[number], tools) for number in missing]) if missing else []
+    asked = [cot_generation.question(rows[number], tools, boxed=config.boxed) for number in missing]
+    answers = (yield asked) if asked else []
     replies = dict(zip(missing, answers, strict=True))
     made = [
         _read(config, row, answer, replies.get(number))
@@ -124,12 +124,6 @@ def _chains(config: Config, tools: Tools, verifier: Verifier, rows: Sequence[Sam
         item if isinstance(item, Unusable) else _right(*item, next(verdicts), replies.get(number))
         for number, item in enumerate(made)
     ]
-
-
-def _question(config: Config, row: Sample, tools: Tools) -> Ask:
-    *before, last = row.prompt
-    values: dict[str, Any] = {"instruction": last["content"], "answer": None, "boxed": config.boxed}
-    return tools.ask(cot_generation.STAGE, prompt_text(row), before=before, **values)
 
 
 def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -> tuple[Chain, str] | Unusable:

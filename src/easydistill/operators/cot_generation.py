@@ -8,7 +8,7 @@ prompt that brought the thought.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
 from easydistill.data.records import Sample, answer_message
@@ -47,9 +47,10 @@ class Config(OperatorConfig):
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     """Think about each row."""
     known = [known_answer(row, config.strategies) for row in rows]
+    shown = known if config.show_answer else [None] * len(rows)
     asked = [
-        (row, answer, _question(config, row, answer, number, tools))
-        for row, answer in zip(rows, known, strict=True)
+        (row, answer, question(row, tools, boxed=config.boxed, answer=told, number=number))
+        for row, answer, told in zip(rows, known, shown, strict=True)
         for number in range(config.num_samples)
     ]
     replies = yield [ask for _, _, ask in asked]
@@ -75,18 +76,17 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     return result
 
 
-def _question(config: Config, row: Sample, answer: str | None, number: int, tools: Tools) -> Ask:
+def question(row: Sample, tools: Tools, *, boxed: bool, answer: str | None = None, number: int = 0) -> Ask:
+    """A row's problem, as the teacher is asked it.
+
+    Args:
+        boxed: whether the final answer is wanted in a box.
+        answer: the known answer, where it is shown.
+        number: of the try.
+    """
     *before, last = row.prompt
-    shown = answer if config.show_answer else None
-    return tools.ask(
-        STAGE,
-        prompt_text(row),
-        index=number,
-        before=before,
-        instruction=last["content"],
-        answer=shown,
-        boxed=config.boxed,
-    )
+    values: dict[str, Any] = {"instruction": last["content"], "answer": answer, "boxed": boxed}
+    return tools.ask(STAGE, prompt_text(row), index=number, before=before, **values)
 
 
 class _Try:

@@ -21,7 +21,7 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
-from easydistill.rewards import RewardContext, build, malformed
+from easydistill.rewards import RewardContext, build, malformed, verify
 from easydistill.rewards import files as reward_files
 from easydistill.rewards import models as reward_models
 from easydistill.stages.checks import model_issues, needs_extra
@@ -65,6 +65,8 @@ class PolicyStage(TrainStage):
     ) -> None:
         super().__init__(rows, models, training)
         self._policy, self._rewards, self._judge = policy, rewards, judge
+        # Right answers are told from wrong ones on held-out prompts, whether that is a reward or not.
+        self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
 
     def preflight(self) -> list[ConfigIssue]:
         issues = super().preflight() + needs_extra("trl", "trl")
@@ -157,7 +159,6 @@ class PolicyStage(TrainStage):
         return rows, unfit
 
     def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
-        from easydistill.rewards import verify
         from easydistill.trainers.policy import PolicyRow
 
         low, high = self._policy.pass_rate
@@ -200,16 +201,8 @@ class PolicyStage(TrainStage):
         rewards = opened.enter_context(build(self._rewards, given))
         return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened))
 
-    @property
-    def _verification(self) -> Any:
-        from easydistill.rewards import verify
-
-        return getattr(self._rewards, "verify", None) or verify.Config()
-
     def _verifier(self, heldout: Sequence[PolicyRow], given: RewardContext, opened: ExitStack) -> Reward | None:
         """Tells right answers from wrong ones, as `rewards.verify` does where it is there; None if no row knows."""
-        from easydistill.rewards import verify
-
         config = self._verification
         if not any(row.meta.get(config.field) is not None for row in heldout):
             return None

@@ -35,24 +35,24 @@ class ValueHead(nn.Module):
         self.linear = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self._seen: list[Tensor] = []
-        self._wanted = False
+        # None while nobody wants them: tokens that are generated pass here too.
+        self._seen: list[Tensor] | None = None
         # A hook, because TRL's forward gives log-probabilities alone.
         self._hook = body_of(policy).register_forward_hook(self._keep)
 
     def _keep(self, module: Any, given: Any, found: Any) -> None:
-        # Not of every token that is generated.
-        if self._wanted:
+        if self._seen is not None:
             self._seen.append(found.last_hidden_state)
 
     def begin(self) -> None:
         """Before the policy's forward passes whose values are wanted."""
-        self._seen, self._wanted = [], True
+        self._seen = []
 
     def values(self, ids_BL: Tensor, mask_BL: Tensor, tokens: int) -> Tensor:
         """The values before each of the last `tokens` tokens, (B, T), from the forward passes since `begin`."""
+        assert self._seen is not None, "begin() comes first"
         hidden_BLD = torch.cat(self._seen)
-        self._seen, self._wanted = [], False
+        self._seen = None
         values_BT: Tensor = self.linear(hidden_BLD[:, -tokens - 1 : -1].float()).squeeze(-1)
         return values_BT
 
