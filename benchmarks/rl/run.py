@@ -1,7 +1,7 @@
 """GRPO and PPO with SmolLM2-135M on sums of two digits: the course of reward and of held-out right answers.
 
-The shipped examples, run as a user runs them, with seeds of their own; the result is the course that `summary.json`
-tells. Held-out sums are never trained on, and answers to them are greedy.
+The shipped examples, run as a user runs them, with seeds of their own and more sums held out; the result is the course
+that `summary.json` tells. Held-out sums are never trained on, and answers to them are greedy.
 
     python -m benchmarks.rl.run [--jobs grpo ppo] [--seeds 0] [--steps 40]
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+HELD_OUT = 40
 
 
 def course(job: str, seed: int, steps: int) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def course(job: str, seed: int, steps: int) -> dict[str, Any]:
         "output_dir": str(ROOT / "runs" / "rl_benchmark" / f"{job}-{seed}-{steps}"),
         "training.seed": seed,
         "training.max_steps": steps,
+        "evaluation.heldout": HELD_OUT,
     }
     config = str(ROOT / "examples" / "reinforcement" / f"{job}.json")
     overrides = [f"{name}={value}" for name, value in settings.items()]
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"held_out": HELD_OUT}
     for job in arguments.jobs:
         for seed in arguments.seeds:
             found[f"{job}-{seed}"] = course(job, seed, arguments.steps)
