@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.jobs import run, start, write_config
+from tests.support.jobs import run, run_here, start, write_config
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.preference import PairLoss, PairTrainingConfig, PreferenceConfig
@@ -167,6 +167,7 @@ def test_it_learns_to_tell_pairs_apart(tiny_model: Path, tmp_path: Path, lora: A
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
     told = [line for line in lines if line["stage"] == "preferences"]
     assert told[0]["margin"] == pytest.approx(0, abs=1e-4), "at the first step the student is the reference"
+    assert told[0]["reward_accuracy"] == 0.5, "a tie is half, as in held-out figures"
     assert {"margin_small", "margin_large", "reward_accuracy", "entropy"} <= set(told[-1])
 
 
@@ -197,7 +198,7 @@ def job(folder: Path, student: Path, rows: int = 24) -> dict[str, Any]:
 
 
 def test_the_job(tiny_model: Path, tmp_path: Path) -> None:
-    code, out = run(write_config(tmp_path, job(tmp_path, tiny_model)))
+    code, out = run_here(write_config(tmp_path, job(tmp_path, tiny_model)))
     assert code == 0, out
     stage = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]
     assert stage["rows"]["rejected"] == {"malformed_row": 1}
@@ -208,7 +209,7 @@ def test_the_job(tiny_model: Path, tmp_path: Path) -> None:
     assert set(stage["metrics"]["gaps"]) == {"small", "medium", "large"}
     assert (tmp_path / "run/student/model.safetensors").exists()
     # Again: nothing to do.
-    code, out = run(write_config(tmp_path, job(tmp_path, tiny_model)))
+    code, out = run_here(write_config(tmp_path, job(tmp_path, tiny_model)))
     assert code == 0 and "train" in out
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from tests.integration.test_vllm import vllm_server as vllm_server
-from tests.support.jobs import TRAINING, run, start, write_config, write_prompts
+from tests.support.jobs import TRAINING, run, run_here, start, write_config, write_prompts
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from easydistill.config.inference import ApiInferenceConfig
@@ -768,7 +768,9 @@ def job(folder: Path, teacher: Path, trained: Any, **on_policy_section: Any) -> 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_whole_job_with_a_local_teacher(objective: str, tiny_model: Path, tmp_path: Path) -> None:
     student_config = {"config": {**json.loads((tiny_model / "config.json").read_text()), "num_hidden_layers": 1}}
-    code, out = run(write_config(tmp_path, job(tmp_path, tiny_model, student_config, objective=objective, sft_steps=2)))
+    code, out = run_here(
+        write_config(tmp_path, job(tmp_path, tiny_model, student_config, objective=objective, sft_steps=2))
+    )
     assert code == 0, out
     assert "cold start: 2 steps" in out
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -781,7 +783,7 @@ def test_the_whole_job_with_a_local_teacher(objective: str, tiny_model: Path, tm
     assert set(summary["metrics"]["after"]) >= {"cross_entropy", "kl"}
     assert (tmp_path / "run/student/model.safetensors").is_file()
     assert not (tmp_path / "run/stages/2-train/checkpoints").exists()
-    again, out = run(
+    again, out = run_here(
         write_config(tmp_path, job(tmp_path, tiny_model, student_config, objective=objective, sft_steps=2))
     )
     assert (again, "everything is done already" in out) == (0, True)
@@ -845,7 +847,7 @@ def test_teachers_of_another_vocabulary_are_refused(tiny_model: Path, tmp_path: 
     tokenizer.save_pretrained(other)
     made = job(tmp_path, other, str(tiny_model), objective="sampled_reverse_kl", rollout_share=1.0)
     made["evaluation"] = {"enabled": False}
-    code, out = run(write_config(tmp_path, made))
+    code, out = run_here(write_config(tmp_path, made))
     assert code == 2, out
     assert "different vocabularies" in out
     assert "black_box_kd_local" in out

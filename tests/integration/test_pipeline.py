@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,37 @@ def test_the_exit_code_tells_of_a_job_inside(tmp_path: Path, server: ScriptedSer
     server.say = lambda text, number: "" if "bees" in text or "moss" in text else f"Much is known about {text}"
     assert easydistill.run(job, quiet=True).exit_code == 3
     assert json.loads((tmp_path / "run/summary.json").read_text())["exit_code"] == 3
+
+
+@pytest.mark.parametrize(
+    ("cited", "where", "words"),
+    [
+        ("@judge/student", "jobs.next.models.student", "judge (reward_model) makes a reward model, and a language"),
+        ("@judge/student", "jobs.next.models.teacher", "judge (reward_model) makes a reward model, and a language"),
+        ("@tuned/student", "jobs.next.rewards.reward_model.model", "tuned (dpo) makes a language model, and a reward"),
+    ],
+)  # fmt: skip
+def test_a_reward_model_is_cited_where_one_is_wanted(
+    tmp_path: Path, tiny_model: Path, cited: str, where: str, words: str
+) -> None:
+    pairs = {"labeled_path": "examples/preference/pairs.json"}
+    made = {"dataset": pairs, "models": {"student": str(tiny_model)}}
+    asked = {"job_type": "grpo", "dataset": {"instruction_path": "examples/reinforcement/sums.json"}}
+    models, rewards = {"student": str(tiny_model)}, {"verify": {}}
+    job = {
+        "job_type": "pipeline",
+        "output_dir": str(tmp_path / "run"),
+        "jobs": {
+            "judge": {"job_type": "reward_model", **made},
+            "tuned": {"job_type": "dpo", **made},
+            "next": {**asked, "models": models, "rewards": {**rewards, "reward_model": {"model": "@judge/student"}}},
+        },
+    }
+    easydistill.plan(job)
+    *above, key = where.removeprefix("jobs.next.").split(".")
+    section = job["jobs"]["next"]
+    for name in above:
+        section = section[name]
+    section[key] = cited
+    with pytest.raises(ConfigError, match=f"{re.escape(where)}: {re.escape(words)}"):
+        easydistill.plan(job)

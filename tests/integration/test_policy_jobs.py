@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.jobs import run, start, write_config
+from tests.support.jobs import run, run_here, start, write_config
 
 from easydistill.data.files import hash_file
 
@@ -93,17 +93,32 @@ def test_rows_that_rewards_cannot_read_are_told_before_training(tiny_model: Path
     rows = json.loads((tmp_path / "rows.json").read_text())
     (tmp_path / "rows.json").write_text(json.dumps([*rows, {"instruction": "bad", "answer": "x", "reference": [1]}]))
     document["rewards"]["verify"]["field"] = "reference"
-    code, out = run(write_config(tmp_path, document))
+    code, out = run_here(write_config(tmp_path, document))
     assert code == 0, out
     stage = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]
     assert stage["rows"]["rejected"] == {"malformed_row": 1, "pass_rate": 2}
+
+
+def test_rows_that_no_reward_could_judge_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+    document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"])
+    rows = [{"instruction": f"Sing, {n}!"} for n in range(9)] + [{"instruction": "Sing!", "output": "Once upon."}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    document["rewards"] = {"verify": {}, "length": {"max_tokens": 6, "buffer": 6, "weight": 0}}
+    document["dataset"]["max_rejected_share"] = 1.0
+    code, out = run_here(write_config(tmp_path, document))
+    assert code == 1
+    assert "no prompt is left\n    unjudged, " in out and "rewards.verify cannot judge any answer" in out
+    document["rewards"]["length"]["weight"] = 0.5
+    document["training"]["max_steps"] = 1
+    code, out = run_here(write_config(tmp_path, document))
+    assert code == 0, "answers have a length whatever the row knows"
 
 
 def test_held_out_answers_that_were_cut_off_are_wrong(tiny_model: Path, tmp_path: Path) -> None:
     document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"])
     document["rewards"]["verify"] = {"cut_off": "abstain"}
     document["training"]["max_steps"] = 1
-    code, out = run(write_config(tmp_path, document))
+    code, out = run_here(write_config(tmp_path, document))
     assert code == 0, out
     after = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]["metrics"]["after"]
     assert after["ended"] < 1
@@ -120,7 +135,7 @@ def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "judge")
     document = job("ppo", tmp_path, tiny_model, critic="reward_model")
     document["rewards"] = {"reward_model": {"model": str(tmp_path / "judge")}}
-    code, out = run(write_config(tmp_path, document))
+    code, out = run_here(write_config(tmp_path, document))
     assert code == 0, out
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     told = [entry for entry in entries if entry["stage"] == "policy"]
@@ -139,10 +154,12 @@ def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path
         ({"dataset": {}}, "there are no prompts"),
         ({"policy": {"critic": "value_head"}}, "critic"),
         ({"judge": {"inference": {"backend": "transformers"}}}, "`judge` is not used"),
+        ({"job_type": "ppo", "policy": {"critic": "reward_model", "max_new_tokens": 8}}, "there is none"),
+        ({"job_type": "ppo", "policy": {"beta": 0.1}}, "`policy.beta` is a key of grpo jobs"),
     ],
 )
 def test_what_does_not_fit_is_told(change: dict[str, Any], word: str, tiny_model: Path, tmp_path: Path) -> None:
     document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"]) | change
-    code, out = run(write_config(tmp_path, document))
+    code, out = run_here(write_config(tmp_path, document))
     assert code == 2
     assert word in out

@@ -212,6 +212,19 @@ def test_what_counts_positions_from_its_padding_is_refused(tokenizer: Any, tmp_p
         train(made, explorer(), tmp_path, SETTINGS["grpo"], training(max_steps=1))
 
 
+def test_what_is_cut_off_is_in_no_mean(tokenizer: Any, tmp_path: Path) -> None:
+    """A student whose answers all have to end in a token of their own: of one, none is whole."""
+    policy = SETTINGS["grpo"].model_copy(update={"max_new_tokens": 1, "mask_truncated": True})
+    made = explorer()
+    train(tiny(tokenizer), made, tmp_path, policy, training(max_steps=6, per_device_train_batch_size=8))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["stage"] == "policy"]
+    whole = [line for line in told if line["ended"] > 0]
+    assert len(whole) < len(told), "in some step every answer was cut off"
+    assert all(("entropy" in line) == (line["ended"] > 0) for line in told)
+    assert "entropy_collapse" not in made.alarms.raised
+
+
 def test_the_highest_ratio_is_the_losss_own() -> None:
     assert GrpoConfig().highest == 0.28
     assert GrpoConfig(loss_type="cispo").highest == 5

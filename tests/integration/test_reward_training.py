@@ -325,5 +325,5 @@ def test_what_cannot_be_made_a_reward_model_is_told_before_training(tiny_model: 
         easydistill.run(described | {"dataset": dataset}, quiet=True)
     classifier = tmp_path / "classifier"
     student_of(tiny_model).model.save_pretrained(classifier)
-    with pytest.raises(ConfigError, match=r"models.student: .* is a classifier already"):
+    with pytest.raises(ConfigError, match=r"models.student: .* is a classifier "):
         easydistill.run(described | {"models": {"student": str(classifier)}}, quiet=True)

@@ -13,7 +13,7 @@ import torch
 from easydistill.config.base import Unfit
 from easydistill.config.policy import GrpoConfig, PolicyTrainingConfig, PpoConfig, check_rounds
 from easydistill.trainers import ppo
-from easydistill.trainers.policy import Alarms, GroupOrder, standard_error
+from easydistill.trainers.policy import Alarms, GroupOrder, standard_error, zero_variance
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
 
@@ -146,6 +146,27 @@ def test_what_else_is_told() -> None:
     assert not Alarms().heldout(1, {"reward": 1.0}), "without known answers there is nothing to compare"
     assert standard_error(1.0, 4) == 0.125
     assert standard_error(0.5, 100) == pytest.approx(math.sqrt(0.25 / 100))
+
+
+def test_an_entropy_of_0_is_nothing_to_fall_from() -> None:
+    alarms = Alarms()
+    for entropy in (0.0, 2.0, 1.0):
+        assert not alarms.step(1, {"entropy": entropy})
+    assert alarms.step(2, {"entropy": 0.01})
+
+
+def test_answers_that_nobody_judged_are_told() -> None:
+    alarms = Alarms()
+    assert not alarms.step(1, {"reward/abstained": 0.5})
+    assert "judged by no reward" in alarms.step(2, {"reward/abstained": 0.75})[0]
+
+
+def test_groups_to_learn_nothing_from() -> None:
+    unknown = float("nan")
+    assert zero_variance([1, 1, 0, 1], 2) == 0.5
+    assert zero_variance([unknown, unknown, 0, 1], 2) == 0.5, "of a group that nobody judged nothing is learned"
+    assert zero_variance([unknown, 1, 0, 1], 2) == 0.5, "one answer that is judged is better than no other"
+    assert zero_variance([0.1 + 0.2, 0.3, 0.3, 0.3], 4) == 1
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -18,11 +18,14 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.reward_model import RewardModelConfig, RewardTrainingConfig
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.preferences import Preference
-from easydistill.errors import ConfigError
+from easydistill.errors import ConfigError, ModelError
+from easydistill.models.loading import load_model
 from easydistill.models.scalar_head import head_name, scalar_issues, set_padding, with_scalar_head
 from easydistill.models.student import Student
 from easydistill.report.collect import MetricRow
 from easydistill.report.words import KINDS, metric_words
+from easydistill.rewards import reward_model
+from easydistill.stages.checks import model_issues, student_issues
 from easydistill.stages.reward import NOTES, tokenise
 from easydistill.trainers.reward_model import (
     RewardRow,
@@ -150,6 +153,8 @@ def test_tokens_are_those_of_the_template(tokenizer: Any) -> None:
         ({"chosen_score": 4}, None),
         ({"chosen_score": "4", "rejected_score": "2"}, None),
         ({"chosen_score": float("nan"), "rejected_score": 2}, None),
+        ({"chosen_score": 10**400, "rejected_score": 2}, None),
+        ({"chosen_score": 1e308, "rejected_score": -1e308}, None),
     ],
 )
 def test_known_truth(tokenizer: Any, meta: dict[str, Any], truth: Any) -> None:
@@ -160,10 +165,12 @@ def test_known_truth(tokenizer: Any, meta: dict[str, Any], truth: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "reason", "words"),
     [
-        (pair(margin=-1), "malformed_row", "`margin` is -1"),
-        (pair(margin=True), "malformed_row", "`margin` is True"),
+        (pair(margin=-1), "malformed_row", "`margin` is '-1'"),
+        (pair(margin=True), "malformed_row", "`margin` is 'True'"),
         (pair(margin="2"), "malformed_row", "`margin` is '2'"),
-        (pair(margin=float("inf")), "malformed_row", "`margin` is inf"),
+        (pair(margin=float("inf")), "malformed_row", "`margin` is 'inf'"),
+        (pair(margin=10**400), "malformed_row", "`margin` is '1000"),
+        (pair(margin=1e300), "malformed_row", "not a number from 0 to 1e+06"),
         (pair("word " * 99), "too_long", "training.max_length is 60"),
     ],
 )
@@ -226,8 +233,15 @@ def test_architectures(config: dict[str, Any], where: str) -> None:
 def test_a_classifier_is_no_language_model(tokenizer: Any, tmp_path: Path) -> None:
     with_scalar_head(student(tokenizer), 0).model.save_pretrained(tmp_path)
     for named in (str(tmp_path), {"from": str(tmp_path), "keep_layers": 2}):
-        (issue,) = scalar_issues(ModelsConfig.model_validate({"student": named}))
-        assert "LlamaForSequenceClassification" in issue.problem and issue.mend == "start from a language model"
+        (issue,) = student_issues(ModelsConfig.model_validate({"student": named}))
+        assert "is a classifier (LlamaForSequenceClassification)" in issue.problem
+    assert model_issues("models.teacher", str(tmp_path))[0].path == "models.teacher"
+    with pytest.raises(ModelError, match="is a classifier"):
+        load_model(str(tmp_path), torch.float32)
+    assert not reward_model.issues(reward_model.Config(model=str(tmp_path)))
+    student(tokenizer).model.save_pretrained(tmp_path / "language")
+    (issue,) = reward_model.issues(reward_model.Config(model=str(tmp_path / "language")))
+    assert "is no reward model (its architecture: LlamaForCausalLM)" in issue.problem
 
 
 # --- sections ---------------------------------------------------------------------------------------------------

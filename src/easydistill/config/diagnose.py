@@ -198,11 +198,16 @@ def _unknown_key(
             return problem, f"write it as `{dotted(new)}`"
     if guess:
         return problem, f"did you mean {guess!r}?"
-    for job, other in sorted(other_jobs.items()):
-        for section, keys in sections(other):
-            if key in keys:
-                of = f"`{dotted((*section, key))}` is a key of {job} jobs and has no effect here"
-                return problem, f"{of}; remove it, or change job_type"
+    elsewhere = [
+        (job, section)
+        for job, other in sorted(other_jobs.items())
+        for section, names in sections(other)
+        if key in names
+    ]
+    # The very key of another job tells more than one of the same name somewhere else.
+    for job, section in sorted(elsewhere, key=lambda found: found[1] != tuple(above)):
+        of = f"`{dotted((*section, key))}` is a key of {job} jobs and has no effect here"
+        return problem, f"{of}; remove it, or change job_type"
     names = {name: section for section, keys in every.items() for name in keys}
     far = closest(key, names)
     if far:

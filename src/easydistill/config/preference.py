@@ -26,6 +26,9 @@ PairLoss = Literal[
     "discopop",
     "sft",
 ]
+BETAS = (1e-6, 1e4)
+"""The smallest and the largest β: beyond, float32 holds neither the loss nor its gradient."""
+Beta = Annotated[PositiveFloat, Field(ge=BETAS[0], le=BETAS[1])]
 _SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
 
 
@@ -42,7 +45,7 @@ class PreferenceConfig(Section):
     where y_w is the chosen answer, y_l the rejected one, and the reference π_ref the student as it starts.
     """
 
-    beta: PositiveFloat = 0.1
+    beta: Beta = 0.1
     """β: how much a change of log-probability counts. The larger, the less the student moves away from where it
     starts. A pair's own `beta` overrides it."""
     loss_type: PairLoss | Annotated[list[PairLoss], Field(min_length=1)] = "sigmoid"
@@ -72,6 +75,8 @@ class PreferenceConfig(Section):
         if self.loss_weights is not None and len(self.loss_weights) != len(losses):
             given, wanted = len(self.loss_weights), len(losses)
             raise Unfit(f"there are {given} loss_weights and {wanted} losses", "give one weight a loss")
+        if self.loss_weights is not None and not any(self.loss_weights):
+            raise Unfit("every loss has weight 0: nothing would be learned", "give one of them a weight")
         if "exo_pair" in losses and self.label_smoothing == 0:
             raise Unfit("exo_pair divides by label_smoothing", "set label_smoothing, for instance to 0.001")
         if self.label_smoothing and not _SMOOTHED & set(losses):

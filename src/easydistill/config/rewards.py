@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 
 from easydistill.config.base import NonNegativeFloat, Section, Unfit
 
-AnyFloat = Annotated[float, Field(strict=True)]
-"""Any finite number; true and false are none."""
+LARGEST = 1e9
+"""Rewards and weights beyond it would leave what sums and float32 can hold."""
+AnyFloat = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)]
+"""Any number that a sum of rewards can hold; true and false are none."""
 
 
 class RewardConfig(Section):
@@ -22,7 +24,7 @@ class RewardConfig(Section):
     needs_judge: ClassVar[bool] = False
     """Whether a model that judges must be there."""
 
-    weight: NonNegativeFloat = 1.0
+    weight: Annotated[NonNegativeFloat, Field(le=LARGEST)] = 1.0
     """Its factor in the sum. With 0 it is computed and logged, and counts for nothing."""
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from easydistill.config.preference import BETAS
 from easydistill.data.files import replacing
 from easydistill.data.formats import messages_of, parquet_table, write_json_rows, written_meta
+from easydistill.data.numbers import as_float
 from easydistill.data.records import IdGiver, Message, Rejection, Sample, content_hash
 from easydistill.data.row_files import Malformed, half_characters, own_id, parse_rows
 from easydistill.errors import DataError
@@ -133,9 +135,11 @@ def _after(prompt: list[Message], side: list[Message], name: str) -> Message:
 def _beta(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise Malformed(f"`beta` is {value!r}, not a number above 0")
-    return float(value)
+    low, high = BETAS
+    number = as_float(value)
+    if number is None or not low <= number <= high:
+        raise Malformed(f"`beta` is {str(value)[:40]!r}, not a number from {low:g} to {high:g}")
+    return number
 
 
 def as_preference(sample: Sample) -> Preference:

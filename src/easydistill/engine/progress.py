@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -138,6 +139,8 @@ class Reporter:
         """Append one line to `metrics.jsonl`."""
         if self._metrics_path is None:
             return
-        line = json.dumps({"time": round(time.time(), 3), "stage": stage, **values}, ensure_ascii=False)
+        # What is no number to JSON is missing.
+        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        line = json.dumps({"time": round(time.time(), 3), "stage": stage, **finite}, ensure_ascii=False)
         with self._metrics_path.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
+from easydistill.config.base import Unfit
 from easydistill.config.policy import PpoConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._policy import PolicyJob, plan_policy
@@ -15,6 +18,13 @@ class Job(PolicyJob):
     job_type: Literal["ppo"]
     """Which job this is."""
     policy: PpoConfig = PpoConfig()
+
+    @model_validator(mode="after")
+    def _has_its_critic(self) -> Job:
+        if self.policy.critic == "reward_model" and self.rewards.reward_model is None:
+            mend = 'name rewards.reward_model, or set policy.critic to "value_head"'
+            raise Unfit("policy.critic is the reward model, and there is none", mend)
+        return self
 
 
 def plan(job: Job) -> list[Stage]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from easydistill.errors import MissingExtra, ModelError
-from easydistill.models.reference import ModelSource, model_directory, resolve
+from easydistill.models.reference import ModelSource, is_classifier, model_directory, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ def choose_dtype(name: str, on: torch.device) -> torch.dtype:
 def _explained(reference: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
         text = str(error).strip().split("\n")[0]
         raise ModelError(f"{reference}: cannot be loaded: {text}") from error
 
@@ -76,7 +77,15 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """A causal language model, in eval mode, on the CPU."""
+    """A causal language model, in eval mode, on the CPU.
+
+    Raises:
+        ModelError: it cannot be loaded, or is a classifier: its language head would be a random one.
+    """
+    names = model_config(reference, trust_remote_code=trust_remote_code)[0].architectures or []
+    if is_classifier(names):
+        problem = f"{reference}: it is a classifier ({', '.join(names)}), not a language model"
+        raise ModelError(f"{problem}\n    → name a language model, such as the one it was made of")
     return _load("AutoModelForCausalLM", reference, dtype, trust_remote_code)
 
 
@@ -131,6 +140,14 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
         value = getattr(source, "eos_token_id", None)
         found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
     return frozenset(found)
+
+
+def with_padding(tokenizer: Any) -> Any:
+    """A copy of a tokenizer that has a token to pad with; which one does not matter to whoever masks it."""
+    padded = copy.deepcopy(tokenizer)
+    if padded.pad_token is None:
+        padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)
+    return padded
 
 
 def same_vocabulary(first: Any, second: Any) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def resolve(reference: str) -> ModelSource:
             )
         return ModelSource(reference, path)
     return ModelSource(reference, _hub_snapshot(reference))
+
+
+def architectures(source: ModelSource) -> tuple[str, ...]:
+    """The classes that a model was saved as, as its config says; none where there is no config on this machine."""
+    if source.path is None or source.is_gguf:
+        return ()
+    try:
+        names = json.loads((source.path / "config.json").read_text(encoding="utf-8"))["architectures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def is_classifier(names: Iterable[str]) -> bool:
+    """Whether a model of these architectures judges texts: it gives a number or a class, and writes nothing."""
+    return any("Classification" in name or "Reward" in name for name in names)
 
 
 def _package_file(reference: str) -> Path:

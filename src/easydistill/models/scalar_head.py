@@ -24,10 +24,6 @@ def scalar_issues(models: ModelsConfig) -> list[ConfigIssue]:
         return _unknown(str(student.config["model_type"]), "models.student.config.model_type")
     reference = student.from_model if isinstance(student, PrunedStudent) else student
     config, _ = model_config(reference, trust_remote_code=models.trust_remote_code)
-    made_for = config.architectures or []
-    if any("SequenceClassification" in name for name in made_for):
-        problem = f"{reference} is a classifier already ({', '.join(made_for)}), and its head would be thrown away"
-        return [ConfigIssue("config", "models.student", problem, "start from a language model")]
     return _unknown(str(config.model_type), "models.student")
 
 

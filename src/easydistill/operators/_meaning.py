@@ -28,12 +28,10 @@ def embeddings(reference: str, texts: Iterable[str]) -> dict[str, np.ndarray[Any
         ModelError: the model cannot be loaded.
         MissingExtra: `train` is not installed.
     """
-    from easydistill.models.loading import device, import_torch, load_encoder, load_tokenizer
+    from easydistill.models.loading import device, import_torch, load_encoder, load_tokenizer, with_padding
 
     torch = import_torch()
-    tokenizer = load_tokenizer(reference)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = with_padding(load_tokenizer(reference))
     model = load_encoder(reference, torch.float32).to(device())
     ordered = sorted(set(texts), key=lambda text: (len(text), text))
     empty = [text for text in ordered if not text.strip() and not tokenizer(text)["input_ids"]]

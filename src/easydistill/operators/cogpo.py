@@ -25,7 +25,8 @@ from functools import partial
 from statistics import fmean
 from typing import Any, Literal
 
-from easydistill.config.base import PositiveFloat, PositiveInt
+from easydistill.config.base import PositiveInt
+from easydistill.config.preference import Beta
 from easydistill.data.records import Message, Rejection, Sample
 from easydistill.operators import _critic, _rethinking, _student_tries, cot_generation
 from easydistill.operators._base import Reply, Result, Steps
@@ -64,11 +65,11 @@ class Config(RethinkingConfig):
     tells the final one."""
     wrong_answers: PositiveInt = 2
     """Most of the student's wrong answers to a problem that become rejected answers."""
-    beta_small: PositiveFloat = 0.1
+    beta_small: Beta = 0.1
     """β of small gaps, right against right, of which one suits the student: how much a pair may move it."""
-    beta_medium: PositiveFloat = 0.2
+    beta_medium: Beta = 0.2
     """β of medium gaps, right but unsuited against wrong."""
-    beta_large: PositiveFloat = 0.5
+    beta_large: Beta = 0.5
     """β of large gaps, right and suited against wrong."""
 
     def beta(self, gap: Gap) -> float:

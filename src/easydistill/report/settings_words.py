@@ -155,6 +155,9 @@ def _evaluation(facts: Facts) -> str:
     if heldout is None:
         return ""
     rows = f"{heldout:.0%} of the rows" if heldout < 1 else f"{heldout:,.0f} rows"
+    held = as_int(facts.train.get("heldout_rows"))
+    if held == 0:
+        return f"{rows} wanted, but none could be held out" if heldout else "no rows held out"
     if "generate" not in evaluation:
         return f"{rows} held out"
     answers = "the student answers them too" if evaluation["generate"] else "without answers by the student"

@@ -12,7 +12,15 @@ from easydistill.report.charts import meter
 from easydistill.report.collect import Facts
 from easydistill.report.synthesis import Check, Spent, Synthesis, is_synthesis, read_synthesis
 from easydistill.report.values import as_dict, as_float, as_int, as_text, dig
-from easydistill.report.words import MISSING, count, short_model, student_words, teacher_was_asked, teacher_words
+from easydistill.report.words import (
+    MISSING,
+    count,
+    plural,
+    short_model,
+    student_words,
+    teacher_was_asked,
+    teacher_words,
+)
 from easydistill.stages.label import LABELED_JSON
 from easydistill.stages.synthesise import CARD
 
@@ -63,10 +71,6 @@ def title(stage: Synthesis, among: Sequence[Synthesis] = ()) -> str:
     """A stage's heading; where an operator ran twice, with the stage's name."""
     twice = sum(other.operator == stage.operator for other in among) > 1
     return f"{in_words(stage.operator)} ({stage.stage})" if twice else in_words(stage.operator)
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 # --- rows -------------------------------------------------------------------------------------------------------

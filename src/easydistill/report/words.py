@@ -203,6 +203,10 @@ def verdict(facts: Facts) -> str:
     return f"{where}{text}."
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 # --- models -----------------------------------------------------------------------------------------------------
 
 
@@ -304,10 +308,10 @@ def lede(facts: Facts) -> str:
         parts.append(f"{subject} said how probable it finds each of {score.tokens['scored']:,} answer tokens.")
     rows = as_int(facts.train.get("train_rows"))
     if train is not None and rows is not None:
-        what = "pairs" if on_pairs(facts) else "prompts" if by_rewards(facts) else "rows"
+        what = "pair" if on_pairs(facts) else "prompt" if by_rewards(facts) else "row"
         how = "LoRA adapters" if facts.setting("training.lora") else "all weights"
         made = "" if student[1] in {"as it is", ""} or "/" in student[1] else f" ({student[1]})"
         steps = as_int(facts.train.get("steps"))
-        pace = f" in {steps:,} optimiser steps" if steps is not None else ""
-        parts.append(f"The student, {student[0]}{made}, learned from {rows:,} {what}{pace} ({how} trained).")
+        pace = f" in {plural(steps, 'optimiser step')}" if steps is not None else ""
+        parts.append(f"The student, {student[0]}{made}, learned from {plural(rows, what)}{pace} ({how} trained).")
     return " ".join(parts)

@@ -2,9 +2,10 @@
 
 A module offers `Config`, a `RewardConfig` with the reward's own parameters, and `make(config, context) -> Reward`; see
 `_base.py`. Where its config names files, `files(config)` tells them by key, and where it names models, `models(config)`
-does: they must be there before a run, and what is in them is part of what the run learns from. Where a reward reads
-fields of rows, `check(config, meta)` tells what is wrong with a row's, or None. Importing a module loads neither torch
-nor any other heavy library.
+does: they must be there before a run, and what is in them is part of what the run learns from; what else is wrong
+with them and can be told without loading them, `issues(config)` tells. Where a reward reads fields of rows,
+`check(config, meta)` tells what is wrong with a row's, or None, and `knows(config, meta)` whether the row holds what
+the reward judges by. Importing a module loads neither torch nor any other heavy library.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import Field, create_model
 
 from easydistill.config.rewards import RewardConfig, RewardsConfig
+from easydistill.errors import ConfigIssue
 from easydistill.registry import Registry
 from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.rewards._composite import Composite, Scored, close_all
@@ -30,9 +32,11 @@ __all__ = [
     "Scored",
     "build",
     "files",
+    "issues",
     "malformed",
     "models",
     "rewards_section",
+    "unjudged",
 ]
 
 REWARDS = Registry("rewards", __name__)
@@ -75,6 +79,25 @@ def files(section: RewardsConfig) -> dict[str, str]:
 def models(section: RewardsConfig) -> dict[str, str]:
     """The models that a section names, by dotted key below `rewards`."""
     return _named("models", section)
+
+
+def issues(section: RewardsConfig) -> list[ConfigIssue]:
+    """What is wrong with the models that a section names, as far as their files tell."""
+    modules = ((REWARDS.module(name), config) for name, config in section.chosen().items())
+    return [issue for module, config in modules if hasattr(module, "issues") for issue in module.issues(config)]
+
+
+def unjudged(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:
+    """Why none of a section's rewards that count could judge any answer to a row; None where one may."""
+    counted = [name for name, config in section.chosen().items() if config.weight]
+    chosen = section.chosen()
+    for name in counted:
+        module = REWARDS.module(name)
+        if not hasattr(module, "knows") or module.knows(chosen[name], meta):
+            return None
+    return (
+        f"{' and '.join(f'rewards.{name}' for name in counted)} cannot judge any answer: the row holds nothing to go by"
+    )
 
 
 def malformed(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:

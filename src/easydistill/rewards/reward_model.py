@@ -15,9 +15,10 @@ from typing import Any
 from easydistill.config.rewards import AnyFloat
 from easydistill.data.batches import batches_by_length
 from easydistill.data.records import Message, answer_message
-from easydistill.errors import DataError, ModelError
+from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
 from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
+from easydistill.models.reference import architectures, is_classifier, resolve
 from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewardConfig, place, room
 
@@ -105,6 +106,18 @@ class _RewardModel:
         self._model = None
 
 
+def issues(config: Config) -> list[ConfigIssue]:
+    """An issue where the model's files tell that it is another kind of model."""
+    try:
+        names = architectures(resolve(config.model))
+    except ModelError:
+        return []
+    if not names or is_classifier(names):
+        return []
+    problem = f"{config.model} is no reward model (its architecture: {', '.join(names)})"
+    return [ConfigIssue("config", "rewards.reward_model.model", problem, "train one, or name one")]
+
+
 def load_classifier(config: Config, device: Any) -> Any:
     """The sequence classifier, in eval mode.
 
@@ -113,16 +126,12 @@ def load_classifier(config: Config, device: Any) -> Any:
     """
     where = f"rewards.reward_model.model: {config.model}"
     # Of a causal language model, transformers would make a classifier with a random head, and only warn.
-    architectures = _architectures(config)
-    if not any("SequenceClassification" in name or "Reward" in name for name in architectures):
-        shown = ", ".join(architectures) or "none"
+    names = model_config(config.model, trust_remote_code=config.trust_remote_code)[0].architectures or []
+    if not is_classifier(names):
+        shown = ", ".join(names) or "none"
         raise ModelError(f"{where} is no reward model (its architecture: {shown})\n    → train one, or name one")
     dtype = choose_dtype(config.dtype, device)
     model = loading.load_classifier(config.model, dtype, trust_remote_code=config.trust_remote_code)
     if model.config.num_labels != 1:
         raise ModelError(f"{where} gives {model.config.num_labels} numbers, a reward model gives one")
     return model.to(device)
-
-
-def _architectures(config: Config) -> list[str]:
-    return list(model_config(config.model, trust_remote_code=config.trust_remote_code)[0].architectures or [])

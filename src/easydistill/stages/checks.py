@@ -6,17 +6,29 @@ import importlib.util
 
 from easydistill.config.models import ModelsConfig
 from easydistill.errors import ConfigIssue, ModelError
-from easydistill.models.reference import resolve
+from easydistill.models.reference import architectures, is_classifier, resolve
 from easydistill.models.student import student_references
 
 
-def model_issues(key: str, reference: str) -> list[ConfigIssue]:
+def reference_issues(key: str, reference: str) -> list[ConfigIssue]:
     """An issue if a model reference points at nothing."""
     try:
         resolve(reference)
     except ModelError as error:
         problem, _, mend = str(error).partition("\n    → ")
         return [ConfigIssue("config", key, problem, mend)]
+    return []
+
+
+def model_issues(key: str, reference: str) -> list[ConfigIssue]:
+    """An issue if a reference points at nothing, or at something else than a language model."""
+    if issues := reference_issues(key, reference):
+        return issues
+    names = architectures(resolve(reference))
+    # transformers would load it under a random head, and only warn.
+    if is_classifier(names):
+        problem = f"{reference} is a classifier ({', '.join(names)}), not a language model"
+        return [ConfigIssue("config", key, problem, "name a language model, such as the one it was made of")]
     return []
 
 

@@ -14,17 +14,19 @@ from easydistill.config.rewards import RewardsConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.data.files import hash_file
 from easydistill.data.manifest import RowCounts
+from easydistill.data.numbers import as_float
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
-from easydistill.rewards import RewardContext, build, malformed, verify
+from easydistill.rewards import RewardContext, build, malformed, unjudged, verify
 from easydistill.rewards import files as reward_files
+from easydistill.rewards import issues as reward_issues
 from easydistill.rewards import models as reward_models
-from easydistill.stages.checks import model_issues, needs_extra
+from easydistill.stages.checks import needs_extra, reference_issues
 from easydistill.stages.label import missing_file
 from easydistill.stages.on_policy import PromptRows, fitting_prompt
 from easydistill.stages.synthesise import AskedModel
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 ANSWER = "answer"
 """Field of a row that holds its known answer; a row's own answer stands there too."""
 PASS_RATE = "pass_rate"
+UNJUDGED = "unjudged"
 
 
 class ExplorationRows(PromptRows):
@@ -74,7 +77,8 @@ class PolicyStage(TrainStage):
         for key, path in reward_files(self._rewards).items():
             issues += missing_file(f"rewards.{key}", path)
         for key, reference in reward_models(self._rewards).items():
-            issues += model_issues(f"rewards.{key}", reference)
+            issues += reference_issues(f"rewards.{key}", reference)
+        issues += reward_issues(self._rewards)
         if self._rewards.needs_judge and self._judge is None:
             mend = "set models.judge with judge.inference, or judge.inference.base_url"
             issues.append(ConfigIssue("config", "rewards.judge", "there is no model that judges", mend))
@@ -119,6 +123,8 @@ class PolicyStage(TrainStage):
         rows, unfit = self._prepare(renderer, samples)
         held_rows, held_unfit = self._prepare(renderer, heldout, all_rates=True)
         rejected = [*rejected, *unfit, *held_unfit]
+        if unfit and not rows:
+            raise _nothing_left(unfit)
         with ExitStack() as opened:
             explorer = self._explorer(student, rows, held_rows, context, opened)
             outcome = self._train_policy(student, explorer, context)
@@ -162,8 +168,8 @@ class PolicyStage(TrainStage):
         from easydistill.trainers.policy import PolicyRow
 
         low, high = self._policy.pass_rate
-        rate = sample.meta.get(PASS_RATE)
-        if not all_rates and isinstance(rate, int | float) and not low <= rate <= high:
+        rate = as_float(sample.meta.get(PASS_RATE))
+        if not all_rates and rate is not None and not low <= rate <= high:
             detail = f"{rate:.0%} of the tries at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
             return Rejection(sample.id, self.name, "pass_rate", detail)
         prompt = fitting_prompt(renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name)
@@ -173,6 +179,8 @@ class PolicyStage(TrainStage):
         meta = {**known, **sample.meta}
         if problem := malformed(self._rewards, meta) or verify.check(self._verification, meta):
             return Rejection(sample.id, self.name, MALFORMED, problem)
+        if problem := unjudged(self._rewards, meta):
+            return Rejection(sample.id, self.name, UNJUDGED, problem)
         return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta)
 
     def _explorer(
@@ -252,3 +260,12 @@ class PolicyStage(TrainStage):
             return None
         mend = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
         raise ConfigError(ConfigIssue("config", "policy.critic", problem, mend))
+
+
+def _nothing_left(unfit: Sequence[Rejection]) -> DataError:
+    """Why no prompt can be trained on, by reason with an example of each."""
+    examples = {rejection.reason: rejection.detail for rejection in reversed(unfit)}
+    told = "".join(
+        f"\n    {reason}, {count} of {len(unfit)}: {examples[reason]}" for reason, count in count_reasons(unfit).items()
+    )
+    return DataError(f"there is nothing to train on: no prompt is left{told}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.reward_model import RewardModelConfig, RewardTrainingConfig
 from easydistill.data.manifest import RowCounts
+from easydistill.data.numbers import as_float
 from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection, count_reasons
 from easydistill.data.row_files import MALFORMED
@@ -27,6 +27,10 @@ MARGIN = "margin"
 """Field of a pair that tells how far apart its scores should be."""
 TRUTHS = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 """Fields of a pair that tell how good its answers are known to be; the latter are UltraFeedback's."""
+LARGEST_MARGIN = 1e6
+"""Far beyond any difference of scores, and yet a number that the loss can take."""
+LARGEST_TRUTH = 1e30
+"""Of larger ones no mean can be taken."""
 TOO_LONG = "too_long"
 NOTES = {
     "shorter_accuracy": "no held-out pair has a shorter chosen answer",
@@ -39,6 +43,9 @@ NOTES = {
 
 class RewardStage(PairStage):
     """Training of a reward model on pairs, measured on held-out ones before and after."""
+
+    classifies = True
+    """What it makes judges texts, and writes none."""
 
     def __init__(
         self, rows: PairRows, models: ModelsConfig, training: RewardTrainingConfig, reward: RewardModelConfig
@@ -171,9 +178,11 @@ def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRo
         raise _NoRow(TEMPLATE_REFUSED, str(error)) from None
     if chosen == rejected:
         raise _NoRow(TEMPLATE_REFUSED, "the template shows both answers alike")
-    margin = pair.meta.get(MARGIN, 0.0) if use_margin else 0.0
-    if not _is_number(margin) or margin < 0:
-        raise _NoRow(MALFORMED, f"`{MARGIN}` is {margin!r}, not a number of at least 0")
+    given = pair.meta.get(MARGIN, 0.0) if use_margin else 0.0
+    margin = as_float(given)
+    if margin is None or not 0 <= margin <= LARGEST_MARGIN:
+        problem = f"`{MARGIN}` is {str(given)[:40]!r}, not a number from 0 to {LARGEST_MARGIN:g}"
+        raise _NoRow(MALFORMED, problem)
     gap = pair.meta.get(GAP)
     return RewardRow(
         pair.id,
@@ -181,7 +190,7 @@ def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRo
         chosen,
         rejected,
         len(prompt),
-        float(margin),
+        margin,
         _truth(pair),
         gap if isinstance(gap, str) else PLAIN,
     )
@@ -189,12 +198,11 @@ def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRo
 
 def _truth(pair: Preference) -> tuple[float, float] | None:
     for names in TRUTHS:
-        chosen, rejected = (pair.meta.get(name) for name in names)
         # Right and wrong are a truth too.
-        if all(isinstance(value, bool) or _is_number(value) for value in (chosen, rejected)):
-            return float(chosen), float(rejected)  # type: ignore[arg-type]
+        chosen, rejected = (
+            float(value) if isinstance(value, bool) else as_float(value, LARGEST_TRUTH)
+            for value in map(pair.meta.get, names)
+        )
+        if chosen is not None and rejected is not None:
+            return chosen, rejected
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

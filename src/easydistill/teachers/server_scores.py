@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import httpx2
 import openai
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.data.numbers import as_float
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
@@ -176,4 +176,5 @@ def realised(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _is_logprob(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value <= 1e-3
+    number = as_float(value)
+    return number is not None and number <= 1e-3

@@ -12,7 +12,6 @@ Written against TRL 1.16.
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.models.head import Head, rows_per_chunk
-from easydistill.models.loading import device
+from easydistill.models.loading import device, with_padding
 from easydistill.models.logprobs import realised_logprobs
 from easydistill.models.student import Student
 from easydistill.trainers.checkpoints import last_whole_checkpoint
@@ -157,8 +156,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             teacher_model=teacher,
             args=_arguments(config, on_policy, checkpoints),
             train_dataset=_Rows(len(rows)),
-            # TRL sets its padding token.
-            processing_class=copy.deepcopy(student.tokenizer),
+            processing_class=with_padding(student.tokenizer),
             callbacks=[watch],
         )
         self.remove_callback(PrinterCallback)

@@ -19,6 +19,10 @@ ZERO_VARIANCE = 0.8
 """Share of groups with equal rewards above which most of a step teaches nothing."""
 CUT_OFF = 0.5
 """Share of answers that are cut off above which the limit decides, not the policy."""
+ABSTAINED = 0.5
+"""Share of answers that no reward has judged above which most of a step teaches nothing."""
+_SAME = 1e-8
+"""Rewards that differ by no more are equal, as TRL has it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,20 @@ class GroupOrder(PromptOrder):
 def rollout_of(row: PolicyRow, completion: Sequence[int], text: str, ended: bool) -> Rollout:
     """An answer as rewards see it."""
     return Rollout(row.messages, text, tuple(row.prompt), tuple(completion), ended, row.meta)
+
+
+def zero_variance(rewards: Sequence[float], group: int) -> float:
+    """Share of groups from which nothing is learned: those that are judged are worth the same, or fewer than two are.
+
+    Args:
+        rewards: group by group; NaN where nobody knows.
+        group: answers of a group.
+    """
+    alike = 0
+    for at in range(0, len(rewards), group):
+        known = [reward for reward in rewards[at : at + group] if not math.isnan(reward)]
+        alike += not known or max(known) - min(known) <= _SAME
+    return alike / max(1, len(rewards) // group)
 
 
 # --- held-out measurements ---------------------------------------------------------------------------------------
@@ -105,8 +123,9 @@ class Alarms:
     def step(self, step: int, figures: Mapping[str, Any]) -> list[str]:
         """Figures of a training step; returns new alarms as sentences."""
         found: list[str] = []
+        # At 0 nothing can fall: a step whose answers were all of one kind, or the first of a policy that is sure.
         entropy = figures.get("entropy")
-        if entropy is not None:
+        if entropy:
             if self._first_entropy is None:
                 self._first_entropy = entropy
             elif entropy < ENTROPY_LEFT * self._first_entropy:
@@ -117,6 +136,9 @@ class Alarms:
             found += self._raise("zero_variance", step, told)
         if (share := 1 - figures.get("ended", 1)) > CUT_OFF:
             found += self._raise("cut_off", step, f"{share:.0%} of the answers are cut off at max_new_tokens")
+        if (share := figures.get("reward/abstained") or 0) > ABSTAINED:
+            told = f"{share:.0%} of the answers were judged by no reward: nothing is learned from them"
+            found += self._raise("abstained", step, told)
         return found
 
     def state(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, MissingExtra, TeacherError
-from easydistill.models.loading import device
+from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 from easydistill.rewards import Composite
 from easydistill.rewards._base import Reward
@@ -36,7 +36,15 @@ from easydistill.rewards._composite import Scored
 from easydistill.trainers.checkpoints import is_whole, last_whole_checkpoint, step_of
 from easydistill.trainers.compat import argument_values
 from easydistill.trainers.on_policy import kept_settings
-from easydistill.trainers.policy import Alarms, GroupOrder, PolicyRow, measure, rollout_of, without_zero_abstentions
+from easydistill.trainers.policy import (
+    Alarms,
+    GroupOrder,
+    PolicyRow,
+    measure,
+    rollout_of,
+    without_zero_abstentions,
+    zero_variance,
+)
 from easydistill.trainers.rollouts import Written, roll_out
 from easydistill.trainers.supervised import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
 from easydistill.trainers.trl_parts import WritingTrainer
@@ -53,7 +61,6 @@ except ImportError:
 _KEPT = {
     "reward": "reward",
     "reward_std": "reward_std",
-    "frac_reward_zero_std": "zero_variance_groups",
     "entropy": "entropy",
     "kl": "kl",
     "clip_ratio/low_mean": "clipped_low",
@@ -68,6 +75,8 @@ HELDOUT = "heldout.jsonl"
 ALARMS = "alarms.json"
 """What was noticed until a checkpoint, inside it."""
 _CUT_OFF = "completions/clipped_ratio"
+_OF_TOKENS = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+"""TRL's figures of a micro-batch that are means over the tokens which count."""
 
 
 class Explorer:
@@ -205,7 +214,7 @@ class PolicyWatch(Watch):
         self._policy, self._explorer, self._journal = policy, explorer, journal
         self.trainer: PolicyTrainer | None = None
         self.rewards: list[dict[str, float]] = []
-        """Means of each reward, a round each."""
+        """Means of each reward, and what else is told of a round."""
         self.figures: dict[str, list[float]] = {}
         """What else is to be told, since the last entry."""
 
@@ -234,8 +243,6 @@ class PolicyWatch(Watch):
         if not logs or "loss" not in logs:
             return
         found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if logs.get(theirs) is not None}
-        if self._policy.num_generations < 2:
-            found.pop("zero_variance_groups", None)
         if logs.get(_CUT_OFF) is not None:
             found["ended"] = 1 - logs[_CUT_OFF]
         for source in (self.rewards, [{name: value} for name, all_ in self.figures.items() for value in all_]):
@@ -315,8 +322,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             reward_funcs=[_named("total")],
             args=arguments(config, policy, checkpoints),
             train_dataset=Dataset.from_dict({"prompt": list(range(len(explorer.rows)))}),
-            # TRL sets its padding token.
-            processing_class=copy.deepcopy(student.tokenizer),
+            processing_class=with_padding(student.tokenizer),
             callbacks=[watch],
         )
         self.remove_callback(PrinterCallback)
@@ -408,7 +414,21 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         totals = [float("nan") if total is None else total for total in scored.totals]
         mine_B1 = torch.tensor(totals, dtype=torch.float32, device=self.accelerator.device)[:, None]
         found: Tensor = self.accelerator.gather(mine_B1)
+        if (group := self._policy.num_generations) > 1:
+            # TRL takes a group for one to learn from whose rewards nobody knows.
+            self._watch.rewards.append({"zero_variance_groups": zero_variance(found[:, 0].tolist(), group)})
         return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's loss; its figures of a micro-batch without any token that counts, all 0, are taken back."""
+        loss = super()._compute_loss(model, inputs)
+        counted: Any = self.accelerator.reduce(inputs["completion_mask"].sum(), reduction="sum")
+        if model.training and not counted:
+            for name in _OF_TOKENS:
+                figures = self._metrics["train"].pop(name, [])[:-1]
+                if figures:
+                    self._metrics["train"][name] = figures
+        return loss
 
     def measure(self) -> dict[str, Any]:
         """Figures of the policy's most probable answers to the held-out prompts, which other draws do not feel."""

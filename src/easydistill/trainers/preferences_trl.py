@@ -11,7 +11,6 @@ Written against TRL 1.16.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import warnings
 from collections import defaultdict
@@ -29,7 +28,7 @@ from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
-from easydistill.models.loading import device
+from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 from easydistill.trainers.batching import epoch_sampler
 from easydistill.trainers.checkpoints import last_whole_checkpoint
@@ -51,7 +50,6 @@ REFERENCE = "reference.jsonl"
 """Journal of reference log-probabilities, beside the checkpoints."""
 _KEPT = {
     "entropy": "entropy",
-    "rewards/accuracies": "reward_accuracy",
     "rewards/margins": "reward_margin",
     "logps/chosen": "chosen_logp",
     "logps/rejected": "rejected_logp",
@@ -144,7 +142,10 @@ class PairWatch(Watch):
         found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if theirs in logs}
         if len(self.margins) > 1:
             found |= {f"margin_{gap}": fmean(values) for gap, values in sorted(self.margins.items())}
-        found["margin"] = fmean(value for values in self.margins.values() for value in values)
+        margins = [value for values in self.margins.values() for value in values]
+        found["margin"] = fmean(margins)
+        # TRL counts a tie as lost; held-out figures count it as half, and so do these.
+        found["reward_accuracy"] = fmean((margin > 0) + 0.5 * (margin == 0) for margin in margins)
         self._reporter.metric("preferences", step=state.global_step, **found)
         self.margins.clear()
 
@@ -170,9 +171,7 @@ class PairTrainer(QuietTrainer, DPOTrainer):
                 f"{preference.sorting[0]} sorts the answers of a batch, and the pairs have different β\n"
                 "    → take another preference.loss_type, or give all pairs one `beta`"
             )
-        tokenizer = copy.deepcopy(student.tokenizer)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = with_padding(student.tokenizer)
         rows = [
             {
                 "prompt_ids": pair.prompt,

@@ -10,6 +10,7 @@ optimiser are float32; the computation is bfloat16 where the device does that we
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -259,10 +260,17 @@ class Watch(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         loss = float(logs["loss"])
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             raise DataError(
                 f"the training loss is {loss} at step {state.global_step}\n"
                 "    → lower training.learning_rate, or set training.bf16=false"
+            )
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            # Clipping by it has made nothing, or nonsense, of the gradient.
+            raise DataError(
+                f"the norm of the gradient is {norm} at step {state.global_step}\n"
+                "    → lower training.learning_rate or whatever multiplies the loss, or set training.bf16=false"
             )
         self.last_loss = loss
         step, at = self._step_at
@@ -275,7 +283,7 @@ class Watch(TrainerCallback):
             epoch=round(float(logs.get("epoch", 0.0)), 4),
             loss=loss,
             learning_rate=logs.get("learning_rate"),
-            grad_norm=logs.get("grad_norm"),
+            grad_norm=norm,
             seconds_per_step=round(seconds, 4),
             **(self._distillation.means() if self._distillation else {}),
         )
