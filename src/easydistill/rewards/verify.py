@@ -3,7 +3,8 @@
 The final answer is looked for after the thoughts (`<think>…</think>`, which the prompt may have opened), as
 `verification/answers.py` tells; it is compared as `verification/equality.py` tells, in processes that are killed when
 they hang. Whatever cannot be shown to be equal is wrong, a comparison that takes too long too: the policy wrote it, and
-must not gain by what nobody can read.
+must not gain by what nobody can read. An answer that is the known one as text, all of it, is right before anything is
+looked for in it: the last number of `[1, 2, 3]` is not what it says.
 A row abstains where its known answer is missing, or nothing that can be compared (a sentence, a formula with a brace
 too many).
 """
@@ -20,7 +21,7 @@ from easydistill.config.rewards import AnyFloat, RewardConfig
 from easydistill.errors import DataError
 from easydistill.rewards._base import Reward, RewardContext, Rollout
 from easydistill.rewards._text import after_thoughts, with_opening
-from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
+from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer, only_statement
 from easydistill.verification.equality import Verifier, compare_plainly
 
 
@@ -61,6 +62,11 @@ def check(config: Config, meta: Mapping[str, Any]) -> str | None:
     return _mistyped(config.field, meta.get(config.field))
 
 
+def knows(config: Config, meta: Mapping[str, Any]) -> bool:
+    """Whether a row holds an answer that others can be compared with."""
+    return known_answer(meta, config.field) is not None
+
+
 class _Verify:
     def __init__(self, config: Config, tokenizer: Any) -> None:
         self._config, self._tokenizer = config, tokenizer
@@ -70,30 +76,37 @@ class _Verify:
         values: list[float | None] = [None] * len(rollouts)
         pairs: dict[int, tuple[str, str]] = {}
         for row, rollout in enumerate(rollouts):
-            reference = known_answer(rollout, self._config.field)
+            reference = known_answer(rollout.meta, self._config.field)
             if reference is None:
                 continue
             if rollout.ended or self._config.cut_off == "verify":
                 answer = after_thoughts(with_opening(rollout, self._tokenizer))
-                found = find_answer(answer, self._config.strategies)
-                pairs[row] = (reference, found.text if found is not None else "")
+                pairs[row] = (reference, self._final(answer, reference))
             elif self._config.cut_off == "wrong":
                 values[row] = self._config.wrong
         for row, verdict in zip(pairs, self._verifier.verify_many(pairs.values()), strict=True):
             values[row] = self._config.right if verdict.equal else self._config.wrong
         return values
 
+    def _final(self, answer: str, reference: str) -> str:
+        """What is to be compared of an answer; empty where it says nothing."""
+        whole = compare_plainly(reference, answer)
+        if whole is not None and whole.equal and whole.by == "text":
+            return answer
+        found = find_answer(answer, self._config.strategies)
+        return found.text if found is not None else ""
+
     def close(self) -> None:
         self._verifier.close()
 
 
-def known_answer(rollout: Rollout, field: str) -> str | None:
+def known_answer(meta: Mapping[str, Any], field: str) -> str | None:
     """The final answer that a row holds; None where it holds none that anything could be compared with.
 
     Raises:
         DataError: the field is neither text nor a number.
     """
-    value = rollout.meta.get(field)
+    value = meta.get(field)
     if value is None:
         return None
     if problem := _mistyped(field, value):
@@ -101,7 +114,7 @@ def known_answer(rollout: Rollout, field: str) -> str | None:
     text = str(value).strip()
     _, solved, last = text.rpartition("\n")[2].rpartition("####")
     boxed = find_answer(text, ("boxed",))
-    known = last.strip() if solved else boxed.text if boxed is not None else text
+    known = last.strip() if solved else boxed.text if boxed is not None else only_statement(text) or text
     # A number can be compared with whatever can be compared at all.
     verdict = compare_plainly(known, "0")
     return None if verdict is not None and verdict.outcome == "undecided" else known

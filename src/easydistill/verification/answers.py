@@ -5,10 +5,11 @@ A strategy always takes the *last* place that fits, since replies reason first.
 
 - `boxed`: `\boxed{…}`, braces balanced. A last box that never closes is a reply cut off: then nothing is found at all.
 - `hashes`: GSM8K's `#### 18`, which may carry a currency, a unit, or bold marks; other `####` lines are headings.
-- `phrase`: "the answer is …", "Answer: …", "答案是……", up to the end of the clause.
+- `phrase`: "the answer is …", "Answer: …", "答案是……", "the correct option is C", up to the end of the clause.
 - `last_number`: the last number of the text.
 
-Numbers are `Fraction`s: 0.1 is one tenth, and a comparison has no float in it. Everything here is pure and linear in
+Numbers are `Fraction`s: 0.1 is one tenth, and a comparison has no float in it. Scientific notation is a number, `1e-5`
+as well as `6.02 \times 10^{23}`, and so is a mixed one, `3\frac{1}{2}` or `3½`. Everything here is pure and linear in
 the text's length.
 """
 
@@ -27,6 +28,7 @@ STATED: tuple[Strategy, ...] = ("boxed", "hashes", "phrase")
 """Those that find what a text says to be its answer; `last_number` guesses."""
 MAX_DIGITS = 1000
 """Longer numbers are not read as numbers: nobody's answer, and arithmetic on them is an attack."""
+VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 MAX_ANSWER = 4000
 """Characters. A longer answer is neither stripped of marks nor read as a number."""
 
@@ -49,7 +51,7 @@ class Number:
     numeral: Fraction
     percent: bool = False
     unit: str = ""
-    """The currency or unit beside it, singular; empty where there is none."""
+    """The currency or unit beside it, words in the singular; empty where there is none."""
 
 
 # --- numbers ----------------------------------------------------------------------------------------------
@@ -71,15 +73,26 @@ _SCALES = {
     "亿": 10**8,
     "億": 10**8,
 }
+_TIMES = r"(?:\\times|\\cdot|[×·⋅*]|(?<=[ ])x(?=[ ]))"
+_POWER = (
+    # At most three digits: 10^{999999} is an attack, or algebra.
+    r"(?:(?:\^|\*\*)(?:\{[ ]?[-+−]?[0-9]{1,3}[ ]?\}|\([-+−]?[0-9]{1,3}\)|[-+−]?[0-9]{1,3})|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3})"
+    r"(?![0-9⁰¹²³⁴⁵⁶⁷⁸⁹^!]|[.][0-9])"
+)
 _NUMBER = re.compile(
     rf"""
-    (?<![A-Za-z0-9０-９_]) (?<![0-9][.])
+    (?<![A-Za-z0-9０-９_]) (?<![0-9][.]) (?<![ms]\^) (?<![ms]\^\{{)  # the 2 of m/s^2 is no number
     (?P<sign>{_SIGN}) (?:(?P<currency>{_CURRENCY})[ ]?)? (?P<sign2>[-−－–]?)
     (?:
-        \\[dt]?frac\{{(?P<top>{_D}++)\}}\{{(?P<bottom>{_D}++)\}}
-      | (?P<whole>{_D}++)[ ](?P<over>{_D}++)/(?P<under>{_D}++)(?!{_D}|[./]{_D})
+        (?: (?<!\^)(?P<whole>{_D}++)[ ]?+ )?+
+        (?: \\[cdt]?frac(?P<top>\{{{_D}++\}}|{_D})(?P<bottom>\{{{_D}++\}}|{_D}(?!{_D}))
+          | (?P<vulgar>[{VULGAR}])
+          | (?<={_D}[ ])(?P<over>{_D}++)[/⁄](?P<under>{_D}++)(?!{_D}|[./]{_D}) )
+      | 10(?P<power>{_POWER})
       | (?P<head>{_DECIMAL})
-        (?: (?P<exponent>[eE][-+]?[0-9]{{1,3}}(?![0-9A-Za-z])) | [ ]?/[ ]?(?P<divisor>{_DECIMAL}) )?
+        (?: (?P<exponent>[eE][-+−]?[0-9]{{1,3}}(?![0-9A-Za-z]))
+          | [ ]?{_TIMES}[ ]?10(?P<times>{_POWER})
+          | [ ]?[/⁄][ ]?(?P<divisor>{_DECIMAL}) )?
     )
     (?![0-9]*(?:st|nd|rd|th)\b)
     (?: [ ]?(?P<percent>\\?[%％]|per[ ]?cent\b)
@@ -105,10 +118,20 @@ _NOT_UNITS = frozenset(
         "choose factorial but not otherwise except divided through until",
     )
 )
-_UNIT = re.compile(r" ?((?:[A-Za-z]{3,20})(?: (?:[A-Za-z]{2,20})){0,3}|[\u4e00-\u9fff]{1,4})")
+_LENGTH = r"(?:[kdcmnμµ]?m|ft|in|yd|mi)"
+_SYMBOL = rf"(?:{_LENGTH}|[kmμµ]?g|m?s|h|hr|[mc]?[lL]|[kM]?J|[kMG]?W|k?N|k?Pa|lb|oz|[A-Za-z]{{3,20}})"
+_UNIT_POWER = r"(?: ?\^(?:-?[1-4]|\{-?[1-4]\})|⁻?[¹²³⁴])"
+_FACTOR = rf"{_SYMBOL}{_UNIT_POWER}?"
+_UNIT = re.compile(
+    # A letter right behind the number is a variable, but for speeds.
+    rf" ?(?P<words>[A-Za-z]{{3,20}}(?: [A-Za-z]{{2,20}}){{0,3}}|[\u4e00-\u9fff]{{1,4}})"
+    rf"| (?:{_LENGTH}{_UNIT_POWER}|{_FACTOR}(?: ?(?:/|[·⋅]|\\cdot) ?{_FACTOR}){{1,3}})"
+    rf"| ?[kcm]?m/(?:s|h|hr|min){_UNIT_POWER}?"
+)
+_DEGREES = re.compile(r"\s*+(?:\^\s*+(?:\{\\circ\}|\\circ)|°)\s*+(?P<scale>[CFK](?![A-Za-z]))?")
 _NOT_UNIT_CHARACTERS = frozenset("零一二三四五六七八九十百千万亿分之又和或至到点负")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"), ("{", "}"))
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}\\]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{((?:\^\{-?[0-9]\}|[^{}\\])*)\}")
 _BOLD = re.compile(r"(?:(?<=\s)|^)(?:\*\*|__)(?=\S)|(?<=\S)(?:\*\*|__)(?=[\s.,;:。，；]|$)")
 _SPACING = re.compile(r"\\[,!;: ]|~|[\u00a0\u2009\u202f]")
 
@@ -120,26 +143,33 @@ def _digits(text: str) -> Fraction | None:
 
 def _value(match: re.Match[str]) -> Fraction | None:
     """The numeral of a match, without percent and scale; None where it is too long or divides by zero."""
-    parts = {name: _digits(text) for name, text in match.groupdict().items() if text and name in _DIGIT_GROUPS}
-    if any(value is None for value in parts.values()):
-        return None
-    numbers = {name: value for name, value in parts.items() if value is not None}
-    if "top" in numbers:
+    numbers: dict[str, Fraction] = {}
+    for name in _DIGIT_GROUPS:
+        if match[name]:
+            number = _digits(match[name])
+            if number is None:
+                return None
+            numbers[name] = number
+    if match["vulgar"]:
+        value, divisor = map(Fraction, unicodedata.normalize("NFKC", match["vulgar"]).split("⁄"))
+    elif "top" in numbers:
         value, divisor = numbers["top"], numbers["bottom"]
-    elif "whole" in numbers:
-        value, divisor = numbers["whole"] * numbers["under"] + numbers["over"], numbers["under"]
+    elif "over" in numbers:
+        value, divisor = numbers["over"], numbers["under"]
     else:
-        value, divisor = numbers["head"], numbers.get("divisor", Fraction(1))
+        value, divisor = numbers.get("head", Fraction(1)), numbers.get("divisor", Fraction(1))
     if not divisor:
         return None
-    value /= divisor
-    if match["exponent"]:
-        value *= Fraction(10) ** int(match["exponent"][1:])
+    value = numbers.get("whole", Fraction(0)) + value / divisor
+    exponent = match["exponent"] or match["power"] or match["times"]
+    if exponent:
+        plain = unicodedata.normalize("NFKC", exponent).replace("−", "-")
+        value *= Fraction(10) ** int(plain.strip("eE^*{}() "))
     negative = match["sign"] not in ("", "+") or match["sign2"] != ""
     return -value if negative else value
 
 
-_DIGIT_GROUPS = frozenset({"top", "bottom", "whole", "over", "under", "head", "divisor"})
+_DIGIT_GROUPS = ("whole", "top", "bottom", "over", "under", "head", "divisor")
 
 
 def bare(text: str) -> str:
@@ -162,25 +192,33 @@ def bare(text: str) -> str:
             return re.sub(r"\s+", " ", text)
 
 
+def _unit(found: re.Match[str]) -> str:
+    """One way to write a unit: `m/s^{2}` is `m/s²`. Case tells MW from mW, but not Apples from apples."""
+    if words := found["words"]:
+        return _CURRENCY_NAMES.get(words, words.casefold().removesuffix("s"))
+    return re.sub(r"[ ^{}]", "", unicodedata.normalize("NFKC", found[0].replace(r"\cdot", "·")).replace("−", "-"))
+
+
 def parse_number(text: str) -> Number | None:
-    """Read an answer that is one number: sign, currency, thousands, decimals, fraction, percent, scale, unit.
+    """Read an answer that is one number: sign, currency, thousands, decimals, fraction, power of ten, percent,
+    scale, unit.
 
     Returns None where the text is anything else, such as an expression, a list, or a sentence.
     """
     if len(text) > MAX_ANSWER:
         return None
-    text = re.sub(r"\^\{?\\circ\}?|°", " degrees", bare(text)).strip()
+    text = _DEGREES.sub(lambda sign: f" degrees{sign['scale'] or ''}", bare(text).replace("℃", "°C")).strip()
     match = _NUMBER.match(text)
     if match is None or (value := _value(match)) is None:
         return None
-    rest, unit = text[match.end() :].strip(), ""
+    rest, unit = text[match.end() :], ""
     if rest:
         found = _UNIT.fullmatch(rest)
-        if found is None or not _NOT_UNITS.isdisjoint(rest.casefold().split()):
+        if found is None or not _NOT_UNITS.isdisjoint(re.findall(r"\w+", rest.casefold())):
             return None
         if not _NOT_UNIT_CHARACTERS.isdisjoint(rest):
             return None
-        unit = _CURRENCY_NAMES.get(rest, rest.casefold().removesuffix("s"))
+        unit = _unit(found)
     if match["currency"] and not unit:
         unit = _CURRENCY_NAMES.get(match["currency"][-1], match["currency"])
     scale = _SCALES.get(match["scale"], 1) if match["scale"] else 1
@@ -196,7 +234,10 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(?P<rest>[^\n]{1,200})$", re.MULTILINE)
 _PHRASE = re.compile(
     r"\banswers?\b(?:[^\n.:：=]{0,80}?\b(?:is|are|equals|would be)\b(?!\s+not\b)[ \t*_]*[:：]?|[ \t*_]*[:：=])"
-    r"|答案(?:应该|应当|就)?(?:是|为|等于|[:：])[ \t]*[:：]?",
+    r"|答案(?:应该|应当|就)?(?:是|为|等于|[:：])[ \t]*[:：]?"
+    # Only before a letter: other options are described, not named.
+    r"|(?:\b(?:correct|right|best) (?:option|choice)(?: is\b[ \t]*[:：]?|[ \t*_]*[:：])"
+    r"|正确的?选项(?:应该|应当|就)?(?:是|为|[:：]))(?=[ \t*_($]*(?-i:[A-Z](?![A-Za-z])(?! [a-z])))",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(
@@ -308,6 +349,20 @@ def find_answer(text: str, strategies: Sequence[Strategy] = DEFAULT_STRATEGIES) 
             end = start + len(text[start:end].rstrip())
             return Found(bare(text[start:end]) or text[start:end], strategy, start, end)
     return None
+
+
+_LEAD = re.compile(r"[\s*_]*(?:the\s+)?(?:(?:final|correct|right)\s+|最终|正确)?", re.IGNORECASE)
+
+
+def only_statement(text: str) -> str | None:
+    """What a text says that is nothing but "Answer: 42", or "The answer is 42."; None of any other."""
+    phrases = list(_PHRASE.finditer(text))
+    span = (
+        _clause(text, phrases[0].end()) if len(phrases) == 1 and _LEAD.fullmatch(text, 0, phrases[0].start()) else None
+    )
+    if span is None or text[span[1] :].strip(" .。*_\n"):
+        return None
+    return bare(text[slice(*span)])
 
 
 def statements(text: str) -> list[tuple[int, int]]:

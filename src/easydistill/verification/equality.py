@@ -2,13 +2,15 @@
 
 Enters: pairs of answers, (reference, candidate). Leaves: a `Verdict` a pair: equal, different, or undecided and why.
 
-1. Equal text, marks aside (`$…$`, `**`, `\\text{}`, final stop, spaces), is equal. Words are compared without case.
+1. Equal text, marks aside (`$…$`, `**`, `\\text{}`, final stop, spaces), is equal. Words are compared without case. Of
+   a choice that is written out, `C) Paris`, the letter is compared where the other side is one. A date is text.
 2. Two numbers are compared as fractions: 0.30 = 3/10, 1,234 = 1234, and 0.333 ≠ 1/3. A percentage equals both what it
    is worth and its numeral (50 % = 0.5 and 50 % = 50), because only the question tells which was wanted. A unit is
    compared only where both sides have one; the same number of other units is undecided.
 3. Words against a number are different; sentences and unbalanced braces are undecided.
-4. What is left goes to math-verify (sympy), which rounds non-integers to six decimals. Where sympy fails inside and
-   goes on, for want of memory too, its answer is "different": a failure never makes two answers equal.
+4. What is left goes to math-verify (sympy), which rounds decimals to six places. Numbers in other notations, and below
+   a thousandth, go there as integers or fractions: `1e3` would be three times Euler's number. Where sympy fails inside
+   and goes on, for want of memory too, its answer is "different": a failure never makes two answers equal.
 
 A comparison in sympy may hang, take all memory, or kill its process. So it runs in a worker (`_math_worker.py`) with
 limited address space and input, reached through pipes, in a process group of its own. Past its time the group is killed
@@ -30,16 +32,18 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, cast
 
 from easydistill.errors import EasyDistillError, MissingExtra
-from easydistill.verification.answers import Number, bare, parse_number
+from easydistill.verification.answers import VULGAR, Number, bare, parse_number
 
 Outcome = Literal["equal", "different", "undecided"]
 MAX_CHARACTERS = 2000
@@ -53,6 +57,12 @@ _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "HOME", "LANG", "LC_ALL", "L
 _WORDS = re.compile(r"[A-Za-z]|[^\W\d_]{3,}(?:[ '’-][^\W\d_]+)*|[\u4e00-\u9fff]{1,20}")
 """A choice's letter, or a word or more: not `pi`, nor a product such as `ab`."""
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,} [A-Za-z]{2,} |[\u4e00-\u9fff]{5,}")
+_CHOSEN = re.compile(r"\(?(?P<letter>[A-Z])(?:\)|[.:](?= )|：|、) ?(?P<said>\S.*)")
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z])([B-H](?![A-Za-z])|A(?![A-Za-z]| [a-z])|[a-h]\)|\([a-h](?=\)))")
+_DATE = re.compile(
+    r"[12][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"|[12][0-9]{3}([/.])[0-9]{1,2}\1[0-9]{1,2}|[0-9]{1,2}([/.-])[0-9]{1,2}\2[12][0-9]{3}"
+)
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,17 @@ def compare_plainly(reference: str, candidate: str) -> Verdict | None:
     """Steps 1 to 3 of the module: what needs no algebra. None where algebra is needed. Pure."""
     if max(len(reference), len(candidate)) > MAX_CHARACTERS:
         return Verdict("undecided", "text", f"longer than {MAX_CHARACTERS} characters")
-    left, right = bare(reference), bare(candidate)
+    # An umlaut may be one character or two.
+    left, right = (bare(unicodedata.normalize("NFC", side)) for side in (reference, candidate))
     if not left or not right:
         return Verdict("undecided", "text", f"the {'candidate' if left else 'reference'} is empty")
     left, right = _choice(left), _choice(right)
+    if len(left) == 1 or len(right) == 1:
+        left, right = _chosen(reference, left, right), _chosen(candidate, right, left)
     if left == right:
         return Verdict("equal", "text")
+    if _DATE.fullmatch(left) or _DATE.fullmatch(right):
+        return Verdict("different", "text")
     words = [bool(_WORDS.fullmatch(side)) for side in (left, right)]
     if all(words):
         return Verdict("equal" if left.casefold() == right.casefold() else "different", "text")
@@ -106,21 +121,56 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-_SIGNS = str.maketrans({"π": r"\pi ", "×": r"\times ", "÷": "/", "·": r"\cdot ", "−": "-", "≤": r"\le ", "≥": r"\ge "})
+_SIGNS = str.maketrans(
+    {"π": r"\pi ", "×": r"\times ", "÷": "/", "⁄": "/", "·": r"\cdot ", "−": "-", "≤": r"\le ", "≥": r"\ge "}
+    | {sign: re.sub("(.+)⁄(.+)", r"\\frac{\1}{\2}", unicodedata.normalize("NFKC", sign)) for sign in VULGAR}
+)
 _ROOT = re.compile(r"(?:(?<![\\A-Za-z])sqrt|√) ?(?:\(([^()]*)\)|([0-9]+|[a-z]\b))")
 _NAMES = re.compile(r"(?<![\\A-Za-z])(pi|sin|cos|tan|ln|log|exp)(?![A-Za-z])")
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9_.\\])([0-9]++(?:\.[0-9]++)?|\.[0-9]++)[eE]([-+]?[0-9]++)(?![A-Za-z])")
+_SUM = re.compile(r"(?!1e)[0-9]+e[-+][1-9][0-9]*")
+"""`3e+5`, which may be three times Euler's number and five. Nobody writes `1e` for it."""
+_EULER = re.compile(r"(?<![A-Za-z\\])e(?![A-Za-z])")
+_DECIMAL = re.compile(r"[-+]?[0-9,]*\.[0-9]+")
+_SMALL = Fraction(1, 1000)
+"""Below it, six decimals are too few to tell numbers apart."""
 
 
-def _as_latex(answer: str) -> str:
-    """An answer that may be typed plainly, such as `2*sqrt(3)` or `3π`, in LaTeX: else `pi` is read as p times i."""
-    latex = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", bare(answer).translate(_SIGNS))
+def _as_latex(answer: str, other: str) -> str:
+    """An answer as math-verify cannot misread it, beside another one.
+
+    It may be typed plainly, such as `2*sqrt(3)` or `3π`: `pi` would be read as p times i.
+    """
+    text = bare(answer).translate(_SIGNS)
+    by_euler = _EULER.search(_SCIENTIFIC.sub("", other)) is not None
+    number = parse_number(answer)
+    if number is not None and not number.percent and not number.unit and not (by_euler and _SUM.fullmatch(text)):
+        value = number.value
+        if not _DECIMAL.fullmatch(text) or abs(value) < _SMALL:
+            top = f"{value.numerator}"
+            return top if value.denominator == 1 else rf"\frac{{{top}}}{{{value.denominator}}}"
+
+    def power(match: re.Match[str]) -> str:
+        return match[0] if by_euler and _SUM.fullmatch(match[0]) else rf"{match[1]} \times 10^{{{match[2]}}}"
+
+    latex = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", _SCIENTIFIC.sub(power, text))
     return _NAMES.sub(r"\\\1 ", latex)
 
 
+def _in_latex(reference: str, candidate: str) -> tuple[str, str]:
+    return _as_latex(reference, candidate), _as_latex(candidate, reference)
+
+
 def _choice(text: str) -> str:
-    """`(B)` and `B)` as `B`."""
-    match = re.fullmatch(r"\(?([A-Z])\)?", text)
+    """`(B)`, `B)` and `option B` as `B`."""
+    match = re.fullmatch(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])\)?", text)
     return match[1] if match else text
+
+
+def _chosen(answer: str, text: str, beside: str) -> str:
+    """`C) Paris` as `C`, beside a letter; but not where it goes on for lines or names another choice too."""
+    match = _CHOSEN.fullmatch(text) if re.fullmatch("[A-Z]", beside) and "\n" not in answer.strip() else None
+    return match["letter"] if match and not _OTHER_CHOICE.search(match["said"]) else text
 
 
 def _compare_numbers(one: Number, other: Number) -> Verdict:
@@ -255,7 +305,7 @@ class Verifier:
             EasyDistillError: workers do not even start.
         """
         plain = compare_plainly(reference, candidate)
-        return plain if plain is not None else self._by_mathematics(_as_latex(reference), _as_latex(candidate))
+        return plain if plain is not None else self._by_mathematics(*_in_latex(reference, candidate))
 
     def verify_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         """Compare many pairs, equal pairs once, in their order, with all workers at work."""
@@ -266,7 +316,7 @@ class Verifier:
         try:
             if pool is not None:
                 verdicts.update(
-                    zip(hard, pool.map(lambda pair: self._by_mathematics(*map(_as_latex, pair)), hard), strict=True)
+                    zip(hard, pool.map(lambda pair: self._by_mathematics(*_in_latex(*pair)), hard), strict=True)
                 )
         finally:
             if pool is not None:

@@ -44,6 +44,47 @@ def test_right_wrong_and_unknown(verify: Reward) -> None:
     assert verify([]) == []
 
 
+@pytest.mark.parametrize(
+    ("known", "reply"),
+    [
+        ("Paris", "Paris"),
+        ("yes", "Yes."),
+        ("C", "C"),
+        ("B", "(B)"),
+        ("C", "C) Paris"),
+        ("[1, 2, 3]", "[1, 2, 3]"),
+        ("[1, 2, 3]", "<think>They are 3.</think>\n[1, 2, 3]\n"),
+        ("2024-01-05", "2024-01-05"),
+        ("C", "Answer: C) Paris"),
+        ("C", "Well, C: Paris is not. The correct option is C."),
+        (0.00001, r"\boxed{10^{-5}}"),
+        (6.02e23, r"There are 6.02 \times 10^{23}"),
+        ("-5 m/s", "The velocity is -5 m/s"),
+        ("12 km", "That is 12 miles."),
+        ("5 apples", "That is 5 pears."),
+    ],
+)
+def test_right(verify: Reward, known: Any, reply: str) -> None:
+    assert verify([rollout(reply, answer=known)]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("known", "reply"),
+    [
+        ("Paris", "It is not Paris"),
+        ("C", "C) is out.\nD) is right."),
+        ("C", "C. That leaves D."),
+        ("C", "Cats"),
+        ("[1, 2, 3]", "[1, 2, 4]"),
+        ("1e3", r"\boxed{3e}"),
+        ("2024-01-05", r"\boxed{2018}"),
+        ("3", "<think>3"),
+    ],
+)
+def test_wrong(verify: Reward, known: Any, reply: str) -> None:
+    assert verify([rollout(reply, answer=known)]) == [0.0]
+
+
 def test_a_row_whose_answer_cannot_be_compared_abstains_whatever_is_answered(verify: Reward) -> None:
     sentence = "The air scatters blue light more than red, so the sky is blue."
     assert verify([rollout("42", answer=sentence), rollout(sentence, answer=sentence)]) == [None, None]
@@ -129,10 +170,17 @@ def test_integers_are_right_exactly_where_they_are_equal(verify: Reward, answer:
         (r"we get \boxed{7}", "7"),
         (0.5, "0.5"),
         ("Paris", "Paris"),
+        ("Answer: 42", "42"),
+        ("The answer is 5", "5"),
+        ("The final answer is: 12.", "12"),
+        ("We add, so the answer is surely 5", None),
+        ("Nobody knows what it is. The answer is 5. It was easy.", None),
+        (0.00001, "1e-05"),
+        ("5 m/s", "5 m/s"),
     ],
 )
 def test_known_answers(held: Any, known: str | None) -> None:
-    assert known_answer(rollout("x", answer=held), "answer") == known
+    assert known_answer({"answer": held}, "answer") == known
 
 
 def test_a_field_of_another_type_is_a_mistake_of_the_data(verify: Reward) -> None:

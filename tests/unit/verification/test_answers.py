@@ -16,6 +16,7 @@ from easydistill.verification.answers import (
     Strategy,
     bare,
     find_answer,
+    only_statement,
     parse_number,
     spelt_out,
 )
@@ -50,6 +51,20 @@ from easydistill.verification.answers import (
         ("she used 2 1/2 cups", "2 1/2", "last_number"),
         ("7 of them, on the 2nd", "7", "last_number"),
         ("one of 1,2,3", "3", "last_number"),
+        (r"so 6.02 \times 10^{23} of them", r"6.02 \times 10^{23}", "last_number"),
+        ("about 6.02×10^23.", "6.02×10^23", "last_number"),
+        ("it is 10^{-5}", "10^{-5}", "last_number"),
+        ("5 * 10 = 50", "50", "last_number"),
+        (r"which makes 3\frac{1}{2}", r"3\frac{1}{2}", "last_number"),
+        ("she ate 3½ pies", "3½", "last_number"),
+        ("On page 3 1/2 is told, so 7", "7", "last_number"),
+        ("it falls at 9.8 m/s^2", "9.8", "last_number"),
+        ("The correct option is C.", "C", "phrase"),
+        ("the correct choice is **C**", "C", "phrase"),
+        ("正确选项是C。", "C", "phrase"),
+        ("The correct option is the second, 5", "5", "last_number"),
+        ("The correct option is a 5", "5", "last_number"),
+        ("The correct option is A dog with 4 legs", "4", "last_number"),
     ],
 )
 def test_the_first_strategy_that_finds_something_decides(text: str, answer: str, strategy: str) -> None:
@@ -104,6 +119,29 @@ def test_strategies_are_an_ordered_choice() -> None:
         ("42 apples per day", Fraction(42)),
         ("5公里", Fraction(5)),
         (r"90^\circ", Fraction(90)),
+        (r"6.02 \times 10^{23}", Fraction(602 * 10**21)),
+        (r"6.02\times10^{23}", Fraction(602 * 10**21)),
+        ("6.02×10^23", Fraction(602 * 10**21)),
+        ("6.02×10²³", Fraction(602 * 10**21)),
+        ("6.02*10^{-4}", Fraction(602, 10**6)),
+        (r"6.02 \cdot 10^5", Fraction(602_000)),
+        ("3 x 10^5", Fraction(300_000)),
+        ("10^{-5}", Fraction(1, 10**5)),
+        ("10^(-5)", Fraction(1, 10**5)),
+        ("10⁻⁵", Fraction(1, 10**5)),
+        ("10**3", Fraction(1000)),
+        ("-10^3", Fraction(-1000)),
+        ("1e-05", Fraction(1, 10**5)),
+        ("1e−5", Fraction(1, 10**5)),
+        ("1e999", Fraction(10**999)),
+        (r"3\frac{1}{2}", Fraction(7, 2)),
+        (r"-3 \frac12", Fraction(-7, 2)),
+        (r"\frac34", Fraction(3, 4)),
+        ("½", Fraction(1, 2)),
+        ("3½", Fraction(7, 2)),
+        ("-3 ½", Fraction(-7, 2)),
+        ("1⁄2", Fraction(1, 2)),
+        ("3 1⁄2", Fraction(7, 2)),
     ],
 )
 def test_numbers_are_exact(text: str, value: Fraction) -> None:
@@ -118,6 +156,69 @@ def test_numbers_are_exact(text: str, value: Fraction) -> None:
 )
 def test_other_things_are_not_numbers(text: str) -> None:
     assert parse_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("5 m/s", 5, "m/s"),
+        (r"5\text{ m/s}", 5, "m/s"),
+        ("72km/h", 72, "km/h"),
+        ("9.8 m/s^2", Fraction(49, 5), "m/s2"),
+        (r"9.8\ \mathrm{m/s^{2}}", Fraction(49, 5), "m/s2"),
+        ("9.8 m/s²", Fraction(49, 5), "m/s2"),
+        ("2 kg·m/s^2", 2, "kg·m/s2"),
+        ("60 miles/hour", 60, "miles/hour"),
+        ("5 m²", 5, "m2"),
+        ("5 cm^3", 5, "cm3"),
+        ("-20 °C", -20, "degreesc"),
+        (r"-20^\circ C", -20, "degreesc"),
+        (r"-20^{\circ}\mathrm{C}", -20, "degreesc"),
+        ("-20℃", -20, "degreesc"),
+        ("90°", 90, "degree"),
+        ("5 Apples", 5, "apple"),
+    ],
+)
+def test_units(text: str, value: Fraction | int, unit: str) -> None:
+    number = parse_number(text)
+    assert number is not None
+    assert (number.value, number.unit) == (value, unit)
+
+
+@pytest.mark.parametrize("text", ["5m^2", "5m/g", "5 x^2", "5 x/y", "5 m^2 + 1", "5m", "5 mod/x"])
+def test_variables_are_no_units(text: str) -> None:
+    assert parse_number(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("10^{1000}", "1e1000", "10^{10^3}", "10^3!", "10^3.5", "10^3^2", "210^3", r"3\frac{1}{0}", r"\frac123"),
+        *("2024-01-05", "1/5/2024"),
+    ],
+)
+def test_nor_are_powers_without_bound_and_dates(text: str) -> None:
+    assert parse_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Answer: 42", "42"),
+        ("**Answer:** 42", "42"),
+        ("The answer is 5", "5"),
+        ("The final answer is: 12.", "12"),
+        ("最终答案：42。", "42"),
+        ("So the answer is 5", None),
+        ("3 + 2. The answer is 5", None),
+        ("The answer is 5. It was easy.", None),
+        ("The answer is 3, the answer is 5", None),
+        ("Answer:", None),
+        ("42", None),
+    ],
+)
+def test_texts_that_are_only_a_statement(text: str, said: str | None) -> None:
+    assert only_statement(text) == said
 
 
 @pytest.mark.parametrize("text", ["三分之二", "5又1", "9" * 1001, "1e99999", "1" + "0" * 10_000_000])
@@ -147,12 +248,18 @@ def test_what_is_found_stands_where_it_is_said_to(text: str) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "part", ["\\boxed{", "1,", "9", "the answer ", "####", "\n#### a", "{", "- ", "1 ", "。", "* "]
+    "part",
+    [
+        *("\\boxed{", "1,", "9", "the answer ", "####", "\n#### a", "{", "- ", "1 ", "。", "* "),
+        *("10^{", "1 \\times 10", "1 \\frac{", "1½", "1 1⁄", "°", "m/s·", "correct option is C"),
+    ],
 )
 def test_a_megabyte_of_anything_takes_no_time(part: str) -> None:
     text = part * (1_000_000 // len(part))
     find_answer(text)
     parse_number(text)
+    parse_number(f"5 {text[:3990]}")
+    only_statement(text)
 
 
 @pytest.mark.timeout(20)

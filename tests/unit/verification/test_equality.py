@@ -66,6 +66,34 @@ def groups(verifier: Verifier) -> list[int]:
         ("5x", "f}\\boxed{5x", "undecided"),
         ("", "5", "undecided"),
         ("5", "5" * 10_000_000, "undecided"),
+        ("1e3", "10^3", "equal"),
+        ("1e-05", r"1 \times 10^{-5}", "equal"),
+        ("6.02e+23", r"6.02 \times 10^{23}", "equal"),
+        ("0.0000001", "10^{-9}", "different"),
+        ("3 1/2", r"3\frac{1}{2}", "equal"),
+        ("3 1/2", "3½", "equal"),
+        ("3.5", r"3\frac12", "equal"),
+        ("3 1/2", r"\frac32", "different"),
+        ("½", "1⁄2", "equal"),
+        ("Zürich", "Zu\u0308rich", "equal"),
+        ("Zu\u0308rich", "zürich", "equal"),
+        ("5 m/s", "5", "equal"),
+        ("9.8 m/s^2", "9.8 m/s²", "equal"),
+        ("5 m/s", "5 km/h", "undecided"),
+        ("5 m²", "25", "different"),
+        ("-20 °C", r"-20^\circ C", "equal"),
+        ("2024-01-05", "2018", "different"),
+        ("2024-01-05", "**2024-01-05**.", "equal"),
+        ("1/5/2024", r"\frac{1}{10120}", "different"),
+        ("1/5/2024", "1/5/2024", "equal"),
+        ("C", "C) Paris", "equal"),
+        ("C", "C. Paris", "equal"),
+        ("C", "C: Paris", "equal"),
+        ("C", r"\text{(C) } 12", "equal"),
+        ("C", "option C", "equal"),
+        ("C. A dog", "(C)", "equal"),
+        ("C", "D) Paris", "different"),
+        ("C", "Cats", "different"),
     ],
 )
 def test_what_can_be_said_without_algebra(reference: str, candidate: str, outcome: str) -> None:
@@ -90,7 +118,24 @@ def test_what_can_be_said_without_algebra(reference: str, candidate: str, outcom
         (r"2\sqrt{3}", "2√3", "equal"),
         (r"2\sqrt{3}", "2√5", "different"),
         (r"\sin(x)", "sin(x)", "equal"),
-        ("10^{3}", "1000", "equal"),
+        ("2^{3}", "8", "equal"),
+        ("1e3", "3e", "different"),
+        ("1e3", "e3", "different"),
+        ("1e99999", "99999e", "different"),
+        ("1e-12", "e-12", "different"),
+        ("3e+5", "5+3e", "equal"),
+        ("1e3", "x=1000", "equal"),
+        ("1e3 m", "3em", "different"),
+        ("[1e-3, 2]", "[10^{-3}, 2]", "equal"),
+        ("0.0000001", r"\sqrt{10^{-18}}", "different"),
+        ("1.414214", r"\sqrt{2}", "equal"),
+        ("3 1/2", r"\sqrt{12.25}", "equal"),
+        ("3 1/2", r"3 \cdot \frac12", "different"),
+        ("½x", r"\frac{x}{2}", "equal"),
+        ("50%", r"\frac{\sqrt{1}}{2}", "equal"),
+        ("10-12", "-2", "equal"),
+        ("1/5", r"\frac{\sqrt{1}}{5}", "equal"),
+        ("5m^2", "5", "different"),
         ("6", "between 5 and 6", "different"),
         ("x+1", "{" * 300 + "1" + "}" * 300, None),
         ("x+1", r"\sqrt{" * 200 + "2" + "}" * 200, None),
@@ -102,6 +147,14 @@ def test_what_needs_algebra(verifier: Verifier, reference: str, candidate: str, 
     verdict = verifier.verify(reference, candidate)
     assert verdict.by == "math"
     assert verdict.outcome == outcome or (outcome is None and not verdict.equal)
+
+
+@pytest.mark.parametrize(
+    "candidate", ["C major", "C or D", "C) Paris or D) Rome", "C: 5, D: 7", "C) 5 (d) 7", "C) yes\nno", "C.2", "CC)"]
+)
+def test_what_only_begins_with_a_choices_letter_is_not_that_choice(verifier: Verifier, candidate: str) -> None:
+    assert not verifier.verify("C", candidate).equal
+    assert not verifier.verify(candidate, "C").equal
 
 
 def test_a_worker_that_hangs_is_replaced_and_the_others_go_on() -> None:
