@@ -10,8 +10,8 @@ from easydistill.rewards._base import Rollout
 THINK, END_OF_THINK = "<think>", "</think>"
 _LAST_PROMPT_TOKENS = 8
 """As many as a `<think>` and a line end may take."""
-_FENCE = re.compile(r"[ \t]*+(?P<marks>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\s]*+)[^`\n]*+")
-_PYTHON = frozenset({"", "python", "python3", "py"})
+_FENCE = re.compile(r"(?P<indent>[ \t]*+)(?P<marks>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\s]*+)[^`\n]*+")
+_PYTHON = frozenset({"python", "python3", "py"})
 
 
 def with_opening(rollout: Rollout, tokenizer: Any) -> str:
@@ -33,12 +33,14 @@ def after_thoughts(text: str) -> str:
 
 
 def last_program(text: str) -> str | None:
-    """The last closed fenced block of Python, or of no named language; all of a text without any fence.
+    """The last closed fenced block of Python, else the last of no named language; all of a text without any fence.
 
-    None where there are fences but no such block: the program was cut off, or is in another language.
+    A block that is indented, as in a list, loses its fence's indent. None where there are fences but no such block: the
+    program was cut off, or is in another language.
     """
-    program: str | None = None
-    opened: tuple[str, str] | None = None
+    named: str | None = None
+    unnamed: str | None = None
+    opened: re.Match[str] | None = None
     lines: list[str] = []
     fenced = False
     for line in text.replace("\r\n", "\n").split("\n"):
@@ -46,11 +48,15 @@ def last_program(text: str) -> str | None:
         if opened is None:
             if mark is not None:
                 fenced, lines = True, []
-                opened = (mark["marks"], mark["info"].lower())
-        elif mark is not None and mark["marks"].startswith(opened[0]) and not mark["info"]:
-            if opened[1] in _PYTHON:
-                program = "\n".join(lines)
+                opened = mark
+        elif mark is not None and mark["marks"].startswith(opened["marks"]) and not mark["info"]:
+            if opened["info"].lower() in _PYTHON:
+                named = "\n".join(lines)
+            elif not opened["info"]:
+                unnamed = "\n".join(lines)
             opened = None
         else:
-            lines.append(line)
-    return program if fenced else text
+            lines.append(line[min(len(opened["indent"]), len(line) - len(line.lstrip(" \t"))) :])
+    # What follows a program without a language's name is often what it prints.
+    found = unnamed if named is None else named
+    return found if fenced else text

@@ -1,11 +1,13 @@
 """The share of a row's tests that the answer's program passes, or all or nothing. This runs what a model wrote.
 
-The program is the last fenced block of Python after the thoughts, or all of an answer without any fence. The row's
-field holds a list of tests; each is run by itself, in the sandbox (`verification/sandbox.py`), with the program anew:
+The program is the last fenced block of Python after the thoughts, where none is named so the last without a name, or
+all of an answer without any fence. The row's field holds a list of tests; each is run by itself, in the sandbox
+(`verification/sandbox.py`), with the program anew:
 
 - `{"stdin": …, "stdout": …}`: the program reads and prints. What it prints is compared line by line, white space at the
   ends of lines and of the text aside.
-- a text of Python, such as `assert f(1) == 2`: it is executed after the program, in the program's own namespace.
+- a text of Python, such as `assert f(1) == 2`: it is executed after the program, in the program's own namespace. One
+  that only defines or imports something runs nothing, and is refused: every program would pass it.
 
 A program must not be able to say that it passed. So a test by assertion counts as passed only where the harness prints,
 at the very end, a random word that it has not read before the assertion held: the word waits in a pipe that is not the
@@ -18,8 +20,9 @@ the last: what is expected never enters the sandbox.
 
 from __future__ import annotations
 
+import ast
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -125,6 +128,11 @@ def check(config: Config, meta: Mapping[str, Any]) -> str | None:
     return f"the row's field {config.field!r} does not hold tests: {problem}" if problem else None
 
 
+def knows(config: Config, meta: Mapping[str, Any]) -> bool:
+    """Whether a row has tests."""
+    return bool(meta.get(config.field))
+
+
 class _Code:
     def __init__(self, config: Config, tokenizer: Any) -> None:
         # Loaded here: whoever does not run programs does without it.
@@ -183,12 +191,47 @@ def _problem(tests: Any) -> str | None:
     for test in tests:
         if isinstance(test, str):
             try:
-                compile(test, "<test>", "exec", dont_inherit=True)
+                tree = ast.parse(test, "<test>")
+                compile(tree, "<test>", "exec", dont_inherit=True)
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 return f"{test[:80]!r} is not Python: {error}"
+            if not any(map(_runs, tree.body)):
+                return f"{test[:80]!r} runs nothing, so that every program passes it: assert, or call what it defines"
         elif not _is_case(test):
             return f"{str(test)[:80]} is neither a text nor a section of the texts `stdin` and `stdout`"
     return None
+
+
+_RUNNING = (ast.Call, ast.BinOp, ast.Compare, ast.Subscript, ast.Attribute)
+"""Expressions that may run something of a program's; a name or a literal does not."""
+
+
+def _runs(node: ast.AST) -> bool:
+    """Whether a statement does anything with a program: more than to define, import, or name something.
+
+    What stands in a function does nothing until it is called, nor does what waits for `__main__`: a test is not that.
+    """
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Import | ast.ImportFrom | ast.Pass):
+        return False
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and isinstance(node.test.ops[0], ast.Eq):
+        sides = [node.test.left, *node.test.comparators]
+        if {getattr(side, "id", getattr(side, "value", None)) for side in sides} == {"__name__", "__main__"}:
+            return any(map(_runs, node.orelse))
+    if isinstance(node, ast.Try | ast.ClassDef):
+        return any(map(_runs, [*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])]))
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr):
+        return any(isinstance(part, _RUNNING) for part in _evaluated(node.value))
+    return isinstance(node, ast.stmt)
+
+
+def _evaluated(node: ast.AST | None) -> Iterator[ast.AST]:
+    """An expression and its parts, but for what stands in a lambda."""
+    waiting = [node] if node is not None else []
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, ast.Lambda):
+            yield part
+            waiting += ast.iter_child_nodes(part)
 
 
 def _is_case(test: Any) -> bool:

@@ -14,7 +14,7 @@ from tests.support.rollouts import after, in_threads, rollout
 from easydistill.errors import DataError
 from easydistill.rewards import Reward, RewardContext
 from easydistill.rewards._text import after_thoughts, last_program
-from easydistill.rewards.code import Case, Config, make
+from easydistill.rewards.code import Case, Config, check, make
 
 DOUBLE = "def f(x):\n    return 2 * x\n"
 TESTS = ["assert f(1) == 2", "assert f(2) == 4", "assert f(0) == 1", "x = f(3)\nassert x == 6"]
@@ -41,11 +41,12 @@ def test_share_of_the_tests(code: Reward) -> None:
             rollout("", tests=TESTS),
             rollout(f"```python\n{DOUBLE}", tests=TESTS, ended=False),
             rollout(f"<think>{fenced(DOUBLE)}</think>I cannot.", tests=TESTS),
+            rollout(f"{fenced(DOUBLE)}\n```\n2\n4\n```", tests=TESTS),
             rollout(DOUBLE),
             rollout(DOUBLE, tests=[]),
             rollout(DOUBLE, tests=None),
         ]
-    ) == [0.75, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None, None]
+    ) == [0.75, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.75, None, None, None]
     assert code([]) == []
 
 
@@ -158,11 +159,62 @@ def test_each_run_has_a_word_of_its_own() -> None:
         (["assert f(1) = 2"], "not Python"),
         (["assert '\0'"], "not Python"),
         (["assert " + "-" * 100_000 + "1"], "not Python"),
+        (["assert f(1) == 2", "def check(c):\n    assert c(1) == 3\n"], "runs nothing.*call what it defines"),
     ],
 )
 def test_a_field_without_tests_is_a_mistake_of_the_data(code: Reward, tests: Any, words: str) -> None:
     with pytest.raises(DataError, match=rf"'tests'.*{words}"):
         code([rollout(DOUBLE, tests=tests)])
+
+
+CHECK = "def check(c):\n    assert c(1) == 3\n"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "",
+        "# nothing",
+        "'Doubles.'",
+        "import math\nfrom solution import f",
+        "pass",
+        CHECK,
+        f"{CHECK}check",
+        f"{CHECK}candidate = f",
+        f"METADATA = {{'author': 'x'}}\n{CHECK}",
+        "check = lambda: f(1) == 2",
+        "class TestDouble:\n    def test_it(self):\n        assert f(1) == 2\n",
+        f"{CHECK}if __name__ == '__main__':\n    check(f)\n",
+        f"try:\n    import numpy\nexcept ImportError:\n    pass\n{CHECK}",
+        "async def check():\n    assert f(1) == 2\n",
+        "@staticmethod\ndef check():\n    assert f(1) == 2\n",
+    ],
+)
+def test_a_test_that_runs_nothing_is_refused_before_training(test: str) -> None:
+    problem = check(Config(allow_execution=True), {"tests": ["assert f(1) == 2", test]})
+    assert problem is not None and "runs nothing, so that every program passes it" in problem
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        f"{CHECK}check(f)",
+        f"{CHECK}result = check(f)",
+        f"{CHECK}if __name__ != '__main__':\n    check(f)\n",
+        "assert True",
+        "f(1)",
+        "f(1) == 2",
+        "x: int = f(1)",
+        "for x in range(3):\n    assert f(x) == 2 * x\n",
+        "class T:\n    assert f(1) == 2\n",
+        "try:\n    f('')\nexcept TypeError:\n    pass\nelse:\n    raise AssertionError\n",
+        "if f(1) != 2:\n    raise AssertionError\n",
+        "with open('/dev/null'):\n    pass\n",
+        "if " + "not " * 150 + "f(1):\n    raise AssertionError\n",
+    ],
+)
+def test_other_tests_are_tests(test: str) -> None:
+    assert check(Config(allow_execution=True), {"tests": [test]}) is None
 
 
 # --- finding the program ----------------------------------------------------------------------------------
@@ -181,7 +233,14 @@ def test_a_field_without_tests_is_a_mistake_of_the_data(code: Reward, tests: Any
         ("```python\nx = 1\n```\nIt prints\n```text\n2\n```", "x = 1"),
         ("```python\nx = 1\n```\n```python\nx = ", "x = 1"),
         ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
-        ("  ```python\n  x = 1\n  ```", "  x = 1"),
+        ("```python\nx = 1\n```\nIt prints\n```\n2\n```", "x = 1"),
+        ("```\nx = 1\n```\nIt prints\n```\n2\n```", "2"),
+        ("```\nx = 1\n```\nor\n```py\nx = 2\n```\nthen\n```bash\nls\n```", "x = 2"),
+        ("```\nx = 1\n```\n```python\nx = ", "x = 1"),
+        ("  ```python\n  x = 1\n  ```", "x = 1"),
+        ("1. so\n\n   ```python\n   if x:\n       y = 1\n\n  z = 2\n   ```", "if x:\n    y = 1\n\nz = 2"),
+        ("\t```python\n\tx = 1\n\t```", "x = 1"),
+        ("```python\n  x = 1\n```", "  x = 1"),
         ("```python\nx = '\u2028\f'\n```", "x = '\u2028\f'"),
         ("```python\nx = ", None),
         ("```bash\nls\n```", None),
