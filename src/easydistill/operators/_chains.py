@@ -8,17 +8,9 @@ from dataclasses import replace
 from easydistill.data.records import Message, Sample
 from easydistill.operators._replies import Unusable
 from easydistill.operators._text import tokens
-from easydistill.verification.answers import (
-    DEFAULT_STRATEGIES,
-    STATED,
-    Found,
-    Strategy,
-    bare,
-    find_answer,
-    parse_number,
-    spelt_out,
-)
+from easydistill.verification.answers import DEFAULT_STRATEGIES, STATED, Found, Strategy, find_answer
 from easydistill.verification.equality import Verdict, Verifier, compare_plainly
+from easydistill.verification.numbers import bare, parse_number, spelt_out
 from easydistill.verification.redaction import mentions
 
 REFERENCES = ("reference", "final_answer", "solution")

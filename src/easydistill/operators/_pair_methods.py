@@ -31,8 +31,9 @@ from easydistill.operators._pairs import Answer, Pair, Prospects, collect, given
 from easydistill.operators._replies import Unusable, scores_of
 from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import Tools
-from easydistill.verification.answers import Found, bare, find_answer, numbers, parse_number, statements
+from easydistill.verification.answers import Found, find_answer, statements
 from easydistill.verification.equality import Verdict
+from easydistill.verification.numbers import bare, numbers, parse_number
 
 SCORE = {"score": (0, 9)}
 

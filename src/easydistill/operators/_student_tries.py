@@ -20,8 +20,9 @@ from easydistill.operators._chains import may_say_later, thought_of
 from easydistill.operators._replies import Unusable
 from easydistill.operators._text import prompt_text
 from easydistill.operators._tools import OperatorConfig, Tools
-from easydistill.verification.answers import DEFAULT_STRATEGIES, Found, Strategy, find_answer, parse_number
+from easydistill.verification.answers import DEFAULT_STRATEGIES, Found, Strategy, find_answer
 from easydistill.verification.equality import Verdict, Verifier
+from easydistill.verification.numbers import parse_number
 from easydistill.verification.redaction import REDACTED, mentions, redact
 
 PROMPT = "cot_hint"

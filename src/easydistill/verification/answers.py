@@ -1,4 +1,4 @@
-r"""The final answer in a text: where it stands and what it says, and the number it is, exactly.
+r"""The final answer in a text: where it stands and what it says.
 
 Enters: a reply, and an ordered list of strategies. Leaves: what the first strategy that finds anything found.
 A strategy always takes the *last* place that fits, since replies reason first.
@@ -8,29 +8,22 @@ A strategy always takes the *last* place that fits, since replies reason first.
 - `phrase`: "the answer is …", "Answer: …", "答案是……", "the correct option is C", up to the end of the clause.
 - `last_number`: the last number of the text.
 
-Numbers are `Fraction`s: 0.1 is one tenth, and a comparison has no float in it. Scientific notation is a number, `1e-5`
-as well as `6.02 \times 10^{23}`, and so is a mixed one, `3\frac{1}{2}` or `3½`. Everything here is pure and linear in
-the text's length.
+Numbers are read by `numbers.py`. Everything here is pure and linear in the text's length.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
+
+from easydistill.verification.numbers import NUMBER, bare, parse_number
 
 Strategy = Literal["boxed", "hashes", "phrase", "last_number"]
 DEFAULT_STRATEGIES: tuple[Strategy, ...] = ("boxed", "hashes", "phrase", "last_number")
 STATED: tuple[Strategy, ...] = ("boxed", "hashes", "phrase")
 """Those that find what a text says to be its answer; `last_number` guesses."""
-MAX_DIGITS = 1000
-"""Longer numbers are not read as numbers: nobody's answer, and arithmetic on them is an attack."""
-VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
-MAX_ANSWER = 4000
-"""Characters. A longer answer is neither stripped of marks nor read as a number."""
 
 
 @dataclass(frozen=True)
@@ -41,190 +34,6 @@ class Found:
     strategy: Strategy
     start: int
     end: int
-
-
-@dataclass(frozen=True)
-class Number:
-    """An exact number as written. For 12.5 % `value` is 1/8 and `numeral` 25/2."""
-
-    value: Fraction
-    numeral: Fraction
-    percent: bool = False
-    unit: str = ""
-    """The currency or unit beside it, words in the singular; empty where there is none."""
-
-
-# --- numbers ----------------------------------------------------------------------------------------------
-
-_D = "[0-9０-９]"
-_INTEGER = rf"(?:{_D}{{1,3}}(?:(?:[,，]|\{{,\}}){_D}{{3}})+(?!{_D})|{_D}++)"
-_DECIMAL = rf"(?:{_INTEGER}(?:[.．]{_D}++)?|[.．]{_D}++)"
-_SIGN = r"(?:(?<![A-Za-z0-9０-９)\]}%])[-+−－–])?"
-_CURRENCY = r"(?:(?:US|HK|CA|AU|RMB ?)?\\?[$＄€£¥￥₹₩₽])"
-_SCALES = {
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "千": 10**3,
-    "百万": 10**6,
-    "万": 10**4,
-    "萬": 10**4,
-    "亿": 10**8,
-    "億": 10**8,
-}
-_TIMES = r"(?:\\times|\\cdot|[×·⋅*]|(?<=[ ])x(?=[ ]))"
-_POWER = (
-    # At most three digits: 10^{999999} is an attack, or algebra.
-    r"(?:(?:\^|\*\*)(?:\{[ ]?[-+−]?[0-9]{1,3}[ ]?\}|\([-+−]?[0-9]{1,3}\)|[-+−]?[0-9]{1,3})|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3})"
-    r"(?![0-9⁰¹²³⁴⁵⁶⁷⁸⁹^!]|[.][0-9])"
-)
-_NUMBER = re.compile(
-    rf"""
-    (?<![A-Za-z0-9０-９_]) (?<![0-9][.]) (?<![ms]\^) (?<![ms]\^\{{)  # the 2 of m/s^2 is no number
-    (?P<sign>{_SIGN}) (?:(?P<currency>{_CURRENCY})[ ]?)? (?P<sign2>[-−－–]?)
-    (?:
-        (?: (?<!\^)(?P<whole>{_D}++)[ ]?+ )?+
-        (?: \\[cdt]?frac(?P<top>\{{{_D}++\}}|{_D})(?P<bottom>\{{{_D}++\}}|{_D}(?!{_D}))
-          | (?P<vulgar>[{VULGAR}])
-          | (?<={_D}[ ])(?P<over>{_D}++)[/⁄](?P<under>{_D}++)(?!{_D}|[./]{_D}) )
-      | 10(?P<power>{_POWER})
-      | (?P<head>{_DECIMAL})
-        (?: (?P<exponent>[eE][-+−]?[0-9]{{1,3}}(?![0-9A-Za-z]))
-          | [ ]?{_TIMES}[ ]?10(?P<times>{_POWER})
-          | [ ]?[/⁄][ ]?(?P<divisor>{_DECIMAL}) )?
-    )
-    (?![0-9]*(?:st|nd|rd|th)\b)
-    (?: [ ]?(?P<percent>\\?[%％]|per[ ]?cent\b)
-      | [ ]?(?P<scale>百万|[万萬亿億]|千(?![克米瓦卡帕伏赫字])|(?:thousand|million|billion|trillion)\b) )?
-    """,
-    re.VERBOSE,
-)
-_CURRENCY_NAMES = {
-    "$": "dollar",
-    "＄": "dollar",
-    "€": "euro",
-    "£": "pound",
-    "¥": "yuan",
-    "￥": "yuan",
-    "元": "yuan",
-    "美元": "dollar",
-}
-_NOT_UNITS = frozenset(
-    # What would change the number, were it ignored.
-    re.findall(
-        r"\w+",
-        "and or to times plus minus over squared cubed hundred dozen percent mod sqrt root sin cos tan cot sec log exp "
-        "choose factorial but not otherwise except divided through until",
-    )
-)
-_LENGTH = r"(?:[kdcmnμµ]?m|ft|in|yd|mi)"
-_SYMBOL = rf"(?:{_LENGTH}|[kmμµ]?g|m?s|h|hr|[mc]?[lL]|[kM]?J|[kMG]?W|k?N|k?Pa|lb|oz|[A-Za-z]{{3,20}})"
-_UNIT_POWER = r"(?: ?\^(?:-?[1-4]|\{-?[1-4]\})|⁻?[¹²³⁴])"
-_FACTOR = rf"{_SYMBOL}{_UNIT_POWER}?"
-_UNIT = re.compile(
-    # A letter right behind the number is a variable, but for speeds.
-    rf" ?(?P<words>[A-Za-z]{{3,20}}(?: [A-Za-z]{{2,20}}){{0,3}}|[\u4e00-\u9fff]{{1,4}})"
-    rf"| (?:{_LENGTH}{_UNIT_POWER}|{_FACTOR}(?: ?(?:/|[·⋅]|\\cdot) ?{_FACTOR}){{1,3}})"
-    rf"| ?[kcm]?m/(?:s|h|hr|min){_UNIT_POWER}?"
-)
-_DEGREES = re.compile(r"\s*+(?:\^\s*+(?:\{\\circ\}|\\circ)|°)\s*+(?P<scale>[CFK](?![A-Za-z]))?")
-_NOT_UNIT_CHARACTERS = frozenset("零一二三四五六七八九十百千万亿分之又和或至到点负")
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"), ("{", "}"))
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{((?:\^\{-?[0-9]\}|[^{}\\])*)\}")
-_BOLD = re.compile(r"(?:(?<=\s)|^)(?:\*\*|__)(?=\S)|(?<=\S)(?:\*\*|__)(?=[\s.,;:。，；]|$)")
-_SPACING = re.compile(r"\\[,!;: ]|~|[\u00a0\u2009\u202f]")
-
-
-def _digits(text: str) -> Fraction | None:
-    plain = re.sub(r"[,，{}]", "", unicodedata.normalize("NFKC", text))
-    return Fraction(plain) if len(plain) <= MAX_DIGITS else None
-
-
-def _value(match: re.Match[str]) -> Fraction | None:
-    """The numeral of a match, without percent and scale; None where it is too long or divides by zero."""
-    numbers: dict[str, Fraction] = {}
-    for name in _DIGIT_GROUPS:
-        if match[name]:
-            number = _digits(match[name])
-            if number is None:
-                return None
-            numbers[name] = number
-    if match["vulgar"]:
-        value, divisor = map(Fraction, unicodedata.normalize("NFKC", match["vulgar"]).split("⁄"))
-    elif "top" in numbers:
-        value, divisor = numbers["top"], numbers["bottom"]
-    elif "over" in numbers:
-        value, divisor = numbers["over"], numbers["under"]
-    else:
-        value, divisor = numbers.get("head", Fraction(1)), numbers.get("divisor", Fraction(1))
-    if not divisor:
-        return None
-    value = numbers.get("whole", Fraction(0)) + value / divisor
-    exponent = match["exponent"] or match["power"] or match["times"]
-    if exponent:
-        plain = unicodedata.normalize("NFKC", exponent).replace("−", "-")
-        value *= Fraction(10) ** int(plain.strip("eE^*{}() "))
-    negative = match["sign"] not in ("", "+") or match["sign2"] != ""
-    return -value if negative else value
-
-
-_DIGIT_GROUPS = ("whole", "top", "bottom", "over", "under", "head", "divisor")
-
-
-def bare(text: str) -> str:
-    """An answer without what only dresses it: math delimiters, bold marks, `\\text{}`, LaTeX spaces, a final stop."""
-    if len(text) > MAX_ANSWER:
-        return text.strip()
-    text = _BOLD.sub("", _SPACING.sub(" ", _TEXT_COMMAND.sub(r" \1 ", text)))
-    while True:
-        before = text
-        text = text.strip().removesuffix("。")
-        if text.endswith(".") and not text.endswith(".."):
-            text = text[:-1]
-        for opening, closing in _WRAPPERS:
-            inner = text[len(opening) : len(text) - len(closing)]
-            wrapped = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
-            if wrapped and opening not in inner and closing not in inner and not inner.endswith("\\"):
-                text = inner
-                break
-        if text == before:
-            return re.sub(r"\s+", " ", text)
-
-
-def _unit(found: re.Match[str]) -> str:
-    """One way to write a unit: `m/s^{2}` is `m/s²`. Case tells MW from mW, but not Apples from apples."""
-    if words := found["words"]:
-        return _CURRENCY_NAMES.get(words, words.casefold().removesuffix("s"))
-    return re.sub(r"[ ^{}]", "", unicodedata.normalize("NFKC", found[0].replace(r"\cdot", "·")).replace("−", "-"))
-
-
-def parse_number(text: str) -> Number | None:
-    """Read an answer that is one number: sign, currency, thousands, decimals, fraction, power of ten, percent,
-    scale, unit.
-
-    Returns None where the text is anything else, such as an expression, a list, or a sentence.
-    """
-    if len(text) > MAX_ANSWER:
-        return None
-    text = _DEGREES.sub(lambda sign: f" degrees{sign['scale'] or ''}", bare(text).replace("℃", "°C")).strip()
-    match = _NUMBER.match(text)
-    if match is None or (value := _value(match)) is None:
-        return None
-    rest, unit = text[match.end() :], ""
-    if rest:
-        found = _UNIT.fullmatch(rest)
-        if found is None or not _NOT_UNITS.isdisjoint(re.findall(r"\w+", rest.casefold())):
-            return None
-        if not _NOT_UNIT_CHARACTERS.isdisjoint(rest):
-            return None
-        unit = _unit(found)
-    if match["currency"] and not unit:
-        unit = _CURRENCY_NAMES.get(match["currency"][-1], match["currency"])
-    scale = _SCALES.get(match["scale"], 1) if match["scale"] else 1
-    if match["percent"]:
-        return Number(value / 100, value, True, unit)
-    return Number(value * scale, value * scale, False, unit)
 
 
 # --- strategies -------------------------------------------------------------------------------------------
@@ -309,7 +118,7 @@ def _clause(text: str, start: int) -> tuple[int, int] | None:
 
 def _last_number(text: str) -> tuple[int, int] | None:
     last = None
-    for match in _NUMBER.finditer(text):
+    for match in NUMBER.finditer(text):
         last = match
     return last.span() if last is not None else None
 
@@ -395,24 +204,3 @@ def _inside(text: str, start: int) -> tuple[int, int] | None:
         return start + 1, len(text) if end is None else end
     token = _TOKEN.match(text, start)
     return token.span() if token else None
-
-
-def numbers(text: str) -> Iterator[tuple[Number, int, int]]:
-    """All numbers of a text, with what marks them as amounts or shares, and where they start and end."""
-    for match in _NUMBER.finditer(text):
-        number = parse_number(match[0])
-        if number is not None:
-            yield number, *match.span()
-
-
-_NUMBER_WORD = re.compile(
-    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
-    r"|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million"
-    r"|billion|dozen|half|third|quarter)s?\b|[零〇一二两三四五六七八九十百千]",
-    re.IGNORECASE,
-)
-
-
-def spelt_out(text: str) -> bool:
-    """Whether a text has a number in words, English or Chinese."""
-    return _NUMBER_WORD.search(text) is not None

@@ -43,7 +43,7 @@ from types import TracebackType
 from typing import Literal, cast
 
 from easydistill.errors import EasyDistillError, MissingExtra
-from easydistill.verification.answers import VULGAR, Number, bare, parse_number
+from easydistill.verification.numbers import VULGAR, Number, bare, parse_number
 
 Outcome = Literal["equal", "different", "undecided"]
 MAX_CHARACTERS = 2000

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 
-from easydistill.verification.answers import bare, numbers, parse_number, statements
+from easydistill.verification.answers import statements
 from easydistill.verification.equality import compare_plainly
+from easydistill.verification.numbers import bare, numbers, parse_number
 
 REDACTED = "[?]"
 _OPERATOR = r"(?:[-+*/×÷·^−–]|\\(?:times|cdot|div)\b)"

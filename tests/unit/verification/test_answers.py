@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easydistill.verification.answers import (
-    DEFAULT_STRATEGIES,
-    Found,
-    Strategy,
-    bare,
-    find_answer,
-    only_statement,
-    parse_number,
-    spelt_out,
-)
+from easydistill.verification.answers import DEFAULT_STRATEGIES, Found, Strategy, find_answer, only_statement
+from easydistill.verification.numbers import bare, parse_number, spelt_out
 
 
 @pytest.mark.parametrize(

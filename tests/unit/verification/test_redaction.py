@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydistill.verification.answers import numbers, statements
+from easydistill.verification.answers import statements
+from easydistill.verification.numbers import numbers
 from easydistill.verification.redaction import REDACTED, redact
 
 
