@@ -61,6 +61,7 @@ KINDS = {
     "verified_accuracy": MetricKind(
         "Right final answers", "share of right answers", "share of prompts", False, ".1%", 1.0
     ),
+    "verified": MetricKind("… of so many with a known answer", "known answers", "prompts", None, ".0f"),
     "length": MetricKind("Length of answers", "length", "tokens", None, ".1f"),
     "ended": MetricKind("Answers that end by themselves", "ended answers", "share of answers", None, ".1%", 1.0),
     "repetition": MetricKind("Repeated 4-grams", "repetition", "share", None, ".1%", 1.0),
@@ -153,7 +154,7 @@ def metric_words(row: MetricRow) -> MetricWords:
     if lower_is_better is not None and row.pair is not None and row.pair[0] != row.pair[1]:
         verdict = "better" if (row.pair[1] < row.pair[0]) == lower_is_better else "worse"
     return MetricWords(
-        label=kind.label if kind else row.name.replace("_", " "),
+        label=kind.label if kind else row.name.replace("_", " ").replace("reward/", "Reward "),
         unit=kind.unit if kind else "",
         better_when=_BETTER[lower_is_better],
         before=metric_value(row.name, row.before),
