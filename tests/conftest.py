@@ -34,20 +34,37 @@ def smollm() -> Path:
         pytest.skip(f"the real weights are not here: {error}")
 
 
-@pytest.fixture(scope="session")
-def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _make_tiny(directory: Path, tokenizer: Path, vocabulary: int) -> Path:
     """A two-layer Llama with random weights and SmolLM2's tokenizer: fast, and real in every interface."""
     import torch
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    from tests.support.tiny import tiny_llama
+    from tests.support.tiny import cut_tokenizer, tiny_llama
 
-    directory = tmp_path_factory.mktemp("tiny-model")
     config = tiny_llama(
-        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(smollm).save_pretrained(directory)
+    cut_tokenizer(tokenizer, directory, vocabulary)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the first tokens of SmolLM2's."""
+    from tests.support.tiny import SMALL_VOCABULARY
+
+    return _make_tiny(tmp_path_factory.mktemp("tiny-model"), smollm, SMALL_VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def tiny_whole(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with all of SmolLM2's tokens, so that SmolLM2 may teach it."""
+    return _make_tiny(tmp_path_factory.mktemp("tiny-whole"), smollm, 49_152)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.aligned import sharpen
+from tests.support.tiny import SMALL_VOCABULARY as VOCABULARY
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
@@ -34,7 +35,6 @@ from easydistill.trainers.distillation import Distillation
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-VOCABULARY = 49_152
 EXACT = TopKSignals(kind="top_k", k=24, dtype="float32", max_batch_tokens=160, shard_tokens=300)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import importlib.util
 import json
 import math
 import random
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.integration.test_vllm import vllm_server as vllm_server
 from tests.support.jobs import TRAINING, run, run_here, start, write_config, write_prompts
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
@@ -851,46 +849,3 @@ def test_teachers_of_another_vocabulary_are_refused(tiny_model: Path, tmp_path: 
     assert code == 2, out
     assert "different vocabularies" in out
     assert "black_box_kd_local" in out
-
-
-# --- real vLLM --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-def test_vllm_serve_scores_as_the_model_in_this_process(vllm_server: str, smollm: Path) -> None:
-    own, tokenizer = load_model(str(smollm), torch.float32), load_tokenizer(str(smollm))
-    frame = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    asked = [(text, tokenizer(frame.format(text))["input_ids"]) for text in TEXTS[:4]]
-    written = roll_out(own, asked, 0, frozenset({2}), 24, 1.0, seed=1)
-    sequences = [(item.ids, len(item.prompt)) for item in written]
-    server = ServerScores(
-        ApiInferenceConfig(base_url=vllm_server, api_key="sk-vllm-test-key"),
-        Redactor(),
-        lambda t: tokenizer.decode([t]),
-    )
-    here = [value for row in LocalScores(own, 2, 64 << 20).score(sequences, StopSignal()) for value in row]
-    there = [value for row in server.score(sequences, StopSignal()) for value in row]
-    gaps = [abs(one - other) for one, other in zip(here, there, strict=True)]
-    print(f"{len(gaps)} tokens: mean difference {fmean(gaps):.4f}, largest {max(gaps):.4f} nats")
-    # The server computes in bfloat16.
-    assert fmean(gaps) < 0.05
-    assert max(gaps) < 0.5
-    with pytest.raises(TeacherError, match="max-model-len"):
-        server.score([([5] * 1100, 1)], StopSignal())
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-@pytest.mark.slow
-def test_the_whole_job_against_vllm_serve(vllm_server: str, smollm: Path, tmp_path: Path) -> None:
-    made = job(
-        tmp_path, smollm, {"from": str(smollm), "keep_layers": 28}, objective="sampled_reverse_kl", steps_per_rollout=2
-    )
-    made["inference"] = {"base_url": vllm_server, "api_key": "${env:VLLM_KEY}", "max_new_tokens": 8}
-    made["training"] |= {"max_steps": 2, "num_train_epochs": 1}
-    code, out = run(write_config(tmp_path, made), VLLM_KEY="sk-vllm-test-key", timeout=500)
-    assert code == 0, out
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["stages"]["train"]["metrics"]["steps"] == 2
-    assert summary["metrics"]["after"]["kl"] is not None

@@ -13,16 +13,24 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
+from tests.integration.test_on_policy_kd import TEXTS
+from tests.integration.test_on_policy_kd import job as on_policy_job
 from tests.support.jobs import api_job, local_job, run, write_config
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
+from easydistill.errors import TeacherError
+from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.teachers.base import Completion, GenerationRequest, Outcome
 from easydistill.teachers.openai import OpenAITeacher
+from easydistill.teachers.server_scores import ServerScores
+from easydistill.trainers.rollouts import LocalScores, roll_out
 
 pytestmark = [
     pytest.mark.vllm,
@@ -94,11 +102,45 @@ def test_the_whole_job_against_vllm_serve(vllm_server: str, tiny_model: Path, tm
 
 
 def test_a_wrong_key_is_told_as_such(vllm_server: str) -> None:
-    from easydistill.errors import TeacherError
-
     config = ApiInferenceConfig(base_url=vllm_server, api_key="sk-wrong-key-1", max_retries=0)
     with pytest.raises(TeacherError, match=r"inference\.api_key"):
         OpenAITeacher(config, Redactor()).identity()
+
+
+def test_it_scores_as_the_model_in_this_process(vllm_server: str, smollm: Path) -> None:
+    own, tokenizer = load_model(str(smollm), torch.float32), load_tokenizer(str(smollm))
+    frame = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    asked = [(text, tokenizer(frame.format(text))["input_ids"]) for text in TEXTS[:4]]
+    written = roll_out(own, asked, 0, frozenset({2}), 24, 1.0, seed=1)
+    sequences = [(item.ids, len(item.prompt)) for item in written]
+    server = ServerScores(
+        ApiInferenceConfig(base_url=vllm_server, api_key="sk-vllm-test-key"),
+        Redactor(),
+        lambda t: tokenizer.decode([t]),
+    )
+    here = [value for row in LocalScores(own, 2, 64 << 20).score(sequences, StopSignal()) for value in row]
+    there = [value for row in server.score(sequences, StopSignal()) for value in row]
+    gaps = [abs(one - other) for one, other in zip(here, there, strict=True)]
+    print(f"{len(gaps)} tokens: mean difference {fmean(gaps):.4f}, largest {max(gaps):.4f} nats")
+    # The server computes in bfloat16.
+    assert fmean(gaps) < 0.05
+    assert max(gaps) < 0.5
+    with pytest.raises(TeacherError, match="max-model-len"):
+        server.score([([5] * 1100, 1)], StopSignal())
+
+
+@pytest.mark.slow
+def test_on_policy_distillation_against_vllm_serve(vllm_server: str, smollm: Path, tmp_path: Path) -> None:
+    made = on_policy_job(
+        tmp_path, smollm, {"from": str(smollm), "keep_layers": 28}, objective="sampled_reverse_kl", steps_per_rollout=2
+    )
+    made["inference"] = {"base_url": vllm_server, "api_key": "${env:VLLM_KEY}", "max_new_tokens": 8}
+    made["training"] |= {"max_steps": 2, "num_train_epochs": 1}
+    code, out = run(write_config(tmp_path, made), VLLM_KEY="sk-vllm-test-key", timeout=500)
+    assert code == 0, out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["stages"]["train"]["metrics"]["steps"] == 2
+    assert summary["metrics"]["after"]["kl"] is not None
 
 
 def test_the_offline_teacher(smollm: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -91,9 +91,9 @@ def differences(store: SignalStore, teacher: Path, config: TopKSignals, vocabula
 
 @pytest.mark.vllm
 @needs_vllm
-def test_vllm_scores_as_transformers_does(smollm: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_vllm_scores_as_transformers_does(smollm: Path, tiny_whole: Path, tmp_path: Path) -> None:
     """The real SmolLM2 in bfloat16, rows of several batches and shards, the longest cut at the job's length."""
-    store = scored(tmp_path, smollm, tiny_model, dtype="bfloat16")
+    store = scored(tmp_path, smollm, tiny_whole, dtype="bfloat16")
     assert store.manifest.samples == len(QUESTIONS)
     assert store.manifest.shards >= 3
     assert store.manifest.about["signals"]["backend"] == "vllm"
@@ -147,8 +147,8 @@ def padded_teacher(smollm: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.vllm
 @needs_vllm
-def test_padding_is_never_listed(padded_teacher: Path, tiny_model: Path, tmp_path: Path) -> None:
-    store = scored(tmp_path, padded_teacher, tiny_model, dtype="float32", k=30)
+def test_padding_is_never_listed(padded_teacher: Path, tiny_whole: Path, tmp_path: Path) -> None:
+    store = scored(tmp_path, padded_teacher, tiny_whole, dtype="float32", k=30)
     signals = [store.read(sample_id, *store.tokens(sample_id))[0] for sample_id in store.ids]
     entries_of = np.concatenate([np.isfinite(signal.head_logprobs_NK).sum(-1) for signal in signals])
     assert entries_of.min() < 30 == entries_of.max()
