@@ -1,4 +1,4 @@
-"""GRPO and PPO with SmolLM2-135M on sums of two digits: the course of reward and of held-out right answers.
+"""GRPO and PPO with SmolLM2-135M on sums of numbers of one digit: the course of reward and right held-out answers.
 
 The shipped examples, run as a user runs them, with seeds of their own and more sums held out; the result is the course
 that `summary.json` tells. Held-out sums are never trained on, and answers to them are greedy.

@@ -25,16 +25,16 @@ def cut_tokenizer(source: Path, directory: Path, tokens: int) -> None:
         shutil.copyfile(source / name, directory / name)
 
 
-def tiny_llama(**values: Any) -> Any:
-    """The config of a two-layer Llama with as many tokens as SmolLM2 has; `values` are added."""
+def tiny_llama(vocab_size: int = 49_152, **values: Any) -> Any:
+    """The config of a two-layer Llama, by default with as many tokens as SmolLM2 has; `values` are added."""
     from transformers import LlamaConfig
 
-    shape = {
-        "vocab_size": 49_152,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    return LlamaConfig(**(shape | values))
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **values,
+    )

@@ -205,7 +205,8 @@ def _unknown_key(
         if key in names
     ]
     # The very key of another job tells more than one of the same name somewhere else.
-    for job, section in sorted(elsewhere, key=lambda found: found[1] != tuple(above)):
+    if elsewhere:
+        job, section = min(elsewhere, key=lambda found: found[1] != tuple(above))
         of = f"`{dotted((*section, key))}` is a key of {job} jobs and has no effect here"
         return problem, f"{of}; remove it, or change job_type"
     names = {name: section for section, keys in every.items() for name in keys}

@@ -42,34 +42,31 @@ def plan(job: Job) -> list[Stage]:
     """
     assert job.output_dir is not None, "a loaded pipeline knows its run directory"
     run = RunDirectory(Path(job.output_dir))
-    issues = [issue for name in job.jobs for issue in (*_unoffered(name, job.jobs), *_mistaken(name, job.jobs))]
+    issues = [issue for name in job.jobs for issue in _miscited(name, job.jobs)]
     if issues:
         raise ConfigError(issues)
     return [_JobStage(name, inner, run, list(job.jobs)) for name, inner in job.jobs.items()]
 
 
-def _unoffered(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
-    """Citations of artifacts that the cited job is known not to make."""
+def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
+    """Citations of artifacts that the cited job is known not to make, or that are another kind of model than wanted."""
     for path, citation in citations(_values(jobs[name])):
         cited = jobs[citation.job]
-        offers = [artifact for stage in stages_of(cited) for artifact in getattr(stage, "offers", ())]
+        stages = stages_of(cited)
+        where, who = f"jobs.{name}.{dotted(path)}", f"{citation.job} ({cited.job_type})"
+        offers = [artifact for stage in stages for artifact in getattr(stage, "offers", ())]
         wanted = _NAMES.get(citation.artifact, citation.artifact)
         if offers and wanted not in offers and not any(wanted.startswith(f"{offer}/") for offer in offers):
             shown = ", ".join(f"@{citation.job}/{offer}" for offer in dict.fromkeys(offers))
-            problem = f"{citation.job} ({cited.job_type}) makes no {json.dumps(citation.artifact)}"
-            yield ConfigIssue("config", f"jobs.{name}.{dotted(path)}", problem, f"it makes {shown}")
-
-
-def _mistaken(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
-    """Citations of a reward model where a language model is wanted, and the other way round."""
-    for path, citation in citations(_values(jobs[name])):
-        cited = jobs[citation.job]
-        judges = any(getattr(stage, "classifies", False) for stage in stages_of(cited))
-        wanted = path[:2] == ("rewards", "reward_model")
-        if citation.artifact == "student" and judges != wanted and (wanted or path[0] == "models"):
-            made, needed = ("a language model", "a reward model") if wanted else ("a reward model", "a language model")
-            problem = f"{citation.job} ({cited.job_type}) makes {made}, and {needed} is wanted here"
-            yield ConfigIssue("config", f"jobs.{name}.{dotted(path)}", problem, f"cite a job that makes {needed}")
+            yield ConfigIssue("config", where, f"{who} makes no {json.dumps(citation.artifact)}", f"it makes {shown}")
+        judges = any(getattr(stage, "classifies", False) for stage in stages)
+        judge_wanted = path[:2] == ("rewards", "reward_model")
+        if citation.artifact == "student" and judges != judge_wanted and (judge_wanted or path[0] == "models"):
+            made, needed = "a reward model", "a language model"
+            if judge_wanted:
+                made, needed = needed, made
+            problem = f"{who} makes {made}, and {needed} is wanted here"
+            yield ConfigIssue("config", where, problem, f"cite a job that makes {needed}")
 
 
 def _values(job: BaseModel) -> dict[str, Any]:

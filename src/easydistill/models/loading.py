@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from easydistill.errors import MissingExtra, ModelError
-from easydistill.models.reference import ModelSource, is_classifier, model_directory, resolve
+from easydistill.models.reference import ModelSource, model_directory, no_language_model, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -83,9 +83,8 @@ def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = 
         ModelError: it cannot be loaded, or is a classifier: its language head would be a random one.
     """
     names = model_config(reference, trust_remote_code=trust_remote_code)[0].architectures or []
-    if is_classifier(names):
-        problem = f"{reference}: it is a classifier ({', '.join(names)}), not a language model"
-        raise ModelError(f"{problem}\n    → name a language model, such as the one it was made of")
+    if unfit := no_language_model(reference, names):
+        raise ModelError("\n    → ".join(unfit))
     return _load("AutoModelForCausalLM", reference, dtype, trust_remote_code)
 
 

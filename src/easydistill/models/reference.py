@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,17 @@ def architectures(source: ModelSource) -> tuple[str, ...]:
 def is_classifier(names: Iterable[str]) -> bool:
     """Whether a model of these architectures judges texts: it gives a number or a class, and writes nothing."""
     return any("Classification" in name or "Reward" in name for name in names)
+
+
+def no_language_model(reference: str, names: Collection[str]) -> tuple[str, str] | None:
+    """(what is wrong, how to mend it) where a model of these architectures writes nothing; None of any other.
+
+    transformers would load it under a random language head, and only warn.
+    """
+    if not is_classifier(names):
+        return None
+    problem = f"{reference} is a classifier ({', '.join(names)}), not a language model"
+    return problem, "name a language model, such as the one it was made of"
 
 
 def _package_file(reference: str) -> Path:

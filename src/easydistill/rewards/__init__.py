@@ -89,15 +89,13 @@ def issues(section: RewardsConfig) -> list[ConfigIssue]:
 
 def unjudged(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:
     """Why none of a section's rewards that count could judge any answer to a row; None where one may."""
-    counted = [name for name, config in section.chosen().items() if config.weight]
-    chosen = section.chosen()
-    for name in counted:
+    counted = {name: config for name, config in section.chosen().items() if config.weight}
+    for name, config in counted.items():
         module = REWARDS.module(name)
-        if not hasattr(module, "knows") or module.knows(chosen[name], meta):
+        if not hasattr(module, "knows") or module.knows(config, meta):
             return None
-    return (
-        f"{' and '.join(f'rewards.{name}' for name in counted)} cannot judge any answer: the row holds nothing to go by"
-    )
+    who = " and ".join(f"rewards.{name}" for name in counted)
+    return f"{who} cannot judge any answer: the row holds nothing to go by"
 
 
 def malformed(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:

@@ -114,8 +114,14 @@ def issues(config: Config) -> list[ConfigIssue]:
         return []
     if not names or is_classifier(names):
         return []
-    problem = f"{config.model} is no reward model (its architecture: {', '.join(names)})"
-    return [ConfigIssue("config", "rewards.reward_model.model", problem, "train one, or name one")]
+    return [ConfigIssue("config", "rewards.reward_model.model", f"{config.model} {_no_reward_model(names)}", _MEND)]
+
+
+_MEND = "train one, or name one"
+
+
+def _no_reward_model(names: Sequence[str]) -> str:
+    return f"is no reward model (its architecture: {', '.join(names) or 'none'})"
 
 
 def load_classifier(config: Config, device: Any) -> Any:
@@ -128,8 +134,7 @@ def load_classifier(config: Config, device: Any) -> Any:
     # Of a causal language model, transformers would make a classifier with a random head, and only warn.
     names = model_config(config.model, trust_remote_code=config.trust_remote_code)[0].architectures or []
     if not is_classifier(names):
-        shown = ", ".join(names) or "none"
-        raise ModelError(f"{where} is no reward model (its architecture: {shown})\n    → train one, or name one")
+        raise ModelError(f"{where} {_no_reward_model(names)}\n    → {_MEND}")
     dtype = choose_dtype(config.dtype, device)
     model = loading.load_classifier(config.model, dtype, trust_remote_code=config.trust_remote_code)
     if model.config.num_labels != 1:

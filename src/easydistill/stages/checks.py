@@ -6,7 +6,7 @@ import importlib.util
 
 from easydistill.config.models import ModelsConfig
 from easydistill.errors import ConfigIssue, ModelError
-from easydistill.models.reference import architectures, is_classifier, resolve
+from easydistill.models.reference import architectures, no_language_model, resolve
 from easydistill.models.student import student_references
 
 
@@ -24,12 +24,8 @@ def model_issues(key: str, reference: str) -> list[ConfigIssue]:
     """An issue if a reference points at nothing, or at something else than a language model."""
     if issues := reference_issues(key, reference):
         return issues
-    names = architectures(resolve(reference))
-    # transformers would load it under a random head, and only warn.
-    if is_classifier(names):
-        problem = f"{reference} is a classifier ({', '.join(names)}), not a language model"
-        return [ConfigIssue("config", key, problem, "name a language model, such as the one it was made of")]
-    return []
+    unfit = no_language_model(reference, architectures(resolve(reference)))
+    return [ConfigIssue("config", key, *unfit)] if unfit else []
 
 
 def student_issues(models: ModelsConfig) -> list[ConfigIssue]:
