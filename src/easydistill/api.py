@@ -182,9 +182,10 @@ class _Run:
         runner.preflight(stages)
         with self._directory.locked():
             if again is not None:
-                from easydistill.stages.retry import mark_rejected
+                from easydistill.asking.retry import mark_rejected
+                from easydistill.synthesis.operators import rejection_reasons
 
-                mark_rejected(self._directory.path, again, self._reporter.say)
+                mark_rejected(self._directory.path, again, self._reporter.say, rejection_reasons)
             records = runner.completed(stages)
             found = self._directory.read_summary()
             if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
@@ -355,8 +356,8 @@ def verify_signals(
     Raises:
         DataError: there is no such store, or it is damaged.
     """
+    from easydistill.methods.distil.score_stage import scorer_of_store
     from easydistill.signals.store import SignalStore
-    from easydistill.stages.score import scorer_of_store
 
     store = SignalStore(Path(directory))
     reporter = Reporter(None)

@@ -13,15 +13,15 @@ import torch
 from tests.support.jobs import run, run_here, start, write_config
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.preference import PairLoss, PairTrainingConfig, PreferenceConfig
 from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
+from easydistill.methods.dpo.config import PairLoss, PairTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.trainer import PairRow, measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch, train
+from easydistill.methods.shared.rollouts import LocalScores
 from easydistill.models.student import Student, build_student
-from easydistill.trainers.preferences import PairRow, measure, measure_gaps, score_pairs
-from easydistill.trainers.preferences_trl import PairTrainer, PairWatch, train
-from easydistill.trainers.rollouts import LocalScores
 
 F = torch.nn.functional
 

@@ -15,18 +15,18 @@ from pydantic import ValidationError
 from tests.integration.test_on_policy_kd import END, assert_same_bits, student, weights
 from tests.integration.test_on_policy_kd import tokenizer as tokenizer
 
-from easydistill.config.policy import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
 from easydistill.config.training import LoraConfig, TrainingConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, TeacherError
+from easydistill.methods.policy import trl_trainer as policy_trl
+from easydistill.methods.policy.config import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
+from easydistill.methods.policy.ppo_trl_trainer import ModelCritic, PpoTrainer, ValueHead
+from easydistill.methods.policy.trainer import PolicyRow
+from easydistill.methods.policy.trl_trainer import Explorer, PolicyWatch
 from easydistill.models.student import Student
 from easydistill.rewards import Composite, Rollout
-from easydistill.trainers import policy_trl
-from easydistill.trainers.policy import PolicyRow
-from easydistill.trainers.policy_trl import Explorer, PolicyWatch
-from easydistill.trainers.ppo_trl import ModelCritic, PpoTrainer, ValueHead
 
 FIRST, TOKENS = 20, 32
 """Prompts are pairs of tokens from FIRST on, of TOKENS in all; the right answer begins with the second one."""

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
-from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.preferences import Preference, read_preferences, write_pairs_json, write_pairs_parquet
 from easydistill.data.records import Message, Rejection, split_heldout
 from easydistill.errors import DataError
-from easydistill.stages.prefer import check_thoughts, render_pairs
-from easydistill.trainers.preferences import PairRow
+from easydistill.methods.dpo.config import PairTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.stage import check_thoughts, render_pairs
+from easydistill.methods.dpo.trainer import PairRow
 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}

@@ -71,3 +71,10 @@ ProperShare = Annotated[float, _NoBool, Field(ge=0, lt=1)]
 NonEmptyStr = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 Secret = SecretStr
+
+
+BETAS = (1e-6, 1e4)
+"""The smallest and the largest β: beyond, float32 holds neither the loss nor its gradient."""
+
+
+Beta = Annotated[PositiveFloat, Field(ge=BETAS[0], le=BETAS[1])]

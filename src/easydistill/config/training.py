@@ -1,6 +1,6 @@
 """The `training` section, in Hugging Face's names.
 
-Names that the installed transformers has dropped are mapped in `trainers/compat.py`, never passed on blindly.
+Names that the installed transformers has dropped are mapped in `methods/shared/compat.py`, never passed on blindly.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
@@ -16,7 +17,6 @@ from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.jobs._local_teacher import local_teacher
-from easydistill.stages.label import LabelStage
 
 
 class Job(JobConfig):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import SelectionJob, select
-from easydistill.operators import cot_selection
+from easydistill.synthesis.operators import cot_selection
 
 
 class Job(SelectionJob):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import SelectionJob, select
-from easydistill.operators import deduplicate
+from easydistill.synthesis.operators import deduplicate
 
 
 class Job(SelectionJob):

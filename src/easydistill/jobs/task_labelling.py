@@ -6,7 +6,7 @@ from typing import Literal
 
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import SynthesisJob, synthesise
-from easydistill.operators import task_labelling
+from easydistill.synthesis.operators import task_labelling
 
 
 class Job(SynthesisJob):

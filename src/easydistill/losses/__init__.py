@@ -4,7 +4,7 @@ A module offers `Config`, a `DistillationConfig` with the loss's own parameters 
 
     divergence(config, teacher_NM, student_NM, outcomes) -> Tensor [N]
 
-a pure function of log-probabilities over M matched outcomes of N tokens, in nats a token; see `_terms.py` for what an
+a pure function of log-probabilities over M matched outcomes of N tokens, in nats a token; see `contracts/loss.py` for what an
 outcome is. Nothing here loads torch: the functions use the methods of the tensors they are given.
 """
 

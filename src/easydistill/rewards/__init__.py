@@ -1,7 +1,7 @@
 """Rewards for PPO and GRPO: one a file, named as the `rewards` section names it.
 
 A module offers `Config`, a `RewardConfig` with the reward's own parameters, and `make(config, context) -> Reward`; see
-`_base.py`. Where its config names files, `files(config)` tells them by key, and where it names models, `models(config)`
+`contracts/reward.py`. Where its config names files, `files(config)` tells them by key, and where it names models, `models(config)`
 does: they must be there before a run, and what is in them is part of what the run learns from; what else is wrong
 with them and can be told without loading them, `issues(config)` tells. Where a reward reads fields of rows,
 `check(config, meta)` tells what is wrong with a row's, or None, and `knows(config, meta)` whether the row holds what
@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import Field, create_model
 
-from easydistill.config.rewards import RewardConfig, RewardsConfig
+from easydistill.contracts.reward import UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import ConfigIssue
 from easydistill.registry import Registry
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.rewards._composite import Composite, Scored, close_all
+from easydistill.rewards._section import RewardsConfig
 
 __all__ = [
     "REWARDS",

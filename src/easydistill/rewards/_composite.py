@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from types import TracebackType
 
+from easydistill.contracts.reward import UNJUDGED, Reward, Rollout
 from easydistill.errors import EasyDistillError
-from easydistill.rewards._base import UNJUDGED, Reward, Rollout
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ import math
 from typing import Any, ClassVar, Literal
 
 from easydistill.config.base import NonEmptyStr, PositiveInt
-from easydistill.config.rewards import RewardConfig
+from easydistill.contracts.reward import UNJUDGED, RewardConfig
 from easydistill.models.loading import device, import_torch
-from easydistill.rewards._base import UNJUDGED
 
 LOGGER = logging.getLogger(__name__)
 MAX_BATCH_ROWS = 64

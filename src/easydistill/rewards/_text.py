@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from easydistill.rewards._base import Rollout
+from easydistill.contracts.reward import Rollout
 
 THINK, END_OF_THINK = "<think>", "</think>"
 _LAST_PROMPT_TOKENS = 8

@@ -29,9 +29,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unfit
-from easydistill.config.rewards import RewardConfig
+from easydistill.contracts.reward import Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import DataError
-from easydistill.rewards._base import Reward, RewardContext, Rollout
 from easydistill.rewards._text import after_thoughts, last_program, with_opening
 
 if TYPE_CHECKING:

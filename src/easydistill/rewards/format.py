@@ -24,9 +24,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveFloat, Unfit
-from easydistill.config.rewards import RewardConfig
+from easydistill.contracts.reward import Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import EasyDistillError
-from easydistill.rewards._base import Reward, RewardContext, Rollout
 from easydistill.rewards._text import END_OF_THINK, THINK, with_opening
 from easydistill.verification.answers import find_answer
 

@@ -25,20 +25,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Unfit
-from easydistill.config.rewards import RewardConfig
+from easydistill.contracts.reward import UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
+from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome, Teacher, outcome_from_record, request_key
 from easydistill.data.journal import Journal
 from easydistill.data.records import Message
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, DataError
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
-from easydistill.teachers.base import (
-    Failure,
-    GenerationRequest,
-    Outcome,
-    Teacher,
-    outcome_from_record,
-    request_key,
-)
 from easydistill.verification.fields import Language, Malformed
 from easydistill.verification.scores import ScoreField, describe_scores, parse_scores, scores_schema
 

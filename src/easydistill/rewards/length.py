@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pydantic import model_validator
 
 from easydistill.config.base import NonNegativeInt, PositiveInt, Unfit
-from easydistill.config.rewards import RewardConfig
-from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.contracts.reward import Reward, RewardConfig, RewardContext, Rollout
 
 
 class Config(RewardConfig):

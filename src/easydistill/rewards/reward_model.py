@@ -12,14 +12,13 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from easydistill.config.rewards import AnyFloat
+from easydistill.contracts.reward import UNJUDGED, AnyFloat, Reward, RewardContext, Rollout
 from easydistill.data.batches import batches_by_length
 from easydistill.data.records import Message, answer_message
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
 from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
 from easydistill.models.reference import architectures, is_classifier, resolve
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewardConfig, place, room
 
 

@@ -17,10 +17,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from easydistill.contracts.reward import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.data.batches import batches_by_length
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.loading import choose_dtype, eos_ids, import_torch, load_model
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewardConfig, place, room
 
 LOGGER = logging.getLogger(__name__)

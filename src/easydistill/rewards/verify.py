@@ -17,9 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unfit
-from easydistill.config.rewards import AnyFloat, RewardConfig
+from easydistill.contracts.reward import AnyFloat, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import DataError
-from easydistill.rewards._base import Reward, RewardContext, Rollout
 from easydistill.rewards._text import after_thoughts, with_opening
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer, only_statement
 from easydistill.verification.equality import Verifier, compare_plainly

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from easydistill.contracts.operator import Ask, Reply, Result, answer_with, each
 from easydistill.data.records import Sample
 from easydistill.errors import DataError
-from easydistill.operators import (
+from easydistill.synthesis.operators import (
     OPERATORS,
     cot_extension,
     cot_generation,
@@ -23,8 +24,7 @@ from easydistill.operators import (
     instruction_scoring,
     task_labelling,
 )
-from easydistill.operators._base import Ask, Reply, Result, answer_with, each
-from easydistill.operators._tools import Tools, load_prompt, prompt_issues
+from easydistill.synthesis.tools import Tools, load_prompt, prompt_issues
 
 WORDS = ("river", "engine", "poem", "planet", "market", "violin", "bridge", "cactus", "island", "lantern", "mirror")
 

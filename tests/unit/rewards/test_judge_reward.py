@@ -15,12 +15,12 @@ from tests.support.rollouts import in_threads, rollout
 from tests.support.scripted_server import ScriptedServer
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.rewards import UNJUDGED, Reward, RewardContext
 from easydistill.rewards.judge import Config, language_of, make
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
 from easydistill.teachers.openai import OpenAITeacher
 
 

@@ -1,0 +1,1 @@
+"""What extensions are made of: one module a kind of extension."""
