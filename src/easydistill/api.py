@@ -72,10 +72,11 @@ class _JobClasses(Mapping[str, type[JobConfig]]):
         return job
 
     def __iter__(self) -> Iterator[str]:
-        return iter(JOBS.names())
+        # A broken extension harms only a config that names it.
+        return iter(JOBS.loaded())
 
     def __len__(self) -> int:
-        return len(JOBS.names())
+        return len(JOBS.loaded())
 
 
 def job_classes() -> Mapping[str, type[JobConfig]]:

@@ -38,6 +38,7 @@ class LabelStage:
     name = "label"
     inputs: tuple[str, ...] = ()
     offers = (LABELED_PARQUET, LABELED_JSON)
+    classifies = False
 
     def __init__(self, dataset: RowsConfig, inference: SamplingConfig, teacher: TeacherPlan) -> None:
         self._dataset = dataset

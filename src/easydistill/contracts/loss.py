@@ -10,9 +10,12 @@ Shapes: N rows (one a token), M outcomes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from easydistill.config.base import PositiveFloat, PositiveInt, Section, Share
+from easydistill.contracts._sections import names_itself
+from easydistill.registry import Contract
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,3 +81,22 @@ class DistillationConfig(Section):
     """What becomes of the mass outside the listed tokens: one more outcome; given to the listed; left out."""
     align: Literal["none", "bytes"] = "none"
     """`bytes`: the teacher has another tokenizer, and its tokens are matched with the student's by their bytes."""
+
+
+class LossModule(Protocol):
+    """A module registered as a loss. It loads no torch when it is imported."""
+
+    Config: type[DistillationConfig]
+    """Its parameters, with a field `distillation_type` of the type Literal["<its name>"]."""
+
+    def divergence(
+        self, config: DistillationConfig, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes
+    ) -> Tensor:
+        """The divergence of each row, [N], in nats: a pure function of log-probabilities."""
+
+
+def _check(name: str, module: ModuleType) -> list[str]:
+    return names_itself(name, module.Config, "distillation_type")
+
+
+LOSS = Contract(LossModule, check=_check)

@@ -1,11 +1,20 @@
-"""What a metric is given."""
+"""What a metric is, and what it is given.
+
+Metrics of kind "tokens" compare distributions over the tokens of the teacher's answers, a slice at a time; metrics of
+kind "answers" score generated texts, one at a time. Shapes: N tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from torch import Tensor
+from easydistill.config.base import Section
+from easydistill.registry import Contract
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -57,3 +66,45 @@ class AnswerMetric(Protocol):
     needs_teacher: ClassVar[bool]
 
     def score(self, answer: str, reference: str) -> float: ...
+
+
+class MetricConfig(Section):
+    """A metric's parameters; most have none."""
+
+
+class MetricModule(Protocol):
+    """A module registered as a metric. It loads no torch when it is imported."""
+
+    Metric: type
+    """A `TokenMetric` or an `AnswerMetric`, made anew for each model that is measured: `Metric()`, or `Metric(config)`
+    where the module declares a `Config`."""
+
+
+class MetricDefaults:
+    """What a metric's module may declare beside that."""
+
+    Config: type[MetricConfig] = MetricConfig
+    """Its parameters, the metric's section in `evaluation.metrics`."""
+
+
+def make_metric(module: ModuleType, config: MetricConfig) -> Any:
+    """A metric of a checked module."""
+    return module.Metric() if module.Config is MetricConfig else module.Metric(config)
+
+
+_METHODS = {"tokens": ("update", "value"), "answers": ("score",)}
+
+
+def _check(name: str, module: ModuleType) -> list[str]:
+    metric = module.Metric
+    kind = getattr(metric, "kind", None)
+    if kind not in _METHODS:
+        return ['`Metric.kind` must be "tokens" or "answers"']
+    problems = (
+        [] if isinstance(getattr(metric, "needs_teacher", None), bool) else ["it declares no `Metric.needs_teacher`"]
+    )
+    missing = [method for method in _METHODS[kind] if not callable(getattr(metric, method, None))]
+    return problems + [f"a metric of kind {kind} has a method `{method}`" for method in missing]
+
+
+METRIC = Contract(MetricModule, MetricDefaults, _check)

@@ -12,16 +12,17 @@ by itself is a generator for one row, run beside the others by `each`. Operators
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from easydistill.config.base import NonEmptyStr, Section, Seed
 from easydistill.data.records import Message, Rejection, Sample
 from easydistill.errors import DataError
+from easydistill.registry import Contract
 
 if TYPE_CHECKING:
-    pass
+    import random
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -133,3 +134,80 @@ class OperatorConfig(Section):
     and nothing else; scores are then JSON."""
     seed: Seed = 0
     """Seed of every choice that the operator makes."""
+
+
+class Tools(Protocol):
+    """What an operator that asks models is given beside its config and rows."""
+
+    def ask(
+        self,
+        name: str,
+        text: str,
+        wants: Sequence[str] | Mapping[str, tuple[int, int]] = (),
+        *,
+        role: Role = "teacher",
+        index: int = 0,
+        before: Sequence[Message] = (),
+        choices: Sequence[str] = (),
+        **values: Any,
+    ) -> Ask:
+        """A question made from a prompt.
+
+        Args:
+            name: of the prompt.
+            text: decides the language where the config leaves it to the row.
+            wants: the fields of the reply, or its scores with their ranges; the prompt's `form` says how to give them.
+            role: who is asked.
+            index: number of the sample, where one prompt is sampled several times.
+            before: messages that come first.
+            choices: what a field may be, where that is settled; a schema holds the model to it.
+            values: of the prompt's other variables.
+        """
+
+    def random(self, *of: Any) -> random.Random:
+        """A random stream of its own for what the arguments name, such as a row's id."""
+
+
+class OperatorModule(Protocol):
+    """A module registered as an operator. Each operator is a job of the same name."""
+
+    Config: Any
+    """The class of its `synthesis` section, a `Section`, or an `OperatorConfig` where it asks models; or a union."""
+    REASONS: tuple[str, ...]
+    """Reasons for which it rejects candidates, in the order in which it checks them."""
+
+    def run(self, config: Section, rows: Sequence[Sample], tools: Tools | None) -> Steps[Result]:
+        """The operator. `tools` is None where its config is not an `OperatorConfig`."""
+
+
+class OperatorDefaults:
+    """What an operator's module may declare beside that."""
+
+    PROMPTS: tuple[str, ...] = ()
+    """Names of the prompts that it asks with: `<name>.<language>.txt` or `<name>.txt` in the folder `prompts/` beside
+    the module."""
+    LABELLED: bool | None = None
+    """Whether it takes rows with answers (True), prompts without their answers (False), or rows as they are (None)."""
+    MAKES_PROMPTS: bool = False
+    """Whether its rows hold new prompts, whose diversity the report then compares with the seeds'."""
+    PAIRS: bool = False
+    """Whether its rows are pairs: a row ends with the chosen answer, `meta["rejected"]` is the other one, a message."""
+    ALSO: tuple[str, ...] = ()
+    """Names of rows of other kinds that it makes, in `Result.also`."""
+    IDENTITY: str = ""
+    """What fingerprints call it, where it was renamed; by default its name."""
+    SUMMARY: str = ""
+    """What its job does, in a line; by default the first line of the module's docstring."""
+
+    @staticmethod
+    def files(config: Section) -> dict[str, str]:
+        """Files that the config names, by key: they must be there before a run."""
+        return {}
+
+    @staticmethod
+    def most_asks(config: Section) -> int | None:
+        """Questions that a run may need at most, for `plan`; None where only the answers tell."""
+        return None
+
+
+OPERATOR = Contract(OperatorModule, OperatorDefaults)

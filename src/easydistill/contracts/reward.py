@@ -10,17 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from easydistill.data.records import Message
-
-if TYPE_CHECKING:
-    from easydistill.contracts.teacher import Teacher
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
 
 from easydistill.config.base import NonNegativeFloat, Section
+from easydistill.data.records import Message
+from easydistill.errors import ConfigIssue
+from easydistill.registry import Contract
+
+if TYPE_CHECKING:
+    from easydistill.contracts.teacher import Teacher
 
 LARGEST = 1e9
 """Rewards and weights beyond it would leave what sums and float32 can hold."""
@@ -92,3 +92,45 @@ class Reward(Protocol):
 
     def close(self) -> None:
         """Free models, processes and connections."""
+
+
+class RewardModule(Protocol):
+    """A module registered as a reward. It loads neither torch nor another heavy library when it is imported."""
+
+    Config: type[RewardConfig]
+    """Its parameters."""
+
+    def make(self, config: RewardConfig, context: RewardContext) -> Reward:
+        """The reward, ready to judge."""
+
+
+class RewardDefaults:
+    """What a reward's module may declare beside that."""
+
+    @staticmethod
+    def files(config: RewardConfig) -> dict[str, str]:
+        """Files that the config names, by key: they must be there before a run, and their contents shape it."""
+        return {}
+
+    @staticmethod
+    def models(config: RewardConfig) -> dict[str, str]:
+        """Models that the config names, by key, likewise."""
+        return {}
+
+    @staticmethod
+    def issues(config: RewardConfig) -> list[ConfigIssue]:
+        """What else is wrong with them that can be found without loading them."""
+        return []
+
+    @staticmethod
+    def check(config: RewardConfig, meta: Mapping[str, Any]) -> str | None:
+        """What is wrong with the fields of a row that the reward reads; None if it can read them."""
+        return None
+
+    @staticmethod
+    def knows(config: RewardConfig, meta: Mapping[str, Any]) -> bool:
+        """Whether a row holds what the reward judges by."""
+        return True
+
+
+REWARD = Contract(RewardModule, RewardDefaults)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from easydistill.contracts.metric import TokenObserver, TokenRows
+from easydistill.contracts.metric import MetricConfig, TokenObserver, TokenRows, make_metric
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
@@ -41,20 +41,18 @@ def token_metrics(
     task: Task,
     stop: StopSignal,
     observers: Sequence[TokenObserver] = (),
+    chosen: Mapping[str, MetricConfig] | None = None,
 ) -> dict[str, float | None]:
-    """Every metric of kind "tokens"; None for one that needs a teacher where there is none.
+    """Metrics of kind "tokens"; None for one that needs a teacher where there is none.
 
     Args:
         shared_vocabulary: token ids below this are the same token for both models.
         rows: token ids and the mask of answer tokens, one pair a row.
         observers: see every slice too, after the metrics.
+        chosen: the metrics by name; by default all.
     """
-    metrics = {name: METRICS.module(name).Metric for name in METRICS.names()}
-    active = {
-        name: cls()
-        for name, cls in metrics.items()
-        if cls.kind == "tokens" and (teacher is not None or not cls.needs_teacher)
-    }
+    metrics = _made(chosen, "tokens")
+    active = {name: metric for name, metric in metrics.items() if teacher is not None or not metric.needs_teacher}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
@@ -64,8 +62,16 @@ def token_metrics(
                 for observer in (*active.values(), *observers):
                     observer.update(part)
             task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
+    return {name: active[name].value() if name in active else None for name in metrics}
+
+
+def _made(chosen: Mapping[str, MetricConfig] | None, kind: str) -> dict[str, Any]:
+    """The chosen metrics of one kind, fresh."""
+    modules = {name: METRICS.module(name) for name in (METRICS.loaded() if chosen is None else chosen)}
     return {
-        name: active[name].value() if name in active else None for name, cls in metrics.items() if cls.kind == "tokens"
+        name: make_metric(module, module.Config() if chosen is None else chosen[name])
+        for name, module in modules.items()
+        if module.Metric.kind == kind
     }
 
 
@@ -140,12 +146,11 @@ def answers(
     return texts
 
 
-def answer_metrics(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """Every metric of kind "answers", a score a row."""
-    found: dict[str, list[float]] = {}
-    for name in METRICS.names():
-        cls = METRICS.module(name).Metric
-        if cls.kind == "answers":
-            metric = cls()
-            found[name] = [metric.score(text, ref) for text, ref in zip(texts, references, strict=True)]
-    return found
+def answer_metrics(
+    texts: Sequence[str], references: Sequence[str], chosen: Mapping[str, MetricConfig] | None = None
+) -> dict[str, list[float]]:
+    """Metrics of kind "answers", a score a row; `chosen` as of `token_metrics`."""
+    return {
+        name: [metric.score(text, reference) for text, reference in zip(texts, references, strict=True)]
+        for name, metric in _made(chosen, "answers").items()
+    }

@@ -7,7 +7,7 @@ are kept and used again when only the training changes.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.contracts.metric import MetricConfig
 from easydistill.data.files import hash_file, read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample, content_hash, count_reasons
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
+from easydistill.evaluation.config import answer_names, chosen_metrics
 from easydistill.methods.shared.rows import LabelledRows, render_all
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
@@ -55,6 +57,8 @@ class EvaluateStage:
     """Held-out metrics before and after training."""
 
     name = "evaluate"
+    offers: tuple[str, ...] = ()
+    classifies = False
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class EvaluateStage:
         self._rows = rows
         self._models = models
         self._config = evaluation
+        self._metrics = chosen_metrics(evaluation)
         self._max_length = max_length
         self._trained = trained
         self.inputs = (*rows.inputs, trained)
@@ -125,7 +130,7 @@ class EvaluateStage:
         teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
         with context.reporter.task("Evaluating", passes) as task:
-            measure = _Measurement(self._config, heldout, teacher, renderer, task, context)
+            measure = _Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
             before = self._before(measure, start.model, context)
             start.model = None
             gc.collect()
@@ -174,7 +179,7 @@ class EvaluateStage:
     ) -> StageResult:
         notes = {name: why_not for name, value in after["metrics"].items() if value is None and why_not}
         if not self._config.generate:
-            notes["rouge_l"] = "evaluation.generate is off"
+            notes |= dict.fromkeys(answer_names(self._metrics), "evaluation.generate is off")
         metrics = {"before": before["metrics"], "after": after["metrics"], "notes": notes}
         write_json(context.directory / METRICS_FILE, metrics)
         write_jsonl(
@@ -222,6 +227,7 @@ class _Measurement:
     def __init__(
         self,
         config: EvaluationConfig,
+        metrics: Mapping[str, MetricConfig],
         heldout: _Heldout,
         teacher: Any,
         renderer: ChatRenderer,
@@ -231,6 +237,7 @@ class _Measurement:
         from easydistill.models.loading import device
 
         self._config = config
+        self._metrics = metrics
         self._heldout = heldout
         self._device = device()
         self._teacher = teacher.to(self._device) if teacher is not None else None
@@ -249,11 +256,11 @@ class _Measurement:
         texts = self._answers(model, eos_ids) if self._config.generate else None
         scores: dict[str, list[float]] = {}
         if texts is None:
-            metrics["rouge_l"] = None
+            metrics |= dict.fromkeys(answer_names(self._metrics))
         else:
             from easydistill.evaluation.measure import answer_metrics
 
-            scores = answer_metrics(texts, self._heldout.references)
+            scores = answer_metrics(texts, self._heldout.references, self._metrics)
             metrics |= {name: fmean(values) for name, values in scores.items()}
         return {"metrics": metrics, "answers": texts, "scores": scores, "disagreement": disagreement}
 
@@ -277,6 +284,7 @@ class _Measurement:
             self._task,
             self._stop,
             [watch] if watch is not None else [],
+            self._metrics,
         )
         figures = watch.figures() if watch is not None else None
         if figures is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,12 +10,12 @@ from easydistill.asking.label import LabelStage
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
+from easydistill.evaluation.config import evaluation_section
 from easydistill.evaluation.stage import EvaluateStage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
@@ -24,6 +24,11 @@ from easydistill.methods.shared.rows import LabelledRows
 from easydistill.synthesis.config import CurriculumModels, JudgeConfig, StudentInferenceConfig
 from easydistill.synthesis.curriculum import CurriculumStage, RoundRows
 from easydistill.synthesis.operators import tapir
+
+if TYPE_CHECKING:
+    from easydistill.config.evaluation import EvaluationConfig as Evaluation
+else:
+    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -41,7 +46,7 @@ class Job(JobConfig):
     curriculum: tapir.Config = tapir.Config()
     training: TrainingConfig = TrainingConfig()
     """Of every round."""
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Job:

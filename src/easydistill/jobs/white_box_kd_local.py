@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import WhiteBoxInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.engine.stage import Stage
+from easydistill.evaluation.config import evaluation_section
 from easydistill.evaluation.stage import EvaluateStage
 from easydistill.jobs._local_teacher import local_teacher
 from easydistill.losses import distillation_section
@@ -33,6 +33,12 @@ ALIGNED_TOP_K = 20
 """Tokens kept of a teacher with another tokenizer, of which nothing can be drawn."""
 
 
+if TYPE_CHECKING:
+    from easydistill.config.evaluation import EvaluationConfig as Evaluation
+else:
+    Evaluation = evaluation_section()
+
+
 class Job(JobConfig):
     """`models.teacher` answers prompts, then scores every token of the answers; the student learns both."""
 
@@ -46,7 +52,7 @@ class Job(JobConfig):
     distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
     """Which divergence, and its share in the loss."""
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Evaluation = Evaluation()
 
     @property
     def labels(self) -> bool:

@@ -6,24 +6,16 @@ with a key for every reward that is registered, is made by `easydistill.rewards.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import model_validator
 
-from easydistill.config.base import Section, Unfit
-from easydistill.contracts.reward import RewardConfig
+from easydistill.config.base import Unfit
+from easydistill.contracts._sections import NamedSections
 
 
-class RewardsConfig(Section):
+class RewardsConfig(NamedSections):
     """Rewards by name, each with its own keys; a rollout's reward is their weighted sum."""
-
-    def chosen(self) -> dict[str, RewardConfig]:
-        """The rewards that are wanted, by name."""
-        return {name: config for name in type(self).model_fields if (config := getattr(self, name)) is not None}
-
-    def identity(self) -> dict[str, Any]:
-        """Each reward's own identity. What is in the files and models that they name is not part of it."""
-        return {name: config.identity() for name, config in self.chosen().items()}
 
     @property
     def needs_judge(self) -> bool:

@@ -41,6 +41,7 @@ class SynthesiseStage:
     """One operator over the rows of a source."""
 
     name = "synthesise"
+    classifies = False
     inputs: tuple[str, ...] = ()
 
     def __init__(
@@ -57,8 +58,8 @@ class SynthesiseStage:
         self._source = source
         self._models = models
         self._labeled_path = labeled_path
-        self._pairs: bool = getattr(self._module, "PAIRS", False)
-        self._also: tuple[str, ...] = getattr(self._module, "ALSO", ())
+        self._pairs: bool = self._module.PAIRS
+        self._also: tuple[str, ...] = self._module.ALSO
         self.offers = (LABELED_PARQUET, LABELED_JSON, *(f"{name}.parquet" for name in self._also))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -66,8 +67,8 @@ class SynthesiseStage:
         issues += needs_extra("synth", "rensa", "rapidfuzz", "math_verify")
         if isinstance(self._config, OperatorConfig):
             issues += prompt_issues(self._config, self._module.PROMPTS)
-        files = self._module.files(self._config) if hasattr(self._module, "files") else {}
-        issues += [issue for key, path in files.items() for issue in missing_file(f"synthesis.{key}", path)]
+        files = self._module.files(self._config).items()
+        issues += [issue for key, path in files for issue in missing_file(f"synthesis.{key}", path)]
         for model in {id(model): model for model in self._models.values()}.values():
             issues += model.plan.preflight()
         return issues
@@ -75,7 +76,7 @@ class SynthesiseStage:
     def fingerprint(self) -> dict[str, Any]:
         asked = isinstance(self._config, OperatorConfig)
         return {
-            "operator": self._operator,
+            "operator": self._module.IDENTITY or self._operator,
             "config": self._config.identity(),
             "prompts": prompt_hashes(self._config) if asked else {},
             "source": self._source.fingerprint(),
@@ -120,7 +121,7 @@ class SynthesiseStage:
             for request in (self._models[ask.role].request(ask, identities[ask.role]) for ask in asks)
         }
         known = all(None not in identity.values() for identity in identities.values())
-        most = self._module.most_asks(self._config) if hasattr(self._module, "most_asks") else None
+        most = self._module.most_asks(self._config)
         figures = forecast_calls(requests, directory, model.inference, keys_known=known, most=most)
         longest = max(model.inference.max_new_tokens for model in self._models.values())
         return Estimate(
@@ -156,7 +157,7 @@ class SynthesiseStage:
         return self._write(rows, result, asker, context)
 
     def _steps(self, rows: list[Sample]) -> Any:
-        tools = Tools(self._config) if isinstance(self._config, OperatorConfig) else None
+        tools = Tools(self._config, self._module) if isinstance(self._config, OperatorConfig) else None
         return self._module.run(self._config, rows, tools)
 
     def _write(self, rows: Sequence[Sample], result: Result, asker: _Asker, context: StageContext) -> StageResult:

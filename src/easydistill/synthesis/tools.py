@@ -13,6 +13,7 @@ from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from easydistill.contracts.operator import Ask, OperatorConfig, Role
@@ -63,8 +64,13 @@ class Prompt:
 class Tools:
     """An operator's prompts and settings."""
 
-    def __init__(self, config: OperatorConfig) -> None:
+    def __init__(self, config: OperatorConfig, operator: ModuleType | None = None) -> None:
+        """
+        Args:
+            operator: the module beside which its prompts are; built-in ones are found without it.
+        """
         self._config = config
+        self._operator = operator
         self._prompts: dict[tuple[str, Language], Prompt] = {}
 
     def ask(
@@ -105,7 +111,7 @@ class Tools:
 
     def prompt(self, name: str, language: Language) -> Prompt:
         if (name, language) not in self._prompts:
-            self._prompts[name, language] = load_prompt(name, language, self._config.prompts.get(name))
+            self._prompts[name, language] = load_prompt(name, language, self._config.prompts.get(name), self._operator)
         return self._prompts[name, language]
 
     def random(self, *of: Any) -> random.Random:
@@ -113,17 +119,36 @@ class Tools:
         return random.Random(f"{self._config.seed}:{content_hash(list(of))}")
 
 
-def load_prompt(name: str, language: Language, override: str | None = None) -> Prompt:
-    """A built-in prompt, or the user's file in its place."""
+def load_prompt(
+    name: str, language: Language, override: str | None = None, operator: ModuleType | None = None
+) -> Prompt:
+    """An operator's prompt, or the user's file in its place."""
     if override is not None:
         return Prompt(name, Path(override).read_text(encoding="utf-8"), override)
-    file = f"{name}.{language}.txt"
-    text = next(path for folder in _prompt_folders() if (path := folder / file).is_file()).read_text(encoding="utf-8")
-    return Prompt(name, text, file)
+    file = prompt_file(name, language, operator)
+    if file is None:
+        raise FileNotFoundError(f"there is no prompt {name} in {language}")
+    return Prompt(name, file.read_text(encoding="utf-8"), file.name)
 
 
-def _prompt_folders() -> Iterator[Traversable]:
-    """The folders that hold built-in prompts: those of one operator beside it, those of several beside this file."""
+def prompt_file(name: str, language: Language, operator: ModuleType | None = None) -> Traversable | None:
+    """Where a prompt is: in its language, else in no particular one, else in English."""
+    folders = [*([_beside(operator)] if operator is not None else []), *_built_in_folders()]
+    for folder in folders:
+        for file in (f"{name}.{language}.txt", f"{name}.txt", f"{name}.en.txt"):
+            if (path := folder / file).is_file():
+                return path
+    return None
+
+
+def _beside(operator: ModuleType) -> Traversable:
+    """The folder of prompts beside an operator's module."""
+    assert operator.__file__ is not None, "a module of a namespace package holds no code"
+    return Path(operator.__file__).parent / PROMPTS
+
+
+def _built_in_folders() -> Iterator[Traversable]:
+    """Those of built-in operators beside them, those of several operators beside this file."""
     here = resources.files(__package__)
     yield here / PROMPTS
     for operator in (here / "operators").iterdir():
@@ -131,7 +156,7 @@ def _prompt_folders() -> Iterator[Traversable]:
             yield operator / PROMPTS
 
 
-def prompt_issues(config: OperatorConfig, names: tuple[str, ...]) -> list[ConfigIssue]:
+def prompt_issues(config: OperatorConfig, names: Sequence[str]) -> list[ConfigIssue]:
     """What is wrong with the prompts that a config replaces.
 
     Args:

@@ -1,10 +1,9 @@
-"""Evaluators: one metric a file. A file's name is the metric's name in `summary.json`.
+"""Metrics: one a file. A file's name is the metric's name in `evaluation.metrics` and in `summary.json`.
 
-A module offers `Metric`, a class with `kind` ("tokens" or "answers"), `needs_teacher`, `update(...)` and `value()`;
-see `contracts/metric.py`. Metrics of kind "tokens" compare distributions over the tokens of the teacher's answers; metrics of
-kind "answers" compare generated texts.
+A module declares what `contracts.metric.MetricModule` says: `Metric`, a class of kind "tokens" or "answers".
 """
 
+from easydistill.contracts.metric import METRIC
 from easydistill.registry import Registry
 
-METRICS = Registry("metrics", __name__)
+METRICS = Registry("metrics", __name__, METRIC)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
-
 from easydistill.contracts.metric import TokenRows
 
 
@@ -23,10 +21,10 @@ class Metric:
     def update(self, rows: TokenRows) -> None:
         assert rows.teacher_logprobs_NV is not None
         assert rows.shared_student_logprobs_NV is not None
+        from torch.nn.functional import kl_div
+
         self._sum += float(
-            torch.nn.functional.kl_div(
-                rows.shared_student_logprobs_NV, rows.teacher_logprobs_NV, reduction="sum", log_target=True
-            ).double()
+            kl_div(rows.shared_student_logprobs_NV, rows.teacher_logprobs_NV, reduction="sum", log_target=True).double()
         )
         self._count += len(rows.target_N)
 

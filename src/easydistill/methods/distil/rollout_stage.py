@@ -27,6 +27,8 @@ class RolloutStage:
     """The student's answers to the training prompts, before it is trained."""
 
     name = "rollout"
+    offers: tuple[str, ...] = ()
+    classifies = False
 
     def __init__(self, rows: LabelledRows, models: ModelsConfig, inference: LocalInferenceConfig) -> None:
         self._rows = rows

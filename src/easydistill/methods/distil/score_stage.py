@@ -87,7 +87,8 @@ class ScoreStage:
     """Teacher signals of the training rows."""
 
     name = "score"
-    offers = (SIGNALS,)
+    offers: tuple[str, ...] = (SIGNALS,)
+    classifies = False
 
     def __init__(self, rows: LabelledRows, scoring: Scoring) -> None:
         self._rows = rows

@@ -119,7 +119,8 @@ class RowsBesidePairs(LabelledRows):
 class PairStage:
     """What stages that train on pairs share."""
 
-    offers = ("student",)
+    offers: tuple[str, ...] = ("student",)
+    classifies = False
 
     def __init__(self, rows: PairRows, models: ModelsConfig, training: PairTrainingConfig, name: str = "train") -> None:
         self.name = name

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 class TrainStage:
     """Training of the student on labelled rows, and on a teacher's signals where there are any."""
 
-    offers = ("student",)
+    offers: tuple[str, ...] = ("student",)
+    classifies = False
 
     def __init__(
         self,

@@ -1,18 +1,35 @@
-"""Synthesis operators: one a file, named as jobs name them.
+"""Synthesis operators, a package each: its code, and its prompts beside it. An operator's name is its job's name.
 
-A module offers `Config`, a section with the operator's own parameters, and `run(config, rows, tools) -> Steps[Result]`;
-see `contracts/operator.py`. Where its config names files, `files(config)` tells them by key: they must be there before a run.
-An operator whose accepted rows are pairs of answers says `PAIRS = True`: a row ends with the chosen answer, and its
-`meta["rejected"]` is the other one, a message. One that makes rows of more than one kind names the others in `ALSO`.
+A module declares what `contracts.operator.OperatorModule` says (`Config`, `REASONS`, `run`) and may declare what
+`OperatorDefaults` lists.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import ModuleType
+
+from easydistill.config.base import Section
+from easydistill.contracts._sections import members
+from easydistill.contracts.operator import OPERATOR, OperatorConfig
 from easydistill.registry import Registry
 
-OPERATORS = Registry("operators", __name__)
+
+def _check(name: str, module: ModuleType) -> list[str]:
+    from easydistill.synthesis.tools import prompt_file
+
+    sections = members(module.Config)
+    if not sections or not all(issubclass(section, Section) for section in sections):
+        return ["`Config` must be a Section"]
+    if module.PROMPTS and not all(issubclass(section, OperatorConfig) for section in sections):
+        return ["it declares `PROMPTS`, so its `Config` must be an OperatorConfig"]
+    missing = [prompt for prompt in module.PROMPTS if prompt_file(prompt, "en", module) is None]
+    return [f"there is no prompts/{prompt}.en.txt or prompts/{prompt}.txt beside it" for prompt in missing]
+
+
+OPERATORS = Registry("operators", __name__, replace(OPERATOR, check=_check))
 
 
 def rejection_reasons() -> set[str]:
     """Every reason for which an operator may reject a candidate."""
-    return {reason for name in OPERATORS.names() for reason in OPERATORS.module(name).REASONS}
+    return {reason for module in OPERATORS.loaded().values() for reason in module.REASONS}

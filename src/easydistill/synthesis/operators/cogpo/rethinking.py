@@ -18,7 +18,7 @@ from pydantic import Field
 from easydistill.config.base import PositiveFloat, PositiveInt, PositiveShare
 from easydistill.contracts.operator import Reply, Steps
 from easydistill.synthesis.chains import changed_answer, with_thought
-from easydistill.synthesis.operators import cot_extension, cot_simplification
+from easydistill.synthesis.operators import cot_long2short, cot_short2long
 from easydistill.synthesis.operators.cogpo.critic import SUITS, CriticConfig, Labelled, criticise
 from easydistill.synthesis.operators.cogpo.student_tries import Chain
 from easydistill.synthesis.replies import Unusable, field_of
@@ -30,7 +30,7 @@ from easydistill.verification.equality import Verdict, Verifier
 from easydistill.verification.redaction import REDACTED
 
 PROMPT = "cot_derivation"
-PROMPTS = (PROMPT, *cot_extension.PROMPTS, *cot_simplification.PROMPTS)
+PROMPTS = (PROMPT, *cot_short2long.PROMPTS, *cot_long2short.PROMPTS)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def _way(config: RethinkingConfig, label: str) -> tuple[str, RewritingConfig, Li
     easy = label == "easy"
     ratio = config.shortest_extension if easy else config.longest_simplification
     form = RewritingConfig(ratio=ratio, reply=config.reply, boxed=config.boxed, strategies=config.strategies)
-    return (cot_extension.STAGE, form, "at_least") if easy else (cot_simplification.STAGE, form, "at_most")
+    return (cot_short2long.STAGE, form, "at_least") if easy else (cot_long2short.STAGE, form, "at_most")
 
 
 def _derive(

@@ -21,6 +21,7 @@ from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_
 from easydistill.verification.equality import Verdict
 
 STAGE = "cot_generation"
+SUMMARY = "A chain of thought for every problem, checked where the answer is known."
 PROMPTS = ("cot_generation",)
 REASONS = ("truncated", "empty_content", "answer_unknown", "no_final_answer", "undecided", "wrong_answer", "not_chosen")
 LABELLED = None

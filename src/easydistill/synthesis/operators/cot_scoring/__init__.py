@@ -17,6 +17,7 @@ from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import find_answer
 
 STAGE = "cot_scoring"
+SUMMARY = "Every chain of thought gets scores for verbosity, difficulty and correctness."
 PROMPTS = (STAGE,)
 REASONS = ("truncated", "malformed_score")
 LABELLED = True

@@ -23,6 +23,7 @@ from easydistill.synthesis.selection import ANY, LARGEST, NotScored, Score, Scor
 from easydistill.synthesis.tools import Tools
 
 STAGE = "cot_selection"
+SUMMARY = "Chains of thought chosen by verbosity, difficulty and correctness."
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("not_scored", "incorrect", "verbosity", "difficulty", "not_selected")
 LABELLED = True

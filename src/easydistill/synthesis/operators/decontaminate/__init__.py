@@ -25,6 +25,7 @@ from easydistill.synthesis.text import by_character, ngrams, normalise, prompt_t
 from easydistill.synthesis.tools import Tools
 
 STAGE = "decontaminate"
+SUMMARY = "Rows that share nothing with benchmarks."
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("benchmark_exact", "benchmark_overlap")
 LABELLED = None

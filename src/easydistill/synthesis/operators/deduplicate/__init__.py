@@ -24,6 +24,7 @@ from easydistill.synthesis.text import normalise, prompt_text
 from easydistill.synthesis.tools import Tools
 
 STAGE = "deduplicate"
+SUMMARY = "Rows without their near-equals."
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("duplicate", "near_duplicate", "too_similar", "same_meaning")
 LABELLED = None

@@ -30,6 +30,7 @@ from easydistill.synthesis.text import prompt_text, tokens
 from easydistill.synthesis.tools import Tools
 
 STAGE = "instruction_expansion"
+SUMMARY = "New instructions like those of `dataset.instruction_path`."
 PROMPTS = ("instruction_expansion", "instruction_evolution")
 REASONS = (
     "truncated",

@@ -17,6 +17,7 @@ from easydistill.synthesis.text import normalise, prompt_text, tokens
 from easydistill.synthesis.tools import Tools
 
 STAGE = "instruction_refinement"
+SUMMARY = "Every instruction rewritten, clearer and more specific."
 PROMPTS = ("instruction_refinement", "same_intent")
 REASONS = ("truncated", "malformed_reply", "unchanged", "too_long", "numbers_lost", "malformed_score", "drift")
 LABELLED = False

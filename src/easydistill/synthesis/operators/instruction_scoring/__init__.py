@@ -11,6 +11,7 @@ from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 
 STAGE = "instruction_scoring"
+SUMMARY = "Every instruction gets scores for what there is to learn from it."
 PROMPTS = (STAGE,)
 REASONS = ("truncated", "malformed_score")
 LABELLED = None

@@ -15,6 +15,7 @@ from easydistill.synthesis.selection import NotScored, Score, score, verdict
 from easydistill.synthesis.tools import Tools
 
 STAGE = "instruction_selection"
+SUMMARY = "Instructions chosen by their scores."
 SCORES = ("informativeness", "helpfulness", "generalisation")
 CORRECTNESS = "correctness"
 """Keys of a row's `meta` with its scores."""

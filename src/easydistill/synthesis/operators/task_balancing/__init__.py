@@ -24,6 +24,7 @@ from easydistill.data.records import Rejection, Sample, count_reasons, draw_key
 from easydistill.synthesis.tools import Tools
 
 STAGE = "task_balancing"
+SUMMARY = "As many rows of every task as the target shares ask for."
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("no_task", "task_not_wanted", "over_target")
 LABELLED = None

@@ -17,6 +17,7 @@ from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 
 STAGE = "task_labelling"
+SUMMARY = "Every instruction gets one of the task labels."
 PROMPTS = (STAGE,)
 REASONS = ("truncated", "malformed_reply", "unknown_label")
 LABELLED = None

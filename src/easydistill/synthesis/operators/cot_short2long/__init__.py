@@ -10,7 +10,10 @@ from easydistill.data.records import Sample
 from easydistill.synthesis.rewriting import REASONS, RewritingConfig, rewrite
 from easydistill.synthesis.tools import Tools
 
-STAGE = "cot_extension"
+STAGE = "cot_short2long"
+IDENTITY = "cot_extension"
+"""What fingerprints call it: its name in earlier versions, so that finished runs stay finished."""
+SUMMARY = "Every chain of thought made longer, with the same answer."
 PROMPTS = (STAGE,)
 LABELLED = True
 MAKES_PROMPTS = False
