@@ -24,6 +24,8 @@ from easydistill.rewards._base import Reward, RewardContext, Rollout
 class Config(RewardConfig):
     """A penalty, down to −1, outside a range of tokens."""
 
+    identity_name = "reward.length"
+
     min_tokens: NonNegativeInt = 0
     """Shorter answers are penalised, the more the shorter."""
     max_tokens: PositiveInt | None = None
