@@ -21,6 +21,7 @@ from easydistill.data.records import Sample, content_hash, count_reasons
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
+from easydistill.evaluators import METRICS, metrics_identity
 from easydistill.models.reference import resolve
 from easydistill.models.student import student_identity
 from easydistill.stages.checks import model_issues
@@ -85,6 +86,7 @@ class EvaluateStage:
     def _before_fingerprint(self) -> dict[str, Any]:
         template = self._rows.dataset.template
         teacher = resolve(self._models.teacher).identity() if self._models.teacher else None
+        metrics = metrics_identity({name: {} for name in METRICS.names()})
         return {
             "rows": self._rows.fingerprint(),
             "student": student_identity(self._models),
@@ -92,6 +94,7 @@ class EvaluateStage:
             "evaluation": self._config.identity(),
             "max_length": self._max_length,
             "template": hash_file(Path(template)) if template else None,
+            **({"metrics": metrics} if metrics else {}),
         }
 
     def estimate(self, directory: Path) -> Estimate:
