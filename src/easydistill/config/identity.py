@@ -22,6 +22,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ def _is_default(section: BaseModel, name: str, kept: Any) -> bool:
     field = type(section).model_fields[name]
     if field.is_required():
         return False
-    default = field.get_default(call_default_factory=True, validated_data=dict(section.__dict__))
+    # What a factory is given: the fields above.
+    above = dict(takewhile(lambda item: item[0] != name, section))
+    default = field.get_default(call_default_factory=True, validated_data=above)
     # Defaults are not validated, so they may be of another type than the field's values, which serialisers warn of.
     dumped = section.model_copy(update={name: default}).model_dump(mode="json", include={name}, warnings=False)
     return same(kept, _inner(default, dumped[name]))

@@ -33,11 +33,11 @@ class RewardsConfig(Section):
 
     def chosen(self) -> dict[str, RewardConfig]:
         """The rewards that are wanted, by name."""
-        return {name: config for name in type(self).model_fields if (config := getattr(self, name)) is not None}
+        return {name: config for name, config in self if isinstance(config, RewardConfig)}
 
     def identity(self) -> dict[str, Any]:
         """Each reward's own identity. What is in the files and models that they name is not part of it."""
-        return {name: config.identity() for name, config in self.chosen().items()}
+        return super().identity() | {name: config.identity() for name, config in self.chosen().items()}
 
     @property
     def needs_judge(self) -> bool:
