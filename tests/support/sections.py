@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, create_model
 
@@ -55,9 +55,10 @@ def with_fields_inside(cls: type[BaseModel], name: str) -> Any:
     """A job's class whose sections all have one more optional field."""
     fields: dict[str, Any] = {}
     for key, field in cls.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            later = with_field(field.annotation, name, int | None, None)
+        choices = get_args(field.annotation) or (field.annotation,)
+        for section in (choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section)):
+            later: Any = with_field(section, name, int | None, None)
             given = field.get_default(call_default_factory=True)
-            default = ... if field.is_required() else given if given is None else later(**given.model_dump())
-            fields[key] = (later, default)
+            default = later(**given.model_dump()) if isinstance(given, section) else given
+            fields[key] = (later | None if type(None) in choices else later, ... if field.is_required() else default)
     return create_model(cls.__name__, __base__=cls, **fields)
