@@ -6,7 +6,7 @@ declares what the Protocol says.
 
     kind       entry-point group       Protocol                            used as
     loss       easydistill.losses      contracts.loss.LossModule           distillation.distillation_type
-    operator   easydistill.operators   contracts.operator.OperatorModule   job_type (an operator is a job)
+    operator   easydistill.synthesis.operators   contracts.operator.OperatorModule   job_type (an operator is a job)
     reward     easydistill.rewards     contracts.reward.RewardModule       a key of rewards
     metric     easydistill.metrics     contracts.metric.MetricModule       a key of evaluation.metrics
     teacher    easydistill.teachers    contracts.teacher.TeacherModule     inference.backend

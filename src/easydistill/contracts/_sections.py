@@ -16,11 +16,11 @@ class NamedSections(Section):
 
     def chosen(self) -> dict[str, Any]:
         """The sections that are given, by name."""
-        return {name: config for name in type(self).model_fields if (config := getattr(self, name)) is not None}
+        return {name: config for name, config in self if isinstance(config, Section)}
 
     def identity(self) -> dict[str, Any]:
         """Each chosen section's own identity."""
-        return {name: config.identity() for name, config in self.chosen().items()}
+        return super().identity() | {name: config.identity() for name, config in self.chosen().items()}
 
 
 def section_of(registry: Registry, base: type[NamedSections], each: type[Section], name: str, module: str) -> Any:

@@ -22,7 +22,7 @@ from easydistill.data.records import Sample, content_hash, count_reasons
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
-from easydistill.evaluation.config import answer_names, chosen_metrics
+from easydistill.evaluation.config import answer_names, chosen_metrics, metrics_identity
 from easydistill.methods.shared.rows import LabelledRows, render_all
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
@@ -90,6 +90,7 @@ class EvaluateStage:
     def _before_fingerprint(self) -> dict[str, Any]:
         template = self._rows.dataset.template
         teacher = resolve(self._models.teacher).identity() if self._models.teacher else None
+        metrics = metrics_identity(self._metrics)
         return {
             "rows": self._rows.fingerprint(),
             "student": student_identity(self._models),
@@ -97,6 +98,7 @@ class EvaluateStage:
             "evaluation": self._config.identity(),
             "max_length": self._max_length,
             "template": hash_file(Path(template)) if template else None,
+            **({"metrics": metrics} if metrics else {}),
         }
 
     def estimate(self, directory: Path) -> Estimate:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Forward and reverse KL, weighted token by token."""
 
+    identity_name = "loss.adaptive_kld"
+
     distillation_type: Literal["adaptive_kld"]
     """Adaptive KL: forward KL where the head differs most, reverse KL where the tail does."""
     tail: Literal["bucket"] = "bucket"

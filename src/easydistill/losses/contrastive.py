@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Skewed forward KL on the teacher's answers, skewed reverse KL on the student's."""
 
+    identity_name = "loss.contrastive"
+
     needs_student_answers: ClassVar[bool] = True
 
     distillation_type: Literal["contrastive"]

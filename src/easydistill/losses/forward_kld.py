@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Forward KL."""
 
+    identity_name = "loss.forward_kld"
+
     linear_in_teacher: ClassVar[bool] = True
 
     distillation_type: Literal["forward_kld"] = "forward_kld"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Jensen–Shannon divergence."""
 
+    identity_name = "loss.jsd"
+
     distillation_type: Literal["jsd"]
     """Jensen–Shannon divergence: bounded, between forward and reverse KL."""
     tail: Literal["bucket"] = "bucket"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Reverse KL."""
 
+    identity_name = "loss.reverse_kld"
+
     distillation_type: Literal["reverse_kld"]
     """Reverse KL: the student avoids what the teacher finds unlikely."""
     tail: Literal["bucket"] = "bucket"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Forward KL to a mixture that holds a little of the teacher."""
 
+    identity_name = "loss.skewed_forward_kld"
+
     distillation_type: Literal["skewed_forward_kld"]
     """Skewed forward KL: smaller, steadier gradients where the student is far off."""
     alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Reverse KL to a mixture that holds a little of the student."""
 
+    identity_name = "loss.skewed_reverse_kld"
+
     distillation_type: Literal["skewed_reverse_kld"]
     """Skewed reverse KL: finite even where the teacher gives no mass."""
     tail: Literal["bucket"] = "bucket"

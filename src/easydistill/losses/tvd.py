@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """Total variation distance."""
 
+    identity_name = "loss.tvd"
+
     distillation_type: Literal["tvd"]
     """Total variation distance: every unit of misplaced mass counts the same."""
 

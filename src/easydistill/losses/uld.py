@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Config(DistillationConfig):
     """L1 distance of sorted probabilities."""
 
+    identity_name = "loss.uld"
+
     by_rank: ClassVar[bool] = True
 
     distillation_type: Literal["uld"]

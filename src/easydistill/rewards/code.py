@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 class Config(RewardConfig):
     """Whether the answer's program passes the row's tests."""
 
+    identity_name = "reward.code"
+
     runtime_only: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     allow_execution: bool = False

@@ -48,6 +48,8 @@ def _compiles(pattern: str) -> str:
 class Config(RewardConfig):
     """Whether the answer has a wanted form."""
 
+    identity_name = "reward.format"
+
     pattern: Annotated[NonEmptyStr, AfterValidator(_compiles)] | None = None
     """A regular expression that the whole answer must match; `.` matches line ends too."""
     style: Literal["boxed", "think", "hash"] | None = None

@@ -45,6 +45,8 @@ _WORD = re.compile(r"[^\W\d_\u4e00-\u9fff]+")
 class Config(RewardConfig):
     """A score that a judging model gives."""
 
+    identity_name = "reward.judge"
+
     needs_judge: ClassVar[bool] = True
 
     low: NonNegativeInt = 0

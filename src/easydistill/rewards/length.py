@@ -23,6 +23,8 @@ from easydistill.contracts.reward import Reward, RewardConfig, RewardContext, Ro
 class Config(RewardConfig):
     """A penalty, down to −1, outside a range of tokens."""
 
+    identity_name = "reward.length"
+
     min_tokens: NonNegativeInt = 0
     """Shorter answers are penalised, the more the shorter."""
     max_tokens: PositiveInt | None = None

@@ -25,6 +25,8 @@ from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewar
 class Config(ModelRewardConfig):
     """The score of a reward model."""
 
+    identity_name = "reward.reward_model"
+
     centre: AnyFloat = 0.0
     """Taken off every score: such as the mean score of the answers that training begins with."""
 

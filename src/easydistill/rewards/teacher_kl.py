@@ -31,6 +31,8 @@ _CHUNK_BYTES = 256 << 20
 class Config(ModelRewardConfig):
     """The teacher's mean log-probability of the answer's tokens."""
 
+    identity_name = "reward.teacher_kl"
+
 
 def models(config: Config) -> dict[str, str]:
     return {"model": config.model}

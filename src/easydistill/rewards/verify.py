@@ -27,6 +27,8 @@ from easydistill.verification.equality import Verifier, compare_plainly
 class Config(RewardConfig):
     """Whether the final answer equals the row's known one."""
 
+    identity_name = "reward.verify"
+
     runtime_only: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     field: NonEmptyStr = "answer"

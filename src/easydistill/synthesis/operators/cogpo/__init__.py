@@ -62,6 +62,8 @@ _OF_PAIRS = frozenset({"prompt", "chosen", "rejected", "beta"})
 class Config(RethinkingConfig):
     """Where chains come from, and which pairs are made of them."""
 
+    identity_name = "operator.cogpo"
+
     use_outputs: bool = True
     """Take a row's own answer as the teacher's chain. Off: the teacher writes all chains, and a row's own answer only
     tells the final one."""

@@ -31,6 +31,8 @@ MAKES_PROMPTS = False
 class Config(OperatorConfig):
     """How often a problem is tried and which tries are kept."""
 
+    identity_name = "operator.cot_generation"
+
     num_samples: PositiveInt = 1
     """Tries a problem."""
     keep: Literal["first", "shortest", "all"] = "first"

@@ -23,6 +23,8 @@ __all__ = ["LABELLED", "MAKES_PROMPTS", "PROMPTS", "REASONS", "Config", "run"]
 class Config(RewritingConfig):
     """How short a chain must become."""
 
+    identity_name = "operator.cot_simplification"
+
     ratio: PositiveShare = 0.7
     """Longest new chain, as a share of the old one's words."""
 

@@ -28,6 +28,8 @@ SCORES = {"rv": (0, 9), "cd": (0, 9), "correct": (0, 1)}
 class Config(OperatorConfig):
     """How chains of thought are judged."""
 
+    identity_name = "operator.cot_scoring"
+
     check_references: bool = True
     """Where a row holds its right answer in a field of its own, `correct` is whether the chain reaches it."""
 

@@ -71,6 +71,8 @@ class Mix(Section):
 class Config(Section):
     """Which chains of thought stay. EasyDistill 1 shipped `rv: [3, 5]`, `cd: [4, 4]`."""
 
+    identity_name = "operator.cot_selection"
+
     rv: ScoreRange = ANY
     """Smallest and largest Reasoning Verbosity."""
     cd: ScoreRange = ANY

@@ -23,6 +23,8 @@ __all__ = ["LABELLED", "MAKES_PROMPTS", "PROMPTS", "REASONS", "Config", "run"]
 class Config(RewritingConfig):
     """How long a chain must become."""
 
+    identity_name = "operator.cot_extension"
+
     ratio: PositiveFloat = 1.3
     """Shortest new chain, as a multiple of the old one's words."""
 

@@ -36,6 +36,8 @@ Run = tuple[str, ...]
 class Config(Section):
     """Which benchmarks, and how much of a problem gives it away."""
 
+    identity_name = "operator.decontaminate"
+
     benchmarks: Annotated[list[NonEmptyStr], Field(min_length=1)]
     """Files of problems, as JSON, JSON Lines or Parquet: any rows that can be trained on, or `question` or `prompt` as
     GSM8K, HumanEval and IFEval have them."""

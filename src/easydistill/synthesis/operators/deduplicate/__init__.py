@@ -34,6 +34,8 @@ MAKES_PROMPTS = False
 class Config(Section):
     """What counts as the same row."""
 
+    identity_name = "operator.deduplicate"
+
     compare: Literal["prompt", "answer", "both"] = "prompt"
     """Part of a row that is compared. Several chains of thought for one problem need `answer` or `both`."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE

@@ -54,6 +54,8 @@ _MARKS = ("[Instruction", "【指令")
 class Config(OperatorConfig):
     """How many instructions, how they are found, and what is refused."""
 
+    identity_name = "operator.instruction_expansion"
+
     num_output_samples: PositiveInt = 100
     """New instructions wanted, accepted ones."""
     num_in_context_samples: PositiveInt = 3

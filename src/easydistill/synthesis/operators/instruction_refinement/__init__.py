@@ -28,6 +28,8 @@ SAME = {"same": (0, 1)}
 class Config(OperatorConfig):
     """What a rewriting must keep."""
 
+    identity_name = "operator.instruction_refinement"
+
     veto: bool = True
     """Ask the judge whether both instructions ask for the same; without a clear yes the rewriting is refused."""
     max_growth: PositiveFloat = 4.0

@@ -49,6 +49,8 @@ _UNSTATED = re.compile(r"\bnot (?:stated|mentioned|given)\b|未提及|没有提�
 class Config(OperatorConfig):
     """How many pairs a chunk gives, and what they must stand."""
 
+    identity_name = "operator.instruction_response_extraction"
+
     pairs_per_chunk: PositiveInt = 2
     """Pairs asked for, each by itself."""
     evidence: Literal["quoted", "given"] = "quoted"

@@ -22,6 +22,8 @@ SCORES = {"informativeness": (0, 9), "helpfulness": (0, 9), "generalisation": (0
 class Config(OperatorConfig):
     """How instructions are judged."""
 
+    identity_name = "operator.instruction_scoring"
+
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     """Score each row: informativeness, helpfulness, generalisation 0–9, correctness 0 or 1, in `meta`."""

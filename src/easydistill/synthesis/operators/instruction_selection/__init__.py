@@ -28,6 +28,8 @@ MAKES_PROMPTS = False
 class Config(Section):
     """Lowest scores with which a row stays. The thresholds are no publication's: look at the scores' distribution."""
 
+    identity_name = "operator.instruction_selection"
+
     informativeness: Score = 5
     """How much there is to learn from a row, at least."""
     helpfulness: Score = 5

@@ -25,6 +25,8 @@ PROMPTS = (SCORING, _difficulty.PROMPT, BOXED, GOOD, BAD)
 class PairsConfig(OperatorConfig):
     """What all ways to pairs have."""
 
+    identity_name = "operator.preference_data"
+
     asks_with: ClassVar[frozenset[str]]
     """Prompts that this way uses."""
 

@@ -49,6 +49,8 @@ MAKES_PROMPTS = False
 class Config(TaskExpansionConfig):
     """What is hard, how much of it a round has, how it is written."""
 
+    identity_name = "operator.tapir"
+
     runtime_only: ClassVar[frozenset[str]] = frozenset({"rounds"})
 
     rounds: PositiveInt = 3

@@ -69,6 +69,8 @@ TASKS = tuple(TARGETS)
 class Config(Section):
     """How much of which task."""
 
+    identity_name = "operator.task_balancing"
+
     targets: Annotated[dict[NonEmptyStr, NonNegativeFloat], Field(min_length=1)] = TARGETS
     """Each task's part of the whole. Rows of tasks that are not named are dropped."""
     total: PositiveInt | None = None

@@ -27,6 +27,8 @@ MAKES_PROMPTS = False
 class Config(OperatorConfig):
     """Which labels there are."""
 
+    identity_name = "operator.task_labelling"
+
     labels: Annotated[tuple[NonEmptyStr, ...], Field(min_length=2)] = TASKS
     """The labels; a reply must be one of them, but for case."""
 
