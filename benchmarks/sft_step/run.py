@@ -73,8 +73,8 @@ def ours(kind: str, steps: int, directory: str, make: Callable[[], Any] = build,
     import torch
     from transformers import PrinterCallback
 
-    from easydistill.config.training import TrainingConfig
     from easydistill.methods.sft.batching import EpochSampler, RowDataset, TokenRow, collate
+    from easydistill.methods.sft.config import TrainingConfig
     from easydistill.methods.shared.compat import FusedTrainer, cross_entropy_loss, fuse_loss, training_arguments
 
     student = make()

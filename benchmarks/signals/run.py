@@ -81,10 +81,10 @@ def students(rows: list[Any]) -> dict[str, Any]:
     import torch
 
     from easydistill.config.models import ModelsConfig, PrunedStudent
-    from easydistill.config.training import TrainingConfig
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
     from easydistill.methods.sft.batching import TokenRow
+    from easydistill.methods.sft.config import TrainingConfig
     from easydistill.methods.sft.trainer import train
     from easydistill.models.student import build_student
 

@@ -25,7 +25,6 @@ from tests.support.jobs import TRAINING
 
 import easydistill
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
@@ -34,6 +33,7 @@ from easydistill.methods.distil.score_stage import scorer_of_store
 from easydistill.methods.distil.trainer import Distillation
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import TokenRow, collate
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.compat import fuse_loss
 from easydistill.models.student import build_student
 from easydistill.signals.score import RowToScore

@@ -17,7 +17,7 @@ from tests.support.aligned import sharpen
 from tests.support.tiny import SMALL_VOCABULARY as VOCABULARY
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
@@ -25,6 +25,7 @@ from easydistill.losses import LOSSES
 from easydistill.methods.distil.trainer import Distillation
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import IGNORE, TokenRow, collate, pack
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.compat import fuse_loss
 from easydistill.models.head import Head, body_of
 from easydistill.models.student import Student, build_student

@@ -20,7 +20,7 @@ from tests.support.jobs import TRAINING, run, run_here, start, write_config, wri
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from easydistill.config.inference import ApiInferenceConfig
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -31,6 +31,7 @@ from easydistill.methods.on_policy import trl_trainer as on_policy_trl
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.trainer import trim_vocabulary, trimmed_vocabulary
 from easydistill.methods.sft.batching import TokenRow
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.trainer import train as fine_tune
 from easydistill.methods.sft.trainer import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tests.integration.test_on_policy_kd import END, assert_same_bits, student, weights
 from tests.integration.test_on_policy_kd import tokenizer as tokenizer
 
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -25,6 +25,7 @@ from easydistill.methods.policy.config import GrpoConfig, PolicyConfig, PolicyTr
 from easydistill.methods.policy.ppo_trl_trainer import ModelCritic, PpoTrainer, ValueHead
 from easydistill.methods.policy.trainer import PolicyRow
 from easydistill.methods.policy.trl_trainer import Explorer, PolicyWatch
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.models.student import Student
 from easydistill.rewards import Composite, Rollout
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError, ModelError
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import IGNORE, EpochSampler, TokenRow, collate, pack
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
     FusedTrainer,

@@ -20,11 +20,12 @@ from easydistill.config.base import Secret, Section
 from easydistill.config.identity import Record, record_of, recorded_name, records, same
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.job import JobConfig
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.contracts.metric import MetricConfig
 from easydistill.data.records import content_hash
 from easydistill.evaluation.config import UNNAMED, metrics_identity
 from easydistill.evaluation.metrics import METRICS
+from easydistill.methods.sft.config import TrainingConfig
 
 _frozen: dict[str, Any] = json.loads(FROZEN.read_text(encoding="utf-8"))
 

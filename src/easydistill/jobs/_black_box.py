@@ -5,9 +5,9 @@ from __future__ import annotations
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.stage import EvaluateStage
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
 

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
@@ -32,7 +32,7 @@ class PolicyJob(JobConfig):
     """How the model is asked that `rewards.judge` needs: `models.judge`, or a server."""
     policy: PolicyConfig
     training: PolicyTrainingConfig = PolicyTrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: HeldoutConfig = HeldoutConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> PolicyJob:

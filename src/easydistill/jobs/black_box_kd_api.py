@@ -12,11 +12,11 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
 from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._black_box import train_and_evaluate
+from easydistill.methods.sft.config import TrainingConfig
 
 if TYPE_CHECKING:
     from easydistill.config.evaluation import EvaluationConfig as Evaluation

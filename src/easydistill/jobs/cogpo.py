@@ -16,13 +16,13 @@ from easydistill.config.dataset import DatasetConfig, SynthesisDatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.inference import Inference, LocalInferenceConfig
 from easydistill.config.job import JobConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
-from easydistill.methods.dpo.config import PairTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.stage import PairRows, PreferStage, RowsBesidePairs
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.synthesis.config import CurriculumModels, JudgeConfig, StudentInferenceConfig
 from easydistill.synthesis.operators import cogpo
@@ -83,7 +83,7 @@ class Job(JobConfig):
     synthesis: cogpo.Config = cogpo.Config()
     sft: TuningConfig = TuningConfig()
     preference: PreferenceConfig = PreferenceConfig()
-    training: PairTrainingConfig = PairTrainingConfig()
+    training: DpoTrainingConfig = DpoTrainingConfig()
     """Of the training on pairs."""
     evaluation: HeldoutConfig = HeldoutConfig()
 

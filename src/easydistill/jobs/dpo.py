@@ -9,7 +9,7 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
-from easydistill.methods.dpo.config import PairTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.stage import PairRows, PreferStage
 
 
@@ -21,7 +21,7 @@ class Job(JobConfig):
     dataset: PairsConfig
     models: ModelsConfig
     preference: PreferenceConfig = PreferenceConfig()
-    training: PairTrainingConfig = PairTrainingConfig()
+    training: DpoTrainingConfig = DpoTrainingConfig()
     evaluation: HeldoutConfig = HeldoutConfig()
 
 

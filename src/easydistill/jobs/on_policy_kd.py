@@ -12,7 +12,6 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.contracts.teacher import TeacherPlan
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
@@ -21,6 +20,7 @@ from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._local_teacher import local_teacher
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, PromptRows
 
 if TYPE_CHECKING:

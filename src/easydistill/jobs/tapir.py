@@ -12,13 +12,13 @@ from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
 from easydistill.evaluation.stage import EvaluateStage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
 from easydistill.synthesis.config import CurriculumModels, JudgeConfig, StudentInferenceConfig

@@ -12,7 +12,6 @@ from easydistill.config.dataset import WhiteBoxDatasetConfig
 from easydistill.config.inference import WhiteBoxInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
@@ -24,6 +23,7 @@ from easydistill.methods.distil.rollout_stage import RolloutStage
 from easydistill.methods.distil.rows import RowsWithRollouts
 from easydistill.methods.distil.score_stage import ScoreStage, Scoring
 from easydistill.methods.distil.teaching import Teaching
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
 from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from easydistill.config.base import Beta, NonNegativeFloat, PositiveFloat, Section, Share, Unfit
-from easydistill.config.training import TrainingConfig
+from easydistill.config.base import Beta, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share, Unfit
+from easydistill.config.training import TrainerConfig
 
 PairLoss = Literal[
     "sigmoid",
@@ -89,7 +89,7 @@ class PreferenceConfig(Section):
         return self
 
 
-class PairTrainingConfig(TrainingConfig):
+class PairTrainingConfig(TrainerConfig):
     """Training on pairs. Steps are small: v1's 2e-5 takes a student apart."""
 
     num_train_epochs: PositiveFloat = 1.0
@@ -103,8 +103,14 @@ class PairTrainingConfig(TrainingConfig):
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest prompt with its answer, in tokens. A longer answer loses its end, and the report says how many did."""
 
-    @model_validator(mode="after")
-    def _not_packed(self) -> PairTrainingConfig:
-        if self.packing:
-            raise Unfit("pairs are not packed", "remove training.packing")
-        return self
+    group_by_length: bool = True
+    """Batch pairs of like length, so that little is padding."""
+
+
+class DpoTrainingConfig(PairTrainingConfig):
+    """Training on pairs. Steps are small: v1's 2e-5 takes a student apart."""
+
+    identity_name = "PairTrainingConfig"
+
+    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
+    """Memory that held-out pairs may use for a slice of the logits, which are never held whole."""

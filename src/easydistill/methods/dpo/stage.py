@@ -20,7 +20,7 @@ from easydistill.data.records import Rejection, Sample, answer_message, count_re
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
-from easydistill.methods.dpo.config import PairTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.config import DpoTrainingConfig, PairTrainingConfig, PreferenceConfig
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
 from easydistill.methods.shared.student import (
     MODEL,
@@ -149,11 +149,13 @@ class PairStage:
 class PreferStage(PairStage):
     """Training of the student on pairs, measured on held-out ones before and after."""
 
+    _training: DpoTrainingConfig
+
     def __init__(
         self,
         rows: PairRows,
         models: ModelsConfig,
-        training: PairTrainingConfig,
+        training: DpoTrainingConfig,
         preference: PreferenceConfig,
         *,
         name: str = "train",

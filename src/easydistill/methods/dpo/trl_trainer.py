@@ -22,12 +22,11 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
-from easydistill.config.training import TrainingConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
-from easydistill.methods.dpo.config import PreferenceConfig
+from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.trainer import PairRow
 from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, adapters, outcome_of
@@ -61,7 +60,7 @@ _KEPT = {
 def train(
     student: Student,
     pairs: Sequence[PairRow],
-    config: TrainingConfig,
+    config: DpoTrainingConfig,
     preference: PreferenceConfig,
     checkpoints: Path,
     reporter: Reporter,
@@ -96,7 +95,7 @@ def train(
     return outcome
 
 
-def arguments(config: TrainingConfig, preference: PreferenceConfig, checkpoints: Path) -> DPOConfig:
+def arguments(config: DpoTrainingConfig, preference: PreferenceConfig, checkpoints: Path) -> DPOConfig:
     """TRL's own class, with the values that transformers' would have."""
     return DPOConfig(
         **argument_values(config, checkpoints, device()),
@@ -130,7 +129,7 @@ def _theirs(batch: dict[str, Any]) -> dict[str, Any]:
 class PairWatch(Watch):
     """Also tells how the student stands to the pairs of the steps since the last entry."""
 
-    def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig, stage: str = "train") -> None:
+    def __init__(self, reporter: Reporter, stop: StopSignal, config: DpoTrainingConfig, stage: str = "train") -> None:
         super().__init__(reporter, stop, config, stage=stage)
         self.margins: dict[str, list[float]] = defaultdict(list)
         """Unscaled margins by kind of pair."""
@@ -157,7 +156,7 @@ class PairTrainer(QuietTrainer, DPOTrainer):
         self,
         student: Student,
         pairs: Sequence[PairRow],
-        config: TrainingConfig,
+        config: DpoTrainingConfig,
         preference: PreferenceConfig,
         checkpoints: Path,
         watch: PairWatch,
@@ -198,7 +197,7 @@ class PairTrainer(QuietTrainer, DPOTrainer):
         return dataset
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return epoch_sampler([pair.longest for pair in self._pairs], self._config)
+        return epoch_sampler([pair.longest for pair in self._pairs], self._config, grouped=self._config.group_by_length)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """From the journal, as far as an earlier attempt got; always by the weights that training starts from."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.contracts.teacher import endpoint_name
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons
@@ -16,6 +15,7 @@ from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows, PromptRows, fitting_prompt, render_all
 from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 class OnPolicyStage(TrainStage):
     """On-policy distillation of the student; named and saved like any other training."""
+
+    _training: TrainingConfig
 
     def __init__(
         self,

@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from easydistill.config.training import TrainingConfig
 from easydistill.contracts.teacher import row_seed
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.trainer import TrainingOutcome, count_parameters, with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import check_head, training_arguments, uses_bf16

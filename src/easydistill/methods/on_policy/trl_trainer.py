@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.trainer import kept_settings
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, check_head
@@ -135,6 +135,8 @@ class RolloutWatch(Watch):
 
 class RolloutTrainer(WritingTrainer, DistillationTrainer):
     """TRL's trainer, with our sequences in place of the ones it would generate."""
+
+    _config: TrainingConfig
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from easydistill.config.base import (
     Share,
     Unfit,
 )
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 
 
 class PolicyConfig(Section):
@@ -133,7 +133,7 @@ class PpoConfig(PolicyConfig):
     """Of the critic, constant."""
 
 
-class PolicyTrainingConfig(TrainingConfig):
+class PolicyTrainingConfig(TrainerConfig):
     """Training by rewards. Batches count answers, not prompts."""
 
     num_train_epochs: PositiveFloat = 1.0
@@ -149,14 +149,8 @@ class PolicyTrainingConfig(TrainingConfig):
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest prompt with its answer, in tokens; a longer prompt is not trained on."""
 
-    @model_validator(mode="after")
-    def _not_packed(self) -> PolicyTrainingConfig:
-        if self.packing:
-            raise Unfit("answers are not packed", "remove training.packing")
-        return self
 
-
-def check_rounds(policy: PolicyConfig, training: TrainingConfig) -> None:
+def check_rounds(policy: PolicyConfig, training: TrainerConfig) -> None:
     """Make sure that answers come in whole groups.
 
     Raises:

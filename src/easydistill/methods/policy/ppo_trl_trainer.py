@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.methods.policy import ppo
 from easydistill.methods.policy.config import PpoConfig
 from easydistill.methods.policy.trl_trainer import Explorer, PolicyTrainer, PolicyWatch
@@ -88,7 +88,7 @@ class PpoTrainer(PolicyTrainer):
         self,
         student: Student,
         explorer: Explorer,
-        config: TrainingConfig,
+        config: TrainerConfig,
         policy: PpoConfig,
         checkpoints: Path,
         watch: PolicyWatch,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.model import AskedModel
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
 from easydistill.data.manifest import RowCounts
 from easydistill.data.numbers import as_float
@@ -62,7 +62,7 @@ class PolicyStage(TrainStage):
         self,
         rows: ExplorationRows,
         models: ModelsConfig,
-        training: TrainingConfig,
+        training: TrainerConfig,
         policy: PolicyConfig,
         rewards: RewardsConfig,
         judge: AskedModel | None,

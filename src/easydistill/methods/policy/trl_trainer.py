@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.contracts.reward import Reward
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
@@ -102,7 +102,7 @@ class Explorer:
 def train(
     student: Student,
     explorer: Explorer,
-    config: TrainingConfig,
+    config: TrainerConfig,
     policy: PolicyConfig,
     checkpoints: Path,
     reporter: Reporter,
@@ -160,7 +160,7 @@ def learned_positions(model: Any) -> str | None:
     return min(last_parts & {"wpe", "embed_positions", "position_embeddings"}, default=None)
 
 
-def arguments(config: TrainingConfig, policy: PolicyConfig, checkpoints: Path) -> GRPOConfig:
+def arguments(config: TrainerConfig, policy: PolicyConfig, checkpoints: Path) -> GRPOConfig:
     """TRL's own class, with the values that transformers' would have."""
     values = argument_values(config, checkpoints, device())
     # A resumed run starts with a new round: only what is saved at the end of one can be gone on from.
@@ -205,7 +205,7 @@ class PolicyWatch(Watch):
         self,
         reporter: Reporter,
         stop: StopSignal,
-        config: TrainingConfig,
+        config: TrainerConfig,
         policy: PolicyConfig,
         explorer: Explorer,
         journal: Journal,
@@ -307,7 +307,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         self,
         student: Student,
         explorer: Explorer,
-        config: TrainingConfig,
+        config: TrainerConfig,
         policy: PolicyConfig,
         checkpoints: Path,
         watch: PolicyWatch,

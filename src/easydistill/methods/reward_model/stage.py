@@ -45,6 +45,7 @@ class RewardStage(PairStage):
     """Training of a reward model on pairs, measured on held-out ones before and after."""
 
     classifies = True
+    _training: RewardTrainingConfig
     """What it makes judges texts, and writes none."""
 
     def __init__(

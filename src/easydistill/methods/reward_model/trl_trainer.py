@@ -18,11 +18,10 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue, DataError, MissingExtra
-from easydistill.methods.reward_model.config import RewardModelConfig
+from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.trainer import RewardRow
 from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of
@@ -54,7 +53,7 @@ _KEPT = {
 def train(
     student: Student,
     rows: Sequence[RewardRow],
-    config: TrainingConfig,
+    config: RewardTrainingConfig,
     reward: RewardModelConfig,
     checkpoints: Path,
     reporter: Reporter,
@@ -85,7 +84,7 @@ def train(
     return outcome
 
 
-def arguments(config: TrainingConfig, reward: RewardModelConfig, checkpoints: Path) -> RewardConfig:
+def arguments(config: RewardTrainingConfig, reward: RewardModelConfig, checkpoints: Path) -> RewardConfig:
     """TRL's own class, with the values that transformers' would have."""
     return RewardConfig(
         **argument_values(config, checkpoints, device()),
@@ -94,7 +93,7 @@ def arguments(config: TrainingConfig, reward: RewardModelConfig, checkpoints: Pa
     )
 
 
-def adapters(model: Any, config: TrainingConfig) -> Any:
+def adapters(model: Any, config: RewardTrainingConfig) -> Any:
     """What PEFT is told of the adapters that the config asks for; None where it asks for none.
 
     Raises:
@@ -136,7 +135,7 @@ class ScoreTrainer(QuietTrainer, RewardTrainer):
         self,
         student: Student,
         rows: Sequence[RewardRow],
-        config: TrainingConfig,
+        config: RewardTrainingConfig,
         reward: RewardModelConfig,
         checkpoints: Path,
         watch: Watch,
@@ -166,7 +165,7 @@ class ScoreTrainer(QuietTrainer, RewardTrainer):
         return dataset
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return epoch_sampler([row.longest for row in self._rows], self._config)
+        return epoch_sampler([row.longest for row in self._rows], self._config, grouped=self._config.group_by_length)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model is not shown the margins, which some architectures refuse."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 
 IGNORE = -100
 MEGABATCHES = 8
@@ -139,13 +139,13 @@ class EpochSampler(Sampler[int]):
         return iter([index for batch in [*full, *short] for index in batch])
 
 
-def epoch_sampler(lengths: Sequence[int], config: TrainingConfig) -> EpochSampler:
+def epoch_sampler(lengths: Sequence[int], config: TrainerConfig, *, grouped: bool) -> EpochSampler:
     """The order that a `training` section asks for.
 
     Args:
         lengths: tokens of each item.
+        grouped: whether items of like length come together.
     """
     batch = config.per_device_train_batch_size
     window = MEGABATCHES * batch * config.gradient_accumulation_steps
-    grouped = config.group_by_length and not config.packing
     return EpochSampler(lengths, batch, window if grouped else 0, config.seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import count_reasons
@@ -15,6 +15,7 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, render_all
 from easydistill.methods.shared.student import (
     MODEL,
@@ -42,7 +43,7 @@ class TrainStage:
         self,
         rows: LabelledRows,
         models: ModelsConfig,
-        training: TrainingConfig,
+        training: TrainerConfig,
         teaching: Teaching | None = None,
         *,
         name: str = "train",
@@ -90,6 +91,7 @@ class TrainStage:
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
 
+        assert isinstance(self._training, TrainingConfig), "other methods have a `run` of their own"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
         student = build_student(models, choose_dtype("float32", device()))
@@ -104,7 +106,7 @@ class TrainStage:
             context.directory / "checkpoints" / context.fingerprint[:12],
             context.reporter,
             context.stop,
-            self._distillation(rows, context),
+            self._distillation(rows, self._training.loss_chunk_bytes, context),
             self.name,
         )
         context.stop.raise_if_requested()
@@ -125,13 +127,13 @@ class TrainStage:
             },
         )
 
-    def _distillation(self, rows: list[TokenRow], context: StageContext) -> Distillation | None:
+    def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:
         from easydistill.methods.distil.trainer import Distillation
         from easydistill.signals.store import SignalStore
 
         if self._teaching is None:
             return None
         store = SignalStore(self._teaching.directory(context))
-        distillation = Distillation(store, self._teaching.distillation, self._training.loss_chunk_bytes)
+        distillation = Distillation(store, self._teaching.distillation, chunk_bytes)
         distillation.check(rows)
         return distillation

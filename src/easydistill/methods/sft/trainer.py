@@ -19,12 +19,13 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.distil.trainer import Distillation
 from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import (
     FusedTrainer,
@@ -76,7 +77,7 @@ def train(
     on = device()
     items = pack(rows, config.max_length) if config.packing else [[row] for row in rows]
     dataset = RowDataset(items)
-    sampler = epoch_sampler(dataset.lengths(), config)
+    sampler = epoch_sampler(dataset.lengths(), config, grouped=config.group_by_length and not config.packing)
     check_head(student.model)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
@@ -136,7 +137,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
-def with_adapters(model: Any, config: TrainingConfig) -> Any:
+def with_adapters(model: Any, config: TrainerConfig) -> Any:
     """`model` with new low-rank adapters, drawn from the seed, where the config asks for them; else as it is.
 
     Raises:
@@ -156,7 +157,7 @@ def with_adapters(model: Any, config: TrainingConfig) -> Any:
     return adapted
 
 
-def adapters(model: Any, config: TrainingConfig) -> Any:
+def adapters(model: Any, config: TrainerConfig) -> Any:
     """What PEFT is told of the adapters that the config asks for; None where it asks for none.
 
     Raises:
@@ -208,7 +209,7 @@ class Watch(TrainerCallback):
         self,
         reporter: Reporter,
         stop: StopSignal,
-        config: TrainingConfig,
+        config: TrainerConfig,
         distillation: Distillation | None = None,
         stage: str = "train",
     ) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.methods.sft.batching import IGNORE, EpochSampler
@@ -24,7 +24,7 @@ from easydistill.models.head import Head, body_of
 from easydistill.models.loading import computes_well_in_bf16
 
 
-def training_arguments(config: TrainingConfig, directory: Path, device: torch.device) -> TrainingArguments:
+def training_arguments(config: TrainerConfig, directory: Path, device: torch.device) -> TrainingArguments:
     """Our training section in the names of the installed transformers.
 
     transformers 5 dropped `warmup_ratio`: `warmup_steps` below 1 is a ratio there.
@@ -73,13 +73,13 @@ def training_arguments(config: TrainingConfig, directory: Path, device: torch.de
     return TrainingArguments(**values)
 
 
-def argument_values(config: TrainingConfig, directory: Path, device: torch.device) -> dict[str, Any]:
+def argument_values(config: TrainerConfig, directory: Path, device: torch.device) -> dict[str, Any]:
     """The same as values, for TRL's subclasses: where their defaults differ, ours hold."""
     plain = training_arguments(config, directory, device)
     return {field.name: getattr(plain, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
 
 
-def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:
+def uses_bf16(config: TrainerConfig, device: torch.device) -> bool:
     """Whether training computes in bfloat16."""
     return computes_well_in_bf16(device) if config.bf16 == "auto" else config.bf16
 

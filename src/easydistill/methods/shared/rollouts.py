@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.contracts.teacher import row_seed
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
@@ -124,7 +124,7 @@ def assign(row: PromptRow, rolled: bool) -> Written:
     return Written(row.id, *row.label, rolled=False)
 
 
-def batch_rows(config: TrainingConfig) -> int:
+def batch_rows(config: TrainerConfig) -> int:
     """Rows of an optimiser step."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps
 

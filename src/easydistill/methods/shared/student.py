@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.data.files import show_directory
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.models.size import student_parameters
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 MODEL = "model"
+LOSS_CHUNK_BYTES = 64 << 20
+"""Memory for a slice of the logits, where a method has no setting for it."""
 
 
 def student_of_stage(models: ModelsConfig, stage: str | None, context: StageContext) -> ModelsConfig:
@@ -29,7 +31,7 @@ def student_of_stage(models: ModelsConfig, stage: str | None, context: StageCont
     return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
 
 
-def training_estimate(models: ModelsConfig, training: TrainingConfig) -> Estimate:
+def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate:
     """Disk and memory that training the student takes; unknown where its size is."""
     parameters = student_parameters(models)
     if parameters is None:
@@ -39,7 +41,7 @@ def training_estimate(models: ModelsConfig, training: TrainingConfig) -> Estimat
     return Estimate(
         # The student in two bytes a value, and checkpoints: weights and moments.
         disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
-        memory_bytes=parameters * bytes_each + 3 * training.loss_chunk_bytes,
+        memory_bytes=parameters * bytes_each + 3 * getattr(training, "loss_chunk_bytes", LOSS_CHUNK_BYTES),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from easydistill.config.training import TrainingConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.methods.shared.compat import uses_bf16
 
 
@@ -34,7 +34,7 @@ class WritingTrainer(QuietTrainer):
     args: Any
     model_wrapped: Any
     state: Any
-    _config: TrainingConfig
+    _config: TrainerConfig
     _dist: Any
 
     @contextlib.contextmanager
