@@ -2,7 +2,7 @@
 
 The program is the last fenced block of Python after the thoughts, where none is named so the last without a name, or
 all of an answer without any fence. The row's field holds a list of tests; each is run by itself, in the sandbox
-(`verification/sandbox.py`), with the program anew:
+(`easydistill/sandbox/`), with the program anew:
 
 - `{"stdin": …, "stdout": …}`: the program reads and prints. What it prints is compared line by line, white space at the
   ends of lines and of the text aside.
@@ -35,7 +35,7 @@ from easydistill.rewards._base import Reward, RewardContext, Rollout
 from easydistill.rewards._text import after_thoughts, last_program, with_opening
 
 if TYPE_CHECKING:
-    from easydistill.verification.sandbox import Ran
+    from easydistill.sandbox import Ran
 
 
 class Config(RewardConfig):
@@ -136,7 +136,7 @@ def knows(config: Config, meta: Mapping[str, Any]) -> bool:
 class _Code:
     def __init__(self, config: Config, tokenizer: Any) -> None:
         # Loaded here: whoever does not run programs does without it.
-        from easydistill.verification.sandbox import Limits, Sandbox
+        from easydistill.sandbox import Limits, Sandbox
 
         self._config, self._tokenizer = config, tokenizer
         self._sandbox = Sandbox(config.workers, Limits(seconds=config.seconds, cpu_seconds=config.seconds))

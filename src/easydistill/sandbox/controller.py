@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Literal, cast
 
 from easydistill.errors import EasyDistillError
-from easydistill.verification._sandbox_directory import excess
-from easydistill.verification._sandbox_spec import Spec
+
+from .directory import excess
+from .spec import Spec
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -26,13 +27,12 @@ _WATCH_SECONDS = 0.05
 _PIECE = 1 << 16
 _BEGIN = """\
 import sys, types
-for name, folder in (("easydistill", sys.argv[1]), ("easydistill.verification", sys.argv[2])):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder]
-from easydistill.verification._sandbox_supervisor import main
-main(int(sys.argv[3]), int(sys.argv[4]))
+sys.modules["sandbox"] = package = types.ModuleType("sandbox")
+package.__path__ = [sys.argv[1]]
+from sandbox.supervisor import main
+main(int(sys.argv[2]), int(sys.argv[3]))
 """
-"""Loads the supervisor without what its packages load."""
+"""Loads the supervisor without what its package loads."""
 By = Literal["ended", "timed_out", "out_of_cpu", "out_of_memory", "too_much_output", "killed"]
 
 
@@ -78,12 +78,12 @@ class _Conversation:
         self._reason = ""
         self._started: float | None = None
         self._wall = 0.0
-        folders = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+        folder = str(Path(__file__).parent)
         control, self._control = os.pipe()
         self._report, report = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BEGIN, *folders, str(control), str(report)],
+                [sys.executable, "-I", "-S", "-c", _BEGIN, folder, str(control), str(report)],
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -23,14 +23,14 @@ import signal
 import struct
 from types import SimpleNamespace
 
-from easydistill.verification import _sandbox_kernel as kernel
-from easydistill.verification._sandbox_filter import restrict_calls
+from . import syscalls
+from .seccomp import restrict_calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from easydistill.verification._sandbox_spec import Spec
+    from .spec import Spec
 
 _TICK = 0.02
 """Seconds between two looks at memory and time."""
@@ -64,20 +64,20 @@ def tell(report: int, name: str, value: object) -> None:
 
 
 def supervise(spec: Spec, program: bytes, control: int, report: int) -> None:
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     busy = _tasks_of_user(spec)
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(woken)
     if spec.namespaces:
         if os.geteuid():
-            kernel.become_user_of_namespace(_INSIDE)
-        kernel.unshare(kernel.CLONE_NEWPID)
+            syscalls.become_user_of_namespace(_INSIDE)
+        syscalls.unshare(syscalls.CLONE_NEWPID)
     child = os.fork()
     if child == 0:
         signal.set_wakeup_fd(-1)
         try:  # where memory is short, the program goes first; no promise rests on it
-            kernel.write("/proc/self/oom_score_adj", b"1000")
+            syscalls.write("/proc/self/oom_score_adj", b"1000")
         except OSError:
             pass
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -88,7 +88,7 @@ def supervise(spec: Spec, program: bytes, control: int, report: int) -> None:
         except BaseException as error:
             tell(report, "error", _said(error))
             os._exit(1)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     used = Used()
     ended, status = _watch(spec, child, control, wake, used)
     _kill_all(spec, child if ended != "ended" else None)
@@ -233,13 +233,13 @@ def _kill_user(user: int) -> None:
 
 def _be_first(spec: Spec, program: bytes, report: int, busy: int) -> NoReturn:
     """Process 1 of the namespace: make what the program sees, start it, and end with it."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
-    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
+    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
     owner = spec.user if spec.user is not None else os.getuid()
-    kernel.build_root(spec.readable, program, owner, spec.limits.directory_bytes, spec.limits.directory_files)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    syscalls.build_root(spec.readable, program, owner, spec.limits.directory_bytes, spec.limits.directory_files)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     child = os.fork()
     if child == 0:
         _be_program(spec, report, busy)
@@ -262,7 +262,7 @@ def _be_program(spec: Spec, report: int, busy: int) -> NoReturn:
         os.setresgid(spec.user, spec.user, spec.user)
         os.setresuid(spec.user, spec.user, spec.user)
     if not spec.namespaces:
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     seconds = int(spec.limits.cpu_seconds) + (spec.limits.cpu_seconds % 1 > 0)
     _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
     _limit(resource.RLIMIT_AS, spec.limits.memory)
@@ -271,9 +271,9 @@ def _be_program(spec: Spec, report: int, busy: int) -> NoReturn:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_MEMLOCK, 0)
     _limit(resource.RLIMIT_MSGQUEUE, 0)
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     if spec.landlock:
-        kernel.restrict_files([*spec.readable, spec.command[-1]], spec.directory)
+        syscalls.restrict_files([*spec.readable, spec.command[-1]], spec.directory)
     _limit(resource.RLIMIT_NOFILE, spec.limits.open_files)
     if spec.filter_calls:
         restrict_calls(only_own_signals=spec.user is None and not spec.namespaces)

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 
-from easydistill.verification._sandbox_kernel import check, libc
+from .syscalls import check, libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

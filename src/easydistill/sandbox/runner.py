@@ -3,7 +3,7 @@
 Enters: a Python program as text, its standard input, `Limits`. Leaves: `Ran`: what it printed, how it ended, what it
 used.
 
-A program runs in a fresh Python with the standard library only, under a small supervisor (`_sandbox_supervisor.py`)
+A program runs in a fresh Python with the standard library only, under a small supervisor (`supervisor.py`)
 that adopts and kills all that the program starts. It has an environment and a directory of its own, no descriptor but
 the standard three, limits on whatever Linux can limit, no way to a new privilege, a filter of system calls (no sockets,
 no tracing, no namespaces), and, where this process is root, a user of its own. Where the kernel allows namespaces it
@@ -38,9 +38,10 @@ from pathlib import Path
 from typing import Literal
 
 from easydistill.errors import EasyDistillError
-from easydistill.verification._sandbox_directory import fresh_directory
-from easydistill.verification._sandbox_run import Ended, SupervisorFailed, supervised
-from easydistill.verification._sandbox_spec import Limits, Plan, spec_of, unused_user
+
+from .controller import Ended, SupervisorFailed, supervised
+from .directory import fresh_directory
+from .spec import Limits, Plan, spec_of, unused_user
 
 __all__ = ["Limits", "Outcome", "Ran", "Sandbox", "protections", "run_program"]
 

@@ -33,11 +33,9 @@ import pytest
 
 import easydistill
 from easydistill.errors import EasyDistillError
-from easydistill.verification import _sandbox_directory, sandbox
-from easydistill.verification import _sandbox_kernel as kernel
-from easydistill.verification._sandbox_spec import unused_user
-from easydistill.verification._sandbox_supervisor import _parents, descendants
-from easydistill.verification.sandbox import Limits, Ran, Sandbox, protections, run_program
+from easydistill.sandbox import Limits, Ran, Sandbox, directory, protections, run_program, runner, syscalls
+from easydistill.sandbox.spec import unused_user
+from easydistill.sandbox.supervisor import _parents, descendants
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's; elsewhere it refuses")
 SMALL = Limits(
@@ -318,12 +316,12 @@ def public_place() -> Iterator[Path]:
     place.chmod(0o755)
     (place / "temporary").mkdir()
     (place / "temporary").chmod(0o1777)
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(place / "temporary"))
         patch.setenv("OPENAI_API_KEY", "sk-secret")
         yield place
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 0)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
     shutil.rmtree(place)
 
 
@@ -461,7 +459,7 @@ def test_nothing_outlives_a_caller_who_is_killed(here: Way) -> None:
     sleeping = (
         "import os, time\nfor _ in range(3): os.fork()\nos.setsid() if os.getpid() % 2 else None\ntime.sleep(600)"
     )
-    code = f"from easydistill.verification.sandbox import run_program\nprint(flush=True)\nrun_program({sleeping!r})"
+    code = f"from easydistill.sandbox import run_program\nprint(flush=True)\nrun_program({sleeping!r})"
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert caller.stdout is not None
     with caller.stdout as out:
@@ -495,12 +493,12 @@ def test_an_interrupt_ends_the_program(here: Way) -> None:
 
 
 def test_what_cannot_be_set_up_raises_and_is_not_what_a_program_did(public_place: Path) -> None:
-    plan, _ = sandbox._measured()
+    plan, _ = runner._measured()
     broken = dataclasses.replace(plan, executable="/nowhere/python")
     with pytest.raises(EasyDistillError, match=r"/nowhere/python.*No such file"):
-        sandbox._run(broken, "print(1)", "", SMALL)
+        runner._run(broken, "print(1)", "", SMALL)
     with pytest.raises(EasyDistillError, match="install Python elsewhere"):
-        sandbox.measure([broken])
+        runner.measure([broken])
 
 
 def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,9 +509,9 @@ def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_system_that_refuses_namespaces_is_told_apart(here: Way) -> None:
     """The reason that the kernel gave is in what `protections()` says."""
-    plan, _ = sandbox._measured()
+    plan, _ = runner._measured()
     refusing = dataclasses.replace(plan, namespaces=True, executable="/nowhere/python")
-    found, held = sandbox.measure([refusing, plan])
+    found, held = runner.measure([refusing, plan])
     assert found.refused.startswith("the sandbox did not start")
     assert held["namespaces"] is True or "did not start" in str(held["namespaces"])
 
@@ -546,10 +544,10 @@ def test_a_directory_is_emptied_whatever_is_in_it(public_place: Path) -> None:
         os.close(deep)
         deep = deeper
     os.close(deep)
-    assert "deep" in _sandbox_directory.excess(place, 1 << 40, 10**6)
-    assert "files" in _sandbox_directory.excess(place, 1 << 40, 10)
+    assert "deep" in directory.excess(place, 1 << 40, 10**6)
+    assert "files" in directory.excess(place, 1 << 40, 10)
     top = os.open(place, os.O_RDONLY)
-    _sandbox_directory.empty(top)
+    directory.empty(top)
     os.close(top)
     assert not list(place.iterdir())
     assert stat.S_ISDIR(Path("/etc").stat().st_mode)
@@ -559,22 +557,22 @@ def test_a_directory_is_emptied_whatever_is_in_it(public_place: Path) -> None:
 HELPER = """
 import dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
-from easydistill.verification import sandbox
-plan, protections = sandbox._measured()
+from easydistill.sandbox import runner
+plan, protections = runner._measured()
 apart = []
 if sys.argv[2] == "without":
     plans = [dataclasses.replace(plan, namespaces=False, filter_calls=calls, landlock=files)
              for calls in (True, False) for files in (True, False)]
-    plan, protections = sandbox.measure(plans)
+    plan, protections = runner.measure(plans)
     for one in plans[1:3]:
         try:
-            apart.append(sandbox.measure([one])[1])
-        except sandbox.EasyDistillError:
+            apart.append(runner.measure([one])[1])
+        except runner.EasyDistillError:
             pass
 print(json.dumps([protections, apart]), flush=True)
 for line in sys.stdin:
     source, stdin, limits = json.loads(line)
-    ran = sandbox._run(plan, source, stdin, sandbox.Limits(**limits))
+    ran = runner._run(plan, source, stdin, runner.Limits(**limits))
     print(json.dumps(dataclasses.asdict(ran)), flush=True)
 """
 
@@ -606,9 +604,7 @@ def elsewhere(public_place: Path, request: pytest.FixtureRequest) -> Iterator[Wa
         assert protections()["namespaces"] is True
         pytest.skip("there is no Python of at least 3.11 that another user may run")
     package = public_place / str(request.param) / "easydistill"
-    shutil.copytree(
-        Path(sandbox.__file__).parent, package / "verification", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(Path(runner.__file__).parent, package / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__init__.py", "errors.py"):
         shutil.copy(Path(easydistill.__file__).parent / name, package / name)
     for path in (package, *package.rglob("*")) if user is not None else ():
@@ -645,7 +641,7 @@ def elsewhere(public_place: Path, request: pytest.FixtureRequest) -> Iterator[Wa
 def scoped(landlock: bool | str) -> bool:
     """Whether Landlock is there and keeps signals in."""
     asked = (ctypes.c_long(444), None, ctypes.c_size_t(0), ctypes.c_uint(1))
-    return landlock is True and kernel.libc.syscall(*asked) >= 6
+    return landlock is True and syscalls.libc.syscall(*asked) >= 6
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.everywhere], ids=lambda case: case.name)
