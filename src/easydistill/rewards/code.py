@@ -30,12 +30,12 @@ from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unfit
 from easydistill.config.rewards import RewardConfig
-from easydistill.errors import DataError
+from easydistill.errors import DataError, EasyDistillError
 from easydistill.rewards._base import Reward, RewardContext, Rollout
 from easydistill.rewards._text import after_thoughts, last_program, with_opening
 
 if TYPE_CHECKING:
-    from easydistill.sandbox import Ran
+    from easydistill.sandbox import RunResult
 
 
 class Config(RewardConfig):
@@ -107,10 +107,10 @@ class Case:
         source = _HARNESS.format(program=ascii(program), test=ascii(test), length=len(word))
         return cls(source, word, f"\n{word}", at_the_end=True)
 
-    def passed(self, ran: Ran) -> bool:
-        if ran.outcome != "ok":
+    def passed(self, result: RunResult) -> bool:
+        if result.outcome != "ok":
             return False
-        return ran.stdout.endswith(self.wanted) if self.at_the_end else _lines(ran.stdout) == self.wanted
+        return result.stdout.endswith(self.wanted) if self.at_the_end else _lines(result.stdout) == self.wanted
 
 
 def _lines(text: str) -> str:
@@ -135,7 +135,7 @@ def knows(config: Config, meta: Mapping[str, Any]) -> bool:
 
 class _Code:
     def __init__(self, config: Config, tokenizer: Any) -> None:
-        # Loaded here: whoever does not run programs does without it.
+        # Imported here, because it loads modules that checking a config does not need.
         from easydistill.sandbox import Limits, Sandbox
 
         self._config, self._tokenizer = config, tokenizer
@@ -153,12 +153,20 @@ class _Code:
                 counts[row] = len(tests)
                 cases += [(row, Case.of(program, test)) for test in tests]
         passed = dict.fromkeys(counts, 0)
-        every = self._sandbox.run_many((case.source, case.stdin) for _, case in cases)
-        for (row, case), ran in zip(cases, every, strict=True):
-            passed[row] += case.passed(ran)
+        for (row, case), result in zip(cases, self._run([case for _, case in cases]), strict=True):
+            passed[row] += case.passed(result)
         for row, count in counts.items():
             values[row] = passed[row] / count if self._config.score == "share" else float(passed[row] == count)
         return values
+
+    def _run(self, cases: Sequence[Case]) -> list[RunResult]:
+        from easydistill.sandbox import SandboxError
+
+        try:
+            return self._sandbox.run_many((case.source, case.stdin) for case in cases)
+        except SandboxError as error:
+            hint = f"{error.hint}, or remove this reward" if error.hint else "remove this reward"
+            raise EasyDistillError(f"rewards.code: {error.problem}\n    → {hint}") from error
 
     def close(self) -> None:
         """Holds nothing."""

@@ -1,15 +1,15 @@
-"""The process between easydistill and a program it does not trust: it starts it, watches it, and leaves nothing of it.
+"""The process between the caller and an untrusted program: it starts the program, watches it, and ends all of it.
 
-It is started afresh (by `sandbox.py`) with two descriptors. From the first it reads a `Spec` and the program; when that
-pipe closes, because the caller says so or is no more, all ends. To the second it writes lines of a name and a value:
-`started`; `status` of the program, as wait(2) gives it; `cpu` seconds, and last `by`, what ended it, when every process
-that the program ever started is dead; or `error`.
+`controller.py` starts a new one for every run, with two descriptors. From the first it reads a `RunSpec` and the
+program; when that pipe closes, because the caller closed it or has died, everything ends. To the second it writes lines
+of a name and a value: `started`; `status` of the program, as wait(2) gives it; `cpu` seconds; and last `by`, what ended
+the program, once every process that it ever started is dead. Or it writes `error`.
 
-With namespaces: this process → process 1 of a new PID namespace, which makes the file system → the program. Process 1
-ends with the program, and with it the kernel ends all in the namespace. Without: this process adopts whatever the
-program leaves (PR_SET_CHILD_SUBREAPER) and kills until there is nothing left to adopt.
+With namespaces: this process → process 1 of a new PID namespace, which builds the file system → the program. Process 1
+ends with the program, and the kernel then ends everything in the namespace. Without: this process adopts whatever the
+program leaves behind (PR_SET_CHILD_SUBREAPER) and kills until there is nothing left to adopt.
 
-Imports are most of the time that a run costs: so no pathlib, dataclasses, typing or json here.
+Most of the time that a run costs is spent on imports, so there is no pathlib, dataclasses, typing or json here.
 """
 # ruff: noqa: PTH116, PTH123, PTH208, SIM105
 
@@ -24,103 +24,106 @@ import struct
 from types import SimpleNamespace
 
 from . import syscalls
-from .seccomp import restrict_calls
+from .seccomp import install_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from .spec import Spec
+    from .spec import RunSpec
 
-_TICK = 0.02
-"""Seconds between two looks at memory and time."""
-_INSIDE = 1000
-"""The id of an ordinary user in a user namespace of its own."""
+_POLL_SECONDS = 0.02
+"""Between two checks of memory and processor time."""
+_NAMESPACE_USER = 1000
+"""The id of an ordinary user inside its own user namespace."""
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main(control: int, report: int) -> None:
-    """Serve one program. Arguments: the descriptors to read from and to write to."""
+    """Run one program. Arguments: the descriptors to read from and to write to."""
     for descriptor in (control, report):
         os.set_inheritable(descriptor, False)
     try:
         with os.fdopen(os.dup(control), "rb") as stream:
             sizes = struct.unpack("QQ", stream.read(16))
-            told, program = (stream.read(size) for size in sizes)
-        fields = marshal.loads(told)
+            packed_spec, program = (stream.read(size) for size in sizes)
+        fields = marshal.loads(packed_spec)
         limits = SimpleNamespace(**fields.pop("limits"))
-        spec: Spec = SimpleNamespace(**fields, limits=limits)  # type: ignore[assignment]
+        spec: RunSpec = SimpleNamespace(**fields, limits=limits)  # type: ignore[assignment]
         supervise(spec, program, control, report)
-    except Exception as error:  # whatever it is, the caller is told, and raises it
-        tell(report, "error", _said(error))
+    except Exception as error:  # the caller receives and raises it, whatever it is
+        send(report, "error", _describe(error))
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}"[:1000].split())
 
 
-def tell(report: int, name: str, value: object) -> None:
-    # Below PIPE_BUF, so lines of several processes do not mix.
+def send(report: int, name: str, value: object) -> None:
+    # Shorter than PIPE_BUF, so that lines of several processes do not mix.
     os.write(report, f"{name} {value}\n".encode("utf-8", "replace"))
 
 
-def supervise(spec: Spec, program: bytes, control: int, report: int) -> None:
+def supervise(spec: RunSpec, program: bytes, control: int, report: int) -> None:
+    """Start the program, wait for its end, end everything it started, and report."""
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    busy = _tasks_of_user(spec)
-    wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    existing_tasks = _count_user_tasks(spec)
+    wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(woken)
+    signal.set_wakeup_fd(wake_writer)
     if spec.namespaces:
         if os.geteuid():
-            syscalls.become_user_of_namespace(_INSIDE)
+            syscalls.enter_user_namespace(_NAMESPACE_USER)
         syscalls.unshare(syscalls.CLONE_NEWPID)
     child = os.fork()
     if child == 0:
         signal.set_wakeup_fd(-1)
-        try:  # where memory is short, the program goes first; no promise rests on it
+        try:  # if memory runs out, the kernel should end the program first; nothing relies on it
             syscalls.write("/proc/self/oom_score_adj", b"1000")
         except OSError:
             pass
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             if spec.namespaces:
-                _be_first(spec, program, report, busy)
-            _be_program(spec, report, busy)
+                _run_as_process_1(spec, program, report, existing_tasks)
+            _become_program(spec, report, existing_tasks)
         except BaseException as error:
-            tell(report, "error", _said(error))
+            send(report, "error", _describe(error))
             os._exit(1)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    used = Used()
-    ended, status = _watch(spec, child, control, wake, used)
-    _kill_all(spec, child if ended != "ended" else None)
+    cpu = CpuTime()
+    ended_by, status = _watch(spec, child, control, wake, cpu)
+    _kill_all(spec, child if ended_by != "ended" else None)
     if status is not None and not spec.namespaces:
-        tell(report, "status", status)
-    # What process 1 did not wait for before it was killed is not counted there.
-    tell(report, "cpu", max(used.seconds, _waited_for()))
-    tell(report, "by", ended)
+        send(report, "status", status)
+    # The time of processes for which process 1 had not waited when it was killed is only in `cpu`.
+    send(report, "cpu", max(cpu.seconds, _reaped_cpu_seconds()))
+    send(report, "by", ended_by)
 
 
-class Used:
-    """Processor time of all processes, as last seen."""
+class CpuTime:
+    """Processor time of all processes of the program when last measured."""
 
     seconds = 0.0
 
 
-def _waited_for() -> float:
+def _reaped_cpu_seconds() -> float:
+    """Processor time of the processes that have ended and been waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _watch(spec: Spec, child: int, control: int, wake: int, used: Used) -> tuple[str, int | None]:
-    """Wait until the program ends, the caller has enough, or all its processes together exceed a limit.
+def _watch(spec: RunSpec, child: int, control: int, wake: int, cpu: CpuTime) -> tuple[str, int | None]:
+    """Wait until the program ends, the caller closes its pipe, or the processes together exceed a limit.
 
     Returns:
-        "ended", "stopped", "out_of_cpu", "out_of_memory" or "killed"; and the child's status where it ended.
+        "ended", "stopped", "out_of_cpu", "out_of_memory" or "killed"; and the child's status if it ended.
     """
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(wake, select.POLLIN)
     while True:
-        ready = poll.poll(_TICK * 1000)
+        ready = poll.poll(_POLL_SECONDS * 1000)
         if any(descriptor == control for descriptor, _ in ready):
             return "stopped", None
         if ready:
@@ -134,52 +137,50 @@ def _watch(spec: Spec, child: int, control: int, wake: int, used: Used) -> tuple
                 return "ended", status
             if pid == 0:
                 break
-        excess = _excess(spec, child, used)
-        if excess:
-            return excess, None
+        exceeded = _exceeded_limit(spec, child, cpu)
+        if exceeded:
+            return exceeded, None
 
 
-def _excess(spec: Spec, child: int, used: Used) -> str:
-    first = {child} if spec.namespaces else set()
+def _exceeded_limit(spec: RunSpec, child: int, cpu: CpuTime) -> str:
+    """The limit that the processes exceed together; empty if there is none. Updates `cpu`."""
+    process_1 = {child} if spec.namespaces else set()
     memory = tasks = ticks = 0
     for pid in descendants():
         try:
-            fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-            held = _text(f"/proc/{pid}/status")
+            fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+            memory_lines = _read(f"/proc/{pid}/status").splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
         ticks += sum(map(int, fields[11:15]))
-        if pid not in first:
+        if pid not in process_1:
             tasks += int(fields[17])
-            words = [line.split() for line in held.splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
+            words = [line.split() for line in memory_lines if line.startswith(("RssAnon:", "RssShmem:"))]
             memory += sum(int(word[1]) << 10 for word in words)
     if memory > spec.limits.memory:
         return "out_of_memory"
-    used.seconds = max(used.seconds, ticks / _TICKS + _waited_for())
-    if used.seconds > spec.limits.cpu_seconds:
+    cpu.seconds = max(cpu.seconds, ticks / _CLOCK_TICKS + _reaped_cpu_seconds())
+    if cpu.seconds > spec.limits.cpu_seconds:
         return "out_of_cpu"
-    # The kernel's own limit comes first, wherever it can be told from the user's other processes.
+    # RLIMIT_NPROC acts earlier, wherever the kernel can count the program apart from the user's other processes.
     return "killed" if tasks > spec.limits.processes + 1 else ""
 
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def _text(path: str) -> str:
+def _read(path: str) -> str:
     with open(path, errors="replace") as stream:
         return stream.read()
 
 
 def descendants() -> list[int]:
-    """This process's children, theirs, and so on. What starts meanwhile may be missing."""
+    """The ids of all descendants of this process. Those that start during the call may be missing."""
     found: list[int] = [os.getpid()]
     parents: dict[int, int] | None = None
     for pid in found:
         try:
             for thread in os.listdir(f"/proc/{pid}/task"):
-                found += map(int, _text(f"/proc/{pid}/task/{thread}/children").split())
+                found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
         except (FileNotFoundError, ProcessLookupError):
-            if pid == os.getpid():  # a kernel without these lists
+            if pid == os.getpid():  # the kernel keeps no lists of children
                 parents = _parents()
                 break
     if parents is not None:
@@ -192,19 +193,19 @@ def _parents() -> dict[int, int]:
     parents = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            text = _text(f"/proc/{pid}/stat")
+            text = _read(f"/proc/{pid}/stat")
         except (FileNotFoundError, ProcessLookupError):
             continue
         parents[int(pid)] = int(text.rpartition(")")[2].split()[1])
     return parents
 
 
-def _kill_all(spec: Spec, child: int | None) -> None:
-    """Return when no descendant is left, running or dead. `child` is None where it has been waited for."""
+def _kill_all(spec: RunSpec, child: int | None) -> None:
+    """Return when no descendant is left, running or dead. `child` is None if it has been waited for."""
     while True:
         if spec.user is not None and not spec.namespaces:
-            _kill_user(spec.user)
-        # Stopped first, so that none starts another while its like are killed.
+            _kill_all_of_user(spec.user)
+        # Stopped first, so that none starts another while the rest are being killed.
         for sent in (signal.SIGSTOP, signal.SIGKILL):
             for pid in descendants() if not spec.namespaces else [child] if child else []:
                 try:
@@ -219,8 +220,8 @@ def _kill_all(spec: Spec, child: int | None) -> None:
         select.select([], [], [], 0.001)
 
 
-def _kill_user(user: int) -> None:
-    """Kill all processes of a user at once: none can be faster. The user is this run's own."""
+def _kill_all_of_user(user: int) -> None:
+    """Kill all processes of this run's own user in one call, so that none can start another in time."""
     killer = os.fork()
     if killer == 0:
         try:
@@ -231,8 +232,8 @@ def _kill_user(user: int) -> None:
     os.waitpid(killer, 0)
 
 
-def _be_first(spec: Spec, program: bytes, report: int, busy: int) -> NoReturn:
-    """Process 1 of the namespace: make what the program sees, start it, and end with it."""
+def _run_as_process_1(spec: RunSpec, program: bytes, report: int, existing_tasks: int) -> NoReturn:
+    """Process 1 of the namespace: build the file system that the program sees, start it, and end with it."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
@@ -242,16 +243,16 @@ def _be_first(spec: Spec, program: bytes, report: int, busy: int) -> NoReturn:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     child = os.fork()
     if child == 0:
-        _be_program(spec, report, busy)
+        _become_program(spec, report, existing_tasks)
     while True:
         pid, status = os.wait()
         if pid == child:
-            tell(report, "status", status)
+            send(report, "status", status)
             os._exit(0)
 
 
-def _be_program(spec: Spec, report: int, busy: int) -> NoReturn:
-    """Give up everything, then become the program."""
+def _become_program(spec: RunSpec, report: int, existing_tasks: int) -> NoReturn:
+    """Give up all privileges, set all limits, then execute the program in this process."""
     os.setsid()
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -264,29 +265,32 @@ def _be_program(spec: Spec, report: int, busy: int) -> NoReturn:
     if not spec.namespaces:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     seconds = int(spec.limits.cpu_seconds) + (spec.limits.cpu_seconds % 1 > 0)
-    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
-    _limit(resource.RLIMIT_AS, spec.limits.memory)
-    _limit(resource.RLIMIT_FSIZE, spec.limits.file_size)
-    _limit(resource.RLIMIT_NPROC, spec.limits.processes + busy)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_MEMLOCK, 0)
-    _limit(resource.RLIMIT_MSGQUEUE, 0)
+    _set_limit(resource.RLIMIT_CPU, seconds, seconds + 1)
+    _set_limit(resource.RLIMIT_AS, spec.limits.memory)
+    _set_limit(resource.RLIMIT_FSIZE, spec.limits.file_size)
+    _set_limit(resource.RLIMIT_NPROC, spec.limits.processes + existing_tasks)
+    _set_limit(resource.RLIMIT_CORE, 0)
+    _set_limit(resource.RLIMIT_MEMLOCK, 0)
+    _set_limit(resource.RLIMIT_MSGQUEUE, 0)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     if spec.landlock:
         syscalls.restrict_files([*spec.readable, spec.command[-1]], spec.directory)
-    _limit(resource.RLIMIT_NOFILE, spec.limits.open_files)
-    if spec.filter_calls:
-        restrict_calls(only_own_signals=spec.user is None and not spec.namespaces)
-    tell(report, "started", "")
+    _set_limit(resource.RLIMIT_NOFILE, spec.limits.open_files)
+    if spec.seccomp:
+        install_filter(only_own_signals=spec.user is None and not spec.namespaces)
+    send(report, "started", "")
     try:
         os.execve(spec.command[0], spec.command, spec.environment)
     except OSError as error:
-        tell(report, "error", f"{spec.command[0]}: {error.strerror}")
+        send(report, "error", f"{spec.command[0]}: {error.strerror}")
         os._exit(1)
 
 
-def _tasks_of_user(spec: Spec) -> int:
-    """What the user runs already, where the limit on processes would count it. A user namespace counts by itself."""
+def _count_user_tasks(spec: RunSpec) -> int:
+    """Processes and threads that already count towards the program's limit on processes, because its user runs them.
+
+    A user namespace is counted by itself (Linux 5.14).
+    """
     release = [int(part) for part in os.uname().release.split("-")[0].split(".")[:2]]
     if spec.user is not None or (spec.namespaces and release >= [5, 14]):
         return 0
@@ -300,8 +304,8 @@ def _tasks_of_user(spec: Spec) -> int:
     return count
 
 
-def _limit(kind: int, value: int, hard: int | None = None) -> None:
-    most = resource.getrlimit(kind)[1]
+def _set_limit(kind: int, value: int, hard: int | None = None) -> None:
+    current_hard = resource.getrlimit(kind)[1]
     wanted = value if hard is None else hard
-    ceiling = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    ceiling = wanted if current_hard == resource.RLIM_INFINITY else min(wanted, current_hard)
     resource.setrlimit(kind, (min(value, ceiling), ceiling))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.rollouts import after, in_threads, rollout
 
-from easydistill.errors import DataError
+from easydistill.errors import DataError, EasyDistillError
 from easydistill.rewards import Reward, RewardContext
 from easydistill.rewards._text import after_thoughts, last_program
 from easydistill.rewards.code import Case, Config, check, make
@@ -134,6 +135,14 @@ def test_a_test_that_hangs_is_not_passed() -> None:
     program = "def f(x):\n    while x == 2: pass\n    return 2 * x"
     assert reward([rollout(program, tests=TESTS[:2])]) == [0.5]
     reward.close()
+
+
+def test_where_no_sandbox_works_the_error_names_the_reward(code: Reward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(
+        EasyDistillError, match=r"rewards\.code: .* needs Linux.*\n    → run it on Linux.*, or remove this"
+    ):
+        code([rollout(DOUBLE, tests=TESTS)])
 
 
 def test_threads(code: Reward) -> None:
