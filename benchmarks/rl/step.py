@@ -99,7 +99,7 @@ def ours_grpo(steps: int, directory: Path) -> list[float]:
     from easydistill.config.policy import GrpoConfig
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
-    from easydistill.rewards import Composite
+    from easydistill.rewards import WeightedRewards
     from easydistill.trainers.policy import PolicyRow
     from easydistill.trainers.policy_trl import Explorer, PolicyTrainer, PolicyWatch
 
@@ -113,7 +113,7 @@ def ours_grpo(steps: int, directory: Path) -> list[float]:
     student = build()
     never_ends(student.model)
     rows = [PolicyRow(str(n), ids, ()) for n, ids in enumerate(tokens(64, PROMPT, 1))]
-    given = Explorer(rows, [], Composite({"vowels": Vowels()}, {"vowels": 1.0}), None)
+    given = Explorer(rows, [], WeightedRewards({"vowels": Vowels()}, {"vowels": 1.0}), None)
     policy = GrpoConfig(max_new_tokens=ANSWER, num_generations=GROUP, mask_truncated=False, eval_steps=0)
     config, timer = training(steps), clock()
     from easydistill.data.journal import Journal

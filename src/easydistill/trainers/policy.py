@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from easydistill.data.records import Message
+from easydistill.rewards import RewardScores
 from easydistill.rewards._base import Rollout
-from easydistill.rewards._composite import Scored
 from easydistill.trainers.rollouts import PromptOrder, Written, repetition
 
 ENTROPY_LEFT = 0.1
@@ -79,7 +79,7 @@ def zero_variance(rewards: Sequence[float], group: int) -> float:
 # --- held-out measurements ---------------------------------------------------------------------------------------
 
 
-def measure(written: Sequence[Written], scored: Scored, verified: Sequence[float | None]) -> dict[str, Any]:
+def measure(written: Sequence[Written], scored: RewardScores, verified: Sequence[float | None]) -> dict[str, Any]:
     """Figures of answers to held-out prompts.
 
     Args:

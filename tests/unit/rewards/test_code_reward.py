@@ -201,7 +201,7 @@ CHECK = "def check(c):\n    assert c(1) == 3\n"
 )
 def test_a_test_that_runs_nothing_is_refused_before_training(test: str) -> None:
     problem = check(Config(allow_execution=True), {"tests": ["assert f(1) == 2", test]})
-    assert problem is not None and "runs nothing, so that every program passes it" in problem
+    assert problem is not None and "runs nothing, so every program would pass" in problem
 
 
 @pytest.mark.parametrize(
