@@ -169,7 +169,7 @@ class _Code:
             raise EasyDistillError(f"rewards.code: {error.problem}\n    → {hint}") from error
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Nothing to release."""
 
 
 def program_of(answer: str) -> str | None:

@@ -87,7 +87,7 @@ class _Format:
         return [float(match is True) for match in matches]
 
     def close(self) -> None:
-        """Holds nothing: processes end with the call that started them."""
+        """Nothing to release: processes end with the call that started them."""
 
 
 def has_box(text: str) -> bool:

@@ -60,7 +60,7 @@ class _Length:
         return [penalty(self._config, len(rollout.answer_ids)) for rollout in rollouts]
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Nothing to release."""
 
 
 def penalty(config: Config, tokens: int) -> float:

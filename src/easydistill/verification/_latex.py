@@ -16,7 +16,7 @@ _ROOT = re.compile(r"(?:(?<![\\A-Za-z])sqrt|√) ?(?:\(([^()]*)\)|([0-9]+|[a-z]\
 _NAMES = re.compile(r"(?<![\\A-Za-z])(pi|sin|cos|tan|ln|log|exp)(?![A-Za-z])")
 _SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9_.\\])([0-9]++(?:\.[0-9]++)?|\.[0-9]++)[eE]([-+]?[0-9]++)(?![A-Za-z])")
 _SUM = re.compile(r"(?!1e)[0-9]+e[-+][1-9][0-9]*")
-"""`3e+5`, which may mean three times Euler's number plus five. It is never written `1e+5`."""
+"""`3e+5`, which may mean three times Euler's number plus five; `1e+5` is always a power of ten."""
 _EULER = re.compile(r"(?<![A-Za-z\\])e(?![A-Za-z])")
 _DECIMAL = re.compile(r"[-+]?[0-9,]*\.[0-9]+")
 _SMALL = Fraction(1, 1000)

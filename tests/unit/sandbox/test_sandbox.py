@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import doctest
 import json
 import os
 import shutil
@@ -525,6 +526,10 @@ def test_a_system_that_refuses_namespaces_is_told_apart(here: Way) -> None:
     found, held = probe.measure([refusing, isolation])
     assert found.refusal.startswith("the sandbox did not start")
     assert held["namespaces"] is True or "did not start" in str(held["namespaces"])
+
+
+def test_the_example_in_the_documentation_of_the_package_runs() -> None:
+    assert doctest.testmod(sandbox) == (0, 2)
 
 
 def test_protections_are_measured_once() -> None:
