@@ -101,7 +101,7 @@ def ours_grpo(steps: int, directory: Path) -> list[float]:
     from easydistill.methods.policy.config import GrpoConfig
     from easydistill.methods.policy.trainer import PolicyRow
     from easydistill.methods.policy.trl_trainer import Explorer, PolicyTrainer, PolicyWatch
-    from easydistill.rewards import Composite
+    from easydistill.rewards import WeightedRewards
 
     class Vowels:
         def __call__(self, rollouts: Any) -> list[float | None]:
@@ -113,7 +113,7 @@ def ours_grpo(steps: int, directory: Path) -> list[float]:
     student = build()
     never_ends(student.model)
     rows = [PolicyRow(str(n), ids, ()) for n, ids in enumerate(tokens(64, PROMPT, 1))]
-    given = Explorer(rows, [], Composite({"vowels": Vowels()}, {"vowels": 1.0}), None)
+    given = Explorer(rows, [], WeightedRewards({"vowels": Vowels()}, {"vowels": 1.0}), None)
     policy = GrpoConfig(max_new_tokens=ANSWER, num_generations=GROUP, mask_truncated=False, eval_steps=0)
     config, timer = training(steps), clock()
     from easydistill.data.journal import Journal

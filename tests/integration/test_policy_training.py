@@ -27,7 +27,7 @@ from easydistill.methods.policy.trainer import PolicyRow
 from easydistill.methods.policy.trl_trainer import Explorer, PolicyWatch
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.models.student import Student
-from easydistill.rewards import Composite, Rollout
+from easydistill.rewards import Rollout, WeightedRewards
 
 FIRST, TOKENS = 20, 32
 """Prompts are pairs of tokens from FIRST on, of TOKENS in all; the right answer begins with the second one."""
@@ -53,7 +53,7 @@ def rows(count: int = 32, seed: int = 0) -> list[PolicyRow]:
 
 
 def explorer(count: int = 32) -> Explorer:
-    return Explorer(rows(count), rows(16, seed=1), Composite({"copies": Copies()}, {"copies": 1.0}), Copies())
+    return Explorer(rows(count), rows(16, seed=1), WeightedRewards({"copies": Copies()}, {"copies": 1.0}), Copies())
 
 
 def training(**values: Any) -> PolicyTrainingConfig:
@@ -166,7 +166,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer
     train(whole, through, tmp_path / "whole", GOING_ON[name], config)
     stop = StopSignal()
     first = explorer()
-    first.rewards = Composite({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
+    first.rewards = WeightedRewards({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
     outcome = train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config, stop)
     assert 0 < outcome.steps < 12
     second = explorer()
@@ -196,7 +196,7 @@ def test_rounds_before_a_judge_failed_are_kept(name: str, tokenizer: Any, tmp_pa
     whole, broken = tiny(tokenizer), tiny(tokenizer)
     train(whole, explorer(), tmp_path / "whole", GOING_ON[name], config)
     first = explorer()
-    first.rewards = Composite({"copies": FailsAt(4)}, {"copies": 1.0})
+    first.rewards = WeightedRewards({"copies": FailsAt(4)}, {"copies": 1.0})
     with pytest.raises(TeacherError):
         train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config)
     outcome = train(broken, explorer(), tmp_path / "broken", GOING_ON[name], config)

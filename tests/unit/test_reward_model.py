@@ -241,7 +241,7 @@ def test_a_classifier_is_no_language_model(tokenizer: Any, tmp_path: Path) -> No
     assert not reward_model.issues(reward_model.Config(model=str(tmp_path)))
     student(tokenizer).model.save_pretrained(tmp_path / "language")
     (issue,) = reward_model.issues(reward_model.Config(model=str(tmp_path / "language")))
-    assert "is no reward model (its architecture: LlamaForCausalLM)" in issue.problem
+    assert "is not a reward model (its architecture: LlamaForCausalLM)" in issue.problem
 
 
 # --- sections ---------------------------------------------------------------------------------------------------

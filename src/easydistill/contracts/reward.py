@@ -1,7 +1,7 @@
-"""What a reward is given, and what it gives back.
+"""The input of rewards and their protocol.
 
-Rewards are called from whichever thread trains, possibly from several at once, and so use no signals and keep no state
-that two calls could mix up.
+Rewards are called from the training thread, possibly from several threads at once, so they use no signals and keep no
+state that two calls could mix up.
 """
 
 from __future__ import annotations
@@ -41,53 +41,53 @@ class RewardConfig(Section):
 
 
 UNJUDGED = -math.inf
-"""What an answer is worth that itself keeps a reward from judging it: one that is longer than a model reads, say."""
+"""The value of an answer that cannot be judged because of the answer itself, such as one too long for a model."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer that the policy gave."""
+    """One answer of the policy."""
 
     prompt: tuple[Message, ...]
-    """The chat as asked."""
+    """The messages before the answer."""
     text: str
     """The answer without special tokens."""
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
-    """Of the answer, with the end token if it ended."""
+    """Of the answer, including the end token if it ended."""
     ended: bool
-    """False where the answer was cut off."""
+    """False if the answer was cut off."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other fields, such as `answer`."""
 
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What rewards may need beside their configs."""
+    """What rewards may need in addition to their configs."""
 
     tokenizer: Any = None
     """The policy's."""
     eos_ids: frozenset[int] = frozenset()
-    """Every token that ends the policy's turn; empty for the tokenizer's own."""
+    """Every token that ends the policy's turn; empty for the tokenizer's own end token."""
     device: str | None = None
     """Where rewards put their models, such as `cuda:1`; by default this machine's accelerator."""
     judge: Teacher | None = None
-    """The model that judges. Whoever made it closes it."""
+    """The model that judges. Rewards do not close it."""
     judge_sampling: Mapping[str, Any] = field(default_factory=dict)
-    """How the judge samples, for the keys of requests."""
+    """The judge's sampling parameters, which are part of the request keys."""
     judge_system_prompt: str | None = None
-    """What the judge is told before every question."""
+    """The judge's system prompt."""
     journal: Path | None = None
-    """This process's own file for what was paid for and must outlast a kill: the judge's outcomes."""
+    """This process's own file for the judge's outcomes, which have been paid for and must survive a kill."""
 
 
 class Reward(Protocol):
-    """Judges rollouts."""
+    """Assigns a value to each rollout."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        """A finite number for each rollout, in their order.
+        """A finite number for each rollout, in the same order.
 
-        None where it abstains: it has nothing to say, whatever the answer. `UNJUDGED` where the answer is why.
+        None means that the reward abstains, whatever the answer is; `UNJUDGED`, that it cannot judge this answer.
         """
 
     def close(self) -> None:

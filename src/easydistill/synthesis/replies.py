@@ -10,7 +10,7 @@ from easydistill.data.records import Rejection, Sample, answer_message
 from easydistill.verification.fields import (
     Form,
     Language,
-    Malformed,
+    MalformedReply,
     TextField,
     describe_fields,
     fields_schema,
@@ -65,7 +65,7 @@ def field_of(reply: Reply, name: str, form: Form) -> str:
 def fields_of(reply: Reply, names: Sequence[str], form: Form) -> dict[str, str]:
     """The fields of a reply; raises as `field_of`, also where a field only repeats the words that describe it."""
     found = parse_fields(text_of(reply), [TextField(name) for name in names], form)
-    if isinstance(found, Malformed):
+    if isinstance(found, MalformedReply):
         raise Unusable(MALFORMED_REPLY, f"{found.reason}: {found.detail}", reply)
     for name, text in found.items():
         if text.strip(" .。\"'").casefold() in _blanks(name):
@@ -82,7 +82,7 @@ def _blanks(name: str) -> set[str]:
 def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
     """The scores of a reply; raises as `field_of`. They are never plain (a number in a text is no score) but JSON."""
     found = parse_scores(text_of(reply), _score_fields(scores), _score_form(form))
-    if isinstance(found, Malformed):
+    if isinstance(found, MalformedReply):
         raise Unusable(MALFORMED_SCORE, f"{found.reason}: {found.detail}", reply)
     return found
 

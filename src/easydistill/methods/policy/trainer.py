@@ -11,7 +11,7 @@ from typing import Any
 from easydistill.contracts.reward import Rollout
 from easydistill.data.records import Message
 from easydistill.methods.shared.rollouts import PromptOrder, Written, repetition
-from easydistill.rewards._composite import Scored
+from easydistill.rewards import RewardScores
 
 ENTROPY_LEFT = 0.1
 """Share of the first steps' entropy below which the policy has collapsed."""
@@ -79,7 +79,7 @@ def zero_variance(rewards: Sequence[float], group: int) -> float:
 # --- held-out measurements ---------------------------------------------------------------------------------------
 
 
-def measure(written: Sequence[Written], scored: Scored, verified: Sequence[float | None]) -> dict[str, Any]:
+def measure(written: Sequence[Written], scored: RewardScores, verified: Sequence[float | None]) -> dict[str, Any]:
     """Figures of answers to held-out prompts.
 
     Args:

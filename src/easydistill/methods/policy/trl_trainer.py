@@ -46,8 +46,7 @@ from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.trl_parts import WritingTrainer
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
-from easydistill.rewards import Composite
-from easydistill.rewards._composite import Scored
+from easydistill.rewards import RewardScores, WeightedRewards
 
 try:
     with warnings.catch_warnings():
@@ -86,7 +85,7 @@ class Explorer:
         self,
         rows: Sequence[PolicyRow],
         heldout: Sequence[PolicyRow],
-        rewards: Composite,
+        rewards: WeightedRewards,
         verify: Reward | None,
     ) -> None:
         """
@@ -442,6 +441,6 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             rollout_of(row, item.completion, text, item.ended)
             for row, item, text in zip(rows, written, texts, strict=True)
         ]
-        scored: Scored = self._explorer.rewards.score(rollouts)
+        scored: RewardScores = self._explorer.rewards.score(rollouts)
         verified = self._explorer.verify(rollouts) if self._explorer.verify is not None else [None] * len(rollouts)
         return measure(written, scored, verified)

@@ -1,7 +1,7 @@
-"""What the sandbox asks of Linux, through ctypes: namespaces, a root of its own, Landlock.
+"""Linux system calls that Python lacks, through ctypes: namespaces, mounts, Landlock.
 
-Every function acts on the process that calls it and raises OSError, naming the call, where the kernel refuses.
-Each supervisor loads this anew, and imports are most of its start: so no pathlib, typing, or the like.
+Every function acts on the calling process and raises OSError, naming the call, if the kernel refuses.
+Every supervisor loads this module anew, and most of its start is spent on imports, so there is no pathlib or typing.
 """
 # ruff: noqa: PTH102, PTH103, PTH106, PTH112, PTH114, PTH115, PTH120, PTH123, PTH211
 
@@ -27,6 +27,7 @@ _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 def check(result: int, call: str) -> int:
+    """The result of a C call, or its error as OSError."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{call}: {os.strerror(number)}")
@@ -46,13 +47,13 @@ def unshare(flags: int) -> None:
     check(libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
 
 
-def become_user_of_namespace(inside: int) -> None:
-    """Enter a new user namespace, in which this process's user has the id `inside` and nobody else exists."""
+def enter_user_namespace(user_id: int) -> None:
+    """Enter a new user namespace, in which this process's user has the id `user_id` and no other user exists."""
     user, group = os.geteuid(), os.getegid()
     unshare(CLONE_NEWUSER)
     write("/proc/self/setgroups", b"deny")
-    write("/proc/self/uid_map", f"{inside} {user} 1".encode())
-    write("/proc/self/gid_map", f"{inside} {group} 1".encode())
+    write("/proc/self/uid_map", f"{user_id} {user} 1".encode())
+    write("/proc/self/gid_map", f"{user_id} {group} 1".encode())
 
 
 def write(path: str, content: bytes) -> None:
@@ -65,8 +66,8 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "
     check(libc.mount(*words, ctypes.c_ulong(flags), data.encode()), f"mount({target})")
 
 
-def _protect(path: str, *, recursive: bool) -> None:
-    """Make a mount (and all in it) read-only, without setuid programs. Linux 5.12."""
+def _make_read_only(path: str, *, recursive: bool) -> None:
+    """Make a mount read-only and without setuid programs; `recursive` includes all mounts below it. Linux 5.12."""
     attributes = struct.pack("QQQQ", _ATTR_RDONLY | _ATTR_NOSUID, 0, 0, 0)
     flags = 0x8000 if recursive else 0
     place, size = ctypes.c_char_p(path.encode()), ctypes.c_size_t(len(attributes))
@@ -74,11 +75,11 @@ def _protect(path: str, *, recursive: bool) -> None:
 
 
 def build_root(readable: Sequence[str], program: bytes, owner: int, size: int, files: int) -> None:
-    """In a new mount namespace, replace the whole file system by one that holds little.
+    """In a new mount namespace, replace the whole file system by a minimal one.
 
-    There are `readable` and a few devices, read-only, `/program.py`, and an empty `/tmp` in memory, which belongs to
-    `owner` and holds at most `size` bytes in `files` files. `/proc` is there where the kernel allows it, and shows
-    the processes of the sandbox only.
+    It has `readable` and a few devices, read-only, `/program.py`, and an empty `/tmp` in memory, which belongs to
+    `owner` and holds at most `size` bytes in `files` files. If the kernel allows it there is a `/proc`, which shows
+    only the processes of the sandbox.
     """
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     os.umask(0o022)
@@ -91,8 +92,8 @@ def build_root(readable: Sequence[str], program: bytes, owner: int, size: int, f
     limits = f"size={size},nr_inodes={files + 1},mode=700,uid={owner},gid={owner}"
     _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, limits)
     for path in (*readable, *(f"/dev/{name}" for name in _DEVICES)):
-        _bind(path)
-    # Semaphores of multiprocessing live here. The limits of /tmp are theirs.
+        _bind_read_only(path)
+    # For the semaphores of multiprocessing, under the limits of /tmp.
     os.symlink("/tmp", "/dev/shm")
     try:
         _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "hidepid=2,subset=pid")
@@ -101,10 +102,10 @@ def build_root(readable: Sequence[str], program: bytes, owner: int, size: int, f
     write("/program.py", program)
     check(libc.umount2(b"/.old", 2), "umount2")
     os.rmdir("/.old")
-    _protect("/", recursive=False)
+    _make_read_only("/", recursive=False)
 
 
-def _bind(path: str) -> None:
+def _bind_read_only(path: str) -> None:
     old = f"/.old{path}"
     if not os.path.lexists(old):
         return
@@ -117,28 +118,28 @@ def _bind(path: str) -> None:
     else:
         write(path, b"")
     _mount(old, path, None, _MS_BIND | _MS_REC)
-    _protect(path, recursive=True)
+    _make_read_only(path, recursive=True)
 
 
 def restrict_files(readable: Sequence[str], writable: str) -> None:
-    """Landlock: from here on nothing outside `readable`, `writable` and a few devices can be opened or changed.
+    """Landlock: from now on nothing outside `readable`, `writable` and a few devices can be opened or changed.
 
-    Where the kernel can, since ABI 6, no process but those that this one starts can be signalled either, by any way.
+    From Landlock's ABI 6 on, only processes that this one starts can be signalled either, by any means.
     """
     abi = _syscall(444, "landlock_create_ruleset", None, ctypes.c_size_t(0), ctypes.c_uint(1))
     rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     handled = struct.pack("QQQ", rights, 0, _SCOPE_SIGNAL) if abi >= 6 else struct.pack("Q", rights)
     ruleset = _syscall(444, "landlock_create_ruleset", handled, ctypes.c_size_t(len(handled)), ctypes.c_uint(0))
-    look, change, of_files = 0b1101, 0b10, 0b1100000000000111
-    rules = [(path, look) for path in readable] + [(writable, rights)]
-    rules += [(f"/dev/{name}", look | change) for name in _DEVICES]
+    read, write_file, rights_on_files = 0b1101, 0b10, 0b1100000000000111
+    rules = [(path, read) for path in readable] + [(writable, rights)]
+    rules += [(f"/dev/{name}", read | write_file) for name in _DEVICES]
     for path, allowed in rules:
         try:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         if not os.path.isdir(path):
-            allowed &= of_files
+            allowed &= rights_on_files
         rule = struct.pack("=Qi", allowed & rights, place)
         _syscall(445, f"landlock_add_rule({path})", ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
         os.close(place)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import doctest
 import json
 import os
 import shutil
@@ -32,12 +33,21 @@ from pathlib import Path
 import pytest
 
 import easydistill
-from easydistill.errors import EasyDistillError
-from easydistill.verification import _sandbox_directory, sandbox
-from easydistill.verification import _sandbox_kernel as kernel
-from easydistill.verification._sandbox_spec import unused_user
-from easydistill.verification._sandbox_supervisor import _parents, descendants
-from easydistill.verification.sandbox import Limits, Ran, Sandbox, protections, run_program
+from easydistill import sandbox
+from easydistill.sandbox import (
+    Limits,
+    RunResult,
+    Sandbox,
+    SandboxError,
+    directory,
+    execution,
+    probe,
+    protections,
+    run_program,
+    syscalls,
+)
+from easydistill.sandbox.spec import unused_user_id
+from easydistill.sandbox.supervisor import _parents, descendants
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's; elsewhere it refuses")
 SMALL = Limits(
@@ -86,17 +96,17 @@ class Case:
     outcomes: tuple[str, ...] = ("ok",)
     limits: Limits = SMALL
     stdin: str = ""
-    check: Callable[[Ran], object] = field(default=lambda ran: True)
+    check: Callable[[RunResult], object] = field(default=lambda ran: True)
     everywhere: bool = False
     needs: str = ""
     """What of `protections()` contains it. Where that does not hold, it must say so, and the program is not run."""
 
 
-def refused(ran: Ran) -> bool:
+def refused(ran: RunResult) -> bool:
     return "refused" in ran.stdout and "DONE" not in ran.stdout
 
 
-def says(text: str) -> Callable[[Ran], bool]:
+def says(text: str) -> Callable[[RunResult], bool]:
     return lambda ran: text in ran.stdout
 
 
@@ -278,7 +288,7 @@ class World:
             server.close()
 
 
-Run = Callable[[str, str, Limits], Ran]
+Run = Callable[[str, str, Limits], RunResult]
 
 
 @dataclass(frozen=True)
@@ -318,12 +328,12 @@ def public_place() -> Iterator[Path]:
     place.chmod(0o755)
     (place / "temporary").mkdir()
     (place / "temporary").chmod(0o1777)
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(place / "temporary"))
         patch.setenv("OPENAI_API_KEY", "sk-secret")
         yield place
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 0)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
     shutil.rmtree(place)
 
 
@@ -407,7 +417,7 @@ def test_a_reason_names_the_limit() -> None:
 
 
 def test_limits_must_be_something() -> None:
-    with pytest.raises(ValueError, match="more than no memory"):
+    with pytest.raises(ValueError, match="limit memory must be positive, not 0"):
         Limits(memory=0)
     with pytest.raises(ValueError, match="one worker"):
         Sandbox(workers=0)
@@ -461,7 +471,7 @@ def test_nothing_outlives_a_caller_who_is_killed(here: Way) -> None:
     sleeping = (
         "import os, time\nfor _ in range(3): os.fork()\nos.setsid() if os.getpid() % 2 else None\ntime.sleep(600)"
     )
-    code = f"from easydistill.verification.sandbox import run_program\nprint(flush=True)\nrun_program({sleeping!r})"
+    code = f"from easydistill.sandbox import run_program\nprint(flush=True)\nrun_program({sleeping!r})"
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert caller.stdout is not None
     with caller.stdout as out:
@@ -495,27 +505,31 @@ def test_an_interrupt_ends_the_program(here: Way) -> None:
 
 
 def test_what_cannot_be_set_up_raises_and_is_not_what_a_program_did(public_place: Path) -> None:
-    plan, _ = sandbox._measured()
-    broken = dataclasses.replace(plan, executable="/nowhere/python")
-    with pytest.raises(EasyDistillError, match=r"/nowhere/python.*No such file"):
-        sandbox._run(broken, "print(1)", "", SMALL)
-    with pytest.raises(EasyDistillError, match="install Python elsewhere"):
-        sandbox.measure([broken])
+    isolation, _ = probe.measured()
+    broken = dataclasses.replace(isolation, executable="/nowhere/python")
+    with pytest.raises(SandboxError, match=r"/nowhere/python.*No such file"):
+        execution.execute(broken, "print(1)", "", SMALL)
+    with pytest.raises(SandboxError, match="install Python outside a private home directory"):
+        probe.measure([broken])
 
 
 def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(EasyDistillError, match=r"this is darwin\n    → run this job on Linux"):
+    with pytest.raises(SandboxError, match=r"this is darwin\n    → run it on Linux"):
         run_program("print(1)")
 
 
 def test_a_system_that_refuses_namespaces_is_told_apart(here: Way) -> None:
     """The reason that the kernel gave is in what `protections()` says."""
-    plan, _ = sandbox._measured()
-    refusing = dataclasses.replace(plan, namespaces=True, executable="/nowhere/python")
-    found, held = sandbox.measure([refusing, plan])
-    assert found.refused.startswith("the sandbox did not start")
+    isolation, _ = probe.measured()
+    refusing = dataclasses.replace(isolation, namespaces=True, executable="/nowhere/python")
+    found, held = probe.measure([refusing, isolation])
+    assert found.refusal.startswith("the sandbox did not start")
     assert held["namespaces"] is True or "did not start" in str(held["namespaces"])
+
+
+def test_the_example_in_the_documentation_of_the_package_runs() -> None:
+    assert doctest.testmod(sandbox) == (0, 2)
 
 
 def test_protections_are_measured_once() -> None:
@@ -546,10 +560,10 @@ def test_a_directory_is_emptied_whatever_is_in_it(public_place: Path) -> None:
         os.close(deep)
         deep = deeper
     os.close(deep)
-    assert "deep" in _sandbox_directory.excess(place, 1 << 40, 10**6)
-    assert "files" in _sandbox_directory.excess(place, 1 << 40, 10)
+    assert "deep" in directory.exceeded_limit(place, 1 << 40, 10**6)
+    assert "files" in directory.exceeded_limit(place, 1 << 40, 10)
     top = os.open(place, os.O_RDONLY)
-    _sandbox_directory.empty(top)
+    directory.remove_contents(top)
     os.close(top)
     assert not list(place.iterdir())
     assert stat.S_ISDIR(Path("/etc").stat().st_mode)
@@ -559,23 +573,26 @@ def test_a_directory_is_emptied_whatever_is_in_it(public_place: Path) -> None:
 HELPER = """
 import dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
-from easydistill.verification import sandbox
-plan, protections = sandbox._measured()
+from sandbox import Limits, SandboxError
+from sandbox.execution import execute
+from sandbox.probe import measure, measured
+assert "easydistill" not in sys.modules
+isolation, protections = measured()
 apart = []
 if sys.argv[2] == "without":
-    plans = [dataclasses.replace(plan, namespaces=False, filter_calls=calls, landlock=files)
-             for calls in (True, False) for files in (True, False)]
-    plan, protections = sandbox.measure(plans)
-    for one in plans[1:3]:
+    candidates = [dataclasses.replace(isolation, namespaces=False, seccomp=seccomp, landlock=landlock)
+                  for seccomp in (True, False) for landlock in (True, False)]
+    isolation, protections = measure(candidates)
+    for one in candidates[1:3]:
         try:
-            apart.append(sandbox.measure([one])[1])
-        except sandbox.EasyDistillError:
+            apart.append(measure([one])[1])
+        except SandboxError:
             pass
 print(json.dumps([protections, apart]), flush=True)
 for line in sys.stdin:
     source, stdin, limits = json.loads(line)
-    ran = sandbox._run(plan, source, stdin, sandbox.Limits(**limits))
-    print(json.dumps(dataclasses.asdict(ran)), flush=True)
+    result = execute(isolation, source, stdin, Limits(**limits))
+    print(json.dumps(dataclasses.asdict(result)), flush=True)
 """
 
 
@@ -597,20 +614,16 @@ WAYS = ["root_without", "user_with", "user_without"] if os.geteuid() == 0 else [
 
 @pytest.fixture(scope="module", params=WAYS)
 def elsewhere(public_place: Path, request: pytest.FixtureRequest) -> Iterator[Way]:
-    """A process with a copy of the package, as another user if this is root, with or without namespaces."""
+    """A process with a copy of the package alone, as another user if this is root, with or without namespaces."""
     who, _, how = str(request.param).partition("_")
-    user = unused_user() if who == "user" else None
-    python = python_for(user if who == "user" else unused_user())
+    user = unused_user_id() if who == "user" else None
+    python = python_for(user if who == "user" else unused_user_id())
     if not python:
         # Then neither can programs run here without namespaces.
         assert protections()["namespaces"] is True
         pytest.skip("there is no Python of at least 3.11 that another user may run")
-    package = public_place / str(request.param) / "easydistill"
-    shutil.copytree(
-        Path(sandbox.__file__).parent, package / "verification", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    for name in ("__init__.py", "errors.py"):
-        shutil.copy(Path(easydistill.__file__).parent / name, package / name)
+    package = public_place / str(request.param) / "sandbox"
+    shutil.copytree(Path(sandbox.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (package, *package.rglob("*")) if user is not None else ():
         os.chown(path, user, user)
     helper = subprocess.Popen(
@@ -625,10 +638,10 @@ def elsewhere(public_place: Path, request: pytest.FixtureRequest) -> Iterator[Wa
     assert helper.stdin is not None and helper.stdout is not None
     into, out = helper.stdin, helper.stdout
 
-    def run(source: str, stdin: str, limits: Limits) -> Ran:
+    def run(source: str, stdin: str, limits: Limits) -> RunResult:
         into.write(json.dumps([source, stdin, dataclasses.asdict(limits)]) + "\n")
         into.flush()
-        return Ran(**json.loads(out.readline()))
+        return RunResult(**json.loads(out.readline()))
 
     held, apart = json.loads(out.readline())
     owner = user if user is not None else os.geteuid()
@@ -645,7 +658,7 @@ def elsewhere(public_place: Path, request: pytest.FixtureRequest) -> Iterator[Wa
 def scoped(landlock: bool | str) -> bool:
     """Whether Landlock is there and keeps signals in."""
     asked = (ctypes.c_long(444), None, ctypes.c_size_t(0), ctypes.c_uint(1))
-    return landlock is True and kernel.libc.syscall(*asked) >= 6
+    return landlock is True and syscalls.libc.syscall(*asked) >= 6
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.everywhere], ids=lambda case: case.name)
