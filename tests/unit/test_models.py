@@ -20,8 +20,8 @@ from easydistill.models.loading import eos_ids, load_model, same_vocabulary
 from easydistill.models.reference import model_directory, resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.models.student import build_student, kept_layers
+from easydistill.teachers.backends.transformers import TransformersTeacher
 from easydistill.teachers.base import GenerationRequest, request_key
-from easydistill.teachers.transformers import TransformersTeacher
 
 
 @pytest.mark.parametrize(

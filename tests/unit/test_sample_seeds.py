@@ -6,7 +6,7 @@ import pytest
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.data.records import Message
-from easydistill.teachers._chat_completion import request_body
+from easydistill.teachers.backends.openai.chat_completion import request_body
 from easydistill.teachers.base import GenerationRequest, request_key, row_seed, sample_seed
 
 MESSAGES: tuple[Message, ...] = ({"role": "user", "content": "Why?"},)

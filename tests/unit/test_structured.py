@@ -15,8 +15,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import TeacherError
 from easydistill.models.structured import SchemaGrammars
 from easydistill.operators._replies import schema_of
+from easydistill.teachers.backends.transformers import TransformersTeacher
 from easydistill.teachers.base import Completion, GenerationRequest
-from easydistill.teachers.transformers import TransformersTeacher
 
 SCHEMAS: list[dict[str, Any] | None] = [
     schema_of({"rv": (0, 9), "cd": (0, 9)}),

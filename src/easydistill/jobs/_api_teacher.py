@@ -15,9 +15,9 @@ def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:
     """How the label stage gets the teacher at `inference.base_url`."""
 
     def make(context: StageContext) -> Teacher:
-        from easydistill.teachers._batch import BatchStage
-        from easydistill.teachers._batch_book import DIRECTORY, BatchBook
-        from easydistill.teachers.openai import OpenAITeacher
+        from easydistill.teachers.backends.openai.batch.book import DIRECTORY, BatchBook
+        from easydistill.teachers.backends.openai.batch.run import BatchStage
+        from easydistill.teachers.backends.openai.teacher import OpenAITeacher
 
         batches = BatchStage(BatchBook(context.directory / DIRECTORY), context.reporter.say)
         return OpenAITeacher(inference, context.redactor, batches)

@@ -34,7 +34,7 @@ def local_student(
     def make(context: StageContext) -> Teacher:
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
-        from easydistill.teachers.transformers import TransformersTeacher
+        from easydistill.teachers.backends.transformers import TransformersTeacher
 
         now = student_of_stage(models, trained, context)
 

@@ -33,10 +33,10 @@ def local_teacher(reference: str, inference: LocalInferenceConfig, student_templ
 
     def make(context: StageContext) -> Teacher:
         if backend == "vllm":
-            from easydistill.teachers.vllm import VllmTeacher
+            from easydistill.teachers.backends.vllm import VllmTeacher
 
             return VllmTeacher(reference, inference, template)
-        from easydistill.teachers.transformers import TransformersTeacher
+        from easydistill.teachers.backends.transformers import TransformersTeacher
 
         return TransformersTeacher(reference, inference, template)
 

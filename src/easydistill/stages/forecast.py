@@ -18,9 +18,9 @@ from easydistill.config.inference import ApiInferenceConfig, PricesConfig, Sampl
 from easydistill.data.journal import Journal
 from easydistill.data.records import Message
 from easydistill.stages.label import JOURNAL, outcome_of, worth_another_try
-from easydistill.teachers._limits import text_bytes
 from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import is_counted
+from easydistill.teachers.sizes import text_bytes
 
 Range = tuple[int, int]
 

@@ -73,7 +73,7 @@ class RolloutStage:
 
     def _student(self) -> Teacher:
         from easydistill.models.loading import choose_dtype, device
-        from easydistill.teachers.transformers import TransformersTeacher
+        from easydistill.teachers.backends.transformers import TransformersTeacher
 
         def make() -> tuple[Any, Any]:
             made = build_student(self._models, choose_dtype(self._inference.dtype, device()))

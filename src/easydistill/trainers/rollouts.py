@@ -26,8 +26,8 @@ from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.teachers.backends.transformers import MAX_BATCH_ROWS
 from easydistill.teachers.base import row_seed
-from easydistill.teachers.transformers import MAX_BATCH_ROWS
 
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are generated or scored at once."""
@@ -194,7 +194,7 @@ def describe(rollouts: Sequence[Written]) -> dict[str, float]:
 
 
 class TeacherScores(Protocol):
-    """Whoever tells log p_T of given tokens: a model in this process, or a server (`teachers/server_scores.py`)."""
+    """What gives log p_T of given tokens: a model in this process, or a server (`scores.py` of the openai backend)."""
 
     def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
         """For each (token ids, start): the log-probabilities of the tokens from `start` on."""

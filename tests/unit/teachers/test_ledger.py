@@ -8,10 +8,10 @@ import pytest
 
 from easydistill.config.inference import PricesConfig
 from easydistill.stages.label import judge
-from easydistill.teachers._chat_completion import Answer
-from easydistill.teachers._limits import Size
+from easydistill.teachers.backends.openai.chat_completion import Answer
 from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import Ledger
+from easydistill.teachers.sizes import Size
 
 PRICES = PricesConfig(input=2.0, output=10.0, cached_input=0.5)
 SIZE = Size(prompt=90, completion=50, worst_prompt=100, worst_completion=400)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydistill.teachers._concurrency import LEAST, START, Window
-from easydistill.teachers._limits import BURST_SECONDS, RateLimits, TokenBucket, TokenEstimator
-from easydistill.teachers._pace import Pace
+from easydistill.teachers.backends.openai.limits import BURST_SECONDS, RateLimits, TokenBucket
+from easydistill.teachers.backends.openai.pace import Pace
+from easydistill.teachers.backends.openai.window import LEAST, START, Window
+from easydistill.teachers.sizes import TokenEstimator
 
 
 def rounds(

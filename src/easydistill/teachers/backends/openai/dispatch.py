@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
-from easydistill.teachers._routing import Endpoint, Router
+from easydistill.teachers.backends.openai.limits import RateLimits
+from easydistill.teachers.backends.openai.retry import Fault
+from easydistill.teachers.backends.openai.routing import Endpoint, Router
 from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import Ledger, is_counted
-from easydistill.teachers.retry import Fault
+from easydistill.teachers.sizes import Size, TokenEstimator
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from easydistill.teachers._concurrency import Window
-from easydistill.teachers._features import Features
-from easydistill.teachers._pace import Pace
-from easydistill.teachers.retry import LONGEST_RETRY_AFTER, Fault, Verdict
+from easydistill.teachers.backends.openai.features import Features
+from easydistill.teachers.backends.openai.pace import Pace
+from easydistill.teachers.backends.openai.retry import LONGEST_RETRY_AFTER, Fault, Verdict
+from easydistill.teachers.backends.openai.window import Window
 
 FAILURES = 5
 """Faults in a row after which a server is set aside."""

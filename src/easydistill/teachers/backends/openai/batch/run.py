@@ -1,6 +1,6 @@
 """Requests answered through OpenAI's Batch API: submitted as files, waited for, what is missing submitted again.
 
-What a batch holds is on disk before the server hears of it, and its id before anyone waits for it (`_batch_book.py`): a
+What a batch holds is on disk before the server hears of it, and its id before anyone waits for it (`book.py`): a
 run that is killed, at any moment, goes on with the batches it had submitted. Lines of a batch are read and judged as
 single answers are; a row counts as missing where the server gave neither an answer nor a lasting reason for none.
 """
@@ -13,21 +13,17 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from easydistill.config.inference import ApiInferenceConfig, BatchConfig
+from easydistill.config.inference import BatchConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
-from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
-from easydistill.teachers._batch_book import BatchBook, BatchRecord, batch_line
-from easydistill.teachers._batch_calls import BatchCalls, ServerBatch
-from easydistill.teachers._batch_reading import BatchReading
-from easydistill.teachers._chat_completion import request_body
-from easydistill.teachers._faults import FaultReader
-from easydistill.teachers._features import Features
-from easydistill.teachers._limits import Size, TokenEstimator
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, RecordOutcomes
-from easydistill.teachers.ledger import Ledger, is_counted
-from easydistill.teachers.retry import Fault, Verdict
+from easydistill.teachers.backends.openai.batch.book import BatchBook, BatchRecord, batch_line
+from easydistill.teachers.backends.openai.batch.calls import BatchCalls, ServerBatch
+from easydistill.teachers.backends.openai.batch.collection import Collection
+from easydistill.teachers.backends.openai.batch.flight import BatchTools, Flight
+from easydistill.teachers.backends.openai.retry import Fault, Verdict
+from easydistill.teachers.base import Failure, GenerationRequest, RecordOutcomes
+from easydistill.teachers.sizes import Size
 
 STOP_SECONDS = 0.1
 """How soon a request to stop is noticed."""
@@ -41,19 +37,6 @@ class BatchStage:
 
     book: BatchBook
     say: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BatchTools:
-    """What batches share with single requests to the same server."""
-
-    config: ApiInferenceConfig
-    identity: dict[str, Any]
-    faults: FaultReader
-    redactor: Redactor
-    ledger: Ledger
-    estimator: TokenEstimator
-    features: Features
 
 
 @dataclass(frozen=True)
@@ -71,16 +54,6 @@ class _Line:
     row: _Row
     size: Size
     content: bytes
-
-
-@dataclass
-class Flight:
-    """A batch under way."""
-
-    record: BatchRecord
-    id: str
-    open: dict[str, Size]
-    """Rows that have nothing recorded, with the tokens reserved for them."""
 
 
 class BatchRun:
@@ -188,7 +161,7 @@ class BatchRun:
         while self._queue and rows < self._batch.max_requests and attempt in {None, self._queue[0].attempt}:
             row = self._queue[0]
             size = self._tools.estimator.size(row.request.messages)
-            line = batch_line(row.request.key, self._tools.features.shape(self._body(row.request)))
+            line = batch_line(row.request.key, self._tools.features.shape(self._tools.body(row.request)))
             if len(line) + 1 > self._batch.max_bytes:
                 self._queue.popleft()
                 detail = f"its line has {len(line):,} bytes, inference.batch.max_bytes is {self._batch.max_bytes:,}"
@@ -200,9 +173,6 @@ class BatchRun:
             self._tools.ledger.reserve(size)
             rows, total, attempt = rows + 1, total + len(line) + 1, row.attempt
             yield _Line(row, size, line)
-
-    def _body(self, request: GenerationRequest) -> dict[str, Any]:
-        return request_body(self._config, self._tools.identity["model"], request)
 
     async def _submit(self, lines: list[_Line]) -> None:
         attempt = lines[0].row.attempt
@@ -232,26 +202,28 @@ class BatchRun:
 
     async def _collect(self, flight: Flight, batch: ServerBatch) -> None:
         """Record what came of a batch, and queue what is missing."""
-        reading = BatchReading(self, flight)
+        found = Collection(self._tools, self._book, self._requests, flight, self._record)
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id is not None:
-                await self._calls.read(file_id, reading.take, str(self._book.path(flight.record)))
-        waits = batch.status == "failed" and reading.take_failure(batch.errors)
+                await self._calls.read(file_id, found.take, str(self._book.path(flight.record)))
+        waits = batch.status == "failed" and found.take_failure(batch.errors)
+        if found.fatal is not None and self._refusal is None:
+            self._refusal = self._tools.faults.error(found.fatal, self._config.base_urls[0])
         self._holds = waits and len(self._flights) > 1
         for key in list(flight.open):
-            fault = reading.faults.get(key) or Fault(
+            fault = found.faults.get(key) or Fault(
                 f"batch_{batch.status}", f"batch {batch.id} ended ({batch.status}) without it", Verdict.RETRY
             )
-            self._missing(flight, key, fault, counts=not self._holds and key not in reading.reshaped)
+            self._missing(flight, key, fault, counts=not self._holds and key not in found.reshaped)
         self._book.finish(flight.record)
         self._flights.remove(flight)
-        LOGGER.info("batch %s ended (%s): %s", batch.id, batch.status, reading.words())
+        LOGGER.info("batch %s ended (%s): %s", batch.id, batch.status, found.words())
         if batch.status == "failed" and not self._holds and self._refusal is None:
             await asyncio.sleep(self._batch.poll_interval)
 
     def _missing(self, flight: Flight, key: str, fault: Fault, *, counts: bool) -> None:
         """A row that a batch left without answer: submit it again, or give it up."""
-        self._close(flight, key)
+        flight.close(key, self._tools.ledger)
         request = self._requests.get(key)
         if request is None or self._config.batch is None or self._done(key) or self._refusal is not None:
             return
@@ -260,42 +232,6 @@ class BatchRun:
             self._record([self._tools.faults.failure(key, fault, attempt)])
         else:
             self._queue.append(_Row(request, attempt + counts))
-
-    def _close(self, flight: Flight, key: str) -> Size:
-        size = flight.open.pop(key)
-        self._tools.ledger.release(size)
-        return size
-
-    def answered(self, flight: Flight, key: str, arguments: dict[str, Any]) -> None:
-        """Record a row's answer."""
-        extra = {**arguments["extra"], "batch": flight.id}
-        answer = Completion(key=key, attempts=flight.record.attempt, **{**arguments, "extra": extra})
-        size = self._close(flight, key)
-        self._record([answer])
-        self._tools.ledger.add(answer, size)
-        if is_counted(answer):
-            self._tools.estimator.learn(size, answer.prompt_tokens, answer.completion_tokens)
-
-    def refused(self, flight: Flight, key: str, fault: Fault) -> None:
-        """Record that a row cannot succeed."""
-        self._close(flight, key)
-        self._record([self._tools.faults.failure(key, fault, flight.record.attempt)])
-
-    def ends_with(self, fault: Fault) -> None:
-        """No row can succeed: what the batches under way bring is still taken in."""
-        self._refusal = self._refusal or self._tools.faults.error(fault, self._config.base_urls[0])
-
-    def could_be_reshaped(self, flight: Flight, key: str, fault: Fault, sent: dict[str, dict[str, Any]]) -> bool:
-        """Whether the server refused an optional part of a row, which goes without it from now on."""
-        if fault.reason not in {"http_400", "http_422"} or key not in self._requests:
-            return False
-        if not sent:
-            sent.update(self._book.bodies(flight.record))
-        return self._tools.features.adapts_to(fault, self._body(self._requests[key]), sent[key])
-
-    def redacted(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        hidden: dict[str, Any] = self._tools.redactor.value(arguments)
-        return hidden
 
 
 async def until_stopped(work: Coroutine[Any, Any, None], stop: StopSignal) -> None:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from easydistill.teachers._chat_completion import garbage, read_body
-from easydistill.teachers.retry import Fault, Verdict, from_error_object, from_status
-
-if TYPE_CHECKING:
-    from easydistill.teachers._batch import BatchRun, Flight
+from easydistill.teachers.backends.openai.batch.book import BatchBook
+from easydistill.teachers.backends.openai.batch.flight import BatchTools, Flight
+from easydistill.teachers.backends.openai.chat_completion import garbage, read_body
+from easydistill.teachers.backends.openai.retry import Fault, Verdict, from_error_object, from_status
+from easydistill.teachers.base import Completion, GenerationRequest, RecordOutcomes
+from easydistill.teachers.ledger import is_counted
 
 _WAITS_FOR_ROOM = frozenset({"token_limit_exceeded"})
 """Codes of a batch that the server refuses until others are through."""
 
 
-class BatchReading:
-    """The lines of one batch that has ended."""
+class Collection:
+    """The lines of one batch that has ended: answers and lasting refusals are recorded as they are read.
 
-    def __init__(self, run: BatchRun, flight: Flight) -> None:
-        self._run, self._flight = run, flight
+    Args:
+        requests: what is to be answered, by key; the batch may hold other rows of an earlier run.
+        record: takes outcomes.
+    """
+
+    def __init__(
+        self,
+        tools: BatchTools,
+        book: BatchBook,
+        requests: Mapping[str, GenerationRequest],
+        flight: Flight,
+        record: RecordOutcomes,
+    ) -> None:
+        self._tools, self._book, self._requests, self._flight, self._record = tools, book, requests, flight, record
         self._sent: dict[str, dict[str, Any]] = {}
         self._keys = list(flight.open)
         self._unread = self._answers = 0
@@ -29,6 +42,8 @@ class BatchReading:
         """Of rows that may be submitted again."""
         self.reshaped: set[str] = set()
         """Rows that are submitted again without what the server does not know."""
+        self.fatal: Fault | None = None
+        """Why no row can succeed. What the batches under way bring is still taken in."""
 
     def take(self, line: bytes) -> None:
         """Take one line, of answers or of errors. One that is there twice counts once."""
@@ -43,12 +58,11 @@ class BatchReading:
         if not isinstance(key, str) or key not in self._flight.open:
             return
         try:
-            arguments = self._run.redacted(_arguments(value))
+            arguments: dict[str, Any] = self._tools.redactor.value(_arguments(value))
         except Fault as fault:
             self._faulted(key, fault)
         else:
-            self._answers += 1
-            self._run.answered(self._flight, key, arguments)
+            self._answered(key, arguments)
 
     def take_failure(self, errors: Sequence[dict[str, Any]]) -> bool:
         """Take why the batch failed as a whole; whether it only came when the server had no room for it."""
@@ -66,11 +80,29 @@ class BatchReading:
             if error.get("code") in _WAITS_FOR_ROOM:
                 waits = True
             elif fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
-                self._run.ends_with(fault)
+                self.fatal = self.fatal or fault
         if whole is not None:
             told = Fault("batch_failed", whole.detail, Verdict.RETRY, raw=whole.raw)
             self.faults = dict.fromkeys(self._flight.open, told) | self.faults
         return waits
+
+    def _answered(self, key: str, arguments: dict[str, Any]) -> None:
+        self._answers += 1
+        extra = {**arguments["extra"], "batch": self._flight.id}
+        answer = Completion(key=key, attempts=self._flight.record.attempt, **{**arguments, "extra": extra})
+        size = self._flight.close(key, self._tools.ledger)
+        self._record([answer])
+        self._tools.ledger.add(answer, size)
+        if is_counted(answer):
+            self._tools.estimator.learn(size, answer.prompt_tokens, answer.completion_tokens)
+
+    def _adapts_to(self, key: str, fault: Fault) -> bool:
+        """Whether the server refused an optional part of a row, which goes without it from now on."""
+        if fault.reason not in {"http_400", "http_422"} or key not in self._requests:
+            return False
+        if not self._sent:
+            self._sent.update(self._book.bodies(self._flight.record))
+        return self._tools.features.adapts_to(fault, self._tools.body(self._requests[key]), self._sent[key])
 
     def _key_at(self, line: int) -> str:
         return self._keys[line - 1] if len(self._keys) == self._flight.record.rows else ""
@@ -79,11 +111,12 @@ class BatchReading:
         if key not in self._flight.open:
             return
         if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
-            self._run.ends_with(fault)
-        elif self._run.could_be_reshaped(self._flight, key, fault, self._sent):
+            self.fatal = self.fatal or fault
+        elif self._adapts_to(key, fault):
             self.reshaped.add(key)
         elif fault.verdict is Verdict.REJECT:
-            self._run.refused(self._flight, key, fault)
+            self._flight.close(key, self._tools.ledger)
+            self._record([self._tools.faults.failure(key, fault, self._flight.record.attempt)])
         else:
             self.faults[key] = fault
 

@@ -1,0 +1,1 @@
+"""The teacher backends that come with EasyDistill."""

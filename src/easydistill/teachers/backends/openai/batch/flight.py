@@ -1,0 +1,49 @@
+"""A batch under way, and what batches share with single requests to the same server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from easydistill.config.inference import ApiInferenceConfig
+from easydistill.engine.secrets import Redactor
+from easydistill.teachers.backends.openai.batch.book import BatchRecord
+from easydistill.teachers.backends.openai.chat_completion import request_body
+from easydistill.teachers.backends.openai.faults import FaultReader
+from easydistill.teachers.backends.openai.features import Features
+from easydistill.teachers.base import GenerationRequest
+from easydistill.teachers.ledger import Ledger
+from easydistill.teachers.sizes import Size, TokenEstimator
+
+
+@dataclass(frozen=True)
+class BatchTools:
+    """What batches share with single requests to the same server."""
+
+    config: ApiInferenceConfig
+    identity: dict[str, Any]
+    faults: FaultReader
+    redactor: Redactor
+    ledger: Ledger
+    estimator: TokenEstimator
+    features: Features
+
+    def body(self, request: GenerationRequest) -> dict[str, Any]:
+        """What a request asks for, before it is shaped to what the server takes."""
+        return request_body(self.config, self.identity["model"], request)
+
+
+@dataclass
+class Flight:
+    """A batch under way."""
+
+    record: BatchRecord
+    id: str
+    open: dict[str, Size]
+    """Rows that have nothing recorded, with the tokens reserved for them."""
+
+    def close(self, key: str, ledger: Ledger) -> Size:
+        """Take a row out, and release the tokens reserved for it."""
+        size = self.open.pop(key)
+        ledger.release(size)
+        return size
