@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 
 from easydistill.teachers.backends.openai.features import Features
-from easydistill.teachers.backends.openai.pace import Pace
 from easydistill.teachers.backends.openai.retry import LONGEST_RETRY_AFTER, Fault, Verdict
 from easydistill.teachers.backends.openai.window import Window
 
@@ -29,7 +28,6 @@ class Endpoint:
     def __init__(self, url: str, window: Window) -> None:
         self.url = url
         self.window = window
-        self.pace = Pace(window.adaptive)
         self.features = Features()
         self.pending = 0
         self.refusal: Fault | None = None
@@ -51,8 +49,7 @@ class Endpoint:
 
     def started(self, now: float) -> int:
         self.pending += 1
-        self.pace.started(now)
-        return self.window.started()
+        return self.window.started(now)
 
     def dropped(self, number: int) -> None:
         """A request ended without telling anything about the server."""
@@ -66,9 +63,8 @@ class Endpoint:
 
     def faulted(self, number: int, fault: Fault, now: float) -> None:
         self.pending -= 1
-        named = fault.retry_after is not None and fault.retry_after <= LONGEST_RETRY_AFTER
-        if fault.overload or named:
-            self.pace.refused(now, fault.retry_after if named else None)
+        if fault.retry_after is not None and fault.retry_after <= LONGEST_RETRY_AFTER:
+            self.window.hold(now + fault.retry_after)
         if fault.overload:
             self.window.refused(number)
         else:
@@ -122,9 +118,9 @@ class Router:
         if not any(endpoint.is_well(now) for endpoint in open_ones):
             usable = open_ones
         free = [endpoint for endpoint in usable if endpoint.pending < endpoint.window.limit]
-        ready = [endpoint for endpoint in free if endpoint.pace.delay(now) == 0]
+        ready = [endpoint for endpoint in free if endpoint.window.delay(now) == 0]
         if ready:
             return min(ready, key=lambda endpoint: (endpoint is avoid, endpoint.pending))
-        waits = [endpoint.pace.delay(now) for endpoint in free]
+        waits = [endpoint.window.delay(now) for endpoint in free]
         waits += [left for endpoint in open_ones if (left := endpoint.rest_left(now)) > 0]
         return min(waits, default=math.inf)

@@ -1,78 +1,108 @@
-"""How many requests one server should have under way: as many as speed it up, fewer when it refuses or slows down.
+"""How much one server may be asked at once: as much as speeds it up, less when it refuses or slows down.
 
-Additive increase, multiplicative decrease, decided once a round (as many requests as may be under way at once):
-  - more than a quarter of the round was refused (429, 503): shrink by the refused share, at most by half;
-  - a token takes twice as long as it did at best, and longer than L^0.75 times as long, L being by how much the limit
-    has grown since: more at once brings hardly more (below L^0.25 times the tokens), so shrink a little;
-  - otherwise, where the limit was reached: one more. Up to the first sign of trouble, one more for every answer.
-A share is tolerated because servers refuse now and then at any load, and because a server that counts requests by the
-minute answers as many whether or not some are refused.
+One number, the load, is moved by additive increase and multiplicative decrease. Once a round (as many requests as may
+be under way at once) it
+  - shrinks by the refused share, at most by half, where more than a quarter of the round was refused (429, 503);
+  - shrinks a little where a token takes twice as long as it did at best, and longer than L^0.75 times as long, L being
+    by how much the load has grown since: more at once then brings hardly more (below L^0.25 times the tokens);
+  - otherwise grows where it was used up: by one, or by a twentieth where it bounds the rate of starts.
+Up to the first sign of trouble, and after one up to a load that the server is known to take, it grows by one for every
+answer. A share of refusals is tolerated because servers refuse now and then at any load, and because a server that
+counts requests by the minute answers as many whether or not some are refused.
 
-Pure: no clock.
+The load bounds the requests under way. From the first round with too many refusals on it also bounds the rate of
+starts, to load / seconds of an answer: by Little's law, the rate of answers with as many under way. Two kinds of server
+need that. One refuses in no time, and would be asked hundreds of times while it works on one answer. Another takes less
+than one request at a time; the load is then below one.
+
+Pure: methods take the time, in seconds of any steady clock.
 """
 
 from __future__ import annotations
 
+import math
+
 START = 32
 TOLERATED = 0.25
 LEAST = 4
-"""Below this a limit tells nothing that the pace does not."""
+"""No fewer may be under way at once; a load below it only spreads their starts."""
+LONGEST_GAP = 1.0
+"""Seconds between two starts after which a server is always tried, unless it asks for a longer wait."""
 LEAST_ROUND = 16
 MOST_SHRINK = 0.5
 SLOW_SHRINK = 0.9
+GROWTH = 0.05
+FORGET = 0.85
+"""What is left of the known load each time that too many are refused."""
 SLOWER = 2.0
 """Seconds a token, relative to the best known, from which on a server counts as slowed down."""
 PAYS = 0.75
 """Seconds a token may grow with the limit's growth to this power: batches make each slower and all faster."""
+FIRST_SECONDS = 0.5
+"""What an answer is taken to take before there has been one."""
+_REMEMBERED = 32
+"""Answers over which their seconds are averaged."""
 _SMOOTH = 0.3
 _RELEARN = 1.1
 """Growth per round of the best known, once the limit cannot shrink any more: the server has changed."""
 
 
 class Window:
-    """A limit on requests under way, moved by what comes of them.
+    """A limit on requests under way and on the rate of their starts, moved by what comes of them.
 
     Args:
         ceiling: the limit never exceeds it.
-        adaptive: False fixes the limit at the ceiling.
+        adaptive: False fixes the limit at the ceiling, and starts wait for the server's Retry-After alone.
     """
 
     def __init__(self, ceiling: int, adaptive: bool = True) -> None:
         self._ceiling = ceiling
         self._floor = float(min(LEAST, ceiling))
-        self.adaptive = adaptive
-        self._limit = float(min(START, ceiling) if adaptive else ceiling)
-        self._doubling = True
+        self._adaptive = adaptive
+        self._load = float(min(START, ceiling) if adaptive else ceiling)
+        self._known = math.inf
+        """Up to here the load grows by one for every answer."""
         self._round = 0
+        self._known_answers = 0
+        self._seconds_each = FIRST_SECONDS
+        self._paced = False
+        self._next = self._held_until = -math.inf
         self._cost: float | None = None
-        self._best_cost, self._best_limit = 0.0, 1.0
+        self._best_cost, self._best_load = 0.0, 1.0
         self._begin()
 
     @property
     def limit(self) -> int:
-        return int(self._limit)
+        """Requests that may be under way at once."""
+        return int(max(self._load, self._floor))
 
-    def _begin(self) -> None:
-        self._round += 1
-        self._size = max(LEAST_ROUND, self.limit)
-        self._started = self._ended = self._refused = self._answers = self._full = 0
-        self._seconds = self._units = 0.0
+    def delay(self, now: float) -> float:
+        """Seconds until the next request may start."""
+        return max(0.0, self._held_until - now, self._next - now)
 
-    def started(self) -> int:
+    def started(self, now: float) -> int:
         """A request starts; returns the round it belongs to, to be given back with what comes of it."""
         self._started += 1
+        if self._paced:
+            gap = self._seconds_each / self._load
+            # Less than a gap late: nothing but the pace held it back, and the next one need not be late, too.
+            self._on_time += now < self._next + gap
+            self._next = max(self._next, now - gap) + gap
         return self._round
 
     def answered(self, number: int, seconds: float, tokens: int, pending: int) -> None:
         """An answer of `tokens` (0: unknown) after `seconds`, with `pending` requests under way, itself included."""
+        self._known_answers = min(self._known_answers + 1, _REMEMBERED)
+        self._seconds_each += (seconds - self._seconds_each) / self._known_answers
         full = pending >= self.limit
         if number == self._round:
             self._answers += 1
             self._full += full
             self._seconds += seconds
             self._units += tokens or 1
-        if self.adaptive and self._doubling and full and self._refused_share() <= TOLERATED:
-            self._limit = min(self._limit + 1, self._ceiling)
+        growing = self._load < self._known and (full or self._paced) and self._refused_share() <= TOLERATED
+        if self._adaptive and growing:
+            self._load = min(self._load + min(1.0, self._load), self._ceiling)
         self._end(number)
 
     def refused(self, number: int) -> None:
@@ -85,6 +115,16 @@ class Window:
         """Something else went wrong, which says nothing about load."""
         self._end(number)
 
+    def hold(self, until: float) -> None:
+        """The server named the moment before which it takes no more; all of its requests wait."""
+        self._held_until = max(self._held_until, until)
+
+    def _begin(self) -> None:
+        self._round += 1
+        self._size = max(LEAST_ROUND, self.limit)
+        self._started = self._ended = self._refused = self._answers = self._full = self._on_time = 0
+        self._seconds = self._units = 0.0
+
     def _refused_share(self) -> float:
         return self._refused / self._started if self._started else 0.0
 
@@ -92,33 +132,40 @@ class Window:
         if number != self._round:
             return
         self._ended += 1
-        if self.adaptive and self._ended >= self._size:
+        if self._adaptive and self._ended >= self._size:
             self._decide()
             self._begin()
 
     def _decide(self) -> None:
         share = self._refused_share()
-        full = 2 * self._full >= self._answers > 0
+        reached = 2 * self._full >= self._answers > 0
         if share > TOLERATED:
-            self._limit = max(self._floor, self._limit * max(MOST_SHRINK, 1 - share))
-            self._doubling = False
-        elif full and self._slowed(self._seconds / self._units):
-            self._limit = max(self._floor, self._limit * SLOW_SHRINK)
-            self._doubling = False
-        elif full and not self._doubling:
-            self._limit = min(self._limit + 1, self._ceiling)
+            known = FORGET * self._known if self._known < math.inf else 0.0
+            least = min(1.0, self._seconds_each / LONGEST_GAP)
+            self._load = max(least, self._load * max(MOST_SHRINK, 1 - share))
+            self._known = max(known, self._load)
+            self._paced = True
+        elif reached and self._slowed(self._seconds / self._units):
+            self._load = max(min(self._load, self._floor), self._load * SLOW_SHRINK)
+            self._known = self._load
+        elif self._load >= self._known:
+            if 2 * self._on_time >= self._started:
+                self._load += GROWTH * self._load
+            elif reached:
+                self._load += min(1.0, GROWTH * self._load)
+            self._load = min(self._load, self._ceiling)
 
     def _slowed(self, cost: float) -> bool:
         """Whether `cost`, in seconds a token, means that more at once is not more."""
         if self._cost is None:
             self._cost = cost
-            self._best_cost, self._best_limit = cost, self._limit
+            self._best_cost, self._best_load = cost, self._load
         self._cost += _SMOOTH * (cost - self._cost)
         if self._cost < self._best_cost:
-            self._best_cost, self._best_limit = self._cost, self._limit
-        growth = max(1.0, self._limit / self._best_limit)
+            self._best_cost, self._best_load = self._cost, self._load
+        growth = max(1.0, self._load / self._best_load)
         if self._cost <= self._best_cost * max(SLOWER, growth**PAYS):
             return False
-        if self._limit <= self._floor:
-            self._best_cost, self._best_limit = self._best_cost * _RELEARN, self._limit
+        if self._load <= self._floor:
+            self._best_cost, self._best_load = self._best_cost * _RELEARN, self._load
         return True
