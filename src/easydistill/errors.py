@@ -69,6 +69,13 @@ class RunDirectoryBusy(EasyDistillError, RuntimeError):
     """Another process is working in the same run directory."""
 
 
+class ExtensionError(EasyDistillError, TypeError):
+    """A module that extends easydistill lacks something that its kind must offer."""
+
+    def __init__(self, kind: str, name: str, problem: str) -> None:
+        super().__init__(f"{name} (entry point of easydistill.{kind}): {problem}")
+
+
 class MissingExtra(EasyDistillError, ImportError):
     """An optional part of easydistill is needed and not installed."""
 

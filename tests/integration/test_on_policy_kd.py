@@ -31,7 +31,7 @@ from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 from easydistill.report.curve import read_curve
-from easydistill.teachers.backends.openai.scores import ServerScores
+from easydistill.teachers.openai.scores import ServerScores
 from easydistill.trainers import on_policy, on_policy_trl
 from easydistill.trainers.batching import TokenRow
 from easydistill.trainers.checkpoints import last_whole_checkpoint

@@ -20,9 +20,9 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
-from easydistill.teachers.backends.openai import teacher as module
-from easydistill.teachers.backends.openai.teacher import OpenAITeacher
 from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, outcome_from_record
+from easydistill.teachers.openai import teacher as module
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 KEY = "sk-secret-1234567890"
 both_ways = pytest.mark.parametrize("stream", [False, True])

@@ -27,9 +27,9 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
 from easydistill.models.loading import load_model, load_tokenizer
-from easydistill.teachers.backends.openai.scores import ServerScores
-from easydistill.teachers.backends.openai.teacher import OpenAITeacher
 from easydistill.teachers.base import Completion, GenerationRequest, Outcome
+from easydistill.teachers.openai.scores import ServerScores
+from easydistill.teachers.openai.teacher import OpenAITeacher
 from easydistill.trainers.rollouts import LocalScores, roll_out
 
 pytestmark = [

@@ -17,8 +17,8 @@ from easydistill import api
 from easydistill.data.chat import Rendered
 from easydistill.jobs import stages_of
 from easydistill.stages.on_policy import split_label
-from easydistill.teachers.backends.openai.retry import Fault, Verdict
-from easydistill.teachers.backends.openai.scores import NO_LOGPROBS, realised
+from easydistill.teachers.openai.retry import Fault, Verdict
+from easydistill.teachers.openai.scores import NO_LOGPROBS, realised
 from easydistill.trainers.on_policy import sampled_reverse_kl
 from easydistill.trainers.rollouts import PromptOrder, repetition, rolled_positions
 

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from easydistill.teachers.backends.openai.retry import (
+from easydistill.teachers.openai.retry import (
     Fault,
     Verdict,
     from_error_object,

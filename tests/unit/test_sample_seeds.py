@@ -6,8 +6,8 @@ import pytest
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.data.records import Message
-from easydistill.teachers.backends.openai.chat_completion import request_body
 from easydistill.teachers.base import GenerationRequest, request_key, row_seed, sample_seed
+from easydistill.teachers.openai.chat_completion import request_body
 
 MESSAGES: tuple[Message, ...] = ({"role": "user", "content": "Why?"},)
 

@@ -10,13 +10,13 @@ import jsonschema
 import pytest
 from transformers import AutoTokenizer
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import TeacherError
 from easydistill.models.structured import SchemaGrammars
 from easydistill.operators._replies import schema_of
-from easydistill.teachers.backends.transformers import TransformersTeacher
 from easydistill.teachers.base import Completion, GenerationRequest
+from easydistill.teachers.transformers import TransformersTeacher
 
 SCHEMAS: list[dict[str, Any] | None] = [
     schema_of({"rv": (0, 9), "cd": (0, 9)}),
@@ -29,7 +29,7 @@ SCHEMAS: list[dict[str, Any] | None] = [
 
 def asked(model: Path, schemas: list[dict[str, Any] | None], rows: int, **options: Any) -> list[Completion]:
     """The answers of a model that knows nothing, so that only the schema can give them a form."""
-    config = LocalInferenceConfig(**{"max_new_tokens": 60, "temperature": 1.0, "batch_size": rows, **options})
+    config = AutoInferenceConfig(**{"max_new_tokens": 60, "temperature": 1.0, "batch_size": rows, **options})
     requests = [
         GenerationRequest(str(n), ({"role": "user", "content": f"prompt {n}"},), schema=schemas[n % len(schemas)])
         for n in range(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from easydistill.config.base import NonNegativeFloat, PositiveInt, Seed
-from easydistill.config.inference import LocalInferenceConfig, SamplingConfig
+from easydistill.config.inference import SamplingConfig, TransformersInferenceConfig
 from easydistill.config.models import ModelRef, ModelsConfig
 
 
@@ -32,6 +32,6 @@ class StudentInferenceConfig(SamplingConfig):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number type of its weights while it answers."""
 
-    def local(self) -> LocalInferenceConfig:
+    def local(self) -> TransformersInferenceConfig:
         """As any model on this machine is asked."""
-        return LocalInferenceConfig(backend="transformers", **self.model_dump())
+        return TransformersInferenceConfig(backend="transformers", **self.model_dump())

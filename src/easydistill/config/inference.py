@@ -1,11 +1,14 @@
-"""The `inference` section: how a teacher is asked. One class for an API, one for a model on this machine."""
+"""The `inference` section: how a teacher is asked. Each backend has a class of its own; here are the built-in ones.
+
+Which class a section is of follows from its `backend` (`easydistill.teachers.inference_section`).
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Discriminator, Tag, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from easydistill.config.base import (
     AnyInt,
@@ -26,7 +29,7 @@ Truncation = Literal["keep", "reject"]
 
 
 class SamplingConfig(Section):
-    """What both kinds of teacher share: the prompt's frame and the sampling of answers."""
+    """What all models share that are asked: the prompt's frame and the sampling of answers."""
 
     system_prompt: str | None = None
     """Sent to the teacher before each row that has no system message of its own. Not part of training rows."""
@@ -44,6 +47,19 @@ class SamplingConfig(Section):
         """
         elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt", "truncation"}
         return {name: value for name, value in self.identity().items() if name not in elsewhere}
+
+
+class InferenceConfig(SamplingConfig):
+    """How one backend asks a teacher. Its class declares `backend` as a literal, without default."""
+
+    needs_model: ClassVar[bool] = True
+    """Whether the teacher is the model that `models` names; otherwise the section itself says which it is."""
+    scores: ClassVar[bool] = False
+    """Whether it can be found out how probable the teacher finds given tokens. That needs its weights on this machine
+    (a `LocalInferenceConfig`), or a vLLM server."""
+
+    backend: str
+    """What runs the teacher."""
 
 
 class PricesConfig(Section):
@@ -73,11 +89,14 @@ class BatchConfig(Section):
     """How often a row is submitted before it counts as failed, where batches expire, are cancelled or leave it out."""
 
 
-class ApiInferenceConfig(SamplingConfig):
+class ApiInferenceConfig(InferenceConfig):
     """A teacher behind any OpenAI-compatible chat API."""
 
+    needs_model: ClassVar[bool] = False
+    scores: ClassVar[bool] = True
     runtime_only: ClassVar[frozenset[str]] = frozenset(
         {
+            "backend",
             "timeout",
             "max_retries",
             "max_concurrency",
@@ -93,6 +112,8 @@ class ApiInferenceConfig(SamplingConfig):
         }
     )
 
+    backend: Literal["openai"] = "openai"
+    """Any OpenAI-compatible API. It follows from `base_url`."""
     base_url: NonEmptyStr | list[NonEmptyStr]
     """Root of the API, usually ending in `/v1`; or a list of servers of the same model, which share the work.
     The answers of several are known by the model alone: servers may be added, removed and reordered, and nothing is
@@ -178,52 +199,23 @@ class ApiInferenceConfig(SamplingConfig):
         return value.rstrip("/")
 
 
-class LocalInferenceConfig(SamplingConfig):
-    """A teacher on this machine, through vLLM where it is installed, else through transformers.
+class LocalInferenceConfig(InferenceConfig):
+    """A teacher on this machine: what is the same with whatever runs it."""
 
-    The vLLM names (`enable_chunked_prefill` … `max_model_len`) are those of the paper's sample configs.
-    """
+    scores: ClassVar[bool] = True
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset(
-        {
-            "batch_size",
-            "max_batch_tokens",
-            "gpu_memory_utilization",
-            "enforce_eager",
-            "enable_chunked_prefill",
-            "chunk_size",
-            "tensor_parallel_size",
-        }
-    )
-
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` takes vLLM if it is installed."""
     temperature: NonNegativeFloat = 0.8
     """Sampling temperature; 0 is greedy."""
     top_k: PositiveInt | None = None
     """Draw only from the k most probable tokens."""
     seed: Seed = 777
     """Seed of the answers."""
-    batch_size: PositiveInt | None = None
-    """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
-    max_batch_tokens: PositiveInt = 16_384
-    """transformers: prompt and answer tokens that one batch may hold."""
-    chunk_size: PositiveInt = 256
-    """vLLM: rows under way at once. Each answer is on disk the moment it is complete."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number type of the teacher's weights; `auto` is bfloat16 where the device computes well in it."""
-    enable_chunked_prefill: bool | None = None
-    """vLLM: split long prompts over several steps."""
-    gpu_memory_utilization: PositiveShare = 0.9
-    """vLLM: share of GPU memory to take."""
     trust_remote_code: bool = False
     """Run code that comes with the teacher's weights."""
-    enforce_eager: bool | None = None
-    """vLLM: no compiled graphs; by default so on CPUs only, where compiling costs more than it gains."""
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer, in tokens; longer prompts are rejected rows."""
-    tensor_parallel_size: NonNegativeInt | None = None
-    """vLLM: GPUs that share one copy of the teacher; by default all of them."""
 
     @field_validator("temperature")
     @classmethod
@@ -233,23 +225,75 @@ class LocalInferenceConfig(SamplingConfig):
         return value
 
 
-class WhiteBoxInferenceConfig(LocalInferenceConfig):
-    """A teacher on this machine whose distributions are kept too."""
+class TransformersOptions(LocalInferenceConfig):
+    """What transformers is given beside what every local teacher is."""
 
-    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {"top_logits_num"}
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_batch_tokens"})
+
+    batch_size: PositiveInt | None = None
+    """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
+    max_batch_tokens: PositiveInt = 16_384
+    """transformers: prompt and answer tokens that one batch may hold."""
+
+
+class VllmOptions(LocalInferenceConfig):
+    """What vLLM is given beside what every local teacher is, by the names of the paper's sample configs."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset(
+        {
+            "gpu_memory_utilization",
+            "enforce_eager",
+            "enable_chunked_prefill",
+            "chunk_size",
+            "tensor_parallel_size",
+        }
+    )
+
+    chunk_size: PositiveInt = 256
+    """vLLM: rows under way at once. Each answer is on disk the moment it is complete."""
+    enable_chunked_prefill: bool | None = None
+    """vLLM: split long prompts over several steps."""
+    gpu_memory_utilization: PositiveShare = 0.9
+    """vLLM: share of GPU memory to take."""
+    enforce_eager: bool | None = None
+    """vLLM: no compiled graphs; by default so on CPUs only, where compiling costs more than it gains."""
+    tensor_parallel_size: NonNegativeInt | None = None
+    """vLLM: GPUs that share one copy of the teacher; by default all of them."""
+
+
+class TransformersInferenceConfig(TransformersOptions):
+    """A teacher in this process, through transformers."""
+
+    backend: Literal["transformers"]
+    """In this process, through transformers."""
+
+
+class VllmInferenceConfig(VllmOptions):
+    """A teacher in vLLM's engine, on this machine."""
+
+    backend: Literal["vllm"]
+    """vLLM's engine on this machine."""
+
+
+class AutoInferenceConfig(TransformersOptions, VllmOptions):
+    """A teacher on this machine, through vLLM where it is installed, else through transformers."""
+
+    runtime_only: ClassVar[frozenset[str]] = TransformersOptions.runtime_only | VllmOptions.runtime_only
+
+    backend: Literal["auto"] = "auto"
+    """`auto` takes vLLM if it is installed, else transformers; name one of them to be asked for its own keys alone."""
+
+
+class WhiteBoxInferenceConfig(LocalInferenceConfig):
+    """A teacher on this machine whose distributions are kept too. A backend's own section is mixed with this one."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"top_logits_num"})
 
     top_logits_num: PositiveInt | None = None
     """The paper's name: keep the so many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
 
 
-def _inference_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return "server" if "base_url" in value else "local"
-    return "server" if isinstance(value, ApiInferenceConfig) else "local"
-
-
-Inference = Annotated[
-    Annotated[LocalInferenceConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
-    Discriminator(_inference_kind),
-]
-"""A server where `base_url` is given, else a model on this machine."""
+def through_transformers(config: LocalInferenceConfig) -> TransformersInferenceConfig:
+    """The same sampling, through transformers."""
+    known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - {"backend"}
+    return TransformersInferenceConfig(backend="transformers", **{name: getattr(config, name) for name in known})

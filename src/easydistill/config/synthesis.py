@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import codecs
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Section, Unfit
-from easydistill.config.inference import Inference, LocalInferenceConfig
 from easydistill.config.models import ModelRef
 
 
@@ -23,13 +22,6 @@ class SynthesisModels(TeacherModels):
 
     judge: ModelRef | None = None
     """The model that judges; by default the teacher."""
-
-
-class JudgeConfig(Section):
-    """Another model, or other sampling, for whatever judges."""
-
-    inference: Inference = Field(default=LocalInferenceConfig(temperature=0.0))
-    """How the judge is asked."""
 
 
 class ChunksConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.data.files import hash_file
 from easydistill.engine.stage import StageContext
@@ -13,13 +13,12 @@ from easydistill.errors import ConfigIssue
 from easydistill.models.size import student_parameters
 from easydistill.models.student import check_student, student_identity
 from easydistill.stages.checks import needs_extra, student_issues
-from easydistill.stages.label import TeacherPlan
 from easydistill.stages.train import student_of_stage
-from easydistill.teachers.base import Teacher
+from easydistill.teachers.base import Teacher, TeacherPlan
 
 
 def local_student(
-    models: ModelsConfig, inference: LocalInferenceConfig, template: str | None, trained: str | None
+    models: ModelsConfig, inference: TransformersOptions, template: str | None, trained: str | None
 ) -> TeacherPlan:
     """How a stage gets the student's answers, through transformers.
 
@@ -34,7 +33,7 @@ def local_student(
     def make(context: StageContext) -> Teacher:
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
-        from easydistill.teachers.backends.transformers import TransformersTeacher
+        from easydistill.teachers.transformers import TransformersTeacher
 
         now = student_of_stage(models, trained, context)
 

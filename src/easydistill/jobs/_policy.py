@@ -10,15 +10,14 @@ from easydistill.config.base import Unfit
 from easydistill.config.curriculum import CurriculumModels
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.policy import PolicyConfig, PolicyTrainingConfig, check_rounds
 from easydistill.config.rewards import RewardsConfig
-from easydistill.config.synthesis import JudgeConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import asked_model
 from easydistill.rewards import rewards_section
 from easydistill.stages.policy import ExplorationRows, PolicyStage
+from easydistill.teachers.sections import JudgeConfig
 
 RewardsSection: Any = rewards_section()
 
@@ -44,7 +43,7 @@ class PolicyJob(JobConfig):
             raise Unfit("rewards.judge asks a model, and there is none", 'add "judge": {"inference": {…}}')
         if self.judge is not None and not rewards.needs_judge:
             raise Unfit("`judge` is not used without rewards.judge", "remove it, or add the reward")
-        here = self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
+        here = self.judge is not None and self.judge.inference.needs_model
         if here and (self.models.judge or self.models.teacher) is None:
             raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
         check_rounds(self.policy, self.training)

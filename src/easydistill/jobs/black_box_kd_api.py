@@ -9,14 +9,14 @@ from pydantic import model_validator
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
-from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.stages.label import LabelStage
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import ServedInference
 
 
 class Job(JobConfig):
@@ -25,7 +25,7 @@ class Job(JobConfig):
     job_type: Literal["black_box_kd_api"]
     """Which job this is."""
     dataset: DatasetConfig
-    inference: ApiInferenceConfig | None = None
+    inference: ServedInference | None = None
     """How the API is asked. Without it, the job trains on `dataset.labeled_path`."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
@@ -48,4 +48,4 @@ def plan(job: Job) -> list[Stage]:
     )
     if job.inference is None:
         return after
-    return [LabelStage(job.dataset, job.inference, api_teacher(job.inference)), *after]
+    return [LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None)), *after]

@@ -9,14 +9,15 @@ from pydantic import model_validator
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._black_box import train_and_evaluate
-from easydistill.jobs._local_teacher import local_teacher
 from easydistill.stages.label import LabelStage
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import LocalInference
 
 
 class Job(JobConfig):
@@ -25,7 +26,7 @@ class Job(JobConfig):
     job_type: Literal["black_box_kd_local"]
     """Which job this is."""
     dataset: DatasetConfig
-    inference: LocalInferenceConfig = LocalInferenceConfig()
+    inference: LocalInference = AutoInferenceConfig()
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -50,5 +51,5 @@ def plan(job: Job) -> list[Stage]:
     if not job.labels:
         return after
     assert job.models.teacher is not None
-    teacher = local_teacher(job.models.teacher, job.inference, job.dataset.template)
+    teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
     return [LabelStage(job.dataset, job.inference, teacher), *after]

@@ -15,10 +15,9 @@ from easydistill.config.cogpo import CogpoDatasetConfig, TriesInferenceConfig, T
 from easydistill.config.curriculum import CurriculumModels
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
-from easydistill.config.inference import Inference, LocalInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
-from easydistill.config.synthesis import JudgeConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
@@ -28,6 +27,7 @@ from easydistill.stages.prefer import PairRows, PreferStage, RowsBesidePairs
 from easydistill.stages.sources import FileSource
 from easydistill.stages.synthesise import AskedModel, SynthesiseStage
 from easydistill.stages.train import TrainStage
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class Job(JobConfig):
@@ -36,7 +36,7 @@ class Job(JobConfig):
     job_type: Literal["cogpo"]
     """Which job this is."""
     dataset: CogpoDatasetConfig
-    inference: Inference = Field(default=LocalInferenceConfig())
+    inference: Inference = Field(default=AutoInferenceConfig())
     """How the teacher is asked for chains and for rewritten ones: a server with `base_url`, else `models.teacher` on
     this machine."""
     judge: JudgeConfig | None = None
@@ -73,13 +73,13 @@ class Job(JobConfig):
     def _samples_differ(self) -> None:
         """Refuse to sample where every sample would be the same."""
         asked = self.inference if self.judge is None else self.judge.inference
-        if asked.temperature == 0 and self.synthesis.votes > 1:
+        if getattr(asked, "temperature", None) == 0 and self.synthesis.votes > 1:
             section = "inference" if self.judge is None else "judge.inference"
             raise Unfit(
                 f"{self.synthesis.votes} votes at temperature 0 are one vote",
                 f"raise {section}.temperature, or set synthesis.votes to 1",
             )
-        if self.inference.temperature == 0 and self.synthesis.rounds > 1:
+        if getattr(self.inference, "temperature", None) == 0 and self.synthesis.rounds > 1:
             raise Unfit(
                 "a rewriting that failed is sampled again, and at temperature 0 it would be the same",
                 "raise inference.temperature, or set synthesis.rounds to 1",

@@ -8,10 +8,9 @@ from pydantic import Field, model_validator
 
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
+from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.preference_data import PairModels, StudentSamples, StudentSamplesConfig
-from easydistill.config.synthesis import JudgeConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_model
@@ -20,6 +19,7 @@ from easydistill.operators._base import Role
 from easydistill.operators._pair_configs import StudentConfig, VerifiableConfig
 from easydistill.stages.sources import FileSource
 from easydistill.stages.synthesise import AskedModel, SynthesiseStage
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class Job(JobConfig):
@@ -29,7 +29,7 @@ class Job(JobConfig):
     job_type: Literal["preference_data"]
     """Which job this is."""
     dataset: SynthesisDatasetConfig
-    inference: Inference = Field(default=LocalInferenceConfig())
+    inference: Inference = Field(default=AutoInferenceConfig())
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     student_inference: StudentSamples = Field(default=StudentSamplesConfig())
     """How the student is asked: a server with `base_url`, else `models.student` on this machine."""
@@ -41,7 +41,7 @@ class Job(JobConfig):
 
     @property
     def _has_teacher(self) -> bool:
-        return isinstance(self.inference, ApiInferenceConfig) or self.models.teacher is not None
+        return not self.inference.needs_model or self.models.teacher is not None
 
     @property
     def _has_student(self) -> bool:
@@ -49,7 +49,7 @@ class Job(JobConfig):
 
     @property
     def _judge_is_local(self) -> bool:
-        return self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
+        return self.judge is not None and bool(self.judge.inference.needs_model)
 
     @model_validator(mode="after")
     def _has_whom_it_asks(self) -> Job:
@@ -96,7 +96,7 @@ class Job(JobConfig):
             return self
         asked = {"teacher": self.inference, "student": self.student_inference}
         for role, count in self.synthesis.most_samples.items():
-            if count > 1 and asked[role].temperature == 0:
+            if count > 1 and getattr(asked[role], "temperature", None) == 0:
                 raise Unfit(f"{count} greedy answers of the {role} are {count} times the same", "raise the temperature")
         return self
 

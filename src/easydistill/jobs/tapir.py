@@ -10,9 +10,7 @@ from easydistill.config.base import Unfit
 from easydistill.config.curriculum import CurriculumModels, StudentInferenceConfig
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
-from easydistill.config.synthesis import JudgeConfig
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
@@ -25,6 +23,7 @@ from easydistill.stages.label import LabelStage
 from easydistill.stages.rows import LabelledRows
 from easydistill.stages.synthesise import AskedModel
 from easydistill.stages.train import TrainStage
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class Job(JobConfig):

@@ -10,13 +10,12 @@ from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
 from easydistill.config.distillation import DistillationConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import WhiteBoxInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig, through_transformers
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
 from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
-from easydistill.jobs._local_teacher import local_teacher
 from easydistill.losses import distillation_section
 from easydistill.losses.forward_kld import Config as ForwardKld
 from easydistill.stages.evaluate import EvaluateStage
@@ -25,6 +24,8 @@ from easydistill.stages.rollout import RolloutStage, RowsWithRollouts
 from easydistill.stages.rows import LabelledRows
 from easydistill.stages.score import ScoreStage, Scoring
 from easydistill.stages.train import Teaching, TrainStage
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import WhiteBoxInference, white_box
 
 Distillation: Any = distillation_section()
 ALIGNED_TOP_K = 20
@@ -37,7 +38,7 @@ class Job(JobConfig):
     job_type: Literal["white_box_kd_local"]
     """Which job this is."""
     dataset: WhiteBoxDatasetConfig
-    inference: WhiteBoxInferenceConfig = WhiteBoxInferenceConfig()
+    inference: WhiteBoxInference = white_box(AutoInferenceConfig)()
     models: ModelsConfig
     signals: SignalsConfig | None = None
     """What is kept of the teacher's distributions; by default the most probable tokens, and draws from the rest."""
@@ -146,11 +147,11 @@ def plan(job: Job) -> list[Stage]:
     stages: list[Stage] = []
     if job.labels:
         assert job.models.teacher is not None
-        teacher = local_teacher(job.models.teacher, job.inference, job.dataset.template)
+        teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
         stages.append(LabelStage(job.dataset, job.inference, teacher))
     labelled = rows
     if job.distillation.needs_student_answers:
-        stages.append(RolloutStage(rows, job.models, job.inference))
+        stages.append(RolloutStage(rows, job.models, through_transformers(job.inference)))
         rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels)
     if job.scores:
         scoring = Scoring(job.models, job.kept(), job.distillation, job.max_length, job.dataset.logits_path)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from easydistill.teachers.base import (
     outcome_from_record,
     request_key,
 )
+from easydistill.teachers.base import TeacherPlan as TeacherPlan
 from easydistill.teachers.ledger import Metered
 
 LABELED_JSON = "labeled.json"
@@ -58,18 +59,6 @@ def judge(completion: Completion, truncation: Truncation = "keep") -> tuple[str,
     if truncation == "reject" and completion.finish_reason == "length":
         return "truncated", "the answer was cut off at inference.max_new_tokens"
     return None
-
-
-@dataclass(frozen=True)
-class TeacherPlan:
-    """How the label stage gets its teacher."""
-
-    make: Callable[[StageContext], Teacher]
-    identity: Callable[[], dict[str, Any]]
-    """What names the teacher in the fingerprint, without asking it anything."""
-    preflight: Callable[[], list[ConfigIssue]]
-    memory_bytes: Callable[[], int | None] = lambda: None
-    """What its weights take on this machine, where it runs here."""
 
 
 class LabelStage:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples, write_parquet
@@ -50,7 +50,7 @@ class RolloutStage:
 
     name = "rollout"
 
-    def __init__(self, rows: LabelledRows, models: ModelsConfig, inference: LocalInferenceConfig) -> None:
+    def __init__(self, rows: LabelledRows, models: ModelsConfig, inference: TransformersOptions) -> None:
         self._rows = rows
         self._models = models
         self._inference = inference
@@ -73,7 +73,7 @@ class RolloutStage:
 
     def _student(self) -> Teacher:
         from easydistill.models.loading import choose_dtype, device
-        from easydistill.teachers.backends.transformers import TransformersTeacher
+        from easydistill.teachers.transformers import TransformersTeacher
 
         def make() -> tuple[Any, Any]:
             made = build_student(self._models, choose_dtype(self._inference.dtype, device()))

@@ -1,1 +1,59 @@
-"""Teachers: models that answer, behind an API, in vLLM, or in this process."""
+"""Teachers: models that answer, behind an API, in vLLM, or in this process.
+
+A backend is a module of `backends/`, or of a third party through an entry point `easydistill.teachers`; its name is
+the `backend` of an `inference` section. It offers
+
+- `Config`, the section's class: an `InferenceConfig` whose `backend` is a literal of the backend's name;
+- `plan(config, model, template) -> TeacherPlan`, which says how the teacher is made. `model` is the reference that the
+  config's `models` section holds (None where the class says `needs_model = False`); `template` is a chat-template file
+  for a model without one of its own, or None.
+
+Importing a backend loads no heavy library: `plan` only says how, and what it returns loads what it needs when it is
+called. What a teacher is asked and answers is in `base.py`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Literal, get_args, get_origin
+
+from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, LocalInferenceConfig
+from easydistill.errors import ExtensionError
+from easydistill.registry import Registry
+from easydistill.teachers.base import TeacherPlan
+
+TEACHERS = Registry("teachers", f"{__name__}.backends")
+
+
+def backend(name: str) -> ModuleType:
+    """The backend registered as `name`.
+
+    Raises:
+        KeyError: there is none.
+        ExtensionError: it lacks something that a backend must offer.
+    """
+    module = TEACHERS.module(name)
+    config = getattr(module, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, InferenceConfig)):
+        raise ExtensionError("teachers", name, "has no class `Config` derived from easydistill's InferenceConfig")
+    field = config.model_fields["backend"].annotation
+    if get_origin(field) is not Literal or get_args(field) != (name,):
+        raise ExtensionError("teachers", name, f'its Config must declare `backend: Literal["{name}"]`')
+    if config.scores and not issubclass(config, LocalInferenceConfig | ApiInferenceConfig):
+        problem = "its Config says that it scores; then it must be a LocalInferenceConfig"
+        raise ExtensionError("teachers", name, problem)
+    if not callable(getattr(module, "plan", None)):
+        raise ExtensionError("teachers", name, "has no function `plan`")
+    return module
+
+
+def plan_teacher(inference: InferenceConfig, model: str | None, template: str | None = None) -> TeacherPlan:
+    """How a stage gets the teacher that an `inference` section describes.
+
+    Args:
+        model: the reference of a teacher that needs one: `models.teacher`, or `models.judge`.
+        template: `dataset.template`; a teacher without a template of its own takes it too.
+    """
+    assert model is not None or not inference.needs_model
+    planned: TeacherPlan = backend(inference.backend).plan(inference, model, template)
+    return planned

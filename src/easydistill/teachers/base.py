@@ -19,6 +19,8 @@ from easydistill.errors import DataError
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
+    from easydistill.engine.stage import StageContext
+    from easydistill.errors import ConfigIssue
 
 TEMPLATE_REFUSED = "template_refused"
 """Reason of a row whose chat the model's template does not take: a system message, say, where there is no such role."""
@@ -164,6 +166,20 @@ class Teacher(Protocol):
 
     def close(self) -> None:
         """Free the model or the connections."""
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """What a backend makes of an `inference` section: a teacher, and what can be said of it before it is made."""
+
+    make: Callable[[StageContext], Teacher]
+    """The teacher, for one stage. What it needs on disk goes into the stage's directory."""
+    identity: Callable[[], dict[str, Any]]
+    """What names the teacher in the fingerprint, without asking it anything."""
+    preflight: Callable[[], list[ConfigIssue]]
+    """What is wrong before anything is loaded or asked: a missing library, a model that is not there."""
+    memory_bytes: Callable[[], int | None] = lambda: None
+    """What its weights take on this machine, where it runs here."""
 
 
 def prompt_or_failure(chat: ChatRenderer, request: GenerationRequest, context: int | None) -> list[int] | Failure:

@@ -26,8 +26,8 @@ from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.sampling import SeededSampler, generate_batch
-from easydistill.teachers.backends.transformers import MAX_BATCH_ROWS
 from easydistill.teachers.base import row_seed
+from easydistill.teachers.transformers import MAX_BATCH_ROWS
 
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are generated or scored at once."""

@@ -20,8 +20,8 @@ from easydistill.engine.secrets import Redactor
 from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.rewards import UNJUDGED, Reward, RewardContext
 from easydistill.rewards.judge import Config, language_of, make
-from easydistill.teachers.backends.openai.teacher import OpenAITeacher
 from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 
 from easydistill.config.inference import PricesConfig
 from easydistill.stages.label import judge
-from easydistill.teachers.backends.openai.chat_completion import Answer
 from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import Ledger
+from easydistill.teachers.openai.chat_completion import Answer
 from easydistill.teachers.sizes import Size
 
 PRICES = PricesConfig(input=2.0, output=10.0, cached_input=0.5)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from easydistill.teachers.backends.openai.breaker import FIRST, WINDOW, Breaker
-from easydistill.teachers.backends.openai.features import Features, json_schema_format
-from easydistill.teachers.backends.openai.retry import Fault, Verdict, from_status
-from easydistill.teachers.backends.openai.routing import FAILURES, FIRST_REST, Endpoint, Router
-from easydistill.teachers.backends.openai.window import Window
 from easydistill.teachers.base import GenerationRequest, endpoint_name, request_key
+from easydistill.teachers.openai.breaker import FIRST, WINDOW, Breaker
+from easydistill.teachers.openai.features import Features, json_schema_format
+from easydistill.teachers.openai.retry import Fault, Verdict, from_status
+from easydistill.teachers.openai.routing import FAILURES, FIRST_REST, Endpoint, Router
+from easydistill.teachers.openai.window import Window
 
 BROKEN = Fault("connection", "", Verdict.RETRY)
 BUSY = from_status(429, "", {"retry-after": "7"}, 0.0)

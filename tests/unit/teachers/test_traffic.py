@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydistill.teachers.backends.openai.limits import BURST_SECONDS, RateLimits, TokenBucket
-from easydistill.teachers.backends.openai.window import LEAST, START, Window
+from easydistill.teachers.openai.limits import BURST_SECONDS, RateLimits, TokenBucket
+from easydistill.teachers.openai.window import LEAST, START, Window
 from easydistill.teachers.sizes import TokenEstimator
 
 

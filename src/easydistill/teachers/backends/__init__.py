@@ -1,1 +1,1 @@
-"""The teacher backends that come with EasyDistill."""
+"""The built-in backends: their sections of the config, and how their teachers are made. No heavy library is loaded."""

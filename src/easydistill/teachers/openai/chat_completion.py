@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
-from easydistill.teachers.backends.openai.features import json_schema_format
-from easydistill.teachers.backends.openai.retry import Fault, Verdict, from_error_object
 from easydistill.teachers.base import GenerationRequest, sample_seed
+from easydistill.teachers.openai.features import json_schema_format
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
 
 RAW_LIMIT = 4000
 

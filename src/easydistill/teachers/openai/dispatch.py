@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from easydistill.teachers.backends.openai.limits import RateLimits
-from easydistill.teachers.backends.openai.retry import Fault
-from easydistill.teachers.backends.openai.routing import Endpoint, Router
 from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import Ledger, is_counted
+from easydistill.teachers.openai.limits import RateLimits
+from easydistill.teachers.openai.retry import Fault
+from easydistill.teachers.openai.routing import Endpoint, Router
 from easydistill.teachers.sizes import Size, TokenEstimator
 
 

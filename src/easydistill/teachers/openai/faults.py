@@ -10,9 +10,9 @@ import openai
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
-from easydistill.teachers.backends.openai.chat_completion import RAW_LIMIT
-from easydistill.teachers.backends.openai.retry import Fault, Verdict, from_status
 from easydistill.teachers.base import Failure, bare_url
+from easydistill.teachers.openai.chat_completion import RAW_LIMIT
+from easydistill.teachers.openai.retry import Fault, Verdict, from_status
 
 DETAIL_LIMIT = 500
 _MENDS = {

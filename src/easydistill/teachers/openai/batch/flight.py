@@ -7,12 +7,12 @@ from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.secrets import Redactor
-from easydistill.teachers.backends.openai.batch.book import BatchRecord
-from easydistill.teachers.backends.openai.chat_completion import request_body
-from easydistill.teachers.backends.openai.faults import FaultReader
-from easydistill.teachers.backends.openai.features import Features
 from easydistill.teachers.base import GenerationRequest
 from easydistill.teachers.ledger import Ledger
+from easydistill.teachers.openai.batch.book import BatchRecord
+from easydistill.teachers.openai.chat_completion import request_body
+from easydistill.teachers.openai.faults import FaultReader
+from easydistill.teachers.openai.features import Features
 from easydistill.teachers.sizes import Size, TokenEstimator
 
 

@@ -26,17 +26,6 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
-from easydistill.teachers.backends.openai.batch.calls import BatchCalls
-from easydistill.teachers.backends.openai.batch.flight import BatchTools
-from easydistill.teachers.backends.openai.batch.run import BatchRun, BatchStage, until_stopped
-from easydistill.teachers.backends.openai.chat_completion import StreamParser, garbage, read_body, request_body
-from easydistill.teachers.backends.openai.dispatch import Dispatcher
-from easydistill.teachers.backends.openai.faults import FaultReader
-from easydistill.teachers.backends.openai.limits import RateLimits
-from easydistill.teachers.backends.openai.retry import Fault, Verdict, pause
-from easydistill.teachers.backends.openai.routing import Endpoint, Router
-from easydistill.teachers.backends.openai.window import Window
-from easydistill.teachers.backends.openai.workers import Clients, Run, in_thread
 from easydistill.teachers.base import (
     Completion,
     GenerationRequest,
@@ -46,6 +35,17 @@ from easydistill.teachers.base import (
     endpoint_name,
 )
 from easydistill.teachers.ledger import Ledger
+from easydistill.teachers.openai.batch.calls import BatchCalls
+from easydistill.teachers.openai.batch.flight import BatchTools
+from easydistill.teachers.openai.batch.run import BatchRun, BatchStage, until_stopped
+from easydistill.teachers.openai.chat_completion import StreamParser, garbage, read_body, request_body
+from easydistill.teachers.openai.dispatch import Dispatcher
+from easydistill.teachers.openai.faults import FaultReader
+from easydistill.teachers.openai.limits import RateLimits
+from easydistill.teachers.openai.retry import Fault, Verdict, pause
+from easydistill.teachers.openai.routing import Endpoint, Router
+from easydistill.teachers.openai.window import Window
+from easydistill.teachers.openai.workers import Clients, Run, in_thread
 from easydistill.teachers.sizes import Size, TokenEstimator
 
 POLL_SECONDS = 0.1

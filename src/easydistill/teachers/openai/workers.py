@@ -11,9 +11,9 @@ import openai
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import TeacherError
-from easydistill.teachers.backends.openai.breaker import Breaker
-from easydistill.teachers.backends.openai.dispatch import Dispatcher
-from easydistill.teachers.backends.openai.routing import Endpoint
+from easydistill.teachers.openai.breaker import Breaker
+from easydistill.teachers.openai.dispatch import Dispatcher
+from easydistill.teachers.openai.routing import Endpoint
 
 
 class Run:

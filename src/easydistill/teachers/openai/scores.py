@@ -24,9 +24,9 @@ from easydistill.data.numbers import as_float
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
-from easydistill.teachers.backends.openai.retry import Fault, Verdict, from_error_object
-from easydistill.teachers.backends.openai.teacher import PATIENCE, OpenAITeacher
 from easydistill.teachers.base import Failure, GenerationRequest, Outcome
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
+from easydistill.teachers.openai.teacher import PATIENCE, OpenAITeacher
 from easydistill.teachers.sizes import Size
 
 NO_LOGPROBS = "no_prompt_logprobs"

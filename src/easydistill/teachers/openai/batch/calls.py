@@ -18,10 +18,10 @@ import openai
 
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import TeacherError
-from easydistill.teachers.backends.openai.chat_completion import garbage
-from easydistill.teachers.backends.openai.faults import FaultReader
-from easydistill.teachers.backends.openai.retry import Fault, Verdict, from_error_object, pause
 from easydistill.teachers.base import bare_url
+from easydistill.teachers.openai.chat_completion import garbage
+from easydistill.teachers.openai.faults import FaultReader
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object, pause
 
 T = TypeVar("T")
 METADATA = "easydistill"

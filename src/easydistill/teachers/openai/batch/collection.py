@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easydistill.teachers.backends.openai.batch.book import BatchBook
-from easydistill.teachers.backends.openai.batch.flight import BatchTools, Flight
-from easydistill.teachers.backends.openai.chat_completion import garbage, read_body
-from easydistill.teachers.backends.openai.retry import Fault, Verdict, from_error_object, from_status
 from easydistill.teachers.base import Completion, GenerationRequest, RecordOutcomes
 from easydistill.teachers.ledger import is_counted
+from easydistill.teachers.openai.batch.book import BatchBook
+from easydistill.teachers.openai.batch.flight import BatchTools, Flight
+from easydistill.teachers.openai.chat_completion import garbage, read_body
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object, from_status
 
 _WAITS_FOR_ROOM = frozenset({"token_limit_exceeded"})
 """Codes of a batch that the server refuses until others are through."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from easydistill.data.records import content_hash
-from easydistill.teachers.backends.openai.retry import Fault
+from easydistill.teachers.openai.retry import Fault
 
 _FORMAT_WORDS = (
     "response_format",

@@ -17,12 +17,12 @@ from easydistill.config.inference import BatchConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import TeacherError
-from easydistill.teachers.backends.openai.batch.book import BatchBook, BatchRecord, batch_line
-from easydistill.teachers.backends.openai.batch.calls import BatchCalls, ServerBatch
-from easydistill.teachers.backends.openai.batch.collection import Collection
-from easydistill.teachers.backends.openai.batch.flight import BatchTools, Flight
-from easydistill.teachers.backends.openai.retry import Fault, Verdict
 from easydistill.teachers.base import Failure, GenerationRequest, RecordOutcomes
+from easydistill.teachers.openai.batch.book import BatchBook, BatchRecord, batch_line
+from easydistill.teachers.openai.batch.calls import BatchCalls, ServerBatch
+from easydistill.teachers.openai.batch.collection import Collection
+from easydistill.teachers.openai.batch.flight import BatchTools, Flight
+from easydistill.teachers.openai.retry import Fault, Verdict
 from easydistill.teachers.sizes import Size
 
 STOP_SECONDS = 0.1

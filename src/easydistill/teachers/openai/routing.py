@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from easydistill.teachers.backends.openai.features import Features
-from easydistill.teachers.backends.openai.retry import LONGEST_RETRY_AFTER, Fault, Verdict
-from easydistill.teachers.backends.openai.window import Window
+from easydistill.teachers.openai.features import Features
+from easydistill.teachers.openai.retry import LONGEST_RETRY_AFTER, Fault, Verdict
+from easydistill.teachers.openai.window import Window
 
 FAILURES = 5
 """Faults in a row after which a server is set aside."""

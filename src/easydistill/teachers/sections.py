@@ -1,0 +1,98 @@
+"""The types of `inference` sections: for each kind of job, the union of the backends that it can use.
+
+They know the backends of third parties as well: what `validate`, `schema`, `init` and the generated documentation say
+of an `inference` section comes from here.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
+
+from easydistill.config.base import Section, Unfit
+from easydistill.config.document import show
+from easydistill.config.inference import AutoInferenceConfig, InferenceConfig, WhiteBoxInferenceConfig
+from easydistill.teachers import TEACHERS, backend
+
+SERVER, LOCAL = "openai", "auto"
+"""The backend of a section that names none: with `base_url`, and without."""
+
+
+def inference_section(
+    suits: Callable[[type[InferenceConfig]], bool] = lambda config: True,
+    refusal: str = "",
+    member: Callable[[type[InferenceConfig]], type[InferenceConfig]] = lambda config: config,
+) -> Any:
+    """The type of an `inference` section: the union of the backends' classes, told apart by `backend`.
+
+    Args:
+        suits: whether a job can use a backend's teachers.
+        refusal: why it cannot, of one that does not suit.
+        member: the class that stands for a backend's own.
+    """
+    configs: dict[str, type[InferenceConfig]] = {name: backend(name).Config for name in TEACHERS.names()}
+    fitting = {name: config for name, config in configs.items() if suits(config)}
+
+    def backend_of(value: Any) -> str:
+        if not isinstance(value, dict):
+            return str(getattr(value, "backend", LOCAL))
+        server = LOCAL not in fitting or (SERVER in fitting and "base_url" in value)
+        return str(value.get("backend", SERVER if server else LOCAL))
+
+    def refuse_others(value: Any) -> Any:
+        named = value.get("backend") if isinstance(value, dict) else None
+        if isinstance(named, str) and named in configs and named not in fitting:
+            raise Unfit(f"backend {show(named)} {refusal}", f"use one of {', '.join(map(show, fitting))}")
+        return value
+
+    classes = {name: member(config) for name, config in fitting.items()}
+    section: Any
+    if len(classes) == 1:
+        section = Annotated[next(iter(classes.values())), BeforeValidator(refuse_others)]
+    else:
+        tagged: list[Any] = [Annotated[config, Tag(name)] for name, config in classes.items()]
+        union: Any = functools.reduce(operator.or_, tagged)
+        section = Annotated[union, Discriminator(backend_of), BeforeValidator(refuse_others)]
+    return section
+
+
+@functools.cache
+def white_box(config: type[InferenceConfig]) -> Any:
+    """A backend's class with the keys of `WhiteBoxInferenceConfig` beside its own."""
+    bases = (config, WhiteBoxInferenceConfig)
+    made = create_model(f"WhiteBox{config.__name__}", __base__=bases, __module__=__name__, __doc__=config.__doc__)
+    made.runtime_only = WhiteBoxInferenceConfig.runtime_only | config.runtime_only
+    return made
+
+
+Inference: Any = inference_section()
+"""How any teacher is asked."""
+LocalInference: Any = inference_section(
+    lambda config: config.needs_model, "has a teacher of its own, and this job asks models.teacher"
+)
+"""How `models.teacher` is asked."""
+ServedInference: Any = inference_section(
+    lambda config: not config.needs_model, "asks models.teacher, and this job a teacher somewhere else"
+)
+"""How a teacher is asked that `models` does not name."""
+ScoringInference: Any = inference_section(
+    lambda config: config.scores, "does not score, and this job needs to know how probable the teacher finds tokens"
+)
+"""How a teacher is asked that also scores."""
+WhiteBoxInference: Any = inference_section(
+    lambda config: config.scores and config.needs_model,
+    "gives answers alone, and this job needs the teacher's distributions",
+    white_box,
+)
+"""How a teacher on this machine is asked whose distributions are kept; each backend's keys, and `top_logits_num`."""
+
+
+class JudgeConfig(Section):
+    """Another model, or other sampling, for what is judged."""
+
+    inference: Inference = Field(default=AutoInferenceConfig(temperature=0.0))
+    """How the judge is asked."""

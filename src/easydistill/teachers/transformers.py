@@ -1,0 +1,155 @@
+"""A teacher in this process, through transformers: the default where vLLM is absent.
+
+Rows are batched by length in an order that depends only on the whole list of requests, each row's randomness comes
+from its own key, and a batch is recorded as one unit: a run resumed after a kill gives the same answers as one that
+was never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.inference import TransformersOptions
+from easydistill.data.batches import batches_by_length
+from easydistill.data.chat import ChatRenderer
+from easydistill.engine.interrupt import StopSignal
+from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
+from easydistill.models.reference import resolve
+from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.models.structured import SchemaGrammars
+from easydistill.teachers.base import (
+    Completion,
+    Failure,
+    GenerationRequest,
+    RecordOutcomes,
+    prompt_or_failure,
+    row_seed,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_BATCH_ROWS = 64
+"""More rows a batch gain little speed and lose more work at a kill."""
+
+
+class TransformersTeacher:
+    """Answers with a model loaded into this process.
+
+    Args:
+        reference: the teacher model.
+        template: chat template to use where the teacher has none of its own.
+        make: gives model and tokenizer, where they are not simply those of `reference`.
+        weights: tells them from any others, where `reference` does not.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        inference: TransformersOptions,
+        template: str | None = None,
+        make: Callable[[], tuple[Any, Any]] | None = None,
+        weights: dict[str, Any] | None = None,
+    ) -> None:
+        self._reference = reference
+        self._weights = weights
+        self._make = make
+        self._inference = inference
+        self._template = template
+        self._model: Any = None
+        self._grammars: SchemaGrammars | None = None
+
+    def identity(self) -> dict[str, Any]:
+        weights = self._weights if self._weights is not None else resolve(self._reference).identity()
+        return {"backend": "transformers", **weights}
+
+    def _load(self) -> None:
+        if self._model is not None:
+            return
+        self._device: torch.device = device()
+        model, self._tokenizer = self._make() if self._make is not None else self._read()
+        self._model = model.to(self._device)
+        self._ends = eos_ids(self._tokenizer, self._model.generation_config)
+        own = getattr(self._tokenizer, "chat_template", None)
+        self._chat = ChatRenderer.from_file(self._tokenizer, self._ends, None if own else self._template)
+
+    def _read(self) -> tuple[Any, Any]:
+        trust = self._inference.trust_remote_code
+        dtype = choose_dtype(self._inference.dtype, self._device)
+        tokenizer = load_tokenizer(self._reference, trust_remote_code=trust)
+        return load_model(self._reference, dtype, trust_remote_code=trust), tokenizer
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        done: Callable[[str], bool],
+        record: RecordOutcomes,
+        stop: StopSignal,
+    ) -> None:
+        if all(done(request.key) for request in requests):
+            return
+        self._load()
+        if self._grammars is None and any(request.schema is not None for request in requests):
+            self._grammars = SchemaGrammars(
+                self._tokenizer, self._ends, self._model.config.get_text_config().vocab_size
+            )
+        config = self._inference
+        prompts = self._prompts(requests, done, record)
+        fitting = list(prompts)
+        lengths = [len(prompt) for prompt in prompts.values()]
+        rows = config.batch_size or MAX_BATCH_ROWS
+        for batch in batches_by_length(lengths, rows, config.max_batch_tokens, config.max_new_tokens):
+            if stop.requested:
+                return
+            chosen = [fitting[position] for position in batch]
+            if all(done(requests[index].key) for index in chosen):
+                continue
+            record(self._answer([requests[index] for index in chosen], [prompts[index] for index in chosen]))
+
+    def _prompts(
+        self, requests: Sequence[GenerationRequest], done: Callable[[str], bool], record: RecordOutcomes
+    ) -> dict[int, list[int]]:
+        """Prompt tokens by index of the request; those the model cannot take are recorded as failures instead."""
+        context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
+        prompts: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            prompt = prompt_or_failure(self._chat, request, context)
+            if not isinstance(prompt, Failure):
+                prompts[index] = prompt
+            elif not done(request.key):
+                record([prompt])
+        return prompts
+
+    def _answer(self, requests: list[GenerationRequest], prompts: list[list[int]]) -> list[Completion]:
+        torch = import_torch()
+        config = self._inference
+        started = time.monotonic()
+        sampler = SeededSampler(
+            [row_seed(config.seed, request.key) for request in requests],
+            temperature=[
+                config.temperature if request.temperature is None else request.temperature for request in requests
+            ],
+            top_p=config.top_p,
+            top_k=config.top_k,
+        )
+        masks = None if self._grammars is None else self._grammars.masks([request.schema for request in requests])
+        with torch.inference_mode():
+            answers = generate_batch(self._model, prompts, self._ends, config.max_new_tokens, sampler, masks)
+        seconds = time.monotonic() - started
+        return [
+            Completion(
+                key=request.key,
+                text=self._tokenizer.decode(answer.ids, skip_special_tokens=True),
+                finish_reason="stop" if answer.ended else "length",
+                prompt_tokens=len(prompt),
+                completion_tokens=len(answer.ids) + answer.ended,
+                model=self._reference,
+                seconds=round(seconds, 3),
+            )
+            for request, prompt, answer in zip(requests, prompts, answers, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._model = self._grammars = None
