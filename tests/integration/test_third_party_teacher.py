@@ -108,17 +108,17 @@ def test_its_section_is_validated_by_its_own_class_in_every_job(tmp_path: Path) 
         (
             {"job_type": "white_box_kd_local", "models": models},
             {},
-            ('backend "echo" gives answers alone, and this job needs the teacher\'s distributions',),
+            ('backend "echo" gives no distributions over tokens, which this job needs',),
         ),
         (
             {"job_type": "on_policy_kd", "models": models},
             {},
-            ('backend "echo" does not score, and this job needs to know how probable the teacher finds tokens',),
+            ('backend "echo" gives no log-probabilities of given tokens, which this job needs',),
         ),
         (
             {"job_type": "black_box_kd_local", "models": models},
             {},
-            ('backend "echo" has a teacher of its own, and this job asks models.teacher',),
+            ('backend "echo" does not run models.teacher, which this job asks',),
         ),
     ]
     files = [config_file(tmp_path, f"wrong{n}", job, **keys) for n, (job, keys, _) in enumerate(wrong)]

@@ -29,7 +29,7 @@ Truncation = Literal["keep", "reject"]
 
 
 class SamplingConfig(Section):
-    """What all models share that are asked: the prompt's frame and the sampling of answers."""
+    """The system prompt and the sampling of answers: common to all models that are asked."""
 
     system_prompt: str | None = None
     """Sent to the teacher before each row that has no system message of its own. Not part of training rows."""
@@ -38,28 +38,28 @@ class SamplingConfig(Section):
     top_p: PositiveShare | None = None
     """Nucleus sampling: draw from the smallest set of tokens with this much probability."""
     truncation: Truncation = "keep"
-    """What becomes of an answer that `max_new_tokens` cut off: kept as it is, or a rejected row `truncated`."""
+    """Whether an answer cut off at `max_new_tokens` is kept as it is, or becomes a rejected row `truncated`."""
 
     def sampling(self) -> dict[str, Any]:
-        """What shapes an answer beside model and messages, for request keys.
+        """The values that affect an answer apart from model and messages, for request keys.
 
-        The model's place and name are the teacher's identity, and the system prompt is part of the messages.
+        The model's location and name are part of the teacher's identity, the system prompt of the messages.
         """
         elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt", "truncation"}
         return {name: value for name, value in self.identity().items() if name not in elsewhere}
 
 
 class InferenceConfig(SamplingConfig):
-    """How one backend asks a teacher. Its class declares `backend` as a literal, without default."""
+    """The `inference` section of one backend. Subclasses declare `backend` as a literal without default."""
 
     needs_model: ClassVar[bool] = True
-    """Whether the teacher is the model that `models` names; otherwise the section itself says which it is."""
+    """Whether the teacher is the model named in `models`; if not, the section itself names it."""
     scores: ClassVar[bool] = False
-    """Whether it can be found out how probable the teacher finds given tokens. That needs its weights on this machine
-    (a `LocalInferenceConfig`), or a vLLM server."""
+    """Whether the teacher can give log-probabilities of given tokens. That requires its weights on this machine (a
+    `LocalInferenceConfig`), or a vLLM server."""
 
     backend: str
-    """What runs the teacher."""
+    """The backend that runs the teacher."""
 
 
 class PricesConfig(Section):
@@ -113,7 +113,7 @@ class ApiInferenceConfig(InferenceConfig):
     )
 
     backend: Literal["openai"] = "openai"
-    """Any OpenAI-compatible API. It follows from `base_url`."""
+    """An OpenAI-compatible API; the default if `base_url` is given."""
     base_url: NonEmptyStr | list[NonEmptyStr]
     """Root of the API, usually ending in `/v1`; or a list of servers of the same model, which share the work.
     The answers of several are known by the model alone: servers may be added, removed and reordered, and nothing is
@@ -200,7 +200,7 @@ class ApiInferenceConfig(InferenceConfig):
 
 
 class LocalInferenceConfig(InferenceConfig):
-    """A teacher on this machine: what is the same with whatever runs it."""
+    """A teacher on this machine; common to the backends that run one."""
 
     scores: ClassVar[bool] = True
 
@@ -226,7 +226,7 @@ class LocalInferenceConfig(InferenceConfig):
 
 
 class TransformersOptions(LocalInferenceConfig):
-    """What transformers is given beside what every local teacher is."""
+    """A local teacher's keys, and those of transformers."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_batch_tokens"})
 
@@ -237,7 +237,7 @@ class TransformersOptions(LocalInferenceConfig):
 
 
 class VllmOptions(LocalInferenceConfig):
-    """What vLLM is given beside what every local teacher is, by the names of the paper's sample configs."""
+    """A local teacher's keys, and those of vLLM, named as in the paper's sample configs."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset(
         {
@@ -281,19 +281,19 @@ class AutoInferenceConfig(TransformersOptions, VllmOptions):
     runtime_only: ClassVar[frozenset[str]] = TransformersOptions.runtime_only | VllmOptions.runtime_only
 
     backend: Literal["auto"] = "auto"
-    """`auto` takes vLLM if it is installed, else transformers; name one of them to be asked for its own keys alone."""
+    """vLLM if it is installed, else transformers. `auto` accepts the keys of both and uses those that apply."""
 
 
 class WhiteBoxInferenceConfig(LocalInferenceConfig):
-    """A teacher on this machine whose distributions are kept too. A backend's own section is mixed with this one."""
+    """A teacher on this machine whose distributions are stored too. Combined with the section of each backend."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"top_logits_num"})
 
     top_logits_num: PositiveInt | None = None
-    """The paper's name: keep the so many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
+    """The paper's name: keep this many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
 
 
 def through_transformers(config: LocalInferenceConfig) -> TransformersInferenceConfig:
-    """The same sampling, through transformers."""
+    """The same settings for transformers, as far as it has them."""
     known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - {"backend"}
     return TransformersInferenceConfig(backend="transformers", **{name: getattr(config, name) for name in known})

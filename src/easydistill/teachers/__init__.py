@@ -1,15 +1,15 @@
-"""Teachers: models that answer, behind an API, in vLLM, or in this process.
+"""Teachers: models that answer requests, behind an API, in vLLM, or in this process.
 
-A backend is a module of `backends/`, or of a third party through an entry point `easydistill.teachers`; its name is
-the `backend` of an `inference` section. It offers
+A backend is a module in `backends/`, or a third party's module behind an entry point `easydistill.teachers`. Its name
+is the value of `backend` in an `inference` section. It offers
 
-- `Config`, the section's class: an `InferenceConfig` whose `backend` is a literal of the backend's name;
-- `plan(config, model, template) -> TeacherPlan`, which says how the teacher is made. `model` is the reference that the
-  config's `models` section holds (None where the class says `needs_model = False`); `template` is a chat-template file
-  for a model without one of its own, or None.
+- `Config`: the section's class, an `InferenceConfig` that declares `backend` as a literal of this name;
+- `plan(config, model, template) -> TeacherPlan`: how the teacher is created. `model` is the reference in the config's
+  `models` section (None if the class says `needs_model = False`); `template` is a chat-template file for a model
+  without one of its own, or None.
 
-Importing a backend loads no heavy library: `plan` only says how, and what it returns loads what it needs when it is
-called. What a teacher is asked and answers is in `base.py`.
+Importing a backend loads no heavy library; the functions of its `TeacherPlan` do when they are called. Requests and
+answers are defined in `base.py`. `docs/teachers.md` shows a backend.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def backend(name: str) -> ModuleType:
 
 
 def plan_teacher(inference: InferenceConfig, model: str | None, template: str | None = None) -> TeacherPlan:
-    """How a stage gets the teacher that an `inference` section describes.
+    """The plan for the teacher of an `inference` section.
 
     Args:
-        model: the reference of a teacher that needs one: `models.teacher`, or `models.judge`.
-        template: `dataset.template`; a teacher without a template of its own takes it too.
+        model: the reference of a model that the section does not name: `models.teacher` or `models.judge`.
+        template: `dataset.template`, for a teacher without a chat template of its own.
     """
     assert model is not None or not inference.needs_model
     planned: TeacherPlan = backend(inference.backend).plan(inference, model, template)

@@ -1,7 +1,7 @@
 """The types of `inference` sections: for each kind of job, the union of the backends that it can use.
 
-They know the backends of third parties as well: what `validate`, `schema`, `init` and the generated documentation say
-of an `inference` section comes from here.
+The backends of third parties are included, so that `validate`, `schema`, `init` and the generated documentation know
+their keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from easydistill.config.inference import AutoInferenceConfig, InferenceConfig, W
 from easydistill.teachers import TEACHERS, backend
 
 SERVER, LOCAL = "openai", "auto"
-"""The backend of a section that names none: with `base_url`, and without."""
+"""The default backends: with `base_url`, and without."""
 
 
 def inference_section(
@@ -27,12 +27,12 @@ def inference_section(
     refusal: str = "",
     member: Callable[[type[InferenceConfig]], type[InferenceConfig]] = lambda config: config,
 ) -> Any:
-    """The type of an `inference` section: the union of the backends' classes, told apart by `backend`.
+    """The type of an `inference` section: the union of the backends' classes, discriminated by `backend`.
 
     Args:
-        suits: whether a job can use a backend's teachers.
-        refusal: why it cannot, of one that does not suit.
-        member: the class that stands for a backend's own.
+        suits: whether a job can use the backend with this class.
+        refusal: why it cannot use the others, for the error message.
+        member: replaces a backend's class in the union.
     """
     configs: dict[str, type[InferenceConfig]] = {name: backend(name).Config for name in TEACHERS.names()}
     fitting = {name: config for name, config in configs.items() if suits(config)}
@@ -70,29 +70,29 @@ def white_box(config: type[InferenceConfig]) -> Any:
 
 
 Inference: Any = inference_section()
-"""How any teacher is asked."""
+"""Any backend."""
 LocalInference: Any = inference_section(
-    lambda config: config.needs_model, "has a teacher of its own, and this job asks models.teacher"
+    lambda config: config.needs_model, "does not run models.teacher, which this job asks"
 )
-"""How `models.teacher` is asked."""
+"""Backends that run `models.teacher`."""
 ServedInference: Any = inference_section(
-    lambda config: not config.needs_model, "asks models.teacher, and this job a teacher somewhere else"
+    lambda config: not config.needs_model, "runs models.teacher, and this job asks a teacher at a server"
 )
-"""How a teacher is asked that `models` does not name."""
+"""Backends whose section names the teacher."""
 ScoringInference: Any = inference_section(
-    lambda config: config.scores, "does not score, and this job needs to know how probable the teacher finds tokens"
+    lambda config: config.scores, "gives no log-probabilities of given tokens, which this job needs"
 )
-"""How a teacher is asked that also scores."""
+"""Backends that give log-probabilities of given tokens."""
 WhiteBoxInference: Any = inference_section(
     lambda config: config.scores and config.needs_model,
-    "gives answers alone, and this job needs the teacher's distributions",
+    "gives no distributions over tokens, which this job needs",
     white_box,
 )
-"""How a teacher on this machine is asked whose distributions are kept; each backend's keys, and `top_logits_num`."""
+"""Backends that run `models.teacher` and give its distributions; with `top_logits_num` beside each backend's keys."""
 
 
 class JudgeConfig(Section):
-    """Another model, or other sampling, for what is judged."""
+    """Another model, or other sampling, for judging."""
 
     inference: Inference = Field(default=AutoInferenceConfig(temperature=0.0))
     """How the judge is asked."""

@@ -1,4 +1,4 @@
-"""How many tokens a request will take, estimated before it is sent."""
+"""Estimates of a request's tokens, made before it is sent."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MARGIN = 1.1
 
 @dataclass(frozen=True)
 class Size:
-    """Tokens of a request, before it is sent."""
+    """Estimated tokens of a request."""
 
     prompt: int
     completion: int
-    """As long as answers were so far."""
+    """The mean of the answers so far."""
     worst_prompt: int
     worst_completion: int
-    """The longest allowed."""
+    """The longest answer allowed."""
     prompt_bytes: int = 0
     messages: int = 0
 
@@ -36,7 +36,7 @@ class Size:
 
 
 class TokenEstimator:
-    """From bytes of text to tokens, as the server's own counts teach: 4 bytes a token before it has told any."""
+    """Tokens from bytes of text: 4 bytes a token at first, then the ratio that the server's own counts show."""
 
     def __init__(self, max_new_tokens: int) -> None:
         self._longest = max_new_tokens
@@ -59,11 +59,11 @@ class TokenEstimator:
         )
 
     def learn(self, size: Size, prompt_tokens: int, completion_tokens: int) -> None:
-        """What a request of `size` really took."""
+        """Take the server's counts for a request estimated as `size`."""
         self._answers += 1
         self._completion_tokens += completion_tokens
         if size.prompt_bytes:
-            # Templates add tokens of their own; they count as if the text had them.
+            # A template's own tokens are counted as if they were text.
             tokens = max(1, prompt_tokens - _PER_MESSAGE * size.messages)
             self._bytes += size.prompt_bytes
             self._prompt_tokens += tokens
@@ -71,12 +71,12 @@ class TokenEstimator:
 
 
 def text_tokens(text: str | None) -> int:
-    """Tokens of a text nobody has counted."""
+    """Estimated tokens of a text."""
     return math.ceil(text_bytes(text) * _FIRST_RATIO)
 
 
 def text_bytes(content: Any) -> int:
-    """Bytes of a message's text, in UTF-8; of a list of parts, of those that are text."""
+    """Bytes of a message's text in UTF-8; for a list of parts, of the text parts."""
     if isinstance(content, str):
         return len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Limits the user sets: requests and tokens a minute, spread evenly.
+"""The user's rate limits: requests and tokens per minute, spread evenly.
 
 Pure: every method takes the time, in seconds of any steady clock.
 """
@@ -6,11 +6,11 @@ Pure: every method takes the time, in seconds of any steady clock.
 from __future__ import annotations
 
 BURST_SECONDS = 0.25
-"""What may be used at once: the allowance of so long a time."""
+"""The burst allowed: the allowance of this much time."""
 
 
 class TokenBucket:
-    """`per_minute` units a minute, at most a quarter of a second's worth at once, or one request if that is larger."""
+    """`per_minute` units a minute; at most `BURST_SECONDS`' worth at once, or one unit if that is larger."""
 
     def __init__(self, per_minute: float) -> None:
         self._rate = per_minute / 60
@@ -32,12 +32,12 @@ class TokenBucket:
         if self._at is None:
             self._at = now
         elapsed = max(0.0, now - self._at)
-        # A hair more than counted: rounding must not ask for a wait of 1e-17 seconds.
+        # Slightly more than counted, so that rounding does not cause waits of 1e-17 seconds.
         return min(self._capacity, self._level + elapsed * self._rate + 1e-9)
 
 
 class RateLimits:
-    """Both limits; either may be absent."""
+    """Both limits; either may be None."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         self._requests = None if requests_per_minute is None else TokenBucket(requests_per_minute)
@@ -56,6 +56,6 @@ class RateLimits:
             self._tokens.take(tokens, now)
 
     def correct(self, estimated: int, used: int, now: float) -> None:
-        """What a request took turned out otherwise."""
+        """Correct a request's estimate by the tokens that it used."""
         if self._tokens:
             self._tokens.take(used - estimated, now)

@@ -1,19 +1,19 @@
-"""How much one server may be asked at once: as much as speeds it up, less when it refuses or slows down.
+"""How much one server is asked at once: more while that speeds it up, less when it refuses or slows down.
 
-One number, the load, is moved by additive increase and multiplicative decrease. Once a round (as many requests as may
-be under way at once) it
-  - shrinks by the refused share, at most by half, where more than a quarter of the round was refused (429, 503);
-  - shrinks a little where a token takes twice as long as it did at best, and longer than L^0.75 times as long, L being
-    by how much the load has grown since: more at once then brings hardly more (below L^0.25 times the tokens);
-  - otherwise grows where it was used up: by one, or by a twentieth where it bounds the rate of starts.
-Up to the first sign of trouble, and after one up to a load that the server is known to take, it grows by one for every
-answer. A share of refusals is tolerated because servers refuse now and then at any load, and because a server that
-counts requests by the minute answers as many whether or not some are refused.
+The load, a single number, follows additive increase and multiplicative decrease. Once a round (as many requests as may
+be in flight at once) it
+  - shrinks by the refused share, at most by half, if more than a quarter of the round was refused (429, 503);
+  - shrinks a little if a token takes twice as long as it did at best, and longer than L^0.75 times as long, where L is
+    the load's growth since then: a higher load then brings hardly more (less than L^0.25 times the tokens);
+  - otherwise grows if it was used up: by one, or by a twentieth if it limited the rate of starts.
+Until the first sign of trouble, and later up to a load that the server is known to handle, it grows by one for every
+answer. Some refusals are tolerated because servers refuse now and then at any load, and because a server that counts
+requests by the minute answers as many whether or not some are refused.
 
-The load bounds the requests under way. From the first round with too many refusals on it also bounds the rate of
-starts, to load / seconds of an answer: by Little's law, the rate of answers with as many under way. Two kinds of server
-need that. One refuses in no time, and would be asked hundreds of times while it works on one answer. Another takes less
-than one request at a time; the load is then below one.
+The load limits the requests in flight. From the first round with too many refusals on it also limits the rate of starts
+to load / seconds of an answer, which by Little's law is the rate of answers with that many requests in flight. This is
+for servers that refuse at once, and would otherwise be asked hundreds of times while they work on one answer, and for
+servers that handle less than one request at a time, where the load is below one.
 
 Pure: methods take the time, in seconds of any steady clock.
 """
@@ -25,34 +25,34 @@ import math
 START = 32
 TOLERATED = 0.25
 LEAST = 4
-"""No fewer may be under way at once; a load below it only spreads their starts."""
+"""Requests always allowed in flight; a lower load only spreads their starts."""
 LONGEST_GAP = 1.0
-"""Seconds between two starts after which a server is always tried, unless it asks for a longer wait."""
+"""Longest interval between starts, in seconds, unless an answer takes longer or the server asks for a longer wait."""
 LEAST_ROUND = 16
 MOST_SHRINK = 0.5
 SLOW_SHRINK = 0.9
 GROWTH = 0.05
 FORGET = 0.85
-"""What is left of the known load each time that too many are refused."""
+"""Factor for the known load in each round with too many refusals."""
 SLOWER = 2.0
-"""Seconds a token, relative to the best known, from which on a server counts as slowed down."""
+"""Ratio of seconds per token to the best known from which a server counts as slowed down."""
 PAYS = 0.75
-"""Seconds a token may grow with the limit's growth to this power: batches make each slower and all faster."""
+"""Seconds per token may grow with the load's growth to this power: batching slows each request and speeds up all."""
 FIRST_SECONDS = 0.5
-"""What an answer is taken to take before there has been one."""
+"""Assumed seconds of an answer before the first one."""
 _REMEMBERED = 32
-"""Answers over which their seconds are averaged."""
+"""Number of answers in the moving average of their seconds."""
 _SMOOTH = 0.3
 _RELEARN = 1.1
-"""Growth per round of the best known, once the limit cannot shrink any more: the server has changed."""
+"""Growth of the best known seconds per token, each round, once the load cannot shrink: the server has changed."""
 
 
 class Window:
-    """A limit on requests under way and on the rate of their starts, moved by what comes of them.
+    """Limits the requests in flight and the rate of their starts, by the outcomes of earlier ones.
 
     Args:
-        ceiling: the limit never exceeds it.
-        adaptive: False fixes the limit at the ceiling, and starts wait for the server's Retry-After alone.
+        ceiling: the most requests in flight.
+        adaptive: False always allows `ceiling` requests in flight; starts then wait only for the server's Retry-After.
     """
 
     def __init__(self, ceiling: int, adaptive: bool = True) -> None:
@@ -61,7 +61,7 @@ class Window:
         self._adaptive = adaptive
         self._load = float(min(START, ceiling) if adaptive else ceiling)
         self._known = math.inf
-        """Up to here the load grows by one for every answer."""
+        """Below it the load grows by one for every answer."""
         self._round = 0
         self._known_answers = 0
         self._seconds_each = FIRST_SECONDS
@@ -73,7 +73,7 @@ class Window:
 
     @property
     def limit(self) -> int:
-        """Requests that may be under way at once."""
+        """Requests that may be in flight at once."""
         return int(max(self._load, self._floor))
 
     def delay(self, now: float) -> float:
@@ -81,17 +81,17 @@ class Window:
         return max(0.0, self._held_until - now, self._next - now)
 
     def started(self, now: float) -> int:
-        """A request starts; returns the round it belongs to, to be given back with what comes of it."""
+        """A request starts; returns its round, which is passed on with its outcome."""
         self._started += 1
         if self._paced:
             gap = self._seconds_each / self._load
-            # Less than a gap late: nothing but the pace held it back, and the next one need not be late, too.
+            # Less than a gap late: only the rate held this start back. Its lateness does not delay the next one.
             self._on_time += now < self._next + gap
             self._next = max(self._next, now - gap) + gap
         return self._round
 
     def answered(self, number: int, seconds: float, tokens: int, pending: int) -> None:
-        """An answer of `tokens` (0: unknown) after `seconds`, with `pending` requests under way, itself included."""
+        """An answer of `tokens` (0: unknown) after `seconds`; `pending` requests are in flight, itself included."""
         self._known_answers = min(self._known_answers + 1, _REMEMBERED)
         self._seconds_each += (seconds - self._seconds_each) / self._known_answers
         full = pending >= self.limit
@@ -106,17 +106,17 @@ class Window:
         self._end(number)
 
     def refused(self, number: int) -> None:
-        """The server was too busy."""
+        """The server was overloaded."""
         if number == self._round:
             self._refused += 1
         self._end(number)
 
     def failed(self, number: int) -> None:
-        """Something else went wrong, which says nothing about load."""
+        """The request failed for a reason unrelated to load."""
         self._end(number)
 
     def hold(self, until: float) -> None:
-        """The server named the moment before which it takes no more; all of its requests wait."""
+        """The server asked to wait: no request starts before `until`."""
         self._held_until = max(self._held_until, until)
 
     def _begin(self) -> None:
@@ -156,7 +156,7 @@ class Window:
             self._load = min(self._load, self._ceiling)
 
     def _slowed(self, cost: float) -> bool:
-        """Whether `cost`, in seconds a token, means that more at once is not more."""
+        """Whether `cost`, in seconds per token, shows that a higher load brings hardly more."""
         if self._cost is None:
             self._cost = cost
             self._best_cost, self._best_load = cost, self._load

@@ -1,4 +1,4 @@
-"""What the lines of a batch say, row by row: an answer, a lasting reason for none, or neither: submit it again."""
+"""Reads the lines of an ended batch. A row has an answer, a permanent failure, or neither and is submitted again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from easydistill.teachers.openai.chat_completion import garbage, read_body
 from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object, from_status
 
 _WAITS_FOR_ROOM = frozenset({"token_limit_exceeded"})
-"""Codes of a batch that the server refuses until others are through."""
+"""Codes of a batch that the server refuses until others have ended."""
 
 
 class Collection:
-    """The lines of one batch that has ended: answers and lasting refusals are recorded as they are read.
+    """The lines of one ended batch; answers and permanent failures are recorded as they are read.
 
     Args:
         requests: what is to be answered, by key; the batch may hold other rows of an earlier run.
@@ -41,12 +41,12 @@ class Collection:
         self.faults: dict[str, Fault] = {}
         """Of rows that may be submitted again."""
         self.reshaped: set[str] = set()
-        """Rows that are submitted again without what the server does not know."""
+        """Rows that are submitted again without what the server does not support."""
         self.fatal: Fault | None = None
-        """Why no row can succeed. What the batches under way bring is still taken in."""
+        """Why no row can succeed. Batches in progress are still collected."""
 
     def take(self, line: bytes) -> None:
-        """Take one line, of answers or of errors. One that is there twice counts once."""
+        """Take one line of answers or errors; a repeated line counts once."""
         if not line.strip():
             return
         try:
@@ -65,7 +65,7 @@ class Collection:
             self._answered(key, arguments)
 
     def take_failure(self, errors: Sequence[dict[str, Any]]) -> bool:
-        """Take why the batch failed as a whole; whether it only came when the server had no room for it."""
+        """Take the reasons why the batch failed as a whole; returns whether it only came when the server was full."""
         waits = False
         whole: Fault | None = None
         for error in errors:
@@ -82,8 +82,8 @@ class Collection:
             elif fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
                 self.fatal = self.fatal or fault
         if whole is not None:
-            told = Fault("batch_failed", whole.detail, Verdict.RETRY, raw=whole.raw)
-            self.faults = dict.fromkeys(self._flight.open, told) | self.faults
+            failed = Fault("batch_failed", whole.detail, Verdict.RETRY, raw=whole.raw)
+            self.faults = dict.fromkeys(self._flight.open, failed) | self.faults
         return waits
 
     def _answered(self, key: str, arguments: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ class Collection:
             self._tools.estimator.learn(size, answer.prompt_tokens, answer.completion_tokens)
 
     def _adapts_to(self, key: str, fault: Fault) -> bool:
-        """Whether the server refused an optional part of a row, which goes without it from now on."""
+        """Whether the server refused an optional part of a row that is omitted from now on."""
         if fault.reason not in {"http_400", "http_422"} or key not in self._requests:
             return False
         if not self._sent:
@@ -121,7 +121,7 @@ class Collection:
             self.faults[key] = fault
 
     def words(self) -> str:
-        """What was in it, for the log."""
+        """A summary for the log."""
         unread = f", {self._unread} lines that cannot be read" if self._unread else ""
         return f"{self._answers:,} answers of {len(self._keys):,} rows{unread}"
 
@@ -130,7 +130,7 @@ def _arguments(line: dict[str, Any]) -> dict[str, Any]:
     """The answer in a line, as the arguments of `Completion`.
 
     Raises:
-        Fault: there is none.
+        Fault: the line has no answer.
     """
     response, error = line.get("response"), line.get("error")
     if isinstance(response, dict):

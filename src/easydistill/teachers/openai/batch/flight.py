@@ -1,4 +1,4 @@
-"""A batch under way, and what batches share with single requests to the same server."""
+"""A batch in progress, and what batches share with single requests to the same server."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class BatchTools:
     features: Features
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
-        """What a request asks for, before it is shaped to what the server takes."""
+        """A request's body, before it is reduced to what the server supports."""
         return request_body(self.config, self.identity["model"], request)
 
 
 @dataclass
 class Flight:
-    """A batch under way."""
+    """A batch in progress."""
 
     record: BatchRecord
     id: str
     open: dict[str, Size]
-    """Rows that have nothing recorded, with the tokens reserved for them."""
+    """Rows without a recorded outcome, with the tokens reserved for them."""
 
     def close(self, key: str, ledger: Ledger) -> Size:
-        """Take a row out, and release the tokens reserved for it."""
+        """Remove a row and release the tokens reserved for it."""
         size = self.open.pop(key)
         ledger.release(size)
         return size

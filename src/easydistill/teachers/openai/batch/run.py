@@ -1,8 +1,8 @@
-"""Requests answered through OpenAI's Batch API: submitted as files, waited for, what is missing submitted again.
+"""Answers requests through OpenAI's Batch API: submits them as files, waits, and submits missing rows again.
 
-What a batch holds is on disk before the server hears of it, and its id before anyone waits for it (`book.py`): a
-run that is killed, at any moment, goes on with the batches it had submitted. Lines of a batch are read and judged as
-single answers are; a row counts as missing where the server gave neither an answer nor a lasting reason for none.
+A batch's content is on disk before it is sent, and its id as soon as it is known (`book.py`): a run killed at any
+moment continues with the batches it had submitted. Lines are interpreted like single responses; a row is missing if it
+has neither an answer nor a permanent failure.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from easydistill.teachers.openai.retry import Fault, Verdict
 from easydistill.teachers.sizes import Size
 
 STOP_SECONDS = 0.1
-"""How soon a request to stop is noticed."""
+"""How often to check whether the user asked to stop."""
 LOOK_AGAIN_SECONDS = 2.0
-"""Pause before a batch that the server does not list counts as never created."""
+"""Pause before the second search for a batch; one still not listed was never created."""
 
 
 @dataclass(frozen=True)
 class BatchStage:
-    """Where a stage keeps its batches, and whom it tells of them."""
+    """Where a stage stores its batches and reports their progress."""
 
     book: BatchBook
     say: Callable[[str], None]
@@ -41,7 +41,7 @@ class BatchStage:
 
 @dataclass(frozen=True)
 class _Row:
-    """A request that waits to be submitted."""
+    """A request waiting to be submitted."""
 
     request: GenerationRequest
     attempt: int
@@ -60,8 +60,8 @@ class BatchRun:
     """One call of `generate` through batches.
 
     Args:
-        requests: what is to be answered.
-        done: whether a request needs no answer any more.
+        requests: all requests.
+        done: whether a request is finished already.
         record: takes outcomes.
     """
 
@@ -82,16 +82,16 @@ class BatchRun:
         self._flights: list[Flight] = []
         self._refusal: TeacherError | None = None
         self._holds = False
-        """Whether nothing new is submitted until a batch is through."""
+        """Whether nothing is submitted until a batch has ended."""
 
     @property
     def _batch(self) -> BatchConfig:
         return self._config.batch or BatchConfig()
 
     async def run(self) -> None:
-        """Take up what is under way, submit the rest, wait for all.
+        """Continue with batches of an earlier run, submit the rest, wait for all.
 
-        Without `inference.batch` nothing is submitted, and what is under way is waited for.
+        Without `inference.batch` nothing is submitted; batches of an earlier run are waited for.
 
         Raises:
             TeacherError: no row can succeed, the server has no Batch API, or the budget has no room for the rest.
@@ -128,13 +128,13 @@ class BatchRun:
             if batch_id is None:
                 self._book.discard(record)
                 continue
-            self._say(f"  batch {batch_id} is under way since an earlier run, with {record.rows:,} rows")
+            self._say(f"  batch {batch_id} is in progress since an earlier run, with {record.rows:,} rows")
             for size in sizes.values():
                 self._tools.ledger.reserve(size)
             self._flights.append(Flight(self._book.save(record, batch_id=batch_id), batch_id, sizes))
 
     async def _lost_id(self, record: BatchRecord) -> str | None:
-        """The id of a batch that was perhaps created when the run broke off."""
+        """The id of a batch that may have been created just before the run ended."""
         if record.file_id is None:
             return None
         found = await self._calls.find(record.token, record.created)
@@ -146,7 +146,7 @@ class BatchRun:
     # --- submitting -------------------------------------------------------------------------------------------
 
     async def _submit_all(self) -> None:
-        """Submit what waits, as far as the budget has room."""
+        """Submit waiting rows, as far as the budget has room."""
         while self._config.batch is not None and self._refusal is None and not (self._holds and self._flights):
             self._holds = False
             lines = list(self._fitting())
@@ -155,7 +155,7 @@ class BatchRun:
             await self._submit(lines)
 
     def _fitting(self) -> Iterator[_Line]:
-        """Take rows of one attempt from the queue, as many as fit in one batch, and reserve their tokens."""
+        """Take as many rows of one attempt from the queue as fit in a batch, and reserve their tokens."""
         rows = total = 0
         attempt: int | None = None
         while self._queue and rows < self._batch.max_requests and attempt in {None, self._queue[0].attempt}:
@@ -188,7 +188,7 @@ class BatchRun:
     # --- collecting -------------------------------------------------------------------------------------------
 
     async def _collect_ended(self) -> bool:
-        """Look at every batch and take in those that have ended; whether there were any."""
+        """Collect the batches that have ended; returns whether there were any."""
         ended = 0
         for flight in list(self._flights):
             batch = await self._calls.look(flight.id, str(self._book.path(flight.record)))
@@ -201,7 +201,7 @@ class BatchRun:
         return ended > 0
 
     async def _collect(self, flight: Flight, batch: ServerBatch) -> None:
-        """Record what came of a batch, and queue what is missing."""
+        """Record a batch's outcomes, and queue its missing rows."""
         found = Collection(self._tools, self._book, self._requests, flight, self._record)
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id is not None:
@@ -222,7 +222,7 @@ class BatchRun:
             await asyncio.sleep(self._batch.poll_interval)
 
     def _missing(self, flight: Flight, key: str, fault: Fault, *, counts: bool) -> None:
-        """A row that a batch left without answer: submit it again, or give it up."""
+        """Submit a row again that a batch left without an answer, or give it up."""
         flight.close(key, self._tools.ledger)
         request = self._requests.get(key)
         if request is None or self._config.batch is None or self._done(key) or self._refusal is not None:
@@ -235,7 +235,7 @@ class BatchRun:
 
 
 async def until_stopped(work: Coroutine[Any, Any, None], stop: StopSignal) -> None:
-    """Do `work`, and leave off at once when asked to: whatever it does, a kill at that moment would lose nothing."""
+    """Do `work`, but cancel it at once when the user asks to stop; a kill at any moment loses nothing."""
     task = asyncio.ensure_future(work)
     while not task.done() and not stop.requested:
         await asyncio.wait({task}, timeout=STOP_SECONDS)
