@@ -175,6 +175,23 @@ def _description(place: Place) -> str:
     )
 
 
+def _of_another_kind(key: str, place: Place, document: Document, model: type[BaseModel]) -> str | None:
+    """What to do about a key that the section would have if it named another kind, such as another backend."""
+    above = tuple(place.path[:-1])
+    written = document.at(above)
+    field = locate(above, model).field
+    for name, info in keys_of(list(place.siblings)).items():
+        kind = literals(info.annotation)
+        if field is None or not isinstance(written, dict) or len(kind) != 1 or written.get(name) != kind[0]:
+            continue
+        having = [cls.model_fields for cls in models_in(field.annotation) if key in cls.model_fields]
+        others = [show(word) for fields in having if name in fields for word in literals(fields[name].annotation)]
+        if others:
+            of = f"`{key}` is a key of {name} {' or '.join(others)}, not of {show(kind[0])}"
+            return f"{of}: remove it, or change {name}"
+    return None
+
+
 def _unknown_key(
     place: Place, document: Document, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> tuple[str, str]:
@@ -185,6 +202,9 @@ def _unknown_key(
     every = dict(sections(model))
     forms = every.get(tuple(above), {})
     if key in forms:
+        stated = _of_another_kind(key, place, document, model)
+        if stated:
+            return problem, stated
         given = [name for name in here if name in (document.at(tuple(above)) or {})]
         return problem, f"`{key}` does not go together with `{given[0] if given else here[0]}`: keep one of them"
     guess = closest(key, here)

@@ -70,15 +70,19 @@ def literals(annotation: Any) -> list[str]:
 
 def _tagged(annotation: Any, tag: str | int) -> Iterator[type[BaseModel]]:
     """The class that a discriminated union gives the tag; every class of a union that has no tags."""
-    branches = typing.get_args(annotation) if is_union(annotation) else (annotation,)
-    tags = {
-        mark.tag: branch
-        for branch in branches
-        if typing.get_origin(branch) is typing.Annotated
-        for mark in typing.get_args(branch)[1:]
-        if isinstance(mark, Tag)
-    }
-    yield from models_in(tags.get(str(tag), annotation))
+    yield from models_in(dict(_tags(annotation)).get(str(tag), annotation))
+
+
+def _tags(annotation: Any) -> Iterator[tuple[str, Any]]:
+    """The tagged members of a union, also of one inside an optional field."""
+    branches = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        branches = branches[:1]
+        yield from ((mark.tag, branches[0]) for mark in typing.get_args(annotation)[1:] if isinstance(mark, Tag))
+    elif typing.get_origin(annotation) not in {typing.Union, types.UnionType}:
+        return
+    for branch in branches:
+        yield from _tags(branch)
 
 
 def keys_of(models: list[type[BaseModel]]) -> dict[str, FieldInfo]:

@@ -9,16 +9,16 @@ from pydantic import Field, model_validator
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, Inference, SamplingConfig
+from easydistill.config.inference import InferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
-from easydistill.jobs._api_teacher import api_teacher
-from easydistill.jobs._local_teacher import local_teacher
-from easydistill.synthesis.config import JudgeConfig, SynthesisModels
+from easydistill.synthesis.config import SynthesisModels
 from easydistill.synthesis.operators import OPERATORS
 from easydistill.synthesis.sources import FileSource, RowSource
 from easydistill.synthesis.stage import SynthesiseStage
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class SynthesisJob(JobConfig):
@@ -59,7 +59,7 @@ def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource 
 
 
 def need_models(
-    inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
+    inference: InferenceConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
 ) -> None:
     """Make sure that somebody can be asked.
 
@@ -70,17 +70,17 @@ def need_models(
     Raises:
         Unfit: there is no teacher, or no judge, or a judge that nobody would ask.
     """
-    if not isinstance(inference, ApiInferenceConfig) and teacher is None:
+    if inference.needs_model and teacher is None:
         raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
     if judging is not None and judge is None:
         raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
-    judges_here = judge is not None and not isinstance(judge.inference, ApiInferenceConfig)
+    judges_here = judge is not None and judge.inference.needs_model
     if judges_here and judging is None and teacher is None:
         raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
 
 
 def asked_models(
-    inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None, judging: str | None
+    inference: InferenceConfig, teacher: str | None, judge: JudgeConfig | None, judging: str | None
 ) -> dict[Role, AskedModel]:
     """Teacher and judge; arguments as of `need_models`. Without a config of its own the judge is the teacher."""
     asked = asked_model(inference, teacher)
@@ -88,9 +88,6 @@ def asked_models(
     return {"teacher": asked, "judge": judged}
 
 
-def asked_model(inference: SamplingConfig, reference: str | None) -> AskedModel:
-    """A model as it is asked: behind an API, or, by its reference, on this machine."""
-    if isinstance(inference, ApiInferenceConfig):
-        return AskedModel(api_teacher(inference), inference)
-    assert reference is not None
-    return AskedModel(local_teacher(reference, inference, None), inference)  # type: ignore[arg-type]
+def asked_model(inference: InferenceConfig, reference: str | None) -> AskedModel:
+    """A model as it is asked; `reference` names it where the section does not."""
+    return AskedModel(plan_teacher(inference, reference), inference)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, NonNegativeInt, PositiveInt, Section, Seed, Unfit
-from easydistill.config.inference import Inference, LocalInferenceConfig, SamplingConfig
+from easydistill.config.inference import SamplingConfig, TransformersInferenceConfig
 from easydistill.config.models import ModelRef, ModelsConfig
 
 
@@ -24,13 +24,6 @@ class SynthesisModels(TeacherModels):
 
     judge: ModelRef | None = None
     """The model that judges; by default the teacher."""
-
-
-class JudgeConfig(Section):
-    """Another model, or other sampling, for whatever judges."""
-
-    inference: Inference = Field(default=LocalInferenceConfig(temperature=0.0))
-    """How the judge is asked."""
 
 
 class ChunksConfig(Section):
@@ -82,6 +75,6 @@ class StudentInferenceConfig(SamplingConfig):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number type of its weights while it answers."""
 
-    def local(self) -> LocalInferenceConfig:
+    def local(self) -> TransformersInferenceConfig:
         """As any model on this machine is asked."""
-        return LocalInferenceConfig(backend="transformers", **self.model_dump())
+        return TransformersInferenceConfig(backend="transformers", **self.model_dump())

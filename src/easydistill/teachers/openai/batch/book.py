@@ -1,7 +1,7 @@
-"""What is on disk about batches: enough for a killed run to go on with those it had submitted, and submit none twice.
+"""Batches on disk: what a killed run needs to continue with those it had submitted, and to submit none twice.
 
-A batch is two files. `<token>.jsonl` holds its lines as uploaded, `<token>.json` how far it got, from before the first
-call to the server on. A `.jsonl` alone was never sent to anyone.
+A batch is two files. `<token>.jsonl` holds its lines as uploaded; `<token>.json` its progress, written before the first
+call to the server. A `.jsonl` alone was never sent.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ DIRECTORY = "batches"
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """How far a batch got."""
+    """A batch's progress."""
 
     token: str
-    """Stands in the batch's metadata at the server, so that it is found there even if its id never arrived here."""
+    """Stored in the batch's metadata at the server, so that it can be found there even if its id never arrived here."""
     teacher: str
     """Hash of the teacher's identity."""
     attempt: int
-    """How often its rows have been submitted, this time included."""
+    """How many times its rows have been submitted, this time included."""
     created: float
     """Seconds since the epoch, by this machine's clock."""
     rows: int
     file_id: str | None = None
     batch_id: str | None = None
     status: str | None = None
-    """The last that the server said."""
+    """As last reported by the server."""
     collected: bool = False
-    """Whether all that came of it is in the journal."""
+    """Whether all of its outcomes are in the journal."""
 
 
 class BatchBook:
     """The batches of one stage.
 
     Args:
-        directory: where its files are; made when there is something to write.
+        directory: where its files are; created with the first batch.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -63,32 +63,32 @@ class BatchBook:
             try:
                 found.append(BatchRecord(**read_json(path)))
             except (ValueError, TypeError):
-                mend = "look at the server which batches are under way before you remove it"
-                raise DataError(f"{path}: this is not what is kept of a batch\n    → {mend}") from None
+                hint = "check at the server which batches are in progress before you remove it"
+                raise DataError(f"{path}: this is not a batch's record\n    → {hint}") from None
         mine = content_hash(teacher)
         found = [record for record in found if record.teacher == mine and not record.collected]
         return sorted(found, key=lambda record: (record.created, record.token))
 
     def add(self, teacher: dict[str, Any], attempt: int, lines: Sequence[bytes]) -> BatchRecord:
-        """Write down what is about to be submitted."""
+        """Store a batch that is about to be submitted."""
         record = BatchRecord(uuid.uuid4().hex, content_hash(teacher), attempt, time.time(), len(lines))
         with replacing(self._lines_path(record)) as temporary, temporary.open("wb") as handle:
             handle.writelines(line + b"\n" for line in lines)
         return self.save(record)
 
     def save(self, record: BatchRecord, **changes: Any) -> BatchRecord:
-        """Write down how far it got; returns the record with its changes."""
+        """Store a batch's progress; returns the changed record."""
         record = replace(record, **changes)
         write_json(self.path(record), asdict(record))
         return record
 
     def finish(self, record: BatchRecord) -> None:
-        """All that came of it is recorded elsewhere."""
+        """All of its outcomes are journalled."""
         self.save(record, collected=True)
         self._lines_path(record).unlink(missing_ok=True)
 
     def discard(self, record: BatchRecord) -> None:
-        """The server never got it."""
+        """The server never received it."""
         self.path(record).unlink()
         self._lines_path(record).unlink(missing_ok=True)
 
@@ -108,7 +108,7 @@ class BatchBook:
                 yield value["custom_id"], value["body"]
 
     def holds_any(self, teacher: dict[str, Any], keys: Container[str]) -> bool:
-        """Whether a batch under way holds one of these requests."""
+        """Whether a batch in progress holds one of these requests."""
         return any(key in keys for record in self.unfinished(teacher) for key, _ in self.bodies(record))
 
     def _lines_path(self, record: BatchRecord) -> Path:
@@ -116,6 +116,6 @@ class BatchBook:
 
 
 def batch_line(key: str, body: dict[str, Any]) -> bytes:
-    """A request as a line of a batch's file, without its end."""
+    """A request as a line of a batch's file, without the newline."""
     line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(line, separators=(",", ":")).encode()

@@ -1,7 +1,7 @@
-"""Calls of OpenAI's Batch API: files up and down, batches created, found and looked at; repeated after passing faults.
+"""Calls of OpenAI's Batch API, repeated after temporary faults: upload, create, find, look up, download.
 
-Creating is the one call that must not be repeated blindly: where a fault leaves open whether the server took it, the
-batch is looked for first.
+Only creating must not be repeated blindly: if a fault leaves open whether the server created the batch, it is searched
+for first.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ import openai
 from easydistill.contracts.teacher import bare_url
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import TeacherError
-from easydistill.teachers._chat_completion import garbage
-from easydistill.teachers._faults import FaultReader
-from easydistill.teachers.retry import Fault, Verdict, from_error_object, pause
+from easydistill.teachers.openai.chat_completion import garbage
+from easydistill.teachers.openai.faults import FaultReader
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object, pause
 
 T = TypeVar("T")
 METADATA = "easydistill"
-"""Key of a batch's metadata under which its token stands."""
+"""Key of the token in a batch's metadata."""
 OUTAGE_SECONDS = 3600.0
-"""How long a server may be out of reach while batches are under way there."""
+"""How long a server may be unreachable while it has batches in progress."""
 CLOCKS_DIFFER = 86_400.0
-"""Seconds by which the server's clock may be behind this one."""
+"""Seconds by which the server's clock may be behind this machine's."""
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _ABSENT = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True)
 class ServerBatch:
-    """A batch as the server tells of it."""
+    """A batch as the server reports it."""
 
     id: str
     status: str
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: tuple[dict[str, Any], ...] = ()
-    """Why it failed as a whole, with `line` where one line is to blame."""
+    """Why it failed as a whole; each may name the `line` that caused it."""
     answered: int = 0
-    """Rows that are through, with an answer or an error."""
+    """Finished rows, with an answer or an error."""
 
     @property
     def has_ended(self) -> bool:
@@ -54,7 +54,7 @@ class ServerBatch:
 
 @dataclass
 class _Tries:
-    """What a repeated call knows of its earlier attempts."""
+    """The earlier attempts of a repeated call."""
 
     count: int = 1
     last: Fault | None = None
@@ -66,8 +66,8 @@ class BatchCalls:
 
     Args:
         url: the server.
-        patience: seconds that one call may take altogether.
-        max_retries: how often a call is repeated.
+        patience: seconds that one call may take.
+        max_retries: how many times a call is repeated.
         longest_wait: longest pause before a repetition.
     """
 
@@ -85,10 +85,10 @@ class BatchCalls:
         self._jitter = random.Random()
 
     async def upload(self, name: str, content: bytes) -> str:
-        """The id of a file with a batch's lines.
+        """Upload a batch's lines; returns the file's id.
 
         Raises:
-            TeacherError: the server has no Batch API, refuses, or is out of reach.
+            TeacherError: the server has no Batch API, refuses, or is unreachable.
         """
 
         async def call(tries: _Tries) -> str:
@@ -98,11 +98,11 @@ class BatchCalls:
         return await self._repeat("uploading a batch", call, self._no_batches())
 
     async def create(self, file_id: str, window: str, token: str, since: float) -> ServerBatch:
-        """A batch of an uploaded file; raises as `upload`.
+        """Create a batch from an uploaded file; raises as `upload`.
 
         Args:
-            token: goes into its metadata.
-            since: when the token was made, seconds since the epoch.
+            token: stored in its metadata.
+            since: when the token was created, in seconds since the epoch.
         """
 
         async def call(tries: _Tries) -> ServerBatch:
@@ -119,13 +119,13 @@ class BatchCalls:
         return await self._repeat("creating a batch", call, self._no_batches())
 
     async def find(self, token: str, since: float) -> ServerBatch | None:
-        """The batch with a token in its metadata; None where the server has none.
+        """The batch with a token in its metadata; None if the server has none.
 
         Raises:
-            TeacherError: the server does not list its batches, refuses, or is out of reach.
+            TeacherError: the server does not list its batches, refuses, or is unreachable.
         """
         absent = (
-            f"{self._url} does not list its batches, so that nobody can tell whether one was created before the break\n"
+            f"{self._url} does not list its batches, so it is unknown whether one was created before the interruption\n"
             f"    → look for the one with {METADATA}={token} in its metadata; if there is none, remove {token}.json "
             "from the stage's batches/"
         )
@@ -153,10 +153,10 @@ class BatchCalls:
         return call
 
     async def look(self, batch_id: str, record_file: str) -> ServerBatch:
-        """How far a batch is. Goes on through an outage of an hour.
+        """A batch's progress. Tolerates an outage of an hour.
 
         Raises:
-            TeacherError: the server does not know it, refuses, or is out of reach for long.
+            TeacherError: the server does not know it, refuses, or is unreachable for longer.
         """
 
         async def call(tries: _Tries) -> ServerBatch:
@@ -167,11 +167,11 @@ class BatchCalls:
         return await self._repeat(f"looking at batch {batch_id}", call, gone, OUTAGE_SECONDS)
 
     async def read(self, file_id: str, take: Callable[[bytes], None], record_file: str) -> None:
-        """Hand every line of a file to `take`; from the start again where the connection broke."""
+        """Pass every line of a file to `take`; starts again at the first line if the connection breaks."""
 
         async def call(tries: _Tries) -> None:
             async with self._client.files.with_streaming_response.content(file_id) as response:
-                # Split here, as bytes: the SDK's lines also end at characters that may stand unescaped in JSON.
+                # Split as bytes: the SDK's lines also end at characters that may be unescaped in JSON.
                 parts: list[bytes] = []
                 async for block in response.iter_bytes():
                     first, *others = block.split(b"\n")
@@ -189,14 +189,14 @@ class BatchCalls:
     # --- repeating --------------------------------------------------------------------------------------------
 
     async def _repeat(self, what: str, call: Callable[[_Tries], Awaitable[T]], absent: str, outage: float = 0.0) -> T:
-        """Call until it works.
+        """Call until it succeeds.
 
         Args:
-            absent: what to tell the user of a 404.
-            outage: seconds for which to go on beyond the usual number of repetitions.
+            absent: the error message for a 404.
+            outage: seconds during which to continue beyond the usual number of repetitions.
 
         Raises:
-            TeacherError: there is no hope.
+            TeacherError: it cannot succeed, or failed too often.
         """
         tries = _Tries()
         while True:
@@ -220,7 +220,7 @@ class BatchCalls:
             if wait is None or spent:
                 raise TeacherError(
                     f"{self._url}: {what} failed {tries.count} times, at last with {self._faults.shown(str(fault))}\n"
-                    "    → batches under way are not lost; the same command goes on with them"
+                    "    → batches in progress are not lost; the same command continues with them"
                 )
             LOGGER.info("%s: %s; again in %.1f s", what, self._faults.shown(str(fault)), wait)
             tries.count, tries.last = tries.count + 1, fault
@@ -257,8 +257,8 @@ def _text(value: dict[str, Any], name: str) -> str:
 def _batch(value: dict[str, Any]) -> ServerBatch:
     files = [value.get(name) for name in ("output_file_id", "error_file_id")]
     output, errors = (name if isinstance(name, str) and name else None for name in files)
-    told = value.get("errors")
-    listed = told.get("data") if isinstance(told, dict) else told
+    reported = value.get("errors")
+    listed = reported.get("data") if isinstance(reported, dict) else reported
     counts = value.get("request_counts")
     through = [counts.get(name) for name in ("completed", "failed")] if isinstance(counts, dict) else []
     return ServerBatch(

@@ -1,10 +1,10 @@
-"""Asks a vLLM server how probable it finds given tokens: `prompt_logprobs` of `POST {base_url}/completions`.
+"""Log-probabilities of given tokens from a vLLM server: `prompt_logprobs` of `POST {base_url}/completions`.
 
-What enters: token ids, and from which of them on to score. What leaves: log p_T(token t | tokens before t) of each of
-those tokens, in nats, at temperature 1. The prompt is sent as ids, so that the server scores the very tokens that the
-student wrote; their meaning is compared with the student's tokenizer at the beginning.
+Input: token ids, and the first of them to score. Output: log p_T(token t | tokens before t) for it and all later ones,
+in nats, at temperature 1. The prompt is sent as ids, so that the server scores exactly the tokens that the student
+wrote; the server's vocabulary is compared with the student's at the beginning.
 
-Concurrency, retries and the words for what goes wrong are the API teacher's.
+Concurrency, retries and error messages are those of the API teacher.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from easydistill.data.numbers import as_float
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
-from easydistill.teachers._limits import Size
-from easydistill.teachers.openai import PATIENCE, OpenAITeacher
-from easydistill.teachers.retry import Fault, Verdict, from_error_object
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
+from easydistill.teachers.openai.teacher import PATIENCE, OpenAITeacher
+from easydistill.teachers.sizes import Size
 
 NO_LOGPROBS = "no_prompt_logprobs"
+_TOO_LONG = ("max_tokens must be at least 1", "context length", "maximum model length")
 MAX_STRANGE = 0.02
-"""Share of plain-text tokens that may read otherwise on the server before its tokenizer counts as another one."""
+"""Share of plain-text tokens that the server may decode differently before its tokenizer counts as another one."""
 
 
 @dataclass(frozen=True)
 class _ScoreRequest(GenerationRequest):
-    """Token ids in place of messages."""
+    """Token ids instead of messages."""
 
     ids: tuple[int, ...] = ()
 
@@ -45,8 +46,8 @@ class ServerScores:
     """Scores token sequences with the model behind a vLLM server.
 
     Args:
-        inference: where the server is, and how patiently it is asked.
-        decode: a token id as the student's tokenizer reads it.
+        inference: the server, and the timeouts and limits for asking it.
+        decode: decodes a token id with the student's tokenizer.
     """
 
     def __init__(self, inference: ApiInferenceConfig, redactor: Redactor, decode: Callable[[int], str]) -> None:
@@ -59,8 +60,8 @@ class ServerScores:
         """For each (token ids, start), start ≥ 1: the log-probabilities of the tokens from `start` on.
 
         Raises:
-            TeacherError: the server refuses, is gone for longer than the retries last, is no vLLM server, or reads
-                tokens otherwise than the student.
+            TeacherError: the server refuses, is unreachable for longer than the retries last, is no vLLM server, or
+                has another tokenizer than the student.
             Interrupted: the user asked to stop before all were scored.
         """
         requests = [_ScoreRequest(str(n), (), tuple(ids)) for n, (ids, _) in enumerate(sequences)]
@@ -82,16 +83,16 @@ class ServerScores:
         ]
 
     def _compare(self, scored: Sequence[tuple[Sequence[int], list[dict[str, Any]]]]) -> None:
-        """Make sure that the server's tokens read as the student's do, until enough of them have been compared."""
+        """Check that the server decodes tokens as the student does, until enough of them have been compared."""
         if self._compared:
             return
         read = {
-            token: (self._decode(token), told["decoded_token"])
+            token: (self._decode(token), entry["decoded_token"])
             for ids, tokens in scored
-            for token, told in zip(ids[1:], tokens, strict=True)
-            if isinstance(told.get("decoded_token"), str)
+            for token, entry in zip(ids[1:], tokens, strict=True)
+            if isinstance(entry.get("decoded_token"), str)
         }
-        # Pieces of characters and special tokens are spelled in several ways; plain text is not.
+        # Servers decode partial characters and special tokens in different ways, but not plain text.
         plain = {token: pair for token, pair in read.items() if pair[0].strip().isascii() and pair[0].strip().isalnum()}
         strange = {token: (ours, theirs) for token, (ours, theirs) in plain.items() if ours.strip() != theirs.strip()}
         if len(strange) > MAX_STRANGE * len(plain):
@@ -109,7 +110,7 @@ class _Client(OpenAITeacher):
 
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
         assert isinstance(request, _ScoreRequest)
-        # vLLM wants to generate at least one token; 0 log-probabilities a token means the token's own and no others.
+        # vLLM generates at least one token. 0 log-probabilities means only the token's own, without alternatives.
         return {"model": model, "prompt": list(request.ids), "max_tokens": 1, "prompt_logprobs": 0}
 
     def _size(self, request: GenerationRequest) -> Size:
@@ -129,28 +130,28 @@ class _Client(OpenAITeacher):
                     await response.aclose()
         except TimeoutError:
             raise Fault("timeout", f"no scores after {patience:g} s", Verdict.RETRY) from None
-        return {"text": None, "extra": {"tokens": realised(content, body["prompt"])}}
+        return {"text": None, "extra": {"tokens": target_logprobs(content, body["prompt"])}}
 
     def given_up(self, failure: Failure) -> TeacherError:
-        """The error that a request without scores means: training cannot go on without any one of them."""
-        told = failure.detail.lower()
+        """The error for a request without scores; training needs all of them."""
+        detail = failure.detail.lower()
         if failure.reason == NO_LOGPROBS:
-            mend = "on_policy.objective sampled_reverse_kl needs a vLLM server (it is asked for prompt_logprobs)"
-        elif "max_tokens must be at least 1" in told or "context length" in told or "maximum model length" in told:
-            mend = "start the server with a larger --max-model-len than training.max_length, or lower the latter"
-        elif "out of vocabulary" in told:
-            mend = "the student's vocabulary is not the teacher's; use black_box_kd_api"
+            hint = "on_policy.objective sampled_reverse_kl needs a vLLM server (it is asked for prompt_logprobs)"
+        elif any(words in detail for words in _TOO_LONG):
+            hint = "start the server with a larger --max-model-len than training.max_length, or lower the latter"
+        elif "out of vocabulary" in detail:
+            hint = "the student's vocabulary is not the teacher's; use black_box_kd_api"
         else:
-            mend = "check the server; the same command then goes on from the last checkpoint"
+            hint = "check the server; the same command then goes on from the last checkpoint"
         times = f" after {failure.attempts} attempts" if failure.attempts > 1 else ""
-        return TeacherError(f"{self._where} gives no scores{times}: {failure.reason}: {failure.detail}\n    → {mend}")
+        return TeacherError(f"{self._where} gives no scores{times}: {failure.reason}: {failure.detail}\n    → {hint}")
 
 
-def realised(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """What a response says of tokens 1, 2 … of `ids`: `{"logprob": …, "decoded_token": …}` each.
+def target_logprobs(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """A response's entry for each of tokens 1, 2 … of `ids`: `{"logprob": …, "decoded_token": …}`.
 
     Raises:
-        Fault: the body is broken (worth another try), or holds no such thing (not worth it).
+        Fault: the body is broken (to be retried), or has no log-probabilities (not to be retried).
     """
     try:
         body = json.loads(content)
@@ -159,18 +160,18 @@ def realised(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
     if isinstance(body, dict) and body.get("error"):
         raise from_error_object(body["error"], time.time())
     try:
-        told = body["choices"][0].get("prompt_logprobs")
+        entries = body["choices"][0].get("prompt_logprobs")
     except (LookupError, TypeError, AttributeError):
         raise Fault("garbage", "the body holds no choices", Verdict.RETRY) from None
-    if told is None:
+    if entries is None:
         raise Fault(NO_LOGPROBS, "the answer holds no prompt_logprobs", Verdict.REJECT)
-    if not isinstance(told, list) or len(told) != len(ids):
+    if not isinstance(entries, list) or len(entries) != len(ids):
         raise Fault(NO_LOGPROBS, f"prompt_logprobs is not a list of {len(ids)} tokens", Verdict.REJECT)
     tokens: list[dict[str, Any]] = []
-    for entry, token in zip(told[1:], ids[1:], strict=True):
+    for entry, token in zip(entries[1:], ids[1:], strict=True):
         found = entry.get(str(token)) if isinstance(entry, dict) else None
         if not isinstance(found, dict) or not _is_logprob(found.get("logprob")):
-            raise Fault(NO_LOGPROBS, f"prompt_logprobs does not tell token {token}", Verdict.REJECT)
+            raise Fault(NO_LOGPROBS, f"prompt_logprobs has no entry for token {token}", Verdict.REJECT)
         tokens.append(found)
     return tokens
 

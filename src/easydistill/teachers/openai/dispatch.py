@@ -1,7 +1,7 @@
-"""Lets requests start: one after the other, each once a server, the limits and the budget have room for it.
+"""Starts requests one after the other, each when a server, the rate limits and the budget have room for it.
 
-Requests queue in the order they come; only the first in line watches the clock, so that a start costs the same with
-ten waiting as with a thousand.
+Requests queue in order; only the first in line watches the clock, so that a start costs the same with ten waiting
+as with a thousand.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from easydistill.contracts.teacher import Completion
-from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
-from easydistill.teachers._routing import Endpoint, Router
 from easydistill.teachers.ledger import Ledger, is_counted
-from easydistill.teachers.retry import Fault
+from easydistill.teachers.openai.limits import RateLimits
+from easydistill.teachers.openai.retry import Fault
+from easydistill.teachers.openai.routing import Endpoint, Router
+from easydistill.teachers.sizes import Size, TokenEstimator
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A request under way."""
+    """A request in flight."""
 
     endpoint: Endpoint
     number: int
-    """The endpoint's round it belongs to."""
+    """The round of the endpoint's window that it belongs to."""
     size: Size
 
 
 class Dispatcher:
-    """What the workers of one `generate` ask before they send, and tell afterwards.
+    """Asked by the workers of one `generate` before each request, and informed of its outcome.
 
     Args:
-        is_over: whether nothing new may start.
-        broke: called, once nothing is under way, with what to tell the user where the budget has no room.
+        is_over: whether no new request may start.
+        broke: called with an error message when the budget has no room, once nothing is in flight.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Dispatcher:
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
-        """Have the first in line look again."""
+        """Make the first in line check again."""
         self._changed.set()
 
     async def start(self, size: Size, avoid: Endpoint | None) -> Ticket | None:
@@ -71,7 +72,7 @@ class Dispatcher:
         return None
 
     def _look(self, size: Size, avoid: Endpoint | None) -> Ticket | float:
-        """A ticket, or the seconds after which to look again."""
+        """A ticket, or the seconds after which to check again."""
         now = self._clock()
         if not self._ledger.has_room(size):
             if self._router.pending == 0:
@@ -101,12 +102,12 @@ class Dispatcher:
         now = self._clock()
         ticket.endpoint.faulted(ticket.number, fault, now)
         if fault.overload or fault.reason == "connection":
-            # Nothing was generated. (Of other faults nobody knows.)
+            # Nothing was generated; after other faults that is unknown.
             self._limits.correct(ticket.size.expected, 0, now)
         self._end(ticket)
 
     def dropped(self, ticket: Ticket) -> None:
-        """It ended in a way that tells nothing about the server."""
+        """The request ended in a way that says nothing about the server."""
         ticket.endpoint.dropped(ticket.number)
         self._end(ticket)
 

@@ -1,7 +1,7 @@
-"""What to do about a request that went wrong: try again, give the row up, or stop the run.
+"""How to proceed after a failed request: retry it, give the row up, or stop the run.
 
-Pure: no clock, no network; what needs either takes it as an argument. Texts stay whole here, so that whoever shows
-them can hide secrets before cutting them short.
+Pure: no clock and no network; the time is an argument. Texts are kept whole, so that secrets can be hidden before
+they are cut for display.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 FIRST_WAIT = 0.5
 LONGEST_RETRY_AFTER = 600.0
-"""A server that asks for a longer pause will not serve this run; its rows fail and can be asked again later."""
+"""If a server asks for a longer pause, the row fails; a later run can ask for it again."""
 
 _PASSING = {408: "timeout", 409: "server_error", 425: "server_error", 429: "rate_limit"}
 _OVERLOAD = frozenset({429, 503, 529})
 
-# No credit. Codes decide before phrases do: OpenAI's texts on mere rate limits advise to visit …/account/billing.
+# No credit. Codes take precedence over phrases: OpenAI's texts on mere rate limits mention …/account/billing.
 _QUOTA_CODES = frozenset(
     {
         "insufficient_quota",
@@ -59,10 +59,10 @@ _MODEL_CODES = frozenset({"model_not_found", "modelnotfound", "deploymentnotfoun
 _NO_MODEL = re.compile(r"\b(model|deployment)\b.{0,200}?\b(not found|(does )?not exist|unknown)\b|unknown model", re.S)
 _DOES_NOT_EXIST = "does not exist"
 _FLAGGED = ("moderation", "flagged", "content policy", "content_policy", "content_filter")
-"""Words of a 403 that refuses this prompt, not this key."""
+"""Words of a 403 that rejects the prompt rather than the key."""
 
-# What error objects without a number mean. Where several apply the first counts: OpenAI's wrong keys and unknown
-# models have the type invalid_request_error, too.
+# The status of error objects without a number. The first match counts: OpenAI also gives the type
+# invalid_request_error to wrong keys and unknown models.
 _CODE_STATUS = {
     **dict.fromkeys(("invalid_api_key", "authentication_error"), 401),
     **dict.fromkeys(("permission_error", "permission_denied"), 403),
@@ -73,11 +73,11 @@ _CODE_STATUS = {
 
 
 class Verdict(Enum):
-    """What follows from a fault."""
+    """The consequence of a fault."""
 
     RETRY = "retry"
     REJECT = "reject"
-    """This row cannot succeed; others can."""
+    """This row cannot succeed; others may."""
     QUOTA = "quota"
     """The account has no credit: stop."""
     FATAL = "fatal"
@@ -86,7 +86,7 @@ class Verdict(Enum):
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """One attempt that brought no answer."""
+    """An attempt without an answer."""
 
     reason: str
     detail: str
@@ -94,7 +94,7 @@ class Fault(Exception):
     retry_after: float | None = None
     raw: str | None = None
     overload: bool = False
-    """Whether the server says that it is asked too much: 429, 503, 529."""
+    """Whether the server reports overload: 429, 503, 529."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
@@ -145,9 +145,9 @@ def from_error_object(error: Any, now: float) -> Fault:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds the server asks to wait: `retry-after-ms`, or `retry-after` as seconds or as an HTTP date.
+    """Seconds that the server asks to wait: `retry-after-ms`, or `retry-after` as seconds or as an HTTP date.
 
-    A date counts from the server's own `date` where it tells one, so that clocks need not agree.
+    A date is relative to the response's own `date` header, if it has one, so that clocks need not agree.
     """
     milliseconds, seconds = _number(headers.get("retry-after-ms")), _number(headers.get("retry-after"))
     if milliseconds is not None:
@@ -161,21 +161,21 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def pause(attempt: int, fault: Fault, longest: float, generator: random.Random) -> float | None:
-    """Seconds to wait before the next attempt, or None where waiting makes no sense.
+    """Seconds to wait before the next attempt, or None if there should be none.
 
-    Exponential back-off with full jitter. The server's wish counts as a minimum, spread by up to a tenth so that not
-    all requests return at once; a small one does not make a request use up its attempts in no time.
+    Exponential back-off with full jitter. The server's Retry-After is a minimum, spread by up to a tenth so that
+    requests do not all return at once; a short one does not replace the back-off.
 
     Args:
         attempt: number of the attempt that failed, from 1.
-        longest: longest pause of our own choice.
+        longest: longest back-off, in seconds.
     """
-    wish = 0.0
+    least = 0.0
     if fault.retry_after is not None:
         if fault.retry_after > LONGEST_RETRY_AFTER:
             return None
-        wish = fault.retry_after * (1 + 0.1 * generator.random())
-    return max(wish, min(longest, FIRST_WAIT * 2.0 ** min(attempt - 1, 30)) * generator.random())
+        least = fault.retry_after * (1 + 0.1 * generator.random())
+    return max(least, min(longest, FIRST_WAIT * 2.0 ** min(attempt - 1, 30)) * generator.random())
 
 
 def _no_credit(status: int, codes: set[str], lowered: str) -> bool:
@@ -184,10 +184,10 @@ def _no_credit(status: int, codes: set[str], lowered: str) -> bool:
     if status not in {400, 403, 429}:
         return False
     if "allocated quota exceeded" in lowered and "free allocated" not in lowered:
-        # DashScope's word for too many tokens a minute, sent with the code insufficient_quota.
+        # DashScope's text for too many tokens a minute, sent with the code insufficient_quota.
         return False
     if any(phrase in lowered for phrase in _RATE_PHRASES):
-        # Gemini says "exceeded your current quota" of limits that pass within the minute.
+        # Gemini uses "exceeded your current quota" for limits per minute.
         return False
     if status == 400:
         return "arrearage" in codes
@@ -197,7 +197,7 @@ def _no_credit(status: int, codes: set[str], lowered: str) -> bool:
 
 
 def _codes(text: str) -> set[str]:
-    """The lower-case `code`, `type` and `status` in an error body, whichever of the usual shapes it has."""
+    """The lower-case `code`, `type` and `status` in an error body of any of the usual shapes."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):

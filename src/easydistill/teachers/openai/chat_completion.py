@@ -1,6 +1,6 @@
-"""The bodies of OpenAI's chat-completion protocol: of requests, and of answers → what they say.
+"""OpenAI's chat-completion protocol: builds request bodies and parses responses, whole or streamed.
 
-Strict: what is not an answer is a fault.
+Parsing is strict: whatever is not an answer raises a `Fault`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import GenerationRequest, sample_seed
-from easydistill.teachers._features import json_schema_format
-from easydistill.teachers.retry import Fault, Verdict, from_error_object
+from easydistill.teachers.openai.features import json_schema_format
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
 
 RAW_LIMIT = 4000
 
@@ -27,7 +27,7 @@ def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequ
     if config.top_p is not None:
         body["top_p"] = config.top_p
     if config.seed is not None:
-        # Servers that honour seeds would answer all samples of a prompt alike.
+        # With one seed, servers that honour it would give the same answer for all samples of a prompt.
         body["seed"] = sample_seed(config.seed, request.index)
     if config.stream:
         body["stream"] = True
@@ -38,7 +38,7 @@ def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequ
 
 
 def garbage(problem: str, raw: str) -> Fault:
-    """The fault of a body that is not an answer."""
+    """The fault for a body that is not an answer."""
     return Fault("garbage", problem, Verdict.RETRY, raw=raw[:RAW_LIMIT])
 
 
@@ -71,7 +71,7 @@ def parse_body(content: bytes) -> dict[str, Any]:
 
 
 def read_body(content: bytes) -> dict[str, Any]:
-    """As `parse_body`; its faults carry all of the body, to be redacted before it is cut."""
+    """As `parse_body`, but faults carry the whole body, so that it can be redacted before it is cut."""
     try:
         return parse_body(content)
     except (Fault, RecursionError) as error:
@@ -140,7 +140,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 class Answer:
-    """What has been received of an answer."""
+    """The parts of an answer received so far."""
 
     def __init__(self) -> None:
         self.finish_reason: str | None = None
@@ -153,7 +153,7 @@ class Answer:
         self._usage: dict[str, Any] = {}
 
     def head(self, body: dict[str, Any]) -> None:
-        """Keep ids and usage, which stand beside the choices."""
+        """Keep ids and usage, which are outside the choices."""
         for name in ("id", "model", "system_fingerprint"):
             if isinstance(body.get(name), str):
                 self._head[name] = body[name]
@@ -208,6 +208,6 @@ def _detail(usage: dict[str, Any], group: str, name: str) -> int | None:
 
 
 def _cached_tokens(usage: dict[str, Any]) -> int | None:
-    """Prompt tokens read from a cache, as OpenAI and as DeepSeek name them."""
-    told = _detail(usage, "prompt_tokens_details", "cached_tokens")
-    return told if told is not None else _detail({"usage": usage}, "usage", "prompt_cache_hit_tokens")
+    """Prompt tokens read from a cache, under OpenAI's name or DeepSeek's."""
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+    return cached if cached is not None else _detail({"usage": usage}, "usage", "prompt_cache_hit_tokens")

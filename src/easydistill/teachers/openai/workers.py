@@ -1,4 +1,4 @@
-"""What the workers of one `generate` share: when it is over and why, their connections, a thread to run in."""
+"""Shared by the workers of one `generate`: whether and why it is over, connections, a thread to run in."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import openai
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import TeacherError
-from easydistill.teachers._breaker import Breaker
-from easydistill.teachers._dispatch import Dispatcher
-from easydistill.teachers._routing import Endpoint
+from easydistill.teachers.openai.breaker import Breaker
+from easydistill.teachers.openai.dispatch import Dispatcher
+from easydistill.teachers.openai.routing import Endpoint
 
 
 class Run:
-    """What the workers of one `generate` share. Once it is over nothing new starts; what is under way is recorded."""
+    """State of one `generate`. Once it is over no request starts; those in flight are still recorded."""
 
-    def __init__(self, stop: StopSignal, desk: Callable[[Run], Dispatcher]) -> None:
+    def __init__(self, stop: StopSignal, make_dispatcher: Callable[[Run], Dispatcher]) -> None:
         self.stop = stop
         self.halt = asyncio.Event()
         self.error: TeacherError | None = None
         """Why it ends early."""
         self.bug: Exception | None = None
-        """What broke on our side."""
+        """An exception that is no fault of server or network."""
         self.breaker = Breaker()
-        self.desk = desk(self)
+        self.dispatcher = make_dispatcher(self)
 
     @property
     def over(self) -> bool:
@@ -36,16 +36,16 @@ class Run:
     def end(self, error: TeacherError | None = None, bug: Exception | None = None) -> None:
         self.error, self.bug = self.error or error, self.bug or bug
         self.halt.set()
-        self.desk.wake()
+        self.dispatcher.wake()
 
     async def watch(self, poll_seconds: float) -> None:
-        """Wake whoever sleeps once the user asks to stop."""
+        """End the run, waking all workers, once the user asks to stop."""
         while not self.stop.requested:
             await asyncio.sleep(poll_seconds)
         self.end()
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep; False where the run is over before that."""
+        """Sleep; False if the run is over before that."""
         try:
             async with asyncio.timeout(seconds):
                 await self.halt.wait()
@@ -56,7 +56,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Clients:
-    """The SDK's clients for one pool of workers, made when first needed: a client for each server."""
+    """The SDK's clients for one pool of workers: one for each server, created when first needed."""
 
     make: Callable[[str], openai.AsyncOpenAI]
     made: dict[str, openai.AsyncOpenAI]
@@ -72,10 +72,10 @@ class Clients:
 
 
 def in_thread(work: Callable[[], TeacherError | None], stop: StopSignal) -> TeacherError | None:
-    """Run in a thread of its own (an event loop runs in this one, as in a notebook) and hand on what comes of it."""
+    """Run in another thread, because an event loop runs in this one (as in a notebook), and return the result."""
     with ThreadPoolExecutor(1, "easydistill-openai") as pool:
         try:
             return pool.submit(work).result()
         except KeyboardInterrupt:
-            stop.request()  # leaving the pool waits for what is under way
+            stop.request()  # leaving the pool waits for the requests in flight
             raise

@@ -1,8 +1,8 @@
-"""Which of several servers a request goes to: the one with the fewest under way, among those that work.
+"""Chooses among several servers: the one with the fewest requests in flight, among those that work.
 
-A server whose requests fail one after the other is set aside for a while, then tried with a single request; where it
-answers it is back. With no other server left a resting one is asked all the same. A server that refuses for good (its
-key, its model, its credit) is out until the next call of `generate`.
+A server whose requests keep failing rests for a while and is then tried with a single request; if that is answered, the
+server is used again. If no other server is left, resting ones are asked as well. A server that refuses all requests
+(its key, its model, its credit) is not asked again until the next call of `generate`.
 
 Pure: every method takes the time, in seconds of any steady clock.
 """
@@ -12,38 +12,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from easydistill.teachers._concurrency import Window
-from easydistill.teachers._features import Features
-from easydistill.teachers._pace import Pace
-from easydistill.teachers.retry import LONGEST_RETRY_AFTER, Fault, Verdict
+from easydistill.teachers.openai.features import Features
+from easydistill.teachers.openai.retry import LONGEST_RETRY_AFTER, Fault, Verdict
+from easydistill.teachers.openai.window import Window
 
 FAILURES = 5
-"""Faults in a row after which a server is set aside."""
+"""Faults in a row after which a server rests."""
 FIRST_REST = 1.0
 LONGEST_REST = 30.0
 
 
 class Endpoint:
-    """One server, and what is known of it."""
+    """One server and its state."""
 
     def __init__(self, url: str, window: Window) -> None:
         self.url = url
         self.window = window
-        self.pace = Pace(window.adaptive)
         self.features = Features()
         self.pending = 0
         self.refusal: Fault | None = None
-        """Why it answers nobody."""
+        """Why it refuses all requests, if it does."""
         self._failures = 0
         self._rest = 0.0
         self._resting_until = -math.inf
 
     def is_well(self, now: float) -> bool:
-        """Whether it can be counted on."""
+        """Whether it works, as far as is known."""
         return self.refusal is None and self._rest == 0
 
     def may_be_tried(self, now: float) -> bool:
-        """Whether it works, or has rested long enough for one request to find out."""
+        """Whether it works, or has rested long enough to be tried with one request."""
         return self._rest == 0 or (now >= self._resting_until and self.pending == 0)
 
     def rest_left(self, now: float) -> float:
@@ -51,11 +49,10 @@ class Endpoint:
 
     def started(self, now: float) -> int:
         self.pending += 1
-        self.pace.started(now)
-        return self.window.started()
+        return self.window.started(now)
 
     def dropped(self, number: int) -> None:
-        """A request ended without telling anything about the server."""
+        """A request ended in a way that says nothing about the server."""
         self.pending -= 1
         self.window.failed(number)
 
@@ -66,9 +63,8 @@ class Endpoint:
 
     def faulted(self, number: int, fault: Fault, now: float) -> None:
         self.pending -= 1
-        named = fault.retry_after is not None and fault.retry_after <= LONGEST_RETRY_AFTER
-        if fault.overload or named:
-            self.pace.refused(now, fault.retry_after if named else None)
+        if fault.retry_after is not None and fault.retry_after <= LONGEST_RETRY_AFTER:
+            self.window.hold(now + fault.retry_after)
         if fault.overload:
             self.window.refused(number)
         else:
@@ -99,7 +95,7 @@ class Router:
         return sum(endpoint.pending for endpoint in self.endpoints)
 
     def reopen(self) -> None:
-        """Give servers that refused for good another chance."""
+        """Try servers again that refused all requests."""
         for endpoint in self.endpoints:
             endpoint.refusal = None
 
@@ -107,24 +103,24 @@ class Router:
         return all(endpoint.refusal is not None for endpoint in self.endpoints)
 
     def has_another(self, than: Endpoint, now: float) -> bool:
-        """Whether a server other than `than` can be counted on."""
+        """Whether a server other than `than` works."""
         return any(endpoint is not than and endpoint.is_well(now) for endpoint in self.endpoints)
 
     def choose(self, now: float, avoid: Endpoint | None = None) -> Endpoint | float:
-        """A server that takes a request now, or the seconds until one may (∞: once a request ends).
+        """A server with room for a request, or the seconds until there may be one (∞: until a request ends).
 
         Args:
-            avoid: taken only where there is no other that works.
+            avoid: chosen only if no other server works.
         """
         open_ones = [endpoint for endpoint in self.endpoints if endpoint.refusal is None]
-        # Nothing works: whatever waiting and asking again can do is up to each request.
+        # If no server works, all are asked: each request has its own retries and back-off.
         usable = [endpoint for endpoint in open_ones if endpoint.may_be_tried(now)]
         if not any(endpoint.is_well(now) for endpoint in open_ones):
             usable = open_ones
         free = [endpoint for endpoint in usable if endpoint.pending < endpoint.window.limit]
-        ready = [endpoint for endpoint in free if endpoint.pace.delay(now) == 0]
+        ready = [endpoint for endpoint in free if endpoint.window.delay(now) == 0]
         if ready:
             return min(ready, key=lambda endpoint: (endpoint is avoid, endpoint.pending))
-        waits = [endpoint.pace.delay(now) for endpoint in free]
+        waits = [endpoint.window.delay(now) for endpoint in free]
         waits += [left for endpoint in open_ones if (left := endpoint.rest_left(now)) > 0]
         return min(waits, default=math.inf)

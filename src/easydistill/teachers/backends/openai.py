@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible API, as jobs plan it."""
+"""A teacher behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from easydistill.contracts.teacher import Teacher, TeacherPlan, endpoint_name
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
 
+Config = ApiInferenceConfig
 
-def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:
-    """How the label stage gets the teacher at `inference.base_url`."""
+
+def plan(config: ApiInferenceConfig, model: str | None, template: str | None) -> TeacherPlan:
+    """The teacher at `inference.base_url`."""
 
     def make(context: StageContext) -> Teacher:
-        from easydistill.teachers._batch import BatchStage
-        from easydistill.teachers._batch_book import DIRECTORY, BatchBook
-        from easydistill.teachers.openai import OpenAITeacher
+        from easydistill.teachers.openai.batch.book import DIRECTORY, BatchBook
+        from easydistill.teachers.openai.batch.run import BatchStage
+        from easydistill.teachers.openai.teacher import OpenAITeacher
 
         batches = BatchStage(BatchBook(context.directory / DIRECTORY), context.reporter.say)
-        return OpenAITeacher(inference, context.redactor, batches)
+        return OpenAITeacher(config, context.redactor, batches)
 
     def identity() -> dict[str, Any]:
-        return {"base_url": endpoint_name(inference.base_urls), "model": inference.model}
+        return {"base_url": endpoint_name(config.base_urls), "model": config.model}
 
     def preflight() -> list[ConfigIssue]:
-        if "ENDPOINT" not in inference.base_urls:
+        if "ENDPOINT" not in config.base_urls:
             return []
         problem = '"ENDPOINT" stands for the address of your API'
         return [ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1")]

@@ -1,7 +1,7 @@
-"""Ends a run in which most requests fail for good, while the rest of the rows is still unspent.
+"""A circuit breaker: ends a run in which most requests fail, before all rows have been tried in vain.
 
-Counted are answers and requests whose attempts were all in vain. A request that the server refuses for what is in it
-counts as neither: other rows may well be fine.
+It counts answers, and requests that failed after all their attempts. A request refused for its content counts as
+neither, since other rows may be fine.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 WINDOW = 200
-"""Outcomes that count as recent."""
+"""Number of recent outcomes considered."""
 SHARE = 0.5
 FIRST = 20
-"""Failures that end a run which has not had one answer."""
+"""Failures that end a run without a single answer."""
 
-_MENDS = {
+_HINTS = {
     "rate_limit": "lower inference.max_concurrency, or set inference.requests_per_minute or tokens_per_minute",
     "timeout": "raise inference.timeout, or lower inference.max_concurrency",
     "connection": "check inference.base_url, and that the server runs",
@@ -31,23 +31,23 @@ class Trip:
     of: int
     """Recent outcomes."""
     reason: str
-    """The most frequent one."""
+    """The most frequent reason."""
     share: float
     """Its share among the failures."""
     detail: str
     """An example."""
 
     def words(self) -> str:
-        mend = _MENDS.get(self.reason, "check what answers at inference.base_url")
+        hint = _HINTS.get(self.reason, "check what answers at inference.base_url")
         return (
             f"{self.failed} of the last {self.of} requests failed for good, "
             f"{self.share:.0%} of them with {self.reason}: {self.detail}\n"
-            f"    → {mend}; the same command then goes on, and asks for nothing it has already"
+            f"    → {hint}; the same command then goes on, and asks for nothing it has already"
         )
 
 
 class Breaker:
-    """Watches outcomes; `add_failure` says when enough is enough."""
+    """Watches outcomes; `add_failure` returns a `Trip` once there are too many failures."""
 
     def __init__(self) -> None:
         self._recent: deque[str | None] = deque(maxlen=WINDOW)
@@ -59,7 +59,7 @@ class Breaker:
         self._recent.append(None)
 
     def add_failure(self, reason: str, detail: str) -> Trip | None:
-        """A request failed for good, through no fault of its content."""
+        """A request failed after all its attempts, not because of its content."""
         self._recent.append(reason)
         self._details[reason] = detail
         reasons = Counter(item for item in self._recent if item is not None)

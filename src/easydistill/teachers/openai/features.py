@@ -1,7 +1,7 @@
-"""Optional parts of a request that some servers refuse: what one server turned out not to know, and how to do without.
+"""Optional parts of a request that a server turned out not to support, and what to send instead.
 
-A server that does not take a JSON schema is asked for any JSON, and failing that for text; that is remembered schema
-by schema, since a server may refuse one that it cannot compile and take the next.
+A server that refuses a JSON schema is asked for any JSON, and if it refuses that too, for text. This is remembered for
+each schema, since a server may fail to compile one and accept the next.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from easydistill.data.records import content_hash
-from easydistill.teachers.retry import Fault
+from easydistill.teachers.openai.retry import Fault
 
 _FORMAT_WORDS = (
     "response_format",
@@ -23,16 +23,16 @@ _FORMAT_WORDS = (
 
 
 class Features:
-    """What one server takes."""
+    """What one server supports."""
 
     def __init__(self) -> None:
         self._length_name = "max_tokens"
         self._takes_usage = True
         self._steps: dict[str, int] = {}
-        """Schema's hash → how far it was given up: 1 for `json_object`, 2 for no format at all."""
+        """Schema's hash → fallback: 1 for `json_object`, 2 for no format at all."""
 
     def shape(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body as this server takes it."""
+        """The body in the form that this server accepts."""
         shaped = dict(body)
         if "max_tokens" in shaped:
             shaped[self._length_name] = shaped.pop("max_tokens")
@@ -47,22 +47,22 @@ class Features:
         return shaped
 
     def adapts_to(self, fault: Fault, body: dict[str, Any], sent: dict[str, Any]) -> bool:
-        """Whether the server refused a part of `sent` (`body`, shaped) that can be left out or renamed from now on.
+        """Whether the server refused a part of `sent` (`body`, shaped) that is omitted or renamed from now on.
 
-        True also for what another request found out while this one was under way.
+        Also true if another request found that out while this one was in flight.
         """
         if fault.reason not in {"http_400", "http_422"}:
             return False
-        told = fault.detail.lower()
+        detail = fault.detail.lower()
         # vLLM names both when a prompt is too long.
-        refused = "unsupported" in told or "not supported" in told
-        if "max_tokens" in sent and "max_completion_tokens" in told and refused:
+        refused = "unsupported" in detail or "not supported" in detail
+        if "max_tokens" in sent and "max_completion_tokens" in detail and refused:
             self._length_name = "max_completion_tokens"
             return True
-        if "stream_options" in sent and "stream_options" in told:
+        if "stream_options" in sent and "stream_options" in detail:
             self._takes_usage = False
             return True
-        if "response_format" in sent and any(word in told for word in _FORMAT_WORDS):
+        if "response_format" in sent and any(word in detail for word in _FORMAT_WORDS):
             known = _schema_hash(body)
             failed = 1 if sent["response_format"]["type"] == "json_object" else 0
             self._steps[known] = max(self._steps.get(known, 0), failed + 1)

@@ -1,37 +1,52 @@
-"""What the lines of a batch say, row by row: an answer, a lasting reason for none, or neither: submit it again."""
+"""Reads the lines of an ended batch. A row has an answer, a permanent failure, or neither and is submitted again."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from easydistill.teachers._chat_completion import garbage, read_body
-from easydistill.teachers.retry import Fault, Verdict, from_error_object, from_status
-
-if TYPE_CHECKING:
-    from easydistill.teachers._batch import BatchRun, Flight
+from easydistill.contracts.teacher import Completion, GenerationRequest, RecordOutcomes
+from easydistill.teachers.ledger import is_counted
+from easydistill.teachers.openai.batch.book import BatchBook
+from easydistill.teachers.openai.batch.flight import BatchTools, Flight
+from easydistill.teachers.openai.chat_completion import garbage, read_body
+from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object, from_status
 
 _WAITS_FOR_ROOM = frozenset({"token_limit_exceeded"})
-"""Codes of a batch that the server refuses until others are through."""
+"""Codes of a batch that the server refuses until others have ended."""
 
 
-class BatchReading:
-    """The lines of one batch that has ended."""
+class Collection:
+    """The lines of one ended batch; answers and permanent failures are recorded as they are read.
 
-    def __init__(self, run: BatchRun, flight: Flight) -> None:
-        self._run, self._flight = run, flight
+    Args:
+        requests: what is to be answered, by key; the batch may hold other rows of an earlier run.
+        record: takes outcomes.
+    """
+
+    def __init__(
+        self,
+        tools: BatchTools,
+        book: BatchBook,
+        requests: Mapping[str, GenerationRequest],
+        flight: Flight,
+        record: RecordOutcomes,
+    ) -> None:
+        self._tools, self._book, self._requests, self._flight, self._record = tools, book, requests, flight, record
         self._sent: dict[str, dict[str, Any]] = {}
         self._keys = list(flight.open)
         self._unread = self._answers = 0
         self.faults: dict[str, Fault] = {}
         """Of rows that may be submitted again."""
         self.reshaped: set[str] = set()
-        """Rows that are submitted again without what the server does not know."""
+        """Rows that are submitted again without what the server does not support."""
+        self.fatal: Fault | None = None
+        """Why no row can succeed. Batches in progress are still collected."""
 
     def take(self, line: bytes) -> None:
-        """Take one line, of answers or of errors. One that is there twice counts once."""
+        """Take one line of answers or errors; a repeated line counts once."""
         if not line.strip():
             return
         try:
@@ -43,15 +58,14 @@ class BatchReading:
         if not isinstance(key, str) or key not in self._flight.open:
             return
         try:
-            arguments = self._run.redacted(_arguments(value))
+            arguments: dict[str, Any] = self._tools.redactor.value(_arguments(value))
         except Fault as fault:
             self._faulted(key, fault)
         else:
-            self._answers += 1
-            self._run.answered(self._flight, key, arguments)
+            self._answered(key, arguments)
 
     def take_failure(self, errors: Sequence[dict[str, Any]]) -> bool:
-        """Take why the batch failed as a whole; whether it only came when the server had no room for it."""
+        """Take the reasons why the batch failed as a whole; returns whether it only came when the server was full."""
         waits = False
         whole: Fault | None = None
         for error in errors:
@@ -66,11 +80,29 @@ class BatchReading:
             if error.get("code") in _WAITS_FOR_ROOM:
                 waits = True
             elif fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
-                self._run.ends_with(fault)
+                self.fatal = self.fatal or fault
         if whole is not None:
-            told = Fault("batch_failed", whole.detail, Verdict.RETRY, raw=whole.raw)
-            self.faults = dict.fromkeys(self._flight.open, told) | self.faults
+            failed = Fault("batch_failed", whole.detail, Verdict.RETRY, raw=whole.raw)
+            self.faults = dict.fromkeys(self._flight.open, failed) | self.faults
         return waits
+
+    def _answered(self, key: str, arguments: dict[str, Any]) -> None:
+        self._answers += 1
+        extra = {**arguments["extra"], "batch": self._flight.id}
+        answer = Completion(key=key, attempts=self._flight.record.attempt, **{**arguments, "extra": extra})
+        size = self._flight.close(key, self._tools.ledger)
+        self._record([answer])
+        self._tools.ledger.add(answer, size)
+        if is_counted(answer):
+            self._tools.estimator.learn(size, answer.prompt_tokens, answer.completion_tokens)
+
+    def _adapts_to(self, key: str, fault: Fault) -> bool:
+        """Whether the server refused an optional part of a row that is omitted from now on."""
+        if fault.reason not in {"http_400", "http_422"} or key not in self._requests:
+            return False
+        if not self._sent:
+            self._sent.update(self._book.bodies(self._flight.record))
+        return self._tools.features.adapts_to(fault, self._tools.body(self._requests[key]), self._sent[key])
 
     def _key_at(self, line: int) -> str:
         return self._keys[line - 1] if len(self._keys) == self._flight.record.rows else ""
@@ -79,16 +111,17 @@ class BatchReading:
         if key not in self._flight.open:
             return
         if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
-            self._run.ends_with(fault)
-        elif self._run.could_be_reshaped(self._flight, key, fault, self._sent):
+            self.fatal = self.fatal or fault
+        elif self._adapts_to(key, fault):
             self.reshaped.add(key)
         elif fault.verdict is Verdict.REJECT:
-            self._run.refused(self._flight, key, fault)
+            self._flight.close(key, self._tools.ledger)
+            self._record([self._tools.faults.failure(key, fault, self._flight.record.attempt)])
         else:
             self.faults[key] = fault
 
     def words(self) -> str:
-        """What was in it, for the log."""
+        """A summary for the log."""
         unread = f", {self._unread} lines that cannot be read" if self._unread else ""
         return f"{self._answers:,} answers of {len(self._keys):,} rows{unread}"
 
@@ -97,7 +130,7 @@ def _arguments(line: dict[str, Any]) -> dict[str, Any]:
     """The answer in a line, as the arguments of `Completion`.
 
     Raises:
-        Fault: there is none.
+        Fault: the line has no answer.
     """
     response, error = line.get("response"), line.get("error")
     if isinstance(response, dict):

@@ -1,9 +1,9 @@
 """A teacher behind any OpenAI-compatible API, through the openai SDK with a retry policy of our own.
 
-Streaming or not. A complete answer, whatever is in it, was paid for and is never asked for again; only attempts that
-brought none are repeated (`retry.py`). When a request may start, and at which of several servers, is the dispatcher's
-to say: concurrency found out by trying, limits, budget (`_dispatch.py`). Whatever a server sent passes through the
-redactor before it is handed on: servers echo keys.
+Responses may be streamed. A complete answer, whatever its content, was paid for and is never asked for again; only
+attempts without an answer are repeated (`retry.py`). The dispatcher decides when a request starts and at which server,
+by concurrency, limits and budget (`dispatch.py`). Everything that a server sends passes through the redactor before it
+is handed on, because servers echo keys.
 """
 
 from __future__ import annotations
@@ -34,37 +34,39 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
-from easydistill.teachers._batch import BatchRun, BatchStage, BatchTools, until_stopped
-from easydistill.teachers._batch_calls import BatchCalls
-from easydistill.teachers._chat_completion import StreamParser, garbage, read_body, request_body
-from easydistill.teachers._concurrency import Window
-from easydistill.teachers._dispatch import Dispatcher
-from easydistill.teachers._faults import FaultReader
-from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
-from easydistill.teachers._routing import Endpoint, Router
-from easydistill.teachers._run import Clients, Run, in_thread
 from easydistill.teachers.ledger import Ledger
-from easydistill.teachers.retry import Fault, Verdict, pause
+from easydistill.teachers.openai.batch.calls import BatchCalls
+from easydistill.teachers.openai.batch.flight import BatchTools
+from easydistill.teachers.openai.batch.run import BatchRun, BatchStage, until_stopped
+from easydistill.teachers.openai.chat_completion import StreamParser, garbage, read_body, request_body
+from easydistill.teachers.openai.dispatch import Dispatcher
+from easydistill.teachers.openai.faults import FaultReader
+from easydistill.teachers.openai.limits import RateLimits
+from easydistill.teachers.openai.retry import Fault, Verdict, pause
+from easydistill.teachers.openai.routing import Endpoint, Router
+from easydistill.teachers.openai.window import Window
+from easydistill.teachers.openai.workers import Clients, Run, in_thread
+from easydistill.teachers.sizes import Size, TokenEstimator
 
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 30.0
 PATIENCE = 10
-"""Times `timeout` that a whole answer, or a stream's next event, may take from a server that sends a byte now and
-then, so that the time-out itself never strikes."""
+"""Limit for a whole answer, or for a stream's next event, as a multiple of `timeout`: a server that keeps sending
+single bytes never exceeds `timeout` itself."""
 LINGER_SECONDS = 5.0
-"""How long a stream may take to end once its answer is complete."""
+"""How long to wait for a stream's end once its answer is complete."""
 POOL_SIZE = 16
-"""Workers that share a pool of connections: a pool's work for one request grows with all the connections it holds."""
+"""Workers that share a pool of connections: a pool's work per request grows with the number of its connections."""
 
 
 class OpenAITeacher:
-    """Answers through `POST {base_url}/chat/completions`, of one server or of several.
+    """Answers through `POST {base_url}/chat/completions` of one or several servers.
 
     Attributes:
-        ledger: what answers took so far; earlier attempts' answers may be added before `generate`.
+        ledger: the spending so far; answers of earlier attempts may be added before `generate`.
 
     Args:
-        batches: where batches are kept; needed for `inference.batch`.
+        batches: where batches are stored; required for `inference.batch`.
     """
 
     def __init__(self, inference: ApiInferenceConfig, redactor: Redactor, batches: BatchStage | None = None) -> None:
@@ -75,7 +77,7 @@ class OpenAITeacher:
         self._faults = FaultReader(inference, redactor)
         self._model = inference.model
         self._where = ", ".join(map(bare_url, inference.base_urls))
-        # What is learnt of servers is remembered for all later requests.
+        # Servers' states are kept for all later calls of `generate`.
         ceiling, adaptive = inference.max_concurrency, inference.adaptive_concurrency
         self._router = Router([Endpoint(url, Window(ceiling, adaptive)) for url in inference.base_urls])
         self._limits = RateLimits(inference.requests_per_minute, inference.tokens_per_minute)
@@ -83,7 +85,7 @@ class OpenAITeacher:
         self.ledger = Ledger(inference.prices, inference.max_cost, inference.max_tokens_total)
         self._jitter = random.Random()
         for url in inference.base_urls:
-            # A user and password in the URL, as the header spells them. (The config registers the plain password.)
+            # User and password of the URL, as the header encodes them. (The config registers the plain password.)
             user = urllib.parse.unquote(urllib.parse.urlsplit(url).netloc.rpartition("@")[0])
             redactor.register(base64.b64encode(user.encode()).decode())
 
@@ -91,7 +93,7 @@ class OpenAITeacher:
         """Endpoint and model.
 
         Raises:
-            TeacherError: no model is configured and the server does not tell one.
+            TeacherError: no model is configured and the server does not list one.
         """
         return {"base_url": endpoint_name(self._config.base_urls), "model": self._model_name()}
 
@@ -116,7 +118,7 @@ class OpenAITeacher:
         return self._model
 
     def _first_model_of_any(self) -> str:
-        """What the first server that tells says."""
+        """The model that the first responding server lists."""
         *others, last = self._config.base_urls
         for url in others:
             try:
@@ -217,7 +219,7 @@ class OpenAITeacher:
     async def _generate(
         self, model: str, waiting: Iterator[GenerationRequest], workers: int, record: RecordOutcomes, stop: StopSignal
     ) -> TeacherError | None:
-        """Answer all of `waiting`; the error, if any, that ends this early."""
+        """Answer all of `waiting`; returns the error that ended this early, if there was one."""
         self._router.reopen()
         run = Run(stop, self._dispatcher)
         limits = httpx2.Limits(max_connections=POOL_SIZE, max_keepalive_connections=POOL_SIZE)
@@ -261,40 +263,35 @@ class OpenAITeacher:
         )
 
     async def _ask(self, clients: Clients, model: str, request: GenerationRequest, run: Run) -> Outcome | None:
-        """Ask until there is an answer or no hope; None where the run is over before that."""
+        """Ask until there is an answer or no attempt is left; None if the run is over before that."""
         attempt = 1
         avoid: Endpoint | None = None
         while True:
-            ticket = await run.desk.start(self._size(request), avoid)
+            ticket = await run.dispatcher.start(self._size(request), avoid)
             if ticket is None:
                 return None
             endpoint = ticket.endpoint
-            started = time.monotonic()
             body = self._body(model, request)
             sent = endpoint.features.shape(body)
             try:
-                arguments = self._redactor.value(await self._attempt(clients.of(endpoint), sent))
-                seconds = round(time.monotonic() - started, 3)
-                answer = Completion(key=request.key, attempts=attempt, seconds=seconds, **arguments)
-            except Exception as error:
-                try:
-                    fault = self._faults.fault(error)
-                except Exception:
-                    run.desk.dropped(ticket)
-                    raise
-            else:
-                run.desk.answered(ticket, answer)
+                found = await self._answer_or_fault(clients.of(endpoint), sent, request.key, attempt)
+            except Exception:
+                run.dispatcher.dropped(ticket)
+                raise
+            if isinstance(found, Completion):
+                run.dispatcher.answered(ticket, found)
                 run.breaker.add_answer()
-                return answer
+                return found
+            fault: Fault = found
             if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
                 self._refuses(endpoint, fault, run)
-                run.desk.dropped(ticket)
+                run.dispatcher.dropped(ticket)
                 avoid = endpoint
                 continue
             if endpoint.features.adapts_to(fault, body, sent):
-                run.desk.dropped(ticket)
+                run.dispatcher.dropped(ticket)
                 continue
-            run.desk.faulted(ticket, fault)
+            run.dispatcher.faulted(ticket, fault)
             wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
             if fault.verdict is Verdict.REJECT or wait is None or attempt > self._config.max_retries:
                 failure = self._faults.failure(request.key, fault, attempt)
@@ -302,17 +299,26 @@ class OpenAITeacher:
                     run.end(TeacherError(f"{self._where}: {trip.words()}"))
                 return failure
             avoid = endpoint
-            # Another server need not be waited for, but for a while only: all of them may have the same trouble.
+            # Another server can be asked without a pause, but only once each: all may have the same problem.
             at_once = attempt < len(self._router.endpoints) and self._router.has_another(endpoint, time.monotonic())
             if not at_once and not await run.sleep(wait):
                 return None
             attempt += 1
 
+    async def _answer_or_fault(self, client: Any, body: dict[str, Any], key: str, attempt: int) -> Completion | Fault:
+        """One attempt. An exception that is no fault of server or network is raised."""
+        started = time.monotonic()
+        try:
+            arguments = self._redactor.value(await self._attempt(client, body))
+        except Exception as error:
+            return self._faults.fault(error)
+        return Completion(key=key, attempts=attempt, seconds=round(time.monotonic() - started, 3), **arguments)
+
     def _size(self, request: GenerationRequest) -> Size:
         return self._estimator.size(request.messages)
 
     def _refuses(self, endpoint: Endpoint, fault: Fault, run: Run) -> None:
-        """A server answers nobody; the run goes on at the others, if there are any."""
+        """A server refuses all requests; the run continues at the others, if there are any."""
         if endpoint.refusal is None:
             endpoint.refusal = fault
             error = self._faults.error(fault, endpoint.url)
@@ -322,7 +328,7 @@ class OpenAITeacher:
                 LOGGER.warning("%s", error)
 
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
-        """What is sent; whoever asks for something else than answers has its own."""
+        """The body to send; a subclass that asks for something other than answers overrides it."""
         return request_body(self._config, model, request)
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
@@ -330,12 +336,12 @@ class OpenAITeacher:
         patience = PATIENCE * self._config.timeout
         try:
             async with asyncio.timeout(patience) as guard:
-                # Through the SDK's own client, but without its models and decoders: they cost more than the call.
+                # The SDK's client without its models and decoders, which cost more than the call.
                 response = await client.post(
                     "/chat/completions", cast_to=httpx2.Response, body=body, stream=True, stream_cls=openai.AsyncStream
                 )
                 try:
-                    # Servers that cannot stream answer whole; so do gateways that report an error.
+                    # Servers that cannot stream send a whole body, and so do gateways that report an error.
                     if self._config.stream and "json" not in response.headers.get("content-type", ""):
                         return await self._read_stream(response, guard, patience)
                     return read_body(await response.aread())
@@ -353,7 +359,7 @@ class OpenAITeacher:
             try:
                 await _receive(response, parser, guard, patience)
             except (httpx2.HTTPError, TimeoutError, Fault) as error:
-                # Broken after the answer's end: the answer is there and was paid for.
+                # Broken after the end of the answer, which is complete and was paid for.
                 if not _is_complete(parser):
                     raise self._faults.fault(error) from None
             arguments = parser.result()
@@ -381,7 +387,7 @@ async def _receive(response: httpx2.Response, parser: StreamParser, guard: async
                 if line.startswith(b"data"):
                     guard.reschedule(clock() + patience)
             if linger.when() is None and _is_complete(parser):
-                # What still follows is usage and the end; reading it keeps the connection.
+                # Only usage and the end follow; reading them keeps the connection usable.
                 linger.reschedule(clock() + LINGER_SECONDS)
         _feed(parser, rest)
 

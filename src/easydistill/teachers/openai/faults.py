@@ -1,4 +1,4 @@
-"""From an exception of the SDK or the network to what it means for a request, and to words that may be shown."""
+"""Translates exceptions of the SDK and the network into faults, failures and error messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Failure, bare_url
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
-from easydistill.teachers._chat_completion import RAW_LIMIT
-from easydistill.teachers.retry import Fault, Verdict, from_status
+from easydistill.teachers.openai.chat_completion import RAW_LIMIT
+from easydistill.teachers.openai.retry import Fault, Verdict, from_status
 
 DETAIL_LIMIT = 500
-_MENDS = {
+_HINTS = {
     "auth": "check inference.api_key",
     "model": "check inference.model",
     "quota": "top up the account; the same command then goes on, and asks for nothing it has already",
@@ -23,13 +23,13 @@ _MENDS = {
 
 
 class FaultReader:
-    """Reads what went wrong with requests to the servers of `config`."""
+    """Interprets the faults of requests to the servers of `config`."""
 
     def __init__(self, config: ApiInferenceConfig, redactor: Redactor) -> None:
         self._config, self._redactor = config, redactor
 
     def fault(self, error: Exception) -> Fault:
-        """The fault behind an exception; anything that is not a fault of server or network is raised again."""
+        """The fault behind an exception; an exception from neither server nor network is raised again."""
         if isinstance(error, Fault):
             return error
         if isinstance(error, openai.APITimeoutError | httpx2.TimeoutException):
@@ -47,16 +47,16 @@ class FaultReader:
         raise error
 
     def shown(self, text: str) -> str:
-        """A server's text as it may be shown. Redacted before it is cut: half a key would not be recognised."""
+        """A server's text for display. It is redacted before it is cut: half a key would not be recognised."""
         return " ".join(str(self._redactor.value(text)).split())[:DETAIL_LIMIT]
 
     def failure(self, key: str, fault: Fault, attempts: int) -> Failure:
-        """What is recorded of a request that met `fault` and is given up."""
+        """The failure to record for a request that is given up because of `fault`."""
         raw = None if fault.raw is None else self._redactor.value(fault.raw)[:RAW_LIMIT]
         return Failure(key, fault.reason, self.shown(fault.detail), attempts, fault.verdict is Verdict.RETRY, raw)
 
     def error(self, fault: Fault, url: str) -> TeacherError:
-        """What ends a run in which the server at `url` answers nobody."""
+        """The error for a server that refuses all requests."""
         kind = QuotaExhausted if fault.verdict is Verdict.QUOTA else TeacherError
-        mend = _MENDS.get(fault.reason, "check the server")
-        return kind(f"{bare_url(url)} refuses to answer: {self.shown(fault.detail)}\n    → {mend}")
+        hint = _HINTS.get(fault.reason, "check the server")
+        return kind(f"{bare_url(url)} refuses to answer: {self.shown(fault.detail)}\n    → {hint}")
