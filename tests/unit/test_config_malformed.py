@@ -19,7 +19,7 @@ import easydistill
 from easydistill import api
 from easydistill.cli import main
 from easydistill.config.base import SECRET_KEYS
-from easydistill.config.fields import members_of, models_in
+from easydistill.config.reading.fields import members_of, models_in
 from easydistill.errors import ConfigError
 
 BOTH = "black_box_kd_api, black_box_kd_local"

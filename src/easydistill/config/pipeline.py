@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
 
 from easydistill.config.base import Unfit
-from easydistill.config.document import Document, KeyPath, dotted, show
 from easydistill.config.job import JobConfig
+from easydistill.config.reading.document import Document, KeyPath, dotted, show
 
 PIPELINE = "pipeline"
 JobName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]

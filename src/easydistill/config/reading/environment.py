@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from easydistill.config.document import Document, KeyPath
+from easydistill.config.reading.document import Document, KeyPath
 from easydistill.errors import ConfigIssue
 
 _REFERENCE = re.compile(r"\$\{env:([^}]*)\}")

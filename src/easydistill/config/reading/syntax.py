@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from easydistill.config.document import Document, syntax_error
-from easydistill.config.json_syntax import parse_json
-from easydistill.config.toml_syntax import parse_toml
-from easydistill.config.yaml_syntax import parse_yaml
+from easydistill.config.reading.document import Document, syntax_error
+from easydistill.config.reading.json_syntax import parse_json
+from easydistill.config.reading.toml_syntax import parse_toml
+from easydistill.config.reading.yaml_syntax import parse_yaml
 
 PARSERS: dict[str, Callable[[str, str], Document]] = {
     ".json": parse_json,

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from easydistill.config.base import SECRET_KEYS
-from easydistill.config.document import MAX_DEPTH, Document, KeyPath, syntax_error
+from easydistill.config.reading.document import MAX_DEPTH, Document, KeyPath, syntax_error
 from easydistill.errors import ConfigError
 
 _SPACE = re.compile(r"[ \t\r\n]*(?:(?://[^\n]*|/\*.*?\*/)[ \t\r\n]*)*", re.DOTALL)

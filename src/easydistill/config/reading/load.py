@@ -10,16 +10,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from easydistill.config.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, apply_aliases
-from easydistill.config.diagnose import closest, explain
-from easydistill.config.document import Document, KeyPath, show
-from easydistill.config.environment import resolve_environment
 from easydistill.config.job import JobConfig
-from easydistill.config.overrides import apply_overrides
 from easydistill.config.pipeline import PipelineConfig
-from easydistill.config.pipeline_jobs import parts_of, typed_jobs
-from easydistill.config.plain import find_foreign, from_mapping
-from easydistill.config.syntax import parse_file
+from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, apply_aliases
+from easydistill.config.reading.diagnose import closest, explain
+from easydistill.config.reading.document import Document, KeyPath, show
+from easydistill.config.reading.environment import resolve_environment
+from easydistill.config.reading.overrides import apply_overrides
+from easydistill.config.reading.pipeline_jobs import parts_of, typed_jobs
+from easydistill.config.reading.plain import find_foreign, from_mapping
+from easydistill.config.reading.syntax import parse_file
 from easydistill.errors import ConfigError, ConfigIssue
 
 JobClasses = Mapping[str, type[JobConfig]]

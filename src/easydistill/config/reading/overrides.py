@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from easydistill.config.aliases import KEY_ALIASES
-from easydistill.config.document import MAX_DEPTH, OVERRIDE, Document, KeyPath, dotted, show
+from easydistill.config.reading.aliases import KEY_ALIASES
+from easydistill.config.reading.document import MAX_DEPTH, OVERRIDE, Document, KeyPath, dotted, show
 from easydistill.errors import ConfigIssue
 
 

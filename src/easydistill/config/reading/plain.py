@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from easydistill.config.document import Document, KeyPath
+from easydistill.config.reading.document import Document, KeyPath
 from easydistill.errors import ConfigError, ConfigIssue
 
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from easydistill.config.fields import models_in
 from easydistill.config.job import JobConfig
+from easydistill.config.reading.fields import models_in
 
 _EXAMPLES: dict[tuple[str, str], Any] = {
     ("dataset", "instruction_path"): "train.json",

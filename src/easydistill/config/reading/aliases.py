@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from easydistill.config.document import Document, KeyPath, dotted
+from easydistill.config.reading.document import Document, KeyPath, dotted
 from easydistill.errors import ConfigIssue
 
 JOB_TYPE_ALIASES: dict[str, str] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 
-from easydistill.config.document import Document, KeyPath, syntax_error
+from easydistill.config.reading.document import Document, KeyPath, syntax_error
 
 _TABLE = re.compile(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")

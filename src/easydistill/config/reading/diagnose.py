@@ -12,10 +12,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from easydistill.config.aliases import KEY_ALIASES
 from easydistill.config.base import Unfit
-from easydistill.config.document import Document, KeyPath, dotted, is_secret, show
-from easydistill.config.fields import Place, alternatives, is_union, keys_of, literals, locate, models_in, sections
+from easydistill.config.reading.aliases import KEY_ALIASES
+from easydistill.config.reading.document import Document, KeyPath, dotted, is_secret, show
+from easydistill.config.reading.fields import (
+    Place,
+    alternatives,
+    is_union,
+    keys_of,
+    literals,
+    locate,
+    models_in,
+    sections,
+)
 from easydistill.errors import ConfigIssue
 
 _LIMITS = {

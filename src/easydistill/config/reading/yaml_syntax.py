@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from easydistill.config.base import SECRET_KEYS
-from easydistill.config.document import HIDDEN, MAX_DEPTH, Document, KeyPath, syntax_error
+from easydistill.config.reading.document import HIDDEN, MAX_DEPTH, Document, KeyPath, syntax_error
 from easydistill.errors import ConfigError
 
 MAX_VALUES = 100_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from easydistill.config.aliases import apply_aliases
-from easydistill.config.diagnose import closest
-from easydistill.config.document import Document, KeyPath, show
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PIPELINE, Part, citations
+from easydistill.config.reading.aliases import apply_aliases
+from easydistill.config.reading.diagnose import closest
+from easydistill.config.reading.document import Document, KeyPath, show
 from easydistill.errors import ConfigIssue
 
 Issues = dict[KeyPath, ConfigIssue]
