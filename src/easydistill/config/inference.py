@@ -20,7 +20,7 @@ from easydistill.config.base import (
     Seed,
     Unfit,
 )
-from easydistill.config.reading.document import show
+from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
 

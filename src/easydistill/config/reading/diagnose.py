@@ -14,7 +14,6 @@ from pydantic_core import PydanticUndefined
 
 from easydistill.config.base import Unfit
 from easydistill.config.reading.aliases import KEY_ALIASES
-from easydistill.config.reading.document import Document, KeyPath, dotted, is_secret, show
 from easydistill.config.reading.fields import (
     Place,
     alternatives,
@@ -25,7 +24,8 @@ from easydistill.config.reading.fields import (
     models_in,
     sections,
 )
-from easydistill.errors import ConfigIssue
+from easydistill.config.reading.nodes import Issues, Node
+from easydistill.config.values import KeyPath, dotted, is_secret, show
 
 _LIMITS = {
     "greater_than": "more than",
@@ -54,16 +54,18 @@ def closest(word: str, candidates: Iterable[str]) -> str | None:
 
 def explain(
     error: ValidationError,
-    document: Document,
+    document: Node,
     model: type[BaseModel],
     other_jobs: Mapping[str, type[BaseModel]],
-) -> dict[KeyPath, ConfigIssue]:
-    """One issue for each place in the config.
+    issues: Issues,
+) -> None:
+    """Report one issue for each place in the config.
 
     Args:
         error: what validating against `model` raised.
         document: the config as written, which is what messages quote.
         other_jobs: the other job types, to say where a key that does not apply here belongs.
+        issues: where to report.
     """
     found = [(locate(details["loc"], model), details) for details in error.errors(include_url=False)]
     grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
@@ -71,15 +73,13 @@ def explain(
         grouped.setdefault(place.path, []).append((place, details))
     # A union reports what each of its members dislikes; where one of them got inside the value, it was meant.
     entered = {place.union for place, _ in found if place.union is not None and place.path != place.union}
-    return {
-        path: document.issue(path, *_describe_all(group, document, model, other_jobs))
-        for path, group in grouped.items()
-        if path not in entered
-    }
+    for path, group in grouped.items():
+        if path not in entered:
+            issues.add(document, *_describe_all(group, document, model, other_jobs), path)
 
 
 def _describe_all(
-    group: list[tuple[Place, Any]], document: Document, model: type[BaseModel], other_jobs: Mapping[str, Any]
+    group: list[tuple[Place, Any]], document: Node, model: type[BaseModel], other_jobs: Mapping[str, Any]
 ) -> tuple[str, str]:
     place, details = group[0]
     shown = show(document.at(place.path), place.path)
@@ -185,7 +185,7 @@ def _description(place: Place) -> str:
 
 
 def _unknown_key(
-    place: Place, document: Document, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+    place: Place, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> tuple[str, str]:
     *above, last = place.path
     key = str(last)

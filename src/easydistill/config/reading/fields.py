@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
-from easydistill.config.reading.document import KeyPath
+from easydistill.config.values import KeyPath
 
 _WORDS: dict[Any, str] = {
     str: "text",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,15 @@ from pydantic import ValidationError
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PipelineConfig
-from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, apply_aliases
+from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, use_current_names
 from easydistill.config.reading.diagnose import closest, explain
-from easydistill.config.reading.document import Document, KeyPath, show
-from easydistill.config.reading.environment import resolve_environment
+from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.overrides import apply_overrides
-from easydistill.config.reading.pipeline_jobs import parts_of, typed_jobs
-from easydistill.config.reading.plain import find_foreign, from_mapping
-from easydistill.config.reading.syntax import parse_file
-from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.config.reading.pipelines import check_place, jobs_of, share_sections
+from easydistill.config.reading.resolve import resolve
+from easydistill.config.reading.syntax import read_file
+from easydistill.config.values import show
+from easydistill.errors import ConfigError
 
 JobClasses = Mapping[str, type[JobConfig]]
 
@@ -55,29 +54,23 @@ def load_config(
         overrides: `dotted.path=value`, applied in order over the file.
 
     Raises:
-        ConfigError: anything is wrong; it lists every issue that can be told at once.
+        ConfigError: anything is wrong; it lists every issue that can be reported at once.
     """
-    if isinstance(source, str | Path):
-        path: Path | None = Path(source)
-        document = parse_file(Path(source))
-    else:
-        path, document = None, from_mapping(source)
-    written = copy.deepcopy(document.data)
-    # Old names first, so that an override replaces a value under whichever name it stands; then those inside overrides.
-    twice = apply_aliases(document)
-    unusable = apply_overrides(document, overrides)
-    twice |= apply_aliases(document)
-    classes = job_classes()
-    parts, of_parts = parts_of(document, classes)
-    data, unset = resolve_environment(document)
-    borrowed = {("jobs", name, *path) for name, part in parts.items() for path in part.shared}
-    unset = {path: issue for path, issue in unset.items() if path not in borrowed}
-    job, found = _judge(document, data, classes)
-    jobs, inside = typed_jobs(parts, data, lambda part, values: _judge(part, values, classes))
-    # What is told first about a path stands: the most particular comes first.
-    issues = {**found, **inside, **of_parts, **twice, **find_foreign(document, data), **unset}
-    if job is None or unusable or issues:
-        raise ConfigError([*unusable, *(issues[path] for path in sorted(issues, key=document.line))])
+    path = None if isinstance(source, Mapping) else Path(source)
+    root = from_mapping(source) if isinstance(source, Mapping) else read_file(Path(source))
+    written, classes, issues = root.plain(), job_classes(), Issues()
+    use_current_names(root, issues)
+    unusable = apply_overrides(root, overrides, issues)
+    parts = jobs_of(root)
+    share_sections(root, parts, classes, issues)
+    data = resolve(root, issues)
+    for part in parts:
+        check_place(part, parts, issues)
+    jobs = {name: _typed(part, data["jobs"][name], classes, issues) for name, part in parts.items()}
+    job = _typed(root, data, classes, issues)
+    if found := [*unusable, *issues.in_order()]:
+        raise ConfigError(found)
+    assert job is not None
     name = path.stem if path is not None else "config"
     if isinstance(job, PipelineConfig):
         # Its jobs are planned with the place where they find each other's artifacts.
@@ -85,44 +78,45 @@ def load_config(
     return LoadedConfig(job, name, written, path, tuple(overrides))
 
 
-def _judge(
-    document: Document, data: dict[str, Any], classes: JobClasses
-) -> tuple[JobConfig | None, dict[KeyPath, ConfigIssue]]:
-    """The typed job, or every issue by path."""
-    issues: dict[KeyPath, ConfigIssue] = {}
-    job_type = data.get("job_type")
-    if not isinstance(job_type, str) or job_type not in classes:
-        guess, issue = _job_type_issue(document, classes)
-        issues[("job_type",)] = issue
-        # Judge the sections by the job that is probably meant, so that all mistakes show at once.
-        data["job_type"] = job_type = guess or _best_fit(data, classes)
+def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues) -> JobConfig | None:
+    """The typed job; None where something about it is reported.
+
+    Args:
+        node: the config or a pipeline's job, as written.
+        data: the same as plain data, with the environment filled in.
+    """
+    written = data.get("job_type")
+    job_type = JOB_TYPE_ALIASES.get(written, written) if isinstance(written, str) else None
+    if job_type not in classes:
+        # Validate the sections as those of the job that is probably meant, so that all mistakes show at once.
+        job_type = _report_job_type(node, classes, issues) or _best_fit(data, classes)
     try:
-        job = classes[job_type].model_validate(data)
+        return classes[job_type].model_validate({**data, "job_type": job_type})
     except ValidationError as error:
-        old = document.old_job_type
-        if JOB_TYPE_ALIASES.get(old) == job_type and not issues:
-            problem = f"{old} is read as {job_type}, which knows less than the old job"
-            issues[("job_type",)] = document.issue(("job_type",), problem, SEVERAL_JOBS[old])
+        if written in SEVERAL_JOBS:
+            problem = f"{written} is read as {job_type}, which knows less than the old job"
+            issues.add(node, problem, SEVERAL_JOBS[written], ("job_type",))
         others = {name: classes[name] for name in classes if name != job_type}
-        return None, {**explain(error, document, classes[job_type], others), **issues}
-    return None if issues else job, issues
+        explain(error, node, classes[job_type], others, issues)
+        return None
 
 
-def _job_type_issue(document: Document, classes: JobClasses) -> tuple[str | None, ConfigIssue]:
-    """The job type that was probably meant, and what is wrong with the one given."""
-    job_type = document.data.get("job_type")
+def _report_job_type(node: Node, classes: JobClasses, issues: Issues) -> str | None:
+    """Report what is wrong with the job type; returns the one that was probably meant."""
+    job_type = node.at(("job_type",))
     known = ", ".join(sorted(classes))
     guess = closest(job_type, [*classes, *JOB_TYPE_ALIASES]) if isinstance(job_type, str) else None
-    if "job_type" not in document.data:
+    if "job_type" not in node.value:
         problem = "this key is missing"
-        similar = closest("job_type", document.data)
-        mend = f'add "job_type": one of {known}' + (f" (is {similar!r} meant to be it?)" if similar else "")
+        similar = closest("job_type", node.value)
+        hint = f'add "job_type": one of {known}' + (f" (is {similar!r} meant to be it?)" if similar else "")
     elif not isinstance(job_type, str):
-        problem, mend = f"text is needed here, not {show(job_type)}", f"use one of {known}"
+        problem, hint = f"text is needed here, not {show(job_type)}", f"use one of {known}"
     else:
         problem = f"there is no job type {show(job_type)}"
-        mend = f'did you mean "{guess}"? Known are {known}' if guess else f"use one of {known}"
-    return JOB_TYPE_ALIASES.get(guess, guess) if guess else None, document.issue(("job_type",), problem, mend)
+        hint = f'did you mean "{guess}"? Known are {known}' if guess else f"use one of {known}"
+    issues.add(node, problem, hint, ("job_type",))
+    return JOB_TYPE_ALIASES.get(guess, guess) if guess else None
 
 
 def _best_fit(data: dict[str, Any], classes: JobClasses) -> str:

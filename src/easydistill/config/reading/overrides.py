@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from easydistill.config.reading.aliases import KEY_ALIASES
-from easydistill.config.reading.document import MAX_DEPTH, OVERRIDE, Document, KeyPath, dotted, show
+from easydistill.config.reading.aliases import use_current_names
+from easydistill.config.reading.nodes import MAX_DEPTH, OVERRIDE, Issues, Node, tree
+from easydistill.config.values import dotted, show
 from easydistill.errors import ConfigIssue
 
 
@@ -19,49 +20,42 @@ def _value(text: str) -> Any:
         return text
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> list[ConfigIssue]:
-    """Write each `dotted.path=value` into the document, in order.
+def apply_overrides(root: Node, overrides: Sequence[str], issues: Issues) -> list[ConfigIssue]:
+    """Write each `dotted.path=value` into a config that uses current names, in order.
 
     Returns:
         An issue for each override that is not of that form, or whose path runs through what is not a section.
     """
-    issues: list[ConfigIssue] = []
+    unusable: list[ConfigIssue] = []
     for override in overrides:
         name, equals, text = override.partition("=")
-        written: KeyPath = tuple(part.strip() for part in name.split("."))
-        if not equals or not all(written) or len(written) > MAX_DEPTH:
+        path = [part.strip() for part in name.split(".")]
+        if not equals or not all(path) or len(path) > MAX_DEPTH:
             problem = f"{show(name)} is not of the form path=value"
-            issues.append(ConfigIssue(OVERRIDE, "", problem, "e.g. --set training.learning_rate=1e-5"))
+            unusable.append(ConfigIssue(OVERRIDE, "", problem, "e.g. --set training.learning_rate=1e-5"))
             continue
-        path = KEY_ALIASES.get(written, written)
-        try:
-            made = _write(document.data, path, _value(text))
-        except _NotASection as error:
-            problem = f"{dotted(error.path)} is {show(error.value, error.path)}, not a section"
-            mend = f"set {dotted(error.path)} as a whole, e.g. --set '{dotted(error.path)}={{\"{path[-1]}\": …}}'"
-            issues.append(ConfigIssue(OVERRIDE, name, problem, mend))
-            continue
-        document.overridden.add(made)
-        document.renamed.pop(path, None)
-        if path != written:
-            document.renamed[path] = written
-    return issues
+        value = _value(text)
+        for part in reversed(path):
+            value = {part: value}
+        given = tree(value, OVERRIDE)
+        use_current_names(given, issues)
+        if problem := _graft(root, given, path):
+            unusable.append(problem)
+    return unusable
 
 
-class _NotASection(Exception):
-    def __init__(self, path: KeyPath, value: Any) -> None:
-        self.path, self.value = path, value
-
-
-def _write(data: dict[str, Any], path: KeyPath, value: Any) -> KeyPath:
-    """Set a value; returns its path, or that of the outermost section made for it."""
-    target: Any = data
-    made = path
-    for end, part in enumerate(path[:-1], start=1):
-        if part not in target:
-            made = min(made, path[:end], key=len)
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
-            raise _NotASection(path[:end], target)
-    target[path[-1]] = value
-    return made
+def _graft(root: Node, given: Node, path: list[str]) -> ConfigIssue | None:
+    """Put what `given` holds at the end of `path` into the config, or say why that is impossible."""
+    target = root
+    for depth in range(1, len(path) + 1):
+        ((key, given),) = given.value.items()
+        if depth == len(path) or key not in target.value:
+            target.value[key] = given
+            return None
+        target = target.value[key]
+        if not isinstance(target.value, dict):
+            above = dotted(tuple(path[:depth]))
+            problem = f"{above} is {show(target.plain(), tuple(path[:depth]))}, not a section"
+            hint = f"set {above} as a whole, e.g. --set '{above}={{\"{path[-1]}\": …}}'"
+            return ConfigIssue(OVERRIDE, dotted(tuple(path)), problem, hint)
+    return None
