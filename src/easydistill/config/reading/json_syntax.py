@@ -94,10 +94,8 @@ class _JsonParser:
     def _value(self, node: Node) -> Any:
         """What belongs into an empty node."""
         char = self._char()
-        if char == "{":
-            return self._object(node)
-        if char == "[":
-            return self._array(node)
+        if char and char in "{[":
+            return self._container(node, "}" if char == "{" else "]")
         if char == '"':
             return self._string()
         if not char:
@@ -150,29 +148,39 @@ class _JsonParser:
             return self._error(f"a text holds the control character {found!r}", hint, stop.end())
         return self._error("a text is not closed", 'end it with "')
 
-    def _object(self, node: Node) -> dict[str, Node]:
+    def _container(self, node: Node, close: str) -> dict[str, Node] | list[Node]:
         opened = self.at
         self.at += 1
-        result: dict[str, Node] = {}
+        keyed: dict[str, Node] = {}
+        items: list[Node] = []
         while True:
             self._skip()
-            if self._char() == "}":
+            if self._char() == close:
                 self.at += 1
-                return result
-            at = self.at
-            key = self._key(opened)
-            if key in result:
-                first = result[key].line
-                raise self._error(f"the key {key!r} stands twice (first on line {first})", "keep one of them", at)
-            result[key] = node.child(key, self._line(at))
-            self._key_read = key
-            self._skip()
-            if self._char() != ":":
-                raise self._error(f"a colon is missing after the key {key!r}", f'write "{key}": …')
-            self.at += 1
-            self._skip()
-            result[key].value = self._value(result[key])
-            self._separator("}", opened)
+                return keyed if close == "}" else items
+            if close == "}":
+                child = self._key_of(node, keyed, opened)
+            else:
+                child = node.child(len(items), self._line())
+                items.append(child)
+            child.value = self._value(child)
+            self._separator(close, opened)
+
+    def _key_of(self, node: Node, keyed: dict[str, Node], opened: int) -> Node:
+        """The empty node under the key that stands here, up to where its value starts."""
+        at = self.at
+        key = self._key(opened)
+        if key in keyed:
+            first = keyed[key].line
+            raise self._error(f"the key {key!r} stands twice (first on line {first})", "keep one of them", at)
+        keyed[key] = node.child(key, self._line(at))
+        self._key_read = key
+        self._skip()
+        if self._char() != ":":
+            raise self._error(f"a colon is missing after the key {key!r}", f'write "{key}": …')
+        self.at += 1
+        self._skip()
+        return keyed[key]
 
     def _key(self, opened: int) -> str:
         char = self._char()
@@ -186,20 +194,6 @@ class _JsonParser:
         if char.isdigit():
             hint = "a number holds no commas" if self.text[self.at - 1] == "," else "put the key in double quotes"
         raise self._needed("a key is needed here, not", hint)
-
-    def _array(self, node: Node) -> list[Node]:
-        opened = self.at
-        self.at += 1
-        result: list[Node] = []
-        while True:
-            self._skip()
-            if self._char() == "]":
-                self.at += 1
-                return result
-            item = node.child(len(result), self._line())
-            item.value = self._value(item)
-            result.append(item)
-            self._separator("]", opened)
 
     def _separator(self, close: str, opened: int) -> None:
         end = self.at

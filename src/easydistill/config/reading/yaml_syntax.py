@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -40,30 +41,10 @@ def parse_yaml(text: str, name: str) -> Node:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in pairs if tag != f"{_TAG}timestamp"]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
     try:
-        loader = Loader(text)
-        top = loader.get_single_node()
-        if top is None:
-            raise syntax_error(name, "the file holds no value", "start from `easydistill init black_box_kd_local`")
-        return _Tree(name, loader).grow(top)
+        return _parsed(text, name)
     except yaml.MarkedYAMLError as error:
-        # Of a key without colon, and of an open quote, the start is what helps; PyYAML's problem is at the end.
-        starts = str(error.context).startswith(("while scanning a simple key", "while scanning a quoted scalar"))
-        mark = error.context_mark if starts else error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        problem = str(error.problem or error.context)
-        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, problem)), _HINT)
-        shown = _LINE_BREAK.split(text)[mark.line] if mark is not None else ""
-        if any(key in shown for key in SECRET_KEYS):
-            problem = re.sub(r"'[^']*'", HIDDEN, problem)
-        raise syntax_error(where, f"not valid YAML: {problem}", hint) from None
+        raise _explained(error, text, name) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         problem = f"the control character {chr(error.character)!r}" if isinstance(error.character, int) else "bad text"
@@ -74,61 +55,66 @@ def parse_yaml(text: str, name: str) -> Node:
         raise syntax_error(name, f"not valid YAML: {error}", _HINT) from None
 
 
-class _Tree:
-    """Makes nodes of PyYAML's, and refuses what cannot be a config."""
+def _explained(error: Any, text: str, name: str) -> ConfigError:
+    # Of a key without colon, and of an open quote, the start is what helps; PyYAML's problem is at the end.
+    starts = str(error.context).startswith(("while scanning a simple key", "while scanning a quoted scalar"))
+    mark = error.context_mark if starts else error.problem_mark or error.context_mark
+    where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+    problem = str(error.problem or error.context)
+    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, problem)), _HINT)
+    shown = _LINE_BREAK.split(text)[mark.line] if mark is not None else ""
+    if any(key in shown for key in SECRET_KEYS):
+        problem = re.sub(r"'[^']*'", HIDDEN, problem)
+    return syntax_error(where, f"not valid YAML: {problem}", hint)
 
-    def __init__(self, name: str, loader: Any) -> None:
-        self._name = name
-        self._loader = loader
-        self._count = 0
 
-    def grow(self, top: Any) -> Node:
-        root = Node(None, (), self._name, top.start_mark.line + 1)
-        self._fill(root, top)
-        return root
+def _parsed(text: str, name: str) -> Node:
+    import yaml
 
-    def _fill(self, node: Node, given: Any) -> None:
-        self._count += 1
-        if self._count > MAX_VALUES:
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            """PyYAML's own, which takes in merged mappings (`<<`) but would let a repeated key pass."""
+            mapping = super().compose_mapping_node(anchor)
+            lines: dict[str, int] = {}
+            for key_node, _ in mapping.value:
+                if key_node.tag == f"{_TAG}merge":
+                    continue
+                key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+                if not isinstance(key, str):
+                    raise syntax_error(f"{name}:{line}", f"the key {key!r} is not text", "put it in quotes")
+                if key in lines:
+                    problem = f"the key {key!r} stands twice (first on line {lines[key]})"
+                    raise syntax_error(f"{name}:{line}", problem, "keep one of them")
+                lines[key] = line
+            self.flatten_mapping(mapping)
+            return mapping
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in pairs if tag != f"{_TAG}timestamp"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    loader = Loader(text)
+    top = loader.get_single_node()
+    if top is None:
+        raise syntax_error(name, "the file holds no value", "start from `easydistill init black_box_kd_local`")
+    count = itertools.count(1)
+
+    def grown(node: Node, given: Any) -> Node:
+        """The empty node with what PyYAML's holds. Each use of an alias is a value of its own."""
+        if next(count) > MAX_VALUES:
             problem = f"aliases make more than {MAX_VALUES:,} values of it"
-            line = given.start_mark.line + 1
-            raise syntax_error(f"{self._name}:{line}", problem, "write values out instead of using * so often")
-        if given.tag == f"{_TAG}map" and given.id == "mapping":
+            where = f"{name}:{given.start_mark.line + 1}"
+            raise syntax_error(where, problem, "write values out instead of using * so often")
+        if given.id == "mapping" and given.tag == f"{_TAG}map":
             node.value = {}
-            for key, (line, value) in self._items(given).items():
-                node.value[key] = node.child(key, line)
-                self._fill(node.value[key], value)
-        elif given.tag == f"{_TAG}seq" and given.id == "sequence":
-            node.value = []
-            for index, item in enumerate(given.value):
-                node.value.append(node.child(index, item.start_mark.line + 1))
-                self._fill(node.value[index], item)
+            for key, value in given.value:
+                node.value[key.value] = grown(node.child(key.value, key.start_mark.line + 1), value)
+        elif given.id == "sequence" and given.tag == f"{_TAG}seq":
+            items = enumerate(given.value)
+            node.value = [grown(node.child(index, item.start_mark.line + 1), item) for index, item in items]
         else:
-            value = self._loader.construct_object(given, deep=True)
-            node.value = tuple(value) if isinstance(value, list) else value
+            value = loader.construct_object(given, deep=True)
+            node.value = tuple(value) if isinstance(value, list) else value  # `!!omap` and `!!pairs`
+        return node
 
-    def _items(self, mapping: Any) -> dict[str, tuple[int, Any]]:
-        """Key → line and value: a mapping's own keys over those that it merges (`<<`)."""
-        own: dict[str, tuple[int, Any]] = {}
-        merged: dict[str, tuple[int, Any]] = {}
-        for key_node, value in mapping.value:
-            line = key_node.start_mark.line + 1
-            if key_node.tag == f"{_TAG}merge":
-                for each in value.value if value.id == "sequence" else [value]:
-                    merged = {**self._merged(each), **merged}
-                continue
-            key = self._loader.construct_object(key_node)
-            if not isinstance(key, str):
-                raise syntax_error(f"{self._name}:{line}", f"the key {key!r} is not text", "put it in quotes")
-            if key in own:
-                problem = f"the key {key!r} stands twice (first on line {own[key][0]})"
-                raise syntax_error(f"{self._name}:{line}", problem, "keep one of them")
-            own[key] = (line, value)
-        return {**merged, **own}
-
-    def _merged(self, given: Any) -> dict[str, tuple[int, Any]]:
-        if given.id == "mapping":
-            return self._items(given)
-        problem = f"expected a mapping or list of mappings for merging, but found {given.id}"
-        where = f"{self._name}:{given.start_mark.line + 1}:{given.start_mark.column + 1}"
-        raise syntax_error(where, f"not valid YAML: {problem}", _HINT)
+    return grown(Node(None, (), name, top.start_mark.line + 1), top)
