@@ -1,4 +1,4 @@
-"""What pydantic found wrong → issues a person can mend: line, path, value, allowed values, the likely intent."""
+"""What pydantic found wrong → issues a person can fix: line, path, value, allowed values, the likely intent."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ _WRONG_TYPE = {
     **dict.fromkeys(("string_type", "string_unicode"), "text"),
     "list_type": "a list [ … ]",
 }
+_EMPTY = "give a value, or remove the key"
+_FIXED = {
+    "finite_number": ("{} is not a finite number", "give a number such as 0.5"),
+    **dict.fromkeys(("string_too_short", "string_pattern_mismatch"), ("the text is empty", _EMPTY)),
+    "too_short": ("the list is empty", _EMPTY),
+}
 _EXAMPLES = {"a whole number": 8, "a number": 0.5}
 
 
@@ -75,51 +81,36 @@ def explain(
     entered = {place.union for place, _ in found if place.union is not None and place.path != place.union}
     for path, group in grouped.items():
         if path not in entered:
-            issues.add(document, *_describe_all(group, document, model, other_jobs), path)
+            issues.add(document, *_describe(group, document, model, other_jobs), path)
 
 
-def _describe_all(
-    group: list[tuple[Place, Any]], document: Node, model: type[BaseModel], other_jobs: Mapping[str, Any]
+def _describe(
+    group: list[tuple[Place, Any]], document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> tuple[str, str]:
+    """Problem and hint for all that pydantic reports about one place."""
     place, details = group[0]
-    shown = show(document.at(place.path), place.path)
-    wrong_kind = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
-    if wrong_kind and place.field is not None and is_union(place.field.annotation):
-        return _not_any(place.field, document.at(place.path), shown)
-    kind: str = details["type"]
+    kind, context = details["type"], details.get("ctx") or {}
+    value = document.at(place.path)
+    shown = show(value, place.path)
+    of_no_kind = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
+    if place.field is not None and ((of_no_kind and is_union(place.field.annotation)) or kind == "literal_error"):
+        return _not_any(place.field, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
     if kind == "missing":
         return "this key is missing", f"add it: {_description(place)}"
-    return _describe(place, kind, details.get("ctx") or {}, details["msg"], document.at(place.path), shown)
-
-
-def _describe(
-    place: Place, kind: str, context: dict[str, Any], message: str, value: Any, shown: str
-) -> tuple[str, str]:
-    """Problem and mend of a value that a known key cannot take."""
     if kind in _WRONG_TYPE:
-        wanted = _WRONG_TYPE[kind]
-        return f"{wanted} is needed here, not {shown}", _instead(wanted, place, value)
-    if kind == "literal_error" and place.field is not None:
-        return _not_any(place.field, value, shown)
+        return f"{_WRONG_TYPE[kind]} is needed here, not {shown}", _instead(_WRONG_TYPE[kind], place, value)
     if kind in _LIMITS:
-        limit = next(iter(context.values()))
-        return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {limit}"
+        return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {next(iter(context.values()))}"
     if kind == "union_tag_invalid":
         return _unknown_kind(str(context["tag"]), re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
-    if kind == "finite_number":
-        return f"{shown} is not a finite number", "give a number such as 0.5"
-    if kind in {"string_too_short", "string_pattern_mismatch"}:
-        return "the text is empty", "give a value, or remove the key"
-    if kind == "too_short":
-        return "the list is empty", "give a value, or remove the key"
+    if kind in _FIXED:
+        return _FIXED[kind][0].format(shown), _FIXED[kind][1]
     problem = context.get("error")
     if isinstance(problem, Unfit):
         return problem.problem, problem.mend
-    if problem is not None:
-        return str(problem), ""
-    return f"{message} (found {shown})", ""
+    return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
 
 
 def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
@@ -127,8 +118,8 @@ def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
     key = next((name for name, value in section.items() if str(value) == tag), "kind")
     words = ", ".join(f'"{name}"' for name in known)
     guess = closest(tag, known)
-    mend = f'did you mean "{guess}"?' if guess else f"use one of {words}"
-    return f"{key} {show(tag)} is not one of {words}", mend
+    hint = f'did you mean "{guess}"?' if guess else f"use one of {words}"
+    return f"{key} {show(tag)} is not one of {words}", hint
 
 
 def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
@@ -173,15 +164,11 @@ def _description(place: Place) -> str:
     if place.field is None:
         return ""
     text = _first_line(place.field.description)
-    classes = list(models_in(place.field.annotation))
-    if text or not classes:
+    section = next(models_in(place.field.annotation), None)
+    if text or section is None:
         return text
-    needed = [name for name, info in keys_of(classes[:1]).items() if info.is_required()]
-    return (
-        f"{_first_line(classes[0].__doc__)} It needs {', '.join(needed)}."
-        if needed
-        else _first_line(classes[0].__doc__)
-    )
+    needed = [name for name, info in keys_of([section]).items() if info.is_required()]
+    return _first_line(section.__doc__) + (f" It needs {', '.join(needed)}." if needed else "")
 
 
 def _unknown_key(

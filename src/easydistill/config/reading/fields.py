@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ def _tagged(annotation: Any, tag: str | int) -> Iterator[type[BaseModel]]:
     yield from models_in(tags.get(str(tag), annotation))
 
 
-def keys_of(models: list[type[BaseModel]]) -> dict[str, FieldInfo]:
+def keys_of(models: Iterable[type[BaseModel]]) -> dict[str, FieldInfo]:
     """Key → field."""
     return {info.alias or name: info for cls in models for name, info in cls.model_fields.items()}
 
@@ -115,22 +115,17 @@ def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
             continue
         path.append(part)
         siblings = here
-        field = keys_of(list(here)).get(str(part))
+        field = keys_of(here).get(str(part))
         here = tuple(models_in(field.annotation)) if field is not None else ()
         if field is not None and is_union(field.annotation):
             union, between = tuple(path), True
     return Place(tuple(path), field, siblings, union)
 
 
-def sections(model: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
+def sections(*models: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
     """Every section of a config with its keys, from the top."""
-
-    def walk(models: list[type[BaseModel]], path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
-        keys = {name: info for name, info in keys_of(models).items() if not name.startswith("$")}
-        yield path, keys
-        for name, info in keys.items():
-            inner = list(models_in(info.annotation))
-            if inner:
-                yield from walk(inner, (*path, name))
-
-    return walk([model], path)
+    keys = {name: info for name, info in keys_of(models).items() if not name.startswith("$")}
+    yield path, keys
+    for name, info in keys.items():
+        if inner := list(models_in(info.annotation)):
+            yield from sections(*inner, path=(*path, name))

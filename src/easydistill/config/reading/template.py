@@ -48,27 +48,22 @@ def starting_config(job: type[JobConfig]) -> str:
         f'  "output_dir": {json.dumps(f"runs/{job_type}")},',
     ]
     for name, info in job.model_fields.items():
+        section = _shown(name, info)
         if name in _WHOLE:
             shown = json.dumps(_WHOLE[name], indent=2).replace("\n", "\n  ")
-            lines += [_comment(info), f'  "{name}": {shown},']
-            continue
-        if isinstance(info.default, dict):
-            lines += [_comment(info), f'  // "{name}": {json.dumps(info.default)},']
-            continue
-        section = _shown(name, info)
-        if section is None and next(models_in(info.annotation), None) is not None:
-            lines += [_comment(info), f'  // "{name}": null,']
+            lines += [_comment(info, 2), f'  "{name}": {shown},']
+        elif isinstance(info.default, dict):
+            lines += [_comment(info, 2), f'  // "{name}": {json.dumps(info.default)},']
         elif section is not None:
-            lines += [
-                f'  "{name}": {{',
-                *_section(section, name, _TEACHER_OUTSIDE.get(job_type, set())),
-                "  },",
-            ]
+            skip = _TEACHER_OUTSIDE.get(job_type, set())
+            lines += [f'  "{name}": {{', *_section(section, name, skip), "  },"]
+        elif any(models_in(info.annotation)):
+            lines += [_comment(info, 2), f'  // "{name}": null,']
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _comment(info: FieldInfo) -> str:
-    return f"  // {' '.join((info.description or '').split())}"
+def _comment(info: FieldInfo, indent: int) -> str:
+    return f"{' ' * indent}// {' '.join((info.description or '').split())}".rstrip()
 
 
 def _shown(name: str, info: FieldInfo) -> type[BaseModel] | None:
@@ -89,11 +84,8 @@ def _section(section: type[BaseModel], name: str, skip: set[tuple[str, str]]) ->
     for field, info in section.model_fields.items():
         if (name, field) == ("training", "output_dir") or (name, field) in skip:
             continue
-        description = " ".join((info.description or "").split())
-        lines.append(f"    // {description}" if description else "    //")
-        if (name, field) in _EXAMPLES:
-            lines.append(f'    "{field}": {json.dumps(_EXAMPLES[name, field])},')
-            continue
+        lines.append(_comment(info, 4))
         default = None if info.default is PydanticUndefined else info.default
-        lines.append(f'    // "{field}": {json.dumps(default)},')
+        hidden = "" if (name, field) in _EXAMPLES else "// "
+        lines.append(f'    {hidden}"{field}": {json.dumps(_EXAMPLES.get((name, field), default))},')
     return lines
