@@ -39,23 +39,21 @@ def apply_overrides(root: Node, overrides: Sequence[str], issues: Issues) -> lis
             value = {part: value}
         given = tree(value, OVERRIDE)
         use_current_names(given, issues)
-        if problem := _graft(root, given, path):
-            unusable.append(problem)
+        if blocked := _graft(root, given, len(path)):
+            above = dotted(blocked.path)
+            problem = f"{above} is {show(blocked.plain(), blocked.path)}, not a section"
+            hint = f"set {above} as a whole, e.g. --set '{above}={{\"{path[-1]}\": …}}'"
+            unusable.append(ConfigIssue(OVERRIDE, name, problem, hint))
     return unusable
 
 
-def _graft(root: Node, given: Node, path: list[str]) -> ConfigIssue | None:
-    """Put what `given` holds at the end of `path` into the config, or say why that is impossible."""
-    target = root
-    for depth in range(1, len(path) + 1):
-        ((key, given),) = given.value.items()
-        if depth == len(path) or key not in target.value:
-            target.value[key] = given
-            return None
-        target = target.value[key]
-        if not isinstance(target.value, dict):
-            above = dotted(tuple(path[:depth]))
-            problem = f"{above} is {show(target.plain(), tuple(path[:depth]))}, not a section"
-            hint = f"set {above} as a whole, e.g. --set '{above}={{\"{path[-1]}\": …}}'"
-            return ConfigIssue(OVERRIDE, dotted(tuple(path)), problem, hint)
+def _graft(into: Node, given: Node, depth: int) -> Node | None:
+    """Put what `given` has `depth` levels down into the config. Returns what is in the way because it is no section."""
+    if not isinstance(into.value, dict):
+        return into
+    for key, item in given.value.items():
+        if key not in into.value or len(item.path) == depth:
+            into.value[key] = item
+        elif blocked := _graft(into.value[key], item, depth):
+            return blocked
     return None
