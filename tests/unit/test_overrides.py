@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.configs import API, LOCAL, SECRET, changed, complaints, write
+from tests.support.configs import API, LOCAL, SECRET, changed, complaints, line_of, write
 
 from easydistill import api
 from easydistill.cli import main
@@ -130,6 +130,73 @@ def test_an_override_mends_the_file() -> None:
     with pytest.raises(ConfigError):
         api.load(bad)
     api.load(bad, ['training={"seed": 1}', "job_type=black_box_kd_local"])
+
+
+# --- in a pipeline ------------------------------------------------------------------------------------------
+
+PIPELINE: dict[str, Any] = {
+    "job_type": "pipeline",
+    "shared": {"training": {"max_seq_length": 99}},
+    "jobs": {"first": {**LOCAL, "training": {"max_seq_length": 50}}, "second": {**LOCAL, "training": {}}},
+}
+
+
+@pytest.mark.parametrize("name", ["max_length", "max_seq_length", "max_seq_len"])
+def test_an_override_wins_inside_a_job_under_any_name(name: str) -> None:
+    jobs: Any = api.load(PIPELINE, [f"jobs.first.training.{name}=5", f"shared.training.{name}=7"]).job
+    assert [job.training.max_length for job in jobs.jobs.values()] == [5, 7]
+
+
+def test_an_override_that_makes_a_job_is_where_its_mistakes_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "kd.json", PIPELINE)
+    found = complaints(path, capsys, "--set=jobs.third.job_type=deduplicate")
+    assert [(each.where, each.text.split(":")[0]) for each in found] == [("--set", "jobs.third.dataset")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"shared.training.max_length": 1}, "shared.training.max_seq_length"),
+        ({"jobs.first.training.max_length": 1}, "jobs.first.training.max_seq_length"),
+        ({"shared.training.learning_rate": "fast"}, "shared.training.learning_rate"),
+    ],
+)
+def test_a_mistake_is_reported_once_at_its_own_place(
+    changes: dict[str, Any], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "kd.json", changed(PIPELINE, changes))
+    found = complaints(path, capsys, "--set=shared.training.seed=3")
+    assert [each.text.split(":")[0] for each in found] == [key]
+    assert found[0].where == f"{path}:{line_of(path, key)}"
+
+
+def test_an_override_changes_one_use_of_a_yaml_anchor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "kd.yaml"
+    path.write_text(
+        "job_type: pipeline\njobs:\n  a: &a\n    job_type: black_box_kd_local\n"
+        "    dataset: {instruction_path: x}\n    models: {teacher: t, student: s}\n"
+        "    training: {max_seq_length: 9, seed: 1}\n  b:\n    <<: *a\n"
+    )
+    jobs: Any = api.load(path, ["jobs.a.training.seed=5"]).job
+    assert [(job.training.seed, job.training.max_length) for job in jobs.jobs.values()] == [(5, 9), (1, 9)]
+    path.write_text(path.read_text().replace("seed: 1", "seed: x"))
+    found = complaints(path, capsys, "--set=jobs.a.training.seed=5")
+    assert [(each.where, each.text.split(":")[0]) for each in found] == [(f"{path}:7", "jobs.b.training.seed")]
+
+
+def test_depth_has_a_limit_for_overrides_and_mappings_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep: Any = 1
+    for _ in range(400):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="nested deeper than 100 levels"):
+        api.load({**LOCAL, "output_dir": deep})
+    for name, text in {"kd.toml": f"a = {json.dumps(deep)}", "kd.yaml": f"a: {json.dumps(deep)}"}.items():
+        (tmp_path / name).write_text(text)
+        assert "nested deeper than 100 levels" in complaints(tmp_path / name, capsys)[0].text
+    found = complaints(write(tmp_path / "kd.json", LOCAL), capsys, f"--set=output_dir={json.dumps(deep)}")
+    assert (found[0].where, len(found)) == ("--set", 1)
 
 
 # --- the environment ----------------------------------------------------------------------------------------
