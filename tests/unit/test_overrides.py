@@ -82,7 +82,7 @@ def test_a_job_type_of_version_1_as_an_override() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "text", "mend"),
+    ("override", "text", "hint"),
     [
         ("training.learning_rate", 'not of the form path=value', "--set training.learning_rate=1e-5"),
         ("=3", "not of the form path=value", "--set training.learning_rate=1e-5"),
@@ -108,24 +108,24 @@ def test_a_job_type_of_version_1_as_an_override() -> None:
     ],
 )  # fmt: skip
 def test_a_bad_override_says_so(
-    override: str, text: str, mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    override: str, text: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "kd.json", LOCAL)
     found = complaints(path, capsys, f"--set={override}")
     assert len(found) == 1
     assert found[0].where == "--set"
     assert text in found[0].text
-    assert mend in found[0].mend
+    assert hint in found[0].hint
 
 
-def test_bad_overrides_and_a_bad_file_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_overrides_and_a_bad_file_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "kd.json", changed(LOCAL, {"dataset.sed": 1}))
     found = complaints(path, capsys, "--set", "oops", "--set", "training.seed=x", "--set", "output_dir.x=1")
     assert [each.where for each in found] == ["--set", "--set", "--set", f"{path}:5"]
     assert "oops" in found[0].text
 
 
-def test_an_override_mends_the_file() -> None:
+def test_an_override_fixes_the_file() -> None:
     bad = changed(LOCAL, {"training": 5, "job_type": "nothing"})
     with pytest.raises(ConfigError):
         api.load(bad)

@@ -1,7 +1,7 @@
 """JSON with `//` and `/* */` comments and trailing commas (JSONC) → nodes.
 
 A small parser of ours, because errors must name a line for every *value* later found wrong, and no maintained
-library keeps positions for JSON with comments. It also explains what people commonly get wrong.
+library keeps positions for JSON with comments. It also explains common mistakes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _STRANGE = {
     "`": ("text is in backquotes", _DOUBLE_QUOTES),
     **dict.fromkeys("“”„‘’«»", ("text is in curly quotes", 'use straight double quotes: "…"')),
     "#": ("a comment starts with #", "start it with //"),
-    "(": ("a bracket ( stands here", "a list is written [ … ]"),
-    "=": ("an equals sign stands here", 'a key and its value are written "key": value'),
-    ";": ("a semicolon stands here", "separate values with commas"),
-    **{char: (f"an invisible character (U+{ord(char):04X}) stands here", "remove it") for char in _INVISIBLE},
+    "(": ("unexpected bracket (", "a list is written [ … ]"),
+    "=": ("unexpected equals sign", 'a key and its value are written "key": value'),
+    ";": ("unexpected semicolon", "separate values with commas"),
+    **{char: (f"invisible character U+{ord(char):04X}", "remove it") for char in _INVISIBLE},
 }
 """What people write where JSON has something else: problem and hint."""
 
@@ -65,9 +65,9 @@ class _JsonParser:
         return bisect.bisect_left(self._breaks, self.at if at is None else at) + 1
 
     def _here(self) -> str:
-        """What stands at the current place, for a message; a secret value is not quoted."""
+        """The text at the current position, for a message; a secret value is not quoted."""
         if self._key_read in SECRET_KEYS:
-            return "what stands here"
+            return "this text"
         rest = self.text[self.at : self.at + 12].split("\n")[0]
         return repr(rest) if rest else "line break"
 
@@ -77,7 +77,7 @@ class _JsonParser:
         return syntax_error(f"{self.name}:{self._line(start)}:{column}", f"not valid JSON: {problem}", hint)
 
     def _needed(self, what: str, hint: str) -> ConfigError:
-        """`what` is needed where something else stands."""
+        """`what` is needed instead of the text at the current position."""
         strange = _STRANGE.get(self._char())
         return self._error(*strange) if strange else self._error(f"{what} {self._here()}", hint)
 
@@ -92,14 +92,14 @@ class _JsonParser:
             raise self._error("a comment is not closed", "end it with */")
 
     def _value(self, node: Node) -> Any:
-        """What belongs into an empty node."""
+        """The value at the current position, which belongs into this empty node."""
         char = self._char()
         if char and char in "{[":
             return self._container(node, "}" if char == "{" else "]")
         if char == '"':
             return self._string()
         if not char:
-            raise self._error("the file ends where a value should be", "something is not closed or not finished")
+            raise self._error("the file ends where a value should be", "something is unclosed or unfinished")
         return self._scalar()
 
     def _scalar(self) -> Any:
@@ -133,7 +133,7 @@ class _JsonParser:
         try:
             value: str = json.loads(match.group())
         except json.JSONDecodeError:
-            raise self._error("a text holds an unknown escape", "write a backslash as \\\\") from None
+            raise self._error("unknown escape in a quoted text", "write a backslash as \\\\") from None
         self.at = match.end()
         return value
 
@@ -142,11 +142,13 @@ class _JsonParser:
         assert stop is not None
         found = self.text[stop.end() : stop.end() + 1]
         if found in {"\n", "\r"}:
-            return self._error("a text runs over the end of its line", "close the quote, or write a line break as \\n")
+            return self._error(
+                "a quoted text continues on the next line", "close the quote, or write a line break as \\n"
+            )
         if found and found not in '"\\':
             hint = "write a tab as \\t" if found == "\t" else "remove it"
-            return self._error(f"a text holds the control character {found!r}", hint, stop.end())
-        return self._error("a text is not closed", 'end it with "')
+            return self._error(f"control character {found!r} in a quoted text", hint, stop.end())
+        return self._error("a quoted text is not closed", 'end it with "')
 
     def _container(self, node: Node, close: str) -> dict[str, Node] | list[Node]:
         opened = self.at
@@ -167,12 +169,12 @@ class _JsonParser:
             self._separator(close, opened)
 
     def _key_of(self, node: Node, keyed: dict[str, Node], opened: int) -> Node:
-        """The empty node under the key that stands here, up to where its value starts."""
+        """An empty node for the key at the current position; moves on to where its value starts."""
         at = self.at
         key = self._key(opened)
         if key in keyed:
             first = keyed[key].line
-            raise self._error(f"the key {key!r} stands twice (first on line {first})", "keep one of them", at)
+            raise self._error(f"the key {key!r} is repeated (first on line {first})", "keep one of them", at)
         keyed[key] = node.child(key, self._line(at))
         self._key_read = key
         self._skip()
@@ -187,12 +189,12 @@ class _JsonParser:
         if char == '"':
             return self._string()
         if not char:
-            raise self._error(f"the {{ of line {self._line(opened)} is not closed", "add a }")
+            raise self._error(f"the {{ on line {self._line(opened)} is not closed", "add a }")
         if match := re.compile(r"[^\W\d][\w$.-]*").match(self.text, self.at):
             raise self._error(f"the key {match.group()} is not quoted", f'write "{match.group()}"')
         hint = "remove it, or close the object before it"
         if char.isdigit():
-            hint = "a number holds no commas" if self.text[self.at - 1] == "," else "put the key in double quotes"
+            hint = "write numbers without commas" if self.text[self.at - 1] == "," else "put the key in double quotes"
         raise self._needed("a key is needed here, not", hint)
 
     def _separator(self, close: str, opened: int) -> None:
@@ -202,9 +204,9 @@ class _JsonParser:
         if char == ",":
             self.at += 1
         elif not char:
-            raise self._error(f"what line {self._line(opened)} opens is not closed", f"add a {close}")
+            raise self._error(f"the bracket opened on line {self._line(opened)} is not closed", f"add a {close}")
         elif char in "}]" and char != close:
-            hint = f"close what line {self._line(opened)} opens with {close}"
+            hint = f"close the bracket opened on line {self._line(opened)} with {close}"
             raise self._error(f"{char!r} where {close!r} was expected", hint)
         elif char != close:
             if char in _STRANGE:

@@ -94,7 +94,7 @@ def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues
         return classes[job_type].model_validate({**data, "job_type": job_type})
     except ValidationError as error:
         if written in SEVERAL_JOBS:
-            problem = f"{written} is read as {job_type}, which knows less than the old job"
+            problem = f"{written} is read as {job_type}, which does only part of the old job"
             issues.add(node, problem, SEVERAL_JOBS[written], ("job_type",))
         others = {name: classes[name] for name in classes if name != job_type}
         explain(error, node, classes[job_type], others, issues)
@@ -109,7 +109,7 @@ def _report_job_type(node: Node, classes: JobClasses, issues: Issues) -> str | N
     if "job_type" not in node.value:
         problem = "this key is missing"
         similar = closest("job_type", node.value)
-        hint = f'add "job_type": one of {known}' + (f" (is {similar!r} meant to be it?)" if similar else "")
+        hint = f'add "job_type": one of {known}' + (f" (did you write it as {similar!r}?)" if similar else "")
     elif not isinstance(job_type, str):
         problem, hint = f"text is needed here, not {show(job_type)}", f"use one of {known}"
     else:

@@ -35,8 +35,8 @@ def share_sections(
         if not takers:
             known = sorted(set().union(*sections.values()))
             guess = closest(key, known)
-            hint = f"did you mean {guess!r}?" if guess else f"remove it; they have {', '.join(known)}"
-            issues.add(section, "no job here has such a section", hint)
+            hint = f"did you mean {guess!r}?" if guess else f"remove it; the jobs have {', '.join(known)}"
+            issues.add(section, "none of the jobs has this section", hint)
 
 
 def _sections_of(job: Node, classes: Mapping[str, type[JobConfig]]) -> set[str]:
@@ -58,8 +58,8 @@ def check_place(name: str, jobs: Mapping[str, Node], issues: Issues) -> None:
     if job.at(("job_type",)) == PIPELINE:
         issues.add(job, "a pipeline inside a pipeline", "write its jobs here, in order", ("job_type",))
     if "output_dir" in job.value:
-        hint = "remove it; the pipeline's own output_dir holds all of its jobs"
-        issues.add(job, "a job of a pipeline has no run directory of its own", hint, ("output_dir",))
+        hint = "remove it; all jobs are inside the pipeline's output_dir"
+        issues.add(job, "a job of a pipeline cannot have its own run directory", hint, ("output_dir",))
     earlier = list(jobs)[: list(jobs).index(name)]
     before = ", ".join(earlier) or "none"
     for path, citation in citations(job.plain()):
@@ -69,7 +69,7 @@ def check_place(name: str, jobs: Mapping[str, Node], issues: Issues) -> None:
         guess = closest(citation.job, earlier)
         if citation.job in jobs:
             problem = f"{shown} cites {'the job itself' if citation.job == name else 'a job that runs later'}"
-            hint = f"jobs run in the order in which they are written; before this one: {before}"
+            hint = f"jobs run in the order they are written; before this one: {before}"
         else:
             problem = f"{shown}: there is no job {citation.job!r} here"
             hint = f'did you mean "@{guess}/{citation.artifact}"?' if guess else f"earlier jobs: {before}"

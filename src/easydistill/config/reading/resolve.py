@@ -51,12 +51,12 @@ def _foreign(value: Any) -> tuple[str, str] | None:
     """What is wrong with a value that is not plain: a date, bytes, infinity, broken text."""
     if isinstance(value, str):
         if "\0" in value:
-            return "the text holds a NUL character", "remove it"
+            return "the text contains a NUL character", "remove it"
         if any("\ud800" <= char <= "\udfff" for char in value):
-            return "the text holds half of a surrogate pair", "write the character itself, in UTF-8"
+            return "the text contains half of a surrogate pair", "write the character itself, in UTF-8"
     elif isinstance(value, float):
         if not math.isfinite(value):
             return "this is not a finite number", "give a number such as 0.5"
     elif value is not None and not isinstance(value, int):
-        return f"a value of type {type(value).__name__} has no use in a config", "put it in quotes, as text"
+        return f"a value of type {type(value).__name__} cannot be used in a config", "put it in quotes, as text"
     return None

@@ -42,7 +42,7 @@ def read_file(path: Path) -> Node:
     if not isinstance(root.value, dict):
         found = _KINDS.get(type(root.value), type(root.value).__name__)
         hint = _TOP.get(suffix.replace("jsonc", "json").replace("yml", "yaml"), _START)
-        raise syntax_error(root.where, f"a config holds keys and their values, this is {found}", hint)
+        raise syntax_error(root.where, f"a config consists of keys and values, and this is {found}", hint)
     return root
 
 

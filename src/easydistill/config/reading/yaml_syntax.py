@@ -17,7 +17,7 @@ MAX_VALUES = 100_000
 
 _HINTS = (
     (r"character '\\t'", "indent with spaces, not tabs"),
-    (r"mapping values are not allowed", "put one key on a line, and quote text that holds a colon"),
+    (r"mapping values are not allowed", "put one key on a line, and quote text that contains a colon"),
     (r"could not find expected ':'", "write key: value, with a space after the colon"),
     (r"expected <block end>", "give the keys of one section the same indentation"),
     (r"undefined alias", "quote text that starts with *"),
@@ -37,7 +37,7 @@ def parse_yaml(text: str, name: str) -> Node:
     """YAML, of whose types only those of JSON are known: dates stay text.
 
     Raises:
-        ConfigError: it is not valid YAML; a key stands twice or is not text; it is nested or repeated without end.
+        ConfigError: it is not valid YAML, a key is repeated or not text, or it is too deep or too large.
     """
     import yaml
 
@@ -83,7 +83,7 @@ def _parsed(text: str, name: str) -> Node:
                 if not isinstance(key, str):
                     raise syntax_error(f"{name}:{line}", f"the key {key!r} is not text", "put it in quotes")
                 if key in lines:
-                    problem = f"the key {key!r} stands twice (first on line {lines[key]})"
+                    problem = f"the key {key!r} is repeated (first on line {lines[key]})"
                     raise syntax_error(f"{name}:{line}", problem, "keep one of them")
                 lines[key] = line
             self.flatten_mapping(mapping)
@@ -96,13 +96,13 @@ def _parsed(text: str, name: str) -> Node:
     loader = Loader(text)
     top = loader.get_single_node()
     if top is None:
-        raise syntax_error(name, "the file holds no value", "start from `easydistill init black_box_kd_local`")
+        raise syntax_error(name, "the file contains no value", "start from `easydistill init black_box_kd_local`")
     count = itertools.count(1)
 
     def grown(node: Node, given: Any) -> Node:
         """The empty node with what PyYAML's holds. Each use of an alias is a value of its own."""
         if next(count) > MAX_VALUES:
-            problem = f"aliases make more than {MAX_VALUES:,} values of it"
+            problem = f"its aliases expand to more than {MAX_VALUES:,} values"
             where = f"{name}:{given.start_mark.line + 1}"
             raise syntax_error(where, problem, "write values out instead of using * so often")
         if given.id == "mapping" and given.tag == f"{_TAG}map":
