@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.values import KeyPath
@@ -59,6 +60,11 @@ KEY_ALIASES: dict[KeyPath, KeyPath] = {
     ("training", "lora", "lora_dropout"): ("training", "lora", "dropout"),
 }
 """Old path → path now; only the last part differs."""
+
+
+def current_job_type(written: Any) -> str:
+    """What a job type is called now; empty where it is not text."""
+    return JOB_TYPE_ALIASES.get(written, written) if isinstance(written, str) else ""
 
 
 def use_current_names(root: Node, issues: Issues) -> None:

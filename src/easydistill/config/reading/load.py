@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PipelineConfig
-from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, use_current_names
+from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, current_job_type, use_current_names
 from easydistill.config.reading.diagnose import closest, explain
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.overrides import apply_overrides
@@ -86,14 +86,14 @@ def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues
         data: the same as plain data, with the environment filled in.
     """
     written = data.get("job_type")
-    job_type = JOB_TYPE_ALIASES.get(written, written) if isinstance(written, str) else None
+    job_type = current_job_type(written)
     if job_type not in classes:
         # Validate the sections as those of the job that is probably meant, so that all mistakes show at once.
         job_type = _report_job_type(node, classes, issues) or _best_fit(data, classes)
     try:
         return classes[job_type].model_validate({**data, "job_type": job_type})
     except ValidationError as error:
-        if written in SEVERAL_JOBS:
+        if isinstance(written, str) and written in SEVERAL_JOBS:
             problem = f"{written} is read as {job_type}, which does only part of the old job"
             issues.add(node, problem, SEVERAL_JOBS[written], ("job_type",))
         others = {name: classes[name] for name in classes if name != job_type}
@@ -116,7 +116,7 @@ def _report_job_type(node: Node, classes: JobClasses, issues: Issues) -> str | N
         problem = f"there is no job type {show(job_type)}"
         hint = f'did you mean "{guess}"? Known are {known}' if guess else f"use one of {known}"
     issues.add(node, problem, hint, ("job_type",))
-    return JOB_TYPE_ALIASES.get(guess, guess) if guess else None
+    return current_job_type(guess) if guess else None
 
 
 def _best_fit(data: dict[str, Any], classes: JobClasses) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PIPELINE, citations
-from easydistill.config.reading.aliases import JOB_TYPE_ALIASES
+from easydistill.config.reading.aliases import current_job_type
 from easydistill.config.reading.diagnose import closest
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.values import show
@@ -40,8 +40,7 @@ def share_sections(
 
 
 def _sections_of(job: Node, classes: Mapping[str, type[JobConfig]]) -> set[str]:
-    job_type = job.at(("job_type",))
-    job_type = JOB_TYPE_ALIASES.get(job_type, job_type) if isinstance(job_type, str) else None
+    job_type = current_job_type(job.at(("job_type",)))
     return set(classes[job_type].model_fields) - set(JobConfig.model_fields) if job_type in classes else set()
 
 
