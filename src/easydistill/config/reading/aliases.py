@@ -1,4 +1,4 @@
-"""EasyDistill 1 names: job types and keys that old configs use, and what they are called now."""
+"""Names of job types and keys in EasyDistill 1, and what they are called now."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ KEY_ALIASES: dict[KeyPath, KeyPath] = {
 
 
 def current_job_type(written: Any) -> str:
-    """What a job type is called now; empty where it is not text."""
+    """The current name of a job type; empty if it is not text."""
     return JOB_TYPE_ALIASES.get(written, written) if isinstance(written, str) else ""
 
 
 def use_current_names(root: Node, issues: Issues) -> None:
-    """Rename old keys in place, in a job as in a pipeline. A key given under both names is an issue."""
+    """Rename old keys in place, in single jobs and pipelines. A key given under both names is an issue."""
     for job in _jobs_in(root):
         for old, new in KEY_ALIASES.items():
             section, missing = job.nearest(old[:-1])
@@ -83,7 +83,7 @@ def use_current_names(root: Node, issues: Issues) -> None:
 
 
 def _jobs_in(root: Node) -> Iterator[Node]:
-    """The config itself; of a pipeline also each job, and what they share."""
+    """The config itself; in a pipeline also each job and the shared sections."""
     yield root
     for name in ("shared", "jobs"):
         inner, missing = root.nearest((name,))

@@ -54,7 +54,7 @@ def load_config(
         overrides: `dotted.path=value`, applied in order over the file.
 
     Raises:
-        ConfigError: anything is wrong; it lists every issue that can be reported at once.
+        ConfigError: with every issue that can be found at once.
     """
     path = None if isinstance(source, Mapping) else Path(source)
     root = from_mapping(source) if isinstance(source, Mapping) else read_file(Path(source))
@@ -73,13 +73,13 @@ def load_config(
     assert job is not None
     name = path.stem if path is not None else "config"
     if isinstance(job, PipelineConfig):
-        # Its jobs are planned with the place where they find each other's artifacts.
+        # The jobs find each other's artifacts in the pipeline's run directory.
         job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
     return LoadedConfig(job, name, written, path, tuple(overrides))
 
 
 def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues) -> JobConfig | None:
-    """The typed job; None where something about it is reported.
+    """The typed job; None if an issue is reported.
 
     Args:
         node: the config or a pipeline's job, as written.
@@ -88,7 +88,7 @@ def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues
     written = data.get("job_type")
     job_type = current_job_type(written)
     if job_type not in classes:
-        # Validate the sections as those of the job that is probably meant, so that all mistakes show at once.
+        # Validate the sections as those of the most probable job, so that all mistakes are reported at once.
         job_type = _report_job_type(node, classes, issues) or _best_fit(data, classes)
     try:
         return classes[job_type].model_validate({**data, "job_type": job_type})
@@ -102,7 +102,7 @@ def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues
 
 
 def _report_job_type(node: Node, classes: JobClasses, issues: Issues) -> str | None:
-    """Report what is wrong with the job type; returns the one that was probably meant."""
+    """Report a wrong job type; returns the one that was probably meant."""
     job_type = node.at(("job_type",))
     known = ", ".join(sorted(classes))
     guess = closest(job_type, [*classes, *JOB_TYPE_ALIASES]) if isinstance(job_type, str) else None
@@ -120,7 +120,7 @@ def _report_job_type(node: Node, classes: JobClasses, issues: Issues) -> str | N
 
 
 def _best_fit(data: dict[str, Any], classes: JobClasses) -> str:
-    """The job type for which a config that names none has the fewest mistakes."""
+    """The job type with the fewest validation errors, for a config that names none."""
 
     def mistakes(job_type: str) -> int:
         try:
