@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.job import JobConfig
-from easydistill.config.load import LoadedConfig, load_config
+from easydistill.config.reading import LoadedConfig, load_config
 from easydistill.data.files import show_directory
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
@@ -85,7 +85,7 @@ def job_classes() -> Mapping[str, type[JobConfig]]:
 
 
 def load(config: Source, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Read and validate a config; see `config.load.load_config`."""
+    """Read and validate a config; see `config.reading.load_config`."""
     return load_config(config, job_classes, overrides)
 
 

@@ -239,7 +239,7 @@ def _amount(name: str, value: Any) -> str:
 
 def _init(arguments: argparse.Namespace) -> int:
     from easydistill import api
-    from easydistill.config.template import starting_config
+    from easydistill.config.reading.template import starting_config
     from easydistill.errors import ConfigError, ConfigIssue
 
     classes = api.job_classes()

@@ -213,7 +213,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
 def test_a_malformed_config_is_told_as_such(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, changes, problem, mend = MALFORMED[name]
     found = complaints(write(tmp_path / "kd.json", changed(base, changes)), capsys)
-    assert any(problem in item.text and mend in item.mend for item in found), found
+    assert any(problem in item.text and mend in item.hint for item in found), found
 
 
 @pytest.mark.parametrize("base", [LOCAL, SERVER])

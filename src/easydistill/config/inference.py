@@ -23,7 +23,7 @@ from easydistill.config.base import (
     Seed,
     Unfit,
 )
-from easydistill.config.document import show
+from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
 

@@ -1,15 +1,16 @@
-"""TOML → data and lines, through the standard library."""
+"""TOML → nodes, through the standard library."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 
-from easydistill.config.document import Document, KeyPath, syntax_error
+from easydistill.config.reading.nodes import Node, syntax_error, tree
+from easydistill.config.values import KeyPath
 
 _TABLE = re.compile(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
-_MENDS = (
+_HINTS = (
     ("Invalid value", "write text in double quotes, and true or false in small letters"),
     ("Invalid statement", "write key = value"),
     ("Expected '='", "write key = value"),
@@ -26,7 +27,7 @@ _MENDS = (
 )
 
 
-def parse_toml(text: str, name: str) -> Document:
+def parse_toml(text: str, name: str) -> Node:
     """TOML. Lines are found by looking for headers and keys.
 
     Raises:
@@ -38,11 +39,11 @@ def parse_toml(text: str, name: str) -> Document:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
         where = f"{name}:{found[1]}:{found[2]}" if found else f"{name}:{len(text.splitlines())}"
         problem = str(error).split(" (at")[0]
-        mend = next((mend for start, mend in _MENDS if problem.startswith(start)), "see toml.io for the notation")
-        raise syntax_error(where, f"not valid TOML: {problem}", mend) from None
+        hint = next((hint for start, hint in _HINTS if problem.startswith(start)), "see toml.io for the notation")
+        raise syntax_error(where, f"not valid TOML: {problem}", hint) from None
     except RecursionError:
         raise syntax_error(name, "nested too deeply", "no config needs that") from None
-    return Document(name, data, _lines(text))
+    return tree(data, name, _lines(text))
 
 
 def _lines(text: str) -> dict[KeyPath, int]:

@@ -1,17 +1,17 @@
-"""Looking around in config classes: which keys there are, where, and what a place in an error stands for."""
+"""Inspecting config classes: which keys exist where, and which key a pydantic error location refers to."""
 
 from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
-from easydistill.config.document import KeyPath
+from easydistill.config.values import KeyPath
 
 _WORDS: dict[Any, str] = {
     str: "text",
@@ -30,7 +30,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def members_of(annotation: Any) -> Iterator[Any]:
-    """The members of a union (None left out), without `Annotated`; the annotation itself where it is no union."""
+    """The members of a union except None, without `Annotated`; the annotation itself if it is not a union."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         yield from members_of(typing.get_args(annotation)[0])
@@ -42,12 +42,12 @@ def members_of(annotation: Any) -> Iterator[Any]:
 
 
 def is_union(annotation: Any) -> bool:
-    """Whether a field takes values of several kinds, not counting None."""
+    """Whether a field accepts several types of values, not counting None."""
     return len(list(members_of(annotation))) > 1
 
 
 def alternatives(annotation: Any) -> str:
-    """What a field takes, in words: `true, false or "auto"`."""
+    """What a field accepts, in words: `true, false or "auto"`."""
     words: list[str] = []
     for member in members_of(annotation):
         if member is bool:
@@ -63,13 +63,13 @@ def alternatives(annotation: Any) -> str:
 
 
 def literals(annotation: Any) -> list[str]:
-    """The words that a field takes."""
+    """The words that a field accepts."""
     chosen = [member for member in members_of(annotation) if typing.get_origin(member) is typing.Literal]
     return [value for member in chosen for value in typing.get_args(member) if isinstance(value, str)]
 
 
 def _tagged(annotation: Any, tag: str | int) -> Iterator[type[BaseModel]]:
-    """The class that a discriminated union gives the tag; every class of a union that has no tags."""
+    """The class that a discriminated union selects by the tag; all classes of a union without tags."""
     yield from models_in(dict(_tags(annotation)).get(str(tag), annotation))
 
 
@@ -85,23 +85,23 @@ def _tags(annotation: Any) -> Iterator[tuple[str, Any]]:
         yield from _tags(branch)
 
 
-def keys_of(models: list[type[BaseModel]]) -> dict[str, FieldInfo]:
+def keys_of(models: Iterable[type[BaseModel]]) -> dict[str, FieldInfo]:
     """Key → field."""
     return {info.alias or name: info for cls in models for name, info in cls.model_fields.items()}
 
 
 @dataclass(frozen=True)
 class Place:
-    """What an error's location stands for."""
+    """What a pydantic error location refers to."""
 
     path: KeyPath
-    """In the config: without the names of union members that pydantic puts between."""
+    """In the config: without the names of union members that pydantic inserts."""
     field: FieldInfo | None
-    """The field at that path; None for a key that is unknown or inside free-form data."""
+    """The field at that path; None for an unknown key, or inside free-form data."""
     siblings: tuple[type[BaseModel], ...]
-    """The classes whose key the last part of the path is, or would be."""
+    """The classes that have, or would have, the last part of the path as a key."""
     union: KeyPath | None
-    """Path of the innermost field above or at this place that takes values of several kinds."""
+    """Path of the innermost field at or above this place that accepts several types of values."""
 
 
 def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
@@ -119,22 +119,17 @@ def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
             continue
         path.append(part)
         siblings = here
-        field = keys_of(list(here)).get(str(part))
+        field = keys_of(here).get(str(part))
         here = tuple(models_in(field.annotation)) if field is not None else ()
         if field is not None and is_union(field.annotation):
             union, between = tuple(path), True
     return Place(tuple(path), field, siblings, union)
 
 
-def sections(model: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
+def sections(*models: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
     """Every section of a config with its keys, from the top."""
-
-    def walk(models: list[type[BaseModel]], path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
-        keys = {name: info for name, info in keys_of(models).items() if not name.startswith("$")}
-        yield path, keys
-        for name, info in keys.items():
-            inner = list(models_in(info.annotation))
-            if inner:
-                yield from walk(inner, (*path, name))
-
-    return walk([model], path)
+    keys = {name: info for name, info in keys_of(models).items() if not name.startswith("$")}
+    yield path, keys
+    for name, info in keys.items():
+        if inner := list(models_in(info.annotation)):
+            yield from sections(*inner, path=(*path, name))

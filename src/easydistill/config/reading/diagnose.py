@@ -1,4 +1,4 @@
-"""What pydantic found wrong → issues a person can mend: line, path, value, allowed values, the likely intent."""
+"""Pydantic's errors → issues that users can fix: line, path, value, allowed values, probable intent."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from easydistill.config.aliases import KEY_ALIASES
 from easydistill.config.base import Unfit
-from easydistill.config.document import Document, KeyPath, dotted, is_secret, show
-from easydistill.config.fields import Place, alternatives, is_union, keys_of, literals, locate, models_in, sections
-from easydistill.errors import ConfigIssue
+from easydistill.config.reading.aliases import KEY_ALIASES
+from easydistill.config.reading.fields import (
+    Place,
+    alternatives,
+    is_union,
+    keys_of,
+    literals,
+    locate,
+    models_in,
+    sections,
+)
+from easydistill.config.reading.nodes import Issues, Node
+from easydistill.config.values import KeyPath, dotted, is_secret, show
 
 _LIMITS = {
     "greater_than": "more than",
@@ -32,6 +41,12 @@ _WRONG_TYPE = {
     **dict.fromkeys(("string_type", "string_unicode"), "text"),
     "list_type": "a list [ … ]",
 }
+_EMPTY = "give a value, or remove the key"
+_FIXED = {
+    "finite_number": ("{} is not a finite number", "give a number such as 0.5"),
+    **dict.fromkeys(("string_too_short", "string_pattern_mismatch"), ("the text is empty", _EMPTY)),
+    "too_short": ("the list is empty", _EMPTY),
+}
 _EXAMPLES = {"a whole number": 8, "a number": 0.5}
 
 
@@ -45,85 +60,70 @@ def closest(word: str, candidates: Iterable[str]) -> str | None:
 
 def explain(
     error: ValidationError,
-    document: Document,
+    document: Node,
     model: type[BaseModel],
     other_jobs: Mapping[str, type[BaseModel]],
-) -> dict[KeyPath, ConfigIssue]:
-    """One issue for each place in the config.
+    issues: Issues,
+) -> None:
+    """Report one issue for each place in the config.
 
     Args:
         error: what validating against `model` raised.
         document: the config as written, which is what messages quote.
         other_jobs: the other job types, to say where a key that does not apply here belongs.
+        issues: where to report.
     """
     found = [(locate(details["loc"], model), details) for details in error.errors(include_url=False)]
     grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
     for place, details in found:
         grouped.setdefault(place.path, []).append((place, details))
-    # A union reports what each of its members dislikes; where one of them got inside the value, it was meant.
+    # A union reports the errors of each member; a member with errors inside the value is the one that was meant.
     entered = {place.union for place, _ in found if place.union is not None and place.path != place.union}
-    return {
-        path: document.issue(path, *_describe_all(group, document, model, other_jobs))
-        for path, group in grouped.items()
-        if path not in entered
-    }
+    for path, group in grouped.items():
+        if path not in entered:
+            issues.add(document, *_describe(group, document, model, other_jobs), path)
 
 
-def _describe_all(
-    group: list[tuple[Place, Any]], document: Document, model: type[BaseModel], other_jobs: Mapping[str, Any]
+def _describe(
+    group: list[tuple[Place, Any]], document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> tuple[str, str]:
+    """Problem and hint for everything that pydantic reports about one place."""
     place, details = group[0]
-    shown = show(document.at(place.path), place.path)
-    wrong_kind = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
-    if wrong_kind and place.field is not None and is_union(place.field.annotation):
-        return _not_any(place.field, document.at(place.path), shown)
-    kind: str = details["type"]
+    kind, context = details["type"], details.get("ctx") or {}
+    value = document.at(place.path)
+    shown = show(value, place.path)
+    of_no_type = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
+    if place.field is not None and ((of_no_type and is_union(place.field.annotation)) or kind == "literal_error"):
+        return _not_any(place.field, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
     if kind == "missing":
         return "this key is missing", f"add it: {_description(place)}"
-    return _describe(place, kind, details.get("ctx") or {}, details["msg"], document.at(place.path), shown)
-
-
-def _describe(
-    place: Place, kind: str, context: dict[str, Any], message: str, value: Any, shown: str
-) -> tuple[str, str]:
-    """Problem and mend of a value that a known key cannot take."""
     if kind in _WRONG_TYPE:
-        wanted = _WRONG_TYPE[kind]
-        return f"{wanted} is needed here, not {shown}", _instead(wanted, place, value)
-    if kind == "literal_error" and place.field is not None:
-        return _not_any(place.field, value, shown)
+        return f"{_WRONG_TYPE[kind]} is needed here, not {shown}", _instead(_WRONG_TYPE[kind], place, value)
     if kind in _LIMITS:
-        limit = next(iter(context.values()))
-        return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {limit}"
+        return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {next(iter(context.values()))}"
     if kind == "union_tag_invalid":
         return _unknown_kind(str(context["tag"]), re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
-    if kind == "finite_number":
-        return f"{shown} is not a finite number", "give a number such as 0.5"
-    if kind in {"string_too_short", "string_pattern_mismatch"}:
-        return "the text is empty", "give a value, or remove the key"
-    if kind == "too_short":
-        return "the list is empty", "give a value, or remove the key"
+    if kind in _FIXED:
+        return _FIXED[kind][0].format(shown), _FIXED[kind][1]
     problem = context.get("error")
     if isinstance(problem, Unfit):
         return problem.problem, problem.mend
-    if problem is not None:
-        return str(problem), ""
-    return f"{message} (found {shown})", ""
+    return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
 
 
 def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
-    """A section that is of one of several kinds, and names none of them."""
+    """A section whose `kind`, or other tag, is unknown."""
     key = next((name for name, value in section.items() if str(value) == tag), "kind")
     words = ", ".join(f'"{name}"' for name in known)
     guess = closest(tag, known)
-    mend = f'did you mean "{guess}"?' if guess else f"use one of {words}"
-    return f"{key} {show(tag)} is not one of {words}", mend
+    hint = f'did you mean "{guess}"?' if guess else f"use one of {words}"
+    return f"{key} {show(tag)} is not one of {words}", hint
 
 
 def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
-    """A value of none of the kinds that a field takes."""
+    """A value of none of the types that a field accepts."""
     wanted = alternatives(field.annotation)
     words = literals(field.annotation)
     guess = closest(value, words) if isinstance(value, str) else None
@@ -136,7 +136,7 @@ def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
 
 
 def _instead(wanted: str, place: Place, value: Any) -> str:
-    """What to write where a value has the wrong type."""
+    """What to write instead of a value of the wrong type."""
     default = place.field.default if place.field is not None else PydanticUndefined
     optional = place.field is not None and not place.field.is_required()
     if value is None and optional:
@@ -160,22 +160,18 @@ def _first_line(text: str | None) -> str:
 
 
 def _description(place: Place) -> str:
-    """What a key is for, in a line; for a section, which keys it must have."""
+    """One line on what a key is for; for a section, also which keys it requires."""
     if place.field is None:
         return ""
     text = _first_line(place.field.description)
-    classes = list(models_in(place.field.annotation))
-    if text or not classes:
+    section = next(models_in(place.field.annotation), None)
+    if text or section is None:
         return text
-    needed = [name for name, info in keys_of(classes[:1]).items() if info.is_required()]
-    return (
-        f"{_first_line(classes[0].__doc__)} It needs {', '.join(needed)}."
-        if needed
-        else _first_line(classes[0].__doc__)
-    )
+    needed = [name for name, info in keys_of([section]).items() if info.is_required()]
+    return _first_line(section.__doc__) + (f" It needs {', '.join(needed)}." if needed else "")
 
 
-def _of_another_kind(key: str, place: Place, document: Document, model: type[BaseModel]) -> str | None:
+def _of_another_kind(key: str, place: Place, document: Node, model: type[BaseModel]) -> str | None:
     """What to do about a key that the section would have if it named another kind, such as another backend."""
     above = tuple(place.path[:-1])
     written = document.at(above)
@@ -193,7 +189,7 @@ def _of_another_kind(key: str, place: Place, document: Document, model: type[Bas
 
 
 def _unknown_key(
-    place: Place, document: Document, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+    place: Place, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> tuple[str, str]:
     *above, last = place.path
     key = str(last)

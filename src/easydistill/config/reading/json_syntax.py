@@ -1,7 +1,7 @@
-"""JSON with `//` and `/* */` comments and trailing commas (JSONC) → data and lines.
+"""JSON with `//` and `/* */` comments and trailing commas (JSONC) → nodes.
 
 A small parser of ours, because errors must name a line for every *value* later found wrong, and no maintained
-library keeps positions for JSON with comments. It also explains what people commonly get wrong.
+library keeps positions for JSON with comments. It also explains common mistakes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from easydistill.config.base import SECRET_KEYS
-from easydistill.config.document import MAX_DEPTH, Document, KeyPath, syntax_error
+from easydistill.config.reading.nodes import Node, syntax_error
 from easydistill.errors import ConfigError
 
 _SPACE = re.compile(r"[ \t\r\n]*(?:(?://[^\n]*|/\*.*?\*/)[ \t\r\n]*)*", re.DOTALL)
@@ -34,12 +34,12 @@ _STRANGE = {
     "`": ("text is in backquotes", _DOUBLE_QUOTES),
     **dict.fromkeys("“”„‘’«»", ("text is in curly quotes", 'use straight double quotes: "…"')),
     "#": ("a comment starts with #", "start it with //"),
-    "(": ("a bracket ( stands here", "a list is written [ … ]"),
-    "=": ("an equals sign stands here", 'a key and its value are written "key": value'),
-    ";": ("a semicolon stands here", "separate values with commas"),
-    **{char: (f"an invisible character (U+{ord(char):04X}) stands here", "remove it") for char in _INVISIBLE},
+    "(": ("unexpected bracket (", "a list is written [ … ]"),
+    "=": ("unexpected equals sign", 'a key and its value are written "key": value'),
+    ";": ("unexpected semicolon", "separate values with commas"),
+    **{char: (f"invisible character U+{ord(char):04X}", "remove it") for char in _INVISIBLE},
 }
-"""What people write where JSON has something else: problem and mend."""
+"""What people write where JSON has something else: problem and hint."""
 
 
 class _JsonParser:
@@ -47,39 +47,39 @@ class _JsonParser:
         self.text = text
         self.name = name
         self.at = 0
-        self.lines: dict[KeyPath, int] = {}
         self._breaks = [match.start() for match in re.finditer("\n", text)]
         self._key_read = ""
 
-    def parse(self) -> Document:
+    def parse(self) -> Node:
         self._skip()
-        data = self._value(())
+        root = Node(None, (), self.name, self._line())
+        root.value = self._value(root)
         self._skip()
         if self.at < len(self.text):
             raise self._error(
                 f"unexpected {self._here()} after the end of the config", "a brace may be closed too early"
             )
-        return Document(self.name, data, self.lines)
+        return root
 
     def _line(self, at: int | None = None) -> int:
         return bisect.bisect_left(self._breaks, self.at if at is None else at) + 1
 
     def _here(self) -> str:
-        """What stands at the current place, for a message; a secret value is not quoted."""
+        """The text at the current position, for a message; a secret value is not quoted."""
         if self._key_read in SECRET_KEYS:
-            return "what stands here"
+            return "this text"
         rest = self.text[self.at : self.at + 12].split("\n")[0]
         return repr(rest) if rest else "line break"
 
-    def _error(self, problem: str, mend: str, at: int | None = None) -> ConfigError:
+    def _error(self, problem: str, hint: str, at: int | None = None) -> ConfigError:
         start = self.at if at is None else at
         column = start - (self.text.rfind("\n", 0, start) + 1) + 1
-        return syntax_error(f"{self.name}:{self._line(start)}:{column}", f"not valid JSON: {problem}", mend)
+        return syntax_error(f"{self.name}:{self._line(start)}:{column}", f"not valid JSON: {problem}", hint)
 
-    def _needed(self, what: str, mend: str) -> ConfigError:
-        """`what` is needed where something else stands."""
+    def _needed(self, what: str, hint: str) -> ConfigError:
+        """`what` is needed instead of the text at the current position."""
         strange = _STRANGE.get(self._char())
-        return self._error(*strange) if strange else self._error(f"{what} {self._here()}", mend)
+        return self._error(*strange) if strange else self._error(f"{what} {self._here()}", hint)
 
     def _char(self) -> str:
         return self.text[self.at : self.at + 1]
@@ -91,15 +91,11 @@ class _JsonParser:
         if self.text.startswith("/*", self.at):
             raise self._error("a comment is not closed", "end it with */")
 
-    def _value(self, path: KeyPath) -> Any:
-        self.lines.setdefault(path, self._line())
-        if len(path) > MAX_DEPTH:
-            raise self._error(f"nested deeper than {MAX_DEPTH} levels", "no config needs that")
+    def _value(self, node: Node) -> Any:
+        """The value at the current position, which belongs into this empty node."""
         char = self._char()
-        if char == "{":
-            return self._object(path)
-        if char == "[":
-            return self._array(path)
+        if char and char in "{[":
+            return self._container(node, "}" if char == "{" else "]")
         if char == '"':
             return self._string()
         if not char:
@@ -121,8 +117,8 @@ class _JsonParser:
         if word.lstrip("+-").lower() in _MISTAKEN:
             raise self._error(f"{word} is not a JSON value", _MISTAKEN[word.lstrip("+-").lower()])
         if re.match(r"[-+.]?\d", word):
-            mend = "write a number plainly, e.g. 16, 0.5 or 2e-5; quote it if it is text"
-            raise self._error(f"{'this' if secret else word[:40]} is not a number", mend)
+            hint = "write a number plainly, e.g. 16, 0.5 or 2e-5; quote it if it is text"
+            raise self._error(f"{'this' if secret else word[:40]} is not a number", hint)
         if re.match(r"[^\W\d]|[$/.~\\]", word):
             text = "the text" if secret else f"the text {word[:40]!r}"
             raise self._error(
@@ -137,7 +133,7 @@ class _JsonParser:
         try:
             value: str = json.loads(match.group())
         except json.JSONDecodeError:
-            raise self._error("a text holds an unknown escape", "write a backslash as \\\\") from None
+            raise self._error("unknown escape in a quoted text", "write a backslash as \\\\") from None
         self.at = match.end()
         return value
 
@@ -146,60 +142,60 @@ class _JsonParser:
         assert stop is not None
         found = self.text[stop.end() : stop.end() + 1]
         if found in {"\n", "\r"}:
-            return self._error("a text runs over the end of its line", "close the quote, or write a line break as \\n")
+            return self._error(
+                "a quoted text continues on the next line", "close the quote, or write a line break as \\n"
+            )
         if found and found not in '"\\':
-            mend = "write a tab as \\t" if found == "\t" else "remove it"
-            return self._error(f"a text holds the control character {found!r}", mend, stop.end())
-        return self._error("a text is not closed", 'end it with "')
+            hint = "write a tab as \\t" if found == "\t" else "remove it"
+            return self._error(f"control character {found!r} in a quoted text", hint, stop.end())
+        return self._error("a quoted text is not closed", 'end it with "')
 
-    def _object(self, path: KeyPath) -> dict[str, Any]:
+    def _container(self, node: Node, close: str) -> dict[str, Node] | list[Node]:
         opened = self.at
         self.at += 1
-        result: dict[str, Any] = {}
+        keyed: dict[str, Node] = {}
+        items: list[Node] = []
         while True:
             self._skip()
-            if self._char() == "}":
+            if self._char() == close:
                 self.at += 1
-                return result
-            at = self.at
-            key = self._key(opened)
-            if key in result:
-                first = self.lines[(*path, key)]
-                raise self._error(f"the key {key!r} stands twice (first on line {first})", "keep one of them", at)
-            self.lines[(*path, key)] = self._line(at)
-            self._key_read = key
-            self._skip()
-            if self._char() != ":":
-                raise self._error(f"a colon is missing after the key {key!r}", f'write "{key}": …')
-            self.at += 1
-            self._skip()
-            result[key] = self._value((*path, key))
-            self._separator("}", opened)
+                return keyed if close == "}" else items
+            if close == "}":
+                child = self._key_of(node, keyed, opened)
+            else:
+                child = node.child(len(items), self._line())
+                items.append(child)
+            child.value = self._value(child)
+            self._separator(close, opened)
+
+    def _key_of(self, node: Node, keyed: dict[str, Node], opened: int) -> Node:
+        """An empty node for the key at the current position; moves on to where its value starts."""
+        at = self.at
+        key = self._key(opened)
+        if key in keyed:
+            first = keyed[key].line
+            raise self._error(f"the key {key!r} is repeated (first on line {first})", "keep one of them", at)
+        keyed[key] = node.child(key, self._line(at))
+        self._key_read = key
+        self._skip()
+        if self._char() != ":":
+            raise self._error(f"a colon is missing after the key {key!r}", f'write "{key}": …')
+        self.at += 1
+        self._skip()
+        return keyed[key]
 
     def _key(self, opened: int) -> str:
         char = self._char()
         if char == '"':
             return self._string()
         if not char:
-            raise self._error(f"the {{ of line {self._line(opened)} is not closed", "add a }")
+            raise self._error(f"the {{ on line {self._line(opened)} is not closed", "add a }")
         if match := re.compile(r"[^\W\d][\w$.-]*").match(self.text, self.at):
             raise self._error(f"the key {match.group()} is not quoted", f'write "{match.group()}"')
-        mend = "remove it, or close the object before it"
+        hint = "remove it, or close the object before it"
         if char.isdigit():
-            mend = "a number holds no commas" if self.text[self.at - 1] == "," else "put the key in double quotes"
-        raise self._needed("a key is needed here, not", mend)
-
-    def _array(self, path: KeyPath) -> list[Any]:
-        opened = self.at
-        self.at += 1
-        result: list[Any] = []
-        while True:
-            self._skip()
-            if self._char() == "]":
-                self.at += 1
-                return result
-            result.append(self._value((*path, len(result))))
-            self._separator("]", opened)
+            hint = "write numbers without commas" if self.text[self.at - 1] == "," else "put the key in double quotes"
+        raise self._needed("a key is needed here, not", hint)
 
     def _separator(self, close: str, opened: int) -> None:
         end = self.at
@@ -208,10 +204,10 @@ class _JsonParser:
         if char == ",":
             self.at += 1
         elif not char:
-            raise self._error(f"what line {self._line(opened)} opens is not closed", f"add a {close}")
+            raise self._error(f"the bracket opened on line {self._line(opened)} is not closed", f"add a {close}")
         elif char in "}]" and char != close:
-            mend = f"close what line {self._line(opened)} opens with {close}"
-            raise self._error(f"{char!r} where {close!r} was expected", mend)
+            hint = f"close the bracket opened on line {self._line(opened)} with {close}"
+            raise self._error(f"{char!r} where {close!r} was expected", hint)
         elif char != close:
             if char in _STRANGE:
                 raise self._error(*_STRANGE[char])
@@ -219,7 +215,7 @@ class _JsonParser:
             raise self._error(f"a comma is missing before {self._here()}", "add a comma after the value before it", end)
 
 
-def parse_json(text: str, name: str) -> Document:
+def parse_json(text: str, name: str) -> Node:
     """JSON, with comments and trailing commas allowed.
 
     Raises:

@@ -1,16 +1,16 @@
-"""A config file → a document, by its suffix."""
+"""A config file → nodes, by its suffix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from easydistill.config.document import Document, syntax_error
-from easydistill.config.json_syntax import parse_json
-from easydistill.config.toml_syntax import parse_toml
-from easydistill.config.yaml_syntax import parse_yaml
+from easydistill.config.reading.json_syntax import parse_json
+from easydistill.config.reading.nodes import Node, syntax_error
+from easydistill.config.reading.toml_syntax import parse_toml
+from easydistill.config.reading.yaml_syntax import parse_yaml
 
-PARSERS: dict[str, Callable[[str, str], Document]] = {
+PARSERS: dict[str, Callable[[str, str], Node]] = {
     ".json": parse_json,
     ".jsonc": parse_json,
     ".yaml": parse_yaml,
@@ -25,7 +25,7 @@ _TOP = {
 }
 
 
-def parse_file(path: Path) -> Document:
+def read_file(path: Path) -> Node:
     """Read and parse a config by its suffix: `.json`/`.jsonc`, `.yaml`/`.yml`, `.toml`.
 
     Raises:
@@ -38,20 +38,20 @@ def parse_file(path: Path) -> Document:
     text = _read(path)
     if not text.strip():
         raise syntax_error(str(path), "the file is empty", _START)
-    document = PARSERS[suffix](text, str(path))
-    if not isinstance(document.data, dict):
-        found = _KINDS.get(type(document.data), type(document.data).__name__)
-        mend = _TOP.get(suffix.replace("jsonc", "json").replace("yml", "yaml"), _START)
-        raise syntax_error(document.where(()), f"a config holds keys and their values, this is {found}", mend)
-    return document
+    root = PARSERS[suffix](text, str(path))
+    if not isinstance(root.value, dict):
+        found = _KINDS.get(type(root.value), type(root.value).__name__)
+        hint = _TOP.get(suffix.replace("jsonc", "json").replace("yml", "yaml"), _START)
+        raise syntax_error(root.where, f"a config consists of keys and values, and this is {found}", hint)
+    return root
 
 
 def _read(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        mend = "give the path of a config, or write one with `easydistill init`"
-        raise syntax_error(str(path), "no such file", mend) from None
+        hint = "give the path of a config, or write one with `easydistill init`"
+        raise syntax_error(str(path), "no such file", hint) from None
     except IsADirectoryError:
         raise syntax_error(str(path), "this is a directory", "give the path of a config file") from None
     except (OSError, ValueError) as error:
@@ -59,8 +59,7 @@ def _read(path: Path) -> str:
         raise syntax_error(str(path), f"cannot be read: {reason}", "check the path and its permissions") from None
     try:
         text = raw.decode("utf-8-sig")
-        bad = text.find("\0")
-        bad = bad if bad < 0 else len(text[:bad].encode())
+        bad = raw.find(b"\0")
     except UnicodeDecodeError as error:
         bad = error.start
     if bad >= 0:

@@ -1,11 +1,12 @@
-"""EasyDistill 1 names: job types and keys that old configs use, and what they are called now."""
+"""Names of job types and keys in EasyDistill 1, and what they are called now."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from easydistill.config.document import Document, KeyPath, dotted
-from easydistill.errors import ConfigIssue
+from easydistill.config.reading.nodes import Issues, Node
+from easydistill.config.values import KeyPath
 
 JOB_TYPE_ALIASES: dict[str, str] = {
     "kd_black_box_api": "black_box_kd_api",
@@ -63,26 +64,30 @@ KEY_ALIASES: dict[KeyPath, KeyPath] = {
 """Old path → path now; only the last part differs."""
 
 
-def apply_aliases(document: Document) -> dict[KeyPath, ConfigIssue]:
-    """Rename old names in place. Returns an issue for each key given under both names."""
-    issues: dict[KeyPath, ConfigIssue] = {}
-    job_type = document.data.get("job_type")
-    if isinstance(job_type, str):
-        document.data["job_type"] = JOB_TYPE_ALIASES.get(job_type, job_type)
-        if job_type in SEVERAL_JOBS:
-            document.old_job_type = job_type
-    for old, new in KEY_ALIASES.items():
-        section: Any = document.at(old[:-1])
-        old_key, new_key = str(old[-1]), str(new[-1])
-        if not isinstance(section, dict) or old_key not in section:
-            continue
-        value = section.pop(old_key)
-        if new_key in section:
-            problem = f"{old_key} is another name of {new_key}, and both are given"
-            issues[old] = ConfigIssue(document.where(old), dotted(old), problem, f"keep {new_key}")
-            continue
-        section[new_key] = value
-        document.renamed[new] = old
-        if old in document.lines:
-            document.lines[new] = document.lines[old]
-    return issues
+def current_job_type(written: Any) -> str:
+    """The current name of a job type; empty if it is not text."""
+    return JOB_TYPE_ALIASES.get(written, written) if isinstance(written, str) else ""
+
+
+def use_current_names(root: Node, issues: Issues) -> None:
+    """Rename old keys in place, in single jobs and pipelines. A key given under both names is an issue."""
+    for job in _jobs_in(root):
+        for old, new in KEY_ALIASES.items():
+            section, missing = job.nearest(old[:-1])
+            if missing or not isinstance(section.value, dict) or old[-1] not in section.value:
+                continue
+            given = section.value.pop(old[-1])
+            if new[-1] in section.value:
+                problem = f"{old[-1]} is another name of {new[-1]}, and both are given"
+                issues.add(given, problem, f"keep {new[-1]}")
+            else:
+                section.value[new[-1]] = given
+
+
+def _jobs_in(root: Node) -> Iterator[Node]:
+    """The config itself; in a pipeline also each job and the shared sections."""
+    yield root
+    for name in ("shared", "jobs"):
+        inner, missing = root.nearest((name,))
+        if not missing and isinstance(inner.value, dict):
+            yield from [inner] if name == "shared" else inner.value.values()

@@ -1,4 +1,4 @@
-"""`easydistill init`: a starting config whose comments are the descriptions of the config classes themselves."""
+"""`easydistill init`: a starting config whose comments are the config classes' own descriptions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from easydistill.config.fields import models_in
 from easydistill.config.job import JobConfig
+from easydistill.config.reading.fields import models_in
 
 _EXAMPLES: dict[tuple[str, str], Any] = {
     ("dataset", "instruction_path"): "train.json",
@@ -37,7 +37,7 @@ _TEACHER_OUTSIDE = {"black_box_kd_api": {("models", "teacher")}}
 
 
 def starting_config(job: type[JobConfig]) -> str:
-    """JSON with comments: what must be set stands open, every default is shown commented out."""
+    """JSON with comments: values that users must set are written out, defaults are commented out."""
     job_type = job.model_fields["job_type"].annotation.__args__[0]  # type: ignore[union-attr]
     lines = [
         "{",
@@ -48,33 +48,28 @@ def starting_config(job: type[JobConfig]) -> str:
         f'  "output_dir": {json.dumps(f"runs/{job_type}")},',
     ]
     for name, info in job.model_fields.items():
+        section = _shown(name, info)
         if name in _WHOLE:
             shown = json.dumps(_WHOLE[name], indent=2).replace("\n", "\n  ")
-            lines += [_comment(info), f'  "{name}": {shown},']
-            continue
-        if isinstance(info.default, dict):
-            lines += [_comment(info), f'  // "{name}": {json.dumps(info.default)},']
-            continue
-        section = _shown(name, info)
-        if section is None and next(models_in(info.annotation), None) is not None:
-            lines += [_comment(info), f'  // "{name}": null,']
+            lines += [_comment(info, 2), f'  "{name}": {shown},']
+        elif isinstance(info.default, dict):
+            lines += [_comment(info, 2), f'  // "{name}": {json.dumps(info.default)},']
         elif section is not None:
-            lines += [
-                f'  "{name}": {{',
-                *_section(section, name, _TEACHER_OUTSIDE.get(job_type, set())),
-                "  },",
-            ]
+            skip = _TEACHER_OUTSIDE.get(job_type, set())
+            lines += [f'  "{name}": {{', *_section(section, name, skip), "  },"]
+        elif any(models_in(info.annotation)):
+            lines += [_comment(info, 2), f'  // "{name}": null,']
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _comment(info: FieldInfo) -> str:
-    return f"  // {' '.join((info.description or '').split())}"
+def _comment(info: FieldInfo, indent: int) -> str:
+    return f"{' ' * indent}// {' '.join((info.description or '').split())}".rstrip()
 
 
 def _shown(name: str, info: FieldInfo) -> type[BaseModel] | None:
-    """The class whose keys stand for a section: that of its default, or the first that it takes; None to leave it out.
+    """The class whose keys are shown for a section: that of its default, or the first accepted one; None to omit it.
 
-    A section that is absent by default is shown only where something in it is there to be set.
+    A section that is absent by default is shown only if users are expected to set something in it.
     """
     first = next(models_in(info.annotation), None)
     default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
@@ -89,11 +84,8 @@ def _section(section: type[BaseModel], name: str, skip: set[tuple[str, str]]) ->
     for field, info in section.model_fields.items():
         if (name, field) == ("training", "output_dir") or (name, field) in skip:
             continue
-        description = " ".join((info.description or "").split())
-        lines.append(f"    // {description}" if description else "    //")
-        if (name, field) in _EXAMPLES:
-            lines.append(f'    "{field}": {json.dumps(_EXAMPLES[name, field])},')
-            continue
+        lines.append(_comment(info, 4))
         default = None if info.default is PydanticUndefined else info.default
-        lines.append(f'    // "{field}": {json.dumps(default)},')
+        hidden = "" if (name, field) in _EXAMPLES else "// "
+        lines.append(f'    {hidden}"{field}": {json.dumps(_EXAMPLES.get((name, field), default))},')
     return lines
