@@ -64,7 +64,7 @@ def inference_section(
 def white_box(config: type[InferenceConfig]) -> Any:
     """A backend's class with the keys of `WhiteBoxInferenceConfig` beside its own."""
     bases = (config, WhiteBoxInferenceConfig)
-    made = create_model(f"WhiteBox{config.__name__}", __base__=bases, __module__=__name__, __doc__=config.__doc__)
+    made: Any = create_model(f"WhiteBox{config.__name__}", __base__=bases, __module__=__name__, __doc__=config.__doc__)
     made.runtime_only = WhiteBoxInferenceConfig.runtime_only | config.runtime_only
     return made
 
