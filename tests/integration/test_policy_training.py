@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,27 @@ GOING_ON = {
 }
 
 
+def interruptible(lora: bool) -> PolicyTrainingConfig:
+    values: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    return training(**values, lora=LoraConfig(r=4) if lora else None)
+
+
+Uninterrupted = Callable[[str, bool], tuple[dict[str, torch.Tensor], Explorer]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Weights and findings of a training that nothing interrupts, made once for all that compare with it."""
+
+    @cache
+    def made(name: str, lora: bool) -> tuple[dict[str, torch.Tensor], Explorer]:
+        whole, through = tiny(tokenizer), explorer()
+        train(whole, through, tmp_path_factory.mktemp("uninterrupted"), GOING_ON[name], interruptible(lora))
+        return weights(whole), through
+
+    return made
+
+
 class StopAfter(Copies):
     """Asks for a stop while the given call is answered."""
 
@@ -158,12 +180,11 @@ class StopAfter(Copies):
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("name", list(GOING_ON))
-def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer: Any, tmp_path: Path) -> None:
-    values: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-    config = training(**values, lora=LoraConfig(r=4) if lora else None)
-    whole, broken = tiny(tokenizer), tiny(tokenizer)
-    through = explorer()
-    train(whole, through, tmp_path / "whole", GOING_ON[name], config)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    name: str, lora: bool, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    config, broken = interruptible(lora), tiny(tokenizer)
+    whole, through = uninterrupted(name, lora)
     stop = StopSignal()
     first = explorer()
     first.rewards = WeightedRewards({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
@@ -172,7 +193,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer
     second = explorer()
     outcome = train(broken, second, tmp_path / "broken", GOING_ON[name], config)
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(broken))
+    assert_same_bits(whole, weights(broken))
     assert second.measured == through.measured
     assert second.alarms.raised == through.alarms.raised
 
@@ -191,17 +212,18 @@ class FailsAt(Copies):
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo", pytest.param("grpo in rounds", marks=pytest.mark.slow)])
-def test_rounds_before_a_judge_failed_are_kept(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    config = training(max_steps=12, per_device_train_batch_size=8)
-    whole, broken = tiny(tokenizer), tiny(tokenizer)
-    train(whole, explorer(), tmp_path / "whole", GOING_ON[name], config)
+def test_rounds_before_a_judge_failed_are_kept(
+    name: str, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    config, broken = interruptible(lora=False), tiny(tokenizer)
+    whole, _ = uninterrupted(name, False)
     first = explorer()
     first.rewards = WeightedRewards({"copies": FailsAt(4)}, {"copies": 1.0})
     with pytest.raises(TeacherError):
         train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config)
     outcome = train(broken, explorer(), tmp_path / "broken", GOING_ON[name], config)
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(broken))
+    assert_same_bits(whole, weights(broken))
 
 
 def test_what_counts_positions_from_its_padding_is_refused(tokenizer: Any, tmp_path: Path) -> None:
