@@ -20,7 +20,7 @@ from easydistill.config.training import LoraConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, TeacherError
+from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.methods.policy import trl_trainer as policy_trl
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
 from easydistill.methods.policy.ppo_trl_trainer import ModelCritic, PpoTrainer, ValueHead
@@ -246,6 +246,24 @@ def test_what_is_cut_off_is_in_no_mean(tokenizer: Any, tmp_path: Path) -> None:
     assert len(whole) < len(told), "in some step every answer was cut off"
     assert all(("entropy" in line) == (line["ended"] > 0) for line in told)
     assert "entropy_collapse" not in made.alarms.raised
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_rollouts_by_vllm_need_a_gpu(tokenizer: Any, tmp_path: Path) -> None:
+    policy = SETTINGS["grpo"].model_copy(update={"rollouts": "vllm"})
+    with pytest.raises(ConfigError, match=r"policy\.rollouts: .*GPU"):
+        train(tiny(tokenizer), explorer(), tmp_path, policy, training(max_steps=1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's trainers may generate with vLLM")
+def test_without_a_gpu_trl_does_not_import_vllm() -> None:
+    """Contract with TRL of `importing_trl`: its modules ask what is installed when they are imported."""
+    from trl import import_utils
+    from trl.generation import vllm_client, vllm_generation
+
+    for module in (vllm_client, vllm_generation):
+        assert not module.is_vllm_available()
+        assert module.is_vllm_available is not import_utils.is_vllm_available
 
 
 def test_the_highest_ratio_is_the_losss_own() -> None:

@@ -13,7 +13,6 @@ import contextlib
 import copy
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from easydistill.contracts.reward import Reward
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, Interrupted, MissingExtra, TeacherError
+from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted, MissingExtra, TeacherError
 from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig
 from easydistill.methods.policy.trainer import (
@@ -41,7 +40,7 @@ from easydistill.methods.policy.trainer import (
 )
 from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, step_of
-from easydistill.methods.shared.compat import argument_values
+from easydistill.methods.shared.compat import argument_values, importing_trl
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.trl_parts import WritingTrainer
 from easydistill.models.loading import device, with_padding
@@ -49,8 +48,7 @@ from easydistill.models.student import Student
 from easydistill.rewards import RewardScores, WeightedRewards
 
 try:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+    with importing_trl():
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
         from trl.trainer.utils import add_fused_lm_head
@@ -161,6 +159,9 @@ def learned_positions(model: Any) -> str | None:
 
 def arguments(config: TrainerConfig, policy: PolicyConfig, checkpoints: Path) -> GRPOConfig:
     """TRL's own class, with the values that transformers' would have."""
+    if policy.rollouts == "vllm" and device().type == "cpu":
+        problem, hint = "vLLM shares the training's GPU, and there is none here", "set policy.rollouts=transformers"
+        raise ConfigError(ConfigIssue("config", "policy.rollouts", problem, hint))
     values = argument_values(config, checkpoints, device())
     # A resumed run starts with a new round: only what is saved at the end of one can be gone on from.
     values["save_steps"] = -(-int(config.save_steps) // policy.steps_per_round) * policy.steps_per_round
