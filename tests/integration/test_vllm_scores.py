@@ -79,7 +79,7 @@ def offline(smollm: Path, tiny_model: Path, tiny_whole: Path, tmp_path_factory: 
     folder = tmp_path_factory.mktemp("vllm")
     for name in ("label", "score"):
         (folder / name).mkdir()
-    settings = {"temperature": 0, "max_model_len": 512, "chunk_size": 5, "dtype": "bfloat16"}
+    settings: dict[str, Any] = {"temperature": 0, "max_model_len": 512, "chunk_size": 5, "dtype": "bfloat16"}
     job = local_job(folder / "label", smollm, tiny_model, [*PROMPTS, "word " * 600], backend="vllm", **settings)
     del job["inference"]["batch_size"]
     job["evaluation"] = {"enabled": False}

@@ -37,7 +37,7 @@ def share() -> list[Any]:
             assert options.get("max_logprobs", 0) <= ADDED["max_logprobs"]
         return started[0]
 
-    vllm.LLM = shared
+    vllm.__dict__["LLM"] = shared
     return started
 
 
