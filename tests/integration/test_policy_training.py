@@ -178,8 +178,14 @@ class StopAfter(Copies):
         return super().__call__(rollouts)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", list(GOING_ON))
+# Rounds are gone on from without adapters, and adapters without rounds: both at once are slow.
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        *[(name, False) for name in GOING_ON],
+        *[("grpo", True), ("ppo", True), pytest.param("grpo in rounds", True, marks=pytest.mark.slow)],
+    ],
+)
 def test_a_stopped_run_ends_as_one_that_was_not(
     name: str, lora: bool, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
