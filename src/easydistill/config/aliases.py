@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from easydistill.config.document import Document, KeyPath, dotted
+from easydistill.config.version1 import GREEDY, TRAIN_ONLY, drop_prompts, move_old_keys, note_sampling
 from easydistill.errors import ConfigIssue
 
 JOB_TYPE_ALIASES: dict[str, str] = {
@@ -34,14 +35,17 @@ JOB_TYPE_ALIASES: dict[str, str] = {
     "rl_grpo": "grpo",
 }
 
-_PAIRS = "`preference_data` makes pairs from prompts; both jobs go into one file: examples/pipeline/"
+_WRITES = "`easydistill migrate` writes it anew"
+_PAIRS = f"{_WRITES}: `preference_data` makes pairs from prompts; both jobs go into one file: examples/pipeline/"
+_REWARD = _WRITES + ': the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/'
 SEVERAL_JOBS: dict[str, str] = {
     "rank_dpo_api": f"{_PAIRS}sft_dpo.json",
     "rank_dpo_local": f"{_PAIRS}sft_dpo.json",
     "rl_reward_api": f"{_PAIRS}sft_reward_ppo.json",
     "rl_reward_local": f"{_PAIRS}sft_reward_ppo.json",
-    "rl_ppo": 'the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/pipeline/sft_reward_ppo.json',
-    "rl_grpo": 'the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/reinforcement/grpo.json',
+    "instruct_sample_api": f"{_WRITES}: `task_labelling` names each row's task, `task_balancing` draws from them",
+    "rl_ppo": f"{_REWARD}pipeline/sft_reward_ppo.json",
+    "rl_grpo": f"{_REWARD}reinforcement/grpo.json",
 }
 """Old job types whose configs say more than the job does that they are now: where the rest belongs."""
 
@@ -66,7 +70,9 @@ def apply_aliases(document: Document) -> dict[KeyPath, ConfigIssue]:
     issues: dict[KeyPath, ConfigIssue] = {}
     job_type = document.data.get("job_type")
     if isinstance(job_type, str):
-        document.data["job_type"] = JOB_TYPE_ALIASES.get(job_type, job_type)
+        new_job_type = document.data["job_type"] = JOB_TYPE_ALIASES.get(job_type, job_type)
+        if new_job_type != job_type:
+            document.note(("job_type",), f"{job_type} is read as {new_job_type}")
         if job_type in SEVERAL_JOBS:
             document.old_job_type = job_type
     for old, new in KEY_ALIASES.items():
@@ -83,4 +89,9 @@ def apply_aliases(document: Document) -> dict[KeyPath, ConfigIssue]:
         document.renamed[new] = old
         if old in document.lines:
             document.lines[new] = document.lines[old]
-    return issues
+        document.note(new, f"is read as {dotted(new)}")
+    if isinstance(job_type, str) and job_type in TRAIN_ONLY:
+        drop_prompts(document)
+    if isinstance(job_type, str) and job_type in GREEDY:
+        note_sampling(document)
+    return issues | move_old_keys(document)

@@ -51,6 +51,8 @@ class Document:
     """Path now → path as its author wrote it, for keys given under an old name."""
     old_job_type: str = ""
     """EasyDistill 1's name of the job, where its configs say more than the job does that it is now."""
+    notes: list[str] = field(default_factory=list)
+    """What was read under another name or in another way than it is written, for the screen."""
 
     def line(self, path: KeyPath) -> int:
         """The line of a path, or of its nearest ancestor that stands in the file; 0 for an override."""
@@ -75,6 +77,10 @@ class Document:
     def issue(self, path: KeyPath, problem: str, mend: str = "") -> ConfigIssue:
         """An issue with the value at `path`."""
         return ConfigIssue(self.where(path), self.spelled(path), problem, mend)
+
+    def note(self, path: KeyPath, text: str) -> None:
+        """Remember something to be said of the value at `path`, which is named as its author wrote it."""
+        self.notes.append(f"{self.where(path)}: {self.spelled(path)} {text}")
 
     def at(self, path: KeyPath) -> Any:
         """The value at `path` as written; None where there is none."""

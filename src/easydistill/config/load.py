@@ -15,6 +15,7 @@ from easydistill.config.diagnose import closest, explain
 from easydistill.config.document import Document, KeyPath, show
 from easydistill.config.environment import resolve_environment
 from easydistill.config.job import JobConfig
+from easydistill.config.old_jobs import why_not_here
 from easydistill.config.overrides import apply_overrides
 from easydistill.config.pipeline import PipelineConfig
 from easydistill.config.pipeline_jobs import parts_of, typed_jobs
@@ -36,6 +37,8 @@ class LoadedConfig:
     """As written: before aliases, overrides and the environment. May hold secrets."""
     path: Path | None
     overrides: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+    """What was read under another name or in another way than it is written."""
 
     @property
     def run_directory(self) -> Path:
@@ -82,7 +85,7 @@ def load_config(
     if isinstance(job, PipelineConfig):
         # Its jobs are planned with the place where they find each other's artifacts.
         job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
-    return LoadedConfig(job, name, written, path, tuple(overrides))
+    return LoadedConfig(job, name, written, path, tuple(overrides), tuple(document.notes))
 
 
 def _judge(
@@ -91,6 +94,8 @@ def _judge(
     """The typed job, or every issue by path."""
     issues: dict[KeyPath, ConfigIssue] = {}
     job_type = data.get("job_type")
+    if isinstance(job_type, str) and job_type not in classes and (why := why_not_here(job_type)):
+        return None, {("job_type",): document.issue(("job_type",), *why)}
     if not isinstance(job_type, str) or job_type not in classes:
         guess, issue = _job_type_issue(document, classes)
         issues[("job_type",)] = issue

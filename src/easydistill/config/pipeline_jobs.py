@@ -29,10 +29,12 @@ def parts_of(document: Document, classes: Mapping[str, type[JobConfig]]) -> tupl
     issues: Issues = {}
     for name, part in parts.items():
         issues |= {("jobs", name, *path): issue for path, issue in apply_aliases(part).items()}
+        document.notes += part.notes
     if not isinstance(document.data.get("shared"), dict):
         return parts, issues
     shared = Part.of(document, ("shared",))
     issues |= {("shared", *path): issue for path, issue in apply_aliases(shared).items()}
+    document.notes += shared.notes
     for section in shared.data:
         takers = [part for part in parts.values() if section in _sections_of(part, classes)]
         for part in takers:
