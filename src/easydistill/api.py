@@ -177,6 +177,8 @@ class _Run:
         Args:
             again: reasons for which rejected rows are asked again first; None where nothing is.
         """
+        for note in self._loaded.notes:
+            self._reporter.say(f"note: {note}")
         stages = stages_of(self._loaded.job)
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop)
         runner.preflight(stages)

@@ -184,10 +184,18 @@ def _validate(arguments: argparse.Namespace) -> int:
     from easydistill.jobs import stages_of
 
     config = _config(arguments)
-    job = api.validate(config, arguments.overrides)
+    loaded = api.load(config, arguments.overrides)
+    job = loaded.job
+    _say(loaded.notes)
     stages = " → ".join(stage.name for stage in stages_of(job))
     print(f"{config}: valid ({job.job_type}: {stages})")
     return EXIT_OK
+
+
+def _say(notes: Sequence[str]) -> None:
+    """Show notes beside a command's output."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -195,7 +203,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from easydistill import api
 
-    stages = api.plan(_config(arguments), arguments.overrides)
+    config = _config(arguments)
+    stages = api.plan(config, arguments.overrides)
+    _say(api.load(config, arguments.overrides).notes)
     if arguments.json:
         print(json.dumps({"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=2))
         return EXIT_OK

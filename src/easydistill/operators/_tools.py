@@ -28,13 +28,20 @@ if TYPE_CHECKING:
 PROMPTS = "prompts"
 
 
+class PromptText(Section):
+    """A prompt's own text, where it stands in no file."""
+
+    text: NonEmptyStr
+    """The Jinja template."""
+
+
 class OperatorConfig(Section):
     """What every operator that asks a model has."""
 
     language: Literal["auto", "en", "zh"] = "auto"
     """Language of the prompts; `auto` takes that of the row."""
-    prompts: dict[str, NonEmptyStr] = {}  # noqa: RUF012 (pydantic copies it)
-    """Files that replace built-in prompts, by the prompt's name."""
+    prompts: dict[str, NonEmptyStr | PromptText] = {}  # noqa: RUF012 (pydantic copies it)
+    """Files that replace built-in prompts, by the prompt's name; or `{"text": …}`, a template that stands here."""
     reply: Literal["tags", "json", "plain"] = "tags"
     """How the model is asked to shape its reply. Local models are held to `json`. `plain` is a reply that is one text
     and nothing else; scores are then JSON."""
@@ -127,8 +134,10 @@ class Tools:
         return random.Random(f"{self._config.seed}:{content_hash(list(of))}")
 
 
-def load_prompt(name: str, language: Language, override: str | None = None) -> Prompt:
-    """A built-in prompt, or the user's file in its place."""
+def load_prompt(name: str, language: Language, override: str | PromptText | None = None) -> Prompt:
+    """A built-in prompt, or the user's file or text in its place."""
+    if isinstance(override, PromptText):
+        return Prompt(name, override.text, "config")
     if override is not None:
         return Prompt(name, Path(override).read_text(encoding="utf-8"), override)
     file = f"{name}.{language}.txt"
@@ -161,5 +170,5 @@ def prompt_issues(config: OperatorConfig, names: tuple[str, ...]) -> list[Config
 def prompt_hashes(config: OperatorConfig) -> dict[str, str]:
     """Hashes of the user's own prompts, for fingerprints."""
     return {
-        name: content_hash(Path(path).read_text(encoding="utf-8"))[:16] for name, path in sorted(config.prompts.items())
+        name: content_hash(load_prompt(name, "en", given).text)[:16] for name, given in sorted(config.prompts.items())
     }

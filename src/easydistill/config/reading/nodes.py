@@ -102,6 +102,8 @@ class Issues:
 
     def __init__(self) -> None:
         self._found: dict[KeyPath, tuple[int, ConfigIssue]] = {}
+        self.notes: list[str] = []
+        """What was read under another name or in another way than it is written, for the screen."""
 
     def add(self, node: Node, problem: str, hint: str = "", path: KeyPath = ()) -> None:
         """Report the value at `path` below `node`, or that it is missing there."""
@@ -109,6 +111,10 @@ class Issues:
         place = (*nearest.path, *missing)
         issue = ConfigIssue(nearest.where, dotted(place), problem, hint)
         self._found.setdefault(place, (nearest.line, issue))
+
+    def note(self, node: Node, text: str) -> None:
+        """Remember something to say of a value, which is named as its author wrote it."""
+        self.notes.append(f"{node.where}: {dotted(node.path)} {text}")
 
     def in_order(self) -> list[ConfigIssue]:
         """By line; overrides, which have none, come first."""
