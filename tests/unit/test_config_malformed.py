@@ -487,7 +487,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(
     assert lines[keys.index(f"{last}.0")] == line_of(path, last) + 1
 
 
-@pytest.mark.parametrize("job_type", [DELETE, "make coffee", 5])
+@pytest.mark.parametrize("job_type", [DELETE, "make coffee", 5, ["label"]])
 def test_without_a_known_job_type_the_rest_is_checked_all_the_same(
     job_type: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -250,6 +250,13 @@ def test_a_key_that_breaks_the_syntax_is_not_printed(
     assert SECRET[:6] not in str(complaints(path, capsys))
 
 
+def test_merges_of_merges_do_not_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "kd.yaml"
+    lines = [f"  - &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], k{n}: 1}}" for n in range(1, 12)]
+    path.write_text("\n".join(["extra:", "  - &a0 {k0: 1}", *lines]))
+    assert any(each.text.startswith("extra: there is no key") for each in complaints(path, capsys))
+
+
 def test_a_large_file_is_checked_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "kd.json"
     path.write_text('{\n "a": [\n' + "  1,\n" * 200_000 + "  oops\n]}")

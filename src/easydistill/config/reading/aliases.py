@@ -1,8 +1,9 @@
-"""EasyDistill 1 names: job types and keys that old configs use, and what they are called now."""
+"""Names of job types and keys in EasyDistill 1, and what they are called now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.reading.version1 import GREEDY, TRAIN_ONLY, drop_prompts, move_old_keys, note_sampling
@@ -65,8 +66,13 @@ KEY_ALIASES: dict[KeyPath, KeyPath] = {
 """Old path → path now; only the last part differs."""
 
 
+def current_job_type(written: Any) -> str:
+    """The current name of a job type; empty if it is not text."""
+    return JOB_TYPE_ALIASES.get(written, written) if isinstance(written, str) else ""
+
+
 def use_current_names(root: Node, issues: Issues) -> None:
-    """Rename old keys in place, in a job as in a pipeline. A key given under both names is an issue."""
+    """Rename old keys in place, in single jobs and pipelines. A key given under both names is an issue."""
     for job in _jobs_in(root):
         for old, new in KEY_ALIASES.items():
             section, missing = job.nearest(old[:-1])
@@ -87,7 +93,7 @@ def read_old_jobs(root: Node, issues: Issues) -> None:
         written, missing = job.nearest(("job_type",))
         if missing or not isinstance(written.value, str):
             continue
-        job_type = JOB_TYPE_ALIASES.get(written.value, written.value)
+        job_type = current_job_type(written.value)
         if job_type != written.value:
             issues.note(written, f"{written.value} is read as {job_type}")
         if written.value in TRAIN_ONLY:
@@ -98,7 +104,7 @@ def read_old_jobs(root: Node, issues: Issues) -> None:
 
 
 def _jobs_in(root: Node) -> Iterator[Node]:
-    """The config itself; of a pipeline also each job, and what they share."""
+    """The config itself; in a pipeline also each job and the shared sections."""
     yield root
     for name in ("shared", "jobs"):
         inner, missing = root.nearest((name,))

@@ -1,4 +1,4 @@
-"""What pydantic found wrong → issues a person can fix: line, path, value, allowed values, the likely intent."""
+"""Pydantic's errors → issues that users can fix: line, path, value, allowed values, probable intent."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def explain(
     grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
     for place, details in found:
         grouped.setdefault(place.path, []).append((place, details))
-    # A union reports what each of its members dislikes; where one of them got inside the value, it was meant.
+    # A union reports the errors of each member; a member with errors inside the value is the one that was meant.
     entered = {place.union for place, _ in found if place.union is not None and place.path != place.union}
     for path, group in grouped.items():
         if path not in entered:
@@ -87,13 +87,13 @@ def explain(
 def _describe(
     group: list[tuple[Place, Any]], document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> tuple[str, str]:
-    """Problem and hint for all that pydantic reports about one place."""
+    """Problem and hint for everything that pydantic reports about one place."""
     place, details = group[0]
     kind, context = details["type"], details.get("ctx") or {}
     value = document.at(place.path)
     shown = show(value, place.path)
-    of_no_kind = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
-    if place.field is not None and ((of_no_kind and is_union(place.field.annotation)) or kind == "literal_error"):
+    of_no_type = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
+    if place.field is not None and ((of_no_type and is_union(place.field.annotation)) or kind == "literal_error"):
         return _not_any(place.field, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
@@ -114,7 +114,7 @@ def _describe(
 
 
 def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
-    """A section that is of one of several kinds, and names none of them."""
+    """A section whose `kind`, or other tag, is unknown."""
     key = next((name for name, value in section.items() if str(value) == tag), "kind")
     words = ", ".join(f'"{name}"' for name in known)
     guess = closest(tag, known)
@@ -123,7 +123,7 @@ def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
 
 
 def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
-    """A value of none of the kinds that a field takes."""
+    """A value of none of the types that a field accepts."""
     wanted = alternatives(field.annotation)
     words = literals(field.annotation)
     guess = closest(value, words) if isinstance(value, str) else None
@@ -136,7 +136,7 @@ def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
 
 
 def _instead(wanted: str, place: Place, value: Any) -> str:
-    """What to write where a value has the wrong type."""
+    """What to write instead of a value of the wrong type."""
     default = place.field.default if place.field is not None else PydanticUndefined
     optional = place.field is not None and not place.field.is_required()
     if value is None and optional:
@@ -160,7 +160,7 @@ def _first_line(text: str | None) -> str:
 
 
 def _description(place: Place) -> str:
-    """What a key is for, in a line; for a section, which keys it must have."""
+    """One line on what a key is for; for a section, also which keys it requires."""
     if place.field is None:
         return ""
     text = _first_line(place.field.description)

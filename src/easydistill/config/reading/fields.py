@@ -1,4 +1,4 @@
-"""Looking around in config classes: which keys there are, where, and what a place in an error stands for."""
+"""Inspecting config classes: which keys exist where, and which key a pydantic error location refers to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def members_of(annotation: Any) -> Iterator[Any]:
-    """The members of a union (None left out), without `Annotated`; the annotation itself where it is no union."""
+    """The members of a union except None, without `Annotated`; the annotation itself if it is not a union."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         yield from members_of(typing.get_args(annotation)[0])
@@ -42,12 +42,12 @@ def members_of(annotation: Any) -> Iterator[Any]:
 
 
 def is_union(annotation: Any) -> bool:
-    """Whether a field takes values of several kinds, not counting None."""
+    """Whether a field accepts several types of values, not counting None."""
     return len(list(members_of(annotation))) > 1
 
 
 def alternatives(annotation: Any) -> str:
-    """What a field takes, in words: `true, false or "auto"`."""
+    """What a field accepts, in words: `true, false or "auto"`."""
     words: list[str] = []
     for member in members_of(annotation):
         if member is bool:
@@ -63,13 +63,13 @@ def alternatives(annotation: Any) -> str:
 
 
 def literals(annotation: Any) -> list[str]:
-    """The words that a field takes."""
+    """The words that a field accepts."""
     chosen = [member for member in members_of(annotation) if typing.get_origin(member) is typing.Literal]
     return [value for member in chosen for value in typing.get_args(member) if isinstance(value, str)]
 
 
 def _tagged(annotation: Any, tag: str | int) -> Iterator[type[BaseModel]]:
-    """The class that a discriminated union gives the tag; every class of a union that has no tags."""
+    """The class that a discriminated union selects by the tag; all classes of a union without tags."""
     branches = typing.get_args(annotation) if is_union(annotation) else (annotation,)
     tags = {
         mark.tag: branch
@@ -88,16 +88,16 @@ def keys_of(models: Iterable[type[BaseModel]]) -> dict[str, FieldInfo]:
 
 @dataclass(frozen=True)
 class Place:
-    """What an error's location stands for."""
+    """What a pydantic error location refers to."""
 
     path: KeyPath
-    """In the config: without the names of union members that pydantic puts between."""
+    """In the config: without the names of union members that pydantic inserts."""
     field: FieldInfo | None
-    """The field at that path; None for a key that is unknown or inside free-form data."""
+    """The field at that path; None for an unknown key, or inside free-form data."""
     siblings: tuple[type[BaseModel], ...]
-    """The classes whose key the last part of the path is, or would be."""
+    """The classes that have, or would have, the last part of the path as a key."""
     union: KeyPath | None
-    """Path of the innermost field above or at this place that takes values of several kinds."""
+    """Path of the innermost field at or above this place that accepts several types of values."""
 
 
 def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:

@@ -11,7 +11,13 @@ from pydantic import ValidationError
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PipelineConfig
-from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, read_old_jobs, use_current_names
+from easydistill.config.reading.aliases import (
+    JOB_TYPE_ALIASES,
+    SEVERAL_JOBS,
+    current_job_type,
+    read_old_jobs,
+    use_current_names,
+)
 from easydistill.config.reading.diagnose import closest, explain
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
 from easydistill.config.reading.old_jobs import why_not_here
@@ -57,7 +63,7 @@ def load_config(
         overrides: `dotted.path=value`, applied in order over the file.
 
     Raises:
-        ConfigError: anything is wrong; it lists every issue that can be reported at once.
+        ConfigError: with every issue that can be found at once.
     """
     path = None if isinstance(source, Mapping) else Path(source)
     root = from_mapping(source) if isinstance(source, Mapping) else read_file(Path(source))
@@ -77,30 +83,30 @@ def load_config(
     assert job is not None
     name = path.stem if path is not None else "config"
     if isinstance(job, PipelineConfig):
-        # Its jobs are planned with the place where they find each other's artifacts.
+        # The jobs find each other's artifacts in the pipeline's run directory.
         job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
     return LoadedConfig(job, name, written, path, tuple(overrides), tuple(issues.notes))
 
 
 def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues) -> JobConfig | None:
-    """The typed job; None where something about it is reported.
+    """The typed job; None if an issue is reported.
 
     Args:
         node: the config or a pipeline's job, as written.
         data: the same as plain data, with the environment filled in.
     """
     written = data.get("job_type")
-    job_type = JOB_TYPE_ALIASES.get(written, written) if isinstance(written, str) else None
-    if job_type not in classes and isinstance(written, str) and (why := why_not_here(written)):
+    job_type = current_job_type(written)
+    if job_type not in classes and (why := why_not_here(job_type)):
         issues.add(node, *why, ("job_type",))
         return None
     if job_type not in classes:
-        # Validate the sections as those of the job that is probably meant, so that all mistakes show at once.
+        # Validate the sections as those of the most probable job, so that all mistakes are reported at once.
         job_type = _report_job_type(node, classes, issues) or _best_fit(data, classes)
     try:
         return classes[job_type].model_validate({**data, "job_type": job_type})
     except ValidationError as error:
-        if written in SEVERAL_JOBS:
+        if isinstance(written, str) and written in SEVERAL_JOBS:
             problem = f"{written} is read as {job_type}, which does only part of the old job"
             issues.add(node, problem, SEVERAL_JOBS[written], ("job_type",))
         others = {name: classes[name] for name in classes if name != job_type}
@@ -109,7 +115,7 @@ def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues
 
 
 def _report_job_type(node: Node, classes: JobClasses, issues: Issues) -> str | None:
-    """Report what is wrong with the job type; returns the one that was probably meant."""
+    """Report a wrong job type; returns the one that was probably meant."""
     job_type = node.at(("job_type",))
     known = ", ".join(sorted(classes))
     guess = closest(job_type, [*classes, *JOB_TYPE_ALIASES]) if isinstance(job_type, str) else None
@@ -123,11 +129,11 @@ def _report_job_type(node: Node, classes: JobClasses, issues: Issues) -> str | N
         problem = f"there is no job type {show(job_type)}"
         hint = f'did you mean "{guess}"? Known are {known}' if guess else f"use one of {known}"
     issues.add(node, problem, hint, ("job_type",))
-    return JOB_TYPE_ALIASES.get(guess, guess) if guess else None
+    return current_job_type(guess) if guess else None
 
 
 def _best_fit(data: dict[str, Any], classes: JobClasses) -> str:
-    """The job type for which a config that names none has the fewest mistakes."""
+    """The job type with the fewest validation errors, for a config that names none."""
 
     def mistakes(job_type: str) -> int:
         try:

@@ -47,7 +47,7 @@ class Node:
         return Node(None, (*self.path, part), self.source, line)
 
     def nearest(self, path: KeyPath) -> tuple[Node, KeyPath]:
-        """The node at `path` below this one, or its closest ancestor; and what of the path does not exist."""
+        """The node at `path` below this one, or its closest ancestor and the rest of the path, which does not exist."""
         node = self
         for depth, part in enumerate(path):
             inside_list = isinstance(node.value, list) and isinstance(part, int) and part < len(node.value)
@@ -83,10 +83,10 @@ def tree(
 
 
 def from_mapping(source: Mapping[str, Any]) -> Node:
-    """A config that a program wrote; paths may be `Path` objects.
+    """A config from Python; paths may be `Path` objects.
 
     Raises:
-        ConfigError: it holds what cannot be written as JSON.
+        ConfigError: it cannot be written as JSON, or is nested too deeply.
     """
     try:
         return tree(json.loads(json.dumps(dict(source), default=os.fspath)), "config")

@@ -24,7 +24,7 @@ def apply_overrides(root: Node, overrides: Sequence[str], issues: Issues) -> lis
     """Write each `dotted.path=value` into a config that uses current names, in order.
 
     Returns:
-        An issue for each override that is not of that form, or whose path runs through what is not a section.
+        An issue for each override that is not of that form, or whose path leads through a value that is not a section.
     """
     unusable: list[ConfigIssue] = []
     for override in overrides:
@@ -48,7 +48,7 @@ def apply_overrides(root: Node, overrides: Sequence[str], issues: Issues) -> lis
 
 
 def _graft(into: Node, given: Node, depth: int) -> Node | None:
-    """Put what `given` has `depth` levels down into the config. Returns what is in the way because it is no section."""
+    """Put the values `depth` levels down in `given` into the config. Returns the node that blocks this: no section."""
     if not isinstance(into.value, dict):
         return into
     for key, item in given.value.items():

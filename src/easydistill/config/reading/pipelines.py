@@ -1,4 +1,4 @@
-"""What a pipeline adds to reading: sections that its jobs share, and rules for a job inside one."""
+"""What pipelines add to config reading: sections that jobs share, and checks of each job's place."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PIPELINE, citations
-from easydistill.config.reading.aliases import JOB_TYPE_ALIASES
+from easydistill.config.reading.aliases import current_job_type
 from easydistill.config.reading.diagnose import closest
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.values import show
 
 
 def jobs_of(root: Node) -> dict[str, Node]:
-    """A pipeline's jobs that are sections; none where the config is another job."""
+    """A pipeline's jobs, as far as they are sections; empty if the config is not a pipeline."""
     jobs, missing = root.nearest(("jobs",))
     if root.at(("job_type",)) != PIPELINE or missing or not isinstance(jobs.value, dict):
         return {}
@@ -23,7 +23,7 @@ def jobs_of(root: Node) -> dict[str, Node]:
 def share_sections(
     root: Node, jobs: Mapping[str, Node], classes: Mapping[str, type[JobConfig]], issues: Issues
 ) -> None:
-    """Put each section of `shared` under the own keys of every job that has such a section."""
+    """Add each section of `shared` to every job that knows it; the job's own keys win."""
     shared, missing = root.nearest(("shared",))
     if not jobs or missing or not isinstance(shared.value, dict):
         return
@@ -40,8 +40,7 @@ def share_sections(
 
 
 def _sections_of(job: Node, classes: Mapping[str, type[JobConfig]]) -> set[str]:
-    job_type = job.at(("job_type",))
-    job_type = JOB_TYPE_ALIASES.get(job_type, job_type) if isinstance(job_type, str) else None
+    job_type = current_job_type(job.at(("job_type",)))
     return set(classes[job_type].model_fields) - set(JobConfig.model_fields) if job_type in classes else set()
 
 
@@ -53,7 +52,7 @@ def _take(into: Node, key: str, shared: Node) -> None:
 
 
 def check_place(name: str, jobs: Mapping[str, Node], issues: Issues) -> None:
-    """Report what a job may be or have on its own, but not as this one of a pipeline."""
+    """Report what is valid in a job on its own, but not at its place in this pipeline."""
     job = jobs[name]
     if job.at(("job_type",)) == PIPELINE:
         issues.add(job, "a pipeline inside a pipeline", "write its jobs here, in order", ("job_type",))

@@ -1,4 +1,4 @@
-"""From nodes to plain data: `${env:NAME}` filled in from the environment, values that JSON does not have refused."""
+"""From nodes to plain data: fills in `${env:NAME}` from the environment, refuses values that JSON does not have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easydistill.config.reading.nodes import Issues, Node
 _REFERENCE = re.compile(r"\$\{env:([^}]*)\}")
 _UNCLOSED = re.compile(r"\$\{env:[^}]*$")
 _MEANT = re.compile(r"\$\{?(?:(?:ENV|Env|env)[:.])?([A-Za-z_]\w*)\}?")
-"""A whole value that is written as shells and other tools write a variable."""
+"""A whole value in the notation that shells and other tools use for variables."""
 
 
 def resolve(node: Node, issues: Issues) -> Any:

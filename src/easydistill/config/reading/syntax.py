@@ -59,8 +59,7 @@ def _read(path: Path) -> str:
         raise syntax_error(str(path), f"cannot be read: {reason}", "check the path and its permissions") from None
     try:
         text = raw.decode("utf-8-sig")
-        bad = text.find("\0")
-        bad = bad if bad < 0 else len(text[:bad].encode())
+        bad = raw.find(b"\0")
     except UnicodeDecodeError as error:
         bad = error.start
     if bad >= 0:

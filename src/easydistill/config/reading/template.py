@@ -1,4 +1,4 @@
-"""`easydistill init`: a starting config whose comments are the descriptions of the config classes themselves."""
+"""`easydistill init`: a starting config whose comments are the config classes' own descriptions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TEACHER_OUTSIDE = {"black_box_kd_api": {("models", "teacher")}}
 
 
 def starting_config(job: type[JobConfig]) -> str:
-    """JSON with comments: what must be set stands open, every default is shown commented out."""
+    """JSON with comments: values that users must set are written out, defaults are commented out."""
     job_type = job.model_fields["job_type"].annotation.__args__[0]  # type: ignore[union-attr]
     lines = [
         "{",
@@ -67,9 +67,9 @@ def _comment(info: FieldInfo, indent: int) -> str:
 
 
 def _shown(name: str, info: FieldInfo) -> type[BaseModel] | None:
-    """The class whose keys stand for a section: that of its default, or the first that it takes; None to leave it out.
+    """The class whose keys are shown for a section: that of its default, or the first accepted one; None to omit it.
 
-    A section that is absent by default is shown only where something in it is there to be set.
+    A section that is absent by default is shown only if users are expected to set something in it.
     """
     first = next(models_in(info.annotation), None)
     default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})

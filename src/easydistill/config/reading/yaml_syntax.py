@@ -56,6 +56,7 @@ def parse_yaml(text: str, name: str) -> Node:
 
 
 def _explained(error: Any, text: str, name: str) -> ConfigError:
+    """PyYAML's error with a hint; a secret value is not quoted."""
     # Of a key without colon, and of an open quote, the start is what helps; PyYAML's problem is at the end.
     starts = str(error.context).startswith(("while scanning a simple key", "while scanning a quoted scalar"))
     mark = error.context_mark if starts else error.problem_mark or error.context_mark
@@ -69,11 +70,39 @@ def _explained(error: Any, text: str, name: str) -> ConfigError:
 
 
 def _parsed(text: str, name: str) -> Node:
+    loader = _loader(name)(text)
+    top = loader.get_single_node()
+    if top is None:
+        raise syntax_error(name, "the file contains no value", "start from `easydistill init black_box_kd_local`")
+    count = itertools.count(1)
+
+    def filled(node: Node, given: Any) -> Node:
+        """The empty node with what PyYAML's holds. Each use of an alias is a value of its own."""
+        if next(count) > MAX_VALUES:
+            problem = f"its aliases expand to more than {MAX_VALUES:,} values"
+            where = f"{name}:{given.start_mark.line + 1}"
+            raise syntax_error(where, problem, "write values out instead of using * so often")
+        if given.id == "mapping" and given.tag == f"{_TAG}map":
+            node.value = {}
+            for key, value in given.value:
+                node.value[key.value] = filled(node.child(key.value, key.start_mark.line + 1), value)
+        elif given.id == "sequence" and given.tag == f"{_TAG}seq":
+            items = enumerate(given.value)
+            node.value = [filled(node.child(index, item.start_mark.line + 1), item) for index, item in items]
+        else:
+            value = loader.construct_object(given, deep=True)
+            node.value = tuple(value) if isinstance(value, list) else value  # `!!omap` and `!!pairs`
+        return node
+
+    return filled(Node(None, (), name, top.start_mark.line + 1), top)
+
+
+def _loader(name: str) -> Any:
+    """PyYAML's safe loader, which takes in merged mappings (`<<`) but would let a repeated key pass."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         def compose_mapping_node(self, anchor: Any) -> Any:
-            """PyYAML's own, which takes in merged mappings (`<<`) but would let a repeated key pass."""
             mapping = super().compose_mapping_node(anchor)
             lines: dict[str, int] = {}
             for key_node, _ in mapping.value:
@@ -87,34 +116,12 @@ def _parsed(text: str, name: str) -> Node:
                     raise syntax_error(f"{name}:{line}", problem, "keep one of them")
                 lines[key] = line
             self.flatten_mapping(mapping)
+            # Each key once: PyYAML keeps what is overridden, and in older versions merges of merges grow without end.
+            mapping.value = list({key_node.value: (key_node, value) for key_node, value in mapping.value}.values())
             return mapping
 
     Loader.yaml_implicit_resolvers = {
         first: [(tag, regexp) for tag, regexp in pairs if tag != f"{_TAG}timestamp"]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    loader = Loader(text)
-    top = loader.get_single_node()
-    if top is None:
-        raise syntax_error(name, "the file contains no value", "start from `easydistill init black_box_kd_local`")
-    count = itertools.count(1)
-
-    def grown(node: Node, given: Any) -> Node:
-        """The empty node with what PyYAML's holds. Each use of an alias is a value of its own."""
-        if next(count) > MAX_VALUES:
-            problem = f"its aliases expand to more than {MAX_VALUES:,} values"
-            where = f"{name}:{given.start_mark.line + 1}"
-            raise syntax_error(where, problem, "write values out instead of using * so often")
-        if given.id == "mapping" and given.tag == f"{_TAG}map":
-            node.value = {}
-            for key, value in given.value:
-                node.value[key.value] = grown(node.child(key.value, key.start_mark.line + 1), value)
-        elif given.id == "sequence" and given.tag == f"{_TAG}seq":
-            items = enumerate(given.value)
-            node.value = [grown(node.child(index, item.start_mark.line + 1), item) for index, item in items]
-        else:
-            value = loader.construct_object(given, deep=True)
-            node.value = tuple(value) if isinstance(value, list) else value  # `!!omap` and `!!pairs`
-        return node
-
-    return grown(Node(None, (), name, top.start_mark.line + 1), top)
+    return Loader
