@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from easydistill.config.document import Document, KeyPath, dotted
-from easydistill.config.version1 import GREEDY, TRAIN_ONLY, drop_prompts, move_old_keys, note_sampling
+from easydistill.config.version1 import GREEDY, TRAIN_ONLY, drop_prompts, move_old_keys, note_labels, note_sampling
 from easydistill.errors import ConfigIssue
 
 JOB_TYPE_ALIASES: dict[str, str] = {
@@ -94,4 +94,6 @@ def apply_aliases(document: Document) -> dict[KeyPath, ConfigIssue]:
         drop_prompts(document)
     if isinstance(job_type, str) and job_type in GREEDY:
         note_sampling(document)
+    if job_type == "kd_white_box":
+        note_labels(document)
     return issues | move_old_keys(document)

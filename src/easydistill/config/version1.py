@@ -106,6 +106,14 @@ def note_sampling(document: Document) -> None:
         document.note(("inference", "temperature"), text)
 
 
+def note_labels(document: Document) -> None:
+    """Say that a white-box job of old learned from a file that is written now."""
+    dataset = document.data.get("dataset")
+    if isinstance(dataset, dict) and "labeled_path" in dataset and "instruction_path" in dataset:
+        text = "is where the teacher's answers go; EasyDistill 1 read it. To learn from it, remove instruction_path"
+        document.note(("dataset", "labeled_path"), text)
+
+
 def move_old_keys(document: Document) -> dict[KeyPath, ConfigIssue]:
     """Bring keys to the sections where they belong now. Returns an issue for each that is given in both places."""
     job_type = document.data.get("job_type")
