@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from easydistill.config.reading.nodes import Issues, Node
-from easydistill.config.reading.version1 import GREEDY, TRAIN_ONLY, drop_prompts, move_old_keys, note_sampling
+from easydistill.config.reading.version1 import (
+    GREEDY,
+    TRAIN_ONLY,
+    drop_prompts,
+    move_old_keys,
+    note_labels,
+    note_sampling,
+)
 from easydistill.config.values import KeyPath, dotted
 
 JOB_TYPE_ALIASES: dict[str, str] = {
@@ -74,6 +81,9 @@ def current_job_type(written: Any) -> str:
 def use_current_names(root: Node, issues: Issues) -> None:
     """Rename old keys in place, in single jobs and pipelines. A key given under both names is an issue."""
     for job in _jobs_in(root):
+        job_type, missing = job.nearest(("job_type",))
+        if not missing and current_job_type(job_type.value) not in ("", job_type.value):
+            issues.note(job_type, f"{job_type.value} is read as {current_job_type(job_type.value)}")
         for old, new in KEY_ALIASES.items():
             section, missing = job.nearest(old[:-1])
             if missing or not isinstance(section.value, dict) or old[-1] not in section.value:
@@ -93,14 +103,13 @@ def read_old_jobs(root: Node, issues: Issues) -> None:
         written, missing = job.nearest(("job_type",))
         if missing or not isinstance(written.value, str):
             continue
-        job_type = current_job_type(written.value)
-        if job_type != written.value:
-            issues.note(written, f"{written.value} is read as {job_type}")
         if written.value in TRAIN_ONLY:
             drop_prompts(job, issues)
         if written.value in GREEDY:
             note_sampling(job, issues)
-        move_old_keys(job, job_type, issues)
+        if written.value == "kd_white_box":
+            note_labels(job, issues)
+        move_old_keys(job, current_job_type(written.value), issues)
 
 
 def _jobs_in(root: Node) -> Iterator[Node]:

@@ -8,16 +8,15 @@ _AGENTS = "agents are not here yet: no tools are called while rows are made, and
 _SEARCH = "search agents are not here yet: no searches are made while rows are made"
 _DRAFT = "draft models for speculative decoding are not trained here"
 _REWRITING = (
-    "chains of rewriting for picture prompts (plan, rewrite, reflect, with scene prompts) have no equal here; "
-    "instruction_refinement rewrites instructions"
+    "prompts for pictures are not planned, rewritten and reviewed in steps; instruction_refinement rewrites "
+    "instructions in one"
 )
 _SEEDWISE = (
-    "seed-by-seed expansion in rounds has no equal here; instruction_expansion shows several seeds at once, and its "
-    'variant "evolve" starts from one'
+    "seeds are not expanded one by one in rounds; instruction_expansion shows several at once, and its variant "
+    '"evolve" starts from one'
 )
 _DECISIONS = (
-    "typed decisions with probabilities that a teacher states in words have no equal here; white_box_kd_local learns "
-    "from a teacher's own distributions"
+    "probabilities that a teacher states in words are not learned; white_box_kd_local learns its own distributions"
 )
 
 UNAVAILABLE: dict[str, str] = {

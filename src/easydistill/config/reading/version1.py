@@ -104,6 +104,13 @@ def note_sampling(job: Node, issues: Issues) -> None:
         issues.note(job.nearest(("inference", "temperature"))[0], text)
 
 
+def note_labels(job: Node, issues: Issues) -> None:
+    """Say that a white-box job of old learned from a file that is written now."""
+    if job.at(("dataset", "labeled_path")) is not None and job.at(("dataset", "instruction_path")) is not None:
+        text = "is where the teacher's answers go; EasyDistill 1 read it. To learn from it, remove instruction_path"
+        issues.note(job.nearest(("dataset", "labeled_path"))[0], text)
+
+
 def move_old_keys(job: Node, job_type: str, issues: Issues) -> None:
     """Bring keys to the sections where they belong now. A key that is given in both places is an issue."""
     for old, new in MOVED.get(job_type, {}).items():
