@@ -99,7 +99,7 @@ class _JsonParser:
         if char == '"':
             return self._string()
         if not char:
-            raise self._error("the file ends where a value should be", "something is unclosed or unfinished")
+            raise self._error("the file ends where a value should be", "something is not closed or not finished")
         return self._scalar()
 
     def _scalar(self) -> Any:
