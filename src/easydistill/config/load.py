@@ -15,7 +15,7 @@ from easydistill.config.diagnose import closest, explain
 from easydistill.config.document import Document, KeyPath, show
 from easydistill.config.environment import resolve_environment
 from easydistill.config.job import JobConfig
-from easydistill.config.old_jobs import why_not_here
+from easydistill.config.old_jobs import refuse_old, why_not_here
 from easydistill.config.overrides import apply_overrides
 from easydistill.config.pipeline import PipelineConfig
 from easydistill.config.pipeline_jobs import parts_of, typed_jobs
@@ -71,6 +71,7 @@ def load_config(
     unusable = apply_overrides(document, overrides)
     twice |= apply_aliases(document)
     classes = job_classes()
+    refuse_old(document, classes)
     parts, of_parts = parts_of(document, classes)
     data, unset = resolve_environment(document)
     borrowed = {("jobs", name, *path) for name, part in parts.items() for path in part.shared}
