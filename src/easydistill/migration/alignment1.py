@@ -8,7 +8,7 @@ from typing import Any
 
 from easydistill.config.reading.version1 import literal
 from easydistill.config.values import KeyPath
-from easydistill.migration.draft import Draft, Old, pop, without_key
+from easydistill.migration.draft import Draft, Old, of_kind, pop, without_key
 from easydistill.migration.training import GRPO, PAIRS, PPO, REWARD, training
 
 PPO_EPOCHS = 4
@@ -160,8 +160,10 @@ def _ppo(old: Old, made: Draft) -> None:
     config["training"] = training(old, made, ("training",), PPO, section)
     if episodes is not None:
         taken = config["training"]
-        rounds = math.ceil(episodes / (taken["per_device_train_batch_size"] * taken["gradient_accumulation_steps"]))
-        taken["max_steps"] = rounds * policy.get("num_iterations", PPO_EPOCHS)
+        sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        answers = math.prod(max(1, of_kind(taken[name], int, f"training.{name}")) for name in sizes)
+        rounds = math.ceil(episodes / answers)
+        taken["max_steps"] = rounds * of_kind(policy.get("num_iterations", PPO_EPOCHS), int, "training.num_ppo_epochs")
         said = f"total_episodes {episodes} on one device: {rounds} rounds of optimiser steps on each round's answers"
         made.change(("training", "max_steps"), said)
     _make_room(config, made)

@@ -81,7 +81,9 @@ def _url(url: str | None, kind: _Kind, draft: Draft) -> str:
         draft.changed.append(f"backend.{kind.url} was not given: inference.base_url is taken from {kind.url_from}")
         return f"${{env:{kind.url_from}}}"
     if _VARIABLE.search(url):
-        draft.changed.append(f"what {url} stands for must end in /v1: nothing is added to it now")
+        if kind.url == "endpoint_url":
+            said = f"what {url} stands for must end in /v1, which EasyDistill 2 added by itself"
+            draft.change((), said + ".")
         return str(env(url))
     plain = re.sub(r"/chat/completions$", "", url.rstrip("/"))
     if kind.url == "endpoint_url" and not plain.endswith("/v1"):

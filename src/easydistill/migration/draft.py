@@ -69,6 +69,7 @@ class Draft:
 
     def comment(self, path: KeyPath, text: str) -> None:
         """Add to the comment above the key at `path`; at the empty path, at the file's head."""
+        text = text[0].upper() + text[1:] + "." * (text[-1] not in ".:")
         self.comments[path] = f"{self.comments[path]} {text}" if path in self.comments else text
 
     def environment(self) -> list[str]:
@@ -96,7 +97,7 @@ class Draft:
 
 
 def _comment(text: str, indent: str) -> list[str]:
-    start, text = f"{indent}// ", text[0].upper() + text[1:]
+    start = f"{indent}// "
     return textwrap.wrap(
         text, WIDTH, initial_indent=start, subsequent_indent=start, break_long_words=False, break_on_hyphens=False
     )

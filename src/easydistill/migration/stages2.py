@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from easydistill.config.values import KeyPath, dotted
 from easydistill.migration.backend2 import sampling
 from easydistill.migration.draft import Draft, Old, WrongValue, of_kind, pop
 from easydistill.migration.prompts2 import own_prompt
-from easydistill.migration.version1 import CHUNKED, COUNTS_ACCEPTED
+from easydistill.migration.version1 import CHECKS_OFF, CHUNKED, COUNTS_ACCEPTED, checks_off
 
 _COT_TOKENS = 4096
 _SCORING_TOKENS = 512
@@ -40,6 +41,13 @@ class Stage:
     draft: Draft
     job_types: list[str] = field(default_factory=list)
     """Job types of what came before."""
+    comments: dict[tuple[int, KeyPath], str] = field(default_factory=dict)
+    """Number of the job among those that the stage becomes, and path in it → comment."""
+
+    def change(self, path: KeyPath, text: str, job: int = 0) -> None:
+        """Say that something works otherwise: on screen, and in the file above the key at `path` of the job."""
+        self.draft.changed.append(f"{self.where}: {dotted(path)}: {text}")
+        self.comments[job, path] = text
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
         """Take out a setting; see `pop`."""
@@ -70,14 +78,13 @@ def _synthesis(job_type: str, tokens: int, settings: dict[str, Any], keep: tuple
         kept = {name: stage.config.pop(name) for name in keep if stage.config.get(name) is not None}
         if job_type == "instruction_expansion":
             kept.setdefault("num_output_samples", 10)
-            stage.draft.changed.append(f"{stage.where}: num_output_samples {COUNTS_ACCEPTED}")
+            stage.change(("synthesis", "num_output_samples"), COUNTS_ACCEPTED)
         if job_type == "instruction_response_extraction":
-            stage.draft.changed.append(f"{stage.where}: {CHUNKED}")
+            stage.change(("synthesis",), CHUNKED)
         if settings:
-            off = (
-                f"{', '.join(settings)} are set so that no more is refused than before; remove them to have it checked"
-            )
-            stage.draft.changed.append(f"{stage.where}: {off}")
+            stage.draft.changed.append(f"{stage.where}: {checks_off(settings)}")
+        for name in settings:
+            stage.comments[0, ("synthesis", name)] = CHECKS_OFF
         return [{"job_type": job_type, "inference": inference, "synthesis": {**settings, **kept, **prompt}}]
 
     return read
@@ -93,8 +100,8 @@ def _answers(stage: Stage) -> list[Job]:
     length_limits(stage.take("sft", dict, {}), stage.draft, f"{stage.where}.sft")
     inference = sampling(stage.config, stage.draft, stage.where)
     if inference.get("system_prompt"):
-        said = "the system prompt is sent to the teacher and not written into rows; the old rows trained on it"
-        stage.draft.changed.append(f"{stage.where}: {said}")
+        said = "it is sent to the teacher and not written into rows; the old rows held it, and were trained on with it"
+        stage.change(("inference", "system_prompt"), said)
     return [{"job_type": "label", "inference": inference}]
 
 
@@ -112,8 +119,9 @@ def _scoring(job_type: str) -> Read:
         tokens = stage.config.get("max_tokens")
         if isinstance(tokens, int) and tokens < _SCORING_TOKENS:
             stage.config["max_tokens"] = _SCORING_TOKENS
-            said = f"max_tokens {tokens} was for one score, and all are given in one reply now: {_SCORING_TOKENS}"
-            stage.draft.changed.append(f"{stage.where}: {said}")
+            stage.change(
+                ("inference", "max_new_tokens"), f"{tokens} was for one score; one reply gives all of them now"
+            )
         stage.config.setdefault("temperature", 0.0)
         inference = sampling(stage.config, stage.draft, stage.where, _SCORING_TOKENS)
         stage.draft.mapped.append(f"{stage.where}: scores are called {_list(known.values())}")
@@ -140,7 +148,7 @@ def _balance(stage: Stage) -> list[Job]:
     balancing: dict[str, Any] = {"seed": seed, "max_copies": 100}
     if targets is not None:
         balancing["targets"] = targets
-    stage.draft.changed.append(f"{stage.where}: rows of rare tasks are repeated at most max_copies times")
+    stage.change(("synthesis", "max_copies"), "rows of rare tasks were repeated without limit", job=1)
     return [
         {"job_type": "task_labelling", "inference": inference, "synthesis": labelling},
         {"job_type": "task_balancing", "synthesis": balancing},
@@ -153,6 +161,8 @@ def _quality(stage: Stage) -> list[Job]:
     config.pop("require_all_metrics", None)
     top = "rows are chosen by thresholds alone: raise them to keep fewer"
     for name in ("keep_top_ratio", "keep_top_k", "per_scene"):
+        if config.get(name):
+            stage.comments[0, ("synthesis",)] = f"Without {name} {config[name]}: {top}."
         stage.left(name, top)
     chains = "cot_scoring" in stage.job_types
     known = _SCORES["cot_scoring" if chains else "instruction_scoring"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, current_job_type, read_old_jobs, use_current_names
@@ -34,6 +34,11 @@ COUNTS_ACCEPTED = (
 )
 TRAINS_ON_ROW = "rows hold the problem itself as the prompt; the old job's held the whole request to the teacher"
 CHUNKED = "long texts are cut into `chunks`, and the words that prove an answer are copied; the old job did neither"
+
+
+def checks_off(names: Iterable[str]) -> str:
+    """What is said of settings with which no more is refused than before."""
+    return f"{', '.join(names)}: set so that no more is refused than before; remove the keys to have it checked"
 
 
 def draft(document: Node) -> Draft:
@@ -102,6 +107,7 @@ def _operator(made: Draft) -> None:
             if name not in synthesis:
                 synthesis[name] = value
                 made.comment((*section, name), CHECKS_OFF)
+        made.changed.append(f"synthesis: {checks_off(_CHECKS[job_type])}")
     if job_type == "instruction_expansion":
         made.change((*section, "num_output_samples"), COUNTS_ACCEPTED)
     if job_type.startswith("cot_") and job_type != "cot_scoring":

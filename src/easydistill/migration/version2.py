@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from easydistill.config.reading.nodes import Node
 from easydistill.config.reading.old_jobs import UNAVAILABLE
-from easydistill.config.values import show
+from easydistill.config.values import KeyPath, show
 from easydistill.errors import ConfigError
 from easydistill.migration.backend2 import env, sampling, server
 from easydistill.migration.draft import Draft, Old, of_kind, pop
@@ -47,6 +48,16 @@ _SHARED_SECTION = {
 """Stage → the section of the file whose settings it has too."""
 _ROWS = ("instruction_key", "problem_key", "answer_key", "output_key", "text_key", "system_key")
 _LAST = {"build_sft", "build_preference_dataset"}
+
+
+@dataclass
+class _Made:
+    """A job that a stage became."""
+
+    job: Job
+    output: Any
+    """File that the stage wrote."""
+    comments: dict[KeyPath, str]
 
 
 def draft(document: Node) -> Draft:
@@ -104,7 +115,10 @@ def _one_stage(old: Old, made: Draft, job_type: str) -> None:
     old.refuse_unread(stage.config, section)
     job["inference"] = {**asked, **job["inference"]}
     made.config = _with_paths(job, source, target)
-    made.mapped.append(f"{job_type} is {job['job_type']}")
+    for (_, path), text in stage.comments.items():
+        made.comment(path, text)
+    if job_type != job["job_type"]:
+        made.mapped.append(f"{job_type} is {job['job_type']}")
 
 
 def _pipeline(old: Old, made: Draft) -> None:
@@ -113,28 +127,31 @@ def _pipeline(old: Old, made: Draft) -> None:
     shared = {name: old.section(name) for name in ("generation", "eval", "sft")}
     length_limits(shared["sft"], made, "sft")
     old.refuse_unread(shared["sft"], "sft")
-    jobs: list[tuple[Job, Any]] = []
+    jobs: list[_Made] = []
     for number, entry in enumerate(of_kind(old.take("pipeline", default=[]), list, "pipeline")):
-        jobs += _stage(old, made, entry, number, shared, [job["job_type"] for job, _ in jobs])
+        jobs += _stage(old, made, entry, number, shared, [each.job["job_type"] for each in jobs])
     if not jobs:
         old.refuse(("pipeline",), "there is no stage that makes rows", "name at least one")
         return
     named: dict[str, Job] = {}
-    for number, (job, output) in enumerate(jobs, start=1):
-        name = _NAMES[job["job_type"]]
+    for number, each in enumerate(jobs, start=1):
+        output = each.output
+        name = _NAMES[each.job["job_type"]]
         name = name if name not in named else f"{name}{number}"
         before = f"@{list(named)[-1]}/labeled" if named else source
         if number == len(jobs) and target is not None:
             output = target
-        named[name] = _with_paths(job, before, output)
+        named[name] = _with_paths(each.job, before, output)
+        for path, text in each.comments.items():
+            made.comment(("jobs", name, *path), text)
     made.config = {"job_type": "pipeline", "shared": {"inference": asked}, "jobs": named}
     if any(job["job_type"] == "instruction_selection" for job in named.values()):
-        _say_scores(made)
+        made.mapped.append("generalization is called generalisation")
 
 
 def _stage(
     old: Old, made: Draft, entry: Any, number: int, shared: dict[str, dict[str, Any]], before: list[str]
-) -> list[tuple[Job, Any]]:
+) -> list[_Made]:
     """The jobs of one stage, the last with the file that the stage wrote."""
     where = f"pipeline.{number}"
     name = pop(dict(of_kind(entry, dict, where)), "stage", str, where, "")
@@ -149,18 +166,23 @@ def _stage(
     stage = Stage(f"pipeline.{number} ({name})", config, old, made, before)
     jobs = STAGES[name](stage)
     old.refuse_unread(stage.config, "pipeline", number, "config")
-    made.mapped.append(f"{where}: {name} is {' and '.join(job['job_type'] for job in jobs)}")
-    return [(job, entry.get("output_path") if job is jobs[-1] else None) for job in jobs]
+    becomes = " and ".join(job["job_type"] for job in jobs)
+    if becomes != name:
+        made.mapped.append(f"{where}: {name} is {becomes}")
+    return [
+        _Made(
+            job,
+            entry.get("output_path") if job is jobs[-1] else None,
+            {path: text for (of, path), text in stage.comments.items() if of == index},
+        )
+        for index, job in enumerate(jobs)
+    ]
 
 
 def _config(entry: dict[str, Any], where: str) -> dict[str, Any]:
     """What an entry of the pipeline says of its stage."""
     config: dict[str, Any] = pop(dict(entry), "config", dict, where, {})
     return config
-
-
-def _say_scores(made: Draft) -> None:
-    made.changed.append("generalization is called generalisation")
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------
@@ -232,9 +254,10 @@ def _verified(scoring: dict[str, Any], n: int, made: Draft) -> dict[str, Any]:
     for name in ("answer_extractor_pattern", "reasoning_tag_start", "reasoning_tag_end"):
         if scoring.pop(name, None) is not None:
             made.left_out.append(f"score_candidates.{name}: final answers are found by synthesis.strategies")
-    made.changed.append(
+    made.change(
+        ("synthesis",),
         "the scorer cot is the method verifiable: a right answer above a wrong one. Of two right ones no pair is made, "
-        "where the old job took the longer one for the worse (alpha)."
+        "where the old job took the longer one for the worse (alpha).",
     )
     strategies = ["boxed", "hashes", "phrase", "last_number"]
     return {"method": "verifiable", "teacher_samples": n, "student_samples": 0, "strategies": strategies}
@@ -247,9 +270,11 @@ def _judged(scoring: dict[str, Any], n: int, asked: dict[str, Any], made: Draft)
         if scoring.pop(name, None) is not None:
             made.left_out.append(f"score_candidates.{name}: synthesis.prompts takes a prompt of your own, in Jinja")
     judge = {"inference": {**asked, **sampling(scoring, made, "score_candidates", 512)}}
-    made.changed.append(
-        f"the judge compares two answers side by side, in both orders, by one score of 1 to 10 (metrics {metrics} were "
-        "averaged before), and answers that are equally good make no pair"
+    before = f"; {', '.join(map(str, metrics))} were averaged before" if isinstance(metrics, list) else ""
+    made.change(
+        ("synthesis",),
+        f"the judge compares two answers side by side, in both orders, by one score of 1 to 10{before}. Answers "
+        "that are equally good make no pair.",
     )
     method = {"method": "rank", "teacher_samples": n, "student_samples": 0, "given_answers": False, "max_pairs": 1}
     return judge, method

@@ -20,7 +20,7 @@ from easydistill.config.reading.aliases import (
 )
 from easydistill.config.reading.diagnose import closest, explain
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
-from easydistill.config.reading.old_jobs import why_not_here
+from easydistill.config.reading.old_jobs import refuse_old, why_not_here
 from easydistill.config.reading.overrides import apply_overrides
 from easydistill.config.reading.pipelines import check_place, jobs_of, share_sections
 from easydistill.config.reading.resolve import resolve
@@ -71,6 +71,7 @@ def load_config(
     use_current_names(root, issues)
     unusable = apply_overrides(root, overrides, issues)
     read_old_jobs(root, issues)
+    refuse_old(root, classes)
     parts = jobs_of(root)
     share_sections(root, parts, classes, issues)
     data = resolve(root, issues)

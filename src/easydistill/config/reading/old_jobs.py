@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from easydistill.config.job import JobConfig
+from easydistill.config.reading.aliases import current_job_type
+from easydistill.config.reading.nodes import Node
+from easydistill.errors import ConfigError
+
 _IMAGES = "images are not read yet: teacher and student see text alone"
 _VIDEO = "videos and pictures are not generated or judged here: teacher and student see text alone"
 _AGENTS = "agents are not here yet: no tools are called while rows are made, and their calls are not trained on"
@@ -78,11 +86,30 @@ WRITTEN_ANEW: dict[str, int] = {
 """Job types whose equal `migrate` writes → the version that they are of."""
 
 
+_MIGRATE = "let `easydistill migrate FILE -o new.json` write its equal"
+
+
 def why_not_here(job_type: str) -> tuple[str, str] | None:
     """Problem and hint for an old job type that cannot be read as it is; None for one that is not old."""
     if job_type in UNAVAILABLE:
         return f"{job_type} has no equal here: {UNAVAILABLE[job_type]}", "docs/migration.md lists what there is"
     if job_type in WRITTEN_ANEW:
         problem = f"{job_type} is a job of EasyDistill {WRITTEN_ANEW[job_type]}, written otherwise here"
-        return problem, "let `easydistill migrate FILE -o new.json` write its equal"
+        return problem, _MIGRATE
     return None
+
+
+def refuse_old(document: Node, classes: Mapping[str, type[JobConfig]]) -> None:
+    """Stop at a config of another version with that alone: what else differs would only bury it.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    data: dict[str, Any] = document.plain()
+    job_type = current_job_type(data.get("job_type", "instruct_distill" if "backend" in data else None))
+    if job_type in classes:
+        if "backend" in data and "backend" not in classes[job_type].model_fields:
+            problem = f"a {job_type} job with a `backend` is one of EasyDistill 2, written otherwise here"
+            raise ConfigError(document.issue(("backend",), problem, _MIGRATE))
+    elif why := why_not_here(job_type):
+        raise ConfigError(document.issue(("job_type",), *why))
