@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -73,7 +74,7 @@ def explain(
         other_jobs: the other job types, to say where a key that does not apply here belongs.
         issues: where to report.
     """
-    found = [(locate(details["loc"], model), details) for details in error.errors(include_url=False)]
+    found = [(_at_tag(locate(details["loc"], model), details, document), details) for details in error.errors()]
     grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
     for place, details in found:
         grouped.setdefault(place.path, []).append((place, details))
@@ -82,6 +83,15 @@ def explain(
     for path, group in grouped.items():
         if path not in entered:
             issues.add(document, *_describe(group, document, model, other_jobs), path)
+
+
+def _at_tag(place: Place, details: Any, document: Node) -> Place:
+    """The key that names an unknown member of a union; pydantic reports the section that holds it."""
+    if details["type"] != "union_tag_invalid":
+        return place
+    section, tag = document.at(place.path), details["ctx"]["tag"]
+    key = next((name for name, value in section.items() if str(value) == tag), None)
+    return place if key is None else replace(place, path=(*place.path, key))
 
 
 def _describe(
@@ -104,7 +114,7 @@ def _describe(
     if kind in _LIMITS:
         return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {next(iter(context.values()))}"
     if kind == "union_tag_invalid":
-        return _unknown_kind(str(context["tag"]), re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
+        return _unknown_kind(place.path, re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
     if kind in _FIXED:
         return _FIXED[kind][0].format(shown), _FIXED[kind][1]
     problem = context.get("error")
@@ -113,13 +123,12 @@ def _describe(
     return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
 
 
-def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
-    """A section whose `kind`, or other tag, is unknown."""
-    key = next((name for name, value in section.items() if str(value) == tag), "kind")
-    words = ", ".join(f'"{name}"' for name in known)
-    guess = closest(tag, known)
-    hint = f'did you mean "{guess}"?' if guess else f"use one of {words}"
-    return f"{key} {show(tag)} is not one of {words}", hint
+def _unknown_kind(path: KeyPath, known: list[str], value: Any) -> tuple[str, str]:
+    """A `kind`, a `backend` or another tag that no member of the union has."""
+    words = [f'"{name}"' for name in known]
+    guess = closest(value, known) if isinstance(value, str) else None
+    hint = f'did you mean "{guess}"?' if guess else f"use one of {', '.join(words[:-1])} or {words[-1]}"
+    return f"{path[-1]} {show(value)} is not one of {', '.join(words)}", hint
 
 
 def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
