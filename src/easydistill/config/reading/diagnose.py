@@ -104,7 +104,7 @@ def _describe(
     shown = show(value, place.path)
     of_no_type = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
     if place.field is not None and ((of_no_type and is_union(place.field.annotation)) or kind == "literal_error"):
-        return _not_any(place.field, value, shown)
+        return _not_any(place, place.field, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
     if kind == "missing":
@@ -131,7 +131,7 @@ def _unknown_kind(path: KeyPath, known: list[str], value: Any) -> tuple[str, str
     return f"{path[-1]} {show(value)} is not one of {', '.join(words)}", hint
 
 
-def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
+def _not_any(place: Place, field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
     """A value of none of the types that a field accepts."""
     wanted = alternatives(field.annotation)
     words = literals(field.annotation)
@@ -141,7 +141,8 @@ def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
         return problem, f'did you mean "{guess}"?'
     if words:
         return problem, f"use {wanted}"
-    return f"{wanted} is needed here, not {shown}", _first_line(field.description)
+    hint = _instead(wanted, place, value) if wanted.startswith("a section") else _first_line(field.description)
+    return f"{wanted} is needed here, not {shown}", hint
 
 
 def _instead(wanted: str, place: Place, value: Any) -> str:
