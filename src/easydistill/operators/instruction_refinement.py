@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from easydistill.config.base import PositiveFloat
 from easydistill.data.records import Message, Rejection, Sample
+from easydistill.data.rouge import rouge_l
 from easydistill.operators._base import Result, Steps, each
 from easydistill.operators._replies import Unusable, field_of, gather, rejection, scores_of
-from easydistill.operators._similarity import rouge_l
 from easydistill.operators._text import normalise, prompt_text, tokens
 from easydistill.operators._tools import OperatorConfig, Tools
 

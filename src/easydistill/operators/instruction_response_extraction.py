@@ -14,9 +14,10 @@ from typing import Literal
 
 from easydistill.config.base import PositiveInt, Share
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.rouge import rouge_l
 from easydistill.operators._base import Ask, Reply, Result, Role, Steps, each
 from easydistill.operators._replies import Unusable, field_of, fields_of, gather, rejection, text_of
-from easydistill.operators._similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty, rouge_l
+from easydistill.operators._similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
 from easydistill.operators._text import prompt_text, tokens
 from easydistill.operators._tools import OperatorConfig, Tools
 from easydistill.verification.evidence import find_evidence

@@ -23,7 +23,7 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.models.reference import resolve
 from easydistill.models.student import student_identity
-from easydistill.stages.checks import model_issues
+from easydistill.stages.checks import model_issues, needs_extra
 from easydistill.stages.rows import LabelledRows, render_all
 from easydistill.stages.train import MODEL
 
@@ -77,7 +77,8 @@ class EvaluateStage:
         self.inputs = (*rows.inputs, trained)
 
     def preflight(self) -> list[ConfigIssue]:
-        return model_issues("models.teacher", self._models.teacher) if self._models.teacher else []
+        issues = needs_extra("train", "rapidfuzz")
+        return issues + (model_issues("models.teacher", self._models.teacher) if self._models.teacher else [])
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self._before_fingerprint(), "after": True}
