@@ -30,13 +30,13 @@ from easydistill.data.records import Message, Sample
 from easydistill.report.build import build_report
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, collect
+from easydistill.report.document import Row, Table
 from easydistill.report.fact_tables import ROWS_SHOWN, fact_tables, simple_facts
 from easydistill.report.figures import share
 from easydistill.report.markdown import CUT_AT, beginning
 from easydistill.report.samples import KEPT_SHOWN, REJECTED_SHOWN, draw, kept_rows, received, rejected_rows
 from easydistill.report.synthesis import Synthesis, read_synthesis
 from easydistill.report.synthesis_words import end_lines, funnel_steps, spending_notes, spending_table
-from easydistill.report.table import Row, Table
 
 
 def section_of(folder: Path, number: int = 1) -> str:
@@ -197,11 +197,12 @@ def test_rows_are_read_as_stages_write_them(tmp_path: Path, write: Any) -> None:
         ],
     )
     rows = {row.id: row for row in kept_rows(tmp_path)}
-    assert [(turn.role, turn.text) for turn in rows["a"].prompt] == [("system", "brief"), ("user", "one\ntwo")]
-    assert (rows["a"].answer, rows["a"].thought) == ("[1], {2},", "hm")
-    assert rows["a"].fields == (("score", "7"), ("sources", "s, t"))
-    assert rows["b"].answer is None and [turn.text for turn in rows["b"].prompt] == ["alone"]
-    assert (rows["c"].prompt[0].text, rows["c"].answer, rows["c"].thought) == ("one\ntwo", "[1], {2},", "hm")
+    parts = {name: [(heading, text) for heading, text, _ in row.parts] for name, row in rows.items()}
+    thought_and_answer = [("Thoughts", "hm"), ("Answer", "[1], {2},")]
+    assert parts["a"] == [("system", "brief"), ("user", "one\ntwo"), *thought_and_answer]
+    assert rows["a"].marks == (("score", "7"), ("sources", "s, t"))
+    assert parts["b"] == [("", "alone")], "a prompt without an answer"
+    assert parts["c"] == [("", "one\ntwo"), *thought_and_answer]
 
 
 def test_big_files_are_not_held_in_memory(tmp_path: Path) -> None:

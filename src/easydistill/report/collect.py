@@ -15,7 +15,8 @@ from typing import Any
 from easydistill.engine.stage import REJECTED, kind_of
 from easydistill.report.curve import Curve, read_curve
 from easydistill.report.disagreement import Disagreement, read_disagreement
-from easydistill.report.samples import RejectedRow, Turn, optional_text, rejected_row, turns_of
+from easydistill.report.document import Sample
+from easydistill.report.samples import Turn, optional_text, rejected_row, turns_of
 from easydistill.report.synthesis import Synthesis, is_synthesis, read_synthesis
 from easydistill.report.values import as_dict, as_float, as_text, dig, json_lines, json_object, record
 
@@ -96,7 +97,7 @@ class RejectedReason:
     stage: str
     reason: str
     count: int
-    examples: tuple[RejectedRow, ...]
+    examples: tuple[Sample, ...]
     complete: bool
     """False if the stage has not finished as configured now: these rows are not counted in the run's."""
 
@@ -231,16 +232,16 @@ def _rejected(directory: Path, stages: tuple[StageFacts, ...], complete: list[Pa
 
 
 def _reasons(
-    stage: str, counts: dict[str, int], examples: dict[str, list[RejectedRow]], *, complete: bool
+    stage: str, counts: dict[str, int], examples: dict[str, list[Sample]], *, complete: bool
 ) -> Iterator[RejectedReason]:
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         yield RejectedReason(stage, reason, count, tuple(examples.get(reason, ())), complete)
 
 
-def _read_rejected(path: Path, known: dict[str, int] | None) -> tuple[dict[str, int], dict[str, list[RejectedRow]]]:
+def _read_rejected(path: Path, known: dict[str, int] | None) -> tuple[dict[str, int], dict[str, list[Sample]]]:
     """Rows seen and first examples, by reason. Where the counts are known, it reads no further than the examples."""
     seen: dict[str, int] = {}
-    examples: dict[str, list[RejectedRow]] = {}
+    examples: dict[str, list[Sample]] = {}
     wanted = None if known is None else sum(min(count, EXAMPLES_PER_REASON) for count in known.values())
     if wanted == 0:
         return seen, examples

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.report.document import Column, Row, Table, columns, compared, row
 from easydistill.report.figures import MISSING, Figure, percentage
-from easydistill.report.table import Column, Row, Table, columns, compared, row
-from easydistill.report.values import as_dict, as_float, as_int, as_text, json_object
+from easydistill.report.values import as_dict, as_float, as_int, as_text, json_object, record
 
 DISAGREEMENT_FILE = "disagreement.json"
 SIDES = ("before", "after")
@@ -63,27 +63,14 @@ class CostlyToken:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A range of positions in the answer, and the mean KL divergence there."""
-
-    first: int
-    last: int
-    tokens: int
-    kl: float
-
-    @property
-    def label(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}–{self.last}"
-
-
-@dataclass(frozen=True)
 class Side:
     """The student before or after training."""
 
     figures: dict[str, float]
     tokens: int | None
     not_finite: int
-    positions: tuple[Bucket, ...]
+    positions: dict[tuple[int, int], tuple[int, float]]
+    """(first, last) position in the answer → (tokens, mean KL divergence) there."""
     largest: tuple[Difference, ...]
     costly: tuple[CostlyToken, ...]
 
@@ -117,7 +104,7 @@ def _side(value: dict[str, Any]) -> Side | None:
         figures=figures,
         tokens=as_int(value.get("tokens")),
         not_finite=as_int(value.get("not_finite")) or 0,
-        positions=tuple(sorted(_buckets(value.get("kl_by_position")), key=lambda bucket: bucket.first)),
+        positions=dict(_positions(value.get("kl_by_position"))),
         largest=tuple(_differences(_listed(value.get("largest"), LARGEST_READ))),
         costly=tuple(_costly(_listed(value.get("by_token"), TOKENS_READ))),
     )
@@ -128,12 +115,11 @@ def _listed(value: Any, most: int) -> list[dict[str, Any]]:
     return [as_dict(item) for item in value[:most]] if isinstance(value, list) else []
 
 
-def _buckets(value: Any) -> Iterator[Bucket]:
+def _positions(value: Any) -> Iterator[tuple[tuple[int, int], tuple[int, float]]]:
     for item in _listed(value, 64):
-        first, last, tokens = (as_int(item.get(name)) for name in ("first", "last", "tokens"))
-        kl = as_float(item.get("kl"))
+        first, last, kl = as_int(item.get("first")), as_int(item.get("last")), as_float(item.get("kl"))
         if first is not None and last is not None and kl is not None and 0 < first <= last and kl >= 0:
-            yield Bucket(first, last, tokens or 0, kl)
+            yield (first, last), (as_int(item.get("tokens")) or 0, kl)
 
 
 def _differences(items: list[dict[str, Any]]) -> Iterator[Difference]:
@@ -141,17 +127,8 @@ def _differences(items: list[dict[str, Any]]) -> Iterator[Difference]:
         kl, token = as_float(item.get("kl")), as_dict(item.get("token"))
         if kl is None:
             continue
-        yield Difference(
-            row=as_text(item.get("row")),
-            position=as_int(item.get("position")),
-            context=_context(item),
-            token=token_text(token),
-            kl=kl,
-            teacher=tuple(_ranked(item.get("teacher"), token)),
-            student=tuple(_ranked(item.get("student"), token)),
-            teacher_probability=as_float(item.get("teacher_probability")),
-            student_probability=as_float(item.get("student_probability")),
-        )
+        sides = {side: tuple(_ranked(item.get(side), token)) for side in ("teacher", "student")}
+        yield record(Difference, item, context=_context(item), token=token_text(token), kl=kl, **sides)
 
 
 def _context(item: dict[str, Any]) -> str:
@@ -269,20 +246,18 @@ class PositionLine:
 
 def position_lines(found: Disagreement) -> list[PositionLine]:
     """Both sides' ranges joined by their positions, in order."""
-    before, after = (
-        {(bucket.first, bucket.last): bucket for bucket in side.positions} if side is not None else {}
-        for side in (found.before, found.after)
-    )
+    before, after = (side.positions if side is not None else {} for side in (found.before, found.after))
     lines = []
-    for key, bucket in sorted((before | after).items()):
-        values = (side[key].kl if key in side else None for side in (before, after))
-        lines.append(PositionLine(bucket.label, bucket.tokens, *values))
+    for (first, last), (tokens, _) in sorted((before | after).items()):
+        label = str(first) if first == last else f"{first}–{last}"
+        values = (side.get((first, last), (0, None))[1] for side in (before, after))
+        lines.append(PositionLine(label, tokens, *values))
     return lines
 
 
 def positions_table(lines: list[PositionLine]) -> Table:
     rows = (row(line.label, f"{line.tokens:,}", *map(_kl_text, (line.before, line.after))) for line in lines)
-    return Table("Token of the answer", columns("Measured", "KL before", "KL after"), tuple(rows))
+    return Table("Token of the answer", columns("Measured", "KL before", "KL after"), tuple(rows), only="md")
 
 
 def _kl_text(value: float | None) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.report.charts import line_chart
+from easydistill.report.document import Column, Table, columns, row
 from easydistill.report.figures import short
-from easydistill.report.table import Column, Table, columns, row
 from easydistill.report.values import as_dict, as_float, as_int, as_text, json_lines
 
 STAGES = {"heldout": "held out", "policy": "while training"}
@@ -18,7 +18,7 @@ LABELS = {
     "reward": "Reward",
     "verified_accuracy": "Right final answers",
     "entropy": "Entropy, nats per token",
-    "kl": "KL divergence from the start, nats per token",
+    "kl": "KL from the start, nats per token",
     "length": "Length of answers, tokens",
     "ended": "Answers that ended by themselves",
     "zero_variance_groups": "Groups with equal rewards",
@@ -63,7 +63,7 @@ class Exploration:
     @property
     def table(self) -> Table:
         rows = (row(course.label, course.where, course.first, course.last) for course in self.courses)
-        return Table("Figure", (Column("Measured", ""), *columns("First", "Last")), tuple(rows))
+        return Table("Figure", (Column("Measured", ""), *columns("First", "Last")), tuple(rows), only="md")
 
 
 def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None:

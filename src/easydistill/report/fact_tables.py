@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from easydistill.report.document import Row, Table, columns, row
 from easydistill.report.figures import in_words, plain
 from easydistill.report.synthesis import Synthesis
-from easydistill.report.table import Row, Table, columns, row
 from easydistill.report.values import as_float, as_int
 
 ROWS_SHOWN = 40

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from easydistill.report.collect import Facts, MetricRow
+from easydistill.report.document import Cell, Column, Table, compared, row
 from easydistill.report.figures import MISSING, Figure, percentage, plain
-from easydistill.report.table import Cell, Column, Table, compared, row
 from easydistill.report.values import as_int
 
 KINDS = {

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from easydistill.engine.stage import REJECTED
-from easydistill.report.values import as_dict, as_int, as_text, json_lines, lenient_lines, shown
+from easydistill.report.document import Sample
+from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
 from easydistill.stages.label import LABELED_JSON, LABELED_PARQUET
 
 KEPT_SHOWN = 5
@@ -38,33 +39,10 @@ class Turn:
     text: str
 
 
-@dataclass(frozen=True)
-class KeptRow:
-    """A row that a stage wrote."""
-
-    id: str
-    prompt: tuple[Turn, ...]
-    thought: str
-    """The model's separate reasoning; may be empty."""
-    answer: str | None
-    """The answer, or the chosen one of a pair; None for a row that is a prompt alone."""
-    fields: tuple[tuple[str, str], ...]
-    """The row's other fields: (name, value)."""
-    rejected: str | None = None
-    """The rejected answer of a pair, with its reasoning."""
+Turns = tuple[Turn, ...]
 
 
-@dataclass(frozen=True)
-class RejectedRow:
-    """A row that a stage rejected."""
-
-    id: str
-    detail: str
-    attempts: int | None
-    raw: str
-
-
-def turns_of(value: Any) -> tuple[Turn, ...]:
+def turns_of(value: Any) -> Turns:
     """The messages of a prompt, which is a text or a list of messages; none for anything else."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -104,13 +82,13 @@ def _reason(row: dict[str, Any]) -> str:
     return as_text(row.get("reason"))
 
 
-def kept_rows(folder: Path) -> tuple[KeptRow, ...]:
+def kept_rows(folder: Path) -> tuple[Sample, ...]:
     """At most `KEPT_SHOWN` rows of a stage's output; none if it has no readable output."""
     drawn = draw(_rows(folder), KEPT_SHOWN, _id, lambda _: "")
     return tuple(map(_kept, drawn.get("", ())))
 
 
-def rejected_rows(folder: Path, reasons: Collection[str]) -> dict[str, tuple[RejectedRow, ...]]:
+def rejected_rows(folder: Path, reasons: Collection[str]) -> dict[str, tuple[Sample, ...]]:
     """At most `REJECTED_SHOWN` rejected rows of a stage for each of these reasons."""
     rows = (row for row in json_lines(folder / REJECTED) if _reason(row) in reasons) if reasons else ()
     drawn = draw(rows, REJECTED_SHOWN, _id, _reason)
@@ -120,15 +98,19 @@ def rejected_rows(folder: Path, reasons: Collection[str]) -> dict[str, tuple[Rej
     }
 
 
-def rejected_row(row: dict[str, Any], limit: int, raw: Any) -> RejectedRow:
+def rejected_row(row: dict[str, Any], limit: int, raw: Any) -> Sample:
     """A line of `rejected.jsonl`, its texts cut after `limit` characters."""
-    return RejectedRow(_id(row), shown(row.get("detail"), limit), as_int(row.get("attempts")), shown(raw, limit))
+    attempts = as_int(row.get("attempts")) or 1
+    marks = (("after", f"{attempts:,} attempts"),) if attempts > 1 else ()
+    text = shown(raw, limit)
+    part = ("", text, "text") if text else ("", "Nothing was received.", "text none")
+    return Sample(_id(row), (part,), marks, _reason(row), shown(row.get("detail"), limit))
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     if (folder / LABELED_JSON).is_file():
         # A JSON array, as stages write it: one row a line.
-        yield from lenient_lines(folder / LABELED_JSON, ",\n")
+        yield from json_lines(folder / LABELED_JSON, ",\n")
     elif (folder / LABELED_PARQUET).is_file():
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -141,31 +123,33 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def _kept(row: dict[str, Any]) -> KeptRow:
+def _kept(row: dict[str, Any]) -> Sample:
     if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
-        return _kept_pair(row)
+        chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
+        other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
+        thought, answer = chosen.get("reasoning_content"), as_text(chosen.get("content"))
+        texts = {"Thoughts": thought or None, "Chosen": answer, "Rejected": received(other)}
+        return _sample(row, turns_of(row["prompt"]), texts, _PAIR_FIELDS)
     messages = row.get("messages")
     if isinstance(messages, list) and messages:
-        last = as_dict(messages[-1])
-        answered = last.get("role") == "assistant"
-        prompt = turns_of(messages[:-1] if answered else messages)
-        answer, thought = (last.get("content"), last.get("reasoning_content")) if answered else (None, None)
+        last = _last(messages)
+        if last.get("role") != "assistant":
+            last = {}
+        prompt, answer, thought = messages[: -1 if last else None], last.get("content"), last.get("reasoning_content")
     else:
-        prompt, answer, thought = turns_of(row.get("instruction")), row.get("output"), row.get("reasoning_content")
-    return KeptRow(_id(row), prompt, shown(thought, TURN_LIMIT), optional_text(answer), _fields(row, _CHAT_FIELDS))
+        prompt, answer, thought = row.get("instruction"), row.get("output"), row.get("reasoning_content")
+    return _sample(row, turns_of(prompt), {"Thoughts": thought or None, "Answer": answer}, _CHAT_FIELDS)
 
 
-def _kept_pair(row: dict[str, Any]) -> KeptRow:
-    chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
-    other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
-    return KeptRow(
-        id=_id(row),
-        prompt=turns_of(row["prompt"]),
-        thought=shown(chosen.get("reasoning_content"), TURN_LIMIT),
-        answer=shown(chosen.get("content"), TURN_LIMIT),
-        fields=_fields(row, _PAIR_FIELDS),
-        rejected=shown(received(other), TURN_LIMIT),
-    )
+def _sample(row: dict[str, Any], prompt: Turns, texts: dict[str, Any], known: Collection[str]) -> Sample:
+    """A row with its prompt, those of the texts that it has, and its other fields."""
+    parts = [(turn.role if len(prompt) > 1 else "", turn.text, "text") for turn in prompt[:-1]]
+    if prompt:
+        parts.append((prompt[-1].role if len(prompt) > 1 else "", prompt[-1].text, "text asked"))
+    else:
+        parts.append(("", "n/a: the row has no readable prompt", "text none"))
+    parts += [(name, shown(text, TURN_LIMIT), "text") for name, text in texts.items() if text is not None]
+    return Sample(_id(row), tuple(parts), _fields(row, known))
 
 
 def _last(messages: Any) -> dict[str, Any]:

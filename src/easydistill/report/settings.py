@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from easydistill.report.collect import Facts
@@ -13,18 +14,21 @@ Section = dict[str, Any]
 
 def settings(facts: Facts) -> list[tuple[str, str]]:
     """(name, value) of the settings that matter most; a section that the job lacks is left out."""
-    section = facts.section
+
+    def of(path: str, words: Callable[[Section], str]) -> str:
+        return words(facts.section(path)) if facts.section(path) else ""
+
     found = [
         ("Data", _data(facts)),
-        ("Synthesis", _synthesis(section("synthesis"))),
-        ("Asking the teacher", _sampling(section("inference")) if facts.asks_teacher else ""),
+        ("Synthesis", of("synthesis", _synthesis)),
+        ("Asking the teacher", of("inference", _sampling) if facts.asks_teacher else ""),
         ("Student's size", _size(facts.train)),
-        ("Asking the student", _sampling(section("student_inference"))),
-        ("Distillation", _distillation(section("distillation"))),
+        ("Asking the student", of("student_inference", _sampling)),
+        ("Distillation", of("distillation", _distillation)),
         ("Teacher's signals", _signals(facts)),
-        ("Preferences", _preference(section("preference"))),
-        ("Reward model", _reward_model(section("reward_model"))),
-        ("Training", _training(section("training"))),
+        ("Preferences", of("preference", _preference)),
+        ("Reward model", of("reward_model", _reward_model)),
+        ("Training", of("training", _training)),
         ("Evaluation", _evaluation(facts)),
         ("Seeds", _seeds(facts)),
     ]
@@ -66,8 +70,6 @@ def _synthesis(section: Section) -> str:
 
 
 def _sampling(section: Section) -> str:
-    if not section:
-        return ""
     heat = as_float(section.get("temperature"))
     words = ["the server's temperature" if heat is None else "greedy" if heat == 0 else f"temperature {heat:g}"]
     forms = {"top_p": "top-p {:g}", "top_k": "top-k {:g}", "max_new_tokens": "answers of at most {:,} tokens"}
@@ -80,8 +82,6 @@ def _sampling(section: Section) -> str:
 
 
 def _training(section: Section) -> str:
-    if not section:
-        return ""
     lora = section.get("lora")
     words = [f"LoRA of rank {plain(lora.get('r'))}" if isinstance(lora, dict) and lora else "all weights"]
     words += _phrases(section, {"max_steps": "{:,} steps"}) or _phrases(
@@ -102,8 +102,6 @@ def _training(section: Section) -> str:
 
 
 def _distillation(section: Section) -> str:
-    if not section:
-        return ""
     described = {"distillation_type", "kd_ratio", "max_seq_length", "temperature", "tail", "align"}
     words = [as_text(section.get("distillation_type"))]
     words += [f"{name} {plain(value)}" for name, value in section.items() if name not in described]
@@ -125,16 +123,12 @@ def _signals(facts: Facts) -> str:
 
 
 def _preference(section: Section) -> str:
-    if not section:
-        return ""
     loss = section.get("loss_type")
     names = ", ".join(map(str, loss)) if isinstance(loss, list) else as_text(loss)
     return f"{names} loss, β {plain(section.get('beta'))} for pairs without their own"
 
 
 def _reward_model(section: Section) -> str:
-    if not section:
-        return ""
     margins = ", with the pairs' margins" if section.get("use_margin") else ""
     return f"Bradley–Terry loss{margins}, centring {plain(section.get('center_rewards_coefficient'))}"
 

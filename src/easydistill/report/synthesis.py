@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from easydistill.report.samples import KeptRow, RejectedRow, kept_rows, rejected_rows
+from easydistill.report.document import Sample
+from easydistill.report.samples import kept_rows, rejected_rows
 from easydistill.report.values import as_dict, as_int, as_text, record
 
 _SPENT_BY = "spent_by_"
@@ -62,8 +63,8 @@ class Synthesis:
     tokens: dict[str, int]
     facts: dict[str, Any]
     """What the operator reports about itself."""
-    kept: tuple[KeptRow, ...] = ()
-    rejected: tuple[tuple[Check, tuple[RejectedRow, ...]], ...] = ()
+    kept: tuple[Sample, ...] = ()
+    rejected: tuple[tuple[Check, tuple[Sample, ...]], ...] = ()
     """Each check with samples; the check that rejected most rows comes first."""
 
     @property

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.report.collect import Facts
+from easydistill.report.document import Column, Row, Step, Table, columns, row
 from easydistill.report.figures import MISSING, count, in_words, plural, share
 from easydistill.report.synthesis import Spent, Synthesis, is_synthesis, read_synthesis
-from easydistill.report.table import Column, Row, Step, Table, columns, row
 from easydistill.report.values import as_dict, as_float, as_int, as_text, dig, json_object
 from easydistill.stages.label import LABELED_JSON
 from easydistill.stages.synthesise import CARD
@@ -81,46 +81,44 @@ def _diversity_rows(found: dict[str, Any]) -> Iterator[Row]:
     for order, value in as_dict(found.get("distinct")).items():
         units, number = _UNITS.get(order, f"runs of {order} words"), as_float(value)
         reading = f"{100 * (number or 0.0):.0f} of 100 {units} are distinct."
-        yield _share_row(f"Distinct {units} (distinct-{order})", number, "higher", reading, "the prompts are too short")
-    bleu = f"Mean BLEU-4 of a prompt against all the others{of_sample}: 1 if the rows are copies of each other."
-    yield _share_row(
-        "Overlap between rows (self-BLEU)", as_float(found.get("self_bleu")), "lower", bleu, "it takes two prompts"
-    )
-    yield _seed_row(as_dict(found.get("seed_similarity")), sampled, of_sample)
-    yield _length_row(as_dict(found.get("lengths")))
-    rows = {name: as_int(number) or 0 for name, number in as_dict(found.get("languages")).items()}
-    of_all = f"Of {plural(sum(rows.values()), 'prompt')}."
-    yield _row("Prompts in Chinese", count(rows.get("zh", 0)), "", of_all)
+        yield _row(f"Distinct {units} (distinct-{order})", number, reading, "the prompts are too short", "higher")
+    reading = f"Mean BLEU-4 of a prompt against all the others{of_sample}: 1 if the rows are copies of each other."
+    overlap = as_float(found.get("self_bleu"))
+    yield _row("Overlap between rows (self-BLEU)", overlap, reading, "it takes two prompts", "lower")
 
-
-def _row(label: str, value: str, better: str, reading: str, length: float | None = None) -> Row:
-    bars = () if length is None else ((length, "after"),)
-    return row(label, value, better or "–", reading, notes=[reading], bars=bars)
-
-
-def _share_row(label: str, value: float | None, better: str, reading: str, why_missing: str) -> Row:
-    if value is None:
-        return _row(label, MISSING, better, f"{MISSING}: {why_missing}.")
-    return _row(label, f"{value:.3f}", better, reading, value)
-
-
-def _seed_row(found: dict[str, Any], sampled: int | None, of_sample: str) -> Row:
-    middle, upper, highest = (as_float(found.get(name)) for name in ("p50", "p95", "p100"))
+    middle, upper, highest = _percentiles(found.get("seed_similarity"), "p50", "p95", "p100")
     reading = f"ROUGE-L to the most similar seed, median{of_sample}: 1 is a copy of a seed, 0 shares no word with any."
     if upper is not None and highest is not None:
         tail = f"; one row in twenty is above {upper:.2f}" if sampled is not None and sampled >= 20 else ""
         reading += f" The highest value is {highest:.2f}{tail}."
     why = "measured only for operators that write new prompts"
-    return _share_row("Similarity to the nearest seed", middle, "lower", reading, why)
+    yield _row("Similarity to the nearest seed", middle, reading, why, "lower")
+
+    low, middle, high, longest = _percentiles(found.get("lengths"), "p5", "p50", "p95", "p100")
+    reading = ""
+    if low is None or high is None or longest is None:
+        middle = None
+    else:
+        reading = f"The median; nine in ten lie between {low:.0f} and {high:.0f}, the longest has {longest:,.0f}."
+    yield _row("Length of prompts, in words", middle, reading, "nothing was measured", form=",.0f")
+    rows = {name: as_int(number) or 0 for name, number in as_dict(found.get("languages")).items()}
+    of_all = f"Of {plural(sum(rows.values()), 'prompt')}."
+    yield _row("Prompts in Chinese", rows.get("zh", 0), of_all, form=",.0f")
 
 
-def _length_row(found: dict[str, Any]) -> Row:
-    label = "Length of prompts, in words"
-    low, middle, high, longest = (as_float(found.get(name)) for name in ("p5", "p50", "p95", "p100"))
-    if low is None or middle is None or high is None or longest is None:
-        return _row(label, MISSING, "", f"{MISSING}: nothing was measured.")
-    reading = f"The median; nine in ten lie between {low:.0f} and {high:.0f}, the longest has {longest:,.0f}."
-    return _row(label, f"{middle:,.0f}", "", reading)
+def _percentiles(value: Any, *names: str) -> list[float | None]:
+    return [as_float(as_dict(value).get(name)) for name in names]
+
+
+def _row(
+    label: str, value: float | None, reading: str, why_missing: str = "", better: str = "", form: str = ".3f"
+) -> Row:
+    """A figure; the bar of a share shows it, those of counts would not compare."""
+    if value is None:
+        reading = f"{MISSING}: {why_missing}."
+    text = MISSING if value is None else format(value, form)
+    bars = ((value, "after"),) if value is not None and form == ".3f" else ()
+    return row(label, text, better or "–", reading, notes=[reading], bars=bars)
 
 
 # --- cost -------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from easydistill.engine.stage import kind_of
 from easydistill.report.collect import Facts, RejectedReason, StageFacts
+from easydistill.report.document import Cell, Column, Row, Step, Table, row
 from easydistill.report.figures import count, plural, time_of
-from easydistill.report.table import Cell, Column, Row, Step, Table, row
 from easydistill.report.values import as_float, as_int
 
 _NAMES = {"label": "Answered by the teacher"}

@@ -73,13 +73,12 @@ def json_object(path: Path) -> dict[str, Any]:
         return {}
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file, one at a time; a line torn by a kill is skipped."""
-    yield from lenient_lines(path, "\n")
+def json_lines(path: Path, ending: str = "\n") -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file, one at a time; other lines, such as one torn by a kill, are skipped.
 
-
-def lenient_lines(path: Path, ending: str) -> Iterator[dict[str, Any]]:
-    """The objects that stand on a line each, without the characters of `ending`; other lines are skipped."""
+    Args:
+        ending: characters that may follow an object on its line.
+    """
     try:
         handle = path.open(encoding="utf-8", errors="replace")
     except OSError:
