@@ -195,7 +195,7 @@ class Page:
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     def type(self, schema: Schema) -> str:
-        """A type in words; sections as links, and those that a key tells apart with its value."""
+        """A type in words, with links to sections; a union names the key whose value selects the section."""
         if "$ref" in schema:
             return self.sections[schema["$ref"]].link
         if "const" in schema or "enum" in schema:

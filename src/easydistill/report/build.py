@@ -35,7 +35,7 @@ _BANNERS = {
 def build_report(run_directory: Path) -> Path:
     """Write `report.html` and `report.md`; returns the path of the former.
 
-    Unfinished runs have a report too: sections without data are left out, and a banner states how the run stands.
+    Unfinished runs have a report too: sections without data are left out, and a banner gives the state of the run.
     """
     facts = collect(run_directory)
     head = _head(facts)

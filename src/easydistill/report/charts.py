@@ -186,7 +186,7 @@ def _rate(points: Sequence[Point], plot: _Plot) -> list[str]:
 def position_chart(lines: Sequence[PositionLine], frame: Frame) -> str:
     """Mean KL divergence by position in the answer, before and after training; `lines` is not empty."""
     high = 1.06 * max(value for line in lines for value in (line.before, line.after) if value is not None) or 1.0
-    # Each range has a slot of its own and stands in the middle of it.
+    # Each range has a slot of equal width, with its point in the middle.
     plot = _Plot(frame, -0.5, len(lines) - 0.5, 0.0, high)
     body = _position_axes(lines, plot)
     ends = []

@@ -36,7 +36,7 @@ class Curve:
 
     @property
     def per_point(self) -> int:
-        """How many logged steps one point stands for."""
+        """How many logged steps are in one point."""
         return -(-self.logged // MAX_POINTS) if self.logged else 1
 
 

@@ -117,7 +117,7 @@ class Text(Block):
 
     text: str
     style: str = "intro"
-    """CSS class; a `heading` stands above the blocks that follow."""
+    """CSS class; a `heading` is that of the blocks that follow."""
     lead: str = ""
     """Its first words, in bold."""
 
@@ -217,7 +217,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The sections, and what stands above them."""
+    """The sections, and what is shown above them."""
 
     summary: Summary
     time: str

@@ -73,4 +73,4 @@ def _cut(name: str, inner: list[str], rows: list[Row], *notes: str) -> Table:
     if more > 0:
         notes = (*notes, f"{more:,} more are in the stage's manifest.json.")
     heads = columns(*map(in_words, inner))
-    return Table(in_words(name), heads, tuple(rows[:ROWS_SHOWN]), style="tight told", footnotes=notes)
+    return Table(in_words(name), heads, tuple(rows[:ROWS_SHOWN]), style="tight reported", footnotes=notes)

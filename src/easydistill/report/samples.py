@@ -127,18 +127,21 @@ def _kept(row: dict[str, Any]) -> Sample:
     if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
         chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
         other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
-        thought, answer = chosen.get("reasoning_content"), as_text(chosen.get("content"))
-        texts = {"Thoughts": thought or None, "Chosen": answer, "Rejected": received(other)}
-        return _sample(row, turns_of(row["prompt"]), texts, _PAIR_FIELDS)
+        thought = chosen.get("reasoning_content") or None
+        answers = {"Chosen": as_text(chosen.get("content")), "Rejected": received(other)}
+        return _sample(row, turns_of(row["prompt"]), {"Thoughts": thought, **answers}, _PAIR_FIELDS)
+    prompt: Any
+    texts: dict[str, Any]
     messages = row.get("messages")
     if isinstance(messages, list) and messages:
         last = _last(messages)
         if last.get("role") != "assistant":
             last = {}
-        prompt, answer, thought = messages[: -1 if last else None], last.get("content"), last.get("reasoning_content")
+        prompt, texts = messages[: -1 if last else None], {"Answer": last.get("content")}
     else:
-        prompt, answer, thought = row.get("instruction"), row.get("output"), row.get("reasoning_content")
-    return _sample(row, turns_of(prompt), {"Thoughts": thought or None, "Answer": answer}, _CHAT_FIELDS)
+        prompt, texts, last = row.get("instruction"), {"Answer": row.get("output")}, row
+    thought = last.get("reasoning_content") or None
+    return _sample(row, turns_of(prompt), {"Thoughts": thought, **texts}, _CHAT_FIELDS)
 
 
 def _sample(row: dict[str, Any], prompt: Turns, texts: dict[str, Any], known: Collection[str]) -> Sample:

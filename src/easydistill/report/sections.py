@@ -225,9 +225,11 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
         *_folded(answers, ANSWERS_AT_FIRST, lambda part: doc.Answers(part, missing, only="html")),
     ]
     blocks.append(doc.Answers(answers[:ANSWERS_IN_MARKDOWN], missing, only="md"))
-    for only, shown in (("html", len(answers)), ("md", min(len(answers), ANSWERS_IN_MARKDOWN))):
-        if facts.answers_total > shown:
-            rest = f"The remaining {facts.answers_total - shown:,} of {facts.answers_total:,} are in answers.jsonl."
+    total = facts.answers_total
+    shown: dict[doc.Only, int] = {"html": len(answers), "md": min(len(answers), ANSWERS_IN_MARKDOWN)}
+    for only, number in shown.items():
+        if total > number:
+            rest = f"The remaining {total - number:,} of {total:,} are in answers.jsonl."
             blocks.append(doc.Text(rest, "soft", only=only))
     yield doc.Section("answers", "Side by side", "Answers", tuple(blocks), "answers")
 
