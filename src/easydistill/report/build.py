@@ -16,10 +16,9 @@ from easydistill.report import markdown, tables
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, collect
 from easydistill.report.curve import Curve, smooth
-from easydistill.report.document import Report
 from easydistill.report.figures import moment, probability, time_of
 from easydistill.report.flow import flow
-from easydistill.report.sections import sections
+from easydistill.report.sections import Report, sections
 from easydistill.report.synthesis_words import synthesis_lede
 from easydistill.report.words import lede
 

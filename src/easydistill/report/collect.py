@@ -15,7 +15,7 @@ from typing import Any
 from easydistill.engine.stage import REJECTED, kind_of
 from easydistill.report.curve import Curve, read_curve
 from easydistill.report.disagreement import Disagreement, read_disagreement
-from easydistill.report.document import Sample
+from easydistill.report.document import Block, Sample
 from easydistill.report.samples import Turn, optional_text, rejected_row, turns_of
 from easydistill.report.synthesis import Synthesis, is_synthesis, read_synthesis
 from easydistill.report.values import as_dict, as_float, as_text, dig, json_lines, json_object, record
@@ -113,6 +113,15 @@ class Answer:
     after: str | None
     rouge_l_before: float | None
     rouge_l_after: float | None
+
+
+@dataclass(frozen=True)
+class Answers(Block):
+    """Prompts, each with the answers of the teacher and of the student before and after training."""
+
+    items: tuple[Answer, ...]
+    missing: str
+    """Why an answer is missing."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.report.document import Column, Row, Table, columns, compared, row
+from easydistill.report.document import Block, Column, Row, Table, columns, compared, row
 from easydistill.report.figures import MISSING, Figure, percentage
 from easydistill.report.values import as_dict, as_float, as_int, as_text, json_object, record
 
@@ -51,6 +51,15 @@ class Difference:
     student: tuple[Ranked, ...]
     teacher_probability: float | None
     student_probability: float | None
+
+
+@dataclass(frozen=True)
+class Differences(Block):
+    """Tokens at which teacher and student differ, each with the likeliest tokens of both."""
+
+    items: tuple[Difference, ...]
+    when: str
+    """Which student this is: `before` or `after` training."""
 
 
 @dataclass(frozen=True)

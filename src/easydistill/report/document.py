@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from easydistill.report.collect import Answer, Summary
-    from easydistill.report.disagreement import Difference
-    from easydistill.report.exploration import Course
-    from easydistill.report.flow import Station
+from typing import Literal
 
 Only = Literal["", "html", "md"]
 """The one format that has a part; by default both."""
@@ -138,6 +132,8 @@ class Code(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class HtmlBlock(Block):
+    """A part that Markdown does without."""
+
     only: Only = "html"
 
 
@@ -157,13 +153,6 @@ class Charts(HtmlBlock):
 
 
 @dataclass(frozen=True)
-class Courses(HtmlBlock):
-    """Small charts, each with a caption."""
-
-    items: tuple[Course, ...]
-
-
-@dataclass(frozen=True)
 class Sample(Block):
     """A row with its texts."""
 
@@ -175,24 +164,6 @@ class Sample(Block):
     reason: str = ""
     """Why it was rejected."""
     detail: str = ""
-
-
-@dataclass(frozen=True)
-class Answers(Block):
-    """Prompts, each with the answers of the teacher and of the student before and after training."""
-
-    items: tuple[Answer, ...]
-    missing: str
-    """Why an answer is missing."""
-
-
-@dataclass(frozen=True)
-class Differences(Block):
-    """Tokens at which teacher and student differ, each with the likeliest tokens of both."""
-
-    items: tuple[Difference, ...]
-    when: str
-    """Which student this is: `before` or `after` training."""
 
 
 @dataclass(frozen=True)
@@ -213,20 +184,6 @@ class Section:
     blocks: tuple[Block, ...]
     style: str = ""
     only: Only = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The sections, and what is shown above them."""
-
-    summary: Summary
-    time: str
-    when: str
-    flow: tuple[Station, ...]
-    lede: str
-    banner: tuple[str, str, str] | None
-    """(CSS class, headline, text)."""
-    sections: tuple[Section, ...]
 
 
 def compared(values: Sequence[float | None], full: float | None) -> Bars:

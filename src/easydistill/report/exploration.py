@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.report.charts import line_chart
-from easydistill.report.document import Column, Table, columns, row
+from easydistill.report.document import Column, HtmlBlock, Table, columns, row
 from easydistill.report.figures import short
 from easydistill.report.values import as_dict, as_float, as_int, as_text, json_lines
 
@@ -50,6 +50,13 @@ class Course:
     @property
     def chart(self) -> str:
         return line_chart(self.points, f"{self.label}, {self.where}: from {self.first} to {self.last}")
+
+
+@dataclass(frozen=True)
+class Courses(HtmlBlock):
+    """Small charts, each with a caption."""
+
+    items: tuple[Course, ...]
 
 
 @dataclass(frozen=True)

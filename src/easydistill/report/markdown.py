@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from easydistill.report import document as doc
-from easydistill.report.collect import Answer
-from easydistill.report.disagreement import Difference
+from easydistill.report.collect import Answer, Answers
+from easydistill.report.disagreement import Difference, Differences
 from easydistill.report.figures import probability
+from easydistill.report.sections import Report
 
 CUT_AT = 320
 """Characters of a long text that are shown before it is unfolded."""
@@ -49,7 +50,7 @@ def beginning(text: str) -> str:
     return text if len(start) == len(text) else f"{start.rstrip()}…"
 
 
-def report(given: doc.Report) -> str:
+def report(given: Report) -> str:
     """The whole report."""
     summary = given.summary
     job = f" · {code(summary.job_type)}" if summary.job_type else ""
@@ -69,7 +70,7 @@ def _joined(parts: Iterable[str]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _flow(given: doc.Report) -> str:
+def _flow(given: Report) -> str:
     boxes = (
         f"{box.name.lower() if at else box.name}: {md(box.value)}{f' ({md(box.more)})' if box.more else ''}"
         for at, box in enumerate(given.flow)
@@ -96,9 +97,9 @@ def draw(block: doc.Block) -> str:
             return _drawn(block.blocks)
         case doc.Sample():
             return _sample(block)
-        case doc.Answers():
+        case Answers():
             return _joined(part for item in block.items for part in _answers(item, block.missing))
-        case doc.Differences():
+        case Differences():
             head = ["In the answer", "KL", "Teacher", f"Student {block.when}"]
             return grid(head, ["---", "--:", "---", "---"], map(_difference, block.items))
         case doc.Funnel():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from easydistill.report import charts, tables
 from easydistill.report import disagreement as compared
 from easydistill.report import document as doc
 from easydistill.report import synthesis_words as synthesis
-from easydistill.report.collect import Facts
-from easydistill.report.exploration import read_exploration
+from easydistill.report.collect import Answers, Facts, Summary
+from easydistill.report.exploration import Courses, read_exploration
 from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
+from easydistill.report.flow import Station
 from easydistill.report.metrics import metrics_table, verdict
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
@@ -29,6 +31,20 @@ COSTLY_AT_FIRST = 10
 _ALL_REJECTED = doc.Text("Every rejected row is in the stage's rejected.jsonl.")
 T = TypeVar("T")
 _SIDES = (("k-before", "before training"), ("k-after", "after training"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The sections, and what is shown above them."""
+
+    summary: Summary
+    time: str
+    when: str
+    flow: tuple[Station, ...]
+    lede: str
+    banner: tuple[str, str, str] | None
+    """(CSS class, headline, text)."""
+    sections: tuple[doc.Section, ...]
 
 
 def sections(facts: Facts) -> list[doc.Section]:
@@ -106,7 +122,7 @@ def _exploration(facts: Facts) -> Iterator[doc.Section]:
     if found is not None:
         alarms = (doc.Text(message, "alarm", f"Step {step:,}:") for step, message in found.alarms)
         yield doc.Section(
-            "exploration", "Rewards over training", "Rewards", (*alarms, doc.Courses(found.courses), found.table)
+            "exploration", "Rewards over training", "Rewards", (*alarms, Courses(found.courses), found.table)
         )
 
 
@@ -193,8 +209,10 @@ def _left_to_learn(facts: Facts) -> Iterator[doc.Section]:
         when = "after" if found.after is not None else "before"
         words = "The marked token is the one in the answer, next to the tokens that each model found likeliest."
         blocks += [_heading("The largest disagreements"), doc.Text(words, "soft")]
-        blocks += _folded(side.largest, DIFFERENCES_AT_FIRST, lambda part: doc.Differences(part, when, only="html"))
-        blocks.append(doc.Differences(side.largest[:DIFFERENCES_IN_MARKDOWN], when, only="md"))
+        blocks += _folded(
+            side.largest, DIFFERENCES_AT_FIRST, lambda part: compared.Differences(part, when, only="html")
+        )
+        blocks.append(compared.Differences(side.largest[:DIFFERENCES_IN_MARKDOWN], when, only="md"))
     if side.costly:
         most = max(item.kl * item.count for item in side.costly) or 1.0
         words = "KL divergence summed over all occurrences of the token in the teacher's answers."
@@ -222,9 +240,9 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
     intro = "Held-out prompts, answered by the teacher and by the student before and after training."
     blocks = [
         doc.Text(intro),
-        *_folded(answers, ANSWERS_AT_FIRST, lambda part: doc.Answers(part, missing, only="html")),
+        *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, only="html")),
     ]
-    blocks.append(doc.Answers(answers[:ANSWERS_IN_MARKDOWN], missing, only="md"))
+    blocks.append(Answers(answers[:ANSWERS_IN_MARKDOWN], missing, only="md"))
     total = facts.answers_total
     shown: dict[doc.Only, int] = {"html": len(answers), "md": min(len(answers), ANSWERS_IN_MARKDOWN)}
     for only, number in shown.items():

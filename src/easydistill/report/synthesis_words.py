@@ -113,7 +113,7 @@ def _percentiles(value: Any, *names: str) -> list[float | None]:
 def _row(
     label: str, value: float | None, reading: str, why_missing: str = "", better: str = "", form: str = ".3f"
 ) -> Row:
-    """A figure; the bar of a share shows it, those of counts would not compare."""
+    """A figure. Shares, which have three decimals, also have a bar; counts cannot be compared that way."""
     if value is None:
         reading = f"{MISSING}: {why_missing}."
     text = MISSING if value is None else format(value, form)
