@@ -47,8 +47,11 @@ class Section:
 
     @property
     def link(self) -> str:
+        return self.link_as(self.title)
+
+    def link_as(self, text: str) -> str:
         anchor = re.sub(r"[^\w -]", "", self.title.lower()).replace(" ", "-")
-        return f"[{self.title}](#{anchor})"
+        return f"[{text}](#{anchor})"
 
     def required(self, key: str) -> bool:
         return key in self.schema.get("required", [])
@@ -76,11 +79,19 @@ def _renamed(definitions: Schema, jobs: set[str]) -> dict[str, str]:
     """Name within a job → name of the section: the class's, or the job's own where classes of one name differ."""
     contents: dict[str, set[str]] = {}
     for full, definition in definitions.items():
-        job, _, name = full.partition(".")
-        text = json.dumps(definition, sort_keys=True).replace(f"#/$defs/{job}.", "#/$defs/")
-        contents.setdefault(name, set()).add(text)
+        name = full.partition(".")[2]
+        contents.setdefault(name, set()).add(json.dumps(_inlined(definition, definitions), sort_keys=True))
     parts = {full: full.partition(".") for full in definitions if full not in jobs}
     return {full: name if len(contents[name]) == 1 else f"{job}.{name}" for full, (job, _, name) in parts.items()}
+
+
+def _inlined(schema: Any, definitions: Schema) -> Any:
+    """A schema with its sections in place of the references to them."""
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return _inlined(definitions[_target(schema)], definitions)
+        return {key: _inlined(value, definitions) for key, value in schema.items()}
+    return [_inlined(item, definitions) for item in schema] if isinstance(schema, list) else schema
 
 
 def _with_references(schema: Any, names: dict[str, str]) -> Any:
@@ -204,8 +215,10 @@ class Page:
         options = [option for option in _options(schema) if option.get("type") != "null"]
         if options:
             tag = self._tag(options)
-            members = [self.type(option) for option in options]
-            return f"by `{tag}`: {_list(members)}" if tag else " or ".join(members)
+            if not tag:
+                return " or ".join(map(self.type, options))
+            members = [self.sections[option["$ref"]] for option in options]
+            return f"by `{tag}`: {_list(it.link_as('`' + it.keys[tag]['const'] + '`') for it in members)}"
         if schema.get("type") == "array":
             items = self.type(schema.get("items", {}))
             return f"list of {items}" if items != "anything" else "list"
