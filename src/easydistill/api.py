@@ -325,7 +325,7 @@ def doctor() -> list[tuple[str, str, bool]]:
     lines = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
     lines += [(name, version, True) for name, version in package_versions().items()]
     for extra, modules in (
-        ("train", ("torch", "transformers", "accelerate", "peft", "gguf")),
+        ("train", ("torch", "transformers", "accelerate", "peft", "gguf", "rapidfuzz")),
         ("trl", ("trl",)),
         ("synth", ("rensa", "rapidfuzz", "math_verify", "selectolax", "pypdf")),
         ("vllm", ("vllm",)),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydistill.errors import MissingExtra
-from easydistill.synthesis.similarity import Novelty, _Features, _Signatures, rouge_l
+from easydistill.synthesis.similarity import Novelty, _Features, _Signatures
 from easydistill.synthesis.text import tokens
 
 FOX = "The quick brown fox jumps over the lazy dog near the river bank while the sun sets behind the old hills"
@@ -169,12 +169,6 @@ def test_every_signature_that_agrees_enough_is_found(data: st.DataObject, thresh
     assert (found is not None) == bool(agreeing)
     if found is not None:
         assert found == (-min(agreeing)[0], min(agreeing)[1])
-
-
-def test_rouge_l() -> None:
-    assert rouge_l(["a", "b", "c", "d"], ["a", "x", "c"]) == pytest.approx(2 * 2 / 7)
-    assert rouge_l(["a"], []) == 0.0
-    assert rouge_l([], []) == 0.0
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
