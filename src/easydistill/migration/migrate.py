@@ -59,7 +59,9 @@ def migrate(path: Path, job_classes: JobClasses) -> Migration:
         version,
         draft.config,
         draft.text(),
-        *(tuple(dict.fromkeys(said)) for said in (draft.mapped, draft.changed, draft.left_out)),
+        tuple(dict.fromkeys(draft.mapped)),
+        tuple(dict.fromkeys(draft.changed)),
+        tuple(dict.fromkeys(draft.left_out)),
         tuple(draft.environment()),
     )
 
