@@ -55,6 +55,7 @@ def test_make_targets_exist(target: str) -> None:
         "docs/preference.md",
         "docs/synthesis.md",
         "docs/pipelines.md",
+        "docs/migration.md",
         "benchmarks/README.md",
     ],
 )
