@@ -1,8 +1,9 @@
-"""Writes docs/configuration.md from the config classes themselves: `python docs/generate.py`."""
+"""Writes docs/configuration.md from the config classes themselves: `python docs/generate.py`; `--check` only compares."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,4 +69,7 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(text(), encoding="utf-8")
+    if sys.argv[1:] != ["--check"]:
+        TARGET.write_text(text(), encoding="utf-8")
+    elif TARGET.read_text(encoding="utf-8") != text():
+        sys.exit(f"{TARGET.name} is not what the config classes say now: run python docs/generate.py")
