@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the config classes themselves: `python docs/generate.py`; `--check` only compares."""
+"""Writes docs/configuration.md from the config classes: `python docs/generate.py`. With `--check` it only compares."""
 
 from __future__ import annotations
 
