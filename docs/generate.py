@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the config classes: `python docs/generate.py`.
+"""Writes docs/configuration.md from the config classes: `python docs/generate.py`. With `--check` it only compares.
 
 A section that several jobs have is described once, a section of one job at that job. A section that resembles one
 described before it lists only what differs.
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from easydistill import api
+import sys
+from collections.abc import Iterator
 
 TARGET = Path(__file__).with_name("configuration.md")
 HEAD = """\
@@ -271,4 +272,7 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(text(), encoding="utf-8")
+    if sys.argv[1:] != ["--check"]:
+        TARGET.write_text(text(), encoding="utf-8")
+    elif TARGET.read_text(encoding="utf-8") != text():
+        sys.exit(f"{TARGET.name} is not what the config classes say now: run python docs/generate.py")

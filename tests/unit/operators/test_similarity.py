@@ -177,8 +177,8 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Novelty()
 
 
-def test_real_rows_are_judged_as_by_comparison_with_all(shared_data: Path) -> None:
-    with (shared_data / "p3_test.jsonl").open(encoding="utf-8") as handle:
+def test_real_rows_are_judged_as_by_comparison_with_all(corpus: Path) -> None:
+    with (corpus / "p3_test.jsonl").open(encoding="utf-8") as handle:
         texts = [json.loads(line)["instruction"] for line in handle][:120]
     texts = [text for text in texts if len(tokens(text)) < 150]
     pool = Novelty()
