@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 from easydistill import api
-import sys
-from collections.abc import Iterator
 
 TARGET = Path(__file__).with_name("configuration.md")
 HEAD = """\

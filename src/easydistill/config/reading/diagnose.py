@@ -27,7 +27,6 @@ from easydistill.config.reading.fields import (
 )
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.values import KeyPath, dotted, is_secret, show
-from easydistill.data.text import Document
 
 _LIMITS = {
     "greater_than": "more than",
@@ -237,7 +236,7 @@ def _unknown_key(
 
 
 def _key_of_other_jobs(
-    path: KeyPath, document: Document, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+    path: KeyPath, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> str | None:
     """The hint where a key belongs to jobs of other types; the type that was probably meant comes first."""
     *above, last = path
