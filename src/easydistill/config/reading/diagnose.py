@@ -34,8 +34,9 @@ _LIMITS = {
     "less_than": "less than",
     "less_than_equal": "at most",
 }
+_SECTION = "a section { … }"
 _WRONG_TYPE = {
-    **dict.fromkeys(("model_type", "dict_type", "model_attributes_type", "mapping_type"), "a section { … }"),
+    **dict.fromkeys(("model_type", "dict_type", "model_attributes_type", "mapping_type"), _SECTION),
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
@@ -104,6 +105,8 @@ def _describe(
     shown = show(value, place.path)
     of_no_type = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
     if place.field is not None and ((of_no_type and is_union(place.field.annotation)) or kind == "literal_error"):
+        if alternatives(place.field.annotation) == _SECTION:
+            return f"{_SECTION} is needed here, not {shown}", _instead(_SECTION, place, value)
         return _not_any(place.field, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
