@@ -174,7 +174,7 @@ def ours_dpo(steps: int, directory: Path) -> list[float]:
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
     from easydistill.methods.dpo.config import PairTrainingConfig, PreferenceConfig
-    from easydistill.methods.dpo.trainer import PairRow
+    from easydistill.methods.dpo.measure import PairRow
     from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch
 
     config = PairTrainingConfig(

@@ -22,7 +22,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.losses import LOSSES
-from easydistill.methods.distil.trainer import Distillation
+from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import IGNORE, TokenRow, collate, pack
 from easydistill.methods.sft.config import TrainingConfig

@@ -24,7 +24,7 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError
 from easydistill.methods.dpo.stage import PairRows
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
-from easydistill.methods.reward_model.trainer import RewardRow, score_rows
+from easydistill.methods.reward_model.measure import RewardRow, score_rows
 from easydistill.methods.reward_model.trl_trainer import ScoreTrainer, ScoreWatch, train
 from easydistill.models.scalar_head import set_padding, with_scalar_head
 from easydistill.models.student import Student, build_student

@@ -35,7 +35,7 @@ from easydistill.models.student import check_student, student_identity
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
-    from easydistill.methods.dpo.trainer import PairRow
+    from easydistill.methods.dpo.measure import PairRow
 
 GAP = "gap"
 """Field of a pair that tells its kind."""
@@ -177,7 +177,7 @@ class PreferStage(PairStage):
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
-        from easydistill.methods.dpo.trainer import measure, measure_gaps, score_pairs
+        from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
         from easydistill.methods.dpo.trl_trainer import train
         from easydistill.methods.shared.rollouts import LocalScores
         from easydistill.models.loading import choose_dtype, device
@@ -246,7 +246,7 @@ def render_pairs(
 ) -> tuple[list[PairRow], list[Rejection]]:
     """Tokenise pairs; those that the template refuses, or of whose answers or difference nothing is left, are
     rejected."""
-    from easydistill.methods.dpo.trainer import PLAIN, PairRow
+    from easydistill.methods.dpo.measure import PLAIN, PairRow
 
     rows: list[PairRow] = []
     rejected: list[Rejection] = []

@@ -27,7 +27,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.trainer import PairRow
+from easydistill.methods.dpo.measure import PairRow
 from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, adapters, outcome_of
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint

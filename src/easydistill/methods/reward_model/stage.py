@@ -21,7 +21,7 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
-    from easydistill.methods.reward_model.trainer import RewardRow
+    from easydistill.methods.reward_model.measure import RewardRow
 
 MARGIN = "margin"
 """Field of a pair that tells how far apart its scores should be."""
@@ -63,7 +63,7 @@ class RewardStage(PairStage):
         return {**super().fingerprint(), "reward_model": self._reward.identity()}
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.methods.reward_model.trainer import describe, measure, measure_gaps, score_rows
+        from easydistill.methods.reward_model.measure import describe, measure, measure_gaps, score_rows
         from easydistill.methods.reward_model.trl_trainer import train
         from easydistill.models.loading import choose_dtype, device, load_classifier
         from easydistill.models.scalar_head import set_padding, with_scalar_head
@@ -169,8 +169,8 @@ class _NoRow(Exception):
 
 
 def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRow:
-    from easydistill.methods.dpo.trainer import PLAIN
-    from easydistill.methods.reward_model.trainer import RewardRow
+    from easydistill.methods.dpo.measure import PLAIN
+    from easydistill.methods.reward_model.measure import RewardRow
 
     try:
         prompt = renderer.prompt_ids(pair.prompt)

@@ -22,7 +22,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue, DataError, MissingExtra
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
-from easydistill.methods.reward_model.trainer import RewardRow
+from easydistill.methods.reward_model.measure import RewardRow
 from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint

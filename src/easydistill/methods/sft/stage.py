@@ -29,7 +29,7 @@ from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_identity
 
 if TYPE_CHECKING:
-    from easydistill.methods.distil.trainer import Distillation
+    from easydistill.methods.distil.row_loss import Distillation
     from easydistill.methods.sft.batching import TokenRow
 
 
@@ -128,7 +128,7 @@ class TrainStage:
         )
 
     def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:
-        from easydistill.methods.distil.trainer import Distillation
+        from easydistill.methods.distil.row_loss import Distillation
         from easydistill.signals.store import SignalStore
 
         if self._teaching is None:

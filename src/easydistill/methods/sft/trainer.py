@@ -2,7 +2,7 @@
 
     loss = (1/N) Σ_n loss_n,   N = answer tokens of the optimiser step
 
-where loss_n is −log p_student(answer token n | what precedes it), or what `methods/distil/trainer.py` makes of it and
+where loss_n is −log p_student(answer token n | what precedes it), or what `methods/distil/row_loss.py` makes of it and
 the teacher's signal. What enters: token rows and a student. What leaves: the student, trained in place. Weights and
 optimiser are float32; the computation is bfloat16 where the device does that well.
 """
@@ -23,7 +23,7 @@ from easydistill.config.training import TrainerConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import ConfigError, ConfigIssue, DataError
-from easydistill.methods.distil.trainer import Distillation
+from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint, mark_whole, rotate, step_of

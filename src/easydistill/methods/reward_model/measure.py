@@ -17,7 +17,7 @@ import torch
 
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
-from easydistill.methods.dpo.trainer import PLAIN
+from easydistill.methods.dpo.measure import PLAIN
 
 MAX_BATCH_ROWS = 64
 BATCH_TOKENS = 16_384
