@@ -18,7 +18,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PairLoss, PreferenceConfig
-from easydistill.methods.dpo.measure import PairRow, measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch, train
 from easydistill.methods.shared.rollouts import LocalScores
 from easydistill.models.student import Student, build_student

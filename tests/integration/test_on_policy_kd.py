@@ -29,12 +29,12 @@ from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.methods.on_policy import trainer as on_policy
 from easydistill.methods.on_policy import trl_trainer as on_policy_trl
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.trainer import trim_vocabulary, trimmed_vocabulary
 from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.trainer import train as fine_tune
-from easydistill.methods.sft.trainer import with_adapters
+from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.restored import trim_vocabulary, trimmed_vocabulary
 from easydistill.methods.shared.rollouts import LocalScores, PromptOrder, PromptRow, assign, roll_out
 from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.models.logprobs import completion_logprobs

@@ -23,8 +23,8 @@ from easydistill.errors import DataError, TeacherError
 from easydistill.methods.policy import trl_trainer as policy_trl
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
 from easydistill.methods.policy.ppo_trl_trainer import ModelCritic, PpoTrainer, ValueHead
-from easydistill.methods.policy.trainer import PolicyRow
-from easydistill.methods.policy.trl_trainer import Explorer, PolicyWatch
+from easydistill.methods.policy.rows import PolicyRow
+from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.models.student import Student
 from easydistill.rewards import Rollout, WeightedRewards

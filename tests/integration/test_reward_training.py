@@ -22,10 +22,11 @@ from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError
-from easydistill.methods.dpo.stage import PairRows
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
-from easydistill.methods.reward_model.measure import RewardRow, score_rows
+from easydistill.methods.reward_model.measure import score_rows
+from easydistill.methods.reward_model.rows import RewardRow
 from easydistill.methods.reward_model.trl_trainer import ScoreTrainer, ScoreWatch, train
+from easydistill.methods.shared.pairs import PairRows
 from easydistill.models.scalar_head import set_padding, with_scalar_head
 from easydistill.models.student import Student, build_student
 from easydistill.rewards import RewardContext

@@ -12,8 +12,10 @@ import torch
 
 from easydistill.config.base import Unfit
 from easydistill.methods.policy import ppo
+from easydistill.methods.policy.alarms import Alarms, standard_error
 from easydistill.methods.policy.config import GrpoConfig, PolicyTrainingConfig, PpoConfig, check_rounds
-from easydistill.methods.policy.trainer import Alarms, GroupOrder, standard_error, zero_variance
+from easydistill.methods.policy.measure import zero_variance
+from easydistill.methods.policy.rows import GroupOrder
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
 

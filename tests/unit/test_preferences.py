@@ -17,8 +17,7 @@ from easydistill.data.preferences import Preference, read_preferences, write_pai
 from easydistill.data.records import Message, Rejection, split_heldout
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.measure import PairRow
-from easydistill.methods.dpo.stage import check_thoughts, render_pairs
+from easydistill.methods.dpo.rows import PairRow, check_thoughts, render_pairs
 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}

@@ -20,7 +20,6 @@ from easydistill.data.preferences import Preference
 from easydistill.errors import ConfigError, ModelError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.measure import (
-    RewardRow,
     RowScore,
     best_of_n,
     describe,
@@ -29,7 +28,8 @@ from easydistill.methods.reward_model.measure import (
     pearson,
     spearman,
 )
-from easydistill.methods.reward_model.stage import NOTES, tokenise
+from easydistill.methods.reward_model.rows import RewardRow, tokenise
+from easydistill.methods.reward_model.stage import NOTES
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.loading import load_model
 from easydistill.models.scalar_head import head_name, scalar_issues, set_padding, with_scalar_head

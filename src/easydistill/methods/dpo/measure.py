@@ -13,37 +13,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from easydistill.engine.interrupt import StopSignal
+from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.shared.rollouts import LocalScores
 
 SCORED_TOGETHER = 32
-PLAIN = "pairs"
-"""Name of the gap of pairs that bring none."""
-
-
-@dataclass(frozen=True)
-class PairRow:
-    """A tokenised pair. Answers include their end token."""
-
-    id: str
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    beta: float | None = None
-    gap: str = PLAIN
-    """Which kind of pair it is; figures are told apart by it."""
-    cut: bool = False
-    """Whether one of its answers was too long and lost its end."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer of its two sequences."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
-
-    @property
-    def sides(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
-        """(token ids, where the answer starts) of both sequences, the chosen one first."""
-        start = len(self.prompt)
-        return (self.prompt + self.chosen, start), (self.prompt + self.rejected, start)
 
 
 @dataclass(frozen=True)

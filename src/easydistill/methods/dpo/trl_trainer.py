@@ -27,12 +27,13 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.measure import PairRow
+from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.sft.batching import epoch_sampler
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, adapters, outcome_of
+from easydistill.methods.shared.adapters import adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values
 from easydistill.methods.shared.trl_parts import QuietTrainer
+from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 
@@ -87,7 +88,7 @@ def train(
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trained_tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
-    outcome = outcome_of(trainer.state, trainer.model, trained_tokens, resume)
+    outcome = training_outcome(trainer.state, trainer.model, trained_tokens, resume)
     # TRL patches a forward of its own onto the instance; whoever gets the model next expects logits from it.
     student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
     student.model.__dict__.pop("forward", None)

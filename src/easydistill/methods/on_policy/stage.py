@@ -26,8 +26,8 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.methods.sft.trainer import TrainingOutcome
     from easydistill.methods.shared.rollouts import PromptRow, TeacherScores
+    from easydistill.methods.shared.watch import TrainingOutcome
 
 
 class OnPolicyStage(TrainStage):
@@ -84,7 +84,7 @@ class OnPolicyStage(TrainStage):
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
-        from easydistill.methods.on_policy.trainer import trimmed_vocabulary
+        from easydistill.methods.shared.restored import trimmed_vocabulary
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
 
@@ -193,7 +193,7 @@ class OnPolicyStage(TrainStage):
         Raises:
             ConfigError: its tokens are others.
         """
-        from easydistill.methods.on_policy.trainer import trim_vocabulary
+        from easydistill.methods.shared.restored import trim_vocabulary
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer, same_vocabulary
 
         reference = self._models.teacher

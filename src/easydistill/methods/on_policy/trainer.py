@@ -18,11 +18,10 @@ Shapes: N tokens.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -38,9 +37,10 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.sft.trainer import TrainingOutcome, count_parameters, with_adapters
+from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import check_head, training_arguments, uses_bf16
+from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
     PromptOrder,
     PromptRow,
@@ -53,56 +53,12 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
+from easydistill.methods.shared.watch import TrainingOutcome, count_parameters
 from easydistill.models.loading import device
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 
 STATE = "state.pt"
-
-
-# --- the vocabulary that both share -----------------------------------------------------------------------------
-
-
-def trim_vocabulary(model: Any, size: int) -> None:
-    """Drop rows behind the tokenizer's last token: padding that differs between models of one family."""
-    if model.get_input_embeddings().weight.shape[0] > size:
-        model.resize_token_embeddings(size, mean_resizing=False)
-
-
-@contextlib.contextmanager
-def trimmed_vocabulary(model: Any, size: int) -> Iterator[None]:
-    """Train without padding rows, and put them back as they were."""
-    rows = [values.detach()[size:].clone() for values in _by_token(model)]
-    total = model.get_input_embeddings().weight.shape[0]
-    trim_vocabulary(model, size)
-    yield
-    if total > size:
-        model.resize_token_embeddings(total, mean_resizing=False)
-        with torch.no_grad():
-            for values, kept in zip(_by_token(model), rows, strict=True):
-                values[size:] = kept.to(values)
-
-
-def _by_token(model: Any) -> list[Tensor]:
-    """A model's parameters with a row for each token of the vocabulary."""
-    head = model.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-    return [model.get_input_embeddings().weight, head.weight, *([] if bias is None else [bias])]
-
-
-@contextlib.contextmanager
-def kept_settings(model: Any) -> Iterator[None]:
-    """Put back what trainers change about a model: TRL its padding token, gradient checkpointing its cache."""
-    places = [
-        (model.config.get_text_config(), ("pad_token_id", "use_cache")),
-        (model.generation_config, ("pad_token_id",)),
-    ]
-    before = [(place, name, getattr(place, name, None)) for place, names in places for name in names]
-    yield
-    for place, name, value in before:
-        setattr(place, name, value)
-    if getattr(model, "is_gradient_checkpointing", False):
-        model.gradient_checkpointing_disable()
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------

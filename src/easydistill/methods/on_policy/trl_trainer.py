@@ -27,11 +27,11 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
+from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, check_head
+from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
     PromptOrder,
     PromptRow,
@@ -43,6 +43,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
 )
 from easydistill.methods.shared.trl_parts import WritingTrainer
+from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
 from easydistill.models.logprobs import realised_logprobs
@@ -85,7 +86,7 @@ def train(
         trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    outcome = outcome_of(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
+    outcome = training_outcome(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
     if config.lora is not None:
         student.model = model.merge_and_unload()
     student.model.eval()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from easydistill.config.training import TrainerConfig
 from easydistill.methods.policy import ppo
 from easydistill.methods.policy.config import PpoConfig
-from easydistill.methods.policy.trl_trainer import Explorer, PolicyTrainer, PolicyWatch
+from easydistill.methods.policy.trl_trainer import PolicyTrainer
+from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.models.head import body_of
 from easydistill.models.student import Student
 

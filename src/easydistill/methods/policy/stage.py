@@ -35,8 +35,8 @@ from easydistill.rewards._section import RewardsConfig
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
-    from easydistill.methods.policy.trainer import PolicyRow
-    from easydistill.methods.policy.trl_trainer import Explorer
+    from easydistill.methods.policy.rows import PolicyRow
+    from easydistill.methods.policy.watch import Explorer
     from easydistill.rewards import Reward
 
 ANSWER = "answer"
@@ -166,7 +166,7 @@ class PolicyStage(TrainStage):
         return rows, unfit
 
     def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
-        from easydistill.methods.policy.trainer import PolicyRow
+        from easydistill.methods.policy.rows import PolicyRow
 
         low, high = self._policy.pass_rate
         rate = as_float(sample.meta.get(PASS_RATE))
@@ -193,7 +193,7 @@ class PolicyStage(TrainStage):
         opened: ExitStack,
     ) -> Explorer:
         """Rows and rewards; what is opened closes with the stack."""
-        from easydistill.methods.policy.trl_trainer import Explorer
+        from easydistill.methods.policy.watch import Explorer
 
         judge = None
         if self._judge is not None:

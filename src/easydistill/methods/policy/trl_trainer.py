@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,33 +18,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback
 
 from easydistill.config.training import TrainerConfig
-from easydistill.contracts.reward import Reward
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, MissingExtra, TeacherError
-from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig
-from easydistill.methods.policy.trainer import (
-    Alarms,
-    GroupOrder,
-    PolicyRow,
-    measure,
-    rollout_of,
-    without_zero_abstentions,
-    zero_variance,
-)
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
-from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, step_of
+from easydistill.methods.policy.measure import measure, zero_variance
+from easydistill.methods.policy.rows import GroupOrder, rollout_of
+from easydistill.methods.policy.watch import Explorer, PolicyWatch
+from easydistill.methods.shared.adapters import with_adapters
+from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values
+from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.trl_parts import WritingTrainer
+from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
-from easydistill.rewards import RewardScores, WeightedRewards
+from easydistill.rewards import RewardScores
 
 try:
     with warnings.catch_warnings():
@@ -57,45 +49,10 @@ try:
 except ImportError:
     raise MissingExtra("trl", "Training by rewards") from None
 
-_KEPT = {
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "entropy": "entropy",
-    "kl": "kl",
-    "clip_ratio/low_mean": "clipped_low",
-    "clip_ratio/high_mean": "clipped_high",
-    "completions/mean_length": "length",
-    "completions/max_length": "length_max",
-    "completions/mean_terminated_length": "length_of_ended",
-}
-"""TRL's figures of a step that are logged, and as what."""
 HELDOUT = "heldout.jsonl"
 """Journal of held-out figures, beside the checkpoints."""
-ALARMS = "alarms.json"
-"""What was noticed until a checkpoint, inside it."""
-_CUT_OFF = "completions/clipped_ratio"
 _OF_TOKENS = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 """TRL's figures of a micro-batch that are means over the tokens which count."""
-
-
-class Explorer:
-    """What training by rewards is given beside the model: rows, rewards, and what is measured."""
-
-    def __init__(
-        self,
-        rows: Sequence[PolicyRow],
-        heldout: Sequence[PolicyRow],
-        rewards: WeightedRewards,
-        verify: Reward | None,
-    ) -> None:
-        """
-        Args:
-            verify: tells right answers (1) from wrong ones (0), for the held-out measurement; None where nothing can.
-        """
-        self.rows, self.heldout, self.rewards, self.verify = rows, heldout, rewards, verify
-        self.measured: dict[int, dict[str, Any]] = {}
-        """Held-out figures, by step."""
-        self.alarms = Alarms()
 
 
 def train(
@@ -145,7 +102,7 @@ def train(
         if not stop.requested:
             watch.measure_now(trainer.state.global_step)
         trainer.finish()
-    outcome = outcome_of(trainer.state, trainer.model, int(trainer.state.num_input_tokens_seen), resume)
+    outcome = training_outcome(trainer.state, trainer.model, int(trainer.state.num_input_tokens_seen), resume)
     student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
     # TRL patches a forward of its own onto the instance; whoever gets the model next expects logits from it.
     student.model.__dict__.pop("forward", None)
@@ -195,100 +152,6 @@ def arguments(config: TrainerConfig, policy: PolicyConfig, checkpoints: Path) ->
         made.steps_per_generation //= 2
         made.generation_batch_size //= 2
     return made
-
-
-class PolicyWatch(Watch):
-    """Also tells what is explored and how good it is, measures on held-out prompts, and stops between rounds alone."""
-
-    def __init__(
-        self,
-        reporter: Reporter,
-        stop: StopSignal,
-        config: TrainerConfig,
-        policy: PolicyConfig,
-        explorer: Explorer,
-        journal: Journal,
-    ) -> None:
-        super().__init__(reporter, stop, config)
-        self._policy, self._explorer, self._journal = policy, explorer, journal
-        self.trainer: PolicyTrainer | None = None
-        self.rewards: list[dict[str, float]] = []
-        """Means of each reward, and what else is told of a round."""
-        self.figures: dict[str, list[float]] = {}
-        """What else is to be told, since the last entry."""
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if state.global_step == 0 or self._due(state.global_step):
-            self.measure_now(state.global_step)
-
-    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer is not None:
-            self.trainer.step_critic()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        between = state.global_step % self._policy.steps_per_round == 0
-        # A run that is to stop here measures when it goes on.
-        if self._due(state.global_step) and not (between and self._stop.requested):
-            self.measure_now(state.global_step)
-        wanted, self._stop = self._stop, self._stop if between else StopSignal()
-        try:
-            return super().on_step_end(args, state, control, **kwargs)
-        finally:
-            self._stop = wanted
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        super().on_log(args, state, control, logs, **kwargs)
-        if not logs or "loss" not in logs:
-            return
-        found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if logs.get(theirs) is not None}
-        if logs.get(_CUT_OFF) is not None:
-            found["ended"] = 1 - logs[_CUT_OFF]
-        for source in (self.rewards, [{name: value} for name, all_ in self.figures.items() for value in all_]):
-            for name in sorted({name for entry in source for name in entry}):
-                values = [entry[name] for entry in source if name in entry]
-                found.setdefault(name, sum(values) / len(values))
-        self.rewards, self.figures = [], {}
-        # Of a round in which every answer abstained there is no mean.
-        found = {name: value for name, value in without_zero_abstentions(found).items() if math.isfinite(value)}
-        self._reporter.metric("policy", step=state.global_step, **found)
-        self._warn(self._explorer.alarms.step(state.global_step, found))
-
-    def _due(self, step: int) -> bool:
-        """Whether a round ends here in which a measurement falls: from there a run whose judge fails can go on."""
-        every, length = self._policy.eval_steps, self._policy.steps_per_round
-        return every > 0 and step % length == 0 and step % every < length
-
-    def measure_now(self, step: int) -> None:
-        """Let the policy answer the held-out prompts, unless it just has."""
-        if not self._explorer.heldout or self.trainer is None or step in self._explorer.measured:
-            return
-        figures = self.trainer.measure()
-        self._journal.append({"key": str(step), "figures": figures})
-        self._explorer.measured[step] = figures
-        self._reporter.metric("heldout", step=step, **figures)
-        self._warn(self._explorer.alarms.heldout(step, figures))
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (checkpoint / ALARMS).write_text(json.dumps(self._explorer.alarms.state()), encoding="utf-8")
-        super().on_save(args, state, control, **kwargs)
-
-    def recall(self, checkpoint: Path | None) -> None:
-        """Take up what was noticed and measured until the checkpoint that training goes on from."""
-        if checkpoint is None:
-            return
-        alarms = self._explorer.alarms
-        alarms.restore(json.loads((checkpoint / ALARMS).read_text(encoding="utf-8")))
-        for step in sorted(map(int, self._journal)):
-            if step <= step_of(checkpoint):
-                self._explorer.measured[step] = self._journal.get(str(step))["figures"]
-                alarms.heldout(step, self._explorer.measured[step])
-
-    def _warn(self, told: Sequence[str]) -> None:
-        for sentence in told:
-            self._reporter.say(f"  warning: {sentence}")
 
 
 def _named(name: str) -> Any:

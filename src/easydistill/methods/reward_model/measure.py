@@ -17,40 +17,11 @@ import torch
 
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
-from easydistill.methods.dpo.measure import PLAIN
+from easydistill.methods.reward_model.rows import RewardRow
 
 MAX_BATCH_ROWS = 64
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are scored at once."""
-
-
-@dataclass(frozen=True)
-class RewardRow:
-    """Two chats that differ in their last message, tokenised."""
-
-    id: str
-    prompt: str
-    """Hash of the prompt: rows with the same one have answers to compare."""
-    chosen: list[int]
-    rejected: list[int]
-    prompt_tokens: int
-    """Tokens of the prompt, which both begin with."""
-    margin: float = 0.0
-    """How far apart the scores should be, in log-odds."""
-    truth: tuple[float, float] | None = None
-    """How good the two answers are known to be."""
-    gap: str = PLAIN
-    """Which kind of pair it is; figures are told apart by it."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer of its two chats."""
-        return max(len(self.chosen), len(self.rejected))
-
-    @property
-    def answer_tokens(self) -> tuple[int, int]:
-        """Tokens of the two answers, with what the template writes after them."""
-        return len(self.chosen) - self.prompt_tokens, len(self.rejected) - self.prompt_tokens
 
 
 @dataclass(frozen=True)

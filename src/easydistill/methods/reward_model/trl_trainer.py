@@ -22,12 +22,12 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue, DataError, MissingExtra
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
-from easydistill.methods.reward_model.measure import RewardRow
+from easydistill.methods.reward_model.rows import RewardRow
 from easydistill.methods.sft.batching import epoch_sampler
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values
 from easydistill.methods.shared.trl_parts import QuietTrainer
+from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
 from easydistill.models.loading import device
 from easydistill.models.scalar_head import head_name
 from easydistill.models.student import Student
@@ -76,7 +76,7 @@ def train(
         trainer = ScoreTrainer(student, rows, config, reward, checkpoints, watch)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    outcome = outcome_of(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
+    outcome = training_outcome(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
     # Accelerate leaves a forward in bfloat16 on the instance; whoever scores next decides on that anew.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     student.model = model.merge_and_unload() if config.lora is not None else model

@@ -16,7 +16,7 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
-    from easydistill.methods.sft.trainer import TrainingOutcome
+    from easydistill.methods.shared.watch import TrainingOutcome
 
 
 MODEL = "model"

@@ -1,17 +1,11 @@
-"""What PPO and GRPO share beside TRL: rows, their order, held-out measurements, alarms."""
+"""Signs that training by rewards goes wrong, noticed from the figures that are logged anyway."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
-
-from easydistill.contracts.reward import Rollout
-from easydistill.data.records import Message
-from easydistill.methods.shared.rollouts import PromptOrder, Written, repetition
-from easydistill.rewards import RewardScores
 
 ENTROPY_LEFT = 0.1
 """Share of the first steps' entropy below which the policy has collapsed."""
@@ -21,94 +15,11 @@ CUT_OFF = 0.5
 """Share of answers that are cut off above which the limit decides, not the policy."""
 ABSTAINED = 0.5
 """Share of answers that no reward has judged above which most of a step teaches nothing."""
-_SAME = 1e-8
-"""Rewards that differ by no more are equal, as TRL has it."""
-
-
-@dataclass(frozen=True)
-class PolicyRow:
-    """A prompt to explore."""
-
-    id: str
-    prompt: list[int]
-    """As token ids, the generation prompt included."""
-    messages: tuple[Message, ...]
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """The row's other fields, such as `answer`, for rewards."""
-
-
-class GroupOrder(PromptOrder):
-    """As `PromptOrder`, each prompt `group` times in a row.
-
-    Args:
-        rows: prompts there are.
-        prompts: prompts of a round of generation.
-        repeats: micro-batches that a round serves, which TRL reads the round again for.
-    """
-
-    def __init__(self, rows: int, prompts: int, group: int, seed: int, repeats: int) -> None:
-        super().__init__(rows, prompts, seed, repeats)
-        self._group = group
-
-    def __len__(self) -> int:
-        return super().__len__() * self._group
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([index for index in super().__iter__() for _ in range(self._group)])
-
-
-def rollout_of(row: PolicyRow, completion: Sequence[int], text: str, ended: bool) -> Rollout:
-    """An answer as rewards see it."""
-    return Rollout(row.messages, text, tuple(row.prompt), tuple(completion), ended, row.meta)
-
-
-def zero_variance(rewards: Sequence[float], group: int) -> float:
-    """Share of groups from which nothing is learned: those that are judged are worth the same, or fewer than two are.
-
-    Args:
-        rewards: group by group; NaN where nobody knows.
-        group: answers of a group.
-    """
-    alike = 0
-    for at in range(0, len(rewards), group):
-        known = [reward for reward in rewards[at : at + group] if not math.isnan(reward)]
-        alike += not known or max(known) - min(known) <= _SAME
-    return alike / max(1, len(rewards) // group)
-
-
-# --- held-out measurements ---------------------------------------------------------------------------------------
-
-
-def measure(written: Sequence[Written], scored: RewardScores, verified: Sequence[float | None]) -> dict[str, Any]:
-    """Figures of answers to held-out prompts.
-
-    Args:
-        verified: 1 for a right final answer, 0 for another, None where it is not known.
-    """
-    known = [value for value in verified if value is not None]
-    found: dict[str, Any] = {
-        **without_zero_abstentions(scored.summary()),
-        "length": fmean(len(item.completion) for item in written),
-        "ended": fmean(item.ended for item in written),
-        "repetition": fmean(repetition(item.completion) for item in written),
-    }
-    if known:
-        found["verified_accuracy"] = fmean(known)
-        found["verified"] = len(known)
-    return found
-
-
-def without_zero_abstentions(figures: Mapping[str, float]) -> dict[str, float]:
-    """Who abstained is told where anybody did."""
-    return {name: value for name, value in figures.items() if value or not name.endswith("/abstained")}
 
 
 def standard_error(share: float, count: int) -> float:
     """Of a share of `count` independent answers, at least that of half an answer."""
     return max(math.sqrt(share * (1 - share) / count), 0.5 / count)
-
-
-# --- alarms ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
