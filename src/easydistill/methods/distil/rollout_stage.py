@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.answers import JOURNAL, answer_all, outcome_of, worth_another_try
+from easydistill.asking.answers import JOURNAL, answer_all, journalled_outcome, worth_another_try
 from easydistill.asking.label import labelled_or_rejected
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
@@ -74,7 +74,9 @@ class RolloutStage:
                 context.stop.raise_if_requested()
                 found = [
                     labelled_or_rejected(
-                        Sample(f"{sample.id}{SUFFIX}", sample.prompt), outcome_of(journal, keys[sample.id]), self.name
+                        Sample(f"{sample.id}{SUFFIX}", sample.prompt),
+                        journalled_outcome(journal, keys[sample.id]),
+                        self.name,
                     )
                     for sample in samples
                 ]
