@@ -1,7 +1,7 @@
 """ROUGE-L of the student's answer against the teacher's: the F1 of their longest common subsequence (Lin, 2004).
 
-Words are compared case-insensitively; scripts that are written without spaces (Chinese, Japanese, Thai …) are
-compared character by character.
+Words are compared case-insensitively; scripts written without spaces (Chinese, Japanese, Thai …) are compared character
+by character.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """The units that are compared."""
+    """The words and characters to compare."""
     return _TOKEN.findall(text.lower())
 
 
 def common_subsequence(first: list[str], second: list[str]) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyrö, 2004): one big-integer step a word."""
+    """Length of the longest common subsequence, bit-parallel (Hyyrö, 2004): one big-integer step per word."""
     positions: dict[str, int] = {}
     for index, word in enumerate(first):
         positions[word] = positions.get(word, 0) | (1 << index)
