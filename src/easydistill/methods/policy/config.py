@@ -160,8 +160,8 @@ def check_rounds(policy: PolicyConfig, training: TrainerConfig) -> None:
     if answers % policy.num_generations:
         raise Unfit(
             f"a round has {answers} answers (per_device_train_batch_size × gradient_accumulation_steps × "
-            f"steps_per_rollout), which is not a multiple of policy.num_generations ({policy.num_generations})",
-            "change one of these sizes so that whole groups fit",
+            f"steps_per_rollout), which cannot be divided into whole groups of {policy.num_generations}",
+            "make it a multiple of policy.num_generations",
         )
     if policy.max_new_tokens >= training.max_length:
         raise Unfit(

@@ -10,10 +10,10 @@ from easydistill.errors import ConfigError, ConfigIssue
 
 
 def with_adapters(model: Any, config: TrainerConfig) -> Any:
-    """`model` with new low-rank adapters, drawn from the seed, where the config asks for them; else as it is.
+    """`model` with new low-rank adapters, initialised from the seed; without `training.lora`, `model` itself.
 
     Raises:
-        ConfigError: the output layer is to have adapters.
+        ConfigError: the output layer would get adapters.
     """
     wanted = adapters(model, config)
     if wanted is None:
@@ -30,10 +30,10 @@ def with_adapters(model: Any, config: TrainerConfig) -> Any:
 
 
 def adapters(model: Any, config: TrainerConfig) -> Any:
-    """What PEFT is told of the adapters that the config asks for; None where it asks for none.
+    """PEFT's config of the adapters; None without `training.lora`.
 
     Raises:
-        ConfigError: the output layer is to have adapters.
+        ConfigError: the output layer would get adapters.
     """
     if config.lora is None:
         return None
@@ -50,9 +50,9 @@ def adapters(model: Any, config: TrainerConfig) -> Any:
 
 
 def _check_targets(model: Any, targets: Sequence[str]) -> None:
-    """Make sure that no adapter goes on the output layer, or on embeddings whose weights that shares.
+    """Refuse adapters on the output layer, and on embeddings that share its weight.
 
-    Losses multiply with the layer's weight, slice by slice, and go round its forward: adapters would stay untrained.
+    Losses multiply with that weight slice by slice and bypass the layer's forward, so adapters would stay untrained.
     """
     if targets == "all-linear":
         return

@@ -1,4 +1,4 @@
-"""What the methods that train on pairs of answers share: where pairs come from, and their stage."""
+"""Shared by DPO and reward models: where pairs of answers come from, and the base of their stages."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_identity
 
 GAP = "gap"
-"""Field of a pair that tells its kind."""
+"""Field of a pair that names its kind."""
 PLAIN = "pairs"
-"""Name of the gap of pairs that bring none."""
+"""Kind of the pairs that do not name one."""
 
 
 @dataclass(frozen=True)
 class PairRows:
-    """Pairs of a file, or of an earlier stage, and which are held out. Pairs of one prompt stay on one side."""
+    """Pairs from a file or an earlier stage, and their held-out split. Pairs of one prompt stay on the same side."""
 
     dataset: PairsConfig | DatasetConfig
     evaluation: HeldoutConfig
     stage: str | None = None
-    """The stage that makes them; by default they are those of `dataset.labeled_path`."""
+    """The stage that makes the pairs; by default they are read from `dataset.labeled_path`."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class PairRows:
         return Path(self.dataset.labeled_path)
 
     def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the file."""
+        """Problems with the file."""
         return [] if self.stage is not None else missing_file("dataset.labeled_path", str(self._path))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -61,10 +61,10 @@ class PairRows:
         }
 
     def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
-        """(pairs to train on, held-out pairs, rows of the file that are no pairs).
+        """(training pairs, held-out pairs, rows of the file that are not pairs).
 
         Args:
-            context: of a stage that has `inputs` among its own; not needed where pairs are in a file.
+            context: of a stage with these `inputs`; not needed if the pairs are in a file.
         """
         if self.stage is None:
             pairs, rejected = read_preferences(self._path, limit=self.dataset.max_samples)
@@ -77,12 +77,14 @@ class PairRows:
 
 @dataclass(frozen=True)
 class RowsBesidePairs(LabelledRows):
-    """Rows that a synthesis stage made beside its pairs, to fine-tune on before. Those of held-out pairs' prompts are
-    held out too, so that neither training sees what is measured on."""
+    """Rows that a synthesis stage made beside its pairs, for fine-tuning first.
+
+    Rows whose prompts are in held-out pairs are held out too, so that neither training sees the evaluation data.
+    """
 
     pairs: PairRows
     kind: str
-    """Their name among the kinds of rows that the operator makes."""
+    """Their name among the operator's kinds of rows."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ class RowsBesidePairs(LabelledRows):
 
 
 class PairStage:
-    """What stages that train on pairs share."""
+    """Base of the stages that train on pairs."""
 
     offers: tuple[str, ...] = ("student",)
     classifies = False

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def trim_vocabulary(model: Any, size: int) -> None:
-    """Drop rows behind the tokenizer's last token: padding that differs between models of one family."""
+    """Drop the rows after the tokenizer's last token: padding, which differs between models of one family."""
     if model.get_input_embeddings().weight.shape[0] > size:
         model.resize_token_embeddings(size, mean_resizing=False)
 
 
 @contextlib.contextmanager
 def trimmed_vocabulary(model: Any, size: int) -> Iterator[None]:
-    """Train without padding rows, and put them back as they were."""
+    """Train without the padding rows, and restore them unchanged afterwards."""
     rows = [values.detach()[size:].clone() for values in _by_token(model)]
     total = model.get_input_embeddings().weight.shape[0]
     trim_vocabulary(model, size)
@@ -31,7 +31,7 @@ def trimmed_vocabulary(model: Any, size: int) -> Iterator[None]:
 
 
 def _by_token(model: Any) -> list[Tensor]:
-    """A model's parameters with a row for each token of the vocabulary."""
+    """The parameters that have one row per vocabulary entry."""
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
     return [model.get_input_embeddings().weight, head.weight, *([] if bias is None else [bias])]
@@ -39,7 +39,7 @@ def _by_token(model: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def kept_settings(model: Any) -> Iterator[None]:
-    """Put back what trainers change about a model: TRL its padding token, gradient checkpointing its cache."""
+    """Restore the settings that trainers change: TRL the padding token, gradient checkpointing the cache."""
     places = [
         (model.config.get_text_config(), ("pad_token_id", "use_cache")),
         (model.generation_config, ("pad_token_id",)),

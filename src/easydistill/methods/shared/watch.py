@@ -1,4 +1,4 @@
-"""What every training on transformers' Trainer reports: progress, metrics, checkpoints, and its outcome."""
+"""Progress, metrics, checkpoints and outcome of every training on transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class TrainingOutcome:
 
 
 def training_outcome(state: TrainerState, model: Any, trained_tokens: int, resume: Path | None) -> TrainingOutcome:
-    """Figures of a training by transformers' Trainer or one made of it.
+    """The outcome of a training with transformers' Trainer or a subclass.
 
     Args:
-        model: as it was trained, its adapters not merged yet.
-        resume: the checkpoint that it went on from.
+        model: the trained model, its adapters not merged yet.
+        resume: the checkpoint that training resumed from.
     """
     parameters, trainable = count_parameters(model)
     return TrainingOutcome(
@@ -51,21 +51,21 @@ def training_outcome(state: TrainerState, model: Any, trained_tokens: int, resum
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """How many parameters a model has, and how many of them are trained."""
+    """(all, trained) parameters of a model."""
     sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 class AllStepsDone(Exception):
-    """The checkpoint that training goes on from is its end: weights and state are loaded, and nothing is left to do.
+    """Training resumed from the checkpoint of its last step: weights and state are loaded, nothing is left to do.
 
-    transformers' Trainer looks for the end after a step, so it would take one too many where the last step is in the
-    middle of an epoch.
+    transformers' Trainer checks for the end after a step, so it would take one step too many if the last step is in
+    the middle of an epoch.
     """
 
 
 class Watch(TrainerCallback):
-    """Progress, metrics, whole checkpoints, and the user's wish to stop."""
+    """Reports progress and metrics, marks checkpoints as complete, and stops when requested."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Watch(TrainerCallback):
         return self
 
     def task(self, label: str, total: int, done: int) -> contextlib.AbstractContextManager[Task]:
-        """Progress of what comes before the first step."""
+        """Progress of work before the first step."""
         return self._reporter.task(label, total, done=done, unit="rows")
 
     def __exit__(self, *exception: Any) -> None:
@@ -123,10 +123,10 @@ class Watch(TrainerCallback):
             )
         norm = logs.get("grad_norm")
         if norm is not None and not math.isfinite(norm):
-            # Clipping by it has made nothing, or nonsense, of the gradient.
+            # Clipping by this norm has zeroed or corrupted the gradient.
             raise DataError(
                 f"the norm of the gradient is {norm} at step {state.global_step}\n"
-                "    → lower training.learning_rate or whatever multiplies the loss, or set training.bf16=false"
+                "    → lower training.learning_rate or the weights of the loss, or set training.bf16=false"
             )
         self.last_loss = loss
         step, at = self._step_at
