@@ -148,7 +148,7 @@ def test_a_loss_that_sorts_a_batch_needs_one_beta(tiny_whole: Path, tmp_path: Pa
     trainer_of(tmp_path / "same", tiny_whole, pairs(2), loss)
     own = [replace(row, beta=0.1 if number else None) for number, row in enumerate(pairs(2))]
     trainer_of(tmp_path / "own", tiny_whole, own, loss)
-    with pytest.raises(DataError, match=f"{kind} sorts the answers of a batch, and the pairs have different β"):
+    with pytest.raises(DataError, match=f"{kind} sorts the answers of a batch, but the pairs have different β"):
         trainer_of(tmp_path / "different", tiny_whole, pairs(2, betas=True), loss)
 
 

@@ -1,4 +1,4 @@
-"""Rollout: the untrained student answers the training prompts itself, for losses that learn from its own answers."""
+"""Rollout: the untrained student answers the training prompts, for losses that learn from the student's own answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from easydistill.models.student import build_student, student_identity
 
 
 class RolloutStage:
-    """The student's answers to the training prompts, before it is trained."""
+    """The untrained student's answers to the training prompts."""
 
     name = "rollout"
     offers: tuple[str, ...] = ()

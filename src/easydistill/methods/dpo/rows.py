@@ -26,18 +26,18 @@ class PairRow:
     rejected: list[int]
     beta: float | None = None
     gap: str = PLAIN
-    """Which kind of pair it is; figures are told apart by it."""
+    """Kind of the pair; figures are grouped by it."""
     cut: bool = False
-    """Whether one of its answers was too long and lost its end."""
+    """Whether one of its answers was truncated."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer of its two sequences."""
+        """Length of the longer sequence, in tokens."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
     @property
     def sides(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
-        """(token ids, where the answer starts) of both sequences, the chosen one first."""
+        """(token ids, start of the answer) of both sequences, the chosen one first."""
         start = len(self.prompt)
         return (self.prompt + self.chosen, start), (self.prompt + self.rejected, start)
 
@@ -45,8 +45,10 @@ class PairRow:
 def render_pairs(
     renderer: ChatRenderer, pairs: Sequence[Preference], max_length: int, stage: str
 ) -> tuple[list[PairRow], list[Rejection]]:
-    """Tokenise pairs; those that the template refuses, or of whose answers or difference nothing is left, are
-    rejected."""
+    """Tokenise pairs.
+
+    Rejected are pairs that the template refuses, and those whose answers are empty or equal within `max_length`.
+    """
     rows: list[PairRow] = []
     rejected: list[Rejection] = []
     for pair in pairs:
@@ -78,10 +80,10 @@ def render_pairs(
 
 
 def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
-    """Make sure that the template shows the separate thoughts of chosen answers, where there are any.
+    """Check that the template renders `reasoning_content` of chosen answers, if there is any.
 
     Raises:
-        DataError: it leaves them out.
+        DataError: the template leaves it out.
     """
     for pair in pairs:
         if not pair.chosen.get("reasoning_content"):
@@ -90,7 +92,7 @@ def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
         try:
             shown, bare = (renderer.text((*pair.prompt, answer), add_generation_prompt=False) for answer in answers)
         except DataError:
-            # Such pairs are rejected one by one.
+            # `render_pairs` rejects such pairs.
             continue
         if shown == bare:
             raise DataError(
@@ -101,7 +103,7 @@ def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
 
 
 def _final_span(mask: Sequence[bool]) -> tuple[int, int]:
-    """Where the last answer starts and ends: earlier turns of the assistant's are context here."""
+    """Start and end of the last answer; earlier turns of the assistant are context."""
     end = len(mask)
     while not mask[end - 1]:
         end -= 1

@@ -1,4 +1,4 @@
-"""Prefer: pairs of answers and a student in; the student, trained to tell them apart, out, with held-out figures."""
+"""Preference training: pairs of answers and a student in; the trained student and held-out figures out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DpoStage(PairStage):
-    """Training of the student on pairs, measured on held-out ones before and after."""
+    """Train the student on pairs; measure it on held-out pairs before and after."""
 
     _training: DpoTrainingConfig
 
@@ -41,9 +41,9 @@ class DpoStage(PairStage):
     ) -> None:
         """
         Args:
-            name: the stage's, where a job trains more than once.
-            start: an earlier train stage, whose student goes on learning; by default the student as it is made.
-            thoughts: whether the pairs' thoughts are what is learned: a template that leaves them out is refused.
+            name: the stage's name, for jobs that train more than once.
+            start: an earlier train stage whose student is trained further; by default a new student.
+            thoughts: whether chains of thought are to be learned: a template that leaves them out is refused.
         """
         super().__init__(rows, models, training, name)
         self._preference, self._start, self._thoughts = preference, start, thoughts
@@ -75,7 +75,7 @@ class DpoStage(PairStage):
             model = student.model.to(device()).eval()
             return score_pairs(LocalScores(model, pad, self._training.loss_chunk_bytes), held_rows, context.stop)
 
-        # The reference: the student as it starts.
+        # The reference is the untrained student.
         start = scores()
         outcome = train(
             student,

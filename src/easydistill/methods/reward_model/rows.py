@@ -1,4 +1,7 @@
-"""Pairs of whole chats, tokenised for a reward model."""
+"""Pairs of whole chats, tokenised for a reward model.
+
+A chat's tokens are what `apply_chat_template` gives for all of it, because that is what users of the model will pass.
+"""
 
 from __future__ import annotations
 
@@ -18,49 +21,49 @@ if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
 
 MARGIN = "margin"
-"""Field of a pair that tells how far apart its scores should be."""
+"""Field of a pair: by how much its scores should differ."""
 TRUTHS = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
-"""Fields of a pair that tell how good its answers are known to be; the latter are UltraFeedback's."""
+"""Fields of a pair with the known quality of its answers; the latter are UltraFeedback's."""
 LARGEST_MARGIN = 1e6
-"""Far beyond any difference of scores, and yet a number that the loss can take."""
+"""Far beyond any difference of scores, but still safe in the loss."""
 LARGEST_TRUTH = 1e30
-"""Of larger ones no mean can be taken."""
+"""Means of larger values could overflow."""
 TOO_LONG = "too_long"
 
 
 @dataclass(frozen=True)
 class RewardRow:
-    """Two chats that differ in their last message, tokenised."""
+    """Two tokenised chats that differ in their last message."""
 
     id: str
     prompt: str
-    """Hash of the prompt: rows with the same one have answers to compare."""
+    """Hash of the prompt: rows with the same prompt have comparable answers."""
     chosen: list[int]
     rejected: list[int]
     prompt_tokens: int
-    """Tokens of the prompt, which both begin with."""
+    """Length of the prompt that both chats begin with, in tokens."""
     margin: float = 0.0
-    """How far apart the scores should be, in log-odds."""
+    """By how much the scores should differ, in log-odds."""
     truth: tuple[float, float] | None = None
-    """How good the two answers are known to be."""
+    """Known quality of the two answers, chosen first."""
     gap: str = PLAIN
-    """Which kind of pair it is; figures are told apart by it."""
+    """Kind of the pair; figures are grouped by it."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer of its two chats."""
+        """Length of the longer chat, in tokens."""
         return max(len(self.chosen), len(self.rejected))
 
     @property
     def answer_tokens(self) -> tuple[int, int]:
-        """Tokens of the two answers, with what the template writes after them."""
+        """Lengths of the two answers in tokens, including what the template adds after them."""
         return len(self.chosen) - self.prompt_tokens, len(self.rejected) - self.prompt_tokens
 
 
 def tokenise(
     renderer: ChatRenderer, pairs: Sequence[Preference], max_length: int, stage: str, *, use_margin: bool
 ) -> tuple[list[RewardRow], list[Rejection]]:
-    """Tokenise pairs; those that the template refuses, that are too long, or whose margin is none, are rejected."""
+    """Tokenise pairs; those that the template refuses, that are too long, or whose margin is invalid are rejected."""
     rows: list[RewardRow] = []
     rejected: list[Rejection] = []
     for pair in pairs:
@@ -111,7 +114,7 @@ def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRo
 
 def _truth(pair: Preference) -> tuple[float, float] | None:
     for names in TRUTHS:
-        # Right and wrong are a truth too.
+        # true and false count as 1 and 0.
         chosen, rejected = (
             float(value) if isinstance(value, bool) else as_float(value, LARGEST_TRUTH)
             for value in map(pair.meta.get, names)

@@ -1,4 +1,4 @@
-"""Reward: pairs of answers and a student in; a reward model made of the student out, with held-out figures."""
+"""Reward model training: pairs of answers and a student in; a reward model and its held-out figures out."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ NOTES = {
     "shorter_accuracy": "no held-out pair has a shorter chosen answer",
     "length_pearson": "all lengths or all scores are the same",
     "length_spearman": "all lengths or all scores are the same",
-    "best_of_n_gain": "no held-out pair tells how good its answers are (chosen_score, rejected_score)",
+    "best_of_n_gain": "no held-out pair states the quality of its answers (chosen_score, rejected_score)",
 }
-"""Why a figure is not there."""
+"""Why a figure is missing."""
 
 
 class RewardStage(PairStage):
-    """Training of a reward model on pairs, measured on held-out ones before and after."""
+    """Train a reward model on pairs; measure it on held-out pairs before and after."""
 
     classifies = True
+    """The model scores texts and generates none."""
     _training: RewardTrainingConfig
-    """What it makes judges texts, and writes none."""
 
     def __init__(
         self, rows: PairRows, models: ModelsConfig, training: RewardTrainingConfig, reward: RewardModelConfig
@@ -65,7 +65,9 @@ class RewardStage(PairStage):
         rows, train_rejected = self._tokenise(renderer, train_pairs)
         held_rows, held_rejected = self._tokenise(renderer, heldout)
         if self._reward.use_margin and not any(row.margin for row in rows):
-            raise DataError("reward_model.use_margin: no pair has a `margin`\n    → turn it off, or give pairs theirs")
+            raise DataError(
+                "reward_model.use_margin: no pair has a `margin`\n    → turn it off, or give the pairs margins"
+            )
         pad = set_padding(student, {chat[-1] for row in (*rows, *held_rows) for chat in (row.chosen, row.rejected)})
 
         def scores(model: Any) -> Any:
@@ -85,7 +87,7 @@ class RewardStage(PairStage):
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         metrics: dict[str, Any] = {}
         if held_rows:
-            # What is measured is what is saved, its weights rounded to their number type.
+            # Measure what is saved: the weights are rounded to their dtype.
             after = scores(load_classifier(str(context.directory / MODEL), float32))
             metrics = {"before": measure(held_rows, before), "after": measure(held_rows, after)}
             missing = [name for name, value in metrics["after"].items() if value is None]
