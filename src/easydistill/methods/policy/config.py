@@ -165,6 +165,6 @@ def check_rounds(policy: PolicyConfig, training: TrainerConfig) -> None:
         )
     if policy.max_new_tokens >= training.max_length:
         raise Unfit(
-            f"answers of {policy.max_new_tokens} tokens leave no room for a prompt in max_length {training.max_length}",
+            f"answers of {policy.max_new_tokens} tokens leave no room for prompts in max_length {training.max_length}",
             "raise training.max_length, or lower policy.max_new_tokens",
         )

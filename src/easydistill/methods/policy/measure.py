@@ -11,15 +11,15 @@ from easydistill.methods.shared.rollouts import Written, repetition
 from easydistill.rewards import RewardScores
 
 _SAME = 1e-8
-"""Rewards that differ by no more are equal, as TRL has it."""
+"""Rewards that differ by no more than this are equal, as in TRL."""
 
 
 def zero_variance(rewards: Sequence[float], group: int) -> float:
-    """Share of groups from which nothing is learned: those that are judged are worth the same, or fewer than two are.
+    """Share of groups that teach nothing: all known rewards are equal, or fewer than two are known.
 
     Args:
-        rewards: group by group; NaN where nobody knows.
-        group: answers of a group.
+        rewards: group by group; NaN for answers without a reward.
+        group: answers per group.
     """
     alike = 0
     for at in range(0, len(rewards), group):
@@ -32,7 +32,7 @@ def measure(written: Sequence[Written], scored: RewardScores, verified: Sequence
     """Figures of answers to held-out prompts.
 
     Args:
-        verified: 1 for a right final answer, 0 for another, None where it is not known.
+        verified: 1 for a right final answer, 0 for a wrong one, None if unknown.
     """
     known = [value for value in verified if value is not None]
     found: dict[str, Any] = {
@@ -48,5 +48,5 @@ def measure(written: Sequence[Written], scored: RewardScores, verified: Sequence
 
 
 def without_zero_abstentions(figures: Mapping[str, float]) -> dict[str, float]:
-    """Who abstained is told where anybody did."""
+    """The figures without the abstention shares that are zero."""
     return {name: value for name, value in figures.items() if value or not name.endswith("/abstained")}

@@ -1,4 +1,4 @@
-"""The prompts of training by rewards, and the order in which they are taken."""
+"""The prompts of training by rewards, and their order."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class PolicyRow:
 
     id: str
     prompt: list[int]
-    """As token ids, the generation prompt included."""
+    """Token ids, including the generation prompt."""
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other fields, such as `answer`, for rewards."""
 
 
 class GroupOrder(PromptOrder):
-    """As `PromptOrder`, each prompt `group` times in a row.
+    """Like `PromptOrder`, with each prompt `group` times in a row.
 
     Args:
-        rows: prompts there are.
-        prompts: prompts of a round of generation.
-        repeats: micro-batches that a round serves, which TRL reads the round again for.
+        rows: number of prompts.
+        prompts: prompts per round of generation.
+        repeats: micro-batches per round; TRL reads the round again for each.
     """
 
     def __init__(self, rows: int, prompts: int, group: int, seed: int, repeats: int) -> None:
@@ -44,5 +44,5 @@ class GroupOrder(PromptOrder):
 
 
 def rollout_of(row: PolicyRow, completion: Sequence[int], text: str, ended: bool) -> Rollout:
-    """An answer as rewards see it."""
+    """An answer in the form that rewards take."""
     return Rollout(row.messages, text, tuple(row.prompt), tuple(completion), ended, row.meta)

@@ -1,4 +1,4 @@
-"""What training by rewards explores, and the callback that logs it, measures on held-out prompts and raises alarms."""
+"""The state of training by rewards, and the callback that logs it, measures held-out prompts and raises alarms."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _KEPT = {
     "completions/max_length": "length_max",
     "completions/mean_terminated_length": "length_of_ended",
 }
-"""TRL's figures of a step that are logged, and as what."""
+"""TRL's figures to log, and our names for them."""
 ALARMS = "alarms.json"
-"""What was noticed until a checkpoint, inside it."""
+"""The alarms until a checkpoint, in its directory."""
 _CUT_OFF = "completions/clipped_ratio"
 
 
 class Explorer:
-    """What training by rewards is given beside the model: rows, rewards, and what is measured."""
+    """Prompts, rewards, held-out measurements and alarms of one training."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Explorer:
     ) -> None:
         """
         Args:
-            verify: tells right answers (1) from wrong ones (0), for the held-out measurement; None where nothing can.
+            verify: verifies held-out answers, 1 for right and 0 for wrong; None if that is impossible.
         """
         self.rows, self.heldout, self.rewards, self.verify = rows, heldout, rewards, verify
         self.measured: dict[int, dict[str, Any]] = {}
@@ -64,7 +64,7 @@ class Explorer:
 
 
 class PolicyWatch(Watch):
-    """Also tells what is explored and how good it is, measures on held-out prompts, and stops between rounds alone."""
+    """Also logs rewards and exploration, measures on held-out prompts, and stops only between rounds."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class PolicyWatch(Watch):
         self._policy, self._explorer, self._journal = policy, explorer, journal
         self.trainer: PolicyTrainer | None = None
         self.rewards: list[dict[str, float]] = []
-        """Means of each reward, and what else is told of a round."""
+        """Means of each reward and other figures of a round, since the last entry."""
         self.figures: dict[str, list[float]] = {}
-        """What else is to be told, since the last entry."""
+        """Other figures since the last entry."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -93,15 +93,15 @@ class PolicyWatch(Watch):
             self.trainer.step_critic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        between = state.global_step % self._policy.steps_per_round == 0
-        # A run that is to stop here measures when it goes on.
-        if self._due(state.global_step) and not (between and self._stop.requested):
+        round_ends = state.global_step % self._policy.steps_per_round == 0
+        # A run that stops here measures when it resumes.
+        if self._due(state.global_step) and not (round_ends and self._stop.requested):
             self.measure_now(state.global_step)
-        wanted, self._stop = self._stop, self._stop if between else StopSignal()
+        requested, self._stop = self._stop, self._stop if round_ends else StopSignal()
         try:
             return super().on_step_end(args, state, control, **kwargs)
         finally:
-            self._stop = wanted
+            self._stop = requested
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         super().on_log(args, state, control, logs, **kwargs)
@@ -115,18 +115,21 @@ class PolicyWatch(Watch):
                 values = [entry[name] for entry in source if name in entry]
                 found.setdefault(name, sum(values) / len(values))
         self.rewards, self.figures = [], {}
-        # Of a round in which every answer abstained there is no mean.
+        # Means are not finite for a round without any reward.
         found = {name: value for name, value in without_zero_abstentions(found).items() if math.isfinite(value)}
         self._reporter.metric("policy", step=state.global_step, **found)
         self._warn(self._explorer.alarms.step(state.global_step, found))
 
     def _due(self, step: int) -> bool:
-        """Whether a round ends here in which a measurement falls: from there a run whose judge fails can go on."""
+        """Whether a round ends here that contains a multiple of `eval_steps`.
+
+        Measurements wait for the end of a round because a run whose judge fails can resume from there.
+        """
         every, length = self._policy.eval_steps, self._policy.steps_per_round
         return every > 0 and step % length == 0 and step % every < length
 
     def measure_now(self, step: int) -> None:
-        """Let the policy answer the held-out prompts, unless it just has."""
+        """Measure the policy on the held-out prompts, unless this step was measured already."""
         if not self._explorer.heldout or self.trainer is None or step in self._explorer.measured:
             return
         figures = self.trainer.measure()
@@ -142,7 +145,7 @@ class PolicyWatch(Watch):
         super().on_save(args, state, control, **kwargs)
 
     def recall(self, checkpoint: Path | None) -> None:
-        """Take up what was noticed and measured until the checkpoint that training goes on from."""
+        """Restore alarms and measurements up to the checkpoint that training resumes from."""
         if checkpoint is None:
             return
         alarms = self._explorer.alarms
@@ -152,6 +155,6 @@ class PolicyWatch(Watch):
                 self._explorer.measured[step] = self._journal.get(str(step))["figures"]
                 alarms.heldout(step, self._explorer.measured[step])
 
-    def _warn(self, told: Sequence[str]) -> None:
-        for sentence in told:
+    def _warn(self, sentences: Sequence[str]) -> None:
+        for sentence in sentences:
             self._reporter.say(f"  warning: {sentence}")

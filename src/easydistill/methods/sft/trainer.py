@@ -2,9 +2,9 @@
 
     loss = (1/N) Σ_n loss_n,   N = answer tokens of the optimiser step
 
-where loss_n is −log p_student(answer token n | what precedes it), or what `methods/distil/row_loss.py` makes of it and
-the teacher's signal. What enters: token rows and a student. What leaves: the student, trained in place. Weights and
-optimiser are float32; the computation is bfloat16 where the device does that well.
+where loss_n is −log p_student(answer token n | the tokens before it), or that combined with the teacher's signal
+(`methods/distil/row_loss.py`). In: token rows and a student. Out: the student, trained in place. Weights and
+optimiser are in float32; the computation is in bfloat16 on devices that are fast at it.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def train(
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
 
-    Goes on from the last whole checkpoint in `checkpoints`, with the same final weights as without a break. Returns
-    early, after a checkpoint, once `stop` is requested.
+    Resumes from the last complete checkpoint in `checkpoints`, with the same final weights as an uninterrupted run.
+    Returns early, after a checkpoint, once `stop` is requested.
 
     Args:
-        stage: whose steps these are in `metrics.jsonl`; the report draws the curve of `train`.
+        stage: name of the steps in `metrics.jsonl`; the report draws the curve of `train`.
 
     Raises:
-        DataError: there are no rows, or training gave a loss that is not finite.
+        DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
@@ -90,7 +90,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
-    # PEFT's merge calls nothing of forward, but whoever gets the model next expects logits from it.
+    # Merging does not call forward, but later users of the model expect logits.
     unfuse_loss(student.model)
     if config.lora is not None:
         student.model = model.merge_and_unload()
