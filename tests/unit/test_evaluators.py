@@ -60,7 +60,7 @@ def test_a_part_of_the_rows() -> None:
 
 
 def longest_common(first: list[str], second: list[str]) -> int:
-    """By trying everything."""
+    """By brute force."""
     for size in range(min(len(first), len(second)), 0, -1):
         pieces = set(itertools.combinations(first, size))
         if pieces & set(itertools.combinations(second, size)):
