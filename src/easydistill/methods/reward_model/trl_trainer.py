@@ -24,6 +24,7 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError, MissingExtra
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow
 from easydistill.methods.sft.batching import epoch_sampler
+from easydistill.methods.shared.adapters import lora_config
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values
 from easydistill.methods.shared.trl_parts import QuietTrainer
@@ -101,21 +102,12 @@ def adapters(model: Any, config: RewardTrainingConfig) -> Any:
     """
     if config.lora is None:
         return None
-    import peft
-
     head = head_name(model)
     if head in config.lora.target_modules:
         problem = f"{head} is the reward model's head, which is trained fully"
         mend = f'remove "{head}", or use "all-linear", which leaves that layer out'
         raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, mend))
-    return peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules,
-        modules_to_save=[head],
-    )
+    return lora_config(config.lora, "SEQ_CLS", modules_to_save=[head])
 
 
 class ScoreWatch(Watch):

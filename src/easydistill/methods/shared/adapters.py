@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from easydistill.config.training import TrainerConfig
+from easydistill.config.training import LoraConfig, TrainerConfig
 from easydistill.errors import ConfigError, ConfigIssue
 
 
@@ -37,15 +37,21 @@ def adapters(model: Any, config: TrainerConfig) -> Any:
     """
     if config.lora is None:
         return None
+    _check_targets(model, config.lora.target_modules)
+    return lora_config(config.lora, "CAUSAL_LM")
+
+
+def lora_config(lora: LoraConfig, task_type: str, **extra: Any) -> Any:
+    """A `training.lora` section as PEFT's config; `extra` are further arguments of that class."""
     import peft
 
-    _check_targets(model, config.lora.target_modules)
     return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules,
+        task_type=task_type,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        **extra,
     )
 
 
