@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.support.jobs import run, start, write_config
 from tests.support.scripted_server import ScriptedServer
-from tests.unit.operators.test_tapir import between, fresh
+from tests.unit.synthesis.test_tapir import between, fresh
 
 import easydistill
 from easydistill.data.files import hash_file

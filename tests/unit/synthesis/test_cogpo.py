@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.operators.test_asking import drive, reasons, row
+from tests.unit.synthesis.test_asking import drive, reasons, row
 
 from easydistill.contracts.operator import Ask, Reply, Result
 from easydistill.data.preferences import as_preference

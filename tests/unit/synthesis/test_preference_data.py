@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from tests.unit.operators.test_asking import row
+from tests.unit.synthesis.test_asking import row
 
 from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.preferences import as_preference, pair_row

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from tests.unit.operators.test_asking import reasons, row
+from tests.unit.synthesis.test_asking import reasons, row
 
 from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.records import Sample
