@@ -19,9 +19,9 @@ def dataset_card(
         made: True if a model wrote or judged the rows, False if they were only selected.
         pairs: whether the rows are pairs of answers.
     """
-    origin = "made by the operator `{}`. A model wrote them: check its licence and the rows before publishing them."
+    origin = "made by the operator `{}`. A model wrote them: check its licence and the rows before publishing."
     if not made:
-        origin = "chosen by the operator `{}`, which asks no model. Check them and their licence before publishing them."
+        origin = "chosen by the operator `{}`, which asks no model. Check the rows and their licence before publishing."
     languages = metrics["diversity"]["languages"]
     content = "`messages` holds the chat"
     fields = sorted({name for row in rows for name in written_meta(row)} - ({"rejected"} if pairs else set()))

@@ -19,7 +19,7 @@ from easydistill.data.preferences import as_preference
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer
 from easydistill.synthesis.operators import cogpo, cot_generation
-from easydistill.synthesis.operators.cogpo.student_tries import certainly_read
+from easydistill.synthesis.operators.cogpo.student_tries import certainly_wrong
 from easydistill.verification.answers import find_answer
 
 LONG = "We add the two numbers step by step, the first one and then the second one, and count on our fingers."
@@ -251,7 +251,7 @@ def test_only_certainly_wrong_answers_are_rejected_ones() -> None:
 )
 def test_what_is_certainly_another_answer(text: str, known: str, certain: bool) -> None:
     found = find_answer(text)
-    assert found is not None and certainly_read(text, found, known) is certain
+    assert found is not None and certainly_wrong(text, found, known) is certain
 
 
 FALSE_ENDS = st.sampled_from(["The answer is %d", "Answer: %d", "#### %d", "it is \\boxed{%d}", "so %d"])
@@ -265,7 +265,7 @@ def test_no_answer_is_certainly_wrong_where_the_known_one_stands_after_it(
 ) -> None:
     text = f"We count. \n{end % other}{between}{tail % known}"
     found = find_answer(text)
-    assert found is not None and not certainly_read(text, found, str(known))
+    assert found is not None and not certainly_wrong(text, found, str(known))
 
 
 @pytest.mark.parametrize("name", ["reference", "final_answer", "solution"])

@@ -137,7 +137,7 @@ def test_bad_benchmarks(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         decontaminate(Config(benchmarks=[str(tmp_path / "nowhere.jsonl")]), [])
     with pytest.raises(
-        DataError, match=r"1 problems of a benchmark cannot be read; the first: .*row 2: no `instruction`"
+        DataError, match=r"1 benchmark problems cannot be read; the first: .*row 2: no `instruction`"
     ):
         decontaminate(Config(benchmarks=[benchmark(tmp_path, DUCKS, {"task": 3})]), [])
     with pytest.raises(ValidationError):
