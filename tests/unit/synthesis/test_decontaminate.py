@@ -136,9 +136,7 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
 def test_bad_benchmarks(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         decontaminate(Config(benchmarks=[str(tmp_path / "nowhere.jsonl")]), [])
-    with pytest.raises(
-        DataError, match=r"1 benchmark problems cannot be read; the first: .*row 2: no `instruction`"
-    ):
+    with pytest.raises(DataError, match=r"1 benchmark problems cannot be read; the first: .*row 2: no `instruction`"):
         decontaminate(Config(benchmarks=[benchmark(tmp_path, DUCKS, {"task": 3})]), [])
     with pytest.raises(ValidationError):
         Config(benchmarks=[])

@@ -1,7 +1,8 @@
 """Extracts instruction–response pairs from raw text (paper, 2.1.1), each with the passage that proves the answer.
 
-The evidence comes first, and the question is about it. A pair passes if its evidence occurs in the text, if its question
-is a question, makes sense without the text and is new, and if a judge that sees only the evidence gives the same answer.
+The evidence comes first, and the question is about it. A pair passes if its evidence occurs in the text, if its
+question is a question, makes sense without the text and is new, and if a judge that sees only the evidence gives the
+same answer.
 """
 
 from __future__ import annotations
