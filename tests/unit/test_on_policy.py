@@ -188,7 +188,7 @@ def test_a_bad_answer_is_told_apart(content: bytes, verdict: Verdict, reason: st
 MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "no teacher": (LOCAL, {"models.teacher": DELETE}, "there is no teacher", "inference.base_url"),
     "no prompts": (LOCAL, {"dataset": {}}, "there are no prompts", "dataset.instruction_path"),
-    "server and jsd": (SERVER, {"on_policy": DELETE}, "whole distributions", "sampled_reverse_kl"),
+    "server and jsd": (SERVER, {"on_policy": DELETE}, "full distributions", "sampled_reverse_kl"),
     "objective typo": (LOCAL, {"on_policy": {"objective": "generalised_jsd"}}, "generalised_jsd", "generalized_jsd"),
     "key typo": (LOCAL, {"on_policy": {"rolout_share": 1}}, "rolout_share", "rollout_share"),
     "share as percent": (LOCAL, {"on_policy": {"rollout_share": 50}}, "50", ""),
