@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible API, as jobs plan it."""
+"""The plan of a teacher behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easydistill.errors import ConfigIssue
 
 
 def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:
-    """How the label stage gets the teacher at `inference.base_url`."""
+    """The plan by which a stage gets the teacher at `inference.base_url`."""
 
     def make(context: StageContext) -> Teacher:
         from easydistill.teachers._batch import BatchStage
@@ -27,7 +27,7 @@ def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:
     def preflight() -> list[ConfigIssue]:
         if "ENDPOINT" not in inference.base_urls:
             return []
-        problem = '"ENDPOINT" stands for the address of your API'
+        problem = '"ENDPOINT" is a placeholder for the address of your API'
         return [ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1")]
 
     return TeacherPlan(make, identity, preflight)

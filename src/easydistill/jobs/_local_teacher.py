@@ -1,4 +1,4 @@
-"""A teacher on this machine, through vLLM or transformers, as jobs plan it."""
+"""The plan of a teacher on this machine, through vLLM or transformers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from easydistill.models.size import model_parameters
 
 
 def chosen_backend(inference: LocalInferenceConfig) -> str:
-    """The backend that `auto` means on this machine."""
+    """The backend, with `auto` resolved for this machine."""
     if inference.backend != "auto":
         return inference.backend
     return "vllm" if importlib.util.find_spec("vllm") is not None else "transformers"
 
 
 def local_teacher(reference: str, inference: LocalInferenceConfig, student_template: str | None) -> TeacherPlan:
-    """How the label stage gets a teacher that runs on this machine.
+    """The plan by which a stage gets a teacher on this machine.
 
-    `student_template` is `dataset.template`; a teacher without a template of its own takes it too.
+    Args:
+        student_template: `dataset.template`, also used by a teacher without a chat template of its own.
     """
     template = student_template if student_template is not None and Path(student_template).is_file() else None
     backend = chosen_backend(inference)

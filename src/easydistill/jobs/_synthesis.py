@@ -1,4 +1,4 @@
-"""What synthesis jobs share: one stage, and who is asked."""
+"""The configs, models and stage that synthesis jobs share."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from easydistill.synthesis.stage import SynthesiseStage
 
 
 class SynthesisJob(JobConfig):
-    """An operator over the rows of `dataset.instruction_path`, with a teacher and, for some, a judge."""
+    """An operator over the rows of `dataset.instruction_path`, with a teacher and optionally a judge."""
 
     dataset: SynthesisDatasetConfig
     inference: Inference = Field(union_mode="left_to_right")
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     models: SynthesisModels = SynthesisModels()
     judge: JudgeConfig | None = None
-    """How whoever judges is asked; by default the teacher, as it is asked for everything else."""
+    """How the judge is asked; by default the teacher judges, with its own settings."""
 
     @model_validator(mode="after")
     def _has_models(self) -> SynthesisJob:
@@ -38,7 +38,7 @@ class SynthesisJob(JobConfig):
 
 
 class SelectionJob(JobConfig):
-    """An operator that asks nobody, over the rows of `dataset.instruction_path`."""
+    """An operator that asks no model, over the rows of `dataset.instruction_path`."""
 
     dataset: SynthesisDatasetConfig
 
@@ -61,14 +61,14 @@ def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource 
 def need_models(
     inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
 ) -> None:
-    """Make sure that somebody can be asked.
+    """Check that there is a teacher, and a judge if one is configured.
 
     Args:
         teacher: `models.teacher`.
         judging: `models.judge`.
 
     Raises:
-        Unfit: there is no teacher, or no judge, or a judge that nobody would ask.
+        Unfit: there is no teacher, or no judge, or a judge that is not used.
     """
     if not isinstance(inference, ApiInferenceConfig) and teacher is None:
         raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
@@ -82,14 +82,14 @@ def need_models(
 def asked_models(
     inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None, judging: str | None
 ) -> dict[Role, AskedModel]:
-    """Teacher and judge; arguments as of `need_models`. Without a config of its own the judge is the teacher."""
+    """Teacher and judge, with the arguments of `need_models`. Without a `judge` section the teacher judges."""
     asked = asked_model(inference, teacher)
     judged = asked if judge is None else asked_model(judge.inference, judging or teacher)
     return {"teacher": asked, "judge": judged}
 
 
 def asked_model(inference: SamplingConfig, reference: str | None) -> AskedModel:
-    """A model as it is asked: behind an API, or, by its reference, on this machine."""
+    """A model behind an API or, given by its reference, on this machine."""
     if isinstance(inference, ApiInferenceConfig):
         return AskedModel(api_teacher(inference), inference)
     assert reference is not None
