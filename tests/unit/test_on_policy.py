@@ -201,7 +201,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "clip zero": (SERVER, {"on_policy.ratio_clip": 0}, "0", ""),
     "no tokens": (LOCAL, {"on_policy": {"max_new_tokens": 0}}, "0", ""),
     "no room": (LOCAL, {"on_policy": {"max_new_tokens": 1024}}, "leaves no room", "training.max_length"),
-    "packing": (LOCAL, {"training": {"packing": True}}, "not packed", "training.packing"),
+    "packing": (LOCAL, {"training": {"packing": True}}, "cannot be packed", "training.packing"),
     "not a url": (SERVER, {"inference.base_url": "localhost:8000"}, "not a URL", "http://"),
     "local key beside a url": (SERVER, {"inference.backend": "vllm"}, "backend", ""),
     "list": (LOCAL, {"on_policy": [1]}, "a section", ""),
