@@ -30,7 +30,7 @@ from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
-from easydistill.teachers.openai import OpenAITeacher
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 KEY = "sk-benchmark-0123456789abcdef"
 MEDIAN_SECONDS, SIGMA, TIMEOUT = 0.3, 0.5, 10.0

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import save, spread
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import VllmInferenceConfig
 from easydistill.contracts.teacher import Completion, GenerationRequest, Outcome
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     arguments = parser.parse_args()
     prompts = [row["instruction"] for row in json.loads(PROMPTS.read_text())][: arguments.prompts]
-    config = LocalInferenceConfig(backend="vllm", temperature=0.7, max_new_tokens=arguments.tokens, max_model_len=1024)
+    config = VllmInferenceConfig(backend="vllm", temperature=0.7, max_new_tokens=arguments.tokens, max_model_len=1024)
     teacher = FixedLength(TEACHER, config)
     ours(teacher, prompts[:8])
     bare(teacher, prompts[:8], arguments.tokens)

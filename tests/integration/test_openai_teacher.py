@@ -21,8 +21,8 @@ from easydistill.contracts.teacher import Completion, Failure, GenerationRequest
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
-from easydistill.teachers import openai as module
-from easydistill.teachers.openai import OpenAITeacher
+from easydistill.teachers.openai import teacher as module
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 KEY = "sk-secret-1234567890"
 both_ways = pytest.mark.parametrize("stream", [False, True])

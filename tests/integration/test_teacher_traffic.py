@@ -22,7 +22,7 @@ from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import TeacherError
-from easydistill.jobs._api_teacher import api_teacher
+from easydistill.teachers import plan_teacher
 
 PRICES = {"input": 1.0, "output": 2.0}
 EACH = (5 * 1.0 + 7 * 2.0) / 1e6
@@ -181,7 +181,7 @@ def label(folder: Path, server: Running, prompts: list[str], **inference: Any) -
     values = {"timeout": 2, "max_retry_wait": 0.2, "max_new_tokens": 50} | inference
     config = ApiInferenceConfig(base_url=server.base_url, api_key=KEY, **values)
     dataset = DatasetConfig(instruction_path=str(write_prompts(folder, prompts)))
-    stage = LabelStage(dataset, config, api_teacher(config))
+    stage = LabelStage(dataset, config, plan_teacher(config, None))
     directory = folder / "stage"
     directory.mkdir(exist_ok=True)
     return stage.run(StageContext(directory, folder, {}, "f", StopSignal(), Quiet(), Redactor()))

@@ -29,8 +29,8 @@ from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
 from easydistill.methods.shared.rollouts import LocalScores, roll_out
 from easydistill.models.loading import load_model, load_tokenizer
-from easydistill.teachers.openai import OpenAITeacher
-from easydistill.teachers.server_scores import ServerScores
+from easydistill.teachers.openai.scores import ServerScores
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 pytestmark = [
     pytest.mark.vllm,

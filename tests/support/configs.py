@@ -68,7 +68,7 @@ class Complaint:
 
     where: str
     text: str
-    mend: str
+    hint: str
 
 
 def complaints(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[Complaint]:
@@ -83,7 +83,7 @@ def complaints(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) 
     found: list[Complaint] = []
     for line in lines:
         if line.startswith("    → "):
-            assert not found[-1].mend, "a mend without its problem"
+            assert not found[-1].hint, "a hint without its problem"
             found[-1] = Complaint(found[-1].where, found[-1].text, line.removeprefix("    → "))
         else:
             where, _, text = line.partition(": ")
@@ -92,5 +92,5 @@ def complaints(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) 
     for complaint in found:
         assert complaint.where.startswith(str(path)) or complaint.where == "--set", complaint
         assert complaint.text
-        assert complaint.mend, f"nothing says how to mend it: {complaint}"
+        assert complaint.hint, f"nothing says how to fix it: {complaint}"
     return found

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from easydistill import api
+from easydistill.config.inference import TransformersOptions, VllmOptions
 from easydistill.contracts.teacher import request_key
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import content_hash
@@ -65,6 +66,37 @@ def _make_up(directory: Path) -> None:
     (directory / "student/config.json").write_text(json.dumps({"model_type": "llama", "which": directory.name}))
     finish(stage, {"labeled.parquet": "0"})
     finish(directory, {"stages/1-made/labeled.parquet": "0"})
+
+
+_OTHER_BACKENDS = {"transformers": VllmOptions.runtime_only, "vllm": TransformersOptions.runtime_only}
+_EVALUATION = {"generate", "max_new_tokens", "batch_size"}
+_LOSS = {"packing", "loss_chunk_bytes"}
+_IGNORED: dict[str, dict[str, set[str]]] = {
+    "grpo": {"evaluation": _EVALUATION, "training": {*_LOSS, "group_by_length"}},
+    "ppo": {"evaluation": _EVALUATION, "training": {*_LOSS, "group_by_length"}},
+    "reward_model": {"training": _LOSS},
+    "dpo": {"training": {"packing"}},
+}
+"""Keys that the first release accepted and did nothing with, by job and section; they are refused now."""
+
+
+def without_ignored_keys(config: Any) -> Any:
+    """A config of the first release without keys that did nothing: those above, and those of another backend."""
+    if isinstance(config, list):
+        return [without_ignored_keys(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    foreign = _OTHER_BACKENDS.get(str(config.get("backend")), frozenset())
+    found = {key: without_ignored_keys(value) for key, value in config.items() if key not in foreign}
+    for section, ignored in _IGNORED.get(str(config.get("job_type")), {}).items():
+        if section in found:
+            found[section] = {key: value for key, value in found[section].items() if key not in ignored}
+    return found
+
+
+def sets_ignored_keys(config: dict[str, Any], section: str, values: dict[str, Any]) -> bool:
+    """Whether values hold keys that did nothing and were part of fingerprints all the same."""
+    return section == "training" and bool(_IGNORED.get(config["job_type"], {}).get(section, set()) & values.keys())
 
 
 def fingerprints(config: dict[str, Any]) -> dict[str, str]:

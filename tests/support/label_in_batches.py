@@ -17,7 +17,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import StageContext, StageResult
-from easydistill.jobs._api_teacher import api_teacher
+from easydistill.teachers import plan_teacher
 from tests.support.jobs import write_prompts
 
 FAST = {"poll_interval": 0.02}
@@ -36,7 +36,7 @@ def label(
     } | inference
     config = ApiInferenceConfig(base_url=base_url, **values)
     dataset = DatasetConfig(instruction_path=str(write_prompts(folder, prompts)))
-    stage = LabelStage(dataset, config, api_teacher(config))
+    stage = LabelStage(dataset, config, plan_teacher(config, None))
     directory = folder / "stage"
     directory.mkdir(exist_ok=True)
     reporter = Reporter(None, quiet=True)

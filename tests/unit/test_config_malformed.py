@@ -1,4 +1,4 @@
-"""Configs with mistakes in them: exit code 2, file and line, key, problem, mend. Never a traceback, never a secret.
+"""Configs with mistakes in them: exit code 2, file and line, key, problem, hint. Never a traceback, never a secret.
 
 What is no valid file at all is in `test_config_syntax.py`.
 """
@@ -19,15 +19,15 @@ import easydistill
 from easydistill import api
 from easydistill.cli import main
 from easydistill.config.base import SECRET_KEYS
-from easydistill.config.fields import members_of, models_in
+from easydistill.config.reading.fields import members_of, models_in
 from easydistill.errors import ConfigError
 
 BOTH = "black_box_kd_api, black_box_kd_local"
-# name: (changes to LOCAL, the key that is complained of, a piece of the problem, a piece of the mend)
+# name: (changes to LOCAL, the key that is complained of, a piece of the problem, a piece of the hint)
 Case = tuple[dict[str, Any], str, str, str]
 JOB_TYPES: dict[str, Case] = {
     "missing": ({"job_type": DELETE}, "job_type", "missing", BOTH),
-    "misspelt key": ({"job_type": DELETE, "jobtype": "x"}, "job_type", "missing", "'jobtype' meant"),
+    "misspelt key": ({"job_type": DELETE, "jobtype": "x"}, "job_type", "missing", "write it as 'jobtype'"),
     "typo": ({"job_type": "black_box_kd_locl"}, "job_type", "no job type", 'did you mean "black_box_kd_local"'),
     "case": ({"job_type": "Black_Box_KD_Local"}, "job_type", "no job type", 'did you mean "black_box_kd_local"'),
     "dashes": ({"job_type": "black-box-kd-local"}, "job_type", "no job type", 'did you mean "black_box_kd_local"'),
@@ -105,7 +105,9 @@ UNKNOWN_KEYS: dict[str, Case] = {
     "old name elsewhere": ({"dataset.max_seq_length": 9}, "dataset.max_seq_length", "no key", "`training.max_length`"),
     "old lora name": ({"training.lora_alpha": 9}, "training.lora_alpha", "no key", "`training.lora.alpha`"),
     "typo elsewhere": ({"training.temprature": 1}, "training.temprature", "no key", "mean `inference.temperature`"),
-    "API key": ({"inference.api_key": SECRET}, "inference.api_key", "no key", "key of black_box_kd_api jobs"),
+    "API key": ({"inference.api_key": SECRET}, "inference.api_key", "no key", "types, such as black_box_kd_api"),
+    "key of two jobs": ({"rewards": {}}, "rewards", "no key", "`rewards` is a key of ppo and grpo jobs and has no effect"),
+    "key of many jobs": ({"synthesis": {}}, "synthesis", "no key", "job types, such as cogpo, cot_"),
     "URL": ({"inference.base_url": "http://x"}, "inference.base_url", "no key", "remove it, or change job_type"),
     "stream": ({"inference.stream": True}, "inference.stream", "no key", "has no effect here"),
     "old and new name": (
@@ -198,7 +200,7 @@ STUDENTS: dict[str, Case] = {
     "teacher list": ({"models.teacher": ["a", "b"]}, "models.teacher", "text is needed", "one text"),
     "teacher empty": ({"models.teacher": ""}, "models.teacher", "empty", "remove the key"),
 }  # fmt: skip
-# key: value, a piece of the problem, a piece of the mend
+# key: value, a piece of the problem, a piece of the hint
 VALUES: list[tuple[str, Any, str, str]] = [
     ("dataset.instruction_path", 3, "text is needed here, not 3", '"3"'),
     ("dataset.instruction_path", ["a", "b"], "text is needed", "give one text"),
@@ -244,7 +246,7 @@ VALUES: list[tuple[str, Any, str, str]] = [
     ("inference.enforce_eager", 7, "true or false is needed here, not 7", "write true or false"),
     ("inference.trust_remote_code", [], "true or false is needed here, not []", "write true or false"),
     ("inference.trust_remote_code", None, "true or false is needed here, not null", "default, false"),
-    ("inference.backend", "tgi", '"tgi" is not one of', '"auto", "vllm" or "transformers"'),
+    ("inference.backend", "tgi", '"tgi" is not one of', '"auto", "transformers" or "vllm"'),
     ("inference.backend", "vlm", '"vlm" is not one of', 'did you mean "vllm"'),
     ("inference.backend", "VLLM", '"VLLM" is not one of', 'did you mean "vllm"'),
     ("inference.backend", 1, "1 is not one of", '"vllm"'),
@@ -363,7 +365,7 @@ API_CASES: dict[str, Case] = {
     "retries below zero": ({"inference.max_retries": -1}, "inference.max_retries", "out of range", "at least 0"),
     "concurrency zero": ({"inference.max_concurrency": 0}, "inference.max_concurrency", "out of range", "at least 1"),
     "huge seed": ({"inference.seed": 2**63}, "inference.seed", "out of range", "less than 9223372036854775808"),
-    "vLLM option": ({"inference.enforce_eager": True}, "inference.enforce_eager", "no key", "black_box_kd_local jobs"),
+    "vLLM option": ({"inference.enforce_eager": True}, "inference.enforce_eager", "no key", "types, such as black_box_kd_local,"),
     "two names of model": ({"inference.model": "a", "inference.model_name": "b"}, "inference.model_name", "both", "keep"),
 }  # fmt: skip
 # Several keys together: the problem is not of one place.
@@ -387,19 +389,19 @@ CASES = [
     *named(STUDENTS, "models"),
     *named(API_CASES, "api", API),
     *(
-        pytest.param(LOCAL, {key: value}, key, problem, mend, id=f"value: {key}={str(value)[:24]}")
-        for key, value, problem, mend in VALUES
+        pytest.param(LOCAL, {key: value}, key, problem, hint, id=f"value: {key}={str(value)[:24]}")
+        for key, value, problem, hint in VALUES
     ),
 ]
 
 
-@pytest.mark.parametrize(("base", "changes", "key", "problem", "mend"), CASES)
+@pytest.mark.parametrize(("base", "changes", "key", "problem", "hint"), CASES)
 def test_one_mistake(
     base: dict[str, Any],
     changes: dict[str, Any],
     key: str,
     problem: str,
-    mend: str,
+    hint: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -419,7 +421,7 @@ def test_one_mistake(
         found = chosen
         assert found[0].where == f"{path}:{line_of(path, key)}"
     assert problem in found[0].text
-    assert mend in found[0].mend
+    assert hint in found[0].hint
     assert "123456789" not in str(found)
 
 
@@ -427,12 +429,12 @@ def test_there_are_enough_cases() -> None:
     assert len(CASES) >= 170
 
 
-@pytest.mark.parametrize(("base", "changes", "problem", "mend"), TOGETHER)
+@pytest.mark.parametrize(("base", "changes", "problem", "hint"), TOGETHER)
 def test_keys_that_do_not_go_together(
     base: dict[str, Any],
     changes: dict[str, Any],
     problem: str,
-    mend: str,
+    hint: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -441,7 +443,7 @@ def test_keys_that_do_not_go_together(
     assert len(found) == 1
     assert found[0].where == f"{path}:1"
     assert problem in found[0].text
-    assert mend in found[0].mend
+    assert hint in found[0].hint
 
 
 def test_a_student_that_says_nothing_lacks_two_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,7 +453,7 @@ def test_a_student_that_says_nothing_lacks_two_keys(tmp_path: Path, capsys: pyte
     assert {each.where for each in found} == {f"{path}:{line_of(path, 'models.student')}"}
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = {
@@ -487,8 +489,8 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(
     assert lines[keys.index(f"{last}.0")] == line_of(path, last) + 1
 
 
-@pytest.mark.parametrize("job_type", [DELETE, "make coffee", 5])
-def test_without_a_known_job_type_the_rest_is_judged_all_the_same(
+@pytest.mark.parametrize("job_type", [DELETE, "make coffee", 5, ["label"]])
+def test_without_a_known_job_type_the_rest_is_checked_all_the_same(
     job_type: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for base in (LOCAL, API):
@@ -524,7 +526,7 @@ def test_lines_in_every_notation(name: str, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "problem", "mend"),
+    ("name", "text", "problem", "hint"),
     [
         ("kd.yaml", "output_dir: .inf", "not a finite number", "such as 0.5"),
         ("kd.yaml", "output_dir: !!binary aGk=", "type bytes", "in quotes"),
@@ -537,14 +539,14 @@ def test_lines_in_every_notation(name: str, tmp_path: Path, capsys: pytest.Captu
     ],
 )
 def test_values_that_json_does_not_have(
-    name: str, text: str, problem: str, mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, text: str, problem: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / name
     path.write_text(text)
     found = [each for each in complaints(path, capsys) if each.text.startswith("output_dir: ")]
     assert len(found) == 1
     assert problem in found[0].text
-    assert mend in found[0].mend
+    assert hint in found[0].hint
 
 
 # --- secrets ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Files that are no config at all: the place, what is wrong with it, and how to mend it. Never a traceback."""
+"""Files that are no config at all: the place, what is wrong with it, and how to hint it. Never a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support.configs import SECRET, complaints
 
-# The place of the mistake is marked ▶ (and the mark removed); then a piece of the problem, and a piece of the mend.
+# The place of the mistake is marked ▶ (and the mark removed); then a piece of the problem, and a piece of the hint.
 JSON: dict[str, tuple[str, str, str]] = {
     "only a comment": ("// nothing\n▶", "ends where a value should be", "not finished"),
     "number": ("▶3", "this is a number", '"job_type"'),
@@ -66,19 +66,19 @@ JSON: dict[str, tuple[str, str, str]] = {
     "plus": ('{"a": ▶+5}', "+5 is not a number", "plainly"),
     "hexadecimal": ('{"a": ▶0x1F}', "0x1F is not a number", "plainly"),
     "underscores": ('{"a": ▶1_000}', "1_000 is not a number", "plainly"),
-    "thousands comma": ('{"a": 1,▶000}', "key is needed", "a number holds no commas"),
+    "thousands comma": ('{"a": 1,▶000}', "key is needed", "write numbers without commas"),
     "open exponent": ('{"a": ▶2e-}', "2e- is not a number", "2e-5"),
     "open text": ('{"a": ▶"x}', "not closed", 'end it with "'),
-    "text over lines": ('{"a": ▶"You are\n  helpful"}', "over the end of its line", "\\n"),
-    "text over lines, Windows": ('{"a": ▶"You are\r\n  helpful"}', "over the end of its line", "\\n"),
+    "text over lines": ('{"a": ▶"You are\n  helpful"}', "continues on the next line", "\\n"),
+    "text over lines, Windows": ('{"a": ▶"You are\r\n  helpful"}', "continues on the next line", "\\n"),
     "bad escape": ('{"a": ▶"C:\\dir"}', "unknown escape", "write a backslash as \\\\"),
     "bad unicode escape": ('{"a": ▶"\\u12"}', "unknown escape", "write a backslash as \\\\"),
     "escaped end": ('{"a": ▶"C:\\"}', "not closed", 'end it with "'),
     "tab in text": ('{"a": "x▶\ty"}', "control character", "\\t"),
     "bell in text": ('{"a": "x▶\x07y"}', "control character", "remove it"),
-    "duplicate key": ('{"a": 1,\n ▶"a": 2}', "stands twice (first on line 1)", "keep one of them"),
-    "duplicate section": ('{"dataset": {},\n\n▶"dataset": {}}', "stands twice (first on line 1)", "keep one of them"),
-    "duplicate deep down": ('{"a": {"b": 1,\n▶"b": 1}}', "stands twice", "keep one of them"),
+    "duplicate key": ('{"a": 1,\n ▶"a": 2}', "is repeated (first on line 1)", "keep one of them"),
+    "duplicate section": ('{"dataset": {},\n\n▶"dataset": {}}', "is repeated (first on line 1)", "keep one of them"),
+    "duplicate deep down": ('{"a": {"b": 1,\n▶"b": 1}}', "is repeated", "keep one of them"),
     "two documents": ('{"a": 1} ▶{"b": 2}', "after the end", "closed too early"),
     "JSON Lines": ('{"a": 1}\n▶{"a": 2}\n', "after the end", "closed too early"),
     "extra brace": ('{"a": 1}▶}', "after the end", "closed too early"),
@@ -97,13 +97,13 @@ JSON: dict[str, tuple[str, str, str]] = {
 }
 YAML: dict[str, tuple[str, str, str]] = {
     "tab": ("a:\n▶\tb: 1\n", "YAML", "spaces, not tabs"),
-    "colon in text": ("a▶: b: c\n", "not allowed", "quote text that holds a colon"),
+    "colon in text": ("a▶: b: c\n", "not allowed", "quote text that contains a colon"),
     "no space after colon": ("▶job_type:black_box_kd_local\n", "this is text", "a space after the colon"),
     "no space in the middle": ("a: 1\n▶b:2\n", "':'", "a space after the colon"),
     "indentation": ("a:\n  b: 1\n ▶c: 2\n", "YAML", "same indentation"),
     "too far in": ("a: 1\n▶  b: 2\n", "not allowed", "one key on a line"),
-    "twice": ("a: 1\n▶a: 2\n", "stands twice (first on line 1)", "keep one of them"),
-    "twice in a flow": ("x: 1\n▶b: {a: 1, a: 2}\n", "stands twice", "keep one of them"),
+    "twice": ("a: 1\n▶a: 2\n", "is repeated (first on line 1)", "keep one of them"),
+    "twice in a flow": ("x: 1\n▶b: {a: 1, a: 2}\n", "is repeated", "keep one of them"),
     "list": ("▶- 1\n- 2\n", "this is a list", "key: value"),
     "number": ("▶42\n", "this is a number", "key: value"),
     "number key": ("a: 1\n▶1: x\n", "the key 1 is not text", "quotes"),
@@ -146,7 +146,7 @@ TOML: dict[str, tuple[str, str, str]] = {
     "JSON": ('▶{"a": 1}\n', "Invalid statement", "key = value"),
 }
 FILES: dict[str, tuple[str, bytes, str, str, str]] = {
-    # name, content, place, problem, mend
+    # name, content, place, problem, hint
     "not UTF-8": ("kd.json", b'{\n"a": "\xff"}', ":2", "not UTF-8", "save it as UTF-8"),
     "Latin-1": ("kd.yaml", "a: 1\nb: größe\n".encode("latin-1"), ":2", "not UTF-8", "save it as UTF-8"),
     "UTF-16": ("kd.json", '{"a": 1}'.encode("utf-16"), ":1", "not UTF-8", "save it as UTF-8"),
@@ -170,13 +170,13 @@ FILES: dict[str, tuple[str, bytes, str, str, str]] = {
 
 
 def check(folder: Path, name: str, case: tuple[str, str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    marked, problem, mend = case
+    marked, problem, hint = case
     path = folder / name
     path.write_text(marked.replace("▶", ""), encoding="utf-8", newline="")
     found = complaints(path, capsys)
     assert len(found) == 1
     assert problem in found[0].text
-    assert mend in found[0].mend
+    assert hint in found[0].hint
     if "▶" in marked:
         before = marked.partition("▶")[0]
         line, column = before.count("\n") + 1, len(before.rpartition("\n")[2]) + 1
@@ -201,19 +201,19 @@ def test_toml(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("name", FILES)
 def test_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, content, place, problem, mend = FILES[name]
+    file, content, place, problem, hint = FILES[name]
     (tmp_path / file).write_bytes(content)
     found = complaints(tmp_path / file, capsys)
     assert len(found) == 1
     assert found[0].where == f"{tmp_path / file}{place}"
     assert problem in found[0].text
-    assert mend in found[0].mend
+    assert hint in found[0].hint
 
 
 def test_paths_that_hold_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "kd.json").write_text("{}")
-    for path, problem, mend in [
+    for path, problem, hint in [
         (tmp_path / "nowhere.json", "no such file", "easydistill init"),
         (tmp_path / "nowhere" / "kd.yaml", "no such file", "easydistill init"),
         (tmp_path / "folder.json", "this is a directory", "path of a config file"),
@@ -225,7 +225,7 @@ def test_paths_that_hold_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
         found = complaints(path, capsys)
         assert len(found) == 1
         assert problem in found[0].text
-        assert mend in found[0].mend
+        assert hint in found[0].hint
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,14 @@ def test_a_key_that_breaks_the_syntax_is_not_printed(
     assert SECRET[:6] not in str(complaints(path, capsys))
 
 
-def test_a_large_file_is_judged_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merges_of_merges_do_not_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "kd.yaml"
+    lines = [f"  - &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], k{n}: 1}}" for n in range(1, 12)]
+    path.write_text("\n".join(["extra:", "  - &a0 {k0: 1}", *lines]))
+    assert any(each.text.startswith("extra: there is no key") for each in complaints(path, capsys))
+
+
+def test_a_large_file_is_checked_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "kd.json"
     path.write_text('{\n "a": [\n' + "  1,\n" * 200_000 + "  oops\n]}")
     started = time.process_time()

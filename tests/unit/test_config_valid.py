@@ -14,7 +14,7 @@ import easydistill
 from easydistill import api
 from easydistill.cli import main
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.template import starting_config
+from easydistill.config.reading.template import starting_config
 from easydistill.errors import ConfigError
 from easydistill.jobs import stages_of
 from easydistill.jobs._synthesis import SelectionJob, SynthesisJob

@@ -19,8 +19,8 @@ from easydistill.jobs import stages_of
 from easydistill.methods.on_policy.stage import split_label
 from easydistill.methods.on_policy.trainer import sampled_reverse_kl
 from easydistill.methods.shared.rollouts import PromptOrder, repetition, rolled_positions
-from easydistill.teachers.retry import Fault, Verdict
-from easydistill.teachers.server_scores import NO_LOGPROBS, realised
+from easydistill.teachers.openai.retry import Fault, Verdict
+from easydistill.teachers.openai.scores import NO_LOGPROBS, target_logprobs
 
 LOCAL: dict[str, Any] = {
     "job_type": "on_policy_kd",
@@ -153,7 +153,7 @@ def entry(token: int, logprob: Any) -> dict[str, Any]:
 def test_a_good_answer_tells_every_token_but_the_first() -> None:
     # The most probable token may come along with the one that is there.
     told = [None, {**entry(9, -0.5), **entry(6, -2.5)}, entry(7, -0.25)]
-    assert [token["logprob"] for token in realised(body(told), [5, 6, 7])] == [-2.5, -0.25]
+    assert [token["logprob"] for token in target_logprobs(body(told), [5, 6, 7])] == [-2.5, -0.25]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_good_answer_tells_every_token_but_the_first() -> None:
 )
 def test_a_bad_answer_is_told_apart(content: bytes, verdict: Verdict, reason: str) -> None:
     with pytest.raises(Fault) as raised:
-        realised(content, [5, 6, 7])
+        target_logprobs(content, [5, 6, 7])
     assert (raised.value.verdict, raised.value.reason) == (verdict, reason)
 
 
@@ -213,7 +213,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
 def test_a_malformed_config_is_told_as_such(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, changes, problem, mend = MALFORMED[name]
     found = complaints(write(tmp_path / "kd.json", changed(base, changes)), capsys)
-    assert any(problem in item.text and mend in item.mend for item in found), found
+    assert any(problem in item.text and mend in item.hint for item in found), found
 
 
 @pytest.mark.parametrize("base", [LOCAL, SERVER])

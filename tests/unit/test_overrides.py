@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.configs import API, LOCAL, SECRET, changed, complaints, write
+from tests.support.configs import API, LOCAL, SECRET, changed, complaints, line_of, write
 
 from easydistill import api
 from easydistill.cli import main
@@ -82,7 +82,7 @@ def test_a_job_type_of_version_1_as_an_override() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "text", "mend"),
+    ("override", "text", "hint"),
     [
         ("training.learning_rate", 'not of the form path=value', "--set training.learning_rate=1e-5"),
         ("=3", "not of the form path=value", "--set training.learning_rate=1e-5"),
@@ -102,34 +102,101 @@ def test_a_job_type_of_version_1_as_an_override() -> None:
         ("training=null", "not null", "remove the key to get the default"),
         ("training.seed=" + "[" * 100_000, "training.seed: a whole number is needed", "e.g. 42"),
         ("training.seed=NaN", "training.seed: this is not a finite number", "such as 0.5"),
-        ('output_dir="\\ud800"', "output_dir: the text holds half of a surrogate pair", "UTF-8"),
+        ('output_dir="\\ud800"', "output_dir: the text contains half of a surrogate pair", "UTF-8"),
         ("models.teacher=${env:NO_SUCH_VARIABLE}", "models.teacher: the environment variable", "export NO_SUCH"),
         ("inference.api_key=x", "inference.api_key: there is no key", "key of black_box_kd_api jobs"),
     ],
 )  # fmt: skip
 def test_a_bad_override_says_so(
-    override: str, text: str, mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    override: str, text: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "kd.json", LOCAL)
     found = complaints(path, capsys, f"--set={override}")
     assert len(found) == 1
     assert found[0].where == "--set"
     assert text in found[0].text
-    assert mend in found[0].mend
+    assert hint in found[0].hint
 
 
-def test_bad_overrides_and_a_bad_file_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_overrides_and_a_bad_file_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "kd.json", changed(LOCAL, {"dataset.sed": 1}))
     found = complaints(path, capsys, "--set", "oops", "--set", "training.seed=x", "--set", "output_dir.x=1")
     assert [each.where for each in found] == ["--set", "--set", "--set", f"{path}:5"]
     assert "oops" in found[0].text
 
 
-def test_an_override_mends_the_file() -> None:
+def test_an_override_fixes_the_file() -> None:
     bad = changed(LOCAL, {"training": 5, "job_type": "nothing"})
     with pytest.raises(ConfigError):
         api.load(bad)
     api.load(bad, ['training={"seed": 1}', "job_type=black_box_kd_local"])
+
+
+# --- in a pipeline ------------------------------------------------------------------------------------------
+
+PIPELINE: dict[str, Any] = {
+    "job_type": "pipeline",
+    "shared": {"training": {"max_seq_length": 99}},
+    "jobs": {"first": {**LOCAL, "training": {"max_seq_length": 50}}, "second": {**LOCAL, "training": {}}},
+}
+
+
+@pytest.mark.parametrize("name", ["max_length", "max_seq_length", "max_seq_len"])
+def test_an_override_wins_inside_a_job_under_any_name(name: str) -> None:
+    jobs: Any = api.load(PIPELINE, [f"jobs.first.training.{name}=5", f"shared.training.{name}=7"]).job
+    assert [job.training.max_length for job in jobs.jobs.values()] == [5, 7]
+
+
+def test_an_override_that_makes_a_job_is_where_its_mistakes_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "kd.json", PIPELINE)
+    found = complaints(path, capsys, "--set=jobs.third.job_type=deduplicate")
+    assert [(each.where, each.text.split(":")[0]) for each in found] == [("--set", "jobs.third.dataset")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"shared.training.max_length": 1}, "shared.training.max_seq_length"),
+        ({"jobs.first.training.max_length": 1}, "jobs.first.training.max_seq_length"),
+        ({"shared.training.learning_rate": "fast"}, "shared.training.learning_rate"),
+    ],
+)
+def test_a_mistake_is_reported_once_at_its_own_place(
+    changes: dict[str, Any], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "kd.json", changed(PIPELINE, changes))
+    found = complaints(path, capsys, "--set=shared.training.seed=3")
+    assert [each.text.split(":")[0] for each in found] == [key]
+    assert found[0].where == f"{path}:{line_of(path, key)}"
+
+
+def test_an_override_changes_one_use_of_a_yaml_anchor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "kd.yaml"
+    path.write_text(
+        "job_type: pipeline\njobs:\n  a: &a\n    job_type: black_box_kd_local\n"
+        "    dataset: {instruction_path: x}\n    models: {teacher: t, student: s}\n"
+        "    training: {max_seq_length: 9, seed: 1}\n  b:\n    <<: *a\n"
+    )
+    jobs: Any = api.load(path, ["jobs.a.training.seed=5"]).job
+    assert [(job.training.seed, job.training.max_length) for job in jobs.jobs.values()] == [(5, 9), (1, 9)]
+    path.write_text(path.read_text().replace("seed: 1", "seed: x"))
+    found = complaints(path, capsys, "--set=jobs.a.training.seed=5")
+    assert [(each.where, each.text.split(":")[0]) for each in found] == [(f"{path}:7", "jobs.b.training.seed")]
+
+
+def test_depth_has_a_limit_for_overrides_and_mappings_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep: Any = 1
+    for _ in range(400):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="nested deeper than 100 levels"):
+        api.load({**LOCAL, "output_dir": deep})
+    for name, text in {"kd.toml": f"a = {json.dumps(deep)}", "kd.yaml": f"a: {json.dumps(deep)}"}.items():
+        (tmp_path / name).write_text(text)
+        assert "nested deeper than 100 levels" in complaints(tmp_path / name, capsys)[0].text
+    found = complaints(write(tmp_path / "kd.json", LOCAL), capsys, f"--set=output_dir={json.dumps(deep)}")
+    assert (found[0].where, len(found)) == ("--set", 1)
 
 
 # --- the environment ----------------------------------------------------------------------------------------

@@ -8,7 +8,14 @@ import random
 
 import pytest
 
-from easydistill.teachers.retry import Fault, Verdict, from_error_object, from_status, pause, retry_after
+from easydistill.teachers.openai.retry import (
+    Fault,
+    Verdict,
+    from_error_object,
+    from_status,
+    pause,
+    retry_after,
+)
 
 NOW = 1_800_000_000.0
 RATE_WITH_HINT = "Rate limit reached for requests. Limit: 3 / min. Add a payment method at https://platform.openai.com/account/billing."

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from transformers import AutoTokenizer
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig
 from easydistill.contracts.teacher import Completion, GenerationRequest
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import TeacherError
@@ -29,7 +29,7 @@ SCHEMAS: list[dict[str, Any] | None] = [
 
 def asked(model: Path, schemas: list[dict[str, Any] | None], rows: int, **options: Any) -> list[Completion]:
     """The answers of a model that knows nothing, so that only the schema can give them a form."""
-    config = LocalInferenceConfig(**{"max_new_tokens": 60, "temperature": 1.0, "batch_size": rows, **options})
+    config = AutoInferenceConfig(**{"max_new_tokens": 60, "temperature": 1.0, "batch_size": rows, **options})
     requests = [
         GenerationRequest(str(n), ({"role": "user", "content": f"prompt {n}"},), schema=schemas[n % len(schemas)])
         for n in range(rows)

@@ -19,8 +19,8 @@ from easydistill.config.inference import ApiInferenceConfig, PricesConfig, Sampl
 from easydistill.contracts.teacher import Completion
 from easydistill.data.journal import Journal
 from easydistill.data.records import Message
-from easydistill.teachers._limits import text_bytes
 from easydistill.teachers.ledger import is_counted
+from easydistill.teachers.sizes import text_bytes
 
 Range = tuple[int, int]
 

@@ -1,11 +1,14 @@
-"""The `inference` section: how a teacher is asked. One class for an API, one for a model on this machine."""
+"""The `inference` section: how a teacher is asked. Each backend has a class of its own; here are the built-in ones.
+
+Which class a section is of follows from its `backend` (`easydistill.teachers.inference_section`).
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Discriminator, Tag, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from easydistill.config.base import (
     AnyInt,
@@ -20,13 +23,13 @@ from easydistill.config.base import (
     Seed,
     Unfit,
 )
-from easydistill.config.document import show
+from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
 
 
 class SamplingConfig(Section):
-    """What both kinds of teacher share: the prompt's frame and the sampling of answers."""
+    """The system prompt and the sampling of answers: common to all models that are asked."""
 
     system_prompt: str | None = None
     """Sent to the teacher before each row that has no system message of its own. Not part of training rows."""
@@ -35,15 +38,28 @@ class SamplingConfig(Section):
     top_p: PositiveShare | None = None
     """Nucleus sampling: draw from the smallest set of tokens with this much probability."""
     truncation: Truncation = "keep"
-    """What becomes of an answer that `max_new_tokens` cut off: kept as it is, or a rejected row `truncated`."""
+    """Whether an answer cut off at `max_new_tokens` is kept as it is, or becomes a rejected row `truncated`."""
 
     def sampling(self) -> dict[str, Any]:
-        """What shapes an answer beside model and messages, for request keys.
+        """The values that affect an answer apart from model and messages, for request keys.
 
-        The model's place and name are the teacher's identity, and the system prompt is part of the messages.
+        The model's location and name are part of the teacher's identity, the system prompt of the messages.
         """
         elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt", "truncation"}
         return {name: value for name, value in self.identity().items() if name not in elsewhere}
+
+
+class InferenceConfig(SamplingConfig):
+    """The `inference` section of one backend. Subclasses declare `backend` as a literal without default."""
+
+    needs_model: ClassVar[bool] = True
+    """Whether the teacher is the model named in `models`; if not, the section itself names it."""
+    scores: ClassVar[bool] = False
+    """Whether the teacher can give log-probabilities of given tokens. That requires its weights on this machine (a
+    `LocalInferenceConfig`), or a vLLM server."""
+
+    backend: str
+    """The backend that runs the teacher."""
 
 
 class PricesConfig(Section):
@@ -73,11 +89,14 @@ class BatchConfig(Section):
     """How often a row is submitted before it counts as failed, where batches expire, are cancelled or leave it out."""
 
 
-class ApiInferenceConfig(SamplingConfig):
+class ApiInferenceConfig(InferenceConfig):
     """A teacher behind any OpenAI-compatible chat API."""
 
+    needs_model: ClassVar[bool] = False
+    scores: ClassVar[bool] = True
     runtime_only: ClassVar[frozenset[str]] = frozenset(
         {
+            "backend",
             "timeout",
             "max_retries",
             "max_concurrency",
@@ -93,6 +112,8 @@ class ApiInferenceConfig(SamplingConfig):
         }
     )
 
+    backend: Literal["openai"] = "openai"
+    """An OpenAI-compatible API; the default if `base_url` is given."""
     base_url: NonEmptyStr | list[NonEmptyStr]
     """Root of the API, usually ending in `/v1`; or a list of servers of the same model, which share the work.
     The answers of several are known by the model alone: servers may be added, removed and reordered, and nothing is
@@ -178,52 +199,23 @@ class ApiInferenceConfig(SamplingConfig):
         return value.rstrip("/")
 
 
-class LocalInferenceConfig(SamplingConfig):
-    """A teacher on this machine, through vLLM where it is installed, else through transformers.
+class LocalInferenceConfig(InferenceConfig):
+    """A teacher on this machine; common to the backends that run one."""
 
-    The vLLM names (`enable_chunked_prefill` … `max_model_len`) are those of the paper's sample configs.
-    """
+    scores: ClassVar[bool] = True
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset(
-        {
-            "batch_size",
-            "max_batch_tokens",
-            "gpu_memory_utilization",
-            "enforce_eager",
-            "enable_chunked_prefill",
-            "chunk_size",
-            "tensor_parallel_size",
-        }
-    )
-
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` takes vLLM if it is installed."""
     temperature: NonNegativeFloat = 0.8
     """Sampling temperature; 0 is greedy."""
     top_k: PositiveInt | None = None
     """Draw only from the k most probable tokens."""
     seed: Seed = 777
     """Seed of the answers."""
-    batch_size: PositiveInt | None = None
-    """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
-    max_batch_tokens: PositiveInt = 16_384
-    """transformers: prompt and answer tokens that one batch may hold."""
-    chunk_size: PositiveInt = 256
-    """vLLM: rows under way at once. Each answer is on disk the moment it is complete."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number type of the teacher's weights; `auto` is bfloat16 where the device computes well in it."""
-    enable_chunked_prefill: bool | None = None
-    """vLLM: split long prompts over several steps."""
-    gpu_memory_utilization: PositiveShare = 0.9
-    """vLLM: share of GPU memory to take."""
     trust_remote_code: bool = False
     """Run code that comes with the teacher's weights."""
-    enforce_eager: bool | None = None
-    """vLLM: no compiled graphs; by default so on CPUs only, where compiling costs more than it gains."""
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer, in tokens; longer prompts are rejected rows."""
-    tensor_parallel_size: NonNegativeInt | None = None
-    """vLLM: GPUs that share one copy of the teacher; by default all of them."""
 
     @field_validator("temperature")
     @classmethod
@@ -233,23 +225,75 @@ class LocalInferenceConfig(SamplingConfig):
         return value
 
 
-class WhiteBoxInferenceConfig(LocalInferenceConfig):
-    """A teacher on this machine whose distributions are kept too."""
+class TransformersOptions(LocalInferenceConfig):
+    """A local teacher's keys, and those of transformers."""
 
-    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {"top_logits_num"}
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_batch_tokens"})
+
+    batch_size: PositiveInt | None = None
+    """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
+    max_batch_tokens: PositiveInt = 16_384
+    """transformers: prompt and answer tokens that one batch may hold."""
+
+
+class VllmOptions(LocalInferenceConfig):
+    """A local teacher's keys, and those of vLLM, named as in the paper's sample configs."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset(
+        {
+            "gpu_memory_utilization",
+            "enforce_eager",
+            "enable_chunked_prefill",
+            "chunk_size",
+            "tensor_parallel_size",
+        }
+    )
+
+    chunk_size: PositiveInt = 256
+    """vLLM: rows under way at once. Each answer is on disk the moment it is complete."""
+    enable_chunked_prefill: bool | None = None
+    """vLLM: split long prompts over several steps."""
+    gpu_memory_utilization: PositiveShare = 0.9
+    """vLLM: share of GPU memory to take."""
+    enforce_eager: bool | None = None
+    """vLLM: no compiled graphs; by default so on CPUs only, where compiling costs more than it gains."""
+    tensor_parallel_size: NonNegativeInt | None = None
+    """vLLM: GPUs that share one copy of the teacher; by default all of them."""
+
+
+class TransformersInferenceConfig(TransformersOptions):
+    """A teacher in this process, through transformers."""
+
+    backend: Literal["transformers"]
+    """In this process, through transformers."""
+
+
+class VllmInferenceConfig(VllmOptions):
+    """A teacher in vLLM's engine, on this machine."""
+
+    backend: Literal["vllm"]
+    """vLLM's engine on this machine."""
+
+
+class AutoInferenceConfig(TransformersOptions, VllmOptions):
+    """A teacher on this machine, through vLLM where it is installed, else through transformers."""
+
+    runtime_only: ClassVar[frozenset[str]] = TransformersOptions.runtime_only | VllmOptions.runtime_only
+
+    backend: Literal["auto"] = "auto"
+    """vLLM if it is installed, else transformers. `auto` accepts the keys of both and uses those that apply."""
+
+
+class WhiteBoxInferenceConfig(LocalInferenceConfig):
+    """A teacher on this machine whose distributions are stored too. Combined with the section of each backend."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"top_logits_num"})
 
     top_logits_num: PositiveInt | None = None
-    """The paper's name: keep the so many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
+    """The paper's name: keep this many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
 
 
-def _inference_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return "server" if "base_url" in value else "local"
-    return "server" if isinstance(value, ApiInferenceConfig) else "local"
-
-
-Inference = Annotated[
-    Annotated[LocalInferenceConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
-    Discriminator(_inference_kind),
-]
-"""A server where `base_url` is given, else a model on this machine."""
+def through_transformers(config: LocalInferenceConfig) -> TransformersInferenceConfig:
+    """The same settings for transformers, as far as it has them."""
+    known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - {"backend"}
+    return TransformersInferenceConfig(backend="transformers", **{name: getattr(config, name) for name in known})

@@ -1,8 +1,7 @@
-"""What every teacher takes and gives, whatever answers behind it.
+"""What teachers of every backend take and return.
 
-A teacher is asked with `GenerationRequest`s and hands each outcome to `record` as soon as it has it: a `Completion`,
-exactly as received, or a `Failure`. Whoever calls decides what to keep; the label stage journals every outcome
-before anything looks inside it.
+A teacher is given `GenerationRequest`s and hands each outcome to `record` as soon as it has it: a `Completion`, exactly
+as received, or a `Failure`. The caller decides what to keep; stages journal every outcome before parsing it.
 """
 
 from __future__ import annotations
@@ -11,19 +10,24 @@ import hashlib
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, LocalInferenceConfig
+from easydistill.contracts._sections import names_itself
 from easydistill.data.records import Message, content_hash
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import DataError
+from easydistill.registry import Contract
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
-from easydistill.engine.stage import StageContext
-from easydistill.errors import ConfigIssue
+    from easydistill.engine.stage import StageContext
+    from easydistill.errors import ConfigIssue
 
 TEMPLATE_REFUSED = "template_refused"
-"""Reason of a row whose chat the model's template does not take: a system message, say, where there is no such role."""
+"""Rejection reason: the model's chat template does not accept the row, such as a system message where there is no such
+role."""
 SEVERAL_SERVERS = "several servers"
 
 
@@ -35,11 +39,11 @@ class GenerationRequest:
     """Hash of everything that can change the answer, and nothing else (see `request_key`)."""
     messages: tuple[Message, ...]
     schema: dict[str, Any] | None = field(default=None, kw_only=True)
-    """JSON schema that the answer should follow. Local models are held to it, an API is told; it must be checked."""
+    """JSON schema for the answer. Local models are constrained to it; an API is only sent it, so check the answer."""
     index: int = field(default=0, kw_only=True)
-    """Number of the sample, where one prompt is sampled several times."""
+    """Number of the sample, where a prompt is sampled several times."""
     temperature: float | None = field(default=None, kw_only=True)
-    """Sampling temperature of this one answer; None takes the teacher's."""
+    """Sampling temperature of this answer; None uses the teacher's."""
 
 
 def request_key(
@@ -55,8 +59,8 @@ def request_key(
         teacher: what identifies the model: endpoint and name, or the files' hash.
         sampling: everything that shapes the answer: temperature, seed, length.
         messages: the whole prompt as sent, images included.
-        index: number of the sample, where one prompt is sampled several times.
-        schema: of the answer, where the request has one.
+        index: number of the sample, where a prompt is sampled several times.
+        schema: JSON schema of the answer, if the request has one.
     """
     structure = [] if schema is None else [schema]
     return content_hash([teacher, sampling, list(messages), index, *structure])[:32]
@@ -69,10 +73,10 @@ def bare_url(url: str) -> str:
 
 
 def endpoint_name(urls: Sequence[str]) -> str:
-    """What request keys and fingerprints say of where a teacher is.
+    """The name of a teacher's endpoint in request keys and fingerprints.
 
-    One URL is itself, without password. Several stand for one teacher that is known by its model alone: servers may be
-    added, removed and reordered, and nothing is asked twice.
+    One URL stands for itself, without user and password. Several URLs share one name, so that the teacher is identified
+    by its model alone: servers can be added, removed and reordered without asking for anything again.
     """
     return bare_url(urls[0]) if len(urls) == 1 else SEVERAL_SERVERS
 
@@ -89,7 +93,7 @@ def sample_seed(seed: int, index: int) -> int:
 
 @dataclass(frozen=True)
 class Completion:
-    """A teacher's answer as received. Nothing in it has been judged yet."""
+    """A teacher's answer as received; nothing in it has been checked yet."""
 
     key: str
     text: str | None
@@ -102,11 +106,11 @@ class Completion:
     attempts: int = 1
     seconds: float = 0.0
     cached_prompt_tokens: int | None = None
-    """Prompt tokens that the server had read before, where it tells."""
+    """Prompt tokens read from the server's cache, if it reports them."""
     reasoning_tokens: int | None = None
-    """Tokens of the answer that are thoughts, where the server tells."""
+    """Tokens of the answer spent on reasoning, if the server reports them."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What else the server sent that is worth keeping: response id, refusal, log-probabilities."""
+    """Other parts of the response worth keeping: its id, a refusal, log-probabilities."""
 
     def as_record(self) -> dict[str, Any]:
         return {"kind": "completion", **asdict(self)}
@@ -114,15 +118,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that brought no answer."""
+    """A request without an answer."""
 
     key: str
     reason: str
-    """A short word for counting: `rate_limit`, `timeout`, `http_400` …"""
+    """A short category for counts: `rate_limit`, `timeout`, `http_400` …"""
     detail: str
     attempts: int
     passing: bool
-    """Whether asking again later might work; a resumed run asks again only where it might."""
+    """Whether the fault may be temporary; a resumed run repeats only such requests."""
     raw: str | None = None
 
     def as_record(self) -> dict[str, Any]:
@@ -131,7 +135,7 @@ class Failure:
 
 Outcome = Completion | Failure
 RecordOutcomes = Callable[[Sequence[Outcome]], None]
-"""Takes outcomes that must be kept together: one for an API, a whole batch for a local model."""
+"""Called with outcomes that must be stored together: one from an API, a whole batch from a local model."""
 
 
 def outcome_from_record(record: dict[str, Any]) -> Outcome:
@@ -144,7 +148,7 @@ class Teacher(Protocol):
     """Answers requests."""
 
     def identity(self) -> dict[str, Any]:
-        """What tells this model from any other, for request keys. May ask the server; must be stable."""
+        """Identifies the model in request keys. May ask the server; must be stable."""
 
     def generate(
         self,
@@ -155,21 +159,35 @@ class Teacher(Protocol):
     ) -> None:
         """Answer every request whose key is not `done`, handing outcomes to `record`.
 
-        All requests are given, finished ones too, so that a local teacher forms the same batches, and therefore
-        the same answers, in a resumed run as in one that was never interrupted.
+        `requests` includes the finished ones, so that a local teacher forms the same batches, and therefore gives the
+        same answers, in a resumed run as in one that was never interrupted.
 
-        Returns early, without error, once `stop` is requested and what was under way is recorded.
+        Returns early, without error, once `stop` is requested and the requests in flight are recorded.
 
         Raises:
-            TeacherError: no request can succeed (wrong key, unknown model, no quota). Outcomes recorded so far stand.
+            TeacherError: no request can succeed (wrong key, unknown model, no quota). Recorded outcomes remain valid.
         """
 
     def close(self) -> None:
         """Free the model or the connections."""
 
 
+@dataclass(frozen=True)
+class TeacherPlan:
+    """How a backend creates the teacher of an `inference` section, and what is known before it does."""
+
+    make: Callable[[StageContext], Teacher]
+    """Creates the teacher for one stage; files of its own go into the stage's directory."""
+    identity: Callable[[], dict[str, Any]]
+    """Identifies the teacher in the stage's fingerprint, without contacting it."""
+    preflight: Callable[[], list[ConfigIssue]]
+    """Problems that can be found before anything is loaded or asked: a missing library, a missing model."""
+    memory_bytes: Callable[[], int | None] = lambda: None
+    """Memory that its weights need on this machine; None if it runs elsewhere, or the size is unknown."""
+
+
 def prompt_or_failure(chat: ChatRenderer, request: GenerationRequest, context: int | None) -> list[int] | Failure:
-    """A request's prompt tokens, or why a model with room for `context` tokens cannot be asked."""
+    """A request's prompt tokens, or the failure if they do not fit a model with `context` tokens."""
     try:
         prompt = chat.prompt_ids(request.messages)
     except DataError as error:
@@ -180,13 +198,27 @@ def prompt_or_failure(chat: ChatRenderer, request: GenerationRequest, context: i
     return prompt
 
 
-@dataclass(frozen=True)
-class TeacherPlan:
-    """How the label stage gets its teacher."""
+class TeacherModule(Protocol):
+    """A module registered as a teacher backend. Importing it loads no heavy library; its plan's functions may."""
 
-    make: Callable[[StageContext], Teacher]
-    identity: Callable[[], dict[str, Any]]
-    """What names the teacher in the fingerprint, without asking it anything."""
-    preflight: Callable[[], list[ConfigIssue]]
-    memory_bytes: Callable[[], int | None] = lambda: None
-    """What its weights take on this machine, where it runs here."""
+    Config: type[InferenceConfig]
+    """Its `inference` section, with a field `backend` of the type Literal["<its name>"]."""
+
+    def plan(self, config: InferenceConfig, model: str | None, template: str | None) -> TeacherPlan:
+        """How the teacher of a section is created.
+
+        Args:
+            model: the reference in the config's `models` section; None if the class says `needs_model = False`.
+            template: a chat-template file for a model without a template of its own, or None.
+        """
+
+
+def _check(name: str, module: ModuleType) -> list[str]:
+    config = module.Config
+    problems = names_itself(name, config, "backend")
+    if config.scores and not issubclass(config, LocalInferenceConfig | ApiInferenceConfig):
+        problems.append("`Config.scores` is set, so `Config` must be a LocalInferenceConfig")
+    return problems
+
+
+TEACHER = Contract(TeacherModule, check=_check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.data.files import hash_file
@@ -19,7 +19,7 @@ from easydistill.models.student import check_student, student_identity
 
 
 def local_student(
-    models: ModelsConfig, inference: LocalInferenceConfig, template: str | None, trained: str | None
+    models: ModelsConfig, inference: TransformersOptions, template: str | None, trained: str | None
 ) -> TeacherPlan:
     """The plan by which a stage gets the student's answers, through transformers.
 

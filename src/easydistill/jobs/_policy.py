@@ -9,7 +9,6 @@ from pydantic import model_validator
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
-from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import asked_model
@@ -17,7 +16,8 @@ from easydistill.methods.policy.config import PolicyConfig, PolicyTrainingConfig
 from easydistill.methods.policy.stage import ExplorationRows, PolicyStage
 from easydistill.rewards import rewards_section
 from easydistill.rewards._section import RewardsConfig
-from easydistill.synthesis.config import CurriculumModels, JudgeConfig
+from easydistill.synthesis.config import CurriculumModels
+from easydistill.teachers.sections import JudgeConfig
 
 RewardsSection: Any = rewards_section()
 
@@ -43,7 +43,7 @@ class PolicyJob(JobConfig):
             raise Unfit("rewards.judge needs a judge, and there is none", 'add "judge": {"inference": {…}}')
         if self.judge is not None and not rewards.needs_judge:
             raise Unfit("`judge` is not used without rewards.judge", "remove it, or add the reward")
-        judge_is_local = self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
+        judge_is_local = self.judge is not None and self.judge.inference.needs_model
         if judge_is_local and (self.models.judge or self.models.teacher) is None:
             raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
         check_rounds(self.policy, self.training)

@@ -8,23 +8,23 @@ from pydantic import Field, model_validator
 
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
-from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, Inference, SamplingConfig
+from easydistill.config.dataset import SynthesisDatasetConfig, TeacherDatasetConfig
+from easydistill.config.inference import ApiInferenceConfig, InferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
-from easydistill.jobs._api_teacher import api_teacher
-from easydistill.jobs._local_teacher import local_teacher
-from easydistill.synthesis.config import JudgeConfig, SynthesisModels
+from easydistill.synthesis.config import SynthesisModels
 from easydistill.synthesis.operators import OPERATORS
 from easydistill.synthesis.sources import FileSource, RowSource
 from easydistill.synthesis.stage import SynthesiseStage
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class SynthesisJob(JobConfig):
     """An operator over the rows of `dataset.instruction_path`, with a teacher and optionally a judge."""
 
-    dataset: SynthesisDatasetConfig
+    dataset: TeacherDatasetConfig
     inference: Inference = Field(union_mode="left_to_right")
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     models: SynthesisModels = SynthesisModels()
@@ -34,6 +34,8 @@ class SynthesisJob(JobConfig):
     @model_validator(mode="after")
     def _has_models(self) -> SynthesisJob:
         need_models(self.inference, self.models.teacher, self.judge, self.models.judge)
+        if self.dataset.template is not None and isinstance(self.inference, ApiInferenceConfig):
+            raise Unfit("dataset.template is not used: a server has its own chat template", "remove it")
         return self
 
 
@@ -51,7 +53,8 @@ def select(job: SelectionJob, operator: str, config: Any) -> list[Stage]:
 
 def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource | None = None) -> list[Stage]:
     """The one stage of a synthesis job."""
-    models = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
+    template = job.dataset.template
+    models = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge, template)
     labelled = OPERATORS.module(operator).LABELLED
     return [
         SynthesiseStage(operator, config, source or FileSource(job.dataset, labelled), models, job.dataset.labeled_path)
@@ -59,7 +62,7 @@ def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource 
 
 
 def need_models(
-    inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
+    inference: InferenceConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
 ) -> None:
     """Check that there is a teacher, and a judge if one is configured.
 
@@ -70,27 +73,32 @@ def need_models(
     Raises:
         Unfit: there is no teacher, or no judge, or a judge that is not used.
     """
-    if not isinstance(inference, ApiInferenceConfig) and teacher is None:
+    if inference.needs_model and teacher is None:
         raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
     if judging is not None and judge is None:
         raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
-    judges_here = judge is not None and not isinstance(judge.inference, ApiInferenceConfig)
+    judges_here = judge is not None and judge.inference.needs_model
     if judges_here and judging is None and teacher is None:
         raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
 
 
 def asked_models(
-    inference: SamplingConfig, teacher: str | None, judge: JudgeConfig | None, judging: str | None
+    inference: InferenceConfig,
+    teacher: str | None,
+    judge: JudgeConfig | None,
+    judging: str | None,
+    template: str | None = None,
 ) -> dict[Role, AskedModel]:
-    """Teacher and judge, with the arguments of `need_models`. Without a `judge` section the teacher judges."""
-    asked = asked_model(inference, teacher)
+    """Teacher and judge, with the arguments of `need_models`. Without a `judge` section the teacher judges.
+
+    Args:
+        template: chat template for a teacher on this machine that has none of its own.
+    """
+    asked = asked_model(inference, teacher, template)
     judged = asked if judge is None else asked_model(judge.inference, judging or teacher)
     return {"teacher": asked, "judge": judged}
 
 
-def asked_model(inference: SamplingConfig, reference: str | None) -> AskedModel:
-    """A model behind an API or, given by its reference, on this machine."""
-    if isinstance(inference, ApiInferenceConfig):
-        return AskedModel(api_teacher(inference), inference)
-    assert reference is not None
-    return AskedModel(local_teacher(reference, inference, None), inference)  # type: ignore[arg-type]
+def asked_model(inference: InferenceConfig, reference: str | None, template: str | None = None) -> AskedModel:
+    """A model with its inference settings; `reference` names the model if the section does not."""
+    return AskedModel(plan_teacher(inference, reference, template), inference)

@@ -9,14 +9,14 @@ from pydantic import model_validator
 from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
-from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import ServedInference
 
 if TYPE_CHECKING:
     from easydistill.config.evaluation import EvaluationConfig as Evaluation
@@ -30,7 +30,7 @@ class Job(JobConfig):
     job_type: Literal["black_box_kd_api"]
     """Which job this is."""
     dataset: DatasetConfig
-    inference: ApiInferenceConfig | None = None
+    inference: ServedInference | None = None
     """How the teacher is asked. Without it, the job trains on `dataset.labeled_path`."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
@@ -53,4 +53,4 @@ def plan(job: Job) -> list[Stage]:
     )
     if job.inference is None:
         return after
-    return [LabelStage(job.dataset, job.inference, api_teacher(job.inference)), *after]
+    return [LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None)), *after]

@@ -9,14 +9,15 @@ from pydantic import model_validator
 from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
 from easydistill.jobs._black_box import train_and_evaluate
-from easydistill.jobs._local_teacher import local_teacher
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import LocalInference
 
 if TYPE_CHECKING:
     from easydistill.config.evaluation import EvaluationConfig as Evaluation
@@ -30,7 +31,8 @@ class Job(JobConfig):
     job_type: Literal["black_box_kd_local"]
     """Which job this is."""
     dataset: DatasetConfig
-    inference: LocalInferenceConfig = LocalInferenceConfig()
+    inference: LocalInference = AutoInferenceConfig()
+    """How the teacher is asked, on this machine."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: Evaluation = Evaluation()
@@ -55,5 +57,5 @@ def plan(job: Job) -> list[Stage]:
     if not job.labels:
         return after
     assert job.models.teacher is not None
-    teacher = local_teacher(job.models.teacher, job.inference, job.dataset.template)
+    teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
     return [LabelStage(job.dataset, job.inference, teacher), *after]

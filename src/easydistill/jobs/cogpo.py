@@ -15,7 +15,7 @@ from easydistill.asking.model import AskedModel
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Share, Unfit
 from easydistill.config.dataset import DatasetConfig, SynthesisDatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
-from easydistill.config.inference import Inference, LocalInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
@@ -25,10 +25,11 @@ from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.stage import PairRows, PreferStage, RowsBesidePairs
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.synthesis.config import CurriculumModels, JudgeConfig, StudentInferenceConfig
+from easydistill.synthesis.config import CurriculumModels, StudentInferenceConfig
 from easydistill.synthesis.operators import cogpo
 from easydistill.synthesis.sources import FileSource
 from easydistill.synthesis.stage import SynthesiseStage
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class CogpoDatasetConfig(DatasetConfig):
@@ -74,7 +75,7 @@ class Job(JobConfig):
     job_type: Literal["cogpo"]
     """Which job this is."""
     dataset: CogpoDatasetConfig
-    inference: Inference = Field(default=LocalInferenceConfig())
+    inference: Inference = Field(default=AutoInferenceConfig())
     """How the teacher is asked, who writes and rewrites chains: a server with `base_url`, else `models.teacher` on this
     machine."""
     judge: JudgeConfig | None = None
@@ -111,13 +112,13 @@ class Job(JobConfig):
     def _samples_differ(self) -> None:
         """Refuse to draw several samples at temperature 0."""
         asked = self.inference if self.judge is None else self.judge.inference
-        if asked.temperature == 0 and self.synthesis.votes > 1:
+        if getattr(asked, "temperature", None) == 0 and self.synthesis.votes > 1:
             section = "inference" if self.judge is None else "judge.inference"
             raise Unfit(
                 f"{self.synthesis.votes} votes at temperature 0 would be the same",
                 f"raise {section}.temperature, or set synthesis.votes to 1",
             )
-        if self.inference.temperature == 0 and self.synthesis.rounds > 1:
+        if getattr(self.inference, "temperature", None) == 0 and self.synthesis.rounds > 1:
             raise Unfit(
                 "a failed rewriting is sampled again, which at temperature 0 gives the same one",
                 "raise inference.temperature, or set synthesis.rounds to 1",

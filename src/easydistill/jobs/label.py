@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from easydistill.asking.label import LabelStage
 from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import asked_model, need_models
 from easydistill.synthesis.config import TeacherModels
+from easydistill.teachers.sections import Inference
 
 
 class Job(JobConfig):

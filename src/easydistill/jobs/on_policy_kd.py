@@ -9,19 +9,18 @@ from pydantic import Field, model_validator
 from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
+from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.contracts.teacher import TeacherPlan
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
 from easydistill.evaluation.stage import EvaluateStage
-from easydistill.jobs._api_teacher import api_teacher
-from easydistill.jobs._local_teacher import local_teacher
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, PromptRows
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import ScoringInference
 
 if TYPE_CHECKING:
     from easydistill.config.evaluation import EvaluationConfig as Evaluation
@@ -35,7 +34,7 @@ class Job(JobConfig):
     job_type: Literal["on_policy_kd"]
     """Which job this is."""
     dataset: DatasetConfig
-    inference: Inference = Field(default=LocalInferenceConfig())
+    inference: ScoringInference = Field(default=AutoInferenceConfig())
     """How the teacher answers, if its answers are needed. With `base_url`, the vLLM server that answers and gives the
     log-probabilities of the student's tokens."""
     models: ModelsConfig
@@ -82,16 +81,11 @@ def plan(job: Job) -> list[Stage]:
     labels = prompts_given and job.needs_labels
     kind = PromptRows if prompts_given and not labels else LabelledRows
     rows = kind(job.dataset, job.evaluation, labels)
-    stages: list[Stage] = [LabelStage(job.dataset, job.inference, _teacher(job))] if labels else []
+    stages: list[Stage] = []
+    if labels:
+        teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
+        stages.append(LabelStage(job.dataset, job.inference, teacher))
     stages.append(OnPolicyStage(rows, job.models, job.training, job.on_policy, job.inference))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length))
     return stages
-
-
-def _teacher(job: Job) -> TeacherPlan:
-    """The teacher of the label stage, as in the black-box jobs."""
-    if isinstance(job.inference, ApiInferenceConfig):
-        return api_teacher(job.inference)
-    assert job.models.teacher is not None
-    return local_teacher(job.models.teacher, job.inference, job.dataset.template)

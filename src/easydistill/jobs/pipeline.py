@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from easydistill.config.document import KeyPath, dotted
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig, citations
+from easydistill.config.values import KeyPath, dotted
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory

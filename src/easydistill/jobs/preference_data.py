@@ -9,18 +9,19 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import NonNegativeFloat, Unfit
 from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
+from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig, StudentRef
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_model
-from easydistill.synthesis.config import JudgeConfig, StudentInferenceConfig, SynthesisModels
+from easydistill.synthesis.config import StudentInferenceConfig, SynthesisModels
 from easydistill.synthesis.operators import preference_data
 from easydistill.synthesis.operators.preference_data.configs import StudentConfig, VerifiableConfig
 from easydistill.synthesis.sources import FileSource
 from easydistill.synthesis.stage import SynthesiseStage
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class PairModels(SynthesisModels):
@@ -64,7 +65,7 @@ class Job(JobConfig):
     job_type: Literal["preference_data"]
     """Which job this is."""
     dataset: SynthesisDatasetConfig
-    inference: Inference = Field(default=LocalInferenceConfig())
+    inference: Inference = Field(default=AutoInferenceConfig())
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     student_inference: StudentSamples = Field(default=StudentSamplesConfig())
     """How the student is asked: a server with `base_url`, else `models.student` on this machine."""
@@ -76,7 +77,7 @@ class Job(JobConfig):
 
     @property
     def _has_teacher(self) -> bool:
-        return isinstance(self.inference, ApiInferenceConfig) or self.models.teacher is not None
+        return not self.inference.needs_model or self.models.teacher is not None
 
     @property
     def _has_student(self) -> bool:
@@ -84,7 +85,7 @@ class Job(JobConfig):
 
     @property
     def _judge_is_local(self) -> bool:
-        return self.judge is not None and not isinstance(self.judge.inference, ApiInferenceConfig)
+        return self.judge is not None and bool(self.judge.inference.needs_model)
 
     @model_validator(mode="after")
     def _has_needed_models(self) -> Job:
@@ -131,7 +132,7 @@ class Job(JobConfig):
             return self
         asked = {"teacher": self.inference, "student": self.student_inference}
         for role, count in self.synthesis.most_samples.items():
-            if count > 1 and asked[role].temperature == 0:
+            if count > 1 and getattr(asked[role], "temperature", None) == 0:
                 raise Unfit(f"{count} greedy answers of the {role} would be the same", "raise the temperature")
         return self
 

@@ -10,7 +10,6 @@ from easydistill.asking.label import LabelStage
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
@@ -21,9 +20,10 @@ from easydistill.jobs._synthesis import asked_models, need_models
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
-from easydistill.synthesis.config import CurriculumModels, JudgeConfig, StudentInferenceConfig
+from easydistill.synthesis.config import CurriculumModels, StudentInferenceConfig
 from easydistill.synthesis.curriculum import CurriculumStage, RoundRows
 from easydistill.synthesis.operators import tapir
+from easydistill.teachers.sections import Inference, JudgeConfig
 
 if TYPE_CHECKING:
     from easydistill.config.evaluation import EvaluationConfig as Evaluation

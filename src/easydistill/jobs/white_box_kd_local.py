@@ -9,14 +9,13 @@ from pydantic import Field, model_validator
 from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
-from easydistill.config.inference import WhiteBoxInferenceConfig
+from easydistill.config.inference import AutoInferenceConfig, through_transformers
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import evaluation_section
 from easydistill.evaluation.stage import EvaluateStage
-from easydistill.jobs._local_teacher import local_teacher
 from easydistill.losses import distillation_section
 from easydistill.losses.forward_kld import Config as ForwardKld
 from easydistill.methods.distil.rollout_stage import RolloutStage
@@ -27,6 +26,8 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
 from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
+from easydistill.teachers import plan_teacher
+from easydistill.teachers.sections import WhiteBoxInference, white_box
 
 Distillation: Any = distillation_section()
 ALIGNED_TOP_K = 20
@@ -45,7 +46,8 @@ class Job(JobConfig):
     job_type: Literal["white_box_kd_local"]
     """Which job this is."""
     dataset: WhiteBoxDatasetConfig
-    inference: WhiteBoxInferenceConfig = WhiteBoxInferenceConfig()
+    inference: WhiteBoxInference = white_box(AutoInferenceConfig)()
+    """How the teacher is asked, on this machine."""
     models: ModelsConfig
     signals: SignalsConfig | None = None
     """What is stored of the teacher's distributions; by default the most probable tokens and draws from the rest."""
@@ -152,11 +154,11 @@ def plan(job: Job) -> list[Stage]:
     stages: list[Stage] = []
     if job.labels:
         assert job.models.teacher is not None
-        teacher = local_teacher(job.models.teacher, job.inference, job.dataset.template)
+        teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
         stages.append(LabelStage(job.dataset, job.inference, teacher))
     labelled = rows
     if job.distillation.needs_student_answers:
-        stages.append(RolloutStage(rows, job.models, job.inference))
+        stages.append(RolloutStage(rows, job.models, through_transformers(job.inference)))
         rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels)
     if job.scores:
         scoring = Scoring(job.models, job.kept(), job.distillation, job.max_length, job.dataset.logits_path)

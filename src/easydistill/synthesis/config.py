@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, NonNegativeInt, PositiveInt, Section, Seed, Unfit
-from easydistill.config.inference import Inference, LocalInferenceConfig, SamplingConfig
+from easydistill.config.inference import SamplingConfig, TransformersInferenceConfig
 from easydistill.config.models import ModelRef, ModelsConfig
 
 
@@ -24,13 +24,6 @@ class SynthesisModels(TeacherModels):
 
     judge: ModelRef | None = None
     """The model that judges; by default the teacher."""
-
-
-class JudgeConfig(Section):
-    """A judge other than the teacher, or the teacher with other sampling settings."""
-
-    inference: Inference = Field(default=LocalInferenceConfig(temperature=0.0))
-    """How the judge is run: a server with `base_url`, else a model on this machine."""
 
 
 class ChunksConfig(Section):
@@ -83,6 +76,6 @@ class StudentInferenceConfig(SamplingConfig):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Data type of the weights during inference."""
 
-    def local(self) -> LocalInferenceConfig:
+    def local(self) -> TransformersInferenceConfig:
         """The same settings as the config of a local model."""
-        return LocalInferenceConfig(backend="transformers", **self.model_dump())
+        return TransformersInferenceConfig(backend="transformers", **self.model_dump())

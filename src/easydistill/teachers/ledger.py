@@ -1,8 +1,7 @@
-"""What a teacher's answers took, in tokens and money, and whether the budget has room for one more.
+"""Tokens and money spent on a teacher's answers, and whether the budget has room for another request.
 
-Tokens are the server's own counts. Where it tells none, the budget counts an estimate (the most the request could have
-taken) and the cost is unknown: "n/a", never 0. Attempts that brought no answer are not counted: what a server charges
-for them it does not say.
+Token counts are the server's. Without them the budget counts an upper bound, and the cost is unknown: "n/a", never 0.
+Failed attempts are not counted, since servers do not report what they charge for them.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from easydistill.config.inference import PricesConfig
 from easydistill.contracts.teacher import Completion
-from easydistill.teachers._limits import Size, text_tokens
+from easydistill.teachers.sizes import Size, text_tokens
 
 _MILLION = 1_000_000
 
 
 class Ledger:
-    """Counts answers, those of earlier attempts included, and what those under way may yet take.
+    """Counts the answers of this and earlier attempts, and reserves the most that requests in flight can take.
 
     Args:
-        prices: per million tokens; None where the user gave none.
-        max_cost: the budget in money. Needs prices.
-        max_tokens: the budget in tokens, prompts and answers together.
+        prices: per million tokens; None if the config has none.
+        max_cost: the budget in the currency of `prices`, which it requires.
+        max_tokens: the budget in tokens of prompts and answers.
     """
 
     def __init__(
@@ -36,12 +35,12 @@ class Ledger:
         self._cached: int | None = None
         self._reasoning: int | None = None
         self._guessed = self._reserved = (0, 0)
-        """(prompt, completion) tokens of answers without counts, and at most of requests under way."""
+        """(prompt, completion) tokens: estimates for answers without counts; upper bounds for requests in flight."""
 
     # --- counting ---------------------------------------------------------------------------------------------
 
     def is_new(self, key: str) -> bool:
-        """Whether what is on disk under `key` has not been looked at; True once for each key."""
+        """Whether `key` has not been seen before; True once for each key."""
         new = key not in self._seen
         self._seen.add(key)
         return new
@@ -50,7 +49,7 @@ class Ledger:
         """Count an answer.
 
         Args:
-            size: what the request was taken for; None for one of an earlier attempt.
+            size: the estimate made for the request; None for an answer of an earlier attempt.
         """
         self._seen.add(answer.key)
         self._answers += 1
@@ -63,17 +62,17 @@ class Ledger:
                 self._reasoning = (self._reasoning or 0) + answer.reasoning_tokens
             return
         self._uncounted += 1
-        told = text_tokens(answer.text) + text_tokens(answer.reasoning)
-        self._guessed = _plus(self._guessed, (size.worst_prompt, size.worst_completion) if size else (0, told))
+        written = text_tokens(answer.text) + text_tokens(answer.reasoning)
+        self._guessed = _plus(self._guessed, (size.worst_prompt, size.worst_completion) if size else (0, written))
 
     @property
     def tokens(self) -> int:
-        """Prompts and answers together, estimates included."""
+        """Of prompts and answers, estimates included."""
         return self._prompt + self._completion + sum(self._guessed)
 
     @property
     def cost(self) -> float | None:
-        """Of all answers; None where a price or a count is missing."""
+        """Of all answers; None if a price or a count is missing."""
         return None if self._prices is None or self._uncounted else self._cost_at_least
 
     @property
@@ -91,7 +90,7 @@ class Ledger:
     # --- the budget -------------------------------------------------------------------------------------------
 
     def has_room(self, size: Size) -> bool:
-        """Whether one more request fits, however long its answer and those under way become."""
+        """Whether another request fits, whatever the length of its answer and of those in flight."""
         coming = _plus(self._reserved, (size.worst_prompt, size.worst_completion))
         if self._max_tokens is not None and self.tokens + sum(coming) > self._max_tokens:
             return False
@@ -104,7 +103,7 @@ class Ledger:
         self._reserved = _plus(self._reserved, (-size.worst_prompt, -size.worst_completion))
 
     def exhausted(self, size: Size) -> str:
-        """What to tell the user where there is no room."""
+        """The error message for a budget without room."""
         limits = [f"max_tokens_total {self._max_tokens:,}"] if self._max_tokens is not None else []
         limits += [f"max_cost {self._max_cost:g}"] if self._max_cost is not None else []
         return (
@@ -114,7 +113,7 @@ class Ledger:
             "the same command then goes on, and asks for nothing it has already"
         )
 
-    # --- telling ----------------------------------------------------------------------------------------------
+    # --- reporting --------------------------------------------------------------------------------------------
 
     @property
     def is_watched(self) -> bool:
@@ -122,7 +121,7 @@ class Ledger:
         return self._prices is not None or self._max_tokens is not None
 
     def words(self) -> str:
-        """One line."""
+        """The spending, in one line."""
         cached = f" ({self._cached:,} of them cached)" if self._cached is not None else ""
         reasoning = f" ({self._reasoning:,} of them reasoning)" if self._reasoning is not None else ""
         cost = "n/a" if self.cost is None else f"{self.cost:.6g}"
@@ -133,7 +132,7 @@ class Ledger:
         )
 
     def as_metrics(self) -> dict[str, Any]:
-        """For the stage's manifest; None is unknown."""
+        """For the stage's manifest; None means unknown."""
         return {
             "answers": self._answers,
             "answers_without_counts": self._uncounted,
@@ -147,13 +146,13 @@ class Ledger:
 
 @runtime_checkable
 class Metered(Protocol):
-    """A teacher whose answers cost something."""
+    """A teacher that counts what its answers cost."""
 
     ledger: Ledger
 
 
 def is_counted(answer: Completion) -> bool:
-    """Whether the server told how many tokens the answer took."""
+    """Whether the server reported the answer's tokens."""
     return answer.prompt_tokens > 0 or answer.completion_tokens > 0
 
 

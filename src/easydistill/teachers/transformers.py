@@ -1,8 +1,7 @@
-"""A teacher in this process, through transformers: the default where vLLM is absent.
+"""A teacher in this process, through transformers: the default without vLLM.
 
-Rows are batched by length in an order that depends only on the whole list of requests, each row's randomness comes
-from its own key, and a batch is recorded as one unit: a run resumed after a kill gives the same answers as one that
-was never interrupted.
+Batches depend on the whole list of requests alone, each row's randomness on its own key, and a batch is recorded as one
+unit. A run resumed after a kill therefore gives the same answers as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import TransformersOptions
 from easydistill.contracts.teacher import (
     Completion,
     Failure,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_BATCH_ROWS = 64
-"""More rows a batch gain little speed and lose more work at a kill."""
+"""Larger batches are hardly faster, and a kill loses more work."""
 
 
 class TransformersTeacher:
@@ -40,15 +39,15 @@ class TransformersTeacher:
 
     Args:
         reference: the teacher model.
-        template: chat template to use where the teacher has none of its own.
-        make: gives model and tokenizer, where they are not simply those of `reference`.
-        weights: tells them from any others, where `reference` does not.
+        template: chat template for a teacher without one of its own.
+        make: returns model and tokenizer, if they are not those of `reference`.
+        weights: identifies the weights, if `reference` does not.
     """
 
     def __init__(
         self,
         reference: str,
-        inference: LocalInferenceConfig,
+        inference: TransformersOptions,
         template: str | None = None,
         make: Callable[[], tuple[Any, Any]] | None = None,
         weights: dict[str, Any] | None = None,
@@ -111,7 +110,7 @@ class TransformersTeacher:
     def _prompts(
         self, requests: Sequence[GenerationRequest], done: Callable[[str], bool], record: RecordOutcomes
     ) -> dict[int, list[int]]:
-        """Prompt tokens by index of the request; those the model cannot take are recorded as failures instead."""
+        """Prompt tokens by index of the request; requests that do not fit the model are recorded as failures."""
         context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
         prompts: dict[int, list[int]] = {}
         for index, request in enumerate(requests):

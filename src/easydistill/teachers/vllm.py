@@ -1,10 +1,10 @@
 """A teacher in vLLM's offline engine.
 
-The engine is kept full: a row enters as soon as another leaves, and each answer is recorded the moment it is
-complete, so neither the tail of a chunk nor a kill costs more than the rows under way.
+The engine is kept full: a row enters as soon as another leaves, and each answer is recorded as soon as it is complete,
+so that a kill loses only the rows in flight.
 
-On CPUs vLLM cannot seed single requests (its sampler crashes), so there a resumed run draws other answers for
-the rows that were still open than an uninterrupted one would have; on GPUs every row has a seed of its own.
+On GPUs every row has its own seed. On CPUs vLLM cannot seed single requests (its sampler crashes): a resumed run may
+draw other answers for its remaining rows than an uninterrupted run would have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import VllmOptions
 from easydistill.contracts.teacher import (
     Completion,
     Failure,
@@ -36,10 +36,10 @@ class VllmTeacher:
 
     Args:
         reference: the teacher model.
-        template: chat template to use where the teacher has none of its own.
+        template: chat template for a teacher without one of its own.
     """
 
-    def __init__(self, reference: str, inference: LocalInferenceConfig, template: str | None = None) -> None:
+    def __init__(self, reference: str, inference: VllmOptions, template: str | None = None) -> None:
         self._reference = reference
         self._inference = inference
         self._template = template
@@ -49,7 +49,7 @@ class VllmTeacher:
         return {"backend": "vllm", **resolve(self._reference).identity()}
 
     def _load(self, first: str) -> None:
-        """Load the model, to answer request `first` first."""
+        """Load the model; on a CPU its seed depends on the key of the first request."""
         if self._engine is not None:
             return
         config = self._inference
@@ -66,7 +66,7 @@ class VllmTeacher:
         eager = config.enforce_eager if config.enforce_eager is not None else self._on_cpu
         options: dict[str, Any] = {
             "model": directory,
-            # Without seeds of its own per row, a resumed run would draw for other samples what it drew before.
+            # Without a seed for each row, a resumed run would repeat the draws of the first rows for other rows.
             "seed": row_seed(config.seed, first) % 2**32 if self._on_cpu else config.seed,
             "dtype": str(choose_dtype(config.dtype, on)).removeprefix("torch."),
             "trust_remote_code": config.trust_remote_code,

@@ -21,7 +21,7 @@ from easydistill.engine.secrets import Redactor
 from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.rewards import UNJUDGED, Reward, RewardContext
 from easydistill.rewards.judge import Config, language_of, make
-from easydistill.teachers.openai import OpenAITeacher
+from easydistill.teachers.openai.teacher import OpenAITeacher
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.support.rollouts import in_threads, rollout
 
 import easydistill.rewards as rewards
 from easydistill.config.job import JobConfig
-from easydistill.config.load import load_config
+from easydistill.config.reading import load_config
 from easydistill.contracts.reward import RewardConfig
 from easydistill.errors import ConfigError, EasyDistillError
 from easydistill.rewards import (

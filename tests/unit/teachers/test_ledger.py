@@ -9,9 +9,9 @@ import pytest
 from easydistill.asking.answers import judge
 from easydistill.config.inference import PricesConfig
 from easydistill.contracts.teacher import Completion
-from easydistill.teachers._chat_completion import Answer
-from easydistill.teachers._limits import Size
 from easydistill.teachers.ledger import Ledger
+from easydistill.teachers.openai.chat_completion import Answer
+from easydistill.teachers.sizes import Size
 
 PRICES = PricesConfig(input=2.0, output=10.0, cached_input=0.5)
 SIZE = Size(prompt=90, completion=50, worst_prompt=100, worst_completion=400)

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from easydistill.contracts.teacher import GenerationRequest, endpoint_name, request_key
-from easydistill.teachers._breaker import FIRST, WINDOW, Breaker
-from easydistill.teachers._concurrency import Window
-from easydistill.teachers._features import Features, json_schema_format
-from easydistill.teachers._routing import FAILURES, FIRST_REST, Endpoint, Router
-from easydistill.teachers.retry import Fault, Verdict, from_status
+from easydistill.teachers.openai.breaker import FIRST, WINDOW, Breaker
+from easydistill.teachers.openai.features import Features, json_schema_format
+from easydistill.teachers.openai.retry import Fault, Verdict, from_status
+from easydistill.teachers.openai.routing import FAILURES, FIRST_REST, Endpoint, Router
+from easydistill.teachers.openai.window import Window
 
 BROKEN = Fault("connection", "", Verdict.RETRY)
 BUSY = from_status(429, "", {"retry-after": "7"}, 0.0)

@@ -1,9 +1,10 @@
-"""Concurrency, pace and limits of the API teacher, on a clock of their own."""
+"""Load and limits of the API teacher, on a clock of their own."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable
 
@@ -11,19 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydistill.teachers._concurrency import LEAST, START, Window
-from easydistill.teachers._limits import BURST_SECONDS, RateLimits, TokenBucket, TokenEstimator
-from easydistill.teachers._pace import Pace
+from easydistill.teachers.openai.limits import BURST_SECONDS, RateLimits, TokenBucket
+from easydistill.teachers.openai.window import LEAST, START, Window
+from easydistill.teachers.sizes import TokenEstimator
 
 
 def rounds(
     window: Window, count: int, refused: float = 0.0, seconds_of: Callable[[int], float] = lambda limit: 1.0
 ) -> None:
-    """Rounds in which the limit is always used up."""
-    chance = random.Random(0)
+    """Rounds in which the limit is always used up; starts come too late for the rate to bound them."""
+    chance, clock = random.Random(0), itertools.count()
     for _ in range(count):
         limit = max(window.limit, 16)
-        numbers = [window.started() for _ in range(limit)]
+        numbers = [window.started(float(next(clock))) for _ in range(limit)]
         for number in numbers:
             if chance.random() < refused:
                 window.refused(number)
@@ -87,63 +88,91 @@ def test_a_server_that_became_slower_is_learnt_anew() -> None:
 def test_concurrency_that_is_not_used_does_not_grow() -> None:
     window = Window(256)
     for _ in range(1000):
-        window.answered(window.started(), 1.0, 10, 3)
+        window.answered(window.started(0.0), 1.0, 10, 3)
     assert window.limit == START
 
 
 @given(st.lists(st.tuples(st.sampled_from("arf"), st.integers(0, 300)), max_size=300), st.integers(1, 300))
 def test_concurrency_stays_within_its_bounds(events: list[tuple[str, int]], ceiling: int) -> None:
-    window, under_way = Window(ceiling), []
+    window, under_way, now = Window(ceiling), [], 0.0
     for kind, pending in events:
-        under_way.append(window.started())
+        now += window.delay(now)
+        under_way.append(window.started(now))
         number = under_way.pop(pending % len(under_way)) if pending % 3 else under_way[0]
         if kind == "a":
             window.answered(number, 0.0, 0, pending)
         else:
             (window.refused if kind == "r" else window.failed)(number)
         assert 1 <= window.limit <= ceiling
+        assert 0 <= window.delay(now) < math.inf
 
 
-# --- pace ---------------------------------------------------------------------------------------------------------
+# --- starts -------------------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_names_a_moment_is_asked_nothing_before_it() -> None:
-    pace = Pace()
-    pace.started(0.0)
-    pace.refused(1.0, 20.0)
-    pace.refused(1.5, 3.0)
-    assert pace.delay(2.0) == pytest.approx(19.0)
-    assert pace.delay(21.0) == 0
+    window = Window(256)
+    window.hold(1.0 + 20.0)
+    window.hold(1.5 + 3.0)
+    assert window.delay(2.0) == pytest.approx(19.0)
+    assert window.delay(21.0) == 0
 
 
 def test_there_is_no_pace_while_few_are_refused() -> None:
-    pace, now = Pace(), 0.0
+    window, now = Window(256), 0.0
     for number in range(1000):
         now += 0.001
-        assert pace.delay(now) == 0
-        pace.started(now)
+        assert window.delay(now) == 0
+        started = window.started(now)
         if number % 7 == 0:
-            pace.refused(now, None)
+            window.refused(started)
+        else:
+            window.answered(started, 0.001, 10, 1)
+
+
+def test_after_a_round_of_refusals_starts_are_spread_over_the_time_of_an_answer() -> None:
+    window, now = Window(256), 0.0
+    rounds(window, 4)
+    rounds(window, 1, refused=1.0)
+    first = [window.started(now)]
+    for _ in range(2 * 128):
+        now += window.delay(now)
+        first.append(window.started(now))
+    assert now == pytest.approx(2.0, rel=0.02)  # 128 a second: as many as may be under way, a second each
+    for number in first:
+        window.answered(number, 1.0, 10, 64)
+    assert window.limit == pytest.approx(128 * 1.05, abs=1)
 
 
 @pytest.mark.parametrize("rate", [5.0, 100.0])
 @pytest.mark.parametrize("retry_after", [True, False])
-def test_pace_finds_a_token_buckets_rate(rate: float, retry_after: bool) -> None:
+def test_starts_find_a_token_buckets_rate(rate: float, retry_after: bool) -> None:
     """60 clients that ask whenever they may: nearly all that the bucket allows, with few refusals in the long run."""
-    pace, bucket, now, taken, refused = Pace(), rate, 0.0, 0, [0, 0]
-    at, free = 0.0, [0.0] * 60
+    window, bucket, now, taken, refused = Window(60), rate, 0.0, 0, [0, 0]
+    at, free, under_way = 0.0, [0.0] * 60, list[tuple[float, int]]()
     heapq.heapify(free)
     while now < 300:
         now = max(now + 1e-4, heapq.heappop(free))
-        now += pace.delay(now)
+        while True:
+            while under_way and (under_way[0][0] <= now or len(under_way) >= window.limit):
+                pending = len(under_way)
+                ended, number = heapq.heappop(under_way)
+                now = max(now, ended)
+                window.answered(number, 0.4, 10, pending)
+            if not (wait := window.delay(now)):
+                break
+            now += wait
         bucket, at = min(rate, bucket + (now - at) * rate), now
-        pace.started(now)
+        number = window.started(now)
         if bucket >= 1:
             bucket, taken = bucket - 1, taken + 1
+            heapq.heappush(under_way, (now + 0.4, number))
             heapq.heappush(free, now + 0.4)
         else:
             refused[now > 60] += 1
-            pace.refused(now, (1 - bucket) / rate if retry_after else None)
+            if retry_after:
+                window.hold(now + (1 - bucket) / rate)
+            window.refused(number)
             heapq.heappush(free, now + 0.3)
     assert taken >= 0.93 * min(rate * 300, 60 / 0.4 * 300)
     assert refused[1] <= 0.25 * taken

@@ -7,7 +7,7 @@ from typing import Any
 
 from easydistill.asking.answers import JOURNAL, answer_all, outcome_of, worth_another_try
 from easydistill.asking.label import labelled_or_rejected
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import GenerationRequest, Teacher, request_key
 from easydistill.data.files import hash_file
@@ -30,7 +30,7 @@ class RolloutStage:
     offers: tuple[str, ...] = ()
     classifies = False
 
-    def __init__(self, rows: LabelledRows, models: ModelsConfig, inference: LocalInferenceConfig) -> None:
+    def __init__(self, rows: LabelledRows, models: ModelsConfig, inference: TransformersOptions) -> None:
         self._rows = rows
         self._models = models
         self._inference = inference

@@ -110,7 +110,5 @@ class PairTrainingConfig(TrainerConfig):
 class DpoTrainingConfig(PairTrainingConfig):
     """Training on pairs. Steps are small: v1's 2e-5 takes a student apart."""
 
-    identity_name = "PairTrainingConfig"
-
     loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
     """Memory that held-out pairs may use for a slice of the logits, which are never held whole."""

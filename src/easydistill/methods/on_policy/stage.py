@@ -179,7 +179,7 @@ class OnPolicyStage(TrainStage):
 
     def _scores(self, student: Student, vocabulary: int, context: StageContext) -> TeacherScores:
         if self._server is not None:
-            from easydistill.teachers.server_scores import ServerScores
+            from easydistill.teachers.openai.scores import ServerScores
 
             return ServerScores(self._server, context.redactor, lambda token: student.tokenizer.decode([token]))
         from easydistill.methods.shared.rollouts import LocalScores

@@ -194,7 +194,7 @@ def describe(rollouts: Sequence[Written]) -> dict[str, float]:
 
 
 class TeacherScores(Protocol):
-    """Whoever tells log p_T of given tokens: a model in this process, or a server (`teachers/server_scores.py`)."""
+    """What gives log p_T of given tokens: a model in this process, or a server (`scores.py` of the openai backend)."""
 
     def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
         """For each (token ids, start): the log-probabilities of the tokens from `start` on."""

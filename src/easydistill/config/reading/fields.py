@@ -1,0 +1,135 @@
+"""Inspecting config classes: which keys exist where, and which key a pydantic error location refers to."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, Tag
+from pydantic.fields import FieldInfo
+
+from easydistill.config.values import KeyPath
+
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    list: "a list [ … ]",
+    dict: "a section { … }",
+}
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The config classes inside a field's annotation."""
+    for member in members_of(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            yield member
+
+
+def members_of(annotation: Any) -> Iterator[Any]:
+    """The members of a union except None, without `Annotated`; the annotation itself if it is not a union."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        yield from members_of(typing.get_args(annotation)[0])
+    elif origin in {typing.Union, types.UnionType}:
+        for argument in typing.get_args(annotation):
+            yield from members_of(argument)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def is_union(annotation: Any) -> bool:
+    """Whether a field accepts several types of values, not counting None."""
+    return len(list(members_of(annotation))) > 1
+
+
+def alternatives(annotation: Any) -> str:
+    """What a field accepts, in words: `true, false or "auto"`."""
+    words: list[str] = []
+    for member in members_of(annotation):
+        if member is bool:
+            words += ["true", "false"]
+        elif typing.get_origin(member) is typing.Literal:
+            words += [f'"{value}"' for value in typing.get_args(member)]
+        elif isinstance(member, type) and issubclass(member, BaseModel):
+            words.append(_WORDS[dict])
+        else:
+            words.append(_WORDS.get(typing.get_origin(member) or member, str(member)))
+    *first, last = dict.fromkeys(words)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def literals(annotation: Any) -> list[str]:
+    """The words that a field accepts."""
+    chosen = [member for member in members_of(annotation) if typing.get_origin(member) is typing.Literal]
+    return [value for member in chosen for value in typing.get_args(member) if isinstance(value, str)]
+
+
+def _tagged(annotation: Any, tag: str | int) -> Iterator[type[BaseModel]]:
+    """The class that a discriminated union selects by the tag; all classes of a union without tags."""
+    yield from models_in(dict(_tags(annotation)).get(str(tag), annotation))
+
+
+def _tags(annotation: Any) -> Iterator[tuple[str, Any]]:
+    """The tagged members of a union, also of one inside an optional field."""
+    branches = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        branches = branches[:1]
+        yield from ((mark.tag, branches[0]) for mark in typing.get_args(annotation)[1:] if isinstance(mark, Tag))
+    elif typing.get_origin(annotation) not in {typing.Union, types.UnionType}:
+        return
+    for branch in branches:
+        yield from _tags(branch)
+
+
+def keys_of(models: Iterable[type[BaseModel]]) -> dict[str, FieldInfo]:
+    """Key → field."""
+    return {info.alias or name: info for cls in models for name, info in cls.model_fields.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a pydantic error location refers to."""
+
+    path: KeyPath
+    """In the config: without the names of union members that pydantic inserts."""
+    field: FieldInfo | None
+    """The field at that path; None for an unknown key, or inside free-form data."""
+    siblings: tuple[type[BaseModel], ...]
+    """The classes that have, or would have, the last part of the path as a key."""
+    union: KeyPath | None
+    """Path of the innermost field at or above this place that accepts several types of values."""
+
+
+def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
+    """Follow a pydantic error location through the config classes."""
+    path: list[int | str] = []
+    here: tuple[type[BaseModel], ...] = (model,)
+    siblings: tuple[type[BaseModel], ...] = ()
+    field: FieldInfo | None = None
+    union: KeyPath | None = None
+    between = False
+    for part in loc:
+        if between:
+            assert field is not None
+            here, between = tuple(_tagged(field.annotation, part)), False
+            continue
+        path.append(part)
+        siblings = here
+        field = keys_of(here).get(str(part))
+        here = tuple(models_in(field.annotation)) if field is not None else ()
+        if field is not None and is_union(field.annotation):
+            union, between = tuple(path), True
+    return Place(tuple(path), field, siblings, union)
+
+
+def sections(*models: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:
+    """Every section of a config with its keys, from the top."""
+    keys = {name: info for name, info in keys_of(models).items() if not name.startswith("$")}
+    yield path, keys
+    for name, info in keys.items():
+        if inner := list(models_in(info.annotation)):
+            yield from sections(*inner, path=(*path, name))

@@ -1,0 +1,75 @@
+"""What pipelines add to config reading: sections that jobs share, and checks of each job's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from easydistill.config.job import JobConfig
+from easydistill.config.pipeline import PIPELINE, citations
+from easydistill.config.reading.aliases import current_job_type
+from easydistill.config.reading.diagnose import closest
+from easydistill.config.reading.nodes import Issues, Node
+from easydistill.config.values import show
+
+
+def jobs_of(root: Node) -> dict[str, Node]:
+    """A pipeline's jobs, as far as they are sections; empty if the config is not a pipeline."""
+    jobs, missing = root.nearest(("jobs",))
+    if root.at(("job_type",)) != PIPELINE or missing or not isinstance(jobs.value, dict):
+        return {}
+    return {name: job for name, job in jobs.value.items() if isinstance(job.value, dict)}
+
+
+def share_sections(
+    root: Node, jobs: Mapping[str, Node], classes: Mapping[str, type[JobConfig]], issues: Issues
+) -> None:
+    """Add each section of `shared` to every job that knows it; the job's own keys win."""
+    shared, missing = root.nearest(("shared",))
+    if not jobs or missing or not isinstance(shared.value, dict):
+        return
+    sections = {name: _sections_of(job, classes) for name, job in jobs.items()}
+    for key, section in shared.value.items():
+        takers = [jobs[name] for name, known in sections.items() if key in known]
+        for job in takers:
+            _take(job, key, section)
+        if not takers:
+            known = sorted(set().union(*sections.values()))
+            guess = closest(key, known)
+            hint = f"did you mean {guess!r}?" if guess else f"remove it; the jobs have {', '.join(known)}"
+            issues.add(section, "none of the jobs has this section", hint)
+
+
+def _sections_of(job: Node, classes: Mapping[str, type[JobConfig]]) -> set[str]:
+    job_type = current_job_type(job.at(("job_type",)))
+    return set(classes[job_type].model_fields) - set(JobConfig.model_fields) if job_type in classes else set()
+
+
+def _take(into: Node, key: str, shared: Node) -> None:
+    own = into.value.setdefault(key, shared)
+    if own is not shared and isinstance(own.value, dict) and isinstance(shared.value, dict):
+        for name, item in shared.value.items():
+            _take(own, name, item)
+
+
+def check_place(name: str, jobs: Mapping[str, Node], issues: Issues) -> None:
+    """Report what is valid in a job on its own, but not at its place in this pipeline."""
+    job = jobs[name]
+    if job.at(("job_type",)) == PIPELINE:
+        issues.add(job, "a pipeline inside a pipeline", "write its jobs here, in order", ("job_type",))
+    if "output_dir" in job.value:
+        hint = "remove it; all jobs are inside the pipeline's output_dir"
+        issues.add(job, "a job of a pipeline cannot have its own run directory", hint, ("output_dir",))
+    earlier = list(jobs)[: list(jobs).index(name)]
+    before = ", ".join(earlier) or "none"
+    for path, citation in citations(job.plain()):
+        if citation.job in earlier:
+            continue
+        shown = show(f"@{citation.job}/{citation.artifact}")
+        guess = closest(citation.job, earlier)
+        if citation.job in jobs:
+            problem = f"{shown} cites {'the job itself' if citation.job == name else 'a job that runs later'}"
+            hint = f"jobs run in the order they are written; before this one: {before}"
+        else:
+            problem = f"{shown}: there is no job {citation.job!r} here"
+            hint = f'did you mean "@{guess}/{citation.artifact}"?' if guess else f"earlier jobs: {before}"
+        issues.add(job, problem, hint, path)

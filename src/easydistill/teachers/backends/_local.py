@@ -1,0 +1,47 @@
+"""What the plans of teachers on this machine share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from easydistill.config.inference import LocalInferenceConfig
+from easydistill.contracts.teacher import Teacher, TeacherPlan
+from easydistill.engine.checks import needs_extra
+from easydistill.engine.stage import StageContext
+from easydistill.errors import ConfigIssue
+from easydistill.models.checks import model_issues
+from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters
+
+
+def plan_local(
+    backend: str,
+    config: LocalInferenceConfig,
+    model: str,
+    make: Callable[[StageContext], Teacher],
+    extras: Callable[[], list[ConfigIssue]] = list,
+) -> TeacherPlan:
+    """A teacher whose weights are loaded on this machine.
+
+    Args:
+        extras: issues for libraries that it needs beside torch and transformers.
+    """
+
+    def identity() -> dict[str, Any]:
+        return {"backend": backend, **resolve(model).identity()}
+
+    def preflight() -> list[ConfigIssue]:
+        return extras() + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", model)
+
+    def memory_bytes() -> int | None:
+        parameters = model_parameters(model)
+        return None if parameters is None else parameters * (4 if config.dtype == "float32" else 2)
+
+    return TeacherPlan(make, identity, preflight, memory_bytes)
+
+
+def template_file(template: str | None) -> str | None:
+    """The template, if it is a file: a template may also be given by name, which is the student's affair."""
+    return template if template is not None and Path(template).is_file() else None

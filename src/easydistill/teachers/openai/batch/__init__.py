@@ -1,0 +1,1 @@
+"""Rows answered through OpenAI's Batch API: submitted as files, waited for, collected."""
