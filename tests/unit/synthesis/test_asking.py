@@ -34,13 +34,18 @@ def row(identity: str, prompt: str, answer: str | None = None, **meta: Any) -> S
     return Sample(identity, ({"role": "user", "content": prompt}, *said), meta)
 
 
+def replies_by(say: Callable[[Ask], str | Reply], asks: Sequence[Ask]) -> list[Reply]:
+    """Scripted replies; a text is a complete reply."""
+    said = [say(ask) for ask in asks]
+    return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
+
+
 def drive(module: Any, config: Any, rows: Sequence[Sample], say: Callable[[Ask], str | Reply]) -> tuple[Result, list]:
     waves: list[list[Ask]] = []
 
     def answer(asks: Sequence[Ask]) -> list[Reply]:
         waves.append(list(asks))
-        said = [say(ask) for ask in asks]
-        return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
+        return replies_by(say, asks)
 
     result = answer_with(module.run(config, rows, Tools(config)), answer)
     assert result.entered == len(result.accepted) + len(result.rejected)

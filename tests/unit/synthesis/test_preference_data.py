@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from tests.unit.synthesis.test_asking import row
+from tests.unit.synthesis.test_asking import replies_by, row
 
 from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.preferences import as_preference, pair_row
@@ -46,8 +46,7 @@ def drive(rows: Sequence[Sample], say: Say, **config: Any) -> tuple[Result, list
 
     def answer(asks: Sequence[Ask]) -> list[Reply]:
         waves.append(list(asks))
-        said = [say(ask) for ask in asks]
-        return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
+        return replies_by(say, asks)
 
     result = answer_with(preference_data.run(made, rows, Tools(made)), answer)
     assert result.entered == len(result.accepted) + len(result.rejected)

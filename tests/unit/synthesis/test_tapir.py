@@ -6,10 +6,11 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
-from tests.unit.synthesis.test_asking import reasons, row
+from tests.unit.synthesis.test_asking import reasons, replies_by, row
 
 from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.records import Sample
@@ -70,12 +71,7 @@ class World:
 
 def examine(world: Say, rows: Sequence[Sample], number: int = 1, known: Sequence[Sample] = (), **config: Any) -> Result:
     made = tapir.Config(**config)
-
-    def answer(asks: Sequence[Ask]) -> list[Reply]:
-        said = [world(ask) for ask in asks]
-        return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
-
-    result = answer_with(tapir.run(made, rows, Tools(made), number, known), answer)
+    result = answer_with(tapir.run(made, rows, Tools(made), number, known), partial(replies_by, world))
     assert result.entered == len(result.accepted) + len(result.rejected)
     assert len({found.id for found in (*result.accepted, *result.rejected)}) == result.entered
     return result
