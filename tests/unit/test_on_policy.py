@@ -190,7 +190,7 @@ def test_bad_replies_are_classified(content: bytes, verdict: Verdict, reason: st
 MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "no teacher": (LOCAL, {"models.teacher": DELETE}, "there is no teacher", "inference.base_url"),
     "no prompts": (LOCAL, {"dataset": {}}, "there are no prompts", "dataset.instruction_path"),
-    "server and jsd": (SERVER, {"on_policy": DELETE}, "whole distributions", "sampled_reverse_kl"),
+    "server and jsd": (SERVER, {"on_policy": DELETE}, "full distributions", "sampled_reverse_kl"),
     "objective typo": (LOCAL, {"on_policy": {"objective": "generalised_jsd"}}, "generalised_jsd", "generalized_jsd"),
     "key typo": (LOCAL, {"on_policy": {"rolout_share": 1}}, "rolout_share", "rollout_share"),
     "share as percent": (LOCAL, {"on_policy": {"rollout_share": 50}}, "50", ""),
@@ -203,7 +203,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "clip zero": (SERVER, {"on_policy.ratio_clip": 0}, "0", ""),
     "no tokens": (LOCAL, {"on_policy": {"max_new_tokens": 0}}, "0", ""),
     "no room": (LOCAL, {"on_policy": {"max_new_tokens": 1024}}, "leaves no room", "training.max_length"),
-    "packing": (LOCAL, {"training": {"packing": True}}, "not packed", "training.packing"),
+    "packing": (LOCAL, {"training": {"packing": True}}, "cannot be packed", "training.packing"),
     "not a url": (SERVER, {"inference.base_url": "localhost:8000"}, "not a URL", "http://"),
     "local key beside a url": (SERVER, {"inference.backend": "vllm"}, "backend", ""),
     "list": (LOCAL, {"on_policy": [1]}, "a section", ""),

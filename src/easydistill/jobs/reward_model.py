@@ -1,4 +1,4 @@
-"""A reward model from pairs: the student, under a head of one number, learns to score the better answer higher."""
+"""A reward model from pairs: the student, with a scalar head, learns to score the better answer higher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easydistill.methods.shared.pairs import PairRows
 
 
 class Job(JobConfig):
-    """`dataset.labeled_path` holds pairs: `prompt`, `chosen`, `rejected`, and a `margin` where a pair has one."""
+    """`dataset.labeled_path` holds pairs: `prompt`, `chosen`, `rejected`, and optionally a `margin`."""
 
     job_type: Literal["reward_model"]
     """Which job this is."""
@@ -27,5 +27,5 @@ class Job(JobConfig):
 
 
 def plan(job: Job) -> list[Stage]:
-    """train, with figures of held-out pairs before and after."""
+    """train, with metrics on held-out pairs before and after."""
     return [RewardStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.reward_model)]
