@@ -35,9 +35,13 @@ from easydistill.errors import (
 from easydistill.jobs import JOBS, stages_of
 
 if TYPE_CHECKING:
+    from easydistill.migration import Migration
     from easydistill.signals.verify import Verification
 
 Source = str | Path | Mapping[str, Any]
+_BUG = "not an error in the config: a bug of easydistill or of a library; the traceback is above"
+_LOGGED_IN = "__easydistill_log__"
+"""Attribute of an error whose traceback a log has: that log."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,17 @@ def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
         ConfigError: with every issue.
     """
     return load(config, overrides).job
+
+
+def migrate(old: str | Path) -> Migration:
+    """A config of EasyDistill 1 or 2 as one of this version. Writes nothing.
+
+    Raises:
+        ConfigError: it cannot be read, or something in it has no equal here; every reason is listed.
+    """
+    from easydistill.migration import migrate as migrated
+
+    return migrated(Path(old), job_classes())
 
 
 def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
@@ -178,6 +193,8 @@ class _Run:
         Args:
             again: reasons for which rejected rows are asked again first; None where nothing is.
         """
+        for note in self._loaded.notes:
+            self._reporter.say(f"note: {note}")
         stages = stages_of(self._loaded.job)
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop)
         runner.preflight(stages)
@@ -211,6 +228,7 @@ class _Run:
         except BaseException as error:
             code = error.exit_code if isinstance(error, EasyDistillError) else EXIT_FAILED
             LOGGER.log(logging.ERROR, "failed: %s\n%s", error, traceback.format_exc())
+            setattr(error, _LOGGED_IN, self._directory.log)
             self._finish("failed", code, f"{type(error).__name__}: {error}")
             raise
         code = exit_code_of(self._records, self._loaded.job.max_rejected_share)
@@ -275,15 +293,24 @@ class _Run:
         )
 
 
-def explain_unexpected(error: BaseException, config: Source, overrides: Sequence[str]) -> str:
-    """A library's error (or a bug) in one paragraph, secrets hidden; the traceback is in the run's log."""
-    loaded = load(config, overrides)
+def explain_unexpected(error: BaseException, config: Source | None = None, overrides: Sequence[str] = ()) -> str:
+    """A library's error (or a bug) in one paragraph, secrets hidden, with where its traceback is.
+
+    That is the run's log where the run had got so far that it has it; else the traceback itself comes first.
+    """
     redactor = Redactor()
-    redactor.register_config(loaded.job)
-    log = loaded.run_directory / "log.txt"
-    return redactor.text(
-        f"{type(error).__name__}: {error}\n    → the traceback is in {log}; the same command goes on from here"
-    )
+    if config is not None:
+        try:
+            redactor.register_config(load(config, overrides).job)
+        except Exception:
+            # Reading the config is what failed: which of its texts are secrets is not known.
+            calls = "".join(traceback.format_tb(error.__traceback__))
+            return f"{calls}error: {type(error).__name__} while the config was read\n    → {_BUG}"
+    what = f"{type(error).__name__}: {error}"
+    log = getattr(error, _LOGGED_IN, None)
+    if log is not None:
+        return redactor.text(f"error: {what}\n    → the traceback is in {log}; the same command goes on from here")
+    return redactor.text(f"{''.join(traceback.format_exception(error))}error: {what}\n    → {_BUG}")
 
 
 def job_schema() -> dict[str, Any]:
@@ -311,7 +338,7 @@ def doctor() -> list[tuple[str, str, bool]]:
     lines = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
     lines += [(name, version, True) for name, version in package_versions().items()]
     for extra, modules in (
-        ("train", ("torch", "transformers", "accelerate", "peft", "gguf")),
+        ("train", ("torch", "transformers", "accelerate", "peft", "gguf", "rapidfuzz")),
         ("trl", ("trl",)),
         ("synth", ("rensa", "rapidfuzz", "math_verify", "selectolax", "pypdf")),
         ("vllm", ("vllm",)),

@@ -1,4 +1,4 @@
-"""Pipelines: jobs that read what earlier ones made, run again only as far as something changed."""
+"""Pipelines: jobs read the results of earlier ones and run again only if something they depend on changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def pipeline(folder: Path, url: str, student: Path, heldout: int = 0) -> dict[str, Any]:
-    """Deduplicate seeds, have them answered, train on the answers, and again from the trained student."""
+    """Deduplicate seeds, have them answered, train on the answers, then train the resulting student again."""
     seeds = [{"instruction": f"Tell me of {topic}.", "note": topic} for topic in TOPICS]
     (folder / "seeds.json").write_text(json.dumps([*seeds, seeds[0]]))
     return {
@@ -85,7 +85,7 @@ def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedSe
     }
     trained = tmp_path / "run/stages/3-again/stages/1-train/model/model.safetensors"
     assert (found.student / "model.safetensors").samefile(trained)
-    # The second job started where the first one ended.
+    # The second job started from the student of the first.
     first, second = (
         json.loads((tmp_path / f"run/stages/{name}/summary.json").read_text()) for name in ("2-sft", "3-again")
     )
@@ -106,14 +106,16 @@ def test_only_what_a_change_affects_runs_again(tmp_path: Path, server: ScriptedS
     assert sections(easydistill.run(job, quiet=True)) == {"dedup": "skipped", "sft": "skipped", "again": "done"}
     assert len(server.asked) == asked
 
-    # Another seed: its answer alone is asked for, and all that follows runs.
+    # Another seed: only its answer is requested, and everything after it runs.
     seeds = json.loads((tmp_path / "seeds.json").read_text())
     (tmp_path / "seeds.json").write_text(json.dumps([*seeds, {"instruction": "Tell me of glass."}]))
     assert sections(easydistill.run(job, quiet=True)) == {"dedup": "done", "sft": "done", "again": "done"}
     assert len(server.asked) == asked + 1
 
 
-def test_a_job_put_between_others_leaves_their_work(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+def test_an_inserted_job_keeps_the_results_of_the_others(
+    tmp_path: Path, server: ScriptedServer, tiny_model: Path
+) -> None:
     job = pipeline(tmp_path, server.url, tiny_model)
     easydistill.run(job, quiet=True)
     asked = len(server.asked)
@@ -136,7 +138,7 @@ def test_a_job_put_between_others_leaves_their_work(tmp_path: Path, server: Scri
     ]
 
 
-def test_a_job_that_fails_keeps_the_others(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+def test_a_failed_job_keeps_the_results_of_the_others(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
     job = pipeline(tmp_path, server.url, tiny_model)
     job["jobs"]["again"]["dataset"]["labeled_path"] = "@sft/README.md"
     with pytest.raises(ConfigError, match=r'again\.dataset\.labeled_path: sft .* makes no "README.md"'):
@@ -171,8 +173,8 @@ def test_plan_and_preview_before_and_after(tmp_path: Path, server: ScriptedServe
     assert states["sft.label"] == "waits for dedup"
 
 
-def test_the_exit_code_tells_of_a_job_inside(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
-    """Rejected rows of one job, above its own share, end the whole with 3."""
+def test_the_exit_code_reflects_inner_jobs(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    """The pipeline exits with 3 if one job rejects more than its allowed share."""
     job = pipeline(tmp_path, server.url, tiny_model)
     del job["jobs"]["again"]
     server.say = lambda text, number: "" if "bees" in text or "moss" in text else f"Much is known about {text}"
@@ -183,12 +185,12 @@ def test_the_exit_code_tells_of_a_job_inside(tmp_path: Path, server: ScriptedSer
 @pytest.mark.parametrize(
     ("cited", "where", "words"),
     [
-        ("@judge/student", "jobs.next.models.student", "judge (reward_model) makes a reward model, and a language"),
-        ("@judge/student", "jobs.next.models.teacher", "judge (reward_model) makes a reward model, and a language"),
-        ("@tuned/student", "jobs.next.rewards.reward_model.model", "tuned (dpo) makes a language model, and a reward"),
+        ("@judge/student", "jobs.next.models.student", "judge (reward_model) makes a reward model, but a language"),
+        ("@judge/student", "jobs.next.models.teacher", "judge (reward_model) makes a reward model, but a language"),
+        ("@tuned/student", "jobs.next.rewards.reward_model.model", "tuned (dpo) makes a language model, but a reward"),
     ],
 )  # fmt: skip
-def test_a_reward_model_is_cited_where_one_is_wanted(
+def test_only_reward_models_can_be_cited_as_reward_models(
     tmp_path: Path, tiny_model: Path, cited: str, where: str, words: str
 ) -> None:
     pairs = {"labeled_path": "examples/preference/pairs.json"}

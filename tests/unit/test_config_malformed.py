@@ -105,7 +105,9 @@ UNKNOWN_KEYS: dict[str, Case] = {
     "old name elsewhere": ({"dataset.max_seq_length": 9}, "dataset.max_seq_length", "no key", "`training.max_length`"),
     "old lora name": ({"training.lora_alpha": 9}, "training.lora_alpha", "no key", "`training.lora.alpha`"),
     "typo elsewhere": ({"training.temprature": 1}, "training.temprature", "no key", "mean `inference.temperature`"),
-    "API key": ({"inference.api_key": SECRET}, "inference.api_key", "no key", "key of black_box_kd_api jobs"),
+    "API key": ({"inference.api_key": SECRET}, "inference.api_key", "no key", "types, such as black_box_kd_api"),
+    "key of two jobs": ({"rewards": {}}, "rewards", "no key", "`rewards` is a key of ppo and grpo jobs and has no effect"),
+    "key of many jobs": ({"synthesis": {}}, "synthesis", "no key", "job types, such as cogpo, cot_"),
     "URL": ({"inference.base_url": "http://x"}, "inference.base_url", "no key", "remove it, or change job_type"),
     "stream": ({"inference.stream": True}, "inference.stream", "no key", "has no effect here"),
     "old and new name": (
@@ -244,7 +246,7 @@ VALUES: list[tuple[str, Any, str, str]] = [
     ("inference.enforce_eager", 7, "true or false is needed here, not 7", "write true or false"),
     ("inference.trust_remote_code", [], "true or false is needed here, not []", "write true or false"),
     ("inference.trust_remote_code", None, "true or false is needed here, not null", "default, false"),
-    ("inference.backend", "tgi", '"tgi" is not one of', '"auto", "vllm" or "transformers"'),
+    ("inference.backend", "tgi", '"tgi" is not one of', '"auto", "transformers" or "vllm"'),
     ("inference.backend", "vlm", '"vlm" is not one of', 'did you mean "vllm"'),
     ("inference.backend", "VLLM", '"VLLM" is not one of', 'did you mean "vllm"'),
     ("inference.backend", 1, "1 is not one of", '"vllm"'),
@@ -363,16 +365,16 @@ API_CASES: dict[str, Case] = {
     "retries below zero": ({"inference.max_retries": -1}, "inference.max_retries", "out of range", "at least 0"),
     "concurrency zero": ({"inference.max_concurrency": 0}, "inference.max_concurrency", "out of range", "at least 1"),
     "huge seed": ({"inference.seed": 2**63}, "inference.seed", "out of range", "less than 9223372036854775808"),
-    "vLLM option": ({"inference.enforce_eager": True}, "inference.enforce_eager", "no key", "black_box_kd_local jobs"),
+    "vLLM option": ({"inference.enforce_eager": True}, "inference.enforce_eager", "no key", "types, such as black_box_kd_local,"),
     "two names of model": ({"inference.model": "a", "inference.model_name": "b"}, "inference.model_name", "both", "keep"),
 }  # fmt: skip
 # Several keys together: the problem is not of one place.
 TOGETHER: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
-    (LOCAL, {"models.teacher": DELETE, "dataset": {}}, "nothing labelled", "models.teacher, or dataset.labeled_path"),
+    (LOCAL, {"models.teacher": DELETE, "dataset": {}}, "no labelled data", "models.teacher, or dataset.labeled_path"),
     (LOCAL, {"dataset": {}}, "no prompts", "dataset.instruction_path"),
     (API, {"dataset": {}}, "no prompts", "dataset.instruction_path"),
-    (API, {"inference": DELETE, "dataset": {}}, "nothing labelled", "inference.base_url, or dataset.labeled_path"),
-    (API, {"inference": DELETE}, "nothing labelled", "inference.base_url, or dataset.labeled_path"),
+    (API, {"inference": DELETE, "dataset": {}}, "no labelled data", "inference.base_url, or dataset.labeled_path"),
+    (API, {"inference": DELETE}, "no labelled data", "inference.base_url, or dataset.labeled_path"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What synthesis jobs share: one stage, and who is asked."""
+"""The configs, models and stage that synthesis jobs share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
-from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import InferenceConfig
+from easydistill.config.dataset import SynthesisDatasetConfig, TeacherDatasetConfig
+from easydistill.config.inference import ApiInferenceConfig, InferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
@@ -22,23 +22,25 @@ from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class SynthesisJob(JobConfig):
-    """An operator over the rows of `dataset.instruction_path`, with a teacher and, for some, a judge."""
+    """An operator over the rows of `dataset.instruction_path`, with a teacher and optionally a judge."""
 
-    dataset: SynthesisDatasetConfig
+    dataset: TeacherDatasetConfig
     inference: Inference = Field(union_mode="left_to_right")
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     models: SynthesisModels = SynthesisModels()
     judge: JudgeConfig | None = None
-    """How whoever judges is asked; by default the teacher, as it is asked for everything else."""
+    """How the judge is asked; by default the teacher judges, with its own settings."""
 
     @model_validator(mode="after")
     def _has_models(self) -> SynthesisJob:
         need_models(self.inference, self.models.teacher, self.judge, self.models.judge)
+        if self.dataset.template is not None and isinstance(self.inference, ApiInferenceConfig):
+            raise Unfit("dataset.template is not used: a server has its own chat template", "remove it")
         return self
 
 
 class SelectionJob(JobConfig):
-    """An operator that asks nobody, over the rows of `dataset.instruction_path`."""
+    """An operator that asks no model, over the rows of `dataset.instruction_path`."""
 
     dataset: SynthesisDatasetConfig
 
@@ -51,7 +53,8 @@ def select(job: SelectionJob, operator: str, config: Any) -> list[Stage]:
 
 def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource | None = None) -> list[Stage]:
     """The one stage of a synthesis job."""
-    models = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
+    template = job.dataset.template
+    models = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge, template)
     labelled = OPERATORS.module(operator).LABELLED
     return [
         SynthesiseStage(operator, config, source or FileSource(job.dataset, labelled), models, job.dataset.labeled_path)
@@ -61,14 +64,14 @@ def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource 
 def need_models(
     inference: InferenceConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
 ) -> None:
-    """Make sure that somebody can be asked.
+    """Check that there is a teacher, and a judge if one is configured.
 
     Args:
         teacher: `models.teacher`.
         judging: `models.judge`.
 
     Raises:
-        Unfit: there is no teacher, or no judge, or a judge that nobody would ask.
+        Unfit: there is no teacher, or no judge, or a judge that is not used.
     """
     if inference.needs_model and teacher is None:
         raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
@@ -80,14 +83,22 @@ def need_models(
 
 
 def asked_models(
-    inference: InferenceConfig, teacher: str | None, judge: JudgeConfig | None, judging: str | None
+    inference: InferenceConfig,
+    teacher: str | None,
+    judge: JudgeConfig | None,
+    judging: str | None,
+    template: str | None = None,
 ) -> dict[Role, AskedModel]:
-    """Teacher and judge; arguments as of `need_models`. Without a config of its own the judge is the teacher."""
-    asked = asked_model(inference, teacher)
+    """Teacher and judge, with the arguments of `need_models`. Without a `judge` section the teacher judges.
+
+    Args:
+        template: chat template for a teacher on this machine that has none of its own.
+    """
+    asked = asked_model(inference, teacher, template)
     judged = asked if judge is None else asked_model(judge.inference, judging or teacher)
     return {"teacher": asked, "judge": judged}
 
 
-def asked_model(inference: InferenceConfig, reference: str | None) -> AskedModel:
-    """A model as it is asked; `reference` names it where the section does not."""
-    return AskedModel(plan_teacher(inference, reference), inference)
+def asked_model(inference: InferenceConfig, reference: str | None, template: str | None = None) -> AskedModel:
+    """A model with its inference settings; `reference` names the model if the section does not."""
+    return AskedModel(plan_teacher(inference, reference, template), inference)

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -47,6 +48,8 @@ _FIXED = {
     **dict.fromkeys(("string_too_short", "string_pattern_mismatch"), ("the text is empty", _EMPTY)),
     "too_short": ("the list is empty", _EMPTY),
 }
+_JOBS_SHOWN = 3
+"""How many job types a hint lists."""
 _EXAMPLES = {"a whole number": 8, "a number": 0.5}
 
 
@@ -73,7 +76,7 @@ def explain(
         other_jobs: the other job types, to say where a key that does not apply here belongs.
         issues: where to report.
     """
-    found = [(locate(details["loc"], model), details) for details in error.errors(include_url=False)]
+    found = [(_at_tag(locate(details["loc"], model), details, document), details) for details in error.errors()]
     grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
     for place, details in found:
         grouped.setdefault(place.path, []).append((place, details))
@@ -82,6 +85,15 @@ def explain(
     for path, group in grouped.items():
         if path not in entered:
             issues.add(document, *_describe(group, document, model, other_jobs), path)
+
+
+def _at_tag(place: Place, details: Any, document: Node) -> Place:
+    """The key that names an unknown member of a union; pydantic reports the section that holds it."""
+    if details["type"] != "union_tag_invalid":
+        return place
+    section, tag = document.at(place.path), details["ctx"]["tag"]
+    key = next((name for name, value in section.items() if str(value) == tag), None)
+    return place if key is None else replace(place, path=(*place.path, key))
 
 
 def _describe(
@@ -94,7 +106,7 @@ def _describe(
     shown = show(value, place.path)
     of_no_type = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
     if place.field is not None and ((of_no_type and is_union(place.field.annotation)) or kind == "literal_error"):
-        return _not_any(place.field, value, shown)
+        return _not_any(place, place.field, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
     if kind == "missing":
@@ -104,7 +116,7 @@ def _describe(
     if kind in _LIMITS:
         return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {next(iter(context.values()))}"
     if kind == "union_tag_invalid":
-        return _unknown_kind(str(context["tag"]), re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
+        return _unknown_kind(place.path, re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
     if kind in _FIXED:
         return _FIXED[kind][0].format(shown), _FIXED[kind][1]
     problem = context.get("error")
@@ -113,16 +125,15 @@ def _describe(
     return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
 
 
-def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
-    """A section whose `kind`, or other tag, is unknown."""
-    key = next((name for name, value in section.items() if str(value) == tag), "kind")
-    words = ", ".join(f'"{name}"' for name in known)
-    guess = closest(tag, known)
-    hint = f'did you mean "{guess}"?' if guess else f"use one of {words}"
-    return f"{key} {show(tag)} is not one of {words}", hint
+def _unknown_kind(path: KeyPath, known: list[str], value: Any) -> tuple[str, str]:
+    """A `kind`, a `backend` or another tag that no member of the union has."""
+    words = [f'"{name}"' for name in known]
+    guess = closest(value, known) if isinstance(value, str) else None
+    hint = f'did you mean "{guess}"?' if guess else f"use one of {', '.join(words[:-1])} or {words[-1]}"
+    return f"{path[-1]} {show(value)} is not one of {', '.join(words)}", hint
 
 
-def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
+def _not_any(place: Place, field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
     """A value of none of the types that a field accepts."""
     wanted = alternatives(field.annotation)
     words = literals(field.annotation)
@@ -132,7 +143,8 @@ def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
         return problem, f'did you mean "{guess}"?'
     if words:
         return problem, f"use {wanted}"
-    return f"{wanted} is needed here, not {shown}", _first_line(field.description)
+    hint = _instead(wanted, place, value) if wanted.startswith("a section") else _first_line(field.description)
+    return f"{wanted} is needed here, not {shown}", hint
 
 
 def _instead(wanted: str, place: Place, value: Any) -> str:
@@ -214,19 +226,40 @@ def _unknown_key(
             return problem, f"write it as `{dotted(new)}`"
     if guess:
         return problem, f"did you mean {guess!r}?"
-    elsewhere = [
-        (job, section)
-        for job, other in sorted(other_jobs.items())
-        for section, names in sections(other)
-        if key in names
-    ]
-    # The very key of another job tells more than one of the same name somewhere else.
-    if elsewhere:
-        job, section = min(elsewhere, key=lambda found: found[1] != tuple(above))
-        of = f"`{dotted((*section, key))}` is a key of {job} jobs and has no effect here"
-        return problem, f"{of}; remove it, or change job_type"
+    if hint := _key_of_other_jobs((*above, last), document, model, other_jobs):
+        return problem, hint
     names = {name: section for section, keys in every.items() for name in keys}
     far = closest(key, names)
     if far:
         return problem, f"did you mean `{dotted((*names[far], far))}`?"
     return problem, f"remove it; the keys here are {', '.join(sorted(here))}"
+
+
+def _key_of_other_jobs(
+    path: KeyPath, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+) -> str | None:
+    """The hint where a key belongs to jobs of other types; the type that was probably meant comes first."""
+    *above, last = path
+    found: dict[str, KeyPath] = {}
+    for job, other in other_jobs.items():
+        places = [section for section, names in sections(other) if last in names]
+        if places:
+            # The very key says more than one of the same name in another section.
+            found[job] = min(places, key=lambda section: section != tuple(above))
+    exact = [job for job, section in found.items() if section == tuple(above)]
+    if not found:
+        return None
+    written = [str(key) for key in document.at(()) or {}]
+    own = "".join(literals(model.model_fields["job_type"].annotation)) if "job_type" in model.model_fields else ""
+
+    def unlikely(job: str) -> tuple[int, float, str]:
+        """Keys of the config that the job does not have, then how little its name resembles the one written."""
+        alien = sum(key not in keys_of([other_jobs[job]]) for key in written)
+        return alien, -difflib.SequenceMatcher(None, own, job).ratio(), job
+
+    likely = sorted(exact or found, key=unlikely)
+    *before, end = likely[:_JOBS_SHOWN]
+    shown = f"{', '.join(before)} and {end}" if before else end
+    of = f"{shown} jobs" if len(likely) <= _JOBS_SHOWN else f"{len(likely)} job types, such as {shown},"
+    key = dotted((*found[likely[0]], last))
+    return f"`{key}` is a key of {of} and has no effect here; remove it, or change job_type"
