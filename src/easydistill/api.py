@@ -35,6 +35,7 @@ from easydistill.errors import (
 from easydistill.jobs import JOBS, stages_of
 
 if TYPE_CHECKING:
+    from easydistill.migration import Migration
     from easydistill.signals.verify import Verification
 
 Source = str | Path | Mapping[str, Any]
@@ -96,6 +97,17 @@ def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
         ConfigError: with every issue.
     """
     return load(config, overrides).job
+
+
+def migrate(old: str | Path) -> Migration:
+    """A config of EasyDistill 1 or 2 as one of this version. Writes nothing.
+
+    Raises:
+        ConfigError: it cannot be read, or something in it has no equal here; every reason is listed.
+    """
+    from easydistill.migration import migrate as migrated
+
+    return migrated(Path(old), job_classes())
 
 
 def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
@@ -178,6 +190,8 @@ class _Run:
         Args:
             again: reasons for which rejected rows are asked again first; None where nothing is.
         """
+        for note in self._loaded.notes:
+            self._reporter.say(f"note: {note}")
         stages = stages_of(self._loaded.job)
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop)
         runner.preflight(stages)

@@ -18,7 +18,7 @@ from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupt
 if TYPE_CHECKING:
     from easydistill.engine.stage import Previewed
 
-COMMANDS = ("run", "retry", "validate", "plan", "preview", "init", "schema", "report", "doctor", "signals")
+COMMANDS = ("run", "retry", "validate", "plan", "preview", "init", "migrate", "schema", "report", "doctor", "signals")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     init = add("init", "print a commented starting config")
     init.add_argument("job_type", help="which job, e.g. black_box_kd_local")
     init.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead")
+    migrate = add("migrate", "write a config of EasyDistill 1 or 2 anew, and tell what is called or works otherwise")
+    migrate.add_argument("old", help="the old config")
+    migrate.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead (- is the screen)")
     add("schema", "print the JSON Schema of all configs, for editor completion")
     report = add("report", "build report.html and report.md again from what is on disk")
     report.add_argument("run_directory")
@@ -184,10 +187,18 @@ def _validate(arguments: argparse.Namespace) -> int:
     from easydistill.jobs import stages_of
 
     config = _config(arguments)
-    job = api.validate(config, arguments.overrides)
+    loaded = api.load(config, arguments.overrides)
+    job = loaded.job
+    _say(loaded.notes)
     stages = " → ".join(stage.name for stage in stages_of(job))
     print(f"{config}: valid ({job.job_type}: {stages})")
     return EXIT_OK
+
+
+def _say(notes: Sequence[str]) -> None:
+    """Show notes beside a command's output."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -195,7 +206,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from easydistill import api
 
-    stages = api.plan(_config(arguments), arguments.overrides)
+    config = _config(arguments)
+    stages = api.plan(config, arguments.overrides)
+    _say(api.load(config, arguments.overrides).notes)
     if arguments.json:
         print(json.dumps({"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=2))
         return EXIT_OK
@@ -247,15 +260,38 @@ def _init(arguments: argparse.Namespace) -> int:
         problem = f'there is no job type "{arguments.job_type}"'
         raise ConfigError(ConfigIssue("command line", "", problem, f"use one of {', '.join(sorted(classes))}"))
     text = starting_config(classes[arguments.job_type])
-    if arguments.output is None:
+    return _write(text, arguments.output)
+
+
+def _write(text: str, output: str | None) -> int:
+    """Put a new config on the screen, or into a file that does not exist yet."""
+    from easydistill.errors import ConfigError, ConfigIssue
+
+    if output is None or output == "-":
         print(text, end="")
         return EXIT_OK
-    target = Path(arguments.output)
+    target = Path(output)
     if target.exists():
         raise ConfigError(ConfigIssue(str(target), "", "the file exists", "choose another name, or remove it"))
     target.write_text(text, encoding="utf-8")
     print(f"wrote {target}")
     return EXIT_OK
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+
+    made = api.migrate(arguments.old)
+    code = _write(made.text, arguments.output)
+    for title, lines in (("now called", made.mapped), ("changed", made.changed), ("left out", made.left_out)):
+        print(
+            "\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else "",
+            end="\n" * bool(lines),
+            file=sys.stderr,
+        )
+    if made.environment:
+        print(f"set before a run: {', '.join(made.environment)}", file=sys.stderr)
+    return code
 
 
 def _schema(arguments: argparse.Namespace) -> int:
@@ -317,6 +353,7 @@ _DISPATCH: dict[str, Any] = {
     "plan": _plan,
     "preview": _preview,
     "init": _init,
+    "migrate": _migrate,
     "schema": _schema,
     "report": _report,
     "doctor": _doctor,

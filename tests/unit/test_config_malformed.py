@@ -244,7 +244,7 @@ VALUES: list[tuple[str, Any, str, str]] = [
     ("inference.enforce_eager", 7, "true or false is needed here, not 7", "write true or false"),
     ("inference.trust_remote_code", [], "true or false is needed here, not []", "write true or false"),
     ("inference.trust_remote_code", None, "true or false is needed here, not null", "default, false"),
-    ("inference.backend", "tgi", '"tgi" is not one of', '"auto", "vllm" or "transformers"'),
+    ("inference.backend", "tgi", '"tgi" is not one of', '"auto", "transformers" or "vllm"'),
     ("inference.backend", "vlm", '"vlm" is not one of', 'did you mean "vllm"'),
     ("inference.backend", "VLLM", '"VLLM" is not one of', 'did you mean "vllm"'),
     ("inference.backend", 1, "1 is not one of", '"vllm"'),

@@ -57,7 +57,7 @@ def test_a_teacher_with_the_same_tokenizer_is_drawn_from() -> None:
     [
         ({**BYTES, "signals.kind": "threshold"}, "threshold signals are drawn", "leave signals out"),
         ({"signals.kind": "treshold"}, 'kind "treshold" is not one of "top_k"', 'did you mean "threshold"?'),
-        ({"signals.kind": 7}, 'kind "7" is not one of', 'use one of "top_k", "top_p"'),
+        ({"signals.kind": 7}, "kind 7 is not one of", 'use one of "top_k", "top_p"'),
         ({**BYTES, "signals.kind": "sampled"}, "sampled signals are drawn", '"top_k" or "top_p"'),
         ({**BYTES, "signals.kind": "top_k_sampled"}, "top_k_sampled signals are drawn", '"top_k" or "top_p"'),
         ({**BYTES, "signals.seed": 3}, "threshold signals are drawn", '"top_k" or "top_p"'),

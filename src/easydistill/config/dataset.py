@@ -63,6 +63,13 @@ class SynthesisDatasetConfig(RowsConfig):
     """If more than this share of all rows is rejected, the run ends with exit code 3."""
 
 
+class TeacherDatasetConfig(SynthesisDatasetConfig):
+    """What a synthesis job with a teacher starts from, and where its rows go."""
+
+    template: NonEmptyStr | None = None
+    """A chat-template Jinja file for a teacher on this machine that has none of its own."""
+
+
 class WhiteBoxDatasetConfig(DatasetConfig):
     """Seed data, and where the teacher's signals are written or read."""
 

@@ -122,13 +122,20 @@ def answer_with(steps: Steps[T], answer: Callable[[Sequence[Ask]], list[Reply]])
         return value
 
 
+class PromptText(Section):
+    """A prompt's own text, where it stands in no file."""
+
+    text: NonEmptyStr
+    """The Jinja template."""
+
+
 class OperatorConfig(Section):
     """What every operator that asks a model has."""
 
     language: Literal["auto", "en", "zh"] = "auto"
     """Language of the prompts; `auto` takes that of the row."""
-    prompts: dict[str, NonEmptyStr] = {}  # noqa: RUF012 (pydantic copies it)
-    """Files that replace built-in prompts, by the prompt's name."""
+    prompts: dict[str, NonEmptyStr | PromptText] = {}  # noqa: RUF012 (pydantic copies it)
+    """Files that replace built-in prompts, by the prompt's name; or `{"text": …}`, a template that stands here."""
     reply: Literal["tags", "json", "plain"] = "tags"
     """How the model is asked to shape its reply. Local models are held to `json`. `plain` is a reply that is one text
     and nothing else; scores are then JSON."""

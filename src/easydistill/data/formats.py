@@ -1,7 +1,7 @@
 """Files of rows, in the shapes people have them, ↔ `Sample`.
 
 Read: what `row_files.py` reads, holding the paper's `{"instruction", "output"}`, Alpaca
-(`instruction` + `input`), `messages`, ShareGPT `conversations`, or `prompt` / `response`.
+(`instruction` + `input`), `messages`, ShareGPT `conversations`, `prompt` / `response`, or `problem` / `answer`.
 Written: the paper's format, and `messages` as Parquet.
 """
 
@@ -36,6 +36,8 @@ _SHAREGPT_ROLES = {
 }
 _ROLES = {"system", "user", "assistant", "tool", "developer"}
 _PROMPT_KEYS = ("instruction", "prompt", "question", "query")
+_LAST_RESORT = "problem"
+"""EasyDistill 2's prompt of a row for chains of thought; beside another prompt it is a field like others."""
 _ANSWER_KEYS = ("output", "response", "answer", "completion")
 _BEFORE_ANSWER = ("output", "response", "messages", "conversations")
 """What a row's chat is taken from rather than from `answer`."""
@@ -154,7 +156,7 @@ def _from_sharegpt(row: dict[str, Any]) -> list[Message]:
 
 
 def _from_instruction(row: dict[str, Any]) -> list[Message]:
-    key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
+    key = next((name for name in (*_PROMPT_KEYS, _LAST_RESORT) if row.get(name) is not None), None)
     if key is None:
         found = ", ".join(list(map(str, row))[:8]) or "nothing"
         raise Malformed(f"no `instruction`, `messages` or `conversations` in it (it has: {found})")

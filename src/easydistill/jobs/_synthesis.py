@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
-from easydistill.config.dataset import SynthesisDatasetConfig
-from easydistill.config.inference import InferenceConfig
+from easydistill.config.dataset import SynthesisDatasetConfig, TeacherDatasetConfig
+from easydistill.config.inference import ApiInferenceConfig, InferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
@@ -24,7 +24,7 @@ from easydistill.teachers.sections import Inference, JudgeConfig
 class SynthesisJob(JobConfig):
     """An operator over the rows of `dataset.instruction_path`, with a teacher and, for some, a judge."""
 
-    dataset: SynthesisDatasetConfig
+    dataset: TeacherDatasetConfig
     inference: Inference = Field(union_mode="left_to_right")
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     models: SynthesisModels = SynthesisModels()
@@ -34,6 +34,8 @@ class SynthesisJob(JobConfig):
     @model_validator(mode="after")
     def _has_models(self) -> SynthesisJob:
         need_models(self.inference, self.models.teacher, self.judge, self.models.judge)
+        if self.dataset.template is not None and isinstance(self.inference, ApiInferenceConfig):
+            raise Unfit("dataset.template is not used: a server has its own chat template", "remove it")
         return self
 
 
@@ -51,7 +53,8 @@ def select(job: SelectionJob, operator: str, config: Any) -> list[Stage]:
 
 def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource | None = None) -> list[Stage]:
     """The one stage of a synthesis job."""
-    models = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
+    template = job.dataset.template
+    models = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge, template)
     labelled = OPERATORS.module(operator).LABELLED
     return [
         SynthesiseStage(operator, config, source or FileSource(job.dataset, labelled), models, job.dataset.labeled_path)
@@ -80,14 +83,21 @@ def need_models(
 
 
 def asked_models(
-    inference: InferenceConfig, teacher: str | None, judge: JudgeConfig | None, judging: str | None
+    inference: InferenceConfig,
+    teacher: str | None,
+    judge: JudgeConfig | None,
+    judging: str | None,
+    template: str | None = None,
 ) -> dict[Role, AskedModel]:
-    """Teacher and judge; arguments as of `need_models`. Without a config of its own the judge is the teacher."""
-    asked = asked_model(inference, teacher)
+    """Teacher and judge; arguments as of `need_models`. Without a config of its own the judge is the teacher.
+
+    `template` is for a teacher on this machine that has no chat template of its own.
+    """
+    asked = asked_model(inference, teacher, template)
     judged = asked if judge is None else asked_model(judge.inference, judging or teacher)
     return {"teacher": asked, "judge": judged}
 
 
-def asked_model(inference: InferenceConfig, reference: str | None) -> AskedModel:
+def asked_model(inference: InferenceConfig, reference: str | None, template: str | None = None) -> AskedModel:
     """A model as it is asked; `reference` names it where the section does not."""
-    return AskedModel(plan_teacher(inference, reference), inference)
+    return AskedModel(plan_teacher(inference, reference, template), inference)

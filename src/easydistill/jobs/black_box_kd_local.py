@@ -32,6 +32,7 @@ class Job(JobConfig):
     """Which job this is."""
     dataset: DatasetConfig
     inference: LocalInference = AutoInferenceConfig()
+    """How the teacher is asked, on this machine."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: Evaluation = Evaluation()

@@ -47,6 +47,7 @@ class Job(JobConfig):
     """Which job this is."""
     dataset: WhiteBoxDatasetConfig
     inference: WhiteBoxInference = white_box(AutoInferenceConfig)()
+    """How the teacher is asked, on this machine."""
     models: ModelsConfig
     signals: SignalsConfig | None = None
     """What is kept of the teacher's distributions; by default the most probable tokens, and draws from the rest."""

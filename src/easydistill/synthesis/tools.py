@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from easydistill.contracts.operator import Ask, OperatorConfig, Role
+from easydistill.contracts.operator import Ask, OperatorConfig, PromptText, Role
 from easydistill.data.records import Message, content_hash
 from easydistill.errors import ConfigIssue
 from easydistill.synthesis.replies import Scores, form_words, schema_of
@@ -120,9 +120,11 @@ class Tools:
 
 
 def load_prompt(
-    name: str, language: Language, override: str | None = None, operator: ModuleType | None = None
+    name: str, language: Language, override: str | PromptText | None = None, operator: ModuleType | None = None
 ) -> Prompt:
-    """An operator's prompt, or the user's file in its place."""
+    """An operator's prompt, or the user's file or text in its place."""
+    if isinstance(override, PromptText):
+        return Prompt(name, override.text, "config")
     if override is not None:
         return Prompt(name, Path(override).read_text(encoding="utf-8"), override)
     file = prompt_file(name, language, operator)
@@ -181,5 +183,5 @@ def prompt_issues(config: OperatorConfig, names: Sequence[str]) -> list[ConfigIs
 def prompt_hashes(config: OperatorConfig) -> dict[str, str]:
     """Hashes of the user's own prompts, for fingerprints."""
     return {
-        name: content_hash(Path(path).read_text(encoding="utf-8"))[:16] for name, path in sorted(config.prompts.items())
+        name: content_hash(load_prompt(name, "en", given).text)[:16] for name, given in sorted(config.prompts.items())
     }

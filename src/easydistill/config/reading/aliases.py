@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from easydistill.config.reading.nodes import Issues, Node
-from easydistill.config.values import KeyPath
+from easydistill.config.reading.version1 import (
+    GREEDY,
+    TRAIN_ONLY,
+    drop_prompts,
+    move_old_keys,
+    note_labels,
+    note_sampling,
+)
+from easydistill.config.values import KeyPath, dotted
 
 JOB_TYPE_ALIASES: dict[str, str] = {
     "kd_black_box_api": "black_box_kd_api",
@@ -35,14 +43,17 @@ JOB_TYPE_ALIASES: dict[str, str] = {
     "rl_grpo": "grpo",
 }
 
-_PAIRS = "`preference_data` makes pairs from prompts; both jobs go into one file: examples/pipeline/"
+_WRITES = "`easydistill migrate` writes it anew"
+_PAIRS = f"{_WRITES}: `preference_data` makes pairs from prompts; both jobs go into one file: examples/pipeline/"
+_REWARD = _WRITES + ': the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/'
 SEVERAL_JOBS: dict[str, str] = {
     "rank_dpo_api": f"{_PAIRS}sft_dpo.json",
     "rank_dpo_local": f"{_PAIRS}sft_dpo.json",
     "rl_reward_api": f"{_PAIRS}sft_reward_ppo.json",
     "rl_reward_local": f"{_PAIRS}sft_reward_ppo.json",
-    "rl_ppo": 'the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/pipeline/sft_reward_ppo.json',
-    "rl_grpo": 'the reward model is `"rewards": {"reward_model": {"model": …}}`: examples/reinforcement/grpo.json',
+    "instruct_sample_api": f"{_WRITES}: `task_labelling` names each row's task, `task_balancing` draws from them",
+    "rl_ppo": f"{_REWARD}pipeline/sft_reward_ppo.json",
+    "rl_grpo": f"{_REWARD}reinforcement/grpo.json",
 }
 """Old job types whose configs say more than the job does that they are now: where the rest belongs."""
 
@@ -72,6 +83,9 @@ def current_job_type(written: Any) -> str:
 def use_current_names(root: Node, issues: Issues) -> None:
     """Rename old keys in place, in single jobs and pipelines. A key given under both names is an issue."""
     for job in _jobs_in(root):
+        job_type, missing = job.nearest(("job_type",))
+        if not missing and current_job_type(job_type.value) not in ("", job_type.value):
+            issues.note(job_type, f"{job_type.value} is read as {current_job_type(job_type.value)}")
         for old, new in KEY_ALIASES.items():
             section, missing = job.nearest(old[:-1])
             if missing or not isinstance(section.value, dict) or old[-1] not in section.value:
@@ -82,6 +96,22 @@ def use_current_names(root: Node, issues: Issues) -> None:
                 issues.add(given, problem, f"keep {new[-1]}")
             else:
                 section.value[new[-1]] = given
+                issues.note(given, f"is read as {dotted(new)}")
+
+
+def read_old_jobs(root: Node, issues: Issues) -> None:
+    """What depends on a job's type in EasyDistill 1: keys that moved to other sections, and notes. After overrides."""
+    for job in _jobs_in(root):
+        written, missing = job.nearest(("job_type",))
+        if missing or not isinstance(written.value, str):
+            continue
+        if written.value in TRAIN_ONLY:
+            drop_prompts(job, issues)
+        if written.value in GREEDY:
+            note_sampling(job, issues)
+        if written.value == "kd_white_box":
+            note_labels(job, issues)
+        move_old_keys(job, current_job_type(written.value), issues)
 
 
 def _jobs_in(root: Node) -> Iterator[Node]:

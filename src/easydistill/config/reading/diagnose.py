@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -73,7 +74,7 @@ def explain(
         other_jobs: the other job types, to say where a key that does not apply here belongs.
         issues: where to report.
     """
-    found = [(locate(details["loc"], model), details) for details in error.errors(include_url=False)]
+    found = [(_at_tag(locate(details["loc"], model), details, document), details) for details in error.errors()]
     grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
     for place, details in found:
         grouped.setdefault(place.path, []).append((place, details))
@@ -82,6 +83,15 @@ def explain(
     for path, group in grouped.items():
         if path not in entered:
             issues.add(document, *_describe(group, document, model, other_jobs), path)
+
+
+def _at_tag(place: Place, details: Any, document: Node) -> Place:
+    """The key that names an unknown member of a union; pydantic reports the section that holds it."""
+    if details["type"] != "union_tag_invalid":
+        return place
+    section, tag = document.at(place.path), details["ctx"]["tag"]
+    key = next((name for name, value in section.items() if str(value) == tag), None)
+    return place if key is None else replace(place, path=(*place.path, key))
 
 
 def _describe(
@@ -94,7 +104,7 @@ def _describe(
     shown = show(value, place.path)
     of_no_type = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
     if place.field is not None and ((of_no_type and is_union(place.field.annotation)) or kind == "literal_error"):
-        return _not_any(place.field, value, shown)
+        return _not_any(place, place.field, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
     if kind == "missing":
@@ -104,7 +114,7 @@ def _describe(
     if kind in _LIMITS:
         return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {next(iter(context.values()))}"
     if kind == "union_tag_invalid":
-        return _unknown_kind(str(context["tag"]), re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
+        return _unknown_kind(place.path, re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
     if kind in _FIXED:
         return _FIXED[kind][0].format(shown), _FIXED[kind][1]
     problem = context.get("error")
@@ -113,16 +123,15 @@ def _describe(
     return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
 
 
-def _unknown_kind(tag: str, known: list[str], section: Any) -> tuple[str, str]:
-    """A section whose `kind`, or other tag, is unknown."""
-    key = next((name for name, value in section.items() if str(value) == tag), "kind")
-    words = ", ".join(f'"{name}"' for name in known)
-    guess = closest(tag, known)
-    hint = f'did you mean "{guess}"?' if guess else f"use one of {words}"
-    return f"{key} {show(tag)} is not one of {words}", hint
+def _unknown_kind(path: KeyPath, known: list[str], value: Any) -> tuple[str, str]:
+    """A `kind`, a `backend` or another tag that no member of the union has."""
+    words = [f'"{name}"' for name in known]
+    guess = closest(value, known) if isinstance(value, str) else None
+    hint = f'did you mean "{guess}"?' if guess else f"use one of {', '.join(words[:-1])} or {words[-1]}"
+    return f"{path[-1]} {show(value)} is not one of {', '.join(words)}", hint
 
 
-def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
+def _not_any(place: Place, field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
     """A value of none of the types that a field accepts."""
     wanted = alternatives(field.annotation)
     words = literals(field.annotation)
@@ -132,7 +141,8 @@ def _not_any(field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
         return problem, f'did you mean "{guess}"?'
     if words:
         return problem, f"use {wanted}"
-    return f"{wanted} is needed here, not {shown}", _first_line(field.description)
+    hint = _instead(wanted, place, value) if wanted.startswith("a section") else _first_line(field.description)
+    return f"{wanted} is needed here, not {shown}", hint
 
 
 def _instead(wanted: str, place: Place, value: Any) -> str:

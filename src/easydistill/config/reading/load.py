@@ -11,9 +11,16 @@ from pydantic import ValidationError
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import PipelineConfig
-from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, SEVERAL_JOBS, current_job_type, use_current_names
+from easydistill.config.reading.aliases import (
+    JOB_TYPE_ALIASES,
+    SEVERAL_JOBS,
+    current_job_type,
+    read_old_jobs,
+    use_current_names,
+)
 from easydistill.config.reading.diagnose import closest, explain
 from easydistill.config.reading.nodes import Issues, Node, from_mapping
+from easydistill.config.reading.old_jobs import refuse_old, why_not_here
 from easydistill.config.reading.overrides import apply_overrides
 from easydistill.config.reading.pipelines import check_place, jobs_of, share_sections
 from easydistill.config.reading.resolve import resolve
@@ -35,6 +42,8 @@ class LoadedConfig:
     """As written: before aliases, overrides and the environment. May hold secrets."""
     path: Path | None
     overrides: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+    """What was read under another name or in another way than it is written."""
 
     @property
     def run_directory(self) -> Path:
@@ -61,6 +70,8 @@ def load_config(
     written, classes, issues = root.plain(), job_classes(), Issues()
     use_current_names(root, issues)
     unusable = apply_overrides(root, overrides, issues)
+    read_old_jobs(root, issues)
+    refuse_old(root, classes)
     parts = jobs_of(root)
     share_sections(root, parts, classes, issues)
     data = resolve(root, issues)
@@ -75,7 +86,7 @@ def load_config(
     if isinstance(job, PipelineConfig):
         # The jobs find each other's artifacts in the pipeline's run directory.
         job = job.model_copy(update={"jobs": jobs, "output_dir": str(job.run_directory(name))})
-    return LoadedConfig(job, name, written, path, tuple(overrides))
+    return LoadedConfig(job, name, written, path, tuple(overrides), tuple(issues.notes))
 
 
 def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues) -> JobConfig | None:
@@ -87,6 +98,9 @@ def _typed(node: Node, data: dict[str, Any], classes: JobClasses, issues: Issues
     """
     written = data.get("job_type")
     job_type = current_job_type(written)
+    if job_type not in classes and (why := why_not_here(job_type)):
+        issues.add(node, *why, ("job_type",))
+        return None
     if job_type not in classes:
         # Validate the sections as those of the most probable job, so that all mistakes are reported at once.
         job_type = _report_job_type(node, classes, issues) or _best_fit(data, classes)

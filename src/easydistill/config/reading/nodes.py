@@ -61,6 +61,11 @@ class Node:
         node, missing = self.nearest(path)
         return None if missing else node.plain()
 
+    def issue(self, path: KeyPath, problem: str, hint: str = "") -> ConfigIssue:
+        """An issue with the value at `path`, or with its absence."""
+        nearest, missing = self.nearest(path)
+        return ConfigIssue(nearest.where, dotted((*nearest.path, *missing)), problem, hint)
+
     def plain(self) -> Any:
         """A copy without origins."""
         if isinstance(self.value, dict):
@@ -102,13 +107,17 @@ class Issues:
 
     def __init__(self) -> None:
         self._found: dict[KeyPath, tuple[int, ConfigIssue]] = {}
+        self.notes: list[str] = []
+        """What was read under another name or in another way than it is written, for the screen."""
 
     def add(self, node: Node, problem: str, hint: str = "", path: KeyPath = ()) -> None:
         """Report the value at `path` below `node`, or that it is missing there."""
         nearest, missing = node.nearest(path)
-        place = (*nearest.path, *missing)
-        issue = ConfigIssue(nearest.where, dotted(place), problem, hint)
-        self._found.setdefault(place, (nearest.line, issue))
+        self._found.setdefault((*nearest.path, *missing), (nearest.line, node.issue(path, problem, hint)))
+
+    def note(self, node: Node, text: str) -> None:
+        """Remember something to say of a value, which is named as its author wrote it."""
+        self.notes.append(f"{node.where}: {dotted(node.path)} {text}")
 
     def in_order(self) -> list[ConfigIssue]:
         """By line; overrides, which have none, come first."""
