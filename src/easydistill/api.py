@@ -1,6 +1,6 @@
-"""The Python face of easydistill, and what the command line calls: validate, plan, run.
+"""The Python API of easydistill, which the command line uses too: validate, plan, preview, run, retry.
 
-`run` takes a config and gives a `RunResult`; all files are in the run directory (see `engine/run_directory.py`).
+`run` takes a config and returns a `RunResult`; all files are in the run directory (see `engine/run_directory.py`).
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ Source = str | Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run."""
+    """The outcome of a finished run."""
 
     run_directory: Path
     exit_code: int
-    """0, or 3 where more rows were rejected than `dataset.max_rejected_share` allows."""
+    """0, or 3 if more rows were rejected than `dataset.max_rejected_share` allows."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """`before` and `after`: metric → value."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """What `summary.json` holds."""
+    """The contents of `summary.json`."""
     fresh: bool = True
-    """False where everything was there already."""
+    """False if everything was already done."""
 
     @property
     def student(self) -> Path:
@@ -66,14 +66,14 @@ class RunResult:
 
 
 class _JobClasses(Mapping[str, type[JobConfig]]):
-    """The config class of every job type, each loaded when it is asked for."""
+    """The config class of every job type, loaded on first access."""
 
     def __getitem__(self, name: str) -> type[JobConfig]:
         job: type[JobConfig] = JOBS.module(name).Job
         return job
 
     def __iter__(self) -> Iterator[str]:
-        # A broken extension harms only a config that names it.
+        # A broken extension affects only configs that name it.
         return iter(JOBS.loaded())
 
     def __len__(self) -> int:
@@ -94,16 +94,16 @@ def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
     """Check a config without network, models or data.
 
     Raises:
-        ConfigError: with every issue.
+        ConfigError: lists every issue.
     """
     return load(config, overrides).job
 
 
 def migrate(old: str | Path) -> Migration:
-    """A config of EasyDistill 1 or 2 as one of this version. Writes nothing.
+    """Translate a config of EasyDistill 1 or 2 to this version. Writes nothing.
 
     Raises:
-        ConfigError: it cannot be read, or something in it has no equal here; every reason is listed.
+        ConfigError: it cannot be read, or something in it has no equivalent here; every reason is listed.
     """
     from easydistill.migration import migrate as migrated
 
@@ -111,7 +111,7 @@ def migrate(old: str | Path) -> Migration:
 
 
 def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
-    """What `run` would do now, and what is done already. Reads data files, no models.
+    """What `run` would do now, and what is already done. Reads data files, loads no model.
 
     Raises:
         ConfigError: the config is wrong, or something it names is missing.
@@ -135,7 +135,7 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
 
 
 def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> list[Previewed]:
-    """What a run would ask first about the first `rows` rows, as it would be sent. Asks nobody, loads no model.
+    """The first messages that a run would send for its first `rows` rows. Sends nothing, loads no model.
 
     Raises:
         ConfigError: the config is wrong, or something it names is missing.
@@ -147,28 +147,28 @@ def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> 
 
 
 def run(config: Source, overrides: Sequence[str] = (), *, quiet: bool = False) -> RunResult:
-    """Run a job to its end, going on from whatever an earlier run of it left.
+    """Run a job to its end, resuming from what an earlier run of it left.
 
     Args:
         config: path of a config file, or the config as a mapping.
-        overrides: `dotted.path=value`, over the config.
-        quiet: show nothing.
+        overrides: `dotted.path=value`, applied on top of the config.
+        quiet: print nothing.
 
     Raises:
         ConfigError: the config cannot be run; nothing was started.
-        Interrupted: stopped by Ctrl-C; the same call goes on.
-        EasyDistillError: it failed; what was finished is kept, and the same call goes on.
+        Interrupted: stopped by Ctrl-C; the same call resumes.
+        EasyDistillError: the run failed; finished work is kept, and the same call resumes.
     """
     loaded = load(config, overrides)
     return _Run(loaded, quiet).execute()
 
 
 def retry(config: Source, overrides: Sequence[str] = (), *, only: Sequence[str] = (), quiet: bool = False) -> RunResult:
-    """Ask again what brought no row, and run the job from there; all else is left as it is. Raises as `run`.
+    """Ask again for rejected rows, then run the job from there; everything else is kept. Raises what `run` raises.
 
     Args:
-        only: reasons as in `rejected.jsonl`, or `parse` for replies that were malformed; without any, those for which
-            asking again may help: passing faults, empty answers, malformed replies.
+        only: reasons as in `rejected.jsonl`, or `parse` for malformed replies; by default those for which asking again
+            may help: transient errors, empty answers, malformed replies.
     """
     return _Run(load(config, overrides), quiet).execute(only)
 
@@ -185,10 +185,10 @@ class _Run:
         self._records: list[StageRecord] = []
 
     def execute(self, again: Sequence[str] | None = None) -> RunResult:
-        """Run.
+        """Run the job.
 
         Args:
-            again: reasons for which rejected rows are asked again first; None where nothing is.
+            again: first ask again for rows rejected for these reasons; None to skip this.
         """
         for note in self._loaded.notes:
             self._reporter.say(f"note: {note}")
@@ -220,7 +220,7 @@ class _Run:
                 self._records = runner.execute(stages, self._keep)
         except Interrupted as error:
             self._finish("interrupted", EXIT_INTERRUPTED, str(error))
-            error.args = (f"stopped; what is finished is kept. To go on:\n    {self._resume_command()}",)
+            error.args = (f"stopped; finished work is kept. To resume:\n    {self._resume_command()}",)
             raise
         except BaseException as error:
             code = error.exit_code if isinstance(error, EasyDistillError) else EXIT_FAILED
@@ -260,7 +260,7 @@ class _Run:
         return summary
 
     def _inner_runs(self) -> list[RunDirectory]:
-        """The jobs of a pipeline, in its order."""
+        """The runs of a pipeline's jobs, in order."""
         runs = [RunDirectory(path) for path in self._directory.stage_directories()]
         return [run for run in runs if run.summary_path.is_file()]
 
@@ -345,7 +345,7 @@ def doctor() -> list[tuple[str, str, bool]]:
 
 
 def inspect_signals(directory: str | Path) -> dict[str, Any]:
-    """What is in a store of teacher signals; see `signals/verify.py`."""
+    """Facts about a store of teacher signals; see `signals/verify.py`."""
     from easydistill.signals.verify import inspect
 
     return inspect(Path(directory))
@@ -359,14 +359,15 @@ def verify_signals(
     seed: int = 0,
     teacher: str | None = None,
 ) -> Verification:
-    """Score random tokens of a store again with the live teacher, and compare.
+    """Score random tokens of a store again with the live teacher and compare.
 
     Args:
         directory: the store.
-        tokens: how many tokens at least.
-        tolerance: nats by which a realised log-probability may differ; by default as the number type allows.
-        seed: which rows are taken.
-        teacher: where the teacher is now, if it has moved.
+        tokens: least number of tokens to score.
+        tolerance: largest accepted difference of a target's log-probability, in nats; by default as the teacher's data
+            type allows.
+        seed: for choosing the rows.
+        teacher: the teacher's new location, if it has moved.
 
     Raises:
         DataError: there is no such store, or it is damaged.
@@ -387,7 +388,7 @@ def verify_signals(
 
 
 def summary_lines(result: RunResult) -> list[str]:
-    """The end of a run in words: before/after, time, where things are."""
+    """A finished run in words: metrics before and after, time, where the files are."""
     lines: list[str] = []
     before, after = result.metrics.get("before"), result.metrics.get("after")
     if before and after:
@@ -397,7 +398,7 @@ def summary_lines(result: RunResult) -> list[str]:
             if old is None or new is None:
                 lines.append(f"{name:<18}{'n/a':>10}{'n/a':>10}")
             else:
-                # Between numbers of different sign there is no such thing.
+                # A relative change between numbers of different sign means nothing.
                 change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
                 lines.append(f"{name:<18}{old:>10.4f}{new:>10.4f}{change:>10}")
     stages = result.summary.get("stages", {})
@@ -405,7 +406,7 @@ def summary_lines(result: RunResult) -> list[str]:
         lines.append("time: " + ", ".join(f"{name} {duration(stage['seconds'])}" for name, stage in stages.items()))
     taken = result.summary.get("metrics", {}).get("bytes_per_token")
     if taken is not None:
-        lines.append(f"teacher signals: {taken:.1f} bytes a token")
+        lines.append(f"teacher signals: {taken:.1f} bytes per token")
     from easydistill.report.synthesis import is_synthesis
     from easydistill.report.synthesis_words import end_lines
 
