@@ -1,4 +1,4 @@
-"""Pairs of answers: shapes read, rows refused, what is written is read again; rendering; the `preference` section."""
+"""Preference pairs: shapes that are read, rejected rows, round trips, rendering, the `preference` section."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_system_message_and_earlier_turns_belong_to_the_prompt(tmp_path: Path)
         ([1], "a row is an object"),
     ],
 )
-def test_rows_that_are_no_pairs(tmp_path: Path, row: Any, words: str) -> None:
+def test_rows_that_are_not_pairs(tmp_path: Path, row: Any, words: str) -> None:
     pairs, rejected = read(tmp_path, row, {"prompt": "y", "chosen": "a", "rejected": "b"})
     assert len(pairs) == 1
     assert words in rejected[0]
@@ -147,7 +147,7 @@ def test_pairs_without_a_difference_are_rejected(tokenizer: Any) -> None:
     assert rendered(tokenizer, "Because it is so. Yes.", "Because it is so. No.", until_they_differ + 1)[0]
 
 
-def test_thoughts_that_are_not_shown_are_no_difference(tokenizer: Any) -> None:
+def test_reasoning_that_the_template_hides_is_no_difference(tokenizer: Any) -> None:
     answers = [Message(role="assistant", content="3", reasoning_content=text) for text in ("one and two", "who knows")]
     pair = Preference("p", (Message(role="user", content="1 + 2?"),), *answers, None, {})
     renderer = ChatRenderer(tokenizer, frozenset())
