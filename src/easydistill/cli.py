@@ -141,6 +141,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except KeyboardInterrupt:
         return Interrupted.exit_code
+    except Exception as error:
+        # Not one of our own errors: a bug, or a library's.
+        print(_unexpected(error, arguments), file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _unexpected(error: Exception, arguments: argparse.Namespace) -> str:
+    from easydistill import api
+
+    given = getattr(arguments, "config", None) or getattr(arguments, "config_option", None)
+    return api.explain_unexpected(error, given, getattr(arguments, "overrides", ()))
 
 
 def _error_text(error: EasyDistillError) -> str:
@@ -166,17 +177,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from easydistill import api
 
     config = _config(arguments)
-    try:
-        if arguments.command == "retry":
-            result = api.retry(config, arguments.overrides, only=arguments.only, quiet=arguments.quiet)
-        else:
-            result = api.run(config, arguments.overrides, quiet=arguments.quiet)
-    except EasyDistillError:
-        raise
-    except Exception as error:
-        # A bug, or a library's error. The log has the traceback, secrets hidden.
-        print(f"error: {api.explain_unexpected(error, config, arguments.overrides)}", file=sys.stderr)
-        return EXIT_FAILED
+    if arguments.command == "retry":
+        result = api.retry(config, arguments.overrides, only=arguments.only, quiet=arguments.quiet)
+    else:
+        result = api.run(config, arguments.overrides, quiet=arguments.quiet)
     if not arguments.quiet:
         print("\n".join(api.summary_lines(result)))
     return result.exit_code

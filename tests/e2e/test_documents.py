@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from easydistill import api
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -53,6 +55,7 @@ def test_make_targets_exist(target: str) -> None:
         "docs/preference.md",
         "docs/synthesis.md",
         "docs/pipelines.md",
+        "docs/migration.md",
         "benchmarks/README.md",
     ],
 )
@@ -72,3 +75,31 @@ def test_the_tree_in_architecture_is_the_tree() -> None:
 def test_the_page_of_all_keys_is_current() -> None:
     generated = runpy.run_path(str(ROOT / "docs/generate.py"))["text"]()
     assert (ROOT / "docs/configuration.md").read_text() == generated, "run: python docs/generate.py"
+
+
+def test_the_page_of_all_keys_describes_each_section_once() -> None:
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    text = generate["text"]()
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+    assert len(anchors) == len(set(anchors))
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= set(anchors)
+
+    parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)[1:]
+    bodies = dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def keys(title: str) -> set[str]:
+        """The keys that a reader finds under a heading, and under the section that it refers to."""
+        found = set(re.findall(r"^\| `([^`]+)` \|", bodies[title], re.MULTILINE))
+        like = re.search(
+            r"^The keys of \[(.+?)\](?:\(.*?\))(?:, without (.*?))?(?:[.;:]|$)", bodies[title], re.MULTILINE
+        )
+        if like is None:
+            return found
+        return (keys(like[1]) - set(re.findall(r"`([^`]+)`", like[2] or ""))) | found
+
+    page = generate["Page"](api.job_schema())
+    for section in page.sections.values():
+        assert keys(section.title) == set(section.keys), section.title
+    for job in page.jobs:
+        assert keys(job.name) | keys("Keys of every job") == set(job.keys), job.name

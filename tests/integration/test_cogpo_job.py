@@ -1,4 +1,4 @@
-"""CogPO on GSM8K problems: a scripted server teaches and criticises, a tiny student answers, and learns."""
+"""CogPO on problems as GSM8K has them: a scripted server teaches and criticises, a tiny student answers, and learns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = "Let us look at it slowly, step after step, and write down what each ste
 
 
 class Problem:
-    """A GSM8K problem, its answer found by a search of the test's own."""
+    """A problem, its answer found by a search of the test's own."""
 
     def __init__(self, row: dict[str, str], number: int) -> None:
         self.question, self.solution, self.number = row["question"], row["answer"], number
@@ -33,9 +33,9 @@ class Problem:
 
 
 @pytest.fixture(scope="module")
-def problems(shared_data: Path) -> list[Problem]:
+def problems(own_data: Path) -> list[Problem]:
     """Those with an answer of one digit, which the student may hit."""
-    lines = (shared_data / "gsm8k_train.jsonl").read_text().splitlines()[:400]
+    lines = (own_data / "gsm8k_train.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     short = [row for row in rows if re.search(r"#### [2-9]$", row["answer"]) and len(row["question"]) < 170]
     return [Problem(row, number) for number, row in enumerate(short[:10])]

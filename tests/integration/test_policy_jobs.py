@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_and_goes_on(name: str, tiny_model: Path, tmp_path:
     assert summary["stages"]["train"]["rows"]["rejected"] == {"pass_rate": 2}, "and one is held out"
     assert "cut_off" in train["alarms"], "a model with random weights does not end"
     report = (whole / "run/report.md").read_text()
-    assert "What the answers were worth" in report
+    assert "Rewards over training" in report
     assert "rewards: " in report
 
     config = write_config(broken, job(name, broken, tiny_model, **SETTINGS[name]))

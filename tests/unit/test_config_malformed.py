@@ -105,7 +105,9 @@ UNKNOWN_KEYS: dict[str, Case] = {
     "old name elsewhere": ({"dataset.max_seq_length": 9}, "dataset.max_seq_length", "no key", "`training.max_length`"),
     "old lora name": ({"training.lora_alpha": 9}, "training.lora_alpha", "no key", "`training.lora.alpha`"),
     "typo elsewhere": ({"training.temprature": 1}, "training.temprature", "no key", "mean `inference.temperature`"),
-    "API key": ({"inference.api_key": SECRET}, "inference.api_key", "no key", "key of black_box_kd_api jobs"),
+    "API key": ({"inference.api_key": SECRET}, "inference.api_key", "no key", "types, such as black_box_kd_api"),
+    "key of two jobs": ({"rewards": {}}, "rewards", "no key", "`rewards` is a key of ppo and grpo jobs and has no effect"),
+    "key of many jobs": ({"synthesis": {}}, "synthesis", "no key", "job types, such as cogpo, cot_"),
     "URL": ({"inference.base_url": "http://x"}, "inference.base_url", "no key", "remove it, or change job_type"),
     "stream": ({"inference.stream": True}, "inference.stream", "no key", "has no effect here"),
     "old and new name": (
@@ -363,7 +365,7 @@ API_CASES: dict[str, Case] = {
     "retries below zero": ({"inference.max_retries": -1}, "inference.max_retries", "out of range", "at least 0"),
     "concurrency zero": ({"inference.max_concurrency": 0}, "inference.max_concurrency", "out of range", "at least 1"),
     "huge seed": ({"inference.seed": 2**63}, "inference.seed", "out of range", "less than 9223372036854775808"),
-    "vLLM option": ({"inference.enforce_eager": True}, "inference.enforce_eager", "no key", "black_box_kd_local jobs"),
+    "vLLM option": ({"inference.enforce_eager": True}, "inference.enforce_eager", "no key", "types, such as black_box_kd_local,"),
     "two names of model": ({"inference.model": "a", "inference.model_name": "b"}, "inference.model_name", "both", "keep"),
 }  # fmt: skip
 # Several keys together: the problem has no single place.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
 from dataclasses import replace
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 from easydistill.contracts.metric import TokenRows
 from easydistill.evaluation.metrics import METRICS
 from easydistill.evaluation.metrics.rouge_l import Metric as RougeL
-from easydistill.evaluation.metrics.rouge_l import common_subsequence, words
+from easydistill.evaluation.metrics.rouge_l import words
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
 STUDENT = torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]])
@@ -57,22 +55,6 @@ def test_a_part_of_the_rows() -> None:
     assert torch.equal(part.teacher_logprobs_NV, TEACHER[1:].log())
     without = replace(rows(), teacher_logprobs_NV=None, shared_student_logprobs_NV=None).part(slice(0, 1))
     assert without.teacher_logprobs_NV is None and len(without.student_logprobs_NV) == 1
-
-
-def longest_common(first: list[str], second: list[str]) -> int:
-    """By trying everything."""
-    for size in range(min(len(first), len(second)), 0, -1):
-        pieces = set(itertools.combinations(first, size))
-        if pieces & set(itertools.combinations(second, size)):
-            return size
-    return 0
-
-
-def test_common_subsequence_by_brute_force() -> None:
-    generator = random.Random(0)
-    for _ in range(200):
-        first, second = ([generator.choice("abc") for _ in range(generator.randint(0, 8))] for _ in range(2))
-        assert common_subsequence(first, second) == longest_common(first, second)
 
 
 def test_rouge_l() -> None:

@@ -257,9 +257,9 @@ def test_no_row_breaks_the_reader(row: Any, labelled: bool, tmp_path: Path) -> N
         json.dumps(paper_row(sample) if labelled else sample.messages, ensure_ascii=False).encode()
 
 
-def test_real_data_is_read_without_a_rejection(shared_data: Path) -> None:
+def test_real_data_is_read_without_a_rejection(corpus: Path) -> None:
     for name in ("gsm8k_train.jsonl", "p3_test.jsonl", "humaneval.jsonl", "ifeval_100.jsonl"):
-        samples, rejected = read_samples(shared_data / name, labelled=False)
+        samples, rejected = read_samples(corpus / name, labelled=False)
         assert len(samples) > 20, name
         assert not rejected, (name, rejected[0])
         assert len({sample.id for sample in samples}) == len(samples)

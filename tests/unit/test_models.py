@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import TEACHER
 
-from easydistill.config.inference import AutoInferenceConfig
+from easydistill.config.inference import TransformersInferenceConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import GenerationRequest, request_key
 from easydistill.data.batches import batches_by_length
@@ -220,7 +220,7 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], rows:
 def test_the_teacher_answers_and_resumes(tiny_model: Path) -> None:
     from easydistill.engine.interrupt import StopSignal
 
-    config = AutoInferenceConfig(
+    config = TransformersInferenceConfig(
         backend="transformers", max_new_tokens=6, temperature=1.0, batch_size=2, max_model_len=64
     )
     texts = [f"prompt {n} " + "x " * n for n in range(6)] + ["long " * 200]

@@ -279,10 +279,11 @@ def test_a_megabyte_of_anything_is_cut_quickly(part: str) -> None:
     check(text, chunks(text))
 
 
-def test_real_passages(shared_data: Path) -> None:
-    documents, rejected = read_documents(shared_data / "passages.jsonl")
-    assert len(documents) == 200 and not rejected
+def test_real_passages(corpus: Path, own_data: Path) -> None:
+    documents, rejected = read_documents(corpus / "passages.jsonl")
+    assert len(documents) == (24 if corpus == own_data else 200) and not rejected
     text = "\n\n".join(document.text for document in documents)
     made = chunks(text)
     check(text, made)
+    assert len(made) > 2
     assert all(800 <= chunk.tokens <= 1500 for chunk in made[:-1])

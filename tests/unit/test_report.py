@@ -27,7 +27,7 @@ from tests.unit.report_fixtures import (
     write_lines,
 )
 
-from easydistill.report.build import build_report, code, fenced, json_in_html, md
+from easydistill.report.build import build_report, json_in_html
 from easydistill.report.charts import (
     NARROW,
     POSITIONS_NARROW,
@@ -36,13 +36,14 @@ from easydistill.report.charts import (
     loss_curve,
     meter,
     position_chart,
-    rate_text,
     ticks,
     whole_ticks,
 )
 from easydistill.report.collect import EXAMPLES_PER_REASON, collect
 from easydistill.report.curve import MAX_POINTS, Point, read_curve, smooth
-from easydistill.report.disagreement import PositionLine, probability, token_text, visible
+from easydistill.report.disagreement import PositionLine, token_text, visible
+from easydistill.report.figures import probability, rate_text
+from easydistill.report.markdown import code, fenced, md
 from easydistill.report.model_card import write_model_card
 from easydistill.report.tables import funnel
 
@@ -61,7 +62,7 @@ def test_a_complete_run_is_told_whole(tmp_path: Path) -> None:
         "1,000 parameters, 250 of them trained (25.0%)", "AutoModelForCausalLM", "easydistill run kd.json", "torch",
     ):  # fmt: skip
         assert text in page.text, text
-    assert "To go on with the run" not in page.text
+    assert "To continue the run" not in page.text
 
 
 def test_the_funnel_counts_each_row_once(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_the_funnel_counts_each_row_once(tmp_path: Path) -> None:
         ("Read", 100, ()),
         ("Answered by the teacher", 95, (("empty_content", 5),)),
         ("Trained on", 90, ()),
-        ("Held out to measure with", 5, ()),
+        ("Held out for evaluation", 5, ()),
     ]
     assert [(item.stage, item.reason, item.count, item.complete) for item in facts.rejected] == [
         ("label", "empty_content", 5, True)
@@ -80,7 +81,7 @@ def test_the_funnel_counts_each_row_once(tmp_path: Path) -> None:
 
 def test_changes_say_which_way_is_better(tmp_path: Path) -> None:
     html = build_report(make_run(tmp_path)).read_text()
-    changes = re.findall(r'<td class="num change (\w*)"><span aria-hidden="true">(.)</span> (\S+?)[<\s]', html)
+    changes = re.findall(r'<td class="num change ?(\w*)"><span aria-hidden="true">(.)</span> (\S+?)[<\s]', html)
     assert changes == [("better", "↓", "−50%"), ("better", "↑", "×4.0"), ("worse", "↓", "−50%"), ("", "↑", "+100%")]
     # Bars of metrics that end at 1 are drawn against 1, others against the larger value.
     widths = [float(width) for width in re.findall(r'class="(?:before|after)" x="0.00" y="0" width="([\d.]+)"', html)]
@@ -145,7 +146,7 @@ def test_a_run_that_failed_after_labelling(tmp_path: Path) -> None:
         "This run failed",
         "Complete so far: label.",
         "TeacherError: gone",
-        "To go on from there: easydistill run kd.json",
+        "To continue from there: easydistill run kd.json",
     ):
         assert text in page.text, text
     # Answers and student are there, but evaluate and train are not complete: they are an earlier config's.
@@ -169,7 +170,7 @@ def test_files_of_stages_that_are_not_complete_do_not_count(tmp_path: Path) -> N
     folder = make_run(tmp_path, status="failed", stages={}, metrics={}, rows={})
     text = page_of(folder).text
     assert "left by an attempt that did not finish, or by an earlier config" in text
-    assert "what its attempts in this directory have logged so far" in text
+    assert "these are the losses logged so far by attempts in this directory" in text
     assert collect(folder).answers == ()
 
 
@@ -411,7 +412,7 @@ def test_the_curve_stays_in_its_frame(points: list[Point], frame: Any) -> None:
 
 def test_meters_never_leave_their_box() -> None:
     for parts in [((0.0, "a"),), ((1e-9, "a"),), ((0.7, "a"), (0.6, "b")), ((5.0, "a"), (1.0, "b")), ((-1.0, "a"),)]:
-        svg = ElementTree.fromstring(meter(*parts))
+        svg = ElementTree.fromstring(meter(parts))
         boxes = [(float(box.attrib["x"]), float(box.attrib["width"])) for box in svg.iter("rect")]
         assert all(x + width <= 100.7 for x, width in boxes)
         assert len(boxes) == {(0.0, "a"): 0, (-1.0, "a"): 0, (0.7, "a"): 2}.get(parts[0], 1)
@@ -443,7 +444,7 @@ def test_teacher_and_student_are_compared(tmp_path: Path) -> None:
     page = page_of(folder)
     assert page.sections() == ["results", "loss", "rows", "left", "answers", "time", "rejected", "settings", "use"]
     for text in (
-        "At each of the 1,234 tokens of the teacher's held-out answers", "Before After Teacher",
+        "Both models predicted the next token at each of the 1,234 tokens of the teacher's held-out answers.", "Before After Teacher",
         "likeliest tokens that are among the student's 10 50.0% 75.0% 100.0%", "Student's mass on the teacher's top 10",
         "25.0% 25.0% 87.5%", "37.5% 37.5% 87.5%", "4.500 4.500 1.500", "KL 4.50 at token 12 of the answer, row",
         "<i>cat</i> 75%", "14 more", "10 more", "<i>cat</i>|`0 40 1.00 40.0",
@@ -454,7 +455,7 @@ def test_teacher_and_student_are_compared(tmp_path: Path) -> None:
     # The student's likeliest tokens are without the answer's own, so its probability stands below them.
     assert html.count('<li class="hit rest">') == 20 and html.count('<li class="hit">') == 20
     for line in (
-        "| Entropy: nats per token; the lower, the fewer tokens it wavers between | 4.500 | 4.500 | 1.500 |",
+        "| Entropy: nats per token; lower means that fewer tokens are likely | 4.500 | 4.500 | 1.500 |",
         "| 129–256 | 256 | 8.000 | 4.000 |",
         "| `` <i>cat</i>\\|`0 `` | 40 | 1.00 | 40.0 |",
     ):
@@ -601,9 +602,9 @@ def test_the_model_card(tmp_path: Path) -> None:
         "tags": ["easydistill", "distillation"],
     }
     for text in (
-        "# my run", "Teacher: `teacher`", "| 4.000 | 2.000 | ↓ −50% |", "n/a: the teacher is not on this machine",
-        "- rows read: 100", "- rows trained on: 90", "- rows held out to measure with: 5", "- answer tokens in the training rows: n/a",
-        "It was trained on 90 rows only", "AutoModelForCausalLM.from_pretrained(path)",
+        "# my run", "Teacher: `teacher`", "| 4.000 | 2.000 | ↓ −50% (better) |", "n/a: the teacher is not on this machine",
+        "- rows read: 100", "- rows trained on: 90", "- rows held out for evaluation: 5", "- answer tokens in the training rows: n/a",
+        "It was trained on only 90 rows", "AutoModelForCausalLM.from_pretrained(path)",
     ):  # fmt: skip
         assert text in body, text
 

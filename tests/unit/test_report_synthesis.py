@@ -27,12 +27,16 @@ from tests.unit.report_fixtures import (
 
 from easydistill.data.formats import write_paper_json, write_parquet
 from easydistill.data.records import Message, Sample
-from easydistill.report.build import CUT_AT, beginning, build_report
-from easydistill.report.collect import collect
+from easydistill.report.build import build_report
+from easydistill.report.charts import meter
+from easydistill.report.collect import Facts, collect
+from easydistill.report.document import Row, Table
 from easydistill.report.fact_tables import ROWS_SHOWN, fact_tables, simple_facts
-from easydistill.report.samples import KEPT_SHOWN, REJECTED_SHOWN, Draw, kept_rows, received, rejected_rows
+from easydistill.report.figures import share
+from easydistill.report.markdown import CUT_AT, beginning
+from easydistill.report.samples import KEPT_SHOWN, REJECTED_SHOWN, draw, kept_rows, received, rejected_rows
 from easydistill.report.synthesis import Synthesis, read_synthesis
-from easydistill.report.synthesis_words import end_lines, funnel_lines, share, spending_lines, spending_notes
+from easydistill.report.synthesis_words import end_lines, funnel_steps, spending_notes, spending_table
 
 
 def section_of(folder: Path, number: int = 1) -> str:
@@ -54,19 +58,19 @@ def test_a_synthesis_run_is_told_whole(tmp_path: Path) -> None:
     page, markdown = page_of(folder), (folder / "report.md").read_text()
     assert page.sections() == ["synthesis-1", "time", "settings", "use"]
     for text in (
-        "Instruction expansion: 12 of 20 candidates were accepted (60.0%), 8 rejected: too similar 7, malformed reply 1.",
+        "Instruction expansion: 12 of 20 candidates were accepted (60.0%); 8 rejected: too similar 7, malformed reply 1.",
         "It took 20 requests, 1,500 tokens in and 600 out; cost 0.25.",
-        "Malformed reply 19 1 lost, 5.0% of those that came so far",
-        "Too similar 12 7 lost, 36.8% of those that came so far Accepted 12",
+        "Malformed reply 19 1 lost, 5.0% of those that reached this check",
+        "Too similar 12 7 lost, 36.8% of those that reached this check Accepted 12",
         "Rows in seeds.json data/seeds.json → Teacher big http://localhost:1/v1 → Rows out 12 rows new.json",
         "rows from data/seeds.json; accepted rows also written to new.json",
         "num_output_samples 12",
     ):
         assert text in page.text, text
     for text in (
-        "| Too similar | 12 | 7 lost, 36.8% of those that came so far |",
+        "| Too similar | 12 | 7 lost, 36.8% of those that reached this check |",
         "Rows in: seeds.json (data/seeds.json) → teacher: big (http://localhost:1/v1) → rows out: 12 rows (new.json)",
-        "| Teacher (and judge, wherever one was needed) | 20 | 1,500 | 600 (100 reasoning) | 0.25 |",
+        "| Teacher (also as judge, where one was needed) | 20 | 1,500 | 600 (100 reasoning) | 0.25 |",
         "- Wanted: 12",
         "`too_similar`: like k",
     ):
@@ -79,10 +83,10 @@ def test_a_synthesis_run_is_told_whole(tmp_path: Path) -> None:
 def test_every_figure_of_diversity_says_which_way_is_better(tmp_path: Path) -> None:
     text = section_of(make_synthesis_run(tmp_path))
     for expected in (
-        "Different words (distinct-1) Of 100 words, 25 are different ones. 0.250 higher",
-        "Different runs of three words (distinct-3) n/a: the prompts are too short. n/a higher",
-        "over 12 rows: 1 where the rows are copies of each other. 0.125 lower",
-        "The likest row has 0.70. 0.400 lower",
+        "Distinct words (distinct-1) 25 of 100 words are distinct. 0.250 higher",
+        "Distinct runs of three words (distinct-3) n/a: the prompts are too short. n/a higher",
+        "over 12 rows: 1 if the rows are copies of each other. 0.125 lower",
+        "The highest value is 0.70. 0.400 lower",
         "nine in ten lie between 2 and 6, the longest has 7. 4 –",
         "Prompts in Chinese Of 12 prompts. 3 –",
     ):
@@ -177,10 +181,7 @@ def test_samples_depend_on_ids_alone(tmp_path: Path) -> None:
 
 
 def test_of_rows_with_the_same_id_the_first_are_drawn() -> None:
-    draw: Draw[int] = Draw(2)
-    for number in range(5):
-        draw.offer("same", number)
-    assert draw.rows() == [0, 1]
+    assert draw(range(5), 2, lambda _: "same", lambda _: "") == {"": [0, 1]}
 
 
 @pytest.mark.parametrize("write", [write_paper_json, write_parquet])
@@ -196,11 +197,12 @@ def test_rows_are_read_as_stages_write_them(tmp_path: Path, write: Any) -> None:
         ],
     )
     rows = {row.id: row for row in kept_rows(tmp_path)}
-    assert [(turn.role, turn.text) for turn in rows["a"].prompt] == [("system", "brief"), ("user", "one\ntwo")]
-    assert (rows["a"].answer, rows["a"].thought) == ("[1], {2},", "hm")
-    assert rows["a"].fields == (("score", "7"), ("sources", "s, t"))
-    assert rows["b"].answer is None and [turn.text for turn in rows["b"].prompt] == ["alone"]
-    assert (rows["c"].prompt[0].text, rows["c"].answer, rows["c"].thought) == ("one\ntwo", "[1], {2},", "hm")
+    parts = {name: [(heading, text) for heading, text, _ in row.parts] for name, row in rows.items()}
+    thought_and_answer = [("Thoughts", "hm"), ("Answer", "[1], {2},")]
+    assert parts["a"] == [("system", "brief"), ("user", "one\ntwo"), *thought_and_answer]
+    assert rows["a"].marks == (("score", "7"), ("sources", "s, t"))
+    assert parts["b"] == [("", "alone")], "a prompt without an answer"
+    assert parts["c"] == [("", "one\ntwo"), *thought_and_answer]
 
 
 def test_big_files_are_not_held_in_memory(tmp_path: Path) -> None:
@@ -336,8 +338,8 @@ def test_the_page_is_accessible(tmp_path: Path) -> None:
 
 
 def test_the_funnel_s_bars_are_what_is_left_and_what_is_lost() -> None:
-    lines = funnel_lines(synthesis())
-    bars = [re.findall(r'class="(\w+)" x="([\d.]+)" y="0" width="([\d.]+)"', line.bar) for line in lines]
+    steps = funnel_steps(synthesis())
+    bars = [re.findall(r'class="(\w+)" x="([\d.]+)" y="0" width="([\d.]+)"', meter(step.bars)) for step in steps]
     assert bars == [
         [("kept", "0.00", "100.00")],
         [("kept", "0.00", "95.00"), ("lost", "95.00", "5.00")],
@@ -355,13 +357,23 @@ BILL = {"answers": 5, "answers_without_counts": 0, "prompt_tokens": 50, "complet
         "cached_prompt_tokens": 20, "reasoning_tokens": None, "cost": None}  # fmt: skip
 
 
+def spending(facts: Facts) -> tuple[Row, ...]:
+    table = spending_table(facts.synthesis[0], facts)
+    assert table is not None
+    return table.rows
+
+
+def titles(table: Table) -> tuple[str, ...]:
+    return tuple(column.title for column in table.columns)
+
+
 def test_a_judge_that_is_the_teacher_is_not_paid_twice(tmp_path: Path) -> None:
     facts = collect(make_synthesis_run(tmp_path / "one"))
-    assert [line.who for line in spending_lines(facts.synthesis[0], facts)] == ["Teacher"]
+    assert [row.name for row in spending(facts)] == ["Teacher"]
     folder = make_synthesis_run(tmp_path / "two")
     change_json(folder / "config.resolved.json", judge={"inference": {"model": "wise", "base_url": "http://j/v1"}})
     facts = collect(folder)
-    assert [(line.who, line.cost) for line in spending_lines(facts.synthesis[0], facts)] == [
+    assert [(row.name, row.texts[-1]) for row in spending(facts)] == [
         ("Teacher", "0.25"),
         ("Judge", "0.25"),
     ]
@@ -372,13 +384,19 @@ def test_a_judge_that_is_the_teacher_is_not_paid_twice(tmp_path: Path) -> None:
 def test_unknown_cost_is_not_nothing_and_says_why(tmp_path: Path) -> None:
     for name, changes, prompt, why in (
         ("prices", {}, "50 (20 cached)", "the config gives no prices"),
-        ("some", {"answers_without_counts": 2}, "50 (20 cached)", "For 2 answers the server told no tokens"),
-        ("all", {"answers_without_counts": 5, "prompt_tokens": 0}, "n/a", "For 5 answers the server told no tokens"),
+        ("some", {"answers_without_counts": 2}, "50 (20 cached)", "The server reported no token counts for 2 answers"),
+        (
+            "all",
+            {"answers_without_counts": 5, "prompt_tokens": 0},
+            "n/a",
+            "The server reported no token counts for 5 answers",
+        ),
     ):
         bill = BILL | changes
         facts = collect(make_synthesis_run(tmp_path / name, spent_by_teacher=bill, spent_by_judge=bill))
-        (line,) = spending_lines(facts.synthesis[0], facts)
-        assert (line.requests, line.prompt, line.cost) == ("5", prompt, "n/a")
+        (row,) = spending(facts)
+        requests, tokens_in, _, cost = row.texts
+        assert (requests, tokens_in, cost) == ("5", prompt, "n/a")
         assert why in " ".join(spending_notes(facts.synthesis[0], facts))
 
 
@@ -389,7 +407,7 @@ def test_models_on_this_machine_cost_nothing_that_is_known(tmp_path: Path) -> No
         del summary["stages"]["synthesise"]["metrics"][f"spent_by_{role}"]
     (folder / "summary.json").write_text(json.dumps(summary))
     assert "It took 2,100 tokens of models on this machine." in page_of(folder).text
-    assert "Models on this machine nothing was bought n/a 1,500 600 n/a" in section_of(folder)
+    assert "Models on this machine no API was paid n/a 1,500 600 n/a" in section_of(folder)
 
 
 def test_facts_of_tasks_become_a_table() -> None:
@@ -400,12 +418,12 @@ def test_facts_of_tasks_become_a_table() -> None:
     }
     stage = synthesis(tasks=found, dropped={"too_similar": 7, "malformed_reply": 1}, kept=12, novelty=None)
     (table,) = fact_tables(stage)
-    assert table.title == "Tasks" and table.columns == ("Available", "Target", "Taken", "Missing")
-    assert [(row.name, row.values) for row in table.rows] == [
+    assert table.title == "Tasks" and titles(table) == ("Available", "Target", "Taken", "Missing")
+    assert [(row.name, row.texts) for row in table.rows] == [
         ("Math", ("30", "20", "20", "0")),
         ("Art", ("1", "20", "2", "18")),
     ]
-    assert table.notes == ("0 everywhere: A, B, C, D, E.",)
+    assert table.footnotes == ("0 everywhere: A, B, C, D, E.",)
     # What was dropped and kept is in the funnel.
     assert simple_facts(stage) == [("Wanted", "12"), ("Yield", "0.6"), ("Novelty", "n/a")]
 
@@ -426,13 +444,13 @@ def test_facts_of_other_shapes_become_tables() -> None:
     )
     found = {table.title: table for table in tables}
     assert list(found) == ["Scores", "Bins", "Labels", "Mixed", "Mix", "Many"]
-    assert found["Scores"].columns == ("3", "7", "10")
-    assert [row.values for row in found["Scores"].rows] == [("–", "2", "1"), ("4", "–", "–")]
-    assert [(row.name, row.values) for row in found["Bins"].rows] == [("1", ("[0, 4]", "3")), ("2", ("[4, 9]", "1"))]
-    assert 'width="25.00"' in found["Labels"].rows[1].bar and not found["Scores"].has_bars
+    assert titles(found["Scores"]) == ("3", "7", "10")
+    assert [row.texts for row in found["Scores"].rows] == [("–", "2", "1"), ("4", "–", "–")]
+    assert [(row.name, row.texts) for row in found["Bins"].rows] == [("1", ("[0, 4]", "3")), ("2", ("[4, 9]", "1"))]
+    assert found["Labels"].rows[1].bars == ((0.25, "after"),) and not found["Scores"].has_bars
     assert not found["Mix"].has_bars, "a share is no count"
-    assert [row.values for row in found["Mixed"].rows] == [("1", "–"), ("–", "2")]
-    assert len(found["Many"].rows) == ROWS_SHOWN and found["Many"].notes == (
+    assert [row.texts for row in found["Mixed"].rows] == [("1", "–"), ("–", "2")]
+    assert len(found["Many"].rows) == ROWS_SHOWN and found["Many"].footnotes == (
         "5 more are in the stage's manifest.json.",
     )
 

@@ -35,7 +35,7 @@ from easydistill.models.loading import load_model
 from easydistill.models.scalar_head import head_name, scalar_issues, set_padding, with_scalar_head
 from easydistill.models.student import Student
 from easydistill.report.collect import MetricRow
-from easydistill.report.words import KINDS, metric_words
+from easydistill.report.metrics import KINDS, change_words, judgement, why_missing
 from easydistill.rewards import reward_model
 
 
@@ -111,12 +111,10 @@ def test_kinds_of_pairs() -> None:
 
 
 def test_what_is_no_better_or_worse_is_not_judged() -> None:
-    words = metric_words(MetricRow("length_pearson", -0.2, 0.4, ""))
-    assert (words.verdict, words.better_when, words.arrow, words.change) == ("", "", "↑", "")
-    assert metric_words(MetricRow("pair_accuracy", 0.5, 0.75, "")).verdict == "better"
-    assert (
-        "no held-out pair" in metric_words(MetricRow("best_of_n_gain", None, None, NOTES["best_of_n_gain"])).why_missing
-    )
+    correlation = MetricRow("length_pearson", -0.2, 0.4, "")
+    assert (judgement(correlation), KINDS["length_pearson"].better, change_words(correlation)) == ("", "", ("↑", ""))
+    assert judgement(MetricRow("pair_accuracy", 0.5, 0.75, "")) == "better"
+    assert "no held-out pair" in why_missing(MetricRow("best_of_n_gain", None, None, NOTES["best_of_n_gain"]))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ def config(tmp_path: Path) -> str:
             }
         )
     )
+    old = {"job_type": "kd_black_box_train_only", "dataset": {"labeled_path": "x.json"}, "models": {"student": "s"}}
+    (tmp_path / "old.json").write_text(json.dumps(old))
     return str(path)
 
 
@@ -34,10 +36,11 @@ def arguments(name: str, config: str) -> list[str]:
         "validate": ["validate", config],
         "schema": ["schema"],
         "init": ["init", "black_box_kd_api"],
+        "migrate": ["migrate", config.replace("kd.json", "old.json")],
     }[name]
 
 
-@pytest.mark.parametrize("name", ["help", "validate", "schema", "init"])
+@pytest.mark.parametrize("name", ["help", "validate", "schema", "init", "migrate"])
 def test_no_heavy_library(name: str, config: str) -> None:
     code = (
         "import sys\nfrom easydistill.cli import main\n"

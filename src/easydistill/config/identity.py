@@ -72,7 +72,7 @@ def recorded_name(cls: type) -> str | None:
     stated = vars(cls).get("identity_name")
     if stated is not None:
         return str(stated)
-    # Of several classes called Config, none may be found by that name; nor may somebody else's class of a known name.
+    # A third party's class is not recorded, even where it has the name of one that is.
     ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     return cls.__name__ if ours else None
 

@@ -19,6 +19,7 @@ from easydistill.contracts.metric import MetricConfig
 from easydistill.data.files import hash_file, read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample, content_hash, count_reasons
+from easydistill.engine.checks import needs_extra
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
@@ -82,7 +83,8 @@ class EvaluateStage:
         self.inputs = (*rows.inputs, trained)
 
     def preflight(self) -> list[ConfigIssue]:
-        return model_issues("models.teacher", self._models.teacher) if self._models.teacher else []
+        issues = needs_extra("train", "rapidfuzz")
+        return issues + (model_issues("models.teacher", self._models.teacher) if self._models.teacher else [])
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self._before_fingerprint(), "after": True}

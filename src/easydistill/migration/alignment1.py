@@ -99,6 +99,7 @@ def _pairs_or_none(old: Old, made: Draft, train: dict[str, Any], defaults: dict[
     }
     made.config = {"job_type": "pipeline", **top, "jobs": {"pairs": pairs, "train": train}}
     made.mapped.append(f"two jobs: preference_data makes pairs, {train['job_type']} learns from them")
+    made.changed.append("an answer that inference.max_new_tokens cut off makes no pair; the old job kept it")
     made.changed.append("a share of the pairs is held out and measured on (evaluation.heldout); the old job had none")
     return pairs
 

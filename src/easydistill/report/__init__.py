@@ -1,1 +1,1 @@
-"""The report of a run: what is on disk, made readable. Nothing here runs or decides anything."""
+"""The report on a run, made only from the files in its directory."""

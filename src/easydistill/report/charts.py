@@ -1,17 +1,20 @@
-"""Charts as SVG text: pure functions of numbers. Colours are classes of the page's style sheet, so dark mode works."""
+"""Charts as SVG: pure functions of numbers. Colours are classes of the page's style sheet, so dark mode works."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from easydistill.report.curve import Point, smooth
 from easydistill.report.disagreement import PositionLine
+from easydistill.report.figures import rate_text, short
 
 SMOOTH_FROM = 8
-"""Fewer points than this need no smoothing."""
+"""Curves of fewer points are not smoothed."""
+NAMED_TICKS = 10
+"""With more positions than this, a narrow frame names only every second one."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,30 @@ class Frame:
     top: int = 12
     bottom: int = 42
 
+    @property
+    def end(self) -> int:
+        """The plot's right edge."""
+        return self.width - self.right
+
+    @property
+    def floor(self) -> int:
+        """The plot's lower edge."""
+        return self.height - self.bottom
+
+    @property
+    def roomy(self) -> bool:
+        return self.width > 600
+
 
 WIDE = Frame(920, 320)
 NARROW = Frame(380, 270, left=40, right=54)
 POSITIONS_WIDE = Frame(920, 310, right=8, top=34, bottom=60)
 POSITIONS_NARROW = Frame(380, 260, left=40, right=6, top=34)
-NAMED_TICKS = 10
-"""With more positions than this only every second is named where the frame is narrow."""
+SMALL = Frame(300, 110, left=4, right=4, top=6, bottom=16)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers inside a range, about `count` of them."""
+    """About `count` round numbers inside a range."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low]
     raw = (high - low) / count
@@ -47,32 +63,19 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def whole_ticks(low: int, high: int, count: int = 6) -> list[int]:
-    """The same for a range of whole numbers."""
+    """The same for a range of integers."""
     found = [int(tick) for tick in ticks(low, high, count) if tick == int(tick)]
     return found if len(found) > 1 else sorted({low, high})
 
 
-def short(value: float) -> str:
-    """A tick's label: 12k instead of 12000."""
-    if abs(value) >= 10_000 and value == int(value):
-        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
-    return f"{value:,.6g}"
-
-
-def rate_text(rate: float) -> str:
-    """A learning rate as people write it: 3e-4."""
-    mantissa, exponent = f"{rate:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
-def meter(*parts: tuple[float, str]) -> str:
-    """A bar of shares of its whole width, one after the other: (share, CSS class). Decoration beside a figure."""
+def meter(parts: Iterable[tuple[float, str]]) -> str:
+    """A bar of consecutive parts: (share of the full width, CSS class). It only illustrates a figure next to it."""
     drawn = []
     at = 0.0
     for share, kind in parts:
         width = min(max(share, 0.0), 1.0 - at) * 100
         if width > 0:
-            # What is not nothing is seen.
+            # A small share stays visible.
             width = max(width, 0.6)
             drawn.append(f'<rect class="{escape(kind)}" x="{at * 100:.2f}" y="0" width="{width:.2f}" height="8"/>')
         at = min(1.0, at + width / 100)
@@ -82,197 +85,158 @@ def meter(*parts: tuple[float, str]) -> str:
     )
 
 
+@dataclass(frozen=True)
 class _Plot:
-    """Where data lies in a frame."""
+    """Maps data to places in a frame."""
 
-    def __init__(self, points: Sequence[Point], frame: Frame) -> None:
-        losses = [point.loss for point in points]
-        low, high = min(losses), max(losses)
-        margin = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
-        self.low, self.high = low - margin, high + margin
-        if low >= 0:
-            self.low = max(0.0, self.low)
-        self.first, self.last = points[0].step, points[-1].step
-        self.frame = frame
+    frame: Frame
+    first: float
+    last: float
+    low: float
+    high: float
 
-    def x(self, step: float) -> float:
-        frame = self.frame
-        share = (step - self.first) / ((self.last - self.first) or 1)
-        return frame.left + share * (frame.width - frame.left - frame.right)
+    def x(self, value: float) -> float:
+        share = (value - self.first) / ((self.last - self.first) or 1)
+        return self.frame.left + share * (self.frame.end - self.frame.left)
 
-    def y(self, loss: float) -> float:
-        return self.at((loss - self.low) / (self.high - self.low))
+    def y(self, value: float) -> float:
+        return self.at((value - self.low) / (self.high - self.low))
 
     def at(self, share: float) -> float:
-        """Height at a share of the plot, counted from its floor."""
-        frame = self.frame
-        return frame.height - frame.bottom - share * (frame.height - frame.top - frame.bottom)
+        """Height at a share of the plot's height."""
+        return self.frame.floor - share * (self.frame.floor - self.frame.top)
 
+    def path(self, kind: str, points: Iterable[tuple[float, float]]) -> str:
+        places = (f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        return f'<path class="{kind}" d="M{" L".join(places)}"/>'
 
-def loss_curve(points: Sequence[Point], frame: Frame) -> str:
-    """Training loss over steps, as logged and smoothed, with the learning rate as a faint line and axis.
+    def level(self, value: float, kind: str) -> list[str]:
+        """A horizontal line with its value on the left."""
+        y = self.y(value)
+        line = f'<line class="{kind}" x1="{self.frame.left}" x2="{self.frame.end}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        return [line, _text("tick", self.frame.left - 8, y + 4, "end", short(value))]
 
-    `points` are at least two, in order of their steps. The page's script reads `data-frame` and `data-range` to
-    show the values under the pointer.
-    """
-    plot = _Plot(points, frame)
-    first, last = points[0], points[-1]
-    label = (
-        f"Training loss by step: {first.loss:.3f} at step {first.step:,}, {last.loss:.3f} at step {last.step:,}, "
-        f"lowest {min(point.loss for point in points):.3f}"
-    )
-    body = [*_grid(plot), *_rate(points, plot)]
-    raw = [(plot.x(point.step), plot.y(point.loss)) for point in points]
-    if len(points) >= SMOOTH_FROM:
-        even = smooth([point.loss for point in points])
-        line = [(plot.x(point.step), plot.y(loss)) for point, loss in zip(points, even, strict=True)]
-        body.append(f'<path class="raw" d="{_path(raw)}"/><path class="line" d="{_path(line)}"/>')
-    else:
-        body.append(f'<path class="line" d="{_path(raw)}"/>')
-    floor = frame.height - frame.bottom
-    body.append(f'<line class="cross" x1="-9" x2="-9" y1="{frame.top}" y2="{floor}"/>')
-    body.append('<circle class="dot" r="4.5" cx="-9" cy="-9"/>')
-    box = f"{frame.left} {frame.width - frame.right} {frame.top} {floor}"
-    extent = f"{plot.first} {plot.last} {plot.low:.8g} {plot.high:.8g}"
-    return (
-        f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" role="img" tabindex="0" '
-        f'aria-label="{escape(label)}" data-frame="{box}" data-range="{extent}">{"".join(body)}</svg>'
-    )
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    def caption(self, text: str) -> str:
+        middle = (self.frame.left + self.frame.end) / 2
+        return _text("axis", middle, self.frame.height - 4, "middle", text)
 
 
 def _text(kind: str, x: float, y: float, anchor: str, text: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _grid(plot: _Plot) -> list[str]:
-    frame = plot.frame
-    right, floor = frame.width - frame.right, frame.height - frame.bottom
-    parts = []
-    for tick in ticks(plot.low, plot.high):
-        y = plot.y(tick)
-        parts.append(f'<line class="grid" x1="{frame.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text("tick", frame.left - 8, y + 4, "end", short(tick)))
-    parts.append(f'<line class="base" x1="{frame.left}" x2="{right}" y1="{floor}" y2="{floor}"/>')
-    for step in whole_ticks(plot.first, plot.last, 6 if frame.width > 600 else 4):
-        parts.append(
-            f'<line class="base" x1="{plot.x(step):.1f}" x2="{plot.x(step):.1f}" y1="{floor}" y2="{floor + 5}"/>'
-        )
-        parts.append(_text("tick", plot.x(step), floor + 19, "middle", short(step)))
-    parts.append(_text("axis", (frame.left + right) / 2, frame.height - 4, "middle", "optimiser step"))
-    return parts
-
-
-def _rate(points: Sequence[Point], plot: _Plot) -> list[str]:
-    """The learning rate from 0 to its peak at nine tenths of the height, and an axis of its own on the right."""
-    known = [(point.step, point.rate) for point in points if point.rate is not None]
-    peak = max((rate for _, rate in known), default=0.0)
-    if peak <= 0 or len(known) < 2:
-        return []
-    line = [(plot.x(step), plot.at(0.9 * rate / peak)) for step, rate in known]
-    right = plot.frame.width - plot.frame.right + 8
-    return [
-        f'<path class="rate" d="{_path(line)}"/>',
-        _text("tick faint", right, plot.at(0.9) + 4, "start", rate_text(peak)),
-        _text("tick faint", right, plot.at(0.45) + 4, "start", rate_text(peak / 2)),
-        _text("tick faint", right, plot.at(0.0) + 4, "start", "0"),
-    ]
-
-
-class _Slots:
-    """Where buckets of positions lie in a frame: side by side, on a floor of zero."""
-
-    def __init__(self, lines: Sequence[PositionLine], frame: Frame) -> None:
-        self.high = (
-            1.06 * max(value for line in lines for value in (line.before, line.after) if value is not None) or 1.0
-        )
-        self.size = (frame.width - frame.left - frame.right) / len(lines)
-        self.frame = frame
-
-    def x(self, at: int) -> float:
-        return self.frame.left + (at + 0.5) * self.size
-
-    def y(self, value: float) -> float:
-        frame = self.frame
-        return frame.height - frame.bottom - value / self.high * (frame.height - frame.top - frame.bottom)
-
-
-def position_chart(lines: Sequence[PositionLine], frame: Frame) -> str:
-    """Mean KL divergence by position in the answer, before training and after it; `lines` is not empty."""
-    slots = _Slots(lines, frame)
-    body = _position_axes(lines, slots)
-    told = []
-    for side in ("before", "after"):
-        known = [(at, line, value) for at, line in enumerate(lines) if (value := getattr(line, side)) is not None]
-        if not known:
-            continue
-        points = [(slots.x(at), slots.y(value)) for at, _, value in known]
-        body.append(f'<path class="by-{side}" d="{_path(points)}"/>')
-        for (x, y), (_, line, value) in zip(points, known, strict=True):
-            title = f"tokens {line.label}, {side} training: {value:.3f} nats (mean of {line.tokens:,})"
-            body.append(
-                f'<circle class="by-{side}" r="4" cx="{x:.1f}" cy="{y:.1f}"><title>{escape(title)}</title></circle>'
-            )
-        first, last = known[0], known[-1]
-        told.append(f"{side} training {first[2]:.3f} at token {first[1].label} and {last[2]:.3f} at {last[1].label}")
-    label = f"Mean KL divergence by position in the answer: {'; '.join(told)}"
+def _svg(kind: str, frame: Frame, label: str, body: Iterable[str], more: str = "") -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="{kind}" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(label)}"{more}>'
         f"{''.join(body)}</svg>"
     )
 
 
-def _position_axes(lines: Sequence[PositionLine], slots: _Slots) -> list[str]:
-    frame = slots.frame
-    right, floor = frame.width - frame.right, frame.height - frame.bottom
-    roomy = frame.width > 600
-    parts = [_text("axis", 0, 14, "start", "KL divergence, nats per token")]
-    for tick in ticks(0.0, slots.high):
-        y = slots.y(tick)
-        kind = "grid" if tick else "base"
-        parts.append(f'<line class="{kind}" x1="{frame.left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text("tick", frame.left - 8, y + 4, "end", short(tick)))
-    every = 2 if len(lines) > (NAMED_TICKS + 2 if roomy else NAMED_TICKS) else 1
-    for at, line in enumerate(lines):
-        if at % every:
+def loss_curve(points: Sequence[Point], frame: Frame) -> str:
+    """Training loss over steps, as logged and smoothed, with the learning rate as a faint line and axis.
+
+    It takes at least two points, in order of their steps. The page's script reads `data-frame` and `data-range` to
+    show the values under the pointer.
+    """
+    losses = [point.loss for point in points]
+    low, high = min(losses), max(losses)
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
+    floor = max(0.0, low - margin) if low >= 0 else low - margin
+    plot = _Plot(frame, points[0].step, points[-1].step, floor, high + margin)
+    label = (
+        f"Training loss by step: {losses[0]:.3f} at step {plot.first:,}, {losses[-1]:.3f} at step {plot.last:,}, "
+        f"lowest {low:.3f}"
+    )
+    body = [*_loss_axes(plot), *_rate(points, plot)]
+    steps = [point.step for point in points]
+    smoothed = len(points) >= SMOOTH_FROM
+    body.append(plot.path("raw" if smoothed else "line", zip(steps, losses, strict=True)))
+    if smoothed:
+        body.append(plot.path("line", zip(steps, smooth(losses), strict=True)))
+    body.append(f'<line class="cross" x1="-9" x2="-9" y1="{frame.top}" y2="{frame.floor}"/>')
+    body.append('<circle class="dot" r="4.5" cx="-9" cy="-9"/>')
+    box = f"{frame.left} {frame.end} {frame.top} {frame.floor}"
+    extent = f"{plot.first} {plot.last} {plot.low:.8g} {plot.high:.8g}"
+    return _svg("chart", frame, label, body, f' tabindex="0" data-frame="{box}" data-range="{extent}"')
+
+
+def _loss_axes(plot: _Plot) -> list[str]:
+    frame, floor = plot.frame, plot.frame.floor
+    parts = [part for tick in ticks(plot.low, plot.high) for part in plot.level(tick, "grid")]
+    parts.append(f'<line class="base" x1="{frame.left}" x2="{frame.end}" y1="{floor}" y2="{floor}"/>')
+    for step in whole_ticks(int(plot.first), int(plot.last), 6 if frame.roomy else 4):
+        x = plot.x(step)
+        parts.append(f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 5}"/>')
+        parts.append(_text("tick", x, floor + 19, "middle", short(step)))
+    return [*parts, plot.caption("optimiser step")]
+
+
+def _rate(points: Sequence[Point], plot: _Plot) -> list[str]:
+    """The learning rate, with its peak at nine tenths of the height, and its own axis on the right."""
+    known = [(point.step, point.rate) for point in points if point.rate is not None]
+    peak = max((rate for _, rate in known), default=0.0)
+    if peak <= 0 or len(known) < 2:
+        return []
+    scale = _Plot(plot.frame, plot.first, plot.last, 0.0, peak / 0.9)
+    names = ((0.9, rate_text(peak)), (0.45, rate_text(peak / 2)), (0.0, "0"))
+    right = plot.frame.end + 8
+    return [scale.path("rate", known), *(_text("tick faint", right, plot.at(at) + 4, "start", it) for at, it in names)]
+
+
+def position_chart(lines: Sequence[PositionLine], frame: Frame) -> str:
+    """Mean KL divergence by position in the answer, before and after training; `lines` is not empty."""
+    high = 1.06 * max(value for line in lines for value in (line.before, line.after) if value is not None) or 1.0
+    # Each range has a slot of equal width, with its point in the middle.
+    plot = _Plot(frame, -0.5, len(lines) - 0.5, 0.0, high)
+    body = _position_axes(lines, plot)
+    ends = []
+    for side in ("before", "after"):
+        known = [(at, line, value) for at, line in enumerate(lines) if (value := getattr(line, side)) is not None]
+        if not known:
             continue
-        # A narrow frame has room for the bucket's end only.
+        body.append(plot.path(f"by-{side}", ((at, value) for at, _, value in known)))
+        for at, line, value in known:
+            title = f"tokens {line.label}, {side} training: {value:.3f} nats (mean of {line.tokens:,})"
+            place = f'cx="{plot.x(at):.1f}" cy="{plot.y(value):.1f}"'
+            body.append(f'<circle class="by-{side}" r="4" {place}><title>{escape(title)}</title></circle>')
+        (_, first, start), (_, last, end) = known[0], known[-1]
+        ends.append(f"{side} training {start:.3f} at token {first.label} and {end:.3f} at {last.label}")
+    return _svg("chart", frame, f"Mean KL divergence by position in the answer: {'; '.join(ends)}", body)
+
+
+def _position_axes(lines: Sequence[PositionLine], plot: _Plot) -> list[str]:
+    floor, roomy = plot.frame.floor, plot.frame.roomy
+    parts = [_text("axis", 0, 14, "start", "KL divergence, nats per token")]
+    for tick in ticks(0.0, plot.high):
+        parts += plot.level(tick, "grid" if tick else "base")
+    every = 2 if len(lines) > (NAMED_TICKS + 2 if roomy else NAMED_TICKS) else 1
+    for at, line in list(enumerate(lines))[::every]:
+        # A narrow frame has room for the end of the range only.
         name = line.label if roomy else line.label.rpartition("–")[2]
-        parts.append(_text("tick", slots.x(at), floor + 19, "middle", name))
+        parts.append(_text("tick", plot.x(at), floor + 19, "middle", name))
         if roomy:
-            parts.append(_text("tick faint", slots.x(at), floor + 36, "middle", f"n = {line.tokens:,}"))
-    name = "token of the answer, counted from 1 (n: how many were measured)" if roomy else "token of the answer, up to"
-    parts.append(_text("axis", (frame.left + right) / 2, frame.height - 4, "middle", name))
-    return parts
-
-
-SMALL = Frame(300, 110, left=4, right=4, top=6, bottom=16)
+            parts.append(_text("tick faint", plot.x(at), floor + 36, "middle", f"n = {line.tokens:,}"))
+    wide = "token of the answer, counted from 1 (n: how many were measured)"
+    return [*parts, plot.caption(wide if roomy else "token of the answer, up to")]
 
 
 def line_chart(points: Sequence[tuple[int, float]], title: str) -> str:
-    """A small chart of one figure over the steps; the axis names its first and last step, the title says the values."""
+    """A small chart of one figure over the steps; the axis names the first and last step, the title the values."""
     frame = SMALL
-    steps, values = [step for step, _ in points], [value for _, value in points]
+    values = [value for _, value in points]
     low, high = min(values), max(values)
-    width, height = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
-    across, up = max(1, steps[-1] - steps[0]), (high - low) or 1.0
-
-    def place(step: int, value: float) -> str:
-        level = (value - low) / up if high > low else 0.5
-        return f"{frame.left + (step - steps[0]) / across * width:.1f},{frame.top + (1 - level) * height:.1f}"
-
-    line = " ".join(place(*point) for point in points)
-    dots = "".join(
-        '<circle class="dot" cx="{}" cy="{}" r="2.5"/>'.format(*place(*point).split(",")) for point in points
-    )
-    floor = frame.height - frame.bottom
-    return (
-        f'<svg class="small-chart" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(title)}">'
-        f'<line class="axis" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{floor + 2}" y2="{floor + 2}"/>'
-        f'<polyline class="course-line" points="{line}"/>{dots if len(points) <= 40 else ""}'
-        f'<text x="{frame.left}" y="{frame.height - 3}">step {steps[0]:,}</text>'
-        f'<text x="{frame.width - frame.right}" y="{frame.height - 3}" text-anchor="end">{steps[-1]:,}</text></svg>'
-    )
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    (first, _), (last, _) = points[0], points[-1]
+    plot = _Plot(frame, first, max(last, first + 1), low, high)
+    places = [f"{plot.x(step):.1f},{plot.y(value):.1f}" for step, value in points]
+    dots = ['<circle class="dot" cx="{}" cy="{}" r="2.5"/>'.format(*place.split(",")) for place in places]
+    axis = frame.floor + 2
+    body = [
+        f'<line class="axis" x1="{frame.left}" x2="{frame.end}" y1="{axis}" y2="{axis}"/>',
+        f'<polyline class="course-line" points="{" ".join(places)}"/>',
+        *(dots if len(points) <= 40 else ()),
+        f'<text x="{frame.left}" y="{frame.height - 3}">step {first:,}</text>',
+        f'<text x="{frame.end}" y="{frame.height - 3}" text-anchor="end">{last:,}</text>',
+    ]
+    return _svg("small-chart", frame, title, body)

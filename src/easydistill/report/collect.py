@@ -1,23 +1,24 @@
-"""Facts of a run from its directory, as frozen records. What is missing stays missing; nothing is made up.
+"""The facts of a run, read from its directory into frozen records. What is missing stays missing.
 
-A run directory outlives a config: it may still hold files of stages that ran with an earlier one. `summary.json` says
-which stages are complete as configured now, and only their files count as results of this run.
+A run directory may still hold files of stages that ran with an earlier config. `summary.json` says which stages are
+complete as configured now; only their files count as results of this run.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.files import read_json
 from easydistill.engine.stage import REJECTED, kind_of
 from easydistill.report.curve import Curve, read_curve
 from easydistill.report.disagreement import Disagreement, read_disagreement
+from easydistill.report.document import Block, Sample
+from easydistill.report.samples import Turn, optional_text, rejected_row, turns_of
 from easydistill.report.synthesis import Synthesis, is_synthesis, read_synthesis
-from easydistill.report.turns import TURN_LIMIT, Turn, turns_of
-from easydistill.report.values import as_dict, as_float, as_int, as_text, dig, json_lines, shown
+from easydistill.report.values import as_dict, as_float, as_text, dig, json_lines, json_object, record
 
 EXAMPLES_PER_REASON = 5
 TEXT_LIMIT = 2000
@@ -32,7 +33,7 @@ class Summary:
     name: str
     job_type: str
     status: str
-    """`done`, `failed`, `interrupted`, `running`; `unknown` where there is no readable summary."""
+    """`done`, `failed`, `interrupted`, `running`; `unknown` without a readable summary."""
     exit_code: int | None
     error: str
     started: str
@@ -58,13 +59,10 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as the job's user counts them."""
+    """The job's rows: read and rejected."""
 
     entered: int | None
-    accepted: int | None
     rejected: int | None
-    rejected_share: float | None
-    rejected_by_reason: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -75,17 +73,17 @@ class MetricRow:
     before: Any
     after: Any
     note: str
-    """Why a value is missing, as the evaluation put it."""
+    """Why a value is missing, in the evaluation's words."""
 
     @property
     def pair(self) -> tuple[float, float] | None:
-        """Both values, where both are finite numbers."""
+        """Both values, if both are finite numbers."""
         before, after = as_float(self.before), as_float(self.after)
         return None if before is None or after is None else (before, after)
 
     @property
     def change(self) -> float | None:
-        """(after − before) / |before|; None where there is no such thing, as between numbers of different sign."""
+        """(after − before) / |before|; None where that is undefined or, as between opposite signs, misleading."""
         if self.pair is None or self.pair[0] == 0 or self.pair[0] * self.pair[1] < 0:
             return None
         before, after = self.pair
@@ -93,25 +91,15 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One rejected row."""
-
-    id: str
-    detail: str
-    attempts: int | None
-    raw: str
-
-
-@dataclass(frozen=True)
 class RejectedReason:
-    """One reason for which a stage rejected rows, how often, and some of the rows."""
+    """A reason for which a stage rejected rows, how often it did, and the first of those rows."""
 
     stage: str
     reason: str
     count: int
-    examples: tuple[Example, ...]
+    examples: tuple[Sample, ...]
     complete: bool
-    """False for files of a stage that has not finished as configured now: they do not count."""
+    """False if the stage has not finished as configured now: these rows are not counted in the run's."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +111,22 @@ class Answer:
     teacher: str | None
     before: str | None
     after: str | None
-    score_before: float | None
-    score_after: float | None
+    rouge_l_before: float | None
+    rouge_l_after: float | None
+
+
+@dataclass(frozen=True)
+class Answers(Block):
+    """Prompts, each with the answers of the teacher and of the student before and after training."""
+
+    items: tuple[Answer, ...]
+    missing: str
+    """Why an answer is missing."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the report tells."""
+    """Everything the report is made from."""
 
     directory: Path
     summary: Summary
@@ -138,7 +135,7 @@ class Facts:
     metrics: tuple[MetricRow, ...]
     curve: Curve
     rejected: tuple[RejectedReason, ...]
-    """Those of synthesis stages are in `synthesis`."""
+    """Without those of synthesis stages, which are in `synthesis`."""
     synthesis: tuple[Synthesis, ...]
     answers: tuple[Answer, ...]
     answers_total: int
@@ -147,31 +144,63 @@ class Facts:
     environment: dict[str, Any]
     has_student: bool
 
-    def stage(self, name: str) -> StageFacts | None:
-        """The stage of that name; of a job in rounds, that of its last one."""
-        return next((stage for stage in reversed(self.stages) if kind_of(stage.name) == name), None)
+    def stage(self, kind: str) -> StageFacts | None:
+        """The stage of that kind; in a job of several rounds, the last one."""
+        return next((stage for stage in reversed(self.stages) if kind_of(stage.name) == kind), None)
 
     @property
     def train(self) -> dict[str, Any]:
-        """What the train stage measured; empty where it is not complete."""
+        """The train stage's metrics; empty if it is not complete."""
         stage = self.stage("train")
         return {} if stage is None else stage.metrics
 
     def setting(self, path: str) -> Any:
-        """A value of the resolved config by its dotted path; None where it has none."""
+        """A value of the resolved config by its dotted path, or None."""
         return dig(self.config, path)
+
+    def section(self, path: str) -> dict[str, Any]:
+        """A section of the resolved config by its dotted path; empty if there is none."""
+        return as_dict(self.setting(path))
+
+    @property
+    def scores(self) -> bool:
+        """Whether the student became a reward model, which scores answers and writes none."""
+        return bool(self.section("reward_model"))
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the student learned from pairs of answers."""
+        return bool(self.section("preference")) or self.scores
+
+    @property
+    def by_rewards(self) -> bool:
+        """Whether the student learned from rewards for its own answers."""
+        return bool(self.section("rewards"))
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher answers the job's prompts, rather than the rows being labelled already."""
+        if self.setting("synthesis") is not None and self.setting("student_inference") is not None:
+            # A job whose student answers may do without a teacher.
+            return any(self.setting(path) is not None for path in ("inference.base_url", "models.teacher"))
+        return self.setting("inference") is not None and self.setting("dataset.instruction_path") is not None
 
 
 def collect(directory: Path) -> Facts:
     """Read what a run has left in its directory so far."""
-    summary = _object(directory / "summary.json")
+    summary = json_object(directory / "summary.json")
     stages = tuple(_stage(name, as_dict(value)) for name, value in as_dict(summary.get("stages")).items())
     complete = [directory / "stages" / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
     answers, total = _answers(complete)
     return Facts(
         directory=directory,
-        summary=_head(summary, directory),
-        rows=_rows(as_dict(summary.get("rows"))),
+        summary=record(
+            Summary,
+            summary,
+            name=as_text(summary.get("name")) or directory.resolve().name,
+            status=as_text(summary.get("status")) or "unknown",
+        ),
+        rows=record(Rows, summary.get("rows")),
         stages=stages,
         metrics=_metrics(as_dict(summary.get("metrics"))),
         curve=read_curve(directory / "metrics.jsonl"),
@@ -184,60 +213,14 @@ def collect(directory: Path) -> Facts:
         answers=answers,
         answers_total=total,
         disagreement=read_disagreement(complete),
-        config=_object(directory / "config.resolved.json"),
-        environment=_object(directory / "environment.json"),
+        config=json_object(directory / "config.resolved.json"),
+        environment=json_object(directory / "environment.json"),
         has_student=(directory / "student" / "config.json").is_file(),
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        return as_dict(read_json(path))
-    except (OSError, ValueError):
-        return {}
-
-
-def _head(summary: dict[str, Any], directory: Path) -> Summary:
-    return Summary(
-        name=as_text(summary.get("name")) or directory.resolve().name,
-        job_type=as_text(summary.get("job_type")),
-        status=as_text(summary.get("status")) or "unknown",
-        exit_code=as_int(summary.get("exit_code")),
-        error=as_text(summary.get("error")),
-        started=as_text(summary.get("started")),
-        finished=as_text(summary.get("finished")),
-        seconds=as_float(summary.get("seconds")),
-        resume=as_text(summary.get("resume")),
-    )
-
-
-def _counts(value: Any) -> dict[str, int]:
-    counts = ((name, as_int(count)) for name, count in as_dict(value).items())
-    return {name: count for name, count in counts if count is not None}
-
-
 def _stage(name: str, value: dict[str, Any]) -> StageFacts:
-    rows = as_dict(value.get("rows"))
-    return StageFacts(
-        name=name,
-        status=as_text(value.get("status")),
-        seconds=as_float(value.get("seconds")),
-        entered=as_int(rows.get("entered")),
-        left=as_int(rows.get("left")),
-        rejected=_counts(rows.get("rejected")),
-        tokens=_counts(value.get("tokens")),
-        metrics=as_dict(value.get("metrics")),
-    )
-
-
-def _rows(rows: dict[str, Any]) -> Rows:
-    return Rows(
-        entered=as_int(rows.get("entered")),
-        accepted=as_int(rows.get("accepted")),
-        rejected=as_int(rows.get("rejected")),
-        rejected_share=as_float(rows.get("rejected_share")),
-        rejected_by_reason=_counts(rows.get("rejected_by_reason")),
-    )
+    return record(StageFacts, value | {"rejected": None} | as_dict(value.get("rows")), name=name)
 
 
 def _metrics(metrics: dict[str, Any]) -> tuple[MetricRow, ...]:
@@ -248,68 +231,48 @@ def _metrics(metrics: dict[str, Any]) -> tuple[MetricRow, ...]:
 
 def _rejected(directory: Path, stages: tuple[StageFacts, ...], complete: list[Path]) -> Iterator[RejectedReason]:
     for stage, folder in zip(stages, complete, strict=True):
-        if is_synthesis(stage.metrics):
-            continue
-        found = _read_rejected(folder / REJECTED, stage.rejected)
-        for reason, count in sorted(stage.rejected.items(), key=lambda item: -item[1]):
-            _, examples = found.get(reason, (0, []))
-            yield RejectedReason(stage.name, reason, count, tuple(examples), complete=True)
+        if not is_synthesis(stage.metrics):
+            _, examples = _read_rejected(folder / REJECTED, stage.rejected)
+            yield from _reasons(stage.name, stage.rejected, examples, complete=True)
     for path in sorted(directory.glob(f"stages/*/{REJECTED}")):
-        if path.parent in complete:
-            continue
-        for reason, (count, examples) in sorted(_read_rejected(path, None).items(), key=lambda item: -item[1][0]):
+        if path.parent not in complete:
             name = path.parent.name.partition("-")[2] or path.parent.name
-            yield RejectedReason(name, reason, count, tuple(examples), complete=False)
+            yield from _reasons(name, *_read_rejected(path, None), complete=False)
 
 
-def _read_rejected(path: Path, known: dict[str, int] | None) -> dict[str, tuple[int, list[Example]]]:
-    """Reason → (rows seen, first examples). Reads no further than needed where the counts are known already."""
-    found: dict[str, tuple[int, list[Example]]] = {}
-    missing = {} if known is None else {name: min(count, EXAMPLES_PER_REASON) for name, count in known.items()}
-    if known is not None and not any(missing.values()):
-        return found
+def _reasons(
+    stage: str, counts: dict[str, int], examples: dict[str, list[Sample]], *, complete: bool
+) -> Iterator[RejectedReason]:
+    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
+        yield RejectedReason(stage, reason, count, tuple(examples.get(reason, ())), complete)
+
+
+def _read_rejected(path: Path, known: dict[str, int] | None) -> tuple[dict[str, int], dict[str, list[Sample]]]:
+    """Rows seen and first examples, by reason. Where the counts are known, it reads no further than the examples."""
+    seen: dict[str, int] = {}
+    examples: dict[str, list[Sample]] = {}
+    wanted = None if known is None else sum(min(count, EXAMPLES_PER_REASON) for count in known.values())
+    if wanted == 0:
+        return seen, examples
     for row in json_lines(path):
         reason = as_text(row.get("reason"))
-        count, examples = found.get(reason, (0, []))
-        if len(examples) < EXAMPLES_PER_REASON:
-            examples.append(_example(row))
-            if missing.get(reason, 0) > 0:
-                missing[reason] -= 1
-        found[reason] = (count + 1, examples)
-        if known is not None and not any(missing.values()):
-            break
-    return found
-
-
-def _example(row: dict[str, Any]) -> Example:
-    raw = "" if row.get("raw") is None else shown(row["raw"], TEXT_LIMIT)
-    return Example(
-        as_text(row.get("id")), shown(as_text(row.get("detail")), TEXT_LIMIT), as_int(row.get("attempts")), raw
-    )
+        seen[reason] = seen.get(reason, 0) + 1
+        if seen[reason] > EXAMPLES_PER_REASON:
+            continue
+        examples.setdefault(reason, []).append(rejected_row(row, TEXT_LIMIT, row.get("raw")))
+        if wanted is not None and known is not None and seen[reason] <= known.get(reason, 0):
+            wanted -= 1
+            if wanted == 0:
+                break
+    return seen, examples
 
 
 def _answers(folders: list[Path]) -> tuple[tuple[Answer, ...], int]:
-    kept: list[Answer] = []
-    total = 0
-    for folder in folders:
-        for row in json_lines(folder / ANSWERS_FILE):
-            total += 1
-            if len(kept) < ANSWERS_KEPT:
-                kept.append(_answer(row))
-    return tuple(kept), total
+    rows = itertools.chain.from_iterable(json_lines(folder / ANSWERS_FILE) for folder in folders)
+    kept = tuple(map(_answer, itertools.islice(rows, ANSWERS_KEPT)))
+    return kept, len(kept) + sum(1 for _ in rows)
 
 
 def _answer(row: dict[str, Any]) -> Answer:
-    return Answer(
-        id=as_text(row.get("id")),
-        prompt=turns_of(row.get("prompt")),
-        teacher=_optional(row.get("teacher")),
-        before=_optional(row.get("before")),
-        after=_optional(row.get("after")),
-        score_before=as_float(row.get("rouge_l_before")),
-        score_after=as_float(row.get("rouge_l_after")),
-    )
-
-
-def _optional(value: Any) -> str | None:
-    return None if value is None else shown(value, TURN_LIMIT)
+    texts = {name: optional_text(row.get(name)) for name in ("teacher", "before", "after")}
+    return record(Answer, row, prompt=turns_of(row.get("prompt")), **texts)

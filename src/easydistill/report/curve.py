@@ -1,4 +1,4 @@
-"""The course of training out of `metrics.jsonl`: the last word on every step, at most `MAX_POINTS` points."""
+"""The training losses in `metrics.jsonl`: the latest value of each step, as at most `MAX_POINTS` points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_POINTS = 600
 
 @dataclass(frozen=True)
 class Point:
-    """A logged training step, or the mean of several neighbours."""
+    """A logged training step, or the mean of several consecutive ones."""
 
     step: int
     loss: float
@@ -32,19 +32,19 @@ class Curve:
     logged: int = 0
     """Steps that were logged with a finite loss."""
     not_finite: int = 0
-    """Logged losses that are no finite numbers; they are not among the points."""
+    """Logged losses that are not finite; they have no point."""
 
     @property
     def per_point(self) -> int:
-        """How many logged steps one point stands for."""
+        """How many logged steps are in one point."""
         return -(-self.logged // MAX_POINTS) if self.logged else 1
 
 
 def read_curve(path: Path) -> Curve:
-    """The train stage's losses by step; of a job in rounds, those of its last one.
+    """The train stage's losses by step; in a job of several rounds, those of the last one.
 
-    A step no later than the one before it means that training went back, to a checkpoint or to the start: what the
-    file says of that step and of all after it was overtaken.
+    A step that is not later than the one before it means that training restarted, from a checkpoint or from the
+    beginning: it replaces the earlier values of that step and of all later ones.
     """
     points: list[Point] = []
     bad_steps: list[int] = []
@@ -68,7 +68,7 @@ def read_curve(path: Path) -> Curve:
 
 
 def thin(points: Sequence[Point], most: int) -> tuple[Point, ...]:
-    """At most `most` points; each stands at the end of a group of neighbours and carries their mean loss."""
+    """At most `most` points: each has the last step of a group of consecutive points, and their mean loss."""
     size = -(-len(points) // most)
     if size <= 1:
         return tuple(points)
@@ -80,10 +80,10 @@ def thin(points: Sequence[Point], most: int) -> tuple[Point, ...]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Moving average, twice, over about a twentieth of the values, centred so that it does not lag a steep fall.
+    """Moving average over about a twentieth of the values, applied twice and centred, so that it does not lag.
 
-    At the start the window shrinks to stay centred, since losses fall fast there; at the end it is cut off instead,
-    for otherwise the curve would end on the noise of its last value.
+    At the start, where losses fall fast, the window shrinks to stay centred. At the end it is cut off instead:
+    otherwise the curve would end on the noise of the last value.
     """
     half = max(1, len(values) // 40)
     return _averaged(_averaged(values, half), half)

@@ -1,4 +1,4 @@
-"""Where the student stands beside its teacher, out of the evaluation's `disagreement.json`, and how it is said."""
+"""How far the student is from its teacher, token by token: the evaluation's `disagreement.json`, and its tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.files import read_json
-from easydistill.report.values import as_dict, as_float, as_int, as_text
+from easydistill.report.document import Block, Column, Row, Table, columns, compared, row
+from easydistill.report.figures import MISSING, Figure, percentage
+from easydistill.report.values import as_dict, as_float, as_int, as_text, json_object, record
 
 DISAGREEMENT_FILE = "disagreement.json"
 SIDES = ("before", "after")
@@ -17,7 +18,7 @@ LARGEST_READ = 100
 TOKENS_READ = 50
 RANKED_READ = 10
 MOST = 2**53
-"""More tokens than this are no count."""
+"""A count of tokens must be below this."""
 CONTEXT_LIMIT = 200
 TOKEN_LIMIT = 48
 _JOINERS = "\u200c\u200d"
@@ -28,22 +29,22 @@ _SPACE = "Zs"
 
 @dataclass(frozen=True)
 class Ranked:
-    """A token that a model finds likely."""
+    """One of a model's most likely tokens."""
 
     text: str
     probability: float
     in_answer: bool
-    """Whether it is the token that stands in the answer."""
+    """Whether it is the answer's own token."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A token of an answer at which the two models lie far apart."""
+    """A token of an answer at which the two models differ widely."""
 
     row: str
     position: int | None
     context: str
-    """The answer before the token; it is empty for an answer's first."""
+    """The answer before the token; empty for its first token."""
     token: str
     kl: float
     teacher: tuple[Ranked, ...]
@@ -53,26 +54,21 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Differences(Block):
+    """Tokens at which teacher and student differ, each with the likeliest tokens of both."""
+
+    items: tuple[Difference, ...]
+    when: str
+    """Which student this is: `before` or `after` training."""
+
+
+@dataclass(frozen=True)
 class CostlyToken:
-    """A token of the vocabulary, wherever it stands."""
+    """A token of the vocabulary, over all its occurrences."""
 
     token: str
     count: int
     kl: float
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Neighbouring positions in the answer and the mean KL divergence there."""
-
-    first: int
-    last: int
-    tokens: int
-    kl: float
-
-    @property
-    def label(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}–{self.last}"
 
 
 @dataclass(frozen=True)
@@ -82,14 +78,15 @@ class Side:
     figures: dict[str, float]
     tokens: int | None
     not_finite: int
-    positions: tuple[Bucket, ...]
+    positions: dict[tuple[int, int], tuple[int, float]]
+    """(first, last) position in the answer → (tokens, mean KL divergence) there."""
     largest: tuple[Difference, ...]
     costly: tuple[CostlyToken, ...]
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Both sides, as far as they are there."""
+    """Both sides; None where one was not measured."""
 
     before: Side | None
     after: Side | None
@@ -100,12 +97,9 @@ class Disagreement:
 
 
 def read_disagreement(folders: list[Path]) -> Disagreement | None:
-    """What the complete stages' directories hold of it; None where that is nothing."""
+    """The comparison that one of the complete stages left in its directory, or None."""
     for folder in folders:
-        try:
-            found = as_dict(read_json(folder / DISAGREEMENT_FILE))
-        except (OSError, ValueError, RecursionError):
-            continue
+        found = json_object(folder / DISAGREEMENT_FILE)
         before, after = (_side(as_dict(found.get(name))) for name in SIDES)
         if before is not None or after is not None:
             return Disagreement(before, after)
@@ -119,7 +113,7 @@ def _side(value: dict[str, Any]) -> Side | None:
         figures=figures,
         tokens=as_int(value.get("tokens")),
         not_finite=as_int(value.get("not_finite")) or 0,
-        positions=tuple(sorted(_buckets(value.get("kl_by_position")), key=lambda bucket: bucket.first)),
+        positions=dict(_positions(value.get("kl_by_position"))),
         largest=tuple(_differences(_listed(value.get("largest"), LARGEST_READ))),
         costly=tuple(_costly(_listed(value.get("by_token"), TOKENS_READ))),
     )
@@ -130,12 +124,11 @@ def _listed(value: Any, most: int) -> list[dict[str, Any]]:
     return [as_dict(item) for item in value[:most]] if isinstance(value, list) else []
 
 
-def _buckets(value: Any) -> Iterator[Bucket]:
+def _positions(value: Any) -> Iterator[tuple[tuple[int, int], tuple[int, float]]]:
     for item in _listed(value, 64):
-        first, last, tokens = (as_int(item.get(name)) for name in ("first", "last", "tokens"))
-        kl = as_float(item.get("kl"))
+        first, last, kl = as_int(item.get("first")), as_int(item.get("last")), as_float(item.get("kl"))
         if first is not None and last is not None and kl is not None and 0 < first <= last and kl >= 0:
-            yield Bucket(first, last, tokens or 0, kl)
+            yield (first, last), (as_int(item.get("tokens")) or 0, kl)
 
 
 def _differences(items: list[dict[str, Any]]) -> Iterator[Difference]:
@@ -143,17 +136,8 @@ def _differences(items: list[dict[str, Any]]) -> Iterator[Difference]:
         kl, token = as_float(item.get("kl")), as_dict(item.get("token"))
         if kl is None:
             continue
-        yield Difference(
-            row=as_text(item.get("row")),
-            position=as_int(item.get("position")),
-            context=_context(item),
-            token=token_text(token),
-            kl=kl,
-            teacher=tuple(_ranked(item.get("teacher"), token)),
-            student=tuple(_ranked(item.get("student"), token)),
-            teacher_probability=as_float(item.get("teacher_probability")),
-            student_probability=as_float(item.get("student_probability")),
-        )
+        sides = {side: tuple(_ranked(item.get(side), token)) for side in ("teacher", "student")}
+        yield record(Difference, item, context=_context(item), token=token_text(token), kl=kl, **sides)
 
 
 def _context(item: dict[str, Any]) -> str:
@@ -177,23 +161,23 @@ def _costly(items: list[dict[str, Any]]) -> Iterator[CostlyToken]:
             yield CostlyToken(token_text(as_dict(item.get("token"))), count, kl)
 
 
-# --- how it is said -------------------------------------------------------------------------------------------------
+# --- tokens as text -------------------------------------------------------------------------------------------------
 
 
 def token_text(token: dict[str, Any]) -> str:
-    """A token so that all of it is seen; its number where its text alone would not tell which it is."""
+    """A token with every character visible; with its id where the text alone is ambiguous."""
     text = as_text(token.get("text"))
     number = as_int(token.get("id"))
-    if text and "\ufffd" not in text:
-        return f"{visible(text[:TOKEN_LIMIT], spaces=True)}{'…' if len(text) > TOKEN_LIMIT else ''}"
     seen = visible(text[:TOKEN_LIMIT], spaces=True)
+    if text and "\ufffd" not in text:
+        return f"{seen}{'…' if len(text) > TOKEN_LIMIT else ''}"
     return f"{seen}#{number}" if number is not None else seen or "?"
 
 
 def visible(text: str, *, spaces: bool = False) -> str:
-    """Text with a sign or a code point in place of every character that is not seen, or that turns others around.
+    """Text with a sign or a code point in place of every invisible or direction-changing character.
 
-    Joiners shape the letters beside them: inside a text they stay.
+    Joiners, which shape the letters next to them, stay unless the text is one alone.
     """
     return "".join(_seen(character, spaces, alone=len(text) == 1) for character in text)
 
@@ -210,82 +194,49 @@ def _seen(character: str, spaces: bool, *, alone: bool) -> str:
     return f"‹U+{ord(character):04X}›"
 
 
-@dataclass(frozen=True)
-class ShareLine:
-    """A line of the table."""
-
-    label: str
-    hint: str
-    values: tuple[str, ...]
-    """Before, after, and what a student equal to its teacher would have."""
-    bars: tuple[tuple[float, str], ...]
-    """(share of a full bar, CSS class)."""
-
-
-@dataclass(frozen=True)
-class _ShareKind:
-    """How a figure is shown."""
-
-    name: str
-    of_teacher: str | None
-    """Name of the figure that a student equal to its teacher would have; None where that is 1."""
-    label: str
-    hint: str
-    form: str = ".1%"
-
+# --- tables ---------------------------------------------------------------------------------------------------------
 
 _MASS = "teacher_mass_on_teacher_top"
-_KINDS = (
-    _ShareKind(
-        "overlap",
-        None,
-        "Top-{0} overlap",
-        "share of the teacher's {0} likeliest tokens that are among the student's {0}",
-    ),
-    _ShareKind(
-        "student_mass_on_teacher_top",
+_OVERLAP = "share of the teacher's {0} likeliest tokens that are among the student's {0}"
+_SHARED = {
+    "overlap": (percentage("Top-{0} overlap", _OVERLAP), ""),
+    "student_mass_on_teacher_top": (
+        percentage(
+            "Student's mass on the teacher's top {0}",
+            "the student's probability for the teacher's {0} likeliest tokens",
+        ),
         _MASS,
-        "Student's mass on the teacher's top {0}",
-        "probability that the student gives to the teacher's {0} likeliest tokens",
     ),
-    _ShareKind(
-        "teacher_mass_on_student_top",
+    "teacher_mass_on_student_top": (
+        percentage(
+            "Teacher's mass on the student's top {0}",
+            "the teacher's probability for the student's {0} likeliest tokens",
+        ),
         _MASS,
-        "Teacher's mass on the student's top {0}",
-        "probability that the teacher gives to the student's {0} likeliest tokens",
     ),
-    _ShareKind(
-        "student_entropy",
+    "student_entropy": (
+        Figure("Entropy", "nats per token; lower means that fewer tokens are likely"),
         "teacher_entropy",
-        "Entropy",
-        "nats per token; the lower, the fewer tokens it wavers between",
-        ".3f",
     ),
-)
+}
+"""Figures, each with the name of the figure that a student equal to its teacher would have; without one, that is 1."""
 
 
-def share_lines(found: Disagreement) -> list[ShareLine]:
-    """Overlap, mass and entropy; what is missing on both sides is left out."""
+def shares_table(found: Disagreement) -> Table:
+    """Overlap, probability mass and entropy, as far as they were measured."""
     sides = [side.figures if side is not None else {} for side in (found.before, found.after)]
     top = format(_first("top", sides) or 10, "g")
-    lines = []
-    for kind in _KINDS:
-        before, after = (side.get(kind.name) for side in sides)
+    rows = []
+    for name, (figure, of_teacher) in _SHARED.items():
+        before, after = (side.get(name) for side in sides)
         if before is None and after is None:
             continue
-        values = (before, after, 1.0 if kind.of_teacher is None else _first(kind.of_teacher, sides))
-        longest = 1.0 if "%" in kind.form else max(value for value in values if value is not None) or 1.0
-        shown_values = ("n/a" if value is None else format(value, kind.form) for value in values)
-        bars = ((value or 0.0) / longest for value in values)
-        lines.append(
-            ShareLine(
-                kind.label.format(top),
-                kind.hint.format(top),
-                tuple(shown_values),
-                tuple(zip(bars, (*SIDES, "teacher"), strict=True)),
-            )
-        )
-    return lines
+        values = (before, after, _first(of_teacher, sides) if of_teacher else 1.0)
+        texts = (MISSING if value is None else figure.text(value) for value in values)
+        hint = figure.unit.format(top)
+        rows.append(row(figure.label.format(top), *texts, notes=[hint], bars=compared(values, figure.full)))
+    heads = (Column("Before", "num before"), Column("After", "num after"), Column("Teacher", "num goal"))
+    return Table("Shared", heads, tuple(rows), style="shares", bars="bars", note=": {}")
 
 
 def _first(name: str, sides: list[dict[str, float]]) -> float | None:
@@ -294,7 +245,7 @@ def _first(name: str, sides: list[dict[str, float]]) -> float | None:
 
 @dataclass(frozen=True)
 class PositionLine:
-    """One bucket of positions, before and after."""
+    """One range of positions, before and after training."""
 
     label: str
     tokens: int
@@ -303,31 +254,31 @@ class PositionLine:
 
 
 def position_lines(found: Disagreement) -> list[PositionLine]:
-    """Both sides' buckets joined by their positions, in order."""
-    sides = [
-        {(bucket.first, bucket.last): bucket for bucket in side.positions} if side is not None else {}
-        for side in (found.before, found.after)
-    ]
+    """Both sides' ranges joined by their positions, in order."""
+    before, after = (side.positions if side is not None else {} for side in (found.before, found.after))
     lines = []
-    for key in sorted({*sides[0], *sides[1]}):
-        before, after = (side.get(key) for side in sides)
-        known = after or before
-        assert known is not None
-        lines.append(
-            PositionLine(
-                known.label,
-                known.tokens,
-                before.kl if before is not None else None,
-                after.kl if after is not None else None,
-            )
-        )
+    for (first, last), (tokens, _) in sorted((before | after).items()):
+        label = str(first) if first == last else f"{first}–{last}"
+        values = (side.get((first, last), (0, None))[1] for side in (before, after))
+        lines.append(PositionLine(label, tokens, *values))
     return lines
 
 
-def probability(value: float | None) -> str:
-    """A probability as a person reads it; what is not nothing is not shown as nothing."""
-    if value is None:
-        return "n/a"
-    if 0 < value < 0.0005:
-        return "<0.1%"
-    return f"{value:.0%}" if 0.0995 <= value < 0.995 or value >= 0.9995 else f"{value:.1%}"
+def positions_table(lines: list[PositionLine]) -> Table:
+    rows = (row(line.label, f"{line.tokens:,}", *map(_kl_text, (line.before, line.after))) for line in lines)
+    return Table("Token of the answer", columns("Measured", "KL before", "KL after"), tuple(rows), only="md")
+
+
+def _kl_text(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def costly_table(items: tuple[CostlyToken, ...], most: float) -> Table:
+    """The tokens with the largest summed divergence; `most` is the sum that fills a bar."""
+    rows = tuple(_costly_row(item, most) for item in items)
+    return Table("Token", columns("Times", "Mean KL", "Sum"), rows, style="times tight", names="token")
+
+
+def _costly_row(item: CostlyToken, most: float) -> Row:
+    total = item.kl * item.count
+    return row(item.token, f"{item.count:,}", f"{item.kl:.2f}", f"{total:.1f}", bars=((total / most, "after"),))

@@ -1,4 +1,4 @@
-"""The course of training by rewards: what answers were worth, how many were right, what was warned of."""
+"""Training by rewards over its steps: the rewards, the share of right answers, and the alarms."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.report.charts import line_chart, short
+from easydistill.report.charts import line_chart
+from easydistill.report.document import Column, HtmlBlock, Table, columns, row
+from easydistill.report.figures import short
 from easydistill.report.values import as_dict, as_float, as_int, as_text, json_lines
 
-STAGES = {"policy": "while training", "heldout": "held out"}
-"""What `metrics.jsonl` calls the entries, and what the report does."""
+STAGES = {"heldout": "held out", "policy": "while training"}
+"""The stages of `metrics.jsonl` that are shown, and their names in the report."""
 LABELS = {
     "reward": "Reward",
     "verified_accuracy": "Right final answers",
-    "entropy": "Entropy, nats a token",
-    "kl": "KL from the start, nats a token",
+    "entropy": "Entropy, nats per token",
+    "kl": "KL from the start, nats per token",
     "length": "Length of answers, tokens",
     "ended": "Answers that ended by themselves",
     "zero_variance_groups": "Groups with equal rewards",
-    "clipped_low": "Clipped: fell too far",
-    "clipped_high": "Clipped: rose too far",
+    "clipped_low": "Clipped: probability fell too far",
+    "clipped_high": "Clipped: probability rose too far",
     "explained_variance": "Explained variance of the value",
-    "value_loss": "Loss of the value",
+    "value_loss": "Value loss",
 }
-"""The figures that are shown, in this order, before the single rewards."""
+"""The figures that are shown, in this order; the single rewards follow."""
 SINGLE = "reward/"
 
 
 @dataclass(frozen=True)
 class Course:
-    """One figure over the steps."""
+    """A figure over the steps."""
 
     label: str
     where: str
@@ -51,18 +53,30 @@ class Course:
 
 
 @dataclass(frozen=True)
+class Courses(HtmlBlock):
+    """Small charts, each with a caption."""
+
+    items: tuple[Course, ...]
+
+
+@dataclass(frozen=True)
 class Exploration:
-    """All of them, and the alarms."""
+    """All figures, and the alarms."""
 
     courses: tuple[Course, ...]
     alarms: tuple[tuple[int, str], ...]
-    """(step, what was seen)."""
+    """(step, message)."""
+
+    @property
+    def table(self) -> Table:
+        rows = (row(course.label, course.where, course.first, course.last) for course in self.courses)
+        return Table("Figure", (Column("Measured", ""), *columns("First", "Last")), tuple(rows), only="md")
 
 
 def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None:
-    """From `metrics.jsonl` and the train stage's metrics; None where nothing was trained by rewards.
+    """From `metrics.jsonl` and the train stage's metrics; None if the job does not train by rewards.
 
-    What was overtaken by an attempt that began at an earlier step is left out.
+    Values that a later attempt replaced, because it started at an earlier step, are left out.
     """
     found: dict[tuple[str, str], dict[int, float]] = {}
     for line in json_lines(path):
@@ -74,23 +88,21 @@ def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None
             if number is None or (name not in LABELS and not _is_single(name)):
                 continue
             course = found.setdefault((stage, name), {})
-            for later in [other for other in course if other >= step]:
-                del course[later]
+            while course and next(reversed(course)) >= step:
+                course.popitem()
             course[step] = number
     if not any(stage == "policy" for stage, _ in found):
         return None
     singles = sorted({name for _, name in found if name not in LABELS})
     courses = [
-        Course(_label(name), STAGES[stage], tuple(found[stage, name].items()))
+        Course(_label(name), where, tuple(found[stage, name].items()))
         for name in (*LABELS, *singles)
-        for stage in ("heldout", "policy")
+        for stage, where in STAGES.items()
         if (stage, name) in found
     ]
-    alarms = [
-        (as_int(alarm.get("step")) or 0, as_text(alarm.get("told")))
-        for alarm in map(as_dict, as_dict(train.get("alarms")).values())
-    ]
-    return Exploration(tuple(courses), tuple(sorted(alarms)))
+    alarms = map(as_dict, as_dict(train.get("alarms")).values())
+    messages = sorted((as_int(alarm.get("step")) or 0, as_text(alarm.get("told"))) for alarm in alarms)
+    return Exploration(tuple(courses), tuple(messages))
 
 
 def _label(name: str) -> str:

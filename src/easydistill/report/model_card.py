@@ -1,4 +1,4 @@
-"""`student/README.md`: what the student is, how it was made, how well it does, how to load it, where it ends."""
+"""`student/README.md`: what the student is, how it was made, its results, how to load it, and its limits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from typing import Any
 import yaml
 
 from easydistill.data.files import write_text
-from easydistill.report import words
-from easydistill.report.build import code, md, printable, snippet
+from easydistill.report.build import printable
 from easydistill.report.collect import Facts, collect
-from easydistill.report.settings_words import settings
-from easydistill.report.values import as_dict, as_float, as_int, as_text
+from easydistill.report.figures import plural
+from easydistill.report.markdown import code, md, table
+from easydistill.report.metrics import metrics_table, verdict
+from easydistill.report.settings import settings
+from easydistill.report.snippet import snippet
+from easydistill.report.values import as_float, as_int, as_text
+from easydistill.report.words import student_words, teacher_words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SETTINGS = {"Asking the teacher", "Training", "Student's size", "Seeds"}
 
 
 def write_model_card(run_directory: Path) -> None:
-    """Write the card beside the student; does nothing where there is no student.
+    """Write the card next to the student, if there is one.
 
-    A student of an earlier config keeps its card: this run's figures are not its own.
+    A student of an earlier config keeps its card, since this run's figures are not about it.
     """
     folder = run_directory / "student"
     if not folder.is_dir():
@@ -34,59 +39,48 @@ def write_model_card(run_directory: Path) -> None:
 
 
 def base_model(facts: Facts) -> str | None:
-    """The hub id of the model that the student was made from; None where it is none."""
-    student = facts.setting("models.student")
-    reference = as_text(student.get("from") if isinstance(student, dict) else student)
+    """The hub id of the model that the student was made from, or None."""
+    reference = as_text(facts.setting("models.student.from") or facts.setting("models.student"))
     if _HUB_ID.fullmatch(reference) is None or reference.endswith(".gguf") or Path(reference).exists():
         return None
     return reference
 
 
 def card(facts: Facts) -> str:
-    """The card's Markdown, with the front matter that model hubs read."""
+    """The card as Markdown, with the front matter that model hubs read."""
     front: dict[str, Any] = {"library_name": "transformers"}
     base = base_model(facts)
     if base is not None:
         front["base_model"] = base
-    scores = words.is_reward_model(facts)
-    front |= (
-        {"pipeline_tag": "text-classification", "tags": ["easydistill", "reward-model"]}
-        if scores
-        else {"pipeline_tag": "text-generation", "tags": ["easydistill", "distillation"]}
-    )
-    how_to_load = snippet("path/to/this/directory", scores=scores)
+    task, tag = ("text-classification", "reward-model") if facts.scores else ("text-generation", "distillation")
+    front |= {"pipeline_tag": task, "tags": ["easydistill", tag]}
+    how_to_load = snippet("path/to/this/directory", scores=facts.scores)
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {md(facts.summary.name)}",
         _how_it_was_made(facts),
-        _figures(facts),
+        _results(facts),
         _data(facts),
         f"## How to load it\n\nWith plain transformers:\n\n```python\n{how_to_load}```",
         _limits(facts),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
-def _model(named: tuple[str, str]) -> str:
-    """A model's name, and how it was made; not where it lies, for a card may be published."""
-    name, more = named
-    secret = "/" in more or "\\" in more or more == "as it is"
-    return code(name) if secret or not more else f"{code(name)} ({md(more)})"
+def _model(name: str, origin: str) -> str:
+    """A model's name and origin, without paths and addresses: a card may be published."""
+    private = "/" in origin or "\\" in origin or origin == "unchanged"
+    return code(name) if private or not origin else f"{code(name)} ({md(origin)})"
 
 
 def _how_it_was_made(facts: Facts) -> str:
     job = f" (job type {code(facts.summary.job_type)})" if facts.summary.job_type else ""
-    teacher, student = words.teacher_words(facts), words.student_words(facts)
     lines = [
-        "## How it was made",
-        "",
-        f"{'A reward model, trained' if words.is_reward_model(facts) else 'Distilled'} with EasyDistill{job}.",
-        "",
-        f"- Teacher: {_model(teacher)}",
-        f"- Student: {_model(student)}",
+        f"## How it was made\n\n{'A reward model, trained' if facts.scores else 'Distilled'} with EasyDistill{job}.\n",
+        f"- Teacher: {_model(*teacher_words(facts))}",
+        f"- Student: {_model(*student_words(facts))}",
+        *(f"- {name}: {md(text)}" for name, text in settings(facts) if name in _SETTINGS),
     ]
-    keep = {"Asking the teacher", "Training", "Student's size", "Seeds"}
-    lines += [f"- {name}: {md(text)}" for name, text in settings(facts) if name in keep]
     steps, loss = as_int(facts.train.get("steps")), as_float(facts.train.get("final_loss"))
     if steps is not None:
         end = "" if loss is None else f", training loss {loss:.3f} at the end"
@@ -94,55 +88,45 @@ def _how_it_was_made(facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _figures(facts: Facts) -> str:
+def _results(facts: Facts) -> str:
+    head = "## Before and after training"
     if not facts.metrics:
-        return "## Before and after training\n\nn/a: the student was not evaluated in this run."
-    lines = ["## Before and after training", "", md(words.verdict(facts)), ""]
-    lines += ["| Metric | Unit | Before | After | Change |", "|---|---|--:|--:|---|"]
-    for row in map(words.metric_words, words.ordered_metrics(facts.metrics)):
-        unit = ", ".join(part for part in (row.unit, row.better_when) if part)
-        change = " ".join(part for part in (row.arrow, row.change, md(row.why_missing)) if part)
-        lines.append(f"| {md(row.label)} | {md(unit)} | {md(row.before)} | {md(row.after)} | {change} |")
-    return "\n".join(lines)
+        return f"{head}\n\nn/a: the student was not evaluated in this run."
+    return f"{head}\n\n{md(verdict(facts))}\n\n{table(metrics_table(facts))}"
 
 
 def _data(facts: Facts) -> str:
-    counts = (
-        ("rows read", facts.rows.entered),
-        ("rows rejected", facts.rows.rejected),
-        ("rows trained on", as_int(facts.train.get("train_rows"))),
-        ("rows held out to measure with", as_int(facts.train.get("heldout_rows"))),
-        ("answer tokens in the training rows", as_int(facts.train.get("trained_tokens"))),
-        ("rows longer than the limit, trained on without their end", as_int(facts.train.get("truncated_rows"))),
-    )
-    lines = ["## Data", ""]
-    lines += [f"- {name}: {f'{number:,}' if number is not None else 'n/a (not recorded)'}" for name, number in counts]
-    return "\n".join(lines)
+    names = {
+        "train_rows": "rows trained on",
+        "heldout_rows": "rows held out for evaluation",
+        "trained_tokens": "answer tokens in the training rows",
+        "truncated_rows": "rows longer than the limit, trained on without their end",
+    }
+    counts = {"rows read": facts.rows.entered, "rows rejected": facts.rows.rejected}
+    counts |= {text: as_int(facts.train.get(name)) for name, text in names.items()}
+    known = ((name, "n/a (not recorded)" if number is None else f"{number:,}") for name, number in counts.items())
+    return "\n".join(["## Data", "", *(f"- {name}: {text}" for name, text in known)])
 
 
 def _limits(facts: Facts) -> str:
-    scores = words.is_reward_model(facts)
-    known = "and knows only prompts like those it was trained on."
-    like = "imitates its teacher"
-    if scores:
-        like = "prefers what its pairs prefer"
-    elif words.by_rewards(facts):
-        like = "seeks what its rewards reward"
-    origin = "" if scores or words.by_rewards(facts) else "teacher, its "
-    lines = [
-        "## Limits",
-        "",
-        f"- It {like}, errors and biases included, {known}",
-        f"- Terms of use follow from its {origin}base model and its data; none is stated here.",
-    ]
-    if scores:
-        lines.insert(3, "- Only differences between scores of answers to one prompt mean something.")
-    if facts.metrics:
-        compared = "were measured" if scores else "compare it with its teacher,"
-        lines.insert(3, f"- The figures above {compared} on held-out rows of the same data.")
     rows = as_int(facts.train.get("train_rows"))
-    if rows is not None and rows < 1000:
-        lines.insert(2, f"- It was trained on {rows:,} rows only: take it as a demonstration.")
-    if as_dict(facts.setting("models.student")).get("config") is not None:
-        lines.insert(2, "- It started from random weights: all that it knows is in its training rows.")
-    return "\n".join(lines)
+    goal = "imitates its teacher"
+    if facts.scores:
+        goal = "prefers what its pairs prefer"
+    elif facts.by_rewards:
+        goal = "maximises its rewards"
+    compared = "were measured" if facts.scores else "compare it with its teacher,"
+    origin = "" if facts.scores or facts.by_rewards else "teacher, its "
+    lines = {
+        f"It {goal}, errors and biases included, and knows only prompts like those it was trained on.": True,
+        "It started from random weights: everything it knows is in its training rows.": facts.setting(
+            "models.student.config"
+        )
+        is not None,
+        f"It was trained on only {plural(rows or 0, 'row')}: treat it as a demonstration.": rows is not None
+        and rows < 1000,
+        f"The figures above {compared} on held-out rows of the same data.": bool(facts.metrics),
+        "Only differences between scores of answers to one prompt are meaningful.": facts.scores,
+        f"The terms of use follow from its {origin}base model and its data; none are stated here.": True,
+    }
+    return "\n".join(["## Limits", "", *(f"- {line}" for line, applies in lines.items() if applies)])

@@ -1,26 +1,28 @@
-"""A few of the rows that a stage kept and rejected: the same ones every time, drawn by the hash of their ids.
+"""Samples of what a stage wrote and rejected. They are drawn by the hash of the row's id, so they are always the same.
 
-Files are gone through a row at a time, so that no more rows are in memory than are shown.
+Files are read one row at a time and only the drawn rows stay in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
-import json
-from collections.abc import Collection, Iterator
+from bisect import insort
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET
 from easydistill.engine.stage import REJECTED
-from easydistill.report.turns import TURN_LIMIT, Turn, turns_of
+from easydistill.report.document import Sample
 from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
 
 KEPT_SHOWN = 5
 REJECTED_SHOWN = 3
-"""Of each reason."""
+"""Per reason."""
+TURN_LIMIT = 8000
+"""Characters of a message that are shown at most."""
 FIELD_LIMIT = 160
 FIELDS_SHOWN = 12
 _CHAT_FIELDS = frozenset({"id", "instruction", "output", "reasoning_content", "messages", "operator"})
@@ -30,74 +32,85 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class KeptRow:
-    """A row that a stage wrote."""
+class Turn:
+    """A message of a chat."""
 
-    id: str
-    prompt: tuple[Turn, ...]
-    thought: str
-    """The model's separate thoughts; empty where there are none."""
-    answer: str | None
-    """None for a row that is a prompt alone; of a pair, the chosen one."""
-    fields: tuple[tuple[str, str], ...]
-    """What else the row holds: name and value."""
-    rejected: str | None = None
-    """The other answer of a pair, with its thoughts."""
+    role: str
+    text: str
 
 
-@dataclass(frozen=True)
-class RejectedRow:
-    """A row that a stage did not write."""
-
-    id: str
-    detail: str
-    attempts: int | None
-    raw: str
+Turns = tuple[Turn, ...]
 
 
-class Draw(Generic[T]):
-    """The `count` rows whose ids have the smallest hashes, of all that are offered."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._offered = 0
-        self._heap: list[tuple[int, int, T]] = []
-
-    def offer(self, identity: str, row: T) -> None:
-        digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()
-        self._offered += 1
-        # The largest hash comes first out of the heap; of rows with equal ids, the later one.
-        entry = (-int.from_bytes(digest), -self._offered, row)
-        if len(self._heap) < self._count:
-            heapq.heappush(self._heap, entry)
-        else:
-            heapq.heappushpop(self._heap, entry)
-
-    def rows(self) -> list[T]:
-        return [row for _, _, row in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+def turns_of(value: Any) -> Turns:
+    """The messages of a prompt, which is a text or a list of messages; none for anything else."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    return tuple(_turn(message) for message in value if isinstance(message, dict)) if isinstance(value, list) else ()
 
 
-def kept_rows(folder: Path) -> tuple[KeptRow, ...]:
-    """At most `KEPT_SHOWN` rows of a stage's output; none where it has no readable output."""
-    draw: Draw[dict[str, Any]] = Draw(KEPT_SHOWN)
-    for row in _rows(folder):
-        draw.offer(as_text(row.get("id")), row)
-    return tuple(_kept(row) for row in draw.rows())
+def _turn(message: dict[str, Any]) -> Turn:
+    content = message.get("content")
+    if isinstance(content, list):
+        # A multimodal message: text parts are shown, the others named.
+        parts = map(as_dict, content)
+        content = "\n".join(as_text(part.get("text")) or f"[{as_text(part.get('type')) or 'part'}]" for part in parts)
+    return Turn(as_text(message.get("role")), shown(content, TURN_LIMIT))
 
 
-def rejected_rows(folder: Path, reasons: Collection[str]) -> dict[str, tuple[RejectedRow, ...]]:
-    """At most `REJECTED_SHOWN` rejected rows of a stage for each of the reasons."""
-    draws: dict[str, Draw[dict[str, Any]]] = {reason: Draw(REJECTED_SHOWN) for reason in reasons}
-    for row in json_lines(folder / REJECTED) if draws else ():
-        draw = draws.get(as_text(row.get("reason")))
-        if draw is not None:
-            draw.offer(as_text(row.get("id")), row)
-    return {reason: tuple(map(_rejected, draw.rows())) for reason, draw in draws.items()}
+def optional_text(value: Any) -> str | None:
+    return None if value is None else shown(value, TURN_LIMIT)
+
+
+def draw(rows: Iterable[T], most: int, identity: Callable[[T], str], group: Callable[[T], str]) -> dict[str, list[T]]:
+    """Of each group, the rows whose ids have the `most` smallest hashes; of rows with the same id, the first ones."""
+    drawn: dict[str, list[tuple[bytes, T]]] = {}
+    for row in rows:
+        digest = hashlib.sha256(identity(row).encode("utf-8", "surrogatepass")).digest()
+        held = drawn.setdefault(group(row), [])
+        if len(held) < most or digest < held[-1][0]:
+            insort(held, (digest, row), key=itemgetter(0))
+            del held[most:]
+    return {name: [row for _, row in held] for name, held in drawn.items()}
+
+
+def _id(row: dict[str, Any]) -> str:
+    return as_text(row.get("id"))
+
+
+def _reason(row: dict[str, Any]) -> str:
+    return as_text(row.get("reason"))
+
+
+def kept_rows(folder: Path) -> tuple[Sample, ...]:
+    """At most `KEPT_SHOWN` rows of a stage's output; none if it has no readable output."""
+    drawn = draw(_rows(folder), KEPT_SHOWN, _id, lambda _: "")
+    return tuple(map(_kept, drawn.get("", ())))
+
+
+def rejected_rows(folder: Path, reasons: Collection[str]) -> dict[str, tuple[Sample, ...]]:
+    """At most `REJECTED_SHOWN` rejected rows of a stage for each of these reasons."""
+    rows = (row for row in json_lines(folder / REJECTED) if _reason(row) in reasons) if reasons else ()
+    drawn = draw(rows, REJECTED_SHOWN, _id, _reason)
+    return {
+        reason: tuple(rejected_row(row, TURN_LIMIT, received(row.get("raw"))) for row in drawn.get(reason, ()))
+        for reason in reasons
+    }
+
+
+def rejected_row(row: dict[str, Any], limit: int, raw: Any) -> Sample:
+    """A line of `rejected.jsonl`, its texts cut after `limit` characters."""
+    attempts = as_int(row.get("attempts")) or 1
+    marks = (("after", f"{attempts:,} attempts"),) if attempts > 1 else ()
+    text = shown(raw, limit)
+    part = ("", text, "text") if text else ("", "Nothing was received.", "text none")
+    return Sample(_id(row), (part,), marks, _reason(row), shown(row.get("detail"), limit))
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     if (folder / LABELED_JSON).is_file():
-        yield from _one_a_line(folder / LABELED_JSON)
+        # A JSON array, as stages write it: one row a line.
+        yield from json_lines(folder / LABELED_JSON, ",\n")
     elif (folder / LABELED_PARQUET).is_file():
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -110,49 +123,36 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def _one_a_line(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON array as stages write it, one a line; lines that are none are passed over."""
-    with path.open(encoding="utf-8", errors="replace") as handle:
-        for line in handle:
-            try:
-                value = json.loads(line.strip().rstrip(","))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(value, dict):
-                yield value
-
-
-def _kept(row: dict[str, Any]) -> KeptRow:
+def _kept(row: dict[str, Any]) -> Sample:
     if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
-        return _kept_pair(row)
+        chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
+        other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
+        thought = chosen.get("reasoning_content") or None
+        answers = {"Chosen": as_text(chosen.get("content")), "Rejected": received(other)}
+        return _sample(row, turns_of(row["prompt"]), {"Thoughts": thought, **answers}, _PAIR_FIELDS)
+    prompt: Any
+    texts: dict[str, Any]
     messages = row.get("messages")
     if isinstance(messages, list) and messages:
-        last = as_dict(messages[-1])
-        answered = last.get("role") == "assistant"
-        prompt = turns_of(messages[:-1] if answered else messages)
-        answer, thought = (last.get("content"), last.get("reasoning_content")) if answered else (None, None)
+        last = _last(messages)
+        if last.get("role") != "assistant":
+            last = {}
+        prompt, texts = messages[: -1 if last else None], {"Answer": last.get("content")}
     else:
-        prompt, answer, thought = turns_of(row.get("instruction")), row.get("output"), row.get("reasoning_content")
-    return KeptRow(
-        id=as_text(row.get("id")),
-        prompt=prompt,
-        thought=shown(thought, TURN_LIMIT),
-        answer=None if answer is None else shown(answer, TURN_LIMIT),
-        fields=_fields(row, _CHAT_FIELDS),
-    )
+        prompt, texts, last = row.get("instruction"), {"Answer": row.get("output")}, row
+    thought = last.get("reasoning_content") or None
+    return _sample(row, turns_of(prompt), {"Thoughts": thought, **texts}, _CHAT_FIELDS)
 
 
-def _kept_pair(row: dict[str, Any]) -> KeptRow:
-    chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
-    other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
-    return KeptRow(
-        id=as_text(row.get("id")),
-        prompt=turns_of(row["prompt"]),
-        thought=shown(chosen.get("reasoning_content"), TURN_LIMIT),
-        answer=shown(chosen.get("content"), TURN_LIMIT),
-        fields=_fields(row, _PAIR_FIELDS),
-        rejected=shown(received(other), TURN_LIMIT),
-    )
+def _sample(row: dict[str, Any], prompt: Turns, texts: dict[str, Any], known: Collection[str]) -> Sample:
+    """A row with its prompt, those of the texts that it has, and its other fields."""
+    parts = [(turn.role if len(prompt) > 1 else "", turn.text, "text") for turn in prompt[:-1]]
+    if prompt:
+        parts.append((prompt[-1].role if len(prompt) > 1 else "", prompt[-1].text, "text asked"))
+    else:
+        parts.append(("", "n/a: the row has no readable prompt", "text none"))
+    parts += [(name, shown(text, TURN_LIMIT), "text") for name, text in texts.items() if text is not None]
+    return Sample(_id(row), tuple(parts), _fields(row, known))
 
 
 def _last(messages: Any) -> dict[str, Any]:
@@ -165,23 +165,14 @@ def _fields(row: dict[str, Any], known: Collection[str]) -> tuple[tuple[str, str
 
 
 def _field(value: Any) -> str:
-    """A field's value on one line; of a list, its items."""
+    """A field's value on one line; a list as its items."""
     if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
         value = ", ".join(map(as_text, value))
     return shown(value, FIELD_LIMIT)
 
 
-def _rejected(row: dict[str, Any]) -> RejectedRow:
-    return RejectedRow(
-        id=as_text(row.get("id")),
-        detail=shown(row.get("detail"), TURN_LIMIT),
-        attempts=as_int(row.get("attempts")),
-        raw=shown(received(row.get("raw")), TURN_LIMIT),
-    )
-
-
 def received(raw: Any) -> str:
-    """What was received for a rejected row: a text, an answer with its thoughts, several of them, or a chat."""
+    """What was received for a rejected row: a text, an answer with its reasoning, several of them, or a chat."""
     if isinstance(raw, dict) and isinstance(raw.get("text"), str):
         thought = as_text(raw.get("reasoning"))
         return f"[thoughts]\n{thought}\n\n[answer]\n{raw['text']}" if thought else raw["text"]

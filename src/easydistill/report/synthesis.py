@@ -1,6 +1,6 @@
-"""What a synthesis stage made, refused and took, out of its metrics and files.
+"""What a synthesis stage made, rejected and spent, from its metrics and files.
 
-A stage is one of these if its metrics name an `operator`, whatever the stage is called.
+A stage is a synthesis stage if its metrics name an `operator`, whatever the stage is called.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from easydistill.report.samples import KeptRow, RejectedRow, kept_rows, rejected_rows
-from easydistill.report.values import as_dict, as_float, as_int, as_text
+from easydistill.report.document import Sample
+from easydistill.report.samples import kept_rows, rejected_rows
+from easydistill.report.values import as_dict, as_int, as_text, record
 
 _SPENT_BY = "spent_by_"
 _OWN_KEYS = frozenset({"operator", "funnel", "diversity"})
@@ -22,7 +23,7 @@ class Check:
     """A check that candidates must pass."""
 
     reason: str
-    """What rows that do not pass are rejected for."""
+    """The reason given to rows that fail it."""
     entered: int
     left: int
 
@@ -33,16 +34,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the answers of one model took; None is unknown."""
+    """What the answers of one model cost; None is unknown."""
 
     role: str
     answers: int | None
-    uncounted: int
-    """Answers whose tokens the server did not tell; they are not in the counts."""
-    prompt: int | None
-    completion: int | None
-    cached: int | None
-    reasoning: int | None
+    answers_without_counts: int
+    """Answers for which the server reported no token counts; the sums below are without them."""
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_prompt_tokens: int | None
+    reasoning_tokens: int | None
     cost: float | None
 
 
@@ -56,15 +57,15 @@ class Synthesis:
     """Candidates."""
     accepted: int | None
     checks: tuple[Check, ...]
-    """Those that refused rows, in the order in which they are made."""
+    """The checks that rejected rows, in the order in which they are made."""
     diversity: dict[str, Any]
     spent: tuple[Spent, ...]
     tokens: dict[str, int]
     facts: dict[str, Any]
-    """What the operator tells of itself."""
-    kept: tuple[KeptRow, ...] = ()
-    rejected: tuple[tuple[Check, tuple[RejectedRow, ...]], ...] = ()
-    """Samples of each check, the check that refused most rows first."""
+    """What the operator reports about itself."""
+    kept: tuple[Sample, ...] = ()
+    rejected: tuple[tuple[Check, tuple[Sample, ...]], ...] = ()
+    """Each check with samples; the check that rejected most rows comes first."""
 
     @property
     def lost(self) -> int | None:
@@ -77,10 +78,11 @@ def is_synthesis(metrics: dict[str, Any]) -> bool:
 
 
 def read_synthesis(stage: str, metrics: dict[str, Any], tokens: dict[str, int], folder: Path | None) -> Synthesis:
-    """Read a stage for which `is_synthesis` holds; without its folder, no samples."""
+    """Read a stage for which `is_synthesis` holds; without its folder there are no samples."""
     entered, checks = _funnel(metrics.get("funnel"))
     by_loss = sorted(checks, key=lambda check: -check.lost)
     examples = {} if folder is None else rejected_rows(folder, {check.reason for check in checks})
+    spent = {name: as_dict(value) for name, value in metrics.items() if name.startswith(_SPENT_BY)}
     return Synthesis(
         stage=stage,
         operator=as_text(metrics["operator"]),
@@ -88,24 +90,16 @@ def read_synthesis(stage: str, metrics: dict[str, Any], tokens: dict[str, int], 
         accepted=checks[-1].left if checks else entered,
         checks=checks,
         diversity=as_dict(metrics.get("diversity")),
-        spent=tuple(
-            _spent(name.removeprefix(_SPENT_BY), as_dict(value))
-            for name, value in metrics.items()
-            if name.startswith(_SPENT_BY)
-        ),
+        spent=tuple(_spent(name.removeprefix(_SPENT_BY), value) for name, value in spent.items()),
         tokens=tokens,
-        facts={
-            name: value
-            for name, value in metrics.items()
-            if name not in _OWN_KEYS and not name.startswith(_SPENT_BY)
-        },
+        facts={name: value for name, value in metrics.items() if name not in _OWN_KEYS and name not in spent},
         kept=() if folder is None else kept_rows(folder),
         rejected=tuple((check, examples.get(check.reason, ())) for check in by_loss),
-    )  # fmt: skip
+    )
 
 
 def _funnel(value: Any) -> tuple[int | None, tuple[Check, ...]]:
-    """Candidates, and what each check left of them; it ends where a step is none."""
+    """Candidates, and the rows left after each check, up to the first entry that is not readable as a check."""
     steps: list[tuple[str, int]] = []
     for step in value if isinstance(value, list) else ():
         name, left = step if isinstance(step, list) and len(step) == 2 else (None, None)
@@ -115,21 +109,13 @@ def _funnel(value: Any) -> tuple[int | None, tuple[Check, ...]]:
         steps.append((name, rows))
     if not steps:
         return None, ()
-    checks = pairwise(steps)
-    return steps[0][1], tuple(Check(name, before, left) for (_, before), (name, left) in checks)
+    return steps[0][1], tuple(Check(name, before, left) for (_, before), (name, left) in pairwise(steps))
 
 
 def _spent(role: str, value: dict[str, Any]) -> Spent:
-    answers, uncounted = as_int(value.get("answers")), as_int(value.get("answers_without_counts")) or 0
-    # Where no answer was counted, the sums are 0 because nothing is known.
-    told = not uncounted or answers != uncounted
-    return Spent(
-        role=role,
-        answers=answers,
-        uncounted=uncounted,
-        prompt=as_int(value.get("prompt_tokens")) if told else None,
-        completion=as_int(value.get("completion_tokens")) if told else None,
-        cached=as_int(value.get("cached_prompt_tokens")),
-        reasoning=as_int(value.get("reasoning_tokens")),
-        cost=as_float(value.get("cost")),
-    )
+    uncounted = as_int(value.get("answers_without_counts")) or 0
+    known: dict[str, Any] = {"role": role, "answers_without_counts": uncounted}
+    if uncounted and as_int(value.get("answers")) == uncounted:
+        # No answer was counted: sums of 0 mean unknown.
+        known |= {"prompt_tokens": None, "completion_tokens": None}
+    return record(Spent, value, **known)

@@ -1,45 +1,20 @@
-"""The report's tables that need more than formatting: where the rows went, and what each stage took."""
+"""Where the rows went, what each stage took, and why rows were rejected."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from easydistill.engine.stage import kind_of
-from easydistill.report.charts import meter
-from easydistill.report.collect import Facts, StageFacts
+from easydistill.report.collect import Facts, RejectedReason, StageFacts
+from easydistill.report.document import Cell, Column, Row, Step, Table, row
+from easydistill.report.figures import count, plural, time_of
 from easydistill.report.values import as_float, as_int
-from easydistill.report.words import count, time_of
 
-EVALUATE = "evaluate"
 _NAMES = {"label": "Answered by the teacher"}
 _STATES = {"done": "ran in the last attempt", "skipped": "complete from an earlier attempt"}
+_INCOMPLETE = "left by an attempt that did not finish, or by an earlier config"
 
 
-@dataclass(frozen=True)
-class FunnelStep:
-    """Rows at one point of the job."""
-
-    name: str
-    rows: int
-    bar: str
-    lost: tuple[tuple[str, int], ...]
-    """Reason → rows rejected on the way here."""
-
-
-@dataclass(frozen=True)
-class StageLine:
-    """What a stage took and gave."""
-
-    name: str
-    state: str
-    time: str
-    bar: str
-    rows: str
-    tokens: tuple[str, ...]
-
-
-def funnel(facts: Facts) -> list[FunnelStep]:
-    """Rows from reading to training, as far as stages are complete. Evaluation only repeats rows, so it is left out."""
+def funnel(facts: Facts) -> list[Step]:
+    """Rows from reading to training, as far as stages are complete."""
     steps: list[tuple[str, int, str, StageFacts | None]] = []
     if facts.rows.entered:
         steps.append(("Read", facts.rows.entered, "kept", None))
@@ -49,32 +24,26 @@ def funnel(facts: Facts) -> list[FunnelStep]:
             if trained is not None:
                 steps.append(("Trained on", trained, "kept", stage))
             if heldout is not None:
-                steps.append(("Held out to measure with", heldout, "aside", None))
-        elif (
-            stage.name not in {EVALUATE, "rollout"}
-            and stage.left is not None
-            and (stage.name != "score" or stage.left != stage.entered)
-        ):
+                steps.append(("Held out for evaluation", heldout, "aside", None))
+        elif _changes_rows(stage) and stage.left is not None:
             steps.append((_NAMES.get(stage.name, f"After {stage.name}"), stage.left, "kept", stage))
     most = max((rows for _, rows, _, _ in steps), default=0)
-    if not most:
-        return []
-    return [FunnelStep(name, rows, _bar(rows, kind, stage, most), _lost(stage)) for name, rows, kind, stage in steps]
+    return [_step(*step, most) for step in steps] if most else []
 
 
-def _lost(stage: StageFacts | None) -> tuple[tuple[str, int], ...]:
-    if stage is None:
-        return ()
-    return tuple(sorted(stage.rejected.items(), key=lambda item: -item[1]))
+def _changes_rows(stage: StageFacts) -> bool:
+    """Evaluation and rollouts repeat rows; scoring keeps them unless it rejects some."""
+    return stage.name not in {"evaluate", "rollout"} and (stage.name != "score" or stage.left != stage.entered)
 
 
-def _bar(rows: int, kind: str, stage: StageFacts | None, most: int) -> str:
-    lost = sum(stage.rejected.values()) if stage is not None else 0
-    return meter((rows / most, kind), (lost / most, "lost"))
+def _step(name: str, rows: int, kind: str, stage: StageFacts | None, most: int) -> Step:
+    lost = {} if stage is None else stage.rejected
+    bars = ((rows / most, kind), (sum(lost.values()) / most, "lost"))
+    return Step(name, rows, bars, tuple(sorted(lost.items(), key=lambda item: -item[1])))
 
 
 def rejected_words(facts: Facts) -> str:
-    """How many rows were rejected, and whether that is too many."""
+    """How many rows were rejected, and how many may be."""
     rows = facts.rows
     if rows.rejected is None or not rows.entered:
         return ""
@@ -93,31 +62,49 @@ def truncated_words(facts: Facts) -> str:
         return ""
     length = as_int(facts.setting("training.max_length"))
     limit = "" if length is None else f" of {length:,} tokens"
-    lost = (
-        "row was longer than the limit{} and lost the end of its answer."
-        if rows == 1
-        else ("rows were longer than the limit{} and lost the end of their answers.")
-    )
-    return f"{rows:,} {lost.format(limit)}"
+    verb, whose = ("was", "its answer") if rows == 1 else ("were", "their answers")
+    return f"{plural(rows, 'row')} {verb} longer than the limit{limit} and lost the end of {whose}."
 
 
-def stage_lines(facts: Facts) -> list[StageLine]:
-    """One line a stage, in order."""
+def stage_table(facts: Facts) -> Table:
+    """Time, rows and tokens of each stage, in order."""
     longest = max((stage.seconds or 0.0 for stage in facts.stages), default=0.0)
-    return [
-        StageLine(
-            name=stage.name,
-            state=_STATES.get(stage.status, stage.status),
-            time=time_of(stage.seconds),
-            bar=meter(((stage.seconds or 0.0) / longest, "kept")) if longest else "",
-            rows="" if stage.entered is None else f"{count(stage.entered)} → {count(stage.left)}",
-            tokens=tuple(f"{tokens:,} {kind}" for kind, tokens in stage.tokens.items()),
-        )
-        for stage in facts.stages
-    ]
+    heads = (Column("State", "", "md"), Column("Time"), Column("Rows", "", "md"), Column("Tokens", "tokens"))
+    return Table("Stage", heads, tuple(_stage_row(stage, longest) for stage in facts.stages), style="times")
+
+
+def _stage_row(stage: StageFacts, longest: float) -> Row:
+    state = _STATES.get(stage.status, stage.status)
+    rows = "" if stage.entered is None else f"{count(stage.entered)} → {count(stage.left)}"
+    tokens = tuple(f"{tokens:,} {kind}" for kind, tokens in stage.tokens.items())
+    return row(
+        stage.name,
+        state,
+        time_of(stage.seconds),
+        rows,
+        Cell(", ".join(tokens), lines=tokens) if tokens else Cell("n/a: none counted", style="soft"),
+        notes=[f"{state}; rows {rows}" if rows else state],
+        bars=(((stage.seconds or 0.0) / longest, "kept"),) if longest else (),
+    )
+
+
+def rejected_table(facts: Facts) -> Table:
+    """Why rows were rejected, how often, and in which stage."""
+    most = max((item.count for item in facts.rejected), default=0) or 1
+    heads = (Column("Stage", ""), Column("Rows"), Column("Example", "", "md"))
+    rows = tuple(_rejected_row(item, most) for item in facts.rejected)
+    return Table("Reason", heads, rows, style="times", names="code", note=" ({})")
+
+
+def _rejected_row(item: RejectedReason, most: int) -> Row:
+    example = item.examples[0].detail if item.examples else ""
+    if len(example) > 200:
+        example = f"{example[:197]}..."
+    notes = [] if item.complete else [_INCOMPLETE]
+    return row(item.reason, item.stage, f"{item.count:,}", example, notes=notes, bars=((item.count / most, "lost"),))
 
 
 def total_seconds(facts: Facts) -> float | None:
-    """Time spent in complete stages over all attempts; before the first is complete, the attempt's own time."""
+    """Time spent in complete stages over all attempts; before the first is complete, that of the last attempt."""
     known = [stage.seconds for stage in facts.stages if stage.seconds is not None]
     return sum(known) if known else facts.summary.seconds

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from easydistill.data.records import Sample, draw_key
-from easydistill.synthesis.similarity import rouge_l
+from easydistill.data.rouge import rouge_l
 from easydistill.synthesis.text import language_of, ngrams, prompt_text, tokens
 
 BLEU_ORDER = 4

@@ -247,19 +247,6 @@ class _Subsequences:
 _NONE: array[int] = array("q")
 
 
-def rouge_l(first: list[str], second: list[str]) -> float:
-    """F-measure of the longest common subsequence of two lists of tokens: 2·LCS / (m + n), 0 where one is empty.
-
-    Raises:
-        MissingExtra: `synth` is not installed.
-    """
-    try:
-        from rapidfuzz.distance import LCSseq
-    except ImportError:
-        raise MissingExtra("synth", _PURPOSE) from None
-    return 2 * LCSseq.similarity(first, second) / (len(first) + len(second)) if first and second else 0.0
-
-
 def _nearer(best: tuple[float, str] | None, other: tuple[float, str]) -> tuple[float, str]:
     return other if best is None or (-other[0], other[1]) < (-best[0], best[1]) else best
 

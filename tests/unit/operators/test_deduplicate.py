@@ -66,8 +66,8 @@ def test_promises(texts: list[str], shuffler: random.Random) -> None:
     check_promises([row(str(number), text) for number, text in enumerate(texts)], shuffler)
 
 
-def test_promises_hold_for_real_rows(shared_data: Path) -> None:
-    with (shared_data / "p3_test.jsonl").open(encoding="utf-8") as handle:
+def test_promises_hold_for_real_rows(corpus: Path) -> None:
+    with (corpus / "p3_test.jsonl").open(encoding="utf-8") as handle:
         texts = [json.loads(line)["instruction"] for line in handle][:80]
     changed = [text.upper() + "!" for text in texts[:10]] + [text + " Explain briefly." for text in texts[10:20]]
     rows = [row(str(number), text) for number, text in enumerate(texts + changed)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydistill.errors import MissingExtra
-from easydistill.synthesis.similarity import Novelty, _Features, _Signatures, rouge_l
+from easydistill.synthesis.similarity import Novelty, _Features, _Signatures
 from easydistill.synthesis.text import tokens
 
 FOX = "The quick brown fox jumps over the lazy dog near the river bank while the sun sets behind the old hills"
@@ -171,20 +171,14 @@ def test_every_signature_that_agrees_enough_is_found(data: st.DataObject, thresh
         assert found == (-min(agreeing)[0], min(agreeing)[1])
 
 
-def test_rouge_l() -> None:
-    assert rouge_l(["a", "b", "c", "d"], ["a", "x", "c"]) == pytest.approx(2 * 2 / 7)
-    assert rouge_l(["a"], []) == 0.0
-    assert rouge_l([], []) == 0.0
-
-
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(MissingExtra, match="easydistill-toolkit\\[synth\\]"):
         Novelty()
 
 
-def test_real_rows_are_judged_as_by_comparison_with_all(shared_data: Path) -> None:
-    with (shared_data / "p3_test.jsonl").open(encoding="utf-8") as handle:
+def test_real_rows_are_judged_as_by_comparison_with_all(corpus: Path) -> None:
+    with (corpus / "p3_test.jsonl").open(encoding="utf-8") as handle:
         texts = [json.loads(line)["instruction"] for line in handle][:120]
     texts = [text for text in texts if len(tokens(text)) < 150]
     pool = Novelty()

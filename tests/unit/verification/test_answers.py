@@ -275,8 +275,8 @@ def test_numbers_in_words(text: str, told: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl"])
-def test_every_reference_of_gsm8k_is_found(shared_data: Path, name: str) -> None:
-    with (shared_data / name).open(encoding="utf-8") as lines:
+def test_every_reference_of_gsm8k_is_found(corpus: Path, name: str) -> None:
+    with (corpus / name).open(encoding="utf-8") as lines:
         answers = [json.loads(line)["answer"] for line in lines]
     for answer in answers:
         found = find_answer(answer)

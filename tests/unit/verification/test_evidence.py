@@ -83,8 +83,8 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
         find_evidence("Nobody ever wrote this sentence here", SOURCE)
 
 
-def test_sentences_of_real_passages_are_evidence_for_their_own_passage_only(shared_data: Path) -> None:
-    with (shared_data / "passages.jsonl").open(encoding="utf-8") as lines:
+def test_sentences_of_passages_are_evidence_for_their_own_passage_only(corpus: Path) -> None:
+    with (corpus / "passages.jsonl").open(encoding="utf-8") as lines:
         passages = list(dict.fromkeys(json.loads(line)["data"] for line in lines))[:40]
     for number, passage in enumerate(passages):
         span = passage[len(passage) // 3 :].split(" ", 1)[1][:120].rsplit(" ", 1)[0]

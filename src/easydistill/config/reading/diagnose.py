@@ -48,6 +48,8 @@ _FIXED = {
     **dict.fromkeys(("string_too_short", "string_pattern_mismatch"), ("the text is empty", _EMPTY)),
     "too_short": ("the list is empty", _EMPTY),
 }
+_JOBS_SHOWN = 3
+"""How many job types a hint lists."""
 _EXAMPLES = {"a whole number": 8, "a number": 0.5}
 
 
@@ -224,19 +226,40 @@ def _unknown_key(
             return problem, f"write it as `{dotted(new)}`"
     if guess:
         return problem, f"did you mean {guess!r}?"
-    elsewhere = [
-        (job, section)
-        for job, other in sorted(other_jobs.items())
-        for section, names in sections(other)
-        if key in names
-    ]
-    # The very key of another job tells more than one of the same name somewhere else.
-    if elsewhere:
-        job, section = min(elsewhere, key=lambda found: found[1] != tuple(above))
-        of = f"`{dotted((*section, key))}` is a key of {job} jobs and has no effect here"
-        return problem, f"{of}; remove it, or change job_type"
+    if hint := _key_of_other_jobs((*above, last), document, model, other_jobs):
+        return problem, hint
     names = {name: section for section, keys in every.items() for name in keys}
     far = closest(key, names)
     if far:
         return problem, f"did you mean `{dotted((*names[far], far))}`?"
     return problem, f"remove it; the keys here are {', '.join(sorted(here))}"
+
+
+def _key_of_other_jobs(
+    path: KeyPath, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+) -> str | None:
+    """The hint where a key belongs to jobs of other types; the type that was probably meant comes first."""
+    *above, last = path
+    found: dict[str, KeyPath] = {}
+    for job, other in other_jobs.items():
+        places = [section for section, names in sections(other) if last in names]
+        if places:
+            # The very key says more than one of the same name in another section.
+            found[job] = min(places, key=lambda section: section != tuple(above))
+    exact = [job for job, section in found.items() if section == tuple(above)]
+    if not found:
+        return None
+    written = [str(key) for key in document.at(()) or {}]
+    own = "".join(literals(model.model_fields["job_type"].annotation)) if "job_type" in model.model_fields else ""
+
+    def unlikely(job: str) -> tuple[int, float, str]:
+        """Keys of the config that the job does not have, then how little its name resembles the one written."""
+        alien = sum(key not in keys_of([other_jobs[job]]) for key in written)
+        return alien, -difflib.SequenceMatcher(None, own, job).ratio(), job
+
+    likely = sorted(exact or found, key=unlikely)
+    *before, end = likely[:_JOBS_SHOWN]
+    shown = f"{', '.join(before)} and {end}" if before else end
+    of = f"{shown} jobs" if len(likely) <= _JOBS_SHOWN else f"{len(likely)} job types, such as {shown},"
+    key = dotted((*found[likely[0]], last))
+    return f"`{key}` is a key of {of} and has no effect here; remove it, or change job_type"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Literal
 
+from easydistill.data.rouge import rouge_l
+
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 )
@@ -20,26 +22,9 @@ def words(text: str) -> list[str]:
     return _TOKEN.findall(text.lower())
 
 
-def common_subsequence(first: list[str], second: list[str]) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyrö, 2004): one big-integer step a word."""
-    positions: dict[str, int] = {}
-    for index, word in enumerate(first):
-        positions[word] = positions.get(word, 0) | (1 << index)
-    every = (1 << len(first)) - 1
-    state = every
-    for word in second:
-        matched = state & positions.get(word, 0)
-        state = ((state + matched) | (state - matched)) & every
-    return len(first) - state.bit_count()
-
-
 class Metric:
     kind: ClassVar[Literal["answers"]] = "answers"
     needs_teacher: ClassVar[bool] = False
 
     def score(self, answer: str, reference: str) -> float:
-        ours, theirs = words(answer), words(reference)
-        if not ours or not theirs:
-            return 0.0
-        common = common_subsequence(ours, theirs)
-        return 2 * common / (len(ours) + len(theirs))
+        return rouge_l(words(answer), words(reference))

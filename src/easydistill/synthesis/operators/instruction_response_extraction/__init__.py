@@ -15,8 +15,9 @@ from typing import Literal
 from easydistill.config.base import PositiveInt, Share
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Role, Steps, each
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.rouge import rouge_l
 from easydistill.synthesis.replies import Unusable, field_of, fields_of, gather, rejection, text_of
-from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty, rouge_l
+from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
 from easydistill.synthesis.text import prompt_text, tokens
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.evidence import find_evidence

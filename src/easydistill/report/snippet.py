@@ -1,0 +1,39 @@
+"""Python code that loads the student with plain transformers."""
+
+from __future__ import annotations
+
+import json
+
+_SCORING = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+path = {path}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path)
+
+chat = [
+    {{"role": "user", "content": "Why does bread rise?"}},
+    {{"role": "assistant", "content": "Yeast makes gas, and the dough holds it."}},
+]
+inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits.item())
+"""
+_ANSWERING = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = {path}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+
+chat = [{{"role": "user", "content": "Why does bread rise?"}}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=128)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+
+
+def snippet(directory: str, *, scores: bool = False) -> str:
+    """Code for a student in this directory; `scores` means that it is a reward model."""
+    return (_SCORING if scores else _ANSWERING).format(path=json.dumps(directory, ensure_ascii=False))
