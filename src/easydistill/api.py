@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Source = str | Path | Mapping[str, Any]
 _BUG = "not an error in the config: a bug of easydistill or of a library; the traceback is above"
 _LOGGED_IN = "__easydistill_log__"
-"""Attribute of an error whose traceback a log has: that log."""
+"""Attribute of an error whose traceback was logged: the path of the log."""
 
 
 @dataclass(frozen=True)
@@ -294,23 +294,23 @@ class _Run:
 
 
 def explain_unexpected(error: BaseException, config: Source | None = None, overrides: Sequence[str] = ()) -> str:
-    """A library's error (or a bug) in one paragraph, secrets hidden, with where its traceback is.
+    """A library's error (or a bug) in one paragraph, with the place of its traceback and secrets hidden.
 
-    That is the run's log where the run had got so far that it has it; else the traceback itself comes first.
+    If the run's log has the traceback, the text names the log; otherwise the text begins with the traceback.
     """
     redactor = Redactor()
     if config is not None:
         try:
             redactor.register_config(load(config, overrides).job)
         except Exception:
-            # Reading the config is what failed: which of its texts are secrets is not known.
+            # Reading the config failed, so its secrets are unknown.
             calls = "".join(traceback.format_tb(error.__traceback__))
             return f"{calls}error: {type(error).__name__} while the config was read\n    → {_BUG}"
-    what = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}"
     log = getattr(error, _LOGGED_IN, None)
     if log is not None:
-        return redactor.text(f"error: {what}\n    → the traceback is in {log}; the same command goes on from here")
-    return redactor.text(f"{''.join(traceback.format_exception(error))}error: {what}\n    → {_BUG}")
+        return redactor.text(f"error: {message}\n    → the traceback is in {log}; the same command resumes the run")
+    return redactor.text(f"{''.join(traceback.format_exception(error))}error: {message}\n    → {_BUG}")
 
 
 def job_schema() -> dict[str, Any]:

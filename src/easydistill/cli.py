@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Interrupted.exit_code
     except Exception as error:
-        # Not one of our own errors: a bug, or a library's.
+        # A bug, or a library's error.
         print(_unexpected(error, arguments), file=sys.stderr)
         return EXIT_FAILED
 

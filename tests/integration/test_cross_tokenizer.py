@@ -93,11 +93,11 @@ def test_equal_tokenizers_give_the_signals_of_plain_scoring(
         assert ours.present.all()
         np.testing.assert_array_equal(ours.present, theirs.present)
         np.testing.assert_array_equal(ours.signal.head_ids_NK, theirs.signal.head_ids_NK)
-        for name in ("head_logprobs_NK", "log_rest_N", "realised_N"):
+        for name in ("head_logprobs_NK", "log_rest_N", "target_logprob_N"):
             np.testing.assert_allclose(
                 np.exp(getattr(ours.signal, name)), np.exp(getattr(theirs.signal, name)), atol=1e-5
             )
-        np.testing.assert_allclose(ours.signal.realised_N, theirs.signal.realised_N, atol=1e-4)
+        np.testing.assert_allclose(ours.signal.target_logprob_N, theirs.signal.target_logprob_N, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,9 +133,9 @@ def test_the_signals_are_the_teacher_s_distribution_by_bytes(
                 del left[b"<end>" if index == end else ours[index]]
             assert max(left.values()) <= min(head) + 1e-6
             token = row.ids[int(t)]
-            realised = of_bytes.get(b"<end>" if token == end else ours[token], 0.0)
-            assert np.exp(signal.realised_N[n]) == pytest.approx(realised, abs=1e-5)
-            assert np.isneginf(signal.realised_N[n]) == (realised == 0.0)
+            expected = of_bytes.get(b"<end>" if token == end else ours[token], 0.0)
+            assert np.exp(signal.target_logprob_N[n]) == pytest.approx(expected, abs=1e-5)
+            assert np.isneginf(signal.target_logprob_N[n]) == (expected == 0.0)
             unmapped += 1 - sum(head) - sum(left.values())
         total = np.exp(signal.head_logprobs_NK.astype(np.float64)).sum(-1) + np.exp(signal.log_rest_N)
         np.testing.assert_allclose(total, 1.0, atol=1e-5)
@@ -143,7 +143,7 @@ def test_the_signals_are_the_teacher_s_distribution_by_bytes(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_by_rank_nothing_of_the_teacher_is_lost(
+def test_by_rank_all_of_the_teacher_s_mass_is_kept(
     tiny_whole: Path, teachers: Callable[[str], Path], temperature: float
 ) -> None:
     teacher = teachers("llama2")
@@ -155,14 +155,14 @@ def test_by_rank_nothing_of_the_teacher_is_lost(
         wanted = (teacher_logits(teacher, row) / temperature).softmax(-1).topk(TOP.k).values.numpy()
         np.testing.assert_allclose(np.exp(sample.signal.head_logprobs_NK), wanted, atol=1e-5)
         np.testing.assert_allclose(np.exp(sample.signal.log_rest_N), 1 - wanted.sum(-1), atol=1e-5)
-        # The realised token is the same in both, and never tempered.
-        np.testing.assert_array_equal(sample.signal.realised_N, other.signal.realised_N)
+        # The target's log-probability is the same in both, and always at temperature 1.
+        np.testing.assert_array_equal(sample.signal.target_logprob_N, other.signal.target_logprob_N)
     at_one = scorer_of(aligner, teacher, TOP).score(rows)
     for sample, other in zip(scored, at_one, strict=True):
-        np.testing.assert_array_equal(sample.signal.realised_N, other.signal.realised_N)
+        np.testing.assert_array_equal(sample.signal.target_logprob_N, other.signal.target_logprob_N)
 
 
-def test_top_p_counts_the_unmapped_mass_as_not_reached(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
+def test_top_p_does_not_count_the_unmapped_mass(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     config = TopPSignals(kind="top_p", top_p=0.4, k_max=30, dtype="float32")
     teacher = teachers("gpt2")
     aligner = aligner_of(tiny_whole, teacher)
@@ -214,13 +214,13 @@ def test_rows_without_a_signal_are_kept(tiny_whole: Path, teachers: Callable[[st
         np.testing.assert_array_equal(present, row.present)
         assert len(signal) == present.sum() == len(row.pairs)
         assert np.isfinite(signal.log_rest_N).all()
-        unknown += int(np.isneginf(signal.realised_N).sum())
-    # Realised tokens that no token of the teacher's is are told from improbable ones in the store, too.
+        unknown += int(np.isneginf(signal.target_logprob_N).sum())
+    # The store, too, distinguishes targets that the teacher lacks from improbable ones.
     scored = [sample for row in rows for sample in scorer_of(aligner, teacher).score([row])]
-    assert unknown == sum(int(np.isneginf(sample.signal.realised_N).sum()) for sample in scored) > 0
+    assert unknown == sum(int(np.isneginf(sample.signal.target_logprob_N).sum()) for sample in scored) > 0
 
 
-def test_a_store_of_rows_without_signals_alone(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
+def test_rows_of_which_none_has_a_signal(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     """One batch of them, and no forward pass; a stage refuses to go on with nothing else."""
     aligner = aligner_of(tiny_whole, teachers("gpt2"), NO_SYSTEM)
     rows = mixed_rows(aligner)[6:]
@@ -231,7 +231,7 @@ def test_a_store_of_rows_without_signals_alone(tiny_whole: Path, teachers: Calla
         coverage("teacher", rows)
 
 
-def test_scoring_goes_on_after_any_shard(tiny_whole: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
+def test_scoring_resumes_after_any_shard(tiny_whole: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
     teacher = teachers("gpt2")
     aligner = aligner_of(tiny_whole, teacher, NO_SYSTEM)
     rows = [*mixed_rows(aligner), *(replace(row, id=f"more-{row.id}") for row in rows_of(aligner, chats(12, seed=6)))]
@@ -258,7 +258,7 @@ def problems(student: Side, teacher: Side, *, by_rank: bool = False) -> list[str
     return [found.problem for found in fatal(compare_aligned(student, teacher, by_rank=by_rank))]
 
 
-def test_what_is_said_of_two_tokenizers(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
+def test_the_share_of_common_tokens_is_reported(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     student = side_of(str(tiny_whole), "student")
     found = compare_aligned(student, side_of(str(teachers("gpt2")), "teacher"), by_rank=False)
     assert not fatal(found)
@@ -268,7 +268,7 @@ def test_what_is_said_of_two_tokenizers(tiny_whole: Path, teachers: Callable[[st
     assert any("alike" in difference.problem and '"none"' in difference.mend for difference in equal)
 
 
-def test_tokenizers_that_share_too_little_are_refused_unless_ranks_are_compared() -> None:
+def test_tokenizers_with_too_few_common_tokens_are_refused_unless_ranks_are_compared() -> None:
     few, many = side(made.spaces(), "student"), side(made.tokenizer("smollm"), "teacher")
     assert any("only" in problem and "also the student's" in problem for problem in problems(few, many))
     assert problems(few, many, by_rank=True) == []
