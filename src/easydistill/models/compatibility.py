@@ -90,8 +90,8 @@ def compare(student: Side, teacher: Side) -> list[Difference]:
     """Every difference between teacher and student that affects the comparison of their distributions."""
     return [
         *_vocabularies(student, teacher),
-        *_sizes(student),
-        *_sizes(teacher),
+        *output_rows(student),
+        *output_rows(teacher),
         *_ends(student, teacher),
         *_templates(student, teacher),
     ]
@@ -121,7 +121,8 @@ def _vocabularies(student: Side, teacher: Side) -> list[Difference]:
     return []
 
 
-def _sizes(side: Side) -> list[Difference]:
+def output_rows(side: Side) -> list[Difference]:
+    """Whether a model's output layer has exactly one row for each token of its tokenizer."""
     real = real_vocabulary(side.tokenizer)
     if side.rows is None or side.rows == real:
         return []

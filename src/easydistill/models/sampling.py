@@ -86,16 +86,22 @@ class SeededSampler:
 
 def _invert_cdf(probs_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
     """Index of the first entry at which the cumulative probability exceeds `uniform` times the total."""
+    cumulative_BV = probs_BV.cumsum(-1)
+    return first_above(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], probs_BV).squeeze(-1)
+
+
+def first_above(cumulative: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Index of the first entry whose cumulative weight exceeds the target; never one of weight zero.
+
+    Entries are along the last dimension: [..., V] weights and their cumulative sums, [..., D] targets and indices.
+    """
     import torch
 
-    cumulative_BV = probs_BV.cumsum(-1)
-    target_B1 = uniform_B1 * cumulative_BV[:, -1:]
-    index_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
-    # Rounding may put the target at the very end, after the last entry with any probability.
-    last_B1 = (
-        (probs_BV > 0).long().mul(torch.arange(1, probs_BV.shape[-1] + 1, device=probs_BV.device)).argmax(-1, True)
-    )
-    return index_B1.minimum(last_B1).squeeze(-1)
+    index = torch.searchsorted(cumulative, target, right=True)
+    # Rounding may put the target at the very end, after the last entry with any weight.
+    places = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
+    last = ((weights > 0) * places).argmax(-1, keepdim=True)
+    return index.minimum(last)
 
 
 @dataclass(frozen=True)

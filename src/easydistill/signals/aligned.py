@@ -30,7 +30,7 @@ from easydistill.data.chat import ChatRenderer
 from easydistill.data.records import Message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
-from easydistill.models.compatibility import PROBE, Difference, Side, real_vocabulary, shared_ids
+from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.alignment import Ids, align, merge_columns, shared_vocabulary, token_bytes
@@ -189,11 +189,7 @@ def compare_aligned(student: Side, teacher: Side, *, by_rank: bool) -> list[Diff
 
 
 def _faults(side: Side, renderer: ChatRenderer) -> list[Difference]:
-    real = real_vocabulary(side.tokenizer)
-    found: list[Difference] = []
-    if side.rows is not None and side.rows < real:
-        problem = f"the {side.name}'s output layer has {side.rows} rows, its tokenizer knows {real} tokens"
-        found.append(Difference(problem, "take the tokenizer that belongs to the model", fatal=True))
+    found = fatal(output_rows(side))
     begin = side.tokenizer.bos_token_id
     if begin is not None and renderer.render(PROBE).ids[:2] == [begin, begin]:
         problem = f"the {side.name}'s template writes the begin token twice"
@@ -295,17 +291,9 @@ class AlignedScorer:
             ids_NK, head_NK, rest_N = listed(
                 *merge_columns(logprobs_NT, self._to_student, self._vocabulary), self._shape
             )
-        none_ND = np.zeros((len(target_N), 0), np.int64)
-        return TeacherSignal(
-            head_ids_NK=ids_NK.masked_fill(head_NK.isneginf(), 0).cpu().numpy(),
-            head_logprobs_NK=head_NK.float().cpu().numpy(),
-            log_rest_N=rest_N.float().cpu().numpy(),
-            draw_ids_ND=none_ND,
-            draw_counts_ND=none_ND,
-            draws=0,
-            fixed=False,
-            target_logprob_N=target_logprob_N.float().cpu().numpy(),
-            entropy_N=np.full(len(target_N), np.nan, np.float32),
+        return TeacherSignal.without_draws(
+            ids_NK.masked_fill(head_NK.isneginf(), 0).cpu().numpy(),
+            *(tensor.float().cpu().numpy() for tensor in (head_NK, rest_N, target_logprob_N)),
         )
 
     def close(self) -> None:

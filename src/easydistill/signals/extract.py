@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.sampling import first_above
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import (
     SampledSignals,
@@ -265,24 +266,15 @@ class _Blocks:
         target_ND = at_ND * over_N1
         missed_ND = target_ND >= rest_N1
         target_ND = target_ND.minimum(rest_N1)
-        block_ND = _first_above(cumulative_NB, target_ND, self._rest_NB)
+        block_ND = first_above(cumulative_NB, target_ND, self._rest_NB)
         before_ND = (cumulative_NB - self._rest_NB).gather(1, block_ND)
         inside_NDC = self._exp_NBC.gather(1, _wide(block_ND)).double()
-        place_ND = _first_above(inside_NDC.cumsum(-1), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
+        place_ND = first_above(inside_NDC.cumsum(-1), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
         return _counted((block_ND * BLOCK + place_ND).masked_fill(missed_ND, -1), once=of_everything)
 
 
 def _wide(index_NK: Tensor) -> Tensor:
     return index_NK[:, :, None].expand(-1, -1, BLOCK)
-
-
-def _first_above(cumulative: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Index of the first entry whose cumulative weight exceeds the target; never one of weight zero."""
-    index = torch.searchsorted(cumulative, target, right=True)
-    # Rounding may put the target at the very end, after the last entry with any weight.
-    places = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
-    last = ((weights > 0) * places).argmax(-1, keepdim=True)
-    return index.minimum(last)
 
 
 def _counted(ids_ND: Tensor, *, once: bool) -> tuple[Tensor, Tensor]:

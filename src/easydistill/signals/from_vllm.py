@@ -84,18 +84,7 @@ class VllmScorer:
             head_ids_NK[n, : len(top)], head_NK[n, : len(top)] = ids[top], logprobs[top]
         with np.errstate(divide="ignore"):
             log_rest_N = np.log1p(-np.minimum(np.exp(head_NK).sum(-1), 1.0))
-        none_ND = np.zeros((len(learned), 0), np.int64)
-        return TeacherSignal(
-            head_ids_NK=head_ids_NK,
-            head_logprobs_NK=head_NK.astype(np.float32),
-            log_rest_N=log_rest_N.astype(np.float32),
-            draw_ids_ND=none_ND,
-            draw_counts_ND=none_ND,
-            draws=0,
-            fixed=False,
-            target_logprob_N=target_logprob_N.astype(np.float32),
-            entropy_N=np.full(len(learned), np.nan, np.float32),
-        )
+        return TeacherSignal.without_draws(head_ids_NK, head_NK, log_rest_N, target_logprob_N)
 
     def close(self) -> None:
         self._llm = None

@@ -44,6 +44,28 @@ class TeacherSignal:
     entropy_N: Floats
     """Entropy of the teacher's whole distribution, in nats; NaN if unknown."""
 
+    @classmethod
+    def without_draws(
+        cls,
+        ids_NK: NDArray[Any],
+        logprobs_NK: NDArray[Any],
+        log_rest_N: NDArray[Any],
+        target_logprob_N: NDArray[Any],
+    ) -> TeacherSignal:
+        """A signal of a head alone; the teacher's entropy is not kept."""
+        none_ND = np.zeros((len(log_rest_N), 0), np.int64)
+        return cls(
+            head_ids_NK=ids_NK,
+            head_logprobs_NK=logprobs_NK.astype(np.float32),
+            log_rest_N=log_rest_N.astype(np.float32),
+            draw_ids_ND=none_ND,
+            draw_counts_ND=none_ND,
+            draws=0,
+            fixed=False,
+            target_logprob_N=target_logprob_N.astype(np.float32),
+            entropy_N=np.full(len(log_rest_N), np.nan, np.float32),
+        )
+
     def __len__(self) -> int:
         return len(self.log_rest_N)
 
