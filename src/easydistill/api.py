@@ -207,7 +207,7 @@ class _Run:
             records = runner.completed(stages)
             found = self._directory.read_summary()
             if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
-                self._reporter.say(f"everything is done already: {self._directory.report}")
+                self._reporter.say(f"everything is already done: {self._directory.report}")
                 return self._result(found, fresh=False)
             runner.examine(stages, records)
             with self._directory.logging(self._redactor):

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         default=[],
         metavar="REASONS",
-        help="comma-separated reasons as in rejected.jsonl, e.g. rate_limit,parse; by default the transient ones",
+        help="comma-separated reasons as in rejected.jsonl, e.g. rate_limit,parse; default: where it may help",
     )
     add_config(add("validate", "check a config and list every error; needs no network and no models"))
     plan = add("plan", "show what a run would do, and what is already done")

@@ -99,7 +99,7 @@ def test_the_student_loads_with_plain_transformers(finished: Path) -> None:
 def test_again_does_nothing(finished: Path) -> None:
     code, out = run(finished / "kd.json")
     assert code == 0
-    assert "everything is done already" in out
+    assert "everything is already done" in out
 
 
 @pytest.mark.parametrize(

@@ -780,7 +780,7 @@ def test_the_whole_job_with_a_local_teacher(objective: str, tiny_model: Path, tm
     again, out = run_here(
         write_config(tmp_path, job(tmp_path, tiny_model, student_config, objective=objective, sft_steps=2))
     )
-    assert (again, "everything is done already" in out) == (0, True)
+    assert (again, "everything is already done" in out) == (0, True)
 
 
 @pytest.mark.slow

@@ -64,10 +64,10 @@ class SynthesisDatasetConfig(RowsConfig):
 
 
 class TeacherDatasetConfig(SynthesisDatasetConfig):
-    """What a synthesis job with a teacher starts from, and where its rows go."""
+    """The seed rows of a synthesis job with a teacher, and where its rows are written."""
 
     template: NonEmptyStr | None = None
-    """A chat-template Jinja file for a teacher on this machine that has none of its own."""
+    """A chat template (a Jinja file) for a teacher on this machine that has none of its own."""
 
 
 class WhiteBoxDatasetConfig(DatasetConfig):

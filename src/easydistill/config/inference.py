@@ -264,8 +264,8 @@ class VllmOptions(LocalInferenceConfig):
 
 
 class AnyLocalOptions(TransformersOptions, VllmOptions):
-    """Keys of every backend on this machine. Those of another backend than the chosen one have no effect; they are
-    accepted so that changing `backend` is all it takes to go from one to the other."""
+    """Keys of every backend on this machine. The keys of other backends than the chosen one have no effect; they are
+    accepted so that backends can be switched by changing `backend` alone."""
 
     runtime_only: ClassVar[frozenset[str]] = TransformersOptions.runtime_only | VllmOptions.runtime_only
 
@@ -285,7 +285,7 @@ class VllmInferenceConfig(AnyLocalOptions):
 
 
 class AutoInferenceConfig(AnyLocalOptions):
-    """A teacher on this machine, through vLLM where it is installed, else through transformers."""
+    """A teacher on this machine, through vLLM if it is installed, else through transformers."""
 
     backend: Literal["auto"] = "auto"
     """vLLM if it is installed, else transformers."""
