@@ -175,7 +175,7 @@ class _Chunk:
             self._soft_NV = head_pass.log_softmax(real_NV, "soft_logprobs", objective.temperature)
 
     def _student(self, ids_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's log-probabilities of some tokens: over all rows; over real tokens, at the temperature."""
+        """The student's log-probabilities of some tokens: over the whole head; over real tokens, at the temperature."""
         logprobs_NC = self._logprobs_NV.gather(1, ids_NC)
         soft_NC = logprobs_NC if self._one_softmax else self._soft_NV.gather(1, ids_NC)
         return logprobs_NC, soft_NC - self._log_real_N1
