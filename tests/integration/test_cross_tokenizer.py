@@ -93,11 +93,11 @@ def test_equal_tokenizers_give_the_signals_of_plain_scoring(
         assert ours.present.all()
         np.testing.assert_array_equal(ours.present, theirs.present)
         np.testing.assert_array_equal(ours.signal.head_ids_NK, theirs.signal.head_ids_NK)
-        for name in ("head_logprobs_NK", "log_rest_N", "realised_N"):
+        for name in ("head_logprobs_NK", "log_rest_N", "target_logprob_N"):
             np.testing.assert_allclose(
                 np.exp(getattr(ours.signal, name)), np.exp(getattr(theirs.signal, name)), atol=1e-5
             )
-        np.testing.assert_allclose(ours.signal.realised_N, theirs.signal.realised_N, atol=1e-4)
+        np.testing.assert_allclose(ours.signal.target_logprob_N, theirs.signal.target_logprob_N, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,9 +133,9 @@ def test_the_signals_are_the_teacher_s_distribution_by_bytes(
                 del left[b"<end>" if index == end else ours[index]]
             assert max(left.values()) <= min(head) + 1e-6
             token = row.ids[int(t)]
-            realised = of_bytes.get(b"<end>" if token == end else ours[token], 0.0)
-            assert np.exp(signal.realised_N[n]) == pytest.approx(realised, abs=1e-5)
-            assert np.isneginf(signal.realised_N[n]) == (realised == 0.0)
+            expected = of_bytes.get(b"<end>" if token == end else ours[token], 0.0)
+            assert np.exp(signal.target_logprob_N[n]) == pytest.approx(expected, abs=1e-5)
+            assert np.isneginf(signal.target_logprob_N[n]) == (expected == 0.0)
             unmapped += 1 - sum(head) - sum(left.values())
         total = np.exp(signal.head_logprobs_NK.astype(np.float64)).sum(-1) + np.exp(signal.log_rest_N)
         np.testing.assert_allclose(total, 1.0, atol=1e-5)
@@ -156,13 +156,13 @@ def test_ranked_signals_keep_the_teachers_whole_distribution(
         np.testing.assert_allclose(np.exp(sample.signal.head_logprobs_NK), wanted, atol=1e-5)
         np.testing.assert_allclose(np.exp(sample.signal.log_rest_N), 1 - wanted.sum(-1), atol=1e-5)
         # The target token is the same in both, and temperature does not apply to it.
-        np.testing.assert_array_equal(sample.signal.realised_N, other.signal.realised_N)
+        np.testing.assert_array_equal(sample.signal.target_logprob_N, other.signal.target_logprob_N)
     at_one = scorer_of(aligner, teacher, TOP).score(rows)
     for sample, other in zip(scored, at_one, strict=True):
-        np.testing.assert_array_equal(sample.signal.realised_N, other.signal.realised_N)
+        np.testing.assert_array_equal(sample.signal.target_logprob_N, other.signal.target_logprob_N)
 
 
-def test_top_p_counts_the_unmapped_mass_as_not_reached(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
+def test_top_p_does_not_count_the_unmapped_mass(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     config = TopPSignals(kind="top_p", top_p=0.4, k_max=30, dtype="float32")
     teacher = teachers("gpt2")
     aligner = aligner_of(tiny_whole, teacher)
@@ -214,10 +214,10 @@ def test_rows_without_a_signal_are_kept(tiny_whole: Path, teachers: Callable[[st
         np.testing.assert_array_equal(present, row.present)
         assert len(signal) == present.sum() == len(row.pairs)
         assert np.isfinite(signal.log_rest_N).all()
-        unknown += int(np.isneginf(signal.realised_N).sum())
+        unknown += int(np.isneginf(signal.target_logprob_N).sum())
     # The store also distinguishes target tokens without a counterpart in the teacher from improbable ones.
     scored = [sample for row in rows for sample in scorer_of(aligner, teacher).score([row])]
-    assert unknown == sum(int(np.isneginf(sample.signal.realised_N).sum()) for sample in scored) > 0
+    assert unknown == sum(int(np.isneginf(sample.signal.target_logprob_N).sum()) for sample in scored) > 0
 
 
 def test_a_store_of_rows_without_signals_alone(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
@@ -268,7 +268,7 @@ def test_the_comparison_of_two_tokenizers(tiny_whole: Path, teachers: Callable[[
     assert any("alike" in difference.problem and '"none"' in difference.mend for difference in equal)
 
 
-def test_tokenizers_that_share_too_little_are_refused_unless_ranks_are_compared() -> None:
+def test_tokenizers_with_too_few_common_tokens_are_refused_unless_ranks_are_compared() -> None:
     few, many = side(made.spaces(), "student"), side(made.tokenizer("smollm"), "teacher")
     assert any("only" in problem and "also the student's" in problem for problem in problems(few, many))
     assert problems(few, many, by_rank=True) == []
