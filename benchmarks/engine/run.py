@@ -26,10 +26,10 @@ from tests.support.fault_server import Running
 from tests.support.traffic_server import traffic
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
-from easydistill.teachers.base import Failure, GenerationRequest, Outcome
 from easydistill.teachers.openai import OpenAITeacher
 
 KEY = "sk-benchmark-0123456789abcdef"

@@ -59,15 +59,15 @@ def teach(kind: str, vocabulary: int, directory: Path) -> Any:
     """A function that lets the teacher score rows into a store, and gives the distillation that reads it."""
     import torch
 
-    from easydistill.config.signals import ThresholdSignals, TopKSignals
     from easydistill.engine.interrupt import StopSignal
     from easydistill.losses.forward_kld import Config
+    from easydistill.methods.distil.trainer import Distillation
+    from easydistill.methods.sft.batching import IGNORE, TokenRow
     from easydistill.models.head import Head, body_of
+    from easydistill.signals.config import ThresholdSignals, TopKSignals
     from easydistill.signals.extract import SignalShape, TeacherRows, extract
     from easydistill.signals.score import RowToScore, score_rows
     from easydistill.signals.store import ScoredSample, SignalStore, StoreManifest
-    from easydistill.trainers.batching import IGNORE, TokenRow
-    from easydistill.trainers.distillation import Distillation
 
     config: Any = ThresholdSignals() if kind == "kd" else TopKSignals(kind="top_k", k=16)
     shape = SignalShape.of(config, vocabulary)
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--score", metavar="DIRECTORY")
     arguments = parser.parse_args()
     if arguments.score:
-        from easydistill.trainers.batching import TokenRow
+        from easydistill.methods.sft.batching import TokenRow
 
         made = [TokenRow(str(n), ids, mask) for n, (ids, mask) in enumerate(rows("equal", arguments.steps))]
         teach(arguments.worker, arguments.vocabulary[0], Path(arguments.score))(made)

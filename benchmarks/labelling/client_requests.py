@@ -23,10 +23,10 @@ from benchmarks.common import save, spread
 from tests.support.fault_server import running
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import GenerationRequest, Outcome
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
-from easydistill.teachers.base import GenerationRequest, Outcome
 from easydistill.teachers.openai import OpenAITeacher
 
 KEY = "sk-benchmark-0123456789abcdef"

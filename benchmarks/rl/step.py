@@ -42,7 +42,7 @@ def tokens(count: int, length: int, seed: int) -> list[list[int]]:
 
 
 def training(steps: int) -> Any:
-    from easydistill.config.policy import PolicyTrainingConfig
+    from easydistill.methods.policy.config import PolicyTrainingConfig
 
     return PolicyTrainingConfig(
         max_steps=steps,
@@ -96,12 +96,12 @@ def never_ends(model: Any) -> None:
 
 
 def ours_grpo(steps: int, directory: Path) -> list[float]:
-    from easydistill.config.policy import GrpoConfig
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
-    from easydistill.rewards import Composite
-    from easydistill.trainers.policy import PolicyRow
-    from easydistill.trainers.policy_trl import Explorer, PolicyTrainer, PolicyWatch
+    from easydistill.methods.policy.config import GrpoConfig
+    from easydistill.methods.policy.trainer import PolicyRow
+    from easydistill.methods.policy.trl_trainer import Explorer, PolicyTrainer, PolicyWatch
+    from easydistill.rewards import WeightedRewards
 
     class Vowels:
         def __call__(self, rollouts: Any) -> list[float | None]:
@@ -113,7 +113,7 @@ def ours_grpo(steps: int, directory: Path) -> list[float]:
     student = build()
     never_ends(student.model)
     rows = [PolicyRow(str(n), ids, ()) for n, ids in enumerate(tokens(64, PROMPT, 1))]
-    given = Explorer(rows, [], Composite({"vowels": Vowels()}, {"vowels": 1.0}), None)
+    given = Explorer(rows, [], WeightedRewards({"vowels": Vowels()}, {"vowels": 1.0}), None)
     policy = GrpoConfig(max_new_tokens=ANSWER, num_generations=GROUP, mask_truncated=False, eval_steps=0)
     config, timer = training(steps), clock()
     from easydistill.data.journal import Journal
@@ -171,11 +171,11 @@ def pairs() -> list[tuple[list[int], list[int], list[int]]]:
 
 
 def ours_dpo(steps: int, directory: Path) -> list[float]:
-    from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
-    from easydistill.trainers.preferences import PairRow
-    from easydistill.trainers.preferences_trl import PairTrainer, PairWatch
+    from easydistill.methods.dpo.config import PairTrainingConfig, PreferenceConfig
+    from easydistill.methods.dpo.trainer import PairRow
+    from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch
 
     config = PairTrainingConfig(
         **training(steps).model_dump(exclude={"per_device_train_batch_size", "max_length", "lora"}),

@@ -73,9 +73,9 @@ def ours(kind: str, steps: int, directory: str, make: Callable[[], Any] = build,
     import torch
     from transformers import PrinterCallback
 
-    from easydistill.config.training import TrainingConfig
-    from easydistill.trainers.batching import EpochSampler, RowDataset, TokenRow, collate
-    from easydistill.trainers.compat import FusedTrainer, cross_entropy_loss, fuse_loss, training_arguments
+    from easydistill.methods.sft.batching import EpochSampler, RowDataset, TokenRow, collate
+    from easydistill.methods.sft.config import TrainingConfig
+    from easydistill.methods.shared.compat import FusedTrainer, cross_entropy_loss, fuse_loss, training_arguments
 
     student = make()
     made = [TokenRow(str(n), ids, mask) for n, (ids, mask) in enumerate(rows(kind, steps))]

@@ -29,7 +29,7 @@ VOCABULARY, LENGTH, SEED, LEARNING_RATE = 49_152, 256, 0, 2e-4
 
 
 def kinds() -> dict[str, Any]:
-    from easydistill.config.signals import (
+    from easydistill.signals.config import (
         SampledSignals,
         ThresholdSignals,
         TopKSampledSignals,
@@ -81,12 +81,12 @@ def students(rows: list[Any]) -> dict[str, Any]:
     import torch
 
     from easydistill.config.models import ModelsConfig, PrunedStudent
-    from easydistill.config.training import TrainingConfig
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
+    from easydistill.methods.sft.batching import TokenRow
+    from easydistill.methods.sft.config import TrainingConfig
+    from easydistill.methods.sft.trainer import train
     from easydistill.models.student import build_student
-    from easydistill.trainers.batching import TokenRow
-    from easydistill.trainers.supervised import train
 
     def make() -> Any:
         student = PrunedStudent.model_validate({"from": TEACHER, "keep_layers": 20})
@@ -123,9 +123,9 @@ def gradient_errors(teacher: Any, student: Any, rows: list[Any], chosen: dict[st
     import numpy as np
     import torch
 
+    from easydistill.contracts.loss import Outcomes
     from easydistill.kernels.linear_distillation import Objective, Targets, linear_distillation
     from easydistill.losses import forward_kld
-    from easydistill.losses._terms import Outcomes
     from easydistill.models.head import Head
     from easydistill.signals.extract import SignalShape, TeacherRows, extract
     from easydistill.signals.signal import weight_arrays

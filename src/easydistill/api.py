@@ -75,10 +75,11 @@ class _JobClasses(Mapping[str, type[JobConfig]]):
         return job
 
     def __iter__(self) -> Iterator[str]:
-        return iter(JOBS.names())
+        # A broken extension harms only a config that names it.
+        return iter(JOBS.loaded())
 
     def __len__(self) -> int:
-        return len(JOBS.names())
+        return len(JOBS.loaded())
 
 
 def job_classes() -> Mapping[str, type[JobConfig]]:
@@ -185,9 +186,10 @@ class _Run:
         runner.preflight(stages)
         with self._directory.locked():
             if again is not None:
-                from easydistill.stages.retry import mark_rejected
+                from easydistill.asking.retry import mark_rejected
+                from easydistill.synthesis.operators import rejection_reasons
 
-                mark_rejected(self._directory.path, again, self._reporter.say)
+                mark_rejected(self._directory.path, again, self._reporter.say, rejection_reasons)
             records = runner.completed(stages)
             found = self._directory.read_summary()
             if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
@@ -368,8 +370,8 @@ def verify_signals(
     Raises:
         DataError: there is no such store, or it is damaged.
     """
+    from easydistill.methods.distil.score_stage import scorer_of_store
     from easydistill.signals.store import SignalStore
-    from easydistill.stages.score import scorer_of_store
 
     store = SignalStore(Path(directory))
     reporter = Reporter(None)

@@ -31,12 +31,12 @@ from tests.support.tokenizers import CHATML
 from tests.unit.test_chat_templates import QWEN3
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.signals import SignalsConfig, TopPSignals
 from easydistill.errors import DataError
 from easydistill.models.compatibility import Side, fatal, side_of
 from easydistill.models.student import build_student
 from easydistill.signals.aligned import AlignedRow, compare_aligned, coverage
 from easydistill.signals.alignment import token_bytes
+from easydistill.signals.config import SignalsConfig, TopPSignals
 from easydistill.signals.score import ModelScorer, RowToScore
 from easydistill.signals.store import shard_path
 

@@ -25,20 +25,20 @@ from tests.support.jobs import TRAINING
 
 import easydistill
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.losses import LOSSES
+from easydistill.methods.distil.score_stage import scorer_of_store
+from easydistill.methods.distil.trainer import Distillation
+from easydistill.methods.sft import trainer as supervised
+from easydistill.methods.sft.batching import TokenRow, collate
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.compat import fuse_loss
 from easydistill.models.student import build_student
 from easydistill.signals.score import RowToScore
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample, SignalStore
-from easydistill.stages.score import scorer_of_store
-from easydistill.trainers import supervised
-from easydistill.trainers.batching import TokenRow, collate
-from easydistill.trainers.compat import fuse_loss
-from easydistill.trainers.distillation import Distillation
 
 
 @pytest.fixture(scope="module")

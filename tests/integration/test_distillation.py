@@ -17,21 +17,22 @@ from tests.support.aligned import sharpen
 from tests.support.tiny import SMALL_VOCABULARY as VOCABULARY
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.losses import LOSSES
+from easydistill.methods.distil.trainer import Distillation
+from easydistill.methods.sft import trainer as supervised
+from easydistill.methods.sft.batching import IGNORE, TokenRow, collate, pack
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.compat import fuse_loss
 from easydistill.models.head import Head, body_of
 from easydistill.models.student import Student, build_student
+from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
 from easydistill.signals.extract import SignalShape
 from easydistill.signals.score import ModelScorer, RowToScore, score_rows
 from easydistill.signals.store import SignalStore, StoreManifest, shard_path
-from easydistill.trainers import supervised
-from easydistill.trainers.batching import IGNORE, TokenRow, collate, pack
-from easydistill.trainers.compat import fuse_loss
-from easydistill.trainers.distillation import Distillation
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

@@ -13,15 +13,15 @@ import torch
 from tests.support.jobs import run, run_here, start, write_config
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.preference import PairLoss, PairTrainingConfig, PreferenceConfig
 from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
+from easydistill.methods.dpo.config import DpoTrainingConfig, PairLoss, PreferenceConfig
+from easydistill.methods.dpo.trainer import PairRow, measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch, train
+from easydistill.methods.shared.rollouts import LocalScores
 from easydistill.models.student import Student, build_student
-from easydistill.trainers.preferences import PairRow, measure, measure_gaps, score_pairs
-from easydistill.trainers.preferences_trl import PairTrainer, PairWatch, train
-from easydistill.trainers.rollouts import LocalScores
 
 F = torch.nn.functional
 
@@ -48,7 +48,7 @@ def pairs(count: int, betas: bool = False, seed: int = 0) -> list[PairRow]:
 def trainer_of(
     folder: Path, model: Path, rows: list[PairRow], preference: PreferenceConfig, **training: Any
 ) -> PairTrainer:
-    config = PairTrainingConfig(**{"bf16": False, "per_device_train_batch_size": len(rows), **training})
+    config = DpoTrainingConfig(**{"bf16": False, "per_device_train_batch_size": len(rows), **training})
     reporter = Reporter(folder / "metrics.jsonl")
     watch = PairWatch(reporter, StopSignal(), config)
     return PairTrainer(student_of(model), rows, config, preference, folder / "checkpoints", watch, StopSignal())
@@ -124,7 +124,7 @@ def test_losses_equal_a_calculation_by_hand(tiny_whole: Path, tmp_path: Path, ki
 def trained(folder: Path, model: Path, rows: list[PairRow], preference: PreferenceConfig, **training: Any) -> Any:
     folder.mkdir()
     student = student_of(model)
-    config = PairTrainingConfig(
+    config = DpoTrainingConfig(
         **{"bf16": False, "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "logging_steps": 1, **training}
     )
     train(student, rows, config, preference, folder / "c", Reporter(folder / "metrics.jsonl"), StopSignal())

@@ -20,31 +20,27 @@ from tests.support.jobs import TRAINING, run, run_here, start, write_config, wri
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from easydistill.config.inference import ApiInferenceConfig
-from easydistill.config.on_policy import OnPolicyConfig
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import DataError, Interrupted, TeacherError
+from easydistill.methods.on_policy import trainer as on_policy
+from easydistill.methods.on_policy import trl_trainer as on_policy_trl
+from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.trainer import trim_vocabulary, trimmed_vocabulary
+from easydistill.methods.sft.batching import TokenRow
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.trainer import train as fine_tune
+from easydistill.methods.sft.trainer import with_adapters
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.rollouts import LocalScores, PromptOrder, PromptRow, assign, roll_out
 from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 from easydistill.report.curve import read_curve
 from easydistill.teachers.server_scores import ServerScores
-from easydistill.trainers import on_policy, on_policy_trl
-from easydistill.trainers.batching import TokenRow
-from easydistill.trainers.checkpoints import last_whole_checkpoint
-from easydistill.trainers.on_policy import trim_vocabulary, trimmed_vocabulary
-from easydistill.trainers.rollouts import (
-    LocalScores,
-    PromptOrder,
-    PromptRow,
-    assign,
-    roll_out,
-)
-from easydistill.trainers.supervised import train as fine_tune
-from easydistill.trainers.supervised import with_adapters
 
 VOCABULARY = 64
 END = 2

@@ -17,11 +17,11 @@ import pytest
 from tests.support.fault_server import Running, answer_to, plan, prompt, running
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Completion, Failure, GenerationRequest, Outcome, outcome_from_record
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
 from easydistill.teachers import openai as module
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, outcome_from_record
 from easydistill.teachers.openai import OpenAITeacher
 
 KEY = "sk-secret-1234567890"
@@ -383,5 +383,5 @@ def test_works_inside_a_running_loop(server: Running) -> None:
 
 
 def test_the_sdk_loads_with_this_teacher_only() -> None:
-    code = "import easydistill.teachers, easydistill.teachers.base, sys; assert 'openai' not in sys.modules"
+    code = "import easydistill.teachers, easydistill.contracts.teacher, sys; assert 'openai' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

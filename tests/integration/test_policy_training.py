@@ -15,18 +15,19 @@ from pydantic import ValidationError
 from tests.integration.test_on_policy_kd import END, assert_same_bits, student, weights
 from tests.integration.test_on_policy_kd import tokenizer as tokenizer
 
-from easydistill.config.policy import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, TeacherError
+from easydistill.methods.policy import trl_trainer as policy_trl
+from easydistill.methods.policy.config import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
+from easydistill.methods.policy.ppo_trl_trainer import ModelCritic, PpoTrainer, ValueHead
+from easydistill.methods.policy.trainer import PolicyRow
+from easydistill.methods.policy.trl_trainer import Explorer, PolicyWatch
+from easydistill.methods.sft.config import TrainingConfig
 from easydistill.models.student import Student
-from easydistill.rewards import Composite, Rollout
-from easydistill.trainers import policy_trl
-from easydistill.trainers.policy import PolicyRow
-from easydistill.trainers.policy_trl import Explorer, PolicyWatch
-from easydistill.trainers.ppo_trl import ModelCritic, PpoTrainer, ValueHead
+from easydistill.rewards import Rollout, WeightedRewards
 
 FIRST, TOKENS = 20, 32
 """Prompts are pairs of tokens from FIRST on, of TOKENS in all; the right answer begins with the second one."""
@@ -52,7 +53,7 @@ def rows(count: int = 32, seed: int = 0) -> list[PolicyRow]:
 
 
 def explorer(count: int = 32) -> Explorer:
-    return Explorer(rows(count), rows(16, seed=1), Composite({"copies": Copies()}, {"copies": 1.0}), Copies())
+    return Explorer(rows(count), rows(16, seed=1), WeightedRewards({"copies": Copies()}, {"copies": 1.0}), Copies())
 
 
 def training(**values: Any) -> PolicyTrainingConfig:
@@ -165,7 +166,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer
     train(whole, through, tmp_path / "whole", GOING_ON[name], config)
     stop = StopSignal()
     first = explorer()
-    first.rewards = Composite({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
+    first.rewards = WeightedRewards({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
     outcome = train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config, stop)
     assert 0 < outcome.steps < 12
     second = explorer()
@@ -195,7 +196,7 @@ def test_rounds_before_a_judge_failed_are_kept(name: str, tokenizer: Any, tmp_pa
     whole, broken = tiny(tokenizer), tiny(tokenizer)
     train(whole, explorer(), tmp_path / "whole", GOING_ON[name], config)
     first = explorer()
-    first.rewards = Composite({"copies": FailsAt(4)}, {"copies": 1.0})
+    first.rewards = WeightedRewards({"copies": FailsAt(4)}, {"copies": 1.0})
     with pytest.raises(TeacherError):
         train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config)
     outcome = train(broken, explorer(), tmp_path / "broken", GOING_ON[name], config)

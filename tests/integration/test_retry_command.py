@@ -16,9 +16,9 @@ from tests.support.label_in_batches import label as label_in_batches
 from tests.support.scripted_server import ScriptedServer
 
 import easydistill
+from easydistill.asking.retry import mark_rejected
 from easydistill.cli import main
 from easydistill.errors import DataError
-from easydistill.stages.retry import mark_rejected
 
 TASKS = (
     *("Write a poem about the sea", "Explain how rainbows form", "Translate this letter into French"),
@@ -112,7 +112,7 @@ def test_a_kill_between_two_steps(server: Running, tmp_path: Path, monkeypatch: 
 
     for step in ("_reopen", "set_aside"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(f"easydistill.stages.retry.{step}", kill)
+            patch.setattr(f"easydistill.asking.retry.{step}", kill)
             main(["retry", str(config), "--only=empty_content"])
         assert labels(tmp_path) == {"fine": answer_to("fine")}
     assert main(["retry", str(config), "--only=empty_content", "--quiet"]) == 0

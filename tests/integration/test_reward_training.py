@@ -18,18 +18,18 @@ import easydistill
 from easydistill.config.dataset import PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.reward_model import RewardModelConfig, RewardTrainingConfig
 from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError
+from easydistill.methods.dpo.stage import PairRows
+from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
+from easydistill.methods.reward_model.trainer import RewardRow, score_rows
+from easydistill.methods.reward_model.trl_trainer import ScoreTrainer, ScoreWatch, train
 from easydistill.models.scalar_head import set_padding, with_scalar_head
 from easydistill.models.student import Student, build_student
 from easydistill.rewards import RewardContext
 from easydistill.rewards.reward_model import Config, make
-from easydistill.stages.prefer import PairRows
-from easydistill.trainers.reward_model import RewardRow, score_rows
-from easydistill.trainers.reward_model_trl import ScoreTrainer, ScoreWatch, train
 
 F = torch.nn.functional
 END = 2

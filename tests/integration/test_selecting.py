@@ -14,7 +14,7 @@ import pytest
 import easydistill
 from easydistill.data.formats import read_samples
 from easydistill.errors import EXIT_OK, EXIT_TOO_MANY_REJECTED, ConfigError, DataError
-from easydistill.operators import instruction_expansion
+from easydistill.synthesis.operators import instruction_expansion
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]

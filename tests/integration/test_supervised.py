@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import LoraConfig, TrainingConfig
+from easydistill.config.training import LoraConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError, ModelError
-from easydistill.models.head import body_of
-from easydistill.models.student import Student, build_student
-from easydistill.trainers import supervised
-from easydistill.trainers.batching import IGNORE, EpochSampler, TokenRow, collate, pack
-from easydistill.trainers.checkpoints import last_whole_checkpoint
-from easydistill.trainers.compat import (
+from easydistill.methods.sft import trainer as supervised
+from easydistill.methods.sft.batching import IGNORE, EpochSampler, TokenRow, collate, pack
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.compat import (
     FusedTrainer,
     check_head,
     cross_entropy_loss,
@@ -29,6 +28,8 @@ from easydistill.trainers.compat import (
     training_arguments,
     unfuse_loss,
 )
+from easydistill.models.head import body_of
+from easydistill.models.student import Student, build_student
 
 VOCABULARY = 300
 
@@ -312,7 +313,7 @@ def test_an_infinite_loss_stops_the_run(tiny_model: Path, tmp_path: Path) -> Non
         run(tiny_model, tmp_path, rows(64), learning_rate=1e30, optim="sgd", max_grad_norm=0, num_train_epochs=4)
 
 
-# --- contracts with transformers, one for each override in trainers/compat.py ----------------------------------
+# --- contracts with transformers, one for each override in methods/shared/compat.py ----------------------------------
 
 
 def test_every_training_argument_is_known_to_the_installed_transformers(tmp_path: Path) -> None:

@@ -13,16 +13,16 @@ from tests.support.fault_server import Running, answer_to, prompt, running
 from tests.support.jobs import write_prompts
 from tests.support.traffic_server import traffic
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Completion, Failure, GenerationRequest, Outcome
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import TeacherError
 from easydistill.jobs._api_teacher import api_teacher
-from easydistill.stages.label import LabelStage
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome
 
 PRICES = {"input": 1.0, "output": 2.0}
 EACH = (5 * 1.0 + 7 * 2.0) / 1e6

@@ -23,14 +23,14 @@ from tests.integration.test_on_policy_kd import job as on_policy_job
 from tests.support.jobs import api_job, local_job, run, write_config
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Completion, GenerationRequest, Outcome
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
+from easydistill.methods.shared.rollouts import LocalScores, roll_out
 from easydistill.models.loading import load_model, load_tokenizer
-from easydistill.teachers.base import Completion, GenerationRequest, Outcome
 from easydistill.teachers.openai import OpenAITeacher
 from easydistill.teachers.server_scores import ServerScores
-from easydistill.trainers.rollouts import LocalScores, roll_out
 
 pytestmark = [
     pytest.mark.vllm,

@@ -14,12 +14,12 @@ import pytest
 import torch
 from tests.support.jobs import TRAINING, run, write_config
 
-from easydistill.config.signals import TopKSignals
+from easydistill.methods.distil.score_stage import scorer_of_store
+from easydistill.signals.config import TopKSignals
 from easydistill.signals.from_vllm import real_entries
 from easydistill.signals.score import ModelScorer, RowToScore
 from easydistill.signals.store import SignalStore
 from easydistill.signals.verify import verify
-from easydistill.stages.score import scorer_of_store
 
 QUESTIONS = {
     "Name three things that are red.": "Apples, roses and fire engines are red.",

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from easydistill.config.signals import SignalsConfig, TopKSignals
 from easydistill.data.records import Message
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.compatibility import real_vocabulary, side_of
 from easydistill.signals.aligned import AlignedRow, AlignedScorer, Aligner, codec_of
+from easydistill.signals.config import SignalsConfig, TopKSignals
 from easydistill.signals.score import RowToScore, score_rows
 from easydistill.signals.store import SignalStore, StoreManifest
 from tests.support import tokenizers as made

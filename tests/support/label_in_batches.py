@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.engine.interrupt import StopSignal
@@ -17,7 +18,6 @@ from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.jobs._api_teacher import api_teacher
-from easydistill.stages.label import LabelStage
 from tests.support.jobs import write_prompts
 
 FAST = {"poll_interval": 0.02}

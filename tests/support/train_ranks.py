@@ -17,15 +17,15 @@ def main(student: str, rows: str, store: str, target: str, accumulation: str) ->
     import torch
 
     from easydistill.config.models import ModelsConfig
-    from easydistill.config.training import TrainingConfig
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
     from easydistill.losses.forward_kld import Config
+    from easydistill.methods.distil.trainer import Distillation
+    from easydistill.methods.sft.batching import TokenRow
+    from easydistill.methods.sft.config import TrainingConfig
+    from easydistill.methods.sft.trainer import train
     from easydistill.models.student import build_student
     from easydistill.signals.store import SignalStore
-    from easydistill.trainers.batching import TokenRow
-    from easydistill.trainers.distillation import Distillation
-    from easydistill.trainers.supervised import train
 
     made = [TokenRow(**json.loads(line)) for line in Path(rows).read_text().splitlines()]
     config = TrainingConfig(

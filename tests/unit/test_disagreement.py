@@ -19,22 +19,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import ModelsConfig
+from easydistill.contracts.metric import TokenRows
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Artifact, StageContext, StageResult
-from easydistill.evaluators import _disagreement, _measure
-from easydistill.evaluators._base import TokenRows
-from easydistill.evaluators._disagreement import LARGEST_PER_ROW, SHOWN, TOP, Disagreement, Figures
-from easydistill.evaluators._measure import Measured, positions, token_metrics
-from easydistill.evaluators._ranking import Highest, top
-from easydistill.evaluators._token_text import CONTEXT_CHARACTERS, TokenText, described
+from easydistill.evaluation import disagreement as _disagreement
+from easydistill.evaluation import measure as _measure
+from easydistill.evaluation import stage as stage_module
+from easydistill.evaluation.disagreement import LARGEST_PER_ROW, SHOWN, TOP, Disagreement, Figures
+from easydistill.evaluation.measure import Measured, positions, token_metrics
+from easydistill.evaluation.ranking import Highest, top
+from easydistill.evaluation.stage import DISAGREEMENT, EvaluateStage, _Measurement
+from easydistill.evaluation.token_text import CONTEXT_CHARACTERS, TokenText, described
+from easydistill.methods.shared.rows import LabelledRows
+from easydistill.methods.shared.student import MODEL
 from easydistill.models.head import body_of
-from easydistill.stages import evaluate as stage_module
-from easydistill.stages.evaluate import DISAGREEMENT, EvaluateStage, _Measurement
-from easydistill.stages.rows import LabelledRows
-from easydistill.stages.train import MODEL
 
 Rows = list[tuple[list[int], list[bool]]]
 

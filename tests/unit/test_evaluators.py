@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from easydistill.evaluators import METRICS
-from easydistill.evaluators._base import TokenRows
-from easydistill.evaluators.rouge_l import Metric as RougeL
-from easydistill.evaluators.rouge_l import common_subsequence, words
+from easydistill.contracts.metric import TokenRows
+from easydistill.evaluation.metrics import METRICS
+from easydistill.evaluation.metrics.rouge_l import Metric as RougeL
+from easydistill.evaluation.metrics.rouge_l import common_subsequence, words
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
 STUDENT = torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]])

@@ -8,12 +8,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from easydistill.asking.answers import JOURNAL
+from easydistill.asking.forecast import forecast, forecast_calls
 from easydistill.config.inference import ApiInferenceConfig, PricesConfig
+from easydistill.contracts.teacher import Completion, Failure
 from easydistill.data.journal import Journal
 from easydistill.data.records import Message
-from easydistill.stages.forecast import forecast, forecast_calls
-from easydistill.stages.label import JOURNAL
-from easydistill.teachers.base import Completion, Failure
 
 PRICES = PricesConfig(input=1.0, output=4.0)
 

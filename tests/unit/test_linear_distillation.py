@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from easydistill.contracts.loss import Outcomes
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.kernels.linear_distillation import Objective, Targets, linear_distillation
 from easydistill.losses import LOSSES
-from easydistill.losses._terms import Outcomes
 from easydistill.models.head import Head
 
 ROWS, WIDTH, VOCABULARY = 23, 7, 31

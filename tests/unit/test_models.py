@@ -14,13 +14,13 @@ from tests.conftest import TEACHER
 
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
+from easydistill.contracts.teacher import GenerationRequest, request_key
 from easydistill.data.batches import batches_by_length
 from easydistill.errors import ConfigError, ModelError
 from easydistill.models.loading import eos_ids, load_model, same_vocabulary
 from easydistill.models.reference import model_directory, resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.models.student import build_student, kept_layers
-from easydistill.teachers.base import GenerationRequest, request_key
 from easydistill.teachers.transformers import TransformersTeacher
 
 

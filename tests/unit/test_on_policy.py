@@ -16,11 +16,11 @@ from tests.support.configs import DELETE, changed, complaints, write
 from easydistill import api
 from easydistill.data.chat import Rendered
 from easydistill.jobs import stages_of
-from easydistill.stages.on_policy import split_label
+from easydistill.methods.on_policy.stage import split_label
+from easydistill.methods.on_policy.trainer import sampled_reverse_kl
+from easydistill.methods.shared.rollouts import PromptOrder, repetition, rolled_positions
 from easydistill.teachers.retry import Fault, Verdict
 from easydistill.teachers.server_scores import NO_LOGPROBS, realised
-from easydistill.trainers.on_policy import sampled_reverse_kl
-from easydistill.trainers.rollouts import PromptOrder, repetition, rolled_positions
 
 LOCAL: dict[str, Any] = {
     "job_type": "on_policy_kd",

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from easydistill.config.base import Unfit
-from easydistill.config.policy import GrpoConfig, PolicyTrainingConfig, PpoConfig, check_rounds
-from easydistill.trainers import ppo
-from easydistill.trainers.policy import Alarms, GroupOrder, standard_error, zero_variance
+from easydistill.methods.policy import ppo
+from easydistill.methods.policy.config import GrpoConfig, PolicyTrainingConfig, PpoConfig, check_rounds
+from easydistill.methods.policy.trainer import Alarms, GroupOrder, standard_error, zero_variance
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
-from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.preferences import Preference, read_preferences, write_pairs_json, write_pairs_parquet
 from easydistill.data.records import Message, Rejection, split_heldout
 from easydistill.errors import DataError
-from easydistill.stages.prefer import check_thoughts, render_pairs
-from easydistill.trainers.preferences import PairRow
+from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.stage import check_thoughts, render_pairs
+from easydistill.methods.dpo.trainer import PairRow
 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}
@@ -186,5 +186,5 @@ def test_sections_that_do_not_fit(values: dict[str, Any], words: str) -> None:
 
 
 def test_pairs_are_not_packed() -> None:
-    with pytest.raises((ValidationError, ValueError), match="pairs are not packed"):
-        PairTrainingConfig(packing=True)
+    with pytest.raises(ValidationError, match=r"packing\n.*not permitted"):
+        DpoTrainingConfig(packing=True)

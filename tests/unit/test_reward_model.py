@@ -15,19 +15,12 @@ from tests.support.tiny import tiny_llama
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from easydistill.config.models import ModelsConfig
-from easydistill.config.reward_model import RewardModelConfig, RewardTrainingConfig
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.preferences import Preference
 from easydistill.errors import ConfigError, ModelError
-from easydistill.models.loading import load_model
-from easydistill.models.scalar_head import head_name, scalar_issues, set_padding, with_scalar_head
-from easydistill.models.student import Student
-from easydistill.report.collect import MetricRow
-from easydistill.report.words import KINDS, metric_words
-from easydistill.rewards import reward_model
-from easydistill.stages.checks import model_issues, student_issues
-from easydistill.stages.reward import NOTES, tokenise
-from easydistill.trainers.reward_model import (
+from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
+from easydistill.methods.reward_model.stage import NOTES, tokenise
+from easydistill.methods.reward_model.trainer import (
     RewardRow,
     RowScore,
     best_of_n,
@@ -37,6 +30,13 @@ from easydistill.trainers.reward_model import (
     pearson,
     spearman,
 )
+from easydistill.models.checks import model_issues, student_issues
+from easydistill.models.loading import load_model
+from easydistill.models.scalar_head import head_name, scalar_issues, set_padding, with_scalar_head
+from easydistill.models.student import Student
+from easydistill.report.collect import MetricRow
+from easydistill.report.words import KINDS, metric_words
+from easydistill.rewards import reward_model
 
 
 def row(chosen: int, rejected: int, *, prompt: str = "p", truth: Any = None, gap: str = "pairs") -> RewardRow:
@@ -241,7 +241,7 @@ def test_a_classifier_is_no_language_model(tokenizer: Any, tmp_path: Path) -> No
     assert not reward_model.issues(reward_model.Config(model=str(tmp_path)))
     student(tokenizer).model.save_pretrained(tmp_path / "language")
     (issue,) = reward_model.issues(reward_model.Config(model=str(tmp_path / "language")))
-    assert "is no reward model (its architecture: LlamaForCausalLM)" in issue.problem
+    assert "is not a reward model (its architecture: LlamaForCausalLM)" in issue.problem
 
 
 # --- sections ---------------------------------------------------------------------------------------------------
@@ -254,5 +254,6 @@ def test_sections() -> None:
     for values in ({"center_rewards_coefficient": -1}, {"margin": True}):
         with pytest.raises(ValidationError):
             RewardModelConfig(**values)
-    with pytest.raises((ValidationError, ValueError), match="pairs are not packed"):
-        RewardTrainingConfig(packing=True)
+    for ignored in ({"packing": True}, {"loss_chunk_bytes": 1 << 20}):
+        with pytest.raises(ValidationError, match="not permitted"):
+            RewardTrainingConfig(**ignored)

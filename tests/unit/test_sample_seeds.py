@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import GenerationRequest, request_key, row_seed, sample_seed
 from easydistill.data.records import Message
 from easydistill.teachers._chat_completion import request_body
-from easydistill.teachers.base import GenerationRequest, request_key, row_seed, sample_seed
 
 MESSAGES: tuple[Message, ...] = ({"role": "user", "content": "Why?"},)
 

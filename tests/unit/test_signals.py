@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydistill.config.signals import SampledSignals, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
 from easydistill.errors import DataError
 from easydistill.models.head import Head
 from easydistill.signals.codec import (
@@ -27,6 +26,7 @@ from easydistill.signals.codec import (
     pack,
     unpack,
 )
+from easydistill.signals.config import SampledSignals, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
 from easydistill.signals.extract import SignalShape, TeacherRows, extract, signal_of_logits
 from easydistill.signals.score import plan_shards
 from easydistill.signals.signal import TeacherSignal, concatenate, weight_arrays

@@ -11,11 +11,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from easydistill.config.inference import LocalInferenceConfig
+from easydistill.contracts.teacher import Completion, GenerationRequest
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import TeacherError
 from easydistill.models.structured import SchemaGrammars
-from easydistill.operators._replies import schema_of
-from easydistill.teachers.base import Completion, GenerationRequest
+from easydistill.synthesis.replies import schema_of
 from easydistill.teachers.transformers import TransformersTeacher
 
 SCHEMAS: list[dict[str, Any] | None] = [

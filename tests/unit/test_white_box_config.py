@@ -8,8 +8,8 @@ import pytest
 from tests.support.configs import changed
 
 from easydistill import api
-from easydistill.config.signals import ThresholdSignals, TopKSignals
 from easydistill.errors import ConfigError
+from easydistill.signals.config import ThresholdSignals, TopKSignals
 
 JOB: dict[str, Any] = {
     "job_type": "white_box_kd_local",

@@ -55,6 +55,8 @@ KEY_ALIASES: dict[KeyPath, KeyPath] = {
     ("inference", "model_name"): ("inference", "model"),
     ("on_policy", "lambda"): ("on_policy", "rollout_share"),
     ("on_policy", "lmbda"): ("on_policy", "rollout_share"),
+    ("synthesis", "prompts", "cot_simplification"): ("synthesis", "prompts", "cot_long2short"),
+    ("synthesis", "prompts", "cot_extension"): ("synthesis", "prompts", "cot_short2long"),
     ("training", "lora", "lora_alpha"): ("training", "lora", "alpha"),
     ("training", "lora", "lora_dropout"): ("training", "lora", "dropout"),
 }

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-SECRET_KEYS = frozenset({"api_key"})
-"""Names of all keys whose values are `Secret`s (a test compares this with the classes)."""
+from easydistill.config.identity import SECRET_KEYS as SECRET_KEYS
+from easydistill.config.identity import identity_of
 
 MAX_SEED = 2**32 - 1
 """The largest seed that every library takes."""
@@ -28,9 +28,17 @@ class Section(BaseModel):
     runtime_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how a stage runs but not what it produces; they stay out of fingerprints."""
 
+    identity_name: ClassVar[str]
+    """Names the section in `recorded_identities.json`; by default the name of its class. See `config/identity.py`."""
+    identity_version: ClassVar[int] = 1
+    """Raise it where a default changes, or the same values come to mean something else: what ran before runs again."""
+
     def identity(self) -> dict[str, Any]:
-        """The values that can change a stage's output, as JSON types, for its fingerprint."""
-        return self.model_dump(mode="json", exclude={*self.runtime_only, *SECRET_KEYS})
+        """The values that can change a stage's output, as JSON types, for fingerprints and request keys.
+
+        A field that is added to a section is left out at its default: what ran and what was paid for stays valid.
+        """
+        return identity_of(self)
 
 
 class Unfit(ValueError):
@@ -71,3 +79,10 @@ ProperShare = Annotated[float, _NoBool, Field(ge=0, lt=1)]
 NonEmptyStr = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 Secret = SecretStr
+
+
+BETAS = (1e-6, 1e4)
+"""The smallest and the largest β: beyond, float32 holds neither the loss nor its gradient."""
+
+
+Beta = Annotated[PositiveFloat, Field(ge=BETAS[0], le=BETAS[1])]

@@ -1,6 +1,6 @@
 """The `training` section, in Hugging Face's names.
 
-Names that the installed transformers has dropped are mapped in `trainers/compat.py`, never passed on blindly.
+Names that the installed transformers has dropped are mapped in `methods/shared/compat.py`, never passed on blindly.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LoraConfig(Section):
     """Which layers get adapters."""
 
 
-class TrainingConfig(Section):
-    """Supervised fine-tuning of the student. Defaults follow the paper's recipes (section 2.2, Code 1)."""
+class TrainerConfig(Section):
+    """What every training method takes. Defaults follow the paper's recipes (section 2.2, Code 1)."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers"}
@@ -50,7 +50,7 @@ class TrainingConfig(Section):
     max_steps: PositiveInt | None = None
     """Stop after so many optimiser steps, whatever `num_train_epochs` says."""
     per_device_train_batch_size: PositiveInt = 1
-    """Rows (or packs, with `packing`) per device and micro-batch."""
+    """Rows per device and micro-batch."""
     gradient_accumulation_steps: PositiveInt = 8
     """Micro-batches per optimiser step."""
     learning_rate: PositiveFloat = 2e-5
@@ -83,10 +83,6 @@ class TrainingConfig(Section):
     """Optimiser."""
     max_length: PositiveInt = 1024
     """Longest training row, in tokens. A longer row loses the end of its answer, and the report says how many did."""
-    packing: bool = False
-    """Put several rows into one sequence of `max_length`, without attention or positions crossing between rows."""
-    group_by_length: bool = True
-    """Batch rows of like length, so that little is padding. Off with `packing`."""
     bf16: bool | Literal["auto"] = "auto"
     """Compute in bfloat16 (weights and optimiser stay float32); `auto`: where the device does it well."""
     gradient_checkpointing: bool = False
@@ -103,5 +99,3 @@ class TrainingConfig(Section):
     """Checkpoints kept."""
     dataloader_num_workers: NonNegativeInt = 0
     """Extra processes that prepare batches."""
-    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
-    """Memory the loss may use for a slice of the logits, which are never held whole."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.preference import BETAS
+from easydistill.config.base import BETAS
 from easydistill.data.files import replacing
 from easydistill.data.formats import messages_of, parquet_table, write_json_rows, written_meta
 from easydistill.data.numbers import as_float

@@ -154,6 +154,14 @@ class Stage(Protocol):
     def inputs(self) -> Sequence[str]:
         """Names of the earlier stages whose artifacts it reads."""
 
+    @property
+    def offers(self) -> Sequence[str]:
+        """Artifacts that a later job of a pipeline may cite, as `@job/artifact`."""
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model that it makes is a classifier, such as a reward model, and no language model."""
+
     def preflight(self) -> list[ConfigIssue]:
         """What would make `run` fail and can be told now, cheaply: missing files, missing extras."""
 

@@ -1,14 +1,49 @@
 """Jobs: one file each, holding its config and its plan. A file's name is the `job_type`.
 
-A module offers `Job`, a config class with a literal `job_type`, and `plan(job) -> list[Stage]`. Importing a job
-loads no heavy library: stages import theirs when they run.
+A module declares what `contracts.job.JobModule` says: `Job`, a config class with a literal `job_type`, and
+`plan(job) -> list[Stage]`. Importing one loads no heavy library: stages import theirs when they run. Each operator
+without a file here is a job too (`_operators.py`).
 """
 
+from __future__ import annotations
+
+from functools import cached_property
+from types import ModuleType
+
 from easydistill.config.job import JobConfig
+from easydistill.contracts.job import JOB
 from easydistill.engine.stage import Stage
 from easydistill.registry import Registry
 
-JOBS = Registry("jobs", __name__)
+
+class _Jobs(Registry):
+    """The files of this folder, third parties' jobs, and operators."""
+
+    @cached_property
+    def _operators(self) -> tuple[str, ...]:
+        from easydistill.synthesis.operators import OPERATORS
+
+        own = set(super().names())
+        return tuple(name for name in OPERATORS.names() if name not in own)
+
+    @cached_property
+    def _made(self) -> dict[str, ModuleType]:
+        return {}
+
+    def names(self) -> tuple[str, ...]:
+        return (*super().names(), *self._operators)
+
+    def _load(self, name: str) -> ModuleType:
+        if name not in self._operators:
+            return super()._load(name)
+        if name not in self._made:
+            from easydistill.jobs._operators import operator_job
+
+            self._made[name] = operator_job(name)
+        return self._made[name]
+
+
+JOBS = _Jobs("jobs", __name__, JOB)
 
 
 def stages_of(job: JobConfig) -> list[Stage]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Teacher, TeacherPlan, endpoint_name
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
-from easydistill.stages.label import TeacherPlan
-from easydistill.teachers.base import Teacher, endpoint_name
 
 
 def api_teacher(inference: ApiInferenceConfig) -> TeacherPlan:

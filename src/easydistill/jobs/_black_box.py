@@ -5,11 +5,11 @@ from __future__ import annotations
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
-from easydistill.stages.evaluate import EvaluateStage
-from easydistill.stages.rows import LabelledRows
-from easydistill.stages.train import TrainStage
+from easydistill.evaluation.stage import EvaluateStage
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.rows import LabelledRows
 
 
 def train_and_evaluate(

@@ -7,15 +7,15 @@ from typing import Any
 
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
+from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.data.files import hash_file
+from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.student import student_of_stage
+from easydistill.models.checks import student_issues
 from easydistill.models.size import student_parameters
 from easydistill.models.student import check_student, student_identity
-from easydistill.stages.checks import needs_extra, student_issues
-from easydistill.stages.label import TeacherPlan
-from easydistill.stages.train import student_of_stage
-from easydistill.teachers.base import Teacher
 
 
 def local_student(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.config.inference import LocalInferenceConfig
+from easydistill.contracts.teacher import Teacher, TeacherPlan
+from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
+from easydistill.models.checks import model_issues
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
-from easydistill.stages.checks import model_issues, needs_extra
-from easydistill.stages.label import TeacherPlan
-from easydistill.teachers.base import Teacher
 
 
 def chosen_backend(inference: LocalInferenceConfig) -> str:

@@ -7,18 +7,17 @@ from typing import Any
 from pydantic import model_validator
 
 from easydistill.config.base import Unfit
-from easydistill.config.curriculum import CurriculumModels
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
-from easydistill.config.policy import PolicyConfig, PolicyTrainingConfig, check_rounds
-from easydistill.config.rewards import RewardsConfig
-from easydistill.config.synthesis import JudgeConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import asked_model
+from easydistill.methods.policy.config import PolicyConfig, PolicyTrainingConfig, check_rounds
+from easydistill.methods.policy.stage import ExplorationRows, PolicyStage
 from easydistill.rewards import rewards_section
-from easydistill.stages.policy import ExplorationRows, PolicyStage
+from easydistill.rewards._section import RewardsConfig
+from easydistill.synthesis.config import CurriculumModels, JudgeConfig
 
 RewardsSection: Any = rewards_section()
 
@@ -33,7 +32,7 @@ class PolicyJob(JobConfig):
     """How the model is asked that `rewards.judge` needs: `models.judge`, or a server."""
     policy: PolicyConfig
     training: PolicyTrainingConfig = PolicyTrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: HeldoutConfig = HeldoutConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> PolicyJob:

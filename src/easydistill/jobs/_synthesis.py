@@ -6,18 +6,19 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, Inference, SamplingConfig
 from easydistill.config.job import JobConfig
-from easydistill.config.synthesis import JudgeConfig, SynthesisModels
+from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._local_teacher import local_teacher
-from easydistill.operators import OPERATORS
-from easydistill.operators._base import Role
-from easydistill.stages.sources import FileSource, RowSource
-from easydistill.stages.synthesise import AskedModel, SynthesiseStage
+from easydistill.synthesis.config import JudgeConfig, SynthesisModels
+from easydistill.synthesis.operators import OPERATORS
+from easydistill.synthesis.sources import FileSource, RowSource
+from easydistill.synthesis.stage import SynthesiseStage
 
 
 class SynthesisJob(JobConfig):

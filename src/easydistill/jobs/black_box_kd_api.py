@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
+from easydistill.evaluation.config import evaluation_section
 from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._black_box import train_and_evaluate
-from easydistill.stages.label import LabelStage
+from easydistill.methods.sft.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from easydistill.config.evaluation import EvaluationConfig as Evaluation
+else:
+    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -29,7 +34,7 @@ class Job(JobConfig):
     """How the API is asked. Without it, the job trains on `dataset.labeled_path`."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _has_rows(self) -> Job:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.training import TrainingConfig
 from easydistill.engine.stage import Stage
+from easydistill.evaluation.config import evaluation_section
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.jobs._local_teacher import local_teacher
-from easydistill.stages.label import LabelStage
+from easydistill.methods.sft.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from easydistill.config.evaluation import EvaluationConfig as Evaluation
+else:
+    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -28,7 +33,7 @@ class Job(JobConfig):
     inference: LocalInferenceConfig = LocalInferenceConfig()
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Evaluation = Evaluation()
 
     @property
     def labels(self) -> bool:

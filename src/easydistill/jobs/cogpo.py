@@ -1,33 +1,70 @@
 """Cognitive preference optimisation (CogPO, arXiv 2504.09802): chains of thought that suit one student.
 
 A critic and the student itself tell which of the teacher's chains suit it, others are rewritten; the student is
-fine-tuned on those that suit, then learns from pairs with a β of each pair's gap. See `operators/cogpo.py`.
+fine-tuned on those that suit, then learns from pairs with a β of each pair's gap. See `synthesis/operators/cogpo/`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.config.base import Unfit
-from easydistill.config.cogpo import CogpoDatasetConfig, TriesInferenceConfig, TuningConfig
-from easydistill.config.curriculum import CurriculumModels
-from easydistill.config.dataset import SynthesisDatasetConfig
+from easydistill.asking.model import AskedModel
+from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Share, Unfit
+from easydistill.config.dataset import DatasetConfig, SynthesisDatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.inference import Inference, LocalInferenceConfig
 from easydistill.config.job import JobConfig
-from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
-from easydistill.config.synthesis import JudgeConfig
+from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
-from easydistill.operators import cogpo
-from easydistill.operators._base import Role
-from easydistill.stages.prefer import PairRows, PreferStage, RowsBesidePairs
-from easydistill.stages.sources import FileSource
-from easydistill.stages.synthesise import AskedModel, SynthesiseStage
-from easydistill.stages.train import TrainStage
+from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.stage import PairRows, PreferStage, RowsBesidePairs
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.stage import TrainStage
+from easydistill.synthesis.config import CurriculumModels, JudgeConfig, StudentInferenceConfig
+from easydistill.synthesis.operators import cogpo
+from easydistill.synthesis.sources import FileSource
+from easydistill.synthesis.stage import SynthesiseStage
+
+
+class CogpoDatasetConfig(DatasetConfig):
+    """Problems, or pairs that are there already."""
+
+    instruction_path: NonEmptyStr | None = None
+    """Problems with known final answers: in the row's own answer, or in a field `reference`, `final_answer` or
+    `solution`. A row's own answer is the teacher's chain of thought, unless `synthesis.use_outputs` is off."""
+    labeled_path: NonEmptyStr | None = None
+    """With problems: where pairs are written too. Without: pairs to train on, rows with `prompt`, `chosen`, `rejected`
+    and `beta`."""
+    max_samples: PositiveInt | None = None
+    """Use only the first so many problems, or pairs where there are no problems."""
+    max_rejected_share: Share = 1.0
+    """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
+
+
+class TriesInferenceConfig(StudentInferenceConfig):
+    """How the student's several answers to a problem are drawn: on this machine, through transformers."""
+
+    temperature: PositiveFloat = 0.8
+    """Sampling temperature."""
+
+
+class TuningConfig(TrainingConfig):
+    """Supervised fine-tuning on the chains that suit the student, before it learns from pairs."""
+
+    runtime_only: ClassVar[frozenset[str]] = TrainingConfig.runtime_only | {"enabled"}
+
+    enabled: bool = True
+    """Fine-tune first. The student that comes of it is the reference of the pairs' loss."""
+
+    @model_validator(mode="after")
+    def _has_no_directory(self) -> TuningConfig:
+        if self.output_dir is not None:
+            raise Unfit("the run directory is named elsewhere", "use output_dir at the top")
+        return self
 
 
 class Job(JobConfig):
@@ -46,7 +83,7 @@ class Job(JobConfig):
     synthesis: cogpo.Config = cogpo.Config()
     sft: TuningConfig = TuningConfig()
     preference: PreferenceConfig = PreferenceConfig()
-    training: PairTrainingConfig = PairTrainingConfig()
+    training: DpoTrainingConfig = DpoTrainingConfig()
     """Of the training on pairs."""
     evaluation: HeldoutConfig = HeldoutConfig()
 

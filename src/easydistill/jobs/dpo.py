@@ -8,9 +8,9 @@ from easydistill.config.dataset import PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.preference import PairTrainingConfig, PreferenceConfig
 from easydistill.engine.stage import Stage
-from easydistill.stages.prefer import PairRows, PreferStage
+from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
+from easydistill.methods.dpo.stage import PairRows, PreferStage
 
 
 class Job(JobConfig):
@@ -21,7 +21,7 @@ class Job(JobConfig):
     dataset: PairsConfig
     models: ModelsConfig
     preference: PreferenceConfig = PreferenceConfig()
-    training: PairTrainingConfig = PairTrainingConfig()
+    training: DpoTrainingConfig = DpoTrainingConfig()
     evaluation: HeldoutConfig = HeldoutConfig()
 
 

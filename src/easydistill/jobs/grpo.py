@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from easydistill.config.policy import GrpoConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._policy import PolicyJob, plan_policy
+from easydistill.methods.policy.config import GrpoConfig
 
 
 class Job(PolicyJob):

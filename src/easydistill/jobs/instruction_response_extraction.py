@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from easydistill.config.synthesis import ChunksConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import SynthesisJob, synthesise
-from easydistill.operators import instruction_response_extraction
-from easydistill.stages.sources import TextSource
+from easydistill.synthesis.config import ChunksConfig
+from easydistill.synthesis.operators import instruction_response_extraction
+from easydistill.synthesis.sources import TextSource
 
 
 class Job(SynthesisJob):

@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
-from easydistill.config.synthesis import TeacherModels
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import asked_model, need_models
-from easydistill.stages.label import LabelStage
+from easydistill.synthesis.config import TeacherModels
 
 
 class Job(JobConfig):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.on_policy import OnPolicyConfig
-from easydistill.config.training import TrainingConfig
+from easydistill.contracts.teacher import TeacherPlan
 from easydistill.engine.stage import Stage
+from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.stage import EvaluateStage
 from easydistill.jobs._api_teacher import api_teacher
 from easydistill.jobs._local_teacher import local_teacher
-from easydistill.stages.evaluate import EvaluateStage
-from easydistill.stages.label import LabelStage, TeacherPlan
-from easydistill.stages.on_policy import OnPolicyStage, PromptRows
-from easydistill.stages.rows import LabelledRows
+from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.stage import OnPolicyStage
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.rows import LabelledRows, PromptRows
+
+if TYPE_CHECKING:
+    from easydistill.config.evaluation import EvaluationConfig as Evaluation
+else:
+    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -35,7 +41,7 @@ class Job(JobConfig):
     models: ModelsConfig
     on_policy: OnPolicyConfig = OnPolicyConfig()
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Evaluation = Evaluation()
 
     @property
     def server(self) -> ApiInferenceConfig | None:

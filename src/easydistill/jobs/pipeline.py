@@ -54,12 +54,12 @@ def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]
         cited = jobs[citation.job]
         stages = stages_of(cited)
         where, who = f"jobs.{name}.{dotted(path)}", f"{citation.job} ({cited.job_type})"
-        offers = [artifact for stage in stages for artifact in getattr(stage, "offers", ())]
+        offers = [artifact for stage in stages for artifact in stage.offers]
         wanted = _NAMES.get(citation.artifact, citation.artifact)
         if offers and wanted not in offers and not any(wanted.startswith(f"{offer}/") for offer in offers):
             shown = ", ".join(f"@{citation.job}/{offer}" for offer in dict.fromkeys(offers))
             yield ConfigIssue("config", where, f"{who} makes no {json.dumps(citation.artifact)}", f"it makes {shown}")
-        judges = any(getattr(stage, "classifies", False) for stage in stages)
+        judges = any(stage.classifies for stage in stages)
         judge_wanted = path[:2] == ("rewards", "reward_model")
         if citation.artifact == "student" and judges != judge_wanted and (judge_wanted or path[0] == "models"):
             made, needed = "a reward model", "a language model"
@@ -86,6 +86,9 @@ class _Resolved:
 
 class _JobStage:
     """A job of a pipeline; its stage's directory is the job's run directory."""
+
+    offers: tuple[str, ...] = ()
+    classifies = False
 
     def __init__(self, name: str, job: JobConfig, run: RunDirectory, order: Sequence[str]) -> None:
         self.name = name

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import model_validator
 
 from easydistill.config.base import Unfit
-from easydistill.config.policy import PpoConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._policy import PolicyJob, plan_policy
+from easydistill.methods.policy.config import PpoConfig
 
 
 class Job(PolicyJob):

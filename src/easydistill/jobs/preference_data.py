@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from easydistill.config.base import Unfit
+from easydistill.asking.model import AskedModel
+from easydistill.config.base import NonNegativeFloat, Unfit
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, Inference, LocalInferenceConfig
 from easydistill.config.job import JobConfig
-from easydistill.config.preference_data import PairModels, StudentSamples, StudentSamplesConfig
-from easydistill.config.synthesis import JudgeConfig
+from easydistill.config.models import ModelsConfig, StudentRef
+from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_model
-from easydistill.operators import preference_data
-from easydistill.operators._base import Role
-from easydistill.operators._pair_configs import StudentConfig, VerifiableConfig
-from easydistill.stages.sources import FileSource
-from easydistill.stages.synthesise import AskedModel, SynthesiseStage
+from easydistill.synthesis.config import JudgeConfig, StudentInferenceConfig, SynthesisModels
+from easydistill.synthesis.operators import preference_data
+from easydistill.synthesis.operators.preference_data.configs import StudentConfig, VerifiableConfig
+from easydistill.synthesis.sources import FileSource
+from easydistill.synthesis.stage import SynthesiseStage
+
+
+class PairModels(SynthesisModels):
+    """Teacher, judge and student, those of them that run on this machine."""
+
+    student: StudentRef | None = None
+    """The model whose answers are sampled: a model, `{"from": …, "keep_layers": n}` or `{"config": {…}}`."""
+    trust_remote_code: bool = False
+    """Run code that comes with the student's weights."""
+
+    def with_student(self) -> ModelsConfig:
+        """As jobs have them that make a student."""
+        assert self.student is not None
+        return ModelsConfig(teacher=self.teacher, student=self.student, trust_remote_code=self.trust_remote_code)
+
+
+class StudentSamplesConfig(StudentInferenceConfig):
+    """How the student is sampled on this machine, through transformers."""
+
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature; 1 draws from the student's own distribution."""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "server" if "base_url" in value else "local"
+    return "server" if isinstance(value, ApiInferenceConfig) else "local"
+
+
+StudentSamples = Annotated[
+    Annotated[StudentSamplesConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
+    Discriminator(_kind),
+]
+"""A server where `base_url` is given, else `models.student` on this machine."""
 
 
 class Job(JobConfig):

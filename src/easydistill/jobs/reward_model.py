@@ -8,10 +8,10 @@ from easydistill.config.dataset import PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.reward_model import RewardModelConfig, RewardTrainingConfig
 from easydistill.engine.stage import Stage
-from easydistill.stages.prefer import PairRows
-from easydistill.stages.reward import RewardStage
+from easydistill.methods.dpo.stage import PairRows
+from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
+from easydistill.methods.reward_model.stage import RewardStage
 
 
 class Job(JobConfig):

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from easydistill.asking.label import LabelStage
+from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
-from easydistill.config.curriculum import CurriculumModels, StudentInferenceConfig
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import Inference
 from easydistill.config.job import JobConfig
-from easydistill.config.synthesis import JudgeConfig
-from easydistill.config.training import TrainingConfig
+from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
+from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.stage import EvaluateStage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
-from easydistill.operators import tapir
-from easydistill.operators._base import Role
-from easydistill.stages.curriculum import CurriculumStage, RoundRows
-from easydistill.stages.evaluate import EvaluateStage
-from easydistill.stages.label import LabelStage
-from easydistill.stages.rows import LabelledRows
-from easydistill.stages.synthesise import AskedModel
-from easydistill.stages.train import TrainStage
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.rows import LabelledRows
+from easydistill.synthesis.config import CurriculumModels, JudgeConfig, StudentInferenceConfig
+from easydistill.synthesis.curriculum import CurriculumStage, RoundRows
+from easydistill.synthesis.operators import tapir
+
+if TYPE_CHECKING:
+    from easydistill.config.evaluation import EvaluationConfig as Evaluation
+else:
+    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -42,7 +46,7 @@ class Job(JobConfig):
     curriculum: tapir.Config = tapir.Config()
     training: TrainingConfig = TrainingConfig()
     """Of every round."""
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Job:

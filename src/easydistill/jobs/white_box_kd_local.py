@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
-from easydistill.config.distillation import DistillationConfig
-from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.inference import WhiteBoxInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
-from easydistill.config.signals import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
-from easydistill.config.training import TrainingConfig
+from easydistill.contracts.loss import DistillationConfig
 from easydistill.engine.stage import Stage
+from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.stage import EvaluateStage
 from easydistill.jobs._local_teacher import local_teacher
 from easydistill.losses import distillation_section
 from easydistill.losses.forward_kld import Config as ForwardKld
-from easydistill.stages.evaluate import EvaluateStage
-from easydistill.stages.label import LabelStage
-from easydistill.stages.rollout import RolloutStage, RowsWithRollouts
-from easydistill.stages.rows import LabelledRows
-from easydistill.stages.score import ScoreStage, Scoring
-from easydistill.stages.train import Teaching, TrainStage
+from easydistill.methods.distil.rollout_stage import RolloutStage
+from easydistill.methods.distil.rows import RowsWithRollouts
+from easydistill.methods.distil.score_stage import ScoreStage, Scoring
+from easydistill.methods.distil.teaching import Teaching
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.rows import LabelledRows
+from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
 
 Distillation: Any = distillation_section()
 ALIGNED_TOP_K = 20
 """Tokens kept of a teacher with another tokenizer, of which nothing can be drawn."""
+
+
+if TYPE_CHECKING:
+    from easydistill.config.evaluation import EvaluationConfig as Evaluation
+else:
+    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -44,7 +52,7 @@ class Job(JobConfig):
     distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
     """Which divergence, and its share in the loss."""
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Evaluation = Evaluation()
 
     @property
     def labels(self) -> bool:

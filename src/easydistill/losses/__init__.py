@@ -1,11 +1,12 @@
 """Divergences between teacher and student: one a file, named as `distillation.distillation_type` names it.
 
-A module offers `Config`, a `DistillationConfig` with the loss's own parameters and a literal `distillation_type`, and
+A module declares what `contracts.loss.LossModule` says: `Config`, a `DistillationConfig` with the loss's own parameters
+and a literal `distillation_type`, and
 
     divergence(config, teacher_NM, student_NM, outcomes) -> Tensor [N]
 
-a pure function of log-probabilities over M matched outcomes of N tokens, in nats a token; see `_terms.py` for what an
-outcome is. Nothing here loads torch: the functions use the methods of the tensors they are given.
+a pure function of log-probabilities over M matched outcomes of N tokens, in nats a token. Nothing here loads torch: the
+functions use the methods of the tensors they are given.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from easydistill.contracts._sections import refusing
+from easydistill.contracts.loss import LOSS, DistillationConfig
 from easydistill.registry import Registry
 
-LOSSES = Registry("losses", __name__)
+LOSSES = Registry("losses", __name__, LOSS)
 DEFAULT = "forward_kld"
 
 
@@ -29,8 +32,9 @@ def _type_of(value: Any) -> str:
 def distillation_section() -> Any:
     """The type of a job's `distillation` section: the union of all losses' configs, told apart by their type."""
     members: Any = None
-    for name in LOSSES.names():
-        config: Any = LOSSES.module(name).Config
+    configs = {name: module.Config for name, module in LOSSES.loaded().items()}
+    configs |= {name: refusing(DistillationConfig, error) for name, error in LOSSES.broken().items()}
+    for name, config in configs.items():
         tagged: Any = Annotated[config, Tag(name)]
         members = tagged if members is None else members | tagged
     section: Any = Annotated[members, Discriminator(_type_of)]

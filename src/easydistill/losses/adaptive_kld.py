@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from easydistill.config.base import PositiveShare
-from easydistill.config.distillation import DistillationConfig
-from easydistill.losses._terms import Outcomes, expected_ratio
+from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 class Config(DistillationConfig):
     """Forward and reverse KL, weighted token by token."""
+
+    identity_name = "loss.adaptive_kld"
 
     distillation_type: Literal["adaptive_kld"]
     """Adaptive KL: forward KL where the head differs most, reverse KL where the tail does."""

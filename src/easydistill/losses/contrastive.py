@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from easydistill.config.base import PositiveFloat
-from easydistill.config.distillation import DistillationConfig
-from easydistill.losses._terms import Outcomes, expected_ratio, mixture
+from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio, mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 class Config(DistillationConfig):
     """Skewed forward KL on the teacher's answers, skewed reverse KL on the student's."""
+
+    identity_name = "loss.contrastive"
 
     needs_student_answers: ClassVar[bool] = True
 

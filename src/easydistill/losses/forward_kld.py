@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from easydistill.config.distillation import DistillationConfig
-from easydistill.losses._terms import Outcomes, expected_ratio
+from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 class Config(DistillationConfig):
     """Forward KL."""
+
+    identity_name = "loss.forward_kld"
 
     linear_in_teacher: ClassVar[bool] = True
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from easydistill.config.base import PositiveFloat
-from easydistill.config.distillation import DistillationConfig
-from easydistill.losses._terms import Outcomes, expected_ratio, mixture
+from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio, mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 class Config(DistillationConfig):
     """Jensen–Shannon divergence."""
+
+    identity_name = "loss.jsd"
 
     distillation_type: Literal["jsd"]
     """Jensen–Shannon divergence: bounded, between forward and reverse KL."""

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from easydistill.config.base import PositiveFloat
-from easydistill.config.distillation import DistillationConfig
-from easydistill.losses._terms import Outcomes, expected_ratio, mixture
+from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio, mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 class Config(DistillationConfig):
     """Reverse KL to a mixture that holds a little of the student."""
+
+    identity_name = "loss.skewed_reverse_kld"
 
     distillation_type: Literal["skewed_reverse_kld"]
     """Skewed reverse KL: finite even where the teacher gives no mass."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from easydistill.config.distillation import DistillationConfig
-from easydistill.losses._terms import Outcomes
+from easydistill.contracts.loss import DistillationConfig, Outcomes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
 
 class Config(DistillationConfig):
     """Total variation distance."""
+
+    identity_name = "loss.tvd"
 
     distillation_type: Literal["tvd"]
     """Total variation distance: every unit of misplaced mass counts the same."""

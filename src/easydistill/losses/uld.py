@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from easydistill.config.distillation import DistillationConfig
-from easydistill.losses._terms import Outcomes
+from easydistill.contracts.loss import DistillationConfig, Outcomes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 class Config(DistillationConfig):
     """L1 distance of sorted probabilities."""
+
+    identity_name = "loss.uld"
 
     by_rank: ClassVar[bool] = True
 

@@ -43,8 +43,8 @@ def student_identity(models: ModelsConfig) -> dict[str, Any]:
     """What tells this student's starting weights from any others, without loading them."""
     student = models.student
     identities = [resolve(reference).identity() for reference in student_references(models)]
-    made = student.model_dump(mode="json", exclude={"from_model"}) if not isinstance(student, str) else {}
-    return {"made": made, "from": identities}
+    made = student.identity() if not isinstance(student, str) else {}
+    return {"made": {name: value for name, value in made.items() if name != "from_model"}, "from": identities}
 
 
 def check_student(models: ModelsConfig) -> list[ConfigIssue]:

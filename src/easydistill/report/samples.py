@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET
 from easydistill.engine.stage import REJECTED
 from easydistill.report.turns import TURN_LIMIT, Turn, turns_of
 from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
-from easydistill.stages.label import LABELED_JSON, LABELED_PARQUET
 
 KEPT_SHOWN = 5
 REJECTED_SHOWN = 3

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.asking.outputs import LABELED_JSON
 from easydistill.data.files import read_json
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts
@@ -21,8 +22,7 @@ from easydistill.report.words import (
     teacher_was_asked,
     teacher_words,
 )
-from easydistill.stages.label import LABELED_JSON
-from easydistill.stages.synthesise import CARD
+from easydistill.synthesis.stage import CARD
 
 REASONS_TOLD = 3
 _UNITS = {"1": "words", "2": "word pairs", "3": "runs of three words"}

@@ -1,35 +1,29 @@
-"""Rewards for PPO and GRPO: one a file, named as the `rewards` section names it.
+"""Rewards for PPO and GRPO: one per file, named as in the `rewards` section.
 
-A module offers `Config`, a `RewardConfig` with the reward's own parameters, and `make(config, context) -> Reward`; see
-`_base.py`. Where its config names files, `files(config)` tells them by key, and where it names models, `models(config)`
-does: they must be there before a run, and what is in them is part of what the run learns from; what else is wrong
-with them and can be told without loading them, `issues(config)` tells. Where a reward reads fields of rows,
-`check(config, meta)` tells what is wrong with a row's, or None, and `knows(config, meta)` whether the row holds what
-the reward judges by. Importing a module loads neither torch nor any other heavy library.
+A module declares what `contracts.reward.RewardModule` says (`Config`, `make(config, context) -> Reward`) and may
+declare what `RewardDefaults` lists. Importing one loads neither torch nor another heavy library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import getdoc
 from typing import Any
 
-from pydantic import Field, create_model
-
-from easydistill.config.rewards import RewardConfig, RewardsConfig
+from easydistill.contracts._sections import section_of
+from easydistill.contracts.reward import REWARD, UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import ConfigIssue
 from easydistill.registry import Registry
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
-from easydistill.rewards._composite import Composite, Scored, close_all
+from easydistill.rewards._section import RewardsConfig
+from easydistill.rewards._weighted import RewardScores, WeightedRewards, close_all
 
 __all__ = [
     "REWARDS",
     "UNJUDGED",
-    "Composite",
     "Reward",
     "RewardContext",
+    "RewardScores",
     "Rollout",
-    "Scored",
+    "WeightedRewards",
     "build",
     "files",
     "issues",
@@ -39,26 +33,21 @@ __all__ = [
     "unjudged",
 ]
 
-REWARDS = Registry("rewards", __name__)
+REWARDS = Registry("rewards", __name__, REWARD)
 
 
 def rewards_section() -> Any:
-    """The type of a job's `rewards` section: a key for every registered reward, which holds its own config."""
-    fields: dict[str, Any] = {}
-    for name in REWARDS.names():
-        config: type[RewardConfig] = REWARDS.module(name).Config
-        fields[name] = (config | None, Field(default=None, description=getdoc(config)))
-    section: Any = create_model("RewardsSection", __base__=RewardsConfig, __module__=__name__, **fields)
-    section.__doc__ = RewardsConfig.__doc__
-    return section
+    """The type of a job's `rewards` section: one key per registered reward, with the reward's own config."""
+    return section_of(REWARDS, RewardsConfig, RewardConfig, "RewardsSection", __name__)
 
 
-def build(section: RewardsConfig, context: RewardContext) -> Composite:
-    """Make every reward of a section. Close what it returns.
+def build(section: RewardsConfig, context: RewardContext) -> WeightedRewards:
+    """Make every reward of a section. The caller closes the result.
 
     Raises:
-        ConfigError: a reward cannot work with what there is: no judge, a teacher with other tokens.
-        MissingExtra, ModelError, DataError: as each reward says.
+        ConfigError: a reward cannot work with the context, for example without a judge, or with a teacher that has
+            other tokens than the policy.
+        MissingExtra, ModelError, DataError: as documented by each reward.
     """
     made: dict[str, Reward] = {}
     chosen = section.chosen()
@@ -68,11 +57,11 @@ def build(section: RewardsConfig, context: RewardContext) -> Composite:
     except BaseException:
         close_all(list(made.values()))
         raise
-    return Composite(made, {name: config.weight for name, config in chosen.items()})
+    return WeightedRewards(made, {name: config.weight for name, config in chosen.items()})
 
 
 def files(section: RewardsConfig) -> dict[str, str]:
-    """The files that a section names, by dotted key below `rewards`: `{"judge.prompt": "mine.txt"}`."""
+    """The files that a section names, by dotted key below `rewards`, such as `{"judge.prompt": "mine.txt"}`."""
     return _named("files", section)
 
 
@@ -82,39 +71,36 @@ def models(section: RewardsConfig) -> dict[str, str]:
 
 
 def issues(section: RewardsConfig) -> list[ConfigIssue]:
-    """What is wrong with the models that a section names, as far as their files tell."""
+    """What is wrong with the models that a section names, as far as their files show it."""
     modules = ((REWARDS.module(name), config) for name, config in section.chosen().items())
-    return [issue for module, config in modules if hasattr(module, "issues") for issue in module.issues(config)]
+    return [issue for module, config in modules for issue in module.issues(config)]
 
 
 def unjudged(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:
-    """Why none of a section's rewards that count could judge any answer to a row; None where one may."""
-    counted = {name: config for name, config in section.chosen().items() if config.weight}
-    for name, config in counted.items():
-        module = REWARDS.module(name)
-        if not hasattr(module, "knows") or module.knows(config, meta):
+    """Why none of a section's rewards with a non-zero weight could judge any answer to a row; None if one could."""
+    weighted = {name: config for name, config in section.chosen().items() if config.weight}
+    for name, config in weighted.items():
+        if REWARDS.module(name).knows(config, meta):
             return None
-    who = " and ".join(f"rewards.{name}" for name in counted)
-    return f"{who} cannot judge any answer: the row holds nothing to go by"
+    names = " and ".join(f"rewards.{name}" for name in weighted)
+    return f"{names} cannot judge any answer: the row has no field that they need"
 
 
 def malformed(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:
-    """What a section's rewards could not read of a row's fields; None where they can.
+    """What is wrong with the fields of a row that a section's rewards read; None if nothing is.
 
-    Ask it of every row before training: later, a reward that meets such a row raises DataError.
+    Call this for every row before training: later, a reward that meets such a row raises DataError.
     """
     for name, config in section.chosen().items():
-        module = REWARDS.module(name)
-        problem: str | None = module.check(config, meta) if hasattr(module, "check") else None
+        problem: str | None = REWARDS.module(name).check(config, meta)
         if problem:
             return f"rewards.{name}: {problem}"
     return None
 
 
 def _named(kind: str, section: RewardsConfig) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, config in section.chosen().items():
-        module = REWARDS.module(name)
-        if hasattr(module, kind):
-            found.update({f"{name}.{key}": value for key, value in getattr(module, kind)(config).items()})
-    return found
+    return {
+        f"{name}.{key}": value
+        for name, config in section.chosen().items()
+        for key, value in getattr(REWARDS.module(name), kind)(config).items()
+    }

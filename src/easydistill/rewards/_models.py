@@ -1,4 +1,4 @@
-"""What rewards that are models share: how they are loaded, and where they compute."""
+"""Shared by rewards that load a model: their config, their device, and the check of their scores."""
 
 from __future__ import annotations
 
@@ -7,57 +7,56 @@ import math
 from typing import Any, ClassVar, Literal
 
 from easydistill.config.base import NonEmptyStr, PositiveInt
-from easydistill.config.rewards import RewardConfig
+from easydistill.contracts.reward import UNJUDGED, RewardConfig
 from easydistill.models.loading import device, import_torch
-from easydistill.rewards._base import UNJUDGED
 
 LOGGER = logging.getLogger(__name__)
 MAX_BATCH_ROWS = 64
 
 
 class ModelRewardConfig(RewardConfig):
-    """What rewards that are models have."""
+    """The parameters of rewards that load a model."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"max_batch_tokens"})
 
     model: NonEmptyStr
     """A local directory, a hub id, or another reference to a model."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number type of its weights; `auto` is bfloat16 where the device computes well in it."""
+    """Number type of its weights; `auto` is bfloat16 if the device supports it well."""
     trust_remote_code: bool = False
-    """Run code that comes with the model."""
+    """Run the code that comes with the model."""
     max_length: PositiveInt | None = None
-    """Longest prompt and answer together, in its tokens; longer ones are not judged. Default: what the model takes."""
+    """Maximum tokens of prompt and answer together; longer ones are not judged. Default: the model's own maximum."""
     max_batch_tokens: PositiveInt = 16_384
-    """Tokens, padding included, that it reads at once."""
+    """Maximum tokens per batch, including padding."""
 
 
 class FiniteScores:
-    """Turns a score that is no finite number into `UNJUDGED`, and says so once.
+    """Turns scores that are not finite into `UNJUDGED`, with a warning for the first one.
 
     Args:
-        name: of the reward.
+        name: the reward's, for the warning.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._told = name, False
+        self._name, self._warned = name, False
 
     def __call__(self, score: float) -> float:
         if math.isfinite(score):
             return score
-        if not self._told:
-            self._told = True
-            words = "rewards.%s: the model gave %s as a score; such answers are not judged (a wider dtype may help)"
+        if not self._warned:
+            self._warned = True
+            words = "rewards.%s: the model's score is %s; such answers are not judged (a wider dtype may help)"
             LOGGER.warning(words, self._name, score)
         return UNJUDGED
 
 
-def place(wanted: str | None) -> Any:
-    """The device to compute on: as wanted, else this machine's accelerator or CPU."""
-    return import_torch().device(wanted) if wanted is not None else device()
+def choose_device(requested: str | None) -> Any:
+    """The requested device, or by default this machine's accelerator or CPU."""
+    return import_torch().device(requested) if requested is not None else device()
 
 
-def room(config: ModelRewardConfig, model_config: Any) -> int | None:
-    """Most tokens that the model may be given; None where nothing limits them."""
+def max_tokens(config: ModelRewardConfig, model_config: Any) -> int | None:
+    """The maximum number of tokens of one input; None if nothing limits it."""
     limits = [config.max_length, getattr(model_config.get_text_config(), "max_position_embeddings", None)]
     return min((limit for limit in limits if limit is not None), default=None)

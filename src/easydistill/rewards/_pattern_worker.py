@@ -1,9 +1,9 @@
-"""The process that matches texts against a pattern: a script of its own, started by `format.py`, free to be killed.
+"""The process that matches texts against a pattern: a script, started by `format.py`, that can be killed at any time.
 
-It reads one JSON object from its standard input, `{"pattern", "seconds", "texts"}`. It writes `ready`, then one JSON
-value a text, a line each: true or false, or null where the match took longer than `seconds`, or all memory. `re` looks
-at signals while it matches, and this is a main thread, so a timer ends one match and the next goes on; should that
-fail, the kernel ends the process by its limit on CPU time, whether or not anybody is left to do so.
+It reads one JSON object from its standard input, `{"pattern", "seconds", "texts"}`. It writes `ready`, then for each
+text a line of JSON: true or false, or null if the match exceeded `seconds` or the memory. `re` checks for signals while
+it matches, and this is a main thread, so a timer ends one match and the next one follows. If that fails, the kernel
+ends the process at its limit on CPU time, even if the parent process is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADDRESS_SPACE = 1 << 30
 
 
 class _TooLong(Exception):
-    """The timer rang."""
+    """The time for one match is up."""
 
 
 def main() -> None:
@@ -29,30 +29,30 @@ def main() -> None:
     request = json.load(sys.stdin)
     seconds, texts = request["seconds"], request["texts"]
     limit = int(seconds * len(texts)) + SLACK_SECONDS
-    for kind, most in (
+    for kind, value in (
         (resource.RLIMIT_CPU, limit),
         (resource.RLIMIT_AS, ADDRESS_SPACE),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
     pattern = re.compile(request["pattern"], re.DOTALL)
 
-    def ring(number: int, frame: FrameType | None) -> None:
+    def on_alarm(number: int, frame: FrameType | None) -> None:
         raise _TooLong
 
-    signal.signal(signal.SIGALRM, ring)
+    signal.signal(signal.SIGALRM, on_alarm)
     print("ready", flush=True)
     for text in texts:
-        found: bool | None = None
+        matches: bool | None = None
         try:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            found = pattern.fullmatch(text) is not None
+            matches = pattern.fullmatch(text) is not None
             signal.setitimer(signal.ITIMER_REAL, 0)
         except (_TooLong, MemoryError, RecursionError):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(found), flush=True)
+        print(json.dumps(matches), flush=True)
 
 
 if __name__ == "__main__":

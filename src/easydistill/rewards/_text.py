@@ -1,24 +1,24 @@
-"""Parts of an answer that more than one reward looks at. Everything here is linear in the text's length."""
+"""Parts of an answer that several rewards read. Everything here takes time linear in the text's length."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from easydistill.rewards._base import Rollout
+from easydistill.contracts.reward import Rollout
 
 THINK, END_OF_THINK = "<think>", "</think>"
 _LAST_PROMPT_TOKENS = 8
-"""As many as a `<think>` and a line end may take."""
+"""Enough for a `<think>` and a line break."""
 _FENCE = re.compile(r"(?P<indent>[ \t]*+)(?P<marks>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\s]*+)[^`\n]*+")
 _PYTHON = frozenset({"python", "python3", "py"})
 
 
 def with_opening(rollout: Rollout, tokenizer: Any) -> str:
-    """The answer's text, with a `<think>` that the prompt opens: several models' templates end so.
+    """The answer's text, preceded by `<think>` if the prompt ends with it, as the templates of several models do.
 
     Args:
-        tokenizer: the policy's; None where no prompt opens thoughts.
+        tokenizer: the policy's; None if no prompt ends with `<think>`.
     """
     if tokenizer is None:
         return rollout.text
@@ -27,16 +27,16 @@ def with_opening(rollout: Rollout, tokenizer: Any) -> str:
 
 
 def after_thoughts(text: str) -> str:
-    """What follows the last `</think>`; all of a text without thoughts; nothing of one whose thoughts do not end."""
+    """The text after the last `</think>`: all of it if there are no thoughts, nothing if the thoughts do not end."""
     rest = text.rpartition(END_OF_THINK)[2]
     return "" if THINK in rest else rest
 
 
 def last_program(text: str) -> str | None:
-    """The last closed fenced block of Python, else the last of no named language; all of a text without any fence.
+    """The last closed code block marked as Python, or else the last unmarked one; without any fence, the whole text.
 
-    A block that is indented, as in a list, loses its fence's indent. None where there are fences but no such block: the
-    program was cut off, or is in another language.
+    A block that is indented, as in a list, loses the indent of its fence. None if there are fences but no such block:
+    the program was cut off or is in another language.
     """
     named: str | None = None
     unnamed: str | None = None
@@ -57,6 +57,6 @@ def last_program(text: str) -> str | None:
             opened = None
         else:
             lines.append(line[min(len(opened["indent"]), len(line) - len(line.lstrip(" \t"))) :])
-    # What follows a program without a language's name is often what it prints.
+    # An unmarked block after a program is often its output.
     found = unnamed if named is None else named
     return found if fenced else text

@@ -1,15 +1,15 @@
-"""A model's judgement: an integer from `low` to `high`, read strictly, as (score − low) / (high − low), so 0 … 1.
+"""A model's judgement: an integer from `low` to `high`, parsed strictly, as (score − low) / (high − low), so 0 … 1.
 
-A reply that does not parse or was cut off, and a question that the judge cannot be asked, are no judgement, and the
-answer may be why: it counts as one that could not be judged. Where no reply came for a passing reason the reward
-abstains. Equal questions are asked once, also by a run that was killed and goes on; what failed for a passing reason is
-asked again when it comes again. Asking goes on through a stop, which is for whoever trains to see: a round is judged
-whole. The policy writes part of the prompt and may learn to talk the judge round: watch it against something that
-cannot be talked to, such as `verify`.
+If the reply does not parse or was cut off, or the judge cannot be asked the question at all, the answer may be the
+reason, so it counts as one that could not be judged. If a temporary failure prevented a reply, the reward abstains.
+Equal questions are asked only once, also by a run that is resumed after a kill; after a temporary failure a question is
+asked again when it recurs. A stop signal does not interrupt the questions: the trainer stops between rounds, and a
+round is judged completely. The policy writes part of the judge's prompt and may learn to influence the judge: compare
+the scores with a reward that cannot be influenced, such as `verify`.
 
 Prompts are Jinja files in `prompts/`, `judge.<language>.txt`. A file of the user's replaces them for all languages. It
 may use `prompt` (the messages), `answer`, `ended`, `meta` (the row's other fields), `low`, `high`, `language`, and
-`form`, which says how to reply.
+`form`, the instructions on how to reply.
 """
 
 from __future__ import annotations
@@ -25,21 +25,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Unfit
-from easydistill.config.rewards import RewardConfig
+from easydistill.contracts.reward import UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
+from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome, Teacher, outcome_from_record, request_key
 from easydistill.data.journal import Journal
 from easydistill.data.records import Message
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, DataError
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
-from easydistill.teachers.base import (
-    Failure,
-    GenerationRequest,
-    Outcome,
-    Teacher,
-    outcome_from_record,
-    request_key,
-)
-from easydistill.verification.fields import Language, Malformed
+from easydistill.verification.fields import Language, MalformedReply
 from easydistill.verification.scores import ScoreField, describe_scores, parse_scores, scores_schema
 
 if TYPE_CHECKING:
@@ -51,25 +43,27 @@ _WORD = re.compile(r"[^\W\d_\u4e00-\u9fff]+")
 
 
 class Config(RewardConfig):
-    """A score that a judging model gives."""
+    """A score from a judge model."""
+
+    identity_name = "reward.judge"
 
     needs_judge: ClassVar[bool] = True
 
     low: NonNegativeInt = 0
-    """Score of the worst answer."""
+    """Score of the worst answers."""
     high: PositiveInt = 9
-    """Score of the best."""
+    """Score of the best answers."""
     language: Literal["auto", "en", "zh"] = "auto"
-    """Language of the prompt; `auto` takes that of the conversation."""
+    """Language of the prompt; `auto` uses that of the conversation."""
     prompt: NonEmptyStr | None = None
     """A Jinja file that replaces the built-in prompt."""
     reply: Literal["tags", "json"] = "tags"
-    """How the judge is asked to shape its reply. Local models are held to `json`."""
+    """The form in which the judge is asked to reply. Local models are constrained to `json`."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Config:
         if self.low >= self.high:
-            raise Unfit(f"low ({self.low}) is not below high ({self.high})", "give a range such as 0 to 9")
+            raise Unfit(f"low ({self.low}) is not below high ({self.high})", "set a range such as 0 to 9")
         return self
 
 
@@ -78,10 +72,10 @@ def files(config: Config) -> dict[str, str]:
 
 
 def make(config: Config, context: RewardContext) -> Reward:
-    """Raises ConfigError without a judge, or where the prompt's file cannot be used."""
+    """Raises ConfigError if there is no judge or the prompt file cannot be used."""
     if context.judge is None:
         raise ConfigError(
-            ConfigIssue("config", "rewards.judge", "there is no model that judges", "name one, or remove this reward")
+            ConfigIssue("config", "rewards.judge", "there is no judge model", "configure one, or remove this reward")
         )
     return _Judge(config, context, context.judge)
 
@@ -102,30 +96,30 @@ class _Judge:
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         if not rollouts:
             return []
-        # Teachers answer one list of requests at a time, and equal ones of two lists would be asked twice.
+        # Teachers answer one list of requests at a time, and equal requests of two lists would be sent twice.
         with self._lock:
             identity = self._teacher.identity()
             requests = [self._request(rollout, identity) for rollout in rollouts]
             self._ask(requests)
             values = [self._value(self._outcomes[request.key]) for request in requests]
-        unknown = values.count(None) + values.count(UNJUDGED)
-        if unknown:
-            LOGGER.info("the judge gave no usable score to %d of %d answers", unknown, len(values))
+        unscored = values.count(None) + values.count(UNJUDGED)
+        if unscored:
+            LOGGER.info("the judge gave no usable score for %d of %d answers", unscored, len(values))
         return values
 
     def _request(self, rollout: Rollout, identity: dict[str, Any]) -> GenerationRequest:
         language = self._config.language
-        chosen = language_of(rollout.prompt) if language == "auto" else language
+        prompt_language = language_of(rollout.prompt) if language == "auto" else language
         text = self._fill(
-            chosen,
+            prompt_language,
             prompt=rollout.prompt,
             answer=rollout.text,
             ended=rollout.ended,
             meta=rollout.meta,
             low=self._config.low,
             high=self._config.high,
-            language=chosen,
-            form=describe_scores([self._field], self._config.reply, chosen),
+            language=prompt_language,
+            form=describe_scores([self._field], self._config.reply, prompt_language),
         )
         messages: tuple[Message, ...] = ({"role": "user", "content": text},)
         if self._context.judge_system_prompt:
@@ -133,17 +127,17 @@ class _Judge:
         key = request_key(identity, dict(self._context.judge_sampling), messages, schema=self._schema)
         return GenerationRequest(key, messages, schema=self._schema)
 
-    def _fill(self, chosen: Language, **values: Any) -> str:
+    def _fill(self, prompt_language: Language, **values: Any) -> str:
         import jinja2
 
         try:
-            return self._templates[chosen].render(**values).strip()
+            return self._templates[prompt_language].render(**values).strip()
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            where = self._config.prompt or f"judge.{chosen}.txt"
-            raise DataError(f"rewards.judge.prompt: {where} cannot be filled for a row: {error}") from error
+            where = self._config.prompt or f"judge.{prompt_language}.txt"
+            raise DataError(f"rewards.judge.prompt: {where} cannot be rendered for a row: {error}") from error
 
     def _ask(self, requests: Sequence[GenerationRequest]) -> None:
-        """Have an outcome for each request."""
+        """Make sure that there is an outcome for each request."""
         fresh: dict[str, Outcome] = {}
 
         def done(key: str) -> bool:
@@ -156,7 +150,7 @@ class _Judge:
             fresh.update({outcome.key: outcome for outcome in outcomes})
 
         try:
-            # Not the user's signal: a stopped teacher returns early, and the trainer stops between rounds alone.
+            # A new signal, not the user's: a stopped teacher returns early, and the trainer stops only between rounds.
             self._teacher.generate(list({r.key: r for r in requests}.values()), done, record, StopSignal())
         finally:
             self._outcomes.update(fresh)
@@ -166,36 +160,36 @@ class _Judge:
             return None if outcome.passing else UNJUDGED
         if outcome.text is None or outcome.finish_reason == "length":
             return UNJUDGED
-        found = parse_scores(outcome.text, [self._field], self._config.reply)
-        if isinstance(found, Malformed):
+        parsed = parse_scores(outcome.text, [self._field], self._config.reply)
+        if isinstance(parsed, MalformedReply):
             return UNJUDGED
-        return (found[self._field.name] - self._field.low) / (self._field.high - self._field.low)
+        return (parsed[self._field.name] - self._field.low) / (self._field.high - self._field.low)
 
     def close(self) -> None:
-        """Forgets what was asked, the journal aside; the teacher belongs to whoever made it."""
+        """Close the journal and drop all outcomes from memory. The judge model stays open."""
         self._outcomes.clear()
         if self._journal is not None:
             self._journal.close()
 
 
 def language_of(prompt: Sequence[Message]) -> Language:
-    """`zh` where what is asked has more Chinese characters than twice its words."""
+    """`zh` if the conversation has more than twice as many Chinese characters as words of other scripts."""
     text = "\n".join(message["content"] for message in prompt if message["role"] != "system")
     return "zh" if len(_HAN.findall(text)) > 2 * len(_WORD.findall(text)) else "en"
 
 
 def load_template(language: Language, override: str | None) -> jinja2.Template:
-    """The built-in prompt, or the user's in its place.
+    """The built-in prompt, or the user's file that replaces it.
 
     Raises:
         ConfigError: the file cannot be read, or is not valid Jinja.
     """
-    # Loaded here: configs are checked without it.
+    # Imported here, because checking a config does not need it.
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def unusable(problem: str, mend: str) -> ConfigError:
-        return ConfigError(ConfigIssue("config", "rewards.judge.prompt", problem, mend))
+    def unusable(problem: str, hint: str) -> ConfigError:
+        return ConfigError(ConfigIssue("config", "rewards.judge.prompt", problem, hint))
 
     try:
         if override is not None:
@@ -203,8 +197,8 @@ def load_template(language: Language, override: str | None) -> jinja2.Template:
         else:
             text = (resources.files(__package__) / "prompts" / f"judge.{language}.txt").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise unusable(f"{override} cannot be read: {error}", "give a UTF-8 text file") from None
+        raise unusable(f"{override} cannot be read: {error}", "name a UTF-8 text file") from None
     try:
         return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(text)
     except jinja2.TemplateSyntaxError as error:
-        raise unusable(f"{override}: line {error.lineno}: {error.message}", "mend the template") from None
+        raise unusable(f"{override}: line {error.lineno}: {error.message}", "fix the template") from None

@@ -1,13 +1,13 @@
-"""A penalty for answers outside a range of lengths, from −1 to 0; n is the number of tokens, the end token included.
+"""A penalty for answers outside a range of lengths, from −1 to 0; n is the number of tokens, including the end token.
 
-Too long, softly (the soft overlong punishment of DAPO, arXiv 2503.14476), with L = `max_tokens` and B = `buffer`:
+Too long (the soft overlong punishment of DAPO, arXiv 2503.14476), with L = `max_tokens` and B = `buffer`:
 
     0                 n ≤ L − B
     (L − B − n) / B   L − B < n ≤ L
     −1                n > L
 
-Too short, with M = `min_tokens`: (n − M) / M for n < M, so −1 for nothing at all. Whether an answer
-ended is not looked at: with `max_tokens` at the limit of generation and a buffer, what was cut off there has −1.
+Too short, with M = `min_tokens`: (n − M) / M for n < M, so −1 for an empty answer. Whether the answer ended makes no
+difference: with `max_tokens` at the generation limit and a buffer, an answer that was cut off gets −1.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from collections.abc import Sequence
 from pydantic import model_validator
 
 from easydistill.config.base import NonNegativeInt, PositiveInt, Unfit
-from easydistill.config.rewards import RewardConfig
-from easydistill.rewards._base import Reward, RewardContext, Rollout
+from easydistill.contracts.reward import Reward, RewardConfig, RewardContext, Rollout
 
 
 class Config(RewardConfig):
-    """A penalty, down to −1, outside a range of tokens."""
+    """A penalty, down to −1, for answers outside a range of tokens."""
+
+    identity_name = "reward.length"
 
     min_tokens: NonNegativeInt = 0
-    """Shorter answers are penalised, the more the shorter."""
+    """Shorter answers are penalised in proportion to what is missing."""
     max_tokens: PositiveInt | None = None
-    """Longer answers have the full penalty."""
+    """Longer answers get the full penalty."""
     buffer: NonNegativeInt = 0
-    """The penalty grows over so many tokens up to `max_tokens`."""
+    """Number of tokens before `max_tokens` over which the penalty grows from 0 to −1."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Config:
@@ -39,10 +40,10 @@ class Config(RewardConfig):
             if self.buffer:
                 raise Unfit("buffer has no meaning without max_tokens", "set max_tokens, or remove buffer")
         elif self.min_tokens > self.max_tokens - self.buffer:
-            free = self.max_tokens - self.buffer
+            unpenalised = self.max_tokens - self.buffer
             raise Unfit(
-                f"no length is without penalty: at least {self.min_tokens} tokens, at most {free} "
-                f"({self.max_tokens} less a buffer of {self.buffer})",
+                f"no length is without penalty: at least {self.min_tokens} tokens, at most {unpenalised} "
+                f"({self.max_tokens} minus a buffer of {self.buffer})",
                 "lower min_tokens or buffer, or raise max_tokens",
             )
         return self
@@ -60,11 +61,11 @@ class _Length:
         return [penalty(self._config, len(rollout.answer_ids)) for rollout in rollouts]
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Nothing to release."""
 
 
 def penalty(config: Config, tokens: int) -> float:
-    """The formula above; −1 … 0."""
+    """The formula at the top of this module; −1 … 0."""
     if tokens < config.min_tokens:
         return (tokens - config.min_tokens) / config.min_tokens
     if config.max_tokens is None or tokens <= config.max_tokens - config.buffer:

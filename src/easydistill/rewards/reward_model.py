@@ -1,8 +1,9 @@
 """The score of a reward model: a sequence classifier with one label, trained on preferences (Bradley–Terry).
 
-The chat with its answer is written in the reward model's own template and tokens. `centre` is taken off every score:
-such models are trained on differences, so their zero means nothing, and with several rewards it should. An answer that
-the model has no room for cannot be judged; where the prompt alone is too long, the reward abstains.
+The conversation is rendered with the reward model's own template and tokenizer. `centre` is subtracted from every
+score: such models are trained on differences, so their zero is arbitrary, which matters when several rewards are
+summed. An answer that exceeds the model's maximum length cannot be judged; if the prompt alone does, the reward
+abstains.
 """
 
 from __future__ import annotations
@@ -12,22 +13,29 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from easydistill.config.rewards import AnyFloat
+from easydistill.contracts.reward import UNJUDGED, AnyFloat, Reward, RewardContext, Rollout
 from easydistill.data.batches import batches_by_length
 from easydistill.data.records import Message, answer_message
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
 from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
 from easydistill.models.reference import architectures, is_classifier, resolve
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
-from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewardConfig, place, room
+from easydistill.rewards._models import (
+    MAX_BATCH_ROWS,
+    FiniteScores,
+    ModelRewardConfig,
+    choose_device,
+    max_tokens,
+)
 
 
 class Config(ModelRewardConfig):
     """The score of a reward model."""
 
+    identity_name = "reward.reward_model"
+
     centre: AnyFloat = 0.0
-    """Taken off every score: such as the mean score of the answers that training begins with."""
+    """Subtracted from every score, for example the mean score of the answers before training."""
 
 
 def models(config: Config) -> dict[str, str]:
@@ -35,13 +43,13 @@ def models(config: Config) -> dict[str, str]:
 
 
 def make(config: Config, context: RewardContext) -> Reward:
-    """Raises ModelError for a model that is no reward model, or has no chat template."""
-    return _RewardModel(config, place(context.device))
+    """Raises ModelError if the model is not a reward model or has no chat template."""
+    return _RewardModel(config, choose_device(context.device))
 
 
 class _RewardModel:
     def __init__(self, config: Config, device: Any) -> None:
-        # Loaded here: it brings numpy's and jinja2's world with it.
+        # Imported here because it loads numpy and jinja2.
         from easydistill.data.chat import ChatRenderer
 
         self._config, self._device = config, device
@@ -53,27 +61,27 @@ class _RewardModel:
             raise ModelError(f"rewards.reward_model.model: {config.model}: {problem}") from None
         self._model = load_classifier(config, device)
         self._own_pad: int | None = self._model.config.get_text_config().pad_token_id
-        self._room = room(config, self._model.config)
+        self._max_tokens = max_tokens(config, self._model.config)
         self._finite = FiniteScores("reward_model")
         self._lock = threading.Lock()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         with self._lock:
             rows = [self._ids(rollout.prompt, rollout.text) for rollout in rollouts]
-            fits = [row for row, ids in enumerate(rows) if self._has_room(ids)]
+            fitting = [row for row, ids in enumerate(rows) if self._fits(ids)]
             values: list[float | None] = [UNJUDGED] * len(rows)
-            for row in set(range(len(rows))) - set(fits):
-                if not self._has_room(self._ids(rollouts[row].prompt, "")):
+            for row in set(range(len(rows))) - set(fitting):
+                if not self._fits(self._ids(rollouts[row].prompt, "")):
                     values[row] = None
-            lengths = [len(rows[row]) for row in fits]
+            lengths = [len(rows[row]) for row in fitting]
             for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
-                taken = [fits[at] for at in batch]
+                taken = [fitting[at] for at in batch]
                 for row, score in zip(taken, self._scores([rows[row] for row in taken]), strict=True):
                     values[row] = self._finite(score - self._config.centre)
             return values
 
-    def _has_room(self, ids: Sequence[int]) -> bool:
-        return self._room is None or len(ids) <= self._room
+    def _fits(self, ids: Sequence[int]) -> bool:
+        return self._max_tokens is None or len(ids) <= self._max_tokens
 
     def _ids(self, prompt: Sequence[Message], answer: str) -> list[int]:
         chat = [*prompt, answer_message(answer)]
@@ -82,19 +90,19 @@ class _RewardModel:
         return ids
 
     def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """The model's one number a row. The model looks at the last token that is not padding, itself."""
+        """The model's one number per row. The model itself reads the last token that is not padding."""
         torch = import_torch()
         width = max(map(len, rows))
         pad = self._pad({ids[-1] for ids in rows if ids})
         ids_BT = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in rows], device=self._device)
-        seen_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=self._device)
+        mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=self._device)
         with torch.no_grad():
-            logits_B1 = self._model(input_ids=ids_BT, attention_mask=seen_BT).logits
+            logits_B1 = self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
         scores: list[float] = logits_B1[:, 0].float().tolist()
         return scores
 
     def _pad(self, ends: Collection[int]) -> int:
-        """The token that pads: the model's own, else one that none of the rows ends with, which the model is told."""
+        """The padding token: the model's own, or else one that ends none of the rows, then set in its config."""
         if self._own_pad is not None:
             return self._own_pad
         pad = next(token for token in itertools.count() if token not in ends)
@@ -107,36 +115,36 @@ class _RewardModel:
 
 
 def issues(config: Config) -> list[ConfigIssue]:
-    """An issue where the model's files tell that it is another kind of model."""
+    """An issue if the model's files show that it is another kind of model."""
     try:
         names = architectures(resolve(config.model))
     except ModelError:
         return []
     if not names or is_classifier(names):
         return []
-    return [ConfigIssue("config", "rewards.reward_model.model", f"{config.model} {_no_reward_model(names)}", _MEND)]
+    return [ConfigIssue("config", "rewards.reward_model.model", f"{config.model} {_not_a_reward_model(names)}", _HINT)]
 
 
-_MEND = "train one, or name one"
+_HINT = "train a reward model, or name an existing one"
 
 
-def _no_reward_model(names: Sequence[str]) -> str:
-    return f"is no reward model (its architecture: {', '.join(names) or 'none'})"
+def _not_a_reward_model(names: Sequence[str]) -> str:
+    return f"is not a reward model (its architecture: {', '.join(names) or 'none'})"
 
 
 def load_classifier(config: Config, device: Any) -> Any:
     """The sequence classifier, in eval mode.
 
     Raises:
-        ModelError: it cannot be loaded, has no head of its own, or gives more than one number.
+        ModelError: it cannot be loaded, has no trained classification head, or returns more than one number.
     """
     where = f"rewards.reward_model.model: {config.model}"
-    # Of a causal language model, transformers would make a classifier with a random head, and only warn.
+    # From a causal language model, transformers would make a classifier with a random head and only log a warning.
     names = model_config(config.model, trust_remote_code=config.trust_remote_code)[0].architectures or []
     if not is_classifier(names):
-        raise ModelError(f"{where} {_no_reward_model(names)}\n    → {_MEND}")
+        raise ModelError(f"{where} {_not_a_reward_model(names)}\n    → {_HINT}")
     dtype = choose_dtype(config.dtype, device)
     model = loading.load_classifier(config.model, dtype, trust_remote_code=config.trust_remote_code)
     if model.config.num_labels != 1:
-        raise ModelError(f"{where} gives {model.config.num_labels} numbers, a reward model gives one")
+        raise ModelError(f"{where} returns {model.config.num_labels} numbers per answer, a reward model returns one")
     return model.to(device)

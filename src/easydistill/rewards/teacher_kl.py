@@ -1,13 +1,13 @@
-"""How probable a teacher finds an answer of T tokens: r = (1/T) Σ_t log p_T(a_t | prompt, a_<t), in nats a token.
+"""How probable an answer of T tokens is to a teacher: r = (1/T) Σ_t log p_T(a_t | prompt, a_<t), in nats per token.
 
-It is the teacher's half of the reverse KL divergence. With a term for the policy's entropy, −log p_S(a_t) a token, the
-expected sum is −KL(student ‖ teacher) a token, which MiniLLM (Gu et al., 2024) and on-policy distillation
-(Agarwal et al., 2024) maximise. Alone it has its maximum at the teacher's most probable answer, not at its
+It is the teacher's half of the reverse KL divergence. Together with an entropy term for the policy, −log p_S(a_t) per
+token, the expected sum is −KL(student ‖ teacher) per token, which MiniLLM (Gu et al., 2024) and on-policy distillation
+(Agarwal et al., 2024) maximise. On its own its maximum is at the teacher's most probable answer, not at the teacher's
 distribution.
 
-The teacher reads the policy's own token ids, so both must have the same tokens. The answer's end token counts where the
-answer ended. An answer that is empty, that the teacher has no room for, or that holds a token which the teacher lacks
-cannot be judged; where the prompt alone is so, the reward abstains.
+The teacher reads the policy's token ids, so both must have the same tokens. If the answer ended, its end token counts.
+An answer cannot be judged if it is empty, exceeds the teacher's maximum length, or has a token that the teacher lacks;
+if any of this is true of the prompt alone, the reward abstains.
 """
 
 from __future__ import annotations
@@ -17,19 +17,27 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from easydistill.contracts.reward import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.data.batches import batches_by_length
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.loading import choose_dtype, eos_ids, import_torch, load_model
-from easydistill.rewards._base import UNJUDGED, Reward, RewardContext, Rollout
-from easydistill.rewards._models import MAX_BATCH_ROWS, FiniteScores, ModelRewardConfig, place, room
+from easydistill.rewards._models import (
+    MAX_BATCH_ROWS,
+    FiniteScores,
+    ModelRewardConfig,
+    choose_device,
+    max_tokens,
+)
 
 LOGGER = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 << 20
-"""Of logits that exist at once."""
+"""Of logits in memory at the same time."""
 
 
 class Config(ModelRewardConfig):
     """The teacher's mean log-probability of the answer's tokens."""
+
+    identity_name = "reward.teacher_kl"
 
 
 def models(config: Config) -> dict[str, str]:
@@ -37,28 +45,28 @@ def models(config: Config) -> dict[str, str]:
 
 
 def make(config: Config, context: RewardContext) -> Reward:
-    """Raises ConfigError for a teacher with other tokens than the policy, ModelError for one that cannot be loaded."""
+    """Raises ConfigError if the teacher's tokens differ from the policy's, ModelError if it cannot be loaded."""
     vocabulary = shared_vocabulary(config, context)
-    device = place(context.device)
+    device = choose_device(context.device)
     dtype = choose_dtype(config.dtype, device)
     model = load_model(config.model, dtype, trust_remote_code=config.trust_remote_code).to(device)
     return _TeacherKl(config, model, vocabulary)
 
 
 def shared_vocabulary(config: Config, context: RewardContext) -> int:
-    """How many token ids, from 0 up, mean the same to policy and teacher; no weights are read.
+    """The number of token ids, from 0 on, that are the same for policy and teacher. Reads no weights.
 
     Raises:
         ConfigError: their distributions cannot be compared.
     """
     from easydistill.models.compatibility import Side, compare, fatal, shared_ids, side_of
 
-    assert context.tokenizer is not None, "the trainer knows its policy's tokenizer"
+    assert context.tokenizer is not None, "the trainer passes its policy's tokenizer"
     teacher = side_of(config.model, "teacher", trust_remote_code=config.trust_remote_code)
     policy = Side("student", context.tokenizer, context.eos_ids or eos_ids(context.tokenizer), None)
     differences = compare(policy, teacher)
-    mend = "name a teacher of the policy's family; this reward has no way to match other tokens"
-    issues = [ConfigIssue("config", "rewards.teacher_kl.model", item.problem, mend) for item in fatal(differences)]
+    hint = "name a teacher of the policy's model family; this reward cannot align different tokenizers"
+    issues = [ConfigIssue("config", "rewards.teacher_kl.model", item.problem, hint) for item in fatal(differences)]
     shared = shared_ids(context.tokenizer, teacher.tokenizer)
     if issues or shared is None:
         raise ConfigError(issues)
@@ -70,31 +78,32 @@ def shared_vocabulary(config: Config, context: RewardContext) -> int:
 class _TeacherKl:
     def __init__(self, config: Config, model: Any, vocabulary: int) -> None:
         self._config, self._model, self._vocabulary = config, model, vocabulary
-        self._room = room(config, model.config)
+        self._max_tokens = max_tokens(config, model.config)
         self._finite = FiniteScores("teacher_kl")
         self._lock = threading.Lock()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        values: list[float | None] = [UNJUDGED if self._reads(rollout.prompt_ids, 1) else None for rollout in rollouts]
-        fits = [row for row, rollout in enumerate(rollouts) if values[row] is not None and self._can_judge(rollout)]
-        lengths = [len(rollouts[row].prompt_ids) + len(rollouts[row].answer_ids) for row in fits]
+        readable = [self._can_read(rollout.prompt_ids, 1) for rollout in rollouts]
+        values: list[float | None] = [UNJUDGED if prompt else None for prompt in readable]
+        judged = [row for row, rollout in enumerate(rollouts) if readable[row] and self._can_judge(rollout)]
+        lengths = [len(rollouts[row].prompt_ids) + len(rollouts[row].answer_ids) for row in judged]
         with self._lock:
             for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
-                taken = [fits[at] for at in batch]
+                taken = [judged[at] for at in batch]
                 for row, value in zip(taken, self._means([rollouts[row] for row in taken]), strict=True):
                     values[row] = self._finite(value)
         return values
 
     def _can_judge(self, rollout: Rollout) -> bool:
-        return bool(rollout.answer_ids) and self._reads((*rollout.prompt_ids, *rollout.answer_ids), 0)
+        return bool(rollout.answer_ids) and self._can_read((*rollout.prompt_ids, *rollout.answer_ids), 0)
 
-    def _reads(self, ids: Sequence[int], more: int) -> bool:
-        """Whether the teacher takes tokens, and so many more."""
-        short = self._room is None or len(ids) + more <= self._room
-        return bool(ids) and short and max(ids) < self._vocabulary
+    def _can_read(self, ids: Sequence[int], more: int) -> bool:
+        """Whether the teacher can read these tokens and has room for `more`."""
+        fits = self._max_tokens is None or len(ids) + more <= self._max_tokens
+        return bool(ids) and fits and max(ids) < self._vocabulary
 
     def _means(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Mean log-probability of each answer among the tokens that both models know."""
+        """Mean log-probability of each answer's tokens, over the vocabulary that both models share."""
         from easydistill.models.logprobs import completion_logprobs
 
         torch = import_torch()

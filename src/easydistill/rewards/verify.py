@@ -1,12 +1,13 @@
-"""Whether an answer's final answer is the known one: right or wrong, nothing between.
+"""Whether an answer's final answer equals the known one: right or wrong, with nothing in between.
 
-The final answer is looked for after the thoughts (`<think>…</think>`, which the prompt may have opened), as
-`verification/answers.py` tells; it is compared as `verification/equality.py` tells, in processes that are killed when
-they hang. Whatever cannot be shown to be equal is wrong, a comparison that takes too long too: the policy wrote it, and
-must not gain by what nobody can read. An answer that is the known one as text, all of it, is right before anything is
-looked for in it: the last number of `[1, 2, 3]` is not what it says.
-A row abstains where its known answer is missing, or nothing that can be compared (a sentence, a formula with a brace
-too many).
+The final answer is found after the thoughts (`<think>…</think>`, which the prompt may have opened) as described in
+`verification/answers.py`, and compared as described in `verification/equality.py`, in processes that are killed when
+they hang. Whatever cannot be shown to be equal is wrong, including comparisons that take too long: the policy wrote the
+answer and must not gain by making it unreadable. An answer whose whole text is the known answer is right without any
+search, because the last number of `[1, 2, 3]`, for example, would not be its answer.
+
+The reward abstains if the row's known answer is missing or cannot be compared (a sentence, a formula with unbalanced
+braces).
 """
 
 from __future__ import annotations
@@ -17,43 +18,44 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Unfit
-from easydistill.config.rewards import AnyFloat, RewardConfig
+from easydistill.contracts.reward import AnyFloat, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import DataError
-from easydistill.rewards._base import Reward, RewardContext, Rollout
 from easydistill.rewards._text import after_thoughts, with_opening
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer, only_statement
 from easydistill.verification.equality import Verifier, compare_plainly
 
 
 class Config(RewardConfig):
-    """Whether the final answer equals the row's known one."""
+    """Whether the final answer equals the row's known answer."""
+
+    identity_name = "reward.verify"
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     field: NonEmptyStr = "answer"
-    """The row's field with the known answer: the answer itself, or a solution that ends in `#### 42` or a box."""
+    """The row's field with the known answer: the answer itself, or a solution that ends with `#### 42` or a box."""
     right: AnyFloat = 1.0
     """Reward of a right answer."""
     wrong: AnyFloat = 0.0
     """Reward of any other."""
     cut_off: Literal["wrong", "verify", "abstain"] = "wrong"
-    """What an answer that was cut off is: wrong whatever it says; what its text shows; not judged."""
+    """How an answer that was cut off is judged: `wrong` in any case; `verify` by its text; `abstain` not at all."""
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = DEFAULT_STRATEGIES
-    """Where the final answer is looked for, in this order."""
+    """How the final answer is found, in this order."""
     workers: PositiveInt = 2
-    """Processes that compare by mathematics."""
+    """Processes that compare answers by algebra."""
     seconds: PositiveFloat = 5.0
-    """Time that one comparison may take."""
+    """Maximum time for one comparison."""
 
     @model_validator(mode="after")
     def _rewards_the_right_one(self) -> Config:
         if self.right <= self.wrong:
-            raise Unfit(f"right ({self.right:g}) is not more than wrong ({self.wrong:g})", "make it more")
+            raise Unfit(f"right ({self.right:g}) is not more than wrong ({self.wrong:g})", "raise it, or lower wrong")
         return self
 
 
 def make(config: Config, context: RewardContext) -> Reward:
-    """Raises MissingExtra without math-verify."""
+    """Raises MissingExtra if math-verify is not installed."""
     return _Verify(config, context.tokenizer)
 
 
@@ -63,7 +65,7 @@ def check(config: Config, meta: Mapping[str, Any]) -> str | None:
 
 
 def knows(config: Config, meta: Mapping[str, Any]) -> bool:
-    """Whether a row holds an answer that others can be compared with."""
+    """Whether a row has a known answer to compare with."""
     return known_answer(meta, config.field) is not None
 
 
@@ -89,7 +91,7 @@ class _Verify:
         return values
 
     def _final(self, answer: str, reference: str) -> str:
-        """What is to be compared of an answer; empty where it says nothing."""
+        """The part of an answer to compare; empty if it has no final answer."""
         whole = compare_plainly(reference, answer)
         if whole is not None and whole.equal and whole.by == "text":
             return answer
@@ -101,7 +103,7 @@ class _Verify:
 
 
 def known_answer(meta: Mapping[str, Any], field: str) -> str | None:
-    """The final answer that a row holds; None where it holds none that anything could be compared with.
+    """A row's known final answer; None if there is none, or none that can be compared.
 
     Raises:
         DataError: the field is neither text nor a number.
@@ -112,10 +114,10 @@ def known_answer(meta: Mapping[str, Any], field: str) -> str | None:
     if problem := _mistyped(field, value):
         raise DataError(f"{problem}\n    → set rewards.verify.field to the field with the known answer")
     text = str(value).strip()
-    _, solved, last = text.rpartition("\n")[2].rpartition("####")
+    _, hashes, last = text.rpartition("\n")[2].rpartition("####")
     boxed = find_answer(text, ("boxed",))
-    known = last.strip() if solved else boxed.text if boxed is not None else only_statement(text) or text
-    # A number can be compared with whatever can be compared at all.
+    known = last.strip() if hashes else boxed.text if boxed is not None else only_statement(text) or text
+    # Any answer that can be compared at all can be compared with a number.
     verdict = compare_plainly(known, "0")
     return None if verdict is not None and verdict.outcome == "undecided" else known
 

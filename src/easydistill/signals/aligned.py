@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easydistill.config.signals import SignalsConfig
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.records import Message
 from easydistill.engine.run_directory import LOGGER
@@ -36,6 +35,7 @@ from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.alignment import Ids, align, merge_columns, shared_vocabulary, token_bytes
 from easydistill.signals.codec import Codec
+from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows
 from easydistill.signals.score import RowToScore
 from easydistill.signals.signal import TeacherSignal, concatenate

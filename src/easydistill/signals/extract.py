@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easydistill.config.signals import (
+from easydistill.models.head import Head, rows_per_chunk
+from easydistill.signals.codec import Codec
+from easydistill.signals.config import (
     SampledSignals,
     SignalsConfig,
     ThresholdSignals,
@@ -30,8 +32,6 @@ from easydistill.config.signals import (
     TopKSignals,
     TopPSignals,
 )
-from easydistill.models.head import Head, rows_per_chunk
-from easydistill.signals.codec import Codec
 from easydistill.signals.signal import Floats, Ints, TeacherSignal, concatenate
 
 BLOCK = 64

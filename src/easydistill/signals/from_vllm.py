@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from easydistill.config.signals import TopKSignals
 from easydistill.errors import MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device
 from easydistill.models.reference import model_directory, resolve
 from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.signals.codec import Codec
+from easydistill.signals.config import TopKSignals
 from easydistill.signals.score import RowToScore
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample

@@ -17,12 +17,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from easydistill.config.signals import SignalsConfig
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.codec import Codec
+from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows, extract
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample, shard_path, write_shard

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig, BatchConfig
+from easydistill.contracts.teacher import Completion, Failure, GenerationRequest, RecordOutcomes
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
@@ -25,7 +26,6 @@ from easydistill.teachers._chat_completion import request_body
 from easydistill.teachers._faults import FaultReader
 from easydistill.teachers._features import Features
 from easydistill.teachers._limits import Size, TokenEstimator
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, RecordOutcomes
 from easydistill.teachers.ledger import Ledger, is_counted
 from easydistill.teachers.retry import Fault, Verdict
 

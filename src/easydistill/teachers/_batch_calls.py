@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import openai
 
+from easydistill.contracts.teacher import bare_url
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import TeacherError
 from easydistill.teachers._chat_completion import garbage
 from easydistill.teachers._faults import FaultReader
-from easydistill.teachers.base import bare_url
 from easydistill.teachers.retry import Fault, Verdict, from_error_object, pause
 
 T = TypeVar("T")

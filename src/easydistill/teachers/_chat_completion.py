@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import GenerationRequest, sample_seed
 from easydistill.teachers._features import json_schema_format
-from easydistill.teachers.base import GenerationRequest, sample_seed
 from easydistill.teachers.retry import Fault, Verdict, from_error_object
 
 RAW_LIMIT = 4000

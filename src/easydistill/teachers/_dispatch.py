@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from easydistill.contracts.teacher import Completion
 from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
 from easydistill.teachers._routing import Endpoint, Router
-from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import Ledger, is_counted
 from easydistill.teachers.retry import Fault
 

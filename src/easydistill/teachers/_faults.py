@@ -8,10 +8,10 @@ import httpx2
 import openai
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Failure, bare_url
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
 from easydistill.teachers._chat_completion import RAW_LIMIT
-from easydistill.teachers.base import Failure, bare_url
 from easydistill.teachers.retry import Fault, Verdict, from_status
 
 DETAIL_LIMIT = 500

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from easydistill.config.inference import PricesConfig
+from easydistill.contracts.teacher import Completion
 from easydistill.teachers._limits import Size, text_tokens
-from easydistill.teachers.base import Completion
 
 _MILLION = 1_000_000
 

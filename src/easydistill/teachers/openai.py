@@ -22,6 +22,14 @@ import httpx2
 import openai
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import (
+    Completion,
+    GenerationRequest,
+    Outcome,
+    RecordOutcomes,
+    bare_url,
+    endpoint_name,
+)
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
@@ -35,14 +43,6 @@ from easydistill.teachers._faults import FaultReader
 from easydistill.teachers._limits import RateLimits, Size, TokenEstimator
 from easydistill.teachers._routing import Endpoint, Router
 from easydistill.teachers._run import Clients, Run, in_thread
-from easydistill.teachers.base import (
-    Completion,
-    GenerationRequest,
-    Outcome,
-    RecordOutcomes,
-    bare_url,
-    endpoint_name,
-)
 from easydistill.teachers.ledger import Ledger
 from easydistill.teachers.retry import Fault, Verdict, pause
 

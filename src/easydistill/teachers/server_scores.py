@@ -20,12 +20,12 @@ import httpx2
 import openai
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome
 from easydistill.data.numbers import as_float
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
 from easydistill.teachers._limits import Size
-from easydistill.teachers.base import Failure, GenerationRequest, Outcome
 from easydistill.teachers.openai import PATIENCE, OpenAITeacher
 from easydistill.teachers.retry import Fault, Verdict, from_error_object
 

@@ -12,14 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.inference import LocalInferenceConfig
-from easydistill.data.batches import batches_by_length
-from easydistill.data.chat import ChatRenderer
-from easydistill.engine.interrupt import StopSignal
-from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
-from easydistill.models.reference import resolve
-from easydistill.models.sampling import SeededSampler, generate_batch
-from easydistill.models.structured import SchemaGrammars
-from easydistill.teachers.base import (
+from easydistill.contracts.teacher import (
     Completion,
     Failure,
     GenerationRequest,
@@ -27,6 +20,13 @@ from easydistill.teachers.base import (
     prompt_or_failure,
     row_seed,
 )
+from easydistill.data.batches import batches_by_length
+from easydistill.data.chat import ChatRenderer
+from easydistill.engine.interrupt import StopSignal
+from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
+from easydistill.models.reference import resolve
+from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.models.structured import SchemaGrammars
 
 if TYPE_CHECKING:
     import torch

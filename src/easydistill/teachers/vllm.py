@@ -14,14 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from easydistill.config.inference import LocalInferenceConfig
-from easydistill.data.chat import ChatRenderer
-from easydistill.engine.interrupt import StopSignal
-from easydistill.engine.run_directory import LOGGER
-from easydistill.errors import MissingExtra, TeacherError
-from easydistill.models.loading import choose_dtype, device, eos_ids, load_tokenizer
-from easydistill.models.reference import model_directory, resolve
-from easydistill.models.vllm import prepare_environment, tensor_parallel_size
-from easydistill.teachers.base import (
+from easydistill.contracts.teacher import (
     Completion,
     Failure,
     GenerationRequest,
@@ -29,6 +22,13 @@ from easydistill.teachers.base import (
     prompt_or_failure,
     row_seed,
 )
+from easydistill.data.chat import ChatRenderer
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.run_directory import LOGGER
+from easydistill.errors import MissingExtra, TeacherError
+from easydistill.models.loading import choose_dtype, device, eos_ids, load_tokenizer
+from easydistill.models.reference import model_directory, resolve
+from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 
 
 class VllmTeacher:

@@ -1,1 +1,1 @@
-"""Whether a text is what it claims to be: final answers against known ones, quotations against their source."""
+"""Checks of model output: final answers against known ones, quotations against their source, and structured replies."""

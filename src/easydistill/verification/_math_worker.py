@@ -1,10 +1,10 @@
-"""The process that compares two answers by mathematics: math-verify, apart from everything, with little memory.
+"""The process that compares two answers by algebra: math-verify, isolated from the caller and with little memory.
 
-It is started as a script (by `equality.py`) and reads requests from its standard input, one JSON a line:
-`[reference, candidate]`. It writes one JSON a line: first `["ready"]` or `["missing", text]`, then for every request
-`["equal" | "different" | "undecided", reason]`. Whoever started it kills it when it takes too long; should nobody be
-left to do so, the kernel does, by the limit on CPU time that is set anew for each comparison. It ends when its input
-ends. It imports nothing of easydistill, so it starts as fast as sympy does.
+`equality.py` starts it as a script. It reads requests from its standard input, one line of JSON each: `[reference,
+candidate]`. It writes one line of JSON for each: first `["ready"]` or `["missing", text]`, then for every request
+`["equal" | "different" | "undecided", reason]`. It ends when its input ends. The parent process kills it if a
+comparison takes too long; if the parent is gone, the kernel does, because the limit on CPU time is renewed for each
+comparison. It imports nothing of easydistill, so it starts as fast as sympy does.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import resource
 import sys
 from typing import IO, Any
 
-CUT_OFF = 200
+MAX_REASON = 200
+"""Characters of an error message in a reason."""
 
 
 def main() -> None:
-    """Serve until the input ends. Arguments: seconds a comparison may take, bytes of address space."""
+    """Answer requests until the input ends. Arguments: maximum seconds of a comparison, bytes of address space."""
     seconds, address_space = float(sys.argv[1]), int(sys.argv[2])
-    # Libraries that print must not write into the protocol.
+    # Keep the output of libraries that print out of the protocol.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a descriptor is wanted, and nothing else
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "w") as null:  # noqa: PTH123 - only its descriptor is needed
+        os.dup2(null.fileno(), 1)
+        os.dup2(null.fileno(), 2)
     logging.disable(logging.CRITICAL)
     _limit(resource.RLIMIT_AS, address_space)
     _limit(resource.RLIMIT_CORE, 0)
@@ -43,21 +44,21 @@ def main() -> None:
         try:
             outcome, reason = compare(math_verify, *json.loads(line))
         except MemoryError:
-            # What is left of the heap is not to be trusted with the next comparison.
+            # After this the heap cannot be relied on for another comparison.
             _write(replies, "undecided", "out of memory")
             return
         except RecursionError:
             outcome, reason = "undecided", "nested too deeply"
-        except Exception as error:  # sympy raises anything; each is one comparison that failed, and says so
-            outcome, reason = "undecided", f"{type(error).__name__}: {str(error)[:CUT_OFF]}"
+        except Exception as error:  # sympy may raise anything; it fails this comparison only, with the reason
+            outcome, reason = "undecided", f"{type(error).__name__}: {str(error)[:MAX_REASON]}"
         _write(replies, outcome, reason)
 
 
 def compare(math_verify: Any, reference: str, candidate: str) -> tuple[str, str]:
     """Compare two LaTeX or plain expressions.
 
-    Each is read as one expression: math-verify's search for something that parses, anywhere in the text, is off, since
-    it would find the 6 of "between 5 and 6". Its own time limits are off too, being signals.
+    Each is read as one expression. math-verify's search for anything in the text that parses is off, because it would
+    find the 6 of "between 5 and 6"; so are its own time limits, because they use signals.
     """
     config = (math_verify.LatexExtractionConfig(boxed_match_priority=0),)
 

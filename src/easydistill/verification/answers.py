@@ -1,14 +1,15 @@
-r"""The final answer in a text: where it stands and what it says.
+r"""Finds the final answer in a text.
 
-Enters: a reply, and an ordered list of strategies. Leaves: what the first strategy that finds anything found.
-A strategy always takes the *last* place that fits, since replies reason first.
+Input: a reply and an ordered list of strategies. Output: what the first successful strategy found. A strategy always
+takes the *last* place that matches, because replies reason first.
 
-- `boxed`: `\boxed{…}`, braces balanced. A last box that never closes is a reply cut off: then nothing is found at all.
-- `hashes`: GSM8K's `#### 18`, which may carry a currency, a unit, or bold marks; other `####` lines are headings.
+- `boxed`: `\boxed{…}` with balanced braces. If the last box is never closed, the reply was cut off, and there is no
+  answer at all.
+- `hashes`: GSM8K's `#### 18`, possibly with a currency, a unit or bold marks; other `####` lines are headings.
 - `phrase`: "the answer is …", "Answer: …", "答案是……", "the correct option is C", up to the end of the clause.
 - `last_number`: the last number of the text.
 
-Numbers are read by `numbers.py`. Everything here is pure and linear in the text's length.
+`numbers.py` reads numbers. Everything here is pure and takes time linear in the text's length.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from easydistill.verification.numbers import NUMBER, bare, parse_number
 Strategy = Literal["boxed", "hashes", "phrase", "last_number"]
 DEFAULT_STRATEGIES: tuple[Strategy, ...] = ("boxed", "hashes", "phrase", "last_number")
 STATED: tuple[Strategy, ...] = ("boxed", "hashes", "phrase")
-"""Those that find what a text says to be its answer; `last_number` guesses."""
+"""The strategies that find an answer which the text states to be its answer; `last_number` guesses."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An answer, `text[start:end]` of the reply without the marks around it, and which strategy found it."""
+    """An answer: `text[start:end]` of the reply without the marks around it, and the strategy that found it."""
 
     text: str
     strategy: Strategy
@@ -44,7 +45,7 @@ _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(?P<rest>[^\n]{1,200})$", re.MULTIL
 _PHRASE = re.compile(
     r"\banswers?\b(?:[^\n.:：=]{0,80}?\b(?:is|are|equals|would be)\b(?!\s+not\b)[ \t*_]*[:：]?|[ \t*_]*[:：=])"
     r"|答案(?:应该|应当|就)?(?:是|为|等于|[:：])[ \t]*[:：]?"
-    # Only before a letter: other options are described, not named.
+    # Only before a letter; otherwise the option is described, not named.
     r"|(?:\b(?:correct|right|best) (?:option|choice)(?: is\b[ \t]*[:：]?|[ \t*_]*[:：])"
     r"|正确的?选项(?:应该|应当|就)?(?:是|为|[:：]))(?=[ \t*_($]*(?-i:[A-Z](?![A-Za-z])(?! [a-z])))",
     re.IGNORECASE,
@@ -55,12 +56,12 @@ _CLAUSE_END = re.compile(
 )
 
 
-_MOST_TRIED = 100
-"""Boxes, lines or phrases that are tried: a reply of a million headings must not cost a million attempts."""
+_MAX_ATTEMPTS = 100
+"""Boxes, lines or phrases that are tried, so that a reply of a million headings does not cost a million attempts."""
 
 
 class _CutOff(Exception):
-    """The text ends inside its answer."""
+    """The text ends inside its last box."""
 
 
 def _boxed(text: str) -> tuple[int, int] | None:
@@ -96,8 +97,8 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 def _hashes(text: str) -> tuple[int, int] | None:
     spans = [match.span("rest") for match in _HASHES.finditer(text)]
-    fitting = (span for span in reversed(spans[-_MOST_TRIED:]) if parse_number(text[slice(*span)]) is not None)
-    return next(fitting, None)
+    candidates = (span for span in reversed(spans[-_MAX_ATTEMPTS:]) if parse_number(text[slice(*span)]) is not None)
+    return next(candidates, None)
 
 
 def _phrase(text: str) -> tuple[int, int] | None:
@@ -108,7 +109,7 @@ def _phrase(text: str) -> tuple[int, int] | None:
 
 
 def _clause(text: str, start: int) -> tuple[int, int] | None:
-    """What is said from `start` to the end of the clause."""
+    """The span from `start` to the end of the clause."""
     while start < len(text) and (text[start].isspace() or text[start] in "*_:："):
         start += 1
     ending = _CLAUSE_END.search(text, start)
@@ -136,17 +137,17 @@ def find_answer(text: str, strategies: Sequence[Strategy] = DEFAULT_STRATEGIES) 
 
     Args:
         text: a reply, with or without its reasoning.
-        strategies: tried in this order; the first that finds something decides.
+        strategies: tried in this order until one finds an answer.
 
     Returns:
-        The answer, or None where no strategy finds one or the text is cut off inside its last box.
+        The answer, or None if no strategy finds one or the text is cut off inside its last box.
 
     Raises:
-        ValueError: a strategy of another name.
+        ValueError: an unknown strategy.
     """
     for strategy in strategies:
         if strategy not in _FINDERS:
-            raise ValueError(f"no such strategy: {strategy!r}; there are {', '.join(_FINDERS)}")
+            raise ValueError(f"no such strategy: {strategy!r}; the strategies are {', '.join(_FINDERS)}")
     for strategy in strategies:
         try:
             span = _FINDERS[strategy](text)
@@ -164,7 +165,7 @@ _LEAD = re.compile(r"[\s*_]*(?:the\s+)?(?:(?:final|correct|right)\s+|最终|正�
 
 
 def only_statement(text: str) -> str | None:
-    """What a text says that is nothing but "Answer: 42", or "The answer is 42."; None of any other."""
+    """The answer in a text that is nothing but "Answer: 42" or "The answer is 42."; None for any other text."""
     phrases = list(_PHRASE.finditer(text))
     span = (
         _clause(text, phrases[0].end()) if len(phrases) == 1 and _LEAD.fullmatch(text, 0, phrases[0].start()) else None
@@ -175,12 +176,12 @@ def only_statement(text: str) -> str | None:
 
 
 def statements(text: str) -> list[tuple[int, int]]:
-    """Where a text states final answers, in its order: insides of boxes, `####` lines, what follows "the answer is".
+    """Where a text states final answers, in order: contents of boxes, `####` lines, text after "the answer is".
 
-    Of each kind the last `_MOST_TRIED`. A box that never closes reaches to the end of the text. Places that overlap
-    are one.
+    At most the last `_MAX_ATTEMPTS` of each kind. A box that is never closed extends to the end of the text. Spans that
+    overlap are merged.
     """
-    spans = [span for match in _last(_BOX, text) if (span := _inside(text, match.end())) is not None]
+    spans = [span for match in _last(_BOX, text) if (span := _box_contents(text, match.end())) is not None]
     lines = [match.span("rest") for match in _last(_HASHES, text)]
     spans += [(start, end) for start, end in lines if end == len(text) or parse_number(text[start:end]) is not None]
     spans += [span for match in _last(_PHRASE, text) if (span := _clause(text, match.end())) is not None]
@@ -194,11 +195,11 @@ def statements(text: str) -> list[tuple[int, int]]:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
-    return list(pattern.finditer(text))[-_MOST_TRIED:]
+    return list(pattern.finditer(text))[-_MAX_ATTEMPTS:]
 
 
-def _inside(text: str, start: int) -> tuple[int, int] | None:
-    """The inside of a box whose brace, or only token, is at `start`."""
+def _box_contents(text: str, start: int) -> tuple[int, int] | None:
+    """The contents of a box whose brace, or only token, is at `start`."""
     if text[start : start + 1] == "{":
         end = _closing_brace(text, start)
         return start + 1, len(text) if end is None else end

@@ -1,61 +1,53 @@
-"""Whether two answers are equal: exactly where that can be said at once, else by math-verify in processes of its own.
+"""Whether two answers are equal: decided exactly where possible, otherwise by math-verify in separate processes.
 
-Enters: pairs of answers, (reference, candidate). Leaves: a `Verdict` a pair: equal, different, or undecided and why.
+Input: pairs of answers, (reference, candidate). Output: a `Verdict` per pair: equal, different, or undecided and why.
 
-1. Equal text, marks aside (`$…$`, `**`, `\\text{}`, final stop, spaces), is equal. Words are compared without case. Of
-   a choice that is written out, `C) Paris`, the letter is compared where the other side is one. A date is text.
-2. Two numbers are compared as fractions: 0.30 = 3/10, 1,234 = 1234, and 0.333 ≠ 1/3. A percentage equals both what it
-   is worth and its numeral (50 % = 0.5 and 50 % = 50), because only the question tells which was wanted. A unit is
-   compared only where both sides have one; the same number of other units is undecided.
-3. Words against a number are different; sentences and unbalanced braces are undecided.
-4. What is left goes to math-verify (sympy), which rounds decimals to six places. Numbers in other notations, and below
-   a thousandth, go there as integers or fractions: `1e3` would be three times Euler's number. Where sympy fails inside
-   and goes on, for want of memory too, its answer is "different": a failure never makes two answers equal.
+1. Equal text is equal, ignoring markup (`$…$`, `**`, `\\text{}`, final full stop, spaces). Words are compared
+   case-insensitively. If one side is the letter of a choice, only the letter of a choice that is written out, `C)
+   Paris`, is compared. A date is text.
+2. Two numbers are compared as fractions: 0.30 = 3/10, 1,234 = 1234, and 0.333 ≠ 1/3. A percentage equals both its value
+   and its numeral (50 % = 0.5 and 50 % = 50), because only the question shows which was meant. Units are compared only
+   if both sides have one; the same number with different units is undecided.
+3. A word and a number are different; sentences and unbalanced braces are undecided.
+4. The rest goes to math-verify (sympy), which rounds decimals to six places. Numbers in other notations, and below a
+   thousandth, are passed as integers or fractions, because `1e3` would be three times Euler's number. If sympy fails
+   internally and continues, for lack of memory for example, its answer is "different": a failure never makes two
+   answers equal.
 
-A comparison in sympy may hang, take all memory, or kill its process. So it runs in a worker (`_math_worker.py`) with
-limited address space and input, reached through pipes, in a process group of its own. Past its time the group is killed
-and replaced, and only that comparison is undecided. The caller needs no signals and no main thread; workers are started
-without forking the caller's Python, so threads, CUDA and pytest do not mind. POSIX only.
+A comparison in sympy may hang, exhaust the memory, or crash its process. It therefore runs in a worker process
+(`_math_worker.py`) with limits on address space and input. When its time is up the process group is killed and
+replaced, and only that comparison is undecided. The caller needs no signals and no main thread. POSIX only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import os
 import queue
 import re
-import select
-import signal
-import subprocess
 import sys
 import threading
-import time
 import unicodedata
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, cast
 
 from easydistill.errors import EasyDistillError, MissingExtra
-from easydistill.verification.numbers import VULGAR, Number, bare, parse_number
+from easydistill.verification._latex import latex_pair
+from easydistill.verification._math_process import MathProcess, ProcessDied
+from easydistill.verification.numbers import Number, bare, parse_number
 
 Outcome = Literal["equal", "different", "undecided"]
 MAX_CHARACTERS = 2000
-"""Longer answers are undecided. Both fit into a pipe's buffer, so that writing a request never blocks."""
-_START_SECONDS = 120.0
+"""Longer answers are undecided. Two of this length fit into a pipe's buffer, so writing a request never blocks."""
 _START_ATTEMPTS = 3
-_USES = 2000
-"""Comparisons after which a worker is replaced: sympy's caches only grow."""
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""All that workers inherit: no keys."""
+_MAX_USES = 2000
+"""Comparisons after which a worker is replaced, because sympy's caches only grow."""
 _WORDS = re.compile(r"[A-Za-z]|[^\W\d_]{3,}(?:[ '’-][^\W\d_]+)*|[\u4e00-\u9fff]{1,20}")
-"""A choice's letter, or a word or more: not `pi`, nor a product such as `ab`."""
+"""The letter of a choice, or words; but neither `pi` nor a product such as `ab`."""
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,} [A-Za-z]{2,} |[\u4e00-\u9fff]{5,}")
 _CHOSEN = re.compile(r"\(?(?P<letter>[A-Z])(?:\)|[.:](?= )|：|、) ?(?P<said>\S.*)")
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])([B-H](?![A-Za-z])|A(?![A-Za-z]| [a-z])|[a-h]\)|\([a-h](?=\)))")
@@ -67,12 +59,12 @@ _DATE = re.compile(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one comparison."""
+    """The result of one comparison."""
 
     outcome: Outcome
     by: Literal["text", "number", "math"]
     reason: str = ""
-    """Why nothing could be decided."""
+    """Why it is undecided; empty otherwise."""
 
     @property
     def equal(self) -> bool:
@@ -80,10 +72,10 @@ class Verdict:
 
 
 def compare_plainly(reference: str, candidate: str) -> Verdict | None:
-    """Steps 1 to 3 of the module: what needs no algebra. None where algebra is needed. Pure."""
+    """Steps 1 to 3 above, which need no algebra. None if algebra is needed. Pure."""
     if max(len(reference), len(candidate)) > MAX_CHARACTERS:
         return Verdict("undecided", "text", f"longer than {MAX_CHARACTERS} characters")
-    # An umlaut may be one character or two.
+    # An umlaut may be one code point or two.
     left, right = (bare(unicodedata.normalize("NFC", side)) for side in (reference, candidate))
     if not left or not right:
         return Verdict("undecided", "text", f"the {'candidate' if left else 'reference'} is empty")
@@ -121,55 +113,15 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-_SIGNS = str.maketrans(
-    {"π": r"\pi ", "×": r"\times ", "÷": "/", "⁄": "/", "·": r"\cdot ", "−": "-", "≤": r"\le ", "≥": r"\ge "}
-    | {sign: re.sub("(.+)⁄(.+)", r"\\frac{\1}{\2}", unicodedata.normalize("NFKC", sign)) for sign in VULGAR}
-)
-_ROOT = re.compile(r"(?:(?<![\\A-Za-z])sqrt|√) ?(?:\(([^()]*)\)|([0-9]+|[a-z]\b))")
-_NAMES = re.compile(r"(?<![\\A-Za-z])(pi|sin|cos|tan|ln|log|exp)(?![A-Za-z])")
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9_.\\])([0-9]++(?:\.[0-9]++)?|\.[0-9]++)[eE]([-+]?[0-9]++)(?![A-Za-z])")
-_SUM = re.compile(r"(?!1e)[0-9]+e[-+][1-9][0-9]*")
-"""`3e+5`, which may be three times Euler's number and five. Nobody writes `1e` for it."""
-_EULER = re.compile(r"(?<![A-Za-z\\])e(?![A-Za-z])")
-_DECIMAL = re.compile(r"[-+]?[0-9,]*\.[0-9]+")
-_SMALL = Fraction(1, 1000)
-"""Below it, six decimals are too few to tell numbers apart."""
-
-
-def _as_latex(answer: str, other: str) -> str:
-    """An answer as math-verify cannot misread it, beside another one.
-
-    It may be typed plainly, such as `2*sqrt(3)` or `3π`: `pi` would be read as p times i.
-    """
-    text = bare(answer).translate(_SIGNS)
-    by_euler = _EULER.search(_SCIENTIFIC.sub("", other)) is not None
-    number = parse_number(answer)
-    if number is not None and not number.percent and not number.unit and not (by_euler and _SUM.fullmatch(text)):
-        value = number.value
-        if not _DECIMAL.fullmatch(text) or abs(value) < _SMALL:
-            top = f"{value.numerator}"
-            return top if value.denominator == 1 else rf"\frac{{{top}}}{{{value.denominator}}}"
-
-    def power(match: re.Match[str]) -> str:
-        return match[0] if by_euler and _SUM.fullmatch(match[0]) else rf"{match[1]} \times 10^{{{match[2]}}}"
-
-    latex = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", _SCIENTIFIC.sub(power, text))
-    return _NAMES.sub(r"\\\1 ", latex)
-
-
-def _in_latex(reference: str, candidate: str) -> tuple[str, str]:
-    return _as_latex(reference, candidate), _as_latex(candidate, reference)
-
-
 def _choice(text: str) -> str:
     """`(B)`, `B)` and `option B` as `B`."""
     match = re.fullmatch(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])\)?", text)
     return match[1] if match else text
 
 
-def _chosen(answer: str, text: str, beside: str) -> str:
-    """`C) Paris` as `C`, beside a letter; but not where it goes on for lines or names another choice too."""
-    match = _CHOSEN.fullmatch(text) if re.fullmatch("[A-Z]", beside) and "\n" not in answer.strip() else None
+def _chosen(answer: str, text: str, other: str) -> str:
+    """`C) Paris` as `C` if the other side is a letter; but not if it has several lines or names a second choice."""
+    match = _CHOSEN.fullmatch(text) if re.fullmatch("[A-Z]", other) and "\n" not in answer.strip() else None
     return match["letter"] if match and not _OTHER_CHOICE.search(match["said"]) else text
 
 
@@ -178,90 +130,11 @@ def _compare_numbers(one: Number, other: Number) -> Verdict:
     if one.value != other.value and not readings:
         return Verdict("different", "number")
     if one.unit and other.unit and one.unit != other.unit:
-        return Verdict("undecided", "number", f"the same number of other units: {one.unit!r} and {other.unit!r}")
+        return Verdict("undecided", "number", f"the same number with different units: {one.unit!r} and {other.unit!r}")
     return Verdict("equal", "number")
 
 
-class _Died(Exception):
-    """A worker ended, or was ended, before it answered."""
-
-
-class _Worker:
-    """One process. Used by one thread at a time."""
-
-    def __init__(self, seconds: float, memory: int) -> None:
-        self.uses = 0
-        self._unread = b""
-        script = Path(__file__).with_name("_math_worker.py")
-        self._process = subprocess.Popen(
-            # -P: the folder of this package must not shadow anyone's modules.
-            [sys.executable, "-P", str(script), str(seconds), str(memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-        )
-
-    def hello(self) -> None:
-        """Wait until it is ready.
-
-        Raises:
-            _Died: it ended, or is not ready in time.
-            MissingExtra: math-verify cannot be imported.
-        """
-        state, *detail = self._read(_START_SECONDS)
-        if state == "missing":
-            raise MissingExtra("synth", f"Comparing answers by mathematics ({detail[0]})")
-
-    def ask(self, reference: str, candidate: str, seconds: float) -> tuple[str, str]:
-        self.uses += 1
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps([reference, candidate]).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise _Died("its process ended: out of memory, out of CPU time, or killed") from None
-        outcome, reason = self._read(seconds)
-        return outcome, reason
-
-    def _read(self, seconds: float) -> list[str]:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._unread:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _Died(f"no answer within {seconds:g} seconds")
-            if poll.poll(left * 1000):
-                piece = os.read(descriptor, 65536)
-                if not piece:
-                    raise _Died("its process ended: out of memory, out of CPU time, or killed")
-                self._unread += piece
-        line, self._unread = self._unread.split(b"\n", 1)
-        reply: list[str] = json.loads(line)
-        return reply
-
-    def kill(self) -> None:
-        """End it and all its descendants. May be called by any thread; one that waits for an answer is told."""
-        # Until it has been waited for, its id, and so its group's, is nobody else's.
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    def remove(self) -> None:
-        """End it and leave nothing behind. Only where no other thread reads from it. May be called twice."""
-        self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-
-def _remove_all(workers: set[_Worker]) -> None:
+def _remove_all(workers: set[MathProcess]) -> None:
     for worker in list(workers):
         worker.remove()
     workers.clear()
@@ -270,11 +143,12 @@ def _remove_all(workers: set[_Worker]) -> None:
 class Verifier:
     """Compares answers, with a few worker processes that start when they are first needed.
 
-    Any number of threads may use it. Close it, or use it as a context manager; left alone, it closes with the program.
+    Any number of threads may use it. Close it, or use it as a context manager; otherwise it is closed when the program
+    ends.
 
     Args:
-        workers: most comparisons by mathematics at a time.
-        seconds: wall-clock time one of them may take.
+        workers: maximum number of comparisons by algebra at the same time.
+        seconds: maximum wall-clock time of each.
         memory: bytes of address space of each worker; importing sympy takes 70 MB of it.
 
     Raises:
@@ -283,32 +157,32 @@ class Verifier:
 
     def __init__(self, workers: int = 2, seconds: float = 5.0, memory: int = 1 << 30) -> None:
         if workers < 1 or seconds <= 0:
-            raise ValueError("a verifier needs at least one worker and more than no time")
+            raise ValueError("a verifier needs at least one worker and a positive time limit")
         if importlib.util.find_spec("math_verify") is None:
-            raise MissingExtra("synth", "Comparing answers by mathematics")
+            raise MissingExtra("synth", "Comparing answers by algebra")
         self.workers, self.seconds, self.memory = workers, seconds, memory
         self.replaced = 0
-        """Workers that hung or died."""
+        """Number of workers that hung or died."""
         self._owner = os.getpid()
         self._closed = False
         self._lock = threading.Lock()
-        self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        self._slots: queue.LifoQueue[MathProcess | None] = queue.LifoQueue()
         for _ in range(workers):
             self._slots.put(None)
-        self._live: set[_Worker] = set()
+        self._live: set[MathProcess] = set()
         self._finalizer = weakref.finalize(self, _remove_all, self._live)
 
     def verify(self, reference: str, candidate: str) -> Verdict:
-        """Compare one pair. Not symmetric where math-verify is not: an equation `x = 5` may be answered by 5.
+        """Compare one pair. Not always symmetric: to the reference `x = 5`, the candidate 5 is equal.
 
         Raises:
-            EasyDistillError: workers do not even start.
+            EasyDistillError: the workers do not start.
         """
         plain = compare_plainly(reference, candidate)
-        return plain if plain is not None else self._by_mathematics(*_in_latex(reference, candidate))
+        return plain if plain is not None else self._by_algebra(*latex_pair(reference, candidate))
 
     def verify_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
-        """Compare many pairs, equal pairs once, in their order, with all workers at work."""
+        """Compare many pairs with all workers, identical pairs only once. The verdicts are in the same order."""
         pairs = list(pairs)
         verdicts = {pair: compare_plainly(*pair) for pair in dict.fromkeys(pairs)}
         hard = [pair for pair, verdict in verdicts.items() if verdict is None]
@@ -316,7 +190,7 @@ class Verifier:
         try:
             if pool is not None:
                 verdicts.update(
-                    zip(hard, pool.map(lambda pair: self._by_mathematics(*_in_latex(*pair)), hard), strict=True)
+                    zip(hard, pool.map(lambda pair: self._by_algebra(*latex_pair(*pair)), hard), strict=True)
                 )
         finally:
             if pool is not None:
@@ -325,61 +199,61 @@ class Verifier:
         assert all(verdict is not None for verdict in found)
         return [verdict for verdict in found if verdict is not None]
 
-    def _by_mathematics(self, reference: str, candidate: str) -> Verdict:
+    def _by_algebra(self, reference: str, candidate: str) -> Verdict:
         if os.getpid() != self._owner:
-            raise RuntimeError("this verifier belongs to the process that made it; make another one after a fork")
+            raise RuntimeError("this verifier belongs to the process that created it; create another one after a fork")
         worker = self._slots.get()
         try:
             if self._closed:
                 raise RuntimeError("this verifier is closed")
             worker = worker or self._start()
-            outcome, reason = worker.ask(reference, candidate, self.seconds)
-        except _Died as death:
+            outcome, reason = worker.compare(reference, candidate, self.seconds)
+        except ProcessDied as death:
             assert worker is not None
             self._drop(worker)
             worker, self.replaced = None, self.replaced + 1
             return Verdict("undecided", "math", str(death))
         except BaseException:
-            # Interrupted between question and answer: the answer must not be taken for the next one's.
+            # Interrupted between request and answer: the answer must not be taken for that of the next request.
             if worker is not None:
                 self._drop(worker)
             worker = None
             raise
         else:
-            if worker.uses >= _USES or reason == "out of memory":
+            if worker.uses >= _MAX_USES or reason == "out of memory":
                 self._drop(worker)
                 worker = None
         finally:
             self._slots.put(worker)
         return Verdict(cast(Outcome, outcome), "math", reason)
 
-    def _start(self) -> _Worker:
-        why = ""
+    def _start(self) -> MathProcess:
+        reason = ""
         for _ in range(_START_ATTEMPTS):
-            worker = _Worker(self.seconds, self.memory)
+            worker = MathProcess(self.seconds, self.memory)
             with self._lock:
                 self._live.add(worker)
             try:
-                worker.hello()
+                worker.wait_until_ready()
                 return worker
-            except _Died as death:
-                why = str(death)
+            except ProcessDied as death:
+                reason = str(death)
                 self._drop(worker)
             except BaseException:
                 self._drop(worker)
                 raise
         raise EasyDistillError(
-            f"the process that compares answers does not start: {why}\n"
+            f"the process that compares answers does not start: {reason}\n"
             f"    → try `{sys.executable} -c 'import math_verify'`, and give it more than {self.memory >> 20} MB"
         )
 
-    def _drop(self, worker: _Worker) -> None:
+    def _drop(self, worker: MathProcess) -> None:
         worker.remove()
         with self._lock:
             self._live.discard(worker)
 
     def close(self) -> None:
-        """End all workers. Comparisons that are under way in other threads come out undecided, later ones raise."""
+        """End all workers. Comparisons in progress in other threads become undecided; later ones raise RuntimeError."""
         if os.getpid() != self._owner:
             return
         self._closed = True
@@ -387,7 +261,7 @@ class Verifier:
             live = list(self._live)
         for worker in live:
             worker.kill()
-        # Whoever was waiting for an answer gives the slot back now, and then no thread reads from any pipe.
+        # Threads that waited for an answer return their slots now, and then no thread reads from any pipe.
         for _ in range(self.workers):
             self._slots.get()
         self._finalizer()
@@ -404,6 +278,6 @@ class Verifier:
 
 
 def verify_many(pairs: Iterable[tuple[str, str]], *, workers: int = 2, seconds: float = 5.0) -> list[Verdict]:
-    """Compare many (reference, candidate) pairs, in their order, with a `Verifier` for just these."""
+    """`Verifier.verify_many` with a temporary `Verifier`."""
     with Verifier(workers, seconds) as verifier:
         return verifier.verify_many(pairs)

@@ -1,11 +1,11 @@
 """Structured replies: named texts from tags, from a JSON object, or the whole reply; and how a prompt asks for them.
 
-Enters: a reply, the wanted fields, and the form they were asked in. Leaves: a text for every field, or a `Malformed`
-with the reason. There is no guessing: a field that is missing, empty, unclosed, or there twice with different contents
-makes the whole reply malformed.
+Input: a reply, the expected fields, and the form in which they were requested. Output: a text for every field, or a
+`MalformedReply` with the reason. Nothing is guessed: if a field is missing, empty, unclosed, or given twice with
+different contents, the whole reply is malformed.
 
-- `tags`: `<name>text</name>` anywhere in the reply, spelled exactly so; the text is stripped of outer white space.
-- `json`: the reply is one JSON object, or holds exactly one fenced block of it; other keys are allowed.
+- `tags`: `<name>text</name>` anywhere in the reply, spelled exactly like this; outer white space is stripped.
+- `json`: the reply is one JSON object or contains exactly one fenced block with one; additional keys are allowed.
 - `plain`: one field, the whole reply.
 """
 
@@ -25,23 +25,23 @@ _FENCE = re.compile(r"^[ \t]*+```[ \t]*+(json)?[ \t]*+$", re.MULTILINE | re.IGNO
 
 
 @dataclass(frozen=True)
-class Malformed:
-    """Why a reply is not what was asked for."""
+class MalformedReply:
+    """Why a reply does not have the requested form."""
 
     reason: str
-    """One word for the count: `missing`, `empty`, `unclosed`, `contradictory`, `not_json`, …"""
+    """A code by which replies are counted: `missing`, `empty`, `unclosed`, `contradictory`, `not_json`, …"""
     detail: str
 
 
 @dataclass(frozen=True)
 class TextField:
-    """A text that a reply must give."""
+    """A text that a reply must contain."""
 
     name: str
     description: str = ""
-    """Tells the model what it is, in the prompt's language."""
+    """For the model, in the prompt's language."""
     choices: tuple[str, ...] = ()
-    """The schema allows only these; whoever reads other forms of reply must check."""
+    """The schema allows only these. In other forms of reply, the caller must check."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -50,120 +50,120 @@ class TextField:
 def check_name(name: str) -> None:
     """Raise ValueError for a name that cannot be both a tag and a JSON key."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"a field's name is lower-case letters, digits and underscores, not {name!r}")
+        raise ValueError(f"a field's name consists of lower-case letters, digits and underscores, not {name!r}")
 
 
-def parse_fields(reply: str, fields: Sequence[TextField], form: Form = "tags") -> dict[str, str] | Malformed:
-    """Read the fields of a reply, in their order.
+def parse_fields(reply: str, fields: Sequence[TextField], form: Form = "tags") -> dict[str, str] | MalformedReply:
+    """Read the fields of a reply, in the same order.
 
     Raises:
-        ValueError: no fields, two of one name, or `plain` with more than one.
+        ValueError: there are no fields, two have the same name, or the form is `plain` and there are several.
     """
     names = _names([field.name for field in fields])
     if form == "plain" and len(names) != 1:
-        raise ValueError("a plain reply is one field")
-    found: dict[str, str] | Malformed
+        raise ValueError("a plain reply has exactly one field")
+    found: dict[str, str] | MalformedReply
     if form == "plain":
         found = {names[0]: reply}
     elif form == "json":
         found = _from_json(reply, names)
     else:
         found = _from_tags(reply, names)
-    if isinstance(found, Malformed):
+    if isinstance(found, MalformedReply):
         return found
     for name, text in found.items():
         if not any(char.isprintable() and not char.isspace() for char in text):
-            return Malformed("empty", f"`{name}` is empty")
+            return MalformedReply("empty", f"`{name}` is empty")
         if any("\ud800" <= char <= "\udfff" for char in text):
-            return Malformed("half_character", f"`{name}` holds half of a surrogate pair")
+            return MalformedReply("half_character", f"`{name}` contains a lone surrogate")
     return {name: text.strip() for name, text in found.items()}
 
 
 def _names(names: list[str]) -> list[str]:
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"fields need names, each its own; these are {names}")
+        raise ValueError(f"fields need distinct names, not {names}")
     return names
 
 
-def _from_json(reply: str, names: list[str]) -> dict[str, str] | Malformed:
+def _from_json(reply: str, names: list[str]) -> dict[str, str] | MalformedReply:
     value = json_object(reply)
-    if isinstance(value, Malformed):
+    if isinstance(value, MalformedReply):
         return value
     for name in names:
         if name not in value:
-            return Malformed("missing", f"the object has no `{name}`")
+            return MalformedReply("missing", f"the object has no `{name}`")
         if not isinstance(value[name], str):
-            return Malformed("wrong_type", f"`{name}` is not text")
+            return MalformedReply("wrong_type", f"`{name}` is not text")
     return {name: value[name] for name in names}
 
 
-def _from_tags(reply: str, names: list[str]) -> dict[str, str] | Malformed:
+def _from_tags(reply: str, names: list[str]) -> dict[str, str] | MalformedReply:
     found: dict[str, str] = {}
     spans: list[tuple[int, int, str]] = []
     for name in names:
         blocks = _blocks(reply, name)
-        if isinstance(blocks, Malformed):
+        if isinstance(blocks, MalformedReply):
             return blocks
         texts = {reply[start:end].strip() for start, end in blocks}
         if not texts:
-            return Malformed("missing", f"there is no <{name}>")
+            return MalformedReply("missing", f"there is no <{name}>")
         if len(texts) > 1:
-            return Malformed("contradictory", f"<{name}> is there {len(blocks)} times, with different contents")
+            return MalformedReply("contradictory", f"<{name}> occurs {len(blocks)} times with different contents")
         found[name] = texts.pop()
         spans += [(start, end, name) for start, end in blocks]
     spans.sort()
     for (_, end, outer), (start, _, inner) in pairwise(spans):
         if start < end:
-            return Malformed("nested", f"<{inner}> stands inside <{outer}>")
+            return MalformedReply("nested", f"<{inner}> is inside <{outer}>")
     return found
 
 
-def _blocks(reply: str, name: str) -> list[tuple[int, int]] | Malformed:
-    """Where the contents of a tag start and end."""
+def _blocks(reply: str, name: str) -> list[tuple[int, int]] | MalformedReply:
+    """The spans of the contents of a tag."""
     blocks: list[tuple[int, int]] = []
     start: int | None = None
     for tag in re.finditer(f"<(/?){name}>", reply):
         closing = tag[1] == "/"
         if closing and start is None:
-            return Malformed("unclosed", f"</{name}> closes what was not open")
+            return MalformedReply("unclosed", f"</{name}> has no opening tag")
         if not closing and start is not None:
-            return Malformed("unclosed", f"<{name}> opens twice before it closes")
+            return MalformedReply("unclosed", f"<{name}> is opened twice before it is closed")
         if start is None:
             start = tag.end()
         else:
             blocks.append((start, tag.start()))
             start = None
-    return blocks if start is None else Malformed("unclosed", f"<{name}> is not closed")
+    return blocks if start is None else MalformedReply("unclosed", f"<{name}> is not closed")
 
 
-class _Refused(ValueError):
-    """JSON of a kind that is not taken."""
+class _DuplicateKey(ValueError):
+    """A key of a JSON object is given twice with different values."""
 
 
-def json_object(reply: str) -> dict[str, Any] | Malformed:
-    """The one JSON object of a reply: all of it, or its only ```json block.
+def json_object(reply: str) -> dict[str, Any] | MalformedReply:
+    """The only JSON object of a reply: the whole reply or its only ```json block.
 
-    A key that is there twice with different values is contradictory; NaN and Infinity are not JSON.
+    A key given twice with different values is contradictory; NaN and Infinity are not JSON.
     """
     fenced = _fenced(reply)
     if fenced is None:
-        return Malformed("unclosed", "the block of JSON is not closed")
+        return MalformedReply("unclosed", "the JSON block is not closed")
     if len(fenced) > 1:
-        return Malformed("contradictory", f"the reply holds {len(fenced)} blocks of JSON")
+        return MalformedReply("contradictory", f"the reply contains {len(fenced)} JSON blocks")
     text = fenced[0] if fenced else reply
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except _Refused as refusal:
-        return Malformed("contradictory", str(refusal))
+    except _DuplicateKey as error:
+        return MalformedReply("contradictory", str(error))
     except (ValueError, RecursionError) as error:
-        return Malformed("not_json", f"the reply is not one JSON object: {str(error)[:200]}")
+        return MalformedReply("not_json", f"the reply is not one JSON object: {str(error)[:200]}")
     if not isinstance(value, dict):
-        return Malformed("not_json", "the reply is JSON, but not an object")
+        return MalformedReply("not_json", "the reply is JSON, but not an object")
     return value
 
 
 def _fenced(reply: str) -> list[str] | None:
-    """What stands in blocks of JSON; None where the last one is not closed."""
+    """The contents of JSON blocks; None if the last one is not closed."""
     blocks: list[str] = []
     start: int | None = None
     for mark in _FENCE.finditer(reply):
@@ -178,9 +178,9 @@ def _fenced(reply: str) -> list[str] | None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
-        # 1 == True == 1.0 in Python, and these are three answers.
+        # In Python 1 == True == 1.0, but these are three different answers.
         if key in found and (type(found[key]), found[key]) != (type(value), value):
-            raise _Refused(f"the key {key[:100]!r} is there twice, with different values")
+            raise _DuplicateKey(f"the key {key[:100]!r} is given twice with different values")
         found[key] = value
     return found
 
@@ -189,7 +189,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-# --- asking -----------------------------------------------------------------------------------------------
+# --- prompts ----------------------------------------------------------------------------------------------
 
 _ASK = {
     "en": {
@@ -210,12 +210,12 @@ _ASK = {
 
 
 def say(language: Language, key: str, **values: object) -> str:
-    """One of the phrases that describe a form."""
+    """One of the phrases with which a prompt describes a form."""
     return _ASK[language][key].format(**values)
 
 
 def form_of(wanted: dict[str, str], form: Form, language: Language) -> str:
-    """The form of a reply: a line that introduces it, and a sample with each field's content described."""
+    """The form of a reply, for a prompt: an introductory line and a sample that describes each field's content."""
     if form == "plain":
         (what,) = wanted.values()
         return say(language, "plain", what=what)
@@ -227,20 +227,20 @@ def form_of(wanted: dict[str, str], form: Form, language: Language) -> str:
 
 
 def describe_fields(fields: Sequence[TextField], form: Form = "tags", language: Language = "en") -> str:
-    """The wanted form, for a prompt.
+    """The requested form, for a prompt.
 
     Raises:
         ValueError: as `parse_fields`.
     """
     names = _names([field.name for field in fields])
     if form == "plain" and len(names) != 1:
-        raise ValueError("a plain reply is one field")
+        raise ValueError("a plain reply has exactly one field")
     wanted = {field.name: field.description or say(language, "blank", name=field.name) for field in fields}
     return form_of(wanted, form, language)
 
 
 def fields_schema(fields: Sequence[TextField]) -> dict[str, Any]:
-    """The JSON schema (2020-12) of an object of these fields: all required, none empty, nothing else."""
+    """The JSON schema (2020-12) of an object with these fields: all required, none empty, no others."""
     _names([field.name for field in fields])
     properties: dict[str, Any] = {}
     for field in fields:
@@ -252,5 +252,5 @@ def fields_schema(fields: Sequence[TextField]) -> dict[str, Any]:
 
 
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
-    """An object with just these properties, in the form that servers with structured output accept."""
+    """The schema of an object with exactly these properties, as servers with structured output accept it."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -1,8 +1,8 @@
-r"""The number that an answer is, exactly, and what only dresses it.
+r"""Reads the number in an answer exactly, and removes the markup around it.
 
-Numbers are `Fraction`s: 0.1 is one tenth, and a comparison has no float in it. Scientific notation is a number, `1e-5`
-as well as `6.02 \times 10^{23}`, and so is a mixed one, `3\frac{1}{2}` or `3½`. Everything here is pure and linear in
-the text's length.
+Numbers are `Fraction`s: 0.1 is one tenth, and no comparison involves a float. Scientific notation is a number, both
+`1e-5` and `6.02 \times 10^{23}`, and so are mixed numbers, `3\frac{1}{2}` or `3½`. Everything here is pure and takes
+time linear in the text's length.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_DIGITS = 1000
-"""Longer numbers are not read as numbers: nobody's answer, and arithmetic on them is an attack."""
+"""Longer numbers are not read as numbers: they are never a real answer, and arithmetic on them is an attack."""
 VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 MAX_ANSWER = 4000
-"""Characters. A longer answer is neither stripped of marks nor read as a number."""
+"""Characters. A longer answer is neither stripped of markup nor read as a number."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """An exact number as written. For 12.5 % `value` is 1/8 and `numeral` 25/2."""
+    """An exact number. For 12.5 %, `value` is 1/8 and `numeral`, the number as written, is 25/2."""
 
     value: Fraction
     numeral: Fraction
     percent: bool = False
     unit: str = ""
-    """The currency or unit beside it, words in the singular; empty where there is none."""
+    """The currency or unit next to it, words in the singular; empty if there is none."""
 
 
 _D = "[0-9０-９]"
@@ -56,7 +56,7 @@ _POWER = (
 )
 NUMBER = re.compile(
     rf"""
-    (?<![A-Za-z0-9０-９_]) (?<![0-9][.]) (?<![ms]\^) (?<![ms]\^\{{)  # the 2 of m/s^2 is no number
+    (?<![A-Za-z0-9０-９_]) (?<![0-9][.]) (?<![ms]\^) (?<![ms]\^\{{)  # the 2 of m/s^2 is not a number
     (?P<sign>{_SIGN}) (?:(?P<currency>{_CURRENCY})[ ]?)? (?P<sign2>[-−－–]?)
     (?:
         (?: (?<!\^)(?P<whole>{_D}++)[ ]?+ )?+
@@ -86,7 +86,7 @@ _CURRENCY_NAMES = {
     "美元": "dollar",
 }
 _NOT_UNITS = frozenset(
-    # What would change the number, were it ignored.
+    # Words that change the value, so they must not be taken for units.
     re.findall(
         r"\w+",
         "and or to times plus minus over squared cubed hundred dozen percent mod sqrt root sin cos tan cot sec log exp "
@@ -98,7 +98,7 @@ _SYMBOL = rf"(?:{_LENGTH}|[kmμµ]?g|m?s|h|hr|[mc]?[lL]|[kM]?J|[kMG]?W|k?N|k?Pa|
 _UNIT_POWER = r"(?: ?\^(?:-?[1-4]|\{-?[1-4]\})|⁻?[¹²³⁴])"
 _FACTOR = rf"{_SYMBOL}{_UNIT_POWER}?"
 _UNIT = re.compile(
-    # A letter right behind the number is a variable, but for speeds.
+    # A letter directly after the number is a variable, except in speeds.
     rf" ?(?P<words>[A-Za-z]{{3,20}}(?: [A-Za-z]{{2,20}}){{0,3}}|[\u4e00-\u9fff]{{1,4}})"
     rf"| (?:{_LENGTH}{_UNIT_POWER}|{_FACTOR}(?: ?(?:/|[·⋅]|\\cdot) ?{_FACTOR}){{1,3}})"
     rf"| ?[kcm]?m/(?:s|h|hr|min){_UNIT_POWER}?"
@@ -117,7 +117,7 @@ def _digits(text: str) -> Fraction | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The numeral of a match, without percent and scale; None where it is too long or divides by zero."""
+    """The numeral of a match, without percent and scale; None if it is too long or divides by zero."""
     numbers: dict[str, Fraction] = {}
     for name in _DIGIT_GROUPS:
         if match[name]:
@@ -148,7 +148,7 @@ _DIGIT_GROUPS = ("whole", "top", "bottom", "over", "under", "head", "divisor")
 
 
 def bare(text: str) -> str:
-    """An answer without what only dresses it: math delimiters, bold marks, `\\text{}`, LaTeX spaces, a final stop."""
+    """An answer without markup: math delimiters, bold marks, `\\text{}`, LaTeX spaces, a final full stop."""
     if len(text) > MAX_ANSWER:
         return text.strip()
     text = _BOLD.sub("", _SPACING.sub(" ", _TEXT_COMMAND.sub(r" \1 ", text)))
@@ -168,17 +168,17 @@ def bare(text: str) -> str:
 
 
 def _unit(found: re.Match[str]) -> str:
-    """One way to write a unit: `m/s^{2}` is `m/s²`. Case tells MW from mW, but not Apples from apples."""
+    """A unit in its canonical spelling, such as `m/s²` for `m/s^{2}`. Case matters in symbols (MW, mW) only."""
     if words := found["words"]:
         return _CURRENCY_NAMES.get(words, words.casefold().removesuffix("s"))
     return re.sub(r"[ ^{}]", "", unicodedata.normalize("NFKC", found[0].replace(r"\cdot", "·")).replace("−", "-"))
 
 
 def parse_number(text: str) -> Number | None:
-    """Read an answer that is one number: sign, currency, thousands, decimals, fraction, power of ten, percent,
-    scale, unit.
+    """Read an answer that is a single number, with sign, currency, thousands separators, decimals, fraction, power of
+    ten, percent, scale and unit.
 
-    Returns None where the text is anything else, such as an expression, a list, or a sentence.
+    Returns None if the text is anything else, such as an expression, a list, or a sentence.
     """
     if len(text) > MAX_ANSWER:
         return None
@@ -203,7 +203,7 @@ def parse_number(text: str) -> Number | None:
 
 
 def numbers(text: str) -> Iterator[tuple[Number, int, int]]:
-    """All numbers of a text, with what marks them as amounts or shares, and where they start and end."""
+    """All numbers of a text, including their currency, percent or scale, and where they start and end."""
     for match in NUMBER.finditer(text):
         number = parse_number(match[0])
         if number is not None:
@@ -219,5 +219,5 @@ _NUMBER_WORD = re.compile(
 
 
 def spelt_out(text: str) -> bool:
-    """Whether a text has a number in words, English or Chinese."""
+    """Whether a text contains a number in words, English or Chinese."""
     return _NUMBER_WORD.search(text) is not None

@@ -1,15 +1,15 @@
-r"""A chain of thought without its final answer: whoever derives the answer from it has to follow the steps.
+r"""Removes the final answer from a chain of thought, so that deriving it requires following the steps.
 
-Enters: a text and the known answer. Leaves: the text with `REDACTED` in place of
+Input: a text and the known answer. Output: the text with `REDACTED` in place of
 
-1. every final answer that it states (boxes, `####` lines, "the answer is …"), unless it is plainly another one, such
-   as an earlier attempt; the last statement always;
-2. the known answer itself, as a number of the same value or literally, in its conclusion: the last line that says
-   anything but a statement, and the lines right above it as long as they hold the answer too. Lines between that only
-   lead over (a heading, "Therefore:", `</think>`) do not end it.
+1. every final answer that it states (boxes, `####` lines, "the answer is …"), except those that are clearly different,
+   such as earlier attempts; the last statement is always replaced;
+2. the known answer itself, as a number of the same value or literally, in the conclusion. The conclusion is the last
+   line that has anything but a statement, and the lines directly above it as long as they contain the answer too.
+   Transitional lines in between (a heading, "Therefore:", `</think>`) do not end it.
 
-In the conclusion an operand stays (`4 - 2 = 2` becomes `4 - 2 = [?]`), else steps on small numbers could not be
-followed. Steps further up stay as they are, so an answer that is also an intermediate result is still there.
+In the conclusion operands are kept (`4 - 2 = 2` becomes `4 - 2 = [?]`), because steps on small numbers could not be
+followed otherwise. Earlier steps are kept as they are, so an answer that is also an intermediate result remains.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ _OPERAND_AFTER = re.compile(rf"\s*(?:[A-Za-z]{{1,20}}\s*)?{_OPERATOR}\s*[$(\[{{\
 _TAG = re.compile(r"</?\w+>")
 _BOLD = ("**", "__")
 _SHORT = 20
-"""Characters of a line that is no sentence, nor are three words."""
+"""Maximum characters of a line that, with at most three words, is not a sentence."""
 _CONTEXT = 40
-"""Characters beside a number that tell whether it is an operand."""
+"""Characters before and after a number that show whether it is an operand."""
 
 
 def redact(text: str, known: str) -> str:
-    """The text without its final answer; see the module.
+    """The text without its final answer, as described above.
 
     Args:
-        known: the right answer, by itself.
+        known: the right answer alone.
     """
     return _without_conclusion(_without_statements(text, known), known)
 
 
 def mentions(text: str, known: str) -> bool:
-    """Whether the known answer stands anywhere in a text, as a number of the same value or literally."""
-    return bool(_places(text, known))
+    """Whether the known answer occurs anywhere in a text, as a number of the same value or literally."""
+    return bool(_occurrences(text, known))
 
 
 def _without_statements(text: str, known: str) -> str:
     spans = statements(text)
     for index, (start, end) in reversed(list(enumerate(spans))):
-        said = compare_plainly(known, text[start:end])
-        if index == len(spans) - 1 or said is None or said.outcome != "different":
+        verdict = compare_plainly(known, text[start:end])
+        if index == len(spans) - 1 or verdict is None or verdict.outcome != "different":
             text = f"{text[:start]}{REDACTED}{text[end:]}"
     return text
 
@@ -60,13 +60,13 @@ def _without_conclusion(text: str, known: str) -> str:
     for index in range(len(lines) - 1, -1, -1):
         line = lines[index]
         lines[index] = _without_answer(line, known)
-        if REDACTED not in lines[index] and re.search(r"\w", line) and not _leads_over(line):
+        if REDACTED not in lines[index] and re.search(r"\w", line) and not _is_transitional(line):
             break
     return "\n".join(lines)
 
 
-def _leads_over(line: str) -> bool:
-    """Whether a line says nothing itself: a heading, in bold, a bare tag, before a colon, or a few words."""
+def _is_transitional(line: str) -> bool:
+    """Whether a line only connects others: a heading, bold text, a tag, a line that ends with a colon, or few words."""
     line = line.strip()
     if re.search(r"\d", line):
         return False
@@ -76,16 +76,16 @@ def _leads_over(line: str) -> bool:
 
 
 def _without_answer(line: str, known: str) -> str:
-    for start, end in reversed(_places(line, known)):
+    for start, end in reversed(_occurrences(line, known)):
         if parse_number(known) is None or not _is_operand(line, start, end):
             line = f"{line[:start]}{REDACTED}{line[end:]}"
     return line
 
 
-def _places(text: str, known: str) -> list[tuple[int, int]]:
+def _occurrences(text: str, known: str) -> list[tuple[int, int]]:
     number = parse_number(known)
     if number is None:
-        return [match.span() for match in _literally(bare(known)).finditer(text)]
+        return [match.span() for match in _literal_pattern(bare(known)).finditer(text)]
     values = {number.value, number.numeral}
     return [(start, end) for found, start, end in numbers(text) if values & {found.value, found.numeral}]
 
@@ -95,7 +95,7 @@ def _is_operand(line: str, start: int, end: int) -> bool:
     return bool(_OPERAND_BEFORE.search(before) or _OPERAND_AFTER.match(after))
 
 
-def _literally(known: str) -> re.Pattern[str]:
+def _literal_pattern(known: str) -> re.Pattern[str]:
     edges = (r"(?<!\w)" if known[:1].isalnum() else "", r"(?!\w)" if known[-1:].isalnum() else "")
-    # A choice's letter is not an article.
+    # The letter of a choice, `A`, must not match the article `a`.
     return re.compile(edges[0] + re.escape(known) + edges[1], 0 if len(known) == 1 else re.IGNORECASE)

@@ -1,11 +1,11 @@
-"""Scores in a judge's reply, read strictly.
+"""Scores in a judge's reply, parsed strictly.
 
-Enters: a reply, the wanted scores with their ranges, and the form they were asked in. Leaves: an integer in range for
-each, or a `Malformed` with the reason. Never −1, never "the first integer in the text": a reply that does not parse is
-a rejected row, since a made-up score would enter the selection as if it were a judgement.
+Input: a reply, the expected scores with their ranges, and the form in which they were requested. Output: an integer in
+range for each, or a `MalformedReply` with the reason. Never −1 and never "the first integer in the text": a reply that
+does not parse is a rejected row, because an invented score would affect the selection as if it were a judgement.
 
-- `tags`: `<score>7</score>`: ASCII digits in plain spelling, and white space, are all that may stand inside. The tag
-  may come several times with one score. Anything that looks like the tag but is not spelled so is malformed.
+- `tags`: `<score>7</score>`, with only ASCII digits and white space inside. The tag may occur several times with the
+  same score. Anything that resembles the tag but is spelled differently is malformed.
 - `json`: one object (see `fields.json_object`) whose values are integers: not 7.0, not "7", not true.
 """
 
@@ -16,7 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from easydistill.verification.fields import Language, Malformed, check_name, form_of, json_object, object_schema, say
+from easydistill.verification.fields import (
+    Language,
+    MalformedReply,
+    check_name,
+    form_of,
+    json_object,
+    object_schema,
+    say,
+)
 
 ScoreForm = Literal["tags", "json"]
 _PLAIN_INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -25,7 +33,7 @@ _WHITE = " \t\r\n"
 
 @dataclass(frozen=True)
 class ScoreField:
-    """An integer that a judge must give, from `low` to `high`, both included."""
+    """An integer from `low` to `high`, both included, that a judge must give."""
 
     name: str = "score"
     low: int = 0
@@ -35,41 +43,43 @@ class ScoreField:
     def __post_init__(self) -> None:
         check_name(self.name)
         if not 0 <= self.low < self.high:
-            raise ValueError(f"the range of {self.name} is from {self.low} to {self.high}: it needs 0 <= low < high")
+            raise ValueError(f"the range of {self.name}, {self.low} to {self.high}, must have 0 <= low < high")
 
 
-def parse_scores(reply: str, fields: Sequence[ScoreField], form: ScoreForm = "tags") -> dict[str, int] | Malformed:
-    """Read the scores of a reply, in the fields' order.
+def parse_scores(reply: str, fields: Sequence[ScoreField], form: ScoreForm = "tags") -> dict[str, int] | MalformedReply:
+    """Read the scores of a reply, in the order of the fields.
 
     Raises:
-        ValueError: no fields, or two of one name.
+        ValueError: there are no fields, or two have the same name.
     """
     _check(fields)
     scores: dict[str, int] = {}
     value = json_object(reply) if form == "json" else None
-    if isinstance(value, Malformed):
+    if isinstance(value, MalformedReply):
         return value
     for field in fields:
         score = _from_tags(reply, field) if value is None else _from_json(value, field)
-        if isinstance(score, Malformed):
+        if isinstance(score, MalformedReply):
             return score
         if not field.low <= score <= field.high:
-            return Malformed("out_of_range", f"`{field.name}` is {score}, not from {field.low} to {field.high}")
+            return MalformedReply("out_of_range", f"`{field.name}` is {score}, not from {field.low} to {field.high}")
         scores[field.name] = score
     return scores
 
 
-def _from_json(value: dict[str, Any], field: ScoreField) -> int | Malformed:
+def _from_json(value: dict[str, Any], field: ScoreField) -> int | MalformedReply:
     if field.name not in value:
-        return Malformed("missing", f"the object has no `{field.name}`")
+        return MalformedReply("missing", f"the object has no `{field.name}`")
     score = value[field.name]
     # bool is a subclass of int.
     if type(score) is not int:
-        return Malformed("not_an_integer", f"`{field.name}` is {str(score)[:50]!r}, of type {type(score).__name__}")
+        return MalformedReply(
+            "not_an_integer", f"`{field.name}` is {str(score)[:50]!r}, of type {type(score).__name__}"
+        )
     return score
 
 
-def _from_tags(reply: str, field: ScoreField) -> int | Malformed:
+def _from_tags(reply: str, field: ScoreField) -> int | MalformedReply:
     name, opening = field.name, f"<{field.name}>"
     scores: set[int] = set()
     start: int | None = None
@@ -78,34 +88,34 @@ def _from_tags(reply: str, field: ScoreField) -> int | Malformed:
             start = tag.end()
         elif tag[0] == f"</{name}>" and start is not None:
             score = _integer(reply[start : tag.start()], name)
-            if isinstance(score, Malformed):
+            if isinstance(score, MalformedReply):
                 return score
             scores.add(score)
             start = None
         elif tag[0] in (opening, f"</{name}>"):
-            return Malformed("unclosed", f"{tag[0]} has no counterpart")
+            return MalformedReply("unclosed", f"{tag[0]} has no matching tag")
         else:
-            return Malformed("bad_tag", f"{tag[0][:50]!r} is not how {opening} is written")
+            return MalformedReply("bad_tag", f"{tag[0][:50]!r} is a misspelled {opening}")
     if start is not None:
-        return Malformed("unclosed", f"{opening} is not closed")
+        return MalformedReply("unclosed", f"{opening} is not closed")
     if not scores:
-        return Malformed("missing", f"there is no {opening}")
+        return MalformedReply("missing", f"there is no {opening}")
     if len(scores) > 1:
-        return Malformed("contradictory", f"{opening} is there with {' and '.join(map(str, sorted(scores)))}")
+        return MalformedReply("contradictory", f"{opening} is given as {' and '.join(map(str, sorted(scores)))}")
     return scores.pop()
 
 
-def _integer(text: str, name: str) -> int | Malformed:
+def _integer(text: str, name: str) -> int | MalformedReply:
     content = text.strip(_WHITE)
     if not content:
-        return Malformed("empty", f"<{name}> is empty")
+        return MalformedReply("empty", f"<{name}> is empty")
     if not _PLAIN_INTEGER.fullmatch(content):
-        return Malformed("not_an_integer", f"<{name}> holds {content[:50]!r}, not one plain integer")
+        return MalformedReply("not_an_integer", f"<{name}> contains {content[:50]!r}, not one plain integer")
     return int(content)
 
 
 def describe_scores(fields: Sequence[ScoreField], form: ScoreForm = "tags", language: Language = "en") -> str:
-    """The wanted form, for a prompt."""
+    """The requested form, for a prompt."""
     _check(fields)
     wanted = {}
     for field in fields:
@@ -115,7 +125,7 @@ def describe_scores(fields: Sequence[ScoreField], form: ScoreForm = "tags", lang
 
 
 def scores_schema(fields: Sequence[ScoreField]) -> dict[str, Any]:
-    """The JSON schema (2020-12) of an object of these scores: all required, nothing else."""
+    """The JSON schema (2020-12) of an object with these scores: all required, no others."""
     _check(fields)
     properties: dict[str, Any] = {}
     for field in fields:
@@ -128,4 +138,4 @@ def scores_schema(fields: Sequence[ScoreField]) -> dict[str, Any]:
 def _check(fields: Sequence[ScoreField]) -> None:
     names = [field.name for field in fields]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"scores need names, each its own; these are {names}")
+        raise ValueError(f"scores need distinct names, not {names}")

@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 
+from easydistill.contracts.operator import Ask, Reply, Result, answer_with, each
 from easydistill.data.records import Sample
 from easydistill.errors import DataError
-from easydistill.operators import (
+from easydistill.synthesis.operators import (
     OPERATORS,
-    cot_extension,
     cot_generation,
+    cot_long2short,
     cot_scoring,
-    cot_simplification,
+    cot_short2long,
     instruction_expansion,
     instruction_refinement,
     instruction_response_extraction,
     instruction_scoring,
     task_labelling,
 )
-from easydistill.operators._base import Ask, Reply, Result, answer_with, each
-from easydistill.operators._tools import Tools, load_prompt, prompt_issues
+from easydistill.synthesis.tools import Tools, load_prompt, prompt_issues
 
 WORDS = ("river", "engine", "poem", "planet", "market", "violin", "bridge", "cactus", "island", "lantern", "mirror")
 
@@ -231,29 +231,25 @@ def test_rewritten_chains_keep_answer_and_length() -> None:
         row("none", "2+3?", "who knows"),
     ]
     replies = iter(["Sum: \\boxed{5}", "Sum: \\boxed{6}", long + " " + long, "Sum: \\boxed{5}"])
-    result, _ = drive(
-        cot_simplification, cot_simplification.Config(), rows, lambda ask: f"<thought>{next(replies)}</thought>"
-    )
+    result, _ = drive(cot_long2short, cot_long2short.Config(), rows, lambda ask: f"<thought>{next(replies)}</thought>")
     assert [found.id for found in result.accepted] == ["ok"]
     assert result.accepted[0].prompt == rows[0].prompt
     assert {found.id: found.reason for found in result.rejected} == {
         "wrong": "answer_changed", "long": "unfit_length", "none": "answer_unknown",
     }  # fmt: skip
     longer, _ = drive(
-        cot_extension, cot_extension.Config(), [row("x", "2+3?", "#### 5")], lambda ask: f"<thought>{long}</thought>"
+        cot_short2long, cot_short2long.Config(), [row("x", "2+3?", "#### 5")], lambda ask: f"<thought>{long}</thought>"
     )
     assert longer.accepted[0].meta["length_ratio"] > 1.3
     with pytest.raises(DataError, match="run cot_generation first"):
-        drive(cot_simplification, cot_simplification.Config(), [row("x", "2+3?")], lambda ask: "")
+        drive(cot_long2short, cot_long2short.Config(), [row("x", "2+3?")], lambda ask: "")
 
 
 def test_a_chain_that_states_no_answer_keeps_its_last_number() -> None:
     long = "First we look at it, then we look at it again, and again, and at last we see that 2 + 3 = 5"
     rows = [row("ok", "2+3?", long), row("wrong", "2+3?", long)]
     replies = iter(["2 + 3 = 5", "2 + 3 = 6"])
-    result, _ = drive(
-        cot_simplification, cot_simplification.Config(), rows, lambda ask: f"<thought>{next(replies)}</thought>"
-    )
+    result, _ = drive(cot_long2short, cot_long2short.Config(), rows, lambda ask: f"<thought>{next(replies)}</thought>")
     assert [found.id for found in result.accepted] == ["ok"] and reasons(result) == {"answer_changed": 1}
 
 

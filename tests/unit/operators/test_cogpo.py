@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.operators.test_asking import drive, reasons, row
 
+from easydistill.contracts.operator import Ask, Reply, Result
 from easydistill.data.preferences import as_preference
 from easydistill.data.records import Sample
-from easydistill.operators import cogpo, cot_generation
-from easydistill.operators._base import Ask, Reply, Result
-from easydistill.operators._chains import known_answer
-from easydistill.operators._student_tries import certainly_read
+from easydistill.synthesis.chains import known_answer
+from easydistill.synthesis.operators import cogpo, cot_generation
+from easydistill.synthesis.operators.cogpo.student_tries import certainly_read
 from easydistill.verification.answers import find_answer
 
 LONG = "We add the two numbers step by step, the first one and then the second one, and count on our fingers."

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from easydistill.contracts.operator import answer_with
 from easydistill.data.formats import read_samples, write_parquet
 from easydistill.data.records import Sample
 from easydistill.errors import DataError
-from easydistill.operators import OPERATORS
-from easydistill.operators._base import answer_with
-from easydistill.operators.decontaminate import Config, decontaminate
+from easydistill.synthesis.operators import OPERATORS
+from easydistill.synthesis.operators.decontaminate import Config, decontaminate
 
 DUCKS = (
     "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes muffins for her friends "

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from easydistill.contracts.operator import answer_with
 from easydistill.data.records import Sample
 from easydistill.errors import DataError
-from easydistill.operators import OPERATORS
-from easydistill.operators._base import answer_with
-from easydistill.operators._similarity import Novelty
-from easydistill.operators._text import prompt_text
-from easydistill.operators.deduplicate import Config, deduplicate
+from easydistill.synthesis.operators import OPERATORS
+from easydistill.synthesis.operators.deduplicate import Config, deduplicate
+from easydistill.synthesis.similarity import Novelty
+from easydistill.synthesis.text import prompt_text
 
 
 def row(identity: str, prompt: str, answer: str | None = None) -> Sample:

@@ -10,8 +10,8 @@ import pytest
 
 from easydistill.data.records import Sample
 from easydistill.errors import ModelError
-from easydistill.operators._meaning import Meanings, embeddings
-from easydistill.operators.deduplicate import Config, deduplicate
+from easydistill.synthesis.meaning import Meanings, embeddings
+from easydistill.synthesis.operators.deduplicate import Config, deduplicate
 
 TEXTS = [
     "Name three fruits.",

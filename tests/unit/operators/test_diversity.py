@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydistill.data.records import Sample
-from easydistill.operators._diversity import distinct, diversity, measure, quantiles, sampled, self_bleu
-from easydistill.operators._text import ngrams
+from easydistill.synthesis.diversity import distinct, diversity, measure, quantiles, sampled, self_bleu
+from easydistill.synthesis.text import ngrams
 
 units = st.lists(st.sampled_from("abcd"), min_size=1, max_size=9)
 

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tests.unit.operators.test_asking import row
 
+from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.preferences import as_preference, pair_row
 from easydistill.data.records import Sample, content_hash
-from easydistill.operators import _chains, preference_data
-from easydistill.operators._base import Ask, Reply, Result, answer_with
-from easydistill.operators._pair_choice import choose, length_facts, surplus
-from easydistill.operators._pair_configs import PROMPTS
-from easydistill.operators._pairs import Answer, Pair
-from easydistill.operators._tools import Tools
+from easydistill.synthesis import chains as _chains
+from easydistill.synthesis.operators import preference_data
+from easydistill.synthesis.operators.preference_data.choice import choose, length_facts, surplus
+from easydistill.synthesis.operators.preference_data.configs import PROMPTS
+from easydistill.synthesis.operators.preference_data.pairs import Answer, Pair
+from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, find_answer
 from easydistill.verification.equality import Verifier, compare_plainly
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from easydistill.contracts.operator import answer_with
 from easydistill.data.records import Sample
-from easydistill.operators import OPERATORS, instruction_selection
-from easydistill.operators._base import answer_with
-from easydistill.operators.cot_selection import Config, Mix, select
+from easydistill.synthesis.operators import OPERATORS, instruction_selection
+from easydistill.synthesis.operators.cot_selection import Config, Mix, select
 
 
 def cot(identity: str, rv: Any, cd: Any, correct: Any = True) -> Sample:

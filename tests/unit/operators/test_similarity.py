@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydistill.errors import MissingExtra
-from easydistill.operators._similarity import Novelty, _Features, _Signatures, rouge_l
-from easydistill.operators._text import tokens
+from easydistill.synthesis.similarity import Novelty, _Features, _Signatures, rouge_l
+from easydistill.synthesis.text import tokens
 
 FOX = "The quick brown fox jumps over the lazy dog near the river bank while the sun sets behind the old hills"
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tests.unit.operators.test_asking import reasons, row
 
+from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.records import Sample
-from easydistill.operators import tapir
-from easydistill.operators._base import Ask, Reply, Result, answer_with
-from easydistill.operators._tools import Tools
+from easydistill.synthesis.operators import tapir
+from easydistill.synthesis.tools import Tools
 
 Say = Callable[[Ask], str | Reply]
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from easydistill.contracts.operator import answer_with
 from easydistill.data.records import Sample
 from easydistill.errors import DataError
-from easydistill.operators import OPERATORS
-from easydistill.operators._base import answer_with
-from easydistill.operators.task_balancing import TARGETS, TASKS, Config, balance, targets_of
+from easydistill.synthesis.operators import OPERATORS
+from easydistill.synthesis.operators.task_balancing import TARGETS, TASKS, Config, balance, targets_of
 
 
 def row(identity: str, task: Any, prompt: str | None = None) -> Sample:

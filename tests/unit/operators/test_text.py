@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easydistill.data.records import Sample
-from easydistill.operators._text import by_character, language_of, ngrams, normalise, prompt_text, tokens
+from easydistill.synthesis.text import by_character, language_of, ngrams, normalise, prompt_text, tokens
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.rollouts import after, in_threads, rollout
 
-from easydistill.errors import DataError
+from easydistill.errors import DataError, EasyDistillError
 from easydistill.rewards import Reward, RewardContext
 from easydistill.rewards._text import after_thoughts, last_program
 from easydistill.rewards.code import Case, Config, check, make
@@ -136,6 +137,14 @@ def test_a_test_that_hangs_is_not_passed() -> None:
     reward.close()
 
 
+def test_where_no_sandbox_works_the_error_names_the_reward(code: Reward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(
+        EasyDistillError, match=r"rewards\.code: .* needs Linux.*\n    → run it on Linux.*, or remove this"
+    ):
+        code([rollout(DOUBLE, tests=TESTS)])
+
+
 def test_threads(code: Reward) -> None:
     good, bad = rollout(DOUBLE, tests=TESTS[:2]), rollout("f = abs", tests=TESTS[:2])
     assert in_threads(code, [[good, bad], [bad], [good]]) == [[1.0, 0.0], [0.0], [1.0]]
@@ -192,7 +201,7 @@ CHECK = "def check(c):\n    assert c(1) == 3\n"
 )
 def test_a_test_that_runs_nothing_is_refused_before_training(test: str) -> None:
     problem = check(Config(allow_execution=True), {"tests": ["assert f(1) == 2", test]})
-    assert problem is not None and "runs nothing, so that every program passes it" in problem
+    assert problem is not None and "runs nothing, so every program would pass" in problem
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_where_the_process_is_killed_the_others_have_their_turn(
 ) -> None:
     source = Path(format_reward.__file__).with_name("_pattern_worker.py").read_text()
     killed = source.replace(
-        "        found: bool | None = None\n", '        assert text != "die"\n        found = None\n'
+        "        matches: bool | None = None\n", '        assert text != "die"\n        matches = None\n'
     )
     assert killed != source
     (tmp_path / "_pattern_worker.py").write_text(killed)

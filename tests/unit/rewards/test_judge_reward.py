@@ -15,12 +15,12 @@ from tests.support.rollouts import in_threads, rollout
 from tests.support.scripted_server import ScriptedServer
 
 from easydistill.config.inference import ApiInferenceConfig
+from easydistill.contracts.teacher import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.rewards import UNJUDGED, Reward, RewardContext
 from easydistill.rewards.judge import Config, language_of, make
-from easydistill.teachers.base import Completion, Failure, GenerationRequest, Outcome, RecordOutcomes
 from easydistill.teachers.openai import OpenAITeacher
 
 
@@ -257,9 +257,9 @@ def test_a_prompt_cannot_reach_into_python(tmp_path: Path) -> None:
         reward([rollout("x")])
 
 
-def test_what_cannot_be_used_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_reported_before_anything_is_asked(tmp_path: Path) -> None:
     context = RewardContext(judge=Scripted(lambda text: ""))
-    with pytest.raises(ConfigError, match="no model that judges"):
+    with pytest.raises(ConfigError, match="there is no judge model"):
         make(Config(), RewardContext())
     with pytest.raises(ConfigError, match=r"rewards\.judge\.prompt.*cannot be read"):
         make(Config(prompt=str(tmp_path / "nowhere.txt")), context)

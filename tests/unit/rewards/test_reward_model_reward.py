@@ -14,7 +14,7 @@ from tests.support.tiny import tiny_llama
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from easydistill.errors import ModelError
-from easydistill.rewards import UNJUDGED, Composite, RewardContext
+from easydistill.rewards import UNJUDGED, RewardContext, WeightedRewards
 from easydistill.rewards.reward_model import Config, make
 
 BATCH = [
@@ -102,8 +102,8 @@ def test_centre_and_what_is_too_long(classifier: Path) -> None:
 
 def test_escaping_the_model_does_not_pay(classifier: Path) -> None:
     reward = make(config(classifier, centre=100.0), RewardContext())
-    with Composite({"reward_model": reward}, {"reward_model": 2.0}) as composite:
-        *honest, escaped = composite([*BATCH, rollout("word " * 600)])
+    with WeightedRewards({"reward_model": reward}, {"reward_model": 2.0}) as combined:
+        *honest, escaped = combined([*BATCH, rollout("word " * 600)])
         assert escaped == min(value for value in honest if value is not None) < 0
 
 
@@ -117,7 +117,7 @@ def test_a_score_that_is_no_number_is_told_once(classifier: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         assert reward(batch) == [pytest.approx(once[0]), UNJUDGED, UNJUDGED]
         reward(batch)
-    assert caplog.text.count("rewards.reward_model: the model gave") == 1
+    assert caplog.text.count("rewards.reward_model: the model's score is") == 1
 
 
 def test_threads(classifier: Path) -> None:
@@ -129,9 +129,9 @@ def test_threads(classifier: Path) -> None:
 
 
 def test_what_is_no_reward_model(tiny_model: Path, classifier: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no reward model.*LlamaForCausalLM"):
+    with pytest.raises(ModelError, match=r"not a reward model.*LlamaForCausalLM"):
         make(config(tiny_model), RewardContext())
-    with pytest.raises(ModelError, match="gives 2 numbers"):
+    with pytest.raises(ModelError, match="returns 2 numbers"):
         make(config(save_classifier(tmp_path / "two", tiny_model, labels=2)), RewardContext())
     with pytest.raises(ModelError):
         make(config(tmp_path / "nowhere"), RewardContext())

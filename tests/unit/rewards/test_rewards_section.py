@@ -17,10 +17,19 @@ from tests.support.rollouts import in_threads, rollout
 import easydistill.rewards as rewards
 from easydistill.config.job import JobConfig
 from easydistill.config.load import load_config
-from easydistill.config.rewards import RewardConfig
+from easydistill.contracts.reward import RewardConfig
 from easydistill.errors import ConfigError, EasyDistillError
-from easydistill.rewards import REWARDS, UNJUDGED, Composite, RewardContext, Rollout, build, malformed, rewards_section
-from easydistill.rewards._composite import close_all
+from easydistill.rewards import (
+    REWARDS,
+    UNJUDGED,
+    RewardContext,
+    Rollout,
+    WeightedRewards,
+    build,
+    malformed,
+    rewards_section,
+)
+from easydistill.rewards._weighted import close_all
 
 Rewards: Any = rewards_section()
 
@@ -135,11 +144,11 @@ class Says:
 
 
 def test_the_sum_and_each_reward_by_name() -> None:
-    composite = Composite(
+    combined = WeightedRewards(
         {"a": Says([1.0, None, None, 0.5]), "b": Says([2.0, 3.0, None, None]), "logged": Says([9.0, 9.0, 9.0, None])},
         {"a": 1.0, "b": 0.5, "logged": 0.0},
     )
-    scored = composite.score([rollout("x")] * 4)
+    scored = combined.score([rollout("x")] * 4)
     assert scored.totals == [2.0, 1.5, None, 0.5]
     assert scored.by_reward["b"] == [2.0, 3.0, None, None]
     assert scored.summary() == {
@@ -155,18 +164,18 @@ def test_the_sum_and_each_reward_by_name() -> None:
 
 
 def test_where_nobody_says_anything_there_is_no_mean() -> None:
-    composite = Composite({"a": Says([None])}, {"a": 1.0})
-    assert composite([rollout("x")]) == [None]
-    assert composite.score([rollout("x")]).summary() == {"reward/abstained": 1.0, "reward/a/abstained": 1.0}
-    assert Composite({"a": Says([])}, {"a": 1.0}).score([]).summary() == {}
+    combined = WeightedRewards({"a": Says([None])}, {"a": 1.0})
+    assert combined([rollout("x")]) == [None]
+    assert combined.score([rollout("x")]).summary() == {"reward/abstained": 1.0, "reward/a/abstained": 1.0}
+    assert WeightedRewards({"a": Says([])}, {"a": 1.0}).score([]).summary() == {}
 
 
 def test_what_an_answer_kept_from_being_judged_counts_as_the_lowest() -> None:
-    composite = Composite(
+    combined = WeightedRewards(
         {"model": Says([-3.0, UNJUDGED, -1.0, None, UNJUDGED]), "verify": Says([0.0, 1.0, None, None, None])},
         {"model": 2.0, "verify": 1.0},
     )
-    scored = composite.score([rollout("x")] * 5)
+    scored = combined.score([rollout("x")] * 5)
     assert scored.totals == [-6.0, -5.0, -2.0, None, -6.0]
     assert scored.by_reward["model"] == [-3.0, None, -1.0, None, None]
     assert scored.summary()["reward/model"] == -2.0
@@ -176,7 +185,7 @@ def test_what_an_answer_kept_from_being_judged_counts_as_the_lowest() -> None:
 def test_where_nobody_was_judged_escaping_brings_nothing() -> None:
     def totals(weight: float) -> list[float | None]:
         parts = {"model": Says([UNJUDGED, None, UNJUDGED]), "verify": Says([1.0, 1.0, None])}
-        return Composite(parts, {"model": weight, "verify": 1.0})([rollout("x")] * 3)
+        return WeightedRewards(parts, {"model": weight, "verify": 1.0})([rollout("x")] * 3)
 
     assert totals(1.0) == [None, 1.0, None]
     # What is only logged decides nothing.
@@ -188,7 +197,7 @@ judgements = st.one_of(st.none(), st.just(UNJUDGED), st.floats(-100, 100))
 
 @given(st.lists(judgements, min_size=1, max_size=8), st.floats(0.01, 10))
 def test_escaping_never_pays(given_: list[float | None], weight: float) -> None:
-    totals = Composite({"a": Says(given_)}, {"a": weight})([rollout("x")] * len(given_))
+    totals = WeightedRewards({"a": Says(given_)}, {"a": weight})([rollout("x")] * len(given_))
     judged = [total for total, value in zip(totals, given_, strict=True) if value not in (None, UNJUDGED)]
     for total, value in zip(totals, given_, strict=True):
         if value == UNJUDGED:
@@ -204,7 +213,7 @@ def test_each_rollouts_total_depends_on_it_alone(rows: list[Any], first: float, 
 
     def totals(kept: Sequence[Any]) -> list[float | None]:
         parts = {"a": Says([row[0] for row in kept]), "b": Says([row[1] for row in kept])}
-        return Composite(parts, weights)([rollout("x")] * len(kept))
+        return WeightedRewards(parts, weights)([rollout("x")] * len(kept))
 
     together = totals(rows)
     assert together == [totals([row])[0] for row in rows]
@@ -217,7 +226,7 @@ def test_each_rollouts_total_depends_on_it_alone(rows: list[Any], first: float, 
 @pytest.mark.parametrize("bad", [[1.0], [1.0, float("nan")], [float("inf"), 1.0]])
 def test_a_reward_that_breaks_its_promise_is_named(bad: list[float | None]) -> None:
     with pytest.raises(EasyDistillError, match="mine"):
-        Composite({"mine": Says(bad)}, {"mine": 1.0})([rollout("x")] * 2)
+        WeightedRewards({"mine": Says(bad)}, {"mine": 1.0})([rollout("x")] * 2)
 
 
 def test_all_are_closed_though_one_fails() -> None:
@@ -229,7 +238,7 @@ def test_all_are_closed_though_one_fails() -> None:
     with pytest.raises(OSError, match="stuck"):
         close_all([first, Breaks([]), last])
     assert first.closed == last.closed == 1
-    with Composite({"a": first}, {"a": 1.0}):
+    with WeightedRewards({"a": first}, {"a": 1.0}):
         pass
     assert first.closed == 2
 
@@ -245,9 +254,9 @@ def test_a_section_is_built_and_used_in_threads() -> None:
         rollout("It is 42.", answer="42", tokens=4),
         rollout("It is 41."),
     ]
-    with build(section(written), RewardContext()) as composite:
-        assert composite(batch) == [1.0, 0.0, -0.5]
-        assert in_threads(composite, [batch, batch[::-1], batch]) == [
+    with build(section(written), RewardContext()) as combined:
+        assert combined(batch) == [1.0, 0.0, -0.5]
+        assert in_threads(combined, [batch, batch[::-1], batch]) == [
             [1.0, 0.0, -0.5],
             [-0.5, 0.0, 1.0],
             [1.0, 0.0, -0.5],
@@ -263,7 +272,7 @@ def test_rows_that_a_reward_cannot_read_are_told_before_training() -> None:
         == "rewards.verify: the row's field 'answer' is a list, not text or a number"
     )
     assert str(malformed(found, {"answer": "42", "tests": "assert 1"})).startswith(
-        "rewards.code: the row's field 'tests' does not hold tests: it is a str"
+        "rewards.code: the row's field 'tests' does not contain tests: it is a str"
     )
     elsewhere = section({"verify": {"field": "key"}})
     assert malformed(elsewhere, {"answer": ["42"]}) is None
@@ -274,7 +283,7 @@ def test_rows_that_a_reward_cannot_read_are_told_before_training() -> None:
 def test_what_was_made_is_closed_where_another_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Says([])
     monkeypatch.setattr(REWARDS.module("format"), "make", lambda config, context: made)
-    with pytest.raises(ConfigError, match="no model that judges"):
+    with pytest.raises(ConfigError, match="there is no judge model"):
         build(section({"format": {"style": "boxed"}, "judge": {}}), RewardContext())
     assert made.closed == 1
 
@@ -303,8 +312,8 @@ def test_third_parties_add_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("politeness", "polite_reward", "easydistill.rewards")
     monkeypatch.setitem(REWARDS.__dict__, "_external", {"politeness": point})
     chosen = rewards_section().model_validate({"politeness": {"weight": 2, "word": "thanks"}})
-    with build(chosen, RewardContext()) as composite:
-        assert composite([rollout("thanks"), rollout("no")]) == [2.0, 0.0]
+    with build(chosen, RewardContext()) as combined:
+        assert combined([rollout("thanks"), rollout("no")]) == [2.0, 0.0]
 
 
 def test_every_reward_has_what_a_reward_needs() -> None:

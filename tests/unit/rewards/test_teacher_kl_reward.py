@@ -12,7 +12,7 @@ from tests.support.rollouts import in_threads
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easydistill.errors import ConfigError, ModelError
-from easydistill.rewards import UNJUDGED, Composite, Reward, RewardContext, Rollout
+from easydistill.rewards import UNJUDGED, Reward, RewardContext, Rollout, WeightedRewards
 from easydistill.rewards import teacher_kl as module
 from easydistill.rewards.teacher_kl import Config, make
 
@@ -80,10 +80,10 @@ def test_what_cannot_be_judged(tiny_model: Path, tokenizer: Any, batch: list[Rol
 def test_escaping_the_teacher_does_not_pay(tiny_model: Path, tokenizer: Any, batch: list[Rollout]) -> None:
     first = batch[0]
     strange = Rollout(first.prompt, "?", first.prompt_ids, (len(tokenizer) + 5,), True)
-    with Composite({"teacher_kl": teaching(tiny_model, tokenizer)}, {"teacher_kl": 1.0}) as composite:
-        *honest, escaped = composite([*batch, strange])
+    with WeightedRewards({"teacher_kl": teaching(tiny_model, tokenizer)}, {"teacher_kl": 1.0}) as combined:
+        *honest, escaped = combined([*batch, strange])
         assert escaped == min(value for value in honest if value is not None) < 0
-        assert composite([strange]) == [None]
+        assert combined([strange]) == [None]
 
 
 def test_a_score_that_is_no_number_is_told_once(
@@ -96,7 +96,7 @@ def test_a_score_that_is_no_number_is_told_once(
     with caplog.at_level(logging.WARNING):
         found = [*reward(batch), *reward(batch)]
     assert [value == UNJUDGED for value in found] == [False, True, False] * 2
-    assert caplog.text.count("rewards.teacher_kl: the model gave nan") == 1
+    assert caplog.text.count("rewards.teacher_kl: the model's score is nan") == 1
 
 
 def test_threads_do_not_disturb_each_other(tiny_model: Path, tokenizer: Any, batch: list[Rollout]) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from easydistill.asking.answers import judge
 from easydistill.config.inference import PricesConfig
-from easydistill.stages.label import judge
+from easydistill.contracts.teacher import Completion
 from easydistill.teachers._chat_completion import Answer
 from easydistill.teachers._limits import Size
-from easydistill.teachers.base import Completion
 from easydistill.teachers.ledger import Ledger
 
 PRICES = PricesConfig(input=2.0, output=10.0, cached_input=0.5)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from easydistill.contracts.teacher import GenerationRequest, endpoint_name, request_key
 from easydistill.teachers._breaker import FIRST, WINDOW, Breaker
 from easydistill.teachers._concurrency import Window
 from easydistill.teachers._features import Features, json_schema_format
 from easydistill.teachers._routing import FAILURES, FIRST_REST, Endpoint, Router
-from easydistill.teachers.base import GenerationRequest, endpoint_name, request_key
 from easydistill.teachers.retry import Fault, Verdict, from_status
 
 BROKEN = Fault("connection", "", Verdict.RETRY)

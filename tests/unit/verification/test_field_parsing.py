@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easydistill.verification.fields import Form, Malformed, TextField, describe_fields, fields_schema, parse_fields
+from easydistill.verification.fields import (
+    Form,
+    MalformedReply,
+    TextField,
+    describe_fields,
+    fields_schema,
+    parse_fields,
+)
 
 PAIR = [TextField("instruction", "a new task"), TextField("output")]
 ONE = [TextField("instruction")]
@@ -30,7 +37,7 @@ def test_fields_are_read(reply: str, form: Form) -> None:
 
 def test_a_plain_reply_is_the_field() -> None:
     assert parse_fields("\n<b>Write</b> a poem. ", ONE, "plain") == {"instruction": "<b>Write</b> a poem."}
-    with pytest.raises(ValueError, match="one field"):
+    with pytest.raises(ValueError, match="exactly one field"):
         parse_fields("x", PAIR, "plain")
 
 
@@ -63,7 +70,7 @@ def test_a_plain_reply_is_the_field() -> None:
 )
 def test_anything_else_is_malformed_and_says_why(reply: str, form: Form, reason: str) -> None:
     result = parse_fields(reply, ONE, form)
-    assert isinstance(result, Malformed)
+    assert isinstance(result, MalformedReply)
     assert result.reason == reason
     assert result.detail
 
@@ -74,7 +81,7 @@ def test_fields_do_not_overlap() -> None:
         "<instruction>a <output>b</instruction> c</output>",
     ):
         result = parse_fields(reply, PAIR)
-        assert isinstance(result, Malformed) and result.reason == "nested"
+        assert isinstance(result, MalformedReply) and result.reason == "nested"
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
@@ -94,7 +101,7 @@ def test_what_is_written_is_read(instruction: str, output: str) -> None:
 @given(st.lists(st.sampled_from(["<output>", "</output>", "<instruction>", "</instruction>", "a", " "]), max_size=12))
 def test_what_is_read_is_there_whole(parts: list[str]) -> None:
     result = parse_fields("".join(parts), PAIR)
-    if not isinstance(result, Malformed):
+    if not isinstance(result, MalformedReply):
         for name, text in result.items():
             assert text and "<" not in text
             assert f"<{name}>" in "".join(parts) and f"</{name}>" in "".join(parts)
@@ -124,5 +131,5 @@ def test_names_are_checked() -> None:
     for name in ("", "A", "a b", "1a", "a>"):
         with pytest.raises(ValueError, match="lower-case"):
             TextField(name)
-    with pytest.raises(ValueError, match="each its own"):
+    with pytest.raises(ValueError, match="distinct names"):
         parse_fields("", [*ONE, *ONE])

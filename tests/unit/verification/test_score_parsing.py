@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easydistill.verification.fields import Malformed
+from easydistill.verification.fields import MalformedReply
 from easydistill.verification.scores import ScoreField, describe_scores, parse_scores, scores_schema
 
 SCORE = [ScoreField("score", 0, 9)]
@@ -66,7 +66,7 @@ def test_a_plain_score_is_read(reply: str) -> None:
 )
 def test_anything_else_is_malformed_and_says_why(reply: str, reason: str) -> None:
     result = parse_scores(reply, SCORE)
-    assert isinstance(result, Malformed)
+    assert isinstance(result, MalformedReply)
     assert result.reason == reason
     assert result.detail
 
@@ -97,7 +97,7 @@ def test_anything_else_is_malformed_and_says_why(reply: str, reason: str) -> Non
 )
 def test_objects_are_as_strict(reply: str, reason: str) -> None:
     result = parse_scores(reply, SCORE, "json")
-    assert isinstance(result, Malformed)
+    assert isinstance(result, MalformedReply)
     assert result.reason == reason
 
 
@@ -109,7 +109,7 @@ def test_named_scores_are_all_needed() -> None:
     }
     for reply, detail in (("<rv>9</rv>", "<correct>"), ("<rv>9</rv><correct>2</correct>", "not from 0 to 1")):
         result = parse_scores(reply, TWO)
-        assert isinstance(result, Malformed) and detail in result.detail
+        assert isinstance(result, MalformedReply) and detail in result.detail
 
 
 _PARTS = [
@@ -136,7 +136,7 @@ _PARTS = [
 @given(st.lists(st.sampled_from(_PARTS) | st.text(max_size=3), max_size=12).map("".join))
 def test_a_malformed_score_is_never_accepted(reply: str) -> None:
     result = parse_scores(reply, SCORE)
-    if isinstance(result, Malformed):
+    if isinstance(result, MalformedReply):
         return
     # Every tag belongs to a well-formed one, and all of them say the same.
     whole = re.findall(r"<score>[ \t\r\n]*([0-9])[ \t\r\n]*</score>", reply)
@@ -156,7 +156,7 @@ def test_what_is_accepted_is_in_range_and_all_in_range_is_accepted(value: int, l
     if low <= value <= low + width:
         assert result == {"n": value}
     else:
-        assert isinstance(result, Malformed)
+        assert isinstance(result, MalformedReply)
 
 
 json_values = st.recursive(
@@ -175,15 +175,15 @@ def test_objects_are_accepted_exactly_where_the_schema_would(value: dict[str, ob
         and "Infinity" not in json.dumps(value)
         and "NaN" not in json.dumps(value)
     )
-    assert (result == {"score": score}) if good else isinstance(result, Malformed)
+    assert (result == {"score": score}) if good else isinstance(result, MalformedReply)
 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("part", ["<score>", "< ", "</score>", "```json\n", "{", "<score ", '{"a":'])
 def test_long_replies_take_no_time(part: str) -> None:
     for form in ("tags", "json"):
-        assert isinstance(parse_scores(part * (1_000_000 // len(part)), SCORE, form), Malformed)  # type: ignore[arg-type]
-        assert isinstance(parse_scores("<" + " " * 1_000_000, SCORE, form), Malformed)  # type: ignore[arg-type]
+        assert isinstance(parse_scores(part * (1_000_000 // len(part)), SCORE, form), MalformedReply)  # type: ignore[arg-type]
+        assert isinstance(parse_scores("<" + " " * 1_000_000, SCORE, form), MalformedReply)  # type: ignore[arg-type]
 
 
 def test_the_form_is_described_in_both_languages() -> None:
@@ -192,8 +192,8 @@ def test_the_form_is_described_in_both_languages() -> None:
     assert "<rv>Reasoning verbosity: an integer from 0 to 9</rv>" in english
     assert '"correct": "0 到 1 之间的整数"' in chinese
     # An echoed description is not a score.
-    assert isinstance(parse_scores(english, fields), Malformed)
-    assert isinstance(parse_scores(chinese.split("\n", 1)[1], fields, "json"), Malformed)
+    assert isinstance(parse_scores(english, fields), MalformedReply)
+    assert isinstance(parse_scores(chinese.split("\n", 1)[1], fields, "json"), MalformedReply)
 
 
 def test_the_schema_says_the_same() -> None:
@@ -209,5 +209,5 @@ def test_ranges_and_names_are_checked() -> None:
     for arguments in (("Score",), ("a b",), ("n", 5, 5), ("n", -1, 3)):
         with pytest.raises(ValueError):
             ScoreField(*arguments)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="each its own"):
+    with pytest.raises(ValueError, match="distinct names"):
         parse_scores("", [ScoreField(), ScoreField()])

@@ -1,0 +1,1 @@
+"""Asking models: requests, their journal, forecasts, the label stage."""

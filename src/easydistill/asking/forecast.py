@@ -1,0 +1,174 @@
+"""What requests will take, in tokens and money, as ranges: by answers that are there already, else by what is certain.
+
+A run over a few rows (`dataset.max_samples`) is such a sample: its answers stay, and `plan` then tells from them what
+the other rows will take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from easydistill.asking.answers import JOURNAL, outcome_of, worth_another_try
+from easydistill.config.inference import ApiInferenceConfig, PricesConfig, SamplingConfig
+from easydistill.contracts.teacher import Completion
+from easydistill.data.journal import Journal
+from easydistill.data.records import Message
+from easydistill.teachers._limits import text_bytes
+from easydistill.teachers.ledger import is_counted
+
+Range = tuple[int, int]
+
+MIN_SAMPLE = 5
+"""With fewer answers, what is certain tells more."""
+_LARGEST_SAMPLE = 1000
+_DEVIATIONS = 2.0
+"""Standard errors either side of a mean."""
+_BYTES_A_TOKEN = (2.0, 6.0)
+"""Of prompts whose tokens nobody has counted: from dense scripts and code to plain English."""
+_FRAME = (0, 12)
+"""Tokens that a chat template puts around a message."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Low and high of what requests will take."""
+
+    prompt_tokens: Range
+    completion_tokens: Range
+    cost: tuple[float, float] | None
+    """In the currency of the prices; None without prices."""
+    sample: int
+    """Answers that it is drawn from; 0 where it holds the least and the most that is possible."""
+
+
+@dataclass(frozen=True)
+class _Answered:
+    prompt_bytes: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def forecast_calls(
+    requests: Mapping[str, Sequence[Message]],
+    directory: Path,
+    inference: SamplingConfig,
+    *,
+    keys_known: bool,
+    most: int | None = None,
+) -> dict[str, Any]:
+    """The figures of an `Estimate` that tell what requests will take.
+
+    Args:
+        requests: key → messages.
+        directory: the stage's, where answers of an earlier attempt may be.
+        keys_known: whether the keys are those of a run; if not, finished requests can only be counted.
+        most: requests that there may be in the end, like these; the high ends are theirs.
+    """
+    prices = inference.prices if isinstance(inference, ApiInferenceConfig) else None
+    with contextlib.ExitStack() as stack:
+        journal = None
+        done: set[str] = set()
+        if (directory / JOURNAL).exists():
+            journal = stack.enter_context(Journal(directory / JOURNAL, note=worth_another_try))
+            finished = [key for key in journal if not journal.note(key)]
+            done = set(finished) & requests.keys() if keys_known else set(list(requests)[: len(finished)])
+        ahead = forecast(requests, done, journal, inference.max_new_tokens, prices, keys_known=keys_known)
+    calls = len(requests) - len(done)
+    factor = max(1.0, most / calls) if most is not None and calls else 1.0
+    return {
+        "done_rows": len(done),
+        "calls": calls,
+        "prompt_tokens": (ahead.prompt_tokens[0], int(ahead.prompt_tokens[1] * factor)),
+        "completion_tokens": (ahead.completion_tokens[0], int(ahead.completion_tokens[1] * factor)),
+        "cost": None if ahead.cost is None else (ahead.cost[0], ahead.cost[1] * factor),
+        "from_answers": ahead.sample or None,
+    }
+
+
+def forecast(
+    requests: Mapping[str, Sequence[Message]],
+    done: Collection[str],
+    journal: Journal | None,
+    longest: int,
+    prices: PricesConfig | None,
+    *,
+    keys_known: bool = True,
+) -> Forecast:
+    """What the requests that are not done will take.
+
+    Args:
+        requests: key → messages, of all requests.
+        done: keys of those that will not be asked.
+        journal: where answers of an earlier run are.
+        longest: tokens that an answer may have.
+        prices: of a million tokens, if they are known.
+        keys_known: whether the keys are those of a run.
+    """
+    ahead = [messages for key, messages in requests.items() if key not in done]
+    open_bytes = [_size(messages) for messages in ahead]
+    sample = _sample(requests, journal, keys_known=keys_known) if journal is not None else []
+    if len(sample) < MIN_SAMPLE:
+        sample = []
+    prompt = _prompt_range(open_bytes, sum(map(len, ahead)), sample)
+    completion = _completion_range(len(open_bytes), longest, sample)
+    cost = None
+    if prices is not None:
+        low, high = (
+            (tokens_in * prices.input + tokens_out * prices.output) / 1_000_000
+            for tokens_in, tokens_out in zip(prompt, completion, strict=True)
+        )
+        if prices.cached_input is not None:
+            low -= prompt[0] * max(0.0, prices.input - prices.cached_input) / 1_000_000
+        cost = (low, high)
+    return Forecast(prompt, completion, cost, len(sample))
+
+
+def _sample(requests: Mapping[str, Sequence[Message]], journal: Journal, *, keys_known: bool) -> list[_Answered]:
+    """Answers whose tokens the teacher counted; of very many, as many as are plenty."""
+    found: list[_Answered] = []
+    usual = round(fmean(map(_size, requests.values()))) if requests else 0
+    for key in requests if keys_known else journal:
+        if len(found) == _LARGEST_SAMPLE:
+            break
+        if key not in journal:
+            continue
+        outcome = outcome_of(journal, key)
+        if isinstance(outcome, Completion) and is_counted(outcome):
+            size = _size(requests[key]) if key in requests else usual
+            found.append(_Answered(size, outcome.prompt_tokens, outcome.completion_tokens))
+    return found
+
+
+def _prompt_range(sizes: Sequence[int], messages: int, sample: Sequence[_Answered]) -> Range:
+    total = sum(sizes)
+    if not sample:
+        dense, plain = _BYTES_A_TOKEN
+        return math.floor(total / plain) + messages * _FRAME[0], math.ceil(total / dense) + messages * _FRAME[1]
+    ratios = [answer.prompt_tokens / max(1, answer.prompt_bytes) for answer in sample]
+    low, high = _mean_range(ratios)
+    return math.floor(total * low), math.ceil(total * high)
+
+
+def _completion_range(count: int, longest: int, sample: Sequence[_Answered]) -> Range:
+    if not sample:
+        return count, count * longest
+    low, high = _mean_range([answer.completion_tokens for answer in sample])
+    return math.floor(count * min(low, longest)), math.ceil(count * min(high, longest))
+
+
+def _mean_range(values: Sequence[float]) -> tuple[float, float]:
+    """Where the mean of all lies, by that of a sample."""
+    error = _DEVIATIONS * stdev(values) / math.sqrt(len(values))
+    middle = fmean(values)
+    return max(0.0, middle - error), middle + error
+
+
+def _size(messages: Sequence[Message]) -> int:
+    """Bytes of text."""
+    return sum(text_bytes(message["content"]) for message in messages)

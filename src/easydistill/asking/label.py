@@ -1,0 +1,173 @@
+"""Label: the teacher answers every prompt. Seed rows in; labelled rows out, in the paper's format and as Parquet.
+
+Every answer is journalled as received before anything looks inside it, so an answer that was paid for is never
+asked for again: not after a kill, not when the config changes in a way that leaves the request the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from easydistill.asking.answers import JOURNAL, answer_all, judge, outcome_of, spending, worth_another_try
+from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
+from easydistill.config.dataset import RowsConfig
+from easydistill.config.inference import SamplingConfig, Truncation
+from easydistill.contracts.teacher import (
+    Completion,
+    Failure,
+    GenerationRequest,
+    Outcome,
+    TeacherPlan,
+    request_key,
+)
+from easydistill.data.files import hash_file
+from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
+from easydistill.data.journal import Journal
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Message, Rejection, Sample, answer_message, count_reasons
+from easydistill.engine.checks import missing_file
+from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError
+
+
+class LabelStage:
+    """The teacher's answers to `dataset.instruction_path`."""
+
+    name = "label"
+    inputs: tuple[str, ...] = ()
+    offers = (LABELED_PARQUET, LABELED_JSON)
+    classifies = False
+
+    def __init__(self, dataset: RowsConfig, inference: SamplingConfig, teacher: TeacherPlan) -> None:
+        self._dataset = dataset
+        self._inference = inference
+        self._teacher = teacher
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = missing_file("dataset.instruction_path", self._dataset.instruction_path)
+        return issues + labeled_path_issues(self._dataset.labeled_path) + self._teacher.preflight()
+
+    def fingerprint(self) -> dict[str, Any]:
+        assert self._dataset.instruction_path is not None
+        return {
+            "instructions": hash_file(Path(self._dataset.instruction_path)),
+            "max_samples": self._dataset.max_samples,
+            "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
+            "teacher": self._teacher.identity(),
+            "labeled_path": self._dataset.labeled_path,
+            # Told only where it differs from what every earlier version did: finished stages stay finished.
+            **({"truncation": "reject"} if self._inference.truncation == "reject" else {}),
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        from easydistill.asking.forecast import forecast_calls
+
+        samples, _ = self._read()
+        identity = self._teacher.identity()
+        requests = {self._key(identity, sample): self._messages(sample) for sample in samples}
+        return Estimate(
+            rows=len(samples),
+            tokens_at_most=len(samples) * self._inference.max_new_tokens,
+            memory_bytes=self._teacher.memory_bytes(),
+            # An API's model may be unknown until it is asked, and with it the keys.
+            **forecast_calls(requests, directory, self._inference, keys_known=None not in identity.values()),
+        )
+
+    def preview(self, limit: int) -> list[Previewed]:
+        samples, _ = self._read()
+        sampling = self._inference.sampling()
+        return [
+            Previewed(self.name, "teacher", sample.id, self._messages(sample), sampling) for sample in samples[:limit]
+        ]
+
+    def _read(self) -> tuple[list[Sample], list[Rejection]]:
+        assert self._dataset.instruction_path is not None
+        return read_samples(Path(self._dataset.instruction_path), labelled=False, limit=self._dataset.max_samples)
+
+    def _messages(self, sample: Sample) -> tuple[Message, ...]:
+        system = self._inference.system_prompt
+        if system and sample.messages[0]["role"] != "system":
+            return ({"role": "system", "content": system}, *sample.messages)
+        return sample.messages
+
+    def _key(self, identity: dict[str, Any], sample: Sample) -> str:
+        return request_key(identity, self._inference.sampling(), self._messages(sample))
+
+    def run(self, context: StageContext) -> StageResult:
+        samples, rejected = self._read()
+        teacher = self._teacher.make(context)
+        try:
+            identity = teacher.identity()
+            keys = {sample.id: self._key(identity, sample) for sample in samples}
+            # Rows with the same prompt share one request: nothing is paid for twice.
+            requests = {
+                keys[sample.id]: GenerationRequest(keys[sample.id], self._messages(sample)) for sample in samples
+            }
+            with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
+                answer_all(teacher, list(requests.values()), journal, context, "Labelling")
+                context.stop.raise_if_requested()
+                result = self._write(samples, rejected, keys, journal, context)
+                return replace(result, metrics=spending(teacher))
+        finally:
+            teacher.close()
+
+    def _write(
+        self,
+        samples: list[Sample],
+        rejected: list[Rejection],
+        keys: dict[str, str],
+        journal: Journal,
+        context: StageContext,
+    ) -> StageResult:
+        labelled: list[Sample] = []
+        tokens = {"prompt": 0, "completion": 0}
+        counted: set[str] = set()
+        entered = len(samples) + len(rejected)
+        for sample in samples:
+            outcome = outcome_of(journal, keys[sample.id])
+            if isinstance(outcome, Completion) and outcome.key not in counted:
+                counted.add(outcome.key)
+                tokens["prompt"] += outcome.prompt_tokens
+                tokens["completion"] += outcome.completion_tokens
+            accepted = labelled_or_rejected(sample, outcome, self.name, self._inference.truncation)
+            if isinstance(accepted, Sample):
+                labelled.append(accepted)
+            else:
+                rejected.append(accepted)
+        if not labelled:
+            write_rejected(context, rejected)
+            reasons = ", ".join(f"{reason} ×{count}" for reason, count in count_reasons(rejected).items())
+            raise DataError(
+                f"the teacher gave no usable answer to any of {entered} rows: {reasons}\n    e.g. {rejected[0].detail}"
+            )
+        write_paper_json(context.directory / LABELED_JSON, labelled)
+        write_parquet(context.directory / LABELED_PARQUET, labelled)
+        if self._dataset.labeled_path is not None:
+            publish(context.directory, Path(self._dataset.labeled_path), map(paper_row, labelled))
+        return StageResult(
+            outputs=(LABELED_JSON, LABELED_PARQUET),
+            rows=RowCounts(entered, len(labelled), count_reasons(rejected)),
+            rejected=rejected,
+            tokens=tokens,
+        )
+
+
+def labelled_or_rejected(
+    sample: Sample, outcome: Outcome, stage: str, truncation: Truncation = "keep"
+) -> Sample | Rejection:
+    """The prompt with its answer, or why there is none."""
+    if isinstance(outcome, Failure):
+        asked = (outcome.key,)
+        return Rejection(sample.id, stage, outcome.reason, outcome.detail, outcome.attempts, outcome.raw, asked)
+    problem = judge(outcome, truncation)
+    if problem is not None:
+        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
+        return Rejection(sample.id, stage, *problem, outcome.attempts, raw, (outcome.key,))
+    assert outcome.text is not None
+    answer = answer_message(outcome.text, outcome.reasoning)
+    return Sample(sample.id, (*sample.messages, answer), sample.meta)
+
+
+# --- the user's own file ------------------------------------------------------------------------------------

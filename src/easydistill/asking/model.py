@@ -1,0 +1,48 @@
+"""A model that is asked, and how: its plan, its sampling, its system prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from easydistill.config.inference import SamplingConfig
+from easydistill.contracts.operator import Ask
+from easydistill.contracts.teacher import GenerationRequest, TeacherPlan, request_key
+from easydistill.data.records import Message
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """A model that an operator may ask, and how."""
+
+    plan: TeacherPlan
+    inference: SamplingConfig
+
+    def identity(self) -> dict[str, Any]:
+        kept = {"truncation": "reject"} if self.inference.truncation == "reject" else {}
+        return {"teacher": self.plan.identity(), "inference": self._sampling(), **kept}
+
+    def _sampling(self) -> dict[str, Any]:
+        return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
+
+    def sampling(self, ask: Ask) -> dict[str, Any]:
+        """What shapes the answer to a question, beside model, messages and schema."""
+        own = {} if ask.temperature is None else {"temperature": ask.temperature}
+        return self.inference.sampling() | own
+
+    def messages(self, ask: Ask) -> tuple[Message, ...]:
+        """What is sent: the question, after the config's system prompt where it has none of its own."""
+        system = self.inference.system_prompt
+        if system and ask.messages[0]["role"] != "system":
+            return ({"role": "system", "content": system}, *ask.messages)
+        return ask.messages
+
+    def request(self, ask: Ask, identity: dict[str, Any]) -> GenerationRequest:
+        """A question as it is sent.
+
+        Args:
+            identity: the teacher's own once it has been made; a plan may not know the model's name yet.
+        """
+        messages = self.messages(ask)
+        key = request_key(identity, self.sampling(ask), messages, ask.index, ask.schema)
+        return GenerationRequest(key, messages, schema=ask.schema, index=ask.index, temperature=ask.temperature)

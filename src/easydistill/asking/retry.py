@@ -1,0 +1,165 @@
+"""Have rejected rows asked again: find the requests behind them, and make finished stages ask these and no others.
+
+What was answered stays in the journal; a passing failure written after it says that it does not stand. These marks are
+written first, then manifests are removed, then `rejected.jsonl` is set aside: after a kill between two of these steps
+the stage is still whole or simply not complete, and the same command marks the same requests.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easydistill.asking.answers import JOURNAL, KEPT
+from easydistill.contracts.teacher import Failure
+from easydistill.data.files import read_jsonl, set_aside
+from easydistill.data.journal import Journal
+from easydistill.data.manifest import NAME as MANIFEST
+from easydistill.engine.stage import REJECTED
+from easydistill.errors import ConfigError, ConfigIssue
+
+GROUPS = {"parse": ("malformed_reply", "malformed_score")}
+"""Names that stand for several reasons: `parse` for replies in which an operator did not find what it asked for."""
+NO_TEXT = ("empty_content", "null_content")
+KNOWN = (
+    *("rate_limit", "timeout", "connection", "stream_dropped", "server_error", "garbage"),
+    *("batch_expired", "batch_cancelled", "batch_failed", "batch_completed"),
+    *("content_filter", *NO_TEXT, "truncated", "prompt_too_long", "template_refused"),
+    *GROUPS["parse"],
+)
+"""Reasons that any stage which asks a model may give; operators have more."""
+
+
+@dataclass
+class _Asked:
+    """What came to nothing in one stage."""
+
+    directory: Path
+    requests: dict[str, set[str]] = field(default_factory=dict)
+    """Reason → keys of the requests behind it."""
+    passing: set[str] = field(default_factory=set)
+    """Requests whose failure may have passed."""
+    without: Counter[str] = field(default_factory=Counter)
+    """Reasons of rows that no request stands behind."""
+
+    def add(self, reason: str, keys: Sequence[str]) -> None:
+        if keys:
+            self.requests.setdefault(reason, set()).update(keys)
+        else:
+            self.without[reason] += 1
+
+    def chosen(self, only: frozenset[str]) -> dict[str, str]:
+        """Request → reason, of those to be asked again."""
+        found: dict[str, str] = {}
+        for reason, keys in self.requests.items():
+            if only:
+                wanted = keys if reason in only else set()
+            else:
+                wanted = keys if reason in {*NO_TEXT, *GROUPS["parse"]} else keys & self.passing
+            found |= dict.fromkeys(sorted(wanted), reason)
+        return found
+
+
+def mark_rejected(
+    run: Path, only: Sequence[str], say: Callable[[str], None], of_operators: Callable[[], Collection[str]] = tuple
+) -> int:
+    """Mark requests of a run whose outcome was a failure or a rejected row, so that the next run asks them again.
+
+    Args:
+        run: the run directory, which nobody else may be working in.
+        only: reasons, or names of `GROUPS`; without any, those for which asking again may help.
+        of_operators: the reasons that only operators give, asked for where a name is not known otherwise.
+
+    Returns how many were marked.
+
+    Raises:
+        ConfigError: there is no such reason.
+    """
+    stages = [_read(path.parent) for path in sorted((run / "stages").rglob(JOURNAL))]
+    found: Counter[str] = Counter()
+    for stage in stages:
+        found.update({reason: len(keys) for reason, keys in stage.requests.items()} | stage.without)
+    wanted = _reasons(only, found, of_operators)
+    marked: Counter[str] = Counter()
+    for stage in stages:
+        chosen = stage.chosen(wanted)
+        if chosen:
+            _mark(stage, chosen)
+            _reopen(stage.directory, run)
+            marked.update(chosen.values())
+    asked = ", ".join(f"{reason} ×{count}" for reason, count in marked.most_common())
+    say(f"asked again: {asked}" if marked else f"nothing to ask again; rejected here: {_listed(found)}")
+    silent = sorted(reason for reason in wanted if reason in found and not marked[reason])
+    if silent:
+        say(f"no model was asked for what was rejected as {', '.join(silent)}")
+    return marked.total()
+
+
+def _read(directory: Path) -> _Asked:
+    """What `rejected.jsonl` and the journal tell; the journal alone, of a stage that was never finished."""
+    stage = _Asked(directory)
+    with Journal(directory / JOURNAL, note=_failure) as journal:
+        for key in journal:
+            failure = journal.note(key)
+            if failure is not None:
+                reason, passing = failure
+                stage.add(reason, [key])
+                stage.passing |= {key} if passing else set()
+        if (directory / REJECTED).is_file():
+            for row in read_jsonl(directory / REJECTED):
+                stage.add(row["reason"], [key for key in row.get("requests", []) if key in journal])
+    return stage
+
+
+def _failure(record: dict[str, Any]) -> tuple[str, bool] | None:
+    return (record["reason"], record["passing"]) if record["kind"] == "failure" else None
+
+
+def _mark(stage: _Asked, chosen: dict[str, str]) -> None:
+    now = round(time.time(), 3)
+    with Journal(stage.directory / JOURNAL) as journal:
+        marks = [
+            {**Failure(key, reason, "to be asked again", 0, passing=True).as_record(), "at": now}
+            for key, reason in chosen.items()
+        ]
+        if (stage.directory / MANIFEST).is_file():
+            # Whatever is unfinished asks again after passing failures; these were not wanted.
+            left = sorted(stage.passing - chosen.keys())
+            marks += [{**journal.get(key), KEPT: True} for key in left]
+        journal.append(*marks)
+
+
+def _reopen(directory: Path, run: Path) -> None:
+    """Make a stage, and the pipeline's stage that it is part of, incomplete."""
+    inside = directory
+    while inside != run:
+        (inside / MANIFEST).unlink(missing_ok=True)
+        inside = inside.parent
+    if (directory / REJECTED).is_file():
+        set_aside(directory / REJECTED)
+
+
+def _reasons(only: Sequence[str], found: Counter[str], of_operators: Callable[[], Collection[str]]) -> frozenset[str]:
+    """The reasons that names stand for; raises as `mark_rejected`."""
+    names = [name.strip() for name in only if name.strip()]
+    unknown = [name for name in names if not (_is_known(name, found) or name in of_operators())]
+    if unknown:
+        others = sorted({*KNOWN, *of_operators()} - found.keys())
+        mend = f"rejected here: {_listed(found)}; parse stands for {' and '.join(GROUPS['parse'])}"
+        mend += f"; others that exist: http_400 and the like, {', '.join(others)}"
+        problem = f"there is no reason {', '.join(map(repr, unknown))}"
+        raise ConfigError(ConfigIssue("command line", "--only", problem, mend))
+    return frozenset(reason for name in names for reason in GROUPS.get(name, (name,)))
+
+
+def _is_known(name: str, found: Counter[str]) -> bool:
+    return name in found or name in {*KNOWN, *GROUPS} or bool(re.fullmatch(r"http_\d{3}", name))
+
+
+def _listed(found: Counter[str]) -> str:
+    return ", ".join(f"{reason} ×{count}" for reason, count in found.most_common()) or "nothing"

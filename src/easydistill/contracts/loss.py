@@ -1,0 +1,102 @@
+"""What losses are given, and the sums they share.
+
+An outcome is a token, or all unlisted tokens together. Teacher and student come as log-weights over the same M
+outcomes of a row. Both sum to one where the outcomes cover the vocabulary (with a bucket, or all tokens); a teacher's
+drawn or truncated weights, and a student without a bucket, may not. −inf is an outcome of weight zero.
+
+Shapes: N rows (one a token), M outcomes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from easydistill.config.base import PositiveFloat, PositiveInt, Section, Share
+from easydistill.contracts._sections import names_itself
+from easydistill.registry import Contract
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the columns are."""
+
+    has_bucket: bool = False
+    """Whether the last column is the mass of all unlisted tokens."""
+    student_wrote_N: Tensor | None = None
+    """bool: rows of answers that the student wrote itself; None where there are none."""
+
+
+def expected_ratio(first_NM: Tensor, second_NM: Tensor) -> Tensor:
+    """Σ_m exp(first) · (first − second), [N]; outcomes to which `first` gives no weight count nothing.
+
+    KL(first ‖ second) where both are log-probabilities. Gradients flow through both.
+    """
+    none_NM = first_NM.isneginf()
+    first_NM = first_NM.masked_fill(none_NM, 0.0)
+    ratio_NM = first_NM - second_NM.masked_fill(none_NM, 0.0)
+    return (first_NM.exp() * ratio_NM).masked_fill(none_NM, 0.0).sum(-1)
+
+
+def mixture(first_NM: Tensor, second_NM: Tensor, share: float) -> Tensor:
+    """log(share · exp(first) + (1 − share) · exp(second)); −inf where both are.
+
+    Raises:
+        ValueError: the share is not strictly between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"a mixture needs a share strictly between 0 and 1, not {share}")
+    from math import log
+
+    neither_NM = first_NM.isneginf() & second_NM.isneginf()
+    mixed_NM = (first_NM.masked_fill(neither_NM, 0.0) + log(share)).logaddexp(
+        second_NM.masked_fill(neither_NM, 0.0) + log(1 - share)
+    )
+    return mixed_NM.masked_fill(neither_NM, float("-inf"))
+
+
+class DistillationConfig(Section):
+    """Total loss = (1 − kd_ratio) · cross-entropy + kd_ratio · temperature² · divergence, a mean over answer tokens."""
+
+    linear_in_teacher: ClassVar[bool] = False
+    """Whether the loss is linear in the teacher's probabilities, so that drawn signals leave it unbiased."""
+    by_rank: ClassVar[bool] = False
+    """Whether probabilities are compared by rank instead of by token."""
+    needs_student_answers: ClassVar[bool] = False
+    """Whether the student's own answers, scored by the teacher, are part of the loss."""
+
+    distillation_type: str
+    """Which divergence; its parameters are keys beside it."""
+    kd_ratio: Share = 0.5
+    """Share of the divergence in the loss; the rest is cross-entropy on the labels."""
+    max_seq_length: PositiveInt | None = None
+    """Longest row, in tokens; by default `training.max_length`."""
+    temperature: PositiveFloat = 1.0
+    """Both distributions are softened by it. The teacher's signals are computed at this temperature."""
+    tail: Literal["bucket", "renormalise_teacher", "ignore"] = "bucket"
+    """What becomes of the mass outside the listed tokens: one more outcome; given to the listed; left out."""
+    align: Literal["none", "bytes"] = "none"
+    """`bytes`: the teacher has another tokenizer, and its tokens are matched with the student's by their bytes."""
+
+
+class LossModule(Protocol):
+    """A module registered as a loss. It loads no torch when it is imported."""
+
+    Config: type[DistillationConfig]
+    """Its parameters, with a field `distillation_type` of the type Literal["<its name>"]."""
+
+    def divergence(
+        self, config: DistillationConfig, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes
+    ) -> Tensor:
+        """The divergence of each row, [N], in nats: a pure function of log-probabilities."""
+
+
+def _check(name: str, module: ModuleType) -> list[str]:
+    return names_itself(name, module.Config, "distillation_type")
+
+
+LOSS = Contract(LossModule, check=_check)

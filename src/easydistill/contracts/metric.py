@@ -1,0 +1,110 @@
+"""What a metric is, and what it is given.
+
+Metrics of kind "tokens" compare distributions over the tokens of the teacher's answers, a slice at a time; metrics of
+kind "answers" score generated texts, one at a time. Shapes: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from easydistill.config.base import Section
+from easydistill.registry import Contract
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """A slice of N answer tokens. Row n of each distribution predicts `target_N[n]`."""
+
+    target_N: Tensor
+    student_logprobs_NV: Tensor
+    """float32 log-probabilities over the student's whole vocabulary."""
+    shared_student_logprobs_NV: Tensor | None
+    """The same over the tokens that teacher and student share (their padding differs); None without a teacher."""
+    teacher_logprobs_NV: Tensor | None
+    """The teacher's, over the shared tokens; None without a teacher."""
+    row_N: Tensor
+    """Which of the measured rows each token is of, counted from 0."""
+    column_N: Tensor
+    """Where in its row the token stands, counted from 0 at the row's first token."""
+    position_N: Tensor
+    """Which token of its answer it is, counted from 1; a chat with several answers counts each from 1."""
+
+    def part(self, rows: slice) -> TokenRows:
+        """Some of the tokens; nothing is copied."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: value[rows] for name, value in values if value is not None})
+
+
+class TokenObserver(Protocol):
+    """Anything that looks at slices of tokens as they pass."""
+
+    def update(self, rows: TokenRows) -> None: ...
+
+
+class TokenMetric(Protocol):
+    """Accumulates over slices of tokens."""
+
+    kind: ClassVar[Literal["tokens"]]
+    needs_teacher: ClassVar[bool]
+
+    def update(self, rows: TokenRows) -> None: ...
+
+    def value(self) -> float:
+        """The mean over all tokens seen."""
+
+
+class AnswerMetric(Protocol):
+    """Scores one generated answer at a time."""
+
+    kind: ClassVar[Literal["answers"]]
+    needs_teacher: ClassVar[bool]
+
+    def score(self, answer: str, reference: str) -> float: ...
+
+
+class MetricConfig(Section):
+    """A metric's parameters; most have none."""
+
+
+class MetricModule(Protocol):
+    """A module registered as a metric. It loads no torch when it is imported."""
+
+    Metric: type
+    """A `TokenMetric` or an `AnswerMetric`, made anew for each model that is measured: `Metric()`, or `Metric(config)`
+    where the module declares a `Config`."""
+
+
+class MetricDefaults:
+    """What a metric's module may declare beside that."""
+
+    Config: type[MetricConfig] = MetricConfig
+    """Its parameters, the metric's section in `evaluation.metrics`."""
+
+
+def make_metric(module: ModuleType, config: MetricConfig) -> Any:
+    """A metric of a checked module."""
+    return module.Metric() if module.Config is MetricConfig else module.Metric(config)
+
+
+_METHODS = {"tokens": ("update", "value"), "answers": ("score",)}
+
+
+def _check(name: str, module: ModuleType) -> list[str]:
+    metric = module.Metric
+    kind = getattr(metric, "kind", None)
+    if kind not in _METHODS:
+        return ['`Metric.kind` must be "tokens" or "answers"']
+    problems = (
+        [] if isinstance(getattr(metric, "needs_teacher", None), bool) else ["it declares no `Metric.needs_teacher`"]
+    )
+    missing = [method for method in _METHODS[kind] if not callable(getattr(metric, method, None))]
+    return problems + [f"a metric of kind {kind} has a method `{method}`" for method in missing]
+
+
+METRIC = Contract(MetricModule, MetricDefaults, _check)

@@ -1,0 +1,136 @@
+"""The input of rewards and their protocol.
+
+Rewards are called from the training thread, possibly from several threads at once, so they use no signals and keep no
+state that two calls could mix up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from pydantic import Field
+
+from easydistill.config.base import NonNegativeFloat, Section
+from easydistill.data.records import Message
+from easydistill.errors import ConfigIssue
+from easydistill.registry import Contract
+
+if TYPE_CHECKING:
+    from easydistill.contracts.teacher import Teacher
+
+LARGEST = 1e9
+"""Rewards and weights beyond it would leave what sums and float32 can hold."""
+
+
+AnyFloat = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)]
+"""Any number that a sum of rewards can hold; true and false are none."""
+
+
+class RewardConfig(Section):
+    """What every reward has."""
+
+    needs_judge: ClassVar[bool] = False
+    """Whether a model that judges must be there."""
+
+    weight: Annotated[NonNegativeFloat, Field(le=LARGEST)] = 1.0
+    """Its factor in the sum. With 0 it is computed and logged, and counts for nothing."""
+
+
+UNJUDGED = -math.inf
+"""The value of an answer that cannot be judged because of the answer itself, such as one too long for a model."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer of the policy."""
+
+    prompt: tuple[Message, ...]
+    """The messages before the answer."""
+    text: str
+    """The answer without special tokens."""
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    """Of the answer, including the end token if it ended."""
+    ended: bool
+    """False if the answer was cut off."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other fields, such as `answer`."""
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What rewards may need in addition to their configs."""
+
+    tokenizer: Any = None
+    """The policy's."""
+    eos_ids: frozenset[int] = frozenset()
+    """Every token that ends the policy's turn; empty for the tokenizer's own end token."""
+    device: str | None = None
+    """Where rewards put their models, such as `cuda:1`; by default this machine's accelerator."""
+    judge: Teacher | None = None
+    """The model that judges. Rewards do not close it."""
+    judge_sampling: Mapping[str, Any] = field(default_factory=dict)
+    """The judge's sampling parameters, which are part of the request keys."""
+    judge_system_prompt: str | None = None
+    """The judge's system prompt."""
+    journal: Path | None = None
+    """This process's own file for the judge's outcomes, which have been paid for and must survive a kill."""
+
+
+class Reward(Protocol):
+    """Assigns a value to each rollout."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """A finite number for each rollout, in the same order.
+
+        None means that the reward abstains, whatever the answer is; `UNJUDGED`, that it cannot judge this answer.
+        """
+
+    def close(self) -> None:
+        """Free models, processes and connections."""
+
+
+class RewardModule(Protocol):
+    """A module registered as a reward. It loads neither torch nor another heavy library when it is imported."""
+
+    Config: type[RewardConfig]
+    """Its parameters."""
+
+    def make(self, config: RewardConfig, context: RewardContext) -> Reward:
+        """The reward, ready to judge."""
+
+
+class RewardDefaults:
+    """What a reward's module may declare beside that."""
+
+    @staticmethod
+    def files(config: RewardConfig) -> dict[str, str]:
+        """Files that the config names, by key: they must be there before a run, and their contents shape it."""
+        return {}
+
+    @staticmethod
+    def models(config: RewardConfig) -> dict[str, str]:
+        """Models that the config names, by key, likewise."""
+        return {}
+
+    @staticmethod
+    def issues(config: RewardConfig) -> list[ConfigIssue]:
+        """What else is wrong with them that can be found without loading them."""
+        return []
+
+    @staticmethod
+    def check(config: RewardConfig, meta: Mapping[str, Any]) -> str | None:
+        """What is wrong with the fields of a row that the reward reads; None if it can read them."""
+        return None
+
+    @staticmethod
+    def knows(config: RewardConfig, meta: Mapping[str, Any]) -> bool:
+        """Whether a row holds what the reward judges by."""
+        return True
+
+
+REWARD = Contract(RewardModule, RewardDefaults)

@@ -1,0 +1,1 @@
+"""Held-out evaluation: the stage, its measurements, and the metrics."""

@@ -1,0 +1,156 @@
+"""Measures a model on held-out rows: one pass over the teacher's answers, and answers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easydistill.contracts.metric import MetricConfig, TokenObserver, TokenRows, make_metric
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Task
+from easydistill.evaluation.metrics import METRICS
+from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.sampling import SeededSampler, generate_batch
+
+SLICE_BYTES = 64 << 20
+
+
+class Measured:
+    """A model as measurement needs it: hidden states and head."""
+
+    def __init__(self, model: Any, body: Any) -> None:
+        self.model = model
+        self.body = body
+        self.head = Head.of(model)
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return hidden_BTD
+
+
+def token_metrics(
+    student: Measured,
+    teacher: Measured | None,
+    shared_vocabulary: int,
+    rows: Sequence[tuple[list[int], list[bool]]],
+    pad: int,
+    batch_size: int,
+    task: Task,
+    stop: StopSignal,
+    observers: Sequence[TokenObserver] = (),
+    chosen: Mapping[str, MetricConfig] | None = None,
+) -> dict[str, float | None]:
+    """Metrics of kind "tokens"; None for one that needs a teacher where there is none.
+
+    Args:
+        shared_vocabulary: token ids below this are the same token for both models.
+        rows: token ids and the mask of answer tokens, one pair a row.
+        observers: see every slice too, after the metrics.
+        chosen: the metrics by name; by default all.
+    """
+    metrics = _made(chosen, "tokens")
+    active = {name: metric for name, metric in metrics.items() if teacher is not None or not metric.needs_teacher}
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            stop.raise_if_requested()
+            batch = order[start : start + batch_size]
+            for part in _slices(student, teacher, shared_vocabulary, rows, batch, pad):
+                for observer in (*active.values(), *observers):
+                    observer.update(part)
+            task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
+    return {name: active[name].value() if name in active else None for name in metrics}
+
+
+def _made(chosen: Mapping[str, MetricConfig] | None, kind: str) -> dict[str, Any]:
+    """The chosen metrics of one kind, fresh."""
+    modules = {name: METRICS.module(name) for name in (METRICS.loaded() if chosen is None else chosen)}
+    return {
+        name: make_metric(module, module.Config() if chosen is None else chosen[name])
+        for name, module in modules.items()
+        if module.Metric.kind == kind
+    }
+
+
+def _slices(
+    student: Measured,
+    teacher: Measured | None,
+    shared: int,
+    rows: Sequence[tuple[list[int], list[bool]]],
+    batch: Sequence[int],
+    pad: int,
+) -> Iterator[TokenRows]:
+    """Slices of the answer tokens of a batch (indices of rows), none larger than `SLICE_BYTES` of float32 logits."""
+    on = student.model.device
+    ids_BT, mask_BT = (padded.to(on) for padded in _padded([rows[index] for index in batch], pad))
+    # Row t predicts token t+1: what is kept are the tokens that are predicted.
+    keep_BT = mask_BT[:, 1:]
+    target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
+    at_N, before_N = keep_BT.nonzero(as_tuple=True)
+    row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
+    student_ND = student.hidden(ids_BT)[:, :-1][keep_BT]
+    teacher_ND = teacher.hidden(ids_BT)[:, :-1][keep_BT] if teacher is not None else None
+    step = rows_per_chunk(student.head.weight_VD.shape[0], SLICE_BYTES)
+    for start in range(0, len(target_N), step):
+        part = slice(start, start + step)
+        logits_NV = student.head.logits(student_ND[part]).float()
+        full_NV = logits_NV.log_softmax(-1)
+        teacher_NV = shared_NV = None
+        if teacher is not None and teacher_ND is not None:
+            teacher_NV = teacher.head.logits(teacher_ND[part]).float()[:, :shared].log_softmax(-1)
+            same = shared == logits_NV.shape[1]
+            shared_NV = full_NV if same else logits_NV[:, :shared].log_softmax(-1)
+        yield TokenRows(target_N[part], full_NV, shared_NV, teacher_NV, row_N[part], column_N[part], position_N[part])
+
+
+def _padded(batch: Sequence[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and masks of a batch; padding is on the right, where causal attention does not look."""
+    width = max(len(ids) for ids, _ in batch)
+    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
+    mask_BT = torch.tensor([[*mask, *[False] * (width - len(mask))] for _, mask in batch])
+    return ids_BT, mask_BT
+
+
+def positions(mask_BT: Tensor) -> Tensor:
+    """For every token of an answer which one of that answer it is, from 1; an answer is a run of true in the mask."""
+    seen_BT = mask_BT.long().cumsum(1)
+    before_BT = seen_BT.masked_fill(mask_BT, 0).cummax(1).values
+    return (seen_BT - before_BT).masked_fill(~mask_BT, 0)
+
+
+def answers(
+    model: Any,
+    prompts: Sequence[list[int]],
+    eos_ids: frozenset[int],
+    max_new_tokens: int,
+    batch_size: int,
+    decode: Callable[[list[int]], str],
+    task: Task,
+    stop: StopSignal,
+) -> list[str]:
+    """Greedy answers to prompts, in their order."""
+    texts: list[str] = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            stop.raise_if_requested()
+            chosen = order[start : start + batch_size]
+            sampler = SeededSampler([0] * len(chosen), temperature=0.0)
+            batch = generate_batch(model, [prompts[index] for index in chosen], eos_ids, max_new_tokens, sampler)
+            for index, answer in zip(chosen, batch, strict=True):
+                texts[index] = decode(answer.ids)
+            task.advance(len(chosen), tokens=sum(len(answer.ids) for answer in batch))
+    return texts
+
+
+def answer_metrics(
+    texts: Sequence[str], references: Sequence[str], chosen: Mapping[str, MetricConfig] | None = None
+) -> dict[str, list[float]]:
+    """Metrics of kind "answers", a score a row; `chosen` as of `token_metrics`."""
+    return {
+        name: [metric.score(text, reference) for text, reference in zip(texts, references, strict=True)]
+        for name, metric in _made(chosen, "answers").items()
+    }

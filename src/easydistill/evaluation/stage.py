@@ -1,0 +1,309 @@
+"""Evaluate: the student before and after training, on prompts it was never trained on.
+
+What is measured is one file each in `metrics/`. The figures from before training do not depend on it, so they
+are kept and used again when only the training changes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.contracts.metric import MetricConfig
+from easydistill.data.files import hash_file, read_json, show_directory, write_json, write_jsonl
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Sample, content_hash, count_reasons
+from easydistill.engine.progress import Task
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue
+from easydistill.evaluation.config import answer_names, chosen_metrics, metrics_identity
+from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.student import MODEL
+from easydistill.models.checks import model_issues
+from easydistill.models.reference import resolve
+from easydistill.models.student import student_identity
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+
+ANSWERS = "answers.jsonl"
+METRICS_FILE = "metrics.json"
+DISAGREEMENT = "disagreement.json"
+BEFORE = "before.json"
+BEFORE_HOLDS = ("metrics", "answers", "scores", "disagreement")
+"""What is measured: figures that an earlier version kept without some of it are measured again."""
+
+
+@dataclass(frozen=True)
+class _Heldout:
+    """Held-out rows as the student reads them."""
+
+    samples: list[Sample]
+    rows: list[Rendered]
+    prompts: list[list[int]]
+
+    @property
+    def references(self) -> list[str]:
+        return [sample.answer or "" for sample in self.samples]
+
+
+class EvaluateStage:
+    """Held-out metrics before and after training."""
+
+    name = "evaluate"
+    offers: tuple[str, ...] = ()
+    classifies = False
+
+    def __init__(
+        self,
+        rows: LabelledRows,
+        models: ModelsConfig,
+        evaluation: EvaluationConfig,
+        max_length: int,
+        *,
+        trained: str = "train",
+    ) -> None:
+        """
+        Args:
+            trained: the stage that trained the student last.
+        """
+        self._rows = rows
+        self._models = models
+        self._config = evaluation
+        self._metrics = chosen_metrics(evaluation)
+        self._max_length = max_length
+        self._trained = trained
+        self.inputs = (*rows.inputs, trained)
+
+    def preflight(self) -> list[ConfigIssue]:
+        return model_issues("models.teacher", self._models.teacher) if self._models.teacher else []
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**self._before_fingerprint(), "after": True}
+
+    def _before_fingerprint(self) -> dict[str, Any]:
+        template = self._rows.dataset.template
+        teacher = resolve(self._models.teacher).identity() if self._models.teacher else None
+        metrics = metrics_identity(self._metrics)
+        return {
+            "rows": self._rows.fingerprint(),
+            "student": student_identity(self._models),
+            "teacher": teacher,
+            "evaluation": self._config.identity(),
+            "max_length": self._max_length,
+            "template": hash_file(Path(template)) if template else None,
+            **({"metrics": metrics} if metrics else {}),
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        return Estimate()
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
+        from easydistill.models.student import build_student
+
+        # What an earlier config left is no output of this one.
+        for name in (METRICS_FILE, ANSWERS, DISAGREEMENT):
+            (context.directory / name).unlink(missing_ok=True)
+        _, samples, _ = self._rows.read(context)
+        trained = context.input_path(self._trained, MODEL)
+        # What is measured is what is shown: `student/` may be that of a later round that the config no longer has.
+        show_directory(trained, context.run_directory / "student")
+        dtype = choose_dtype("auto", device())
+        start = build_student(self._models, dtype)
+        renderer = ChatRenderer.from_file(start.tokenizer, start.eos_ids, self._rows.dataset.template)
+        rendered, rejected = render_all(renderer, samples, self._max_length, self.name)
+        heldout = _Heldout(
+            [sample for sample, _ in rendered],
+            [row for _, row in rendered],
+            [renderer.prompt_ids(sample.prompt) for sample, _ in rendered],
+        )
+        if not heldout.samples:
+            write_json(context.directory / METRICS_FILE, {})
+            notes = {"evaluation": "no rows were held out"}
+            return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
+        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
+        passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
+        with context.reporter.task("Evaluating", passes) as task:
+            measure = _Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
+            before = self._before(measure, start.model, context)
+            start.model = None
+            gc.collect()
+            after = measure.run(load_model(str(trained), dtype), start.eos_ids)
+        return self._result(heldout, before, after, why_not, rejected, context)
+
+    def _teacher(self, tokenizer: Any, dtype: Any, load_model: Any, load_tokenizer: Any) -> tuple[Any, str]:
+        """The teacher's model, or None and why it cannot be compared with."""
+        from easydistill.models.loading import same_vocabulary
+
+        reference = self._models.teacher
+        if reference is None:
+            return None, "the teacher is not on this machine"
+        own_tokenizer = self._models.student.tokenizer if isinstance(self._models.student, FreshStudent) else True
+        if own_tokenizer is not None and not same_vocabulary(tokenizer, load_tokenizer(reference)):
+            return None, "teacher and student have different vocabularies"
+        return load_model(reference, dtype), ""
+
+    def _before(self, measure: _Measurement, model: Any, context: StageContext) -> dict[str, Any]:
+        """The untrained student's figures, from an earlier run of this stage where they still hold."""
+        path = context.directory / BEFORE
+        inputs = {name: context.inputs[name].manifest.output_hash() for name in self._rows.inputs}
+        key = content_hash([self._before_fingerprint(), inputs, BEFORE_HOLDS])
+        if path.is_file():
+            saved: dict[str, Any] = read_json(path)
+            if saved.get("key") == key:
+                measure.skip()
+                return saved
+        from easydistill.models.loading import eos_ids
+
+        found = {
+            "key": key,
+            **measure.run(model, eos_ids(measure.renderer.tokenizer, model.generation_config)),
+        }
+        write_json(path, found)
+        return found
+
+    def _result(
+        self,
+        heldout: _Heldout,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        why_not: str,
+        rejected: Sequence[Any],
+        context: StageContext,
+    ) -> StageResult:
+        notes = {name: why_not for name, value in after["metrics"].items() if value is None and why_not}
+        if not self._config.generate:
+            notes |= dict.fromkeys(answer_names(self._metrics), "evaluation.generate is off")
+        metrics = {"before": before["metrics"], "after": after["metrics"], "notes": notes}
+        write_json(context.directory / METRICS_FILE, metrics)
+        write_jsonl(
+            context.directory / ANSWERS,
+            (
+                {
+                    "id": sample.id,
+                    "prompt": list(sample.prompt),
+                    "teacher": sample.answer,
+                    **{
+                        f"{name}{when}": value
+                        for when, side in (("before", before), ("after", after))
+                        for name, value in _answer_columns(side, index)
+                    },
+                }
+                for index, sample in enumerate(heldout.samples)
+            ),
+        )
+        sides = {when: side["disagreement"] for when, side in (("before", before), ("after", after))}
+        compared = {when: found for when, found in sides.items() if found is not None}
+        if compared:
+            write_json(context.directory / DISAGREEMENT, compared)
+        return StageResult(
+            outputs=(METRICS_FILE, ANSWERS, *([DISAGREEMENT] if compared else [])),
+            rows=RowCounts(len(heldout.samples) + len(rejected), len(heldout.samples), count_reasons(rejected)),
+            rejected=rejected,
+            tokens={"answer": sum(sum(row.mask[1:]) for row in heldout.rows)},
+            metrics=metrics,
+        )
+
+
+def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
+    """The text of one answer, and its scores, as (column prefix, value)."""
+    if side["answers"] is None:
+        return [("", None)]
+    return [
+        ("", side["answers"][index]),
+        *((f"{name}_", scores[index]) for name, scores in side["scores"].items()),
+    ]
+
+
+class _Measurement:
+    """Measures one model after the other on the same held-out rows."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        metrics: Mapping[str, MetricConfig],
+        heldout: _Heldout,
+        teacher: Any,
+        renderer: ChatRenderer,
+        task: Task,
+        context: StageContext,
+    ) -> None:
+        from easydistill.models.loading import device
+
+        self._config = config
+        self._metrics = metrics
+        self._heldout = heldout
+        self._device = device()
+        self._teacher = teacher.to(self._device) if teacher is not None else None
+        self.renderer = renderer
+        self._task = task
+        self._stop = context.stop
+
+    def skip(self) -> None:
+        """Count the passes of a model whose figures are known."""
+        self._task.advance(len(self._heldout.samples) * (2 if self._config.generate else 1))
+
+    def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
+        """`metrics`; `answers` and `scores`, a list each; `disagreement` with the teacher, or None."""
+        model = model.to(self._device).eval()
+        metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
+        texts = self._answers(model, eos_ids) if self._config.generate else None
+        scores: dict[str, list[float]] = {}
+        if texts is None:
+            metrics |= dict.fromkeys(answer_names(self._metrics))
+        else:
+            from easydistill.evaluation.measure import answer_metrics
+
+            scores = answer_metrics(texts, self._heldout.references, self._metrics)
+            metrics |= {name: fmean(values) for name, values in scores.items()}
+        return {"metrics": metrics, "answers": texts, "scores": scores, "disagreement": disagreement}
+
+    def _token_pass(self, model: Any, pad: int) -> tuple[dict[str, float | None], dict[str, Any] | None]:
+        """Metrics over the tokens of the teacher's answers, and where the two models disagree on them."""
+        from easydistill.evaluation.disagreement import Disagreement
+        from easydistill.evaluation.measure import Measured, token_metrics
+        from easydistill.evaluation.token_text import TokenText, described
+        from easydistill.models.head import body_of
+
+        tokenizer, heldout = self.renderer.tokenizer, self._heldout
+        shared = max(tokenizer.get_vocab().values()) + 1
+        watch = Disagreement(shared) if self._teacher is not None else None
+        metrics = token_metrics(
+            Measured(model, body_of(model)),
+            Measured(self._teacher, body_of(self._teacher)) if self._teacher is not None else None,
+            shared,
+            [(row.ids, row.mask) for row in heldout.rows],
+            pad,
+            self._config.batch_size,
+            self._task,
+            self._stop,
+            [watch] if watch is not None else [],
+            self._metrics,
+        )
+        figures = watch.figures() if watch is not None else None
+        if figures is None:
+            return metrics, None
+        row_ids = [sample.id for sample in heldout.samples]
+        return metrics, described(figures, row_ids, [row.ids for row in heldout.rows], TokenText(tokenizer))
+
+    def _answers(self, model: Any, eos_ids: frozenset[int]) -> list[str]:
+        from easydistill.evaluation.measure import answers
+
+        return answers(
+            model,
+            self._heldout.prompts,
+            eos_ids,
+            self._config.max_new_tokens,
+            self._config.batch_size,
+            lambda ids: self.renderer.tokenizer.decode(ids, skip_special_tokens=True),
+            self._task,
+            self._stop,
+        )

@@ -1,0 +1,1 @@
+"""Distillation from stored signals of a teacher."""

@@ -1,0 +1,86 @@
+"""Rollout: the untrained student answers the training prompts itself, for losses that learn from its own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from easydistill.asking.answers import JOURNAL, answer_all, outcome_of, worth_another_try
+from easydistill.asking.label import labelled_or_rejected
+from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.contracts.teacher import GenerationRequest, Teacher, request_key
+from easydistill.data.files import hash_file
+from easydistill.data.formats import write_parquet
+from easydistill.data.journal import Journal
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue
+from easydistill.methods.distil.rows import ROLLOUTS, SUFFIX
+from easydistill.methods.shared.rows import LabelledRows
+from easydistill.models.checks import student_issues
+from easydistill.models.student import build_student, student_identity
+
+
+class RolloutStage:
+    """The student's answers to the training prompts, before it is trained."""
+
+    name = "rollout"
+    offers: tuple[str, ...] = ()
+    classifies = False
+
+    def __init__(self, rows: LabelledRows, models: ModelsConfig, inference: LocalInferenceConfig) -> None:
+        self._rows = rows
+        self._models = models
+        self._inference = inference
+        self.inputs = rows.inputs
+
+    def preflight(self) -> list[ConfigIssue]:
+        return student_issues(self._models)
+
+    def fingerprint(self) -> dict[str, Any]:
+        template = self._rows.dataset.template
+        return {
+            "rows": self._rows.fingerprint(),
+            "student": student_identity(self._models),
+            "inference": self._inference.sampling(),
+            "template": hash_file(Path(template)) if template else None,
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        return Estimate()
+
+    def _student(self) -> Teacher:
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.teachers.transformers import TransformersTeacher
+
+        def make() -> tuple[Any, Any]:
+            made = build_student(self._models, choose_dtype(self._inference.dtype, device()))
+            return made.model, made.tokenizer
+
+        return TransformersTeacher("student", self._inference, self._rows.dataset.template, make)
+
+    def run(self, context: StageContext) -> StageResult:
+        samples, _, _ = self._rows.read(context)
+        identity = student_identity(self._models)
+        sampling = self._inference.sampling()
+        keys = {sample.id: request_key(identity, sampling, sample.prompt) for sample in samples}
+        requests = {keys[sample.id]: GenerationRequest(keys[sample.id], sample.prompt) for sample in samples}
+        student = self._student()
+        try:
+            with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
+                answer_all(student, list(requests.values()), journal, context, "Rolling out")
+                context.stop.raise_if_requested()
+                found = [
+                    labelled_or_rejected(
+                        Sample(f"{sample.id}{SUFFIX}", sample.prompt), outcome_of(journal, keys[sample.id]), self.name
+                    )
+                    for sample in samples
+                ]
+        finally:
+            student.close()
+        own = [item for item in found if isinstance(item, Sample)]
+        rejected = [item for item in found if isinstance(item, Rejection)]
+        write_parquet(context.directory / ROLLOUTS, own)
+        return StageResult((ROLLOUTS,), RowCounts(len(samples), len(own), count_reasons(rejected)), rejected)

@@ -1,0 +1,33 @@
+"""Rows that hold the student's own answers beside the teacher's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from easydistill.data.formats import read_samples
+from easydistill.data.records import Rejection, Sample
+from easydistill.engine.stage import StageContext
+from easydistill.methods.shared.rows import LabelledRows
+
+ROLLOUTS = "rollouts.parquet"
+SUFFIX = "~student"
+"""Ends the id of a row that holds the student's answer; what is before it is the id of the teacher's."""
+
+
+def wrote_itself(sample: Sample) -> bool:
+    """Whether a row's answer is the student's own."""
+    return sample.id.endswith(SUFFIX)
+
+
+@dataclass(frozen=True)
+class RowsWithRollouts(LabelledRows):
+    """Labelled rows, and the student's own answers to the same prompts."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*super().inputs, "rollout")
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        train, heldout, rejected = super().read(context)
+        own, _ = read_samples(context.input_path("rollout", ROLLOUTS), labelled=True)
+        return [*train, *own], heldout, rejected

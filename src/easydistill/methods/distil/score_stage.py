@@ -1,0 +1,402 @@
+"""Score: the teacher reads the training rows, token for token as the student will, and what it thinks is kept.
+
+Labelled rows in; a store of teacher signals out (see `signals/store.py`). The student then trains without the teacher.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.models import ModelsConfig
+from easydistill.contracts.loss import DistillationConfig
+from easydistill.data.files import hash_file, link_or_copy, set_aside
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
+from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.run_directory import LOGGER
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError
+from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.models.checks import model_issues, student_issues
+from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters
+from easydistill.models.student import student_references
+from easydistill.signals.config import SignalsConfig, TopKSignals
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.models.compatibility import Difference, Side
+    from easydistill.signals.codec import Codec
+    from easydistill.signals.score import RowToScore, Scorer
+    from easydistill.signals.store import SignalStore
+
+SIGNALS = "signals"
+STORE = "store.json"
+MARK = "for.txt"
+"""Names the config that the shards beside it belong to."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a score stage needs to know beside the rows."""
+
+    models: ModelsConfig
+    signals: SignalsConfig
+    distillation: DistillationConfig
+    max_length: int
+    logits_path: str | None = None
+    """Where the store is shown to the user, beside the run directory."""
+
+    @property
+    def teachers(self) -> list[tuple[str, float]]:
+        """(reference, weight) of each teacher."""
+        if self.signals.teachers is not None:
+            return [(teacher.model, teacher.weight) for teacher in self.signals.teachers]
+        assert self.models.teacher is not None
+        return [(self.models.teacher, 1.0)]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the teacher has a tokenizer of its own."""
+        return self.distillation.align == "bytes"
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether an aligned teacher's probabilities are kept without their tokens, which serves no other loss."""
+        return self.aligned and self.distillation.by_rank
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is scored, by whom, and how it is written."""
+
+    rows: Sequence[RowToScore]
+    vocabulary: int
+    codec: Codec
+    make_scorer: Callable[[], Scorer[Any]]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class ScoreStage:
+    """Teacher signals of the training rows."""
+
+    name = "score"
+    offers: tuple[str, ...] = (SIGNALS,)
+    classifies = False
+
+    def __init__(self, rows: LabelledRows, scoring: Scoring) -> None:
+        self._rows = rows
+        self._scoring = scoring
+        self.inputs = rows.inputs
+
+    # --- before anything runs -------------------------------------------------------------------------------
+
+    def preflight(self) -> list[ConfigIssue]:
+        scoring = self._scoring
+        issues = needs_extra("train", "torch", "transformers", "safetensors")
+        if scoring.signals.backend == "vllm":
+            issues += needs_extra("vllm", "vllm")
+        if not self._rows.from_stage:
+            issues += missing_file("dataset.labeled_path", self._rows.dataset.labeled_path)
+        key = "models.teacher" if scoring.signals.teachers is None else "signals.teachers"
+        for reference, _ in scoring.teachers:
+            issues += model_issues(key, reference)
+        return issues + student_issues(scoring.models)
+
+    def examine(self) -> list[ConfigIssue]:
+        """Compare the tokenizers and templates of teacher and student, before the first stage starts."""
+        found = [(name, difference) for name, all_of in self._differences.items() for difference in all_of]
+        if self._scoring.aligned:
+            for name, difference in found:
+                LOGGER.info("%s: %s; %s", name, difference.problem, difference.mend)
+        return [
+            ConfigIssue("config", "models", f"{name}: {difference.problem}", difference.mend)
+            for name, difference in found
+            if difference.fatal
+        ]
+
+    @cached_property
+    def _student(self) -> Side:
+        from easydistill.models.compatibility import student_side
+
+        template = self._rows.dataset.template
+        side = student_side(self._scoring.models)
+        return replace(side, template=Path(template).read_text(encoding="utf-8") if template else None)
+
+    def _teacher(self, reference: str, student: Side) -> Side:
+        """A teacher; `dataset.template` is for the student, and for a teacher that has no template of its own."""
+        from easydistill.models.compatibility import side_of
+
+        side = side_of(reference, "teacher", trust_remote_code=self._trust)
+        own = getattr(side.tokenizer, "chat_template", None)
+        return replace(side, template=None if own else student.template)
+
+    @cached_property
+    def _differences(self) -> dict[str, list[Difference]]:
+        from easydistill.models.compatibility import compare
+
+        student = self._student
+        teachers = {reference: self._teacher(reference, student) for reference, _ in self._scoring.teachers}
+        if not self._scoring.aligned:
+            return {reference: compare(student, teacher) for reference, teacher in teachers.items()}
+        from easydistill.signals.aligned import compare_aligned
+
+        by_rank = self._scoring.by_rank
+        return {name: compare_aligned(student, teacher, by_rank=by_rank) for name, teacher in teachers.items()}
+
+    @property
+    def _trust(self) -> bool:
+        return self._scoring.models.trust_remote_code
+
+    def fingerprint(self) -> dict[str, Any]:
+        scoring = self._scoring
+        template = self._rows.dataset.template
+        # Of the student only how it tokenises matters; its files' hash stands for that.
+        students = [resolve(reference).identity() for reference in student_references(scoring.models)]
+        return {
+            "rows": self._rows.fingerprint(),
+            "signals": scoring.signals.identity(),
+            "teachers": [[resolve(reference).identity(), weight] for reference, weight in scoring.teachers],
+            "tokenizer": students,
+            "template": hash_file(Path(template)) if template else None,
+            "temperature": scoring.distillation.temperature,
+            "align": scoring.distillation.align,
+            "max_length": scoring.max_length,
+            **({"by_rank": scoring.by_rank} if scoring.aligned else {}),
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
+        each = 4 if self._scoring.signals.dtype == "float32" else 2
+        known = [size for size in sizes if size is not None]
+        return Estimate(memory_bytes=sum(known) * each if len(known) == len(sizes) else None)
+
+    # --- the work -------------------------------------------------------------------------------------------
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.signals.score import score_rows
+        from easydistill.signals.store import SignalStore, StoreManifest
+
+        samples, _, _ = self._rows.read(context)
+        student = self._student
+        renderer = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
+        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
+        work = self._aligned_work(student, rendered) if self._scoring.aligned else self._work(student, rendered)
+        directory = self._directory(context)
+        with context.reporter.task("Scoring", len(work.rows)) as task:
+            shards = score_rows(
+                work.rows,
+                self._scoring.signals,
+                work.codec,
+                directory,
+                work.make_scorer,
+                task.advance,
+                context.stop,
+            )
+        context.stop.raise_if_requested()
+        about = self._about(student, work.vocabulary, renderer)
+        StoreManifest.of(directory, work.codec, about, shards).write(directory)
+        self._publish(directory)
+        return self._result(SignalStore(directory), len(samples), work, rejected)
+
+    def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+        """Rows as they are, for a teacher that has the student's vocabulary."""
+        from easydistill.signals.extract import SignalShape
+        from easydistill.signals.score import ModelScorer
+
+        scoring, signals = self._scoring, self._scoring.signals
+        rows, vocabulary = _rows(rendered), self._shared_ids(student)
+        references, weights = zip(*scoring.teachers, strict=True)
+        if signals.backend == "vllm":
+            from easydistill.signals.from_vllm import VllmScorer, codec_of
+
+            assert isinstance(signals, TopKSignals), "the job's validator refuses all else"
+            longest = max((len(row.ids) for row in rows), default=1)
+            return _Work(
+                rows,
+                vocabulary,
+                codec_of(signals, vocabulary),
+                lambda: VllmScorer(references[0], signals, vocabulary, longest, trust_remote_code=self._trust),
+            )
+        temperature = scoring.distillation.temperature
+        return _Work(
+            rows,
+            vocabulary,
+            SignalShape.of(signals, vocabulary).codec(vocabulary),
+            lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
+        )
+
+    def _aligned_work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+        """Rows beside the same chats in the tokens of a teacher that has another tokenizer."""
+        from easydistill.models.compatibility import real_vocabulary
+        from easydistill.models.loading import model_config
+        from easydistill.signals.aligned import AlignedScorer, Aligner, codec_of, coverage
+
+        scoring, signals = self._scoring, self._scoring.signals
+        (reference, _), *others = scoring.teachers
+        assert not others, "the job's validator refuses several"
+        context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
+        aligner = Aligner(student, self._teacher(reference, student), context)
+        vocabulary = real_vocabulary(student.tokenizer)
+        rows = [
+            aligner.row(row, sample.messages, truncated=written.truncated)
+            for row, (sample, written) in zip(_rows(rendered), rendered, strict=True)
+        ]
+        return _Work(
+            rows,
+            vocabulary,
+            codec_of(signals, vocabulary),
+            lambda: AlignedScorer(
+                reference,
+                aligner.to_student,
+                signals,
+                vocabulary,
+                scoring.distillation.temperature,
+                by_rank=scoring.by_rank,
+                trust_remote_code=self._trust,
+            ),
+            coverage(reference, rows),
+        )
+
+    def _directory(self, context: StageContext) -> Path:
+        """Where the store is made; shards that an earlier config left are removed."""
+        directory = context.directory / SIGNALS
+        mark = directory / MARK
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != context.fingerprint:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            mark.write_text(context.fingerprint, encoding="utf-8")
+        return directory
+
+    def _shared_ids(self, student: Side) -> int:
+        """Token ids below this mean the same to the student and all teachers."""
+        from easydistill.models.compatibility import shared_ids
+
+        teachers = [self._teacher(reference, student) for reference, _ in self._scoring.teachers]
+        shared = [shared_ids(student.tokenizer, teacher.tokenizer) for teacher in teachers]
+        return min(count for count in shared if count is not None)
+
+    def _about(self, student: Side, vocabulary: int, renderer: ChatRenderer) -> dict[str, Any]:
+        """What decided these signals, by name: for people, for `verify`, and to tell what differs."""
+        scoring = self._scoring
+        return {
+            "teachers": [
+                {"model": reference, "weight": weight, "identity": resolve(reference).identity()}
+                for reference, weight in scoring.teachers
+            ],
+            "tokenizer": content_hash(student.tokenizer.get_vocab()),
+            "template": content_hash(renderer.template),
+            "vocabulary": vocabulary,
+            "signals": scoring.signals.identity(),
+            "temperature": scoring.distillation.temperature,
+            "align": scoring.distillation.align,
+            "by_rank": scoring.by_rank,
+            "max_length": scoring.max_length,
+            "trust_remote_code": self._trust,
+        }
+
+    def _publish(self, directory: Path) -> None:
+        """Show the store where the user wants it: hard links (copies across file systems), never over other files."""
+        if self._scoring.logits_path is None:
+            return
+        target = Path(self._scoring.logits_path)
+        if (target / STORE).is_file() and hash_file(target / STORE) == hash_file(directory / STORE):
+            return
+        if target.exists():
+            LOGGER.warning("%s was there before; it is kept as %s", target, set_aside(target))
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for path in directory.iterdir():
+            if path.name != MARK:
+                link_or_copy(path, temporary / path.name)
+        temporary.rename(target)
+
+    def _result(self, store: SignalStore, entered: int, work: _Work, rejected: list[Rejection]) -> StageResult:
+        manifest = store.manifest
+        notes = [
+            f"{reference}: {difference.problem}; {difference.mend}"
+            for reference, found in self._differences.items()
+            for difference in found
+        ]
+        for note in notes:
+            LOGGER.info("%s", note)
+        outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
+        return StageResult(
+            outputs=[f"{SIGNALS}/{name}" for name in outputs],
+            rows=RowCounts(entered, len(work.rows), count_reasons(rejected)),
+            rejected=rejected,
+            tokens={"scored": manifest.tokens},
+            metrics={
+                "bytes_per_token": round(manifest.bytes_per_token, 3),
+                "bytes": manifest.bytes,
+                "signal": manifest.about["signals"]["kind"],
+                **{name: round(value, 6) for name, value in store.figures().items()},
+                **work.metrics,
+                "notes": notes,
+            },
+        )
+
+
+def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
+    from easydistill.signals.score import RowToScore
+
+    return [RowToScore(sample.id, row.ids, [False, *row.mask[1:]]) for sample, row in rendered]
+
+
+def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Scorer[RowToScore], float]:
+    """The teacher that a store's signals came from, ready to score again, and the usual tolerance in nats.
+
+    `teacher` names it where it has moved. What vLLM scored is held against a forward pass of transformers.
+
+    Raises:
+        DataError: the weights are not those that made the store, or it cannot be told; or the teacher was aligned.
+        ModelError: the teacher is not there.
+    """
+    from pydantic import TypeAdapter
+
+    from easydistill.models.loading import choose_dtype, device
+    from easydistill.signals.score import ModelScorer
+    from easydistill.signals.verify import BF16_TOLERANCE, ENGINES_TOLERANCE
+
+    about = store.manifest.about
+    if about.get("align") == "bytes":
+        raise DataError(
+            f"{store.directory}: these signals cannot be verified: the teacher has another tokenizer and read whole "
+            "chats, of which the store has the student's tokens alone\n"
+            "    → run the job with another output_dir, and compare what `signals inspect` tells of the two"
+        )
+    try:
+        signals: SignalsConfig = TypeAdapter(SignalsConfig).validate_python(about["signals"])
+        teachers = [(item["model"], item["weight"], item["identity"]) for item in about["teachers"]]
+        vocabulary, temperature = about["vocabulary"], about["temperature"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{store.directory}: the store does not say how it was made: {error}") from None
+    if teacher is not None:
+        if len(teachers) != 1:
+            raise DataError(f"{store.directory}: {len(teachers)} teachers made it; one name does not tell which")
+        teachers = [(teacher, 1.0, teachers[0][2])]
+    for reference, _, identity in teachers:
+        if resolve(reference).identity() != identity:
+            raise DataError(
+                f"{reference}: these are not the weights that made {store.directory}\n"
+                "    → name the right teacher with --teacher, or score again"
+            )
+    scorer = ModelScorer(
+        [reference for reference, _, _ in teachers],
+        [weight for _, weight, _ in teachers],
+        signals,
+        vocabulary,
+        temperature,
+        trust_remote_code=bool(about.get("trust_remote_code", False)),
+    )
+    exact = str(choose_dtype(signals.dtype, device())) in {"torch.float32", "torch.float64"}
+    rounded = ENGINES_TOLERANCE if signals.backend == "vllm" else BF16_TOLERANCE
+    return scorer, 5e-3 if exact else rounded

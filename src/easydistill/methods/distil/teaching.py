@@ -1,0 +1,74 @@
+"""What a student learns beside the labels: a store of teacher signals, and the loss that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.contracts.loss import DistillationConfig
+from easydistill.data.files import hash_file, read_json
+from easydistill.engine.stage import StageContext
+from easydistill.errors import ConfigIssue
+from easydistill.methods.distil.score_stage import SIGNALS, STORE
+from easydistill.signals.config import DRAWN_KINDS
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What a student learns beside the labels: the teacher's signals, and through which loss."""
+
+    distillation: DistillationConfig
+    store: str | None = None
+    """Directory of a store that is there already; by default the one of the score stage."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("score",) if self.store is None else ()
+
+    def directory(self, context: StageContext) -> Path:
+        return context.input_path("score", SIGNALS) if self.store is None else Path(self.store)
+
+    def preflight(self) -> list[ConfigIssue]:
+        if self.store is None:
+            return []
+        if not (Path(self.store) / STORE).is_file():
+            problem = f"{self.store}: there is no complete signal store here"
+            mend = "name the directory of a store (it holds store.json), or set models.teacher to have one made"
+            return [ConfigIssue("config", "dataset.logits_path", problem, mend)]
+        return self._unsuited(Path(self.store))
+
+    def _unsuited(self, store: Path) -> list[ConfigIssue]:
+        """Where signals that are there already do not fit the loss."""
+        try:
+            about = read_json(store / STORE)["about"]
+            made_at, kind = about["temperature"], about["signals"]["kind"]
+        except (ValueError, KeyError, TypeError):
+            problem = f"{store / STORE}: it does not say how the signals were made"
+            return [ConfigIssue("config", "dataset.logits_path", problem, "let a teacher score again")]
+        issues: list[ConfigIssue] = []
+        if made_at != self.distillation.temperature:
+            problem = f"{self.distillation.temperature}, but the signals in {store} were computed at {made_at}"
+            issues.append(ConfigIssue("config", "distillation.temperature", problem, f"set it to {made_at}"))
+        if kind in DRAWN_KINDS and not self.distillation.linear_in_teacher:
+            problem = f"{self.distillation.distillation_type} would be biased by the drawn signals ({kind}) in {store}"
+            mend = 'use "forward_kld", or let a teacher score again with signals of kind "top_k"'
+            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
+        by_rank = bool(about.get("by_rank"))
+        if about.get("align") == "bytes" and by_rank != self.distillation.by_rank:
+            kept = "probabilities by rank" if by_rank else "probabilities by token"
+            problem = f"{self.distillation.distillation_type} cannot read the signals in {store}, which are {kept}"
+            mend = (
+                'set distillation_type to "uld", or let a teacher score again'
+                if by_rank
+                else "let a teacher score again"
+            )
+            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
+        return issues
+
+    def fingerprint(self) -> dict[str, Any]:
+        of_store = hash_file(Path(self.store) / STORE) if self.store is not None else None
+        return {"distillation": self.distillation.identity(), "store": of_store}

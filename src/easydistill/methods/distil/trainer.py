@@ -1,0 +1,105 @@
+"""White-box distillation as a row loss: labels and stored teacher signals, through the fused kernel.
+
+    loss_n = (1 − kd_ratio) · (−log p_S(label_n)) + kd_ratio · τ² · D(p_T, p_S)_n
+
+Signals are read by row id while batches are made, and checked against the row's tokens; the rows of a batch's signal
+stand in the order in which the batch's learned tokens do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easydistill.contracts.loss import DistillationConfig, Outcomes
+from easydistill.kernels.linear_distillation import Divergence, Objective, Targets, linear_distillation
+from easydistill.losses import LOSSES
+from easydistill.methods.sft.batching import IGNORE, TokenRow
+from easydistill.models.head import Head
+from easydistill.signals.signal import concatenate, weight_arrays
+from easydistill.signals.store import SignalStore
+
+PREFIX = "signal_"
+
+
+class Distillation:
+    """Gives batches their signals, and the loss of a batch.
+
+    Args:
+        store: signals of every row that will be trained on.
+        config: the divergence and its share.
+        chunk_bytes: memory for a slice of the logits.
+    """
+
+    def __init__(self, store: SignalStore, config: DistillationConfig, chunk_bytes: int) -> None:
+        self._store = store
+        self._config = config
+        self._chunk_bytes = chunk_bytes
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def check(self, rows: Sequence[TokenRow]) -> None:
+        """Make sure that every row has a signal, made for its very tokens.
+
+        Raises:
+            DataError: one has not.
+        """
+        for row in rows:
+            self._store.check(row.id, row.ids, _learned(row))
+
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+        """The signals of a batch's rows, one row of each tensor for each learned token, in order."""
+        read = [self._store.read(row.id, row.ids, _learned(row)) for row in rows]
+        arrays = weight_arrays(
+            concatenate([signal for signal, _ in read]), np.concatenate([present for _, present in read])
+        )
+        own = [[row.wrote_itself] * sum(_learned(row)) for row in rows]
+        arrays["labelled_N"] = ~np.concatenate([np.array(part, bool) for part in own])
+        return {f"{PREFIX}{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+    def row_loss(self, rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        """The summed loss of a micro-batch; see `compat.RowLoss`."""
+        targets = Targets(
+            **{name.removeprefix(PREFIX): value for name, value in extra.items() if name.startswith(PREFIX)}
+        )
+        assert len(targets.ids_NM) == len(target_N), "as many signals as learned tokens"
+        objective = Objective(
+            divergence=_divergence(self._config, targets),
+            kd_ratio=self._config.kd_ratio,
+            temperature=self._config.temperature,
+            tail=self._config.tail,
+            by_rank=self._config.by_rank,
+            vocabulary=self._store.manifest.codec.vocabulary,
+        )
+        loss = linear_distillation(rows_ND, head, target_N, targets, objective, self._chunk_bytes)
+        sums = [loss.cross_entropy, targets.labelled_N.sum(), loss.divergence, targets.present_N.sum()]
+        self._sums += torch.stack([value.double() for value in sums]).detach().cpu()
+        return loss.total
+
+    def means(self) -> dict[str, float]:
+        """Mean cross-entropy and divergence a token since the last call, for the log."""
+        cross_entropy, labels, divergence, signals = self._sums.tolist()
+        self._sums.zero_()
+        return {
+            "cross_entropy": round(cross_entropy / max(1, labels), 6),
+            "divergence": round(divergence / max(1, signals), 6),
+        }
+
+
+def _learned(row: TokenRow) -> list[bool]:
+    return [label != IGNORE for label in row.labels()]
+
+
+def _divergence(config: DistillationConfig, targets: Targets) -> Divergence:
+    module: Any = LOSSES.module(config.distillation_type)
+    wrote_N = ~targets.labelled_N if config.needs_student_answers else None
+
+    def divergence(teacher_NM: Tensor, student_NM: Tensor, has_bucket: bool, rows: slice) -> Tensor:
+        outcomes = Outcomes(has_bucket, None if wrote_N is None else wrote_N[rows])
+        found: Tensor = module.divergence(config, teacher_NM, student_NM, outcomes)
+        return found
+
+    return divergence

@@ -1,0 +1,1 @@
+"""On-policy distillation: the student writes, the teacher scores."""

@@ -1,0 +1,218 @@
+"""Train on-policy: prompts, a student and a teacher that marks tokens in; the trained student out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.contracts.teacher import endpoint_name
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.rows import LabelledRows, PromptRows, fitting_prompt, render_all
+from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.models.checks import model_issues
+from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters
+from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.methods.sft.trainer import TrainingOutcome
+    from easydistill.methods.shared.rollouts import PromptRow, TeacherScores
+
+
+class OnPolicyStage(TrainStage):
+    """On-policy distillation of the student; named and saved like any other training."""
+
+    _training: TrainingConfig
+
+    def __init__(
+        self,
+        rows: LabelledRows,
+        models: ModelsConfig,
+        training: TrainingConfig,
+        on_policy: OnPolicyConfig,
+        inference: LocalInferenceConfig | ApiInferenceConfig,
+    ) -> None:
+        super().__init__(rows, models, training)
+        self._on_policy = on_policy
+        self._inference = inference
+
+    @property
+    def _server(self) -> ApiInferenceConfig | None:
+        return self._inference if isinstance(self._inference, ApiInferenceConfig) else None
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = super().preflight()
+        if isinstance(self._rows, PromptRows):
+            issues += missing_file("dataset.instruction_path", self._rows.dataset.instruction_path)
+        if self._server is None and self._models.teacher is not None:
+            issues += model_issues("models.teacher", self._models.teacher)
+        if self._server is not None and "ENDPOINT" in self._server.base_urls:
+            problem = '"ENDPOINT" stands for the address of your vLLM server'
+            issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
+        if self._on_policy.objective == "generalized_jsd":
+            issues += needs_extra("trl", "trl")
+        return issues
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**super().fingerprint(), "on_policy": self._on_policy.identity(), "teacher": self._teacher_identity()}
+
+    def _teacher_identity(self) -> dict[str, Any]:
+        if isinstance(self._inference, ApiInferenceConfig):
+            return {"base_url": endpoint_name(self._inference.base_urls), "model": self._inference.model}
+        assert self._models.teacher is not None
+        return {**resolve(self._models.teacher).identity(), "dtype": self._inference.dtype}
+
+    def estimate(self, directory: Path) -> Estimate:
+        own = super().estimate(directory)
+        if own.memory_bytes is None or self._server is not None or self._models.teacher is None:
+            return own
+        teacher = model_parameters(self._models.teacher)
+        return Estimate(
+            disk_bytes=own.disk_bytes, memory_bytes=None if teacher is None else own.memory_bytes + 2 * teacher
+        )
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.methods.on_policy.trainer import trimmed_vocabulary
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.student import build_student
+
+        samples, heldout, rejected = self._rows.read(context)
+        student = build_student(self._models, choose_dtype("float32", device()))
+        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        rows, labels, unfit = self._prepare(renderer, samples)
+        size = max(student.tokenizer.get_vocab().values()) + 1
+        with trimmed_vocabulary(student.model, size):
+            outcome = self._train(student, rows, labels, size, context)
+            context.stop.raise_if_requested()
+        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        show_student(context)
+        return StageResult(
+            outputs=files,
+            rows=RowCounts(len(samples) + len(rejected), len(rows), count_reasons([*rejected, *unfit])),
+            rejected=[*rejected, *unfit],
+            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.prompt) for row in rows)},
+            metrics={
+                **outcome_metrics(outcome),
+                "train_rows": len(rows),
+                "heldout_rows": len(heldout),
+                "truncated_rows": sum(row.truncated for row in labels.values()),
+                "student": student.description,
+            },
+        )
+
+    def _prepare(
+        self, renderer: ChatRenderer, samples: Sequence[Sample]
+    ) -> tuple[list[PromptRow], dict[str, Rendered], list[Rejection]]:
+        """Prompts with room for an answer, their labels by id, and the rows that are not fit."""
+        labels: dict[str, Rendered] = {}
+        unfit: list[Rejection] = []
+        if not isinstance(self._rows, PromptRows):
+            rendered, unfit = render_all(renderer, samples, self._training.max_length, self.name)
+            labels = {sample.id: row for sample, row in rendered}
+            samples = [sample for sample, _ in rendered]
+        rows: list[PromptRow] = []
+        for sample in samples:
+            row = self._prompt_row(renderer, sample, labels.get(sample.id))
+            if isinstance(row, Rejection):
+                unfit.append(row)
+                labels.pop(sample.id, None)
+            else:
+                rows.append(row)
+        return rows, labels, unfit
+
+    def _prompt_row(self, renderer: ChatRenderer, sample: Sample, label: Rendered | None) -> PromptRow | Rejection:
+        from easydistill.methods.shared.rollouts import PromptRow
+
+        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._on_policy.max_new_tokens, self.name)
+        if isinstance(prompt, Rejection):
+            return prompt
+        return PromptRow(sample.id, prompt, None if label is None else split_label(label))
+
+    def _train(
+        self,
+        student: Student,
+        rows: list[PromptRow],
+        labels: dict[str, Rendered],
+        vocabulary: int,
+        context: StageContext,
+    ) -> TrainingOutcome:
+        """The cold start, if there is one and it is not behind us; then on-policy training."""
+        from easydistill.methods.on_policy import trainer as sampled
+        from easydistill.methods.sft.batching import TokenRow
+        from easydistill.methods.sft.trainer import train as fine_tune
+        from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+
+        checkpoints = context.directory / "checkpoints" / context.fingerprint[:12]
+        following = checkpoints / "on_policy"
+        # Later checkpoints hold all weights; with adapters they hold those only, and stand on the cold start's end.
+        behind_us = self._training.lora is None and last_whole_checkpoint(following) is not None
+        if self._on_policy.sft_steps and not behind_us:
+            context.reporter.say(f"  cold start: {self._on_policy.sft_steps} steps on the teacher's answers")
+            fine_tune(
+                student,
+                [TokenRow(name, row.ids, row.mask) for name, row in labels.items()],
+                self._training.model_copy(update={"max_steps": self._on_policy.sft_steps}),
+                checkpoints / "cold_start",
+                context.reporter,
+                context.stop,
+                stage="cold_start",
+            )
+            context.stop.raise_if_requested()
+        shared = (self._training, self._on_policy, following, context.reporter, context.stop)
+        if self._on_policy.objective == "generalized_jsd":
+            from easydistill.methods.on_policy import trl_trainer as on_policy_trl
+
+            return on_policy_trl.train(student, rows, self._local_teacher(student, vocabulary), *shared)
+        return sampled.train(student, rows, self._scores(student, vocabulary, context), *shared)
+
+    def _scores(self, student: Student, vocabulary: int, context: StageContext) -> TeacherScores:
+        if self._server is not None:
+            from easydistill.teachers.server_scores import ServerScores
+
+            return ServerScores(self._server, context.redactor, lambda token: student.tokenizer.decode([token]))
+        from easydistill.methods.shared.rollouts import LocalScores
+
+        teacher = self._local_teacher(student, vocabulary)
+        return LocalScores(teacher, min(student.eos_ids, default=0), self._training.loss_chunk_bytes)
+
+    def _local_teacher(self, student: Student, vocabulary: int) -> Any:
+        """The teacher on this machine's device, with the student's vocabulary.
+
+        Raises:
+            ConfigError: its tokens are others.
+        """
+        from easydistill.methods.on_policy.trainer import trim_vocabulary
+        from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer, same_vocabulary
+
+        reference = self._models.teacher
+        assert reference is not None
+        assert isinstance(self._inference, LocalInferenceConfig)
+        trust = self._inference.trust_remote_code
+        if not same_vocabulary(student.tokenizer, load_tokenizer(reference, trust_remote_code=trust)):
+            problem = (
+                "teacher and student have different vocabularies, and on-policy distillation compares token by token"
+            )
+            mend = "take models of one family, or black_box_kd_local, which learns from text"
+            raise ConfigError(ConfigIssue("config", "models", problem, mend))
+        teacher = load_model(reference, choose_dtype(self._inference.dtype, device()), trust_remote_code=trust)
+        trim_vocabulary(teacher, vocabulary)
+        return teacher.to(device())
+
+
+def split_label(label: Rendered) -> tuple[list[int], list[int]]:
+    """(context, final answer) of a tokenised chat; what follows the answer's end token is dropped."""
+    end = max(at for at, on in enumerate(label.mask) if on) + 1
+    start = next((at + 1 for at in range(end - 1, -1, -1) if not label.mask[at]), 1)
+    return label.ids[:start], label.ids[start:end]

@@ -1,0 +1,363 @@
+"""On-policy distillation by sampled reverse KL: the student writes, the teacher marks every token, no more is needed.
+
+For the student's own tokens y_t, with p_old the student that wrote them (Thinking Machines, 2025; MiniLLM):
+
+    A_t  = −(log p_old(y_t) − log p_T(y_t))                 the sampled reverse KL, as an advantage
+    r_t  = p_S(y_t) / p_old(y_t)                            the importance ratio
+    loss = −(1/N) Σ_t min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)
+
+and −(1/N) Σ_t log p_S(y_t) for tokens of the teacher's answers, where rollouts are mixed with those; N counts the
+tokens of the whole optimiser step, the token that ends an answer included where the writer wrote it.
+
+Who writes which sequence, rolling out and scoring are in `rollouts.py`, shared with the generalised JSD on TRL
+(`on_policy_trl.py`). Everything is drawn from (seed, step, row), so that a resumed run goes on as if there had been no
+break.
+
+Shapes: N tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from easydistill.contracts.teacher import row_seed
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.errors import DataError, Interrupted, TeacherError
+from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.trainer import TrainingOutcome, count_parameters, with_adapters
+from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
+from easydistill.methods.shared.compat import check_head, training_arguments, uses_bf16
+from easydistill.methods.shared.rollouts import (
+    PromptOrder,
+    PromptRow,
+    TeacherScores,
+    Written,
+    assign,
+    batch_rows,
+    describe,
+    roll_out,
+    rolled_positions,
+    scored,
+)
+from easydistill.models.loading import device
+from easydistill.models.logprobs import completion_logprobs
+from easydistill.models.student import Student
+
+STATE = "state.pt"
+
+
+# --- the vocabulary that both share -----------------------------------------------------------------------------
+
+
+def trim_vocabulary(model: Any, size: int) -> None:
+    """Drop rows behind the tokenizer's last token: padding that differs between models of one family."""
+    if model.get_input_embeddings().weight.shape[0] > size:
+        model.resize_token_embeddings(size, mean_resizing=False)
+
+
+@contextlib.contextmanager
+def trimmed_vocabulary(model: Any, size: int) -> Iterator[None]:
+    """Train without padding rows, and put them back as they were."""
+    rows = [values.detach()[size:].clone() for values in _by_token(model)]
+    total = model.get_input_embeddings().weight.shape[0]
+    trim_vocabulary(model, size)
+    yield
+    if total > size:
+        model.resize_token_embeddings(total, mean_resizing=False)
+        with torch.no_grad():
+            for values, kept in zip(_by_token(model), rows, strict=True):
+                values[size:] = kept.to(values)
+
+
+def _by_token(model: Any) -> list[Tensor]:
+    """A model's parameters with a row for each token of the vocabulary."""
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    return [model.get_input_embeddings().weight, head.weight, *([] if bias is None else [bias])]
+
+
+@contextlib.contextmanager
+def kept_settings(model: Any) -> Iterator[None]:
+    """Put back what trainers change about a model: TRL its padding token, gradient checkpointing its cache."""
+    places = [
+        (model.config.get_text_config(), ("pad_token_id", "use_cache")),
+        (model.generation_config, ("pad_token_id",)),
+    ]
+    before = [(place, name, getattr(place, name, None)) for place, names in places for name in names]
+    yield
+    for place, name, value in before:
+        setattr(place, name, value)
+    if getattr(model, "is_gradient_checkpointing", False):
+        model.gradient_checkpointing_disable()
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------
+
+
+def sampled_reverse_kl(logprobs_N: Tensor, old_N: Tensor, teacher_N: Tensor, clip: float) -> Tensor:
+    """−Σ min(r A, clip(r) A) over the student's own tokens, a scalar in nats.
+
+    Where nothing has moved yet (r = 1) its gradient is Σ (log p_S − log p_T) ∇ log p_S.
+    """
+    advantage_N = teacher_N - old_N
+    ratio_N = (logprobs_N - old_N).exp()
+    return -torch.minimum(ratio_N * advantage_N, ratio_N.clamp(1 - clip, 1 + clip) * advantage_N).sum()
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
+def train(
+    student: Student,
+    rows: Sequence[PromptRow],
+    scores: TeacherScores,
+    config: TrainingConfig,
+    on_policy: OnPolicyConfig,
+    checkpoints: Path,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> TrainingOutcome:
+    """Train `student` in place by sampled reverse KL (float32 on the CPU when it enters).
+
+    Goes on from the last whole checkpoint, with the same final weights as without a break where the teacher's scores
+    are the same (a model in this process; servers round differently as they batch).
+
+    Raises:
+        DataError: there are no rows, or the loss is not finite.
+        Interrupted: stopped; the state is in a checkpoint.
+        TeacherError: the teacher cannot go on.
+    """
+    if not rows:
+        raise DataError("there is nothing to train on: no prompt fits into training.max_length")
+    check_head(student.model)
+    with kept_settings(student.model):
+        loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter)
+        loop.run(stop)
+    outcome = loop.outcome()
+    if config.lora is not None:
+        student.model = loop.model.merge_and_unload()
+    student.model.eval()
+    return outcome
+
+
+class SampledTraining:
+    """Optimiser steps over rollouts, and their checkpoints."""
+
+    def __init__(
+        self,
+        student: Student,
+        rows: Sequence[PromptRow],
+        scores: TeacherScores,
+        config: TrainingConfig,
+        on_policy: OnPolicyConfig,
+        checkpoints: Path,
+        reporter: Reporter,
+    ) -> None:
+        self._student, self._rows, self._scores = student, rows, scores
+        self._config, self._on_policy = config, on_policy
+        self._checkpoints, self._reporter = checkpoints, reporter
+        self._device = device()
+        self._order = PromptOrder(len(rows), batch_rows(config), config.seed)
+        self.total = config.max_steps or math.ceil(config.num_train_epochs * self._order.steps)
+        self.model = with_adapters(student.model, config)
+        if config.gradient_checkpointing:
+            student.model.gradient_checkpointing_enable()
+        # transformers' Trainer makes optimiser and schedule from the config's names; it trains nothing here.
+        maker = Trainer(model=self.model, args=training_arguments(config, checkpoints, self._device))
+        maker.create_optimizer_and_scheduler(self.total)
+        self._optimizer, self._scheduler = maker.optimizer, maker.lr_scheduler
+        self._trainable = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self._pad = min(student.eos_ids, default=0)
+        self._step = self._resumed = self._tokens = 0
+        self._pending: list[list[Written]] = []
+        self._window: list[dict[str, float]] = []
+        self._final_loss: float | None = None
+
+    def run(self, stop: StopSignal) -> None:
+        self._load()
+        since = (self._step, time.monotonic())
+        with self._reporter.task("On-policy training", self.total, done=self._step, unit="steps") as task:
+            while self._step < self.total:
+                try:
+                    stop.raise_if_requested()
+                    measured = {} if self._pending else self._write(stop)
+                except (Interrupted, TeacherError):
+                    self._save()
+                    raise
+                batch = self._pending.pop(0)
+                measured |= self.update(batch)
+                self._step += 1
+                tokens = sum(len(item.completion) for item in batch)
+                self._tokens += tokens
+                self._window.append(measured)
+                task.advance(tokens=tokens, note=f"loss {measured['loss']:.3f}")
+                if self._step % self._config.logging_steps == 0 or self._step == self.total:
+                    self._log((time.monotonic() - since[1]) / (self._step - since[0]))
+                    since = (self._step, time.monotonic())
+                if self._step % self._config.save_steps == 0 or self._step == self.total:
+                    self._save()
+
+    def _write(self, stop: StopSignal) -> dict[str, float]:
+        """Fill `pending` with the sequences of the next steps, marked by the teacher; what they are like."""
+        steps = range(self._step, min(self.total, self._step + self._on_policy.steps_per_rollout))
+        written = {step: self._assigned(step) for step in steps}
+        prompts = [(item.id, item.prompt) for step in steps for item in written[step] if item.rolled]
+        with self._autocast():
+            rollouts = roll_out(
+                self._student.model,
+                prompts,
+                self._step,
+                self._student.eos_ids,
+                self._on_policy.max_new_tokens,
+                # What is estimated is the student itself, not a sharper or a softer one.
+                1.0,
+                self._config.seed,
+            )
+        marked, entropy = self._mark(rollouts, stop)
+        answers = iter(marked)
+        self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
+        return {**describe(marked), **({"entropy": entropy} if marked else {})}
+
+    def _assigned(self, step: int) -> list[Written]:
+        """A step's sequences; those that the student is to write are still empty."""
+        chosen = self._order.batches(step // self._order.steps)[step % self._order.steps]
+        rolled = rolled_positions(self._on_policy.rollout_share, step, len(chosen), self._config.seed)
+        return [assign(self._rows[index], at in rolled) for at, index in enumerate(chosen)]
+
+    @torch.no_grad()
+    def _mark(self, rollouts: list[Written], stop: StopSignal) -> tuple[list[Written], float]:
+        """Rollouts with p_old and p_T of their tokens, and the student's mean entropy."""
+        if not rollouts:
+            return [], 0.0
+        asked = [(item.ids, len(item.prompt)) for item in rollouts]
+        self._student.model.eval()
+        with self._autocast():
+            own = scored(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
+        told = self._scores.score(asked, stop)
+        marked = [
+            replace(item, old=old, teacher=teacher) for item, (old, _), teacher in zip(rollouts, own, told, strict=True)
+        ]
+        return marked, fmean(value for _, entropies in own for value in entropies)
+
+    def update(self, batch: list[Written]) -> dict[str, float]:
+        """One optimiser step."""
+        self.model.train()
+        count = sum(len(item.completion) for item in batch)
+        batch = sorted(batch, key=lambda item: len(item.ids), reverse=True)
+        size = self._config.per_device_train_batch_size
+        total = 0.0
+        # Dropout's stream belongs to the step, so that a checkpoint need not carry it.
+        with torch.random.fork_rng():
+            torch.manual_seed(row_seed(self._config.seed, f"{self._step}:dropout"))
+            for at in range(0, len(batch), size):
+                loss = self._loss(batch[at : at + size]) / count
+                loss.backward()
+                total += float(loss.detach())
+        if not math.isfinite(total):
+            raise DataError(
+                f"the training loss is {total} at step {self._step + 1}\n"
+                "    → lower training.learning_rate, or set training.bf16=false"
+            )
+        limit = self._config.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trainable.values(), limit))
+        rate = self._scheduler.get_last_lr()[0]
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+        return {"loss": total, "grad_norm": norm, "learning_rate": rate}
+
+    def _loss(self, part: list[Written]) -> Tensor:
+        """The summed loss of a micro-batch."""
+        with self._autocast():
+            asked = [(item.ids, len(item.prompt)) for item in part]
+            logprobs_N, _ = completion_logprobs(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
+        rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=logprobs_N.device)
+        old_N, teacher_N = (
+            torch.tensor([value for item in part for value in getattr(item, name) or ()], device=logprobs_N.device)
+            for name in ("old", "teacher")
+        )
+        taught = -logprobs_N[~rolled_N].sum()
+        return taught + sampled_reverse_kl(logprobs_N[rolled_N], old_N, teacher_N, self._on_policy.ratio_clip)
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=uses_bf16(self._config, self._device))
+
+    def _log(self, seconds: float) -> None:
+        """Means since the last entry: what is optimised, and what the rollouts are like."""
+        names = {name for entry in self._window for name in entry}
+        means = {name: fmean(entry[name] for entry in self._window if name in entry) for name in sorted(names)}
+        training = {name: means.pop(name) for name in ("loss", "grad_norm")}
+        self._final_loss = training["loss"]
+        means.pop("learning_rate")
+        self._reporter.metric(
+            "train",
+            step=self._step,
+            epoch=round(self._step / self._order.steps, 4),
+            learning_rate=self._window[-1]["learning_rate"],
+            seconds_per_step=round(seconds, 4),
+            **training,
+        )
+        if means:
+            self._reporter.metric("rollouts", step=self._step, **means)
+        self._window = []
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """A checkpoint of the state after `step` steps; its mark is written last, and old ones go after that."""
+        target = self._checkpoints / f"checkpoint-{self._step}"
+        if self._step == self._resumed or is_whole(target):
+            return
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        state = {
+            "weights": self._trainable,
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "pending": [[asdict(item) for item in batch] for batch in self._pending],
+            "window": self._window,
+            "tokens": self._tokens,
+            "final_loss": self._final_loss,
+        }
+        torch.save(state, target / STATE)
+        mark_whole(target)
+        rotate(self._checkpoints, self._config.save_total_limit)
+
+    def _load(self) -> None:
+        found = last_whole_checkpoint(self._checkpoints)
+        if found is None:
+            return
+        state = torch.load(found / STATE, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                self._trainable[name].copy_(value)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        self._pending = [[Written(**item) for item in batch] for batch in state["pending"]]
+        self._window, self._tokens, self._final_loss = state["window"], state["tokens"], state["final_loss"]
+        self._step = self._resumed = step_of(found)
+
+    def outcome(self) -> TrainingOutcome:
+        parameters, trainable = count_parameters(self.model)
+        return TrainingOutcome(
+            steps=self._step,
+            final_loss=self._final_loss,
+            trained_tokens=self._tokens,
+            parameters=parameters,
+            trainable_parameters=trainable,
+            resumed_from_step=self._resumed,
+        )

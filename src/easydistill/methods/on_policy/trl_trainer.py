@@ -1,0 +1,239 @@
+"""On-policy distillation by generalised JSD, on TRL's DistillationTrainer, and every override of TRL's inside.
+
+    loss = (1/N) Σ_t β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m),   m = β p_T + (1−β) p_S        (GKD, arXiv 2306.13649)
+
+with forward KL at β = 0 and reverse KL at β = 1; both distributions at `temperature`, N the completion tokens of the
+optimiser step. TRL computes it over the whole vocabulary, slice by slice. Ours: which sequences the student writes
+and which are the teacher's answers, row by row seeds, the order of rows, whole checkpoints, Ctrl-C.
+
+Written against TRL 1.16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, TrainerControl, TrainerState
+
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.errors import DataError, MissingExtra
+from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.trainer import kept_settings
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.compat import argument_values, check_head
+from easydistill.methods.shared.rollouts import (
+    PromptOrder,
+    PromptRow,
+    Written,
+    assign,
+    batch_rows,
+    describe,
+    roll_out,
+    rolled_positions,
+)
+from easydistill.methods.shared.trl_parts import WritingTrainer
+from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.loading import device, with_padding
+from easydistill.models.logprobs import realised_logprobs
+from easydistill.models.student import Student
+
+try:
+    with warnings.catch_warnings():
+        # Which vLLM is installed is nothing to us: the student generates with transformers.
+        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+        from trl import DistillationConfig, DistillationTrainer
+except ImportError:
+    raise MissingExtra("trl", "Generalised JSD") from None
+
+
+def train(
+    student: Student,
+    rows: Sequence[PromptRow],
+    teacher: Any,
+    config: TrainingConfig,
+    on_policy: OnPolicyConfig,
+    checkpoints: Path,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> TrainingOutcome:
+    """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary.
+
+    Goes on from the last whole checkpoint. Returns early, after a checkpoint, once `stop` is requested.
+
+    Raises:
+        DataError: there are no rows, or the loss is not finite.
+    """
+    if not rows:
+        raise DataError("there is nothing to train on: no prompt fits into training.max_length")
+    check_head(student.model)
+    check_head(teacher)
+    resume = last_whole_checkpoint(checkpoints)
+    model = with_adapters(student.model, config)
+    watch = RolloutWatch(reporter, stop, config)
+    with watch, kept_settings(student.model):
+        trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch)
+        with contextlib.suppress(AllStepsDone):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    outcome = outcome_of(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
+    if config.lora is not None:
+        student.model = model.merge_and_unload()
+    student.model.eval()
+    return outcome
+
+
+def _arguments(config: TrainingConfig, on_policy: OnPolicyConfig, checkpoints: Path) -> DistillationConfig:
+    """TRL's own class, with the values that transformers' would have."""
+    return DistillationConfig(
+        **argument_values(config, checkpoints, device()),
+        beta=on_policy.beta,
+        temperature=on_policy.temperature,
+        max_completion_length=on_policy.max_new_tokens,
+    )
+
+
+class _Rows(Dataset[dict[str, int]]):
+    """Numbers of rows in place of prompts: the trainer looks them up."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"prompt": index}
+
+
+class RolloutWatch(Watch):
+    """Also tells what the rollouts since the last entry were like."""
+
+    def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig) -> None:
+        super().__init__(reporter, stop, config)
+        self.described: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        super().on_log(args, state, control, logs, **kwargs)
+        if logs and "loss" in logs and self.described:
+            names = sorted({name for entry in self.described for name in entry})
+            means = {name: fmean(entry[name] for entry in self.described if name in entry) for name in names}
+            # Over all sequences of the step, the teacher's answers among them: that is where TRL has it.
+            means["entropy"] = logs["entropy"]
+            self._reporter.metric("rollouts", step=state.global_step, **means)
+            self.described = []
+
+
+class RolloutTrainer(WritingTrainer, DistillationTrainer):
+    """TRL's trainer, with our sequences in place of the ones it would generate."""
+
+    _config: TrainingConfig
+
+    def __init__(
+        self,
+        model: Any,
+        student: Student,
+        rows: Sequence[PromptRow],
+        teacher: Any,
+        config: TrainingConfig,
+        on_policy: OnPolicyConfig,
+        checkpoints: Path,
+        watch: RolloutWatch,
+    ) -> None:
+        self._rows, self._config, self._on_policy, self._student = rows, config, on_policy, student
+        self._watch = watch
+        self._sequences: list[Written] = []
+        self._hidden: list[Tensor] = []
+        super().__init__(
+            model=model,
+            teacher_model=teacher,
+            args=_arguments(config, on_policy, checkpoints),
+            train_dataset=_Rows(len(rows)),
+            processing_class=with_padding(student.tokenizer),
+            callbacks=[watch],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """Ours: TRL's permutes the same generator further with every epoch, and a resumed run starts it anew."""
+        return PromptOrder(
+            len(self._rows), batch_rows(self._config), self._config.seed, self._config.gradient_accumulation_steps
+        )
+
+    def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Token ids of rows given by number; decides which of them the student answers."""
+        rolled = rolled_positions(
+            self._on_policy.rollout_share, self.state.global_step, len(prompts), self._config.seed
+        )
+        self._sequences = [assign(self._rows[index], at in rolled) for at, index in enumerate(prompts)]
+        return [item.prompt for item in self._sequences], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, has_tool_images: bool = False
+    ) -> list[list[int]]:
+        """Completions, end token included: the student's, and the teacher's answers where those are taken."""
+        asked = [(item.id, item.prompt) for item in self._sequences if item.rolled]
+        rollouts: list[Written] = []
+        if asked:
+            with self._generating() as model:
+                rollouts = roll_out(
+                    model,
+                    asked,
+                    self.state.global_step,
+                    self._student.eos_ids,
+                    self._on_policy.max_new_tokens,
+                    self._on_policy.temperature,
+                    self._config.seed,
+                )
+        self._watch.described += [describe(rollouts)] if rollouts else []
+        answers = iter(rollouts)
+        return [next(answers).completion if item.rolled else item.completion for item in self._sequences]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Also says which sequences the student wrote: TRL shuffles them next."""
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        rolled = [item.rolled for item in self._sequences]
+        return {**found, "rolled": torch.tensor(rolled, device=self.accelerator.device)}
+
+    def _get_last_hidden_state(self, *args: Any, **kwargs: Any) -> Tensor:
+        hidden_BTD: Tensor = super()._get_last_hidden_state(*args, **kwargs)
+        self._hidden.append(hidden_BTD.detach())
+        return hidden_BTD
+
+    def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+        """Before an entry in the log, also an estimate of the reverse KL from the student's own tokens."""
+        self._hidden = []
+        found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
+        if (self.state.global_step + 1) % self._config.logging_steps == 0:
+            keep_BT = inputs["completion_mask"].bool() & inputs["rolled"][:, None]
+            self._watch.described += self._reverse_kl(unwrapped_student, inputs["completion_ids"], keep_BT)
+        self._hidden = []
+        return found
+
+    @torch.no_grad()
+    def _reverse_kl(self, unwrapped_student: Any, ids_BT: Tensor, keep_BT: Tensor) -> list[dict[str, float]]:
+        """The mean of log p_S − log p_T at temperature 1, from the hidden states that the loss has just used."""
+        if not keep_BT.any():
+            return []
+        heads = [Head.of(model) for model in (unwrapped_student, self.accelerator.unwrap_model(self.teacher_model))]
+        step = rows_per_chunk(heads[0].weight_VD.shape[0], self._config.loss_chunk_bytes)
+        target_N = ids_BT[keep_BT]
+        student_N, teacher_N = (
+            torch.cat(
+                [
+                    realised_logprobs(hidden_BTD[keep_BT][at : at + step], head, target_N[at : at + step])[0]
+                    for at in range(0, len(target_N), step)
+                ]
+            )
+            for head, hidden_BTD in zip(heads, self._hidden, strict=True)
+        )
+        return [{"reverse_kl": float((student_N - teacher_N).mean())}]

@@ -1,0 +1,272 @@
+"""Train by rewards: prompts and a student in; the student out, that has learned from what its own answers are worth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from easydistill.asking.model import AskedModel
+from easydistill.config.models import ModelsConfig
+from easydistill.config.training import TrainerConfig
+from easydistill.data.files import hash_file
+from easydistill.data.manifest import RowCounts
+from easydistill.data.numbers import as_float
+from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.row_files import MALFORMED
+from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.methods.policy.config import PolicyConfig, PpoConfig
+from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.rows import PromptRows, fitting_prompt
+from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.models.checks import reference_issues
+from easydistill.models.reference import resolve
+from easydistill.models.size import model_parameters
+from easydistill.models.student import Student
+from easydistill.rewards import RewardContext, build, malformed, unjudged, verify
+from easydistill.rewards import files as reward_files
+from easydistill.rewards import issues as reward_issues
+from easydistill.rewards import models as reward_models
+from easydistill.rewards._section import RewardsConfig
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer
+    from easydistill.methods.policy.trainer import PolicyRow
+    from easydistill.methods.policy.trl_trainer import Explorer
+    from easydistill.rewards import Reward
+
+ANSWER = "answer"
+"""Field of a row that holds its known answer; a row's own answer stands there too."""
+PASS_RATE = "pass_rate"
+UNJUDGED = "unjudged"
+
+
+class ExplorationRows(PromptRows):
+    """Prompts to explore, with what their rows know of the right answer."""
+
+    labelled: ClassVar[bool | None] = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        held = {"heldout": self.evaluation.heldout, "max_heldout": self.evaluation.max_heldout}
+        return {**super().fingerprint(), **(held if self.evaluation.enabled else {})}
+
+
+class PolicyStage(TrainStage):
+    """PPO or GRPO, whichever the policy's config is of; named and saved like any other training."""
+
+    def __init__(
+        self,
+        rows: ExplorationRows,
+        models: ModelsConfig,
+        training: TrainerConfig,
+        policy: PolicyConfig,
+        rewards: RewardsConfig,
+        judge: AskedModel | None,
+    ) -> None:
+        super().__init__(rows, models, training)
+        self._policy, self._rewards, self._judge = policy, rewards, judge
+        # Right answers are told from wrong ones on held-out prompts, whether that is a reward or not.
+        self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = super().preflight() + needs_extra("trl", "trl")
+        issues += missing_file("dataset.instruction_path", self._rows.dataset.instruction_path)
+        for key, path in reward_files(self._rewards).items():
+            issues += missing_file(f"rewards.{key}", path)
+        for key, reference in reward_models(self._rewards).items():
+            issues += reference_issues(f"rewards.{key}", reference)
+        issues += reward_issues(self._rewards)
+        if self._rewards.needs_judge and self._judge is None:
+            mend = "set models.judge with judge.inference, or judge.inference.base_url"
+            issues.append(ConfigIssue("config", "rewards.judge", "there is no model that judges", mend))
+        if self._judge is not None:
+            issues += self._judge.plan.preflight()
+        if self._policy.rollouts == "vllm":
+            issues += needs_extra("vllm", "vllm")
+        return issues
+
+    def fingerprint(self) -> dict[str, Any]:
+        named = reward_files(self._rewards).items()
+        return {
+            **super().fingerprint(),
+            "policy": self._policy.identity(),
+            "rewards": self._rewards.identity(),
+            "reward_files": {key: hash_file(Path(path)) for key, path in named if Path(path).is_file()},
+            "reward_models": {key: resolve(name).identity() for key, name in reward_models(self._rewards).items()},
+            **({"judge": self._judge.identity()} if self._judge is not None else {}),
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        own = super().estimate(directory)
+        if own.memory_bytes is None:
+            return own
+        sizes = [model_parameters(name) for name in reward_models(self._rewards).values()]
+        if None in sizes:
+            return Estimate(disk_bytes=own.disk_bytes)
+        more = 4 * sum(size for size in sizes if size is not None)
+        if isinstance(self._policy, PpoConfig) and self._policy.critic != "value_head":
+            # The critic's gradients and moments.
+            more *= 5
+        return Estimate(disk_bytes=own.disk_bytes, memory_bytes=own.memory_bytes + more)
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.student import build_student
+
+        samples, heldout, rejected = self._rows.read(context)
+        student = build_student(self._models, choose_dtype("float32", device()))
+        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        rows, unfit = self._prepare(renderer, samples)
+        held_rows, held_unfit = self._prepare(renderer, heldout, all_rates=True)
+        rejected = [*rejected, *unfit, *held_unfit]
+        if unfit and not rows:
+            raise _nothing_left(unfit)
+        with ExitStack() as opened:
+            explorer = self._explorer(student, rows, held_rows, context, opened)
+            outcome = self._train_policy(student, explorer, context)
+        context.stop.raise_if_requested()
+        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        show_student(context)
+        steps = sorted(explorer.measured)
+        measured = {"before": explorer.measured[steps[0]], "after": explorer.measured[steps[-1]]} if steps else {}
+        return StageResult(
+            outputs=files,
+            rows=RowCounts(
+                len(samples) + len(heldout) + len(rejected) - len(unfit) - len(held_unfit),
+                len(rows) + len(held_rows),
+                count_reasons(rejected),
+            ),
+            rejected=rejected,
+            tokens={"trained": outcome.trained_tokens},
+            metrics={
+                **outcome_metrics(outcome),
+                "train_rows": len(rows),
+                "heldout_rows": len(held_rows),
+                "student": student.description,
+                **measured,
+                "course": [{"step": step, **explorer.measured[step]} for step in steps],
+                "alarms": explorer.alarms.raised,
+            },
+        )
+
+    def _prepare(
+        self, renderer: ChatRenderer, samples: Sequence[Sample], all_rates: bool = False
+    ) -> tuple[list[PolicyRow], list[Rejection]]:
+        """Prompts with room for an answer and a fitting pass rate, and the rows that are not fit."""
+        rows: list[PolicyRow] = []
+        unfit: list[Rejection] = []
+        for sample in samples:
+            row = self._policy_row(renderer, sample, all_rates)
+            (unfit if isinstance(row, Rejection) else rows).append(row)  # type: ignore[arg-type]
+        return rows, unfit
+
+    def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
+        from easydistill.methods.policy.trainer import PolicyRow
+
+        low, high = self._policy.pass_rate
+        rate = as_float(sample.meta.get(PASS_RATE))
+        if not all_rates and rate is not None and not low <= rate <= high:
+            detail = f"{rate:.0%} of the tries at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
+            return Rejection(sample.id, self.name, "pass_rate", detail)
+        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name)
+        if isinstance(prompt, Rejection):
+            return prompt
+        known = {ANSWER: sample.answer} if sample.answer is not None else {}
+        meta = {**known, **sample.meta}
+        if problem := malformed(self._rewards, meta) or verify.check(self._verification, meta):
+            return Rejection(sample.id, self.name, MALFORMED, problem)
+        if problem := unjudged(self._rewards, meta):
+            return Rejection(sample.id, self.name, UNJUDGED, problem)
+        return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta)
+
+    def _explorer(
+        self,
+        student: Student,
+        rows: Sequence[PolicyRow],
+        heldout: Sequence[PolicyRow],
+        context: StageContext,
+        opened: ExitStack,
+    ) -> Explorer:
+        """Rows and rewards; what is opened closes with the stack."""
+        from easydistill.methods.policy.trl_trainer import Explorer
+
+        judge = None
+        if self._judge is not None:
+            judge = self._judge.plan.make(context)
+            opened.callback(judge.close)
+        given = RewardContext(
+            tokenizer=student.tokenizer,
+            eos_ids=student.eos_ids,
+            judge=judge,
+            judge_sampling=self._judge.inference.sampling() if self._judge is not None else {},
+            judge_system_prompt=self._judge.inference.system_prompt if self._judge is not None else None,
+            journal=context.directory / f"judge-{os.environ.get('RANK', '0')}.jsonl" if judge is not None else None,
+        )
+        rewards = opened.enter_context(build(self._rewards, given))
+        return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened))
+
+    def _verifier(self, heldout: Sequence[PolicyRow], given: RewardContext, opened: ExitStack) -> Reward | None:
+        """Tells right answers from wrong ones, as `rewards.verify` does where it is there; None if no row knows."""
+        config = self._verification
+        if not any(row.meta.get(config.field) is not None for row in heldout):
+            return None
+        cut_off = "verify" if config.cut_off == "verify" else "wrong"
+        plain = config.model_copy(update={"right": 1.0, "wrong": 0.0, "cut_off": cut_off})
+        made = verify.make(plain, given)
+        opened.callback(made.close)
+        return made
+
+    def _train_policy(self, student: Student, explorer: Explorer, context: StageContext) -> Any:
+        from easydistill.methods.policy import trl_trainer as policy_trl
+
+        shared = (
+            student,
+            explorer,
+            self._training,
+            self._policy,
+            context.directory / "checkpoints" / context.fingerprint[:12],
+            context.reporter,
+            context.stop,
+        )
+        if not isinstance(self._policy, PpoConfig):
+            return policy_trl.train(*shared)
+        from easydistill.methods.policy.ppo_trl_trainer import PpoTrainer
+
+        critic = self._critic(student, self._policy)
+        return policy_trl.train(*shared, trainer_class=PpoTrainer, critic=critic)
+
+    def _critic(self, student: Student, policy: PpoConfig) -> Any:
+        """The reward model that the critic starts from; None for a value head.
+
+        Raises:
+            ConfigError: it was asked for, and there is none with the student's tokens.
+        """
+        from easydistill.models.loading import device, load_tokenizer, same_vocabulary
+        from easydistill.rewards.reward_model import load_classifier
+
+        config = getattr(self._rewards, "reward_model", None)
+        if policy.critic == "value_head" or (policy.critic is None and config is None):
+            return None
+        problem = "there is no rewards.reward_model"
+        if config is not None:
+            if same_vocabulary(student.tokenizer, load_tokenizer(config.model)):
+                return load_classifier(config.model_copy(update={"dtype": "float32"}), device())
+            problem = "the reward model has other tokens than the student"
+        if policy.critic is None:
+            return None
+        mend = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
+        raise ConfigError(ConfigIssue("config", "policy.critic", problem, mend))
+
+
+def _nothing_left(unfit: Sequence[Rejection]) -> DataError:
+    """Why no prompt can be trained on, by reason with an example of each."""
+    examples = {rejection.reason: rejection.detail for rejection in reversed(unfit)}
+    told = "".join(
+        f"\n    {reason}, {count} of {len(unfit)}: {examples[reason]}" for reason, count in count_reasons(unfit).items()
+    )
+    return DataError(f"there is nothing to train on: no prompt is left{told}")

@@ -1,0 +1,206 @@
+"""Reward models: rows of tokens, scores, and what is measured of them. The loop is in `reward_model_trl.py`.
+
+What enters: pairs of tokenised chats and a model of one number. A chat's tokens are those of the whole of it, as
+`apply_chat_template` gives them, because that is what whoever asks the model later shows it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import StatisticsError, correlation, fmean
+from typing import Any
+
+import torch
+
+from easydistill.data.batches import batches_by_length
+from easydistill.engine.interrupt import StopSignal
+from easydistill.methods.dpo.trainer import PLAIN
+
+MAX_BATCH_ROWS = 64
+BATCH_TOKENS = 16_384
+"""Tokens, padding included, that are scored at once."""
+
+
+@dataclass(frozen=True)
+class RewardRow:
+    """Two chats that differ in their last message, tokenised."""
+
+    id: str
+    prompt: str
+    """Hash of the prompt: rows with the same one have answers to compare."""
+    chosen: list[int]
+    rejected: list[int]
+    prompt_tokens: int
+    """Tokens of the prompt, which both begin with."""
+    margin: float = 0.0
+    """How far apart the scores should be, in log-odds."""
+    truth: tuple[float, float] | None = None
+    """How good the two answers are known to be."""
+    gap: str = PLAIN
+    """Which kind of pair it is; figures are told apart by it."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of its two chats."""
+        return max(len(self.chosen), len(self.rejected))
+
+    @property
+    def answer_tokens(self) -> tuple[int, int]:
+        """Tokens of the two answers, with what the template writes after them."""
+        return len(self.chosen) - self.prompt_tokens, len(self.rejected) - self.prompt_tokens
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """Scores of a pair's two answers under one model, in log-odds."""
+
+    chosen: float
+    rejected: float
+
+    @property
+    def margin(self) -> float:
+        return self.chosen - self.rejected
+
+
+@torch.no_grad()
+def score_rows(model: Any, rows: Sequence[RewardRow], pad: int, stop: StopSignal) -> list[RowScore]:
+    """Scores of both answers of every row.
+
+    Args:
+        model: a sequence classifier of one label, in eval mode.
+
+    Raises:
+        Interrupted: `stop` was requested.
+    """
+    chats = [chat for row in rows for chat in (row.chosen, row.rejected)]
+    found = [0.0] * len(chats)
+    device = next(model.parameters()).device
+    for batch in batches_by_length([len(chat) for chat in chats], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
+        stop.raise_if_requested()
+        width = max(len(chats[at]) for at in batch)
+        ids_BT = torch.tensor([chats[at] + [pad] * (width - len(chats[at])) for at in batch], device=device)
+        seen_BT = torch.tensor([[1] * len(chats[at]) + [0] * (width - len(chats[at])) for at in batch], device=device)
+        score_B1 = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits
+        for at, score in zip(batch, score_B1[:, 0].float().tolist(), strict=True):
+            found[at] = score
+    return [RowScore(found[2 * number], found[2 * number + 1]) for number in range(len(rows))]
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def measure(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str, float | None]:
+    """Figures of a model on held-out pairs; None where the pairs do not tell.
+
+    - `pair_accuracy`: share of pairs whose chosen answer scores higher; a tie is half.
+    - `shorter_accuracy`: the same over the pairs whose chosen answer has fewer tokens than the rejected one.
+    - `score_margin`: mean score of the chosen answers less the rejected ones', in log-odds.
+    - `mean_score`: mean of all scores.
+    - `length_pearson`, `length_spearman`: correlation of an answer's score with its tokens, over all answers.
+    - `best_of_n_gain`: see `best_of_n`.
+    """
+    harder = [score for row, score in zip(rows, scores, strict=True) if row.answer_tokens[0] < row.answer_tokens[1]]
+    lengths = [float(tokens) for row in rows for tokens in row.answer_tokens]
+    values = [value for score in scores for value in (score.chosen, score.rejected)]
+    best = best_of_n(rows, scores)
+    return {
+        "pair_accuracy": fmean(map(_won, scores)),
+        "shorter_accuracy": fmean(map(_won, harder)) if harder else None,
+        "score_margin": fmean(score.margin for score in scores),
+        "mean_score": fmean(values),
+        "length_pearson": pearson(values, lengths),
+        "length_spearman": spearman(values, lengths),
+        "best_of_n_gain": best.gain if best else None,
+    }
+
+
+def measure_gaps(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str, dict[str, float]]:
+    """Accuracy and margin of each kind of pair; nothing where there is only one kind."""
+    groups: dict[str, list[RowScore]] = defaultdict(list)
+    for row, score in zip(rows, scores, strict=True):
+        groups[row.gap].append(score)
+    if len(groups) < 2:
+        return {}
+    return {
+        gap: {
+            "pairs": len(some),
+            "pair_accuracy": fmean(map(_won, some)),
+            "score_margin": fmean(score.margin for score in some),
+        }
+        for gap, some in sorted(groups.items())
+    }
+
+
+def describe(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str, Any]:
+    """What the figures rest on, which no training changes."""
+    best = best_of_n(rows, scores)
+    tokens = [row.answer_tokens for row in rows]
+    return {
+        "chosen_shorter": sum(chosen < rejected for chosen, rejected in tokens),
+        "length_difference": fmean(chosen - rejected for chosen, rejected in tokens),
+        **({"best_of_n": asdict(best)} if best else {}),
+    }
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """What choosing by score is worth, in the unit of the known truth."""
+
+    prompts: int
+    n: float
+    """Answers of a prompt, on average."""
+    gain: float
+    """Truth of the answer with the highest score, less the mean truth of the prompt's answers: a mean over prompts."""
+    most: float
+    """What choosing by the truth itself would be worth."""
+
+
+def best_of_n(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> BestOfN | None:
+    """Over the prompts with two or more different answers of known truth; None where there are none.
+
+    An answer that stands in several pairs counts once, with its mean truth; of equally high scores the mean counts.
+    """
+    answers: dict[str, dict[tuple[int, ...], tuple[float, list[float]]]] = defaultdict(dict)
+    for row, score in zip(rows, scores, strict=True):
+        if row.truth is None:
+            continue
+        sides = ((row.chosen, score.chosen, row.truth[0]), (row.rejected, score.rejected, row.truth[1]))
+        for chat, value, truth in sides:
+            answers[row.prompt].setdefault(tuple(chat), (value, []))[1].append(truth)
+    prompts = [
+        [(value, fmean(truths)) for value, truths in found.values()] for found in answers.values() if len(found) > 1
+    ]
+    if not prompts:
+        return None
+    gains, most = [], []
+    for found in prompts:
+        highest, usual = max(value for value, _ in found), fmean(truth for _, truth in found)
+        gains.append(fmean(truth for value, truth in found if value == highest) - usual)
+        most.append(max(truth for _, truth in found) - usual)
+    return BestOfN(len(prompts), fmean(map(len, prompts)), fmean(gains), fmean(most))
+
+
+def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Correlation of two lists; None where one of them is constant, or too short."""
+    try:
+        return correlation(xs, ys)
+    except StatisticsError:
+        return None
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Correlation of their ranks, equal values sharing the mean of theirs."""
+    return pearson(_ranks(xs), _ranks(ys))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    # Equal values stand between two places; the middle of those is the mean of their ranks.
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value)) / 2 for value in values]
+
+
+def _won(score: RowScore) -> float:
+    return 0.5 if score.margin == 0 else float(score.margin > 0)

@@ -1,0 +1,176 @@
+"""Training of a reward model on TRL's RewardTrainer, and every override of its inside.
+
+    loss = −log σ(r_w − r_l − m) + c (r_w + r_l)²,   a mean over pairs
+
+with c the centring (arXiv 2312.09244) and m the pair's margin, 0 unless margins are wanted. The loss is TRL's. Ours
+are the tokens, the token that pads, the order of pairs, whole checkpoints, Ctrl-C.
+
+Written against TRL 1.16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerControl, TrainerState
+
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.errors import ConfigError, ConfigIssue, DataError, MissingExtra
+from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
+from easydistill.methods.reward_model.trainer import RewardRow
+from easydistill.methods.sft.batching import epoch_sampler
+from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.compat import argument_values
+from easydistill.methods.shared.trl_parts import QuietTrainer
+from easydistill.models.loading import device
+from easydistill.models.scalar_head import head_name
+from easydistill.models.student import Student
+
+try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+        from datasets import Dataset
+        from trl import RewardConfig, RewardTrainer
+except ImportError:
+    raise MissingExtra("trl", "Training a reward model") from None
+
+_KEPT = {
+    "accuracy": "pair_accuracy",
+    "margin": "score_margin",
+    "mean_reward": "mean_score",
+    "min_reward": "lowest_score",
+    "max_reward": "highest_score",
+}
+"""TRL's figures of a step that are logged, and as what."""
+
+
+def train(
+    student: Student,
+    rows: Sequence[RewardRow],
+    config: RewardTrainingConfig,
+    reward: RewardModelConfig,
+    checkpoints: Path,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> TrainingOutcome:
+    """Train `student` in place; with LoRA its adapters are merged at the end, and its head is trained whole.
+
+    Goes on from the last whole checkpoint. Returns early, after a checkpoint, once `stop` is requested.
+
+    Args:
+        student: float32, on the CPU, with a scalar head, its padding set (`models/scalar_head.py`).
+
+    Raises:
+        DataError: there are no pairs, or the loss is not finite.
+    """
+    if not rows:
+        raise DataError("there is nothing to train on: no pair fits into training.max_length")
+    resume = last_whole_checkpoint(checkpoints)
+    with ScoreWatch(reporter, stop, config) as watch:
+        trainer = ScoreTrainer(student, rows, config, reward, checkpoints, watch)
+        with contextlib.suppress(AllStepsDone):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    outcome = outcome_of(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
+    # Accelerate leaves a forward in bfloat16 on the instance; whoever scores next decides on that anew.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    student.model = model.merge_and_unload() if config.lora is not None else model
+    student.model.eval()
+    return outcome
+
+
+def arguments(config: RewardTrainingConfig, reward: RewardModelConfig, checkpoints: Path) -> RewardConfig:
+    """TRL's own class, with the values that transformers' would have."""
+    return RewardConfig(
+        **argument_values(config, checkpoints, device()),
+        max_length=config.max_length,
+        center_rewards_coefficient=reward.center_rewards_coefficient or None,
+    )
+
+
+def adapters(model: Any, config: RewardTrainingConfig) -> Any:
+    """What PEFT is told of the adapters that the config asks for; None where it asks for none.
+
+    Raises:
+        ConfigError: the head is to have adapters.
+    """
+    if config.lora is None:
+        return None
+    import peft
+
+    head = head_name(model)
+    if head in config.lora.target_modules:
+        problem = f"{head} is the reward model's head, which is trained whole"
+        mend = f'remove "{head}", or use "all-linear", which leaves that layer out'
+        raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, mend))
+    return peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        modules_to_save=[head],
+    )
+
+
+class ScoreWatch(Watch):
+    """Also tells how the scores of pairs stand since the last entry."""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        super().on_log(args, state, control, logs, **kwargs)
+        if logs and "loss" in logs:
+            found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if theirs in logs}
+            self._reporter.metric("reward_model", step=state.global_step, **found)
+
+
+class ScoreTrainer(QuietTrainer, RewardTrainer):
+    """TRL's trainer on our pairs."""
+
+    def __init__(
+        self,
+        student: Student,
+        rows: Sequence[RewardRow],
+        config: RewardTrainingConfig,
+        reward: RewardModelConfig,
+        checkpoints: Path,
+        watch: Watch,
+    ) -> None:
+        self._rows, self._config = rows, config
+        super().__init__(
+            model=student.model,
+            args=arguments(config, reward, checkpoints),
+            train_dataset=Dataset.from_list(
+                [
+                    {
+                        "chosen_ids": row.chosen,
+                        "rejected_ids": row.rejected,
+                        **({"margin": row.margin} if reward.use_margin else {}),
+                    }
+                    for row in rows
+                ]
+            ),
+            processing_class=student.tokenizer,
+            peft_config=adapters(student.model, config),
+            callbacks=[watch],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Ours is tokenised already, and of the right length."""
+        return dataset
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return epoch_sampler([row.longest for row in self._rows], self._config, grouped=self._config.group_by_length)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The model is not shown the margins, which some architectures refuse."""
+
+        def without_margins(**values: Any) -> Any:
+            return model(**{name: value for name, value in values.items() if name != "margin"})
+
+        return super().compute_loss(without_margins, inputs, *args, **kwargs)

@@ -1,0 +1,151 @@
+"""Rows of tokens → micro-batches: padded batches of like length, or packs without cross-talk.
+
+Everything here depends only on the rows, the seed and the epoch, so a resumed run sees the very batches that an
+uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from easydistill.config.training import TrainerConfig
+
+IGNORE = -100
+MEGABATCHES = 8
+"""Rows are sorted by length inside windows of so many optimiser steps; a wider window pads less and mixes less."""
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A tokenised row; `mask[t]` says whether token t is learned (from the output of position t−1)."""
+
+    id: str
+    ids: list[int]
+    mask: list[bool]
+    wrote_itself: bool = False
+    """Whether the answer is the student's own: its tokens have a divergence to learn from, but are no labels."""
+
+    def labels(self) -> list[int]:
+        """Token ids where they are learned, −100 elsewhere; never on the first token, which nothing predicts."""
+        return [
+            IGNORE,
+            *(token if on else IGNORE for token, on in zip(self.ids[1:], self.mask[1:], strict=True)),
+        ]
+
+
+class RowDataset(Dataset[list[TokenRow]]):
+    """Items are lists of rows: one row each, or the rows of one pack."""
+
+    def __init__(self, items: Sequence[list[TokenRow]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> list[TokenRow]:
+        return self.items[index]
+
+    def lengths(self) -> list[int]:
+        return [sum(len(row.ids) for row in item) for item in self.items]
+
+
+def pack(rows: Sequence[TokenRow], max_length: int) -> list[list[TokenRow]]:
+    """Put rows into packs of at most `max_length` tokens: best fit, longest rows first."""
+    by_room: dict[int, list[list[TokenRow]]] = {}
+    packs: list[list[TokenRow]] = []
+    for row in sorted(rows, key=lambda item: (-len(item.ids), item.id)):
+        size = len(row.ids)
+        room = min((space for space in by_room if space >= size), default=None)
+        if room is None:
+            target: list[TokenRow] = []
+            packs.append(target)
+            room = max(max_length, size)
+        else:
+            target = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room]
+        target.append(row)
+        by_room.setdefault(room - size, []).append(target)
+    return packs
+
+
+def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor]:
+    """One micro-batch.
+
+    Single rows are padded on the right and need no attention mask: causal attention never looks right, and
+    padding is never learned. Packs are laid in one line each, positions starting anew with every row, from which
+    transformers derives attention that stays inside the rows.
+    """
+    lengths = [sum(len(row.ids) for row in item) for item in items]
+    width = max(lengths)
+    batch: dict[str, Any] = {"input_ids": [], "labels": []}
+    packed = any(len(item) > 1 for item in items)
+    if packed:
+        batch["position_ids"] = []
+    for item, length in zip(items, lengths, strict=True):
+        space = width - length
+        batch["input_ids"].append([token for row in item for token in row.ids] + [pad] * space)
+        batch["labels"].append([label for row in item for label in row.labels()] + [IGNORE] * space)
+        if packed:
+            positions = [position for row in item for position in range(len(row.ids))]
+            # Padding is one more segment of its own.
+            batch["position_ids"].append(positions + list(range(space)))
+    return {name: torch.tensor(value) for name, value in batch.items()}
+
+
+class EpochSampler(Sampler[int]):
+    """The order of items in each epoch, from seed and epoch alone.
+
+    Args:
+        lengths: tokens of each item.
+        batch_size: items in a micro-batch.
+        window: items inside which like lengths are put together; 0 only shuffles.
+        seed: of the shuffles.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, window: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._window = window
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = random.Random(f"{self._seed}:{self._epoch}")
+        order = list(range(len(self._lengths)))
+        generator.shuffle(order)
+        if not self._window:
+            return iter(order)
+        batches: list[list[int]] = []
+        for start in range(0, len(order), self._window):
+            window = sorted(order[start : start + self._window], key=lambda index: self._lengths[index], reverse=True)
+            batches += [window[at : at + self._batch_size] for at in range(0, len(window), self._batch_size)]
+        # A short batch must stay last, or the data loader would cut all that follow it differently.
+        short = [batch for batch in batches if len(batch) < self._batch_size]
+        full = [batch for batch in batches if len(batch) == self._batch_size]
+        generator.shuffle(full)
+        return iter([index for batch in [*full, *short] for index in batch])
+
+
+def epoch_sampler(lengths: Sequence[int], config: TrainerConfig, *, grouped: bool) -> EpochSampler:
+    """The order that a `training` section asks for.
+
+    Args:
+        lengths: tokens of each item.
+        grouped: whether items of like length come together.
+    """
+    batch = config.per_device_train_batch_size
+    window = MEGABATCHES * batch * config.gradient_accumulation_steps
+    return EpochSampler(lengths, batch, window if grouped else 0, config.seed)

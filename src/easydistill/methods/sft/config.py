@@ -1,0 +1,23 @@
+"""The `training` section of supervised fine-tuning, with or without a teacher's signals."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from easydistill.config.base import PositiveInt
+from easydistill.config.training import TrainerConfig
+
+
+class TrainingConfig(TrainerConfig):
+    """Supervised fine-tuning of the student. Defaults follow the paper's recipes (section 2.2, Code 1)."""
+
+    per_device_train_batch_size: PositiveInt = 1
+    """Rows (or packs, with `packing`) per device and micro-batch."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_length`, without attention or positions crossing between rows."""
+    group_by_length: bool = True
+    """Batch rows of like length, so that little is padding. Off with `packing`."""
+    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
+    """Memory the loss may use for a slice of the logits, which are never held whole."""

@@ -1,0 +1,139 @@
+"""Train: labelled rows and a student in; the trained student, saved as transformers loads it, out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.models import ModelsConfig
+from easydistill.config.training import TrainerConfig
+from easydistill.data.files import hash_file
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import count_reasons
+from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue
+from easydistill.methods.distil.rows import wrote_itself
+from easydistill.methods.distil.teaching import Teaching
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.student import (
+    MODEL,
+    outcome_metrics,
+    save_student,
+    show_student,
+    student_of_stage,
+    training_estimate,
+)
+from easydistill.models.checks import student_issues
+from easydistill.models.student import check_student, student_identity
+
+if TYPE_CHECKING:
+    from easydistill.methods.distil.trainer import Distillation
+    from easydistill.methods.sft.batching import TokenRow
+
+
+class TrainStage:
+    """Training of the student on labelled rows, and on a teacher's signals where there are any."""
+
+    offers: tuple[str, ...] = ("student",)
+    classifies = False
+
+    def __init__(
+        self,
+        rows: LabelledRows,
+        models: ModelsConfig,
+        training: TrainerConfig,
+        teaching: Teaching | None = None,
+        *,
+        name: str = "train",
+        start: str | None = None,
+    ) -> None:
+        """
+        Args:
+            name: the stage's, where a job trains more than once.
+            start: an earlier train stage, whose student goes on learning; by default the student as it is made.
+        """
+        self.name = name
+        self._rows = rows
+        self._models = models
+        self._training = training
+        self._teaching = teaching
+        self._start = start
+        self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
+
+    def preflight(self) -> list[ConfigIssue]:
+        dataset = self._rows.dataset
+        issues = missing_file("dataset.template", dataset.template)
+        if not self._rows.from_stage:
+            issues += missing_file("dataset.labeled_path", dataset.labeled_path)
+        issues += student_issues(self._models)
+        issues += self._teaching.preflight() if self._teaching else []
+        return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
+
+    def fingerprint(self) -> dict[str, Any]:
+        template = self._rows.dataset.template
+        return {
+            "rows": self._rows.fingerprint(),
+            "student": student_identity(self._models),
+            "training": self._training.identity(),
+            "template": hash_file(Path(template)) if template else None,
+            **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        return training_estimate(self._models, self._training)
+
+    def run(self, context: StageContext) -> StageResult:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.methods.sft.batching import TokenRow
+        from easydistill.methods.sft.trainer import train
+        from easydistill.models.loading import choose_dtype, device
+        from easydistill.models.student import build_student
+
+        assert isinstance(self._training, TrainingConfig), "other methods have a `run` of their own"
+        samples, heldout, rejected = self._rows.read(context)
+        models = student_of_stage(self._models, self._start, context)
+        student = build_student(models, choose_dtype("float32", device()))
+        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
+        rejected += too_long
+        rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
+        outcome = train(
+            student,
+            rows,
+            self._training,
+            context.directory / "checkpoints" / context.fingerprint[:12],
+            context.reporter,
+            context.stop,
+            self._distillation(rows, self._training.loss_chunk_bytes, context),
+            self.name,
+        )
+        context.stop.raise_if_requested()
+        # In the stage's directory, and shown as `student/` in the run directory.
+        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        show_student(context)
+        return StageResult(
+            outputs=files,
+            rows=RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered), count_reasons(rejected)),
+            rejected=rejected,
+            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.ids) for _, row in rendered)},
+            metrics={
+                **outcome_metrics(outcome),
+                "train_rows": len(rendered),
+                "heldout_rows": len(heldout),
+                "truncated_rows": sum(row.truncated for _, row in rendered),
+                "student": student.description,
+            },
+        )
+
+    def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:
+        from easydistill.methods.distil.trainer import Distillation
+        from easydistill.signals.store import SignalStore
+
+        if self._teaching is None:
+            return None
+        store = SignalStore(self._teaching.directory(context))
+        distillation = Distillation(store, self._teaching.distillation, chunk_bytes)
+        distillation.check(rows)
+        return distillation

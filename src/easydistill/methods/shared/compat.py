@@ -1,0 +1,168 @@
+"""Every place where we depend on the inside of a library, in one module. Each has a contract test.
+
+Written against transformers 5.16-5.19.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from easydistill.config.training import TrainerConfig
+from easydistill.errors import ModelError
+from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
+from easydistill.methods.sft.batching import IGNORE, EpochSampler
+from easydistill.models.head import Head, body_of
+from easydistill.models.loading import computes_well_in_bf16
+
+
+def training_arguments(config: TrainerConfig, directory: Path, device: torch.device) -> TrainingArguments:
+    """Our training section in the names of the installed transformers.
+
+    transformers 5 dropped `warmup_ratio`: `warmup_steps` below 1 is a ratio there.
+    """
+    accepted = set(inspect.signature(TrainingArguments.__init__).parameters)
+    warmup = config.warmup_steps if config.warmup_steps is not None else config.warmup_ratio
+    values: dict[str, Any] = {
+        "output_dir": str(directory),
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "adam_epsilon": config.adam_epsilon,
+        "max_grad_norm": config.max_grad_norm,
+        "warmup_steps": warmup,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "optim": config.optim,
+        "bf16": uses_bf16(config, device),
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "seed": config.seed,
+        "logging_strategy": "steps",
+        "logging_steps": config.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": config.save_steps,
+        # Checkpoints are rotated by our callback, which knows which of them are whole.
+        "save_total_limit": None,
+        "dataloader_num_workers": config.dataloader_num_workers,
+        "dataloader_pin_memory": device.type == "cuda",
+        "remove_unused_columns": False,
+        "average_tokens_across_devices": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": device.type == "cpu",
+    }
+    unknown = set(values) - accepted
+    if unknown:
+        raise ModelError(
+            f"the installed transformers does not know {', '.join(sorted(unknown))}\n"
+            "    → install a version that this release of easydistill supports (see pyproject.toml)"
+        )
+    return TrainingArguments(**values)
+
+
+def argument_values(config: TrainerConfig, directory: Path, device: torch.device) -> dict[str, Any]:
+    """The same as values, for TRL's subclasses: where their defaults differ, ours hold."""
+    plain = training_arguments(config, directory, device)
+    return {field.name: getattr(plain, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+def uses_bf16(config: TrainerConfig, device: torch.device) -> bool:
+    """Whether training computes in bfloat16."""
+    return computes_well_in_bf16(device) if config.bf16 == "auto" else config.bf16
+
+
+def check_head(model: Any) -> None:
+    """Make sure that body and `Head` together give the model's own logits.
+
+    Raises:
+        ModelError: the architecture does something to its logits that `Head` does not know.
+    """
+    ids_BT = torch.arange(6, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        own_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+        ours_BTV = Head.of(model).logits(hidden_BTD)
+    model.train(was_training)
+    if not torch.allclose(own_BTV.float(), ours_BTV.float(), rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            f"{type(model).__name__}: its logits are not its output layer applied to its hidden states, "
+            "so it cannot be trained with the fused loss\n    → please report this architecture"
+        )
+
+
+class RowLoss(Protocol):
+    """A loss of the learned tokens of a micro-batch, summed, in nats."""
+
+    def __call__(self, rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        """Row n of `rows_ND` predicts `target_N[n]`; `extra` is what else the collator put into the batch."""
+
+
+def cross_entropy_loss(chunk_bytes: int) -> RowLoss:
+    """The row loss of supervised fine-tuning."""
+
+    def loss(rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+        return linear_cross_entropy(rows_ND, head, target_N, chunk_bytes)
+
+    return loss
+
+
+def fuse_loss(model: Any, row_loss: RowLoss) -> None:
+    """Make `model.forward` return `row_loss`, in place, without the logits of all rows.
+
+    Patched on the instance, so that wrappers (DDP, FSDP, PEFT, autocast) go on calling it as they would. The loss is
+    the sum over learned tokens divided by `num_items_in_batch`, the count over the whole optimiser step.
+    """
+    body = body_of(model)
+
+    def forward(
+        self: Any,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **extra: Any,
+    ) -> dict[str, Tensor]:
+        hidden_BTD = body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        # Row t predicts token t+1.
+        target_BT = labels[:, 1:]
+        keep_BT = target_BT != IGNORE
+        total = row_loss(hidden_BTD[:, :-1][keep_BT], Head.of(self), target_BT[keep_BT], extra)
+        count = keep_BT.sum() if num_items_in_batch is None else num_items_in_batch
+        return {"loss": total / count}
+
+    model.forward = types.MethodType(forward, model)
+
+
+def unfuse_loss(model: Any) -> None:
+    """Undo `fuse_loss`."""
+    model.__dict__.pop("forward", None)
+
+
+class FusedTrainer(Trainer):
+    """transformers' Trainer with our sampler and a loss that arrives already divided by the global token count."""
+
+    def __init__(self, *args: Any, sampler: EpochSampler, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._epoch_sampler = sampler
+        # `fuse_loss` divides by num_items_in_batch; these three make Trainer count it and not divide again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._loss_shifts_labels = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._epoch_sampler

@@ -1,0 +1,225 @@
+"""What on-policy trainers share: who writes which sequence, rolling out, and how probable a model finds given tokens.
+
+What enters: prompts, the teacher's answers to them where there are some, and models. What leaves: sequences to train on
+(`Written`), and log p of each of their tokens, in nats. Everything is drawn from (seed, step, row), so that a resumed
+run goes on as if there had been no break.
+
+Shapes: N tokens, D hidden width, V vocabulary, B rows, T positions. Row t predicts token t+1.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from easydistill.config.training import TrainerConfig
+from easydistill.contracts.teacher import row_seed
+from easydistill.data.batches import batches_by_length
+from easydistill.engine.interrupt import StopSignal
+from easydistill.models.logprobs import completion_logprobs
+from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.teachers.transformers import MAX_BATCH_ROWS
+
+BATCH_TOKENS = 16_384
+"""Tokens, padding included, that are generated or scored at once."""
+REPEATED = 4
+"""Length of the token sequences whose recurrence counts as repetition."""
+
+
+# --- rows and who writes them -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt, and the teacher's answer to it where there is one (with its own prompt: templates may differ)."""
+
+    id: str
+    prompt: list[int]
+    label: tuple[list[int], list[int]] | None = None
+    """(prompt, completion)."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Tokens to train on: `completion` is learned, in the light of `prompt`."""
+
+    id: str
+    prompt: list[int]
+    completion: list[int]
+    rolled: bool
+    """Whether the student wrote it."""
+    ended: bool = True
+    old: list[float] | None = None
+    """log p_old of each completion token."""
+    teacher: list[float] | None = None
+    """log p_T of each completion token."""
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.completion
+
+
+class PromptOrder(Sampler[int]):
+    """Which rows each optimiser step takes, from seed and epoch alone.
+
+    An epoch's last batch is filled up from the epoch's beginning.
+
+    Args:
+        rows: how many there are.
+        batch: rows of a step.
+        repeats: how often each batch comes (TRL's trainer reads a batch once a micro-batch).
+    """
+
+    def __init__(self, rows: int, batch: int, seed: int, repeats: int = 1) -> None:
+        self._rows, self._batch, self._seed, self._repeats = rows, batch, seed, repeats
+        self._epoch = 0
+        self._last: tuple[int, list[list[int]]] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self._rows // self._batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self._batch * self._repeats
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The rows of each step of an epoch."""
+        if self._last is not None and self._last[0] == epoch:
+            return self._last[1]
+        order = list(range(self._rows))
+        random.Random(f"{self._seed}:{epoch}").shuffle(order)
+        filled = [order[at % self._rows] for at in range(self.steps * self._batch)]
+        found = [filled[at : at + self._batch] for at in range(0, len(filled), self._batch)]
+        self._last = (epoch, found)
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([index for batch in self.batches(self._epoch) for _ in range(self._repeats) for index in batch])
+
+
+def rolled_positions(share: float, step: int, count: int, seed: int) -> set[int]:
+    """Which of a step's `count` sequences the student writes: over all steps, exactly the share of them."""
+    wanted = math.floor(share * count * (step + 1) + 1e-9) - math.floor(share * count * step + 1e-9)
+    return set(random.Random(f"{seed}:{step}:mix").sample(range(count), min(count, wanted)))
+
+
+def assign(row: PromptRow, rolled: bool) -> Written:
+    """A row as the student is to answer it, or with the teacher's answer."""
+    if rolled:
+        return Written(row.id, row.prompt, [], rolled=True)
+    assert row.label is not None, "the job asks for labels where rollout_share is below 1"
+    return Written(row.id, *row.label, rolled=False)
+
+
+def batch_rows(config: TrainerConfig) -> int:
+    """Rows of an optimiser step."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps
+
+
+# --- rollouts -----------------------------------------------------------------------------------------------------
+
+
+class _RecordingSampler(SeededSampler):
+    """Remembers what it drew: `generate_batch` tells that an answer ended, not which token ended it."""
+
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+        super().__init__(seeds, temperature=temperature)
+        self.drawn: list[list[int]] = []
+
+    def choose(self, logits_BV: Tensor) -> Tensor:
+        chosen_B = super().choose(logits_BV)
+        self.drawn.append(chosen_B.tolist())
+        return chosen_B
+
+
+@torch.no_grad()
+def roll_out(
+    model: Any,
+    prompts: Sequence[tuple[str, list[int]]],
+    step: int,
+    eos_ids: frozenset[int],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[Written]:
+    """The student's answers to (id, prompt) pairs, each from a random stream of its own (seed, step, row)."""
+    was_training = model.training
+    model.eval()
+    found: dict[int, Written] = {}
+    lengths = [len(prompt) for _, prompt in prompts]
+    for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens):
+        seeds = [row_seed(seed, f"{step}:{index}:{prompts[index][0]}") for index in batch]
+        sampler = _RecordingSampler(seeds, temperature)
+        answers = generate_batch(model, [prompts[index][1] for index in batch], eos_ids, max_new_tokens, sampler)
+        for row, (index, answer) in enumerate(zip(batch, answers, strict=True)):
+            end = [sampler.drawn[len(answer.ids)][row]] if answer.ended else []
+            found[index] = Written(*prompts[index], [*answer.ids, *end], rolled=True, ended=answer.ended)
+    model.train(was_training)
+    return [found[index] for index in range(len(prompts))]
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """Share of the n-grams of an answer that were there before."""
+    grams = Counter(tuple(ids[at : at + REPEATED]) for at in range(len(ids) - REPEATED + 1))
+    return 1 - len(grams) / grams.total() if grams else 0.0
+
+
+def describe(rollouts: Sequence[Written]) -> dict[str, float]:
+    """What to watch of on-policy training: length, repetition, the share that ended by itself, reverse KL."""
+    if not rollouts:
+        return {}
+    gaps = [s - t for item in rollouts for s, t in zip(item.old or (), item.teacher or (), strict=True)]
+    return {
+        "rollout_length": fmean(len(item.completion) for item in rollouts),
+        "ended": fmean(item.ended for item in rollouts),
+        "repetition": fmean(repetition(item.completion) for item in rollouts),
+        **({"reverse_kl": fmean(gaps)} if gaps else {}),
+    }
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+class TeacherScores(Protocol):
+    """Whoever tells log p_T of given tokens: a model in this process, or a server (`teachers/server_scores.py`)."""
+
+    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
+        """For each (token ids, start): the log-probabilities of the tokens from `start` on."""
+
+
+class LocalScores:
+    """Scores with a model in this process: one forward pass over what the student wrote."""
+
+    def __init__(self, model: Any, pad: int, chunk_bytes: int) -> None:
+        self._model, self._pad, self._chunk_bytes = model.eval(), pad, chunk_bytes
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
+        return [logprobs for logprobs, _ in scored(self._model, sequences, self._pad, self._chunk_bytes)]
+
+
+def scored(
+    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int
+) -> list[tuple[list[float], list[float]]]:
+    """(log-probabilities, entropies) of each sequence's scored tokens."""
+    found: dict[int, tuple[list[float], list[float]]] = {}
+    for batch in batches_by_length([len(ids) for ids, _ in sequences], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
+        counts = [len(sequences[index][0]) - sequences[index][1] for index in batch]
+        both = completion_logprobs(model, [sequences[index] for index in batch], pad, chunk_bytes)
+        logprobs, entropies = (part_N.split(counts) for part_N in both)
+        for index, row, entropy in zip(batch, logprobs, entropies, strict=True):
+            found[index] = (row.tolist(), entropy.tolist())
+    return [found[index] for index in range(len(sequences))]

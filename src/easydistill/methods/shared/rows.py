@@ -1,0 +1,138 @@
+"""What the training and evaluation stages share: labelled rows, their split, their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.asking.outputs import LABELED_PARQUET
+from easydistill.config.dataset import DatasetConfig
+from easydistill.config.evaluation import HeldoutConfig
+from easydistill.contracts.teacher import TEMPLATE_REFUSED
+from easydistill.data.files import hash_file
+from easydistill.data.formats import read_samples
+from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.engine.stage import StageContext
+from easydistill.errors import DataError
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+
+MIN_ROWS_FOR_SHARE = 10
+"""With fewer rows, a share holds nothing out."""
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Where labelled rows come from: the label stage, or a file of the user's."""
+
+    dataset: DatasetConfig
+    evaluation: HeldoutConfig
+    from_stage: bool
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("label",) if self.from_stage else ()
+
+    def fingerprint(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "seed": self.dataset.seed,
+            "heldout": self.evaluation.heldout if self.evaluation.enabled else 0,
+            "max_heldout": self.evaluation.max_heldout,
+        }
+        if not self.from_stage:
+            assert self.dataset.labeled_path is not None
+            found |= {
+                "labels": hash_file(Path(self.dataset.labeled_path)),
+                "max_samples": self.dataset.max_samples,
+            }
+        return found
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        """(training rows, held-out rows, rows of the file that cannot be used)."""
+        if self.from_stage:
+            samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
+        else:
+            assert self.dataset.labeled_path is not None
+            path = Path(self.dataset.labeled_path)
+            samples, rejected = read_samples(path, labelled=True, limit=self.dataset.max_samples)
+        train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
+        return train, heldout, rejected
+
+    def heldout_rows(self, total: int) -> int:
+        """How many of `total` rows are held out."""
+        return heldout_rows(self.evaluation, total)
+
+
+def heldout_rows(config: HeldoutConfig, total: int) -> int:
+    """How many of `total` rows are held out."""
+    if not config.enabled or config.heldout == 0:
+        return 0
+    if config.heldout >= 1:
+        return int(config.heldout)
+    if total < MIN_ROWS_FOR_SHARE:
+        return 0
+    return min(config.max_heldout, max(1, round(config.heldout * total)))
+
+
+def render_all(
+    renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str
+) -> tuple[list[tuple[Sample, Rendered]], list[Rejection]]:
+    """Tokenise samples; those the template refuses, or with nothing to learn inside `max_length`, are rejected."""
+    rendered: list[tuple[Sample, Rendered]] = []
+    rejected: list[Rejection] = []
+    for sample in samples:
+        try:
+            row = renderer.render(sample.messages, max_length)
+        except DataError as error:
+            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
+            continue
+        if any(row.mask[1:]):
+            rendered.append((sample, row))
+        else:
+            detail = f"the prompt alone fills max_length ({max_length} tokens)"
+            rejected.append(Rejection(sample.id, stage, "no_trainable_tokens", detail))
+    return rendered, rejected
+
+
+class PromptRows(LabelledRows):
+    """Prompts that nobody has answered: all that training on the student's own text needs."""
+
+    labelled: ClassVar[bool | None] = False
+    """As `read_samples` takes it: whether rows have answers; None keeps those that there are."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        assert self.dataset.instruction_path is not None
+        return {
+            "seed": self.dataset.seed,
+            "prompts": hash_file(Path(self.dataset.instruction_path)),
+            "max_samples": self.dataset.max_samples,
+        }
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        assert self.dataset.instruction_path is not None
+        path = Path(self.dataset.instruction_path)
+        samples, rejected = read_samples(path, labelled=self.labelled, limit=self.dataset.max_samples)
+        train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
+        return train, heldout, rejected
+
+
+def fitting_prompt(
+    renderer: ChatRenderer, sample: Sample, max_length: int, max_new_tokens: int, stage: str
+) -> list[int] | Rejection:
+    """A prompt's tokens, if they leave room for an answer."""
+    try:
+        prompt = renderer.prompt_ids(sample.prompt)
+    except DataError as error:
+        return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
+    room = max_length - max_new_tokens
+    if len(prompt) > room:
+        detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
+        return Rejection(sample.id, stage, "prompt_too_long", detail)
+    return prompt

@@ -1,0 +1,73 @@
+"""The student before and after training: where a stage finds it, what training it takes, how it is saved."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.models import ModelsConfig
+from easydistill.config.training import TrainerConfig
+from easydistill.data.files import show_directory
+from easydistill.engine.stage import Estimate, StageContext
+from easydistill.models.size import student_parameters
+from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer
+    from easydistill.methods.sft.trainer import TrainingOutcome
+
+
+MODEL = "model"
+LOSS_CHUNK_BYTES = 64 << 20
+"""Memory for a slice of the logits, where a method has no setting for it."""
+
+
+def student_of_stage(models: ModelsConfig, stage: str | None, context: StageContext) -> ModelsConfig:
+    """The models, with the student as an earlier train stage left it; None leaves it as it is made."""
+    if stage is None:
+        return models
+    return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
+
+
+def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate:
+    """Disk and memory that training the student takes; unknown where its size is."""
+    parameters = student_parameters(models)
+    if parameters is None:
+        return Estimate()
+    # Weights, gradients and Adam's two moments in float32; adapters are small beside frozen weights.
+    bytes_each = 4 if training.lora is not None else 16
+    return Estimate(
+        # The student in two bytes a value, and checkpoints: weights and moments.
+        disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
+        memory_bytes=parameters * bytes_each + 3 * getattr(training, "loss_chunk_bytes", LOSS_CHUNK_BYTES),
+    )
+
+
+def show_student(context: StageContext) -> None:
+    """Once the student is saved: show it as `student/` in the run directory, and drop the checkpoints."""
+    show_directory(context.directory / MODEL, context.run_directory / "student")
+    shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
+
+
+def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
+    """Figures of a training that are the same whether or not it was interrupted."""
+    return {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
+
+
+def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:
+    """Save model and tokenizer in `target`; the files' paths from the directory that it is in.
+
+    Args:
+        template: the file whose template replaces the tokenizer's own, where there is one.
+    """
+    from easydistill.models.loading import import_torch
+
+    torch = import_torch()
+    shutil.rmtree(target, ignore_errors=True)
+    student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
+    if template is not None and not renderer.single_turn:
+        student.tokenizer.chat_template = renderer.template
+    student.tokenizer.save_pretrained(target)
+    return [f"{target.name}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]

@@ -1,1 +1,0 @@
-"""Stages: the glue that makes teachers, trainers and evaluators into resumable steps."""

@@ -1,0 +1,130 @@
+"""A curriculum round: the student as it is now is examined, its next training rows are made. See `operators/tapir/`.
+
+The rows are the training rows and all prompts that earlier rounds made from them; held-out rows are only kept apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from easydistill.asking.model import AskedModel
+from easydistill.asking.outputs import LABELED_PARQUET
+from easydistill.config.dataset import DatasetConfig
+from easydistill.contracts.operator import Role
+from easydistill.data.formats import read_samples
+from easydistill.data.records import Rejection, Sample
+from easydistill.engine.checks import missing_file
+from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
+from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.rows import LabelledRows
+from easydistill.synthesis.operators import tapir
+from easydistill.synthesis.stage import SynthesiseStage
+from easydistill.synthesis.tools import Tools
+
+
+def round_name(number: int) -> str:
+    """Name of the stage that makes round `number`."""
+    return f"curriculum-{number}"
+
+
+@dataclass(frozen=True)
+class RoundRows(LabelledRows):
+    """The rows that a round made, to train on; what is held out was held out before."""
+
+    number: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*super().inputs, round_name(self.number))
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        _, heldout, _ = super().read(context)
+        rows, rejected = read_samples(context.input_path(round_name(self.number), LABELED_PARQUET), labelled=True)
+        return rows, heldout, rejected
+
+
+@dataclass(frozen=True)
+class _SeedRows:
+    """The rows that a curriculum starts from, as they are told before they are labelled."""
+
+    rows: LabelledRows
+
+    @property
+    def _dataset(self) -> DatasetConfig:
+        return self.rows.dataset
+
+    @property
+    def where(self) -> str:
+        return str(self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path)
+
+    def issues(self) -> list[ConfigIssue]:
+        return [] if self.rows.from_stage else missing_file("dataset.labeled_path", self._dataset.labeled_path)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.rows.fingerprint()
+
+    def read(self) -> tuple[list[Sample], list[Rejection]]:
+        path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
+        assert path is not None
+        return read_samples(Path(path), labelled=None, limit=self._dataset.max_samples)
+
+
+class CurriculumStage(SynthesiseStage):
+    """Round `number`, from 1, of a curriculum."""
+
+    def __init__(
+        self,
+        number: int,
+        config: tapir.Config,
+        rows: LabelledRows,
+        models: dict[Role, AskedModel],
+        trained: str | None,
+    ) -> None:
+        """
+        Args:
+            rows: what is trained on in the end, and what is held out.
+            models: for all three roles; the student is as the stage `trained` left it.
+            trained: the stage that trained the student before this round, if any did.
+        """
+        super().__init__(tapir.STAGE, config, _SeedRows(rows), models, None)
+        self.name = round_name(number)
+        self._number = number
+        self._rows = rows
+        earlier = [round_name(other) for other in range(1, number)]
+        self.inputs = (*rows.inputs, *earlier, *((trained,) if trained else ()))
+
+    def preflight(self) -> list[ConfigIssue]:
+        # What is wrong with prompts is told as of `synthesis`; here they are in `curriculum`.
+        return [
+            replace(issue, path=issue.path.replace("synthesis.", "curriculum.", 1))
+            if issue.path.startswith("synthesis.")
+            else issue
+            for issue in super().preflight()
+        ]
+
+    def estimate(self, directory: Path) -> Estimate:
+        """Only the seeds can be told: what is asked depends on what is hard."""
+        total = len(self._source.read()[0])
+        rows = total - self._rows.heldout_rows(total)
+        return Estimate(rows=rows, memory_bytes=self._models["teacher"].plan.memory_bytes())
+
+    def preview(self, limit: int) -> list[Previewed]:
+        note = "the student's own answers come first, then the judge sees them beside the teacher's"
+        return [Previewed(self.name, note=note)]
+
+    def run(self, context: StageContext) -> StageResult:
+        train, heldout, unreadable = self._rows.read(context)
+        rows = self._as_last_taught(train, context)
+        steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
+        return self._finish(rows, unreadable, steps, context)
+
+    def _as_last_taught(self, train: list[Sample], context: StageContext) -> list[Sample]:
+        """The training rows and what earlier rounds made of them, each with the answer, task and style that it was
+        last taught with: nobody is asked for these again."""
+        found = {row.id: row for row in train}
+        for number in range(1, self._number):
+            rows, _ = read_samples(context.input_path(round_name(number), LABELED_PARQUET), labelled=True)
+            found.update((row.id, row) for row in rows)
+        return list(found.values())

@@ -1,0 +1,85 @@
+"""How hard rows are for a student (TAPIR's model fitting difficulty, arXiv 2405.13448).
+
+    gap = J(teacher) − J(student)
+
+A judge sees both answers side by side, once in either order, and an answer's two scores are averaged: which of them
+comes first does not count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
+from easydistill.data.records import Rejection, Sample
+from easydistill.synthesis.replies import Unusable, answered, rejection, scores_of, text_of
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+
+PROMPT = "answer_comparison"
+SCORES = {"first": (1, 10), "second": (1, 10)}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row with the teacher's answer, and what the judge thinks of both answers, 1 to 10."""
+
+    row: Sample
+    teacher: float
+    student: float
+
+    @property
+    def gap(self) -> float:
+        return self.teacher - self.student
+
+    @property
+    def scored_row(self) -> Sample:
+        """The row with the scores in its `meta`."""
+        scores = {"teacher_score": self.teacher, "student_score": self.student, "gap": self.gap}
+        return replace(self.row, meta={**self.row.meta, **scores})
+
+
+def judge_row(stage: str, config: OperatorConfig, row: Sample, tools: Tools) -> Steps[Judged | Rejection]:
+    """Have one row answered by the student, by the teacher where it has no answer, and both judged."""
+    replies: list[Reply] = []
+    try:
+        if row.answer is None:
+            replies = yield [Ask(row.messages)]
+            row = answered(row, replies[0])
+        replies = yield [Ask(row.prompt, "student")]
+        theirs, own = row.messages[-1]["content"], _as_it_stands(replies[0])
+        replies = yield [comparison(row, theirs, own, tools), comparison(row, own, theirs, tools)]
+        one, other = (scores_of(reply, SCORES, config.reply) for reply in replies)
+    except Unusable as problem:
+        return rejection(row.id, stage, problem, *replies)
+    return Judged(row, fmean((one["first"], other["second"])), fmean((one["second"], other["first"])))
+
+
+def comparison(row: Sample, first: str, second: str, tools: Tools) -> Ask:
+    """The judge's question about two answers, in this order."""
+    text = prompt_text(row)
+    return tools.ask(PROMPT, text, wants=SCORES, role="judge", instruction=text, first=first, second=second)
+
+
+def _as_it_stands(reply: Reply) -> str:
+    """A student's answer, be it cut off or empty: what it cannot do is what the judge shall see."""
+    if reply.problem is not None and reply.problem[0] == "empty_content":
+        return ""
+    return text_of(replace(reply, finish_reason=None))
+
+
+def gap_facts(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Mean and histogram of the gaps, and the judge's mean scores."""
+    if not judged:
+        return {"mean": None, "histogram": {}}
+    counts = Counter(item.gap for item in judged)
+    return {
+        "mean": round(fmean(item.gap for item in judged), 4),
+        "histogram": {str(gap): count for gap, count in sorted(counts.items())},
+        "teacher_score": round(fmean(item.teacher for item in judged), 4),
+        "student_score": round(fmean(item.student for item in judged), 4),
+    }

@@ -1,0 +1,154 @@
+"""How varied a set of texts is: distinct n-grams, self-BLEU, similarity to the seeds, lengths. All by token.
+
+Tokens are those of `_text`: words, and single characters of scripts without spaces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from easydistill.data.records import Sample, draw_key
+from easydistill.synthesis.similarity import rouge_l
+from easydistill.synthesis.text import language_of, ngrams, prompt_text, tokens
+
+BLEU_ORDER = 4
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Figures of a set of texts. None where too few texts are there to tell."""
+
+    texts: int
+    languages: dict[str, int]
+    """How many texts are Chinese (`zh`) and how many are not (`en`)."""
+    distinct: dict[int, float | None]
+    """By n: different n-grams, as a share of all n-grams of all texts (Li et al. 2016). Falls as sets grow: compare
+    sets of equal size."""
+    self_bleu: float | None
+    """Mean BLEU-4 of a sampled text against the other sampled ones (Zhu et al. 2018), 0–1. Lower is more varied."""
+    seed_similarity: dict[str, float] | None
+    """Quantiles over sampled texts of the largest ROUGE-L F-measure to any seed, 0–1."""
+    lengths: dict[str, float] | None
+    """Quantiles of the number of tokens."""
+    sampled: int
+    """Texts that self-BLEU and seed similarity were measured on."""
+
+    def as_facts(self) -> dict[str, Any]:
+        """The figures as JSON types."""
+        return {**asdict(self), "distinct": {str(order): share for order, share in self.distinct.items()}}
+
+
+def diversity(rows: Sequence[Sample], seeds: Sequence[Sample] = ()) -> dict[str, Any]:
+    """Figures of the rows' prompts, as JSON types.
+
+    Raises:
+        MissingExtra: there are seeds, and `synth` is not installed.
+    """
+    return measure({row.id: prompt_text(row) for row in rows}, [prompt_text(row) for row in seeds]).as_facts()
+
+
+def measure(texts: Mapping[str, str], seeds: Sequence[str] = (), *, sample: int = 500, seed: int = 0) -> Diversity:
+    """Measure a set of texts.
+
+    Args:
+        texts: by row id, which decides with `seed` what is sampled; their order changes nothing.
+        seeds: texts that these were made from, if any.
+        sample: texts that pairwise figures are measured on; their cost grows with it times the seeds.
+
+    Raises:
+        MissingExtra: there are seeds, and `synth` is not installed.
+    """
+    units = {identity: tokens(text) for identity, text in texts.items()}
+    chosen = [units[identity] for identity in sampled(list(units), sample, seed)]
+    origins = [tokens(text) for text in seeds]
+    nearest = [max(rouge_l(ours, theirs) for theirs in origins) for ours in chosen] if origins else []
+    return Diversity(
+        texts=len(texts),
+        languages=dict(sorted(Counter(map(language_of, texts.values())).items())),
+        distinct={order: distinct(list(units.values()), order) for order in (1, 2, 3)},
+        self_bleu=self_bleu(chosen),
+        seed_similarity=quantiles(nearest),
+        lengths=quantiles([len(each) for each in units.values()]),
+        sampled=len(chosen),
+    )
+
+
+def sampled(identities: Sequence[str], count: int, seed: int) -> list[str]:
+    """At most `count` ids, drawn by hash: the same ones whatever the order, and mostly the same ones as a set grows."""
+    return sorted(identities, key=lambda identity: draw_key(seed, identity))[:count]
+
+
+def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
+    """Different n-grams as a share of all (Li et al. 2016, arXiv 1510.03055); None where there is no n-gram."""
+    total, different = 0, set[tuple[str, ...]]()
+    for units in texts:
+        total += max(0, len(units) - order + 1)
+        different.update(ngrams(units, order))
+    return len(different) / total if total else None
+
+
+def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
+    """Mean BLEU-4 of each text with all the others as references (Zhu et al. 2018, arXiv 1802.01886).
+
+    BLEU as in Papineni et al. (2002), with a text's missing precisions counted as 0.1 matches (Chen & Cherry 2014,
+    method 1). Texts without tokens are left out; None where fewer than two are left.
+    """
+    texts = [units for units in texts if units]
+    if len(texts) < 2:
+        return None
+    counts = [[Counter(ngrams(units, order)) for units in texts] for order in range(1, BLEU_ORDER + 1)]
+    most = [_two_largest(of_order) for of_order in counts]
+    lengths = Counter(len(units) for units in texts)
+    total = 0.0
+    for number, units in enumerate(texts):
+        logs = 0.0
+        orders = min(BLEU_ORDER, len(units))
+        for order in range(orders):
+            ours = counts[order][number]
+            matched = sum(min(count, _among_others(most[order][run], count)) for run, count in ours.items())
+            logs += math.log(max(matched, 0.1) / sum(ours.values()))
+        lengths[len(units)] -= 1
+        total += math.exp(logs / orders) * _brevity(len(units), lengths)
+        lengths[len(units)] += 1
+    return total / len(texts)
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float] | None:
+    """Smallest, 5, 25, 50, 75, 95 per cent, largest; by linear interpolation. None where there are no values."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    found = {}
+    for share in QUANTILES:
+        place = share * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        value = ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+        found[f"p{round(100 * share)}"] = round(float(value), 4)
+    return found
+
+
+def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int]]:
+    """The two largest counts of each n-gram in any text, so that a text can be left out of them."""
+    largest: dict[tuple[str, ...], tuple[int, int]] = {}
+    for counter in counts:
+        for run, count in counter.items():
+            first, second = largest.get(run, (0, 0))
+            largest[run] = (count, first) if count > first else (first, max(second, count))
+    return largest
+
+
+def _among_others(largest: tuple[int, int], own: int) -> int:
+    """The largest count in another text: a text that has the largest itself leaves the second."""
+    return largest[1] if own == largest[0] else largest[0]
+
+
+def _brevity(length: int, others: Counter[int]) -> float:
+    """BLEU's penalty for a text shorter than the reference nearest in length (the shorter of two)."""
+    nearest = min((other for other, count in others.items() if count), key=lambda other: (abs(other - length), other))
+    return 1.0 if length >= nearest else math.exp(1 - nearest / length)

@@ -1,0 +1,197 @@
+"""Chains of thought rewritten until they suit one student (CogPO's rethinker and verifier, arXiv 2504.09802).
+
+A round: what is too easy is extended, what is too hard is simplified. The new chain is verified: its final answer
+still equals the known one, a judge derives that answer from it with the answer redacted, and the critic, told how the
+student does with it now, says medium. A chain that is right but does not suit yet is what the next round rewrites; of
+one that fails otherwise nothing is kept, and another sample of the same rewriting is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, TypeVar
+
+from pydantic import Field
+
+from easydistill.config.base import PositiveFloat, PositiveInt, PositiveShare
+from easydistill.contracts.operator import Reply, Steps
+from easydistill.synthesis.chains import changed_answer, with_thought
+from easydistill.synthesis.operators import cot_long2short, cot_short2long
+from easydistill.synthesis.operators.cogpo.critic import SUITS, CriticConfig, Labelled, criticise
+from easydistill.synthesis.operators.cogpo.student_tries import Chain
+from easydistill.synthesis.replies import Unusable, field_of
+from easydistill.synthesis.rewriting import Limit, RewritingConfig, Rewritten, read, rewriting
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+from easydistill.verification.answers import find_answer
+from easydistill.verification.equality import Verdict, Verifier
+from easydistill.verification.redaction import REDACTED
+
+PROMPT = "cot_derivation"
+PROMPTS = (PROMPT, *cot_short2long.PROMPTS, *cot_long2short.PROMPTS)
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class RethinkingConfig(CriticConfig):
+    """How often and how far chains are rewritten."""
+
+    rounds: PositiveInt = 3
+    """How often a chain is rewritten until it suits; then its problem is dropped."""
+    shortest_extension: Annotated[PositiveFloat, Field(gt=1)] = 1.1
+    """Shortest extended chain, as a multiple of the old one's words."""
+    longest_simplification: Annotated[PositiveShare, Field(lt=1)] = 0.9
+    """Longest simplified chain, as a share of the old one's words."""
+
+
+@dataclass(frozen=True)
+class Suited:
+    """A chain that suits the student."""
+
+    first: Labelled
+    """The teacher's own chain."""
+    last: Labelled
+    """The chain that suits: the same where it needed no round."""
+    rounds: int
+
+    @property
+    def rewritten(self) -> bool:
+        return self.rounds > 0
+
+
+def passing(
+    problems: dict[int, Unusable], items: dict[int, S], step: Callable[[list[S]], Steps[list[T | Unusable]]]
+) -> Steps[dict[int, T]]:
+    """Take numbered items through a step together; those that do not pass go into `problems`."""
+    found = (yield from step(list(items.values()))) if items else []
+    kept: dict[int, T] = {}
+    for number, value in zip(items, found, strict=True):
+        if isinstance(value, Unusable):
+            problems[number] = value
+        else:
+            kept[number] = value
+    return kept
+
+
+def rethink(
+    config: RethinkingConfig, tools: Tools, verifier: Verifier, items: Sequence[Labelled]
+) -> Steps[list[Suited | Unusable]]:
+    """Rewrite each chain until it suits; those that suit already stay. An `Unusable` tells why the last round failed.
+
+    No model is asked in vain: what fails one check is not taken to the next.
+    """
+    now = dict(enumerate(items))
+    done = {number: Suited(item, item, 0) for number, item in now.items() if item.label == SUITS}
+    problems: dict[int, Unusable] = {}
+    for turn in range(1, config.rounds + 1):
+        pending = {number: item for number, item in now.items() if number not in done}
+        if not pending:
+            break
+        fresh = yield from passing(problems, pending, partial(_rewrite, config, turn, tools, verifier))
+        sound = yield from passing(problems, fresh, partial(_derive, config, tools, verifier))
+        judged = yield from passing(
+            problems,
+            {number: (chain, now[number].alone) for number, chain in sound.items()},
+            partial(criticise, config, tools, verifier),
+        )
+        for number, item in judged.items():
+            now[number] = item
+            if item.label == SUITS:
+                done[number] = Suited(items[number], item, turn)
+            else:
+                detail = f"after {turn} rounds the critic says {item.label}"
+                problems[number] = Unusable(f"still_{item.label}", detail, *item.votes)
+    return [done.get(number) or problems[number] for number in now]
+
+
+def _rewrite(
+    config: RethinkingConfig, turn: int, tools: Tools, verifier: Verifier, items: Sequence[Labelled]
+) -> Steps[list[Chain | Unusable]]:
+    """A chain that is longer or shorter, with the same final answer."""
+    ways = [_way(config, item.label) for item in items]
+    replies = yield [
+        rewriting(prompt, form, item.chain.row, tools, turn - 1)
+        for item, (prompt, form, _) in zip(items, ways, strict=True)
+    ]
+    made = [
+        read(form, item.chain.row, item.chain.known, reply, limit)
+        for item, (_, form, limit), reply in zip(items, ways, replies, strict=True)
+    ]
+    pairs = [new.pair if isinstance(new, Rewritten) else None for new in made]
+    verdicts = iter(verifier.verify_many(pair for pair in pairs if pair is not None))
+    found: list[Chain | Unusable] = []
+    for item, reply, new, pair in zip(items, replies, made, pairs, strict=True):
+        problem = new if isinstance(new, Unusable) else changed_answer(pair, None if pair is None else next(verdicts))
+        if problem is not None:
+            found.append(_blaming(problem, reply))
+        else:
+            assert isinstance(new, Rewritten)
+            found.append(Chain(with_thought(item.chain.row, new.thought), item.chain.known))
+    return found
+
+
+def _way(config: RethinkingConfig, label: str) -> tuple[str, RewritingConfig, Limit]:
+    """(prompt, what the new chain must keep, which limit its length has)"""
+    easy = label == "easy"
+    ratio = config.shortest_extension if easy else config.longest_simplification
+    form = RewritingConfig(ratio=ratio, reply=config.reply, boxed=config.boxed, strategies=config.strategies)
+    return (cot_short2long.STAGE, form, "at_least") if easy else (cot_long2short.STAGE, form, "at_most")
+
+
+def _derive(
+    config: RethinkingConfig, tools: Tools, verifier: Verifier, chains: Sequence[Chain]
+) -> Steps[list[Chain | Unusable]]:
+    """Those chains from which a judge derives the known answer."""
+    replies = yield [
+        tools.ask(
+            PROMPT,
+            prompt_text(chain.row),
+            ("answer",),
+            role="judge",
+            instruction=prompt_text(chain.row),
+            thought=chain.redacted,
+            redacted=REDACTED,
+        )
+        for chain in chains
+    ]
+    answers = [_answer(config, reply) for reply in replies]
+    verdicts = iter(
+        verifier.verify_many(
+            (chain.known, answer)
+            for chain, answer in zip(chains, answers, strict=True)
+            if not isinstance(answer, Unusable)
+        )
+    )
+    found: list[Chain | Unusable] = []
+    for chain, reply, answer in zip(chains, replies, answers, strict=True):
+        if isinstance(answer, Unusable):
+            found.append(answer)
+        else:
+            problem = _not_derived(chain, answer, next(verdicts), reply)
+            found.append(problem or chain)
+    return found
+
+
+def _not_derived(chain: Chain, answer: str, verdict: Verdict, reply: Reply) -> Unusable | None:
+    if verdict.equal:
+        return None
+    if verdict.outcome == "undecided":
+        return Unusable("undecided", f"{answer!r} beside {chain.known!r}: {verdict.reason}", reply)
+    return Unusable("not_derived", f"{answer!r} follows from the new chain, where {chain.known!r} is right", reply)
+
+
+def _answer(config: RethinkingConfig, reply: Reply) -> str | Unusable:
+    try:
+        said = field_of(reply, "answer", config.reply)
+    except Unusable as problem:
+        return problem
+    found = find_answer(said, config.strategies)
+    return said if found is None else found.text
+
+
+def _blaming(problem: Unusable, reply: Reply) -> Unusable:
+    """The same with the reply that it is about."""
+    return problem if problem.replies else Unusable(problem.reason, problem.detail, reply)

@@ -1,0 +1,157 @@
+"""Chains of thought for instructions, or for instructions with known answers (paper, 2.1.1).
+
+Each problem is tried `num_samples` times. Where its answer is known, the final answer of every try is checked, wrong
+ones are refused, and `meta["pass_rate"]` tells the share of right ones. Rows train on the problem itself, not on the
+prompt that brought the thought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from easydistill.config.base import PositiveInt
+from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
+from easydistill.data.records import Sample, answer_message
+from easydistill.synthesis.chains import known_answer, length_of, verify
+from easydistill.synthesis.replies import Unusable, rejection, text_of
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
+from easydistill.verification.equality import Verdict
+
+STAGE = "cot_generation"
+SUMMARY = "A chain of thought for every problem, checked where the answer is known."
+PROMPTS = ("cot_generation",)
+REASONS = ("truncated", "empty_content", "answer_unknown", "no_final_answer", "undecided", "wrong_answer", "not_chosen")
+LABELLED = None
+MAKES_PROMPTS = False
+
+
+class Config(OperatorConfig):
+    """How often a problem is tried and which tries are kept."""
+
+    identity_name = "operator.cot_generation"
+
+    num_samples: PositiveInt = 1
+    """Tries a problem."""
+    keep: Literal["first", "shortest", "all"] = "first"
+    """Which of a problem's accepted tries become rows."""
+    verify: Literal["known", "required", "never"] = "known"
+    """Check final answers where the right one is known; `required` refuses problems without a known answer."""
+    show_answer: bool = False
+    """Tell the teacher the known answer, so that it only has to find the way there."""
+    boxed: bool = True
+    """Ask for the final answer in \\boxed{}."""
+    strategies: tuple[Strategy, ...] = DEFAULT_STRATEGIES
+    """Where final answers are looked for, in this order."""
+
+
+def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
+    """Think about each row."""
+    known = [known_answer(row, config.strategies) for row in rows]
+    shown = known if config.show_answer else [None] * len(rows)
+    asked = [
+        (row, answer, question(row, tools, boxed=config.boxed, answer=told, number=number))
+        for row, answer, told in zip(rows, known, shown, strict=True)
+        for number in range(config.num_samples)
+    ]
+    replies = yield [ask for _, _, ask in asked]
+    checked = config.verify != "never"
+    tries = [
+        _Try(row, answer if checked else None, ask.index, reply, config)
+        for (row, answer, ask), reply in zip(asked, replies, strict=True)
+    ]
+    for each, verdict in zip(tries, verify([each.pair for each in tries]), strict=True):
+        each.verdict = verdict
+    result = Result(entered=len(tries))
+    for start in range(0, len(tries), config.num_samples):
+        _choose(config, tries[start : start + config.num_samples], result)
+    verified = [each.verdict for each in tries if each.verdict is not None]
+    result.facts = {
+        "problems": len(rows),
+        "problems_solved": len({row.meta["source"] for row in result.accepted}),
+        "answers_known": sum(answer is not None for answer in known),
+        "verified_right": sum(verdict.equal for verdict in verified),
+        "verified_wrong": sum(verdict.outcome == "different" for verdict in verified),
+        "undecided": sum(verdict.outcome == "undecided" for verdict in verified),
+    }
+    return result
+
+
+def question(row: Sample, tools: Tools, *, boxed: bool, answer: str | None = None, number: int = 0) -> Ask:
+    """A row's problem, as the teacher is asked it.
+
+    Args:
+        boxed: whether the final answer is wanted in a box.
+        answer: the known answer, where it is shown.
+        number: of the try.
+    """
+    *before, last = row.prompt
+    values: dict[str, Any] = {"instruction": last["content"], "answer": answer, "boxed": boxed}
+    return tools.ask(STAGE, prompt_text(row), index=number, before=before, **values)
+
+
+class _Try:
+    """One try at a problem."""
+
+    def __init__(self, row: Sample, known: str | None, number: int, reply: Reply, config: Config) -> None:
+        self.row, self.known, self.number, self.reply = row, known, number, reply
+        self.verdict: Verdict | None = None
+        self.problem: Unusable | None = None
+        self.found: str | None = None
+        try:
+            text = text_of(reply)
+            found = find_answer(text, config.strategies)
+            self.found = found.text if found is not None else None
+            if config.verify == "required" and known is None:
+                raise Unusable("answer_unknown", "the problem has no known answer to check against")
+            if known is not None and found is None:
+                raise Unusable("no_final_answer", "no final answer was found in the reply")
+        except Unusable as problem:
+            self.problem = problem
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """(known, found) answer, where both are there to be compared."""
+        if self.problem is not None or self.known is None or self.found is None:
+            return None
+        return self.known, self.found
+
+    def refused(self) -> Unusable | None:
+        """Why it is no row."""
+        if self.problem is not None or self.verdict is None or self.verdict.equal:
+            return self.problem
+        if self.verdict.outcome == "undecided":
+            return Unusable("undecided", f"{self.found!r} beside {self.known!r}: {self.verdict.reason}")
+        return Unusable("wrong_answer", f"{self.found!r} where {self.known!r} is right")
+
+    def identity(self, config: Config) -> str:
+        return self.row.id if config.num_samples == 1 else f"{self.row.id}-{self.number + 1}"
+
+
+def _choose(config: Config, tries: Sequence[_Try], result: Result) -> None:
+    """Sort one problem's tries into rows and rejections."""
+    good = [each for each in tries if each.refused() is None]
+    kept = good
+    if config.keep == "first":
+        kept = good[:1]
+    elif config.keep == "shortest":
+        kept = sorted(good, key=lambda each: (length_of(each.reply.text or ""), each.number))[:1]
+    rate = round(len(good) / len(tries), 4) if tries[0].known is not None else None
+    for each in tries:
+        refused = each.refused()
+        if refused is None and each not in kept:
+            refused = Unusable("not_chosen", f"another try was kept ({config.keep})")
+        if refused is not None:
+            result.rejected.append(rejection(each.identity(config), STAGE, refused, each.reply))
+            continue
+        result.accepted.append(_row(config, each, rate))
+
+
+def _row(config: Config, made: _Try, rate: float | None) -> Sample:
+    assert made.reply.text is not None
+    answer = answer_message(made.reply.text.strip(), made.reply.reasoning)
+    facts = {"source": made.row.id, "final_answer": made.found, "pass_rate": rate}
+    meta = {**made.row.meta, "operator": STAGE, **{name: value for name, value in facts.items() if value is not None}}
+    return Sample(made.identity(config), (*made.row.prompt, answer), meta)

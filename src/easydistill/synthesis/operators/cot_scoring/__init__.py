@@ -1,0 +1,68 @@
+"""Chains of thought judged (OmniThought; paper, 2.1.1): reasoning verbosity RV, cognitive difficulty CD, correctness.
+
+Where a row's answer is known from a field of its own, correctness is checked against it instead of believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from easydistill.contracts.operator import Ask, OperatorConfig, Result, Steps
+from easydistill.data.records import Sample
+from easydistill.synthesis.chains import REFERENCES, known_answer, thought_of, verify
+from easydistill.synthesis.scoring import distribution, score_rows
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+from easydistill.verification.answers import find_answer
+
+STAGE = "cot_scoring"
+SUMMARY = "Every chain of thought gets scores for verbosity, difficulty and correctness."
+PROMPTS = (STAGE,)
+REASONS = ("truncated", "malformed_score")
+LABELLED = True
+MAKES_PROMPTS = False
+SCORES = {"rv": (0, 9), "cd": (0, 9), "correct": (0, 1)}
+
+
+class Config(OperatorConfig):
+    """How chains of thought are judged."""
+
+    identity_name = "operator.cot_scoring"
+
+    check_references: bool = True
+    """Where a row holds its right answer in a field of its own, `correct` is whether the chain reaches it."""
+
+
+def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
+    """Score each row: `rv`, `cd` 0–9 and `correct` 0 or 1, in `meta`."""
+
+    def question(row: Sample) -> Ask:
+        text = prompt_text(row)
+        return tools.ask(STAGE, text, wants=SCORES, role="judge", instruction=text, thought=thought_of(row))
+
+    result = yield from score_rows(STAGE, config, rows, SCORES, question)
+    if config.check_references:
+        _check(result)
+    return result
+
+
+def _check(result: Result) -> None:
+    """Put what verification says in the place of what the judge says."""
+    pairs = []
+    for row in result.accepted:
+        known = known_answer(row) if any(row.meta.get(name) is not None for name in REFERENCES) else None
+        found = find_answer(row.answer or "")
+        pairs.append((known, found.text) if known is not None and found is not None else None)
+    verdicts = verify(pairs)
+    agreed = 0
+    for number, (row, verdict) in enumerate(zip(result.accepted, verdicts, strict=True)):
+        if verdict is None or verdict.outcome == "undecided":
+            continue
+        agreed += verdict.equal == bool(row.meta["correct"])
+        meta = {**row.meta, "correct": int(verdict.equal), "correct_by": "verification"}
+        result.accepted[number] = replace(row, meta=meta)
+    checked = sum(verdict is not None and verdict.outcome != "undecided" for verdict in verdicts)
+    result.facts["scores"] = distribution(result.accepted, SCORES)
+    result.facts["verified"] = checked
+    result.facts["judge_agrees"] = round(agreed / checked, 4) if checked else None

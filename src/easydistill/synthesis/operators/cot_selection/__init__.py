@@ -1,0 +1,163 @@
+"""Chains of thought by Reasoning Verbosity and Cognitive Difficulty (OmniThought, arXiv 2505.10937).
+
+Only correct ones, inside the ranges; then, if asked for, a mixture: difficulties fall into bins, each bin has a target
+verbosity (hard problems deserve long chains) and a number of rows, and those nearest to the target come first. Of
+equally near ones, chance decides, by seed and row id alone. Scores are `meta["rv"]` and `meta["cd"]`, 0–9, and
+`meta["correct"]`, 0 or 1.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import NonNegativeInt, PositiveInt, Section, Seed, Share, Unfit
+from easydistill.contracts.operator import Result, Steps
+from easydistill.data.records import Rejection, Sample, count_reasons, draw_key
+from easydistill.synthesis.selection import ANY, LARGEST, NotScored, Score, ScoreRange, score, verdict
+from easydistill.synthesis.tools import Tools
+
+STAGE = "cot_selection"
+SUMMARY = "Chains of thought chosen by verbosity, difficulty and correctness."
+PROMPTS: tuple[str, ...] = ()
+REASONS = ("not_scored", "incorrect", "verbosity", "difficulty", "not_selected")
+LABELLED = True
+MAKES_PROMPTS = False
+RV, CD, CORRECT = "rv", "cd", "correct"
+"""Keys of a row's `meta` with its scores."""
+
+
+class Mix(Section):
+    """How many rows of each difficulty, and how verbose they should be."""
+
+    bins: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST + 1)], ...], Field(min_length=2)] = (0, 3, 6, 10)
+    """Bounds of the bins of difficulty: 0, 3, 6, 10 are 0 ≤ CD < 3, 3 ≤ CD < 6, 6 ≤ CD < 10."""
+    rv: tuple[Score, ...] = (2, 5, 8)
+    """Target verbosity of each bin."""
+    counts: tuple[NonNegativeInt, ...] | None = None
+    """Rows of each bin; or else give `shares` and `total`."""
+    shares: tuple[Share, ...] | None = None
+    """Each bin's part of `total`, rounded down."""
+    total: PositiveInt | None = None
+    """Rows of all bins, divided by `shares`."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Mix:
+        if any(low >= high for low, high in pairwise(self.bins)):
+            raise Unfit("the bounds of the bins do not rise", "write them as in [0, 3, 6, 10]")
+        bins = len(self.bins) - 1
+        for name, values in (("rv", self.rv), ("counts", self.counts), ("shares", self.shares)):
+            if values is not None and len(values) != bins:
+                raise Unfit(f"there are {bins} bins and {len(values)} {name}", f"give {name} one value a bin")
+        if (self.counts is None) == (self.shares is None) or (self.shares is None) != (self.total is None):
+            raise Unfit("the number of rows is not clear", "give counts, or shares and total")
+        if self.shares is not None and sum(map(_exactly, self.shares)) > 1:
+            raise Unfit("the shares add up to more than 1", "lower them")
+        return self
+
+    def wanted(self) -> tuple[int, ...]:
+        """Rows of each bin."""
+        if self.counts is not None:
+            return self.counts
+        assert self.shares is not None and self.total is not None, "a validator saw to it"
+        return tuple(int(self.total * _exactly(share)) for share in self.shares)
+
+
+class Config(Section):
+    """Which chains of thought stay. EasyDistill 1 shipped `rv: [3, 5]`, `cd: [4, 4]`."""
+
+    identity_name = "operator.cot_selection"
+
+    rv: ScoreRange = ANY
+    """Smallest and largest Reasoning Verbosity."""
+    cd: ScoreRange = ANY
+    """Smallest and largest Cognitive Difficulty; a smaller student learns from easier problems."""
+    mix: Mix | None = None
+    """Rows a bin of difficulty, of those inside the ranges; by default all of them."""
+    seed: Seed = 0
+    """Decides between rows that fit a bin equally well."""
+
+
+def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
+    """Keep correct chains of thought that fit the config. Asks nothing."""
+    yield from ()
+    return select(config, rows)
+
+
+def select(config: Config, rows: Sequence[Sample]) -> Result:
+    """Accepted and rejected rows, both in the rows' order; the facts tell how many rows a bin is short of."""
+    rejected: dict[str, Rejection] = {}
+    for row in rows:
+        unfit = _unfit(config, row)
+        if unfit is not None:
+            rejected[row.id] = Rejection(row.id, STAGE, *unfit, 1, row.answer)
+    facts: dict[str, Any] = {"correct_and_in_range": len(rows) - len(rejected)}
+    if config.mix is not None:
+        bins, left = _mixed(config.mix, config.seed, [row for row in rows if row.id not in rejected])
+        facts["bins"] = bins
+        rejected.update((each.id, each) for each in left)
+    dropped = [rejected[row.id] for row in rows if row.id in rejected]
+    facts["dropped"] = count_reasons(dropped)
+    return Result([row for row in rows if row.id not in rejected], dropped, len(rows), facts)
+
+
+def _unfit(config: Config, row: Sample) -> tuple[str, str] | None:
+    """Why a row does not stay, as (reason, detail)."""
+    try:
+        correct, rv, cd = verdict(row, CORRECT), score(row, RV), score(row, CD)
+    except NotScored as problem:
+        return "not_scored", f"{problem}; cot_scoring writes it"
+    if not correct:
+        return "incorrect", "the chain of thought was judged wrong"
+    for reason, name, value, (low, high) in (("verbosity", RV, rv, config.rv), ("difficulty", CD, cd, config.cd)):
+        if not low <= value <= high:
+            return reason, f"{name} {value:g} is outside {low:g} to {high:g}"
+    return None
+
+
+def _mixed(mix: Mix, seed: int, rows: Sequence[Sample]) -> tuple[list[dict[str, Any]], list[Rejection]]:
+    """What became of each bin, and the rows that are not in the mixture."""
+    members: list[list[Sample]] = [[] for _ in mix.rv]
+    left: list[Rejection] = []
+    for row in rows:
+        place = bisect_right(mix.bins, score(row, CD)) - 1
+        if 0 <= place < len(members):
+            members[place].append(row)
+        else:
+            detail = f"cd {score(row, CD):g} is in no bin of {list(mix.bins)}"
+            left.append(Rejection(row.id, STAGE, "difficulty", detail, 1, row.answer))
+    facts: list[dict[str, Any]] = []
+    for bounds, target, wanted, found in zip(pairwise(mix.bins), mix.rv, mix.wanted(), members, strict=True):
+        order = sorted(found, key=lambda row: (abs(score(row, RV) - target), draw_key(seed, row.id)))
+        left += _surplus(order, wanted, bounds, target)
+        taken = order[:wanted]
+        off = sum(abs(score(row, RV) - target) for row in taken)
+        facts.append(
+            {
+                "cd": list(bounds),
+                "rv_target": target,
+                "wanted": wanted,
+                "available": len(found),
+                "taken": len(taken),
+                "missing": wanted - len(taken),
+                "mean_rv_distance": round(off / len(taken), 4) if taken else None,
+            }
+        )
+    return facts, left
+
+
+def _surplus(order: Sequence[Sample], wanted: int, bounds: tuple[int, int], target: float) -> Iterator[Rejection]:
+    low, high = bounds
+    for row in order[wanted:]:
+        detail = f"{wanted} of {len(order)} rows with {low} ≤ cd < {high} are nearer to rv {target:g}, or as near"
+        yield Rejection(row.id, STAGE, "not_selected", f"rv {score(row, RV):g}: {detail}", 1, row.answer)
+
+
+def _exactly(share: float) -> Fraction:
+    """A share as it was written: 0.1 + 0.2 + 0.7 is 1."""
+    return Fraction(str(share))

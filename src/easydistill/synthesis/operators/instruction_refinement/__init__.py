@@ -1,0 +1,73 @@
+"""Instructions rewritten to be clearer and more specific, with the same intent (paper, 2.1.1).
+
+The row keeps its id. With `veto`, a judge compares both instructions, and a rewriting that asks for something else is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from easydistill.config.base import PositiveFloat
+from easydistill.contracts.operator import OperatorConfig, Result, Steps, each
+from easydistill.data.records import Message, Rejection, Sample
+from easydistill.synthesis.replies import Unusable, field_of, gather, rejection, scores_of
+from easydistill.synthesis.similarity import rouge_l
+from easydistill.synthesis.text import normalise, prompt_text, tokens
+from easydistill.synthesis.tools import Tools
+
+STAGE = "instruction_refinement"
+SUMMARY = "Every instruction rewritten, clearer and more specific."
+PROMPTS = ("instruction_refinement", "same_intent")
+REASONS = ("truncated", "malformed_reply", "unchanged", "too_long", "numbers_lost", "malformed_score", "drift")
+LABELLED = False
+MAKES_PROMPTS = True
+SAME = {"same": (0, 1)}
+
+
+class Config(OperatorConfig):
+    """What a rewriting must keep."""
+
+    identity_name = "operator.instruction_refinement"
+
+    veto: bool = True
+    """Ask the judge whether both instructions ask for the same; without a clear yes the rewriting is refused."""
+    max_growth: PositiveFloat = 4.0
+    """Longest rewriting, as a multiple of the instruction's length (at least 50 words are allowed)."""
+    keep_numbers: bool = True
+    """Refuse a rewriting that lost one of the instruction's numbers."""
+
+
+def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
+    """Rewrite each row's instruction; rows become prompts without answers; `meta["original"]` is what was there."""
+    found = yield from each(rows, lambda row: _refine(config, row, tools))
+    return gather(found)
+
+
+def _refine(config: Config, row: Sample, tools: Tools) -> Steps[Sample | Rejection]:
+    before = prompt_text(row)
+    (reply,) = yield [tools.ask("instruction_refinement", before, wants=("instruction",), instruction=before)]
+    try:
+        after = field_of(reply, "instruction", config.reply)
+        _check(config, before, after)
+        if config.veto:
+            (verdict,) = yield [tools.ask("same_intent", before, wants=SAME, role="judge", first=before, second=after)]
+            if scores_of(verdict, SAME, config.reply)["same"] == 0:
+                raise Unusable("drift", "the judge finds that it asks for something else")
+    except Unusable as problem:
+        return rejection(row.id, STAGE, problem, reply)
+    asked: Message = {"role": "user", "content": after}
+    return Sample(row.id, (*row.prompt[:-1], asked), {**row.meta, "operator": STAGE, "original": before})
+
+
+def _check(config: Config, before: str, after: str) -> None:
+    if normalise(before) == normalise(after):
+        raise Unusable("unchanged", "the instruction came back as it was")
+    old, new = tokens(before), tokens(after)
+    most = max(50, config.max_growth * len(old))
+    if len(new) > most:
+        raise Unusable("too_long", f"{len(new)} words where {len(old)} were; at most {most:.0f} are allowed")
+    if config.keep_numbers:
+        lost = sorted({unit for unit in old if unit.isdigit()} - set(new))
+        if lost:
+            raise Unusable("numbers_lost", f"it lacks {', '.join(lost[:5])} (ROUGE-L {rouge_l(old, new):.2f})")

@@ -1,0 +1,35 @@
+"""Instructions, with or without answers, judged for what there is to learn from them (paper, 2.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from easydistill.contracts.operator import Ask, OperatorConfig, Result, Steps
+from easydistill.data.records import Sample
+from easydistill.synthesis.scoring import score_rows
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+
+STAGE = "instruction_scoring"
+SUMMARY = "Every instruction gets scores for what there is to learn from it."
+PROMPTS = (STAGE,)
+REASONS = ("truncated", "malformed_score")
+LABELLED = None
+MAKES_PROMPTS = False
+SCORES = {"informativeness": (0, 9), "helpfulness": (0, 9), "generalisation": (0, 9), "correctness": (0, 1)}
+
+
+class Config(OperatorConfig):
+    """How instructions are judged."""
+
+    identity_name = "operator.instruction_scoring"
+
+
+def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
+    """Score each row: informativeness, helpfulness, generalisation 0–9, correctness 0 or 1, in `meta`."""
+
+    def question(row: Sample) -> Ask:
+        text = prompt_text(row)
+        return tools.ask(STAGE, text, wants=SCORES, role="judge", instruction=text, answer=row.answer)
+
+    return (yield from score_rows(STAGE, config, rows, SCORES, question))

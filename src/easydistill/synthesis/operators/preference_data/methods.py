@@ -1,0 +1,302 @@
+"""The four ways to pairs of answers: generators that end with what is possible for each row. `_pair_configs.py` tells
+what each does.
+
+Under `verifiable` no answer is taken for wrong that says the right final answer anywhere it says a final answer, or
+after it, and none for right whose last word is not equal to it: what lies between is undecided, and in no pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from statistics import fmean
+
+from easydistill.contracts.operator import Ask, Reply, Steps, each
+from easydistill.data.records import Message, Sample
+from easydistill.synthesis.chains import known_answer, may_say_later, verify
+from easydistill.synthesis.difficulty import SCORES as BOTH_SCORES
+from easydistill.synthesis.difficulty import comparison
+from easydistill.synthesis.operators.preference_data.configs import (
+    BAD,
+    BOXED,
+    GOOD,
+    SCORING,
+    ContrastiveConfig,
+    RankConfig,
+    StudentConfig,
+    VerifiableConfig,
+)
+from easydistill.synthesis.operators.preference_data.pairs import Answer, Pair, Prospects, collect, given, sample
+from easydistill.synthesis.replies import Unusable, scores_of
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+from easydistill.verification.answers import Found, find_answer, statements
+from easydistill.verification.equality import Verdict
+from easydistill.verification.numbers import bare, numbers, parse_number
+
+SCORE = {"score": (0, 9)}
+
+
+# --- by a judge ---------------------------------------------------------------------------------------------------
+
+
+def student(config: StudentConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
+    """Have each row answered by teacher and student, and every answer scored."""
+    return (yield from each(rows, lambda row: _student_row(config, row, tools)))
+
+
+def _student_row(config: StudentConfig, row: Sample, tools: Tools) -> Steps[Prospects]:
+    found = Prospects(row, given(config, row))
+    if not found.answers and not config.teacher_samples:
+        found.blocked = Unusable("no_answer", "the row has no answer, and the teacher is not asked")
+        return found
+    from_teacher = 0 if found.answers else config.teacher_samples
+    asked = sample("teacher", row.prompt, from_teacher) + sample("student", row.prompt, config.student_samples)
+    replies = yield [ask for _, ask in asked]
+    collect(found, asked, replies)
+    own = [answer for answer in found.answers if answer.by == "student"]
+    others = [answer for answer in found.answers if answer.by != "student"]
+    if not own or not others:
+        return found
+    text = prompt_text(row)
+    replies = yield [
+        tools.ask(SCORING, text, wants=SCORE, role="judge", instruction=text, answer=answer.text)
+        for answer in found.answers
+    ]
+    scores = _scores(found, replies, config)
+    found.answers = [answer for answer in found.answers if answer.name in scores]
+    best = max(scores.values(), default=0)
+    tops = [answer for answer in found.answers if answer.by != "student"]
+    if config.chosen == "best":
+        tops = [answer for answer in found.answers if scores[answer.name] == best]
+    for number, top in enumerate(tops):
+        for answer in found.answers:
+            # Of two that both are best, the tie counts once.
+            if answer.by == "student" and answer not in tops[: number + 1]:
+                _by_scores(found, config.min_margin, top, answer, (scores[top.name], scores[answer.name]))
+    return found
+
+
+def _scores(found: Prospects, replies: Sequence[Reply], config: StudentConfig) -> dict[str, int]:
+    """Scores by the answer's name; an answer without one is dropped."""
+    found.replies += replies
+    scores: dict[str, int] = {}
+    for answer, reply in zip(found.answers, replies, strict=True):
+        try:
+            scores[answer.name] = scores_of(reply, SCORE, config.reply)["score"]
+        except Unusable as problem:
+            found.dropped_answers.append(problem)
+    return scores
+
+
+def rank(config: RankConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
+    """Have each row answered, and every two answers compared in both orders."""
+    return (yield from each(rows, lambda row: _rank_row(config, row, tools)))
+
+
+def _rank_row(config: RankConfig, row: Sample, tools: Tools) -> Steps[Prospects]:
+    found = Prospects(row, given(config, row))
+    asked = [
+        one
+        for role, count in config.most_samples.items()
+        for one in sample(role, row.prompt, count, config.temperatures)
+    ]
+    replies = yield [ask for _, ask in asked]
+    collect(found, asked, replies)
+    twos = list(combinations(found.answers, 2))
+    if not twos:
+        return found
+    replies = yield [
+        comparison(row, first.text, second.text, tools)
+        for one, other in twos
+        for first, second in ((one, other), (other, one))
+    ]
+    found.replies += replies
+    for number, (one, other) in enumerate(twos):
+        _compare(found, config, one, other, replies[2 * number : 2 * number + 2])
+    return found
+
+
+def _compare(found: Prospects, config: RankConfig, one: Answer, other: Answer, replies: Sequence[Reply]) -> None:
+    """Make a pair of two answers that were scored in both orders."""
+    try:
+        there, back = (scores_of(reply, BOTH_SCORES, config.reply) for reply in replies)
+    except Unusable as problem:
+        found.dropped_pairs.append(problem)
+        return
+    gaps = there["first"] - there["second"], back["second"] - back["first"]
+    if gaps[0] * gaps[1] < 0 or (0 in gaps and any(gaps)):
+        detail = f"{one.name} and {other.name}: the gaps in the two orders are {gaps[0]} and {gaps[1]}"
+        found.dropped_pairs.append(Unusable("inconsistent", detail))
+        return
+    first, second = fmean((there["first"], back["second"])), fmean((there["second"], back["first"]))
+    if first < second:
+        one, other, first, second = other, one, second, first
+    _by_scores(found, config.min_margin, one, other, (first, second))
+
+
+def _by_scores(found: Prospects, least: float, better: Answer, worse: Answer, scores: tuple[float, float]) -> None:
+    """Make a pair of two answers whose scores, in this order, differ enough."""
+    margin = scores[0] - scores[1]
+    names = f"{better.name} and {worse.name}"
+    if margin == 0:
+        found.dropped_pairs.append(Unusable("tie", f"{names}: both have {scores[0]:g}"))
+    elif margin < 0:
+        found.dropped_pairs.append(Unusable("student_better", f"{names}: {scores[0]:g} and {scores[1]:g}"))
+    elif margin < least:
+        found.dropped_pairs.append(Unusable("small_margin", f"{names}: {margin:g}, at least {least:g} is wanted"))
+    else:
+        found.pairs.append(Pair(better, worse, scores))
+
+
+# --- by the known answer ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """An answer to a problem whose final answer is known."""
+
+    found: Prospects
+    known: str
+    answer: Answer
+    final: Found | None
+    """What it says in the end."""
+    earlier: tuple[str, ...]
+    """What else it says as a final answer."""
+
+    @property
+    def comparisons(self) -> list[tuple[str, str]]:
+        final = () if self.final is None else (self.final.text,)
+        return [(self.known, text) for text in (*final, *self.earlier)]
+
+    @property
+    def may_hold_it(self) -> bool:
+        """Whether the known answer may stand elsewhere than where final answers stand."""
+        text = self.answer.text
+        anywhere = self.answer.truncated or (self.final is not None and self.final.strategy == "last_number")
+        if anywhere and _holds(text, self.known):
+            return True
+        return self.final is not None and may_say_later(text, self.final, self.known)
+
+
+def verifiable(config: VerifiableConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
+    """Have each row answered and every final answer compared with the known one."""
+    every = [Prospects(row, given(config, row)) for row in rows]
+    asked: list[tuple[Prospects, str, list[tuple[str, Ask]]]] = []
+    for found in every:
+        known = known_answer(found.row, config.strategies)
+        if known is None:
+            found.blocked = Unusable("answer_unknown", "there is no known final answer to check others against")
+        else:
+            asked.append((found, known, _problem_samples(config, found.row, tools)))
+    replies = iter((yield [ask for _, _, samples in asked for _, ask in samples]))
+    tried: list[_Tried] = []
+    for found, known, samples in asked:
+        collect(found, samples, [next(replies) for _ in samples], cut_off=config.allow_truncated)
+        tried += [_read(config, found, known, answer) for answer in found.answers]
+    comparisons = list(dict.fromkeys(pair for one in tried for pair in one.comparisons))
+    made = zip(comparisons, verify(comparisons), strict=True)
+    verdicts = {pair: verdict for pair, verdict in made if verdict is not None}
+    right: dict[str, list[Answer]] = {found.row.id: [] for found in every}
+    wrong: dict[str, list[Answer]] = {found.row.id: [] for found in every}
+    for one in tried:
+        try:
+            side = right if _is_right(one, verdicts) else wrong
+            side[one.found.row.id].append(one.answer)
+        except Unusable as problem:
+            one.found.dropped_answers.append(problem)
+    for found, _, _ in asked:
+        _right_above_wrong(found, right[found.row.id], wrong[found.row.id])
+    return every
+
+
+def _problem_samples(config: VerifiableConfig, row: Sample, tools: Tools) -> list[tuple[str, Ask]]:
+    messages = row.prompt
+    if config.boxed:
+        asked = messages[-1]["content"]
+        messages = tools.ask(BOXED, asked, before=messages[:-1], instruction=asked).messages
+    return [one for role, count in config.most_samples.items() for one in sample(role, messages, count)]
+
+
+def _read(config: VerifiableConfig, found: Prospects, known: str, answer: Answer) -> _Tried:
+    final = find_answer(answer.text, config.strategies)
+    earlier = tuple(
+        answer.text[start:end]
+        for start, end in statements(answer.text)
+        if final is None or not start <= final.start <= final.end <= end
+    )
+    return _Tried(found, known, answer, final, earlier)
+
+
+def _is_right(one: _Tried, verdicts: Mapping[tuple[str, str], Verdict]) -> bool:
+    """Whether an answer is right.
+
+    Raises:
+        Unusable: that cannot be told, or it may not be used.
+    """
+    outcomes = {text: verdicts[known, text].outcome for known, text in one.comparisons}
+    name, final = one.answer.name, one.final
+    says_it_anyhow = set(outcomes.values()) - {"different"} or one.may_hold_it
+    if one.answer.truncated:
+        if says_it_anyhow:
+            raise Unusable("truncated", f"{name} was cut off and may hold the right answer")
+        return False
+    if final is None:
+        raise Unusable("no_final_answer", f"{name} says no final answer that could be found")
+    if outcomes[final.text] == "equal":
+        return True
+    if says_it_anyhow:
+        raise Unusable("undecided", f"{name} says {final.text!r}, and perhaps {one.known!r} too, which is right")
+    return False
+
+
+def _holds(text: str, known: str) -> bool:
+    """Whether the known answer stands anywhere in a text: as a number of its value, or else literally."""
+    number = parse_number(known)
+    if number is None:
+        return bare(known).casefold() in text.casefold()
+    values = {number.value, number.numeral}
+    return any(values & {found.value, found.numeral} for found, _, _ in numbers(text))
+
+
+def _right_above_wrong(found: Prospects, right: Sequence[Answer], wrong: Sequence[Answer]) -> None:
+    found.answers = [*right, *wrong]
+    found.pairs = [Pair(better, worse, (1.0, 0.0)) for better, worse in product(right, wrong)]
+    if right and not wrong:
+        found.blocked = Unusable("all_right", f"{len(right)} right, none wrong, of those that could be checked")
+    elif wrong and not right:
+        found.blocked = Unusable("all_wrong", f"{len(wrong)} wrong, none right, of those that could be checked")
+
+
+# --- by system prompts --------------------------------------------------------------------------------------------
+
+
+def contrastive(config: ContrastiveConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
+    """Have the teacher answer each row under a good system prompt and under a bad one."""
+    every = [Prospects(row) for row in rows]
+    asked = [_contrasted(config, row, tools) for row in rows]
+    replies = iter((yield [ask for samples in asked for _, ask in samples]))
+    for found, samples in zip(every, asked, strict=True):
+        collect(found, samples, [next(replies) for _ in samples])
+        good, bad = ([one for one in found.answers if one.name.startswith(side)] for side in ("good", "bad"))
+        found.pairs = [Pair(better, worse) for better, worse in product(good, bad)]
+    return every
+
+
+def _contrasted(config: ContrastiveConfig, row: Sample, tools: Tools) -> list[tuple[str, Ask]]:
+    language = tools.language(prompt_text(row))
+    samples: list[tuple[str, Ask]] = []
+    for side, name in (("good", GOOD), ("bad", BAD)):
+        wanted = tools.prompt(name, language).fill(language=language)
+        messages = _under(wanted, row.prompt)
+        for number in range(config.teacher_samples):
+            samples.append((f"{side}-{number + 1}", Ask(messages, index=number)))
+    return samples
+
+
+def _under(wanted: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt under a system prompt, before the row's own where it has one."""
+    own = prompt[0]["content"] if prompt[0]["role"] == "system" else None
+    system: Message = {"role": "system", "content": wanted if own is None else f"{wanted}\n\n{own}"}
+    return (system, *(prompt if own is None else prompt[1:]))

@@ -1,0 +1,165 @@
+"""A round of a task-aware curriculum (TAPIR, arXiv 2405.13448): what is hard for the student now, and more of it.
+
+    hard     rows whose gap J(teacher) − J(student) is at least δ; see `_difficulty`
+    new      prompts that the teacher makes from hard ones, each of the same task, more of them for reasoning tasks
+    styled   answers of hard and new rows, rewritten as their task asks; see `_styles`
+    mix      hard and new rows, and so many others that the former are the share α_r = α + step·(r − 1), r from 1
+
+The first round's share is α. All hard and new rows are taken: of H of them come ⌊H·(1 − α_r)/α_r⌋
+others, or as many as there are; so the share is never below α_r. Where nothing is hard any more, the others are the
+round. Draws depend on seed and row id alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from pydantic import model_validator
+
+from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, PositiveShare, Share, Unfit
+from easydistill.contracts.operator import Result, Steps, each
+from easydistill.data.records import Rejection, Sample, draw_key
+from easydistill.synthesis import difficulty as _difficulty
+from easydistill.synthesis.difficulty import gap_facts, judge_row
+from easydistill.synthesis.operators import task_labelling
+from easydistill.synthesis.operators.tapir import styles as _styles
+from easydistill.synthesis.operators.tapir import task_expansion as _task_expansion
+from easydistill.synthesis.operators.tapir.styles import Style, restyle
+from easydistill.synthesis.operators.tapir.task_expansion import TaskExpansionConfig, expand, expansions, with_tasks
+from easydistill.synthesis.operators.task_balancing import TASK
+from easydistill.synthesis.similarity import Novelty
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+
+STAGE = "tapir"
+PROMPTS = (_difficulty.PROMPT, *task_labelling.PROMPTS, _task_expansion.PROMPT, _styles.PROMPT)
+REASONS = (
+    *("truncated", "malformed_score", "malformed_reply", "unknown_label"),
+    *_task_expansion.REASONS,
+    *_styles.REASONS,
+    "not_drawn",
+)
+LABELLED = None
+MAKES_PROMPTS = False
+
+
+class Config(TaskExpansionConfig):
+    """What is hard, how much of it a round has, how it is written."""
+
+    identity_name = "operator.tapir"
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"rounds"})
+
+    rounds: PositiveInt = 3
+    """How often the student is examined and trained on what it finds hard."""
+    delta: NonNegativeFloat = 2.0
+    """δ: from this gap between the judge's scores (1 to 10) of the teacher's and the student's answer on, a row is
+    hard."""
+    alpha: PositiveShare = 0.3
+    """Share of hard and new rows in the first round's mix."""
+    alpha_step: Share = 0.2
+    """What each round adds to that share, up to 1."""
+    styles: dict[NonEmptyStr, Style] = {  # noqa: RUF012 (pydantic copies it)
+        "Math": "cot",
+        "Reasoning": "cot",
+        "Code Generation": "commented_code",
+        "Code Debug": "commented_code",
+    }
+    """How the answers of a task are written: `cot` (step by step) or `commented_code`. Others stay as they are."""
+
+    @model_validator(mode="after")
+    def _names_tasks(self) -> Config:
+        for name in sorted({"reasoning_tasks", "styles"} & self.model_fields_set):
+            unknown = sorted(set(getattr(self, name)) - set(self.labels))
+            if unknown:
+                raise Unfit(f"{name} names {unknown[0]!r}, which is no label", f"use one of {', '.join(self.labels)}")
+        return self
+
+    def share_of(self, number: int) -> Fraction:
+        """α_r of round `number`, counted from 1. Exact: ⌊7·0.7/0.3⌋ is 16."""
+        return min(Fraction(1), Fraction(str(self.alpha)) + Fraction(str(self.alpha_step)) * (number - 1))
+
+
+def run(
+    config: Config, rows: Sequence[Sample], tools: Tools, number: int = 1, known: Sequence[Sample] = ()
+) -> Steps[Result]:
+    """Examine the student on `rows` and make the round's mix.
+
+    Args:
+        rows: with the teacher's answers, or without.
+        number: of the round, from 1.
+        known: rows that new prompts must not resemble either, such as held-out ones.
+    """
+    result = Result(entered=len(rows))
+    judged = _kept(result, (yield from each(rows, lambda row: judge_row(STAGE, config, row, tools))))
+    hard = [item.scored_row for item in judged if item.gap >= config.delta]
+    rest = [item.scored_row for item in judged if item.gap < config.delta]
+    found_hard = len(hard)
+    hard = _kept(result, (yield from with_tasks(config, hard, tools)))
+    wanted = expansions(STAGE, config, hard, tools, number)
+    result.entered += len(wanted)
+    novelty = _pool(config, [*rows, *known])
+    new = _kept(result, (yield from each(wanted, lambda item: expand(STAGE, config, item, novelty, tools))))
+    styled = _kept(result, (yield from restyle(STAGE, config.styles, config.reply, [*hard, *new], tools)))
+    share = config.share_of(number)
+    drawn = draw(rest, others(len(styled), share) if found_hard else len(rest), config.seed)
+    result.accepted = [*styled, *drawn]
+    result.rejected += _not_drawn(rest, drawn)
+    made_now = {item.id for item in wanted}
+    by_task = {
+        "hard": Counter(row.meta[TASK] for row in hard),
+        "asked": Counter(item.task for item in wanted),
+        "new": Counter(row.meta[TASK] for row in styled if row.id in made_now),
+    }
+    new_rows = by_task["new"].total()
+    result.facts = {
+        "round": number,
+        "gap": gap_facts(judged),
+        "hard": found_hard,
+        "tasks": {task: {name: found[task] for name, found in by_task.items()} for task in sorted(by_task["hard"])},
+        "alpha": float(share),
+        "mix": {
+            "hard": len(styled) - new_rows,
+            "new": new_rows,
+            "rest": len(drawn),
+            "share": round(len(styled) / max(1, len(result.accepted)), 4),
+        },
+    }
+    return result
+
+
+def _kept(result: Result, found: Sequence[Any]) -> list[Any]:
+    """What is no rejection; rejections go into the result."""
+    result.rejected += [item for item in found if isinstance(item, Rejection)]
+    return [item for item in found if not isinstance(item, Rejection)]
+
+
+def _pool(config: Config, rows: Sequence[Sample]) -> Novelty:
+    novelty = Novelty(config.near_duplicate, config.too_similar)
+    for row in rows:
+        novelty.add(row.id, prompt_text(row))
+    return novelty
+
+
+# --- the mix ------------------------------------------------------------------------------------------------------
+
+
+def others(hard: int, share: Fraction) -> int:
+    """How many rows that are not hard `hard` ones are mixed with, so that these are that share of the whole."""
+    return int(hard * (1 - share) / share)
+
+
+def draw(rows: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """At most `count` of the rows, by hash of seed and id, in the rows' order."""
+    by_hash = sorted(rows, key=lambda row: draw_key(seed, row.id))
+    taken = {row.id for row in by_hash[:count]}
+    return [row for row in rows if row.id in taken]
+
+
+def _not_drawn(rest: Sequence[Sample], drawn: Sequence[Sample]) -> list[Rejection]:
+    taken = {row.id for row in drawn}
+    detail = f"{len(drawn)} of {len(rest)} rows that are not hard are taken"
+    return [Rejection(row.id, STAGE, "not_drawn", detail, 1, list(row.messages)) for row in rest if row.id not in taken]

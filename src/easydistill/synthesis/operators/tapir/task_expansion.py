@@ -1,0 +1,140 @@
+"""New prompts made from others, each of the same kind of task, more of them for reasoning tasks (TAPIR).
+
+A new prompt is accepted as in `instruction_expansion`: whole, of a sensible length, new beside everything there is; and
+whoever labels tasks must give it the task of the prompt that it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
+
+from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, PositiveShare, Share
+from easydistill.contracts.operator import Ask, OperatorConfig, Steps
+from easydistill.data.records import Rejection, Sample, content_hash
+from easydistill.synthesis.operators import task_labelling
+from easydistill.synthesis.operators.instruction_expansion import check_instruction
+from easydistill.synthesis.operators.task_balancing import TASK, TASKS
+from easydistill.synthesis.replies import Unusable, answered, field_of, rejection
+from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
+from easydistill.synthesis.text import prompt_text
+from easydistill.synthesis.tools import Tools
+
+PROMPT = "task_expansion"
+REASONS = ("too_short", "too_long", "echo", "duplicate", "near_duplicate", "too_similar", "left_task")
+EXPANDED_FROM, ROUND = "expanded_from", "round"
+"""Keys of a new row's `meta`: the row it was made from, the round it was made in."""
+_MOST_SAMPLES = 1000
+"""More new prompts than one row can bring in a round: rounds do not repeat each other's samples."""
+
+
+class TaskExpansionConfig(OperatorConfig):
+    """How many new prompts, for which tasks, and what is refused."""
+
+    expansions: Annotated[NonNegativeFloat, Field(lt=100)] = 1.0
+    """New prompts made from each hard row; of a fraction, so many rows bring one more."""
+    reasoning_tasks: tuple[NonEmptyStr, ...] = ("Math", "Reasoning", "Code Generation", "Code Debug")
+    """Tasks that bring more of them."""
+    reasoning_weight: Annotated[NonNegativeFloat, Field(le=10)] = 2.0
+    """How many times as many."""
+    labels: Annotated[tuple[NonEmptyStr, ...], Field(min_length=2)] = TASKS
+    """The tasks there are. A row's own is in `task`; the judge labels rows that have none."""
+    check_task: bool = True
+    """Have new prompts labelled too, and refuse those that left the task."""
+    min_tokens: PositiveInt = 4
+    """Shortest new prompt, in words (Chinese: characters)."""
+    max_tokens: PositiveInt = 400
+    """Longest new prompt, likewise."""
+    near_duplicate: PositiveShare = NEAR_DUPLICATE
+    """From this estimated Jaccard similarity of 5-character runs on, a new prompt is a near duplicate."""
+    too_similar: Share = TOO_SIMILAR
+    """Above this ROUGE-L F-measure a new prompt is too similar."""
+
+    def count_of(self, row: Sample, tools: Tools) -> int:
+        """New prompts to be made from a row."""
+        weight = self.reasoning_weight if row.meta[TASK] in self.reasoning_tasks else 1.0
+        whole, part = divmod(self.expansions * weight, 1)
+        return int(whole) + (tools.random(PROMPT, row.id).random() < part)
+
+    @property
+    def labelling(self) -> task_labelling.Config:
+        return task_labelling.Config(labels=self.labels, reply=self.reply)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A new prompt that is to be made."""
+
+    source: Sample
+    id: str
+    index: int
+    round: int
+
+    @property
+    def task(self) -> str:
+        task: str = self.source.meta[TASK]
+        return task
+
+
+def with_tasks(config: TaskExpansionConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Sample | Rejection]]:
+    """The rows with their tasks in `meta["task"]`; the judge is asked for those that bring none."""
+    unlabelled = [row for row in rows if not isinstance(row.meta.get(TASK), str)]
+    if not unlabelled:
+        return list(rows)
+    labelled = yield from task_labelling.run(config.labelling, unlabelled, tools)
+    found: dict[str, Sample | Rejection] = {row.id: row for row in labelled.accepted}
+    found.update((rejected.id, rejected) for rejected in labelled.rejected)
+    return [found.get(row.id, row) for row in rows]
+
+
+def expansions(
+    stage: str, config: TaskExpansionConfig, rows: Sequence[Sample], tools: Tools, number: int
+) -> list[Expansion]:
+    """The prompts to be made in round `number`, by id: of two that are alike the same one comes first, whatever the
+    order of rows."""
+    return [
+        Expansion(row, content_hash([stage, config.seed, number, row.id, turn])[:16], _turn(number, turn), number)
+        for row in sorted(rows, key=lambda row: row.id)
+        for turn in range(config.count_of(row, tools))
+    ]
+
+
+def _turn(number: int, turn: int) -> int:
+    return _MOST_SAMPLES * (number - 1) + turn
+
+
+def expand(
+    stage: str, config: TaskExpansionConfig, wanted: Expansion, novelty: Novelty, tools: Tools
+) -> Steps[Sample | Rejection]:
+    """A new prompt of the source's task, with the teacher's answer."""
+    text = prompt_text(wanted.source)
+    replies = yield [tools.ask(PROMPT, text, ("instruction",), index=wanted.index, instruction=text, task=wanted.task)]
+    try:
+        prompt = field_of(replies[0], "instruction", config.reply)
+        check_instruction(prompt, config.min_tokens, config.max_tokens)
+        near = novelty.offer(wanted.id, prompt)
+        if near is not None:
+            raise Unusable(near.reason, near.detail)
+        row = _row(stage, wanted, prompt)
+        # The judge knows only the labels: a task of the user's own cannot be told from them.
+        if config.check_task and wanted.task in config.labels:
+            labelled = yield from task_labelling.run(config.labelling, [row], tools)
+            if labelled.rejected:
+                return replace(labelled.rejected[0], stage=stage)
+            found = labelled.accepted[0].meta[TASK]
+            if found != wanted.task:
+                raise Unusable("left_task", f"its task is {found}, its source's {wanted.task}")
+        replies = yield [Ask(row.messages)]
+        return answered(row, replies[0])
+    except Unusable as problem:
+        return rejection(wanted.id, stage, problem, *replies)
+
+
+def _row(stage: str, wanted: Expansion, prompt: str) -> Sample:
+    # What frames the source, such as a system message, frames the new prompt too.
+    frame = [message for message in wanted.source.prompt if message["role"] == "system"]
+    meta = {"operator": stage, TASK: wanted.task, EXPANDED_FROM: wanted.source.id, ROUND: wanted.round}
+    return Sample(wanted.id, (*frame, {"role": "user", "content": prompt}), meta)

@@ -1,0 +1,108 @@
+"""Where a synthesis stage's rows come from: a file of rows, or raw text cut into chunks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from easydistill.config.dataset import SynthesisDatasetConfig
+from easydistill.data.files import hash_file
+from easydistill.data.formats import read_samples
+from easydistill.data.records import Rejection, Sample
+from easydistill.data.row_files import SUFFIXES
+from easydistill.engine.checks import missing_file
+from easydistill.errors import ConfigIssue
+from easydistill.synthesis.config import ChunksConfig
+
+
+class RowSource(Protocol):
+    """Where an operator's rows come from."""
+
+    @property
+    def where(self) -> str:
+        """The place, for messages."""
+
+    def issues(self) -> list[ConfigIssue]:
+        """What is wrong with the place."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes when the rows do."""
+
+    def read(self) -> tuple[list[Sample], list[Rejection]]:
+        """The rows, and those that could not be read."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Rows of `dataset.instruction_path`."""
+
+    dataset: SynthesisDatasetConfig
+    labelled: bool | None
+    """See `read_samples`."""
+
+    @property
+    def where(self) -> str:
+        return self.dataset.instruction_path
+
+    def issues(self) -> list[ConfigIssue]:
+        path = self.dataset.instruction_path
+        if missing := missing_file("dataset.instruction_path", path):
+            return missing
+        if Path(path).suffix.lower() in SUFFIXES:
+            return []
+        problem = f"{json.dumps(path)} has no suffix that tells its format"
+        return [ConfigIssue("config", "dataset.instruction_path", problem, f"it must be one of {', '.join(SUFFIXES)}")]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"file": hash_file(Path(self.dataset.instruction_path)), "max_samples": self.dataset.max_samples}
+
+    def read(self) -> tuple[list[Sample], list[Rejection]]:
+        path = Path(self.dataset.instruction_path)
+        return read_samples(path, labelled=self.labelled, limit=self.dataset.max_samples)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Chunks of the texts at `dataset.instruction_path`, a file or a folder; a chunk is a row's only message."""
+
+    dataset: SynthesisDatasetConfig
+    chunks: ChunksConfig
+
+    @property
+    def where(self) -> str:
+        return self.dataset.instruction_path
+
+    def issues(self) -> list[ConfigIssue]:
+        path = self.dataset.instruction_path
+        if Path(path).exists():
+            return []
+        here = f"paths are relative to the working directory, {Path.cwd().name}/"
+        problem = f"{json.dumps(path)}: no such file or folder"
+        return [ConfigIssue("config", "dataset.instruction_path", problem, here)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        path = Path(self.dataset.instruction_path)
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
+        return {"texts": digest.hexdigest(), "chunks": self.chunks.identity(), "max_samples": self.dataset.max_samples}
+
+    def read(self) -> tuple[list[Sample], list[Rejection]]:
+        from easydistill.data.text import chunks, read_documents
+
+        config = self.chunks
+        documents, rejected = read_documents(Path(self.dataset.instruction_path), config.encoding)
+        rows = [
+            Sample(
+                f"{document.id}-{chunk.start}",
+                ({"role": "user", "content": chunk.text},),
+                {"text_source": document.source, "text_start": chunk.start, "text_end": chunk.end},
+            )
+            for document in documents
+            for chunk in chunks(document.text, config.tokens_min, config.tokens_max, config.overlap)
+        ]
+        return rows[: self.dataset.max_samples], rejected

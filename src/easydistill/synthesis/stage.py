@@ -1,0 +1,295 @@
+"""Synthesise: an operator's questions are answered, its rows written. Seed rows in; accepted rows and a funnel out.
+
+Every answer is journalled as received before the operator sees it, and found again by what was asked: an operator that
+is run again, after a kill or with another threshold, asks only what it has not asked before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easydistill.asking.answers import JOURNAL, answer_all, judge, outcome_of, spending, worth_another_try
+from easydistill.asking.forecast import forecast_calls
+from easydistill.asking.model import AskedModel
+from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
+from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Role, Steps, UnfitRows, answer_with
+from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
+from easydistill.data.files import replacing
+from easydistill.data.formats import paper_row, write_paper_json, write_parquet
+from easydistill.data.journal import Journal
+from easydistill.data.manifest import RowCounts
+from easydistill.data.preferences import as_preference, pair_row, write_pairs_json, write_pairs_parquet
+from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.row_files import MALFORMED
+from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError
+from easydistill.synthesis.dataset_card import dataset_card
+from easydistill.synthesis.operators import OPERATORS
+from easydistill.synthesis.sources import RowSource
+from easydistill.synthesis.tools import Tools, prompt_hashes, prompt_issues
+
+CARD = "README.md"
+MOST_SEEDS = 2000
+"""Seeds that new rows are compared with for the diversity figures."""
+
+
+class SynthesiseStage:
+    """One operator over the rows of a source."""
+
+    name = "synthesise"
+    classifies = False
+    inputs: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        operator: str,
+        config: Any,
+        source: RowSource,
+        models: Mapping[Role, AskedModel],
+        labeled_path: str | None,
+    ) -> None:
+        self._operator = operator
+        self._module: Any = OPERATORS.module(operator)
+        self._config = config
+        self._source = source
+        self._models = models
+        self._labeled_path = labeled_path
+        self._pairs: bool = self._module.PAIRS
+        self._also: tuple[str, ...] = self._module.ALSO
+        self.offers = (LABELED_PARQUET, LABELED_JSON, *(f"{name}.parquet" for name in self._also))
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = self._source.issues() + labeled_path_issues(self._labeled_path)
+        issues += needs_extra("synth", "rensa", "rapidfuzz", "math_verify")
+        if isinstance(self._config, OperatorConfig):
+            issues += prompt_issues(self._config, self._module.PROMPTS)
+        files = self._module.files(self._config).items()
+        issues += [issue for key, path in files for issue in missing_file(f"synthesis.{key}", path)]
+        for model in {id(model): model for model in self._models.values()}.values():
+            issues += model.plan.preflight()
+        return issues
+
+    def fingerprint(self) -> dict[str, Any]:
+        asked = isinstance(self._config, OperatorConfig)
+        return {
+            "operator": self._module.IDENTITY or self._operator,
+            "config": self._config.identity(),
+            "prompts": prompt_hashes(self._config) if asked else {},
+            "source": self._source.fingerprint(),
+            "models": {role: model.identity() for role, model in self._models.items()},
+            "labeled_path": self._labeled_path,
+        }
+
+    def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
+        """The rows (the first so many), and what the operator asks first about them."""
+        rows, _ = self._source.read()
+        rows = rows[:limit]
+        steps = self._steps(rows)
+        try:
+            return rows, next(steps)
+        except StopIteration:
+            return rows, []
+        finally:
+            steps.close()
+
+    def preview(self, limit: int) -> list[Previewed]:
+        rows, asks = self.first_questions(limit)
+        if not asks:
+            messages = [Previewed(self.name, row=row.id, messages=row.messages) for row in rows]
+            return [*messages, Previewed(self.name, note=f"{self._operator} asks nobody; these are the rows it reads")]
+        found: list[Previewed] = []
+        for ask in asks[:limit]:
+            model = self._models[ask.role]
+            sampling = model.sampling(ask) | ({"schema": ask.schema} if ask.schema else {})
+            found.append(Previewed(self.name, ask.role, messages=model.messages(ask), sampling=sampling))
+        return found
+
+    def estimate(self, directory: Path) -> Estimate:
+        """Of the first questions, and how many there may be at most where the operator knows."""
+        rows, asks = self.first_questions()
+        memory = next((model.plan.memory_bytes() for model in self._models.values()), None)
+        if not asks:
+            return Estimate(rows=len(rows), calls=0, memory_bytes=memory)
+        model = self._models[asks[0].role]
+        identities = {role: self._models[role].plan.identity() for role in {ask.role for ask in asks}}
+        requests = {
+            request.key: request.messages
+            for request in (self._models[ask.role].request(ask, identities[ask.role]) for ask in asks)
+        }
+        known = all(None not in identity.values() for identity in identities.values())
+        most = self._module.most_asks(self._config)
+        figures = forecast_calls(requests, directory, model.inference, keys_known=known, most=most)
+        longest = max(model.inference.max_new_tokens for model in self._models.values())
+        return Estimate(
+            rows=len(rows),
+            calls_at_most=most,
+            tokens_at_most=(most or figures["calls"]) * longest,
+            memory_bytes=memory,
+            **(figures | {"done_rows": None}),
+        )
+
+    def run(self, context: StageContext) -> StageResult:
+        rows, unreadable = self._source.read()
+        return self._finish(rows, unreadable, self._steps(rows), context)
+
+    def _finish(
+        self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
+    ) -> StageResult:
+        """Have the operator's questions answered and write what it makes of `rows`."""
+        with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
+            asker = _Asker(self._models, journal, context)
+            try:
+                result = answer_with(steps, asker.answer)
+            except UnfitRows as problem:
+                raise DataError(f"{self._source.where}: {problem}") from None
+            finally:
+                asker.close()
+        result.rejected = unreadable + result.rejected
+        result.entered += len(unreadable)
+        if not result.accepted:
+            write_rejected(context, result.rejected)
+            told = f"every one with its reason: {context.directory / REJECTED}"
+            raise DataError(f"{self._source.where}: {_nothing_left(self._operator, result)}\n    → {told}")
+        return self._write(rows, result, asker, context)
+
+    def _steps(self, rows: list[Sample]) -> Any:
+        tools = Tools(self._config, self._module) if isinstance(self._config, OperatorConfig) else None
+        return self._module.run(self._config, rows, tools)
+
+    def _write(self, rows: Sequence[Sample], result: Result, asker: _Asker, context: StageContext) -> StageResult:
+        files = self._write_rows(result, context.directory)
+        if self._labeled_path is not None:
+            publish(context.directory, Path(self._labeled_path), map(self._published, result.accepted))
+        counts = RowCounts(result.entered, len(result.accepted), count_reasons(result.rejected))
+        from easydistill.synthesis.diversity import diversity
+
+        seeds = rows[:MOST_SEEDS] if self._module.MAKES_PROMPTS else []
+        metrics = {
+            "operator": self._operator,
+            "funnel": funnel(result, self._module.REASONS),
+            "diversity": diversity(self._of_each_prompt(result.accepted), seeds),
+            **asker.spent(),
+            **result.facts,
+        }
+        with replacing(context.directory / CARD) as temporary:
+            card = dataset_card(
+                self._operator, result.accepted, counts, metrics, made=bool(self._models), pairs=self._pairs
+            )
+            temporary.write_text(card, encoding="utf-8")
+        return StageResult(
+            outputs=(*files, CARD),
+            rows=counts,
+            rejected=result.rejected,
+            tokens=asker.tokens,
+            metrics=metrics,
+        )
+
+    def _of_each_prompt(self, rows: list[Sample]) -> list[Sample]:
+        """The rows; of the pairs of one prompt, the first."""
+        return list({row.prompt_hash: row for row in reversed(rows)}.values())[::-1] if self._pairs else rows
+
+    def _write_rows(self, result: Result, directory: Path) -> list[str]:
+        """Write accepted rows, and those of other kinds; returns the files' names."""
+        if self._pairs:
+            pairs = list(map(as_preference, result.accepted))
+            write_pairs_json(directory / LABELED_JSON, pairs)
+            write_pairs_parquet(directory / LABELED_PARQUET, pairs)
+        else:
+            write_paper_json(directory / LABELED_JSON, result.accepted)
+            write_parquet(directory / LABELED_PARQUET, result.accepted)
+        files = [LABELED_JSON, LABELED_PARQUET]
+        for name in self._also:
+            write_paper_json(directory / f"{name}.json", result.also[name])
+            write_parquet(directory / f"{name}.parquet", result.also[name])
+            files += [f"{name}.json", f"{name}.parquet"]
+        return files
+
+    def _published(self, row: Sample) -> dict[str, Any]:
+        return pair_row(as_preference(row)) if self._pairs else paper_row(row)
+
+
+def funnel(result: Result, order: Sequence[str]) -> list[tuple[str, int]]:
+    """What is left of the candidates after each check, in the order in which checks are made: [(check, rows left)]."""
+    lost = Counter(rejection.reason for rejection in result.rejected)
+    known = (MALFORMED, *order)
+    names = [*(name for name in known if name in lost), *(name for name in lost if name not in known)]
+    left = result.entered
+    steps = [("candidates", left)]
+    for name in names:
+        left -= lost[name]
+        steps.append((name, left))
+    return steps
+
+
+def _nothing_left(operator: str, result: Result) -> str:
+    reasons = ", ".join(f"{reason} ×{count}" for reason, count in count_reasons(result.rejected).items())
+    example = f"\n    e.g. {result.rejected[0].detail}" if result.rejected else ""
+    return f"{operator}: none of {result.entered} candidates was accepted: {reasons or 'there were none'}{example}"
+
+
+class _Asker:
+    """Answers an operator's questions, each model made when it is first asked."""
+
+    def __init__(
+        self,
+        models: Mapping[Role, AskedModel],
+        journal: Journal,
+        context: StageContext,
+    ) -> None:
+        self._models = models
+        self._journal = journal
+        self._context = context
+        self._teachers: dict[int, Teacher] = {}
+        self._counted: set[str] = set()
+        self._wave = 0
+        self.tokens = {"prompt": 0, "completion": 0}
+
+    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
+        self._wave += 1
+        asked: list[tuple[str, AskedModel]] = []
+        by_role: dict[Role, dict[str, GenerationRequest]] = {}
+        identities = {role: self._teacher(role).identity() for role in {ask.role for ask in asks}}
+        for ask in asks:
+            model = self._models[ask.role]
+            request = model.request(ask, identities[ask.role])
+            by_role.setdefault(ask.role, {})[request.key] = request
+            asked.append((request.key, model))
+        for role, requests in by_role.items():
+            title = f"Asking the {role}, round {self._wave}"
+            answer_all(self._teacher(role), list(requests.values()), self._journal, self._context, title)
+            self._context.stop.raise_if_requested()
+        return [self._reply(key, model) for key, model in asked]
+
+    def _teacher(self, role: Role) -> Teacher:
+        model = self._models[role]
+        if id(model) not in self._teachers:
+            self._teachers[id(model)] = model.plan.make(self._context)
+        return self._teachers[id(model)]
+
+    def _reply(self, key: str, model: AskedModel) -> Reply:
+        outcome = outcome_of(self._journal, key)
+        if isinstance(outcome, Failure):
+            return Reply(None, problem=(outcome.reason, outcome.detail), raw=outcome.raw, key=key)
+        if key not in self._counted:
+            self._counted.add(key)
+            self.tokens["prompt"] += outcome.prompt_tokens
+            self.tokens["completion"] += outcome.completion_tokens
+        problem = judge(outcome, model.inference.truncation)
+        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
+        return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw, key)
+
+    def spent(self) -> dict[str, Any]:
+        """What the models' answers took, as metrics, by role; empty where nothing counts it."""
+        found: dict[str, Any] = {}
+        for role, model in self._models.items():
+            if id(model) in self._teachers:
+                found.update({f"spent_by_{role}": value for value in spending(self._teachers[id(model)]).values()})
+        return found
+
+    def close(self) -> None:
+        for teacher in self._teachers.values():
+            teacher.close()

@@ -1,1 +1,0 @@
-"""Trainers: what turns tokenised rows and a student into a trained student."""
