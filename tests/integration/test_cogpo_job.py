@@ -42,7 +42,7 @@ def problems(own_data: Path) -> list[Problem]:
 
 
 @pytest.fixture(scope="module")
-def student(problems: list[Problem], tiny_whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(problems: list[Problem], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that says "The answer is" and some digit."""
     folder = tmp_path_factory.mktemp("student")
     rows = [
@@ -55,7 +55,7 @@ def student(problems: list[Problem], tiny_whole: Path, tmp_path_factory: pytest.
         "job_type": "black_box_kd_local",
         "output_dir": str(folder / "run"),
         "dataset": {"labeled_path": str(folder / "rows.json")},
-        "models": {"student": str(tiny_whole)},
+        "models": {"student": str(tiny_model)},
         "training": {
             "learning_rate": 2e-2,
             "num_train_epochs": 5,
@@ -245,12 +245,12 @@ def lines_of_bytes(folder: Path, name: str) -> bytes:
     return path.read_bytes()
 
 
-def test_with_one_beta_it_equals_dpo_bit_for_bit(tiny_whole: Path, tmp_path: Path) -> None:
+def test_with_one_beta_it_equals_dpo_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
     weights: list[str] = []
     for name, change in {"dpo": {"beta": None}, "cogpo": {"beta": 0.25}}.items():
         folder = tmp_path / name
         folder.mkdir()
-        config = dpo_job(folder, tiny_whole, rows=8)
+        config = dpo_job(folder, tiny_model, rows=8)
         path = folder / "pairs.jsonl"
         rows = [json.loads(line) | change for line in path.read_text().splitlines()[:-1]]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -320,7 +320,7 @@ def test_greedy_rewriting_is_valid_with_one_round() -> None:
     easydistill.validate(config)
 
 
-def test_reasoning_that_the_template_omits_is_an_error(tiny_whole: Path, tmp_path: Path) -> None:
+def test_reasoning_that_the_template_omits_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     """Otherwise pairs that differ only in their reasoning would be the same tokens."""
     template = tmp_path / "shows.jinja"
     template.write_text(
@@ -342,7 +342,7 @@ def test_reasoning_that_the_template_omits_is_an_error(tiny_whole: Path, tmp_pat
         "job_type": "cogpo",
         "output_dir": str(tmp_path / "run"),
         "dataset": {"labeled_path": str(tmp_path / "pairs.json")},
-        "models": {"student": str(tiny_whole)},
+        "models": {"student": str(tiny_model)},
         "training": {"max_steps": 1, "max_length": 128, "gradient_accumulation_steps": 1},
         "evaluation": {"enabled": False},
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support import train_ranks
 from tests.support.aligned import sharpen
 from tests.support.tiny import SMALL_VOCABULARY as VOCABULARY
 
@@ -228,16 +229,13 @@ def test_two_ranks_train_as_one(tiny_model: Path, teacher: Path, tmp_path: Path)
     lines = [json.dumps({"id": row.id, "ids": row.ids, "mask": row.mask}) for row in made]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
 
-    def trained(name: str, *launcher: str, accumulation: int) -> dict[str, torch.Tensor]:
-        inputs = [str(tiny_model), str(tmp_path / "rows.jsonl"), str(tmp_path / "signals"), str(tmp_path / name)]
-        command = [sys.executable, "-m", *launcher, "tests.support.train_ranks", *inputs, str(accumulation)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **SMALL})
-        assert done.returncode == 0, done.stderr[-3000:]
-        found: dict[str, torch.Tensor] = torch.load(tmp_path / name, weights_only=True)
-        return found
-
-    one = trained("one.pt", accumulation=2)
-    two = trained("two.pt", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", accumulation=1)
+    inputs = [str(tiny_model), str(tmp_path / "rows.jsonl"), str(tmp_path / "signals")]
+    train_ranks.main(*inputs, str(tmp_path / "one.pt"), "2")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "tests.support.train_ranks", *inputs, str(tmp_path / "two.pt"), "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **SMALL})
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     start = build_student(ModelsConfig(student=str(tiny_model)), torch.float32).model.state_dict()
     assert any(not torch.equal(one[name], start[name]) for name in one)
     for name, value in one.items():

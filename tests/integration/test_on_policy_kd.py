@@ -9,7 +9,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -255,7 +256,7 @@ def test_models_that_pad_their_vocabulary_differently_can_be_compared(
 # --- learning ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_student_moves_towards_its_teacher(objective: str, seed: int, tokenizer: Any, tmp_path: Path) -> None:
     trained, teacher = student(tokenizer, seed), model(100 + seed)
@@ -373,6 +374,23 @@ class Killed(BaseException):
     """In place of SIGKILL: nothing in the trainer may catch it."""
 
 
+Uninterrupted = Callable[..., tuple[dict[str, torch.Tensor], Any]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Weights and outcome of a training of ten rows that nothing interrupts, made once for all that compare with it."""
+
+    @cache
+    def made(objective: str, training: str, **settings: Any) -> tuple[dict[str, torch.Tensor], Any]:
+        trained, folder = student(tokenizer), tmp_path_factory.mktemp("uninterrupted")
+        parsed = TrainingConfig.model_validate_json(training)
+        outcome = train(objective, trained, model(1), prompts(10), folder, parsed, **settings)
+        return weights(trained), outcome
+
+    return lambda objective, training, **settings: made(objective, training.model_dump_json(), **settings)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("die_at", [1, 4, 7])
 @pytest.mark.parametrize(
@@ -384,14 +402,14 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
     die_at: int,
     lora: bool,
     tokenizer: Any,
+    uninterrupted: Uninterrupted,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ten rows, four per step: the run crosses epochs. Checkpoints every two steps cut rollouts of three."""
     training = config(max_steps=9, lora=LoraConfig(r=2, dropout=0.1) if lora else None)
     teacher, rows = model(1), prompts(10)
-    whole = student(tokenizer)
-    expected = train(objective, whole, teacher, rows, tmp_path / "whole", training, **settings)
+    whole, expected = uninterrupted(objective, training, **settings)
 
     with monkeypatch.context() as patch:
         place, name = (
@@ -414,7 +432,7 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
     resumed = student(tokenizer)
     found = train(objective, resumed, teacher, rows, tmp_path / "killed", training, **settings)
     assert found.resumed_from_step == (die_at - 1) // 2 * 2
-    assert_same_bits(weights(whole), weights(resumed))
+    assert_same_bits(whole, weights(resumed))
     assert (found.trained_tokens, found.final_loss) == (expected.trained_tokens, expected.final_loss)
 
 
@@ -487,11 +505,10 @@ def test_both_objectives_take_rows_in_the_given_order(
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
 def test_a_stopped_training_resumes_to_the_same_weights(
-    objective: str, stop_at: int, tokenizer: Any, tmp_path: Path
+    objective: str, stop_at: int, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
     teacher, rows = model(1), prompts(10)
-    whole = student(tokenizer)
-    train(objective, whole, teacher, rows, tmp_path / "whole", config(save_steps=50))
+    whole, _ = uninterrupted(objective, config(save_steps=50))
     stop = StopSignal()
 
     class Stopping(Reporter):
@@ -512,7 +529,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     resumed = student(tokenizer)
     outcome = train(objective, resumed, teacher, rows, folder, config(save_steps=50))
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(resumed))
+    assert_same_bits(whole, weights(resumed))
 
 
 def test_incomplete_checkpoints_are_not_used_and_old_ones_are_removed(tokenizer: Any, tmp_path: Path) -> None:
@@ -810,7 +827,9 @@ def test_a_process_killed_twice_ends_with_the_same_weights(objective: str, tiny_
     assert files[0] == files[1]
 
 
-def test_the_whole_job_with_a_server_and_prompts_only(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_whole_job_with_a_server_and_prompts_only(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teacher, spelling = load_model(str(tiny_model), torch.float32), load_tokenizer(str(tiny_model))
     server = FakeVllm(teacher, lambda token: spelling.decode([token]))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -818,7 +837,8 @@ def test_the_whole_job_with_a_server_and_prompts_only(tiny_model: Path, tmp_path
     made["inference"] = {"base_url": server.base_url, "api_key": "${env:VLLM_KEY}"}
     made["models"] = {"student": str(tiny_model)}
     made["evaluation"] = {"enabled": False}
-    code, out = run(write_config(tmp_path, made), VLLM_KEY="sk-vllm-test-key")
+    monkeypatch.setenv("VLLM_KEY", "sk-vllm-test-key")
+    code, out = run_here(write_config(tmp_path, made))
     server.shutdown()
     server.server_close()
     assert code == 0, out

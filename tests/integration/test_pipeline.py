@@ -69,8 +69,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_KEY", "sk-very-secret-12345")
 
 
-def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole, heldout=3)
+def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model, heldout=3)
     found = easydistill.run(job, quiet=True)
     assert found.exit_code == 0
     assert len(server.asked) == len(TOPICS)
@@ -96,8 +96,8 @@ def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedSe
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
 
 
-def test_only_what_a_change_affects_runs_again(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_only_what_a_change_affects_runs_again(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
     easydistill.run(job, quiet=True)
     asked = len(server.asked)
     assert not easydistill.run(job, quiet=True).fresh
@@ -114,9 +114,9 @@ def test_only_what_a_change_affects_runs_again(tmp_path: Path, server: ScriptedS
 
 
 def test_an_inserted_job_keeps_the_results_of_the_others(
-    tmp_path: Path, server: ScriptedServer, tiny_whole: Path
+    tmp_path: Path, server: ScriptedServer, tiny_model: Path
 ) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+    job = pipeline(tmp_path, server.url, tiny_model)
     easydistill.run(job, quiet=True)
     asked = len(server.asked)
     jobs = dict(job["jobs"])
@@ -138,8 +138,8 @@ def test_an_inserted_job_keeps_the_results_of_the_others(
     ]
 
 
-def test_a_failed_job_keeps_the_results_of_the_others(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_a_failed_job_keeps_the_results_of_the_others(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
     job["jobs"]["again"]["dataset"]["labeled_path"] = "@sft/README.md"
     with pytest.raises(ConfigError, match=r'again\.dataset\.labeled_path: sft .* makes no "README.md"'):
         easydistill.run(job, quiet=True)
@@ -157,8 +157,8 @@ def test_a_failed_job_keeps_the_results_of_the_others(tmp_path: Path, server: Sc
     assert sections(easydistill.run(job, quiet=True)) == {"dedup": "skipped", "sft": "done", "again": "done"}
 
 
-def test_plan_and_preview_before_and_after(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_plan_and_preview_before_and_after(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
     states = {stage.name: stage.state for stage in easydistill.plan(job)}
     assert states["dedup.synthesise"] == "pending"
     assert states["sft.label"] == "waits for dedup"
@@ -173,9 +173,9 @@ def test_plan_and_preview_before_and_after(tmp_path: Path, server: ScriptedServe
     assert states["sft.label"] == "waits for dedup"
 
 
-def test_the_exit_code_reflects_inner_jobs(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
+def test_the_exit_code_reflects_inner_jobs(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
     """The pipeline exits with 3 if one job rejects more than its allowed share."""
-    job = pipeline(tmp_path, server.url, tiny_whole)
+    job = pipeline(tmp_path, server.url, tiny_model)
     del job["jobs"]["again"]
     server.say = lambda text, number: "" if "bees" in text or "moss" in text else f"Much is known about {text}"
     assert easydistill.run(job, quiet=True).exit_code == 3
@@ -191,12 +191,12 @@ def test_the_exit_code_reflects_inner_jobs(tmp_path: Path, server: ScriptedServe
     ],
 )  # fmt: skip
 def test_only_reward_models_can_be_cited_as_reward_models(
-    tmp_path: Path, tiny_whole: Path, cited: str, where: str, words: str
+    tmp_path: Path, tiny_model: Path, cited: str, where: str, words: str
 ) -> None:
     pairs = {"labeled_path": "examples/preference/pairs.json"}
-    made = {"dataset": pairs, "models": {"student": str(tiny_whole)}}
+    made = {"dataset": pairs, "models": {"student": str(tiny_model)}}
     asked = {"job_type": "grpo", "dataset": {"instruction_path": "examples/reinforcement/sums.json"}}
-    models, rewards = {"student": str(tiny_whole)}, {"verify": {}}
+    models, rewards = {"student": str(tiny_model)}, {"verify": {}}
     job = {
         "job_type": "pipeline",
         "output_dir": str(tmp_path / "run"),

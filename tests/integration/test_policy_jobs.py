@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.jobs import run, run_here, start, write_config
+from tests.support.jobs import run_here, start, write_config
 
 from easydistill.data.files import hash_file
 
@@ -50,7 +50,7 @@ def test_a_run_that_is_killed_and_resumed(name: str, tiny_model: Path, tmp_path:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    code, out = run(write_config(whole, job(name, whole, tiny_model, **SETTINGS[name])))
+    code, out = run_here(write_config(whole, job(name, whole, tiny_model, **SETTINGS[name])))
     assert code == 0, out
     summary = json.loads((whole / "run/summary.json").read_text())
     train = summary["stages"]["train"]["metrics"]
@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_and_resumed(name: str, tiny_model: Path, tmp_path:
     process.kill()
     process.communicate()
     assert not (broken / "run/student").exists(), "it was killed on the way"
-    code, out = run(config)
+    code, out = run_here(config)
     assert code == 0, out
     weights = "run/student/model.safetensors"
     assert hash_file(whole / weights) == hash_file(broken / weights)
@@ -80,7 +80,7 @@ def test_a_run_that_is_killed_and_resumed(name: str, tiny_model: Path, tmp_path:
     assert again["alarms"] == train["alarms"]
 
     before = time.monotonic()
-    code, out = run(config)
+    code, out = run_here(config)
     assert code == 0, out
     assert time.monotonic() - before < 60
     assert hash_file(whole / weights) == hash_file(broken / weights)

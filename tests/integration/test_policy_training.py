@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from easydistill.config.training import LoraConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, TeacherError
+from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.methods.policy import trl_trainer as policy_trl
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
 from easydistill.methods.policy.ppo_trl_trainer import ModelCritic, PpoTrainer, ValueHead
@@ -143,6 +144,27 @@ GOING_ON = {
 }
 
 
+def interruptible(lora: bool) -> PolicyTrainingConfig:
+    values: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    return training(**values, lora=LoraConfig(r=4) if lora else None)
+
+
+Uninterrupted = Callable[[str, bool], tuple[dict[str, torch.Tensor], Explorer]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Weights and findings of a training that nothing interrupts, made once for all that compare with it."""
+
+    @cache
+    def made(name: str, lora: bool) -> tuple[dict[str, torch.Tensor], Explorer]:
+        whole, through = tiny(tokenizer), explorer()
+        train(whole, through, tmp_path_factory.mktemp("uninterrupted"), GOING_ON[name], interruptible(lora))
+        return weights(whole), through
+
+    return made
+
+
 class StopAfter(Copies):
     """Requests a stop during the given call."""
 
@@ -156,14 +178,19 @@ class StopAfter(Copies):
         return super().__call__(rollouts)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", list(GOING_ON))
-def test_a_stopped_run_ends_like_an_uninterrupted_one(name: str, lora: bool, tokenizer: Any, tmp_path: Path) -> None:
-    values: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-    config = training(**values, lora=LoraConfig(r=4) if lora else None)
-    whole, broken = tiny(tokenizer), tiny(tokenizer)
-    through = explorer()
-    train(whole, through, tmp_path / "whole", GOING_ON[name], config)
+# Rounds are gone on from without adapters, and adapters without rounds: both at once are slow.
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        *[(name, False) for name in GOING_ON],
+        *[("grpo", True), ("ppo", True), pytest.param("grpo in rounds", True, marks=pytest.mark.slow)],
+    ],
+)
+def test_a_stopped_run_ends_like_an_uninterrupted_one(
+    name: str, lora: bool, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    config, broken = interruptible(lora), tiny(tokenizer)
+    whole, through = uninterrupted(name, lora)
     stop = StopSignal()
     first = explorer()
     first.rewards = WeightedRewards({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
@@ -172,7 +199,7 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(name: str, lora: bool, tok
     second = explorer()
     outcome = train(broken, second, tmp_path / "broken", GOING_ON[name], config)
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(broken))
+    assert_same_bits(whole, weights(broken))
     assert second.measured == through.measured
     assert second.alarms.raised == through.alarms.raised
 
@@ -191,17 +218,18 @@ class FailsAt(Copies):
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo", pytest.param("grpo in rounds", marks=pytest.mark.slow)])
-def test_rounds_before_a_judges_failure_are_kept(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    config = training(max_steps=12, per_device_train_batch_size=8)
-    whole, broken = tiny(tokenizer), tiny(tokenizer)
-    train(whole, explorer(), tmp_path / "whole", GOING_ON[name], config)
+def test_rounds_before_a_judges_failure_are_kept(
+    name: str, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    config, broken = interruptible(lora=False), tiny(tokenizer)
+    whole, _ = uninterrupted(name, False)
     first = explorer()
     first.rewards = WeightedRewards({"copies": FailsAt(4)}, {"copies": 1.0})
     with pytest.raises(TeacherError):
         train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config)
     outcome = train(broken, explorer(), tmp_path / "broken", GOING_ON[name], config)
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(broken))
+    assert_same_bits(whole, weights(broken))
 
 
 def test_absolute_positions_are_refused(tokenizer: Any, tmp_path: Path) -> None:
@@ -224,6 +252,24 @@ def test_truncated_answers_are_in_no_mean(tokenizer: Any, tmp_path: Path) -> Non
     assert len(whole) < len(logged), "in some step every answer was cut off"
     assert all(("entropy" in line) == (line["ended"] > 0) for line in logged)
     assert "entropy_collapse" not in made.alarms.raised
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_rollouts_by_vllm_need_a_gpu(tokenizer: Any, tmp_path: Path) -> None:
+    policy = SETTINGS["grpo"].model_copy(update={"rollouts": "vllm"})
+    with pytest.raises(ConfigError, match=r"policy\.rollouts: .*GPU"):
+        train(tiny(tokenizer), explorer(), tmp_path, policy, training(max_steps=1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's trainers may generate with vLLM")
+def test_without_a_gpu_trl_does_not_import_vllm() -> None:
+    """Contract with TRL of `importing_trl`: its modules ask what is installed when they are imported."""
+    from trl import import_utils
+    from trl.generation import vllm_client, vllm_generation
+
+    for module in (vllm_client, vllm_generation):
+        assert not module.is_vllm_available()
+        assert module.is_vllm_available is not import_utils.is_vllm_available
 
 
 def test_the_highest_ratio_depends_on_the_loss() -> None:

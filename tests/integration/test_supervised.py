@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +198,8 @@ class Killed(BaseException):
     """In place of SIGKILL: nothing in the trainer may catch it."""
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("die_at", [1, 4, 8])
-def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int, packing: bool
-) -> None:
-    made = rows(30, longest=30)
-    values: dict[str, Any] = {
+def to_be_killed(packing: bool) -> dict[str, Any]:
+    return {
         "num_train_epochs": 3,
         "save_steps": 2,
         "packing": packing,
@@ -210,7 +207,35 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
         "optim": "adamw_torch_fused",
         "lora": None,
     }
-    whole = weights(run(tiny_model, tmp_path / "whole", made, **values))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[bool], dict[str, torch.Tensor]]:
+    """Weights of the training that nothing kills, with packing and without, made once for all that compare with it."""
+
+    @cache
+    def made(packing: bool) -> dict[str, torch.Tensor]:
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        return weights(run(tiny_model, folder, rows(30, longest=30), **to_be_killed(packing)))
+
+    return made
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("die_at", [1, 4, 8])
+def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
+    tiny_model: Path,
+    uninterrupted: Callable[[bool], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    die_at: int,
+    packing: bool,
+) -> None:
+    made = rows(30, longest=30)
+    values = to_be_killed(packing)
+    whole = uninterrupted(packing)
     original = supervised.Watch.on_step_end
 
     def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:

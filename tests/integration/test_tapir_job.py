@@ -81,8 +81,8 @@ def weights_of(folder: Path, number: int) -> str:
     return hash_file(path)
 
 
-def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
-    config = job(server, tmp_path, {"from": str(tiny_whole), "keep_layers": 2})
+def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(server, tmp_path, {"from": str(tiny_model), "keep_layers": 2})
     result = easydistill.run(config, quiet=True)
     assert result.exit_code == 0 and list(result.summary["stages"]) == STAGES
     assert result.metrics["before"]["cross_entropy"] > result.metrics["after"]["cross_entropy"]
@@ -116,8 +116,8 @@ def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_whole: Path, tm
 
 
 @pytest.mark.slow
-def test_resumes_after_a_kill_in_the_second_round(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
-    made = job(server, tmp_path, str(tiny_whole))
+def test_resumes_after_a_kill_in_the_second_round(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    made = job(server, tmp_path, str(tiny_model))
     made["inference"]["max_concurrency"] = 2
     config = write_config(tmp_path, made)
 
@@ -147,8 +147,8 @@ def lines_of(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def test_plan_lists_the_rounds_before_anything_runs(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
-    config = job(server, tmp_path, str(tiny_whole))
+def test_plan_lists_the_rounds_before_anything_runs(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(server, tmp_path, str(tiny_model))
     planned = easydistill.api.plan(config)
     assert [stage.name for stage in planned] == STAGES
     assert {stage.state for stage in planned} == {"pending"} and planned[1].estimate.rows == 12
@@ -163,8 +163,8 @@ def test_missing_files_are_reported_once(server: ScriptedServer, tmp_path: Path)
     assert message.count("nowhere") == 1 and message.count("curriculum.prompts.answer_comparision") == 1
 
 
-def test_answered_rows_need_no_label_stage(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
-    config = job(server, tmp_path, str(tiny_whole), rounds=1, expansions=0)
+def test_answered_rows_need_no_label_stage(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(server, tmp_path, str(tiny_model), rounds=1, expansions=0)
     rows = [{"instruction": f"Give knotty answer number {n}", "output": f"The teacher's answer {n}"} for n in range(4)]
     (tmp_path / "answered.json").write_text(json.dumps(rows))
     config["dataset"] = {"labeled_path": str(tmp_path / "answered.json")}

@@ -18,7 +18,7 @@ dpo = acme_gone.dpo
 zip = acme_gone.zip
 [easydistill.metrics]
 wit = acme_raises
-[easydistill.operators]
+[easydistill.synthesis.operators]
 shout = acme_raises:thing
 [easydistill.rewards]
 tip = acme_empty

@@ -39,8 +39,9 @@ class SeededSampler:
         import random
 
         self._streams = [random.Random(seed) for seed in seeds]
-        shared = isinstance(temperature, int | float)
-        self._temperatures = [temperature] * len(seeds) if shared else list(temperature)
+        if isinstance(temperature, int | float):
+            temperature = [temperature] * len(seeds)
+        self._temperatures = list(temperature)
         assert len(self._temperatures) == len(seeds)
         self._top_p = top_p
         self._top_k = top_k

@@ -12,7 +12,6 @@ Written against TRL 1.16.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,10 +26,12 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, with_adapters
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
-from easydistill.methods.shared.compat import argument_values, check_head
+from easydistill.methods.shared.compat import argument_values, check_head, importing_trl
 from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
     PromptOrder,
@@ -50,9 +51,7 @@ from easydistill.models.logprobs import target_logprobs
 from easydistill.models.student import Student
 
 try:
-    with warnings.catch_warnings():
-        # The installed vLLM does not matter: the student generates with transformers.
-        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+    with importing_trl():
         from trl import DistillationConfig, DistillationTrainer
 except ImportError:
     raise MissingExtra("trl", "Generalised JSD") from None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,16 @@ from easydistill.config.training import TrainerConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, Interrupted, MissingExtra, TeacherError
+from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted, MissingExtra, TeacherError
+from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig
 from easydistill.methods.policy.measure import measure, zero_variance
 from easydistill.methods.policy.rows import GroupOrder, rollout_of
 from easydistill.methods.policy.watch import Explorer, PolicyWatch
+from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, with_adapters
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint
-from easydistill.methods.shared.compat import argument_values
+from easydistill.methods.shared.compat import argument_values, importing_trl
 from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.trl_parts import WritingTrainer
@@ -41,8 +42,7 @@ from easydistill.models.student import Student
 from easydistill.rewards import RewardScores
 
 try:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+    with importing_trl():
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
         from trl.trainer.utils import add_fused_lm_head
@@ -118,6 +118,9 @@ def learned_positions(model: Any) -> str | None:
 
 def arguments(config: TrainerConfig, policy: PolicyConfig, checkpoints: Path) -> GRPOConfig:
     """TRL's arguments, with our values wherever transformers has the same argument."""
+    if policy.rollouts == "vllm" and device().type == "cpu":
+        problem, hint = "vLLM shares the training's GPU, and there is none here", "set policy.rollouts=transformers"
+        raise ConfigError(ConfigIssue("config", "policy.rollouts", problem, hint))
     values = argument_values(config, checkpoints, device())
     # A resumed run starts with a new round, so checkpoints are only useful at the end of one.
     values["save_steps"] = -(-int(config.save_steps) // policy.steps_per_round) * policy.steps_per_round

@@ -5,10 +5,12 @@ Written against transformers 5.16-5.19.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import types
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +22,30 @@ from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.methods.sft.batching import IGNORE, EpochSampler
+from easydistill.models import loading
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import computes_well_in_bf16
+
+
+@contextlib.contextmanager
+def importing_trl() -> Iterator[None]:
+    """While trainers of TRL's that can generate with vLLM are imported.
+
+    They import vLLM wherever it is installed, which takes longer than all else that a training imports. Without a GPU
+    none of them ever asks it, so that they are told it is not there.
+    """
+    from trl import import_utils
+
+    known = import_utils.is_vllm_available
+    with warnings.catch_warnings():
+        # TRL names the versions that it supports even where vLLM is not used.
+        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+        if loading.device().type == "cpu":
+            import_utils.is_vllm_available = lambda min_version=None: False
+        try:
+            yield
+        finally:
+            import_utils.is_vllm_available = known
 
 
 def training_arguments(config: TrainerConfig, directory: Path, device: torch.device) -> TrainingArguments:
