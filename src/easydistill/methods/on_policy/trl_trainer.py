@@ -26,9 +26,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, with_adapters
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, check_head, importing_trl

@@ -24,12 +24,10 @@ from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted, MissingExtra, TeacherError
-from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig
 from easydistill.methods.policy.measure import measure, zero_variance
 from easydistill.methods.policy.rows import GroupOrder, rollout_of
 from easydistill.methods.policy.watch import Explorer, PolicyWatch
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, with_adapters
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
