@@ -83,6 +83,17 @@ def _pairs_or_none(old: Old, made: Draft, train: dict[str, Any], defaults: dict[
         made.config = {"job_type": train.pop("job_type"), **top, **train}
         made.changed.append("no teacher is asked: the job trains on the pairs in dataset.labeled_path")
         return None
+    target = {} if labeled is None else {"labeled_path": labeled}
+    pairs = _pairs(made, {"instruction_path": prompts, **target}, inference, teacher)
+    made.config = {"job_type": "pipeline", **top, "jobs": {"pairs": pairs, "train": train}}
+    made.mapped.append(f"two jobs: preference_data makes pairs, {train['job_type']} learns from them")
+    made.changed.append("an answer that inference.max_new_tokens cut off makes no pair; the old job kept it")
+    made.changed.append("a share of the pairs is held out and measured on (evaluation.heldout); the old job had none")
+    return pairs
+
+
+def _pairs(made: Draft, dataset: dict[str, Any], inference: dict[str, Any], teacher: Any) -> dict[str, Any]:
+    """The job that makes pairs, as far as both kinds of pairs have it in common."""
     without_key(inference, made, ("jobs", "pairs", "inference"))
     if "base_url" in inference and teacher is not None:
         made.left_out.append("models.teacher: the teacher is the server")
@@ -90,18 +101,12 @@ def _pairs_or_none(old: Old, made: Draft, train: dict[str, Any], defaults: dict[
     if "base_url" not in inference:
         inference["top_k"] = 1
         made.comment(("jobs", "pairs", "inference", "top_k"), "The old job always took the most probable token.")
-    target = {} if labeled is None else {"labeled_path": labeled}
-    pairs: dict[str, Any] = {
+    return {
         "job_type": "preference_data",
-        "dataset": {"instruction_path": prompts, **target},
+        "dataset": dataset,
         "inference": inference,
         "models": {} if teacher is None else {"teacher": teacher},
     }
-    made.config = {"job_type": "pipeline", **top, "jobs": {"pairs": pairs, "train": train}}
-    made.mapped.append(f"two jobs: preference_data makes pairs, {train['job_type']} learns from them")
-    made.changed.append("an answer that inference.max_new_tokens cut off makes no pair; the old job kept it")
-    made.changed.append("a share of the pairs is held out and measured on (evaluation.heldout); the old job had none")
-    return pairs
 
 
 def _policy(old: Old, made: Draft, job_type: str, defaults: dict[str, Any]) -> dict[str, Any]:
