@@ -42,6 +42,23 @@ def garbage(problem: str, raw: str) -> Fault:
     return Fault("garbage", problem, Verdict.RETRY, raw=raw[:RAW_LIMIT])
 
 
+def parse_object(content: bytes | str, what: str, raw: str) -> dict[str, Any]:
+    """The JSON object in `content`, which faults call `what`.
+
+    Raises:
+        Fault: it is not one, or reports an error.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError:
+        raise garbage(f"{what} is not JSON", raw) from None
+    if not isinstance(value, dict):
+        raise garbage(f"{what} is not an object", raw)
+    if value.get("error"):
+        raise from_error_object(value["error"], time.time())
+    return value
+
+
 def parse_body(content: bytes) -> dict[str, Any]:
     """The answer in a response's body, as the arguments of `Completion`.
 
@@ -104,14 +121,7 @@ class StreamParser:
         if data == "[DONE]":
             self.done = True
             return
-        try:
-            chunk = json.loads(data)
-        except ValueError:
-            raise garbage("an event of the stream is not JSON", self.raw) from None
-        if not isinstance(chunk, dict):
-            raise garbage("an event of the stream is not an object", self.raw)
-        if chunk.get("error"):
-            raise from_error_object(chunk["error"], time.time())
+        chunk = parse_object(data, "an event of the stream", self.raw)
         self.answer.head(chunk)
         choices = chunk.get("choices") or []
         if choices and isinstance(choices[0], dict):

@@ -113,14 +113,17 @@ class Router:
             avoid: chosen only if no other server works.
         """
         open_ones = [endpoint for endpoint in self.endpoints if endpoint.refusal is None]
-        # If no server works, all are asked: each request has its own retries and back-off.
-        usable = [endpoint for endpoint in open_ones if endpoint.may_be_tried(now)]
-        if not any(endpoint.is_well(now) for endpoint in open_ones):
-            usable = open_ones
-        free = [endpoint for endpoint in usable if endpoint.pending < endpoint.window.limit]
+        free = [endpoint for endpoint in _usable(open_ones, now) if endpoint.pending < endpoint.window.limit]
         ready = [endpoint for endpoint in free if endpoint.window.delay(now) == 0]
         if ready:
             return min(ready, key=lambda endpoint: (endpoint is avoid, endpoint.pending))
         waits = [endpoint.window.delay(now) for endpoint in free]
         waits += [left for endpoint in open_ones if (left := endpoint.rest_left(now)) > 0]
         return min(waits, default=math.inf)
+
+
+def _usable(open_ones: list[Endpoint], now: float) -> list[Endpoint]:
+    """Those that may be tried. If no server works, all are asked: each request has its own retries and back-off."""
+    if not any(endpoint.is_well(now) for endpoint in open_ones):
+        return open_ones
+    return [endpoint for endpoint in open_ones if endpoint.may_be_tried(now)]
