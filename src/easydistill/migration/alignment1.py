@@ -109,7 +109,7 @@ def _pairs(made: Draft, dataset: dict[str, Any], inference: dict[str, Any], teac
     }
 
 
-def _policy(old: Old, made: Draft, job_type: str, defaults: dict[str, Any]) -> dict[str, Any]:
+def _policy(old: Old, made: Draft, job_type: str) -> dict[str, Any]:
     dataset, models = old.section("dataset"), old.section("models")
     share = pop(dataset, "train_ratio", float, "dataset")
     reward = models.pop("reward", None)
@@ -135,7 +135,7 @@ def _policy(old: Old, made: Draft, job_type: str, defaults: dict[str, Any]) -> d
 
 
 def _grpo(old: Old, made: Draft) -> None:
-    config = _policy(old, made, "grpo", GRPO)
+    config = _policy(old, made, "grpo")
     section = config["training"]
     names = {"num_generations": "num_generations", "max_completion_length": "max_new_tokens", "beta": "beta"}
     _move(section, config["policy"], {**names, "temperature": "temperature", "epsilon": "epsilon"}, made)
@@ -149,7 +149,7 @@ def _grpo(old: Old, made: Draft) -> None:
 
 
 def _ppo(old: Old, made: Draft) -> None:
-    config = _policy(old, made, "ppo", PPO)
+    config = _policy(old, made, "ppo")
     section, policy = config["training"], config["policy"]
     episodes, stop = pop(section, "total_episodes", int, "training"), section.pop("stop_token", None)
     names = {"response_length": "max_new_tokens", "missing_eos_penalty": "missing_eos_penalty"}

@@ -311,7 +311,7 @@ class OpenAITeacher:
     async def _pause(self, endpoint: Endpoint, attempt: int, wait: float, run: Run) -> bool:
         """Wait before the next attempt; False if the run is over before that."""
         # Another server can be asked without a pause, but only once each: all may have the same problem.
-        at_once = attempt < len(self._router.endpoints) and self._router.has_another(endpoint, time.monotonic())
+        at_once = attempt < len(self._router.endpoints) and self._router.has_another(endpoint)
         return at_once or await run.sleep(wait)
 
     async def _answer_or_fault(self, client: Any, body: dict[str, Any], key: str, attempt: int) -> Completion | Fault:
