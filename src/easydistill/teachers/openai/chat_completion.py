@@ -198,8 +198,8 @@ class Answer:
             "text": "".join(self._text) if self._seen_text else None,
             "reasoning": "".join(self._reasoning) or None,
             "finish_reason": self.finish_reason,
-            "prompt_tokens": _count(self._usage.get("prompt_tokens")),
-            "completion_tokens": _count(self._usage.get("completion_tokens")),
+            "prompt_tokens": _count(self._usage.get("prompt_tokens")) or 0,
+            "completion_tokens": _count(self._usage.get("completion_tokens")) or 0,
             "cached_prompt_tokens": _cached_tokens(self._usage),
             "reasoning_tokens": _detail(self._usage, "completion_tokens_details", "reasoning_tokens"),
             "model": self._head.get("model"),
@@ -207,17 +207,16 @@ class Answer:
         }
 
 
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int | None:
     details = usage.get(group)
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return _count(details.get(name)) if isinstance(details, dict) else None
 
 
 def _cached_tokens(usage: dict[str, Any]) -> int | None:
     """Prompt tokens read from a cache, under OpenAI's name or DeepSeek's."""
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
-    return cached if cached is not None else _detail({"usage": usage}, "usage", "prompt_cache_hit_tokens")
+    return cached if cached is not None else _count(usage.get("prompt_cache_hit_tokens"))
