@@ -19,7 +19,6 @@ from easydistill.report.charts import (
 )
 from easydistill.report.collect import Facts, collect
 from easydistill.report.curve import Curve, smooth
-from easydistill.report.disagreement import probability
 from easydistill.report.figures import moment, probability, time_of
 from easydistill.report.flow import flow
 from easydistill.report.sections import Report, sections
