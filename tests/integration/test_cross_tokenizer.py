@@ -62,7 +62,7 @@ def teacher_logits(teacher: Path, row: AlignedRow) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def equal_teacher(tiny_whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the student's tokenizer; its control tokens are improbable, for they alone map to nothing."""
+    """With the student's tokenizer; its control tokens are improbable, because only they have no counterpart."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     directory = tmp_path_factory.mktemp("equal-teacher")
@@ -127,7 +127,7 @@ def test_the_signals_are_the_teacher_s_distribution_by_bytes(
             assert len(set(listed.tolist())) == len(listed) == TOP.k
             head = [of_bytes[b"<end>" if index == end else ours[index]] for index in listed.tolist()]
             np.testing.assert_allclose(np.exp(signal.head_logprobs_NK[n]), head, atol=1e-5)
-            # Nothing that the student has is more probable than what is listed last.
+            # None of the student's tokens is more probable than the last one listed.
             left = {piece: p for piece, p in of_bytes.items() if piece in mapped}
             for index in listed.tolist():
                 del left[b"<end>" if index == end else ours[index]]
@@ -143,7 +143,7 @@ def test_the_signals_are_the_teacher_s_distribution_by_bytes(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_by_rank_nothing_of_the_teacher_is_lost(
+def test_ranked_signals_keep_the_teachers_whole_distribution(
     tiny_whole: Path, teachers: Callable[[str], Path], temperature: float
 ) -> None:
     teacher = teachers("llama2")
@@ -155,7 +155,7 @@ def test_by_rank_nothing_of_the_teacher_is_lost(
         wanted = (teacher_logits(teacher, row) / temperature).softmax(-1).topk(TOP.k).values.numpy()
         np.testing.assert_allclose(np.exp(sample.signal.head_logprobs_NK), wanted, atol=1e-5)
         np.testing.assert_allclose(np.exp(sample.signal.log_rest_N), 1 - wanted.sum(-1), atol=1e-5)
-        # The realised token is the same in both, and never tempered.
+        # The target token is the same in both, and temperature does not apply to it.
         np.testing.assert_array_equal(sample.signal.realised_N, other.signal.realised_N)
     at_one = scorer_of(aligner, teacher, TOP).score(rows)
     for sample, other in zip(scored, at_one, strict=True):
@@ -215,13 +215,13 @@ def test_rows_without_a_signal_are_kept(tiny_whole: Path, teachers: Callable[[st
         assert len(signal) == present.sum() == len(row.pairs)
         assert np.isfinite(signal.log_rest_N).all()
         unknown += int(np.isneginf(signal.realised_N).sum())
-    # Realised tokens that no token of the teacher's is are told from improbable ones in the store, too.
+    # The store also distinguishes target tokens without a counterpart in the teacher from improbable ones.
     scored = [sample for row in rows for sample in scorer_of(aligner, teacher).score([row])]
     assert unknown == sum(int(np.isneginf(sample.signal.realised_N).sum()) for sample in scored) > 0
 
 
 def test_a_store_of_rows_without_signals_alone(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
-    """One batch of them, and no forward pass; a stage refuses to go on with nothing else."""
+    """One batch of such rows, and no forward pass; a stage refuses a store with no signals at all."""
     aligner = aligner_of(tiny_whole, teachers("gpt2"), NO_SYSTEM)
     rows = mixed_rows(aligner)[6:]
     for sample in scorer_of(aligner, teachers("gpt2")).score(rows):
@@ -231,7 +231,7 @@ def test_a_store_of_rows_without_signals_alone(tiny_whole: Path, teachers: Calla
         coverage("teacher", rows)
 
 
-def test_scoring_goes_on_after_any_shard(tiny_whole: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
+def test_scoring_resumes_after_any_shard(tiny_whole: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
     teacher = teachers("gpt2")
     aligner = aligner_of(tiny_whole, teacher, NO_SYSTEM)
     rows = [*mixed_rows(aligner), *(replace(row, id=f"more-{row.id}") for row in rows_of(aligner, chats(12, seed=6)))]
@@ -258,7 +258,7 @@ def problems(student: Side, teacher: Side, *, by_rank: bool = False) -> list[str
     return [found.problem for found in fatal(compare_aligned(student, teacher, by_rank=by_rank))]
 
 
-def test_what_is_said_of_two_tokenizers(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
+def test_the_comparison_of_two_tokenizers(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     student = side_of(str(tiny_whole), "student")
     found = compare_aligned(student, side_of(str(teachers("gpt2")), "teacher"), by_rank=False)
     assert not fatal(found)

@@ -22,7 +22,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.losses import LOSSES
-from easydistill.methods.distil.trainer import Distillation
+from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import IGNORE, TokenRow, collate, pack
 from easydistill.methods.sft.config import TrainingConfig
@@ -52,7 +52,7 @@ def rows(count: int, seed: int = 0, longest: int = 40) -> list[TokenRow]:
 
 @pytest.fixture(scope="module")
 def teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with other weights than the student, sharper than random ones are."""
+    """A tiny model with other weights than the student, and sharper distributions than random weights give."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     directory = tmp_path_factory.mktemp("tiny-teacher")
@@ -258,7 +258,7 @@ def test_rows_of_other_tokens_are_refused_before_training(teacher: Path, tmp_pat
         using.check([TokenRow("row-77", one.ids, one.mask)])
 
 
-def test_scoring_goes_on_after_any_shard(teacher: Path, tmp_path: Path) -> None:
+def test_scoring_resumes_after_any_shard(teacher: Path, tmp_path: Path) -> None:
     made = rows(20)
     config = TopKSampledSignals(
         kind="top_k_sampled", k=6, draws=8, dtype="float32", max_batch_tokens=120, shard_tokens=120
@@ -312,7 +312,7 @@ def kl_to(teacher: Path, student: Any, made: list[TokenRow]) -> float:
 
 
 @pytest.mark.parametrize("values", [{}, {"packing": True}])
-def test_a_student_comes_nearer_to_its_teacher(
+def test_a_student_moves_closer_to_its_teacher(
     tiny_model: Path, teacher: Path, tmp_path: Path, values: dict[str, Any]
 ) -> None:
     made = rows(24)

@@ -18,7 +18,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PairLoss, PreferenceConfig
-from easydistill.methods.dpo.trainer import PairRow, measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch, train
 from easydistill.methods.shared.rollouts import LocalScores
 from easydistill.models.student import Student, build_student
@@ -131,7 +132,7 @@ def trained(folder: Path, model: Path, rows: list[PairRow], preference: Preferen
     return student
 
 
-def test_equal_betas_of_pairs_are_the_configs(tiny_whole: Path, tmp_path: Path) -> None:
+def test_equal_betas_of_pairs_act_like_the_configs_beta(tiny_whole: Path, tmp_path: Path) -> None:
     """CogPO with one β is DPO, to the bit."""
     plain = pairs(12)
     own = [PairRow(row.id, row.prompt, row.chosen, row.rejected, 0.25, row.gap) for row in plain]
@@ -147,7 +148,7 @@ def test_a_loss_that_sorts_a_batch_needs_one_beta(tiny_whole: Path, tmp_path: Pa
     trainer_of(tmp_path / "same", tiny_whole, pairs(2), loss)
     own = [replace(row, beta=0.1 if number else None) for number, row in enumerate(pairs(2))]
     trainer_of(tmp_path / "own", tiny_whole, own, loss)
-    with pytest.raises(DataError, match=f"{kind} sorts the answers of a batch, and the pairs have different β"):
+    with pytest.raises(DataError, match=f"{kind} sorts the answers of a batch, but the pairs have different β"):
         trainer_of(tmp_path / "different", tiny_whole, pairs(2, betas=True), loss)
 
 
@@ -165,10 +166,10 @@ def test_it_learns_to_tell_pairs_apart(tiny_whole: Path, tmp_path: Path, lora: A
     assert found["reward_accuracy"] > 0.8 and found["margin"] > 1
     assert set(measure_gaps(rows, after, before)) == {"small", "large"}
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
-    told = [line for line in lines if line["stage"] == "preferences"]
-    assert told[0]["margin"] == pytest.approx(0, abs=1e-4), "at the first step the student is the reference"
-    assert told[0]["reward_accuracy"] == 0.5, "a tie is half, as in held-out figures"
-    assert {"margin_small", "margin_large", "reward_accuracy", "entropy"} <= set(told[-1])
+    logged = [line for line in lines if line["stage"] == "preferences"]
+    assert logged[0]["margin"] == pytest.approx(0, abs=1e-4), "at the first step the student is the reference"
+    assert logged[0]["reward_accuracy"] == 0.5, "a tie counts half, as in held-out figures"
+    assert {"margin_small", "margin_large", "reward_accuracy", "entropy"} <= set(logged[-1])
 
 
 def job(folder: Path, student: Path, rows: int = 24) -> dict[str, Any]:

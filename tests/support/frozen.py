@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from easydistill import api
-from easydistill.config.inference import TransformersOptions, VllmOptions
 from easydistill.contracts.teacher import request_key
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import content_hash
@@ -68,7 +67,6 @@ def _make_up(directory: Path) -> None:
     finish(directory, {"stages/1-made/labeled.parquet": "0"})
 
 
-_OTHER_BACKENDS = {"transformers": VllmOptions.runtime_only, "vllm": TransformersOptions.runtime_only}
 _EVALUATION = {"generate", "max_new_tokens", "batch_size"}
 _LOSS = {"packing", "loss_chunk_bytes"}
 _IGNORED: dict[str, dict[str, set[str]]] = {
@@ -81,13 +79,12 @@ _IGNORED: dict[str, dict[str, set[str]]] = {
 
 
 def without_ignored_keys(config: Any) -> Any:
-    """A config of the first release without keys that did nothing: those above, and those of another backend."""
+    """A config of the first release without those keys."""
     if isinstance(config, list):
         return [without_ignored_keys(item) for item in config]
     if not isinstance(config, dict):
         return config
-    foreign = _OTHER_BACKENDS.get(str(config.get("backend")), frozenset())
-    found = {key: without_ignored_keys(value) for key, value in config.items() if key not in foreign}
+    found = {key: without_ignored_keys(value) for key, value in config.items()}
     for section, ignored in _IGNORED.get(str(config.get("job_type")), {}).items():
         if section in found:
             found[section] = {key: value for key, value in found[section].items() if key not in ignored}

@@ -163,13 +163,22 @@ sys.exit(bool(wrong))
 
 _VALUES = {name: entries[0][0] for name, entries in _frozen["sections"].items()} | {
     "MetricsSection": {"kl": {}},
+    "PromptText": {"text": "Hi."},
+    "TeacherDatasetConfig": {"instruction_path": "train.json"},
     **{f"{white}TransformersInferenceConfig": {"backend": "transformers"} for white in ("", "WhiteBox")},
     **{f"{white}VllmInferenceConfig": {"backend": "vllm"} for white in ("", "WhiteBox")},
     "RewardsSection": {"verify": {}},
 }
 _ABSTRACT = {
     *("MetricsConfig", "RewardsConfig", "operator.preference_data", "SampledConfig", "JudgedConfig"),
-    *("InferenceConfig", "LocalInferenceConfig", "TransformersOptions", "VllmOptions", "WhiteBoxInferenceConfig"),
+    *(
+        "InferenceConfig",
+        "LocalInferenceConfig",
+        "TransformersOptions",
+        "VllmOptions",
+        "AnyLocalOptions",
+        "WhiteBoxInferenceConfig",
+    ),
 }
 """Sections that exist to be derived from, and are never made themselves."""
 

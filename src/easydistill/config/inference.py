@@ -261,27 +261,32 @@ class VllmOptions(LocalInferenceConfig):
     """vLLM: GPUs that share one copy of the teacher; by default all of them."""
 
 
-class TransformersInferenceConfig(TransformersOptions):
+class AnyLocalOptions(TransformersOptions, VllmOptions):
+    """Keys of every backend on this machine. Those of another backend than the chosen one have no effect; they are
+    accepted so that changing `backend` is all it takes to go from one to the other."""
+
+    runtime_only: ClassVar[frozenset[str]] = TransformersOptions.runtime_only | VllmOptions.runtime_only
+
+
+class TransformersInferenceConfig(AnyLocalOptions):
     """A teacher in this process, through transformers."""
 
     backend: Literal["transformers"]
     """In this process, through transformers."""
 
 
-class VllmInferenceConfig(VllmOptions):
+class VllmInferenceConfig(AnyLocalOptions):
     """A teacher in vLLM's engine, on this machine."""
 
     backend: Literal["vllm"]
     """vLLM's engine on this machine."""
 
 
-class AutoInferenceConfig(TransformersOptions, VllmOptions):
+class AutoInferenceConfig(AnyLocalOptions):
     """A teacher on this machine, through vLLM where it is installed, else through transformers."""
 
-    runtime_only: ClassVar[frozenset[str]] = TransformersOptions.runtime_only | VllmOptions.runtime_only
-
     backend: Literal["auto"] = "auto"
-    """vLLM if it is installed, else transformers. `auto` accepts the keys of both and uses those that apply."""
+    """vLLM if it is installed, else transformers."""
 
 
 class WhiteBoxInferenceConfig(LocalInferenceConfig):

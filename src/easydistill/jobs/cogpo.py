@@ -22,9 +22,10 @@ from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.stage import PairRows, PreferStage, RowsBesidePairs
+from easydistill.methods.dpo.stage import DpoStage, PairRows
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.pairs import PairRows, RowsBesidePairs
 from easydistill.synthesis.config import CurriculumModels, StudentInferenceConfig
 from easydistill.synthesis.operators import cogpo
 from easydistill.synthesis.sources import FileSource
@@ -139,14 +140,14 @@ def plan(job: Job) -> list[Stage]:
     """synthesise → train-1 (fine-tuning) → train-2 (pairs); just `train` if there is only one training."""
     models, training, preference = job.models, job.training, job.preference
     if job.dataset.instruction_path is None:
-        return [PreferStage(PairRows(job.dataset, job.evaluation), models, training, preference, thoughts=True)]
+        return [DpoStage(PairRows(job.dataset, job.evaluation), models, training, preference, thoughts=True)]
     pairs = PairRows(job.dataset, job.evaluation, SynthesiseStage.name)
     stages: list[Stage] = [_synthesis(job, job.dataset.instruction_path)]
     if not job.sft.enabled:
-        return [*stages, PreferStage(pairs, models, training, preference, thoughts=True)]
+        return [*stages, DpoStage(pairs, models, training, preference, thoughts=True)]
     suited = RowsBesidePairs(job.dataset, job.evaluation, True, pairs, cogpo.SFT)
     tuning = TrainStage(suited, models, job.sft, name="train-1")
-    last = PreferStage(pairs, models, training, preference, name="train-2", start=tuning.name, thoughts=True)
+    last = DpoStage(pairs, models, training, preference, name="train-2", start=tuning.name, thoughts=True)
     return [*stages, tuning, last]
 
 

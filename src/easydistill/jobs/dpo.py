@@ -10,7 +10,8 @@ from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.stage import PairRows, PreferStage
+from easydistill.methods.dpo.stage import DpoStage
+from easydistill.methods.shared.pairs import PairRows
 
 
 class Job(JobConfig):
@@ -27,4 +28,4 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """train, with metrics on held-out pairs before and after."""
-    return [PreferStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.preference)]
+    return [DpoStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.preference)]

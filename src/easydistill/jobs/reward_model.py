@@ -9,9 +9,9 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
-from easydistill.methods.dpo.stage import PairRows
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.stage import RewardStage
+from easydistill.methods.shared.pairs import PairRows
 
 
 class Job(JobConfig):

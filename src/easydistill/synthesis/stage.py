@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.answers import JOURNAL, answer_all, judge, outcome_of, spending, worth_another_try
+from easydistill.asking.answers import (
+    JOURNAL,
+    answer_all,
+    journalled_outcome,
+    spending,
+    unusable_reason,
+    worth_another_try,
+)
 from easydistill.asking.forecast import forecast_calls
 from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
@@ -272,14 +279,14 @@ class _Asker:
         return self._teachers[id(model)]
 
     def _reply(self, key: str, model: AskedModel) -> Reply:
-        outcome = outcome_of(self._journal, key)
+        outcome = journalled_outcome(self._journal, key)
         if isinstance(outcome, Failure):
             return Reply(None, problem=(outcome.reason, outcome.detail), raw=outcome.raw, key=key)
         if key not in self._counted:
             self._counted.add(key)
             self.tokens["prompt"] += outcome.prompt_tokens
             self.tokens["completion"] += outcome.completion_tokens
-        problem = judge(outcome, model.inference.truncation)
+        problem = unusable_reason(outcome, model.inference.truncation)
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
         return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw, key)
 
