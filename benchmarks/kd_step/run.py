@@ -61,7 +61,7 @@ def teach(kind: str, vocabulary: int, directory: Path) -> Any:
 
     from easydistill.engine.interrupt import StopSignal
     from easydistill.losses.forward_kld import Config
-    from easydistill.methods.distil.trainer import Distillation
+    from easydistill.methods.distil.row_loss import Distillation
     from easydistill.methods.sft.batching import IGNORE, TokenRow
     from easydistill.models.head import Head, body_of
     from easydistill.signals.config import ThresholdSignals, TopKSignals

@@ -99,8 +99,9 @@ def ours_grpo(steps: int, directory: Path) -> list[float]:
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
     from easydistill.methods.policy.config import GrpoConfig
-    from easydistill.methods.policy.trainer import PolicyRow
-    from easydistill.methods.policy.trl_trainer import Explorer, PolicyTrainer, PolicyWatch
+    from easydistill.methods.policy.rows import PolicyRow
+    from easydistill.methods.policy.trl_trainer import PolicyTrainer
+    from easydistill.methods.policy.watch import Explorer, PolicyWatch
     from easydistill.rewards import WeightedRewards
 
     class Vowels:
@@ -174,7 +175,7 @@ def ours_dpo(steps: int, directory: Path) -> list[float]:
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
     from easydistill.methods.dpo.config import PairTrainingConfig, PreferenceConfig
-    from easydistill.methods.dpo.trainer import PairRow
+    from easydistill.methods.dpo.rows import PairRow
     from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch
 
     config = PairTrainingConfig(

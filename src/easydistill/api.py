@@ -180,6 +180,10 @@ def job_schema() -> dict[str, Any]:
 def doctor() -> list[tuple[str, str, bool]]:
     """(what, state, good) for everything a run may need on this machine."""
     from easydistill.engine.run_directory import package_versions
+    from easydistill.evaluation.metrics import METRICS
+    from easydistill.losses import LOSSES
+    from easydistill.rewards import REWARDS
+    from easydistill.synthesis.operators import OPERATORS
 
     lines = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
     lines += [(name, version, True) for name, version in package_versions().items()]
@@ -194,6 +198,8 @@ def doctor() -> list[tuple[str, str, bool]]:
             f"missing: {', '.join(missing)}  (pip install 'easydistill-toolkit[{extra}]')" if missing else "installed"
         )
         lines.append((f"extra {extra}", state, not missing))
+    for registry in (JOBS, OPERATORS, LOSSES, REWARDS, METRICS):
+        lines += [(f"{registry.kind}: {name}", problem, False) for name, problem in sorted(registry.unusable().items())]
     if importlib.util.find_spec("torch") is not None:
         from easydistill.models.loading import computes_well_in_bf16, device
 

@@ -129,6 +129,17 @@ class Registry:
             except ExtensionError as error:
                 yield name, error
 
+    def unusable(self) -> dict[str, str]:
+        """What is wrong with each entry point that cannot be used, by its name. Loads no module of ours."""
+        taken = {name: "a module of easydistill has the same name" for name in self._external if name in self._builtin}
+        found: dict[str, str] = {}
+        for name in set(self._external) - set(self._builtin):
+            try:
+                self.module(name)
+            except ExtensionError as error:
+                found[name] = error.issues[0].problem
+        return found | taken
+
     def module(self, name: str) -> ModuleType:
         """The module registered as `name`, with defaults for what it does not declare.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 from tests.support.fault_server import Running, answer_to, prompt, running
-from tests.support.jobs import api_job, command, local_job, run, start, write_config, write_prompts
+from tests.support.jobs import api_job, local_job, run, run_here, start, write_config, write_prompts
 
 import easydistill
+from easydistill.cli import main
 from easydistill.errors import ConfigError, TeacherError
 
 KEY = "sk-secret-abcdef-987654"
@@ -34,7 +34,7 @@ def everything_written(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors")
 
 
-def test_api_job_end_to_end(server: Running, tiny_model: Path, tmp_path: Path) -> None:
+def test_api_job_end_to_end(server: Running, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [
         *(f"question {n}" for n in range(40)),
         "question 3",
@@ -100,7 +100,8 @@ def test_api_job_end_to_end(server: Running, tiny_model: Path, tmp_path: Path) -
     code, out = run(config, "--set", f"inference.api_key={KEY}", TEST_KEY="x")
     assert (code, "everything is already done" in out) == (3, True)
     assert time.monotonic() - started < 3
-    code, out = run(config, "--set", "training.learning_rate=1e-4", "--set", f"inference.api_key={KEY}", TEST_KEY="x")
+    monkeypatch.setenv("TEST_KEY", "x")
+    code, out = run_here(config, "--set", "training.learning_rate=1e-4", "--set", f"inference.api_key={KEY}")
     assert code == 3
     assert "train again: training.learning_rate changed" in out
     assert server.stats()["attempts"] == asked
@@ -111,13 +112,13 @@ def test_quota_keeps_what_is_there_and_the_same_command_goes_on(
 ) -> None:
     prompts = [*(f"q {n}" for n in range(30)), prompt("poor", "quota", 1), *(f"r {n}" for n in range(10))]
     config = write_config(tmp_path, api_job(tmp_path, server.base_url, tiny_model, prompts, max_concurrency=2))
-    code, out = run(config)
+    code, out = run_here(config)
     assert code == 1
     assert "top up" in out
     assert "Traceback" not in out
     assert read(tmp_path / "run/summary.json")["status"] == "failed"
     assert "top up" in (tmp_path / "run/report.html").read_text()
-    code, out = run(config)
+    code, out = run_here(config)
     assert code == 0, out
     assert max(server.stats()["paid"].values()) == 1
     assert len(read(tmp_path / "labeled.json")) == 41
@@ -162,7 +163,7 @@ def test_two_runs_at_once_do_not_mix(tiny_model: Path, tmp_path: Path) -> None:
         first = start(config)
         while not (tmp_path / "run/stages").exists():
             time.sleep(0.05)
-        code, out = run(config)
+        code, out = run_here(config)
         first.kill()
         first.communicate()
     assert code == 1
@@ -267,20 +268,14 @@ def test_labels_of_the_user_are_not_overwritten(server: Running, tiny_model: Pat
     assert len(read(tmp_path / "labeled.json")) == 12
 
 
-def test_report_command(tiny_model: Path, tmp_path: Path) -> None:
-    import subprocess
-
+def test_report_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = local_job(tmp_path, tiny_model, tiny_model, [f"say {n}" for n in range(12)])
     easydistill.run(job, quiet=True)
     (tmp_path / "run/report.html").unlink()
-    done = subprocess.run(
-        command("report", str(tmp_path / "run")), capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
+    assert main(["report", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     assert (tmp_path / "run/report.html").is_file()
-    failed = subprocess.run(command("report", str(tmp_path)), capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "no run is here" in failed.stderr
+    assert main(["report", str(tmp_path)]) == 1
+    assert "no run is here" in capsys.readouterr().err
 
 
 def test_prompts_file_formats(server: Running, tiny_model: Path, tmp_path: Path) -> None:

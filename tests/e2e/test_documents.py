@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from easydistill import api
+from easydistill.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -30,14 +29,14 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", OWN)
-def test_commands_of_the_readme_run(command: str, tmp_path: Path) -> None:
+def test_commands_of_the_readme_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = shlex.split(command)[1:]
     # Files that a command writes go to a place of their own; everything else is read from the repository.
     arguments = [str(tmp_path / name) if name == "kd.jsonc" else name for name in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "easydistill", *arguments], capture_output=True, text=True, cwd=ROOT, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(ROOT)
+    assert main(arguments) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", sorted({c.split()[1] for c in COMMANDS if c.startswith("make ")}))

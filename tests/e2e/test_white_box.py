@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.support.aligned import sharpen
-from tests.support.jobs import TRAINING, run, start, write_config, write_prompts
+from tests.support.jobs import TRAINING, run_here, start, write_config, write_prompts
 
 from easydistill.cli import main
 from easydistill.data.files import hash_file
@@ -71,7 +71,7 @@ def artifacts(folder: Path) -> dict[str, str]:
 def finished(teacher: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("white-box")
     job = white_box_job(folder, teacher, tiny_model, dataset={"logits_path": str(folder / "logits")})
-    code, out = run(write_config(folder, job))
+    code, out = run_here(write_config(folder, job))
     assert code == 0, out
     return folder
 
@@ -97,7 +97,7 @@ def test_the_student_loads_with_plain_transformers(finished: Path) -> None:
 
 
 def test_again_does_nothing(finished: Path) -> None:
-    code, out = run(finished / "kd.json")
+    code, out = run_here(finished / "kd.json")
     assert code == 0
     assert "everything is already done" in out
 
@@ -116,7 +116,7 @@ def test_a_change_repeats_what_it_affects(
 ) -> None:
     shutil.copytree(finished / "run", tmp_path / "run")
     own = f"output_dir={tmp_path / 'run'}", "--set", f"dataset.logits_path={tmp_path / 'logits'}"
-    code, out = run(finished / "kd.json", "--set", *own, "--set", override)
+    code, out = run_here(finished / "kd.json", "--set", *own, "--set", override)
     assert code == 0, out
     found = summary(tmp_path)["stages"]
     assert {name: found[name]["status"] for name in status} == status
@@ -132,7 +132,7 @@ def test_the_store_is_shown_where_the_user_wants_it_and_trains_alone(
         "labeled_path": str(finished / "run/stages/1-label/labeled.parquet"),
         "logits_path": str(finished / "logits"),
     }
-    code, out = run(write_config(tmp_path, job))
+    code, out = run_here(write_config(tmp_path, job))
     assert code == 0, out
     assert list(summary(tmp_path)["stages"]) == ["train", "evaluate"]
     assert hash_file(tmp_path / "run/student/model.safetensors") == hash_file(
@@ -147,7 +147,7 @@ def test_signals_of_other_rows_are_refused(finished: Path, tiny_model: Path, tmp
     rows[0]["output"] += " and more"
     (tmp_path / "other.json").write_text(json.dumps(rows))
     job["dataset"] = {"labeled_path": str(tmp_path / "other.json"), "logits_path": str(finished / "logits")}
-    code, out = run(write_config(tmp_path, job))
+    code, out = run_here(write_config(tmp_path, job))
     assert code == 1
     assert "no signal for row" in out or "made for other tokens" in out
     assert "→" in out
@@ -167,7 +167,7 @@ def test_signals_that_do_not_fit_the_loss_are_refused(
     del job["models"]["teacher"], job["signals"], job["inference"]
     labels = str(finished / "run/stages/1-label/labeled.parquet")
     job["dataset"] = {"labeled_path": labels, "logits_path": str(finished / "logits")}
-    code, out = run(write_config(tmp_path, job))
+    code, out = run_here(write_config(tmp_path, job))
     assert code == 2
     assert told in out
 
@@ -176,7 +176,7 @@ def test_another_store_at_logits_path_is_kept(finished: Path, teacher: Path, tin
     shutil.copytree(finished / "run", tmp_path / "run")
     shutil.copytree(finished / "logits", tmp_path / "logits")
     job = white_box_job(tmp_path, teacher, tiny_model, dataset={"logits_path": str(tmp_path / "logits")})
-    code, out = run(write_config(tmp_path, job), "--set", "signals.n=20", "--set", "evaluation.enabled=false")
+    code, out = run_here(write_config(tmp_path, job), "--set", "signals.n=20", "--set", "evaluation.enabled=false")
     assert code == 0, out
     assert json.loads((tmp_path / "logits/store.json").read_text())["about"]["signals"]["n"] == 20
     assert (tmp_path / "logits.1.bak/store.json").read_bytes() == (finished / "logits/store.json").read_bytes()
@@ -229,7 +229,7 @@ def test_a_teacher_with_other_tokens_is_refused_before_it_answers(
     first, second = list(vocabulary)[300:302]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    code, out = run(write_config(tmp_path, white_box_job(tmp_path, other, tiny_model)))
+    code, out = run_here(write_config(tmp_path, white_box_job(tmp_path, other, tiny_model)))
     assert code == 2
     assert "number their tokens differently: 2 of" in out
     assert "distillation.align" in out
@@ -246,7 +246,7 @@ def test_other_losses_run(tiny_model: Path, teacher: Path, tmp_path: Path, name:
         distillation={"distillation_type": name},
         evaluation={"generate": False},
     )
-    code, out = run(write_config(tmp_path, job))
+    code, out = run_here(write_config(tmp_path, job))
     assert code == 0, out
     stages = summary(tmp_path)["stages"]
     assert ("rollout" in stages) == (name == "contrastive")
@@ -298,8 +298,33 @@ def trials(finished: Path, teacher: Path, tiny_model: Path, tmp_path: Path, want
         trial += 1
 
 
+def killed_once(folder: Path, config: Path, reached: str) -> None:
+    """Run, and kill as soon as there is a file like `reached`."""
+    process = start(config)
+    while process.poll() is None and not list(folder.glob(reached)):
+        time.sleep(0.01)
+    process.kill()
+    out, _ = process.communicate()
+    assert process.returncode == -9, out
+
+
 def test_kills_change_nothing(finished: Path, teacher: Path, tiny_model: Path, tmp_path: Path) -> None:
-    trials(finished, teacher, tiny_model, tmp_path, wanted=1)
+    """One kill after the first shard and one after the first checkpoint; the slow test kills at any moment."""
+    stages = tmp_path / "run/stages"
+    shutil.copytree(finished / "run/stages/1-label", stages / "1-label")
+    config = write_config(tmp_path, white_box_job(tmp_path, teacher, tiny_model))
+    for _ in range(5):
+        killed_once(tmp_path, config, f"{SIGNALS}/shard-*.safetensors")
+        if not (stages / "2-score/manifest.json").exists():
+            break
+        # The kill came too late, on a busy machine.
+        shutil.rmtree(stages / "2-score")
+    assert not (stages / "2-score/manifest.json").exists()
+    killed_once(tmp_path, config, "run/stages/3-train/checkpoints/*/checkpoint-*/whole.json")
+    assert not (stages / "3-train/manifest.json").exists()
+    code, out = run_here(config)
+    assert code == 0, out
+    assert artifacts(tmp_path) == artifacts(finished)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The shipped pipelines of alignment, from fine-tuning to the last student, with a tiny model in SmolLM2's place."""
+"""The shipped alignment pipelines, from fine-tuning to the last student, with a tiny model instead of SmolLM2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def shipped(name: str, folder: Path, tiny_model: Path) -> dict[str, Any]:
-    """An example as it is shipped, on sums that a tiny student has learned to guess at: some samples are right."""
+    """A shipped example, on sums that a tiny student has learned to guess, so that some samples are right."""
     text = (EXAMPLES / f"{name}.json").read_text(encoding="utf-8").replace(STUDENT, str(tiny_model))
     job = parse_json(text, name).plain()
     draw = random.Random(0)
@@ -47,7 +47,7 @@ def shipped(name: str, folder: Path, tiny_model: Path) -> dict[str, Any]:
     return job
 
 
-def test_what_is_fine_tuned_on_is_not_measured_later() -> None:
+def test_fine_tuning_data_does_not_overlap_later_data() -> None:
     chains = json.loads((EXAMPLES / "chains.json").read_text(encoding="utf-8"))
     learned = {row["instruction"] for row in chains}
     pairs = json.loads((ROOT / "examples/preference/cogpo_pairs.json").read_text(encoding="utf-8"))
@@ -67,9 +67,9 @@ def test_from_fine_tuning_to_the_last_student(name: str, tmp_path: Path, tiny_mo
     if "pairs" in stages:
         pairs = json.loads((stages["pairs"] / "stages/1-synthesise/labeled.json").read_text())
         known = dict(sums())
-        assert pairs, "the student was right here and there"
+        assert pairs, "the student was right now and then"
         for pair in pairs:
             total = str(known[pair["prompt"][-1]["content"]])
             assert total in pair["chosen"][-1]["content"].split()
             assert total not in pair["rejected"][-1]["content"].split()
-    assert not easydistill.run(job, quiet=True).fresh, "nothing is done twice"
+    assert not easydistill.run(job, quiet=True).fresh, "nothing runs twice"

@@ -1,4 +1,4 @@
-"""CogPO on problems as GSM8K has them: a scripted server teaches and criticises, a tiny student answers, and learns."""
+"""CogPO on GSM8K-like problems: a scripted server is teacher and critic, a tiny student answers and is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = "Let us look at it slowly, step after step, and write down what each ste
 
 
 class Problem:
-    """A problem, its answer found by a search of the test's own."""
+    """A problem; its answer is read independently of the code under test."""
 
     def __init__(self, row: dict[str, str], number: int) -> None:
         self.question, self.solution, self.number = row["question"], row["answer"], number
@@ -34,7 +34,7 @@ class Problem:
 
 @pytest.fixture(scope="module")
 def problems(own_data: Path) -> list[Problem]:
-    """Those with an answer of one digit, which the student may hit."""
+    """Problems with a one-digit answer, which the student may guess."""
     lines = (own_data / "gsm8k_train.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     short = [row for row in rows if re.search(r"#### [2-9]$", row["answer"]) and len(row["question"]) < 170]
@@ -42,7 +42,7 @@ def problems(own_data: Path) -> list[Problem]:
 
 
 @pytest.fixture(scope="module")
-def student(problems: list[Problem], tiny_whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(problems: list[Problem], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that says "The answer is" and some digit."""
     folder = tmp_path_factory.mktemp("student")
     rows = [
@@ -55,7 +55,7 @@ def student(problems: list[Problem], tiny_whole: Path, tmp_path_factory: pytest.
         "job_type": "black_box_kd_local",
         "output_dir": str(folder / "run"),
         "dataset": {"labeled_path": str(folder / "rows.json")},
-        "models": {"student": str(tiny_whole)},
+        "models": {"student": str(tiny_model)},
         "training": {
             "learning_rate": 2e-2,
             "num_train_epochs": 5,
@@ -69,7 +69,7 @@ def student(problems: list[Problem], tiny_whole: Path, tmp_path_factory: pytest.
 
 
 class Teacher:
-    """Teacher and judge. What it says depends on the question alone."""
+    """Teacher and judge, whose replies depend on the request alone."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self._problems = problems
@@ -81,10 +81,10 @@ class Teacher:
             chain = chain.partition("[What the student can do]")[0]
             return f"<label>{'medium' if 'Anew' in chain else problem.kind}</label>"
         if "[?]" in text:
-            # One chain leads nowhere.
+            # From one chain the answer cannot be derived.
             return f"<answer>{'none' if problem.number == 5 else problem.answer}</answer>"
         if "learner can follow" in text:
-            # Another's answer is lost.
+            # Another chain gets a wrong answer.
             end = problem.answer + (problem.number == 3)
             return f"<thought>Anew. {WORDS * 2}{problem.solution.partition('####')[0]}\\boxed{{{end}}}</thought>"
         if "much shorter" in text:
@@ -147,7 +147,7 @@ def test_from_problems_to_a_student(
     by_id = {f"g{problem.number}": problem for problem in problems}
     pairs = json.loads((tmp_path / "pairs.json").read_text())
 
-    # An independent recount: what is right, by the data set's own answers.
+    # An independent recount, with the answers of the data set.
     gaps: Counter[str] = Counter()
     for pair in pairs:
         problem = by_id[pair["source"]]
@@ -158,7 +158,7 @@ def test_from_problems_to_a_student(
         assert pair["beta"] == {"small": 0.1, "medium": 0.2, "large": 0.5}[pair["gap"]]
         assert ("Anew" in chosen["content"]) == (problem.kind != "medium" and pair["gap"] != "medium")
         by_teacher = "####" in rejected["content"] or WORDS in rejected["content"]
-        assert by_teacher == (pair["gap"] == "small"), "else it is the student's"
+        assert by_teacher == (pair["gap"] == "small"), "otherwise it is the student's"
         gaps[pair["gap"]] += 1
     facts = manifest_of(tmp_path, "synthesise")["metrics"]
     assert facts["pairs"] == dict(gaps) and all(gaps[gap] >= 4 for gap in ("small", "medium", "large"))
@@ -170,7 +170,7 @@ def test_from_problems_to_a_student(
     shown = [text for text in server.asked if "[?]" in text]
     assert shown and all("####" not in text or "#### [?]" in text for text in shown)
 
-    # Fine-tuning leaves out what is held out, and the pairs' reference is the student that it makes.
+    # Held-out rows are not fine-tuned on, and the fine-tuned student is the reference of the training on pairs.
     tuned, preferred = manifest_of(tmp_path, "train-1")["metrics"], manifest_of(tmp_path, "train-2")["metrics"]
     assert tuned["train_rows"] + tuned["heldout_rows"] == facts["sft_rows"] and tuned["heldout_rows"] > 0
     assert "train-1" in preferred["student"] and preferred["heldout_rows"] >= 5
@@ -195,10 +195,10 @@ def lines_of(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_killed_while_the_student_is_asked_it_goes_on(
+def test_resumes_after_a_kill_while_the_student_answers(
     server: ScriptedServer, student: Path, problems: list[Problem], tmp_path: Path
 ) -> None:
-    """Row by row: nobody is asked again, and rows and weights are those of a run without a break."""
+    """No request is sent again, and rows and weights equal those of an uninterrupted run."""
     for name in ("whole", "torn"):
         (tmp_path / name).mkdir()
     jobs = {name: job(server, tmp_path / name, student, problems[:6]) for name in ("whole", "torn")}
@@ -221,11 +221,11 @@ def test_killed_while_the_student_is_asked_it_goes_on(
     early = answers_of_student(tmp_path / "torn")
     assert 0 < len(early) < len(answers_of_student(tmp_path / "whole"))
     assert easydistill.run(config, quiet=True).exit_code == 0
-    # Lines of what the student said are still there, and nothing was said twice.
+    # The student's answers are still there, and none was generated twice.
     late = answers_of_student(tmp_path / "torn")
     assert late[: len(early)] == early and sorted(late) == sorted(answers_of_student(tmp_path / "whole"))
     again = Counter(server.asked) - once
-    assert again.total() <= 2 and not once - Counter(server.asked), "only what was under way when it was killed"
+    assert again.total() <= 2 and not once - Counter(server.asked), "only requests in flight when it was killed"
     for name in ("labeled.json", "labeled.parquet", "sft.json", "rejected.jsonl"):
         assert lines_of_bytes(tmp_path / "whole", name) == lines_of_bytes(tmp_path / "torn", name)
     weights = [hash_file(tmp_path / name / "run/student/model.safetensors") for name in ("whole", "torn")]
@@ -233,7 +233,7 @@ def test_killed_while_the_student_is_asked_it_goes_on(
 
 
 def answers_of_student(folder: Path) -> list[str]:
-    """Keys of the student's answers in the journal, as they came."""
+    """Keys of the student's answers in the journal, in order."""
     found = [path.read_bytes() for path in folder.glob("run/stages/*-synthesise/journal.jsonl")]
     whole = [line for text in found for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
     records = [record for line in whole for record in json.loads(line)]
@@ -245,12 +245,12 @@ def lines_of_bytes(folder: Path, name: str) -> bytes:
     return path.read_bytes()
 
 
-def test_with_one_beta_it_is_dpo_to_the_bit(tiny_whole: Path, tmp_path: Path) -> None:
+def test_with_one_beta_it_equals_dpo_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
     weights: list[str] = []
     for name, change in {"dpo": {"beta": None}, "cogpo": {"beta": 0.25}}.items():
         folder = tmp_path / name
         folder.mkdir()
-        config = dpo_job(folder, tiny_whole, rows=8)
+        config = dpo_job(folder, tiny_model, rows=8)
         path = folder / "pairs.jsonl"
         rows = [json.loads(line) | change for line in path.read_text().splitlines()[:-1]]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -264,30 +264,30 @@ def test_with_one_beta_it_is_dpo_to_the_bit(tiny_whole: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"dataset": {}}, "neither problems nor pairs"),
-        ({"dataset": {"labeled_path": "x.json"}, "sft": {}}, "sft can do nothing where pairs are there already"),
+        ({"dataset": {"labeled_path": "x.json"}, "sft": {}}, "sft has no effect on a job that only trains"),
         ({"inference": {"temperature": 0}, "models": {"student": "s", "teacher": "t"}}, "3 votes at temperature 0"),
         ({"inference": {}}, "there is no teacher"),
         ({"student_inference": {"temperature": 0}}, "student_inference.temperature"),
-        ({"sft": {"output_dir": "x"}}, "the run directory is named elsewhere"),
+        ({"sft": {"output_dir": "x"}}, "the run directory is not set here"),
         ({"preference": {"beta": 0.3}}, "every pair has the β of its gap, not preference.beta"),
         ({"preference": {"loss_type": "aot"}}, "aot sorts the answers of a batch"),
         ({"preference": {"loss_type": ["sigmoid", "aot_unpaired"]}}, "aot_unpaired sorts the answers of a batch"),
         ({"dataset": {"labeled_path": "x.json"}, "preference": {"loss_type": "aot"}}, "aot sorts the answers"),
-        ({"dataset": {"labeled_path": "x.json"}}, "inference can do nothing where pairs are there already"),
+        ({"dataset": {"labeled_path": "x.json"}}, "inference has no effect on a job that only trains"),
         (
             {"synthesis": {"truncated_are_wrong": True}, "student_inference": {"truncation": "reject"}},
             "synthesis.truncated_are_wrong needs the answers that student_inference.truncation rejects",
         ),
         (
             {"inference": {"base_url": "http://localhost:1/v1", "temperature": 0}, "synthesis": {"votes": 1}},
-            "a rewriting that failed is sampled again, and at temperature 0 it would be the same",
+            "a failed rewriting is sampled again, which at temperature 0 gives the same one",
         ),
     ],
 )
-def test_what_does_not_fit_together(changes: dict[str, Any], told: str) -> None:
+def test_conflicting_settings_are_errors(changes: dict[str, Any], message: str) -> None:
     config = {
         "job_type": "cogpo",
         "dataset": {"instruction_path": "x.json"},
@@ -297,19 +297,19 @@ def test_what_does_not_fit_together(changes: dict[str, Any], told: str) -> None:
     easydistill.validate(config)
     with pytest.raises(ConfigError) as error:
         easydistill.validate(config | changes)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("role", ["teacher", "judge"])
-def test_pairs_that_are_there_need_nobody_who_makes_them(role: str) -> None:
+def test_existing_pairs_need_neither_teacher_nor_judge(role: str) -> None:
     config: dict[str, Any] = {"job_type": "cogpo", "dataset": {"labeled_path": "x.json"}, "models": {"student": "s"}}
     easydistill.validate(config | {"preference": {"beta": 0.3}})
     config["models"][role] = "t"
-    with pytest.raises(ConfigError, match=rf"models\.{role} can do nothing where pairs are there already"):
+    with pytest.raises(ConfigError, match=rf"models\.{role} has no effect on a job that only trains on existing pairs"):
         easydistill.validate(config)
 
 
-def test_greedy_rewriting_is_done_once() -> None:
+def test_greedy_rewriting_is_valid_with_one_round() -> None:
     config = {
         "job_type": "cogpo",
         "dataset": {"instruction_path": "x.json"},
@@ -320,8 +320,8 @@ def test_greedy_rewriting_is_done_once() -> None:
     easydistill.validate(config)
 
 
-def test_thoughts_that_the_template_leaves_out_are_an_error(tiny_whole: Path, tmp_path: Path) -> None:
-    """Pairs of the same answer after other thoughts would be the same tokens."""
+def test_reasoning_that_the_template_omits_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
+    """Otherwise pairs that differ only in their reasoning would be the same tokens."""
     template = tmp_path / "shows.jinja"
     template.write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -342,7 +342,7 @@ def test_thoughts_that_the_template_leaves_out_are_an_error(tiny_whole: Path, tm
         "job_type": "cogpo",
         "output_dir": str(tmp_path / "run"),
         "dataset": {"labeled_path": str(tmp_path / "pairs.json")},
-        "models": {"student": str(tiny_whole)},
+        "models": {"student": str(tiny_model)},
         "training": {"max_steps": 1, "max_length": 128, "gradient_accumulation_steps": 1},
         "evaluation": {"enabled": False},
     }

@@ -1,4 +1,4 @@
-"""What a student learns from a teacher with another tokenizer, and the whole job."""
+"""Training with a teacher that has another tokenizer, and the whole job."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.losses import LOSSES
+from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.distil.score_stage import scorer_of_store
-from easydistill.methods.distil.trainer import Distillation
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import TokenRow, collate
 from easydistill.methods.sft.config import TrainingConfig
@@ -82,10 +82,10 @@ def test_every_loss_takes_a_step(tiny_model: Path, teachers: Callable[[str], Pat
     assert using.means()["divergence"] > 0
 
 
-def test_tokens_without_a_signal_learn_their_labels_alone(
+def test_tokens_without_a_signal_only_learn_their_labels(
     tiny_model: Path, teachers: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """A batch in which nothing is aligned takes the step of cross-entropy, by its share."""
+    """A batch without aligned tokens takes the step of cross-entropy, scaled by its weight."""
     teacher = teachers("gpt2")
     aligner = aligner_of(tiny_model, teacher, NO_SYSTEM)
     rows = mixed_rows(aligner)
@@ -98,7 +98,7 @@ def test_tokens_without_a_signal_learn_their_labels_alone(
 
 
 def bucket_kl(model: Any, samples: Sequence[ScoredSample]) -> float:
-    """Mean KL from teacher to student over aligned tokens: listed tokens, and one outcome for all else."""
+    """Mean KL from teacher to student over aligned tokens: listed tokens, and one outcome for all others."""
     total, count = 0.0, 0
     for sample in samples:
         signal: TeacherSignal = sample.signal
@@ -131,10 +131,10 @@ def trained(tiny_model: Path, using: Distillation, rows: Sequence[RowToScore], w
     return student.model
 
 
-def test_a_student_comes_nearer_to_its_teacher_on_held_out_rows(
+def test_a_student_moves_closer_to_its_teacher_on_held_out_rows(
     tiny_model: Path, teachers: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Nearer than it was, and than cross-entropy on the same rows brings it."""
+    """Closer than before, and closer than after cross-entropy on the same rows."""
     teacher = teachers("gpt2")
     aligner = aligner_of(tiny_model, teacher)
     everything = rows_of(aligner, chats(40, seed=7))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support import train_ranks
 from tests.support.aligned import sharpen
 from tests.support.tiny import SMALL_VOCABULARY as VOCABULARY
 
@@ -22,7 +23,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.losses import LOSSES
-from easydistill.methods.distil.trainer import Distillation
+from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import IGNORE, TokenRow, collate, pack
 from easydistill.methods.sft.config import TrainingConfig
@@ -52,7 +53,7 @@ def rows(count: int, seed: int = 0, longest: int = 40) -> list[TokenRow]:
 
 @pytest.fixture(scope="module")
 def teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with other weights than the student, sharper than random ones are."""
+    """A tiny model with other weights than the student, and sharper distributions than random weights give."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     directory = tmp_path_factory.mktemp("tiny-teacher")
@@ -228,16 +229,13 @@ def test_two_ranks_train_as_one(tiny_model: Path, teacher: Path, tmp_path: Path)
     lines = [json.dumps({"id": row.id, "ids": row.ids, "mask": row.mask}) for row in made]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
 
-    def trained(name: str, *launcher: str, accumulation: int) -> dict[str, torch.Tensor]:
-        inputs = [str(tiny_model), str(tmp_path / "rows.jsonl"), str(tmp_path / "signals"), str(tmp_path / name)]
-        command = [sys.executable, "-m", *launcher, "tests.support.train_ranks", *inputs, str(accumulation)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **SMALL})
-        assert done.returncode == 0, done.stderr[-3000:]
-        found: dict[str, torch.Tensor] = torch.load(tmp_path / name, weights_only=True)
-        return found
-
-    one = trained("one.pt", accumulation=2)
-    two = trained("two.pt", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", accumulation=1)
+    inputs = [str(tiny_model), str(tmp_path / "rows.jsonl"), str(tmp_path / "signals")]
+    train_ranks.main(*inputs, str(tmp_path / "one.pt"), "2")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "tests.support.train_ranks", *inputs, str(tmp_path / "two.pt"), "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **SMALL})
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     start = build_student(ModelsConfig(student=str(tiny_model)), torch.float32).model.state_dict()
     assert any(not torch.equal(one[name], start[name]) for name in one)
     for name, value in one.items():
@@ -258,7 +256,7 @@ def test_rows_of_other_tokens_are_refused_before_training(teacher: Path, tmp_pat
         using.check([TokenRow("row-77", one.ids, one.mask)])
 
 
-def test_scoring_goes_on_after_any_shard(teacher: Path, tmp_path: Path) -> None:
+def test_scoring_resumes_after_any_shard(teacher: Path, tmp_path: Path) -> None:
     made = rows(20)
     config = TopKSampledSignals(
         kind="top_k_sampled", k=6, draws=8, dtype="float32", max_batch_tokens=120, shard_tokens=120
@@ -312,7 +310,7 @@ def kl_to(teacher: Path, student: Any, made: list[TokenRow]) -> float:
 
 
 @pytest.mark.parametrize("values", [{}, {"packing": True}])
-def test_a_student_comes_nearer_to_its_teacher(
+def test_a_student_moves_closer_to_its_teacher(
     tiny_model: Path, teacher: Path, tmp_path: Path, values: dict[str, Any]
 ) -> None:
     made = rows(24)

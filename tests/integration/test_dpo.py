@@ -18,7 +18,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PairLoss, PreferenceConfig
-from easydistill.methods.dpo.trainer import PairRow, measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
+from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch, train
 from easydistill.methods.shared.rollouts import LocalScores
 from easydistill.models.student import Student, build_student
@@ -98,13 +99,13 @@ def by_hand(kind: PairLoss, beta: torch.Tensor, w: Any, l: Any, rw: Any, rl: Any
     "kind",
     ["sigmoid", "hinge", "ipo", "robust", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm"],
 )
-def test_losses_equal_a_calculation_by_hand(tiny_whole: Path, tmp_path: Path, kind: PairLoss, betas: bool) -> None:
+def test_losses_equal_a_calculation_by_hand(tiny_model: Path, tmp_path: Path, kind: PairLoss, betas: bool) -> None:
     rows = pairs(4, betas)
     smoothing = 0.1 if kind == "robust" else 0.0
     trainer = trainer_of(
-        tmp_path, tiny_whole, rows, PreferenceConfig(loss_type=kind, beta=0.3, label_smoothing=smoothing)
+        tmp_path, tiny_model, rows, PreferenceConfig(loss_type=kind, beta=0.3, label_smoothing=smoothing)
     )
-    policy, reference = moved(tiny_whole)
+    policy, reference = moved(tiny_model)
     trainer.model.load_state_dict({name: value.float() for name, value in policy.state_dict().items()})
     trainer.model.train()
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(len(rows))])
@@ -131,24 +132,24 @@ def trained(folder: Path, model: Path, rows: list[PairRow], preference: Preferen
     return student
 
 
-def test_equal_betas_of_pairs_are_the_configs(tiny_whole: Path, tmp_path: Path) -> None:
+def test_equal_betas_of_pairs_act_like_the_configs_beta(tiny_model: Path, tmp_path: Path) -> None:
     """CogPO with one β is DPO, to the bit."""
     plain = pairs(12)
     own = [PairRow(row.id, row.prompt, row.chosen, row.rejected, 0.25, row.gap) for row in plain]
-    dpo = trained(tmp_path / "a", tiny_whole, plain, PreferenceConfig(beta=0.25)).model
-    cogpo = trained(tmp_path / "b", tiny_whole, own, PreferenceConfig(beta=0.9)).model
+    dpo = trained(tmp_path / "a", tiny_model, plain, PreferenceConfig(beta=0.25)).model
+    cogpo = trained(tmp_path / "b", tiny_model, own, PreferenceConfig(beta=0.9)).model
     for one, other in zip(dpo.parameters(), cogpo.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", ["aot", "aot_unpaired"])
-def test_a_loss_that_sorts_a_batch_needs_one_beta(tiny_whole: Path, tmp_path: Path, kind: PairLoss) -> None:
+def test_a_loss_that_sorts_a_batch_needs_one_beta(tiny_model: Path, tmp_path: Path, kind: PairLoss) -> None:
     loss = PreferenceConfig(loss_type=kind, beta=0.1)
-    trainer_of(tmp_path / "same", tiny_whole, pairs(2), loss)
+    trainer_of(tmp_path / "same", tiny_model, pairs(2), loss)
     own = [replace(row, beta=0.1 if number else None) for number, row in enumerate(pairs(2))]
-    trainer_of(tmp_path / "own", tiny_whole, own, loss)
-    with pytest.raises(DataError, match=f"{kind} sorts the answers of a batch, and the pairs have different β"):
-        trainer_of(tmp_path / "different", tiny_whole, pairs(2, betas=True), loss)
+    trainer_of(tmp_path / "own", tiny_model, own, loss)
+    with pytest.raises(DataError, match=f"{kind} sorts the answers of a batch, but the pairs have different β"):
+        trainer_of(tmp_path / "different", tiny_model, pairs(2, betas=True), loss)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
@@ -165,10 +166,10 @@ def test_it_learns_to_tell_pairs_apart(tiny_whole: Path, tmp_path: Path, lora: A
     assert found["reward_accuracy"] > 0.8 and found["margin"] > 1
     assert set(measure_gaps(rows, after, before)) == {"small", "large"}
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
-    told = [line for line in lines if line["stage"] == "preferences"]
-    assert told[0]["margin"] == pytest.approx(0, abs=1e-4), "at the first step the student is the reference"
-    assert told[0]["reward_accuracy"] == 0.5, "a tie is half, as in held-out figures"
-    assert {"margin_small", "margin_large", "reward_accuracy", "entropy"} <= set(told[-1])
+    logged = [line for line in lines if line["stage"] == "preferences"]
+    assert logged[0]["margin"] == pytest.approx(0, abs=1e-4), "at the first step the student is the reference"
+    assert logged[0]["reward_accuracy"] == 0.5, "a tie counts half, as in held-out figures"
+    assert {"margin_small", "margin_large", "reward_accuracy", "entropy"} <= set(logged[-1])
 
 
 def job(folder: Path, student: Path, rows: int = 24) -> dict[str, Any]:
@@ -197,8 +198,8 @@ def job(folder: Path, student: Path, rows: int = 24) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_job(tiny_whole: Path, tmp_path: Path) -> None:
-    code, out = run_here(write_config(tmp_path, job(tmp_path, tiny_whole)))
+def test_the_job(tiny_model: Path, tmp_path: Path) -> None:
+    code, out = run_here(write_config(tmp_path, job(tmp_path, tiny_model)))
     assert code == 0, out
     stage = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]
     assert stage["rows"]["rejected"] == {"malformed_row": 1}
@@ -209,17 +210,17 @@ def test_the_job(tiny_whole: Path, tmp_path: Path) -> None:
     assert set(stage["metrics"]["gaps"]) == {"small", "medium", "large"}
     assert (tmp_path / "run/student/model.safetensors").exists()
     # Again: nothing to do.
-    code, out = run_here(write_config(tmp_path, job(tmp_path, tiny_whole)))
+    code, out = run_here(write_config(tmp_path, job(tmp_path, tiny_model)))
     assert code == 0 and "train" in out
 
 
 @pytest.mark.slow
-def test_a_killed_job_ends_with_the_same_weights(tiny_whole: Path, tmp_path: Path) -> None:
+def test_a_killed_job_ends_with_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("whole", "torn"):
         (tmp_path / name).mkdir()
-    code, out = run(write_config(tmp_path / "whole", job(tmp_path / "whole", tiny_whole)))
+    code, out = run(write_config(tmp_path / "whole", job(tmp_path / "whole", tiny_model)))
     assert code == 0, out
-    config = write_config(tmp_path / "torn", job(tmp_path / "torn", tiny_whole))
+    config = write_config(tmp_path / "torn", job(tmp_path / "torn", tiny_model))
     process = start(config)
     while process.poll() is None and not list((tmp_path / "torn/run").glob("stages/*/checkpoints/*/*/whole.json")):
         pass

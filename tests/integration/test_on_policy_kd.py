@@ -9,7 +9,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,12 +30,12 @@ from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.methods.on_policy import trainer as on_policy
 from easydistill.methods.on_policy import trl_trainer as on_policy_trl
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.trainer import trim_vocabulary, trimmed_vocabulary
 from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.trainer import train as fine_tune
-from easydistill.methods.sft.trainer import with_adapters
+from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
+from easydistill.methods.shared.restored import trim_vocabulary, trimmed_vocabulary
 from easydistill.methods.shared.rollouts import LocalScores, PromptOrder, PromptRow, assign, roll_out
 from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.models.logprobs import completion_logprobs
@@ -73,7 +74,7 @@ def model(seed: int, vocabulary: int = VOCABULARY, peaked: float = 12.0, tied: b
 
 @pytest.fixture(scope="session")
 def tokenizer(smollm: Path) -> Any:
-    """Only its end and padding tokens are looked at."""
+    """Only its end and padding tokens matter."""
     return AutoTokenizer.from_pretrained(smollm)
 
 
@@ -144,7 +145,7 @@ def scored(own: Any, sequences: Sequence[tuple[list[int], int]]) -> list[list[fl
 
 
 def reverse_kl(own: Any, teacher: Any) -> float:
-    """Estimated from fresh rollouts, the same random numbers for whoever is measured."""
+    """Estimated from fresh rollouts, with the same random numbers for every model."""
     asked = [(row.id, row.prompt) for row in prompts(256, seed=99)]
     written = roll_out(own, asked, 10_000, frozenset({END}), 12, 1.0, seed=5)
     sequences = [(item.ids, len(item.prompt)) for item in written]
@@ -185,7 +186,7 @@ def test_slices_do_not_change_the_gradient() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_a_rollout_keeps_the_token_that_ended_it_and_does_not_depend_on_its_neighbours() -> None:
+def test_a_rollout_keeps_its_end_token_and_does_not_depend_on_its_neighbours() -> None:
     own = model(3)
     asked = [(row.id, row.prompt) for row in prompts(40)]
     # Of two end tokens each answer keeps the one that it drew.
@@ -202,8 +203,8 @@ def test_a_rollout_keeps_the_token_that_ended_it_and_does_not_depend_on_its_neig
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_rollout_is_drawn_from_the_student_itself_whatever_its_generation_config_asks_for(lora: bool) -> None:
-    """Qwen2.5's has a repetition penalty: what is drawn under it is not what the loss takes it for."""
+def test_rollouts_ignore_the_generation_config(lora: bool) -> None:
+    """Qwen2.5's has a repetition penalty, under which answers are not drawn from the distribution of the loss."""
     own, asked = model(3), [(row.id, row.prompt) for row in prompts(20)]
     expected = roll_out(own, asked, 4, frozenset({END}), 12, 1.0, seed=1)
     own.generation_config.update(repetition_penalty=1.5, suppress_tokens=[7, 8, 9], temperature=0.2, do_sample=True)
@@ -213,8 +214,8 @@ def test_a_rollout_is_drawn_from_the_student_itself_whatever_its_generation_conf
     assert own.generation_config.to_dict() == before
 
 
-def test_the_biases_of_padding_rows_are_put_back() -> None:
-    """Phi's output layer has biases, and 943 rows of padding that must not become likely."""
+def test_the_biases_of_padding_rows_are_restored() -> None:
+    """Phi's output layer has biases, and 943 padding rows that must not become probable."""
     own = PhiForCausalLM(PhiConfig(vocab_size=80, hidden_size=32, intermediate_size=64, num_hidden_layers=1))
     with torch.no_grad():
         own.lm_head.bias.normal_()
@@ -226,7 +227,7 @@ def test_the_biases_of_padding_rows_are_put_back() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_padding_rows_of_the_vocabulary_are_put_back(tied: bool) -> None:
+def test_padding_rows_of_the_vocabulary_are_restored(tied: bool) -> None:
     own = model(0, vocabulary=VOCABULARY + 16, tied=tied)
     before = {name: value.clone() for name, value in own.state_dict().items()}
     with trimmed_vocabulary(own, VOCABULARY):
@@ -255,7 +256,7 @@ def test_models_that_pad_their_vocabulary_differently_can_be_compared(
 # --- learning ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_student_moves_towards_its_teacher(objective: str, seed: int, tokenizer: Any, tmp_path: Path) -> None:
     trained, teacher = student(tokenizer, seed), model(100 + seed)
@@ -370,7 +371,24 @@ def test_gradient_checkpointing_does_not_change_the_step(
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the trainer may catch it."""
+    """In place of SIGKILL: nothing in the trainer may catch it."""
+
+
+Uninterrupted = Callable[..., tuple[dict[str, torch.Tensor], Any]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Weights and outcome of a training of ten rows that nothing interrupts, made once for all that compare with it."""
+
+    @cache
+    def made(objective: str, training: str, **settings: Any) -> tuple[dict[str, torch.Tensor], Any]:
+        trained, folder = student(tokenizer), tmp_path_factory.mktemp("uninterrupted")
+        parsed = TrainingConfig.model_validate_json(training)
+        outcome = train(objective, trained, model(1), prompts(10), folder, parsed, **settings)
+        return weights(trained), outcome
+
+    return lambda objective, training, **settings: made(objective, training.model_dump_json(), **settings)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -384,14 +402,14 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
     die_at: int,
     lora: bool,
     tokenizer: Any,
+    uninterrupted: Uninterrupted,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ten rows, four a step: the run crosses epochs. Rollouts of three steps are cut by checkpoints every two."""
+    """Ten rows, four per step: the run crosses epochs. Checkpoints every two steps cut rollouts of three."""
     training = config(max_steps=9, lora=LoraConfig(r=2, dropout=0.1) if lora else None)
     teacher, rows = model(1), prompts(10)
-    whole = student(tokenizer)
-    expected = train(objective, whole, teacher, rows, tmp_path / "whole", training, **settings)
+    whole, expected = uninterrupted(objective, training, **settings)
 
     with monkeypatch.context() as patch:
         place, name = (
@@ -414,7 +432,7 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
     resumed = student(tokenizer)
     found = train(objective, resumed, teacher, rows, tmp_path / "killed", training, **settings)
     assert found.resumed_from_step == (die_at - 1) // 2 * 2
-    assert_same_bits(weights(whole), weights(resumed))
+    assert_same_bits(whole, weights(resumed))
     assert (found.trained_tokens, found.final_loss) == (expected.trained_tokens, expected.final_loss)
 
 
@@ -422,7 +440,7 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
 def test_a_training_killed_after_its_last_step_is_not_trained_further(
     objective: str, tokenizer: Any, tmp_path: Path
 ) -> None:
-    """Ten rows, four a step: the fifth step, the last one, is in the middle of an epoch."""
+    """Ten rows, four per step: the fifth and last step is in the middle of an epoch."""
     teacher, rows, training = model(1), prompts(10), config(max_steps=5)
     whole, again = student(tokenizer), student(tokenizer)
     expected = train(objective, whole, teacher, rows, tmp_path, training)
@@ -434,7 +452,7 @@ def test_a_training_killed_after_its_last_step_is_not_trained_further(
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_adapters_of_the_cold_start_are_merged_before_new_ones(objective: str, tokenizer: Any, tmp_path: Path) -> None:
-    """As the stage does it: killed after the cold start, it comes to the same weights."""
+    """As in the stage: a run that is killed after the cold start ends with the same weights."""
     teacher, rows = model(1), prompts(10)
     training = config(max_steps=2, lora=LoraConfig(r=2))
     cold = training.model_copy(update={"max_steps": 4})
@@ -454,7 +472,7 @@ def test_adapters_of_the_cold_start_are_merged_before_new_ones(objective: str, t
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_course_of_the_learning_rate_outlives_a_kill(objective: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_the_learning_rate_schedule_survives_a_kill(objective: str, tokenizer: Any, tmp_path: Path) -> None:
     training = config(max_steps=7, lr_scheduler_type="cosine", warmup_ratio=0.4)
     teacher, rows, whole, resumed = model(1), prompts(10), student(tokenizer), student(tokenizer)
     train(objective, whole, teacher, rows, tmp_path / "whole", training)
@@ -472,7 +490,7 @@ def test_the_course_of_the_learning_rate_outlives_a_kill(objective: str, tokeniz
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_both_objectives_take_the_rows_that_the_order_says(
+def test_both_objectives_take_rows_in_the_given_order(
     objective: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, taken = prompts(10), []
@@ -486,12 +504,11 @@ def test_both_objectives_take_the_rows_that_the_order_says(
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
-def test_a_stopped_training_goes_on_to_the_same_weights(
-    objective: str, stop_at: int, tokenizer: Any, tmp_path: Path
+def test_a_stopped_training_resumes_to_the_same_weights(
+    objective: str, stop_at: int, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
     teacher, rows = model(1), prompts(10)
-    whole = student(tokenizer)
-    train(objective, whole, teacher, rows, tmp_path / "whole", config(save_steps=50))
+    whole, _ = uninterrupted(objective, config(save_steps=50))
     stop = StopSignal()
 
     class Stopping(Reporter):
@@ -507,15 +524,15 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
         assert objective == "sampled_reverse_kl"
     checkpoint = last_whole_checkpoint(folder)
     assert checkpoint is not None
-    # The trainer that TRL builds on logs a step after it has looked whether to stop.
+    # transformers' Trainer, which TRL builds on, logs a step after checking whether to stop.
     assert int(checkpoint.name.rsplit("-", 1)[1]) in {stop_at, stop_at + 1}
     resumed = student(tokenizer)
     outcome = train(objective, resumed, teacher, rows, folder, config(save_steps=50))
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(resumed))
+    assert_same_bits(whole, weights(resumed))
 
 
-def test_a_torn_checkpoint_is_not_used_and_old_ones_go(tokenizer: Any, tmp_path: Path) -> None:
+def test_incomplete_checkpoints_are_not_used_and_old_ones_are_removed(tokenizer: Any, tmp_path: Path) -> None:
     teacher, rows = model(1), prompts(10)
     whole = student(tokenizer)
     train("sampled_reverse_kl", whole, teacher, rows, tmp_path, config(save_steps=1, save_total_limit=2))
@@ -529,9 +546,7 @@ def test_a_torn_checkpoint_is_not_used_and_old_ones_go(tokenizer: Any, tmp_path:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_loss_that_is_not_finite_and_nothing_to_train_on_are_told(
-    objective: str, tokenizer: Any, tmp_path: Path
-) -> None:
+def test_non_finite_losses_and_empty_training_sets_are_errors(objective: str, tokenizer: Any, tmp_path: Path) -> None:
     broken = student(tokenizer)
     with pytest.raises(DataError, match="nothing to train on"):
         train(objective, broken, model(1), [], tmp_path / "none")
@@ -562,7 +577,7 @@ def test_training_leaves_the_configs_of_the_model_alone(objective: str, tokenize
 
 
 class FakeVllm(http.server.ThreadingHTTPServer):
-    """Speaks as vLLM 0.32 does about prompt_logprobs, with a tiny model; `faults` come before the answers."""
+    """Serves prompt_logprobs of a tiny model as vLLM 0.32 does, after the given `faults`."""
 
     daemon_threads = True
 
@@ -575,13 +590,13 @@ class FakeVllm(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is part of the test."""
+        """Clients that hang up are part of the test."""
 
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
-    def told(self, ids: list[int]) -> list[Any]:
+    def prompt_logprobs(self, ids: list[int]) -> list[Any]:
         with self.lock:
             values = scored(self.teacher, [(ids, 1)])[0]
         return [
@@ -615,8 +630,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append(asked)
             fault = self.server.faults.pop(0) if self.server.faults else self.server.always
-        told = self.server.told(asked["prompt"])
-        choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": told}
+        logprobs = self.server.prompt_logprobs(asked["prompt"])
+        choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": logprobs}
         if fault == "429":
             self.reply(429, {"error": {"message": "slow down"}}, **{"retry-after": "0.05"})
         elif fault == "500":
@@ -634,7 +649,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif fault == "missing":
             self.reply(200, {"choices": [{"text": "x", "finish_reason": "length", "logprobs": None}]})
         elif fault == "short":
-            self.reply(200, {"choices": [{**choice, "prompt_logprobs": told[:-1]}]})
+            self.reply(200, {"choices": [{**choice, "prompt_logprobs": logprobs[:-1]}]})
         else:
             self.reply(200, {"choices": [choice]})
 
@@ -666,7 +681,7 @@ def remote(fake: FakeVllm, spell: Any = str, **values: Any) -> ServerScores:
 SEQUENCES = [(row.prompt + row.label[1], len(row.prompt)) for row in prompts(9) if row.label]
 
 
-def test_a_server_tells_what_the_model_itself_would(fake: FakeVllm) -> None:
+def test_a_server_gives_the_models_own_scores(fake: FakeVllm) -> None:
     found = remote(fake).score(SEQUENCES, StopSignal())
     for mine, theirs in zip(found, scored(fake.teacher, SEQUENCES), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
@@ -675,7 +690,7 @@ def test_a_server_tells_what_the_model_itself_would(fake: FakeVllm) -> None:
     assert {item["model"] for item in fake.asked} == {"tiny"}
 
 
-def test_training_with_a_server_is_training_with_the_model(fake: FakeVllm, tokenizer: Any, tmp_path: Path) -> None:
+def test_training_with_a_server_equals_training_with_the_model(fake: FakeVllm, tokenizer: Any, tmp_path: Path) -> None:
     here, there = student(tokenizer), student(tokenizer)
     train("sampled_reverse_kl", here, fake.teacher, prompts(10), tmp_path / "here", config(optim="sgd"))
     section = OnPolicyConfig(objective="sampled_reverse_kl", max_new_tokens=12)
@@ -706,22 +721,22 @@ def test_passing_faults_are_retried(fake: FakeVllm) -> None:
         ("short", "prompt_logprobs is not a list of"),
     ],
 )
-def test_a_server_that_will_not_do_is_told_as_such(fault: str, words: str, fake: FakeVllm) -> None:
+def test_unsuitable_servers_are_explained(fault: str, words: str, fake: FakeVllm) -> None:
     fake.always = fault
     with pytest.raises(TeacherError, match=words) as raised:
         remote(fake, max_retries=2, timeout=0.3).score(SEQUENCES, StopSignal())
     assert "sk-a-secret-key" not in str(raised.value)
-    # Nobody is asked in vain: what cannot succeed ends the run.
+    # No request is repeated: a server that cannot work ends the run.
     assert len(fake.asked) <= 3 * len(SEQUENCES)
 
 
-def test_another_tokenizer_is_found_out(fake: FakeVllm) -> None:
+def test_a_different_tokenizer_is_detected(fake: FakeVllm) -> None:
     with pytest.raises(TeacherError, match="tokenizer is not the student's"):
         remote(fake, spell=lambda token: f"t{token + 1}").score(SEQUENCES, StopSignal())
 
 
 def test_tokenizers_are_compared_as_soon_as_there_is_plain_text(fake: FakeVllm) -> None:
-    """A first rollout may hold nothing but pieces of characters."""
+    """A first rollout may consist of partial characters only."""
     tokens = dict.fromkeys(range(32), "…")
     scores = remote(fake, spell=lambda token: tokens.get(token, f"t{token}"))
     scores.score([([5, 6, 7], 1)], StopSignal())
@@ -729,7 +744,7 @@ def test_tokenizers_are_compared_as_soon_as_there_is_plain_text(fake: FakeVllm) 
         scores.score([([40, 41, 42], 1)], StopSignal())
 
 
-def test_nothing_answers(fake: FakeVllm) -> None:
+def test_a_server_that_does_not_answer(fake: FakeVllm) -> None:
     with pytest.raises(TeacherError, match="→"):
         remote(fake, base_url="http://127.0.0.1:9/v1", model="tiny", max_retries=1).score(SEQUENCES, StopSignal())
 
@@ -785,10 +800,8 @@ def test_the_whole_job_with_a_local_teacher(objective: str, tiny_model: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_process_killed_twice_makes_the_weights_of_one_that_was_not(
-    objective: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    """kill -9, once after the cold start's end and once later: the same files in the end."""
+def test_a_process_killed_twice_ends_with_the_same_weights(objective: str, tiny_model: Path, tmp_path: Path) -> None:
+    """kill -9, once after the cold start and once later: the files are the same in the end."""
     files = []
     for name, kills in (("whole", []), ("killed", [2, 5])):
         folder = tmp_path / name
@@ -814,7 +827,9 @@ def test_a_process_killed_twice_makes_the_weights_of_one_that_was_not(
     assert files[0] == files[1]
 
 
-def test_the_whole_job_with_a_server_and_prompts_only(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_whole_job_with_a_server_and_prompts_only(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teacher, spelling = load_model(str(tiny_model), torch.float32), load_tokenizer(str(tiny_model))
     server = FakeVllm(teacher, lambda token: spelling.decode([token]))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -822,14 +837,15 @@ def test_the_whole_job_with_a_server_and_prompts_only(tiny_model: Path, tmp_path
     made["inference"] = {"base_url": server.base_url, "api_key": "${env:VLLM_KEY}"}
     made["models"] = {"student": str(tiny_model)}
     made["evaluation"] = {"enabled": False}
-    code, out = run(write_config(tmp_path, made), VLLM_KEY="sk-vllm-test-key")
+    monkeypatch.setenv("VLLM_KEY", "sk-vllm-test-key")
+    code, out = run_here(write_config(tmp_path, made))
     server.shutdown()
     server.server_close()
     assert code == 0, out
     assert "[1/1] train" in out
     assert len(server.asked) == len(TEXTS)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    # The student is its teacher: what remains is how differently bfloat16 and float32 round.
+    # The student equals its teacher: only the rounding of bfloat16 and float32 differs.
     assert abs(next(line["reverse_kl"] for line in lines if line["stage"] == "rollouts")) < 0.02
 
 

@@ -1,4 +1,4 @@
-"""Pipelines: jobs that read what earlier ones made, run again only as far as something changed."""
+"""Pipelines: jobs read the results of earlier ones and run again only if something they depend on changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def pipeline(folder: Path, url: str, student: Path, heldout: int = 0) -> dict[str, Any]:
-    """Deduplicate seeds, have them answered, train on the answers, and again from the trained student."""
+    """Deduplicate seeds, have them answered, train on the answers, then train the resulting student again."""
     seeds = [{"instruction": f"Tell me of {topic}.", "note": topic} for topic in TOPICS]
     (folder / "seeds.json").write_text(json.dumps([*seeds, seeds[0]]))
     return {
@@ -69,8 +69,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_KEY", "sk-very-secret-12345")
 
 
-def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole, heldout=3)
+def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model, heldout=3)
     found = easydistill.run(job, quiet=True)
     assert found.exit_code == 0
     assert len(server.asked) == len(TOPICS)
@@ -85,7 +85,7 @@ def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedSe
     }
     trained = tmp_path / "run/stages/3-again/stages/1-train/model/model.safetensors"
     assert (found.student / "model.safetensors").samefile(trained)
-    # The second job started where the first one ended.
+    # The second job started from the student of the first.
     first, second = (
         json.loads((tmp_path / f"run/stages/{name}/summary.json").read_text()) for name in ("2-sft", "3-again")
     )
@@ -96,8 +96,8 @@ def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedSe
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
 
 
-def test_only_what_a_change_affects_runs_again(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_only_what_a_change_affects_runs_again(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
     easydistill.run(job, quiet=True)
     asked = len(server.asked)
     assert not easydistill.run(job, quiet=True).fresh
@@ -106,15 +106,17 @@ def test_only_what_a_change_affects_runs_again(tmp_path: Path, server: ScriptedS
     assert sections(easydistill.run(job, quiet=True)) == {"dedup": "skipped", "sft": "skipped", "again": "done"}
     assert len(server.asked) == asked
 
-    # Another seed: its answer alone is asked for, and all that follows runs.
+    # Another seed: only its answer is requested, and everything after it runs.
     seeds = json.loads((tmp_path / "seeds.json").read_text())
     (tmp_path / "seeds.json").write_text(json.dumps([*seeds, {"instruction": "Tell me of glass."}]))
     assert sections(easydistill.run(job, quiet=True)) == {"dedup": "done", "sft": "done", "again": "done"}
     assert len(server.asked) == asked + 1
 
 
-def test_a_job_put_between_others_leaves_their_work(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_an_inserted_job_keeps_the_results_of_the_others(
+    tmp_path: Path, server: ScriptedServer, tiny_model: Path
+) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
     easydistill.run(job, quiet=True)
     asked = len(server.asked)
     jobs = dict(job["jobs"])
@@ -136,8 +138,8 @@ def test_a_job_put_between_others_leaves_their_work(tmp_path: Path, server: Scri
     ]
 
 
-def test_a_job_that_fails_keeps_the_others(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_a_failed_job_keeps_the_results_of_the_others(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
     job["jobs"]["again"]["dataset"]["labeled_path"] = "@sft/README.md"
     with pytest.raises(ConfigError, match=r'again\.dataset\.labeled_path: sft .* makes no "README.md"'):
         easydistill.run(job, quiet=True)
@@ -155,8 +157,8 @@ def test_a_job_that_fails_keeps_the_others(tmp_path: Path, server: ScriptedServe
     assert sections(easydistill.run(job, quiet=True)) == {"dedup": "skipped", "sft": "done", "again": "done"}
 
 
-def test_plan_and_preview_before_and_after(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_plan_and_preview_before_and_after(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
     states = {stage.name: stage.state for stage in easydistill.plan(job)}
     assert states["dedup.synthesise"] == "pending"
     assert states["sft.label"] == "waits for dedup"
@@ -171,9 +173,9 @@ def test_plan_and_preview_before_and_after(tmp_path: Path, server: ScriptedServe
     assert states["sft.label"] == "waits for dedup"
 
 
-def test_the_exit_code_tells_of_a_job_inside(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
-    """Rejected rows of one job, above its own share, end the whole with 3."""
-    job = pipeline(tmp_path, server.url, tiny_whole)
+def test_the_exit_code_reflects_inner_jobs(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
+    """The pipeline exits with 3 if one job rejects more than its allowed share."""
+    job = pipeline(tmp_path, server.url, tiny_model)
     del job["jobs"]["again"]
     server.say = lambda text, number: "" if "bees" in text or "moss" in text else f"Much is known about {text}"
     assert easydistill.run(job, quiet=True).exit_code == 3
@@ -183,18 +185,18 @@ def test_the_exit_code_tells_of_a_job_inside(tmp_path: Path, server: ScriptedSer
 @pytest.mark.parametrize(
     ("cited", "where", "words"),
     [
-        ("@judge/student", "jobs.next.models.student", "judge (reward_model) makes a reward model, and a language"),
-        ("@judge/student", "jobs.next.models.teacher", "judge (reward_model) makes a reward model, and a language"),
-        ("@tuned/student", "jobs.next.rewards.reward_model.model", "tuned (dpo) makes a language model, and a reward"),
+        ("@judge/student", "jobs.next.models.student", "judge (reward_model) makes a reward model, but a language"),
+        ("@judge/student", "jobs.next.models.teacher", "judge (reward_model) makes a reward model, but a language"),
+        ("@tuned/student", "jobs.next.rewards.reward_model.model", "tuned (dpo) makes a language model, but a reward"),
     ],
 )  # fmt: skip
-def test_a_reward_model_is_cited_where_one_is_wanted(
-    tmp_path: Path, tiny_whole: Path, cited: str, where: str, words: str
+def test_only_reward_models_can_be_cited_as_reward_models(
+    tmp_path: Path, tiny_model: Path, cited: str, where: str, words: str
 ) -> None:
     pairs = {"labeled_path": "examples/preference/pairs.json"}
-    made = {"dataset": pairs, "models": {"student": str(tiny_whole)}}
+    made = {"dataset": pairs, "models": {"student": str(tiny_model)}}
     asked = {"job_type": "grpo", "dataset": {"instruction_path": "examples/reinforcement/sums.json"}}
-    models, rewards = {"student": str(tiny_whole)}, {"verify": {}}
+    models, rewards = {"student": str(tiny_model)}, {"verify": {}}
     job = {
         "job_type": "pipeline",
         "output_dir": str(tmp_path / "run"),

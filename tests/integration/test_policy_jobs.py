@@ -1,4 +1,4 @@
-"""The jobs `grpo` and `ppo` by the command line: figures, a kill, a second run, a critic made of a reward model."""
+"""The jobs `grpo` and `ppo` on the command line: figures, a kill, a second run, a critic from a reward model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.jobs import run, run_here, start, write_config
+from tests.support.jobs import run_here, start, write_config
 
 from easydistill.data.files import hash_file
 
 
 def job(name: str, folder: Path, student: Path, **policy: Any) -> dict[str, Any]:
-    """A tiny student that is asked sums; most that it learns is to be short."""
+    """A tiny student that is asked sums; it mostly learns to be brief."""
     rows = [{"instruction": f"{a} plus {b}", "answer": a + b} for a in range(4) for b in range(5)]
     rows += [{"instruction": f"always right {n}", "answer": n, "pass_rate": 1.0} for n in range(3)]
     path = folder / "rows.json"
@@ -46,11 +46,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_and_goes_on(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_and_resumed(name: str, tiny_model: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    code, out = run(write_config(whole, job(name, whole, tiny_model, **SETTINGS[name])))
+    code, out = run_here(write_config(whole, job(name, whole, tiny_model, **SETTINGS[name])))
     assert code == 0, out
     summary = json.loads((whole / "run/summary.json").read_text())
     train = summary["stages"]["train"]["metrics"]
@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_and_goes_on(name: str, tiny_model: Path, tmp_path:
     process.kill()
     process.communicate()
     assert not (broken / "run/student").exists(), "it was killed on the way"
-    code, out = run(config)
+    code, out = run_here(config)
     assert code == 0, out
     weights = "run/student/model.safetensors"
     assert hash_file(whole / weights) == hash_file(broken / weights)
@@ -80,13 +80,13 @@ def test_a_run_that_is_killed_and_goes_on(name: str, tiny_model: Path, tmp_path:
     assert again["alarms"] == train["alarms"]
 
     before = time.monotonic()
-    code, out = run(config)
+    code, out = run_here(config)
     assert code == 0, out
     assert time.monotonic() - before < 60
     assert hash_file(whole / weights) == hash_file(broken / weights)
 
 
-def test_rows_that_rewards_cannot_read_are_told_before_training(tiny_model: Path, tmp_path: Path) -> None:
+def test_rows_that_rewards_cannot_read_are_rejected_before_training(tiny_model: Path, tmp_path: Path) -> None:
     document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"])
     document["rewards"]["verify"] = {"cut_off": "abstain"}
     document["training"]["max_steps"] = 1
@@ -99,7 +99,7 @@ def test_rows_that_rewards_cannot_read_are_told_before_training(tiny_model: Path
     assert stage["rows"]["rejected"] == {"malformed_row": 1, "pass_rate": 2}
 
 
-def test_rows_that_no_reward_could_judge_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+def test_rows_that_no_reward_can_judge_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"])
     rows = [{"instruction": f"Sing, {n}!"} for n in range(9)] + [{"instruction": "Sing!", "output": "Once upon."}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -111,10 +111,10 @@ def test_rows_that_no_reward_could_judge_are_not_trained_on(tiny_model: Path, tm
     document["rewards"]["length"]["weight"] = 0.5
     document["training"]["max_steps"] = 1
     code, out = run_here(write_config(tmp_path, document))
-    assert code == 0, "answers have a length whatever the row knows"
+    assert code == 0, "the length reward needs no known answer"
 
 
-def test_held_out_answers_that_were_cut_off_are_wrong(tiny_model: Path, tmp_path: Path) -> None:
+def test_truncated_held_out_answers_are_wrong(tiny_model: Path, tmp_path: Path) -> None:
     document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"])
     document["rewards"]["verify"] = {"cut_off": "abstain"}
     document["training"]["max_steps"] = 1
@@ -122,7 +122,7 @@ def test_held_out_answers_that_were_cut_off_are_wrong(tiny_model: Path, tmp_path
     assert code == 0, out
     after = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]["metrics"]["after"]
     assert after["ended"] < 1
-    assert after["verified"] == 4, "the accuracy is of all held-out prompts, not of those whose answers ended"
+    assert after["verified"] == 4, "the accuracy counts all held-out prompts, not only those whose answers ended"
 
 
 def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path
     code, out = run_here(write_config(tmp_path, document))
     assert code == 0, out
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    told = [entry for entry in entries if entry["stage"] == "policy"]
-    assert all("value_loss" in entry for entry in told)
-    assert [entry["step"] for entry in told if "reward/reward_model" in entry] == [1, 5], "a round serves four steps"
+    logged = [entry for entry in entries if entry["stage"] == "policy"]
+    assert all("value_loss" in entry for entry in logged)
+    assert [entry["step"] for entry in logged if "reward/reward_model" in entry] == [1, 5], "a round serves four steps"
     names = (tmp_path / "run/student").iterdir()
     assert "critic.pt" not in {path.name for path in names}
 
@@ -158,7 +158,7 @@ def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path
         ({"job_type": "ppo", "policy": {"beta": 0.1}}, "`policy.beta` is a key of grpo jobs"),
     ],
 )
-def test_what_does_not_fit_is_told(change: dict[str, Any], word: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_invalid_configs_are_explained(change: dict[str, Any], word: str, tiny_model: Path, tmp_path: Path) -> None:
     document = job("grpo", tmp_path, tiny_model, **SETTINGS["grpo"]) | change
     code, out = run_here(write_config(tmp_path, document))
     assert code == 2

@@ -1,11 +1,12 @@
-"""PPO and GRPO with tiny real models: they learn, they resume to the bit, their arithmetic is what is published."""
+"""PPO and GRPO with tiny real models: they learn, they resume bit for bit, their arithmetic is the published one."""
 
 from __future__ import annotations
 
 import copy
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from easydistill.config.training import LoraConfig
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, TeacherError
+from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.methods.policy import trl_trainer as policy_trl
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig, PolicyTrainingConfig, PpoConfig
 from easydistill.methods.policy.ppo_trl_trainer import ModelCritic, PpoTrainer, ValueHead
-from easydistill.methods.policy.trainer import PolicyRow
-from easydistill.methods.policy.trl_trainer import Explorer, PolicyWatch
+from easydistill.methods.policy.rows import PolicyRow
+from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.models.student import Student
 from easydistill.rewards import Rollout, WeightedRewards
@@ -120,19 +121,19 @@ def test_a_verifiable_reward_rises(name: str, seed: int, tokenizer: Any, tmp_pat
     assert given.measured[0]["verified_accuracy"] < 0.3
     assert given.measured[outcome.steps]["verified_accuracy"] > 0.9
     entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = [entry for entry in entries if entry["stage"] == "policy"]
-    assert len(told) == outcome.steps
-    rewards = [entry["reward"] for entry in told if "reward" in entry]
+    logged = [entry for entry in entries if entry["stage"] == "policy"]
+    assert len(logged) == outcome.steps
+    rewards = [entry["reward"] for entry in logged if "reward" in entry]
     assert rewards[0] < 0.3
-    assert rewards[-1] > rewards[0] + 0.2, "of what is drawn, not only of the most probable answers"
-    seen = {name for entry in told for name in entry}
+    assert rewards[-1] > rewards[0] + 0.2, "the reward of sampled answers rises, not only that of greedy ones"
+    seen = {name for entry in logged for name in entry}
     wanted = {"entropy", "clipped_low", "clipped_high", "length", "ended", "reward/copies"}
     wanted |= {"zero_variance_groups"} if name == "grpo" else {"value", "return", "value_loss"}
     assert wanted <= seen
-    assert "kl" not in seen, "without a price of it nobody measures it"
+    assert "kl" not in seen, "KL is only measured if it has a price"
 
 
-# --- going on ---------------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------
 
 GOING_ON = {
     "grpo": GrpoConfig(max_new_tokens=4, num_generations=2, eval_steps=2, beta=0.1, mask_truncated=False),
@@ -143,8 +144,29 @@ GOING_ON = {
 }
 
 
+def interruptible(lora: bool) -> PolicyTrainingConfig:
+    values: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    return training(**values, lora=LoraConfig(r=4) if lora else None)
+
+
+Uninterrupted = Callable[[str, bool], tuple[dict[str, torch.Tensor], Explorer]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Weights and findings of a training that nothing interrupts, made once for all that compare with it."""
+
+    @cache
+    def made(name: str, lora: bool) -> tuple[dict[str, torch.Tensor], Explorer]:
+        whole, through = tiny(tokenizer), explorer()
+        train(whole, through, tmp_path_factory.mktemp("uninterrupted"), GOING_ON[name], interruptible(lora))
+        return weights(whole), through
+
+    return made
+
+
 class StopAfter(Copies):
-    """Asks for a stop while the given call is answered."""
+    """Requests a stop during the given call."""
 
     def __init__(self, stop: StopSignal, calls: int) -> None:
         self._stop, self._left = stop, calls
@@ -156,14 +178,19 @@ class StopAfter(Copies):
         return super().__call__(rollouts)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", list(GOING_ON))
-def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer: Any, tmp_path: Path) -> None:
-    values: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-    config = training(**values, lora=LoraConfig(r=4) if lora else None)
-    whole, broken = tiny(tokenizer), tiny(tokenizer)
-    through = explorer()
-    train(whole, through, tmp_path / "whole", GOING_ON[name], config)
+# Rounds are gone on from without adapters, and adapters without rounds: both at once are slow.
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        *[(name, False) for name in GOING_ON],
+        *[("grpo", True), ("ppo", True), pytest.param("grpo in rounds", True, marks=pytest.mark.slow)],
+    ],
+)
+def test_a_stopped_run_ends_like_an_uninterrupted_one(
+    name: str, lora: bool, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    config, broken = interruptible(lora), tiny(tokenizer)
+    whole, through = uninterrupted(name, lora)
     stop = StopSignal()
     first = explorer()
     first.rewards = WeightedRewards({"copies": StopAfter(stop, 3)}, {"copies": 1.0})
@@ -172,13 +199,13 @@ def test_a_stopped_run_ends_as_one_that_was_not(name: str, lora: bool, tokenizer
     second = explorer()
     outcome = train(broken, second, tmp_path / "broken", GOING_ON[name], config)
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(broken))
+    assert_same_bits(whole, weights(broken))
     assert second.measured == through.measured
     assert second.alarms.raised == through.alarms.raised
 
 
 class FailsAt(Copies):
-    """A judge that is out of reach at the given call."""
+    """A judge that is unreachable at the given call."""
 
     def __init__(self, calls: int) -> None:
         self._left = calls
@@ -191,20 +218,21 @@ class FailsAt(Copies):
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo", pytest.param("grpo in rounds", marks=pytest.mark.slow)])
-def test_rounds_before_a_judge_failed_are_kept(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    config = training(max_steps=12, per_device_train_batch_size=8)
-    whole, broken = tiny(tokenizer), tiny(tokenizer)
-    train(whole, explorer(), tmp_path / "whole", GOING_ON[name], config)
+def test_rounds_before_a_judges_failure_are_kept(
+    name: str, tokenizer: Any, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
+    config, broken = interruptible(lora=False), tiny(tokenizer)
+    whole, _ = uninterrupted(name, False)
     first = explorer()
     first.rewards = WeightedRewards({"copies": FailsAt(4)}, {"copies": 1.0})
     with pytest.raises(TeacherError):
         train(copy.deepcopy(broken), first, tmp_path / "broken", GOING_ON[name], config)
     outcome = train(broken, explorer(), tmp_path / "broken", GOING_ON[name], config)
     assert outcome.resumed_from_step > 0
-    assert_same_bits(weights(whole), weights(broken))
+    assert_same_bits(whole, weights(broken))
 
 
-def test_what_counts_positions_from_its_padding_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+def test_absolute_positions_are_refused(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     made = tiny(tokenizer)
@@ -213,20 +241,38 @@ def test_what_counts_positions_from_its_padding_is_refused(tokenizer: Any, tmp_p
         train(made, explorer(), tmp_path, SETTINGS["grpo"], training(max_steps=1))
 
 
-def test_what_is_cut_off_is_in_no_mean(tokenizer: Any, tmp_path: Path) -> None:
-    """A student whose answers all have to end in a token of their own: of one, none is whole."""
+def test_truncated_answers_are_in_no_mean(tokenizer: Any, tmp_path: Path) -> None:
+    """Answers of one token are complete only if it is the end token; in some steps none is."""
     policy = SETTINGS["grpo"].model_copy(update={"max_new_tokens": 1, "mask_truncated": True})
     made = explorer()
     train(tiny(tokenizer), made, tmp_path, policy, training(max_steps=6, per_device_train_batch_size=8))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = [line for line in lines if line["stage"] == "policy"]
-    whole = [line for line in told if line["ended"] > 0]
-    assert len(whole) < len(told), "in some step every answer was cut off"
-    assert all(("entropy" in line) == (line["ended"] > 0) for line in told)
+    logged = [line for line in lines if line["stage"] == "policy"]
+    whole = [line for line in logged if line["ended"] > 0]
+    assert len(whole) < len(logged), "in some step every answer was cut off"
+    assert all(("entropy" in line) == (line["ended"] > 0) for line in logged)
     assert "entropy_collapse" not in made.alarms.raised
 
 
-def test_the_highest_ratio_is_the_losss_own() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_rollouts_by_vllm_need_a_gpu(tokenizer: Any, tmp_path: Path) -> None:
+    policy = SETTINGS["grpo"].model_copy(update={"rollouts": "vllm"})
+    with pytest.raises(ConfigError, match=r"policy\.rollouts: .*GPU"):
+        train(tiny(tokenizer), explorer(), tmp_path, policy, training(max_steps=1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's trainers may generate with vLLM")
+def test_without_a_gpu_trl_does_not_import_vllm() -> None:
+    """Contract with TRL of `importing_trl`: its modules ask what is installed when they are imported."""
+    from trl import import_utils
+    from trl.generation import vllm_client, vllm_generation
+
+    for module in (vllm_client, vllm_generation):
+        assert not module.is_vllm_available()
+        assert module.is_vllm_available is not import_utils.is_vllm_available
+
+
+def test_the_highest_ratio_depends_on_the_loss() -> None:
     assert GrpoConfig().highest == 0.28
     assert GrpoConfig(loss_type="cispo").highest == 5
     assert PpoConfig(epsilon=0.1).highest == 0.1
@@ -236,7 +282,7 @@ def test_the_highest_ratio_is_the_losss_own() -> None:
         GrpoConfig(loss_type="sapo", epsilon=0.1)
 
 
-def test_a_value_head_keeps_nothing_of_what_is_generated(tokenizer: Any) -> None:
+def test_a_value_head_ignores_generation(tokenizer: Any) -> None:
     trained = tiny(tokenizer)
     head = ValueHead(trained.model)
     ids = torch.tensor([[20, 21, 22]])
@@ -249,7 +295,7 @@ def test_a_value_head_keeps_nothing_of_what_is_generated(tokenizer: Any) -> None
     assert not head._seen
 
 
-def test_only_the_students_own_weights_are_left(tokenizer: Any, tmp_path: Path) -> None:
+def test_only_the_students_own_weights_remain(tokenizer: Any, tmp_path: Path) -> None:
     trained = tiny(tokenizer)
     names = set(trained.model.state_dict())
     train(trained, explorer(), tmp_path, SETTINGS["ppo"], training(max_steps=2))
@@ -272,7 +318,7 @@ def classifier(seed: int = 3) -> Any:
         return LlamaForSequenceClassification(config).eval()
 
 
-def test_a_critic_made_of_a_reward_model_begins_with_its_scores(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_critic_from_a_reward_model_starts_with_its_scores(tokenizer: Any, tmp_path: Path) -> None:
     made = classifier()
     critic = ModelCritic(copy.deepcopy(made))
     ids = torch.tensor([[5, 6, 7, 8, 9]])
@@ -283,10 +329,12 @@ def test_a_critic_made_of_a_reward_model_begins_with_its_scores(tokenizer: Any, 
         assert values[0, at].item() == pytest.approx(made(input_ids=seen).logits.item(), abs=1e-5)
     before = copy.deepcopy(made.state_dict())
     train(tiny(tokenizer), explorer(), tmp_path, SETTINGS["ppo"], training(max_steps=2), critic=made)
-    assert any(not torch.equal(value, before[name]) for name, value in made.state_dict().items()), "it goes on learning"
+    assert any(not torch.equal(value, before[name]) for name, value in made.state_dict().items()), (
+        "the critic is trained further"
+    )
 
 
-def test_the_loss_is_ppos(tokenizer: Any, tmp_path: Path) -> None:
+def test_the_loss_is_that_of_ppo(tokenizer: Any, tmp_path: Path) -> None:
     """The clipped objective with advantages of tokens, and the value's loss, against a float64 calculation by hand."""
     given = explorer()
     policy = PpoConfig(max_new_tokens=4, kl_coef=0.1, vf_coef=0.3, eval_steps=0, epsilon=0.1)

@@ -1,4 +1,4 @@
-"""Pairs of answers from a server: written, told in the report, read by `dpo` and trained on as they are."""
+"""Pairs of answers from a server: written, reported, and read by `dpo` without conversion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def liked(answer: str) -> int:
 
 
 def say(text: str, number: int) -> str:
-    """Teacher, student and judge. Every second sum is right, and the judge's taste is a riddle."""
+    """Teacher, student and judge. Every second sum is right; the judge's scores are arbitrary but fixed."""
     if "[First answer]" in text:
         first, second = text.split("[First answer]")[1].split("[Second answer]")
         return f"<first>{liked(first) + 1}</first><second>{liked(second) + 1}</second>"
@@ -66,17 +66,17 @@ def stage_of(folder: Path) -> Path:
     return next((folder / "run/stages").glob("*-synthesise"))
 
 
-def test_pairs_are_written_told_and_trained_on(server: ScriptedServer, tmp_path: Path, tiny_model: Path) -> None:
+def test_pairs_are_written_reported_and_trained_on(server: ScriptedServer, tmp_path: Path, tiny_model: Path) -> None:
     made = job(server, tmp_path, method="verifiable", max_pairs=2)
     assert easydistill.run(made, quiet=True).exit_code == 0
     assert len(server.asked) == 32
-    pairs, unfit = read_preferences(tmp_path / "pairs.jsonl")
-    assert not unfit and len(pairs) > 4
+    pairs, rejected = read_preferences(tmp_path / "pairs.jsonl")
+    assert not rejected and len(pairs) > 4
     for pair in pairs:
         total = int(pair.prompt[0]["content"].split()[2]) + 2
         assert f"\\boxed{{{total}}}" in pair.chosen["content"] and f"\\boxed{{{total + 1}}}" in pair.rejected["content"]
-        told = {"margin": 1.0, "chosen_by": "student", "rejected_by": "student", "method": "verifiable"}
-        assert told.items() <= pair.meta.items() and not {"gap", "_row"} & set(pair.meta)
+        expected = {"margin": 1.0, "chosen_by": "student", "rejected_by": "student", "method": "verifiable"}
+        assert expected.items() <= pair.meta.items() and not {"gap", "_row"} & set(pair.meta)
     stage = stage_of(tmp_path)
     assert read_preferences(stage / "labeled.parquet")[0] == read_preferences(stage / "labeled.json")[0] == pairs
 
@@ -111,7 +111,7 @@ def test_a_judge_decides_and_nothing_is_asked_twice(server: ScriptedServer, tmp_
     assert pairs and all(pair.meta["chosen_by"] == "teacher" and pair.meta["margin"] >= 1 for pair in pairs)
     metrics = json.loads((stage_of(tmp_path) / "manifest.json").read_text())["metrics"]
     assert metrics["spent_by_student"]["answers"] == 32 and metrics["spent_by_teacher"]["answers"] == asked - 32
-    # The journal has all answers: another choice among the pairs asks nobody.
+    # The journal has all answers: another choice of pairs sends no requests.
     made["synthesis"] = {"min_margin": 2, "max_pairs": 3, "length_balance": "drop", "chosen": "best"}
     easydistill.run(made, quiet=True)
     assert len(server.asked) == asked
@@ -131,32 +131,35 @@ def test_ranked_samples_are_drawn_at_their_temperatures(server: ScriptedServer, 
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"inference": {}}, "asks a teacher, and there is none"),
-        ({"student_inference": {}}, "asks the student, and there is none"),
+        ({"inference": {}}, "needs a teacher, and there is none"),
+        ({"student_inference": {}}, "needs a student, and there is none"),
         ({"models": {"student": "org/small"}}, "models.student names another"),
         ({"models": {"judge": "org/judge"}}, "models.judge is not used"),
-        ({"synthesis": {"method": "verifiable"}}, "nobody asks the teacher in verifiable"),
-        ({"synthesis": {"method": "contrastive_prompt"}}, "nobody asks the student in contrastive_prompt"),
-        ({"synthesis": {"teacher_samples": 0}, "inference": {}, "judge": None}, "asks a judge, and there is none"),
+        ({"synthesis": {"method": "verifiable"}}, "verifiable with these settings does not use the teacher"),
+        (
+            {"synthesis": {"method": "contrastive_prompt"}},
+            "contrastive_prompt with these settings does not use the student",
+        ),
+        ({"synthesis": {"teacher_samples": 0}, "inference": {}, "judge": None}, "needs a judge, and there is none"),
         ({"student_inference": {"base_url": "http://a/v1", "temperature": 0}}, "4 greedy answers of the student"),
     ],
 )
-def test_whoever_is_missing_or_left_over_is_refused(
-    server: ScriptedServer, tmp_path: Path, change: dict[str, Any], told: str
+def test_missing_and_unused_models_are_errors(
+    server: ScriptedServer, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     easydistill.validate(job(server, tmp_path))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         easydistill.validate({**job(server, tmp_path), **change})
 
 
-def test_what_was_cut_off_cannot_be_both_wanted_and_rejected(server: ScriptedServer, tmp_path: Path) -> None:
+def test_truncated_answers_cannot_be_both_needed_and_rejected(server: ScriptedServer, tmp_path: Path) -> None:
     config = job(server, tmp_path, method="verifiable", allow_truncated=True)
     easydistill.validate(config)
     config["student_inference"]["truncation"] = "reject"
-    told = r"synthesis\.allow_truncated needs the answers that student_inference\.truncation rejects"
-    with pytest.raises(ConfigError, match=told):
+    message = r"synthesis\.allow_truncated needs the answers that student_inference\.truncation rejects"
+    with pytest.raises(ConfigError, match=message):
         easydistill.validate(config)
     # The teacher's may still be rejected answers.
     config["synthesis"]["teacher_samples"] = 1

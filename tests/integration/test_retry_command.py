@@ -69,7 +69,7 @@ def test_failures_and_empty_answers_of_a_label_stage(
     before = (stage(tmp_path) / "journal.jsonl").read_bytes()
 
     assert main(["retry", str(config), "--only=rate_limit"]) == 0
-    assert "asked again: rate_limit ×1" in capsys.readouterr().err
+    assert "asking again: rate_limit ×1" in capsys.readouterr().err
     assert server.stats()["attempts"] == {"fine": 1, slow: 2, oops: 1, empty: 1, bad: 1}
     assert labels(tmp_path) == {text: answer_to(text) for text in ("fine", slow)}
     assert rejected(tmp_path) == Counter(["server_error", "empty_content", "http_400"])

@@ -1,4 +1,4 @@
-"""Reward models: the loss against a calculation by hand, what is learned, what is saved, a kill."""
+"""Reward models: the loss against a calculation by hand, learning, saving, a kill."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError
-from easydistill.methods.dpo.stage import PairRows
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
-from easydistill.methods.reward_model.trainer import RewardRow, score_rows
+from easydistill.methods.reward_model.measure import score_rows
+from easydistill.methods.reward_model.rows import RewardRow
 from easydistill.methods.reward_model.trl_trainer import ScoreTrainer, ScoreWatch, train
+from easydistill.methods.shared.pairs import PairRows
 from easydistill.models.scalar_head import set_padding, with_scalar_head
 from easydistill.models.student import Student, build_student
 from easydistill.rewards import RewardContext
@@ -33,7 +34,7 @@ from easydistill.rewards.reward_model import Config, make
 
 F = torch.nn.functional
 END = 2
-"""The token that ends a turn of the tiny model's, and pads."""
+"""The tiny model's end-of-turn token, which also pads."""
 
 
 def student_of(path: Path, seed: int = 0) -> Student:
@@ -43,7 +44,7 @@ def student_of(path: Path, seed: int = 0) -> Student:
 
 
 def rows_of(count: int, seed: int = 0) -> list[RewardRow]:
-    """Chats of random tokens that end with the token that pads in the student's own tokenizer."""
+    """Chats of random tokens that end with the padding token of the student's tokenizer."""
     draw = random.Random(seed)
 
     def tokens(least: int, most: int) -> list[int]:
@@ -98,8 +99,8 @@ def test_the_loss_equals_a_calculation_by_hand(
     assert found == pytest.approx(by_hand(student.model, rows, centring, margins), rel=1e-5, abs=1e-6)
 
 
-def test_scores_are_read_at_the_last_token_whatever_pads(tiny_model: Path) -> None:
-    """These chats end with the token that pads in the tokenizer: another one must."""
+def test_scores_are_read_at_the_last_token_with_any_padding(tiny_model: Path) -> None:
+    """These chats end with the tokenizer's padding token, so another token must pad."""
     student, rows = student_of(tiny_model), rows_of(9)
     pad = student.model.config.pad_token_id
     assert student.tokenizer.pad_token_id == pad != END
@@ -137,18 +138,18 @@ def test_micro_batches_do_not_matter(tiny_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}, {"r": 4, "target_modules": ["q_proj", "v_proj"]}])
-def test_it_learns_pairs_by_heart_and_adapters_are_merged(tiny_model: Path, tmp_path: Path, lora: Any) -> None:
+def test_it_memorises_pairs_and_adapters_are_merged(tiny_model: Path, tmp_path: Path, lora: Any) -> None:
     rows = rows_of(16)
     training = {"num_train_epochs": 10, "learning_rate": 3e-3, "gradient_accumulation_steps": 2}
     student = trained(tmp_path / "a", tiny_model, rows, lora=lora, **training)
     assert type(student.model).__name__ == "LlamaForSequenceClassification"
     scores = score_rows(student.model, rows, student.model.config.pad_token_id, StopSignal())
-    # Adapters of rank 4 hold less.
+    # Adapters of rank 4 memorise less.
     assert sum(score.margin > 0 for score in scores) >= (15 if lora is None else 12)
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
-    told = [line for line in lines if line["stage"] == "reward_model"]
-    assert {"pair_accuracy", "score_margin", "mean_score", "lowest_score", "highest_score"} <= set(told[-1])
-    assert told[-1]["score_margin"] > told[0]["score_margin"]
+    logged = [line for line in lines if line["stage"] == "reward_model"]
+    assert {"pair_accuracy", "score_margin", "mean_score", "lowest_score", "highest_score"} <= set(logged[-1])
+    assert logged[-1]["score_margin"] > logged[0]["score_margin"]
 
 
 def test_the_head_cannot_have_adapters(tiny_model: Path, tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_the_head_cannot_have_adapters(tiny_model: Path, tmp_path: Path) -> None
 
 
 def even_numbers(seed: int = 0) -> list[dict[str, Any]]:
-    """Two pairs a prompt: an even number is right, an odd one is wrong."""
+    """Two pairs per prompt: even numbers are right, odd ones wrong."""
     draw = random.Random(seed)
 
     def said(number: int) -> str:
@@ -198,7 +199,7 @@ def job(folder: Path, student: Any, rows: list[dict[str, Any]], **training: Any)
 
 
 def loaded_scores(folder: Path, heldout: int) -> list[tuple[float, float]]:
-    """Scores of the held-out pairs' two answers by the reward that loads what a job has saved."""
+    """Scores of the held-out pairs' answers by the reward that loads a job's saved model."""
     dataset = PairsConfig(labeled_path=str(folder / "pairs.jsonl"))
     _, pairs, _ = PairRows(dataset, HeldoutConfig(heldout=heldout)).read()
     assert len(pairs) == heldout
@@ -212,7 +213,7 @@ def loaded_scores(folder: Path, heldout: int) -> list[tuple[float, float]]:
     return list(zip(scores[::2], scores[1::2], strict=True))
 
 
-def test_the_job_learns_what_can_be_verified_and_the_reward_loads_it(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_job_learns_a_verifiable_rule_and_the_reward_loads_its_model(tiny_model: Path, tmp_path: Path) -> None:
     rows = even_numbers()
     training = {
         "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_train_batch_size": 16,
@@ -236,7 +237,7 @@ def test_the_job_learns_what_can_be_verified_and_the_reward_loads_it(tiny_model:
     assert "On 100 pairs that the student never saw, accuracy on pairs rose" in report
     assert "AutoModelForSequenceClassification" in (tmp_path / "run/student/README.md").read_text()
 
-    # The reward gives the figures of the summary.
+    # The reward reproduces the figures of the summary.
     margins = [better - worse for better, worse in loaded_scores(tmp_path, 100)]
     assert sum(margin > 0 for margin in margins) == round(found["after"]["pair_accuracy"] * 100)
     assert sum(margins) / 100 == pytest.approx(found["after"]["score_margin"], abs=1e-5)
@@ -245,7 +246,7 @@ def test_the_job_learns_what_can_be_verified_and_the_reward_loads_it(tiny_model:
 
 
 @pytest.mark.parametrize("made", ["pruned", "fresh"])
-def test_made_students_and_the_saved_number_type(tiny_model: Path, tmp_path: Path, made: str) -> None:
+def test_made_students_and_the_saved_dtype(tiny_model: Path, tmp_path: Path, made: str) -> None:
     """A fresh student is saved in bfloat16: the figures are those of the rounded weights.
 
     Both learn in bfloat16, and are measured in float32.
@@ -288,7 +289,7 @@ def test_a_killed_job_ends_with_the_same_weights(tiny_model: Path, tmp_path: Pat
 
 
 class StopAfter(StopSignal):
-    """Ctrl-C after so many steps."""
+    """Ctrl-C after the given number of steps."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Jobs that ask nobody, as a user meets them: a file in, a file out, figures that add up, errors that help."""
+"""Jobs that ask no model, from end to end: a file in, a file out, consistent figures, helpful errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ REPEATED = [scored(n) for n in range(5)] + [
 LEAKED = [scored(n) for n in range(6)]
 BENCHMARK = [{"question": QUESTIONS[1]}, {"question": "What is the capital of the moon?"}]
 
-# job → rows, parameters, the pages of rows that stay, the funnel.
+# job → rows, parameters, pages of the rows that stay, funnel.
 CASES: dict[str, tuple[list[Row], dict[str, Any], list[int], list[tuple[str, int]]]] = {
     "cot_selection": (
         COT,
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[list[Row], dict[str, Any], list[int], list[tuple[str, int
     ),
 }
 ANY_OF = {"task_balancing": (0, 1, 2, 3), "deduplicate": (0, 5)}
-"""Pages of which one stays: -1 above."""
+"""Pages of which exactly one stays, written as -1 above."""
 
 
 def as_json(path: Path, rows: list[Row]) -> None:
@@ -108,7 +108,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def job(kind: str, rows: list[Row] | None = None, suffix: str = "json", **synthesis: Any) -> dict[str, Any]:
-    """A job over rows, those of its case by default, which are written to `rows.<suffix>`."""
+    """A job over `rows` (by default those of its case), which are written to `rows.<suffix>`."""
     case_rows, parameters, _, _ = CASES[kind]
     WRITERS[suffix](Path(f"rows.{suffix}"), case_rows if rows is None else rows)
     return {
@@ -124,7 +124,7 @@ def stage() -> Path:
 
 
 def pages(rows: list[Row], kind: str) -> list[int]:
-    """The pages of rows, in their order; -1 for one of those of which any may stay."""
+    """The rows' pages, in order; -1 stands for a row any of which may stay."""
     return [-1 if row["page"] in ANY_OF.get(kind, ()) else row["page"] for row in rows]
 
 
@@ -157,7 +157,7 @@ def test_a_file_in_and_a_file_out(kind: str, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_what_comes_out_is_loaded_by_datasets_and_trained_on_as_it_is(kind: str, smollm: Path, tmp_path: Path) -> None:
+def test_outputs_load_with_datasets_and_can_be_trained_on(kind: str, smollm: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
     easydistill.run(job(kind), quiet=True)
@@ -177,7 +177,7 @@ def test_what_comes_out_is_loaded_by_datasets_and_trained_on_as_it_is(kind: str,
     assert [(stage.name, stage.state) for stage in planned] == [("train", "pending"), ("evaluate", "pending")]
 
 
-def test_the_same_again_does_nothing_and_another_threshold_chooses_again() -> None:
+def test_a_rerun_does_nothing_and_another_threshold_selects_again() -> None:
     made = job("cot_selection")
     easydistill.run(made, quiet=True)
     manifest = (stage() / "manifest.json").read_bytes()
@@ -189,21 +189,21 @@ def test_the_same_again_does_nothing_and_another_threshold_chooses_again() -> No
     assert [planned.state for planned in easydistill.plan(looser)] == ["pending"]
     assert easydistill.run(looser, quiet=True).summary["rows"]["accepted"] == 4
     assert len(json.loads(Path("chosen.json").read_text())) == 4
-    assert len(json.loads(Path("chosen.json.1.bak").read_text())) == 3, "what was there before is kept"
+    assert len(json.loads(Path("chosen.json.1.bak").read_text())) == 3, "the previous file is kept"
 
 
-def test_a_benchmark_with_other_problems_is_looked_at_again() -> None:
+def test_a_changed_benchmark_is_checked_again() -> None:
     made = job("decontaminate")
     assert easydistill.run(made, quiet=True).summary["rows"]["rejected"] == 1
     as_jsonl(Path("benchmark.jsonl"), [{"question": question} for question in QUESTIONS[:3]])
     assert easydistill.run(made, quiet=True).summary["rows"]["rejected"] == 3
 
 
-def test_more_rejected_than_allowed_is_told_by_the_exit_code() -> None:
+def test_too_many_rejected_rows_set_the_exit_code() -> None:
     made = job("instruction_selection")
     made["dataset"]["max_rejected_share"] = 0.4
     assert easydistill.run(made, quiet=True).exit_code == EXIT_TOO_MANY_REJECTED
-    assert len(json.loads(Path("chosen.json").read_text())) == 3, "the rows are there all the same"
+    assert len(json.loads(Path("chosen.json").read_text())) == 3, "the rows are written nevertheless"
 
 
 def test_an_unreadable_row_is_a_rejected_row() -> None:
@@ -250,7 +250,7 @@ def test_candidates_that_all_failed_are_kept_with_their_reasons() -> None:
 
 @pytest.mark.parametrize("empty", ["", " \n"])
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_an_empty_file_is_said_to_be_empty(suffix: str, empty: str) -> None:
+def test_an_empty_file_is_reported_as_empty(suffix: str, empty: str) -> None:
     made = job("deduplicate", suffix=suffix)
     Path(f"rows.{suffix}").write_text(empty)
     with pytest.raises(DataError, match=rf"rows.{suffix}: there are no rows in it"):
@@ -279,7 +279,7 @@ def test_a_missing_benchmark_is_an_error_of_the_config() -> None:
         easydistill.run(job("decontaminate", benchmarks=["benchmark.jsonl", "nowhere.jsonl"]), quiet=True)
 
 
-def test_a_file_of_personas_is_looked_for_and_its_text_counts() -> None:
+def test_a_personas_file_must_exist_and_its_contents_are_in_the_identity() -> None:
     made = job("deduplicate") | {
         "job_type": "instruction_expansion",
         "inference": {"base_url": "http://localhost:9/v1", "model": "m"},
@@ -304,7 +304,7 @@ def test_a_file_of_personas_is_looked_for_and_its_text_counts() -> None:
         ("instruction_selection", 8),
     ],
 )
-def test_examples_choose_what_their_page_says(
+def test_examples_select_as_many_rows_as_documented(
     kind: str, accepted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,7 @@ def test_accumulation_does_not_change_the_step(fused: Any) -> None:
 def test_trainer_normalises_by_the_global_token_count(tiny_model: Path, tmp_path: Path) -> None:
     """1 × 8 and 8 × 1 rows give the same weights, although rows have very different numbers of answer tokens."""
     made = rows(8)
-    # Plain SGD: Adam would blow rounding up to steps of the size of the learning rate.
+    # Plain SGD: Adam would magnify rounding to steps of the size of the learning rate.
     kind: dict[str, Any] = {
         "optim": "sgd",
         "learning_rate": 0.1,
@@ -193,16 +195,11 @@ def test_training_learns(tiny_model: Path, tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the trainer may catch it."""
+    """In place of SIGKILL: nothing in the trainer may catch it."""
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("die_at", [1, 4, 8])
-def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int, packing: bool
-) -> None:
-    made = rows(30, longest=30)
-    values: dict[str, Any] = {
+def to_be_killed(packing: bool) -> dict[str, Any]:
+    return {
         "num_train_epochs": 3,
         "save_steps": 2,
         "packing": packing,
@@ -210,7 +207,35 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
         "optim": "adamw_torch_fused",
         "lora": None,
     }
-    whole = weights(run(tiny_model, tmp_path / "whole", made, **values))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[bool], dict[str, torch.Tensor]]:
+    """Weights of the training that nothing kills, with packing and without, made once for all that compare with it."""
+
+    @cache
+    def made(packing: bool) -> dict[str, torch.Tensor]:
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        return weights(run(tiny_model, folder, rows(30, longest=30), **to_be_killed(packing)))
+
+    return made
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("die_at", [1, 4, 8])
+def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
+    tiny_model: Path,
+    uninterrupted: Callable[[bool], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    die_at: int,
+    packing: bool,
+) -> None:
+    made = rows(30, longest=30)
+    values = to_be_killed(packing)
+    whole = uninterrupted(packing)
     original = supervised.Watch.on_step_end
 
     def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -231,7 +256,7 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
 def test_a_training_killed_after_its_last_step_is_not_trained_further(
     tiny_model: Path, tmp_path: Path, lora: LoraConfig | None
 ) -> None:
-    """30 rows, four a micro-batch: four steps an epoch, the last step is in the middle of the second one."""
+    """30 rows, four per micro-batch: four steps per epoch, the last step is in the middle of the second epoch."""
     made = rows(30)
     whole = weights(run(tiny_model, tmp_path, made, max_steps=5, lora=lora))
     again = student(tiny_model)
@@ -245,7 +270,7 @@ def test_a_training_killed_after_its_last_step_is_not_trained_further(
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_adapters_on_the_output_layer_are_refused(target: str, tiny_model: Path, tmp_path: Path) -> None:
-    """The fused loss goes round the layer's forward: the adapters would stay what they were. Its weights are tied."""
+    """The fused loss bypasses the layer's forward, so adapters would not be trained. Its weights are tied."""
     with pytest.raises(ConfigError, match="output layer"):
         run(tiny_model, tmp_path, rows(8), lora=LoraConfig(r=4, target_modules=["q_proj", target]))
 
@@ -259,13 +284,13 @@ def test_steps_are_logged_under_the_stage_that_is_named(tiny_model: Path, tmp_pa
     }
 
 
-def test_a_torn_checkpoint_is_not_used(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_not_used(tiny_model: Path, tmp_path: Path) -> None:
     made = rows(24)
     whole = weights(run(tiny_model, tmp_path / "whole", made, num_train_epochs=2))
     stop = StopSignal()
     run(tiny_model, tmp_path / "torn", made, num_train_epochs=2, save_steps=1, save_total_limit=2, max_steps=3)
     shutil.rmtree(tmp_path / "torn")
-    # A checkpoint without its mark: its weights are garbage and must not be read.
+    # A checkpoint without its marker: its weights are garbage and must not be read.
     torn = tmp_path / "torn" / "checkpoint-2"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"garbage")
@@ -282,7 +307,7 @@ def test_a_request_to_stop_saves_and_returns(tiny_model: Path, tmp_path: Path) -
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
-def test_old_checkpoints_go(tiny_model: Path, tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed(tiny_model: Path, tmp_path: Path) -> None:
     run(tiny_model, tmp_path, rows(40), save_steps=1, save_total_limit=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
 

@@ -1,4 +1,4 @@
-"""Synthesis jobs against a real server on this machine: what is asked, paid once, written, told."""
+"""Synthesis jobs against a real local server: requests are sent once, rows and figures are written."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def novel(text: str, number: int) -> str:
     return f"<instruction>{' '.join(words)} please {number}</instruction>"
 
 
-def test_expansion_writes_what_others_read_and_tells_its_funnel(server: ScriptedServer, tmp_path: Path) -> None:
+def test_expansion_writes_rows_and_a_funnel(server: ScriptedServer, tmp_path: Path) -> None:
     server.say = lambda text, number: "nothing" if number % 3 == 0 else novel(text, number)
     result = easydistill.run(job(server, tmp_path, "instruction_expansion", SEEDS, num_output_samples=6), quiet=True)
     assert result.exit_code == 0
@@ -99,14 +99,14 @@ def test_nothing_is_asked_twice(server: ScriptedServer, tmp_path: Path) -> None:
     assert recount == len(rows) == 20
     assert first.exit_code == 0
     easydistill.run(made, quiet=True)
-    assert len(server.asked) == 40, "a complete stage is left alone"
+    assert len(server.asked) == 40, "a complete stage is skipped"
     made["synthesis"]["keep"] = "first"
     easydistill.run(made, quiet=True)
-    assert len(server.asked) == 40, "another choice of rows asks nothing again"
+    assert len(server.asked) == 40, "another choice of rows sends no new requests"
     assert len(json.loads((tmp_path / "out.json").read_text())) <= 20
 
 
-def test_fields_of_seeds_stay(server: ScriptedServer, tmp_path: Path) -> None:
+def test_seeds_keep_their_fields(server: ScriptedServer, tmp_path: Path) -> None:
     server.say = lambda text, number: "<same>1</same>" if "[Second]" in text else (
         f"<instruction>{text.split(']')[1].split('Rewrite')[0].strip()} Use ten words.</instruction>"
     )  # fmt: skip

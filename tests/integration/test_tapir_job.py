@@ -1,4 +1,4 @@
-"""A curriculum of two rounds: a scripted server teaches and judges, a tiny model learns."""
+"""A curriculum of two rounds: a scripted server is teacher and judge, a tiny model is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.support.jobs import run, start, write_config
 from tests.support.scripted_server import ScriptedServer
-from tests.unit.operators.test_tapir import between, fresh
+from tests.unit.synthesis.test_tapir import between, fresh
 
 import easydistill
 from easydistill.data.files import hash_file
@@ -21,7 +21,7 @@ STAGES = ["label", "curriculum-1", "train-1", "curriculum-2", "train-2", "evalua
 
 
 def say(text: str, number: int) -> str:
-    """Teacher and judge. Every second instruction is hard, and so is all that is made of it."""
+    """Teacher and judge. Every second instruction is hard, and so are all prompts made from it."""
     if "[First answer]" in text:
         about = between(text, "[Instruction]", "[First answer]")
         gap = 0 if "easy" in about else 5
@@ -66,7 +66,7 @@ def rows_of(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
 
 
 def asked_again(server: ScriptedServer) -> list[str]:
-    """Questions that came twice; every round may have one more prompt made from the same one."""
+    """Requests sent twice; every round may request one more prompt made from the same one."""
     return [text for text, count in Counter(server.asked).items() if count > 1 and "Write one new" not in text]
 
 
@@ -81,8 +81,8 @@ def weights_of(folder: Path, number: int) -> str:
     return hash_file(path)
 
 
-def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
-    config = job(server, tmp_path, {"from": str(tiny_whole), "keep_layers": 2})
+def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(server, tmp_path, {"from": str(tiny_model), "keep_layers": 2})
     result = easydistill.run(config, quiet=True)
     assert result.exit_code == 0 and list(result.summary["stages"]) == STAGES
     assert result.metrics["before"]["cross_entropy"] > result.metrics["after"]["cross_entropy"]
@@ -96,7 +96,7 @@ def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_whole: Path, tm
     facts = [manifest_of(tmp_path, f"curriculum-{number}")["metrics"] for number in (1, 2)]
     hard = facts[0]["hard"]
     assert facts[0]["mix"]["new"] == hard == facts[0]["tasks"]["Reasoning"]["asked"]
-    assert facts[1]["hard"] == 2 * hard, "what the first round made is examined in the second, and hard"
+    assert facts[1]["hard"] == 2 * hard, "rows made in the first round are examined in the second, and are hard"
     assert [fact["alpha"] for fact in facts] == [0.3, 0.5]
     assert sum(row.get("round") == 2 for row in second.values()) == facts[1]["mix"]["new"] == 2 * hard
     assert all(row["output"].startswith("First this") for row in second.values() if row.get("task") == "Reasoning")
@@ -110,14 +110,14 @@ def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_whole: Path, tm
     assert not easydistill.run(config, quiet=True).fresh
     config["curriculum"]["rounds"] = 1
     shorter = easydistill.run(config, quiet=True)
-    assert len(server.asked) == asked, "a round less asks nothing"
+    assert len(server.asked) == asked, "one round less sends no requests"
     assert shorter.summary["stages"]["train-1"]["status"] == "skipped"
     assert hash_file(shorter.student / "model.safetensors") == weights_of(tmp_path, 1)
 
 
 @pytest.mark.slow
-def test_killed_in_the_second_round_it_goes_on(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
-    made = job(server, tmp_path, str(tiny_whole))
+def test_resumes_after_a_kill_in_the_second_round(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    made = job(server, tmp_path, str(tiny_model))
     made["inference"]["max_concurrency"] = 2
     config = write_config(tmp_path, made)
 
@@ -136,7 +136,7 @@ def test_killed_in_the_second_round_it_goes_on(server: ScriptedServer, tiny_whol
     kept = len(server.asked)
     code, out = run(config)
     assert code == 0, out
-    assert len(asked_again(server)) <= 2, "only what was under way when it was killed"
+    assert len(asked_again(server)) <= 2, "only requests in flight when it was killed"
     assert len(server.asked) > kept
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     states = {name: stage["status"] for name, stage in summary["stages"].items()}
@@ -147,26 +147,24 @@ def lines_of(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def test_plan_tells_the_rounds_before_anything_runs(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
-    config = job(server, tmp_path, str(tiny_whole))
+def test_plan_lists_the_rounds_before_anything_runs(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(server, tmp_path, str(tiny_model))
     planned = easydistill.api.plan(config)
     assert [stage.name for stage in planned] == STAGES
     assert {stage.state for stage in planned} == {"pending"} and planned[1].estimate.rows == 12
     assert server.asked == []
 
 
-def test_what_is_missing_is_told_once(server: ScriptedServer, tmp_path: Path) -> None:
+def test_missing_files_are_reported_once(server: ScriptedServer, tmp_path: Path) -> None:
     config = job(server, tmp_path, str(tmp_path / "nowhere"), prompts={"answer_comparision": "x.txt"})
     with pytest.raises(easydistill.errors.ConfigError) as error:
         easydistill.api.plan(config)
-    told = str(error.value)
-    assert told.count("nowhere") == 1 and told.count("curriculum.prompts.answer_comparision") == 1
+    message = str(error.value)
+    assert message.count("nowhere") == 1 and message.count("curriculum.prompts.answer_comparision") == 1
 
 
-def test_rows_that_are_answered_already_need_no_label_stage(
-    server: ScriptedServer, tiny_whole: Path, tmp_path: Path
-) -> None:
-    config = job(server, tmp_path, str(tiny_whole), rounds=1, expansions=0)
+def test_answered_rows_need_no_label_stage(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(server, tmp_path, str(tiny_model), rounds=1, expansions=0)
     rows = [{"instruction": f"Give knotty answer number {n}", "output": f"The teacher's answer {n}"} for n in range(4)]
     (tmp_path / "answered.json").write_text(json.dumps(rows))
     config["dataset"] = {"labeled_path": str(tmp_path / "answered.json")}

@@ -1,4 +1,8 @@
-"""Real vLLM: as an offline teacher, and as a server behind the API teacher."""
+"""Real vLLM: as a server behind the API teacher, and as an offline teacher that is held to a schema.
+
+All of it is slow, for each part starts vLLM. In `make test`, servers that speak as vLLM's does stand for the server
+(tests/support/fault_server.py, and FakeVllm in test_on_policy_kd.py), and test_vllm_scores.py runs the engine itself.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pytest
 import torch
 from tests.integration.test_on_policy_kd import TEXTS
 from tests.integration.test_on_policy_kd import job as on_policy_job
-from tests.support.jobs import api_job, local_job, run, write_config
+from tests.support.jobs import api_job, run, write_config
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Completion, GenerationRequest, Outcome
@@ -34,6 +37,7 @@ from easydistill.teachers.openai.teacher import OpenAITeacher
 
 pytestmark = [
     pytest.mark.vllm,
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 PROMPTS = [f"Name {n + 2} things that are {kind}." for n in range(4) for kind in ("red", "round", "warm")]
@@ -129,7 +133,6 @@ def test_it_scores_as_the_model_in_this_process(vllm_server: str, smollm: Path) 
         server.score([([5] * 1100, 1)], StopSignal())
 
 
-@pytest.mark.slow
 def test_on_policy_distillation_against_vllm_serve(vllm_server: str, smollm: Path, tmp_path: Path) -> None:
     made = on_policy_job(
         tmp_path, smollm, {"from": str(smollm), "keep_layers": 28}, objective="sampled_reverse_kl", steps_per_rollout=2
@@ -143,26 +146,6 @@ def test_on_policy_distillation_against_vllm_serve(vllm_server: str, smollm: Pat
     assert summary["metrics"]["after"]["kl"] is not None
 
 
-def test_the_offline_teacher(smollm: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """In a process of its own, because vLLM binds its process's threads; a too long prompt is a rejected row."""
-    prompts = [*PROMPTS, "word " * 600]
-    job: dict[str, Any] = local_job(
-        tmp_path, smollm, tiny_model, prompts, backend="vllm", temperature=0, max_model_len=512, chunk_size=5
-    )
-    del job["inference"]["batch_size"]
-    job["evaluation"] = {"enabled": False}
-    job["dataset"]["max_rejected_share"] = 0.2
-    code, out = run(write_config(tmp_path, job))
-    assert code == 0, out
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["rows"]["rejected_by_reason"] == {"prompt_too_long": 1}
-    rows = json.loads((tmp_path / "run/stages/1-label/labeled.json").read_text())
-    assert [row["instruction"] for row in rows] == PROMPTS
-    assert all(row["output"].strip() for row in rows)
-    assert "<|im_end|>" not in rows[0]["output"]
-
-
-@pytest.mark.slow
 def test_the_offline_teacher_is_held_to_a_schema(smollm: Path, tmp_path: Path) -> None:
     """A judge of 135M parameters gives no score of the right form by itself."""
     rows = [{"instruction": text, "output": "Tomatoes and bricks."} for text in PROMPTS]

@@ -1,10 +1,16 @@
-"""Signals scored by vLLM: they are those of a forward pass."""
+"""vLLM's offline engine as a teacher: it answers, and the signals that it scores are those of a forward pass.
+
+`make test` starts vLLM once, here: one engine labels and scores.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.jobs import TRAINING, run, write_config
+from tests.support.jobs import ROOT, TRAINING, local_job, run, write_config
 
 from easydistill.methods.distil.score_stage import scorer_of_store
 from easydistill.signals.config import TopKSignals
@@ -29,6 +35,7 @@ QUESTIONS = {
     "Say something odd.": "Zyx qua 👩‍👩‍👧, 知识蒸馏!",
     "Why is the sky blue?": "Because air scatters short waves of light more than long ones. " * 6,
 }
+PROMPTS = [f"Name {n + 2} things that are {kind}." for n in range(4) for kind in ("red", "round", "warm")]
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
@@ -66,6 +73,47 @@ def scored(folder: Path, teacher: Path, student: Path, **signals: Any) -> Signal
     return SignalStore(folder / "run/stages/1-score/signals")
 
 
+@pytest.fixture(scope="module")
+def offline(smollm: Path, tiny_model: Path, tiny_whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `label/run` and `score/run`, of two jobs that one process ran on one engine."""
+    folder = tmp_path_factory.mktemp("vllm")
+    for name in ("label", "score"):
+        (folder / name).mkdir()
+    settings: dict[str, Any] = {"temperature": 0, "max_model_len": 512, "chunk_size": 5, "dtype": "bfloat16"}
+    job = local_job(folder / "label", smollm, tiny_model, [*PROMPTS, "word " * 600], backend="vllm", **settings)
+    del job["inference"]["batch_size"]
+    job["evaluation"] = {"enabled": False}
+    job["dataset"]["max_rejected_share"] = 0.2
+    configs = [
+        write_config(folder / "label", job),
+        write_config(folder / "score", job_of(folder / "score", smollm, tiny_whole, dtype="bfloat16")),
+    ]
+    # In a process of its own, because vLLM binds its process's threads.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.shared_vllm", *map(str, configs)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_the_offline_teacher(offline: Path) -> None:
+    """It answers all prompts but the one that is too long, which is a rejected row."""
+    summary = json.loads((offline / "label/run/summary.json").read_text())
+    assert summary["rows"]["rejected_by_reason"] == {"prompt_too_long": 1}
+    rows = json.loads((offline / "label/run/stages/1-label/labeled.json").read_text())
+    assert [row["instruction"] for row in rows] == PROMPTS
+    assert all(row["output"].strip() for row in rows)
+    assert "<|im_end|>" not in rows[0]["output"]
+
+
 def differences(store: SignalStore, teacher: Path, config: TopKSignals, vocabulary: int) -> tuple[Any, Any, float]:
     """Differences from transformers: (targets, in nats; listed probabilities; share of listed tokens in common)."""
     plain = ModelScorer([str(teacher)], [1.0], config, vocabulary, 1.0)
@@ -91,9 +139,9 @@ def differences(store: SignalStore, teacher: Path, config: TopKSignals, vocabula
 
 @pytest.mark.vllm
 @needs_vllm
-def test_vllm_scores_as_transformers_does(smollm: Path, tiny_whole: Path, tmp_path: Path) -> None:
+def test_vllm_scores_as_transformers_does(offline: Path, smollm: Path) -> None:
     """The real SmolLM2 in bfloat16, rows of several batches and shards, the longest cut at the job's length."""
-    store = scored(tmp_path, smollm, tiny_whole, dtype="bfloat16")
+    store = SignalStore(offline / "score/run/stages/1-score/signals")
     assert store.manifest.samples == len(QUESTIONS)
     assert store.manifest.shards >= 3
     assert store.manifest.about["signals"]["backend"] == "vllm"

@@ -20,7 +20,7 @@ def main(student: str, rows: str, store: str, target: str, accumulation: str) ->
     from easydistill.engine.interrupt import StopSignal
     from easydistill.engine.progress import Reporter
     from easydistill.losses.forward_kld import Config
-    from easydistill.methods.distil.trainer import Distillation
+    from easydistill.methods.distil.row_loss import Distillation
     from easydistill.methods.sft.batching import TokenRow
     from easydistill.methods.sft.config import TrainingConfig
     from easydistill.methods.sft.trainer import train

@@ -370,11 +370,11 @@ API_CASES: dict[str, Case] = {
 }  # fmt: skip
 # Several keys together: the problem has no single place.
 TOGETHER: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
-    (LOCAL, {"models.teacher": DELETE, "dataset": {}}, "nothing labelled", "models.teacher, or dataset.labeled_path"),
+    (LOCAL, {"models.teacher": DELETE, "dataset": {}}, "no labelled data", "models.teacher, or dataset.labeled_path"),
     (LOCAL, {"dataset": {}}, "no prompts", "dataset.instruction_path"),
     (API, {"dataset": {}}, "no prompts", "dataset.instruction_path"),
-    (API, {"inference": DELETE, "dataset": {}}, "nothing labelled", "inference.base_url, or dataset.labeled_path"),
-    (API, {"inference": DELETE}, "nothing labelled", "inference.base_url, or dataset.labeled_path"),
+    (API, {"inference": DELETE, "dataset": {}}, "no labelled data", "inference.base_url, or dataset.labeled_path"),
+    (API, {"inference": DELETE}, "no labelled data", "inference.base_url, or dataset.labeled_path"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Teacher and student token by token: against brute force in float64, and the same however the pass is cut."""
+"""Teacher and student token by token: against brute force in float64, and independent of batches and slices."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def watched(student: Any, teacher: Any, shared: int, rows: Rows, batch_size: int
 
 
 def by_brute_force(student: Any, teacher: Any, shared: int, rows: Rows) -> list[dict[str, Any]]:
-    """Everything of each answer token, one row at a time, in float64."""
+    """All figures of each answer token, one row at a time, in float64."""
     found = []
     for index, (ids, mask) in enumerate(rows):
         with torch.inference_mode():
@@ -170,7 +170,7 @@ def test_all_figures_by_brute_force(
     ]
 
 
-def test_small_divergences_keep_their_digits() -> None:
+def test_small_divergences_keep_their_precision() -> None:
     logits = torch.randn(6, 500, generator=torch.Generator().manual_seed(0)).double()
     other = logits + 1e-3 * torch.randn(6, 500, generator=torch.Generator().manual_seed(1)).double()
     t, s = logits.log_softmax(-1), other.log_softmax(-1)
@@ -191,7 +191,7 @@ def slice_of(teacher_NV: torch.Tensor, student_NV: torch.Tensor, row: int = 0) -
     )  # fmt: skip
 
 
-def test_a_student_that_is_its_teacher() -> None:
+def test_a_student_equal_to_its_teacher() -> None:
     twin = model(3, 40)
     found, metrics = watched(twin, twin, 40, some_rows(5, 40))
     assert found.shares.kl == metrics["kl"] == 0.0
@@ -203,12 +203,12 @@ def test_a_student_that_is_its_teacher() -> None:
         == found.shares.teacher_mass_on_student_top
     )
     assert all(bucket.kl == 0.0 for bucket in found.positions)
-    # What does not differ is no disagreement.
+    # Equal distributions are not a disagreement.
     assert found.largest == () and found.costly == ()
 
 
 def same(found: Figures, other: Figures) -> None:
-    """Equal but for the rounding that another width of a batch brings."""
+    """Equal up to rounding, which depends on the width of a batch."""
     pick: Callable[[Figures], list[Any]] = lambda figures: [  # noqa: E731
         [(item.row, item.column, item.token) for item in figures.largest],
         [(item.token, item.count) for item in figures.costly],
@@ -255,7 +255,7 @@ def test_no_slice_is_larger_than_its_budget(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(compared) == 4 and max(seen) <= 10
 
 
-def test_what_is_kept_does_not_grow_with_the_rows() -> None:
+def test_the_state_does_not_grow_with_the_rows() -> None:
     watch = Disagreement(32)
     generator = torch.Generator().manual_seed(0)
     for row in range(300):
@@ -358,7 +358,7 @@ def test_tokens_keep_their_space_and_parts_of_characters_are_marked() -> None:
     ]  # fmt: skip
 
 
-def test_the_json_is_of_texts_and_row_ids() -> None:
+def test_the_json_holds_texts_and_row_ids() -> None:
     student, teacher = model(1, 300), model(2, 300)
     answer = list(("é" * 200).encode())
     rows = [([1, 2, *answer], [False] * 2 + [True] * 400), ([1, 2, 65, 66], [False] * 2 + [True] * 2)]
@@ -431,7 +431,7 @@ def test_the_stage_writes_both_sides(tiny_model: Path, other_model: Path, tmp_pa
     assert set(result.metrics["after"]) == {"agreement", "cross_entropy", "kl", "rouge_l"}
 
 
-def test_figures_from_before_are_kept_and_older_ones_are_not(
+def test_figures_before_training_are_reused_unless_they_are_incomplete(
     tiny_model: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, first = evaluate(tmp_path, tiny_model, other_model, tiny_model)

@@ -1,4 +1,4 @@
-"""What `plan` says that requests will take: never outside what is certain, and by a sample where there is one."""
+"""The forecast of `plan`: never outside the possible range, and extrapolated from a sample if there is one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def journal_of(path: Path, asked: dict[str, tuple[Message, ...]], count: int, se
     return journal
 
 
-def test_without_answers_it_holds_whatever_is_possible() -> None:
+def test_without_answers_the_forecast_is_the_possible_range() -> None:
     asked = requests(40)
     found = forecast(asked, (), None, 100, PRICES)
     words = sum(len(messages[0]["content"].split()) for messages in asked.values())
@@ -46,7 +46,7 @@ def test_without_answers_it_holds_whatever_is_possible() -> None:
     assert found.cost[1] == (found.prompt_tokens[1] * 1.0 + 4000 * 4.0) / 1e6
 
 
-def test_answers_of_a_first_run_narrow_it(tmp_path: Path) -> None:
+def test_answers_of_a_first_run_narrow_the_forecast(tmp_path: Path) -> None:
     asked = requests(400)
     with journal_of(tmp_path / "journal.jsonl", asked, 50) as journal:
         done = set(list(asked)[:50])
@@ -58,13 +58,13 @@ def test_answers_of_a_first_run_narrow_it(tmp_path: Path) -> None:
     assert found.prompt_tokens[0] * 0.9 < really < found.prompt_tokens[1] * 1.1
 
 
-def test_a_handful_is_no_sample(tmp_path: Path) -> None:
+def test_a_handful_of_answers_is_not_a_sample(tmp_path: Path) -> None:
     asked = requests(20)
     with journal_of(tmp_path / "journal.jsonl", asked, 4) as journal:
         assert forecast(asked, (), journal, 64, None).completion_tokens == (20, 20 * 64)
 
 
-def test_failures_and_uncounted_answers_are_no_sample(tmp_path: Path) -> None:
+def test_failures_and_uncounted_answers_are_not_sampled(tmp_path: Path) -> None:
     asked = requests(30)
     with Journal(tmp_path / "journal.jsonl") as journal:
         for key in list(asked)[:15]:
@@ -74,7 +74,7 @@ def test_failures_and_uncounted_answers_are_no_sample(tmp_path: Path) -> None:
         assert forecast(asked, (), journal, 64, None).sample == 0
 
 
-def test_where_the_model_is_not_known_yet_answers_are_counted_by_number(tmp_path: Path) -> None:
+def test_answers_are_only_counted_while_the_model_is_unknown(tmp_path: Path) -> None:
     asked = requests(100)
     journal_of(tmp_path / JOURNAL, {f"other-{key}": messages for key, messages in asked.items()}, 30).close()
     config = ApiInferenceConfig(base_url="http://localhost:1/v1", max_new_tokens=512, prices=PRICES)

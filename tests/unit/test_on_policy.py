@@ -1,4 +1,4 @@
-"""On-policy distillation without models: the loss by hand, who writes what, the server's words, the config."""
+"""On-policy distillation without models: the loss by hand, the choice of sequences, the server's replies, the config."""
 
 from __future__ import annotations
 
@@ -47,21 +47,23 @@ def test_the_loss_by_hand() -> None:
     loss = sampled_reverse_kl(logprobs, old, teacher, 0.2)
     assert float(loss.detach()) == pytest.approx((-1.0 - -3.0) + (-2.0 - -0.5))
     loss.backward()
-    # d/dlogp = −r·A: the first token is too likely for the teacher's taste, the second one not likely enough.
+    # d/dlogp = −r·A: the teacher finds the first token less probable than the student, the second one more.
     assert torch.equal(logprobs.grad, torch.tensor([2.0, -1.5]))
 
 
 @pytest.mark.parametrize(
     ("moved", "advantage", "loss", "slope"),
     [
-        (math.log(1.5), 1.0, -1.2, 0.0),  # likelier already than 1 + ε: no further
-        (math.log(1.5), -1.0, 1.5, 1.5),  # went the wrong way: back, however far
-        (math.log(0.5), -1.0, 0.8, 0.0),  # unlikelier already than 1 − ε: no further
+        (math.log(1.5), 1.0, -1.2, 0.0),  # ratio above 1 + ε already: no gradient
+        (math.log(1.5), -1.0, 1.5, 1.5),  # moved the wrong way: gradient without a limit
+        (math.log(0.5), -1.0, 0.8, 0.0),  # ratio below 1 − ε already: no gradient
         (math.log(0.5), 1.0, -0.5, -0.5),
         (math.log(1.1), 2.0, -2.2, -2.2),  # inside the clip
     ],
 )
-def test_the_ratio_is_clipped_on_the_side_that_pays(moved: float, advantage: float, loss: float, slope: float) -> None:
+def test_the_ratio_is_clipped_on_the_side_that_lowers_the_loss(
+    moved: float, advantage: float, loss: float, slope: float
+) -> None:
     old = torch.tensor([-2.0])
     logprobs = (old + moved).requires_grad_()
     found = sampled_reverse_kl(logprobs, old, old + advantage, 0.2)
@@ -96,7 +98,7 @@ def test_the_expected_gradient_is_that_of_the_reverse_kl() -> None:
     torch.testing.assert_close(sampled_V.grad, exact_V.grad)
 
 
-# --- who writes what --------------------------------------------------------------------------------------------
+# --- the choice of sequences ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 1.0])
@@ -110,7 +112,7 @@ def test_the_share_of_rollouts_is_exact_over_all_steps(share: float, count: int)
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(10, 4), (3, 8), (8, 8), (1, 1)])
-def test_every_row_comes_once_an_epoch_and_batches_are_full(rows: int, batch: int) -> None:
+def test_every_row_comes_once_per_epoch_and_batches_are_full(rows: int, batch: int) -> None:
     order = PromptOrder(rows, batch, seed=3)
     first = order.batches(0)
     assert len(first) == order.steps == -(-rows // batch)
@@ -120,7 +122,7 @@ def test_every_row_comes_once_an_epoch_and_batches_are_full(rows: int, batch: in
     assert rows < 3 or first != order.batches(1)
 
 
-def test_a_repeated_order_is_the_order_with_each_batch_repeated() -> None:
+def test_a_repeated_order_repeats_each_batch() -> None:
     order = PromptOrder(10, 4, seed=3, repeats=2)
     order.set_epoch(1)
     expected = [index for part in order.batches(1) for index in part + part]
@@ -139,21 +141,21 @@ def test_a_label_is_split_at_its_final_answer() -> None:
     assert split_label(Rendered(ids, on)) == ([0, 1, 2, 3, 4, 5], [6, 7, 8])
 
 
-# --- the server's words -----------------------------------------------------------------------------------------
+# --- the server's replies ---------------------------------------------------------------------------------------
 
 
-def body(told: Any) -> bytes:
-    return json.dumps({"choices": [{"text": "", "prompt_logprobs": told}]}).encode()
+def body(logprobs: Any) -> bytes:
+    return json.dumps({"choices": [{"text": "", "prompt_logprobs": logprobs}]}).encode()
 
 
 def entry(token: int, logprob: Any) -> dict[str, Any]:
     return {str(token): {"logprob": logprob, "rank": 3, "decoded_token": "x"}}
 
 
-def test_a_good_answer_tells_every_token_but_the_first() -> None:
-    # The most probable token may come along with the one that is there.
-    told = [None, {**entry(9, -0.5), **entry(6, -2.5)}, entry(7, -0.25)]
-    assert [token["logprob"] for token in target_logprobs(body(told), [5, 6, 7])] == [-2.5, -0.25]
+def test_a_good_reply_has_every_token_but_the_first() -> None:
+    # The most probable token may be listed beside the actual one.
+    logprobs = [None, {**entry(9, -0.5), **entry(6, -2.5)}, entry(7, -0.25)]
+    assert [token["logprob"] for token in target_logprobs(body(logprobs), [5, 6, 7])] == [-2.5, -0.25]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_a_good_answer_tells_every_token_but_the_first() -> None:
         (body([None, entry(6, -1), entry(7, 0.5)]), Verdict.REJECT, NO_LOGPROBS),
     ],
 )
-def test_a_bad_answer_is_told_apart(content: bytes, verdict: Verdict, reason: str) -> None:
+def test_bad_replies_are_classified(content: bytes, verdict: Verdict, reason: str) -> None:
     with pytest.raises(Fault) as raised:
         target_logprobs(content, [5, 6, 7])
     assert (raised.value.verdict, raised.value.reason) == (verdict, reason)
@@ -188,20 +190,20 @@ def test_a_bad_answer_is_told_apart(content: bytes, verdict: Verdict, reason: st
 MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "no teacher": (LOCAL, {"models.teacher": DELETE}, "there is no teacher", "inference.base_url"),
     "no prompts": (LOCAL, {"dataset": {}}, "there are no prompts", "dataset.instruction_path"),
-    "server and jsd": (SERVER, {"on_policy": DELETE}, "whole distributions", "sampled_reverse_kl"),
+    "server and jsd": (SERVER, {"on_policy": DELETE}, "full distributions", "sampled_reverse_kl"),
     "objective typo": (LOCAL, {"on_policy": {"objective": "generalised_jsd"}}, "generalised_jsd", "generalized_jsd"),
     "key typo": (LOCAL, {"on_policy": {"rolout_share": 1}}, "rolout_share", "rollout_share"),
     "share as percent": (LOCAL, {"on_policy": {"rollout_share": 50}}, "50", ""),
     "share negative": (LOCAL, {"on_policy": {"rollout_share": -0.1}}, "-0.1", ""),
-    "beta of another objective": (SERVER, {"on_policy.beta": 0.4}, "`beta` means nothing", "remove beta"),
-    "temperature of another": (SERVER, {"on_policy.temperature": 0.7}, "`temperature` means nothing", "remove"),
-    "clip of another": (LOCAL, {"on_policy": {"ratio_clip": 0.1}}, "`ratio_clip` means nothing", "remove ratio_clip"),
-    "steps of another": (LOCAL, {"on_policy": {"steps_per_rollout": 2}}, "`steps_per_rollout` means", "remove"),
+    "beta of another objective": (SERVER, {"on_policy.beta": 0.4}, "`beta` has no effect", "remove beta"),
+    "temperature of another": (SERVER, {"on_policy.temperature": 0.7}, "`temperature` has no effect", "remove"),
+    "clip of another": (LOCAL, {"on_policy": {"ratio_clip": 0.1}}, "`ratio_clip` has no effect", "remove ratio_clip"),
+    "steps of another": (LOCAL, {"on_policy": {"steps_per_rollout": 2}}, "`steps_per_rollout` has no", "remove"),
     "temperature zero": (LOCAL, {"on_policy": {"temperature": 0}}, "0", ""),
     "clip zero": (SERVER, {"on_policy.ratio_clip": 0}, "0", ""),
     "no tokens": (LOCAL, {"on_policy": {"max_new_tokens": 0}}, "0", ""),
     "no room": (LOCAL, {"on_policy": {"max_new_tokens": 1024}}, "leaves no room", "training.max_length"),
-    "packing": (LOCAL, {"training": {"packing": True}}, "not packed", "training.packing"),
+    "packing": (LOCAL, {"training": {"packing": True}}, "cannot be packed", "training.packing"),
     "not a url": (SERVER, {"inference.base_url": "localhost:8000"}, "not a URL", "http://"),
     "local key beside a url": (SERVER, {"inference.backend": "vllm"}, "backend", ""),
     "list": (LOCAL, {"on_policy": [1]}, "a section", ""),
@@ -210,14 +212,14 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_config_is_told_as_such(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_configs_are_explained(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, changes, problem, mend = MALFORMED[name]
     found = complaints(write(tmp_path / "kd.json", changed(base, changes)), capsys)
     assert any(problem in item.text and mend in item.hint for item in found), found
 
 
 @pytest.mark.parametrize("base", [LOCAL, SERVER])
-def test_defaults_of_the_other_objective_may_stand_there(base: dict[str, Any]) -> None:
+def test_defaults_of_the_other_objective_are_accepted(base: dict[str, Any]) -> None:
     """As in a config of `easydistill init` whose lines are all uncommented."""
     defaults = {"beta": 0.5, "temperature": 1.0, "ratio_clip": 0.2, "steps_per_rollout": 1}
     written = changed(base, {f"on_policy.{name}": value for name, value in defaults.items()})
@@ -230,7 +232,7 @@ def test_defaults_of_the_other_objective_may_stand_there(base: dict[str, Any]) -
         (LOCAL, ["label", "train", "evaluate"]),
         (SERVER, ["label", "train", "evaluate"]),
         (changed(LOCAL, {"evaluation": {"enabled": False}}), ["label", "train"]),
-        # Nobody needs the teacher's own answers: it only marks.
+        # The teacher only scores, so its answers are not needed.
         (
             changed(SERVER, {"evaluation": {"enabled": False}, "on_policy.rollout_share": 1}),
             ["train"],

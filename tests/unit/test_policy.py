@@ -1,4 +1,4 @@
-"""The arithmetic of PPO, the order of prompts, and what is warned of."""
+"""PPO's arithmetic, the order of prompts, and alarms."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import torch
 
 from easydistill.config.base import Unfit
 from easydistill.methods.policy import ppo
+from easydistill.methods.policy.alarms import Alarms, standard_error
 from easydistill.methods.policy.config import GrpoConfig, PolicyTrainingConfig, PpoConfig, check_rounds
-from easydistill.methods.policy.trainer import Alarms, GroupOrder, standard_error, zero_variance
+from easydistill.methods.policy.measure import zero_variance
+from easydistill.methods.policy.rows import GroupOrder
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
 
 
 def by_definition(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
-    """A_t = Σ_l (γλ)^l δ_{t+l}, summed as it is written."""
+    """A_t = Σ_l (γλ)^l δ_{t+l}, summed directly."""
     ahead = [*values[1:], 0.0]
     deltas = [r + gamma * after - v for r, after, v in zip(rewards, ahead, values, strict=True)]
     return [
@@ -40,7 +42,7 @@ def test_advantages_are_gae_and_do_not_see_padding(gamma: float, lam: float) -> 
     assert not found[2].any()
 
 
-def test_with_lambda_one_the_return_is_what_is_still_to_come() -> None:
+def test_with_lambda_one_returns_are_the_remaining_rewards() -> None:
     rewards = torch.tensor([[1.0, 2.0, 3.0, 9.0]]) * MASK[:1]
     values = torch.tensor([[5.0, -1.0, 0.5, 7.0]])
     returns = ppo.advantages(rewards, values, MASK[:1], 1.0, 1.0) + values
@@ -63,10 +65,10 @@ def test_whitened_advantages_have_mean_0_and_deviation_1() -> None:
     assert not ppo.whiten(values, MASK)[~MASK.bool()].any()
 
 
-def test_the_value_loss_takes_the_worse_of_both() -> None:
+def test_the_value_loss_takes_the_larger_error() -> None:
     old, values, returns = (torch.tensor([[value]]) for value in (0.0, 1.0, 1.0))
     on = torch.ones(1, 1)
-    # Right already, but too far from where it was: what is clipped counts.
+    # The value is right, but too far from the old one: the clipped value counts.
     assert ppo.value_loss(values, old, returns, on, 0.2).item() == pytest.approx(0.5 * 0.8**2)
     assert ppo.value_loss(values, old, -returns, on, 0.2).item() == pytest.approx(0.5 * 2**2)
     assert ppo.value_loss(values, old, returns, on * 0, 0.2).item() == 0
@@ -83,14 +85,14 @@ def test_explained_variance() -> None:
 # --- order ------------------------------------------------------------------------------------------------------
 
 
-def test_groups_stand_together_and_a_round_comes_as_often_as_it_is_read() -> None:
+def test_groups_are_contiguous_and_rounds_repeat_as_often_as_they_are_read() -> None:
     order = GroupOrder(rows=10, prompts=4, group=3, seed=5, repeats=2)
     indices = list(order)
     assert len(indices) == len(order) == 3 * 4 * 3 * 2
     rounds = [indices[at : at + 12] for at in range(0, len(indices), 12)]
     assert all(one == two for one, two in zip(rounds[::2], rounds[1::2], strict=True))
     assert all(each[at] == each[at + 1] == each[at + 2] for each in rounds for at in range(0, 12, 3))
-    assert min(Counter(indices).values()) == 6, "every prompt is asked"
+    assert min(Counter(indices).values()) == 6, "every prompt is used"
     order.set_epoch(1)
     assert list(order) != indices
     order.set_epoch(0)
@@ -104,27 +106,27 @@ def heldout(alarms: Alarms, step: int, reward: float, accuracy: float) -> list[s
     return alarms.heldout(step, {"reward": reward, "verified_accuracy": accuracy, "verified": 100})
 
 
-def test_a_reward_that_rises_while_answers_get_worse_is_told_once() -> None:
+def test_a_reward_that_rises_while_answers_get_worse_is_reported_once() -> None:
     alarms = Alarms()
     assert not heldout(alarms, 0, 0.2, 0.5)
     assert not heldout(alarms, 10, 0.4, 0.6)
-    assert not heldout(alarms, 20, 0.5, 0.55), "that is within what chance does"
+    assert not heldout(alarms, 20, 0.5, 0.55), "within chance"
     assert not heldout(alarms, 30, 0.3, 0.2), "both fell"
-    (told,) = heldout(alarms, 40, 0.9, 0.3)
-    assert "step 10" in told
-    assert "from 60.0% to 30.0%" in told
+    (sentence,) = heldout(alarms, 40, 0.9, 0.3)
+    assert "step 10" in sentence
+    assert "from 60.0% to 30.0%" in sentence
     assert not heldout(alarms, 50, 1.0, 0.1)
     assert alarms.raised["reward_hacking"]["step"] == 40
 
 
-def test_few_answers_that_could_be_verified_are_no_alarm() -> None:
+def test_too_few_verified_answers_raise_no_alarm() -> None:
     alarms = Alarms()
     few = {"verified": 10}
     assert not alarms.heldout(0, {"reward": 0.2, "verified_accuracy": 0.6, **few})
-    assert not alarms.heldout(10, {"reward": 0.9, "verified_accuracy": 0.3, **few}), "that is within what chance does"
+    assert not alarms.heldout(10, {"reward": 0.9, "verified_accuracy": 0.3, **few}), "within chance"
 
 
-def test_alarms_go_on_from_a_checkpoint() -> None:
+def test_alarms_continue_from_a_checkpoint() -> None:
     first = Alarms()
     first.step(1, {"entropy": 2.0})
     first.step(2, {"entropy": 1.9, "ended": 0.1})
@@ -135,11 +137,11 @@ def test_alarms_go_on_from_a_checkpoint() -> None:
     assert second.raised["cut_off"]["step"] == 2
 
 
-def test_what_else_is_told() -> None:
+def test_other_alarms() -> None:
     alarms = Alarms()
     assert not alarms.step(1, {"entropy": 2.0, "ended": 1.0, "zero_variance_groups": 0.5})
-    told = alarms.step(2, {"entropy": 0.1, "ended": 0.4, "zero_variance_groups": 0.9})
-    assert [word for word in ("entropy", "groups", "cut off") if any(word in each for each in told)] == [
+    raised = alarms.step(2, {"entropy": 0.1, "ended": 0.4, "zero_variance_groups": 0.9})
+    assert [word for word in ("entropy", "groups", "cut off") if any(word in each for each in raised)] == [
         "entropy", "groups", "cut off",
     ]  # fmt: skip
     assert not alarms.step(3, {"entropy": 0.1, "ended": 0.4, "zero_variance_groups": 0.9})
@@ -148,24 +150,24 @@ def test_what_else_is_told() -> None:
     assert standard_error(0.5, 100) == pytest.approx(math.sqrt(0.25 / 100))
 
 
-def test_an_entropy_of_0_is_nothing_to_fall_from() -> None:
+def test_an_entropy_of_0_is_no_baseline() -> None:
     alarms = Alarms()
     for entropy in (0.0, 2.0, 1.0):
         assert not alarms.step(1, {"entropy": entropy})
     assert alarms.step(2, {"entropy": 0.01})
 
 
-def test_answers_that_nobody_judged_are_told() -> None:
+def test_answers_without_any_reward_are_reported() -> None:
     alarms = Alarms()
     assert not alarms.step(1, {"reward/abstained": 0.5})
     assert "judged by no reward" in alarms.step(2, {"reward/abstained": 0.75})[0]
 
 
-def test_groups_to_learn_nothing_from() -> None:
+def test_groups_that_teach_nothing() -> None:
     unknown = float("nan")
     assert zero_variance([1, 1, 0, 1], 2) == 0.5
-    assert zero_variance([unknown, unknown, 0, 1], 2) == 0.5, "of a group that nobody judged nothing is learned"
-    assert zero_variance([unknown, 1, 0, 1], 2) == 0.5, "one answer that is judged is better than no other"
+    assert zero_variance([unknown, unknown, 0, 1], 2) == 0.5, "a group without rewards teaches nothing"
+    assert zero_variance([unknown, 1, 0, 1], 2) == 0.5, "a single judged answer has nothing to be compared with"
     assert zero_variance([0.1 + 0.2, 0.3, 0.3, 0.3], 4) == 1
 
 

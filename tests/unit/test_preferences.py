@@ -1,4 +1,4 @@
-"""Preference pairs: shapes that are read, rejected rows, round trips, rendering, the `preference` section."""
+"""Pairs of answers: accepted shapes, rejected rows, writing and reading back, rendering; the `preference` section."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from easydistill.data.preferences import Preference, read_preferences, write_pai
 from easydistill.data.records import Message, Rejection, split_heldout
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.stage import check_thoughts, render_pairs
-from easydistill.methods.dpo.trainer import PairRow
+from easydistill.methods.dpo.rows import PairRow, check_thoughts, render_pairs
 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}
@@ -91,7 +90,7 @@ def test_rows_that_are_not_pairs(tmp_path: Path, row: Any, words: str) -> None:
     assert words in rejected[0]
 
 
-def test_a_file_without_a_pair_is_an_error_that_shows_the_form(tmp_path: Path) -> None:
+def test_a_file_without_pairs_is_an_error_that_shows_the_format(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'rows are \{"prompt"'):
         read(tmp_path, {"instruction": "x", "output": "y"})
 
@@ -101,7 +100,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(texts, texts, texts, st.none() | st.floats(0.001, 10)), min_size=1, max_size=8))
-def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, found: list[Any]) -> None:
+def test_written_pairs_are_read_back(tmp_path_factory: pytest.TempPathFactory, found: list[Any]) -> None:
     pairs = [
         Preference(
             f"p{n}", ({"role": "user", "content": prompt},), {"role": "assistant", "content": one},
@@ -116,7 +115,7 @@ def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory,
     assert read_preferences(folder / "pairs.parquet") == (pairs, [])
 
 
-def test_pairs_of_one_prompt_stay_on_one_side(tmp_path: Path) -> None:
+def test_pairs_of_one_prompt_stay_on_the_same_side(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n % 10}", "chosen": f"a{n}", "rejected": "b"} for n in range(40)]
     train, heldout = split_heldout(read(tmp_path, *rows)[0], 8, 0)
     assert len(train) + len(heldout) == 40 and len(heldout) >= 8
@@ -169,18 +168,18 @@ def test_answers_that_fit_exactly_are_not_cut(tokenizer: Any) -> None:
     ("values", "words"),
     [
         ({"loss_type": "exo_pair"}, "exo_pair divides by label_smoothing"),
-        ({"label_smoothing": 0.1}, "changes nothing of sigmoid"),
+        ({"label_smoothing": 0.1}, "no effect with sigmoid"),
         ({"loss_type": "robust", "label_smoothing": 0.5}, "below 0.5"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 loss_weights and 2 losses"),
         ({"loss_type": ["sigmoid", "hinge"], "loss_weights": [0, 0]}, "every loss has weight 0"),
         ({"beta": 1e300}, "less than or equal to 10000"),
         ({"loss_type": "aot", "weighting": True}, "aot sorts"),
-        ({"loss_type": "bco_pair", "f_divergence": "forward_kl"}, "f_divergence does not go with bco_pair"),
+        ({"loss_type": "bco_pair", "f_divergence": "forward_kl"}, "f_divergence cannot be combined with bco_pair"),
         ({"loss_type": []}, "at least 1"),
         ({"beta": 0}, "greater than 0"),
     ],
 )
-def test_sections_that_do_not_fit(values: dict[str, Any], words: str) -> None:
+def test_invalid_sections(values: dict[str, Any], words: str) -> None:
     with pytest.raises((ValidationError, ValueError), match=words):
         PreferenceConfig(**values)
 

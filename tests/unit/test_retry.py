@@ -1,4 +1,4 @@
-"""What a fault means, and how long to wait after it."""
+"""How faults are classified, and how long to wait after them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_status(status: int, text: str, reason: str, verdict: Verdict) -> None:
     assert str(status) in fault.detail
 
 
-def test_texts_stay_whole_so_that_secrets_can_be_found_in_them() -> None:
+def test_texts_are_not_cut_so_that_secrets_are_found_in_them() -> None:
     text = "x" * 50_000 + "the end"
     fault = from_status(400, text, {}, NOW)
     assert fault.detail.endswith("the end")
@@ -147,11 +147,11 @@ def test_retry_after(headers: dict[str, str], expected: float | None) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_passing_faults_carry_the_servers_wish(status: int) -> None:
+def test_passing_faults_carry_the_requested_pause(status: int) -> None:
     assert from_status(status, "", {"retry-after": "7"}, NOW).retry_after == 7.0
 
 
-def test_the_servers_wish_is_a_minimum() -> None:
+def test_the_requested_pause_is_a_minimum() -> None:
     fault = Fault("rate_limit", "", Verdict.RETRY, retry_after=100.0)
     waits = [pause(1, fault, 1.0, random.Random(n)) for n in range(200)]
     assert all(wait is not None and 100.0 <= wait <= 110.0 for wait in waits)
@@ -159,7 +159,7 @@ def test_the_servers_wish_is_a_minimum() -> None:
 
 
 @pytest.mark.parametrize(("wish", "waits"), [(600.0, True), (600.1, False), (float("inf"), False)])
-def test_an_absurd_wish_is_not_waited_for(wish: float, waits: bool) -> None:
+def test_an_absurd_pause_is_not_waited_for(wish: float, waits: bool) -> None:
     fault = Fault("rate_limit", "", Verdict.RETRY, retry_after=wish)
     assert (pause(1, fault, 1.0, random.Random(0)) is not None) == waits
 

@@ -1,4 +1,4 @@
-"""Reward models: figures by hand, rows and their rejections, head and padding, sections, words of the report."""
+"""Reward models: figures by hand, rows and rejections, head and padding, sections, words of the report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from easydistill.data.chat import ChatRenderer
 from easydistill.data.preferences import Preference
 from easydistill.errors import ConfigError, ModelError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
-from easydistill.methods.reward_model.stage import NOTES, tokenise
-from easydistill.methods.reward_model.trainer import (
-    RewardRow,
+from easydistill.methods.reward_model.measure import (
     RowScore,
     best_of_n,
     describe,
@@ -30,6 +28,8 @@ from easydistill.methods.reward_model.trainer import (
     pearson,
     spearman,
 )
+from easydistill.methods.reward_model.rows import RewardRow, tokenise
+from easydistill.methods.reward_model.stage import NOTES
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.loading import load_model
 from easydistill.models.scalar_head import head_name, scalar_issues, set_padding, with_scalar_head
@@ -40,7 +40,7 @@ from easydistill.rewards import reward_model
 
 
 def row(chosen: int, rejected: int, *, prompt: str = "p", truth: Any = None, gap: str = "pairs") -> RewardRow:
-    """A row whose answers have so many tokens; the number of tokens also tells answers apart."""
+    """A row with answers of the given lengths; answers of equal length are equal."""
     return RewardRow(
         f"{prompt}-{chosen}-{rejected}", prompt, [7] * (3 + chosen), [7] * (3 + rejected), 3, truth=truth, gap=gap
     )
@@ -61,11 +61,11 @@ def test_figures_by_hand() -> None:
     assert found["length_pearson"] == pytest.approx(float(torch.corrcoef(torch.tensor([values, lengths]))[0, 1]))
     assert found["best_of_n_gain"] is None
     assert describe(rows, scores) == {"chosen_shorter": 2, "length_difference": (3 - 5 - 2 + 1) / 4}
-    assert set(found) == set(KINDS) & set(found), "the report has words for each"
+    assert set(found) == set(KINDS) & set(found), "the report has words for every figure"
     assert {name for name, value in measure(rows[:1], [RowScore(0, 0)]).items() if value is None} == set(NOTES)
 
 
-def test_ranks_share_their_places() -> None:
+def test_ties_share_their_ranks() -> None:
     # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4.
     assert spearman([1, 2, 2, 9], [10, 20, 30, 40]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
     assert spearman([1, 2, 3], [1, 8, 27]) == pytest.approx(1)
@@ -73,7 +73,7 @@ def test_ranks_share_their_places() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-9, 9), st.integers(1, 9)), min_size=2, max_size=12, unique_by=lambda at: at[0]))
-def test_a_rank_correlation_only_sees_the_order(found: list[tuple[float, int]]) -> None:
+def test_rank_correlation_only_depends_on_the_order(found: list[tuple[float, int]]) -> None:
     scores, lengths = [score for score, _ in found], [float(length) for _, length in found]
     plain = spearman(scores, lengths)
     squeezed = spearman([sorted(scores).index(score) ** 3 for score in scores], lengths)
@@ -83,7 +83,7 @@ def test_a_rank_correlation_only_sees_the_order(found: list[tuple[float, int]]) 
 def test_best_of_n() -> None:
     rows = [
         row(1, 2, prompt="a", truth=(1.0, 0.0)),
-        row(1, 3, prompt="a", truth=(0.5, 0.25)),  # The first answer again: its truth is 0.75.
+        row(1, 3, prompt="a", truth=(0.5, 0.25)),  # The first answer again: its mean quality is 0.75.
         row(4, 5, prompt="b", truth=(4.0, 2.0)),
         row(6, 7, prompt="c"),
     ]
@@ -92,12 +92,12 @@ def test_best_of_n() -> None:
     assert found is not None
     mean = (0.75 + 0 + 0.25) / 3
     assert (found.prompts, found.n) == (2, 2.5)
-    # Of a the worse answer is picked; of b both score the same, which gains nothing.
+    # For a the worse answer is picked; for b both score the same, which gains nothing.
     assert found.gain == pytest.approx((0.25 - mean + 0) / 2)
     assert found.most == pytest.approx((0.75 - mean + 4 - 3) / 2)
     assert best_of_n(rows[3:], scores[3:]) is None
-    told = describe(rows, scores)["best_of_n"]
-    assert told["prompts"] == 2 and measure(rows, scores)["best_of_n_gain"] == found.gain
+    described = describe(rows, scores)["best_of_n"]
+    assert described["prompts"] == 2 and measure(rows, scores)["best_of_n_gain"] == found.gain
 
 
 def test_kinds_of_pairs() -> None:
@@ -110,7 +110,7 @@ def test_kinds_of_pairs() -> None:
     }
 
 
-def test_what_is_no_better_or_worse_is_not_judged() -> None:
+def test_figures_without_a_better_direction_get_no_verdict() -> None:
     correlation = MetricRow("length_pearson", -0.2, 0.4, "")
     assert (judgement(correlation), KINDS["length_pearson"].better, change_words(correlation)) == ("", "", ("↑", ""))
     assert judgement(MetricRow("pair_accuracy", 0.5, 0.75, "")) == "better"
@@ -132,7 +132,7 @@ def pair(chosen: str = "Because.", rejected: str = "No.", **meta: Any) -> Prefer
 
 def test_tokens_are_those_of_the_template(tokenizer: Any) -> None:
     renderer = ChatRenderer(tokenizer, frozenset({2}))
-    # An answer that begins where the prompt's last token would go on.
+    # The answer's first characters could merge with the prompt's last token.
     (found,), _ = tokenise(renderer, [pair("\n\nSo.")], 99, "train", use_margin=False)
     chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "\n\nSo."}]
     assert found.chosen == tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
@@ -155,7 +155,7 @@ def test_tokens_are_those_of_the_template(tokenizer: Any) -> None:
         ({"chosen_score": 1e308, "rejected_score": -1e308}, None),
     ],
 )
-def test_known_truth(tokenizer: Any, meta: dict[str, Any], truth: Any) -> None:
+def test_known_quality(tokenizer: Any, meta: dict[str, Any], truth: Any) -> None:
     (found,), _ = tokenise(ChatRenderer(tokenizer, frozenset()), [pair(**meta)], 99, "train", use_margin=True)
     assert found.truth == truth and found.margin == 0
 
@@ -172,16 +172,16 @@ def test_known_truth(tokenizer: Any, meta: dict[str, Any], truth: Any) -> None:
         (pair("word " * 99), "too_long", "training.max_length is 60"),
     ],
 )
-def test_pairs_that_cannot_be_used(tokenizer: Any, given: Preference, reason: str, words: str) -> None:
+def test_rejected_pairs(tokenizer: Any, given: Preference, reason: str, words: str) -> None:
     renderer = ChatRenderer(tokenizer, frozenset())
     rows, rejected = tokenise(renderer, [given, pair(margin=2)], 60, "train", use_margin=True)
     assert [row.margin for row in rows] == [2.0]
     assert (rejected[0].reason, rejected[0].stage) == (reason, "train") and words in rejected[0].detail
     kept, _ = tokenise(renderer, [given], 999, "train", use_margin=False)
-    assert kept[0].margin == 0, "margins that are not wanted are left alone"
+    assert kept[0].margin == 0, "margins are ignored unless use_margin is set"
 
 
-def test_answers_that_the_template_shows_alike(tokenizer: Any) -> None:
+def test_answers_that_the_template_renders_equal(tokenizer: Any) -> None:
     trimming = ChatRenderer(tokenizer, frozenset(), "{% for m in messages %}{{ m.content | trim }}\n{% endfor %}")
     rows, rejected = tokenise(trimming, [pair("Yes.", " Yes.")], 60, "train", use_margin=False)
     assert not rows and rejected[0].reason == "template_refused"
@@ -197,20 +197,20 @@ def student(tokenizer: Any, **values: Any) -> Student:
     return Student(model, tokenizer, frozenset({2}), "float32", "tiny")
 
 
-def test_the_head_is_small_and_drawn_from_its_seed(tokenizer: Any) -> None:
+def test_the_head_is_small_and_depends_on_the_seed(tokenizer: Any) -> None:
     start = student(tokenizer)
     one, same, other = (with_scalar_head(start, seed).model for seed in (0, 0, 1))
     assert one.model is start.model.model and head_name(one) == "score"
     assert torch.equal(one.score.weight, same.score.weight) and not torch.equal(one.score.weight, other.score.weight)
     assert one.score.weight.shape == (1, 32) and 0.5 / 33 < float(one.score.weight.detach().std()) < 2 / 33
-    assert one.config.num_labels == 1 and start.model.config.num_labels == 2, "the language model is left as it was"
+    assert one.config.num_labels == 1 and start.model.config.num_labels == 2, "the language model is unchanged"
     assert not any(value.is_meta for value in [*one.parameters(), *one.buffers()])
 
 
-def test_no_row_ends_with_the_token_that_pads(tiny_model: Path) -> None:
+def test_no_row_ends_with_the_padding_token(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     made = with_scalar_head(student(tokenizer), 0)
-    assert set_padding(made, {198}) == 2, "the tokenizer's own, where no row ends with it"
+    assert set_padding(made, {198}) == 2, "the tokenizer's own, if no row ends with it"
     assert set_padding(made, {2}) == tokenizer.pad_token_id == made.model.config.pad_token_id == 0
     with pytest.raises(ConfigError, match="no special token that could pad"):
         set_padding(made, range(49_152))
@@ -228,7 +228,7 @@ def test_architectures(config: dict[str, Any], where: str) -> None:
     assert where in str(found[0]) if where else not found
 
 
-def test_a_classifier_is_no_language_model(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_classifier_is_not_a_language_model(tokenizer: Any, tmp_path: Path) -> None:
     with_scalar_head(student(tokenizer), 0).model.save_pretrained(tmp_path)
     for named in (str(tmp_path), {"from": str(tmp_path), "keep_layers": 2}):
         (issue,) = student_issues(ModelsConfig.model_validate({"student": named}))

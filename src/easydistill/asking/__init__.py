@@ -1,1 +1,1 @@
-"""Asking models: requests, their journal, forecasts, the label stage."""
+"""Asking models: requests and their journal, forecasts, the label stage, retries."""

@@ -1,7 +1,6 @@
-"""Have requests answered into a journal, and read from it what came of them.
+"""Have a teacher answer requests, record the outcomes in a journal, and read them back.
 
-Every answer is journalled as received before anything looks inside it, so an answer that was paid for is never
-asked for again.
+Every answer is journalled as received, before it is parsed, so an answer that was paid for is never requested again.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from easydistill.teachers.ledger import Metered
 
 JOURNAL = "journal.jsonl"
 AUTHOR = "by"
-"""Key of a journal record: which teacher answered, where teachers are metered."""
+"""Key of a journal record: the teacher that answered, where teachers are metered."""
 KEPT = "kept"
-"""Key of a journal record: a passing failure that `easydistill retry` was told to leave as it is."""
+"""Key of a journal record: a passing failure that `easydistill retry` was not asked to repeat."""
 
 
-def judge(completion: Completion, truncation: Truncation = "keep") -> tuple[str, str] | None:
-    """Why a complete answer cannot be a label, as (reason, detail); None where it can."""
+def unusable_reason(completion: Completion, truncation: Truncation = "keep") -> tuple[str, str] | None:
+    """Why an answer cannot serve as a label, as (reason, detail); None if it can."""
     if completion.finish_reason == "content_filter":
         return "content_filter", "the server's filter cut the answer"
     if completion.text is None:
@@ -51,11 +50,11 @@ def judge(completion: Completion, truncation: Truncation = "keep") -> tuple[str,
 def answer_all(
     teacher: Teacher, requests: Sequence[GenerationRequest], journal: Journal, context: StageContext, title: str
 ) -> None:
-    """Have every request answered into the journal, leaving out what an earlier attempt finished."""
+    """Have every request answered and journalled, except those that an earlier attempt finished."""
     attempted: set[str] = set()
 
     def done(key: str) -> bool:
-        # A passing failure from an earlier attempt is worth another try; one from this attempt was tried enough.
+        # A passing failure from an earlier attempt is worth another try; this attempt's were retried already.
         return key in journal and (key in attempted or not journal.note(key))
 
     author = _count_earlier(teacher, journal)
@@ -65,8 +64,8 @@ def answer_all(
 
         def record(outcomes: Sequence[Outcome]) -> None:
             nonlocal failures
-            told = {"at": round(time.time(), 3), **author}
-            journal.append(*({**context.redactor.value(item.as_record()), **told} for item in outcomes))
+            stamp = {"at": round(time.time(), 3), **author}
+            journal.append(*({**context.redactor.value(item.as_record()), **stamp} for item in outcomes))
             attempted.update(item.key for item in outcomes)
             tokens = sum(item.completion_tokens for item in outcomes if isinstance(item, Completion))
             failures += sum(isinstance(item, Failure) for item in outcomes)
@@ -81,22 +80,22 @@ def answer_all(
 
 
 def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
-    """Have the teacher's ledger count what it answered in earlier attempts; what to write beside its new answers."""
+    """Enter the teacher's earlier answers in its ledger; returns what marks its new ones in the journal."""
     if not isinstance(teacher, Metered):
         return {}
     author = content_hash(teacher.identity())[:8]
 
     def count(record: dict[str, Any]) -> None:
-        # Several teachers may share a journal. Before they signed their answers there was one.
+        # Several teachers may share a journal. Records without a signature are from before that was possible.
         if record["kind"] == "completion" and record.get(AUTHOR, author) == author:
-            outcome = _outcome(record)
+            outcome = _parsed(record)
             assert isinstance(outcome, Completion)
             teacher.ledger.add(outcome)
 
     for key in journal:
         if teacher.ledger.is_new(key):
             count(journal.get(key))
-    # An answer that was asked for again was paid for all the same.
+    # An answer that was requested again was paid for all the same.
     for number in range(journal.superseded):
         if teacher.ledger.is_new(f"superseded {number}"):
             count(journal.get_superseded(number))
@@ -104,19 +103,19 @@ def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
 
 
 def spending(teacher: Teacher) -> dict[str, Any]:
-    """What the teacher's answers took, as metrics; empty where it counts nothing."""
+    """What the teacher's answers cost, as metrics; empty for a teacher that is not metered."""
     return {"spent": teacher.ledger.as_metrics()} if isinstance(teacher, Metered) else {}
 
 
 def worth_another_try(record: dict[str, Any]) -> bool:
-    """Whether a journalled outcome does not stand: a failure that may have passed."""
+    """Whether a journalled outcome is a failure that may have passed by now, so the request is sent again."""
     return bool(record.get("passing", False)) and not record.get(KEPT, False)
 
 
-def outcome_of(journal: Journal, key: str) -> Outcome:
-    """What came of a request."""
-    return _outcome(journal.get(key))
+def journalled_outcome(journal: Journal, key: str) -> Outcome:
+    """The recorded outcome of a request."""
+    return _parsed(journal.get(key))
 
 
-def _outcome(record: dict[str, Any]) -> Outcome:
+def _parsed(record: dict[str, Any]) -> Outcome:
     return outcome_from_record({name: value for name, value in record.items() if name not in {"at", AUTHOR, KEPT}})

@@ -1,7 +1,7 @@
-"""What requests will take, in tokens and money, as ranges: by answers that are there already, else by what is certain.
+"""Forecasts of the tokens and money that requests will cost, as ranges.
 
-A run over a few rows (`dataset.max_samples`) is such a sample: its answers stay, and `plan` then tells from them what
-the other rows will take.
+Answers of an earlier run serve as a sample, for instance of one over a few rows (`dataset.max_samples`); without enough
+of them the range goes from the least to the most that is possible.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from easydistill.asking.answers import JOURNAL, outcome_of, worth_another_try
+from easydistill.asking.answers import JOURNAL, journalled_outcome, worth_another_try
 from easydistill.config.inference import ApiInferenceConfig, PricesConfig, SamplingConfig
 from easydistill.contracts.teacher import Completion
 from easydistill.data.journal import Journal
@@ -25,26 +25,26 @@ from easydistill.teachers.sizes import text_bytes
 Range = tuple[int, int]
 
 MIN_SAMPLE = 5
-"""With fewer answers, what is certain tells more."""
+"""With fewer answers than this, the possible range is more reliable than an extrapolation."""
 _LARGEST_SAMPLE = 1000
 _DEVIATIONS = 2.0
 """Standard errors either side of a mean."""
 _BYTES_A_TOKEN = (2.0, 6.0)
-"""Of prompts whose tokens nobody has counted: from dense scripts and code to plain English."""
+"""For prompts whose tokens have not been counted: from dense scripts and code to plain English."""
 _FRAME = (0, 12)
-"""Tokens that a chat template puts around a message."""
+"""Least and most tokens that a chat template adds to a message."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Low and high of what requests will take."""
+    """Low and high estimates for the requests that are still open."""
 
     prompt_tokens: Range
     completion_tokens: Range
     cost: tuple[float, float] | None
     """In the currency of the prices; None without prices."""
     sample: int
-    """Answers that it is drawn from; 0 where it holds the least and the most that is possible."""
+    """Number of answers that it extrapolates from; 0 if it is the possible range."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def forecast_calls(
     keys_known: bool,
     most: int | None = None,
 ) -> dict[str, Any]:
-    """The figures of an `Estimate` that tell what requests will take.
+    """The fields of an `Estimate` that concern requests.
 
     Args:
         requests: key → messages.
-        directory: the stage's, where answers of an earlier attempt may be.
-        keys_known: whether the keys are those of a run; if not, finished requests can only be counted.
-        most: requests that there may be in the end, like these; the high ends are theirs.
+        directory: the stage's, which may hold answers of an earlier attempt.
+        keys_known: whether the keys are those that a run would use; if not, finished requests can only be counted.
+        most: upper bound on the number of requests, if there may be more like these; scales the high estimates.
     """
     prices = inference.prices if isinstance(inference, ApiInferenceConfig) else None
     with contextlib.ExitStack() as stack:
@@ -100,15 +100,15 @@ def forecast(
     *,
     keys_known: bool = True,
 ) -> Forecast:
-    """What the requests that are not done will take.
+    """Forecast the requests that are not done.
 
     Args:
         requests: key → messages, of all requests.
-        done: keys of those that will not be asked.
-        journal: where answers of an earlier run are.
-        longest: tokens that an answer may have.
-        prices: of a million tokens, if they are known.
-        keys_known: whether the keys are those of a run.
+        done: keys of those that will not be sent.
+        journal: answers of an earlier run.
+        longest: most tokens of an answer.
+        prices: per million tokens, if known.
+        keys_known: whether the keys are those that a run would use.
     """
     ahead = [messages for key, messages in requests.items() if key not in done]
     open_bytes = [_size(messages) for messages in ahead]
@@ -130,7 +130,7 @@ def forecast(
 
 
 def _sample(requests: Mapping[str, Sequence[Message]], journal: Journal, *, keys_known: bool) -> list[_Answered]:
-    """Answers whose tokens the teacher counted; of very many, as many as are plenty."""
+    """Answers whose tokens the teacher counted, at most `_LARGEST_SAMPLE`."""
     found: list[_Answered] = []
     usual = round(fmean(map(_size, requests.values()))) if requests else 0
     for key in requests if keys_known else journal:
@@ -138,7 +138,7 @@ def _sample(requests: Mapping[str, Sequence[Message]], journal: Journal, *, keys
             break
         if key not in journal:
             continue
-        outcome = outcome_of(journal, key)
+        outcome = journalled_outcome(journal, key)
         if isinstance(outcome, Completion) and is_counted(outcome):
             size = _size(requests[key]) if key in requests else usual
             found.append(_Answered(size, outcome.prompt_tokens, outcome.completion_tokens))
@@ -163,12 +163,12 @@ def _completion_range(count: int, longest: int, sample: Sequence[_Answered]) -> 
 
 
 def _mean_range(values: Sequence[float]) -> tuple[float, float]:
-    """Where the mean of all lies, by that of a sample."""
+    """The sample's mean ± `_DEVIATIONS` standard errors."""
     error = _DEVIATIONS * stdev(values) / math.sqrt(len(values))
     middle = fmean(values)
     return max(0.0, middle - error), middle + error
 
 
 def _size(messages: Sequence[Message]) -> int:
-    """Bytes of text."""
+    """Bytes of the messages' text."""
     return sum(text_bytes(message["content"]) for message in messages)

@@ -1,7 +1,7 @@
 """Label: the teacher answers every prompt. Seed rows in; labelled rows out, in the paper's format and as Parquet.
 
-Every answer is journalled as received before anything looks inside it, so an answer that was paid for is never
-asked for again: not after a kill, not when the config changes in a way that leaves the request the same.
+An answer that was paid for is never requested again: neither after a kill, nor when the config changes without changing
+the request.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.answers import JOURNAL, answer_all, judge, outcome_of, spending, worth_another_try
+from easydistill.asking.answers import (
+    JOURNAL,
+    answer_all,
+    journalled_outcome,
+    spending,
+    unusable_reason,
+    worth_another_try,
+)
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
 from easydistill.config.dataset import RowsConfig
 from easydistill.config.inference import SamplingConfig, Truncation
@@ -57,7 +64,7 @@ class LabelStage:
             "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
             "teacher": self._teacher.identity(),
             "labeled_path": self._dataset.labeled_path,
-            # Told only where it differs from what every earlier version did: finished stages stay finished.
+            # Only where it differs from what earlier versions did: finished stages stay finished.
             **({"truncation": "reject"} if self._inference.truncation == "reject" else {}),
         }
 
@@ -71,7 +78,7 @@ class LabelStage:
             rows=len(samples),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
             memory_bytes=self._teacher.memory_bytes(),
-            # An API's model may be unknown until it is asked, and with it the keys.
+            # An API's model name may be unknown until the server is contacted, and with it the keys.
             **forecast_calls(requests, directory, self._inference, keys_known=None not in identity.values()),
         )
 
@@ -101,7 +108,7 @@ class LabelStage:
         try:
             identity = teacher.identity()
             keys = {sample.id: self._key(identity, sample) for sample in samples}
-            # Rows with the same prompt share one request: nothing is paid for twice.
+            # Rows with the same prompt share one request, so no answer is paid for twice.
             requests = {
                 keys[sample.id]: GenerationRequest(keys[sample.id], self._messages(sample)) for sample in samples
             }
@@ -126,7 +133,7 @@ class LabelStage:
         counted: set[str] = set()
         entered = len(samples) + len(rejected)
         for sample in samples:
-            outcome = outcome_of(journal, keys[sample.id])
+            outcome = journalled_outcome(journal, keys[sample.id])
             if isinstance(outcome, Completion) and outcome.key not in counted:
                 counted.add(outcome.key)
                 tokens["prompt"] += outcome.prompt_tokens
@@ -157,17 +164,14 @@ class LabelStage:
 def labelled_or_rejected(
     sample: Sample, outcome: Outcome, stage: str, truncation: Truncation = "keep"
 ) -> Sample | Rejection:
-    """The prompt with its answer, or why there is none."""
+    """The prompt with its answer, or a rejection that says why there is none."""
     if isinstance(outcome, Failure):
         asked = (outcome.key,)
         return Rejection(sample.id, stage, outcome.reason, outcome.detail, outcome.attempts, outcome.raw, asked)
-    problem = judge(outcome, truncation)
+    problem = unusable_reason(outcome, truncation)
     if problem is not None:
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
         return Rejection(sample.id, stage, *problem, outcome.attempts, raw, (outcome.key,))
     assert outcome.text is not None
     answer = answer_message(outcome.text, outcome.reasoning)
     return Sample(sample.id, (*sample.messages, answer), sample.meta)
-
-
-# --- the user's own file ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A model that is asked, and how: its plan, its sampling, its system prompt."""
+"""A model that operators or rewards ask: its plan, sampling and system prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easydistill.data.records import Message
 
 @dataclass(frozen=True)
 class AskedModel:
-    """A model that an operator may ask, and how."""
+    """A model to ask, with its sampling and system prompt."""
 
     plan: TeacherPlan
     inference: SamplingConfig
@@ -26,22 +26,22 @@ class AskedModel:
         return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
 
     def sampling(self, ask: Ask) -> dict[str, Any]:
-        """What shapes the answer to a question, beside model, messages and schema."""
+        """The sampling parameters of a question."""
         own = {} if ask.temperature is None else {"temperature": ask.temperature}
         return self.inference.sampling() | own
 
     def messages(self, ask: Ask) -> tuple[Message, ...]:
-        """What is sent: the question, after the config's system prompt where it has none of its own."""
+        """The messages that are sent: the question, preceded by the config's system prompt unless it has its own."""
         system = self.inference.system_prompt
         if system and ask.messages[0]["role"] != "system":
             return ({"role": "system", "content": system}, *ask.messages)
         return ask.messages
 
     def request(self, ask: Ask, identity: dict[str, Any]) -> GenerationRequest:
-        """A question as it is sent.
+        """The request for a question.
 
         Args:
-            identity: the teacher's own once it has been made; a plan may not know the model's name yet.
+            identity: the running teacher's; a plan may not know the model's name yet.
         """
         messages = self.messages(ask)
         key = request_key(identity, self.sampling(ask), messages, ask.index, ask.schema)

@@ -1,4 +1,4 @@
-"""The files in which stages leave labelled rows, and the copy that the user asked for."""
+"""The files in which stages leave labelled rows, and the copy at `dataset.labeled_path`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LABELED_PARQUET = "labeled.parquet"
 
 
 def write_rejected(context: StageContext, rejected: Sequence[Rejection]) -> None:
-    """Leave the rejected rows of a stage that fails because nothing else is left, for the user and for `retry`."""
+    """Write `rejected.jsonl` for a stage that fails because every row was rejected, for the user and for `retry`."""
     write_jsonl(context.directory / REJECTED, (context.redactor.value(row.as_row()) for row in rejected))
 
 
 def publish(directory: Path, target: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Put a stage's rows where the user wants them, in the format the suffix says; keep what was there before."""
+    """Write a stage's rows to `target`, in the format its suffix names; a file that was there before is kept."""
     source = {".json": LABELED_JSON, ".parquet": LABELED_PARQUET}.get(target.suffix.lower())
     made = directory / f"published{target.suffix.lower()}"
     if source is not None:
@@ -34,7 +34,7 @@ def publish(directory: Path, target: Path, rows: Iterable[dict[str, Any]]) -> No
     if target.exists():
         if hash_file(target) == hash_file(made):
             return
-        LOGGER.warning("%s was there before; it is kept as %s", target, set_aside(target))
+        LOGGER.warning("%s already existed; the old file is kept as %s", target, set_aside(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A copy, not a link: users edit this file.
     with replacing(target) as temporary:
@@ -42,8 +42,8 @@ def publish(directory: Path, target: Path, rows: Iterable[dict[str, Any]]) -> No
 
 
 def labeled_path_issues(path: str | None) -> list[ConfigIssue]:
-    """What is wrong with `dataset.labeled_path` as a place to write to."""
+    """Problems with `dataset.labeled_path` as an output file."""
     if path is None or Path(path).suffix.lower() in {".json", ".jsonl", ".parquet"}:
         return []
-    problem = f"{json.dumps(path)} has no suffix that tells its format"
+    problem = f"{json.dumps(path)} has no suffix that names a format"
     return [ConfigIssue("config", "dataset.labeled_path", problem, "end it in .json, .jsonl or .parquet")]

@@ -1,8 +1,8 @@
-"""Have rejected rows asked again: find the requests behind them, and make finished stages ask these and no others.
+"""`easydistill retry`: find the requests behind rejected rows, and make finished stages send these and no others.
 
-What was answered stays in the journal; a passing failure written after it says that it does not stand. These marks are
-written first, then manifests are removed, then `rejected.jsonl` is set aside: after a kill between two of these steps
-the stage is still whole or simply not complete, and the same command marks the same requests.
+Answers stay in the journal; a passing failure that is appended after one marks its request as open again. These marks
+are written first, then manifests are removed, then `rejected.jsonl` is set aside. After a kill between two of these
+steps the stage is either still complete or incomplete, and the same command marks the same requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from easydistill.engine.stage import REJECTED
 from easydistill.errors import ConfigError, ConfigIssue
 
 GROUPS = {"parse": ("malformed_reply", "malformed_score")}
-"""Names that stand for several reasons: `parse` for replies in which an operator did not find what it asked for."""
+"""Names for several reasons at once: `parse` covers replies in which an operator did not find what it asked for."""
 NO_TEXT = ("empty_content", "null_content")
 KNOWN = (
     *("rate_limit", "timeout", "connection", "stream_dropped", "server_error", "garbage"),
@@ -32,20 +32,20 @@ KNOWN = (
     *("content_filter", *NO_TEXT, "truncated", "prompt_too_long", "template_refused"),
     *GROUPS["parse"],
 )
-"""Reasons that any stage which asks a model may give; operators have more."""
+"""Reasons of any stage that asks a model; operators add their own."""
 
 
 @dataclass
-class _Asked:
-    """What came to nothing in one stage."""
+class _FailedRequests:
+    """The failed requests and rejected rows of one stage."""
 
     directory: Path
     requests: dict[str, set[str]] = field(default_factory=dict)
-    """Reason → keys of the requests behind it."""
+    """Reason → keys of the requests that were rejected for it."""
     passing: set[str] = field(default_factory=set)
-    """Requests whose failure may have passed."""
+    """Requests whose failure may have passed by now."""
     without: Counter[str] = field(default_factory=Counter)
-    """Reasons of rows that no request stands behind."""
+    """Reasons of rows that were rejected without a request."""
 
     def add(self, reason: str, keys: Sequence[str]) -> None:
         if keys:
@@ -54,7 +54,7 @@ class _Asked:
             self.without[reason] += 1
 
     def chosen(self, only: frozenset[str]) -> dict[str, str]:
-        """Request → reason, of those to be asked again."""
+        """Request → reason, for the requests to repeat."""
         found: dict[str, str] = {}
         for reason, keys in self.requests.items():
             if only:
@@ -68,17 +68,17 @@ class _Asked:
 def mark_rejected(
     run: Path, only: Sequence[str], say: Callable[[str], None], of_operators: Callable[[], Collection[str]] = tuple
 ) -> int:
-    """Mark requests of a run whose outcome was a failure or a rejected row, so that the next run asks them again.
+    """Mark requests of a run that failed or led to a rejected row, so that the next run sends them again.
 
     Args:
-        run: the run directory, which nobody else may be working in.
-        only: reasons, or names of `GROUPS`; without any, those for which asking again may help.
-        of_operators: the reasons that only operators give, asked for where a name is not known otherwise.
+        run: the run directory; no other process may be working in it.
+        only: reasons or names of `GROUPS`; by default those for which another attempt may help.
+        of_operators: returns the reasons that operators add; called only for a name that is unknown otherwise.
 
-    Returns how many were marked.
+    Returns the number of marked requests.
 
     Raises:
-        ConfigError: there is no such reason.
+        ConfigError: a reason in `only` does not exist.
     """
     stages = [_read(path.parent) for path in sorted((run / "stages").rglob(JOURNAL))]
     found: Counter[str] = Counter()
@@ -93,16 +93,16 @@ def mark_rejected(
             _reopen(stage.directory, run)
             marked.update(chosen.values())
     asked = ", ".join(f"{reason} ×{count}" for reason, count in marked.most_common())
-    say(f"asked again: {asked}" if marked else f"nothing to ask again; rejected here: {_listed(found)}")
+    say(f"asking again: {asked}" if marked else f"nothing to ask again; rejected here: {_listed(found)}")
     silent = sorted(reason for reason in wanted if reason in found and not marked[reason])
     if silent:
-        say(f"no model was asked for what was rejected as {', '.join(silent)}")
+        say(f"rows rejected as {', '.join(silent)} did not come from a model: asking again cannot change them")
     return marked.total()
 
 
-def _read(directory: Path) -> _Asked:
-    """What `rejected.jsonl` and the journal tell; the journal alone, of a stage that was never finished."""
-    stage = _Asked(directory)
+def _read(directory: Path) -> _FailedRequests:
+    """Read `rejected.jsonl` and the journal; a stage that never finished has the journal alone."""
+    stage = _FailedRequests(directory)
     with Journal(directory / JOURNAL, note=_failure) as journal:
         for key in journal:
             failure = journal.note(key)
@@ -120,7 +120,7 @@ def _failure(record: dict[str, Any]) -> tuple[str, bool] | None:
     return (record["reason"], record["passing"]) if record["kind"] == "failure" else None
 
 
-def _mark(stage: _Asked, chosen: dict[str, str]) -> None:
+def _mark(stage: _FailedRequests, chosen: dict[str, str]) -> None:
     now = round(time.time(), 3)
     with Journal(stage.directory / JOURNAL) as journal:
         marks = [
@@ -128,14 +128,14 @@ def _mark(stage: _Asked, chosen: dict[str, str]) -> None:
             for key, reason in chosen.items()
         ]
         if (stage.directory / MANIFEST).is_file():
-            # Whatever is unfinished asks again after passing failures; these were not wanted.
+            # An incomplete stage repeats all passing failures; those that were not asked for are exempted.
             left = sorted(stage.passing - chosen.keys())
             marks += [{**journal.get(key), KEPT: True} for key in left]
         journal.append(*marks)
 
 
 def _reopen(directory: Path, run: Path) -> None:
-    """Make a stage, and the pipeline's stage that it is part of, incomplete."""
+    """Make a stage incomplete, and the pipeline stage that contains it."""
     inside = directory
     while inside != run:
         (inside / MANIFEST).unlink(missing_ok=True)
@@ -145,13 +145,13 @@ def _reopen(directory: Path, run: Path) -> None:
 
 
 def _reasons(only: Sequence[str], found: Counter[str], of_operators: Callable[[], Collection[str]]) -> frozenset[str]:
-    """The reasons that names stand for; raises as `mark_rejected`."""
+    """The reasons that `only` names; raises as `mark_rejected` does."""
     names = [name.strip() for name in only if name.strip()]
     unknown = [name for name in names if not (_is_known(name, found) or name in of_operators())]
     if unknown:
         others = sorted({*KNOWN, *of_operators()} - found.keys())
-        mend = f"rejected here: {_listed(found)}; parse stands for {' and '.join(GROUPS['parse'])}"
-        mend += f"; others that exist: http_400 and the like, {', '.join(others)}"
+        mend = f"rejected here: {_listed(found)}; parse means {' and '.join(GROUPS['parse'])}"
+        mend += f"; other reasons: http_400 and the like, {', '.join(others)}"
         problem = f"there is no reason {', '.join(map(repr, unknown))}"
         raise ConfigError(ConfigIssue("command line", "--only", problem, mend))
     return frozenset(reason for name in names for reason in GROUPS.get(name, (name,)))

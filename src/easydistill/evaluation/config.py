@@ -1,6 +1,6 @@
-"""The `evaluation` section of jobs that measure a student: what `config.evaluation` holds, and which metrics.
+"""The `evaluation` section of jobs that measure a student: `config.evaluation`'s fields, and the choice of metrics.
 
-The section's class, with a key for every registered metric, is made when it is asked for.
+The section's class has a key for every registered metric, so it is made on first use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easydistill.contracts.metric import MetricConfig
 from easydistill.evaluation.metrics import METRICS
 
 UNNAMED = frozenset({"agreement", "cross_entropy", "kl", "rouge_l"})
-"""Measured by every evaluation from before fingerprints named metrics; they are left out, so that it stays done."""
+"""Metrics from before fingerprints named them; they stay out of fingerprints, so that finished runs stay finished."""
 
 
 class MetricsConfig(NamedSections):
@@ -28,7 +28,7 @@ class MetricsConfig(NamedSections):
     def _measures_something(self) -> MetricsConfig:
         if not self.chosen():
             known = ", ".join(type(self).model_fields)
-            raise Unfit("there is no metric", f'name at least one of {known}, such as {{"kl": {{}}}}')
+            raise Unfit("no metric is named", f'name at least one of {known}, such as {{"kl": {{}}}}')
         return self
 
 
@@ -36,18 +36,18 @@ class MetricsConfig(NamedSections):
 def evaluation_section() -> Any:
     """The type of a job's `evaluation` section."""
     metrics = section_of(METRICS, MetricsConfig, MetricConfig, "MetricsSection", __name__)
-    description = "Which metrics, each with its own keys; by default all that are installed."
+    description = "The metrics to measure, each with its own keys; by default all that are installed."
     fields: Any = {"metrics": (metrics | None, Field(default=None, description=description))}
     made = create_model(
         "EvaluationSection", __base__=EvaluationConfig, __module__=__name__, __doc__=EvaluationConfig.__doc__, **fields
     )
-    # What is measured enters fingerprints as `metrics_identity`.
+    # The metrics enter fingerprints through `metrics_identity`.
     made.runtime_only = EvaluationConfig.runtime_only | {"metrics"}
     return made
 
 
 def chosen_metrics(config: EvaluationConfig) -> dict[str, MetricConfig]:
-    """The metrics that are measured, by name."""
+    """The metrics to measure, by name."""
     section = getattr(config, "metrics", None)
     if section is not None:
         found: dict[str, MetricConfig] = section.chosen()
@@ -61,7 +61,7 @@ def answer_names(metrics: Iterable[str]) -> list[str]:
 
 
 def metrics_identity(measured: Mapping[str, MetricConfig]) -> dict[str, Any]:
-    """What is measured, for an evaluation's fingerprint: empty where it is the `UNNAMED` metrics as ever."""
+    """The metrics, for an evaluation's fingerprint: empty if they are the `UNNAMED` ones with default parameters."""
     identities = {name: config.identity() for name, config in measured.items()}
     named = {name: identity for name, identity in identities.items() if identity or name not in UNNAMED}
     return named | dict.fromkeys(UNNAMED - measured.keys())

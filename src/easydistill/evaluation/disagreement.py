@@ -1,8 +1,8 @@
-"""Where a student stands beside its teacher, token by token: shared mass, KL by position, the largest disagreements.
+"""A student compared with its teacher, token by token: shared mass, KL by position, the largest disagreements.
 
-What enters: slices of answer tokens with the distributions of both models. What leaves: `Disagreement.figures()`. What
-is kept in between does not grow with the rows: some sums, two numbers for each entry of the vocabulary, and the few
-tokens with the largest KL(p_T ‖ p_S).
+In: slices of answer tokens with the distributions of both models. Out: `Disagreement.figures()`. The state in between
+does not grow with the number of rows: sums, two numbers per vocabulary entry, and the few tokens with the largest
+KL(p_T ‖ p_S).
 
 Shapes: N tokens, V shared vocabulary, K = `TOP` likeliest tokens.
 """
@@ -21,23 +21,23 @@ from easydistill.evaluation.ranking import Highest, top
 from easydistill.models.head import rows_per_chunk
 
 TOP = 10
-"""Overlap and mass are of this many likeliest tokens."""
+"""Overlap and mass are computed over this many most probable tokens."""
 SHOWN = 5
-"""Likeliest tokens kept of each model where they disagree."""
+"""Most probable tokens of each model that are kept with a disagreement."""
 LARGEST = 40
 LARGEST_PER_ROW = 3
 TOKENS = 20
 CACHED_BYTES = 2 << 20
-"""On a CPU several passes over so much stay in its cache; over a whole slice they take three times as long."""
+"""Piece that stays in a CPU's cache over several passes; passes over a whole slice take three times as long."""
 BUCKETS = 40
 
 Ranked = tuple[tuple[int, float], ...]
-"""Token ids with their probabilities, likeliest first."""
+"""Token ids with their probabilities, most probable first."""
 
 
 @dataclass(frozen=True)
 class LargeDisagreement:
-    """A token of an answer for which the two distributions lie far apart."""
+    """A token of an answer at which the two distributions differ widely."""
 
     row: int
     column: int
@@ -45,7 +45,7 @@ class LargeDisagreement:
     token: int
     kl: float
     teacher_probability: float
-    """Of the token that stands in the answer."""
+    """Of the answer's token."""
     student_probability: float
     teacher: Ranked
     student: Ranked
@@ -64,23 +64,23 @@ class Bucket:
 
 @dataclass(frozen=True)
 class CostlyToken:
-    """A token of the vocabulary, wherever it stands in the answers."""
+    """A vocabulary entry, over all its occurrences in the answers."""
 
     token: int
     count: int
     kl: float
-    """Mean, in nats; the tokens are chosen by its sum."""
+    """Mean, in nats; tokens are ranked by the sum."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Means over the tokens. Masses are probabilities, entropies nats."""
+    """Means over the tokens. Masses are probabilities, entropies are in nats."""
 
     kl: float
     teacher_entropy: float
     student_entropy: float
     overlap: float
-    """Share of the teacher's `TOP` likeliest tokens that are among the student's."""
+    """Share of the teacher's `TOP` most probable tokens that are among the student's."""
     teacher_mass_on_teacher_top: float
     student_mass_on_teacher_top: float
     teacher_mass_on_student_top: float
@@ -88,11 +88,11 @@ class Shares:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one pass found."""
+    """The result of one pass."""
 
     tokens: int
     not_finite: int
-    """Tokens whose KL is no finite number; they are in nothing else."""
+    """Tokens whose KL is not finite; all other figures leave them out."""
     shares: Shares
     positions: tuple[Bucket, ...]
     largest: tuple[LargeDisagreement, ...]
@@ -100,7 +100,7 @@ class Figures:
 
 
 class Disagreement:
-    """Watches a pass over answer tokens of a student beside its teacher.
+    """Observer of a pass over answer tokens that compares student and teacher.
 
     Args:
         vocabulary: how many token ids the two models share.
@@ -125,13 +125,13 @@ class Disagreement:
             self._not_finite += int((~finite_N).sum())
             self._tokens += int(finite_N.sum())
             self._sums += shares_SN[:, finite_N].sum(1)
-            # An edge belongs to the bucket that it ends: 1, 2, 3-4, 5-8 …
+            # Buckets include their upper edge: 1, 2, 3-4, 5-8 …
             self._by_position.add(torch.bucketize(part.position_N.cpu(), self._edges)[finite_N], kl_N[finite_N])
             self._by_token.add(part.target_N.cpu()[finite_N], kl_N[finite_N])
             self._offer(part, compared, kl_N.masked_fill(~finite_N, 0.0))
 
     def _offer(self, part: TokenRows, compared: _Compared, kl_N: Tensor) -> None:
-        """Show the tokens whose KL is not zero to the largest so far, the largest of them first."""
+        """Offer the tokens with a KL above zero as the largest disagreements, the largest first."""
         near_N = ((kl_N > 0) & (kl_N >= self._largest.floor)).nonzero()[:, 0]
         for n in near_N[kl_N[near_N].argsort(descending=True)].tolist():
             value, row, column = float(kl_N[n]), int(part.row_N[n]), int(part.column_N[n])
@@ -140,7 +140,7 @@ class Disagreement:
             self._largest.offer(value, row, column, lambda n=n: compared.entry(part, n))  # type: ignore[misc]
 
     def figures(self) -> Figures | None:
-        """None where no token could be compared."""
+        """The figures so far; None if no token could be compared."""
         if not self._tokens:
             return None
         return Figures(
@@ -172,13 +172,13 @@ class _Means:
         self._sums.index_add_(0, kind_N, value_N)
 
     def seen(self) -> list[tuple[int, int, float]]:
-        """(kind, count, sum) of the kinds there were."""
+        """(kind, count, sum) of the kinds that occurred."""
         kinds = self._counts.nonzero()[:, 0]
         return list(zip(kinds.tolist(), self._counts[kinds].tolist(), self._sums[kinds].tolist(), strict=True))
 
 
 def _parts(rows: TokenRows) -> Iterator[TokenRows]:
-    """On a CPU pieces that fit its cache, elsewhere the slice as it is."""
+    """On a CPU, pieces that fit its cache; elsewhere the slice as it is."""
     assert rows.teacher_logprobs_NV is not None
     on_cpu = rows.target_N.device.type == "cpu"
     step = rows_per_chunk(rows.teacher_logprobs_NV.shape[1], CACHED_BYTES) if on_cpu else len(rows.target_N)
@@ -188,12 +188,12 @@ def _parts(rows: TokenRows) -> Iterator[TokenRows]:
 
 @dataclass(frozen=True)
 class _Compared:
-    """Two distributions for each of N tokens, compared."""
+    """The comparison of two distributions for each of N tokens."""
 
     shares_SN: Tensor
-    """One row for each field of `Shares`, in their order."""
+    """One row per field of `Shares`, in their order."""
     teacher_top_NK: tuple[Tensor, Tensor]
-    """Log-probabilities and token ids, falling."""
+    """Log-probabilities and token ids, in descending order."""
     student_top_NK: tuple[Tensor, Tensor]
 
     @classmethod
@@ -214,7 +214,7 @@ class _Compared:
         return cls(torch.stack(shares), teacher_top, student_top)
 
     def entry(self, part: TokenRows, n: int) -> LargeDisagreement:
-        """Token n of the part that was compared."""
+        """Token n of the part, as a disagreement."""
         assert part.teacher_logprobs_NV is not None
         assert part.shared_student_logprobs_NV is not None
         token = int(part.target_N[n])
@@ -239,12 +239,11 @@ def _ranked(top_NK: tuple[Tensor, Tensor], n: int) -> Ranked:
 def _divergence_and_entropies(teacher_NV: Tensor, student_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """KL(p_T ‖ p_S) = Σ p_T (log p_T − log p_S), H(p_T) and H(p_S) = −Σ p log p, of each row.
 
-    The divergence is not the difference of a cross-entropy and an entropy: where it is small, that would leave only
-    their rounding errors.
+    The divergence is not computed as cross-entropy less entropy: where it is small, only rounding errors would be left.
     """
     teacher_probabilities_NV = teacher_NV.exp()
     work_NV = teacher_NV - student_NV
-    # Rounding can leave a divergence a hair below zero.
+    # Rounding can leave a divergence slightly below zero.
     kl_N = work_NV.mul_(teacher_probabilities_NV).sum(1).clamp(min=0.0)
     teacher_entropy_N = -torch.mul(teacher_probabilities_NV, teacher_NV, out=work_NV).sum(1)
     student_probabilities_NV = torch.exp(student_NV, out=teacher_probabilities_NV)

@@ -1,4 +1,4 @@
-"""Measures a model on held-out rows: one pass over the teacher's answers, and answers of its own."""
+"""Measure a model on held-out rows: one pass over the teacher's answers, and answers that it generates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLICE_BYTES = 64 << 20
 
 
 class Measured:
-    """A model as measurement needs it: hidden states and head."""
+    """A model split into body and head, as measurement needs it."""
 
     def __init__(self, model: Any, body: Any) -> None:
         self.model = model
@@ -43,12 +43,12 @@ def token_metrics(
     observers: Sequence[TokenObserver] = (),
     chosen: Mapping[str, MetricConfig] | None = None,
 ) -> dict[str, float | None]:
-    """Metrics of kind "tokens"; None for one that needs a teacher where there is none.
+    """Metrics of kind "tokens"; None for metrics that need a teacher where there is none.
 
     Args:
-        shared_vocabulary: token ids below this are the same token for both models.
-        rows: token ids and the mask of answer tokens, one pair a row.
-        observers: see every slice too, after the metrics.
+        shared_vocabulary: token ids below this mean the same token to both models.
+        rows: token ids and the mask of answer tokens of each row.
+        observers: shown every slice after the metrics.
         chosen: the metrics by name; by default all.
     """
     metrics = _made(chosen, "tokens")
@@ -66,7 +66,7 @@ def token_metrics(
 
 
 def _made(chosen: Mapping[str, MetricConfig] | None, kind: str) -> dict[str, Any]:
-    """The chosen metrics of one kind, fresh."""
+    """New instances of the chosen metrics of one kind."""
     modules = {name: METRICS.module(name) for name in (METRICS.loaded() if chosen is None else chosen)}
     return {
         name: make_metric(module, module.Config() if chosen is None else chosen[name])
@@ -86,7 +86,7 @@ def _slices(
     """Slices of the answer tokens of a batch (indices of rows), none larger than `SLICE_BYTES` of float32 logits."""
     on = student.model.device
     ids_BT, mask_BT = (padded.to(on) for padded in _padded([rows[index] for index in batch], pad))
-    # Row t predicts token t+1: what is kept are the tokens that are predicted.
+    # Row t predicts token t+1; the kept tokens are those that are predicted.
     keep_BT = mask_BT[:, 1:]
     target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
     at_N, before_N = keep_BT.nonzero(as_tuple=True)
@@ -115,7 +115,7 @@ def _padded(batch: Sequence[tuple[list[int], list[bool]]], pad: int) -> tuple[Te
 
 
 def positions(mask_BT: Tensor) -> Tensor:
-    """For every token of an answer which one of that answer it is, from 1; an answer is a run of true in the mask."""
+    """Each answer token's position in its answer, from 1; 0 elsewhere. An answer is a run of true in the mask."""
     seen_BT = mask_BT.long().cumsum(1)
     before_BT = seen_BT.masked_fill(mask_BT, 0).cummax(1).values
     return (seen_BT - before_BT).masked_fill(~mask_BT, 0)
@@ -131,7 +131,7 @@ def answers(
     task: Task,
     stop: StopSignal,
 ) -> list[str]:
-    """Greedy answers to prompts, in their order."""
+    """Greedy answers to the prompts, in the same order."""
     texts: list[str] = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def answers(
 def answer_metrics(
     texts: Sequence[str], references: Sequence[str], chosen: Mapping[str, MetricConfig] | None = None
 ) -> dict[str, list[float]]:
-    """Metrics of kind "answers", a score a row; `chosen` as of `token_metrics`."""
+    """Metrics of kind "answers", one score per row; `chosen` as in `token_metrics`."""
     return {
         name: [metric.score(text, reference) for text, reference in zip(texts, references, strict=True)]
         for name, metric in _made(chosen, "answers").items()

@@ -1,4 +1,4 @@
-"""The highest of many values: which tokens a model holds likeliest, and which tokens cost most."""
+"""The highest of many values: a model's most probable tokens, and the largest disagreements."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 SORTED_WHOLE = 2048
-"""A row no longer than this is sorted as it is."""
+"""Rows up to this length are sorted whole."""
 
 Entry = TypeVar("Entry")
 
 
 def top(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest values of each row and their indices, falling; of equal values the lower index comes first.
+    """The k highest values of each row and their indices, in descending order; ties go to the lower index.
 
-    `torch.topk` leaves open which of equal values it takes, and logits in bfloat16 are often equal. Here only blocks
-    are sorted: the k highest values lie in the k blocks with the highest maxima, which is as fast as `torch.topk`.
+    `torch.topk` leaves ties undefined, and logits in bfloat16 are often equal. Sorting only the k blocks with the
+    highest maxima, which must contain the k highest values, is as fast as `torch.topk`.
     """
     width = values_NV.shape[1]
     k = min(k, width)
@@ -33,7 +33,7 @@ def top(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     maxima_NM = values_NV[:, :whole].unflatten(1, (-1, block)).amax(-1)
     if whole < width:
         maxima_NM = torch.cat([maxima_NM, values_NV[:, whole:].amax(-1, keepdim=True)], 1)
-    # In the order of the vocabulary, so that a stable sort keeps the lower index first.
+    # In vocabulary order, so that a stable sort keeps the lower index first.
     blocks_NK = maxima_NM.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
     indices_NC = (blocks_NK[:, :, None] * block + torch.arange(block, device=values_NV.device)).flatten(1)
     found_NC = values_NV.gather(1, indices_NC.clamp(max=width - 1)).masked_fill_(indices_NC >= width, -math.inf)
@@ -43,24 +43,24 @@ def top(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Highest(Generic[Entry]):
-    """The `most` highest of many entries, at most `per_row` of one row; of equal ones the earlier (row, column).
+    """The `most` highest of many entries, at most `per_row` per row; ties go to the earlier (row, column).
 
-    What is kept is the same whatever the order in which entries are offered.
+    The result does not depend on the order in which entries are offered.
     """
 
     most: int
     per_row: int
     keys: list[tuple[float, int, int]] = field(default_factory=list)
-    """(−value, row, column), rising."""
+    """(−value, row, column), in ascending order."""
     entries: list[Entry] = field(default_factory=list)
 
     @property
     def floor(self) -> float:
-        """A value below this is not kept."""
+        """Values below this are not kept."""
         return -self.keys[-1][0] if len(self.keys) == self.most else -math.inf
 
     def offer(self, value: float, row: int, column: int, entry: Callable[[], Entry]) -> None:
-        """Keep `entry()` if it is among the highest; it is only made then."""
+        """Keep `entry()`, which is called only if the value is among the highest."""
         key = (-value, row, column)
         of_row = [at for at, (_, other, _) in enumerate(self.keys) if other == row]
         full = of_row if len(of_row) == self.per_row else range(self.most) if len(self.keys) == self.most else ()

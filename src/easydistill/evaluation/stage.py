@@ -1,7 +1,7 @@
-"""Evaluate: the student before and after training, on prompts it was never trained on.
+"""Evaluate: measure the student before and after training, on prompts that it was not trained on.
 
-What is measured is one file each in `metrics/`. The figures from before training do not depend on it, so they
-are kept and used again when only the training changes.
+Metrics are one file each in `metrics/`. The untrained student's figures do not depend on the training, so they are kept
+and reused when only the training changes.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ METRICS_FILE = "metrics.json"
 DISAGREEMENT = "disagreement.json"
 BEFORE = "before.json"
 BEFORE_HOLDS = ("metrics", "answers", "scores", "disagreement")
-"""What is measured: figures that an earlier version kept without some of it are measured again."""
+"""Contents of the untrained student's figures; files of an earlier version that lack some of them are not reused."""
 
 
 @dataclass(frozen=True)
 class _Heldout:
-    """Held-out rows as the student reads them."""
+    """Held-out rows, tokenised for the student."""
 
     samples: list[Sample]
     rows: list[Rendered]
@@ -72,7 +72,7 @@ class EvaluateStage:
     ) -> None:
         """
         Args:
-            trained: the stage that trained the student last.
+            trained: name of the last stage that trained the student.
         """
         self._rows = rows
         self._models = models
@@ -111,12 +111,12 @@ class EvaluateStage:
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 
-        # What an earlier config left is no output of this one.
+        # Files that an earlier config left are not outputs of this one.
         for name in (METRICS_FILE, ANSWERS, DISAGREEMENT):
             (context.directory / name).unlink(missing_ok=True)
         _, samples, _ = self._rows.read(context)
         trained = context.input_path(self._trained, MODEL)
-        # What is measured is what is shown: `student/` may be that of a later round that the config no longer has.
+        # Show the student that is measured: `student/` may be from a later round that the config no longer has.
         show_directory(trained, context.run_directory / "student")
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
@@ -142,7 +142,7 @@ class EvaluateStage:
         return self._result(heldout, before, after, why_not, rejected, context)
 
     def _teacher(self, tokenizer: Any, dtype: Any, load_model: Any, load_tokenizer: Any) -> tuple[Any, str]:
-        """The teacher's model, or None and why it cannot be compared with."""
+        """(the teacher's model, ""), or (None, why the student cannot be compared with it)."""
         from easydistill.models.loading import same_vocabulary
 
         reference = self._models.teacher
@@ -154,7 +154,7 @@ class EvaluateStage:
         return load_model(reference, dtype), ""
 
     def _before(self, measure: _Measurement, model: Any, context: StageContext) -> dict[str, Any]:
-        """The untrained student's figures, from an earlier run of this stage where they still hold."""
+        """The untrained student's figures, reused from an earlier run of this stage if they still apply."""
         path = context.directory / BEFORE
         inputs = {name: context.inputs[name].manifest.output_hash() for name in self._rows.inputs}
         key = content_hash([self._before_fingerprint(), inputs, BEFORE_HOLDS])
@@ -216,7 +216,7 @@ class EvaluateStage:
 
 
 def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
-    """The text of one answer, and its scores, as (column prefix, value)."""
+    """One answer's text and scores, as (column prefix, value)."""
     if side["answers"] is None:
         return [("", None)]
     return [
@@ -226,7 +226,7 @@ def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
 
 
 class _Measurement:
-    """Measures one model after the other on the same held-out rows."""
+    """Measures models, one after the other, on the same held-out rows."""
 
     def __init__(
         self,
@@ -250,11 +250,11 @@ class _Measurement:
         self._stop = context.stop
 
     def skip(self) -> None:
-        """Count the passes of a model whose figures are known."""
+        """Advance the progress bar over the passes of a model whose figures are known."""
         self._task.advance(len(self._heldout.samples) * (2 if self._config.generate else 1))
 
     def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
-        """`metrics`; `answers` and `scores`, a list each; `disagreement` with the teacher, or None."""
+        """`metrics`; `answers` and `scores`, lists in row order; `disagreement` with the teacher, or None."""
         model = model.to(self._device).eval()
         metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
         texts = self._answers(model, eos_ids) if self._config.generate else None
@@ -269,7 +269,7 @@ class _Measurement:
         return {"metrics": metrics, "answers": texts, "scores": scores, "disagreement": disagreement}
 
     def _token_pass(self, model: Any, pad: int) -> tuple[dict[str, float | None], dict[str, Any] | None]:
-        """Metrics over the tokens of the teacher's answers, and where the two models disagree on them."""
+        """Metrics over the tokens of the teacher's answers, and the disagreement of the two models on them."""
         from easydistill.evaluation.disagreement import Disagreement
         from easydistill.evaluation.measure import Measured, token_metrics
         from easydistill.evaluation.token_text import TokenText, described

@@ -1,4 +1,4 @@
-"""Figures of `_disagreement.py` with texts in place of token ids, as `disagreement.json` holds them."""
+"""Figures of `disagreement.py` as `disagreement.json` holds them, with texts for token ids."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from easydistill.evaluation.disagreement import TOP, CostlyToken, Figures, Large
 
 CONTEXT_CHARACTERS = 60
 CONTEXT_TOKENS = 240
-"""Of so many tokens the text is made: one can be as little as a byte of a character."""
+"""Tokens decoded for the context; a token may be as little as one byte of a character."""
 
 
 class TokenText:
-    """Texts of tokens, with the space that many of them begin with."""
+    """Texts of tokens, with the leading space that many of them have."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # Some tokenizers drop the space before the first token of a text; behind another it is there.
+        # Some tokenizers drop the leading space of a text's first token, so tokens are decoded after another one.
         self._anchor: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
         self._before = self.text(self._anchor)
 
@@ -27,7 +27,7 @@ class TokenText:
         return decoded
 
     def token(self, token: int) -> dict[str, Any]:
-        """A token as JSON. Its text has U+FFFD for part of a character, and is empty for an id without one."""
+        """A token as JSON. Parts of a character become U+FFFD; an id without a token has an empty text."""
         text = self.text([*self._anchor, token])
         cut = text[len(self._before) :] if text.startswith(self._before) else self.text([token])
         return {"id": token, "text": cut}
@@ -37,7 +37,7 @@ def described(figures: Figures, row_ids: Sequence[str], rows: Sequence[list[int]
     """Figures as JSON.
 
     Args:
-        row_ids: the measured rows' ids.
+        row_ids: ids of the measured rows.
         rows: their token ids.
     """
     return {

@@ -1,8 +1,8 @@
-"""Jobs: one file each, holding its config and its plan. A file's name is the `job_type`.
+"""Jobs: one file each, with its config and its plan. A file's name is the `job_type`.
 
-A module declares what `contracts.job.JobModule` says: `Job`, a config class with a literal `job_type`, and
-`plan(job) -> list[Stage]`. Importing one loads no heavy library: stages import theirs when they run. Each operator
-without a file here is a job too (`_operators.py`).
+A module declares the members of `contracts.job.JobModule`: `Job`, a config class with a literal `job_type`, and
+`plan(job) -> list[Stage]`. Importing one loads no heavy library: stages import theirs when they run. Every operator
+without a file here is a job too (see `_operators.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easydistill.registry import Registry
 
 
 class _Jobs(Registry):
-    """The files of this folder, third parties' jobs, and operators."""
+    """The jobs in this folder, those of third parties, and those generated from operators."""
 
     @cached_property
     def _operators(self) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ class _Jobs(Registry):
         return tuple(name for name in OPERATORS.names() if name not in own)
 
     @cached_property
-    def _made(self) -> dict[str, ModuleType]:
+    def _generated(self) -> dict[str, ModuleType]:
         return {}
 
     def names(self) -> tuple[str, ...]:
@@ -36,11 +36,11 @@ class _Jobs(Registry):
     def _load(self, name: str) -> ModuleType:
         if name not in self._operators:
             return super()._load(name)
-        if name not in self._made:
+        if name not in self._generated:
             from easydistill.jobs._operators import operator_job
 
-            self._made[name] = operator_job(name)
-        return self._made[name]
+            self._generated[name] = operator_job(name)
+        return self._generated[name]
 
 
 JOBS = _Jobs("jobs", __name__, JOB)

@@ -1,4 +1,4 @@
-"""What the two black-box jobs share: label → train → evaluate."""
+"""The stages that both black-box jobs share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train_and_evaluate(
     *,
     labels_from_stage: bool,
 ) -> list[Stage]:
-    """The stages after labelling."""
+    """The stages after labelling: train → evaluate."""
     rows = LabelledRows(dataset, evaluation, labels_from_stage)
     stages: list[Stage] = [TrainStage(rows, models, training)]
     if evaluation.enabled:

@@ -1,4 +1,4 @@
-"""The student as somebody who is asked, as jobs plan it: as it is made, or as a train stage left it."""
+"""The student as a model that answers requests, in its initial state or as trained by an earlier stage."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from easydistill.models.student import check_student, student_identity
 def local_student(
     models: ModelsConfig, inference: TransformersOptions, template: str | None, trained: str | None
 ) -> TeacherPlan:
-    """How a stage gets the student's answers, through transformers.
+    """The plan by which a stage gets the student's answers, through transformers.
 
     Args:
-        template: `dataset.template`, which replaces the student's own.
-        trained: the train stage that it comes from; by default it is as it is made.
+        template: `dataset.template`, which replaces the student's own chat template.
+        trained: the train stage that the student comes from; None for its initial state.
     """
 
-    def framed() -> dict[str, Any]:
+    def template_identity() -> dict[str, Any]:
         return {"template": hash_file(Path(template))} if template is not None else {}
 
     def make(context: StageContext) -> Teacher:
@@ -36,20 +36,21 @@ def local_student(
         from easydistill.models.student import build_student
         from easydistill.teachers.transformers import TransformersTeacher
 
-        now = student_of_stage(models, trained, context)
+        current = student_of_stage(models, trained, context)
+        identity = {**student_identity(current), **template_identity()}
 
         def build() -> tuple[Any, Any]:
-            made = build_student(now, choose_dtype(inference.dtype, device()))
+            student = build_student(current, choose_dtype(inference.dtype, device()))
             if template is not None:
-                made.tokenizer.chat_template = None
-            return made.model, made.tokenizer
+                student.tokenizer.chat_template = None
+            return student.model, student.tokenizer
 
-        return TransformersTeacher("student", inference, template, build, {**student_identity(now), **framed()})
+        return TransformersTeacher("student", inference, template, build, identity)
 
     def identity() -> dict[str, Any]:
-        # A trained student's weights are an input of the stage that asks it: the runner sees them change.
+        # A trained student's weights are an input of the stage that asks it, so the runner notices when they change.
         weights = student_identity(models) if trained is None else {"stage": trained}
-        return {"backend": "transformers", **weights, **framed()}
+        return {"backend": "transformers", **weights, **template_identity()}
 
     def preflight() -> list[ConfigIssue]:
         return (

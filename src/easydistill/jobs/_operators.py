@@ -1,6 +1,6 @@
-"""Jobs that are one operator and nothing else: made from the operator, under its name.
+"""Generates a job from each operator, under the operator's name.
 
-A job with a file of its own in `jobs/` stands in for the one that would be made here.
+A file in `jobs/` takes precedence over the job that would be generated here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def operator_job(name: str) -> ModuleType:
 
 
 def _default(config: Any) -> Any:
-    """The section where none is given; required where it has to say something."""
+    """The default of the section; `...` (required) if it has required fields."""
     try:
         return config()
     except ValidationError:

@@ -1,4 +1,4 @@
-"""What PPO and GRPO share: prompts, rewards, a judge for those that ask one, one stage."""
+"""The config and plan that PPO and GRPO share: prompts, rewards, an optional judge, one stage."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RewardsSection: Any = rewards_section()
 
 
 class PolicyJob(JobConfig):
-    """The student answers the prompts of `dataset.instruction_path` and learns from what its answers are worth."""
+    """The student answers the prompts of `dataset.instruction_path` and learns from the rewards of its answers."""
 
     dataset: DatasetConfig
     models: CurriculumModels
     rewards: RewardsSection
     judge: JudgeConfig | None = None
-    """How the model is asked that `rewards.judge` needs: `models.judge`, or a server."""
+    """How the judge of `rewards.judge` is run: a server with `base_url`, else `models.judge` on this machine."""
     policy: PolicyConfig
     training: PolicyTrainingConfig = PolicyTrainingConfig()
     evaluation: HeldoutConfig = HeldoutConfig()
@@ -40,11 +40,11 @@ class PolicyJob(JobConfig):
             raise Unfit("there are no prompts", "set dataset.instruction_path")
         rewards: RewardsConfig = self.rewards
         if rewards.needs_judge and self.judge is None:
-            raise Unfit("rewards.judge asks a model, and there is none", 'add "judge": {"inference": {…}}')
+            raise Unfit("rewards.judge needs a judge, and there is none", 'add "judge": {"inference": {…}}')
         if self.judge is not None and not rewards.needs_judge:
             raise Unfit("`judge` is not used without rewards.judge", "remove it, or add the reward")
-        here = self.judge is not None and self.judge.inference.needs_model
-        if here and (self.models.judge or self.models.teacher) is None:
+        judge_is_local = self.judge is not None and self.judge.inference.needs_model
+        if judge_is_local and (self.models.judge or self.models.teacher) is None:
             raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
         check_rounds(self.policy, self.training)
         return self

@@ -1,4 +1,4 @@
-"""What synthesis jobs share: one stage, and who is asked."""
+"""The configs, models and stage that synthesis jobs share."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class SynthesisJob(JobConfig):
-    """An operator over the rows of `dataset.instruction_path`, with a teacher and, for some, a judge."""
+    """An operator over the rows of `dataset.instruction_path`, with a teacher and optionally a judge."""
 
     dataset: TeacherDatasetConfig
     inference: Inference = Field(union_mode="left_to_right")
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     models: SynthesisModels = SynthesisModels()
     judge: JudgeConfig | None = None
-    """How whoever judges is asked; by default the teacher, as it is asked for everything else."""
+    """How the judge is asked; by default the teacher judges, with its own settings."""
 
     @model_validator(mode="after")
     def _has_models(self) -> SynthesisJob:
@@ -40,7 +40,7 @@ class SynthesisJob(JobConfig):
 
 
 class SelectionJob(JobConfig):
-    """An operator that asks nobody, over the rows of `dataset.instruction_path`."""
+    """An operator that asks no model, over the rows of `dataset.instruction_path`."""
 
     dataset: SynthesisDatasetConfig
 
@@ -64,14 +64,14 @@ def synthesise(job: SynthesisJob, operator: str, config: Any, source: RowSource 
 def need_models(
     inference: InferenceConfig, teacher: str | None, judge: JudgeConfig | None = None, judging: str | None = None
 ) -> None:
-    """Make sure that somebody can be asked.
+    """Check that there is a teacher, and a judge if one is configured.
 
     Args:
         teacher: `models.teacher`.
         judging: `models.judge`.
 
     Raises:
-        Unfit: there is no teacher, or no judge, or a judge that nobody would ask.
+        Unfit: there is no teacher, or no judge, or a judge that is not used.
     """
     if inference.needs_model and teacher is None:
         raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
@@ -89,9 +89,10 @@ def asked_models(
     judging: str | None,
     template: str | None = None,
 ) -> dict[Role, AskedModel]:
-    """Teacher and judge; arguments as of `need_models`. Without a config of its own the judge is the teacher.
+    """Teacher and judge, with the arguments of `need_models`. Without a `judge` section the teacher judges.
 
-    `template` is for a teacher on this machine that has no chat template of its own.
+    Args:
+        template: chat template for a teacher on this machine that has none of its own.
     """
     asked = asked_model(inference, teacher, template)
     judged = asked if judge is None else asked_model(judge.inference, judging or teacher)
@@ -99,5 +100,5 @@ def asked_models(
 
 
 def asked_model(inference: InferenceConfig, reference: str | None, template: str | None = None) -> AskedModel:
-    """A model as it is asked; `reference` names it where the section does not."""
+    """A model with its inference settings; `reference` names the model if the section does not."""
     return AskedModel(plan_teacher(inference, reference, template), inference)

@@ -25,13 +25,13 @@ else:
 
 
 class Job(JobConfig):
-    """The teacher at `inference.base_url` answers `dataset.instruction_path`; the student learns its answers."""
+    """The teacher at `inference.base_url` answers `dataset.instruction_path`; the student is trained on its answers."""
 
     job_type: Literal["black_box_kd_api"]
     """Which job this is."""
     dataset: DatasetConfig
     inference: ServedInference | None = None
-    """How the API is asked. Without it, the job trains on `dataset.labeled_path`."""
+    """How the teacher is asked. Without it, the job trains on `dataset.labeled_path`."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: Evaluation = Evaluation()
@@ -42,7 +42,7 @@ class Job(JobConfig):
             mend = "set dataset.instruction_path, or drop `inference` to train on dataset.labeled_path"
             raise Unfit("the teacher has no prompts", mend)
         if self.inference is None and self.dataset.labeled_path is None:
-            raise Unfit("there is no teacher and nothing labelled", "set inference.base_url, or dataset.labeled_path")
+            raise Unfit("there is no teacher and no labelled data", "set inference.base_url, or dataset.labeled_path")
         return self
 
 

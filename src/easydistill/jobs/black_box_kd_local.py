@@ -26,7 +26,7 @@ else:
 
 
 class Job(JobConfig):
-    """`models.teacher` answers `dataset.instruction_path`; the student learns its answers."""
+    """`models.teacher` answers `dataset.instruction_path`; the student is trained on its answers."""
 
     job_type: Literal["black_box_kd_local"]
     """Which job this is."""
@@ -39,7 +39,7 @@ class Job(JobConfig):
 
     @property
     def labels(self) -> bool:
-        """Whether the teacher has anything to answer; if not, the job trains on `labeled_path`."""
+        """Whether the teacher answers prompts; if not, the job trains on `labeled_path`."""
         return self.models.teacher is not None and self.dataset.instruction_path is not None
 
     @model_validator(mode="after")
@@ -47,7 +47,7 @@ class Job(JobConfig):
         if self.labels or self.dataset.labeled_path is not None:
             return self
         if self.models.teacher is None:
-            raise Unfit("there is no teacher and nothing labelled", "set models.teacher, or dataset.labeled_path")
+            raise Unfit("there is no teacher and no labelled data", "set models.teacher, or dataset.labeled_path")
         raise Unfit("the teacher has no prompts", "set dataset.instruction_path")
 
 

@@ -1,4 +1,4 @@
-"""Preference optimisation: the student learns which of two answers is the better one (DPO and its kin)."""
+"""Preference optimisation: the student learns which of two answers is better (DPO and related losses)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.stage import PairRows, PreferStage
+from easydistill.methods.dpo.stage import DpoStage
+from easydistill.methods.shared.pairs import PairRows
 
 
 class Job(JobConfig):
-    """`dataset.labeled_path` holds pairs: `prompt`, `chosen`, `rejected`, and a `beta` where a pair has its own."""
+    """`dataset.labeled_path` holds pairs: `prompt`, `chosen`, `rejected`, and optionally the pair's own `beta`."""
 
     job_type: Literal["dpo"]
     """Which job this is."""
@@ -26,5 +27,5 @@ class Job(JobConfig):
 
 
 def plan(job: Job) -> list[Stage]:
-    """train, with figures of held-out pairs before and after."""
-    return [PreferStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.preference)]
+    """train, with metrics on held-out pairs before and after."""
+    return [DpoStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.preference)]

@@ -10,7 +10,7 @@ from easydistill.methods.policy.config import GrpoConfig
 
 
 class Job(PolicyJob):
-    """Several answers to each prompt, each judged against the others."""
+    """Several answers to each prompt, each rewarded relative to the others."""
 
     job_type: Literal["grpo"]
     """Which job this is."""
@@ -18,5 +18,5 @@ class Job(PolicyJob):
 
 
 def plan(job: Job) -> list[Stage]:
-    """train, with held-out measurements on the way."""
+    """train, with evaluations on held-out prompts along the way."""
     return plan_policy(job)

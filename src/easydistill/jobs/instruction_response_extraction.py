@@ -1,4 +1,4 @@
-"""Instruction–response pairs from raw text, with the words that prove them (paper, 2.1.1)."""
+"""Instruction–response pairs from raw text, with the evidence for each (paper, 2.1.1)."""
 
 from __future__ import annotations
 

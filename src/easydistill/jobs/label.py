@@ -16,7 +16,7 @@ from easydistill.teachers.sections import Inference
 
 
 class Job(JobConfig):
-    """The teacher's answers to `dataset.instruction_path`, as rows to train on."""
+    """The teacher answers the prompts of `dataset.instruction_path`."""
 
     job_type: Literal["label"]
     """Which job this is."""

@@ -1,4 +1,4 @@
-"""On-policy distillation: the student writes, the teacher marks each token, the student learns from its own text."""
+"""On-policy distillation: the student is trained on its own answers, with feedback from the teacher on every token."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Job(JobConfig):
     """Which job this is."""
     dataset: DatasetConfig
     inference: ScoringInference = Field(default=AutoInferenceConfig())
-    """How the teacher answers where its answers are needed. With `base_url`: the vLLM server that answers, and that
-    tells the log-probabilities of the student's tokens."""
+    """How the teacher answers, if its answers are needed. With `base_url`, the vLLM server that answers and gives the
+    log-probabilities of the student's tokens."""
     models: ModelsConfig
     on_policy: OnPolicyConfig = OnPolicyConfig()
     training: TrainingConfig = TrainingConfig()
@@ -44,12 +44,12 @@ class Job(JobConfig):
 
     @property
     def server(self) -> ApiInferenceConfig | None:
-        """The server that teaches; None where the teacher is in this process."""
+        """The teacher's server; None if the teacher runs in this process."""
         return self.inference if isinstance(self.inference, ApiInferenceConfig) else None
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the teacher's own answers are used for anything, or asked for."""
+        """Whether the teacher's own answers are used, or are to be written to `dataset.labeled_path`."""
         used = self.on_policy.rollout_share < 1 or self.on_policy.sft_steps > 0 or self.evaluation.enabled
         return used or self.dataset.labeled_path is not None
 
@@ -61,7 +61,7 @@ class Job(JobConfig):
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         if self.server is not None and self.on_policy.objective == "generalized_jsd":
             raise Unfit(
-                "generalized_jsd needs the teacher's whole distributions, and a server tells single log-probabilities",
+                "generalized_jsd needs the teacher's full distributions, but a server gives single log-probabilities",
                 'set "on_policy": {"objective": "sampled_reverse_kl"}, or models.teacher without inference.base_url',
             )
         if self.on_policy.max_new_tokens >= self.training.max_length:
@@ -71,7 +71,7 @@ class Job(JobConfig):
                 "raise training.max_length, or lower on_policy.max_new_tokens",
             )
         if self.training.packing:
-            raise Unfit("rollouts are not packed", "remove training.packing")
+            raise Unfit("rollouts cannot be packed", "remove training.packing")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Jobs one after another in one file, each reading what earlier ones made: expand → deduplicate → label → train."""
+"""Several jobs in one file, each reading the results of earlier ones: expand → deduplicate → label → train."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from easydistill.jobs import stages_of
 
 LABELED = "labeled"
 _NAMES = {LABELED: "labeled.parquet"}
-"""Artifacts that are cited by a shorter name than their file's."""
+"""File names of artifacts that are cited by a shorter name."""
 
 
 class Job(PipelineConfig):
-    """Jobs that run one after another; a later one cites what an earlier one made as `@name/artifact`."""
+    """Jobs that run one after another; a job cites the artifacts of earlier ones as `@name/artifact`."""
 
     job_type: Literal["pipeline"]
     """Which job this is."""
@@ -38,7 +38,7 @@ def plan(job: Job) -> list[Stage]:
     """A stage for each job.
 
     Raises:
-        ConfigError: a job cites what the cited one does not make.
+        ConfigError: a job cites an artifact that the cited job does not make.
     """
     assert job.output_dir is not None, "a loaded pipeline knows its run directory"
     run = RunDirectory(Path(job.output_dir))
@@ -49,7 +49,7 @@ def plan(job: Job) -> list[Stage]:
 
 
 def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
-    """Citations of artifacts that the cited job is known not to make, or that are another kind of model than wanted."""
+    """Citations of artifacts that the cited job does not make, or that are the wrong kind of model."""
     for path, citation in citations(_values(jobs[name])):
         cited = jobs[citation.job]
         stages = stages_of(cited)
@@ -65,27 +65,27 @@ def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]
             made, needed = "a reward model", "a language model"
             if judge_wanted:
                 made, needed = needed, made
-            problem = f"{who} makes {made}, and {needed} is wanted here"
+            problem = f"{who} makes {made}, but {needed} is needed here"
             yield ConfigIssue("config", where, problem, f"cite a job that makes {needed}")
 
 
 def _values(job: BaseModel) -> dict[str, Any]:
-    """A config's own values as they would be written, secrets kept."""
+    """A config's explicitly set values in their serialised form, including secrets."""
     return job.model_dump(by_alias=True, exclude_unset=True)
 
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A job with the paths of what it cites."""
+    """A job with its citations replaced by paths."""
 
     job: JobConfig
     waits_for: tuple[str, ...]
-    """Cited jobs whose artifacts are not there yet; their citations stand as written."""
+    """Cited jobs whose artifacts do not exist yet; these citations are left as written."""
     unresolved: tuple[KeyPath, ...]
 
 
 class _JobStage:
-    """A job of a pipeline; its stage's directory is the job's run directory."""
+    """A job of a pipeline as a stage, whose directory is the job's run directory."""
 
     offers: tuple[str, ...] = ()
     classifies = False
@@ -98,7 +98,7 @@ class _JobStage:
         self._cited = dict(citations(_values(job)))
         self.inputs = tuple(dict.fromkeys(citation.job for citation in self._cited.values()))
 
-    # --- what is cited ------------------------------------------------------------------------------------------
+    # --- citations ------------------------------------------------------------------------------------------------
 
     def _resolve(self) -> _Resolved:
         found: dict[KeyPath, str] = {}
@@ -114,7 +114,7 @@ class _JobStage:
         return _Resolved(type(self._job).model_validate(values), waits_for, tuple(missing))
 
     def _artifact(self, citation: Citation) -> Path | None:
-        """Where a cited artifact is; None where the cited job has not made it."""
+        """Path of a cited artifact; None if the cited job has not made it."""
         directory = self._run.stage_directory(self._numbers[citation.job], citation.job)
         if Manifest.read(directory) is None:
             return None
@@ -122,7 +122,7 @@ class _JobStage:
             path = directory / citation.artifact
             return path if path.exists() else None
         wanted = _NAMES.get(citation.artifact, citation.artifact)
-        # The last stage that made it: a job may label, and then write again what it kept.
+        # The last stage that made it: a job may label rows, and a later stage write the filtered ones.
         for stage in reversed(RunDirectory(directory).stage_directories()):
             manifest = Manifest.read(stage)
             outputs = manifest.outputs if manifest is not None else {}
@@ -130,7 +130,7 @@ class _JobStage:
                 return stage / wanted
         return None
 
-    # --- the stage's face -----------------------------------------------------------------------------------------
+    # --- the `Stage` protocol -------------------------------------------------------------------------------------
 
     def preflight(self) -> list[ConfigIssue]:
         resolved = self._resolve()
@@ -150,7 +150,7 @@ class _JobStage:
         return Estimate()
 
     def planned(self, directory: Path, pending: Collection[str]) -> list[PlannedStage]:
-        """The job's own stages, as far as they can be told before what they cite is there."""
+        """The job's own stages, without estimates if artifacts that they cite do not exist yet."""
         resolved = self._resolve()
         stages = stages_of(resolved.job)
         run = RunDirectory(directory)
@@ -169,7 +169,7 @@ class _JobStage:
         ]
 
     def preview(self, limit: int) -> list[Previewed]:
-        """What the job's stages would ask; of one that waits for others, that it does."""
+        """Previews of the job's stages, or a note that the job waits for others."""
         resolved = self._resolve()
         if resolved.waits_for:
             return [Previewed(self.name, note=f"waits for {', '.join(resolved.waits_for)}")]
@@ -235,17 +235,17 @@ class _InnerRun:
         for record in self._records:
             for kind, count in record.manifest.tokens.items():
                 tokens[kind] = tokens.get(kind, 0) + count
-        told = {name: summary[name] for name in ("job_type", "exit_code", "rows", "metrics")}
+        reported = {name: summary[name] for name in ("job_type", "exit_code", "rows", "metrics")}
         return StageResult(
             outputs,
             RowCounts(rows["entered"], rows["accepted"], rows["rejected_by_reason"]),
             tokens=tokens,
-            metrics={JOB: told},
+            metrics={JOB: reported},
         )
 
 
 def _concerns(key: str, cited: set[str]) -> bool:
-    """Whether an issue is with a value that is not known yet."""
+    """Whether an issue is about a value that is not known yet."""
     return any(key == path or path.startswith(f"{key}.") or key.startswith(f"{path}.") for path in cited)
 
 

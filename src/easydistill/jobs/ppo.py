@@ -13,7 +13,7 @@ from easydistill.methods.policy.config import PpoConfig
 
 
 class Job(PolicyJob):
-    """An answer to each prompt, each token judged by a learned value."""
+    """One answer to each prompt, with a learned value of each token."""
 
     job_type: Literal["ppo"]
     """Which job this is."""
@@ -22,11 +22,11 @@ class Job(PolicyJob):
     @model_validator(mode="after")
     def _has_its_critic(self) -> Job:
         if self.policy.critic == "reward_model" and self.rewards.reward_model is None:
-            mend = 'name rewards.reward_model, or set policy.critic to "value_head"'
-            raise Unfit("policy.critic is the reward model, and there is none", mend)
+            mend = 'set rewards.reward_model, or policy.critic to "value_head"'
+            raise Unfit("policy.critic is the reward model, but there is none", mend)
         return self
 
 
 def plan(job: Job) -> list[Stage]:
-    """train, with held-out measurements on the way."""
+    """train, with evaluations on held-out prompts along the way."""
     return plan_policy(job)

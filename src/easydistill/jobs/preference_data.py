@@ -1,4 +1,4 @@
-"""Pairs of answers to learn from: a better and a worse one to each prompt, for `dpo` and `reward_model`."""
+"""Makes pairs of a better and a worse answer to each prompt, for `dpo` and `reward_model`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from easydistill.teachers.sections import Inference, JudgeConfig
 
 
 class PairModels(SynthesisModels):
-    """Teacher, judge and student, those of them that run on this machine."""
+    """Teacher, judge and student, as far as they run on this machine."""
 
     student: StudentRef | None = None
     """The model whose answers are sampled: a model, `{"from": …, "keep_layers": n}` or `{"config": {…}}`."""
@@ -33,7 +33,7 @@ class PairModels(SynthesisModels):
     """Run code that comes with the student's weights."""
 
     def with_student(self) -> ModelsConfig:
-        """As jobs have them that make a student."""
+        """The same models as the config of jobs that train a student."""
         assert self.student is not None
         return ModelsConfig(teacher=self.teacher, student=self.student, trust_remote_code=self.trust_remote_code)
 
@@ -55,12 +55,12 @@ StudentSamples = Annotated[
     Annotated[StudentSamplesConfig, Tag("local")] | Annotated[ApiInferenceConfig, Tag("server")],
     Discriminator(_kind),
 ]
-"""A server where `base_url` is given, else `models.student` on this machine."""
+"""A server if `base_url` is given, else `models.student` on this machine."""
 
 
 class Job(JobConfig):
-    """Pairs by the method `synthesis.method`. It decides which of teacher, student and judge are needed; others are
-    refused."""
+    """Pairs made by `synthesis.method`, which decides which of teacher, student and judge are needed. It is an error to
+    configure others."""
 
     job_type: Literal["preference_data"]
     """Which job this is."""
@@ -71,9 +71,9 @@ class Job(JobConfig):
     """How the student is asked: a server with `base_url`, else `models.student` on this machine."""
     models: PairModels = PairModels()
     judge: JudgeConfig | None = None
-    """How whoever judges is asked; by default the teacher, as it is asked for everything else."""
+    """How the judge is asked; by default the teacher judges, with its own settings."""
     synthesis: preference_data.Config = Field(default=StudentConfig())
-    """How pairs come about: `student`, `rank`, `verifiable` or `contrastive_prompt`."""
+    """How pairs are made: `student`, `rank`, `verifiable` or `contrastive_prompt`."""
 
     @property
     def _has_teacher(self) -> bool:
@@ -88,29 +88,29 @@ class Job(JobConfig):
         return self.judge is not None and bool(self.judge.inference.needs_model)
 
     @model_validator(mode="after")
-    def _has_whom_it_asks(self) -> Job:
+    def _has_needed_models(self) -> Job:
         roles, method = self.synthesis.roles, self.synthesis.method
         if "teacher" in roles and not self._has_teacher:
-            raise Unfit(f"{method} asks a teacher, and there is none", "set models.teacher, or inference.base_url")
+            raise Unfit(f"{method} needs a teacher, and there is none", "set models.teacher, or inference.base_url")
         if "student" in roles and not self._has_student:
             mend = "set models.student, or student_inference.base_url"
-            raise Unfit(f"{method} asks the student, and there is none", mend)
+            raise Unfit(f"{method} needs a student, and there is none", mend)
         if "judge" in roles and self.judge is None and not self._has_teacher:
-            raise Unfit(f"{method} asks a judge, and there is none", "add `judge`, or a teacher, who then judges")
+            raise Unfit(f"{method} needs a judge, and there is none", "add `judge`, or a teacher, which then judges")
         if self._judge_is_local and self.models.judge is None and self.models.teacher is None:
             raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
         return self
 
     @model_validator(mode="after")
-    def _asks_whom_it_has(self) -> Job:
+    def _needs_configured_models(self) -> Job:
         roles, method = self.synthesis.roles, self.synthesis.method
         judges = "judge" in roles and self.models.judge is None and (self.judge is None or self._judge_is_local)
         if self._has_teacher and "teacher" not in roles and not judges:
-            raise Unfit(f"nobody asks the teacher in {method} as it is set", self._mend("teacher"))
+            raise Unfit(f"{method} with these settings does not use the teacher", self._how_to_use("teacher"))
         if self._has_student and "student" not in roles:
-            raise Unfit(f"nobody asks the student in {method} as it is set", self._mend("student"))
+            raise Unfit(f"{method} with these settings does not use the student", self._how_to_use("student"))
         if self.judge is not None and "judge" not in roles:
-            raise Unfit(f"nobody judges in {method}", "drop `judge`")
+            raise Unfit(f"{method} does not use a judge", "remove `judge`")
         if self.models.judge is not None and not self._judge_is_local:
             raise Unfit("models.judge is not used without a `judge` on this machine", 'add "judge": {"inference": {…}}')
         for role, has, name, key in (
@@ -118,13 +118,13 @@ class Job(JobConfig):
             ("student", self._has_student, "student_inference", "models.student"),
         ):
             if name in self.model_fields_set and not has:
-                raise Unfit(f"{name} tells how the {role} is asked, and there is none", f"set {key}, or drop {name}")
+                raise Unfit(f"{name} has no effect without a {role}", f"set {key}, or remove {name}")
         if self.models.student is not None and isinstance(self.student_inference, ApiInferenceConfig):
-            raise Unfit("the student is at a server, and models.student names another", "drop one of the two")
+            raise Unfit("the student is on a server, but models.student names another", "remove one of the two")
         return self
 
-    def _mend(self, role: Role) -> str:
-        return f"raise {role}_samples, or drop it" if role in self.synthesis.most_samples else "drop it"
+    def _how_to_use(self, role: Role) -> str:
+        return f"raise {role}_samples, or remove it" if role in self.synthesis.most_samples else "remove it"
 
     @model_validator(mode="after")
     def _draws_samples(self) -> Job:
@@ -133,18 +133,18 @@ class Job(JobConfig):
         asked = {"teacher": self.inference, "student": self.student_inference}
         for role, count in self.synthesis.most_samples.items():
             if count > 1 and getattr(asked[role], "temperature", None) == 0:
-                raise Unfit(f"{count} greedy answers of the {role} are {count} times the same", "raise the temperature")
+                raise Unfit(f"{count} greedy answers of the {role} would be the same", "raise the temperature")
         return self
 
     @model_validator(mode="after")
-    def _keeps_what_was_cut_off(self) -> Job:
+    def _keeps_truncated_answers(self) -> Job:
         if not isinstance(self.synthesis, VerifiableConfig) or not self.synthesis.allow_truncated:
             return self
         asked = {"teacher": ("inference", self.inference), "student": ("student_inference", self.student_inference)}
         sections = [asked[role] for role in sorted(self.synthesis.roles)]
         if all(section.truncation == "reject" for _, section in sections):
             where = " and ".join(f"{name}.truncation" for name, _ in sections)
-            raise Unfit(f"synthesis.allow_truncated needs the answers that {where} rejects", "drop one of the two")
+            raise Unfit(f"synthesis.allow_truncated needs the answers that {where} rejects", "set only one of them")
         return self
 
 
@@ -155,7 +155,7 @@ def plan(job: Job) -> list[Stage]:
 
 
 def _models(job: Job) -> dict[Role, AskedModel]:
-    """Those who are asked. A judge without a config of its own is the teacher."""
+    """The models that are asked. Without a judge of its own, the teacher judges."""
     roles = job.synthesis.roles
     models: dict[Role, AskedModel] = {}
     teacher = None

@@ -1,4 +1,4 @@
-"""A reward model from pairs: the student, under a head of one number, learns to score the better answer higher."""
+"""A reward model from pairs: the student, with a scalar head, learns to score the better answer higher."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
-from easydistill.methods.dpo.stage import PairRows
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.stage import RewardStage
+from easydistill.methods.shared.pairs import PairRows
 
 
 class Job(JobConfig):
-    """`dataset.labeled_path` holds pairs: `prompt`, `chosen`, `rejected`, and a `margin` where a pair has one."""
+    """`dataset.labeled_path` holds pairs: `prompt`, `chosen`, `rejected`, and optionally a `margin`."""
 
     job_type: Literal["reward_model"]
     """Which job this is."""
@@ -27,5 +27,5 @@ class Job(JobConfig):
 
 
 def plan(job: Job) -> list[Stage]:
-    """train, with figures of held-out pairs before and after."""
+    """train, with metrics on held-out pairs before and after."""
     return [RewardStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.reward_model)]

@@ -1,4 +1,4 @@
-"""Task-aware curriculum (TAPIR, arXiv 2405.13448): in each round the student learns what it finds hard now."""
+"""Task-aware curriculum (TAPIR, arXiv 2405.13448): in each round the student is trained on what is hard for it now."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Job(JobConfig):
     inference: Inference = Field(union_mode="left_to_right")
     """How the teacher is asked: a server with `base_url`, else `models.teacher` on this machine."""
     judge: JudgeConfig | None = None
-    """How the judge is asked; by default the teacher judges, as it is asked for everything else."""
+    """How the judge is asked; by default the teacher judges, with its own settings."""
     models: CurriculumModels
     student_inference: StudentInferenceConfig = StudentInferenceConfig()
     curriculum: tapir.Config = tapir.Config()
     training: TrainingConfig = TrainingConfig()
-    """Of every round."""
+    """Training in each round."""
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -68,8 +68,8 @@ def plan(job: Job) -> list[Stage]:
     for number in range(1, job.curriculum.rounds + 1):
         models: dict[Role, AskedModel] = {**asked, "student": _student(job, trained)}
         stages.append(CurriculumStage(number, job.curriculum, rows, models, trained))
-        to_learn = RoundRows(job.dataset, job.evaluation, prompts_given, number)
-        stage = TrainStage(to_learn, job.models, job.training, name=f"train-{number}", start=trained)
+        round_rows = RoundRows(job.dataset, job.evaluation, prompts_given, number)
+        stage = TrainStage(round_rows, job.models, job.training, name=f"train-{number}", start=trained)
         stages.append(stage)
         trained = stage.name
     if job.evaluation.enabled:

@@ -1,4 +1,4 @@
-"""White-box distillation: the student learns the teacher's distributions, from stored signals (paper, Code 3)."""
+"""White-box distillation: the student is trained on stored signals of the teacher's distributions (paper, Code 3)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from easydistill.teachers.sections import WhiteBoxInference, white_box
 
 Distillation: Any = distillation_section()
 ALIGNED_TOP_K = 20
-"""Tokens kept of a teacher with another tokenizer, of which nothing can be drawn."""
+"""Default `k` of top-k signals if teacher and student have different tokenizers, where signals cannot be drawn."""
 
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ else:
 
 
 class Job(JobConfig):
-    """`models.teacher` answers prompts, then scores every token of the answers; the student learns both."""
+    """`models.teacher` answers prompts, then scores every token of the answers; the student is trained on both."""
 
     job_type: Literal["white_box_kd_local"]
     """Which job this is."""
@@ -50,9 +50,9 @@ class Job(JobConfig):
     """How the teacher is asked, on this machine."""
     models: ModelsConfig
     signals: SignalsConfig | None = None
-    """What is kept of the teacher's distributions; by default the most probable tokens, and draws from the rest."""
+    """What is stored of the teacher's distributions; by default the most probable tokens and draws from the rest."""
     distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
-    """Which divergence, and its share in the loss."""
+    """The divergence, and its weight in the loss."""
     training: TrainingConfig = TrainingConfig()
     evaluation: Evaluation = Evaluation()
 
@@ -68,12 +68,12 @@ class Job(JobConfig):
 
     @property
     def max_length(self) -> int:
-        """Longest row, in tokens."""
+        """Maximum length of a row, in tokens."""
         loss: DistillationConfig = self.distillation
         return loss.max_seq_length or self.training.max_length
 
     def kept(self) -> SignalsConfig:
-        """What is kept of the teacher's distributions."""
+        """What is stored of the teacher's distributions."""
         if self.signals is not None:
             return self.signals
         k = self.inference.top_logits_num
@@ -84,9 +84,7 @@ class Job(JobConfig):
     @model_validator(mode="after")
     def _has_rows(self) -> Job:
         if self.models.teacher is None and self.dataset.logits_path is None:
-            raise Unfit(
-                "there is no teacher and there are no signals of one", "set models.teacher, or dataset.logits_path"
-            )
+            raise Unfit("there is neither a teacher nor stored signals", "set models.teacher, or dataset.logits_path")
         if not self.labels and self.dataset.labeled_path is None:
             raise Unfit("there are no rows", "set dataset.instruction_path, or dataset.labeled_path")
         return self
@@ -98,7 +96,7 @@ class Job(JobConfig):
             problem = f"distillation.max_seq_length is {length} and training.max_length {self.training.max_length}"
             raise Unfit(problem, "keep one of them")
         if self.signals is not None and self.inference.top_logits_num is not None:
-            raise Unfit("inference.top_logits_num and signals both say what is kept", "keep one of them")
+            raise Unfit("inference.top_logits_num and signals both say what is stored", "keep one of them")
         if self.scores:
             self._signals_suit_the_loss()
             self._signals_suit_the_teacher()
@@ -114,7 +112,7 @@ class Job(JobConfig):
                 'set signals to {"kind": "top_k"} or {"kind": "top_p"}, or distillation_type to "forward_kld"',
             )
         if kept.drawn and loss.tail != "bucket":
-            problem = f"tail {loss.tail!r} has no meaning for {kept.kind} signals: draws stand for the tail"
+            problem = f"tail {loss.tail!r} has no meaning for {kept.kind} signals, whose draws represent the tail"
             raise Unfit(problem, 'leave distillation.tail out, or set signals to {"kind": "top_k"}')
 
     def _signals_suit_the_teacher(self) -> None:
@@ -123,15 +121,15 @@ class Job(JobConfig):
             return
         if not isinstance(kept, TopKSignals | TopPSignals):
             raise Unfit(
-                f"{kept.kind} signals are drawn, and what a teacher with another tokenizer gives to tokens that are "
-                'none of the student\'s cannot be drawn (distillation.align is "bytes")',
+                f'{kept.kind} signals are drawn, which distillation.align "bytes" does not allow: part of the '
+                "probability is on tokens that the student does not have",
                 f'leave signals out (then top_k with k={ALIGNED_TOP_K}), or set signals.kind to "top_k" or "top_p"',
             )
         if kept.teachers is not None and len(kept.teachers) > 1:
-            problem = f'{len(kept.teachers)} teachers cannot be mixed where distillation.align is "bytes"'
-            raise Unfit(problem, "name one teacher")
+            problem = f'{len(kept.teachers)} teachers cannot be mixed if distillation.align is "bytes"'
+            raise Unfit(problem, "give one teacher")
         if kept.backend == "vllm":
-            problem = 'vLLM lists a few tokens of the teacher\'s own, which distillation.align "bytes" cannot map'
+            problem = 'vLLM gives only a few of the teacher\'s tokens, which distillation.align "bytes" cannot map'
             raise Unfit(problem, 'set signals.backend to "transformers"')
 
     def _signals_suit_vllm(self) -> None:
@@ -139,13 +137,13 @@ class Job(JobConfig):
         if kept.backend != "vllm":
             return
         if not isinstance(kept, TopKSignals):
-            problem = f"vLLM gives a fixed number of most probable tokens alone, no {kept.kind}"
+            problem = f"vLLM only gives a fixed number of most probable tokens, not {kept.kind} signals"
             raise Unfit(problem, 'set signals.kind to "top_k", or signals.backend to "transformers"')
         if kept.teachers is not None and len(kept.teachers) > 1:
-            problem = f"vLLM holds one teacher at a time, not {len(kept.teachers)}"
+            problem = f"vLLM loads one teacher at a time, not {len(kept.teachers)}"
             raise Unfit(problem, 'set signals.backend to "transformers"')
         if self.distillation.temperature != 1.0:
-            problem = f"vLLM gives log-probabilities at temperature 1 alone, not {self.distillation.temperature}"
+            problem = f"vLLM gives log-probabilities at temperature 1 only, not {self.distillation.temperature}"
             raise Unfit(problem, 'set signals.backend to "transformers", or distillation.temperature to 1')
 
 

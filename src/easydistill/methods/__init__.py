@@ -1,1 +1,1 @@
-"""Training methods, a folder each: its config, its stage, its trainer and what it overrides in TRL."""
+"""Training methods, one folder each: config, stage, trainer, and its overrides of TRL; shared/ is used by several."""

@@ -39,9 +39,10 @@ class SeededSampler:
         import random
 
         self._streams = [random.Random(seed) for seed in seeds]
-        one_per_row = [temperature] * len(seeds) if isinstance(temperature, int | float) else list(temperature)
-        assert len(one_per_row) == len(seeds)
-        self._temperatures = one_per_row
+        if isinstance(temperature, int | float):
+            temperature = [temperature] * len(seeds)
+        self._temperatures = list(temperature)
+        assert len(self._temperatures) == len(seeds)
         self._top_p = top_p
         self._top_k = top_k
 

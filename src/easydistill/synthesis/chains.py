@@ -1,4 +1,4 @@
-"""Chains of thought in rows: where they stand, how long they are, whether their answers are right."""
+"""Chains of thought in rows: reading, replacing and measuring them, and verifying their final answers."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from easydistill.verification.numbers import bare, parse_number, spelt_out
 from easydistill.verification.redaction import mentions
 
 REFERENCES = ("reference", "final_answer", "solution")
-"""Fields of a row that may hold the known answer, beside the answer itself."""
+"""Fields of a row that may hold its known answer, tried before the row's own answer."""
 
 
 def known_answer(
     row: Sample, strategies: Sequence[Strategy] = DEFAULT_STRATEGIES, *, of_rewriting: bool = False
 ) -> str | None:
-    """The final answer that a row brings: in a field of its own, or as what its answer states or is.
+    """A row's known final answer, from one of the `REFERENCES` or from the row's own answer; None if there is none.
 
-    A field is the answer as it stands, unless it states one (a box, `####`, "the answer is …"). Of a field that is
-    prose the last number is taken, where `last_number` is among the strategies. A row's own answer is read by the
-    strategies but for that one, or is a number by itself: what is guessed from it would verify against itself.
+    A reference field is taken whole unless it states a final answer (a box, `####`, "the answer is …"). From a field of
+    prose the last number is taken, if `last_number` is among the strategies. `last_number` is not applied to the row's
+    own answer, unless that is a bare number: a guess would be verified against itself.
 
     Args:
-        of_rewriting: whether it is only compared with a rewriting of that answer, which ought to end as that does: then
-            its last number will do.
+        of_rewriting: the answer is only compared with a rewriting of the row's own answer, which should end in the
+            same number, so `last_number` is applied there too.
     """
     for name in REFERENCES:
         value = row.meta.get(name)
@@ -47,7 +47,7 @@ def known_answer(
 
 
 def _stated(text: str, strategies: Sequence[Strategy]) -> str | None:
-    """What a text says to be its final answer. `#### 18` may also end its last line."""
+    """The final answer that a text states explicitly. `#### 18` may also end its last line."""
     if "hashes" in strategies:
         _, hashes, last = text.strip().rpartition("\n")[2].rpartition("####")
         if hashes and parse_number(last) is not None:
@@ -57,49 +57,49 @@ def _stated(text: str, strategies: Sequence[Strategy]) -> str | None:
 
 
 def _is_prose(value: str) -> bool:
-    """Whether a value is a text around its answer. One with formulas in LaTeX may end inside one of them."""
+    """Whether a value is prose around an answer. Text with LaTeX does not count: its last number may be part of a
+    formula."""
     verdict = compare_plainly(value, "0")
     return verdict is not None and verdict.outcome == "undecided" and "\\" not in value
 
 
 def thought_of(row: Sample) -> str:
-    """The chain of thought of a labelled row: the separate one, where there is one, else the answer."""
+    """The chain of thought of a labelled row: its `reasoning_content` if it has one, else its answer."""
     last = row.messages[-1]
     return last.get("reasoning_content") or last["content"]
 
 
 def with_thought(row: Sample, thought: str) -> Sample:
-    """The row with another chain of thought in the same place."""
+    """The row with its chain of thought replaced, wherever `thought_of` found it."""
     last = row.messages[-1]
-    changed: Message = (
-        {**last, "reasoning_content": thought}
-        if last.get("reasoning_content")
-        else {
-            **last,
-            "content": thought,
-        }
-    )
+    changed: Message = {**last, "content": thought}
+    if last.get("reasoning_content"):
+        changed = {**last, "reasoning_content": thought}
     return replace(row, messages=(*row.messages[:-1], changed))
 
 
 def length_of(thought: str) -> int:
-    """Words of a text (Chinese: characters)."""
+    """Length of a text in words (Chinese: characters)."""
     return len(tokens(thought))
 
 
 def changed_answer(pair: tuple[str, str] | None, verdict: Verdict | None) -> Unusable | None:
-    """Why a rewriting with these final answers, (known, found), is refused; None if they are equal or not compared."""
+    """Why a rewriting is rejected for its final answer; None if the answers are equal or were not compared.
+
+    Args:
+        pair: the (known, found) answers.
+    """
     if verdict is None or verdict.equal:
         return None
     assert pair is not None
     kind = "undecided" if verdict.outcome == "undecided" else "answer_changed"
     known, found = pair
-    return Unusable(kind, f"{found!r} where {known!r} was the answer {verdict.reason}".strip())
+    return Unusable(kind, f"the answer was {known!r}, the rewriting ends in {found!r} {verdict.reason}".strip())
 
 
 def may_say_later(text: str, found: Found, known: str) -> bool:
-    """Whether a text may say the known answer after the final one that was found in it ("The answer is 7 per box. So 21
-    in all."): as such or, unless what was found stands in a box, as a number in words.
+    """Whether a text may state the known answer after the final answer found in it ("The answer is 7 per box. So 21 in
+    all."): literally or, unless the found answer is boxed, as a number in words.
     """
     rest = text[found.end :]
     in_words = found.strategy != "boxed" and parse_number(known) is not None and spelt_out(rest)
@@ -107,7 +107,7 @@ def may_say_later(text: str, found: Found, known: str) -> bool:
 
 
 def verify(pairs: Sequence[tuple[str, str] | None]) -> list[Verdict | None]:
-    """Compare (known, found) answers; None stays None."""
+    """Compare pairs of (known, found) answers. The verdict of a None is None."""
     present = [pair for pair in pairs if pair is not None]
     if not present:
         return [None] * len(pairs)

@@ -1,6 +1,7 @@
-"""A curriculum round: the student as it is now is examined, its next training rows are made. See `operators/tapir/`.
+"""A curriculum round examines the current student and makes its next training rows. See `operators/tapir/`.
 
-The rows are the training rows and all prompts that earlier rounds made from them; held-out rows are only kept apart.
+A round runs on the training rows and on all prompts that earlier rounds made from them. New prompts must also differ
+from held-out rows.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from easydistill.synthesis.tools import Tools
 
 
 def round_name(number: int) -> str:
-    """Name of the stage that makes round `number`."""
+    """Name of the stage of round `number`."""
     return f"curriculum-{number}"
 
 
 @dataclass(frozen=True)
 class RoundRows(LabelledRows):
-    """The rows that a round made, to train on; what is held out was held out before."""
+    """Training rows made by a round; the held-out rows are those of the original data."""
 
     number: int
 
@@ -47,7 +48,7 @@ class RoundRows(LabelledRows):
 
 @dataclass(frozen=True)
 class _SeedRows:
-    """The rows that a curriculum starts from, as they are told before they are labelled."""
+    """The rows that a curriculum starts from, as far as they are known before they are labelled."""
 
     rows: LabelledRows
 
@@ -72,7 +73,7 @@ class _SeedRows:
 
 
 class CurriculumStage(SynthesiseStage):
-    """Round `number`, from 1, of a curriculum."""
+    """Round `number` of a curriculum, counted from 1."""
 
     def __init__(
         self,
@@ -84,9 +85,9 @@ class CurriculumStage(SynthesiseStage):
     ) -> None:
         """
         Args:
-            rows: what is trained on in the end, and what is held out.
-            models: for all three roles; the student is as the stage `trained` left it.
-            trained: the stage that trained the student before this round, if any did.
+            rows: training and held-out rows.
+            models: teacher, judge and student; the student is the one trained by the stage `trained`.
+            trained: the stage that trained the student before this round; None in the first round.
         """
         super().__init__(tapir.STAGE, config, _SeedRows(rows), models, None)
         self.name = round_name(number)
@@ -96,7 +97,7 @@ class CurriculumStage(SynthesiseStage):
         self.inputs = (*rows.inputs, *earlier, *((trained,) if trained else ()))
 
     def preflight(self) -> list[ConfigIssue]:
-        # What is wrong with prompts is told as of `synthesis`; here they are in `curriculum`.
+        # Issues with prompts name the section `synthesis`; in this job it is `curriculum`.
         return [
             replace(issue, path=issue.path.replace("synthesis.", "curriculum.", 1))
             if issue.path.startswith("synthesis.")
@@ -105,7 +106,7 @@ class CurriculumStage(SynthesiseStage):
         ]
 
     def estimate(self, directory: Path) -> Estimate:
-        """Only the seeds can be told: what is asked depends on what is hard."""
+        """Rows only: the number of requests depends on how many rows turn out to be hard."""
         total = len(self._source.read()[0])
         rows = total - self._rows.heldout_rows(total)
         return Estimate(rows=rows, memory_bytes=self._models["teacher"].plan.memory_bytes())
@@ -116,15 +117,15 @@ class CurriculumStage(SynthesiseStage):
 
     def run(self, context: StageContext) -> StageResult:
         train, heldout, unreadable = self._rows.read(context)
-        rows = self._as_last_taught(train, context)
+        rows = self._latest_rows(train, context)
         steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
         return self._finish(rows, unreadable, steps, context)
 
-    def _as_last_taught(self, train: list[Sample], context: StageContext) -> list[Sample]:
-        """The training rows and what earlier rounds made of them, each with the answer, task and style that it was
-        last taught with: nobody is asked for these again."""
-        found = {row.id: row for row in train}
+    def _latest_rows(self, train: list[Sample], context: StageContext) -> list[Sample]:
+        """The training rows and the rows of earlier rounds, the latest version of each id: its answer, task and style
+        are not requested again."""
+        latest = {row.id: row for row in train}
         for number in range(1, self._number):
             rows, _ = read_samples(context.input_path(round_name(number), LABELED_PARQUET), labelled=True)
-            found.update((row.id, row) for row in rows)
-        return list(found.values())
+            latest.update((row.id, row) for row in rows)
+        return list(latest.values())

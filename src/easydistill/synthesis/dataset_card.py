@@ -1,4 +1,4 @@
-"""A dataset card: what a set of rows is, where it came from, what was refused on the way."""
+"""The dataset card of an operator's rows: what they hold, where they come from, what was rejected."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from easydistill.data.records import Sample
 def dataset_card(
     operator: str, rows: Sequence[Sample], counts: RowCounts, metrics: Mapping[str, Any], *, made: bool, pairs: bool
 ) -> str:
-    """The card as Markdown, with the header that dataset hubs read.
+    """The card as Markdown, with the YAML header that dataset hubs read.
 
     Args:
-        made: whether a model wrote or judged the rows, or they were only chosen.
-        pairs: whether they are pairs of answers.
+        made: True if a model wrote or judged the rows, False if they were only selected.
+        pairs: whether the rows are pairs of answers.
     """
-    origin = "made by the operator `{}`. A model wrote them: check its licence, and the rows, before you publish them."
+    origin = "made by the operator `{}`. A model wrote them: check its licence and the rows before publishing."
     if not made:
-        origin = (
-            "chosen by the operator `{}`, which asks no model. Check them, and their licence, before you publish them."
-        )
+        origin = "chosen by the operator `{}`, which asks no model. Check the rows and their licence before publishing."
     languages = metrics["diversity"]["languages"]
-    holds = "`messages` holds the chat"
+    content = "`messages` holds the chat"
     fields = sorted({name for row in rows for name in written_meta(row)} - ({"rejected"} if pairs else set()))
     if pairs:
-        holds = "`prompt` holds the chat, `chosen` the better answer to it, `rejected` the worse one, each as messages"
-    refused = "\n".join(f"| {reason} | {count} |" for reason, count in counts.rejected.items())
+        content = "`prompt` holds the chat, `chosen` the better answer to it, `rejected` the worse one, all as messages"
+    rejected = "\n".join(f"| {reason} | {count} |" for reason, count in counts.rejected.items())
     parts = [
         "---",
         *(["language:", *(f"- {name}" for name in languages)] if languages else []),
@@ -40,15 +38,15 @@ def dataset_card(
         "",
         f"{counts.left} rows of {counts.entered} candidates, {origin.format(operator)}",
         "",
-        holds + (f"; beside it: {', '.join(f'`{name}`' for name in fields)}." if fields else "."),
+        content + (f"; other fields: {', '.join(f'`{name}`' for name in fields)}." if fields else "."),
         "",
-        f"| refused | rows |\n|---|---|\n{refused}" if refused else "Nothing was refused.",
+        f"| rejected | rows |\n|---|---|\n{rejected}" if rejected else "Nothing was rejected.",
     ]
     return "\n".join(parts) + "\n"
 
 
 def _size(rows: int) -> str:
-    """The hub's word for a number of rows."""
+    """The hub's size category for a number of rows."""
     for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
         if rows < limit:
             return name

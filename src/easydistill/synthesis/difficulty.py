@@ -2,8 +2,8 @@
 
     gap = J(teacher) − J(student)
 
-A judge sees both answers side by side, once in either order, and an answer's two scores are averaged: which of them
-comes first does not count.
+A judge scores both answers side by side, once in each order, and each answer's two scores are averaged, so that
+position bias cancels out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCORES = {"first": (1, 10), "second": (1, 10)}
 
 @dataclass(frozen=True)
 class Judged:
-    """A row with the teacher's answer, and what the judge thinks of both answers, 1 to 10."""
+    """A row with the teacher's answer, and the judge's scores of both answers, 1 to 10."""
 
     row: Sample
     teacher: float
@@ -44,15 +44,15 @@ class Judged:
 
 
 def judge_row(stage: str, config: OperatorConfig, row: Sample, tools: Tools) -> Steps[Judged | Rejection]:
-    """Have one row answered by the student, by the teacher where it has no answer, and both judged."""
+    """Have one row answered by the student, and by the teacher if it has no answer, and both answers judged."""
     replies: list[Reply] = []
     try:
         if row.answer is None:
             replies = yield [Ask(row.messages)]
             row = answered(row, replies[0])
         replies = yield [Ask(row.prompt, "student")]
-        theirs, own = row.messages[-1]["content"], _as_it_stands(replies[0])
-        replies = yield [comparison(row, theirs, own, tools), comparison(row, own, theirs, tools)]
+        teacher, student = row.messages[-1]["content"], _student_text(replies[0])
+        replies = yield [comparison(row, teacher, student, tools), comparison(row, student, teacher, tools)]
         one, other = (scores_of(reply, SCORES, config.reply) for reply in replies)
     except Unusable as problem:
         return rejection(row.id, stage, problem, *replies)
@@ -60,13 +60,13 @@ def judge_row(stage: str, config: OperatorConfig, row: Sample, tools: Tools) -> 
 
 
 def comparison(row: Sample, first: str, second: str, tools: Tools) -> Ask:
-    """The judge's question about two answers, in this order."""
+    """The request to the judge to score two answers, in this order."""
     text = prompt_text(row)
     return tools.ask(PROMPT, text, wants=SCORES, role="judge", instruction=text, first=first, second=second)
 
 
-def _as_it_stands(reply: Reply) -> str:
-    """A student's answer, be it cut off or empty: what it cannot do is what the judge shall see."""
+def _student_text(reply: Reply) -> str:
+    """The student's answer, even if it is truncated or empty: the judge is to see what the student fails at."""
     if reply.problem is not None and reply.problem[0] == "empty_content":
         return ""
     return text_of(replace(reply, finish_reason=None))

@@ -1,6 +1,6 @@
-"""How varied a set of texts is: distinct n-grams, self-BLEU, similarity to the seeds, lengths. All by token.
+"""Diversity metrics of a set of texts: distinct n-grams, self-BLEU, similarity to the seeds, lengths.
 
-Tokens are those of `_text`: words, and single characters of scripts without spaces.
+All are computed on the tokens of `text.tokens`: words, and single characters of scripts without spaces.
 """
 
 from __future__ import annotations
@@ -21,34 +21,30 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Diversity:
-    """Figures of a set of texts. None where too few texts are there to tell."""
+    """Metrics of a set of texts; None where there are too few texts to compute one."""
 
     texts: int
     languages: dict[str, int]
-    """How many texts are Chinese (`zh`) and how many are not (`en`)."""
+    """Number of Chinese texts (`zh`) and of all others (`en`)."""
     distinct: dict[int, float | None]
-    """By n: different n-grams, as a share of all n-grams of all texts (Li et al. 2016). Falls as sets grow: compare
-    sets of equal size."""
+    """By n: distinct n-grams as a share of all n-grams of all texts (Li et al. 2016). Falls as sets grow: compare sets
+    of equal size."""
     self_bleu: float | None
-    """Mean BLEU-4 of a sampled text against the other sampled ones (Zhu et al. 2018), 0–1. Lower is more varied."""
+    """Mean BLEU-4 of a sampled text against the other sampled ones (Zhu et al. 2018), 0–1. Lower is more diverse."""
     seed_similarity: dict[str, float] | None
-    """Quantiles over sampled texts of the largest ROUGE-L F-measure to any seed, 0–1."""
+    """Quantiles, over the sampled texts, of the largest ROUGE-L F-measure to any seed, 0–1."""
     lengths: dict[str, float] | None
     """Quantiles of the number of tokens."""
     sampled: int
-    """Texts that self-BLEU and seed similarity were measured on."""
+    """Number of texts that self-BLEU and seed similarity were computed on."""
 
     def as_facts(self) -> dict[str, Any]:
-        """The figures as JSON types."""
+        """The metrics as JSON types."""
         return {**asdict(self), "distinct": {str(order): share for order, share in self.distinct.items()}}
 
 
 def diversity(rows: Sequence[Sample], seeds: Sequence[Sample] = ()) -> dict[str, Any]:
-    """Figures of the rows' prompts, as JSON types.
-
-    Raises:
-        MissingExtra: there are seeds, and `synth` is not installed.
-    """
+    """Metrics of the rows' prompts, as JSON types; raises as `measure`."""
     return measure({row.id: prompt_text(row) for row in rows}, [prompt_text(row) for row in seeds]).as_facts()
 
 
@@ -56,9 +52,9 @@ def measure(texts: Mapping[str, str], seeds: Sequence[str] = (), *, sample: int 
     """Measure a set of texts.
 
     Args:
-        texts: by row id, which decides with `seed` what is sampled; their order changes nothing.
+        texts: texts by row id. The ids and `seed` decide which texts are sampled; the order has no effect.
         seeds: texts that these were made from, if any.
-        sample: texts that pairwise figures are measured on; their cost grows with it times the seeds.
+        sample: number of texts for the pairwise metrics, whose cost grows with this times the number of seeds.
 
     Raises:
         MissingExtra: there are seeds, and `synth` is not installed.
@@ -79,12 +75,12 @@ def measure(texts: Mapping[str, str], seeds: Sequence[str] = (), *, sample: int 
 
 
 def sampled(identities: Sequence[str], count: int, seed: int) -> list[str]:
-    """At most `count` ids, drawn by hash: the same ones whatever the order, and mostly the same ones as a set grows."""
+    """At most `count` ids, drawn by hash: independent of their order, and mostly stable as a set grows."""
     return sorted(identities, key=lambda identity: draw_key(seed, identity))[:count]
 
 
 def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
-    """Different n-grams as a share of all (Li et al. 2016, arXiv 1510.03055); None where there is no n-gram."""
+    """Distinct n-grams as a share of all (Li et al. 2016, arXiv 1510.03055); None if there is no n-gram."""
     total, different = 0, set[tuple[str, ...]]()
     for units in texts:
         total += max(0, len(units) - order + 1)
@@ -95,8 +91,8 @@ def distinct(texts: Sequence[Sequence[str]], order: int) -> float | None:
 def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     """Mean BLEU-4 of each text with all the others as references (Zhu et al. 2018, arXiv 1802.01886).
 
-    BLEU as in Papineni et al. (2002), with a text's missing precisions counted as 0.1 matches (Chen & Cherry 2014,
-    method 1). Texts without tokens are left out; None where fewer than two are left.
+    BLEU as in Papineni et al. (2002); an order without matches counts as 0.1 matches (Chen & Cherry 2014, method 1).
+    Texts without tokens are ignored; None if fewer than two texts remain.
     """
     texts = [units for units in texts if units]
     if len(texts) < 2:
@@ -119,7 +115,7 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Smallest, 5, 25, 50, 75, 95 per cent, largest; by linear interpolation. None where there are no values."""
+    """Minimum, 5th, 25th, 50th, 75th and 95th percentile, maximum, by linear interpolation; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -134,7 +130,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int]]:
-    """The two largest counts of each n-gram in any text, so that a text can be left out of them."""
+    """The two largest counts of each n-gram in any text: enough to leave one text out, see `_among_others`."""
     largest: dict[tuple[str, ...], tuple[int, int]] = {}
     for counter in counts:
         for run, count in counter.items():
@@ -144,7 +140,7 @@ def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, 
 
 
 def _among_others(largest: tuple[int, int], own: int) -> int:
-    """The largest count in another text: a text that has the largest itself leaves the second."""
+    """The largest count in any other text: the second largest if this text has the largest."""
     return largest[1] if own == largest[0] else largest[0]
 
 

@@ -1,7 +1,7 @@
-"""Whether a text means what one of a pool does: cosine similarity of embeddings from a model on this machine.
+"""Whether a text means the same as one in a pool: cosine similarity of embeddings from a local model.
 
-An embedding is the mean of the last hidden states over a text's tokens, scaled to length 1, as models for sentence
-embeddings are trained for. (Plain language models put all texts close together: take a model made for embeddings.)
+An embedding is the mean of the last hidden states over a text's tokens, scaled to length 1, as sentence-embedding
+models are trained for. (Plain language models place all texts close together: use an embedding model.)
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 LONGEST = 512
-"""Tokens of a text that are read."""
+"""Tokens after which a text is truncated."""
 BATCH = 32
 
 
 def embeddings(reference: str, texts: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Each text's embedding, float32 [D], of length 1 (0 for a text without tokens, which is near nothing).
+    """Each text's embedding, float32 [D], of length 1 (0 for a text without tokens, which is similar to nothing).
 
-    The same set of texts gives the same vectors, in whatever order they come.
+    The same set of texts gives the same vectors, independent of their order.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -50,11 +50,11 @@ def embeddings(reference: str, texts: Iterable[str]) -> dict[str, np.ndarray[Any
 
 
 class Meanings:
-    """A pool of texts that grows, and the nearest of them in meaning.
+    """A growing pool of texts, searched for the nearest in meaning.
 
     Args:
         vectors: each text's embedding, of length 1.
-        threshold: cosine similarity from which two texts mean the same.
+        threshold: minimum cosine similarity of two texts that mean the same.
     """
 
     def __init__(self, vectors: dict[str, np.ndarray[Any, Any]], threshold: float) -> None:
@@ -67,7 +67,7 @@ class Meanings:
         self._pool_ND = np.empty((64, width), dtype=np.float32)
 
     def check(self, text: str) -> Near | None:
-        """The nearest of the pool, if it is near enough; of equally near ones that with the least id."""
+        """The nearest text of the pool if it reaches the threshold; among equally near ones, that with the least id."""
         if not self._ids:
             return None
         cosines_N = self._pool_ND[: len(self._ids)] @ self._vectors[text]

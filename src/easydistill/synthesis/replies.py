@@ -1,4 +1,4 @@
-"""From replies to texts, fields and scores; whatever does not fit is `Unusable`, with a reason that can be counted."""
+"""Reads texts, fields and scores from replies; a reply that cannot be used raises `Unusable` with a reason code."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from easydistill.verification.scores import ScoreField, ScoreForm, describe_scor
 MALFORMED_REPLY = "malformed_reply"
 MALFORMED_SCORE = "malformed_score"
 Scores = Mapping[str, tuple[int, int]]
-"""Names of scores with their least and greatest value."""
+"""Names of scores with their smallest and largest value."""
 
 
 class Unusable(Exception):
-    """Why a reply, or what it holds, is no row."""
+    """Why a reply, or a row made from it, is rejected."""
 
     def __init__(self, reason: str, detail: str, *replies: Reply) -> None:
-        """`replies` are those to blame, where the fault is their form or what they say, and not what a row holds."""
+        """`replies` are those that caused it, by their form or content; none if the row itself is the cause."""
         self.reason, self.detail, self.replies = reason, detail, replies
         super().__init__(f"{reason}: {detail}")
 
 
 def text_of(reply: Reply) -> str:
-    """The whole text of a complete reply.
+    """The text of a complete reply.
 
     Raises:
-        Unusable: there is none, or it was cut off.
+        Unusable: there is no text, or it was truncated.
     """
     if reply.problem is not None:
         raise Unusable(*reply.problem, reply)
@@ -49,38 +49,38 @@ def text_of(reply: Reply) -> str:
 
 
 def answered(row: Sample, reply: Reply) -> Sample:
-    """The row's prompt with a complete reply as its answer; raises as `text_of`."""
+    """The row with a complete reply as its answer; raises as `text_of`."""
     return Sample(row.id, (*row.prompt, answer_message(text_of(reply), reply.reasoning)), row.meta)
 
 
 def field_of(reply: Reply, name: str, form: Form) -> str:
-    """The one field of a reply.
+    """The only field of a reply.
 
     Raises:
-        Unusable: the reply is not complete, or not of that form.
+        Unusable: the reply is incomplete, or not in the form asked for.
     """
     return fields_of(reply, (name,), form)[name]
 
 
 def fields_of(reply: Reply, names: Sequence[str], form: Form) -> dict[str, str]:
-    """The fields of a reply; raises as `field_of`, also where a field only repeats the words that describe it."""
+    """The fields of a reply; raises as `field_of`, and if a field only repeats its own placeholder."""
     found = parse_fields(text_of(reply), [TextField(name) for name in names], form)
     if isinstance(found, MalformedReply):
         raise Unusable(MALFORMED_REPLY, f"{found.reason}: {found.detail}", reply)
     for name, text in found.items():
         if text.strip(" .。\"'").casefold() in _blanks(name):
-            raise Unusable(MALFORMED_REPLY, f"`{name}` holds the form's own words, {text!r}", reply)
+            raise Unusable(MALFORMED_REPLY, f"`{name}` only repeats the placeholder {text!r}", reply)
     return found
 
 
 def _blanks(name: str) -> set[str]:
-    """What stands for a field in the form that prompts show."""
+    """The placeholders of a field in the form that prompts show."""
     languages: tuple[Language, ...] = ("en", "zh")
     return {name} | {(_NAMES[each].get(name) or say(each, "blank", name=name)).casefold() for each in languages}
 
 
 def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
-    """The scores of a reply; raises as `field_of`. They are never plain (a number in a text is no score) but JSON."""
+    """The scores of a reply; raises as `field_of`. With form `plain` they are JSON: a number in prose is no score."""
     found = parse_scores(text_of(reply), _score_fields(scores), _score_form(form))
     if isinstance(found, MalformedReply):
         raise Unusable(MALFORMED_SCORE, f"{found.reason}: {found.detail}", reply)
@@ -88,14 +88,14 @@ def scores_of(reply: Reply, scores: Scores, form: Form) -> dict[str, int]:
 
 
 def form_words(wants: Sequence[str] | Scores, form: Form, language: Language) -> str:
-    """How a prompt asks for fields or scores."""
+    """The instructions in a prompt on how to give fields or scores."""
     if isinstance(wants, Mapping):
         return describe_scores(_score_fields(wants), _score_form(form), language)
     return describe_fields([TextField(name, _NAMES[language].get(name, "")) for name in wants], form, language)
 
 
 def schema_of(wants: Sequence[str] | Scores, choices: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON schema of a reply with these fields, of which each is one of `choices` if there are any, or scores."""
+    """The JSON schema of a reply with these fields or scores; `choices`, if any, are the values a field may take."""
     if isinstance(wants, Mapping):
         return scores_schema(_score_fields(wants))
     return fields_schema([TextField(name, choices=tuple(choices)) for name in wants])
@@ -113,20 +113,20 @@ _NAMES: dict[Language, dict[str, str]] = {
     "en": {"instruction": "new instruction", "thought": "rewritten solution"},
     "zh": {"instruction": "新指令", "thought": "改写后的解答", "label": "标签"},
 }
-"""What fields are called in prompts."""
+"""Names of fields in prompts, where they differ from the keys."""
 
 
 def rejection(identity: str, stage: str, problem: Unusable, *replies: Reply) -> Rejection:
-    """The rejected row, with what was received."""
+    """The rejection of a row, with the replies received for it."""
     raw = [reply.raw if reply.raw is not None else reply.text for reply in replies]
     keys = tuple(reply.key for reply in problem.replies or replies if reply.key is not None)
     return Rejection(identity, stage, problem.reason, problem.detail, 1, raw[0] if len(raw) == 1 else raw, keys)
 
 
-def gather(found: Iterable[Sample | Rejection]) -> Result:
-    """Rows and rejections sorted apart."""
+def gather(rows: Iterable[Sample | Rejection]) -> Result:
+    """A result of these accepted and rejected rows."""
     result = Result()
-    for row in found:
+    for row in rows:
         result.entered += 1
         if isinstance(row, Rejection):
             result.rejected.append(row)

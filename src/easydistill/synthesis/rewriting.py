@@ -1,4 +1,4 @@
-"""Chains of thought made shorter or longer, with the same final answer: what both operators share."""
+"""Rewriting chains of thought to be shorter or longer with the same final answer, as both operators do."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ REASONS = (
 )
 
 Limit = Literal["at_most", "at_least"]
-"""Which limit the ratio of lengths is."""
+"""Whether the length ratio is an upper or a lower limit."""
 
 
 class RewritingConfig(OperatorConfig):
-    """What a rewritten chain of thought must keep."""
+    """Requirements on a rewritten chain of thought."""
 
     ratio: PositiveFloat
-    """Length of the new chain over that of the old, in words: the limit."""
+    """Limit on the new chain's length in words, as a multiple of the old one's."""
     require_answer: bool = True
-    """Refuse rows whose final answer is not known, for nothing can be checked there."""
+    """Reject rows whose final answer is unknown, since the new chain cannot be checked."""
     boxed: bool = True
     """Ask for the final answer in \\boxed{}."""
     strategies: tuple[Strategy, ...] = DEFAULT_STRATEGIES
-    """Where final answers are looked for, in this order."""
+    """Where to look for final answers, in this order."""
 
 
 def rewrite(
@@ -43,14 +43,14 @@ def rewrite(
     tools: Tools,
     limit: Limit,
 ) -> Steps[Result]:
-    """Rewrite every row's chain; accepted rows hold their own problem with the new chain.
+    """Rewrite every row's chain; accepted rows have their own prompt with the new chain.
 
     Raises:
         UnfitRows: a row has no chain of thought.
     """
     bare = next((row.id for row in rows if row.answer is None), None)
     if bare is not None:
-        raise UnfitRows(f"row {bare} has no answer whose reasoning could be rewritten; run cot_generation first")
+        raise UnfitRows(f"row {bare} has no answer to rewrite; run cot_generation first")
     known = [known_answer(row, config.strategies, of_rewriting=True) for row in rows]
     replies = yield [rewriting(stage, config, row, tools) for row in rows]
     made = [read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
@@ -75,7 +75,7 @@ def rewrite(
 
 
 class Rewritten:
-    """A chain that fits so far, and the answers to be compared."""
+    """A chain that passed every check but the comparison of its final answer; `pair` is (known, found), or None."""
 
     def __init__(self, thought: str, ratio: float, known: str, found: str | None) -> None:
         self.thought, self.ratio = thought, ratio
@@ -83,7 +83,12 @@ class Rewritten:
 
 
 def rewriting(stage: str, config: RewritingConfig, row: Sample, tools: Tools, index: int = 0) -> Ask:
-    """Asks for another chain of a row. `stage` names the prompt, `index` the sample where one is asked for again."""
+    """The request to rewrite a row's chain.
+
+    Args:
+        stage: name of the prompt.
+        index: sample number, if the same rewriting is requested again.
+    """
     text, thought = prompt_text(row), thought_of(row)
     return tools.ask(
         stage, text, wants=("thought",), index=index, instruction=text, thought=thought, boxed=config.boxed
@@ -91,7 +96,7 @@ def rewriting(stage: str, config: RewritingConfig, row: Sample, tools: Tools, in
 
 
 def read(config: RewritingConfig, row: Sample, known: str | None, reply: Reply, limit: Limit) -> Rewritten | Unusable:
-    """The chain of a reply, but for whether its answer is right."""
+    """The chain of a reply, with everything checked but whether its final answer is right."""
     try:
         thought = field_of(reply, "thought", config.reply)
         if known is None and config.require_answer:
@@ -99,8 +104,9 @@ def read(config: RewritingConfig, row: Sample, known: str | None, reply: Reply, 
         ratio = length_of(thought) / max(1, length_of(thought_of(row)))
         if ratio > config.ratio if limit == "at_most" else ratio < config.ratio:
             words = limit.replace("_", " ")
-            raise Unusable("unfit_length", f"{ratio:.2f} of the old length, {words} {config.ratio} is wanted")
-        # A separate thought may end without the answer, which stands in the reply beside it: its last number is none.
+            raise Unusable("unfit_length", f"{ratio:.2f} of the old length; it must be {words} {config.ratio}")
+        # A separate thought may end without the final answer, which is in the message's content: `last_number` would
+        # take some other number.
         separate = bool(row.messages[-1].get("reasoning_content"))
         found = find_answer(thought, [name for name in config.strategies if not separate or name != "last_number"])
         if known is not None and found is None and not separate:

@@ -1,4 +1,4 @@
-"""A judge's scores in `meta`: what the scoring operators share."""
+"""Scoring rows with a judge, as the scoring operators do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ def score_rows(
     scores: Scores,
     question: Callable[[Sample], Ask],
 ) -> Steps[Result]:
-    """Have every row judged; rows keep what they hold and gain their scores. A reply that does not parse is a rejected
-    row, never a score."""
+    """Have every row judged and add the scores to its `meta`. A reply that does not parse rejects the row."""
     replies = yield [question(row) for row in rows]
     result = gather(_scored(stage, config, row, scores, reply) for row, reply in zip(rows, replies, strict=True))
     result.facts["scores"] = distribution(result.accepted, scores)

@@ -1,4 +1,4 @@
-"""Scores that judges left in a row's `meta`, and the ranges that selections ask of them."""
+"""Reads a judge's scores from a row's `meta`, and the config type of a range of scores."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ANY: tuple[float, float] = (0, LARGEST)
 
 
 class NotScored(Exception):
-    """A row's score is missing, or is none."""
+    """A row's score is missing or invalid."""
 
-    def __init__(self, key: str, value: Any, wanted: str) -> None:
-        super().__init__(f"there is no {key}" if value is None else f"{key} is {value!r}, not {wanted}")
+    def __init__(self, key: str, value: Any, expected: str) -> None:
+        super().__init__(f"there is no {key}" if value is None else f"{key} is {value!r}, not {expected}")
 
 
 def score(row: Sample, key: str) -> float:
-    """A score of 0–9.
+    """The row's score `key`, 0–9.
 
     Raises:
-        NotScored: there is none under `key`, or something else.
+        NotScored: it is missing or invalid.
     """
     value: Any = row.meta.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
@@ -45,10 +45,10 @@ def score(row: Sample, key: str) -> float:
 
 
 def verdict(row: Sample, key: str) -> bool:
-    """A judgement of 0 or 1.
+    """The row's judgement `key`, 0 or 1.
 
     Raises:
-        NotScored: there is none under `key`, or something else.
+        NotScored: it is missing or invalid.
     """
     value: Any = row.meta.get(key)
     if not isinstance(value, bool | int) or value not in (0, 1):

@@ -1,16 +1,16 @@
-"""Whether a text is new beside a pool of texts: equal, nearly equal (MinHash), or too similar (ROUGE-L).
+"""Novelty of a text with respect to a pool: duplicate, near duplicate (MinHash), too similar (ROUGE-L), or new.
 
-    equal           the same normalised spelling
-    nearly equal    estimated Jaccard similarity of the sets of 5-character runs ≥ 0.8 (MinHash, Broder 1997)
-    too similar     ROUGE-L, F-measure = 2·LCS / (m + n) over tokens, > 0.7 (Lin 2004; Self-Instruct, Wang et al. 2023)
+    duplicate        the same normalised spelling
+    near duplicate   estimated Jaccard similarity of the sets of 5-character shingles ≥ 0.8 (MinHash, Broder 1997)
+    too similar      ROUGE-L, F-measure = 2·LCS / (m + n) over tokens, > 0.7 (Lin 2004; Self-Instruct, Wang et al. 2023)
 
-Nothing is overlooked. All pool texts that can reach a threshold are found, not only probable ones:
+The search is exact: it finds every pool text that reaches a threshold, not only probable ones.
 
-- Two signatures of P slots that agree in a share t differ in at most d = ⌊(1−t)·P⌋ of them. Cut into more than d bands,
-  they have a band in common (pigeonhole), so a table of bands finds every such pair.
-- LCS ≤ overlap of the two bags of tokens, and F > t asks for a certain overlap. Whichever tokens of the new text are
-  left out of a search, a pool text with overlap o shares at least o − (number left out) of the others; so only the
-  rarest are looked up, and only what remains possible is compared.
+- Two signatures of P slots that agree in a share t differ in at most d = ⌊(1−t)·P⌋ of them. Split into more than d
+  bands, they have a band in common (pigeonhole), so a table of bands finds every such pair.
+- LCS ≤ overlap of the two bags of tokens, and F > t requires a minimum overlap. If k tokens of the new text are not
+  looked up, a pool text with overlap o still shares at least o − k of the others. So only the rarest tokens are looked
+  up, and only pool texts that can still reach the minimum are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from easydistill.errors import MissingExtra
 from easydistill.synthesis.text import normalise, tokens
 
 SHINGLE = 5
-"""Characters of one element of the sets that MinHash compares."""
+"""Characters per shingle."""
 PERMUTATIONS = 128
 """Slots of a MinHash signature; the estimate's standard error is at most 0.5/√128 = 0.044."""
 NEAR_DUPLICATE = 0.8
@@ -42,14 +42,14 @@ class Near(NamedTuple):
 
     reason: Reason
     detail: str
-    """What was measured, and beside which text."""
+    """What was measured, against which text."""
     nearest: str
-    """Id of that text."""
+    """Id of the most similar text."""
 
 
 @dataclass(frozen=True)
 class _Features:
-    """What a text is compared by, each part computed once it is asked for."""
+    """The features by which a text is compared, each computed when first used."""
 
     text: str
     permutations: int
@@ -83,14 +83,14 @@ class _Features:
 
 
 class Novelty:
-    """A pool of texts that grows, and the question whether a text is new beside it.
+    """A growing pool of texts, against which a text is checked for novelty.
 
-    Answers depend on which texts are in the pool, not on the order in which they came. A check takes about a
-    millisecond beside 50,000 instructions.
+    Results depend on which texts are in the pool, not on the order in which they were added. A check against 50,000
+    instructions takes about a millisecond.
 
     Args:
-        near_duplicate: smallest estimated Jaccard similarity of near duplicates, above 0.
-        too_similar: largest ROUGE-L F-measure that is allowed; 1 allows everything.
+        near_duplicate: minimum estimated Jaccard similarity of near duplicates, above 0.
+        too_similar: maximum ROUGE-L F-measure allowed; 1 allows everything.
         permutations: slots of a signature.
 
     Raises:
@@ -114,7 +114,7 @@ class Novelty:
         return len(self._ids)
 
     def check(self, text: str) -> Near | None:
-        """Why a text is not new, or None. The nearest text is named: of equally near ones, that with the least id."""
+        """Why a text is not new, or None. Names the nearest text; among equally near ones, that with the least id."""
         features = self._features(text)
         equal = self._by_spelling.get(features.spelling)
         if equal is not None:
@@ -130,7 +130,7 @@ class Novelty:
         return None
 
     def add(self, identity: str, text: str) -> None:
-        """Take a text into the pool, new or not."""
+        """Add a text to the pool, new or not."""
         features = self._features(text)
         self._ids.append(identity)
         self._by_spelling[features.spelling] = min(identity, self._by_spelling.get(features.spelling, identity))
@@ -138,7 +138,7 @@ class Novelty:
         self._subsequences.add(features)
 
     def offer(self, identity: str, text: str) -> Near | None:
-        """Take a text into the pool if it is new; else say why it is not."""
+        """Add a text to the pool if it is new; otherwise return why it is not."""
         near = self.check(text)
         if near is None:
             self.add(identity, text)
@@ -152,7 +152,7 @@ class Novelty:
 
 
 class _Signatures:
-    """MinHash signatures, found by their bands."""
+    """MinHash signatures, indexed by band."""
 
     def __init__(self, threshold: float, permutations: int) -> None:
         try:
@@ -181,7 +181,7 @@ class _Signatures:
 
 
 class _Subsequences:
-    """Token sequences, found by the tokens they share with another."""
+    """Token sequences, indexed by token."""
 
     def __init__(self, threshold: float) -> None:
         try:
@@ -219,7 +219,7 @@ class _Subsequences:
         return self._numbers.setdefault(unit, len(self._numbers))
 
     def _possible(self, features: _Features) -> list[tuple[int, int]]:
-        """Rows that may be too similar, with the shortest common subsequence that makes them so.
+        """Rows that may be too similar, each with the minimum LCS that would make it so.
 
         F > p/q with lengths m and n  ⇔  2q·LCS > p(m + n)  ⇔  LCS ≥ ⌊p(m + n) / 2q⌋ + 1; and since LCS ≤ n, the
         shortest possible row has n > pm / (2q − p).

@@ -1,4 +1,4 @@
-"""Where a synthesis stage's rows come from: a file of rows, or raw text cut into chunks."""
+"""Sources of a synthesis stage's rows: a file of rows, or raw text cut into chunks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from easydistill.synthesis.config import ChunksConfig
 
 
 class RowSource(Protocol):
-    """Where an operator's rows come from."""
+    """A source of an operator's rows."""
 
     @property
     def where(self) -> str:
-        """The place, for messages."""
+        """The path, for messages."""
 
     def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the place."""
+        """Problems with the path."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes when the rows do."""
+        """Changes whenever the rows do."""
 
     def read(self) -> tuple[list[Sample], list[Rejection]]:
-        """The rows, and those that could not be read."""
+        """The rows, and rejections of those that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FileSource:
             return missing
         if Path(path).suffix.lower() in SUFFIXES:
             return []
-        problem = f"{json.dumps(path)} has no suffix that tells its format"
+        problem = f"the suffix of {json.dumps(path)} is not that of a supported format"
         return [ConfigIssue("config", "dataset.instruction_path", problem, f"it must be one of {', '.join(SUFFIXES)}")]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class TextSource:
-    """Chunks of the texts at `dataset.instruction_path`, a file or a folder; a chunk is a row's only message."""
+    """Chunks of the texts at `dataset.instruction_path`, a file or a folder; each is the only message of a row."""
 
     dataset: SynthesisDatasetConfig
     chunks: ChunksConfig

@@ -1,7 +1,7 @@
-"""Synthesise: an operator's questions are answered, its rows written. Seed rows in; accepted rows and a funnel out.
+"""The synthesise stage runs an operator: it answers the operator's requests and writes the accepted rows and a funnel.
 
-Every answer is journalled as received before the operator sees it, and found again by what was asked: an operator that
-is run again, after a kill or with another threshold, asks only what it has not asked before.
+Every answer is journalled as received before the operator sees it, keyed by the request. An operator that runs again,
+after a kill or with another threshold, only sends requests that have not been answered yet.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.answers import JOURNAL, answer_all, judge, outcome_of, spending, worth_another_try
+from easydistill.asking.answers import (
+    JOURNAL,
+    answer_all,
+    journalled_outcome,
+    spending,
+    unusable_reason,
+    worth_another_try,
+)
 from easydistill.asking.forecast import forecast_calls
 from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
@@ -34,7 +41,7 @@ from easydistill.synthesis.tools import Tools, prompt_hashes, prompt_issues
 
 CARD = "README.md"
 MOST_SEEDS = 2000
-"""Seeds that new rows are compared with for the diversity figures."""
+"""Maximum number of seeds that new rows are compared with for the diversity metrics."""
 
 
 class SynthesiseStage:
@@ -85,7 +92,7 @@ class SynthesiseStage:
         }
 
     def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
-        """The rows (the first so many), and what the operator asks first about them."""
+        """The rows (at most `limit`), and the operator's first requests about them."""
         rows, _ = self._source.read()
         rows = rows[:limit]
         steps = self._steps(rows)
@@ -100,7 +107,8 @@ class SynthesiseStage:
         rows, asks = self.first_questions(limit)
         if not asks:
             messages = [Previewed(self.name, row=row.id, messages=row.messages) for row in rows]
-            return [*messages, Previewed(self.name, note=f"{self._operator} asks nobody; these are the rows it reads")]
+            note = f"{self._operator} asks no model; these are the rows it reads"
+            return [*messages, Previewed(self.name, note=note)]
         found: list[Previewed] = []
         for ask in asks[:limit]:
             model = self._models[ask.role]
@@ -109,7 +117,7 @@ class SynthesiseStage:
         return found
 
     def estimate(self, directory: Path) -> Estimate:
-        """Of the first questions, and how many there may be at most where the operator knows."""
+        """Estimate from the operator's first requests, with the maximum number of requests if the operator knows it."""
         rows, asks = self.first_questions()
         memory = next((model.plan.memory_bytes() for model in self._models.values()), None)
         if not asks:
@@ -139,7 +147,7 @@ class SynthesiseStage:
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
     ) -> StageResult:
-        """Have the operator's questions answered and write what it makes of `rows`."""
+        """Run the operator's `steps` to the end and write the result."""
         with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
             asker = _Asker(self._models, journal, context)
             try:
@@ -152,8 +160,8 @@ class SynthesiseStage:
         result.entered += len(unreadable)
         if not result.accepted:
             write_rejected(context, result.rejected)
-            told = f"every one with its reason: {context.directory / REJECTED}"
-            raise DataError(f"{self._source.where}: {_nothing_left(self._operator, result)}\n    → {told}")
+            reasons = f"each with its reason: {context.directory / REJECTED}"
+            raise DataError(f"{self._source.where}: {_nothing_left(self._operator, result)}\n    → {reasons}")
         return self._write(rows, result, asker, context)
 
     def _steps(self, rows: list[Sample]) -> Any:
@@ -171,7 +179,7 @@ class SynthesiseStage:
         metrics = {
             "operator": self._operator,
             "funnel": funnel(result, self._module.REASONS),
-            "diversity": diversity(self._of_each_prompt(result.accepted), seeds),
+            "diversity": diversity(self._one_per_prompt(result.accepted), seeds),
             **asker.spent(),
             **result.facts,
         }
@@ -188,12 +196,12 @@ class SynthesiseStage:
             metrics=metrics,
         )
 
-    def _of_each_prompt(self, rows: list[Sample]) -> list[Sample]:
-        """The rows; of the pairs of one prompt, the first."""
+    def _one_per_prompt(self, rows: list[Sample]) -> list[Sample]:
+        """The rows; if they are pairs, only the first of each prompt."""
         return list({row.prompt_hash: row for row in reversed(rows)}.values())[::-1] if self._pairs else rows
 
     def _write_rows(self, result: Result, directory: Path) -> list[str]:
-        """Write accepted rows, and those of other kinds; returns the files' names."""
+        """Write the accepted rows and those of other kinds; returns the file names."""
         if self._pairs:
             pairs = list(map(as_preference, result.accepted))
             write_pairs_json(directory / LABELED_JSON, pairs)
@@ -213,7 +221,7 @@ class SynthesiseStage:
 
 
 def funnel(result: Result, order: Sequence[str]) -> list[tuple[str, int]]:
-    """What is left of the candidates after each check, in the order in which checks are made: [(check, rows left)]."""
+    """Candidates left after each check, in the order of the checks: [(reason code, rows left)]."""
     lost = Counter(rejection.reason for rejection in result.rejected)
     known = (MALFORMED, *order)
     names = [*(name for name in known if name in lost), *(name for name in lost if name not in known)]
@@ -232,7 +240,7 @@ def _nothing_left(operator: str, result: Result) -> str:
 
 
 class _Asker:
-    """Answers an operator's questions, each model made when it is first asked."""
+    """Answers an operator's requests; each model is loaded when it is first needed."""
 
     def __init__(
         self,
@@ -271,19 +279,19 @@ class _Asker:
         return self._teachers[id(model)]
 
     def _reply(self, key: str, model: AskedModel) -> Reply:
-        outcome = outcome_of(self._journal, key)
+        outcome = journalled_outcome(self._journal, key)
         if isinstance(outcome, Failure):
             return Reply(None, problem=(outcome.reason, outcome.detail), raw=outcome.raw, key=key)
         if key not in self._counted:
             self._counted.add(key)
             self.tokens["prompt"] += outcome.prompt_tokens
             self.tokens["completion"] += outcome.completion_tokens
-        problem = judge(outcome, model.inference.truncation)
+        problem = unusable_reason(outcome, model.inference.truncation)
         raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
         return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw, key)
 
     def spent(self) -> dict[str, Any]:
-        """What the models' answers took, as metrics, by role; empty where nothing counts it."""
+        """Metrics of what the answers cost, by role; empty if the model's backend does not count it."""
         found: dict[str, Any] = {}
         for role, model in self._models.items():
             if id(model) in self._teachers:

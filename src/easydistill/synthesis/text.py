@@ -1,8 +1,8 @@
-"""What two texts are compared by, in any language: tokens and a normalised spelling.
+"""Tokens and a normalised spelling by which texts in any language are compared.
 
-Case, width, white space and most punctuation do not count. Scripts that are written without spaces (Chinese, Japanese,
-Thai …) are taken character by character, all others word by word. What changes the meaning of a short problem stays:
-decimal points, mathematical signs, currency, emoji, and `- * / %` beside a digit.
+Case, character width, white space and most punctuation are ignored. Scripts written without spaces (Chinese, Japanese,
+Thai …) are split into characters, all others into words. Signs that change the meaning of a short problem are kept:
+decimal points, mathematical signs, currency, emoji, and `- * / %` next to a digit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easydistill.verification.fields import Language
 _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _KANA = "\u3040-\u30ff"
 _UNSPACED = rf"{_HAN}{_KANA}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-# Marks that belong to the word they stand in: `\w` leaves them out and would cut Hindi or vocalised Arabic apart.
+# Combining marks are part of a word, but not of `\w`, which would split Hindi or vocalised Arabic.
 _MARKS = "\u0300-\u036f\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
 _SIGNS = "+<>=^$\u00a2-\u00a5\u00b0\u00b1\u00d7\u00f7\u20a0-\u20cf\u2190-\u23ff\u2600-\u27bf\u2a00-\u2aff"
 _EMOJI = "\U0001f300-\U0001faff"
@@ -34,34 +34,34 @@ _KANA_TOKEN = re.compile(rf"[{_KANA}]")
 
 
 def fold(text: str) -> str:
-    """Unicode's compatibility form (NFKC) without case: full-width and half-width, `ẞ` and `ss` become the same."""
+    """Unicode's compatibility form (NFKC), case-folded: full-width equals half-width, `ẞ` equals `ss`."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return folded.replace("\u2212", "-")
 
 
 def tokens(text: str) -> list[str]:
-    """Words, single characters of scripts without spaces, and signs, in their order."""
+    """Words, single characters of scripts without spaces, and signs, in order."""
     return [match[match.lastindex or 0] for match in _TOKEN.finditer(fold(text))]
 
 
 def normalise(text: str) -> str:
-    """The spelling by which texts count as the same.
+    """The spelling by which texts are compared for equality.
 
-    A text with no tokens at all (`?!`) stands for itself, so that it equals only its like.
+    A text without tokens (`?!`) is kept, folded, so that it does not equal every other such text.
     """
     return " ".join(tokens(text)) or " ".join(fold(text).split())
 
 
 def by_character(units: Sequence[str]) -> bool:
-    """Whether tokens are mostly single characters of a script without spaces."""
+    """Whether more than half of the tokens are characters of a script without spaces."""
     return 2 * sum(1 for unit in units if _UNSPACED_TOKEN.match(unit)) > len(units)
 
 
 def language_of(text: str) -> Language:
-    """`zh` where Chinese characters prevail, `en` for everything else.
+    """`zh` if Chinese characters prevail, otherwise `en`.
 
-    Two characters weigh as much as one word: an English request about a Chinese phrase is English. Japanese, told by
-    its kana, is not Chinese.
+    Two characters weigh as much as one word: an English request about a Chinese phrase is English. Kana mark a text as
+    Japanese, not Chinese.
     """
     units = tokens(text)
     han = sum(1 for unit in units if _HAN_TOKEN.match(unit))
@@ -71,11 +71,11 @@ def language_of(text: str) -> Language:
 
 
 def ngrams(units: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
-    """All runs of `size` tokens, in order; none where there are fewer tokens."""
+    """All n-grams of `size` tokens, in order."""
     for start in range(len(units) - size + 1):
         yield tuple(units[start : start + size])
 
 
 def prompt_text(sample: Sample) -> str:
-    """What is asked, in one text: the prompt's messages but for the system's, which many rows share."""
+    """The prompt's messages as one text, without the system message, which many rows share."""
     return "\n".join(message["content"] for message in sample.prompt if message["role"] != "system")

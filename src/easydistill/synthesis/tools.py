@@ -1,7 +1,7 @@
-"""What operators share beside questions: their common settings, prompts, reply forms and random streams.
+"""The tools of operators that ask models: prompts, reply forms and random streams.
 
-Prompts are Jinja files in the operator's folder `prompts/`, `<name>.<language>.txt`; a user's own file replaces one by
-its name, in all languages (it knows which by `language`). Templates run in a sandbox.
+Prompts are Jinja templates `<name>.<language>.txt` in the operator's folder `prompts/`. A user's file replaces the
+prompt of the same name in all languages; the variable `language` says which one is used. Templates run in a sandbox.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Prompt:
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        # Loaded here: configs are checked without it.
+        # Imported here: configs that replace no prompt are checked without jinja2.
         import jinja2
         from jinja2.sandbox import SandboxedEnvironment
 
@@ -47,7 +47,7 @@ class Prompt:
         return environment.from_string(self.text)
 
     def issue(self) -> ConfigIssue | None:
-        """What is wrong with the template, if it can be told without values."""
+        """A syntax error in the template, if there is one."""
         import jinja2
 
         try:
@@ -67,7 +67,7 @@ class Tools:
     def __init__(self, config: OperatorConfig, operator: ModuleType | None = None) -> None:
         """
         Args:
-            operator: the module beside which its prompts are; built-in ones are found without it.
+            operator: the operator's module, beside which its prompts are; built-in prompts are found without it.
         """
         self._config = config
         self._operator = operator
@@ -85,18 +85,7 @@ class Tools:
         choices: Sequence[str] = (),
         **values: Any,
     ) -> Ask:
-        """A question.
-
-        Args:
-            name: of the prompt.
-            text: decides the language where the config leaves it to the row.
-            wants: the fields or scores of the reply; the prompt's `form` says how to give them.
-            role: who is asked.
-            index: number of the sample, where one prompt is sampled several times.
-            before: messages that come first.
-            choices: what a field may be, where that is settled; a schema tells, other forms of reply do not.
-            values: of the prompt's other variables.
-        """
+        """A request made from a prompt; see `contracts.operator.Tools.ask`."""
         language = self.language(text)
         if wants:
             values["form"] = form_words(wants, self._config.reply, language)
@@ -115,26 +104,26 @@ class Tools:
         return self._prompts[name, language]
 
     def random(self, *of: Any) -> random.Random:
-        """A stream of its own for whatever the arguments name."""
+        """A random stream of its own for the arguments, such as a row's id."""
         return random.Random(f"{self._config.seed}:{content_hash(list(of))}")
 
 
 def load_prompt(
     name: str, language: Language, override: str | PromptText | None = None, operator: ModuleType | None = None
 ) -> Prompt:
-    """An operator's prompt, or the user's file or text in its place."""
+    """An operator's prompt, or the user's file or text that replaces it."""
     if isinstance(override, PromptText):
         return Prompt(name, override.text, "config")
     if override is not None:
         return Prompt(name, Path(override).read_text(encoding="utf-8"), override)
     file = prompt_file(name, language, operator)
     if file is None:
-        raise FileNotFoundError(f"there is no prompt {name} in {language}")
+        raise FileNotFoundError(f"there is no prompt {name} for language {language}")
     return Prompt(name, file.read_text(encoding="utf-8"), file.name)
 
 
 def prompt_file(name: str, language: Language, operator: ModuleType | None = None) -> Traversable | None:
-    """Where a prompt is: in its language, else in no particular one, else in English."""
+    """The file of a prompt: in that language, else without a language, else in English."""
     folders = [*([_beside(operator)] if operator is not None else []), *_built_in_folders()]
     for folder in folders:
         for file in (f"{name}.{language}.txt", f"{name}.txt", f"{name}.en.txt"):
@@ -150,7 +139,7 @@ def _beside(operator: ModuleType) -> Traversable:
 
 
 def _built_in_folders() -> Iterator[Traversable]:
-    """Those of built-in operators beside them, those of several operators beside this file."""
+    """The folders of prompts that operators share, and those of the built-in operators."""
     here = resources.files(__package__)
     yield here / PROMPTS
     for operator in (here / "operators").iterdir():
@@ -159,10 +148,10 @@ def _built_in_folders() -> Iterator[Traversable]:
 
 
 def prompt_issues(config: OperatorConfig, names: Sequence[str]) -> list[ConfigIssue]:
-    """What is wrong with the prompts that a config replaces.
+    """Problems with the prompts that a config replaces.
 
     Args:
-        names: of all prompts that the operator uses.
+        names: all prompts that the operator uses.
     """
     issues: list[ConfigIssue] = []
     for name, path in config.prompts.items():

@@ -1,6 +1,6 @@
-"""Metrics: one a file. A file's name is the metric's name in `evaluation.metrics` and in `summary.json`.
+"""Metrics, one per file. The file's name is the metric's name in `evaluation.metrics` and in `summary.json`.
 
-A module declares what `contracts.metric.MetricModule` says: `Metric`, a class of kind "tokens" or "answers".
+A module follows `contracts.metric.MetricModule`: it declares a class `Metric` of kind "tokens" or "answers".
 """
 
 from easydistill.contracts.metric import METRIC

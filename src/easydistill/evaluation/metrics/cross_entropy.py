@@ -1,4 +1,4 @@
-"""Cross-entropy of the student on the teacher's answers, in nats a token: −(1/N) Σ log p_S(y_t | x_<t)."""
+"""Cross-entropy of the student on the teacher's answers, in nats per token: −(1/N) Σ log p_S(y_t | x_<t)."""
 
 from __future__ import annotations
 

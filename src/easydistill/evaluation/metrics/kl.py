@@ -1,4 +1,4 @@
-"""Forward Kullback–Leibler divergence on the teacher's answers, in nats a token.
+"""Forward Kullback–Leibler divergence on the teacher's answers, in nats per token.
 
 KL(p_T ‖ p_S) = (1/N) Σ_t Σ_v p_T(v) (log p_T(v) − log p_S(v)), over the whole shared vocabulary.
 """

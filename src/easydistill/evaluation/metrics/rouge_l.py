@@ -1,7 +1,7 @@
 """ROUGE-L of the student's answer against the teacher's: the F1 of their longest common subsequence (Lin, 2004).
 
-Words are compared case-insensitively; scripts that are written without spaces (Chinese, Japanese, Thai …) are
-compared character by character.
+Words are compared case-insensitively; scripts written without spaces (Chinese, Japanese, Thai …) are compared character
+by character.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """The units that are compared."""
+    """The words and characters to compare."""
     return _TOKEN.findall(text.lower())
 
 

@@ -1,1 +1,1 @@
-"""Distillation from stored signals of a teacher."""
+"""Distillation from a teacher's stored signals."""

@@ -1,11 +1,11 @@
-"""Rollout: the untrained student answers the training prompts itself, for losses that learn from its own answers."""
+"""Rollout: the untrained student answers the training prompts, for losses that learn from the student's own answers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.answers import JOURNAL, answer_all, outcome_of, worth_another_try
+from easydistill.asking.answers import JOURNAL, answer_all, journalled_outcome, worth_another_try
 from easydistill.asking.label import labelled_or_rejected
 from easydistill.config.inference import TransformersOptions
 from easydistill.config.models import ModelsConfig
@@ -24,7 +24,7 @@ from easydistill.models.student import build_student, student_identity
 
 
 class RolloutStage:
-    """The student's answers to the training prompts, before it is trained."""
+    """The untrained student's answers to the training prompts."""
 
     name = "rollout"
     offers: tuple[str, ...] = ()
@@ -74,7 +74,9 @@ class RolloutStage:
                 context.stop.raise_if_requested()
                 found = [
                     labelled_or_rejected(
-                        Sample(f"{sample.id}{SUFFIX}", sample.prompt), outcome_of(journal, keys[sample.id]), self.name
+                        Sample(f"{sample.id}{SUFFIX}", sample.prompt),
+                        journalled_outcome(journal, keys[sample.id]),
+                        self.name,
                     )
                     for sample in samples
                 ]

@@ -1,4 +1,4 @@
-"""Rows that hold the student's own answers beside the teacher's."""
+"""Training rows with the teacher's answers and with the student's own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from easydistill.methods.shared.rows import LabelledRows
 
 ROLLOUTS = "rollouts.parquet"
 SUFFIX = "~student"
-"""Ends the id of a row that holds the student's answer; what is before it is the id of the teacher's."""
+"""Suffix of the id of a row with the student's answer; the rest is the id of the row with the teacher's."""
 
 
 def wrote_itself(sample: Sample) -> bool:
-    """Whether a row's answer is the student's own."""
+    """Whether the row's answer is the student's own."""
     return sample.id.endswith(SUFFIX)
 
 

@@ -1,4 +1,4 @@
-"""Score: the teacher reads the training rows, token for token as the student will, and what it thinks is kept.
+"""Score: the teacher's token distributions on the training rows, tokenised exactly as the student will read them.
 
 Labelled rows in; a store of teacher signals out (see `signals/store.py`). The student then trains without the teacher.
 """
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 SIGNALS = "signals"
 STORE = "store.json"
 MARK = "for.txt"
-"""Names the config that the shards beside it belong to."""
+"""File with the fingerprint of the config that the shards belong to."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a score stage needs to know beside the rows."""
+    """Settings of a score stage."""
 
     models: ModelsConfig
     signals: SignalsConfig
     distillation: DistillationConfig
     max_length: int
     logits_path: str | None = None
-    """Where the store is shown to the user, beside the run directory."""
+    """Where the store also appears, outside the run directory."""
 
     @property
     def teachers(self) -> list[tuple[str, float]]:
@@ -63,18 +63,18 @@ class Scoring:
 
     @property
     def aligned(self) -> bool:
-        """Whether the teacher has a tokenizer of its own."""
+        """Whether the teacher has a different tokenizer, with which the student's is aligned."""
         return self.distillation.align == "bytes"
 
     @property
     def by_rank(self) -> bool:
-        """Whether an aligned teacher's probabilities are kept without their tokens, which serves no other loss."""
+        """Whether an aligned teacher's probabilities are stored by rank, without their tokens (for `uld`)."""
         return self.aligned and self.distillation.by_rank
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is scored, by whom, and how it is written."""
+    """Rows to score, their scorer, and the encoding of the signals."""
 
     rows: Sequence[RowToScore]
     vocabulary: int
@@ -110,7 +110,7 @@ class ScoreStage:
         return issues + student_issues(scoring.models)
 
     def examine(self) -> list[ConfigIssue]:
-        """Compare the tokenizers and templates of teacher and student, before the first stage starts."""
+        """Compare the teachers' tokenizers and templates with the student's, before the first stage starts."""
         found = [(name, difference) for name, all_of in self._differences.items() for difference in all_of]
         if self._scoring.aligned:
             for name, difference in found:
@@ -130,7 +130,7 @@ class ScoreStage:
         return replace(side, template=Path(template).read_text(encoding="utf-8") if template else None)
 
     def _teacher(self, reference: str, student: Side) -> Side:
-        """A teacher; `dataset.template` is for the student, and for a teacher that has no template of its own."""
+        """The teacher's side; `dataset.template` applies to it only if it has no template of its own."""
         from easydistill.models.compatibility import side_of
 
         side = side_of(reference, "teacher", trust_remote_code=self._trust)
@@ -157,7 +157,7 @@ class ScoreStage:
     def fingerprint(self) -> dict[str, Any]:
         scoring = self._scoring
         template = self._rows.dataset.template
-        # Of the student only how it tokenises matters; its files' hash stands for that.
+        # Only the student's tokenizer matters; the hash of its files covers that.
         students = [resolve(reference).identity() for reference in student_references(scoring.models)]
         return {
             "rows": self._rows.fingerprint(),
@@ -207,7 +207,7 @@ class ScoreStage:
         return self._result(SignalStore(directory), len(samples), work, rejected)
 
     def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
-        """Rows as they are, for a teacher that has the student's vocabulary."""
+        """The work for teachers with the student's vocabulary."""
         from easydistill.signals.extract import SignalShape
         from easydistill.signals.score import ModelScorer
 
@@ -217,7 +217,7 @@ class ScoreStage:
         if signals.backend == "vllm":
             from easydistill.signals.from_vllm import VllmScorer, codec_of
 
-            assert isinstance(signals, TopKSignals), "the job's validator refuses all else"
+            assert isinstance(signals, TopKSignals), "the job's validator refuses other signals"
             longest = max((len(row.ids) for row in rows), default=1)
             return _Work(
                 rows,
@@ -234,14 +234,14 @@ class ScoreStage:
         )
 
     def _aligned_work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
-        """Rows beside the same chats in the tokens of a teacher that has another tokenizer."""
+        """The work for a teacher with another tokenizer, which reads the same chats in its own tokens."""
         from easydistill.models.compatibility import real_vocabulary
         from easydistill.models.loading import model_config
         from easydistill.signals.aligned import AlignedScorer, Aligner, codec_of, coverage
 
         scoring, signals = self._scoring, self._scoring.signals
         (reference, _), *others = scoring.teachers
-        assert not others, "the job's validator refuses several"
+        assert not others, "the job's validator refuses several teachers"
         context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
         aligner = Aligner(student, self._teacher(reference, student), context)
         vocabulary = real_vocabulary(student.tokenizer)
@@ -266,7 +266,7 @@ class ScoreStage:
         )
 
     def _directory(self, context: StageContext) -> Path:
-        """Where the store is made; shards that an earlier config left are removed."""
+        """The directory of the store, without shards of an earlier config."""
         directory = context.directory / SIGNALS
         mark = directory / MARK
         if not mark.is_file() or mark.read_text(encoding="utf-8") != context.fingerprint:
@@ -276,7 +276,7 @@ class ScoreStage:
         return directory
 
     def _shared_ids(self, student: Side) -> int:
-        """Token ids below this mean the same to the student and all teachers."""
+        """The bound below which token ids mean the same to the student and all teachers."""
         from easydistill.models.compatibility import shared_ids
 
         teachers = [self._teacher(reference, student) for reference, _ in self._scoring.teachers]
@@ -284,7 +284,7 @@ class ScoreStage:
         return min(count for count in shared if count is not None)
 
     def _about(self, student: Side, vocabulary: int, renderer: ChatRenderer) -> dict[str, Any]:
-        """What decided these signals, by name: for people, for `verify`, and to tell what differs."""
+        """Everything that determined these signals: for readers, for `verify`, and for explaining mismatches."""
         scoring = self._scoring
         return {
             "teachers": [
@@ -303,14 +303,14 @@ class ScoreStage:
         }
 
     def _publish(self, directory: Path) -> None:
-        """Show the store where the user wants it: hard links (copies across file systems), never over other files."""
+        """Link the store to `logits_path` (copy it across file systems); existing files there are kept."""
         if self._scoring.logits_path is None:
             return
         target = Path(self._scoring.logits_path)
         if (target / STORE).is_file() and hash_file(target / STORE) == hash_file(directory / STORE):
             return
         if target.exists():
-            LOGGER.warning("%s was there before; it is kept as %s", target, set_aside(target))
+            LOGGER.warning("%s already existed; the old files are kept as %s", target, set_aside(target))
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -352,13 +352,13 @@ def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
 
 
 def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Scorer[RowToScore], float]:
-    """The teacher that a store's signals came from, ready to score again, and the usual tolerance in nats.
+    """A scorer with the teacher that made a store, and the usual tolerance in nats.
 
-    `teacher` names it where it has moved. What vLLM scored is held against a forward pass of transformers.
+    `teacher` names the teacher if it has moved. Signals by vLLM are compared with a forward pass of transformers.
 
     Raises:
-        DataError: the weights are not those that made the store, or it cannot be told; or the teacher was aligned.
-        ModelError: the teacher is not there.
+        DataError: the weights are not those that made the store, the store does not say, or the teacher was aligned.
+        ModelError: the teacher does not exist.
     """
     from pydantic import TypeAdapter
 
@@ -370,8 +370,8 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
     if about.get("align") == "bytes":
         raise DataError(
             f"{store.directory}: these signals cannot be verified: the teacher has another tokenizer and read whole "
-            "chats, of which the store has the student's tokens alone\n"
-            "    → run the job with another output_dir, and compare what `signals inspect` tells of the two"
+            "chats, of which the store only has the student's tokens\n"
+            "    → run the job with another output_dir, and compare the two with `signals inspect`"
         )
     try:
         signals: SignalsConfig = TypeAdapter(SignalsConfig).validate_python(about["signals"])
@@ -381,7 +381,9 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
         raise DataError(f"{store.directory}: the store does not say how it was made: {error}") from None
     if teacher is not None:
         if len(teachers) != 1:
-            raise DataError(f"{store.directory}: {len(teachers)} teachers made it; one name does not tell which")
+            raise DataError(
+                f"{store.directory}: {len(teachers)} teachers made it, so --teacher cannot name one of them"
+            )
         teachers = [(teacher, 1.0, teachers[0][2])]
     for reference, _, identity in teachers:
         if resolve(reference).identity() != identity:

@@ -1,10 +1,10 @@
-"""What a student learns beside the labels: a store of teacher signals, and the loss that reads it."""
+"""Where a distillation's teacher signals come from, and the loss that learns from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, read_json
@@ -13,17 +13,14 @@ from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.score_stage import SIGNALS, STORE
 from easydistill.signals.config import DRAWN_KINDS
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Teaching:
-    """What a student learns beside the labels: the teacher's signals, and through which loss."""
+    """A store of teacher signals, and the loss that reads it."""
 
     distillation: DistillationConfig
     store: str | None = None
-    """Directory of a store that is there already; by default the one of the score stage."""
+    """Directory of an existing store; by default the score stage's."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -36,25 +33,27 @@ class Teaching:
         if self.store is None:
             return []
         if not (Path(self.store) / STORE).is_file():
-            problem = f"{self.store}: there is no complete signal store here"
+            problem = f"{self.store} holds no complete signal store"
             mend = "name the directory of a store (it holds store.json), or set models.teacher to have one made"
             return [ConfigIssue("config", "dataset.logits_path", problem, mend)]
         return self._unsuited(Path(self.store))
 
     def _unsuited(self, store: Path) -> list[ConfigIssue]:
-        """Where signals that are there already do not fit the loss."""
+        """Mismatches between the existing signals and the loss."""
         try:
             about = read_json(store / STORE)["about"]
             made_at, kind = about["temperature"], about["signals"]["kind"]
         except (ValueError, KeyError, TypeError):
-            problem = f"{store / STORE}: it does not say how the signals were made"
+            problem = f"{store / STORE} does not say how the signals were made"
             return [ConfigIssue("config", "dataset.logits_path", problem, "let a teacher score again")]
         issues: list[ConfigIssue] = []
         if made_at != self.distillation.temperature:
             problem = f"{self.distillation.temperature}, but the signals in {store} were computed at {made_at}"
             issues.append(ConfigIssue("config", "distillation.temperature", problem, f"set it to {made_at}"))
         if kind in DRAWN_KINDS and not self.distillation.linear_in_teacher:
-            problem = f"{self.distillation.distillation_type} would be biased by the drawn signals ({kind}) in {store}"
+            problem = (
+                f"{self.distillation.distillation_type} would be biased by the sampled signals ({kind}) in {store}"
+            )
             mend = 'use "forward_kld", or let a teacher score again with signals of kind "top_k"'
             issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
         by_rank = bool(about.get("by_rank"))

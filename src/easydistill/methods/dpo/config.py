@@ -31,39 +31,41 @@ _SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
 
 def _below_half(value: float) -> float:
     if value >= 0.5:
-        raise ValueError("label smoothing is the chance that a pair is the wrong way round: below 0.5")
+        raise ValueError(
+            "label smoothing is the probability that a pair is the wrong way round, so it must be below 0.5"
+        )
     return value
 
 
 class PreferenceConfig(Section):
-    """Direct preference optimisation (DPO, arXiv 2305.18290) on TRL, with its other losses of pairs.
+    """Direct preference optimisation (DPO, arXiv 2305.18290) on TRL, and TRL's other pair losses.
 
     loss = −log σ(β [log π(y_w|x) − log π_ref(y_w|x) − log π(y_l|x) + log π_ref(y_l|x)]), a mean over pairs,
-    where y_w is the chosen answer, y_l the rejected one, and the reference π_ref the student as it starts.
+    where y_w is the chosen answer, y_l the rejected one, and the reference π_ref the student before training.
     """
 
     beta: Beta = 0.1
-    """β: how much a change of log-probability counts. The larger, the less the student moves away from where it
-    starts. A pair's own `beta` overrides it."""
+    """β: weight of a change in log-probability. Larger values keep the student closer to where it starts. A pair's own
+    `beta` overrides it."""
     loss_type: PairLoss | Annotated[list[PairLoss], Field(min_length=1)] = "sigmoid"
-    """Which loss, or several that are added; `sigmoid` is DPO."""
+    """The loss, or several that are added up; `sigmoid` is DPO."""
     loss_weights: list[NonNegativeFloat] | None = None
-    """A weight for each of several losses; by default 1."""
+    """A weight for each loss; by default 1."""
     label_smoothing: Annotated[Share, AfterValidator(_below_half)] = 0.0
-    """robust, aot, exo_pair: the chance that a pair is the wrong way round."""
+    """robust, aot, exo_pair: the probability that a pair is the wrong way round."""
     f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence"] = "reverse_kl"
-    """Which divergence from the reference the loss stems from (f-DPO, arXiv 2309.16240)."""
+    """The divergence from the reference that the loss is derived from (f-DPO, arXiv 2309.16240)."""
     weighting: bool = False
-    """Weigh pairs by how likely the student finds them (WPO, arXiv 2406.11827)."""
+    """Weight pairs by their probability under the student (WPO, arXiv 2406.11827)."""
 
     @property
     def losses(self) -> list[PairLoss]:
-        """All of them."""
+        """The losses as a list."""
         return self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
 
     @property
     def sorting(self) -> list[PairLoss]:
-        """Those that sort the answers of a batch: what belongs to one pair, its β or weight, meets others' answers."""
+        """Losses that sort the answers of a batch: a pair's own β or weight would apply to answers of other pairs."""
         return [loss for loss in self.losses if loss in ("aot", "aot_unpaired")]
 
     @model_validator(mode="after")
@@ -71,26 +73,27 @@ class PreferenceConfig(Section):
         losses = self.losses
         if self.loss_weights is not None and len(self.loss_weights) != len(losses):
             given, wanted = len(self.loss_weights), len(losses)
-            raise Unfit(f"there are {given} loss_weights and {wanted} losses", "give one weight a loss")
+            raise Unfit(f"there are {given} loss_weights and {wanted} losses", "give each loss one weight")
         if self.loss_weights is not None and not any(self.loss_weights):
-            raise Unfit("every loss has weight 0: nothing would be learned", "give one of them a weight")
+            raise Unfit("every loss has weight 0: nothing would be learned", "give at least one loss a weight above 0")
         if "exo_pair" in losses and self.label_smoothing == 0:
             raise Unfit("exo_pair divides by label_smoothing", "set label_smoothing, for instance to 0.001")
         if self.label_smoothing and not _SMOOTHED & set(losses):
             known = ", ".join(sorted(_SMOOTHED))
-            raise Unfit(f"label_smoothing changes nothing of {', '.join(losses)}", f"remove it, or use one of {known}")
+            raise Unfit(f"label_smoothing has no effect with {', '.join(losses)}", f"remove it, or use one of {known}")
         if self.weighting and self.sorting:
-            raise Unfit("weighting needs pairs, and aot sorts the answers of a batch", "remove one of the two")
+            raise Unfit("weighting needs whole pairs, but aot sorts the answers of a batch", "remove one of the two")
         whole = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
         if self.f_divergence != "reverse_kl" and not set(losses) <= whole:
             raise Unfit(
-                f"f_divergence does not go with {', '.join(sorted(set(losses) - whole))}", "remove one of the two"
+                f"f_divergence cannot be combined with {', '.join(sorted(set(losses) - whole))}",
+                "remove one of the two",
             )
         return self
 
 
 class PairTrainingConfig(TrainerConfig):
-    """Training on pairs. Steps are small: v1's 2e-5 takes a student apart."""
+    """Training on pairs. The learning rate is small: EasyDistill 1's 2e-5 ruins a student."""
 
     num_train_epochs: PositiveFloat = 1.0
     """Passes over the pairs."""
@@ -101,14 +104,13 @@ class PairTrainingConfig(TrainerConfig):
     per_device_train_batch_size: Annotated[int, Field(ge=1)] = 2
     """Pairs per device and micro-batch."""
     max_length: Annotated[int, Field(ge=2)] = 1024
-    """Longest prompt with its answer, in tokens. A longer answer loses its end, and the report says how many did."""
-
+    """Longest prompt with its answer, in tokens. A longer answer is cut off, and the report counts those."""
     group_by_length: bool = True
-    """Batch pairs of like length, so that little is padding."""
+    """Batch pairs of similar length, to save padding."""
 
 
 class DpoTrainingConfig(PairTrainingConfig):
-    """Training on pairs. Steps are small: v1's 2e-5 takes a student apart."""
+    """Training on pairs. The learning rate is small: EasyDistill 1's 2e-5 ruins a student."""
 
     loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
-    """Memory that held-out pairs may use for a slice of the logits, which are never held whole."""
+    """Bytes of logits to hold at once when scoring held-out pairs; they are computed slice by slice."""

@@ -1,9 +1,9 @@
-"""Training on pairs on TRL's DPOTrainer, and every override of its inside. CogPO's β of each pair is here too.
+"""Training on pairs with TRL's DPOTrainer, including CogPO's β for each pair, and every override of its internals.
 
-CogPO (arXiv 2504.09802) is DPO with β of the pair: loss = −log σ(β_i m_i). TRL only multiplies and divides by β, so a
-tensor of one β a pair takes its place, and with equal ones both are the same to the bit. Ours besides: tokens as the
-house renders them, the order of pairs, reference log-probabilities in a journal, figures by kind of pair, whole
-checkpoints, Ctrl-C.
+CogPO (arXiv 2504.09802) is DPO with a β for each pair: loss = −log σ(β_i m_i). TRL only multiplies and divides by β, so
+a tensor with one β per pair can take its place; with equal values the result is identical to the bit. Also ours:
+tokenisation, the order of pairs, figures by kind of pair, complete checkpoints, Ctrl-C, and the reference's
+log-probabilities, which are computed before the first step and journalled, so that a resumed run reads them.
 
 Written against TRL 1.16.
 """
@@ -27,12 +27,13 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.trainer import PairRow
+from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.sft.batching import epoch_sampler
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, adapters, outcome_of
+from easydistill.methods.shared.adapters import adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values
 from easydistill.methods.shared.trl_parts import QuietTrainer
+from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 
@@ -54,7 +55,7 @@ _KEPT = {
     "logps/rejected": "rejected_logp",
     "mean_token_accuracy": "chosen_token_accuracy",
 }
-"""TRL's figures of a step that are logged, and as what."""
+"""TRL's figures to log, and our names for them."""
 
 
 def train(
@@ -69,13 +70,13 @@ def train(
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
 
-    Goes on from the last whole checkpoint. Returns early, after a checkpoint, once `stop` is requested.
+    Resumes from the last complete checkpoint. Returns early, after a checkpoint, once `stop` is requested.
 
     Args:
-        stage: whose steps these are in `metrics.jsonl`.
+        stage: name of the steps in `metrics.jsonl`.
 
     Raises:
-        DataError: there are no pairs, they have different β under a loss that sorts, or the loss is not finite.
+        DataError: there are no pairs, their β differ with a loss that sorts, or the loss is not finite.
         Interrupted: `stop` was requested while the reference was computed.
     """
     if not pairs:
@@ -87,8 +88,8 @@ def train(
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trained_tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
-    outcome = outcome_of(trainer.state, trainer.model, trained_tokens, resume)
-    # TRL patches a forward of its own onto the instance; whoever gets the model next expects logits from it.
+    outcome = training_outcome(trainer.state, trainer.model, trained_tokens, resume)
+    # TRL patches its own forward onto the instance; later users of the model expect logits.
     student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
     student.model.__dict__.pop("forward", None)
     student.model.eval()
@@ -96,7 +97,7 @@ def train(
 
 
 def arguments(config: DpoTrainingConfig, preference: PreferenceConfig, checkpoints: Path) -> DPOConfig:
-    """TRL's own class, with the values that transformers' would have."""
+    """TRL's arguments, with our values wherever transformers has the same argument."""
     return DPOConfig(
         **argument_values(config, checkpoints, device()),
         beta=preference.beta,
@@ -112,7 +113,7 @@ def arguments(config: DpoTrainingConfig, preference: PreferenceConfig, checkpoin
 
 @dataclasses.dataclass
 class PairCollator(DataCollatorForPreference):
-    """TRL's batches, with a β and the number of every pair."""
+    """TRL's batches, with the β and the index of every pair."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = super().torch_call(examples)
@@ -121,18 +122,18 @@ class PairCollator(DataCollatorForPreference):
         return found
 
 
-def _theirs(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch as TRL makes it: what `PairCollator` adds, the model does not take."""
+def _for_model(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch without the keys that `PairCollator` adds, which the model does not accept."""
     return {key: value for key, value in batch.items() if key not in ("beta", "pair")}
 
 
 class PairWatch(Watch):
-    """Also tells how the student stands to the pairs of the steps since the last entry."""
+    """Also logs margins and accuracy over the pairs since the last entry."""
 
     def __init__(self, reporter: Reporter, stop: StopSignal, config: DpoTrainingConfig, stage: str = "train") -> None:
         super().__init__(reporter, stop, config, stage=stage)
         self.margins: dict[str, list[float]] = defaultdict(list)
-        """Unscaled margins by kind of pair."""
+        """Margins without β, by kind of pair."""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         super().on_log(args, state, control, logs, **kwargs)
@@ -143,14 +144,14 @@ class PairWatch(Watch):
             found |= {f"margin_{gap}": fmean(values) for gap, values in sorted(self.margins.items())}
         margins = [value for values in self.margins.values() for value in values]
         found["margin"] = fmean(margins)
-        # TRL counts a tie as lost; held-out figures count it as half, and so do these.
+        # TRL counts a tie as lost; here it counts half, as in the held-out figures.
         found["reward_accuracy"] = fmean((margin > 0) + 0.5 * (margin == 0) for margin in margins)
         self._reporter.metric("preferences", step=state.global_step, **found)
         self.margins.clear()
 
 
 class PairTrainer(QuietTrainer, DPOTrainer):
-    """TRL's trainer on our pairs."""
+    """TRL's trainer on tokenised pairs."""
 
     def __init__(
         self,
@@ -167,8 +168,8 @@ class PairTrainer(QuietTrainer, DPOTrainer):
         betas = [pair.beta if pair.beta is not None else preference.beta for pair in pairs]
         if preference.sorting and len(set(betas)) > 1:
             raise DataError(
-                f"{preference.sorting[0]} sorts the answers of a batch, and the pairs have different β\n"
-                "    → take another preference.loss_type, or give all pairs one `beta`"
+                f"{preference.sorting[0]} sorts the answers of a batch, but the pairs have different β\n"
+                "    → use another preference.loss_type, or give all pairs the same `beta`"
             )
         tokenizer = with_padding(student.tokenizer)
         rows = [
@@ -193,14 +194,14 @@ class PairTrainer(QuietTrainer, DPOTrainer):
         self.remove_callback(PrinterCallback)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Ours is tokenised already: the template, its mask and the end token are `data/chat.py`'s."""
+        """The pairs are tokenised already, with the template, mask and end token of `data/chat.py`."""
         return dataset
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return epoch_sampler([pair.longest for pair in self._pairs], self._config, grouped=self._config.group_by_length)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """From the journal, as far as an earlier attempt got; always by the weights that training starts from."""
+        """Reference log-probabilities under the initial weights, continuing the journal of an earlier attempt."""
         self.model.eval()
         with Journal(self._journal_path) as journal:
             known = [str(number) in journal for number in range(len(dataset))]
@@ -226,11 +227,10 @@ class PairTrainer(QuietTrainer, DPOTrainer):
         return dataset
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """Without our keys, which the model does not take."""
-        return super().compute_ref_log_probs(model, _theirs(inputs))
+        return super().compute_ref_log_probs(model, _for_model(inputs))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        """Each pair with its own β; also keeps the margins by kind of pair."""
+        """Use each pair's own β, and record the margins by kind of pair."""
         seen: list[Any] = []
 
         def watched(**values: Any) -> Any:
@@ -240,7 +240,7 @@ class PairTrainer(QuietTrainer, DPOTrainer):
         common: Any = self.args.beta
         try:
             self.beta = inputs["beta"]
-            found = super()._compute_loss(watched, _theirs(inputs), return_outputs)
+            found = super()._compute_loss(watched, _for_model(inputs), return_outputs)
         finally:
             self.beta = common
         width = inputs["completion_mask"].shape[1] - 1

@@ -1,1 +1,1 @@
-"""On-policy distillation: the student writes, the teacher scores."""
+"""On-policy distillation: the student generates, the teacher scores."""

@@ -1,4 +1,4 @@
-"""The `on_policy` section: the student writes, the teacher marks every token of it, the student learns."""
+"""The `on_policy` section: the student generates, the teacher scores every token, the student learns from that."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ _BELONGS: dict[str, Objective] = {
     "ratio_clip": "sampled_reverse_kl",
     "steps_per_rollout": "sampled_reverse_kl",
 }
-"""Fields that one objective alone reads. Beside the other one, all that may stand there is their default."""
+"""Fields that only one objective reads; with the other, they must be left at their default."""
 
 
 class OnPolicyConfig(Section):
     """On-policy distillation (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543).
 
     Every optimiser step takes `per_device_train_batch_size` × `gradient_accumulation_steps` prompts of the training
-    rows. The student answers a share of them itself; for the others the teacher's answer is there already.
+    rows. The student answers a share of them; the rest come with the teacher's answer.
     """
 
     objective: Objective = "generalized_jsd"
     """`generalized_jsd` compares whole distributions and needs the teacher on this machine. `sampled_reverse_kl` needs
     only the log-probabilities of the student's own tokens, from a teacher here or behind a vLLM server."""
     rollout_share: Share = 0.5
-    """λ: share of the sequences that the student writes; the rest are the teacher's answers. On those,
-    `generalized_jsd` is the same divergence and `sampled_reverse_kl` gives way to cross-entropy."""
+    """λ: share of the sequences that the student generates; the rest are the teacher's answers. On those,
+    `generalized_jsd` uses the same divergence, `sampled_reverse_kl` cross-entropy."""
     beta: Share = 0.5
-    """generalized_jsd: 0 is forward KL, 1 is reverse KL, between them β KL(p_T‖m) + (1−β) KL(p_S‖m) with
+    """generalized_jsd: 0 is forward KL, 1 is reverse KL, values in between are β KL(p_T‖m) + (1−β) KL(p_S‖m) with
     m = β p_T + (1−β) p_S."""
     temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] = 1.0
     """generalized_jsd: temperature of the student's sampling, and of both distributions in the loss."""
     max_new_tokens: PositiveInt = 256
     """Longest answer of the student, in tokens."""
     ratio_clip: PositiveShare = 0.2
-    """sampled_reverse_kl: ε. A token stops counting once its probability has moved by this share of what it was when
-    it was sampled (PPO's clip); matters from the second step on a rollout."""
+    """sampled_reverse_kl: ε of PPO's clip. A token stops counting once its probability has changed by this share since
+    it was sampled; has an effect from the second step on a rollout."""
     steps_per_rollout: PositiveInt = 1
-    """sampled_reverse_kl: optimiser steps made of one rollout. More of them generate less often, in larger batches,
-    and train on answers of a slightly older student."""
+    """sampled_reverse_kl: optimiser steps per rollout. More steps generate less often, in larger batches, and train on
+    answers of a slightly older student."""
     sft_steps: NonNegativeInt = 0
-    """Cold start: so many steps of supervised fine-tuning on the teacher's answers come first. Advised where the
-    student cannot answer yet, as after removing layers: a teacher has little to say about noise."""
+    """Cold start: number of supervised fine-tuning steps on the teacher's answers that come first. Recommended for a
+    student that cannot answer yet, for instance after layers were removed: scores of noise teach little."""
 
     @model_validator(mode="after")
     def _only_what_the_objective_reads(self) -> OnPolicyConfig:
@@ -63,7 +63,7 @@ class OnPolicyConfig(Section):
             given = getattr(self, name) != type(self).model_fields[name].default
             if given and objective != self.objective:
                 raise Unfit(
-                    f"`{name}` means nothing to the objective {self.objective}",
+                    f"`{name}` has no effect with the objective {self.objective}",
                     f'remove {name}, or set "objective": "{objective}"',
                 )
         return self

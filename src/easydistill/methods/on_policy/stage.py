@@ -1,4 +1,4 @@
-"""Train on-policy: prompts, a student and a teacher that marks tokens in; the trained student out."""
+"""On-policy training: prompts, a student and a teacher that scores tokens in; the trained student out."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.methods.sft.trainer import TrainingOutcome
     from easydistill.methods.shared.rollouts import PromptRow, TeacherScores
+    from easydistill.methods.shared.watch import TrainingOutcome
 
 
 class OnPolicyStage(TrainStage):
-    """On-policy distillation of the student; named and saved like any other training."""
+    """On-policy distillation of the student, under the same name and with the same outputs as `TrainStage`."""
 
     _training: TrainingConfig
 
@@ -58,7 +58,7 @@ class OnPolicyStage(TrainStage):
         if self._server is None and self._models.teacher is not None:
             issues += model_issues("models.teacher", self._models.teacher)
         if self._server is not None and "ENDPOINT" in self._server.base_urls:
-            problem = '"ENDPOINT" stands for the address of your vLLM server'
+            problem = '"ENDPOINT" is a placeholder for the address of your vLLM server'
             issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
         if self._on_policy.objective == "generalized_jsd":
             issues += needs_extra("trl", "trl")
@@ -84,14 +84,15 @@ class OnPolicyStage(TrainStage):
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
-        from easydistill.methods.on_policy.trainer import trimmed_vocabulary
+        from easydistill.methods.shared.restored import trimmed_vocabulary
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
 
-        samples, heldout, rejected = self._rows.read(context)
+        samples, heldout, unreadable = self._rows.read(context)
         student = build_student(self._models, choose_dtype("float32", device()))
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rows, labels, unfit = self._prepare(renderer, samples)
+        rows, labels, rejected = self._prepare(renderer, samples)
+        rejected = [*unreadable, *rejected]
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)
@@ -100,8 +101,8 @@ class OnPolicyStage(TrainStage):
         show_student(context)
         return StageResult(
             outputs=files,
-            rows=RowCounts(len(samples) + len(rejected), len(rows), count_reasons([*rejected, *unfit])),
-            rejected=[*rejected, *unfit],
+            rows=RowCounts(len(samples) + len(unreadable), len(rows), count_reasons(rejected)),
+            rejected=rejected,
             tokens={"trained": outcome.trained_tokens, "read": sum(len(row.prompt) for row in rows)},
             metrics={
                 **outcome_metrics(outcome),
@@ -115,22 +116,22 @@ class OnPolicyStage(TrainStage):
     def _prepare(
         self, renderer: ChatRenderer, samples: Sequence[Sample]
     ) -> tuple[list[PromptRow], dict[str, Rendered], list[Rejection]]:
-        """Prompts with room for an answer, their labels by id, and the rows that are not fit."""
+        """Prompts with room for an answer, their labels by id, and the rejected rows."""
         labels: dict[str, Rendered] = {}
-        unfit: list[Rejection] = []
+        rejected: list[Rejection] = []
         if not isinstance(self._rows, PromptRows):
-            rendered, unfit = render_all(renderer, samples, self._training.max_length, self.name)
+            rendered, rejected = render_all(renderer, samples, self._training.max_length, self.name)
             labels = {sample.id: row for sample, row in rendered}
             samples = [sample for sample, _ in rendered]
         rows: list[PromptRow] = []
         for sample in samples:
             row = self._prompt_row(renderer, sample, labels.get(sample.id))
             if isinstance(row, Rejection):
-                unfit.append(row)
+                rejected.append(row)
                 labels.pop(sample.id, None)
             else:
                 rows.append(row)
-        return rows, labels, unfit
+        return rows, labels, rejected
 
     def _prompt_row(self, renderer: ChatRenderer, sample: Sample, label: Rendered | None) -> PromptRow | Rejection:
         from easydistill.methods.shared.rollouts import PromptRow
@@ -148,7 +149,7 @@ class OnPolicyStage(TrainStage):
         vocabulary: int,
         context: StageContext,
     ) -> TrainingOutcome:
-        """The cold start, if there is one and it is not behind us; then on-policy training."""
+        """The cold start, unless there is none or it is done; then on-policy training."""
         from easydistill.methods.on_policy import trainer as sampled
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train as fine_tune
@@ -156,9 +157,10 @@ class OnPolicyStage(TrainStage):
 
         checkpoints = context.directory / "checkpoints" / context.fingerprint[:12]
         following = checkpoints / "on_policy"
-        # Later checkpoints hold all weights; with adapters they hold those only, and stand on the cold start's end.
-        behind_us = self._training.lora is None and last_whole_checkpoint(following) is not None
-        if self._on_policy.sft_steps and not behind_us:
+        # Checkpoints of the second part hold all weights. With LoRA they hold only the adapters, so the cold start is
+        # replayed from its own last checkpoint.
+        cold_start_done = self._training.lora is None and last_whole_checkpoint(following) is not None
+        if self._on_policy.sft_steps and not cold_start_done:
             context.reporter.say(f"  cold start: {self._on_policy.sft_steps} steps on the teacher's answers")
             fine_tune(
                 student,
@@ -188,12 +190,12 @@ class OnPolicyStage(TrainStage):
         return LocalScores(teacher, min(student.eos_ids, default=0), self._training.loss_chunk_bytes)
 
     def _local_teacher(self, student: Student, vocabulary: int) -> Any:
-        """The teacher on this machine's device, with the student's vocabulary.
+        """The teacher on this machine's device, its vocabulary trimmed to the student's.
 
         Raises:
-            ConfigError: its tokens are others.
+            ConfigError: its vocabulary differs.
         """
-        from easydistill.methods.on_policy.trainer import trim_vocabulary
+        from easydistill.methods.shared.restored import trim_vocabulary
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer, same_vocabulary
 
         reference = self._models.teacher
@@ -202,9 +204,9 @@ class OnPolicyStage(TrainStage):
         trust = self._inference.trust_remote_code
         if not same_vocabulary(student.tokenizer, load_tokenizer(reference, trust_remote_code=trust)):
             problem = (
-                "teacher and student have different vocabularies, and on-policy distillation compares token by token"
+                "teacher and student have different vocabularies, but on-policy distillation compares token by token"
             )
-            mend = "take models of one family, or black_box_kd_local, which learns from text"
+            mend = "use models of one family, or black_box_kd_local, which learns from text"
             raise ConfigError(ConfigIssue("config", "models", problem, mend))
         teacher = load_model(reference, choose_dtype(self._inference.dtype, device()), trust_remote_code=trust)
         trim_vocabulary(teacher, vocabulary)
@@ -212,7 +214,7 @@ class OnPolicyStage(TrainStage):
 
 
 def split_label(label: Rendered) -> tuple[list[int], list[int]]:
-    """(context, final answer) of a tokenised chat; what follows the answer's end token is dropped."""
+    """(context, final answer) of a tokenised chat, without what follows the answer's end token."""
     end = max(at for at, on in enumerate(label.mask) if on) + 1
     start = next((at + 1 for at in range(end - 1, -1, -1) if not label.mask[at]), 1)
     return label.ids[:start], label.ids[start:end]

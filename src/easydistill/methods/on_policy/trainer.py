@@ -1,28 +1,26 @@
-"""On-policy distillation by sampled reverse KL: the student writes, the teacher marks every token, no more is needed.
+"""On-policy distillation by sampled reverse KL: the student generates, and the teacher only scores the tokens.
 
-For the student's own tokens y_t, with p_old the student that wrote them (Thinking Machines, 2025; MiniLLM):
+For the student's own tokens y_t, with p_old the student that generated them (Thinking Machines, 2025; MiniLLM):
 
     A_t  = −(log p_old(y_t) − log p_T(y_t))                 the sampled reverse KL, as an advantage
     r_t  = p_S(y_t) / p_old(y_t)                            the importance ratio
     loss = −(1/N) Σ_t min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)
 
-and −(1/N) Σ_t log p_S(y_t) for tokens of the teacher's answers, where rollouts are mixed with those; N counts the
-tokens of the whole optimiser step, the token that ends an answer included where the writer wrote it.
+and −(1/N) Σ_t log p_S(y_t) for tokens of the teacher's answers, if rollouts are mixed with those. N counts the tokens
+of the whole optimiser step, including the token that ends an answer if it was generated.
 
-Who writes which sequence, rolling out and scoring are in `rollouts.py`, shared with the generalised JSD on TRL
-(`on_policy_trl.py`). Everything is drawn from (seed, step, row), so that a resumed run goes on as if there had been no
-break.
+The choice of sequences, rollouts and scoring are in `shared/rollouts.py`, as for the generalised JSD in
+`trl_trainer.py`.
 
 Shapes: N tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -38,9 +36,10 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.sft.trainer import TrainingOutcome, count_parameters, with_adapters
+from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import check_head, training_arguments, uses_bf16
+from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
     PromptOrder,
     PromptRow,
@@ -53,56 +52,12 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
+from easydistill.methods.shared.watch import TrainingOutcome, count_parameters
 from easydistill.models.loading import device
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 
 STATE = "state.pt"
-
-
-# --- the vocabulary that both share -----------------------------------------------------------------------------
-
-
-def trim_vocabulary(model: Any, size: int) -> None:
-    """Drop rows behind the tokenizer's last token: padding that differs between models of one family."""
-    if model.get_input_embeddings().weight.shape[0] > size:
-        model.resize_token_embeddings(size, mean_resizing=False)
-
-
-@contextlib.contextmanager
-def trimmed_vocabulary(model: Any, size: int) -> Iterator[None]:
-    """Train without padding rows, and put them back as they were."""
-    rows = [values.detach()[size:].clone() for values in _by_token(model)]
-    total = model.get_input_embeddings().weight.shape[0]
-    trim_vocabulary(model, size)
-    yield
-    if total > size:
-        model.resize_token_embeddings(total, mean_resizing=False)
-        with torch.no_grad():
-            for values, kept in zip(_by_token(model), rows, strict=True):
-                values[size:] = kept.to(values)
-
-
-def _by_token(model: Any) -> list[Tensor]:
-    """A model's parameters with a row for each token of the vocabulary."""
-    head = model.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-    return [model.get_input_embeddings().weight, head.weight, *([] if bias is None else [bias])]
-
-
-@contextlib.contextmanager
-def kept_settings(model: Any) -> Iterator[None]:
-    """Put back what trainers change about a model: TRL its padding token, gradient checkpointing its cache."""
-    places = [
-        (model.config.get_text_config(), ("pad_token_id", "use_cache")),
-        (model.generation_config, ("pad_token_id",)),
-    ]
-    before = [(place, name, getattr(place, name, None)) for place, names in places for name in names]
-    yield
-    for place, name, value in before:
-        setattr(place, name, value)
-    if getattr(model, "is_gradient_checkpointing", False):
-        model.gradient_checkpointing_disable()
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------
@@ -111,7 +66,7 @@ def kept_settings(model: Any) -> Iterator[None]:
 def sampled_reverse_kl(logprobs_N: Tensor, old_N: Tensor, teacher_N: Tensor, clip: float) -> Tensor:
     """−Σ min(r A, clip(r) A) over the student's own tokens, a scalar in nats.
 
-    Where nothing has moved yet (r = 1) its gradient is Σ (log p_S − log p_T) ∇ log p_S.
+    On the first step after a rollout (r = 1) its gradient is Σ (log p_S − log p_T) ∇ log p_S.
     """
     advantage_N = teacher_N - old_N
     ratio_N = (logprobs_N - old_N).exp()
@@ -133,13 +88,13 @@ def train(
 ) -> TrainingOutcome:
     """Train `student` in place by sampled reverse KL (float32 on the CPU when it enters).
 
-    Goes on from the last whole checkpoint, with the same final weights as without a break where the teacher's scores
-    are the same (a model in this process; servers round differently as they batch).
+    Resumes from the last complete checkpoint, with the same final weights as an uninterrupted run if the teacher's
+    scores are reproducible (a model in this process; a server's rounding depends on its batches).
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
-        Interrupted: stopped; the state is in a checkpoint.
-        TeacherError: the teacher cannot go on.
+        Interrupted: `stop` was requested; the state is in a checkpoint.
+        TeacherError: the teacher failed for good; the state is in a checkpoint.
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
@@ -155,7 +110,7 @@ def train(
 
 
 class SampledTraining:
-    """Optimiser steps over rollouts, and their checkpoints."""
+    """The training loop: optimiser steps over rollouts, logging, checkpoints."""
 
     def __init__(
         self,
@@ -176,7 +131,7 @@ class SampledTraining:
         self.model = with_adapters(student.model, config)
         if config.gradient_checkpointing:
             student.model.gradient_checkpointing_enable()
-        # transformers' Trainer makes optimiser and schedule from the config's names; it trains nothing here.
+        # transformers' Trainer only creates optimiser and schedule here, by their names in the config.
         maker = Trainer(model=self.model, args=training_arguments(config, checkpoints, self._device))
         maker.create_optimizer_and_scheduler(self.total)
         self._optimizer, self._scheduler = maker.optimizer, maker.lr_scheduler
@@ -194,7 +149,7 @@ class SampledTraining:
             while self._step < self.total:
                 try:
                     stop.raise_if_requested()
-                    measured = {} if self._pending else self._write(stop)
+                    measured = {} if self._pending else self._fill_pending(stop)
                 except (Interrupted, TeacherError):
                     self._save()
                     raise
@@ -211,8 +166,8 @@ class SampledTraining:
                 if self._step % self._config.save_steps == 0 or self._step == self.total:
                     self._save()
 
-    def _write(self, stop: StopSignal) -> dict[str, float]:
-        """Fill `pending` with the sequences of the next steps, marked by the teacher; what they are like."""
+    def _fill_pending(self, stop: StopSignal) -> dict[str, float]:
+        """Fill `_pending` with the sequences of the next steps, scored by the teacher; returns their figures."""
         steps = range(self._step, min(self.total, self._step + self._on_policy.steps_per_rollout))
         written = {step: self._assigned(step) for step in steps}
         prompts = [(item.id, item.prompt) for step in steps for item in written[step] if item.rolled]
@@ -223,44 +178,45 @@ class SampledTraining:
                 self._step,
                 self._student.eos_ids,
                 self._on_policy.max_new_tokens,
-                # What is estimated is the student itself, not a sharper or a softer one.
+                # The estimate is of the student's own distribution, so sampling must not sharpen or flatten it.
                 1.0,
                 self._config.seed,
             )
-        marked, entropy = self._mark(rollouts, stop)
-        answers = iter(marked)
+        scored_rollouts, entropy = self._score(rollouts, stop)
+        answers = iter(scored_rollouts)
         self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
-        return {**describe(marked), **({"entropy": entropy} if marked else {})}
+        return {**describe(scored_rollouts), **({"entropy": entropy} if scored_rollouts else {})}
 
     def _assigned(self, step: int) -> list[Written]:
-        """A step's sequences; those that the student is to write are still empty."""
+        """A step's sequences; those that the student is to generate are still empty."""
         chosen = self._order.batches(step // self._order.steps)[step % self._order.steps]
         rolled = rolled_positions(self._on_policy.rollout_share, step, len(chosen), self._config.seed)
         return [assign(self._rows[index], at in rolled) for at, index in enumerate(chosen)]
 
     @torch.no_grad()
-    def _mark(self, rollouts: list[Written], stop: StopSignal) -> tuple[list[Written], float]:
-        """Rollouts with p_old and p_T of their tokens, and the student's mean entropy."""
+    def _score(self, rollouts: list[Written], stop: StopSignal) -> tuple[list[Written], float]:
+        """The rollouts with log p_old and log p_T of their tokens, and the student's mean entropy in nats."""
         if not rollouts:
             return [], 0.0
         asked = [(item.ids, len(item.prompt)) for item in rollouts]
         self._student.model.eval()
         with self._autocast():
             own = scored(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
-        told = self._scores.score(asked, stop)
-        marked = [
-            replace(item, old=old, teacher=teacher) for item, (old, _), teacher in zip(rollouts, own, told, strict=True)
+        by_teacher = self._scores.score(asked, stop)
+        found = [
+            replace(item, old=old, teacher=teacher)
+            for item, (old, _), teacher in zip(rollouts, own, by_teacher, strict=True)
         ]
-        return marked, fmean(value for _, entropies in own for value in entropies)
+        return found, fmean(value for _, entropies in own for value in entropies)
 
     def update(self, batch: list[Written]) -> dict[str, float]:
-        """One optimiser step."""
+        """Take one optimiser step; returns its figures."""
         self.model.train()
         count = sum(len(item.completion) for item in batch)
         batch = sorted(batch, key=lambda item: len(item.ids), reverse=True)
         size = self._config.per_device_train_batch_size
         total = 0.0
-        # Dropout's stream belongs to the step, so that a checkpoint need not carry it.
+        # Dropout is seeded per step, so checkpoints need not store its random state.
         with torch.random.fork_rng():
             torch.manual_seed(row_seed(self._config.seed, f"{self._step}:dropout"))
             for at in range(0, len(batch), size):
@@ -290,14 +246,14 @@ class SampledTraining:
             torch.tensor([value for item in part for value in getattr(item, name) or ()], device=logprobs_N.device)
             for name in ("old", "teacher")
         )
-        taught = -logprobs_N[~rolled_N].sum()
-        return taught + sampled_reverse_kl(logprobs_N[rolled_N], old_N, teacher_N, self._on_policy.ratio_clip)
+        cross_entropy = -logprobs_N[~rolled_N].sum()
+        return cross_entropy + sampled_reverse_kl(logprobs_N[rolled_N], old_N, teacher_N, self._on_policy.ratio_clip)
 
     def _autocast(self) -> Any:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=uses_bf16(self._config, self._device))
 
     def _log(self, seconds: float) -> None:
-        """Means since the last entry: what is optimised, and what the rollouts are like."""
+        """Log means since the last entry: the training figures, and those of the rollouts."""
         names = {name for entry in self._window for name in entry}
         means = {name: fmean(entry[name] for entry in self._window if name in entry) for name in sorted(names)}
         training = {name: means.pop(name) for name in ("loss", "grad_norm")}
@@ -318,7 +274,7 @@ class SampledTraining:
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """A checkpoint of the state after `step` steps; its mark is written last, and old ones go after that."""
+        """Save the state after `_step` steps; the marker is written last, then old checkpoints are removed."""
         target = self._checkpoints / f"checkpoint-{self._step}"
         if self._step == self._resumed or is_whole(target):
             return

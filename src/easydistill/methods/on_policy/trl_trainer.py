@@ -1,10 +1,10 @@
-"""On-policy distillation by generalised JSD, on TRL's DistillationTrainer, and every override of TRL's inside.
+"""On-policy distillation by generalised JSD with TRL's DistillationTrainer, and every override of its internals.
 
     loss = (1/N) Σ_t β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m),   m = β p_T + (1−β) p_S        (GKD, arXiv 2306.13649)
 
 with forward KL at β = 0 and reverse KL at β = 1; both distributions at `temperature`, N the completion tokens of the
-optimiser step. TRL computes it over the whole vocabulary, slice by slice. Ours: which sequences the student writes
-and which are the teacher's answers, row by row seeds, the order of rows, whole checkpoints, Ctrl-C.
+optimiser step. TRL computes it over the whole vocabulary, slice by slice. Ours: which sequences the student generates
+and which are the teacher's answers, a seed for each row, the order of rows, complete checkpoints, Ctrl-C.
 
 Written against TRL 1.16.
 """
@@ -12,7 +12,6 @@ Written against TRL 1.16.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +26,11 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.trainer import kept_settings
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of, with_adapters
+from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
-from easydistill.methods.shared.compat import argument_values, check_head
+from easydistill.methods.shared.compat import argument_values, check_head, importing_trl
+from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
     PromptOrder,
     PromptRow,
@@ -43,15 +42,14 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
 )
 from easydistill.methods.shared.trl_parts import WritingTrainer
+from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
 from easydistill.models.logprobs import target_logprobs
 from easydistill.models.student import Student
 
 try:
-    with warnings.catch_warnings():
-        # Which vLLM is installed is nothing to us: the student generates with transformers.
-        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+    with importing_trl():
         from trl import DistillationConfig, DistillationTrainer
 except ImportError:
     raise MissingExtra("trl", "Generalised JSD") from None
@@ -69,7 +67,7 @@ def train(
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary.
 
-    Goes on from the last whole checkpoint. Returns early, after a checkpoint, once `stop` is requested.
+    Resumes from the last complete checkpoint. Returns early, after a checkpoint, once `stop` is requested.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
@@ -85,7 +83,7 @@ def train(
         trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    outcome = outcome_of(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
+    outcome = training_outcome(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
     if config.lora is not None:
         student.model = model.merge_and_unload()
     student.model.eval()
@@ -93,7 +91,7 @@ def train(
 
 
 def _arguments(config: TrainingConfig, on_policy: OnPolicyConfig, checkpoints: Path) -> DistillationConfig:
-    """TRL's own class, with the values that transformers' would have."""
+    """TRL's arguments, with our values wherever transformers has the same argument."""
     return DistillationConfig(
         **argument_values(config, checkpoints, device()),
         beta=on_policy.beta,
@@ -103,7 +101,7 @@ def _arguments(config: TrainingConfig, on_policy: OnPolicyConfig, checkpoints: P
 
 
 class _Rows(Dataset[dict[str, int]]):
-    """Numbers of rows in place of prompts: the trainer looks them up."""
+    """Row indices in place of prompts; the trainer looks the rows up."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -116,7 +114,7 @@ class _Rows(Dataset[dict[str, int]]):
 
 
 class RolloutWatch(Watch):
-    """Also tells what the rollouts since the last entry were like."""
+    """Also logs figures of the rollouts since the last entry."""
 
     def __init__(self, reporter: Reporter, stop: StopSignal, config: TrainingConfig) -> None:
         super().__init__(reporter, stop, config)
@@ -127,14 +125,14 @@ class RolloutWatch(Watch):
         if logs and "loss" in logs and self.described:
             names = sorted({name for entry in self.described for name in entry})
             means = {name: fmean(entry[name] for entry in self.described if name in entry) for name in names}
-            # Over all sequences of the step, the teacher's answers among them: that is where TRL has it.
+            # TRL's mean over all sequences of the step, including the teacher's answers.
             means["entropy"] = logs["entropy"]
             self._reporter.metric("rollouts", step=state.global_step, **means)
             self.described = []
 
 
 class RolloutTrainer(WritingTrainer, DistillationTrainer):
-    """TRL's trainer, with our sequences in place of the ones it would generate."""
+    """TRL's trainer, with our sequences in place of those that it would generate."""
 
     _config: TrainingConfig
 
@@ -164,13 +162,13 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        """Ours: TRL's permutes the same generator further with every epoch, and a resumed run starts it anew."""
+        """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
         return PromptOrder(
             len(self._rows), batch_rows(self._config), self._config.seed, self._config.gradient_accumulation_steps
         )
 
     def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Token ids of rows given by number; decides which of them the student answers."""
+        """Token ids of rows given by index; also decides which of them the student answers."""
         rolled = rolled_positions(
             self._on_policy.rollout_share, self.state.global_step, len(prompts), self._config.seed
         )
@@ -180,7 +178,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, has_tool_images: bool = False
     ) -> list[list[int]]:
-        """Completions, end token included: the student's, and the teacher's answers where those are taken."""
+        """Completions, end token included: the student's rollouts and the teacher's answers."""
         asked = [(item.id, item.prompt) for item in self._sequences if item.rolled]
         rollouts: list[Written] = []
         if asked:
@@ -199,7 +197,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         return [next(answers).completion if item.rolled else item.completion for item in self._sequences]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Also says which sequences the student wrote: TRL shuffles them next."""
+        """Also record which sequences the student generated, because TRL shuffles them next."""
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         rolled = [item.rolled for item in self._sequences]
         return {**found, "rolled": torch.tensor(rolled, device=self.accelerator.device)}
@@ -210,7 +208,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         return hidden_BTD
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
-        """Before an entry in the log, also an estimate of the reverse KL from the student's own tokens."""
+        """On steps that are logged, also estimate the reverse KL from the student's own tokens."""
         self._hidden = []
         found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
         if (self.state.global_step + 1) % self._config.logging_steps == 0:
@@ -221,7 +219,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
 
     @torch.no_grad()
     def _reverse_kl(self, unwrapped_student: Any, ids_BT: Tensor, keep_BT: Tensor) -> list[dict[str, float]]:
-        """The mean of log p_S − log p_T at temperature 1, from the hidden states that the loss has just used."""
+        """The mean of log p_S − log p_T at temperature 1, from the hidden states that the loss has computed."""
         if not keep_BT.any():
             return []
         heads = [Head.of(model) for model in (unwrapped_student, self.accelerator.unwrap_model(self.teacher_model))]

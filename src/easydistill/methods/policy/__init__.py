@@ -1,1 +1,1 @@
-"""PPO and GRPO: learning from rewards."""
+"""PPO and GRPO: training by rewards."""

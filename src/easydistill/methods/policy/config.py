@@ -1,4 +1,4 @@
-"""The `policy` sections of PPO and GRPO: how the student explores, and how it learns from what answers are worth."""
+"""The `policy` sections of PPO and GRPO: how the student explores, and how it learns from rewards."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from easydistill.config.training import TrainerConfig
 
 
 class PolicyConfig(Section):
-    """What PPO and GRPO share. The policy is the student."""
+    """Options of both PPO and GRPO. The policy is the student."""
 
     num_generations: PositiveInt = 1
-    """Answers to each prompt."""
+    """Answers per prompt."""
     max_new_tokens: PositiveInt = 256
     """Longest answer, in tokens."""
     temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] = 1.0
-    """Temperature of sampling, and of the probabilities in the loss. Nothing else shapes the distribution: the answers
-    must be draws from what is trained."""
+    """Temperature of sampling, and of the probabilities in the loss. There is no top-p or top-k: answers must be drawn
+    from the distribution that is trained."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
-    """Who generates. `vllm` shares the training's GPU (TRL's colocate mode) and needs one."""
+    """The engine that generates. `vllm` needs a GPU, which it shares with the training (TRL's colocate mode)."""
     steps_per_rollout: PositiveInt = 1
-    """Optimiser steps that share the answers of one round: more of them generate less often, in larger batches."""
+    """Optimiser steps per round of answers. More steps generate less often, in larger batches."""
     num_iterations: PositiveInt = 1
     """Passes over the answers of a round (μ; PPO's epochs)."""
     epsilon: PositiveShare = 0.2
-    """ε: the probability of a token may fall by this share before it stops counting."""
+    """ε: share by which a token's probability may fall before the token stops counting."""
     epsilon_high: PositiveFloat | None = None
-    """How much it may rise; by default ε."""
+    """Share by which it may rise; by default ε."""
     eval_steps: NonNegativeInt = 20
-    """Optimiser steps between two measurements on held-out prompts, which are made when the round ends that they fall
-    into; 0 measures before and after alone."""
+    """Optimiser steps between measurements on held-out prompts, each made at the end of its round. 0 measures only
+    before and after training."""
     pass_rate: tuple[Share, Share] = (0.1, 0.9)
-    """Rows that bring a `pass_rate` (as `cot_generation` writes it) are trained on if it lies between these: from what
-    always or never succeeds there is nothing to learn."""
+    """Rows with a `pass_rate` (as `cot_generation` writes it) are trained on if it lies in this range: prompts that
+    always or never succeed teach nothing."""
 
     @property
     def highest(self) -> float:
-        """How much the probability of a token may rise."""
+        """Share by which a token's probability may rise."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
@@ -65,30 +65,30 @@ class PolicyConfig(Section):
 
 
 class GrpoConfig(PolicyConfig):
-    """Group relative policy optimisation (GRPO, arXiv 2402.03300) on TRL, with what DAPO (arXiv 2503.14476) mended.
+    """Group relative policy optimisation (GRPO, arXiv 2402.03300) on TRL, with DAPO's improvements (arXiv 2503.14476).
 
     A_i = (R_i − mean of the group) / (its standard deviation + 1e-4): each answer against the others to its prompt.
     """
 
     num_generations: Annotated[int, Field(ge=2)] = 8
-    """G: answers to each prompt, which are compared with each other."""
+    """G: answers per prompt, which are compared with each other."""
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo"] = "dapo"
-    """How tokens are averaged: `dapo` over all of the step, `grpo` over each answer first (favours short ones)."""
+    """How tokens are averaged: `dapo` over the whole step, `grpo` over each answer first, which favours short ones."""
     epsilon_high: PositiveFloat | None = None
-    """How much the probability of a token may rise before it stops counting; by default 0.28 (DAPO's clip-higher). With
-    `cispo` the cap of the ratio itself, by default 5."""
+    """Share by which a token's probability may rise before the token stops counting; by default 0.28 (DAPO's
+    clip-higher). With `cispo`, the cap of the ratio itself, by default 5."""
     beta: NonNegativeFloat = 0.0
-    """Weight in the loss of the KL divergence from the student as it starts; above 0 a second model is kept."""
+    """Weight of the KL divergence from the untrained student in the loss; above 0, a second model is kept in memory."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """What advantages are divided by: the standard deviation of the group, of the batch, or nothing (Dr. GRPO)."""
+    """Divisor of advantages: standard deviation of the group, of the batch, or none (Dr. GRPO)."""
     importance_sampling: Literal["token", "sequence"] = "token"
-    """`sequence`: one ratio an answer (GSPO, arXiv 2507.18071)."""
+    """Importance ratios per token, or one per answer with `sequence` (GSPO, arXiv 2507.18071)."""
     mask_truncated: bool = True
-    """Leave answers out of the loss that were cut off."""
+    """Leave truncated answers out of the loss."""
 
     @property
     def highest(self) -> float:
-        """How much the probability of a token may rise; the highest ratio of `cispo`."""
+        """Share by which a token's probability may rise; with `cispo`, the highest ratio."""
         if self.epsilon_high is not None:
             return self.epsilon_high
         return 5.0 if self.loss_type == "cispo" else 0.28
@@ -104,37 +104,37 @@ class GrpoConfig(PolicyConfig):
 
 
 class PpoConfig(PolicyConfig):
-    """Proximal policy optimisation (PPO, arXiv 1707.06347) with a learned value of every token.
+    """Proximal policy optimisation (PPO, arXiv 1707.06347) with a learned value for every token.
 
-    The reward of a token is −kl_coef (log π_old − log π_ref), and at the answer's end what the answer is worth;
-    advantages are GAE's (arXiv 1506.02438).
+    A token's reward is −kl_coef (log π_old − log π_ref), plus the answer's reward at its last token; advantages are
+    GAE's (arXiv 1506.02438).
     """
 
     num_iterations: PositiveInt = 4
     """Passes over the answers of a round."""
     kl_coef: NonNegativeFloat = 0.05
-    """Price of moving away from the student as it starts, per nat of log-probability."""
+    """Penalty for moving away from the untrained student, per nat of log-probability."""
     gamma: Share = 1.0
-    """γ: discount a token."""
+    """γ: discount per token."""
     lam: Share = 0.95
-    """λ of GAE: 1 waits for the end of the answer, 0 trusts the value of the next token."""
+    """λ of GAE: 1 uses the answer's actual return, 0 relies on the value of the next token."""
     whiten: bool = True
-    """Bring a round's advantages to mean 0 and standard deviation 1."""
+    """Normalise a round's advantages to mean 0 and standard deviation 1."""
     vf_coef: NonNegativeFloat = 0.1
-    """Weight of the value's loss beside the policy's."""
+    """Weight of the value loss relative to the policy loss."""
     value_clip: PositiveFloat = 0.2
-    """How far a value may move from what it was when the answer was written before it stops counting."""
+    """How far a value may move from its value at generation time before it stops counting."""
     missing_eos_penalty: NonNegativeFloat = 1.0
-    """Taken from the reward of an answer that was cut off."""
+    """Subtracted from the reward of a truncated answer."""
     critic: Literal["reward_model", "value_head"] | None = None
-    """Who tells values: a copy of `rewards.reward_model` that goes on learning, or a linear layer on the policy itself.
-    By default the reward model where there is one with the student's tokens. The saved student holds neither."""
+    """The critic: a copy of `rewards.reward_model` that is trained further, or a linear layer on the policy itself. By
+    default the reward model, if there is one with the student's tokens. Neither is saved with the student."""
     critic_learning_rate: PositiveFloat = 1e-5
-    """Of the critic, constant."""
+    """Learning rate of the critic, constant."""
 
 
 class PolicyTrainingConfig(TrainerConfig):
-    """Training by rewards. Batches count answers, not prompts."""
+    """Training by rewards. Batch sizes count answers, not prompts."""
 
     num_train_epochs: PositiveFloat = 1.0
     """Passes over the prompts."""
@@ -145,22 +145,22 @@ class PolicyTrainingConfig(TrainerConfig):
     per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
     """Answers per device and micro-batch."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches an optimiser step."""
+    """Micro-batches per optimiser step."""
     max_length: Annotated[int, Field(ge=2)] = 1024
-    """Longest prompt with its answer, in tokens; a longer prompt is not trained on."""
+    """Longest prompt with its answer, in tokens; prompts without room for an answer are rejected."""
 
 
 def check_rounds(policy: PolicyConfig, training: TrainerConfig) -> None:
-    """Make sure that answers come in whole groups.
+    """Check that a round consists of whole groups, and that prompts have room.
 
     Raises:
-        Unfit: they do not.
+        Unfit: a round has incomplete groups, or answers fill `max_length`.
     """
     answers = training.per_device_train_batch_size * training.gradient_accumulation_steps * policy.steps_per_rollout
     if answers % policy.num_generations:
         raise Unfit(
             f"a round has {answers} answers (per_device_train_batch_size × gradient_accumulation_steps × "
-            f"steps_per_rollout), which are no whole groups of {policy.num_generations}",
+            f"steps_per_rollout), which cannot be divided into whole groups of {policy.num_generations}",
             "make it a multiple of policy.num_generations",
         )
     if policy.max_new_tokens >= training.max_length:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def token_rewards(score_B: Tensor, old_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
-    """What each token is worth: −kl_coef (log π_old − log π_ref), and at the answer's last token also its score."""
+    """The reward of each token: −kl_coef (log π_old − log π_ref), plus the answer's score at its last token."""
     rewards_BT = -kl_coef * (old_BT - reference_BT) * mask_BT
     last_B = mask_BT.sum(1).long() - 1
     whole_B = last_B >= 0
@@ -22,7 +22,7 @@ def token_rewards(score_B: Tensor, old_BT: Tensor, reference_BT: Tensor, mask_BT
 def advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (arXiv 1506.02438, equation 16).
 
-    δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γ λ A_{t+1};  V and A are 0 behind the answer's end.
+    δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γ λ A_{t+1};  V and A are 0 after the answer's end.
     """
     found_BT = torch.zeros_like(rewards_BT)
     next_value_B = following_B = torch.zeros_like(rewards_BT[:, 0])
@@ -36,26 +36,26 @@ def advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: fl
 
 
 def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """The mean over tokens of answers; 0 where there are none."""
+    """The mean over the answers' tokens; 0 if there are none."""
     return (values_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the tokens of answers; padding is 0."""
+    """Normalise to mean 0 and standard deviation 1 over the answers' tokens; padding becomes 0."""
     mean = masked_mean(values_BT, mask_BT)
     variance = masked_mean((values_BT - mean) ** 2, mask_BT)
     return (values_BT - mean) * (variance + 1e-8).rsqrt() * mask_BT
 
 
 def value_loss(values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
-    """½ Σ max((V − R)², (clip(V, V_old ± clip) − R)²) over the tokens of answers: PPO's usual value loss, summed."""
+    """½ Σ max((V − R)², (clip(V, V_old ± clip) − R)²) over the answers' tokens: PPO's usual value loss, summed."""
     clipped_BT = torch.maximum(torch.minimum(values_BT, old_BT + clip), old_BT - clip)
     worst_BT = torch.maximum((values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2)
     return 0.5 * (worst_BT * mask_BT).sum()
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float | None:
-    """1 − Var(R − V) / Var(R) over the tokens of answers: 1 is a perfect critic, 0 one that knows nothing."""
+    """1 − Var(R − V) / Var(R) over the answers' tokens: 1 for a perfect critic, 0 for an uninformed one."""
     keep_BT = mask_BT.bool()
     returns_N, errors_N = returns_BT[keep_BT], (returns_BT - values_BT)[keep_BT]
     if len(returns_N) < 2 or not float(returns_N.var()) > 0:

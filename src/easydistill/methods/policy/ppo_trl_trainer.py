@@ -1,7 +1,7 @@
-"""PPO on TRL's GRPOTrainer, whose loss takes an advantage for every token; TRL itself has no PPO any more.
+"""PPO on TRL's GRPOTrainer, whose loss accepts an advantage for every token; TRL no longer has a PPO of its own.
 
-Ours: the critic, values, the KL in the reward, GAE, the value's loss. The critic has an optimiser of its own and is
-not part of the policy, so nothing of it is saved with the student.
+Ours: the critic, values, the KL in the reward, GAE, the value loss. The critic has its own optimiser and is not part of
+the policy, so it is not saved with the student.
 
 Written against TRL 1.16. Shapes: B answers, P prompt tokens, T answer tokens, D hidden width.
 """
@@ -19,25 +19,26 @@ from torch import Tensor, nn
 from easydistill.config.training import TrainerConfig
 from easydistill.methods.policy import ppo
 from easydistill.methods.policy.config import PpoConfig
-from easydistill.methods.policy.trl_trainer import Explorer, PolicyTrainer, PolicyWatch
+from easydistill.methods.policy.trl_trainer import PolicyTrainer
+from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.models.head import body_of
 from easydistill.models.student import Student
 
 CRITIC = "critic.pt"
-"""The critic and its optimiser, in a checkpoint."""
+"""File of the critic and its optimiser in a checkpoint."""
 
 
 class ValueHead(nn.Module):
-    """V_t = w · h_t + b on the policy's own hidden states, 0 at first. Its loss also trains the policy's body."""
+    """V_t = w · h_t + b on the policy's hidden states, initially 0. Its loss also trains the policy's body."""
 
     def __init__(self, policy: Any) -> None:
         super().__init__()
         self.linear = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        # None while nobody wants them: tokens that are generated pass here too.
+        # None unless values are wanted: generation passes through the hook too.
         self._seen: list[Tensor] | None = None
-        # A hook, because TRL's forward gives log-probabilities alone.
+        # A hook, because TRL's forward returns log-probabilities only.
         self._hook = body_of(policy).register_forward_hook(self._keep)
 
     def _keep(self, module: Any, given: Any, found: Any) -> None:
@@ -45,11 +46,11 @@ class ValueHead(nn.Module):
             self._seen.append(found.last_hidden_state)
 
     def begin(self) -> None:
-        """Before the policy's forward passes whose values are wanted."""
+        """Call before the policy's forward passes whose values are wanted."""
         self._seen = []
 
     def values(self, ids_BL: Tensor, mask_BL: Tensor, tokens: int) -> Tensor:
-        """The values before each of the last `tokens` tokens, (B, T), from the forward passes since `begin`."""
+        """(B, T): the value before each of the last `tokens` tokens, from the forward passes since `begin`."""
         assert self._seen is not None, "begin() comes first"
         hidden_BLD = torch.cat(self._seen)
         self._seen = None
@@ -61,7 +62,7 @@ class ValueHead(nn.Module):
 
 
 class ModelCritic(nn.Module):
-    """V_t by a reward model that goes on learning: its score of the text so far."""
+    """V_t is a reward model's score of the text so far; the model is trained further."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class PpoTrainer(PolicyTrainer):
             critic: a reward model with the student's tokens, trained further here; None for a value head.
         """
         super().__init__(student, explorer, config, policy, checkpoints, watch)
-        # After the policy was moved to its device.
+        # Created after the policy was moved to its device.
         self._critic: ValueHead | ModelCritic = ValueHead(student.model) if critic is None else ModelCritic(critic)
         self._critic.to(self.accelerator.device)
         self._critic_optimizer = torch.optim.AdamW(
@@ -118,14 +119,14 @@ class PpoTrainer(PolicyTrainer):
         return found_B1
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Also values, returns, and advantages of tokens in place of those of answers."""
+        """Add values and returns, and replace the advantages of answers by those of tokens."""
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mask_BT = found["completion_mask"]
         ids_BL = torch.cat([found["prompt_ids"], found["completion_ids"]], 1)
         seen_BL = torch.cat([found["prompt_mask"], mask_BT], 1)
         tokens = mask_BT.shape[1]
         with torch.no_grad(), self._autocast():
-            old_BT, values_BT = self._judged(ids_BL, seen_BL, tokens)
+            old_BT, values_BT = self._logprobs_and_values(ids_BL, seen_BL, tokens)
             reference_BT = self._reference(ids_BL, seen_BL, tokens) if self._needs_reference else old_BT
         known_B = ~self._scores_B.isnan()
         ended_B = torch.tensor(self._ended, device=mask_BT.device)
@@ -134,7 +135,7 @@ class PpoTrainer(PolicyTrainer):
         learned_BT = mask_BT * known_B[:, None]
         advantages_BT = ppo.advantages(rewards_BT, values_BT, mask_BT, self._policy.gamma, self._policy.lam)
         returns_BT = (advantages_BT + values_BT) * mask_BT
-        self._tell(values_BT, returns_BT, learned_BT, (old_BT - reference_BT) * mask_BT)
+        self._record(values_BT, returns_BT, learned_BT, (old_BT - reference_BT) * mask_BT)
         if self._policy.whiten:
             advantages_BT = ppo.whiten(advantages_BT, learned_BT)
         found |= {
@@ -146,7 +147,7 @@ class PpoTrainer(PolicyTrainer):
         }
         return found
 
-    def _judged(self, ids_BL: Tensor, seen_BL: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    def _logprobs_and_values(self, ids_BL: Tensor, seen_BL: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
         """(log-probabilities, values) of the answers' tokens."""
         size = self.args.per_device_train_batch_size
         both: list[tuple[Tensor, Tensor]] = []
@@ -158,7 +159,7 @@ class PpoTrainer(PolicyTrainer):
         return torch.cat([logps for logps, _ in both]), torch.cat([values for _, values in both])
 
     def _reference(self, ids_BL: Tensor, seen_BL: Tensor, tokens: int) -> Tensor:
-        """Log-probabilities of the answers' tokens under the student as it started."""
+        """Log-probabilities of the answers' tokens under the untrained student."""
         size = self.args.per_device_train_batch_size
         with self._as_it_started() as model:
             found_BT: Tensor = self._get_per_token_logps_and_entropies(model, ids_BL, seen_BL, tokens, size)[0]
@@ -172,7 +173,7 @@ class PpoTrainer(PolicyTrainer):
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             yield self.model
 
-    def _tell(self, values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, kl_BT: Tensor) -> None:
+    def _record(self, values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, kl_BT: Tensor) -> None:
         figures = {
             "kl": float(ppo.masked_mean(kl_BT, mask_BT)) if self._needs_reference else None,
             "value": float(ppo.masked_mean(values_BT, mask_BT)),
@@ -184,7 +185,7 @@ class PpoTrainer(PolicyTrainer):
                 self._watch.figures.setdefault(name, []).append(value)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """The policy's loss and the critic's, both a mean over the tokens of the optimiser step."""
+        """The policy loss plus the value loss, both means over the tokens of the optimiser step."""
         self._critic.begin()
         policy_loss = super()._compute_loss(model, inputs)
         ids_BL = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
@@ -201,7 +202,7 @@ class PpoTrainer(PolicyTrainer):
         return policy_loss + self._policy.vf_coef * value_loss
 
     def step_critic(self) -> None:
-        """One step of the critic, from the gradients that the step's losses left."""
+        """One step of the critic's optimiser, with the gradients of the step's losses."""
         for value in self._critic.parameters():
             if value.grad is not None and self.accelerator.num_processes > 1:
                 value.grad = self.accelerator.reduce(value.grad, reduction="mean")
@@ -211,7 +212,7 @@ class PpoTrainer(PolicyTrainer):
         self._critic_optimizer.zero_grad()
 
     def finish(self) -> None:
-        """Leave nothing of the critic at the policy."""
+        """Remove the critic's hook from the policy."""
         self._critic.close()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

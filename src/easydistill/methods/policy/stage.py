@@ -1,4 +1,4 @@
-"""Train by rewards: prompts and a student in; the student out, that has learned from what its own answers are worth."""
+"""Training by rewards: prompts and a student in; the student out, trained on the rewards of its own answers."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from easydistill.rewards._section import RewardsConfig
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
-    from easydistill.methods.policy.trainer import PolicyRow
-    from easydistill.methods.policy.trl_trainer import Explorer
+    from easydistill.methods.policy.rows import PolicyRow
+    from easydistill.methods.policy.watch import Explorer
     from easydistill.rewards import Reward
 
 ANSWER = "answer"
-"""Field of a row that holds its known answer; a row's own answer stands there too."""
+"""Field of a row with the known answer; the row's own answer is put there too."""
 PASS_RATE = "pass_rate"
 UNJUDGED = "unjudged"
 
 
 class ExplorationRows(PromptRows):
-    """Prompts to explore, with what their rows know of the right answer."""
+    """Prompts to explore, with their rows' known answers."""
 
     labelled: ClassVar[bool | None] = None
 
@@ -56,7 +56,7 @@ class ExplorationRows(PromptRows):
 
 
 class PolicyStage(TrainStage):
-    """PPO or GRPO, whichever the policy's config is of; named and saved like any other training."""
+    """PPO or GRPO, by the class of `policy`; under the same name and with the same outputs as `TrainStage`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class PolicyStage(TrainStage):
     ) -> None:
         super().__init__(rows, models, training)
         self._policy, self._rewards, self._judge = policy, rewards, judge
-        # Right answers are told from wrong ones on held-out prompts, whether that is a reward or not.
+        # Held-out answers are verified whether or not verification is a reward.
         self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
 
     def preflight(self) -> list[ConfigIssue]:
@@ -82,7 +82,7 @@ class PolicyStage(TrainStage):
         issues += reward_issues(self._rewards)
         if self._rewards.needs_judge and self._judge is None:
             mend = "set models.judge with judge.inference, or judge.inference.base_url"
-            issues.append(ConfigIssue("config", "rewards.judge", "there is no model that judges", mend))
+            issues.append(ConfigIssue("config", "rewards.judge", "no judge model is configured", mend))
         if self._judge is not None:
             issues += self._judge.plan.preflight()
         if self._policy.rollouts == "vllm":
@@ -118,14 +118,14 @@ class PolicyStage(TrainStage):
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
 
-        samples, heldout, rejected = self._rows.read(context)
+        samples, heldout, unreadable = self._rows.read(context)
         student = build_student(self._models, choose_dtype("float32", device()))
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rows, unfit = self._prepare(renderer, samples)
-        held_rows, held_unfit = self._prepare(renderer, heldout, all_rates=True)
-        rejected = [*rejected, *unfit, *held_unfit]
-        if unfit and not rows:
-            raise _nothing_left(unfit)
+        rows, train_rejected = self._prepare(renderer, samples)
+        held_rows, held_rejected = self._prepare(renderer, heldout, all_rates=True)
+        rejected = [*unreadable, *train_rejected, *held_rejected]
+        if train_rejected and not rows:
+            raise _nothing_left(train_rejected)
         with ExitStack() as opened:
             explorer = self._explorer(student, rows, held_rows, context, opened)
             outcome = self._train_policy(student, explorer, context)
@@ -137,7 +137,7 @@ class PolicyStage(TrainStage):
         return StageResult(
             outputs=files,
             rows=RowCounts(
-                len(samples) + len(heldout) + len(rejected) - len(unfit) - len(held_unfit),
+                len(samples) + len(heldout) + len(unreadable),
                 len(rows) + len(held_rows),
                 count_reasons(rejected),
             ),
@@ -157,21 +157,25 @@ class PolicyStage(TrainStage):
     def _prepare(
         self, renderer: ChatRenderer, samples: Sequence[Sample], all_rates: bool = False
     ) -> tuple[list[PolicyRow], list[Rejection]]:
-        """Prompts with room for an answer and a fitting pass rate, and the rows that are not fit."""
+        """(prompts with room for an answer and a pass rate in range, the rejected rows).
+
+        Args:
+            all_rates: accept every pass rate.
+        """
         rows: list[PolicyRow] = []
-        unfit: list[Rejection] = []
+        rejected: list[Rejection] = []
         for sample in samples:
             row = self._policy_row(renderer, sample, all_rates)
-            (unfit if isinstance(row, Rejection) else rows).append(row)  # type: ignore[arg-type]
-        return rows, unfit
+            (rejected if isinstance(row, Rejection) else rows).append(row)  # type: ignore[arg-type]
+        return rows, rejected
 
     def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
-        from easydistill.methods.policy.trainer import PolicyRow
+        from easydistill.methods.policy.rows import PolicyRow
 
         low, high = self._policy.pass_rate
         rate = as_float(sample.meta.get(PASS_RATE))
         if not all_rates and rate is not None and not low <= rate <= high:
-            detail = f"{rate:.0%} of the tries at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
+            detail = f"{rate:.0%} of the attempts at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
             return Rejection(sample.id, self.name, "pass_rate", detail)
         prompt = fitting_prompt(renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name)
         if isinstance(prompt, Rejection):
@@ -192,8 +196,8 @@ class PolicyStage(TrainStage):
         context: StageContext,
         opened: ExitStack,
     ) -> Explorer:
-        """Rows and rewards; what is opened closes with the stack."""
-        from easydistill.methods.policy.trl_trainer import Explorer
+        """The rows with their rewards; everything opened here is closed by `opened`."""
+        from easydistill.methods.policy.watch import Explorer
 
         judge = None
         if self._judge is not None:
@@ -211,7 +215,7 @@ class PolicyStage(TrainStage):
         return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened))
 
     def _verifier(self, heldout: Sequence[PolicyRow], given: RewardContext, opened: ExitStack) -> Reward | None:
-        """Tells right answers from wrong ones, as `rewards.verify` does where it is there; None if no row knows."""
+        """A verifier of held-out answers (1 right, 0 wrong), like `rewards.verify`; None without known answers."""
         config = self._verification
         if not any(row.meta.get(config.field) is not None for row in heldout):
             return None
@@ -244,7 +248,7 @@ class PolicyStage(TrainStage):
         """The reward model that the critic starts from; None for a value head.
 
         Raises:
-            ConfigError: it was asked for, and there is none with the student's tokens.
+            ConfigError: one was requested, but there is none with the student's tokens.
         """
         from easydistill.models.loading import device, load_tokenizer, same_vocabulary
         from easydistill.rewards.reward_model import load_classifier
@@ -252,21 +256,22 @@ class PolicyStage(TrainStage):
         config = getattr(self._rewards, "reward_model", None)
         if policy.critic == "value_head" or (policy.critic is None and config is None):
             return None
-        problem = "there is no rewards.reward_model"
+        problem = "no rewards.reward_model is configured"
         if config is not None:
             if same_vocabulary(student.tokenizer, load_tokenizer(config.model)):
                 return load_classifier(config.model_copy(update={"dtype": "float32"}), device())
-            problem = "the reward model has other tokens than the student"
+            problem = "the reward model's vocabulary differs from the student's"
         if policy.critic is None:
             return None
         mend = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
         raise ConfigError(ConfigIssue("config", "policy.critic", problem, mend))
 
 
-def _nothing_left(unfit: Sequence[Rejection]) -> DataError:
-    """Why no prompt can be trained on, by reason with an example of each."""
-    examples = {rejection.reason: rejection.detail for rejection in reversed(unfit)}
-    told = "".join(
-        f"\n    {reason}, {count} of {len(unfit)}: {examples[reason]}" for reason, count in count_reasons(unfit).items()
+def _nothing_left(rejected: Sequence[Rejection]) -> DataError:
+    """The error for a training without prompts: the reasons for rejection, with an example of each."""
+    examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
+    reasons = "".join(
+        f"\n    {reason}, {count} of {len(rejected)}: {examples[reason]}"
+        for reason, count in count_reasons(rejected).items()
     )
-    return DataError(f"there is nothing to train on: no prompt is left{told}")
+    return DataError(f"there is nothing to train on: no prompt is left{reasons}")

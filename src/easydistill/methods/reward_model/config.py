@@ -1,4 +1,4 @@
-"""The `reward_model` section: how a model learns to score answers from pairs of them."""
+"""The `reward_model` section: how a model learns to score answers from pairs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from easydistill.methods.dpo.config import PairTrainingConfig
 
 
 class RewardModelConfig(Section):
-    """Bradley–Terry training of a model that gives an answer one number (TRL's RewardTrainer).
+    """Bradley–Terry training of a model that scores answers (TRL's RewardTrainer).
 
     loss = −log σ(r_w − r_l − m) + c (r_w + r_l)², a mean over pairs, where r_w is the score of the chosen answer, r_l
-    that of the rejected one, m the pair's margin and c the centring.
+    that of the rejected one, m the pair's margin and c `center_rewards_coefficient`.
     """
 
     center_rewards_coefficient: NonNegativeFloat = 0.01
-    """c: keeps scores near 0 (arXiv 2312.09244). The rest of the loss only knows differences. 0 leaves it out."""
+    """c: keeps scores near 0 (arXiv 2312.09244); the rest of the loss only depends on differences. 0 turns it off."""
     use_margin: bool = False
-    """Ask of each pair's scores that they differ by its `margin` (Llama 2, arXiv 2307.09288), in the score's unit,
-    log-odds; 0 where a pair has none. Off, a `margin` in a row is left alone: it may be in any unit."""
+    """Require the scores of a pair to differ by its `margin` (Llama 2, arXiv 2307.09288), in log-odds like the scores;
+    0 for pairs without one. When off, `margin` in a row is ignored, whatever its unit."""
 
 
 class RewardTrainingConfig(PairTrainingConfig):
@@ -30,4 +30,4 @@ class RewardTrainingConfig(PairTrainingConfig):
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate; with `lora` ten times as much is usual."""
     max_length: Annotated[int, Field(ge=2)] = 1024
-    """Longest prompt with its answer, in tokens. A pair with a longer one is rejected: a score is of whole answers."""
+    """Longest prompt with its answer, in tokens. Longer pairs are rejected, because a score rates whole answers."""

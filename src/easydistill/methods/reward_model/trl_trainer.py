@@ -1,9 +1,9 @@
-"""Training of a reward model on TRL's RewardTrainer, and every override of its inside.
+"""Training of a reward model with TRL's RewardTrainer, and every override of its internals.
 
     loss = −log σ(r_w − r_l − m) + c (r_w + r_l)²,   a mean over pairs
 
-with c the centring (arXiv 2312.09244) and m the pair's margin, 0 unless margins are wanted. The loss is TRL's. Ours
-are the tokens, the token that pads, the order of pairs, whole checkpoints, Ctrl-C.
+with c the centring coefficient (arXiv 2312.09244) and m the pair's margin, 0 unless `use_margin` is set. The loss is
+TRL's. Ours are the tokenisation, the padding token, the order of pairs, complete checkpoints, Ctrl-C.
 
 Written against TRL 1.16.
 """
@@ -22,12 +22,13 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue, DataError, MissingExtra
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
-from easydistill.methods.reward_model.trainer import RewardRow
+from easydistill.methods.reward_model.rows import RewardRow
 from easydistill.methods.sft.batching import epoch_sampler
-from easydistill.methods.sft.trainer import AllStepsDone, TrainingOutcome, Watch, outcome_of
+from easydistill.methods.shared.adapters import lora_config
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values
 from easydistill.methods.shared.trl_parts import QuietTrainer
+from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
 from easydistill.models.loading import device
 from easydistill.models.scalar_head import head_name
 from easydistill.models.student import Student
@@ -47,7 +48,7 @@ _KEPT = {
     "min_reward": "lowest_score",
     "max_reward": "highest_score",
 }
-"""TRL's figures of a step that are logged, and as what."""
+"""TRL's figures to log, and our names for them."""
 
 
 def train(
@@ -59,12 +60,12 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
 ) -> TrainingOutcome:
-    """Train `student` in place; with LoRA its adapters are merged at the end, and its head is trained whole.
+    """Train `student` in place; with LoRA, its head is trained fully and the adapters are merged at the end.
 
-    Goes on from the last whole checkpoint. Returns early, after a checkpoint, once `stop` is requested.
+    Resumes from the last complete checkpoint. Returns early, after a checkpoint, once `stop` is requested.
 
     Args:
-        student: float32, on the CPU, with a scalar head, its padding set (`models/scalar_head.py`).
+        student: in float32 on the CPU, with a scalar head and its padding set (`models/scalar_head.py`).
 
     Raises:
         DataError: there are no pairs, or the loss is not finite.
@@ -76,8 +77,8 @@ def train(
         trainer = ScoreTrainer(student, rows, config, reward, checkpoints, watch)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    outcome = outcome_of(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
-    # Accelerate leaves a forward in bfloat16 on the instance; whoever scores next decides on that anew.
+    outcome = training_outcome(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
+    # Accelerate leaves a bfloat16 forward on the instance; later users choose their own precision.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     student.model = model.merge_and_unload() if config.lora is not None else model
     student.model.eval()
@@ -85,7 +86,7 @@ def train(
 
 
 def arguments(config: RewardTrainingConfig, reward: RewardModelConfig, checkpoints: Path) -> RewardConfig:
-    """TRL's own class, with the values that transformers' would have."""
+    """TRL's arguments, with our values wherever transformers has the same argument."""
     return RewardConfig(
         **argument_values(config, checkpoints, device()),
         max_length=config.max_length,
@@ -94,32 +95,23 @@ def arguments(config: RewardTrainingConfig, reward: RewardModelConfig, checkpoin
 
 
 def adapters(model: Any, config: RewardTrainingConfig) -> Any:
-    """What PEFT is told of the adapters that the config asks for; None where it asks for none.
+    """PEFT's config of the adapters; None without `training.lora`.
 
     Raises:
-        ConfigError: the head is to have adapters.
+        ConfigError: the head would get adapters.
     """
     if config.lora is None:
         return None
-    import peft
-
     head = head_name(model)
     if head in config.lora.target_modules:
-        problem = f"{head} is the reward model's head, which is trained whole"
+        problem = f"{head} is the reward model's head, which is trained fully"
         mend = f'remove "{head}", or use "all-linear", which leaves that layer out'
         raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, mend))
-    return peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules,
-        modules_to_save=[head],
-    )
+    return lora_config(config.lora, "SEQ_CLS", modules_to_save=[head])
 
 
 class ScoreWatch(Watch):
-    """Also tells how the scores of pairs stand since the last entry."""
+    """Also logs the scores of the pairs since the last entry."""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         super().on_log(args, state, control, logs, **kwargs)
@@ -129,7 +121,7 @@ class ScoreWatch(Watch):
 
 
 class ScoreTrainer(QuietTrainer, RewardTrainer):
-    """TRL's trainer on our pairs."""
+    """TRL's trainer on tokenised pairs."""
 
     def __init__(
         self,
@@ -161,14 +153,14 @@ class ScoreTrainer(QuietTrainer, RewardTrainer):
         self.remove_callback(PrinterCallback)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Ours is tokenised already, and of the right length."""
+        """The pairs are tokenised already, and none is too long."""
         return dataset
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return epoch_sampler([row.longest for row in self._rows], self._config, grouped=self._config.group_by_length)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model is not shown the margins, which some architectures refuse."""
+        """Keep `margin` from the model, which some architectures refuse."""
 
         def without_margins(**values: Any) -> Any:
             return model(**{name: value for name, value in values.items() if name != "margin"})

@@ -1,7 +1,7 @@
-"""Rows of tokens → micro-batches: padded batches of like length, or packs without cross-talk.
+"""Rows of tokens → micro-batches: padded batches of similar length, or packs without attention across rows.
 
-Everything here depends only on the rows, the seed and the epoch, so a resumed run sees the very batches that an
-uninterrupted one sees.
+Everything here depends only on the rows, the seed and the epoch, so a resumed run sees exactly the batches of an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easydistill.config.training import TrainerConfig
 
 IGNORE = -100
 MEGABATCHES = 8
-"""Rows are sorted by length inside windows of so many optimiser steps; a wider window pads less and mixes less."""
+"""Rows are sorted by length within windows of this many optimiser steps; wider windows pad less and mix less."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class TokenRow:
     ids: list[int]
     mask: list[bool]
     wrote_itself: bool = False
-    """Whether the answer is the student's own: its tokens have a divergence to learn from, but are no labels."""
+    """Whether the answer is the student's own: its tokens count in the divergence, but are not labels."""
 
     def labels(self) -> list[int]:
-        """Token ids where they are learned, −100 elsewhere; never on the first token, which nothing predicts."""
+        """Token ids where they are learned, −100 elsewhere and on the first token, which nothing predicts."""
         return [
             IGNORE,
             *(token if on else IGNORE for token, on in zip(self.ids[1:], self.mask[1:], strict=True)),
@@ -40,7 +40,7 @@ class TokenRow:
 
 
 class RowDataset(Dataset[list[TokenRow]]):
-    """Items are lists of rows: one row each, or the rows of one pack."""
+    """Each item is a list of rows: a single row, or the rows of a pack."""
 
     def __init__(self, items: Sequence[list[TokenRow]]) -> None:
         self.items = items
@@ -56,7 +56,7 @@ class RowDataset(Dataset[list[TokenRow]]):
 
 
 def pack(rows: Sequence[TokenRow], max_length: int) -> list[list[TokenRow]]:
-    """Put rows into packs of at most `max_length` tokens: best fit, longest rows first."""
+    """Pack rows into packs of at most `max_length` tokens: best fit, longest rows first."""
     by_room: dict[int, list[list[TokenRow]]] = {}
     packs: list[list[TokenRow]] = []
     for row in sorted(rows, key=lambda item: (-len(item.ids), item.id)):
@@ -78,9 +78,9 @@ def pack(rows: Sequence[TokenRow], max_length: int) -> list[list[TokenRow]]:
 def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor]:
     """One micro-batch.
 
-    Single rows are padded on the right and need no attention mask: causal attention never looks right, and
-    padding is never learned. Packs are laid in one line each, positions starting anew with every row, from which
-    transformers derives attention that stays inside the rows.
+    Single rows are padded on the right and need no attention mask: causal attention does not look ahead, and padding
+    is not learned. The rows of a pack are concatenated, with positions that restart at every row, from which
+    transformers derives attention that stays within the rows.
     """
     lengths = [sum(len(row.ids) for row in item) for item in items]
     width = max(lengths)
@@ -94,19 +94,19 @@ def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor
         batch["labels"].append([label for row in item for label in row.labels()] + [IGNORE] * space)
         if packed:
             positions = [position for row in item for position in range(len(row.ids))]
-            # Padding is one more segment of its own.
+            # Padding forms one more segment.
             batch["position_ids"].append(positions + list(range(space)))
     return {name: torch.tensor(value) for name, value in batch.items()}
 
 
 class EpochSampler(Sampler[int]):
-    """The order of items in each epoch, from seed and epoch alone.
+    """The order of items in each epoch, determined by seed and epoch alone.
 
     Args:
         lengths: tokens of each item.
-        batch_size: items in a micro-batch.
-        window: items inside which like lengths are put together; 0 only shuffles.
-        seed: of the shuffles.
+        batch_size: items per micro-batch.
+        window: number of items within which similar lengths are grouped; 0 only shuffles.
+        seed: seed of the shuffles.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, window: int, seed: int) -> None:
@@ -132,7 +132,7 @@ class EpochSampler(Sampler[int]):
         for start in range(0, len(order), self._window):
             window = sorted(order[start : start + self._window], key=lambda index: self._lengths[index], reverse=True)
             batches += [window[at : at + self._batch_size] for at in range(0, len(window), self._batch_size)]
-        # A short batch must stay last, or the data loader would cut all that follow it differently.
+        # A short batch must stay last, or the data loader would split all batches after it differently.
         short = [batch for batch in batches if len(batch) < self._batch_size]
         full = [batch for batch in batches if len(batch) == self._batch_size]
         generator.shuffle(full)
@@ -140,11 +140,11 @@ class EpochSampler(Sampler[int]):
 
 
 def epoch_sampler(lengths: Sequence[int], config: TrainerConfig, *, grouped: bool) -> EpochSampler:
-    """The order that a `training` section asks for.
+    """The sampler for a `training` section.
 
     Args:
         lengths: tokens of each item.
-        grouped: whether items of like length come together.
+        grouped: whether to batch items of similar length.
     """
     batch = config.per_device_train_batch_size
     window = MEGABATCHES * batch * config.gradient_accumulation_steps

@@ -14,10 +14,10 @@ class TrainingConfig(TrainerConfig):
     """Supervised fine-tuning of the student. Defaults follow the paper's recipes (section 2.2, Code 1)."""
 
     per_device_train_batch_size: PositiveInt = 1
-    """Rows (or packs, with `packing`) per device and micro-batch."""
+    """Rows (packs with `packing`) per device and micro-batch."""
     packing: bool = False
-    """Put several rows into one sequence of `max_length`, without attention or positions crossing between rows."""
+    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows."""
     group_by_length: bool = True
-    """Batch rows of like length, so that little is padding. Off with `packing`."""
+    """Batch rows of similar length, to save padding. Off with `packing`."""
     loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
-    """Memory the loss may use for a slice of the logits, which are never held whole."""
+    """Bytes of logits that the loss holds at once; they are computed slice by slice."""

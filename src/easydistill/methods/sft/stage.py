@@ -1,4 +1,4 @@
-"""Train: labelled rows and a student in; the trained student, saved as transformers loads it, out."""
+"""Train: labelled rows and a student in; the trained student out, in the format that transformers loads."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_identity
 
 if TYPE_CHECKING:
-    from easydistill.methods.distil.trainer import Distillation
+    from easydistill.methods.distil.row_loss import Distillation
     from easydistill.methods.sft.batching import TokenRow
 
 
 class TrainStage:
-    """Training of the student on labelled rows, and on a teacher's signals where there are any."""
+    """Train the student on labelled rows, and on a teacher's signals if there are any."""
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
@@ -51,8 +51,8 @@ class TrainStage:
     ) -> None:
         """
         Args:
-            name: the stage's, where a job trains more than once.
-            start: an earlier train stage, whose student goes on learning; by default the student as it is made.
+            name: the stage's name, for jobs that train more than once.
+            start: an earlier train stage whose student is trained further; by default a new student.
         """
         self.name = name
         self._rows = rows
@@ -91,7 +91,7 @@ class TrainStage:
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
 
-        assert isinstance(self._training, TrainingConfig), "other methods have a `run` of their own"
+        assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
         student = build_student(models, choose_dtype("float32", device()))
@@ -110,7 +110,6 @@ class TrainStage:
             self.name,
         )
         context.stop.raise_if_requested()
-        # In the stage's directory, and shown as `student/` in the run directory.
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
         return StageResult(
@@ -128,7 +127,7 @@ class TrainStage:
         )
 
     def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:
-        from easydistill.methods.distil.trainer import Distillation
+        from easydistill.methods.distil.row_loss import Distillation
         from easydistill.signals.store import SignalStore
 
         if self._teaching is None:

@@ -1,6 +1,6 @@
-"""Which checkpoints are whole, which of them is the newest, and which may go.
+"""Which checkpoints are complete, which of them is the newest, and which may be removed.
 
-A checkpoint is a directory `checkpoint-<step>`; it counts once its mark is there, which is written last.
+A checkpoint is a directory `checkpoint-<step>`; it counts once its marker file exists, which is written last.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import shutil
 from pathlib import Path
 
 WHOLE = "whole.json"
-"""Written into a checkpoint last; a checkpoint without it was torn by a kill."""
+"""Marker file, written last; a checkpoint without it was cut off by a kill."""
 
 
 def step_of(checkpoint: Path) -> int:
-    """After how many steps a checkpoint was made."""
+    """The step after which a checkpoint was made."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+    """Whether a checkpoint was written completely."""
     return (checkpoint / WHOLE).is_file()
 
 
 def mark_whole(checkpoint: Path) -> None:
-    """Say that all of a checkpoint is there."""
+    """Mark a checkpoint as complete."""
     (checkpoint / WHOLE).write_text(json.dumps({"step": step_of(checkpoint)}), encoding="utf-8")
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; torn ones are removed."""
+    """The newest complete checkpoint; incomplete ones are removed."""
     for path in directory.glob("checkpoint-*"):
         if not is_whole(path):
             shutil.rmtree(path)
@@ -37,9 +37,9 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
 
 
 def rotate(directory: Path, limit: int) -> None:
-    """Remove all whole checkpoints but the newest `limit`."""
+    """Remove all complete checkpoints but the newest `limit`."""
     whole = sorted(filter(is_whole, directory.glob("checkpoint-*")), key=step_of)
     for old in whole[:-limit]:
-        # The mark goes first, so that a kill in between leaves a torn checkpoint, not one that looks whole.
+        # The marker goes first, so that a kill in between does not leave a checkpoint that looks complete.
         (old / WHOLE).unlink()
         shutil.rmtree(old)

@@ -1,14 +1,16 @@
-"""Every place where we depend on the inside of a library, in one module. Each has a contract test.
+"""Everything that depends on a library's internals, except TRL's. Each dependency has a contract test.
 
 Written against transformers 5.16-5.19.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import types
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +22,34 @@ from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.methods.sft.batching import IGNORE, EpochSampler
+from easydistill.models import loading
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import computes_well_in_bf16
 
 
+@contextlib.contextmanager
+def importing_trl() -> Iterator[None]:
+    """While trainers of TRL's that can generate with vLLM are imported.
+
+    They import vLLM wherever it is installed, which takes longer than all else that a training imports. Without a GPU
+    none of them ever asks it, so that they are told it is not there.
+    """
+    from trl import import_utils
+
+    known = import_utils.is_vllm_available
+    with warnings.catch_warnings():
+        # TRL names the versions that it supports even where vLLM is not used.
+        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+        if loading.device().type == "cpu":
+            import_utils.is_vllm_available = lambda min_version=None: False
+        try:
+            yield
+        finally:
+            import_utils.is_vllm_available = known
+
+
 def training_arguments(config: TrainerConfig, directory: Path, device: torch.device) -> TrainingArguments:
-    """Our training section in the names of the installed transformers.
+    """The training section as arguments of the installed transformers.
 
     transformers 5 dropped `warmup_ratio`: `warmup_steps` below 1 is a ratio there.
     """
@@ -74,7 +98,7 @@ def training_arguments(config: TrainerConfig, directory: Path, device: torch.dev
 
 
 def argument_values(config: TrainerConfig, directory: Path, device: torch.device) -> dict[str, Any]:
-    """The same as values, for TRL's subclasses: where their defaults differ, ours hold."""
+    """The same as keyword arguments for TRL's subclasses, so that their own defaults do not apply."""
     plain = training_arguments(config, directory, device)
     return {field.name: getattr(plain, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
 
@@ -85,7 +109,7 @@ def uses_bf16(config: TrainerConfig, device: torch.device) -> bool:
 
 
 def check_head(model: Any) -> None:
-    """Make sure that body and `Head` together give the model's own logits.
+    """Check that body and `Head` together give the model's own logits.
 
     Raises:
         ModelError: the architecture does something to its logits that `Head` does not know.
@@ -106,14 +130,14 @@ def check_head(model: Any) -> None:
 
 
 class RowLoss(Protocol):
-    """A loss of the learned tokens of a micro-batch, summed, in nats."""
+    """A loss summed over the learned tokens of a micro-batch, in nats."""
 
     def __call__(self, rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
-        """Row n of `rows_ND` predicts `target_N[n]`; `extra` is what else the collator put into the batch."""
+        """Row n of `rows_ND` predicts `target_N[n]`; `extra` holds the collator's other tensors."""
 
 
 def cross_entropy_loss(chunk_bytes: int) -> RowLoss:
-    """The row loss of supervised fine-tuning."""
+    """Cross-entropy, the row loss of supervised fine-tuning."""
 
     def loss(rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
         return linear_cross_entropy(rows_ND, head, target_N, chunk_bytes)
@@ -122,10 +146,10 @@ def cross_entropy_loss(chunk_bytes: int) -> RowLoss:
 
 
 def fuse_loss(model: Any, row_loss: RowLoss) -> None:
-    """Make `model.forward` return `row_loss`, in place, without the logits of all rows.
+    """Make `model.forward` return `row_loss`, in place, without materialising the logits of all rows.
 
-    Patched on the instance, so that wrappers (DDP, FSDP, PEFT, autocast) go on calling it as they would. The loss is
-    the sum over learned tokens divided by `num_items_in_batch`, the count over the whole optimiser step.
+    Patched on the instance, so that wrappers (DDP, FSDP, PEFT, autocast) call it as usual. The loss is the sum over
+    learned tokens divided by `num_items_in_batch`, the count over the whole optimiser step.
     """
     body = body_of(model)
 
@@ -154,7 +178,7 @@ def unfuse_loss(model: Any) -> None:
 
 
 class FusedTrainer(Trainer):
-    """transformers' Trainer with our sampler and a loss that arrives already divided by the global token count."""
+    """transformers' Trainer with our sampler and a loss that is already divided by the global token count."""
 
     def __init__(self, *args: Any, sampler: EpochSampler, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""What on-policy trainers share: who writes which sequence, rolling out, and how probable a model finds given tokens.
+"""Shared by the on-policy trainers: which sequences the student generates, rollouts, and log-probabilities of tokens.
 
-What enters: prompts, the teacher's answers to them where there are some, and models. What leaves: sequences to train on
-(`Written`), and log p of each of their tokens, in nats. Everything is drawn from (seed, step, row), so that a resumed
-run goes on as if there had been no break.
+In: prompts, the teacher's answers to them if there are any, and models. Out: sequences to train on (`Written`), and the
+log-probability of each of their tokens, in nats. Every draw depends on (seed, step, row) alone, so that a resumed run
+continues as if it had not been interrupted.
 
 Shapes: N tokens, D hidden width, V vocabulary, B rows, T positions. Row t predicts token t+1.
 """
@@ -32,15 +32,15 @@ from easydistill.teachers.transformers import MAX_BATCH_ROWS
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are generated or scored at once."""
 REPEATED = 4
-"""Length of the token sequences whose recurrence counts as repetition."""
+"""Length of the n-grams whose recurrence counts as repetition."""
 
 
-# --- rows and who writes them -----------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt, and the teacher's answer to it where there is one (with its own prompt: templates may differ)."""
+    """A prompt, and the teacher's answer if there is one, with its own prompt tokens: templates may differ."""
 
     id: str
     prompt: list[int]
@@ -50,13 +50,13 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class Written:
-    """Tokens to train on: `completion` is learned, in the light of `prompt`."""
+    """A sequence to train on: `completion` is learned, given `prompt`."""
 
     id: str
     prompt: list[int]
     completion: list[int]
     rolled: bool
-    """Whether the student wrote it."""
+    """Whether the student generated it."""
     ended: bool = True
     old: list[float] | None = None
     """log p_old of each completion token."""
@@ -69,14 +69,14 @@ class Written:
 
 
 class PromptOrder(Sampler[int]):
-    """Which rows each optimiser step takes, from seed and epoch alone.
+    """The rows of each optimiser step, determined by seed and epoch alone.
 
-    An epoch's last batch is filled up from the epoch's beginning.
+    An epoch's last batch is filled up from the start of the epoch.
 
     Args:
-        rows: how many there are.
-        batch: rows of a step.
-        repeats: how often each batch comes (TRL's trainer reads a batch once a micro-batch).
+        rows: number of rows.
+        batch: rows per step.
+        repeats: how often each batch is repeated (TRL's trainer reads a batch once per micro-batch).
     """
 
     def __init__(self, rows: int, batch: int, seed: int, repeats: int = 1) -> None:
@@ -86,7 +86,7 @@ class PromptOrder(Sampler[int]):
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return -(-self._rows // self._batch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -111,21 +111,21 @@ class PromptOrder(Sampler[int]):
 
 
 def rolled_positions(share: float, step: int, count: int, seed: int) -> set[int]:
-    """Which of a step's `count` sequences the student writes: over all steps, exactly the share of them."""
+    """Which of a step's `count` sequences the student generates; over all steps exactly `share` of them."""
     wanted = math.floor(share * count * (step + 1) + 1e-9) - math.floor(share * count * step + 1e-9)
     return set(random.Random(f"{seed}:{step}:mix").sample(range(count), min(count, wanted)))
 
 
 def assign(row: PromptRow, rolled: bool) -> Written:
-    """A row as the student is to answer it, or with the teacher's answer."""
+    """The row for the student to answer (completion still empty), or with the teacher's answer."""
     if rolled:
         return Written(row.id, row.prompt, [], rolled=True)
-    assert row.label is not None, "the job asks for labels where rollout_share is below 1"
+    assert row.label is not None, "the job requires labels if rollout_share is below 1"
     return Written(row.id, *row.label, rolled=False)
 
 
 def batch_rows(config: TrainerConfig) -> int:
-    """Rows of an optimiser step."""
+    """Rows per optimiser step."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps
 
 
@@ -133,7 +133,7 @@ def batch_rows(config: TrainerConfig) -> int:
 
 
 class _RecordingSampler(SeededSampler):
-    """Remembers what it drew: `generate_batch` tells that an answer ended, not which token ended it."""
+    """Records what it draws: `generate_batch` reports that an answer ended, but not with which token."""
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
         super().__init__(seeds, temperature=temperature)
@@ -155,7 +155,7 @@ def roll_out(
     temperature: float,
     seed: int,
 ) -> list[Written]:
-    """The student's answers to (id, prompt) pairs, each from a random stream of its own (seed, step, row)."""
+    """The student's answers to (id, prompt) pairs, each drawn from its own random stream (seed, step, row)."""
     was_training = model.training
     model.eval()
     found: dict[int, Written] = {}
@@ -172,13 +172,13 @@ def roll_out(
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """Share of the n-grams of an answer that were there before."""
+    """Share of an answer's n-grams that occur earlier in it."""
     grams = Counter(tuple(ids[at : at + REPEATED]) for at in range(len(ids) - REPEATED + 1))
     return 1 - len(grams) / grams.total() if grams else 0.0
 
 
 def describe(rollouts: Sequence[Written]) -> dict[str, float]:
-    """What to watch of on-policy training: length, repetition, the share that ended by itself, reverse KL."""
+    """Figures of rollouts: mean length, repetition, share that ended by itself, reverse KL."""
     if not rollouts:
         return {}
     gaps = [s - t for item in rollouts for s, t in zip(item.old or (), item.teacher or (), strict=True)]
@@ -194,14 +194,14 @@ def describe(rollouts: Sequence[Written]) -> dict[str, float]:
 
 
 class TeacherScores(Protocol):
-    """What gives log p_T of given tokens: a model in this process, or a server (`scores.py` of the openai backend)."""
+    """Source of log p_T of given tokens: a model in this process, or a server (`teachers/openai/scores.py`)."""
 
     def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
         """For each (token ids, start): the log-probabilities of the tokens from `start` on."""
 
 
 class LocalScores:
-    """Scores with a model in this process: one forward pass over what the student wrote."""
+    """Scores by a model in this process, with one forward pass over the sequences."""
 
     def __init__(self, model: Any, pad: int, chunk_bytes: int) -> None:
         self._model, self._pad, self._chunk_bytes = model.eval(), pad, chunk_bytes

@@ -1,11 +1,11 @@
-"""What the training and evaluation stages share: labelled rows, their split, their tokens."""
+"""Shared by the training and evaluation stages: where rows come from, their held-out split, their tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
@@ -19,18 +19,14 @@ from easydistill.errors import DataError
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from easydistill.data.chat import ChatRenderer, Rendered
 
 MIN_ROWS_FOR_SHARE = 10
-"""With fewer rows, a share holds nothing out."""
+"""With fewer rows than this, a `heldout` given as a share holds out nothing."""
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Where labelled rows come from: the label stage, or a file of the user's."""
+    """Labelled rows from the label stage or from the user's file."""
 
     dataset: DatasetConfig
     evaluation: HeldoutConfig
@@ -55,7 +51,7 @@ class LabelledRows:
         return found
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
-        """(training rows, held-out rows, rows of the file that cannot be used)."""
+        """(training rows, held-out rows, rejected rows of the file)."""
         if self.from_stage:
             samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
         else:
@@ -66,12 +62,12 @@ class LabelledRows:
         return train, heldout, rejected
 
     def heldout_rows(self, total: int) -> int:
-        """How many of `total` rows are held out."""
+        """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
-    """How many of `total` rows are held out."""
+    """The number of `total` rows to hold out."""
     if not config.enabled or config.heldout == 0:
         return 0
     if config.heldout >= 1:
@@ -84,7 +80,7 @@ def heldout_rows(config: HeldoutConfig, total: int) -> int:
 def render_all(
     renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str
 ) -> tuple[list[tuple[Sample, Rendered]], list[Rejection]]:
-    """Tokenise samples; those the template refuses, or with nothing to learn inside `max_length`, are rejected."""
+    """Tokenise samples; those that the template refuses, or with no answer token within `max_length`, are rejected."""
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
     for sample in samples:
@@ -102,10 +98,10 @@ def render_all(
 
 
 class PromptRows(LabelledRows):
-    """Prompts that nobody has answered: all that training on the student's own text needs."""
+    """Prompts without answers, for training on the student's own text."""
 
     labelled: ClassVar[bool | None] = False
-    """As `read_samples` takes it: whether rows have answers; None keeps those that there are."""
+    """Passed to `read_samples`: whether rows have answers; None keeps answers where there are any."""
 
     def fingerprint(self) -> dict[str, Any]:
         assert self.dataset.instruction_path is not None
@@ -126,7 +122,7 @@ class PromptRows(LabelledRows):
 def fitting_prompt(
     renderer: ChatRenderer, sample: Sample, max_length: int, max_new_tokens: int, stage: str
 ) -> list[int] | Rejection:
-    """A prompt's tokens, if they leave room for an answer."""
+    """The prompt's tokens, or a rejection if they leave no room for an answer."""
     try:
         prompt = renderer.prompt_ids(sample.prompt)
     except DataError as error:

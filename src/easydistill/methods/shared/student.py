@@ -1,4 +1,4 @@
-"""The student before and after training: where a stage finds it, what training it takes, how it is saved."""
+"""The student around training: where a stage finds it, the resources its training takes, how it is saved."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
-    from easydistill.methods.sft.trainer import TrainingOutcome
+    from easydistill.methods.shared.watch import TrainingOutcome
 
 
 MODEL = "model"
 LOSS_CHUNK_BYTES = 64 << 20
-"""Memory for a slice of the logits, where a method has no setting for it."""
+"""Memory for a slice of the logits, for methods without a setting for it."""
 
 
 def student_of_stage(models: ModelsConfig, stage: str | None, context: StageContext) -> ModelsConfig:
-    """The models, with the student as an earlier train stage left it; None leaves it as it is made."""
+    """`models` with the student that an earlier train stage saved; unchanged if `stage` is None."""
     if stage is None:
         return models
     return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
 
 
 def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate:
-    """Disk and memory that training the student takes; unknown where its size is."""
+    """Disk and memory for training the student; unknown if its size is."""
     parameters = student_parameters(models)
     if parameters is None:
         return Estimate()
     # Weights, gradients and Adam's two moments in float32; adapters are small beside frozen weights.
     bytes_each = 4 if training.lora is not None else 16
     return Estimate(
-        # The student in two bytes a value, and checkpoints: weights and moments.
+        # The student in two bytes per value, and checkpoints with weights and moments.
         disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
         memory_bytes=parameters * bytes_each + 3 * getattr(training, "loss_chunk_bytes", LOSS_CHUNK_BYTES),
     )
 
 
 def show_student(context: StageContext) -> None:
-    """Once the student is saved: show it as `student/` in the run directory, and drop the checkpoints."""
+    """Show the saved student as `student/` in the run directory, and remove the checkpoints."""
     show_directory(context.directory / MODEL, context.run_directory / "student")
     shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
 
 
 def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
-    """Figures of a training that are the same whether or not it was interrupted."""
+    """The outcome's figures that do not depend on interruptions."""
     return {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
 
 
 def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:
-    """Save model and tokenizer in `target`; the files' paths from the directory that it is in.
+    """Save model and tokenizer in `target`; returns the files' paths relative to the parent of `target`.
 
     Args:
-        template: the file whose template replaces the tokenizer's own, where there is one.
+        template: file with a chat template that replaces the tokenizer's own, if any.
     """
     from easydistill.models.loading import import_torch
 

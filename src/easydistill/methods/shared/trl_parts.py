@@ -1,6 +1,6 @@
-"""What our trainers on TRL share: what TRL does besides training, and how a model writes while it is trained.
+"""Mixins of our trainers on TRL: no telemetry or model cards, and generation with the model in training.
 
-Mixins, named before TRL's class. Written against TRL 1.16.
+They come before TRL's class among the bases. Written against TRL 1.16.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from easydistill.methods.shared.compat import uses_bf16
 
 
 class QuietTrainer:
-    """Nothing goes out, and checkpoints hold no model card."""
+    """No telemetry, and no model card in checkpoints."""
 
     def _send_telemetry(self) -> None:
-        """Nothing that easydistill runs reports to anybody."""
+        """easydistill sends no telemetry."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Without TRL's model card."""
@@ -28,7 +28,7 @@ class QuietTrainer:
 
 
 class WritingTrainer(QuietTrainer):
-    """The model that is trained also writes what it is trained on. `_config` is set before TRL's own `__init__`."""
+    """For models that generate what they are trained on. Subclasses set `_config` before TRL's `__init__` runs."""
 
     accelerator: Any
     args: Any
@@ -49,7 +49,7 @@ class WritingTrainer(QuietTrainer):
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            # Around all steps of generation, so that weights are cast once and not for every token.
+            # Around the whole generation, so that weights are cast once and not for every token.
             self._autocast(),
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
@@ -57,7 +57,7 @@ class WritingTrainer(QuietTrainer):
             yield model
 
     def _generate(self, prompts: list[int]) -> Any:
-        """Keeps `num_input_tokens_seen`, which checkpoints carry, to the tokens that are trained on."""
+        """Count only trained tokens in `num_input_tokens_seen`, which checkpoints carry."""
         before = self.state.num_input_tokens_seen
         found = super()._generate(prompts)  # type: ignore[misc]
         trained = torch.tensor(sum(map(len, found[1])), device=self.accelerator.device)
@@ -65,7 +65,7 @@ class WritingTrainer(QuietTrainer):
         return found
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """In bfloat16 where that is asked for: TRL goes round the forward that accelerate has wrapped for it."""
+        """In bfloat16 if configured: TRL bypasses the forward that accelerate wraps for that purpose."""
         with self._autocast():
             return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
 

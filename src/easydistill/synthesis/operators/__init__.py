@@ -1,7 +1,7 @@
-"""Synthesis operators, a package each: its code, and its prompts beside it. An operator's name is its job's name.
+"""Synthesis operators: one package each, with its prompts. An operator's name is also the name of its job.
 
-A module declares what `contracts.operator.OperatorModule` says (`Config`, `REASONS`, `run`) and may declare what
-`OperatorDefaults` lists.
+A module declares the members of `contracts.operator.OperatorModule` (`Config`, `REASONS`, `run`) and may declare those
+of `OperatorDefaults`.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ OPERATORS = Registry("operators", __name__, replace(OPERATOR, check=_check))
 
 
 def rejection_reasons() -> set[str]:
-    """Every reason for which an operator may reject a candidate."""
+    """All reason codes with which operators reject candidates."""
     return {reason for module in OPERATORS.loaded().values() for reason in module.REASONS}

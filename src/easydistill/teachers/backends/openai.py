@@ -13,7 +13,7 @@ Config = ApiInferenceConfig
 
 
 def plan(config: ApiInferenceConfig, model: str | None, template: str | None) -> TeacherPlan:
-    """The teacher at `inference.base_url`."""
+    """The plan by which a stage gets the teacher at `inference.base_url`."""
 
     def make(context: StageContext) -> Teacher:
         from easydistill.teachers.openai.batch.book import DIRECTORY, BatchBook
@@ -29,7 +29,7 @@ def plan(config: ApiInferenceConfig, model: str | None, template: str | None) ->
     def preflight() -> list[ConfigIssue]:
         if "ENDPOINT" not in config.base_urls:
             return []
-        problem = '"ENDPOINT" stands for the address of your API'
+        problem = '"ENDPOINT" is a placeholder for the address of your API'
         return [ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1")]
 
     return TeacherPlan(make, identity, preflight)

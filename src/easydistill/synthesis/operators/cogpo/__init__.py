@@ -1,19 +1,19 @@
 """Pairs for cognitive preference optimisation (CogPO, arXiv 2504.09802): chains of thought that suit one student.
 
     correct    the teacher's chains whose final answers verify; see `run`
-    critic     is a chain easy, medium or hard for this student? See `_critic`
-    rethinker  easy ones are extended, hard ones simplified, until the critic says medium; see `_rethinking`
-    wrong      the student's own failing answers; see `_student_tries`
+    critic     labels a chain easy, medium or hard for this student; see `critic`
+    rethinker  extends easy chains and simplifies hard ones until the critic says medium; see `rethinking`
+    wrong      the student's own wrong answers; see `student_tries`
 
-    gap      chosen               rejected                      β
-    small    rewritten            right, but easy or hard       0.1
-    medium   right, easy or hard  wrong                         0.2
-    large    medium or rewritten  wrong                         0.5
+    gap      chosen                   rejected                  β
+    small    rewritten                right, but easy or hard   0.1
+    medium   right, but easy or hard  wrong                     0.2
+    large    medium or rewritten      wrong                     0.5
 
-A pair ends with the chosen answer; `meta` has `rejected`, `beta`, `gap`, the problem's id as `source`, who wrote what,
-and what the critic said. `also["sft"]` are the chains that suit, to fine-tune on before. A problem whose chain suits
-but which the student never fails gives such a row and no pair: it is rejected as `no_pair`. What becomes of a problem
-depends on itself alone.
+The row of a pair ends with the chosen answer; `meta` has `rejected`, `beta`, `gap`, the problem's id as `source`, who
+wrote each answer, and the critic's label. `also["sft"]` holds the suitable chains, for fine-tuning before the training
+on pairs. A problem with a suitable chain that the student never fails gives an SFT row but no pair; it is rejected as
+`no_pair`. Each problem is processed independently of the others.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from easydistill.synthesis.operators.cogpo import critic as _critic
 from easydistill.synthesis.operators.cogpo import rethinking as _rethinking
 from easydistill.synthesis.operators.cogpo import student_tries as _student_tries
 from easydistill.synthesis.operators.cogpo.critic import LABELS, Labelled, criticise
-from easydistill.synthesis.operators.cogpo.rethinking import RethinkingConfig, Suited, passing, rethink
-from easydistill.synthesis.operators.cogpo.student_tries import Chain, Tries, alone
+from easydistill.synthesis.operators.cogpo.rethinking import RethinkingConfig, Suited, rethink, run_step
+from easydistill.synthesis.operators.cogpo.student_tries import Chain, Tries, try_alone
 from easydistill.synthesis.replies import Unusable, answered, rejection
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import find_answer
@@ -55,26 +55,26 @@ SFT = "sft"
 ALSO = (SFT,)
 Gap = Literal["small", "medium", "large"]
 GAPS: tuple[Gap, ...] = ("small", "medium", "large")
-_OF_PAIRS = frozenset({"prompt", "chosen", "rejected", "beta"})
-"""Fields of a pair's own; a row's fields of these names are left out."""
+_PAIR_FIELDS = frozenset({"prompt", "chosen", "rejected", "beta"})
+"""Fields of a pair; a problem's own fields of these names are dropped."""
 
 
 class Config(RethinkingConfig):
-    """Where chains come from, and which pairs are made of them."""
+    """Where chains come from, and which pairs are made from them."""
 
     identity_name = "operator.cogpo"
 
     use_outputs: bool = True
-    """Take a row's own answer as the teacher's chain. Off: the teacher writes all chains, and a row's own answer only
-    tells the final one."""
+    """Use a row's own answer as the teacher's chain. If off, the teacher writes all chains, and a row's own answer is
+    only used for its final answer."""
     wrong_answers: PositiveInt = 2
-    """Most of the student's wrong answers to a problem that become rejected answers."""
+    """Maximum number of the student's wrong answers per problem that become rejected answers."""
     beta_small: Beta = 0.1
-    """β of small gaps, right against right, of which one suits the student: how much a pair may move it."""
+    """β of small gaps: a right, suitable chain over a right, unsuitable one."""
     beta_medium: Beta = 0.2
-    """β of medium gaps, right but unsuited against wrong."""
+    """β of medium gaps: a right, unsuitable chain over a wrong answer."""
     beta_large: Beta = 0.5
-    """β of large gaps, right and suited against wrong."""
+    """β of large gaps: a right, suitable chain over a wrong answer."""
 
     def beta(self, gap: Gap) -> float:
         return {"small": self.beta_small, "medium": self.beta_medium, "large": self.beta_large}[gap]
@@ -84,15 +84,15 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     """Make pairs of each problem.
 
     Args:
-        rows: problems with known final answers, and perhaps the teacher's chains.
+        rows: problems with known final answers, with or without the teacher's chains.
     """
     problems: dict[int, Unusable] = {}
     with Verifier() as verifier:
-        chains = yield from passing(problems, dict(enumerate(rows)), partial(_chains, config, tools, verifier))
-        tried = yield from passing(problems, chains, partial(alone, config, verifier))
+        chains = yield from run_step(problems, dict(enumerate(rows)), partial(_chains, config, tools, verifier))
+        tried = yield from run_step(problems, chains, partial(try_alone, config, verifier))
         asked = {number: (chains[number], tries) for number, tries in tried.items()}
-        labelled = yield from passing(problems, asked, partial(criticise, config, tools, verifier))
-        suited = yield from passing(problems, labelled, partial(rethink, config, tools, verifier))
+        labelled = yield from run_step(problems, asked, partial(criticise, config, tools, verifier))
+        suited = yield from run_step(problems, labelled, partial(rethink, config, tools, verifier))
     result = Result(also={SFT: []})
     for number, row in enumerate(rows):
         pairs: list[Sample] = []
@@ -100,17 +100,17 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
             result.also[SFT].append(_sft_row(suited[number]))
             pairs = list(_pairs(config, suited[number]))
             if not pairs:
-                problems[number] = Unusable("no_pair", "the chain suits the student, and no answer of its is wrong")
+                problems[number] = Unusable("no_pair", "the chain suits the student, which never answers wrongly")
         result.accepted += pairs
         if number in problems:
-            result.rejected.append(_refused(row, problems[number]))
+            result.rejected.append(_rejection(row, problems[number]))
     result.entered = len(result.accepted) + len(result.rejected)
     result.facts = _facts(rows, result, len(chains), tried, labelled, suited)
     return result
 
 
 def _chains(config: Config, tools: Tools, verifier: Verifier, rows: Sequence[Sample]) -> Steps[list[Chain | Unusable]]:
-    """The teacher's chains, those whose final answers are right."""
+    """The teacher's chains with right final answers."""
     known = [known_answer(row, config.strategies) for row in rows]
     missing = [
         number
@@ -126,13 +126,13 @@ def _chains(config: Config, tools: Tools, verifier: Verifier, rows: Sequence[Sam
     ]
     verdicts = iter(verifier.verify_many((item[0].known, item[1]) for item in made if not isinstance(item, Unusable)))
     return [
-        item if isinstance(item, Unusable) else _right(*item, next(verdicts), replies.get(number))
+        item if isinstance(item, Unusable) else _verified(*item, next(verdicts), replies.get(number))
         for number, item in enumerate(made)
     ]
 
 
 def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -> tuple[Chain, str] | Unusable:
-    """A chain of thought and its final answer, the teacher's reply or a row's own."""
+    """A chain of thought, the teacher's reply or the row's own answer, and its final answer."""
     if known is None:
         return Unusable("answer_unknown", "the problem has no known answer to check chains against")
     try:
@@ -141,19 +141,20 @@ def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -
         return problem
     found = find_answer(chain.row.answer or "", config.strategies)
     if found is None:
-        return Unusable("no_final_answer", "the teacher's chain has no final answer", *_received(reply))
+        return Unusable("no_final_answer", "the teacher's chain has no final answer", *_replies(reply))
     return chain, found.text
 
 
-def _right(chain: Chain, said: str, verdict: Verdict, reply: Reply | None) -> Chain | Unusable:
+def _verified(chain: Chain, final: str, verdict: Verdict, reply: Reply | None) -> Chain | Unusable:
+    """The chain if its final answer equals the known one."""
     if verdict.equal:
         return chain
     if verdict.outcome == "undecided":
-        return Unusable("undecided", f"{said!r} beside {chain.known!r}: {verdict.reason}", *_received(reply))
-    return Unusable("wrong_answer", f"{said!r} where {chain.known!r} is right", *_received(reply))
+        return Unusable("undecided", f"{final!r} against {chain.known!r}: {verdict.reason}", *_replies(reply))
+    return Unusable("wrong_answer", f"the answer is {final!r}, should be {chain.known!r}", *_replies(reply))
 
 
-def _received(reply: Reply | None) -> tuple[Reply, ...]:
+def _replies(reply: Reply | None) -> tuple[Reply, ...]:
     return () if reply is None else (reply,)
 
 
@@ -164,7 +165,7 @@ def _pairs(config: Config, suited: Suited) -> Iterator[Sample]:
     first, last = (item.chain.row.messages[-1] for item in (suited.first, suited.last))
     wrong = suited.first.alone.wrong[: config.wrong_answers]
     if suited.rewritten:
-        # Rounds there and back may end where they began.
+        # A chain that was extended and then simplified may end up as it was.
         if first != last:
             yield _pair(config, suited, "small", 0, last, first)
         for number, answer in enumerate(wrong):
@@ -177,7 +178,7 @@ def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message
     row = suited.first.chain.row
     rewritten = suited.rewritten and gap != "medium"
     meta = {
-        **{name: value for name, value in row.meta.items() if name not in _OF_PAIRS},
+        **{name: value for name, value in row.meta.items() if name not in _PAIR_FIELDS},
         "operator": STAGE,
         "source": row.id,
         "gap": gap,
@@ -186,17 +187,17 @@ def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message
         "chosen_by": "rethinker" if rewritten else "teacher",
         "rejected_by": "teacher" if gap == "small" else "student",
         "final_answer": suited.first.chain.known,
-        **_of_critic(suited),
+        **_critic_meta(suited),
     }
     return Sample(f"{row.id}-{gap}-{number + 1}", (*row.prompt, chosen), meta)
 
 
 def _sft_row(suited: Suited) -> Sample:
     row = suited.last.chain.row
-    return replace(row, meta={**row.meta, "operator": STAGE, **_of_critic(suited)})
+    return replace(row, meta={**row.meta, "operator": STAGE, **_critic_meta(suited)})
 
 
-def _of_critic(suited: Suited) -> dict[str, Any]:
+def _critic_meta(suited: Suited) -> dict[str, Any]:
     return {
         "label": suited.first.label,
         "rounds": suited.rounds,
@@ -205,13 +206,13 @@ def _of_critic(suited: Suited) -> dict[str, Any]:
     }
 
 
-def _refused(row: Sample, problem: Unusable) -> Rejection:
+def _rejection(row: Sample, problem: Unusable) -> Rejection:
     if problem.replies:
         return rejection(row.id, STAGE, problem, *problem.replies)
     return Rejection(row.id, STAGE, problem.reason, problem.detail, 1, list(row.messages))
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------------
 
 
 def _facts(
@@ -236,7 +237,7 @@ def _facts(
         "sft_rows": len(result.also[SFT]),
         "pass_rate": {
             "alone": _mean([tries.rate for tries in tried.values()]),
-            # Of the same problems as after: otherwise dropping the hopeless ones would look like progress.
+            # Over the same problems as after: otherwise dropping the hopeless ones would look like progress.
             "with_chain_before": _mean([item.first.shown.rate for item in suited.values()]),
             "with_chain_after": _mean([item.last.shown.rate for item in suited.values()]),
         },

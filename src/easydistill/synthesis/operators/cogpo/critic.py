@@ -1,8 +1,8 @@
-"""A critic labels right chains of thought for one student (CogPO, arXiv 2504.09802): easy, medium or hard.
+"""The critic labels right chains of thought for one student (CogPO, arXiv 2504.09802): easy, medium or hard.
 
-`easy` is too thin for it, `medium` suits it, `hard` is too convoluted. The critic is told how often the student solves
-the problem alone, and how often with the chain before it. It votes several times; more than half of all votes decide.
-Where none has so many, the chain is dropped as `no_majority`: nothing says that it suits the student.
+An `easy` chain is too brief for the student, a `medium` one suits it, a `hard` one is too convoluted. The prompt says
+how often the student solves the problem alone, and how often with the chain. The critic votes several times, and an
+absolute majority decides; a chain without one is dropped as `no_majority`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Reply, Steps
 from easydistill.synthesis.chains import thought_of
-from easydistill.synthesis.operators.cogpo.student_tries import Chain, Tries, TriesConfig, with_chain
+from easydistill.synthesis.operators.cogpo.student_tries import Chain, Tries, TriesConfig, try_with_chain
 from easydistill.synthesis.replies import Unusable, field_of
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -26,30 +26,34 @@ SUITS = "medium"
 
 
 class CriticConfig(TriesConfig):
-    """How chains are judged."""
+    """How chains are labelled."""
 
     votes: PositiveInt = 3
-    """How often the critic is asked about a chain. Let it sample (temperature above 0), else all votes are one."""
+    """Votes of the critic per chain. They are samples: with temperature 0 all votes would be the same."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A chain with what the critic says of it for this student."""
+    """A chain with the critic's label for this student."""
 
     chain: Chain
     label: str
     alone: Tries
     shown: Tries
-    """The student's tries with the chain before it."""
+    """The student's tries with the chain shown."""
     votes: tuple[Reply, ...]
-    """What the critic said."""
+    """The critic's replies."""
 
 
 def criticise(
     config: CriticConfig, tools: Tools, verifier: Verifier, chains: Sequence[tuple[Chain, Tries]]
 ) -> Steps[list[Labelled | Unusable]]:
-    """Label each chain, given with the student's tries at its problem alone."""
-    tried = yield from with_chain(config, tools, verifier, [chain for chain, _ in chains])
+    """Label each chain.
+
+    Args:
+        chains: each with the student's tries at its problem without the chain.
+    """
+    tried = yield from try_with_chain(config, tools, verifier, [chain for chain, _ in chains])
     asked = [
         (chain, alone, shown)
         for (chain, alone), shown in zip(chains, tried, strict=True)
@@ -77,14 +81,14 @@ def criticise(
         if isinstance(shown, Unusable):
             found.append(shown)
             continue
-        said = next(votes)
-        label = majority(config, said)
-        found.append(label if isinstance(label, Unusable) else Labelled(chain, label, alone, shown, tuple(said)))
+        cast = next(votes)
+        label = majority(config, cast)
+        found.append(label if isinstance(label, Unusable) else Labelled(chain, label, alone, shown, tuple(cast)))
     return found
 
 
 def majority(config: CriticConfig, replies: Sequence[Reply]) -> str | Unusable:
-    """The label of more than half of the replies, unusable ones included."""
+    """The label given by more than half of all replies, including unusable ones."""
     counts: Counter[str] = Counter()
     problem: Unusable | None = None
     for reply in replies:
@@ -95,14 +99,14 @@ def majority(config: CriticConfig, replies: Sequence[Reply]) -> str | Unusable:
     for label, count in counts.items():
         if 2 * count > len(replies):
             return label
-    # Where asking again may give a majority, that is to blame.
-    told = ", ".join(f"{label} {counts[label]}" for label in LABELS if counts[label])
-    return problem or Unusable("no_majority", f"the critic's votes: {told}", *replies)
+    # An unusable reply is reported first: asking again may give a majority.
+    shares = ", ".join(f"{label} {counts[label]}" for label in LABELS if counts[label])
+    return problem or Unusable("no_majority", f"the critic's votes: {shares}", *replies)
 
 
 def _label(config: CriticConfig, reply: Reply) -> str:
-    said = field_of(reply, "label", config.reply)
-    label = said.strip(" .。\"'`*").casefold()
+    text = field_of(reply, "label", config.reply)
+    label = text.strip(" .。\"'`*").casefold()
     if label not in LABELS:
-        raise Unusable("unknown_label", f"{said[:80]!r} is none of {', '.join(LABELS)}", reply)
+        raise Unusable("unknown_label", f"{text[:80]!r} is none of {', '.join(LABELS)}", reply)
     return label

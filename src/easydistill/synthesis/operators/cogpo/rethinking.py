@@ -1,9 +1,10 @@
-"""Chains of thought rewritten until they suit one student (CogPO's rethinker and verifier, arXiv 2504.09802).
+"""Rewrites chains of thought until they suit one student (CogPO's rethinker and verifier, arXiv 2504.09802).
 
-A round: what is too easy is extended, what is too hard is simplified. The new chain is verified: its final answer
-still equals the known one, a judge derives that answer from it with the answer redacted, and the critic, told how the
-student does with it now, says medium. A chain that is right but does not suit yet is what the next round rewrites; of
-one that fails otherwise nothing is kept, and another sample of the same rewriting is asked for.
+In each round, chains that are too easy are extended and chains that are too hard are simplified. A new chain is
+suitable if its final answer still equals the known one, a judge derives that answer from the chain with the answer
+redacted, and the critic labels it medium, given the student's tries with it. A right chain that is not suitable yet is
+rewritten again in the next round. A chain that fails another check is discarded, and the next round takes another
+sample of the same rewriting.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class RethinkingConfig(CriticConfig):
     """How often and how far chains are rewritten."""
 
     rounds: PositiveInt = 3
-    """How often a chain is rewritten until it suits; then its problem is dropped."""
+    """Maximum number of rewriting rounds, after which a problem without a suitable chain is dropped."""
     shortest_extension: Annotated[PositiveFloat, Field(gt=1)] = 1.1
-    """Shortest extended chain, as a multiple of the old one's words."""
+    """Minimum length in words of an extended chain, as a multiple of the old one's."""
     longest_simplification: Annotated[PositiveShare, Field(lt=1)] = 0.9
-    """Longest simplified chain, as a share of the old one's words."""
+    """Maximum length in words of a simplified chain, as a share of the old one's."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Suited:
     first: Labelled
     """The teacher's own chain."""
     last: Labelled
-    """The chain that suits: the same where it needed no round."""
+    """The suitable chain; the same as `first` if no round was needed."""
     rounds: int
 
     @property
@@ -62,10 +63,10 @@ class Suited:
         return self.rounds > 0
 
 
-def passing(
+def run_step(
     problems: dict[int, Unusable], items: dict[int, S], step: Callable[[list[S]], Steps[list[T | Unusable]]]
 ) -> Steps[dict[int, T]]:
-    """Take numbered items through a step together; those that do not pass go into `problems`."""
+    """Run a step on numbered items and return those that pass it; why the others fail is put into `problems`."""
     found = (yield from step(list(items.values()))) if items else []
     kept: dict[int, T] = {}
     for number, value in zip(items, found, strict=True):
@@ -79,9 +80,12 @@ def passing(
 def rethink(
     config: RethinkingConfig, tools: Tools, verifier: Verifier, items: Sequence[Labelled]
 ) -> Steps[list[Suited | Unusable]]:
-    """Rewrite each chain until it suits; those that suit already stay. An `Unusable` tells why the last round failed.
+    """Rewrite each chain until it suits; chains labelled medium stay as they are.
 
-    No model is asked in vain: what fails one check is not taken to the next.
+    A chain that fails one check is not taken to the next, which would cost requests.
+
+    Returns:
+        For each item the suitable chain, or why the last round failed.
     """
     now = dict(enumerate(items))
     done = {number: Suited(item, item, 0) for number, item in now.items() if item.label == SUITS}
@@ -90,9 +94,9 @@ def rethink(
         pending = {number: item for number, item in now.items() if number not in done}
         if not pending:
             break
-        fresh = yield from passing(problems, pending, partial(_rewrite, config, turn, tools, verifier))
-        sound = yield from passing(problems, fresh, partial(_derive, config, tools, verifier))
-        judged = yield from passing(
+        fresh = yield from run_step(problems, pending, partial(_rewrite, config, turn, tools, verifier))
+        sound = yield from run_step(problems, fresh, partial(_derive, config, tools, verifier))
+        judged = yield from run_step(
             problems,
             {number: (chain, now[number].alone) for number, chain in sound.items()},
             partial(criticise, config, tools, verifier),
@@ -110,15 +114,15 @@ def rethink(
 def _rewrite(
     config: RethinkingConfig, turn: int, tools: Tools, verifier: Verifier, items: Sequence[Labelled]
 ) -> Steps[list[Chain | Unusable]]:
-    """A chain that is longer or shorter, with the same final answer."""
+    """Longer or shorter chains with the same final answers."""
     ways = [_way(config, item.label) for item in items]
     replies = yield [
-        rewriting(prompt, form, item.chain.row, tools, turn - 1)
-        for item, (prompt, form, _) in zip(items, ways, strict=True)
+        rewriting(prompt, checks, item.chain.row, tools, turn - 1)
+        for item, (prompt, checks, _) in zip(items, ways, strict=True)
     ]
     made = [
-        read(form, item.chain.row, item.chain.known, reply, limit)
-        for item, (_, form, limit), reply in zip(items, ways, replies, strict=True)
+        read(checks, item.chain.row, item.chain.known, reply, limit)
+        for item, (_, checks, limit), reply in zip(items, ways, replies, strict=True)
     ]
     pairs = [new.pair if isinstance(new, Rewritten) else None for new in made]
     verdicts = iter(verifier.verify_many(pair for pair in pairs if pair is not None))
@@ -126,7 +130,7 @@ def _rewrite(
     for item, reply, new, pair in zip(items, replies, made, pairs, strict=True):
         problem = new if isinstance(new, Unusable) else changed_answer(pair, None if pair is None else next(verdicts))
         if problem is not None:
-            found.append(_blaming(problem, reply))
+            found.append(_with_reply(problem, reply))
         else:
             assert isinstance(new, Rewritten)
             found.append(Chain(with_thought(item.chain.row, new.thought), item.chain.known))
@@ -134,17 +138,17 @@ def _rewrite(
 
 
 def _way(config: RethinkingConfig, label: str) -> tuple[str, RewritingConfig, Limit]:
-    """(prompt, what the new chain must keep, which limit its length has)"""
+    """How to rewrite a chain with this label: (prompt, requirements, kind of length limit)."""
     easy = label == "easy"
     ratio = config.shortest_extension if easy else config.longest_simplification
-    form = RewritingConfig(ratio=ratio, reply=config.reply, boxed=config.boxed, strategies=config.strategies)
-    return (cot_short2long.STAGE, form, "at_least") if easy else (cot_long2short.STAGE, form, "at_most")
+    checks = RewritingConfig(ratio=ratio, reply=config.reply, boxed=config.boxed, strategies=config.strategies)
+    return (cot_short2long.STAGE, checks, "at_least") if easy else (cot_long2short.STAGE, checks, "at_most")
 
 
 def _derive(
     config: RethinkingConfig, tools: Tools, verifier: Verifier, chains: Sequence[Chain]
 ) -> Steps[list[Chain | Unusable]]:
-    """Those chains from which a judge derives the known answer."""
+    """The chains from which a judge derives the known answer."""
     replies = yield [
         tools.ask(
             PROMPT,
@@ -179,19 +183,19 @@ def _not_derived(chain: Chain, answer: str, verdict: Verdict, reply: Reply) -> U
     if verdict.equal:
         return None
     if verdict.outcome == "undecided":
-        return Unusable("undecided", f"{answer!r} beside {chain.known!r}: {verdict.reason}", reply)
-    return Unusable("not_derived", f"{answer!r} follows from the new chain, where {chain.known!r} is right", reply)
+        return Unusable("undecided", f"{answer!r} against {chain.known!r}: {verdict.reason}", reply)
+    return Unusable("not_derived", f"{answer!r} follows from the new chain, but {chain.known!r} is right", reply)
 
 
 def _answer(config: RethinkingConfig, reply: Reply) -> str | Unusable:
     try:
-        said = field_of(reply, "answer", config.reply)
+        answer = field_of(reply, "answer", config.reply)
     except Unusable as problem:
         return problem
-    found = find_answer(said, config.strategies)
-    return said if found is None else found.text
+    found = find_answer(answer, config.strategies)
+    return answer if found is None else found.text
 
 
-def _blaming(problem: Unusable, reply: Reply) -> Unusable:
-    """The same with the reply that it is about."""
+def _with_reply(problem: Unusable, reply: Reply) -> Unusable:
+    """The problem with the reply that caused it."""
     return problem if problem.replies else Unusable(problem.reason, problem.detail, reply)

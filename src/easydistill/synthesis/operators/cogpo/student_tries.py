@@ -1,9 +1,8 @@
-"""How often a student solves problems, alone and with a chain of thought before it, and how it fails.
+"""How often a student solves problems, alone and with a chain of thought shown, and its wrong answers.
 
-A try is *right* where its final answer verifies against the known one, and *wrong* only where that is certain: the two
-are verified different, the text was not cut off, the answer was read as what it is (see `certainly_read`), and the
-known answer stands neither in it nor after it, nor, where it is but the last number of the text, anywhere before. All
-else (undecided, truncated, without an answer) is neither.
+A try is *right* if its final answer is verified equal to the known one. It is *wrong* only if that is certain: the two
+are verified different, the text was not truncated, and the final answer was not merely misread (see `certainly_wrong`).
+All others (undecided, truncated, without an answer) are neither.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ class TriesConfig(OperatorConfig):
     """How a student's answers are sampled and read."""
 
     student_samples: PositiveInt = 4
-    """Answers of the student to a problem alone, and as many to the problem with a chain of thought shown."""
+    """Answers of the student per problem, without a chain of thought and again with each chain shown."""
     truncated_are_wrong: bool = False
-    """Take an answer that was cut off, and whose last number is wrong, for a wrong one."""
+    """Count a truncated answer whose last number is wrong as a wrong answer."""
     boxed: bool = True
     """Ask for final answers in \\boxed{}."""
     strategies: tuple[Strategy, ...] = DEFAULT_STRATEGIES
-    """Where final answers are looked for, in this order."""
+    """Where to look for final answers, in this order."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A problem with a chain of thought, and its known answer, which the chain's final answer equals."""
+    """A problem with a chain of thought whose final answer equals the known answer."""
 
     row: Sample
     known: str
@@ -56,12 +55,12 @@ class Chain:
 
 @dataclass(frozen=True)
 class Tries:
-    """What came of a student's tries at one problem."""
+    """The outcomes of a student's tries at one problem."""
 
     kinds: Counter[str]
     """How many were `right`, `wrong`, `unsure`, `undecided`, `truncated`, `no_answer`."""
     wrong: tuple[Message, ...]
-    """The wrong answers, each once."""
+    """The distinct wrong answers."""
 
     @property
     def asked(self) -> int:
@@ -76,18 +75,18 @@ class Tries:
         return self.right / self.asked
 
 
-def alone(config: TriesConfig, verifier: Verifier, chains: Sequence[Chain]) -> Steps[list[Tries | Unusable]]:
-    """The student answers each problem by itself."""
+def try_alone(config: TriesConfig, verifier: Verifier, chains: Sequence[Chain]) -> Steps[list[Tries | Unusable]]:
+    """Have the student answer each problem without its chain."""
     replies = yield [
         Ask(chain.row.prompt, "student", number) for chain in chains for number in range(config.student_samples)
     ]
     return _read(config, chains, replies, verifier)
 
 
-def with_chain(
+def try_with_chain(
     config: TriesConfig, tools: Tools, verifier: Verifier, chains: Sequence[Chain]
 ) -> Steps[list[Tries | Unusable]]:
-    """The student answers each problem with the chain before it, whose final answer is redacted."""
+    """Have the student answer each problem with its chain shown, the final answer redacted."""
     asks: list[Ask] = []
     for chain in chains:
         text, (*before, last) = prompt_text(chain.row), chain.row.prompt
@@ -109,7 +108,7 @@ def _read(
     verdicts = iter(verifier.verify_many(pair for pair in pairs if pair is not None))
     kinds: list[str | Unusable] = []
     for reply, right, answer in zip(replies, known, found, strict=True):
-        certain = answer is not None and certainly_read(reply.text or "", answer, right)
+        certain = answer is not None and certainly_wrong(reply.text or "", answer, right)
         kinds.append(_kind(config, reply, next(verdicts) if answer is not None else None, certain))
     made: list[Tries | Unusable] = []
     for start in range(0, len(replies), config.student_samples):
@@ -137,12 +136,13 @@ def _kind(config: TriesConfig, reply: Reply, verdict: Verdict | None, certain: b
     return "wrong" if certain else "unsure"
 
 
-def certainly_read(text: str, found: Found, known: str) -> bool:
-    """Whether an answer that differs from the known one was taken from a text as what it is.
+def certainly_wrong(text: str, found: Found, known: str) -> bool:
+    """Whether a final answer that was verified different from the known one is certainly wrong, not just misread.
 
-    "The answer is is 5", "the answer is five" and a last number that only continues the answer compare as different
-    from 5, and are not. So nothing that mentions the known answer is certain, nor what may be followed by it, an answer
-    beside a number must be one, and any other must stand in a box or be a choice's letter.
+    "The answer is is 5", "the answer is five" and a last number that only continues the sentence compare as different
+    from 5, but may be right. So an answer is not certainly wrong if it mentions the known answer, or if the text may
+    state the known answer after it, or anywhere if the answer is just the text's last number. If the known answer is a
+    number, the answer must be one too; otherwise it must be boxed or the letter of a choice.
     """
     if mentions(text if found.strategy == "last_number" else found.text, known) or may_say_later(text, found, known):
         return False

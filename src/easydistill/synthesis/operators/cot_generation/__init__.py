@@ -1,8 +1,8 @@
-"""Chains of thought for instructions, or for instructions with known answers (paper, 2.1.1).
+"""Chains of thought for instructions, with or without known answers (paper, 2.1.1).
 
-Each problem is tried `num_samples` times. Where its answer is known, the final answer of every try is checked, wrong
-ones are refused, and `meta["pass_rate"]` tells the share of right ones. Rows train on the problem itself, not on the
-prompt that brought the thought.
+The teacher tries each problem `num_samples` times. If its answer is known, the final answer of every try is checked,
+wrong tries are rejected, and `meta["pass_rate"]` is the share of right ones. Rows hold the problem itself, not the
+prompt with which the teacher was asked.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ class Config(OperatorConfig):
     identity_name = "operator.cot_generation"
 
     num_samples: PositiveInt = 1
-    """Tries a problem."""
+    """Tries per problem."""
     keep: Literal["first", "shortest", "all"] = "first"
     """Which of a problem's accepted tries become rows."""
     verify: Literal["known", "required", "never"] = "known"
-    """Check final answers where the right one is known; `required` refuses problems without a known answer."""
+    """Check final answers if the right one is known; `required` rejects problems without a known answer."""
     show_answer: bool = False
-    """Tell the teacher the known answer, so that it only has to find the way there."""
+    """Show the teacher the known answer, so that it only has to find the reasoning."""
     boxed: bool = True
     """Ask for the final answer in \\boxed{}."""
     strategies: tuple[Strategy, ...] = DEFAULT_STRATEGIES
-    """Where final answers are looked for, in this order."""
+    """Where to look for final answers, in this order."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
-    """Think about each row."""
+    """Ask the teacher for chains of thought, and keep those that pass."""
     known = [known_answer(row, config.strategies) for row in rows]
     shown = known if config.show_answer else [None] * len(rows)
     asked = [
-        (row, answer, question(row, tools, boxed=config.boxed, answer=told, number=number))
-        for row, answer, told in zip(rows, known, shown, strict=True)
+        (row, answer, question(row, tools, boxed=config.boxed, answer=hint, number=number))
+        for row, answer, hint in zip(rows, known, shown, strict=True)
         for number in range(config.num_samples)
     ]
     replies = yield [ask for _, _, ask in asked]
@@ -80,12 +80,12 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
 
 def question(row: Sample, tools: Tools, *, boxed: bool, answer: str | None = None, number: int = 0) -> Ask:
-    """A row's problem, as the teacher is asked it.
+    """The request for a chain of thought.
 
     Args:
-        boxed: whether the final answer is wanted in a box.
-        answer: the known answer, where it is shown.
-        number: of the try.
+        boxed: ask for the final answer in \\boxed{}.
+        answer: the known answer, if it is to be shown.
+        number: number of the try.
     """
     *before, last = row.prompt
     values: dict[str, Any] = {"instruction": last["content"], "answer": answer, "boxed": boxed}
@@ -113,26 +113,26 @@ class _Try:
 
     @property
     def pair(self) -> tuple[str, str] | None:
-        """(known, found) answer, where both are there to be compared."""
+        """The (known, found) answers, if there are both."""
         if self.problem is not None or self.known is None or self.found is None:
             return None
         return self.known, self.found
 
-    def refused(self) -> Unusable | None:
-        """Why it is no row."""
+    def why_rejected(self) -> Unusable | None:
+        """Why it is rejected; None if it passed every check."""
         if self.problem is not None or self.verdict is None or self.verdict.equal:
             return self.problem
         if self.verdict.outcome == "undecided":
-            return Unusable("undecided", f"{self.found!r} beside {self.known!r}: {self.verdict.reason}")
-        return Unusable("wrong_answer", f"{self.found!r} where {self.known!r} is right")
+            return Unusable("undecided", f"{self.found!r} against {self.known!r}: {self.verdict.reason}")
+        return Unusable("wrong_answer", f"the answer is {self.found!r}, should be {self.known!r}")
 
     def identity(self, config: Config) -> str:
         return self.row.id if config.num_samples == 1 else f"{self.row.id}-{self.number + 1}"
 
 
 def _choose(config: Config, tries: Sequence[_Try], result: Result) -> None:
-    """Sort one problem's tries into rows and rejections."""
-    good = [each for each in tries if each.refused() is None]
+    """Divide the tries at one problem into rows and rejections."""
+    good = [each for each in tries if each.why_rejected() is None]
     kept = good
     if config.keep == "first":
         kept = good[:1]
@@ -140,13 +140,13 @@ def _choose(config: Config, tries: Sequence[_Try], result: Result) -> None:
         kept = sorted(good, key=lambda each: (length_of(each.reply.text or ""), each.number))[:1]
     rate = round(len(good) / len(tries), 4) if tries[0].known is not None else None
     for each in tries:
-        refused = each.refused()
-        if refused is None and each not in kept:
-            refused = Unusable("not_chosen", f"another try was kept ({config.keep})")
-        if refused is not None:
-            result.rejected.append(rejection(each.identity(config), STAGE, refused, each.reply))
-            continue
-        result.accepted.append(_row(config, each, rate))
+        problem = each.why_rejected()
+        if problem is None and each not in kept:
+            problem = Unusable("not_chosen", f"another try was kept ({config.keep})")
+        if problem is None:
+            result.accepted.append(_row(config, each, rate))
+        else:
+            result.rejected.append(rejection(each.identity(config), STAGE, problem, each.reply))
 
 
 def _row(config: Config, made: _Try, rate: float | None) -> Sample:

@@ -1,4 +1,4 @@
-"""Long chains of thought made short (paper, 2.1.1; "long2short"): the answer stays, repetitions and detours go."""
+"""Shortens chains of thought (paper, 2.1.1; "long2short"): same answer, without repetitions and detours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easydistill.synthesis.tools import Tools
 
 STAGE = "cot_long2short"
 IDENTITY = "cot_simplification"
-"""What fingerprints call it: its name in earlier versions, so that finished runs stay finished."""
+"""Its name in fingerprints: that of earlier versions, so that finished runs stay finished."""
 SUMMARY = "Every chain of thought made shorter, with the same answer."
 PROMPTS = (STAGE,)
 LABELLED = True
@@ -21,12 +21,12 @@ __all__ = ["LABELLED", "MAKES_PROMPTS", "PROMPTS", "REASONS", "Config", "run"]
 
 
 class Config(RewritingConfig):
-    """How short a chain must become."""
+    """How short a new chain must be."""
 
     identity_name = "operator.cot_simplification"
 
     ratio: PositiveShare = 0.7
-    """Longest new chain, as a share of the old one's words."""
+    """Maximum length in words of the new chain, as a share of the old one's."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:

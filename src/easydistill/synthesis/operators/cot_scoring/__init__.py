@@ -1,6 +1,6 @@
-"""Chains of thought judged (OmniThought; paper, 2.1.1): reasoning verbosity RV, cognitive difficulty CD, correctness.
+"""Scores chains of thought (OmniThought; paper, 2.1.1): reasoning verbosity RV, cognitive difficulty CD, correctness.
 
-Where a row's answer is known from a field of its own, correctness is checked against it instead of believed.
+If a row has a reference answer in a field of its own, verification against it replaces the judge's correctness.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Config(OperatorConfig):
     identity_name = "operator.cot_scoring"
 
     check_references: bool = True
-    """Where a row holds its right answer in a field of its own, `correct` is whether the chain reaches it."""
+    """If a row has a reference answer, `correct` is whether the chain's final answer equals it."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
@@ -48,7 +48,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
 
 def _check(result: Result) -> None:
-    """Put what verification says in the place of what the judge says."""
+    """Replace the judge's `correct` with the result of verification, where there is one."""
     pairs = []
     for row in result.accepted:
         known = known_answer(row) if any(row.meta.get(name) is not None for name in REFERENCES) else None

@@ -1,9 +1,8 @@
-"""Chains of thought by Reasoning Verbosity and Cognitive Difficulty (OmniThought, arXiv 2505.10937).
+"""Selects chains of thought by Reasoning Verbosity and Cognitive Difficulty (OmniThought, arXiv 2505.10937).
 
-Only correct ones, inside the ranges; then, if asked for, a mixture: difficulties fall into bins, each bin has a target
-verbosity (hard problems deserve long chains) and a number of rows, and those nearest to the target come first. Of
-equally near ones, chance decides, by seed and row id alone. Scores are `meta["rv"]` and `meta["cd"]`, 0–9, and
-`meta["correct"]`, 0 or 1.
+Correct chains within the ranges stay. An optional mixture then divides them into bins of difficulty, each with a target
+verbosity (hard problems deserve long chains) and a number of rows, and takes the rows nearest to the target; ties are
+broken by a hash of seed and row id. Scores are `meta["rv"]` and `meta["cd"]`, 0–9, and `meta["correct"]`, 0 or 1.
 """
 
 from __future__ import annotations
@@ -33,29 +32,29 @@ RV, CD, CORRECT = "rv", "cd", "correct"
 
 
 class Mix(Section):
-    """How many rows of each difficulty, and how verbose they should be."""
+    """The number of rows of each difficulty, and how verbose they should be."""
 
     bins: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST + 1)], ...], Field(min_length=2)] = (0, 3, 6, 10)
-    """Bounds of the bins of difficulty: 0, 3, 6, 10 are 0 ≤ CD < 3, 3 ≤ CD < 6, 6 ≤ CD < 10."""
+    """Bounds of the difficulty bins: 0, 3, 6, 10 are 0 ≤ CD < 3, 3 ≤ CD < 6, 6 ≤ CD < 10."""
     rv: tuple[Score, ...] = (2, 5, 8)
     """Target verbosity of each bin."""
     counts: tuple[NonNegativeInt, ...] | None = None
-    """Rows of each bin; or else give `shares` and `total`."""
+    """Rows of each bin; alternatively give `shares` and `total`."""
     shares: tuple[Share, ...] | None = None
-    """Each bin's part of `total`, rounded down."""
+    """Each bin's share of `total`, rounded down."""
     total: PositiveInt | None = None
-    """Rows of all bins, divided by `shares`."""
+    """Rows of all bins together, divided by `shares`."""
 
     @model_validator(mode="after")
     def _fits(self) -> Mix:
         if any(low >= high for low, high in pairwise(self.bins)):
-            raise Unfit("the bounds of the bins do not rise", "write them as in [0, 3, 6, 10]")
+            raise Unfit("the bounds of the bins are not ascending", "write them as in [0, 3, 6, 10]")
         bins = len(self.bins) - 1
         for name, values in (("rv", self.rv), ("counts", self.counts), ("shares", self.shares)):
             if values is not None and len(values) != bins:
-                raise Unfit(f"there are {bins} bins and {len(values)} {name}", f"give {name} one value a bin")
+                raise Unfit(f"there are {bins} bins but {len(values)} {name}", f"give {name} one value per bin")
         if (self.counts is None) == (self.shares is None) or (self.shares is None) != (self.total is None):
-            raise Unfit("the number of rows is not clear", "give counts, or shares and total")
+            raise Unfit("the number of rows is ambiguous", "give counts, or shares and total")
         if self.shares is not None and sum(map(_exactly, self.shares)) > 1:
             raise Unfit("the shares add up to more than 1", "lower them")
         return self
@@ -64,7 +63,7 @@ class Mix(Section):
         """Rows of each bin."""
         if self.counts is not None:
             return self.counts
-        assert self.shares is not None and self.total is not None, "a validator saw to it"
+        assert self.shares is not None and self.total is not None, "checked by the validator"
         return tuple(int(self.total * _exactly(share)) for share in self.shares)
 
 
@@ -74,28 +73,28 @@ class Config(Section):
     identity_name = "operator.cot_selection"
 
     rv: ScoreRange = ANY
-    """Smallest and largest Reasoning Verbosity."""
+    """Minimum and maximum Reasoning Verbosity."""
     cd: ScoreRange = ANY
-    """Smallest and largest Cognitive Difficulty; a smaller student learns from easier problems."""
+    """Minimum and maximum Cognitive Difficulty; smaller students learn from easier problems."""
     mix: Mix | None = None
-    """Rows a bin of difficulty, of those inside the ranges; by default all of them."""
+    """How many of the rows within the ranges to take of each difficulty; by default all."""
     seed: Seed = 0
-    """Decides between rows that fit a bin equally well."""
+    """Breaks ties between rows that fit a bin equally well."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
-    """Keep correct chains of thought that fit the config. Asks nothing."""
+    """Keep correct chains of thought that fit the config. Asks no model."""
     yield from ()
     return select(config, rows)
 
 
 def select(config: Config, rows: Sequence[Sample]) -> Result:
-    """Accepted and rejected rows, both in the rows' order; the facts tell how many rows a bin is short of."""
+    """Accepted and rejected rows, both in the rows' order; the facts include how many rows each bin lacks."""
     rejected: dict[str, Rejection] = {}
     for row in rows:
-        unfit = _unfit(config, row)
-        if unfit is not None:
-            rejected[row.id] = Rejection(row.id, STAGE, *unfit, 1, row.answer)
+        problem = _problem(config, row)
+        if problem is not None:
+            rejected[row.id] = Rejection(row.id, STAGE, *problem, 1, row.answer)
     facts: dict[str, Any] = {"correct_and_in_range": len(rows) - len(rejected)}
     if config.mix is not None:
         bins, left = _mixed(config.mix, config.seed, [row for row in rows if row.id not in rejected])
@@ -106,8 +105,8 @@ def select(config: Config, rows: Sequence[Sample]) -> Result:
     return Result([row for row in rows if row.id not in rejected], dropped, len(rows), facts)
 
 
-def _unfit(config: Config, row: Sample) -> tuple[str, str] | None:
-    """Why a row does not stay, as (reason, detail)."""
+def _problem(config: Config, row: Sample) -> tuple[str, str] | None:
+    """Why a row is rejected, as (reason, detail); None if it is not."""
     try:
         correct, rv, cd = verdict(row, CORRECT), score(row, RV), score(row, CD)
     except NotScored as problem:
@@ -121,7 +120,7 @@ def _unfit(config: Config, row: Sample) -> tuple[str, str] | None:
 
 
 def _mixed(mix: Mix, seed: int, rows: Sequence[Sample]) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """What became of each bin, and the rows that are not in the mixture."""
+    """Facts about each bin, and rejections of the rows that are not in the mixture."""
     members: list[list[Sample]] = [[] for _ in mix.rv]
     left: list[Rejection] = []
     for row in rows:
@@ -159,5 +158,5 @@ def _surplus(order: Sequence[Sample], wanted: int, bounds: tuple[int, int], targ
 
 
 def _exactly(share: float) -> Fraction:
-    """A share as it was written: 0.1 + 0.2 + 0.7 is 1."""
+    """A share as the decimal that was written: 0.1 + 0.2 + 0.7 is exactly 1."""
     return Fraction(str(share))

@@ -1,4 +1,4 @@
-"""Short chains of thought made long (paper, 2.1.1; "short2long"): every step explained, the same answer."""
+"""Extends chains of thought (paper, 2.1.1; "short2long"): same answer, with every step explained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from easydistill.synthesis.tools import Tools
 
 STAGE = "cot_short2long"
 IDENTITY = "cot_extension"
-"""What fingerprints call it: its name in earlier versions, so that finished runs stay finished."""
+"""Its name in fingerprints: that of earlier versions, so that finished runs stay finished."""
 SUMMARY = "Every chain of thought made longer, with the same answer."
 PROMPTS = (STAGE,)
 LABELLED = True
@@ -21,12 +21,12 @@ __all__ = ["LABELLED", "MAKES_PROMPTS", "PROMPTS", "REASONS", "Config", "run"]
 
 
 class Config(RewritingConfig):
-    """How long a chain must become."""
+    """How long a new chain must be."""
 
     identity_name = "operator.cot_extension"
 
     ratio: PositiveFloat = 1.3
-    """Shortest new chain, as a multiple of the old one's words."""
+    """Minimum length in words of the new chain, as a multiple of the old one's."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:

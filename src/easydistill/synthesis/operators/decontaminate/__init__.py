@@ -1,9 +1,9 @@
-"""Rows without those that give away a benchmark: equal to one of its problems, or sharing a long run of tokens.
+"""Drops rows that contain benchmark problems, either as a whole message or as a long shared run of tokens.
 
-Exact: a message's normalised spelling is that of a benchmark problem. Overlap: a message and a problem share a run of
-`words` tokens (13, Brown et al. 2020, appendix C), or of `characters` tokens where the problem is written in a script
-without spaces. A problem shorter than that is found only as a whole message. Only problems are indexed, not their
-solutions; of a row, every message is looked at, so a problem that an answer quotes is found too.
+Exact: a message has the same normalised spelling as a benchmark problem. Overlap: a message and a problem share a run
+of `words` tokens (13, Brown et al. 2020, appendix C), or of `characters` tokens if the problem is in a script without
+spaces. A problem shorter than that is only found as a whole message. Benchmark solutions are not indexed, but all
+messages of a row are checked, so a problem quoted in an answer is found too.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ Run = tuple[str, ...]
 
 
 class Config(Section):
-    """Which benchmarks, and how much of a problem gives it away."""
+    """Which benchmarks, and how much overlap counts as contamination."""
 
     identity_name = "operator.decontaminate"
 
     benchmarks: Annotated[list[NonEmptyStr], Field(min_length=1)]
-    """Files of problems, as JSON, JSON Lines or Parquet: any rows that can be trained on, or `question` or `prompt` as
-    GSM8K, HumanEval and IFEval have them."""
+    """Files of problems, as JSON, JSON Lines or Parquet: any rows that can be trained on, or rows with `question` or
+    `prompt` as in GSM8K, HumanEval and IFEval."""
     words: PositiveInt = 13
-    """Tokens of a run that gives a problem away, in scripts with spaces."""
+    """Tokens of a shared run that count as overlap, in scripts with spaces."""
     characters: PositiveInt = 21
-    """The same in scripts without; 13 English words are about 21 Chinese characters."""
+    """The same in scripts without spaces; 13 English words are about 21 Chinese characters."""
     boilerplate: PositiveInt = 10
-    """A run that more problems of the benchmarks have than this is a common phrase ("answer in all capital letters")
-    and gives none away."""
+    """A run that occurs in more benchmark problems than this is a common phrase ("answer in all capital letters") and
+    is ignored."""
 
     def identity(self) -> dict[str, Any]:
-        """What the benchmarks hold decides, and under which names, not where they lie."""
+        """Depends on the benchmarks' file names and contents, not on their folders."""
         paths = [Path(name) for name in self.benchmarks]
         held = [[path.name, hash_file(path) if path.is_file() else None] for path in paths]
         return {**super().identity(), "benchmarks": held}
 
 
 def files(config: Config) -> dict[str, str]:
-    """Files that the config names, by key."""
+    """The benchmark files, by config key."""
     return {f"benchmarks.{number}": path for number, path in enumerate(config.benchmarks)}
 
 
 class Contamination(NamedTuple):
-    """Which benchmark problem a text gives away, and by what."""
+    """Which benchmark problem a text contains, and how that was found."""
 
     reason: str
     """`benchmark_exact` or `benchmark_overlap`."""
@@ -70,40 +70,41 @@ class Contamination(NamedTuple):
 
 
 class Benchmarks:
-    """Problems of benchmark files, found by what they share with a text.
+    """The problems of benchmark files, indexed by spelling and by run.
 
     Raises:
-        DataError: a file cannot be read, or a row of it cannot, so that its problem would be overlooked.
+        DataError: a file, or a row of it, cannot be read: its problem would be missed.
     """
 
     def __init__(self, config: Config) -> None:
         self._names: list[str] = []
-        self._whole: dict[str, int] = {}
-        self._holders: dict[Run, list[int]] = {}
+        self._by_spelling: dict[str, int] = {}
+        self._by_run: dict[Run, list[int]] = {}
         for name in config.benchmarks:
             path = Path(name)
-            problems, unread = read_samples(path, labelled=False)
-            if unread:
-                raise DataError(f"{len(unread)} problems of a benchmark cannot be read; the first: {unread[0].detail}")
+            problems, unreadable = read_samples(path, labelled=False)
+            if unreadable:
+                detail = unreadable[0].detail
+                raise DataError(f"{len(unreadable)} benchmark problems cannot be read; the first: {detail}")
             for problem in problems:
                 self._index(config, f"{path.name}, row {problem.meta[ROW]}", prompt_text(problem))
-        self._holders = {run: held for run, held in self._holders.items() if len(held) <= config.boilerplate}
-        self._sizes = sorted({len(run) for run in self._holders})
+        self._by_run = {run: numbers for run, numbers in self._by_run.items() if len(numbers) <= config.boilerplate}
+        self._sizes = sorted({len(run) for run in self._by_run})
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def given_away(self, text: str) -> Contamination | None:
-        """Which problem a text gives away; of several, the one that it shares most runs with, then the first."""
-        whole = self._whole.get(normalise(text))
-        if whole is not None:
-            return Contamination("benchmark_exact", f"the same text as {self._names[whole]}")
+    def find(self, text: str) -> Contamination | None:
+        """The problem that a text contains; among several, that with the most shared runs, then the first."""
+        equal = self._by_spelling.get(normalise(text))
+        if equal is not None:
+            return Contamination("benchmark_exact", f"the same text as {self._names[equal]}")
         units = tokens(text)
         shared: Counter[int] = Counter()
         first: dict[int, Run] = {}
         for size in self._sizes:
             for run in dict.fromkeys(ngrams(units, size)):
-                for problem in self._holders.get(run, ()):
+                for problem in self._by_run.get(run, ()):
                     shared[problem] += 1
                     first.setdefault(problem, run)
         if not shared:
@@ -117,15 +118,15 @@ class Benchmarks:
     def _index(self, config: Config, name: str, text: str) -> None:
         number = len(self._names)
         self._names.append(name)
-        self._whole.setdefault(normalise(text), number)
+        self._by_spelling.setdefault(normalise(text), number)
         units = tokens(text)
         size = config.characters if by_character(units) else config.words
         for run in dict.fromkeys(ngrams(units, size)):
-            self._holders.setdefault(run, []).append(number)
+            self._by_run.setdefault(run, []).append(number)
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
-    """Drop rows that give away a benchmark problem, naming it. Asks nothing.
+    """Drop rows that contain a benchmark problem, which their rejections name. Asks no model.
 
     Raises:
         DataError: a benchmark file, or a row of one, cannot be read.
@@ -139,7 +140,7 @@ def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     benchmarks = Benchmarks(config)
     result = Result(entered=len(rows))
     for row in rows:
-        found = next(filter(None, map(benchmarks.given_away, _said(row))), None)
+        found = next(filter(None, map(benchmarks.find, _texts(row))), None)
         if found is None:
             result.accepted.append(row)
         else:
@@ -148,7 +149,7 @@ def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     return result
 
 
-def _said(row: Sample) -> list[str]:
-    """All texts of a row but the system's."""
+def _texts(row: Sample) -> list[str]:
+    """All texts of a row except system messages."""
     texts = [message["content"] for message in row.messages if message["role"] != "system"]
     return texts + [message["reasoning_content"] for message in row.messages if message.get("reasoning_content")]

@@ -1,10 +1,10 @@
-"""Rows without their near-equals: the same text, almost the same (MinHash), too similar (ROUGE-L), the same in meaning.
+"""Drops duplicates of rows: equal, near duplicate (MinHash), too similar (ROUGE-L) or same in meaning (embeddings).
 
-Which rows stay depends on the rows, not on their order. They are gone through by the hash of their compared text (its
-normalised spelling), then by the hash of what they say, then by id; a row stays if it is new beside those that stay
-already. So no two of the rows that stay are near each other, and every other row is near one that stays, which its
-rejection names: the lexicographically first maximal independent set of the graph "is near", in that order. (Connected
-components would be independent of order too, but a chain of small steps would cost all rows but one.)
+The result depends on the rows, not on their order. Rows are visited by the hash of the compared text's normalised
+spelling, then by the hash of their messages, then by id; a row is kept if it is new with respect to those kept so far.
+So no two kept rows are near each other, and every dropped row is near a kept one, which its rejection names: in that
+order, the kept rows are the lexicographically first maximal independent set of the graph "is near". (Connected
+components would not depend on the order either, but would reduce a chain of small steps to a single row.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from easydistill.synthesis.text import normalise, prompt_text
 from easydistill.synthesis.tools import Tools
 
 STAGE = "deduplicate"
-SUMMARY = "Rows without their near-equals."
+SUMMARY = "Rows without their duplicates and near duplicates."
 PROMPTS: tuple[str, ...] = ()
 REASONS = ("duplicate", "near_duplicate", "too_similar", "same_meaning")
 LABELLED = None
@@ -32,27 +32,27 @@ MAKES_PROMPTS = False
 
 
 class Config(Section):
-    """What counts as the same row."""
+    """What counts as a duplicate."""
 
     identity_name = "operator.deduplicate"
 
     compare: Literal["prompt", "answer", "both"] = "prompt"
-    """Part of a row that is compared. Several chains of thought for one problem need `answer` or `both`."""
+    """Part of a row that is compared. To keep several chains of thought per problem, use `answer` or `both`."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
-    """From this estimated Jaccard similarity of 5-character runs on (MinHash), rows are near duplicates."""
+    """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
     too_similar: Share = TOO_SIMILAR
-    """Above this ROUGE-L F-measure, rows are too similar; 1 switches the check off."""
+    """ROUGE-L F-measure above which rows are too similar; 1 switches the check off."""
     embeddings: ModelRef | None = None
-    """A model on this machine whose embeddings are compared too; best one made for sentences."""
+    """A local model whose embeddings are compared too, preferably a sentence-embedding model."""
     same_meaning: PositiveShare = 0.95
-    """From this cosine similarity of embeddings on, rows mean the same."""
+    """Minimum cosine similarity of embeddings of rows that mean the same."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
-    """Drop rows that are near one that stays. Asks nothing.
+    """Drop rows that are near a kept one. Asks no model.
 
     Raises:
-        UnfitRows: answers are to be compared, and a row has none.
+        UnfitRows: answers are compared, and a row has none.
         MissingExtra: `synth`, or for embeddings `train`, is not installed.
         ModelError: the model of `embeddings` cannot be loaded.
     """
@@ -61,14 +61,14 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 
 def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
-    """Accepted and rejected rows, both in the rows' order; see the module for which is which."""
+    """Accepted and rejected rows, both in the rows' order; see the module's docstring."""
     texts = {row.id: _compared(config, row) for row in rows}
     pool = Novelty(config.near_duplicate, config.too_similar)
     meanings = None
     if config.embeddings is not None:
         meanings = Meanings(embeddings(config.embeddings, texts.values()), config.same_meaning)
     rejected: dict[str, Rejection] = {}
-    for row in sorted(rows, key=lambda row: _place(row, texts[row.id])):
+    for row in sorted(rows, key=lambda row: _sort_key(row, texts[row.id])):
         text = texts[row.id]
         near = pool.check(text) or (meanings.check(text) if meanings else None)
         if near is None:
@@ -91,6 +91,6 @@ def _compared(config: Config, row: Sample) -> str:
     return row.answer if config.compare == "answer" else f"{prompt_text(row)}\n{row.answer}"
 
 
-def _place(row: Sample, text: str) -> tuple[str, str, str]:
+def _sort_key(row: Sample, text: str) -> tuple[str, str, str]:
     spelling = hashlib.sha256(normalise(text).encode("utf-8", "surrogatepass")).hexdigest()
     return spelling, content_hash(list(row.messages)), row.id

@@ -1,12 +1,12 @@
-"""New instructions like the ones that are there (paper, 2.1.1): from a pool, by making one harder, or for a persona.
+"""New instructions made from existing ones (paper, 2.1.1).
 
-    self_instruct   a few instructions of the pool are shown, one more is asked for; what is accepted joins the pool
+    self_instruct   a few instructions from the pool are shown as examples; accepted ones join the pool
                     (Wang et al. 2023)
-    evolve          one instruction is made harder or moved sideways (Xu et al. 2024)
-    persona         as self_instruct, for somebody who is described (Ge et al. 2024)
+    evolve          one instruction is made harder or varied (Xu et al. 2024)
+    persona         as self_instruct, on behalf of a described person (Ge et al. 2024)
 
-Candidates are asked for in waves until `num_output_samples` are accepted or the budget is used up. A candidate is
-accepted if it is a whole, fresh instruction: not cut off, of a sensible length, new beside seeds and accepted ones.
+Candidates are requested in waves until `num_output_samples` are accepted or the budget is used up. A candidate is
+accepted if it is complete, of a sensible length, and new with respect to the seeds and the accepted instructions.
 """
 
 from __future__ import annotations
@@ -46,65 +46,65 @@ LABELLED = False
 MAKES_PROMPTS = True
 WANTS = ("instruction",)
 PRIOR = 8
-"""Candidates that the first estimate of the yield stands for."""
+"""Weight, in candidates, of the prior assumption that every candidate is accepted."""
 CHANGES = ("constraint", "deepen", "concretise", "reasoning", "complicate_input", "broaden")
 _MARKS = ("[Instruction", "【指令")
 
 
 class Config(OperatorConfig):
-    """How many instructions, how they are found, and what is refused."""
+    """How many instructions, how they are made, and which are rejected."""
 
     identity_name = "operator.instruction_expansion"
 
     num_output_samples: PositiveInt = 100
-    """New instructions wanted, accepted ones."""
+    """Number of accepted new instructions to reach."""
     num_in_context_samples: PositiveInt = 3
-    """Instructions that are shown as examples."""
+    """Instructions shown as examples."""
     variant: Literal["self_instruct", "evolve", "persona"] = "self_instruct"
-    """From the pool, by making one instruction harder, or for a described person."""
+    """From examples, by making one instruction harder, or from examples and a described person."""
     personas_path: NonEmptyStr | None = None
-    """For `persona`: a text file, a description a line."""
+    """For `persona`: a text file with one description per line."""
     generated_share: Share = 0.34
     """Share of the examples that may be accepted candidates; the others are seeds."""
     budget: PositiveFloat = 10.0
-    """Candidates that may be asked for, as a multiple of `num_output_samples`."""
+    """Maximum number of candidates, as a multiple of `num_output_samples`."""
     wave: PositiveInt = 256
-    """Most candidates asked for at once. Those of a wave do not see each other."""
+    """Maximum number of candidates requested at once. Candidates of one wave are not examples for each other."""
     min_tokens: PositiveInt = 4
-    """Shortest instruction, in words (Chinese: characters)."""
+    """Minimum length of an instruction, in words (Chinese: characters)."""
     max_tokens: PositiveInt = 400
-    """Longest instruction, likewise."""
+    """Maximum length of an instruction, in words (Chinese: characters)."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
-    """From this estimated Jaccard similarity of 5-character runs on, a candidate is a near duplicate."""
+    """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
     too_similar: Share = TOO_SIMILAR
-    """Above this ROUGE-L F-measure a candidate is too similar."""
+    """ROUGE-L F-measure above which a candidate is too similar."""
 
     @model_validator(mode="after")
     def _has_personas(self) -> Config:
         if (self.variant == "persona") != (self.personas_path is not None):
-            raise Unfit('personas_path and "variant": "persona" go together', "set both, or neither")
+            raise Unfit('personas_path and "variant": "persona" need each other', "set both, or neither")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What the file of personas holds decides, not where it lies."""
+        """Depends on the contents of the personas file, not on its path."""
         known = super().identity()
         path = Path(self.personas_path) if self.personas_path is not None else None
         return known if path is None else known | {"personas_path": hash_file(path) if path.is_file() else None}
 
 
 def files(config: Config) -> dict[str, str]:
-    """Files that the config names, by key."""
+    """The personas file, by config key."""
     return {} if config.personas_path is None else {"personas_path": config.personas_path}
 
 
 def most_asks(config: Config) -> int:
-    """Questions that a run may need, for `plan`."""
+    """Maximum number of requests of a run."""
     return math.ceil(config.budget * config.num_output_samples)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A question and what it was made from."""
+    """A request for an instruction, and what it was made from."""
 
     ask: Ask
     number: int
@@ -122,8 +122,8 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     waves = 0
     while len(result.accepted) < config.num_output_samples and result.entered < budget:
         missing = config.num_output_samples - len(result.accepted)
-        # As many as the yield so far says are needed, beginning with the belief that every one will pass: what is
-        # asked beyond the target was paid for in vain.
+        # As many as needed at the yield so far, starting from the assumption that all pass: candidates beyond the
+        # target would be paid for in vain.
         share = max(0.1, (len(result.accepted) + PRIOR) / (result.entered + PRIOR))
         size = min(config.wave, budget - result.entered, math.ceil(missing / share))
         candidates = [pool.candidate(result.entered + n) for n in range(size)]
@@ -131,7 +131,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
         waves += 1
         for candidate, reply in zip(candidates, replies, strict=True):
             result.entered += 1
-            found = pool.judge(candidate, reply)
+            found = pool.offer(candidate, reply)
             if isinstance(found, Rejection):
                 result.rejected.append(found)
             elif len(result.accepted) < config.num_output_samples:
@@ -149,7 +149,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
 
 class _Pool:
-    """Seeds and accepted instructions: what examples are drawn from, and what candidates are compared with."""
+    """Seeds and accepted instructions, from which examples are drawn and with which candidates are compared."""
 
     def __init__(self, config: Config, seeds: Sequence[Sample], tools: Tools) -> None:
         self._config = config
@@ -164,10 +164,10 @@ class _Pool:
             lines = Path(config.personas_path).read_text(encoding="utf-8").splitlines()
             self._personas = [line.strip() for line in lines if line.strip()]
             if not self._personas:
-                raise DataError(f"{config.personas_path}: there is no persona in it; write one a line")
+                raise DataError(f"{config.personas_path}: there are no personas in it; write one per line")
 
     def candidate(self, number: int) -> _Candidate:
-        """The question that brings candidate `number`."""
+        """The request for candidate `number`."""
         random = self._tools.random(STAGE, number)
         config = self._config
         if config.variant == "evolve":
@@ -196,8 +196,8 @@ class _Pool:
         )
         return _Candidate(ask, number, tuple(example.id for example in examples), persona or config.variant)
 
-    def judge(self, candidate: _Candidate, reply: Reply) -> Sample | Rejection:
-        """The candidate as a row of the pool, or why it is none."""
+    def offer(self, candidate: _Candidate, reply: Reply) -> Sample | Rejection:
+        """Add the candidate to the pool if it passes every check, and return its row; otherwise a rejection."""
         identity = content_hash([STAGE, self._config.seed, candidate.number, list(candidate.sources)])[:16]
         try:
             text = field_of(reply, "instruction", self._config.reply)
@@ -214,23 +214,23 @@ class _Pool:
 
 
 def check_instruction(text: str, min_tokens: int, max_tokens: int) -> None:
-    """Refuse what is no whole instruction of a sensible length.
+    """Check an instruction's length, and that it does not echo the prompt.
 
     Raises:
         Unusable: it is too short or too long, or repeats a part of the prompt that asked for it.
     """
     length = len(tokens(text))
     if length < min_tokens:
-        raise Unusable("too_short", f"{length} words, at least {min_tokens} are wanted")
+        raise Unusable("too_short", f"{length} words; the minimum is {min_tokens}")
     if length > max_tokens:
-        raise Unusable("too_long", f"{length} words, at most {max_tokens} are wanted")
+        raise Unusable("too_long", f"{length} words; the maximum is {max_tokens}")
     mark = next((mark for mark in _MARKS if mark in text), None)
     if mark is not None:
-        raise Unusable("echo", f"it repeats the prompt's own mark {mark!r}")
+        raise Unusable("echo", f"it repeats the prompt's marker {mark!r}")
 
 
 def _common_task(examples: Sequence[Sample]) -> str | None:
-    """The task label that all examples carry."""
+    """The task label of all examples; None if they differ."""
     tasks = {example.meta.get("task") for example in examples}
     task = next(iter(tasks)) if len(tasks) == 1 else None
     return task if isinstance(task, str) else None

@@ -1,7 +1,7 @@
-"""Instructions rewritten to be clearer and more specific, with the same intent (paper, 2.1.1).
+"""Rewrites instructions to be clearer and more specific, with the same intent (paper, 2.1.1).
 
 The row keeps its id. With `veto`, a judge compares both instructions, and a rewriting that asks for something else is
-refused.
+rejected.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ SAME = {"same": (0, 1)}
 
 
 class Config(OperatorConfig):
-    """What a rewriting must keep."""
+    """Requirements on a rewritten instruction."""
 
     identity_name = "operator.instruction_refinement"
 
     veto: bool = True
-    """Ask the judge whether both instructions ask for the same; without a clear yes the rewriting is refused."""
+    """Ask the judge whether both instructions ask for the same, and reject the rewriting without a clear yes."""
     max_growth: PositiveFloat = 4.0
-    """Longest rewriting, as a multiple of the instruction's length (at least 50 words are allowed)."""
+    """Maximum length of a rewriting, as a multiple of the instruction's (50 words are always allowed)."""
     keep_numbers: bool = True
-    """Refuse a rewriting that lost one of the instruction's numbers."""
+    """Reject a rewriting that lacks one of the instruction's numbers."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
-    """Rewrite each row's instruction; rows become prompts without answers; `meta["original"]` is what was there."""
+    """Rewrite each row's instruction. Accepted rows are prompts, with the old instruction in `meta["original"]`."""
     found = yield from each(rows, lambda row: _refine(config, row, tools))
     return gather(found)
 
@@ -53,7 +53,7 @@ def _refine(config: Config, row: Sample, tools: Tools) -> Steps[Sample | Rejecti
         if config.veto:
             (verdict,) = yield [tools.ask("same_intent", before, wants=SAME, role="judge", first=before, second=after)]
             if scores_of(verdict, SAME, config.reply)["same"] == 0:
-                raise Unusable("drift", "the judge finds that it asks for something else")
+                raise Unusable("drift", "according to the judge it asks for something else")
     except Unusable as problem:
         return rejection(row.id, STAGE, problem, reply)
     asked: Message = {"role": "user", "content": after}
@@ -62,11 +62,11 @@ def _refine(config: Config, row: Sample, tools: Tools) -> Steps[Sample | Rejecti
 
 def _check(config: Config, before: str, after: str) -> None:
     if normalise(before) == normalise(after):
-        raise Unusable("unchanged", "the instruction came back as it was")
+        raise Unusable("unchanged", "the instruction is unchanged")
     old, new = tokens(before), tokens(after)
     most = max(50, config.max_growth * len(old))
     if len(new) > most:
-        raise Unusable("too_long", f"{len(new)} words where {len(old)} were; at most {most:.0f} are allowed")
+        raise Unusable("too_long", f"{len(new)} words instead of {len(old)}; the maximum is {most:.0f}")
     if config.keep_numbers:
         lost = sorted({unit for unit in old if unit.isdigit()} - set(new))
         if lost:

@@ -1,8 +1,8 @@
-"""Instruction–response pairs from raw text (paper, 2.1.1): each with the words of the text that prove it.
+"""Extracts instruction–response pairs from raw text (paper, 2.1.1), each with the passage that proves the answer.
 
-The evidence comes first, for the question is asked about it. A pair passes if its evidence occurs in the text, if its
-question is one, makes sense without the text and is new, and if somebody who sees only the evidence gives the same
-answer.
+The evidence comes first, and the question is about it. A pair passes if its evidence occurs in the text, if its
+question is a question, makes sense without the text and is new, and if a judge that sees only the evidence gives the
+same answer.
 """
 
 from __future__ import annotations
@@ -40,35 +40,36 @@ _LEANS_ON_TEXT = re.compile(
 )
 _SENTENCE = re.compile(r".+?(?:[.!?][\"'”’)]*(?=\s|$)|[。！？][”’」』）]*|\n|$)")
 _LEAST, _MOST = 16, 500
-"""Characters of a sentence that may be given as evidence."""
+"""Minimum and maximum length in characters of a sentence used as evidence."""
 _ASKS = re.compile(r"[?？؟]|什么|谁|哪|几|多少|如何|怎|为何|是否|吗|呢")
 _SAYS_THE_ANSWER = 0.8
-"""ROUGE-L F-measure of question and answer above which they are one text."""
+"""ROUGE-L F-measure above which the question already says the answer."""
 _UNSTATED = re.compile(r"\bnot (?:stated|mentioned|given)\b|未提及|没有提到", re.IGNORECASE)
 
 
 class Config(OperatorConfig):
-    """How many pairs a chunk gives, and what they must stand."""
+    """How many pairs per chunk, and which are rejected."""
 
     identity_name = "operator.instruction_response_extraction"
 
     pairs_per_chunk: PositiveInt = 2
-    """Pairs asked for, each by itself."""
+    """Pairs requested per chunk, each with a request of its own."""
     evidence: Literal["quoted", "given"] = "quoted"
-    """`quoted`: the teacher copies the words that prove the answer. `given`: it is given a sentence of the text, asks
-    about it and answers from it alone, one thing a request; for small models, which copy badly."""
+    """`quoted`: the teacher quotes the passage that proves the answer. `given`: it is given a sentence of the text,
+    writes a question about it and answers that from the sentence alone, in two requests; for small models, which quote
+    badly."""
     evidence_score: Share = 0.9
-    """How well the quoted evidence must match the text, where it is not there letter for letter (partial ratio)."""
+    """Minimum match (partial ratio) of the quoted evidence with the text, if it does not occur there literally."""
     check_answers: bool = True
-    """Have each question answered from the evidence alone, and compare."""
+    """Have each question answered from the evidence alone, and compare the answers."""
     agreement: Share = 0.3
-    """Least share of the answer's words that the second answer must hold."""
+    """Minimum share of the answer's words that the second answer must contain."""
     too_similar: Share = TOO_SIMILAR
-    """Above this ROUGE-L F-measure a question repeats an earlier one."""
+    """ROUGE-L F-measure above which a question repeats an earlier one."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
-    """Extract pairs from each chunk of text; a row is a chunk, its prompt the text."""
+    """Extract pairs from each chunk of text, which is the prompt of a row."""
     asked = [(row, number) for row in rows for number in range(config.pairs_per_chunk)]
     made = yield from each(asked, lambda pair: _make(config, *pair, tools))
     novelty = Novelty(NEAR_DUPLICATE, config.too_similar)
@@ -88,14 +89,14 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
 @dataclass(frozen=True)
 class _Made:
-    """What the teacher made: the fields of a pair, or why there are none."""
+    """The fields of a pair from the teacher, or why there are none."""
 
     fields: dict[str, str] | Unusable
     replies: tuple[Reply, ...]
 
 
 def _make(config: Config, row: Sample, number: int, tools: Tools) -> Steps[_Made]:
-    """Ask for one pair: all of it at once, or a question about a sentence and then its answer."""
+    """Request one pair, at once or as a question about a sentence and then its answer."""
     text = prompt_text(row)
     replies: list[Reply] = []
     try:
@@ -113,7 +114,7 @@ def _make(config: Config, row: Sample, number: int, tools: Tools) -> Steps[_Made
 
 
 def _sentence(text: str, number: int, tools: Tools) -> str:
-    """The sentence for one of the questions about a text: each its own, as long as there are enough."""
+    """The sentence for question `number` about a text: a different one each, as long as there are enough."""
     pieces = (" ".join(piece.split()) for piece in _SENTENCE.findall(text))
     whole = list(dict.fromkeys(piece for piece in pieces if _LEAST <= len(piece) <= _MOST)) or [text]
     tools.random("sentences", text).shuffle(whole)
@@ -121,7 +122,7 @@ def _sentence(text: str, number: int, tools: Tools) -> str:
 
 
 def _answer(question: str, evidence: str, tools: Tools, role: Role) -> Ask:
-    # The judge draws anew where it is the teacher itself.
+    # Another sample than the teacher's, in case the judge is the teacher itself.
     index = 1 if role == "judge" else 0
     return tools.ask("evidence_answer", question, role=role, index=index, evidence=evidence, question=question)
 
@@ -136,12 +137,12 @@ def _pair(config: Config, row: Sample, number: int, made: _Made, novelty: Novelt
         if not evidence.found:
             raise Unusable("no_evidence", evidence.reason)
         if not _ASKS.search(found["question"]):
-            raise Unusable("not_a_question", "it has neither a question mark nor a word that asks")
+            raise Unusable("not_a_question", "it has neither a question mark nor a question word")
         if rouge_l(tokens(found["question"]), tokens(found["answer"])) > _SAYS_THE_ANSWER:
-            raise Unusable("not_a_question", "it says what the answer says")
+            raise Unusable("not_a_question", "it already says the answer")
         leaning = _LEANS_ON_TEXT.search(found["question"])
         if leaning is not None:
-            raise Unusable("not_standalone", f"the question speaks of {leaning[0]!r}")
+            raise Unusable("not_standalone", f"the question refers to {leaning[0]!r}")
         near = novelty.offer(identity, found["question"])
         if near is not None:
             raise Unusable(near.reason, near.detail)
@@ -154,21 +155,21 @@ def _pair(config: Config, row: Sample, number: int, made: _Made, novelty: Novelt
         "evidence": prompt_text(row)[evidence.start : evidence.end],
         "evidence_score": round(evidence.score, 2),
     }
-    asked, answer = found["question"], found["answer"]
-    return Sample(identity, ({"role": "user", "content": asked}, {"role": "assistant", "content": answer}), meta)
+    question, answer = found["question"], found["answer"]
+    return Sample(identity, ({"role": "user", "content": question}, {"role": "assistant", "content": answer}), meta)
 
 
 def _supported(config: Config, pair: Sample, reply: Reply) -> Sample | Rejection:
-    """The pair, if whoever sees the evidence alone says the same."""
+    """The pair, if the answer from the evidence alone agrees with its own."""
     assert pair.answer is not None
     try:
         second = text_of(reply)
         if _UNSTATED.search(second):
             raise Unusable("not_supported", "the evidence alone does not answer the question")
-        wanted, said = tokens(pair.answer), set(tokens(second))
-        share = sum(unit in said for unit in wanted) / max(1, len(wanted))
-        numbers = {unit for unit in wanted if unit.isdigit()}
-        if share < config.agreement or not numbers <= said | set(tokens(pair.meta["evidence"])):
+        expected, given = tokens(pair.answer), set(tokens(second))
+        share = sum(unit in given for unit in expected) / max(1, len(expected))
+        numbers = {unit for unit in expected if unit.isdigit()}
+        if share < config.agreement or not numbers <= given | set(tokens(pair.meta["evidence"])):
             raise Unusable("not_supported", f"{share:.0%} of its words are in the answer from the evidence alone")
     except Unusable as problem:
         return rejection(pair.id, STAGE, problem, reply)

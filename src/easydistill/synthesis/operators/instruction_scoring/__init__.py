@@ -1,4 +1,4 @@
-"""Instructions, with or without answers, judged for what there is to learn from them (paper, 2.1.1)."""
+"""Scores instructions, with or without answers, for their value as training data (paper, 2.1.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 
 STAGE = "instruction_scoring"
-SUMMARY = "Every instruction gets scores for what there is to learn from it."
+SUMMARY = "Every instruction gets scores for its value as training data."
 PROMPTS = (STAGE,)
 REASONS = ("truncated", "malformed_score")
 LABELLED = None
@@ -20,7 +20,7 @@ SCORES = {"informativeness": (0, 9), "helpfulness": (0, 9), "generalisation": (0
 
 
 class Config(OperatorConfig):
-    """How instructions are judged."""
+    """How instructions are scored."""
 
     identity_name = "operator.instruction_scoring"
 

@@ -1,7 +1,7 @@
-"""Instructions with their answers by what a judge said of them: worth learning from, and right.
+"""Selects rows by a judge's scores of instruction and answer.
 
 Scores are `meta["informativeness"]`, `meta["helpfulness"]` and `meta["generalisation"]`, 0–9, and
-`meta["correctness"]`, 0 or 1 (DistilQwen2.5 selects by the same).
+`meta["correctness"]`, 0 or 1 (the criteria of DistilQwen2.5).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ MAKES_PROMPTS = False
 
 
 class Config(Section):
-    """Lowest scores with which a row stays. The thresholds are no publication's: look at the scores' distribution."""
+    """Minimum scores of a row. The defaults are from no publication: look at the distribution of your scores."""
 
     identity_name = "operator.instruction_selection"
 
     informativeness: Score = 5
-    """How much there is to learn from a row, at least."""
+    """Minimum score for how much there is to learn from the row."""
     helpfulness: Score = 5
-    """How well the answer does what was asked, at least."""
+    """Minimum score for how well the answer does what was asked."""
     generalisation: Score = 5
-    """How far the row serves other tasks than itself, at least."""
+    """Minimum score for how far the row helps with other tasks."""
     correct_only: bool = True
-    """Whether the answer must have been judged right."""
+    """Require that the answer was judged correct."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
-    """Keep rows whose scores reach the thresholds. Asks nothing."""
+    """Keep rows whose scores reach the thresholds. Asks no model."""
     yield from ()
     return select(config, rows)
 
@@ -50,19 +50,18 @@ def select(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order."""
     result = Result(entered=len(rows))
     for row in rows:
-        unfit = _unfit(config, row)
-        if unfit is None:
+        problem = _problem(config, row)
+        if problem is None:
             result.accepted.append(row)
         else:
-            result.rejected.append(Rejection(row.id, STAGE, *unfit, 1, list(row.messages)))
+            result.rejected.append(Rejection(row.id, STAGE, *problem, 1, list(row.messages)))
     result.facts = {"kept": len(result.accepted), "dropped": count_reasons(result.rejected)}
     return result
 
 
-def _unfit(config: Config, row: Sample) -> tuple[str, str] | None:
-    """Why a row does not stay, as (reason, detail); the reason is the first score that is too low."""
-    least = {"informativeness": config.informativeness, "helpfulness": config.helpfulness}
-    least["generalisation"] = config.generalisation
+def _problem(config: Config, row: Sample) -> tuple[str, str] | None:
+    """Why a row is rejected, as (reason, detail), where the reason names the first score that is too low; else None."""
+    least = {name: getattr(config, name) for name in SCORES}
     try:
         right = verdict(row, CORRECTNESS) if config.correct_only else True
         low = [(name, score(row, name)) for name in SCORES if score(row, name) < least[name]]

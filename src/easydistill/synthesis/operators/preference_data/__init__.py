@@ -1,9 +1,9 @@
 """Pairs of answers for `dpo` and `reward_model`: a better and a worse one to the same prompt.
 
-Rows are prompts, with answers or without. `method` tells where answers come from and who says which is better, see
-`_pair_configs.py`; which of the possible pairs are taken, see `_pair_choice.py`. Cut-off answers, repeated ones, ties
-and what nobody could decide are in no pair. Every answer and pair that is dropped is counted in the facts, under its
-reason; a row without a pair is rejected.
+Rows are prompts, with or without answers. `method` decides where answers come from and how they are compared, see
+`configs.py`; `choice.py` decides which of the possible pairs are taken. Truncated and duplicate answers, ties and
+undecided comparisons make no pairs. Dropped answers and pairs are counted in the facts by reason; a row without a pair
+is rejected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from easydistill.contracts.operator import Result, Steps
 from easydistill.data.records import Sample
-from easydistill.synthesis.operators.preference_data import configs as _pair_configs
+from easydistill.synthesis.operators.preference_data import configs as _configs
 from easydistill.synthesis.operators.preference_data.choice import cap_lengths, choose, length_facts, surplus
 from easydistill.synthesis.operators.preference_data.configs import (
     Config,
@@ -26,14 +26,14 @@ from easydistill.synthesis.operators.preference_data.configs import (
     VerifiableConfig,
 )
 from easydistill.synthesis.operators.preference_data.methods import contrastive, rank, student, verifiable
-from easydistill.synthesis.operators.preference_data.pairs import Pair, Prospects
+from easydistill.synthesis.operators.preference_data.pairs import Pair, RowPairs
 from easydistill.synthesis.replies import Unusable, rejection
 from easydistill.synthesis.tools import Tools
 
 __all__ = ["Config", "run"]
 
 STAGE = "preference_data"
-PROMPTS = _pair_configs.PROMPTS
+PROMPTS = _configs.PROMPTS
 REASONS = (
     *("no_answer", "answer_unknown", "truncated", "duplicate", "one_answer", "no_final_answer", "undecided"),
     *("all_right", "all_wrong", "malformed_score", "inconsistent", "student_better", "tie", "small_margin"),
@@ -42,52 +42,53 @@ REASONS = (
 LABELLED = None
 MAKES_PROMPTS = False
 PAIRS = True
-_OF_PAIRS = frozenset({"chosen", "rejected", "beta", "gap", "margin", "chosen_score", "rejected_score"})
-"""What a row may bring and would be taken for the pair's own."""
+_PAIR_FIELDS = frozenset({"chosen", "rejected", "beta", "gap", "margin", "chosen_score", "rejected_score"})
+"""Fields of a pair; a row's own fields of these names are dropped."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
-    """Make pairs of each row. `meta` tells `margin` and scores where there are any, and who wrote which answer."""
-    every = yield from _prospects(config, rows, tools)
+    """Make pairs from each row. `meta` has `margin` and the scores, if any, and who wrote each answer."""
+    every = yield from _row_pairs(config, rows, tools)
     if config.max_length_ratio is not None:
         for found in every:
             cap_lengths(found, config.max_length_ratio)
     possible = {found.row.id: found.pairs for found in every}
-    plainly = choose(possible, config.max_pairs, config.seed, balanced=False)
-    taken = plainly
+    unbalanced = choose(possible, config.max_pairs, config.seed, balanced=False)
+    taken = unbalanced
     if config.length_balance != "off":
         taken = choose(possible, config.max_pairs, config.seed, balanced=True)
     dropped = surplus(taken, config.seed) if config.length_balance == "drop" else {}
     result = Result()
     kept: list[Pair] = []
     for found in every:
-        gone = dropped.get(found.row.id, [])
-        found.dropped_pairs += [Unusable("length_balance", f"{pair.name}: of the frequent kind") for pair in gone]
-        pairs = [pair for pair in taken[found.row.id] if pair not in gone]
+        surplus_pairs = dropped.get(found.row.id, [])
+        found.dropped_pairs += [
+            Unusable("length_balance", f"{pair.name}: of the more frequent kind") for pair in surplus_pairs
+        ]
+        pairs = [pair for pair in taken[found.row.id] if pair not in surplus_pairs]
         kept += pairs
         result.accepted += [_row(config, found.row, pair, number) for number, pair in enumerate(pairs)]
         if not pairs:
-            result.rejected.append(rejection(found.row.id, STAGE, _why_none(found), *found.replies))
+            result.rejected.append(rejection(found.row.id, STAGE, _why_no_pair(found), *found.replies))
     result.entered = len(result.accepted) + len(result.rejected)
-    unbalanced = [pair for pairs in plainly.values() for pair in pairs]
     result.facts = {"prompts": len(rows), "prompts_with_pairs": len(rows) - len(result.rejected)}
-    result.facts |= _facts(every, kept, unbalanced)
+    result.facts |= _facts(every, kept, [pair for pairs in unbalanced.values() for pair in pairs])
     return result
 
 
-def _prospects(config: PairsConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
+def _row_pairs(config: PairsConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[RowPairs]]:
     if isinstance(config, StudentConfig):
         return (yield from student(config, rows, tools))
     if isinstance(config, RankConfig):
         return (yield from rank(config, rows, tools))
     if isinstance(config, VerifiableConfig):
         return (yield from verifiable(config, rows, tools))
-    assert isinstance(config, ContrastiveConfig), "there are four ways"
+    assert isinstance(config, ContrastiveConfig), "there are four methods"
     return (yield from contrastive(config, rows, tools))
 
 
 def _row(config: Config, row: Sample, pair: Pair, number: int) -> Sample:
-    meta = {name: value for name, value in row.meta.items() if name not in _OF_PAIRS}
+    meta = {name: value for name, value in row.meta.items() if name not in _PAIR_FIELDS}
     meta |= {"operator": STAGE, "method": config.method, "source": row.id}
     if pair.scores is not None:
         meta |= {"margin": pair.margin, "chosen_score": pair.scores[0], "rejected_score": pair.scores[1]}
@@ -96,23 +97,23 @@ def _row(config: Config, row: Sample, pair: Pair, number: int) -> Sample:
     return Sample(identity, (*row.prompt, pair.chosen.message), meta)
 
 
-def _why_none(found: Prospects) -> Unusable:
-    """Why a row has no pair: of what was dropped, what came furthest."""
+def _why_no_pair(found: RowPairs) -> Unusable:
+    """Why a row has no pair: of everything dropped, the problem that came up in the latest check."""
     if found.blocked is not None:
         return found.blocked
     if found.dropped_pairs:
-        return max(found.dropped_pairs, key=lambda problem: _place(problem.reason))
-    # A repetition is to blame only where nothing else is.
+        return max(found.dropped_pairs, key=lambda problem: _check_number(problem.reason))
+    # A duplicate is only given as the reason if there is no other.
     by_weight = sorted(found.dropped_answers, key=lambda problem: problem.reason == "duplicate")
-    return by_weight[0] if by_weight else Unusable("one_answer", "there is but one answer")
+    return by_weight[0] if by_weight else Unusable("one_answer", "there is only one answer")
 
 
-def _place(reason: str) -> int:
-    """Of a check among all; what goes wrong with a request comes before any."""
+def _check_number(reason: str) -> int:
+    """Position of a check in `REASONS`; failed requests come before all checks."""
     return REASONS.index(reason) if reason in REASONS else -1
 
 
-def _facts(every: Sequence[Prospects], kept: Sequence[Pair], unbalanced: Sequence[Pair]) -> dict[str, Any]:
+def _facts(every: Sequence[RowPairs], kept: Sequence[Pair], unbalanced: Sequence[Pair]) -> dict[str, Any]:
     possible = sum(len(found.pairs) for found in every)
     margins = [pair.margin for pair in kept if pair.margin is not None]
     dropped_pairs = [problem.reason for found in every for problem in found.dropped_pairs]

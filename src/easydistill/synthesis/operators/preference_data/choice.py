@@ -1,9 +1,9 @@
 """Which of the possible pairs are taken.
 
-Of a row's pairs at most so many: first those whose answers stand in no pair that is taken already, then those with the
-largest margin, then by hash. With length balance, where a row offers pairs whose chosen answer is longer and such where
-it is shorter, the kind is taken that is too rare so far. What is taken depends on seed, row ids and the pairs alone,
-never on the order of rows.
+Of each row at most `most` pairs are taken: first those whose answers are in no pair taken so far, then those with the
+largest margin, then by hash. With length balancing, if a row offers both pairs whose chosen answer is longer and pairs
+whose chosen answer is shorter, the kind that is rarer so far is preferred. The choice depends on seed, row ids and the
+pairs alone, not on the order of the rows.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from statistics import correlation, fmean
 from typing import Any
 
 from easydistill.data.records import draw_key
-from easydistill.synthesis.operators.preference_data.pairs import Pair, Prospects
+from easydistill.synthesis.operators.preference_data.pairs import Pair, RowPairs
 from easydistill.synthesis.replies import Unusable
 
 
-def cap_lengths(found: Prospects, ratio: float) -> None:
-    """Drop a row's pairs whose longer answer has more than `ratio` times the length of the shorter one."""
+def cap_lengths(found: RowPairs, ratio: float) -> None:
+    """Drop a row's pairs whose longer answer is more than `ratio` times as long as the shorter one."""
     kept: list[Pair] = []
     for pair in found.pairs:
         if pair.length_ratio > ratio:
@@ -30,13 +30,13 @@ def cap_lengths(found: Prospects, ratio: float) -> None:
 
 
 def choose(possible: Mapping[str, Sequence[Pair]], most: int, seed: int, *, balanced: bool) -> dict[str, list[Pair]]:
-    """At most `most` pairs of each row, by the row's id; see the module.
+    """At most `most` pairs of each row, by the row's id; see the module's docstring.
 
-    How many pairs of a row are taken does not depend on `balanced`.
+    The number of pairs per row does not depend on `balanced`.
     """
     taken: dict[str, list[Pair]] = {}
     tilt = 0
-    # Rows that offer a choice come last: they can make up for the others.
+    # Rows that offer a choice come last, so that they can balance the others.
     for row in sorted(possible, key=lambda row: (_offers_choice(possible[row], most), draw_key(seed, row))):
         left, of_row = list(possible[row]), list[Pair]()
         while left and len(of_row) < most:
@@ -53,15 +53,15 @@ def _offers_choice(pairs: Sequence[Pair], most: int) -> bool:
 
 
 def _order(pair: Pair, taken: Sequence[Pair], tilt: int, row: str, seed: int) -> tuple[int, int, float, bytes]:
-    towards = pair.direction * ((tilt > 0) - (tilt < 0))
+    adds_to_tilt = pair.direction * ((tilt > 0) - (tilt < 0))
     used = [answer for other in taken for answer in (other.chosen, other.rejected)]
     uses = used.count(pair.chosen) + used.count(pair.rejected)
-    return towards, uses, -(pair.margin or 0.0), draw_key(seed, f"{row}: {pair.name}")
+    return adds_to_tilt, uses, -(pair.margin or 0.0), draw_key(seed, f"{row}: {pair.name}")
 
 
 def surplus(taken: Mapping[str, Sequence[Pair]], seed: int) -> dict[str, list[Pair]]:
-    """The pairs to be dropped so that the chosen answer is longer as often as it is shorter: of the kind that is too
-    frequent, those with the smallest margin."""
+    """The pairs to drop so that the chosen answer is longer as often as it is shorter: those with the smallest margin
+    among the more frequent kind."""
     every = [(row, pair) for row, pairs in taken.items() for pair in pairs]
     tilt = sum(pair.direction for _, pair in every)
     frequent = [item for item in every if item[1].direction * tilt > 0]
@@ -73,17 +73,17 @@ def surplus(taken: Mapping[str, Sequence[Pair]], seed: int) -> dict[str, list[Pa
 
 
 def length_facts(pairs: Iterable[Pair]) -> dict[str, Any]:
-    """How the lengths of chosen and rejected answers differ: what a model could learn without reading them."""
+    """How the lengths of chosen and rejected answers differ, which a model could learn instead of their content."""
     pairs = list(pairs)
     if not pairs:
         return {"pairs": 0}
     scored = [(pair.margin, pair.difference) for pair in pairs if pair.margin is not None]
-    told = len({margin for margin, _ in scored}) > 1 and len({difference for _, difference in scored}) > 1
+    varied = len({margin for margin, _ in scored}) > 1 and len({difference for _, difference in scored}) > 1
     return {
         "pairs": len(pairs),
         "chosen_longer": round(fmean(pair.direction > 0 for pair in pairs), 4),
         "chosen_shorter": round(fmean(pair.direction < 0 for pair in pairs), 4),
         "mean_difference": round(fmean(pair.difference for pair in pairs), 4),
-        # Pearson's; None where all margins, or all differences, are the same.
-        "margin_correlation": round(correlation(*zip(*scored, strict=True)), 4) if told else None,
+        # Pearson's; None if all margins, or all differences, are equal.
+        "margin_correlation": round(correlation(*zip(*scored, strict=True)), 4) if varied else None,
     }

@@ -1,9 +1,9 @@
-"""The configs of the four ways to pairs of answers; `_pair_methods.py` has the ways themselves.
+"""The configs of the four methods of making pairs; `methods.py` implements them.
 
-student              the teacher's answer above the student's own samples, by a judge's scores
-rank                 any two answers of teacher and student, by a judge who sees them side by side in both orders
-verifiable           a right answer above a wrong one, where the right final answer is known
-contrastive_prompt   the teacher's answer under a good system prompt above that under a bad one
+student              the teacher's answer over the student's own samples, by a judge's scores
+rank                 any two answers of teacher and student, by a judge that compares them in both orders
+verifiable           a right answer over a wrong one, where the right final answer is known
+contrastive_prompt   the teacher's answer under a good system prompt over that under a bad one
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ PROMPTS = (SCORING, _difficulty.PROMPT, BOXED, GOOD, BAD)
 
 
 class PairsConfig(OperatorConfig):
-    """What all ways to pairs have."""
+    """Settings of all methods."""
 
     identity_name = "operator.preference_data"
 
     asks_with: ClassVar[frozenset[str]]
-    """Prompts that this way uses."""
+    """Prompts that this method uses."""
 
     max_pairs: PositiveInt = 1
-    """Most pairs of one prompt."""
+    """Maximum number of pairs per prompt."""
     length_balance: Literal["off", "choose", "drop"] = "choose"
-    """Whether chosen answers shall be longer than rejected ones about as often as shorter. `choose`: where a prompt
-    offers both, take the kind that is too rare. `drop`: then also drop pairs of the frequent kind, smallest margins
+    """Keep chosen answers from being systematically longer or shorter than rejected ones. `choose`: if a prompt offers
+    both kinds of pairs, take the rarer one. `drop`: in addition, drop pairs of the more frequent kind, smallest margins
     first, until both are equally frequent."""
     max_length_ratio: Annotated[float, Field(ge=1)] | None = None
-    """Drop pairs whose longer answer has more than so many times the words of the shorter one."""
+    """Drop pairs whose longer answer has more than this multiple of the shorter one's words."""
 
     @property
     def roles(self) -> frozenset[Role]:
-        """Who is asked."""
+        """Models that are asked."""
         raise NotImplementedError
 
     @property
     def most_samples(self) -> dict[Role, int]:
-        """How often a model is asked the same prompt."""
+        """Samples per prompt, by model."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -54,20 +54,19 @@ class PairsConfig(OperatorConfig):
         unused = sorted(set(self.prompts) & set(PROMPTS) - self.asks_with)
         if unused:
             known = ", ".join(sorted(self.asks_with)) or "none"
-            raise Unfit(f"prompts.{unused[0]} is not used by this method", f"it has: {known}")
+            raise Unfit(f"prompts.{unused[0]} is not used by this method", f"it uses: {known}")
         return self
 
 
 class SampledConfig(PairsConfig):
-    """What ways have that sample teacher and student."""
+    """Settings of methods that sample teacher and student."""
 
     given_answers: bool = True
-    """Let the answer that a row brings take part: in `student` instead of the teacher's, which is then not asked for.
-    Off, it is left alone."""
+    """Use a row's own answer too. With `student` it takes the place of the teacher's, which is then not requested."""
     teacher_samples: NonNegativeInt = 1
-    """Answers of the teacher to a prompt."""
+    """Answers of the teacher per prompt."""
     student_samples: NonNegativeInt = 4
-    """Answers of the student to a prompt."""
+    """Answers of the student per prompt."""
 
     @property
     def most_samples(self) -> dict[Role, int]:
@@ -79,10 +78,10 @@ class SampledConfig(PairsConfig):
 
 
 class JudgedConfig(SampledConfig):
-    """What ways have in which a judge decides."""
+    """Settings of methods with a judge."""
 
     min_margin: PositiveFloat = 1.0
-    """Least gap between the judge's scores of two answers. Equal ones are never a pair."""
+    """Minimum difference between the judge's scores of two answers. Equal scores never make a pair."""
 
     @property
     def roles(self) -> frozenset[Role]:
@@ -90,50 +89,50 @@ class JudgedConfig(SampledConfig):
 
 
 class StudentConfig(JudgedConfig):
-    """The teacher's answer above the student's own. A judge scores every answer by itself, 0 to 9."""
+    """The teacher's answer over the student's own. A judge scores every answer by itself, 0 to 9."""
 
     asks_with: ClassVar[frozenset[str]] = frozenset({SCORING})
 
     method: Literal["student"] = "student"
-    """How pairs come about."""
+    """How pairs are made."""
     student_samples: PositiveInt = 4
-    """Answers of the student to a prompt."""
+    """Answers of the student per prompt."""
     chosen: Literal["teacher", "best"] = "teacher"
-    """Which answer is chosen: the teacher's, or of all, the student's too, whichever has the best score."""
+    """Which answer is chosen: the teacher's, or the one with the best score among teacher's and student's."""
 
     @model_validator(mode="after")
     def _has_an_answer(self) -> StudentConfig:
         if not self.teacher_samples and not self.given_answers:
-            raise Unfit("nobody gives the better answer", "ask the teacher (teacher_samples), or set given_answers")
+            raise Unfit("there is no better answer", "set teacher_samples above 0, or given_answers to true")
         return self
 
 
-def heats_of(temperatures: Sequence[float], count: int) -> list[float | None]:
-    """The temperature of each of `count` samples, which take them in turn; None is the model's own."""
+def sample_temperatures(temperatures: Sequence[float], count: int) -> list[float | None]:
+    """The temperature of each of `count` samples, cycling through `temperatures`; None is the model's own."""
     return [temperatures[number % len(temperatures)] if temperatures else None for number in range(count)]
 
 
 class RankConfig(JudgedConfig):
-    """Any two of all answers. A judge scores both of two, 1 to 10, in either order; only where both orders prefer the
-    same answer there is a pair, and its margin is the mean of both gaps."""
+    """Any two of all answers. A judge scores both side by side, 1 to 10, in each order. They are a pair only if the
+    same answer is preferred in both orders; the margin is the mean of both differences."""
 
     asks_with: ClassVar[frozenset[str]] = frozenset({_difficulty.PROMPT})
 
     method: Literal["rank"]
-    """How pairs come about."""
+    """How pairs are made."""
     teacher_samples: NonNegativeInt = 2
-    """Answers of the teacher to a prompt."""
+    """Answers of the teacher per prompt."""
     student_samples: NonNegativeInt = 2
-    """Answers of the student to a prompt. n answers in all are n·(n − 1) questions to the judge."""
+    """Answers of the student per prompt. n answers in all cost n·(n − 1) requests to the judge."""
     temperatures: tuple[NonNegativeFloat, ...] = ()
-    """Temperatures that each model's samples take in turn; by default each model's own."""
+    """Temperatures through which each model's samples cycle; by default each model's own."""
     max_pairs: PositiveInt = 3
-    """Most pairs of one prompt."""
+    """Maximum number of pairs per prompt."""
 
     @field_validator("temperatures")
     @classmethod
     def _can_be_divided_by(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        small = next((heat for heat in value if 0 < heat < 1e-3), None)
+        small = next((temperature for temperature in value if 0 < temperature < 1e-3), None)
         if small is not None:
             raise Unfit(f"{small} is too small to divide by", "use 0 for greedy answers, or at least 0.001")
         return value
@@ -147,34 +146,34 @@ class RankConfig(JudgedConfig):
     @model_validator(mode="after")
     def _draws_samples(self) -> RankConfig:
         for role, count in self.most_samples.items():
-            greedy = heats_of(self.temperatures, count).count(0)
+            greedy = sample_temperatures(self.temperatures, count).count(0)
             if greedy > 1:
                 raise Unfit(
-                    f"{greedy} of the {role}'s {count} samples have temperature 0 and are the same",
-                    f"give temperatures with one 0 among {role}_samples, or none",
+                    f"{greedy} of the {role}'s {count} samples have temperature 0 and would be the same",
+                    f"give temperatures such that at most one of {role}_samples has 0",
                 )
         return self
 
 
 class VerifiableConfig(SampledConfig):
-    """A right answer above a wrong one. The right final answer is known: a row's `reference`, `final_answer` or
-    `solution`, or what its answer states."""
+    """A right answer over a wrong one. The right final answer is known from a row's `reference`, `final_answer` or
+    `solution`, or is stated in its answer."""
 
     asks_with: ClassVar[frozenset[str]] = frozenset({BOXED})
 
     method: Literal["verifiable"]
-    """How pairs come about."""
+    """How pairs are made."""
     given_answers: bool = False
-    """Let the answer that a row brings take part."""
+    """Use a row's own answer too."""
     teacher_samples: NonNegativeInt = 0
-    """Answers of the teacher to a prompt."""
+    """Answers of the teacher per prompt."""
     allow_truncated: bool = False
-    """Let an answer that was cut off be a rejected one, if it does not hold the right final answer anywhere."""
+    """Accept a truncated answer as a rejected one if the right final answer occurs nowhere in it."""
     boxed: bool = False
-    """Ask for the final answer in \\boxed{}. Pairs hold the row's own prompt all the same."""
+    """Ask for the final answer in \\boxed{}. Pairs hold the row's own prompt nevertheless."""
     strategies: tuple[Strategy, ...] = ("boxed", "hashes", "phrase")
-    """Where final answers are looked for, in this order. `last_number` is a guess: with it an answer is only taken for
-    wrong where none of its numbers is the right one."""
+    """Where to look for final answers, in this order. `last_number` is a guess: with it, an answer only counts as wrong
+    if none of its numbers is the right one."""
 
     @model_validator(mode="after")
     def _has_two(self) -> VerifiableConfig:
@@ -184,12 +183,13 @@ class VerifiableConfig(SampledConfig):
 
 
 class ContrastiveConfig(PairsConfig):
-    """The teacher's answer under a good system prompt above that under a bad one. Nobody judges: this teaches style."""
+    """The teacher's answer under a good system prompt over that under a bad one. There is no judge: this teaches
+    style."""
 
     asks_with: ClassVar[frozenset[str]] = frozenset({GOOD, BAD})
 
     method: Literal["contrastive_prompt"]
-    """How pairs come about."""
+    """How pairs are made."""
     teacher_samples: PositiveInt = 1
     """Answers of the teacher under each of the two system prompts."""
 
@@ -214,4 +214,4 @@ Config = Annotated[
     | Annotated[ContrastiveConfig, Tag("contrastive_prompt")],
     Discriminator(_method),
 ]
-"""Told apart by `method`; without one, `student`."""
+"""Discriminated by `method`, which defaults to `student`."""

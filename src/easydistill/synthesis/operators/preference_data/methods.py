@@ -1,8 +1,8 @@
-"""The four ways to pairs of answers: generators that end with what is possible for each row. `_pair_configs.py` tells
-what each does.
+"""The four methods of making pairs, as generators that return the possible pairs of each row; see also `configs.py`.
 
-Under `verifiable` no answer is taken for wrong that says the right final answer anywhere it says a final answer, or
-after it, and none for right whose last word is not equal to it: what lies between is undecided, and in no pair.
+Under `verifiable`, an answer is right only if its last final answer equals the known one, and wrong only if none of the
+final answers it states equals it and nothing after the last one may state it. Anything else is undecided, and in no
+pair.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from easydistill.synthesis.operators.preference_data.configs import (
     StudentConfig,
     VerifiableConfig,
 )
-from easydistill.synthesis.operators.preference_data.pairs import Answer, Pair, Prospects, collect, given, sample
+from easydistill.synthesis.operators.preference_data.pairs import Answer, Pair, RowPairs, collect, given, sample
 from easydistill.synthesis.replies import Unusable, scores_of
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -41,13 +41,13 @@ SCORE = {"score": (0, 9)}
 # --- by a judge ---------------------------------------------------------------------------------------------------
 
 
-def student(config: StudentConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
-    """Have each row answered by teacher and student, and every answer scored."""
+def student(config: StudentConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[RowPairs]]:
+    """Have each prompt answered by teacher and student, and every answer scored."""
     return (yield from each(rows, lambda row: _student_row(config, row, tools)))
 
 
-def _student_row(config: StudentConfig, row: Sample, tools: Tools) -> Steps[Prospects]:
-    found = Prospects(row, given(config, row))
+def _student_row(config: StudentConfig, row: Sample, tools: Tools) -> Steps[RowPairs]:
+    found = RowPairs(row, given(config, row))
     if not found.answers and not config.teacher_samples:
         found.blocked = Unusable("no_answer", "the row has no answer, and the teacher is not asked")
         return found
@@ -67,19 +67,19 @@ def _student_row(config: StudentConfig, row: Sample, tools: Tools) -> Steps[Pros
     scores = _scores(found, replies, config)
     found.answers = [answer for answer in found.answers if answer.name in scores]
     best = max(scores.values(), default=0)
-    tops = [answer for answer in found.answers if answer.by != "student"]
+    better = [answer for answer in found.answers if answer.by != "student"]
     if config.chosen == "best":
-        tops = [answer for answer in found.answers if scores[answer.name] == best]
-    for number, top in enumerate(tops):
+        better = [answer for answer in found.answers if scores[answer.name] == best]
+    for number, top in enumerate(better):
         for answer in found.answers:
-            # Of two that both are best, the tie counts once.
-            if answer.by == "student" and answer not in tops[: number + 1]:
-                _by_scores(found, config.min_margin, top, answer, (scores[top.name], scores[answer.name]))
+            # A tie between two best answers is counted once.
+            if answer.by == "student" and answer not in better[: number + 1]:
+                _pair_by_scores(found, config.min_margin, top, answer, (scores[top.name], scores[answer.name]))
     return found
 
 
-def _scores(found: Prospects, replies: Sequence[Reply], config: StudentConfig) -> dict[str, int]:
-    """Scores by the answer's name; an answer without one is dropped."""
+def _scores(found: RowPairs, replies: Sequence[Reply], config: StudentConfig) -> dict[str, int]:
+    """Scores by the answer's name; an answer without a valid score is dropped."""
     found.replies += replies
     scores: dict[str, int] = {}
     for answer, reply in zip(found.answers, replies, strict=True):
@@ -90,13 +90,13 @@ def _scores(found: Prospects, replies: Sequence[Reply], config: StudentConfig) -
     return scores
 
 
-def rank(config: RankConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
-    """Have each row answered, and every two answers compared in both orders."""
+def rank(config: RankConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[RowPairs]]:
+    """Have each prompt answered, and every two answers compared in both orders."""
     return (yield from each(rows, lambda row: _rank_row(config, row, tools)))
 
 
-def _rank_row(config: RankConfig, row: Sample, tools: Tools) -> Steps[Prospects]:
-    found = Prospects(row, given(config, row))
+def _rank_row(config: RankConfig, row: Sample, tools: Tools) -> Steps[RowPairs]:
+    found = RowPairs(row, given(config, row))
     asked = [
         one
         for role, count in config.most_samples.items()
@@ -118,8 +118,8 @@ def _rank_row(config: RankConfig, row: Sample, tools: Tools) -> Steps[Prospects]
     return found
 
 
-def _compare(found: Prospects, config: RankConfig, one: Answer, other: Answer, replies: Sequence[Reply]) -> None:
-    """Make a pair of two answers that were scored in both orders."""
+def _compare(found: RowPairs, config: RankConfig, one: Answer, other: Answer, replies: Sequence[Reply]) -> None:
+    """Make a pair of two answers scored in both orders, if the orders agree."""
     try:
         there, back = (scores_of(reply, BOTH_SCORES, config.reply) for reply in replies)
     except Unusable as problem:
@@ -127,17 +127,17 @@ def _compare(found: Prospects, config: RankConfig, one: Answer, other: Answer, r
         return
     gaps = there["first"] - there["second"], back["second"] - back["first"]
     if gaps[0] * gaps[1] < 0 or (0 in gaps and any(gaps)):
-        detail = f"{one.name} and {other.name}: the gaps in the two orders are {gaps[0]} and {gaps[1]}"
+        detail = f"{one.name} and {other.name}: the differences in the two orders are {gaps[0]} and {gaps[1]}"
         found.dropped_pairs.append(Unusable("inconsistent", detail))
         return
     first, second = fmean((there["first"], back["second"])), fmean((there["second"], back["first"]))
     if first < second:
         one, other, first, second = other, one, second, first
-    _by_scores(found, config.min_margin, one, other, (first, second))
+    _pair_by_scores(found, config.min_margin, one, other, (first, second))
 
 
-def _by_scores(found: Prospects, least: float, better: Answer, worse: Answer, scores: tuple[float, float]) -> None:
-    """Make a pair of two answers whose scores, in this order, differ enough."""
+def _pair_by_scores(found: RowPairs, least: float, better: Answer, worse: Answer, scores: tuple[float, float]) -> None:
+    """Make a pair of two answers if the first one's score exceeds the second one's by `least`."""
     margin = scores[0] - scores[1]
     names = f"{better.name} and {worse.name}"
     if margin == 0:
@@ -145,7 +145,7 @@ def _by_scores(found: Prospects, least: float, better: Answer, worse: Answer, sc
     elif margin < 0:
         found.dropped_pairs.append(Unusable("student_better", f"{names}: {scores[0]:g} and {scores[1]:g}"))
     elif margin < least:
-        found.dropped_pairs.append(Unusable("small_margin", f"{names}: {margin:g}, at least {least:g} is wanted"))
+        found.dropped_pairs.append(Unusable("small_margin", f"{names}: {margin:g}; the minimum is {least:g}"))
     else:
         found.pairs.append(Pair(better, worse, scores))
 
@@ -157,13 +157,13 @@ def _by_scores(found: Prospects, least: float, better: Answer, worse: Answer, sc
 class _Tried:
     """An answer to a problem whose final answer is known."""
 
-    found: Prospects
+    found: RowPairs
     known: str
     answer: Answer
     final: Found | None
-    """What it says in the end."""
+    """Its final answer."""
     earlier: tuple[str, ...]
-    """What else it says as a final answer."""
+    """Other final answers that it states."""
 
     @property
     def comparisons(self) -> list[tuple[str, str]]:
@@ -171,19 +171,19 @@ class _Tried:
         return [(self.known, text) for text in (*final, *self.earlier)]
 
     @property
-    def may_hold_it(self) -> bool:
-        """Whether the known answer may stand elsewhere than where final answers stand."""
+    def may_contain_known(self) -> bool:
+        """Whether the known answer may occur in the text other than as a stated final answer."""
         text = self.answer.text
         anywhere = self.answer.truncated or (self.final is not None and self.final.strategy == "last_number")
-        if anywhere and _holds(text, self.known):
+        if anywhere and _contains(text, self.known):
             return True
         return self.final is not None and may_say_later(text, self.final, self.known)
 
 
-def verifiable(config: VerifiableConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
-    """Have each row answered and every final answer compared with the known one."""
-    every = [Prospects(row, given(config, row)) for row in rows]
-    asked: list[tuple[Prospects, str, list[tuple[str, Ask]]]] = []
+def verifiable(config: VerifiableConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[RowPairs]]:
+    """Have each prompt answered and every final answer compared with the known one."""
+    every = [RowPairs(row, given(config, row)) for row in rows]
+    asked: list[tuple[RowPairs, str, list[tuple[str, Ask]]]] = []
     for found in every:
         known = known_answer(found.row, config.strategies)
         if known is None:
@@ -193,7 +193,7 @@ def verifiable(config: VerifiableConfig, rows: Sequence[Sample], tools: Tools) -
     replies = iter((yield [ask for _, _, samples in asked for _, ask in samples]))
     tried: list[_Tried] = []
     for found, known, samples in asked:
-        collect(found, samples, [next(replies) for _ in samples], cut_off=config.allow_truncated)
+        collect(found, samples, [next(replies) for _ in samples], keep_truncated=config.allow_truncated)
         tried += [_read(config, found, known, answer) for answer in found.answers]
     comparisons = list(dict.fromkeys(pair for one in tried for pair in one.comparisons))
     made = zip(comparisons, verify(comparisons), strict=True)
@@ -219,7 +219,7 @@ def _problem_samples(config: VerifiableConfig, row: Sample, tools: Tools) -> lis
     return [one for role, count in config.most_samples.items() for one in sample(role, messages, count)]
 
 
-def _read(config: VerifiableConfig, found: Prospects, known: str, answer: Answer) -> _Tried:
+def _read(config: VerifiableConfig, found: RowPairs, known: str, answer: Answer) -> _Tried:
     final = find_answer(answer.text, config.strategies)
     earlier = tuple(
         answer.text[start:end]
@@ -233,26 +233,26 @@ def _is_right(one: _Tried, verdicts: Mapping[tuple[str, str], Verdict]) -> bool:
     """Whether an answer is right.
 
     Raises:
-        Unusable: that cannot be told, or it may not be used.
+        Unusable: that is undecided, or the answer must not be used.
     """
     outcomes = {text: verdicts[known, text].outcome for known, text in one.comparisons}
     name, final = one.answer.name, one.final
-    says_it_anyhow = set(outcomes.values()) - {"different"} or one.may_hold_it
+    may_be_right = set(outcomes.values()) - {"different"} or one.may_contain_known
     if one.answer.truncated:
-        if says_it_anyhow:
-            raise Unusable("truncated", f"{name} was cut off and may hold the right answer")
+        if may_be_right:
+            raise Unusable("truncated", f"{name} was truncated and may contain the right answer")
         return False
     if final is None:
-        raise Unusable("no_final_answer", f"{name} says no final answer that could be found")
+        raise Unusable("no_final_answer", f"no final answer was found in {name}")
     if outcomes[final.text] == "equal":
         return True
-    if says_it_anyhow:
-        raise Unusable("undecided", f"{name} says {final.text!r}, and perhaps {one.known!r} too, which is right")
+    if may_be_right:
+        raise Unusable("undecided", f"{name} says {final.text!r}, but may also say {one.known!r}, which is right")
     return False
 
 
-def _holds(text: str, known: str) -> bool:
-    """Whether the known answer stands anywhere in a text: as a number of its value, or else literally."""
+def _contains(text: str, known: str) -> bool:
+    """Whether the known answer occurs anywhere in a text: by value if it is a number, otherwise literally."""
     number = parse_number(known)
     if number is None:
         return bare(known).casefold() in text.casefold()
@@ -260,21 +260,21 @@ def _holds(text: str, known: str) -> bool:
     return any(values & {found.value, found.numeral} for found, _, _ in numbers(text))
 
 
-def _right_above_wrong(found: Prospects, right: Sequence[Answer], wrong: Sequence[Answer]) -> None:
+def _right_above_wrong(found: RowPairs, right: Sequence[Answer], wrong: Sequence[Answer]) -> None:
     found.answers = [*right, *wrong]
     found.pairs = [Pair(better, worse, (1.0, 0.0)) for better, worse in product(right, wrong)]
     if right and not wrong:
-        found.blocked = Unusable("all_right", f"{len(right)} right, none wrong, of those that could be checked")
+        found.blocked = Unusable("all_right", f"{len(right)} right, none wrong among the answers that could be checked")
     elif wrong and not right:
-        found.blocked = Unusable("all_wrong", f"{len(wrong)} wrong, none right, of those that could be checked")
+        found.blocked = Unusable("all_wrong", f"{len(wrong)} wrong, none right among the answers that could be checked")
 
 
 # --- by system prompts --------------------------------------------------------------------------------------------
 
 
-def contrastive(config: ContrastiveConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Prospects]]:
+def contrastive(config: ContrastiveConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[RowPairs]]:
     """Have the teacher answer each row under a good system prompt and under a bad one."""
-    every = [Prospects(row) for row in rows]
+    every = [RowPairs(row) for row in rows]
     asked = [_contrasted(config, row, tools) for row in rows]
     replies = iter((yield [ask for samples in asked for _, ask in samples]))
     for found, samples in zip(every, asked, strict=True):
@@ -288,15 +288,15 @@ def _contrasted(config: ContrastiveConfig, row: Sample, tools: Tools) -> list[tu
     language = tools.language(prompt_text(row))
     samples: list[tuple[str, Ask]] = []
     for side, name in (("good", GOOD), ("bad", BAD)):
-        wanted = tools.prompt(name, language).fill(language=language)
-        messages = _under(wanted, row.prompt)
+        system = tools.prompt(name, language).fill(language=language)
+        messages = _with_system(system, row.prompt)
         for number in range(config.teacher_samples):
             samples.append((f"{side}-{number + 1}", Ask(messages, index=number)))
     return samples
 
 
-def _under(wanted: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """A prompt under a system prompt, before the row's own where it has one."""
+def _with_system(text: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt with a system prompt, which precedes the prompt's own if it has one."""
     own = prompt[0]["content"] if prompt[0]["role"] == "system" else None
-    system: Message = {"role": "system", "content": wanted if own is None else f"{wanted}\n\n{own}"}
+    system: Message = {"role": "system", "content": text if own is None else f"{text}\n\n{own}"}
     return (system, *(prompt if own is None else prompt[1:]))

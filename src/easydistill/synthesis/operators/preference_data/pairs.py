@@ -1,4 +1,4 @@
-"""Answers to a row's prompt and the pairs that are possible among them."""
+"""Answers to a row's prompt, and the pairs that can be made of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import cached_property
 from easydistill.contracts.operator import Ask, Reply, Role
 from easydistill.data.records import Message, Sample, answer_message
 from easydistill.synthesis.chains import length_of
-from easydistill.synthesis.operators.preference_data.configs import SampledConfig, heats_of
+from easydistill.synthesis.operators.preference_data.configs import SampledConfig, sample_temperatures
 from easydistill.synthesis.replies import Unusable, text_of
 
 BY_ROW = "row"
-"""Who wrote an answer that a row brought along."""
+"""Author of a row's own answer."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Answer:
     by: str
     """`teacher`, `student` or `row`."""
     name: str
-    """Tells it from the row's other answers."""
+    """Unique among the row's answers."""
     truncated: bool = False
 
     @property
@@ -33,7 +33,7 @@ class Answer:
 
     @cached_property
     def length(self) -> int:
-        """Words (Chinese: characters), separate thoughts included."""
+        """Words (Chinese: characters), separate reasoning included."""
         return length_of(self.text) + length_of(self.message.get("reasoning_content", ""))
 
 
@@ -44,7 +44,7 @@ class Pair:
     chosen: Answer
     rejected: Answer
     scores: tuple[float, float] | None = None
-    """Theirs; None where nobody gave any."""
+    """Scores of both, in the same order; None if they were not scored."""
 
     @property
     def margin(self) -> float | None:
@@ -57,7 +57,7 @@ class Pair:
 
     @property
     def direction(self) -> int:
-        """1 where the chosen answer is the longer one, −1 where it is the shorter one, else 0."""
+        """1 if the chosen answer is longer, −1 if it is shorter, else 0."""
         return (self.difference > 0) - (self.difference < 0)
 
     @property
@@ -72,50 +72,51 @@ class Pair:
 
 
 @dataclass
-class Prospects:
-    """What came of one row."""
+class RowPairs:
+    """The answers and possible pairs of one row."""
 
     row: Sample
     answers: list[Answer] = field(default_factory=list)
-    """Those that can be used."""
+    """Usable answers."""
     pairs: list[Pair] = field(default_factory=list)
-    """Possible ones."""
+    """Possible pairs."""
     dropped_answers: list[Unusable] = field(default_factory=list)
     dropped_pairs: list[Unusable] = field(default_factory=list)
     blocked: Unusable | None = None
-    """Why there can be no pair, where neither an answer nor a pair is to blame."""
+    """Why there can be no pair, if that is not due to a single answer or pair."""
     replies: list[Reply] = field(default_factory=list)
-    """All that was received for the row."""
+    """All replies received for the row."""
 
 
 def sample(
     role: Role, messages: tuple[Message, ...], count: int, temperatures: Sequence[float] = ()
 ) -> list[tuple[str, Ask]]:
-    """(name, question) of each sample of a model."""
+    """(name, request) of each of `count` samples of a model."""
     return [
-        (f"{role}-{number + 1}", Ask(messages, role, number, temperature=heat))
-        for number, heat in enumerate(heats_of(temperatures, count))
+        (f"{role}-{number + 1}", Ask(messages, role, number, temperature=temperature))
+        for number, temperature in enumerate(sample_temperatures(temperatures, count))
     ]
 
 
 def given(config: SampledConfig, row: Sample) -> list[Answer]:
+    """The row's own answer, if it has one that is to be used."""
     if not config.given_answers or not (row.answer or "").strip():
         return []
     return [Answer(row.messages[-1], BY_ROW, BY_ROW)]
 
 
 def collect(
-    found: Prospects,
+    found: RowPairs,
     asked: Sequence[tuple[str, Ask]],
     replies: Sequence[Reply],
     *,
-    cut_off: bool = False,
+    keep_truncated: bool = False,
 ) -> None:
-    """Take in what models answered; what is cut off (unless `cut_off`) or was said before is dropped."""
+    """Add the models' answers; duplicates are dropped, and truncated ones unless `keep_truncated`."""
     found.replies += replies
     seen = {_spelling(answer): answer.name for answer in found.answers}
     for (name, ask), reply in zip(asked, replies, strict=True):
-        truncated = cut_off and reply.finish_reason == "length"
+        truncated = keep_truncated and reply.finish_reason == "length"
         try:
             text = text_of(replace(reply, finish_reason=None) if truncated else reply)
             answer = Answer(answer_message(text, reply.reasoning), ask.role, name, truncated)

@@ -1,13 +1,13 @@
-"""A round of a task-aware curriculum (TAPIR, arXiv 2405.13448): what is hard for the student now, and more of it.
+"""A round of a task-aware curriculum (TAPIR, arXiv 2405.13448): rows that are hard for the student, and more like them.
 
-    hard     rows whose gap J(teacher) − J(student) is at least δ; see `_difficulty`
-    new      prompts that the teacher makes from hard ones, each of the same task, more of them for reasoning tasks
-    styled   answers of hard and new rows, rewritten as their task asks; see `_styles`
-    mix      hard and new rows, and so many others that the former are the share α_r = α + step·(r − 1), r from 1
+    hard     rows whose gap J(teacher) − J(student) is at least δ; see `synthesis.difficulty`
+    new      prompts that the teacher makes from hard ones, each of the same task, more for reasoning tasks
+    styled   answers of hard and new rows, rewritten in the style of their task; see `styles`
+    mix      hard and new rows, and as many others as make the former a share of α_r = α + step·(r − 1), r from 1
 
-The first round's share is α. All hard and new rows are taken: of H of them come ⌊H·(1 − α_r)/α_r⌋
-others, or as many as there are; so the share is never below α_r. Where nothing is hard any more, the others are the
-round. Draws depend on seed and row id alone.
+The first round's share is α. All H hard and new rows are taken, with ⌊H·(1 − α_r)/α_r⌋ others or as many as there are,
+so the share is never below α_r. If no row is hard any more, the round consists of the others. Draws depend on seed and
+row id alone.
 """
 
 from __future__ import annotations
@@ -47,21 +47,20 @@ MAKES_PROMPTS = False
 
 
 class Config(TaskExpansionConfig):
-    """What is hard, how much of it a round has, how it is written."""
+    """Which rows are hard, their share of a round, and the style of their answers."""
 
     identity_name = "operator.tapir"
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"rounds"})
 
     rounds: PositiveInt = 3
-    """How often the student is examined and trained on what it finds hard."""
+    """Number of rounds, in each of which the student is examined and then trained on the hard rows."""
     delta: NonNegativeFloat = 2.0
-    """δ: from this gap between the judge's scores (1 to 10) of the teacher's and the student's answer on, a row is
-    hard."""
+    """δ: minimum gap between the judge's scores (1 to 10) of the teacher's and the student's answer of a hard row."""
     alpha: PositiveShare = 0.3
     """Share of hard and new rows in the first round's mix."""
     alpha_step: Share = 0.2
-    """What each round adds to that share, up to 1."""
+    """Increase of that share per round, up to 1."""
     styles: dict[NonEmptyStr, Style] = {  # noqa: RUF012 (pydantic copies it)
         "Math": "cot",
         "Reasoning": "cot",
@@ -79,7 +78,7 @@ class Config(TaskExpansionConfig):
         return self
 
     def share_of(self, number: int) -> Fraction:
-        """α_r of round `number`, counted from 1. Exact: ⌊7·0.7/0.3⌋ is 16."""
+        """α_r of round `number`, counted from 1, as an exact fraction: ⌊7·0.7/0.3⌋ is 16."""
         return min(Fraction(1), Fraction(str(self.alpha)) + Fraction(str(self.alpha_step)) * (number - 1))
 
 
@@ -89,9 +88,9 @@ def run(
     """Examine the student on `rows` and make the round's mix.
 
     Args:
-        rows: with the teacher's answers, or without.
-        number: of the round, from 1.
-        known: rows that new prompts must not resemble either, such as held-out ones.
+        rows: rows with or without the teacher's answers.
+        number: number of the round, from 1.
+        known: further rows that new prompts must not resemble, such as held-out ones.
     """
     result = Result(entered=len(rows))
     judged = _kept(result, (yield from each(rows, lambda row: judge_row(STAGE, config, row, tools))))
@@ -132,7 +131,7 @@ def run(
 
 
 def _kept(result: Result, found: Sequence[Any]) -> list[Any]:
-    """What is no rejection; rejections go into the result."""
+    """The items that are no rejections; rejections are added to the result."""
     result.rejected += [item for item in found if isinstance(item, Rejection)]
     return [item for item in found if not isinstance(item, Rejection)]
 
@@ -148,7 +147,7 @@ def _pool(config: Config, rows: Sequence[Sample]) -> Novelty:
 
 
 def others(hard: int, share: Fraction) -> int:
-    """How many rows that are not hard `hard` ones are mixed with, so that these are that share of the whole."""
+    """How many other rows to mix with `hard` hard ones, so that these are the given share of the whole."""
     return int(hard * (1 - share) / share)
 
 

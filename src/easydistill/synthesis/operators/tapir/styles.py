@@ -1,4 +1,4 @@
-"""Answers rewritten in the style that teaches their task best: a chain of thought, or commented code (TAPIR)."""
+"""Rewrites answers in the style that suits their task: a chain of thought, or commented code (TAPIR)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from easydistill.verification.fields import Form
 PROMPT = "answer_style"
 REASONS = ("code_lost", "no_final_answer", "undecided", "answer_changed")
 STYLE = "style"
-"""Key of a row's `meta` with the style in which its answer is written."""
+"""Key of a row's `meta` with the style of its answer."""
 Style = Literal["cot", "commented_code"]
 FENCE = "```"
 _WITH_FINAL_ANSWER = frozenset({"Math"})
-"""Tasks whose answers end in something that can be compared."""
+"""Tasks whose answers have a final answer to compare."""
 
 
 @dataclass(frozen=True)
 class _Rewriting:
-    """A rewritten answer, and the final answers to be compared where there are any."""
+    """A rewritten answer, and the (known, found) final answers if there are both."""
 
     text: str
     pair: tuple[str, str] | None
@@ -38,7 +38,7 @@ def restyle(
 ) -> Steps[list[Sample | Rejection]]:
     """Rewrite the answers of rows whose task, in `meta["task"]`, has a style; other rows stay as they are.
 
-    A rewriting that loses the code, or ends in another final answer than the row's known one, is refused.
+    A rewriting that loses the code, or whose final answer differs from the row's known one, is rejected.
 
     Returns:
         A row or a rejection for each of `rows`, in their order.
@@ -83,7 +83,7 @@ def _read(row: Sample, style: Style, reply: Reply, form: Form) -> _Rewriting | U
     try:
         text = field_of(reply, "rewritten_answer", form)
         if style == "commented_code" and FENCE in row.messages[-1]["content"] and FENCE not in text:
-            raise Unusable("code_lost", "the answer had a block of code, its rewriting has none")
+            raise Unusable("code_lost", "the answer had a code block, its rewriting has none")
         known = known_answer(row, of_rewriting=True) if row.meta["task"] in _WITH_FINAL_ANSWER else None
         if known is None:
             return _Rewriting(text, None)

@@ -1,7 +1,7 @@
-"""New prompts made from others, each of the same kind of task, more of them for reasoning tasks (TAPIR).
+"""New prompts made from existing ones, each of the same task, more of them for reasoning tasks (TAPIR).
 
-A new prompt is accepted as in `instruction_expansion`: whole, of a sensible length, new beside everything there is; and
-whoever labels tasks must give it the task of the prompt that it was made from.
+A new prompt is accepted as in `instruction_expansion`: complete, of a sensible length, new with respect to all others.
+In addition, the judge must label it with the task of the prompt that it was made from.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from easydistill.synthesis.tools import Tools
 PROMPT = "task_expansion"
 REASONS = ("too_short", "too_long", "echo", "duplicate", "near_duplicate", "too_similar", "left_task")
 EXPANDED_FROM, ROUND = "expanded_from", "round"
-"""Keys of a new row's `meta`: the row it was made from, the round it was made in."""
+"""Keys of a new row's `meta`: id of the row it was made from, and the round."""
 _MOST_SAMPLES = 1000
-"""More new prompts than one row can bring in a round: rounds do not repeat each other's samples."""
+"""More than the new prompts per row and round: sample numbers of different rounds do not overlap."""
 
 
 class TaskExpansionConfig(OperatorConfig):
-    """How many new prompts, for which tasks, and what is refused."""
+    """How many new prompts, for which tasks, and which are rejected."""
 
     expansions: Annotated[NonNegativeFloat, Field(lt=100)] = 1.0
-    """New prompts made from each hard row; of a fraction, so many rows bring one more."""
+    """New prompts per hard row; with a fraction, that share of the rows gets one more."""
     reasoning_tasks: tuple[NonEmptyStr, ...] = ("Math", "Reasoning", "Code Generation", "Code Debug")
-    """Tasks that bring more of them."""
+    """Tasks whose number of new prompts is multiplied by `reasoning_weight`."""
     reasoning_weight: Annotated[NonNegativeFloat, Field(le=10)] = 2.0
-    """How many times as many."""
+    """Factor on the new prompts of reasoning tasks."""
     labels: Annotated[tuple[NonEmptyStr, ...], Field(min_length=2)] = TASKS
-    """The tasks there are. A row's own is in `task`; the judge labels rows that have none."""
+    """The task labels. A row's own is in `task`; the judge labels rows that have none."""
     check_task: bool = True
-    """Have new prompts labelled too, and refuse those that left the task."""
+    """Have new prompts labelled too, and reject those of another task."""
     min_tokens: PositiveInt = 4
-    """Shortest new prompt, in words (Chinese: characters)."""
+    """Minimum length of a new prompt, in words (Chinese: characters)."""
     max_tokens: PositiveInt = 400
-    """Longest new prompt, likewise."""
+    """Maximum length of a new prompt, in words (Chinese: characters)."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
-    """From this estimated Jaccard similarity of 5-character runs on, a new prompt is a near duplicate."""
+    """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
     too_similar: Share = TOO_SIMILAR
-    """Above this ROUGE-L F-measure a new prompt is too similar."""
+    """ROUGE-L F-measure above which a new prompt is too similar."""
 
     def count_of(self, row: Sample, tools: Tools) -> int:
-        """New prompts to be made from a row."""
+        """Number of new prompts to make from a row."""
         weight = self.reasoning_weight if row.meta[TASK] in self.reasoning_tasks else 1.0
         whole, part = divmod(self.expansions * weight, 1)
         return int(whole) + (tools.random(PROMPT, row.id).random() < part)
@@ -66,7 +66,7 @@ class TaskExpansionConfig(OperatorConfig):
 
 @dataclass(frozen=True)
 class Expansion:
-    """A new prompt that is to be made."""
+    """A new prompt to be made."""
 
     source: Sample
     id: str
@@ -80,7 +80,7 @@ class Expansion:
 
 
 def with_tasks(config: TaskExpansionConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[Sample | Rejection]]:
-    """The rows with their tasks in `meta["task"]`; the judge is asked for those that bring none."""
+    """The rows with their tasks in `meta["task"]`; the judge labels those that have none."""
     unlabelled = [row for row in rows if not isinstance(row.meta.get(TASK), str)]
     if not unlabelled:
         return list(rows)
@@ -93,23 +93,24 @@ def with_tasks(config: TaskExpansionConfig, rows: Sequence[Sample], tools: Tools
 def expansions(
     stage: str, config: TaskExpansionConfig, rows: Sequence[Sample], tools: Tools, number: int
 ) -> list[Expansion]:
-    """The prompts to be made in round `number`, by id: of two that are alike the same one comes first, whatever the
-    order of rows."""
+    """The prompts to make in round `number`, in the order of the rows' ids: of two similar new prompts, the same one
+    comes first whatever the order of the rows."""
     return [
-        Expansion(row, content_hash([stage, config.seed, number, row.id, turn])[:16], _turn(number, turn), number)
+        Expansion(
+            row,
+            id=content_hash([stage, config.seed, number, row.id, turn])[:16],
+            index=_MOST_SAMPLES * (number - 1) + turn,
+            round=number,
+        )
         for row in sorted(rows, key=lambda row: row.id)
         for turn in range(config.count_of(row, tools))
     ]
 
 
-def _turn(number: int, turn: int) -> int:
-    return _MOST_SAMPLES * (number - 1) + turn
-
-
 def expand(
     stage: str, config: TaskExpansionConfig, wanted: Expansion, novelty: Novelty, tools: Tools
 ) -> Steps[Sample | Rejection]:
-    """A new prompt of the source's task, with the teacher's answer."""
+    """Request a new prompt of the source's task and the teacher's answer to it."""
     text = prompt_text(wanted.source)
     replies = yield [tools.ask(PROMPT, text, ("instruction",), index=wanted.index, instruction=text, task=wanted.task)]
     try:
@@ -119,14 +120,14 @@ def expand(
         if near is not None:
             raise Unusable(near.reason, near.detail)
         row = _row(stage, wanted, prompt)
-        # The judge knows only the labels: a task of the user's own cannot be told from them.
+        # The judge knows only the labels, so it cannot recognise a task that is not among them.
         if config.check_task and wanted.task in config.labels:
             labelled = yield from task_labelling.run(config.labelling, [row], tools)
             if labelled.rejected:
                 return replace(labelled.rejected[0], stage=stage)
             found = labelled.accepted[0].meta[TASK]
             if found != wanted.task:
-                raise Unusable("left_task", f"its task is {found}, its source's {wanted.task}")
+                raise Unusable("left_task", f"its task is {found}, its source's is {wanted.task}")
         replies = yield [Ask(row.messages)]
         return answered(row, replies[0])
     except Unusable as problem:
@@ -134,7 +135,6 @@ def expand(
 
 
 def _row(stage: str, wanted: Expansion, prompt: str) -> Sample:
-    # What frames the source, such as a system message, frames the new prompt too.
-    frame = [message for message in wanted.source.prompt if message["role"] == "system"]
+    system = [message for message in wanted.source.prompt if message["role"] == "system"]
     meta = {"operator": stage, TASK: wanted.task, EXPANDED_FROM: wanted.source.id, ROUND: wanted.round}
-    return Sample(wanted.id, (*frame, {"role": "user", "content": prompt}), meta)
+    return Sample(wanted.id, (*system, {"role": "user", "content": prompt}), meta)

@@ -1,11 +1,11 @@
-"""Rows in given proportions of tasks, by the label in `meta["task"]` (the mixture of DistilQwen2).
+"""Draws rows in given proportions of tasks, by the label in `meta["task"]` (the mixture of DistilQwen2).
 
     target_c = ⌊N · r_c / Σ r⌋
 
-The sum runs over tasks of which there are rows: empty tasks leave their part to the others. Of a task with
-enough rows, target_c are drawn: other prompts before other answers to the same one. Of a task with too few, all are
-taken, and again, each at most `max_copies` times; what is still missing is reported, for more of that task to be
-generated. Draws depend on seed and row id alone, never on the order of the rows.
+The sum runs over the tasks that have rows, so the share of an empty task goes to the others. If a task has enough rows,
+target_c are drawn, different prompts before further answers to the same prompt. If it has too few, all are taken and
+repeated, each at most `max_copies` times; the number still missing is reported, so that more can be generated. Draws
+depend on seed and row id alone, not on the order of the rows.
 """
 
 from __future__ import annotations
@@ -62,33 +62,33 @@ _MINOR = (
     "Writing",
 )
 TARGETS: dict[str, float] = _MAJOR | dict.fromkeys(_MINOR, 0.017)
-"""The 32 tasks and their parts; they add up to 1."""
+"""The 32 tasks and their shares, which add up to 1."""
 TASKS = tuple(TARGETS)
 
 
 class Config(Section):
-    """How much of which task."""
+    """How many rows of which task."""
 
     identity_name = "operator.task_balancing"
 
     targets: Annotated[dict[NonEmptyStr, NonNegativeFloat], Field(min_length=1)] = TARGETS
-    """Each task's part of the whole. Rows of tasks that are not named are dropped."""
+    """Each task's share of the whole. Rows of tasks that are not listed are dropped."""
     total: PositiveInt | None = None
-    """N, rows wanted in all; by default as many as there are rows of the named tasks."""
+    """N, total number of rows; by default the number of rows of the listed tasks."""
     max_copies: PositiveInt = 2
-    """Most copies of one row, where a task has too few rows; 1 repeats none."""
+    """Maximum copies of a row if its task has too few rows; 1 repeats none."""
     seed: Seed = 0
     """Decides which rows are drawn."""
 
     @model_validator(mode="after")
     def _something_is_wanted(self) -> Config:
         if not any(self.targets.values()):
-            raise Unfit("every target is 0", "give at least one task a part above 0")
+            raise Unfit("every target is 0", "give at least one task a share above 0")
         return self
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
-    """Draw rows by task. Asks nothing.
+    """Draw rows by task. Asks no model.
 
     Raises:
         UnfitRows: no row has a task label.
@@ -98,9 +98,9 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 
 def balance(config: Config, rows: Sequence[Sample]) -> Result:
-    """Rows in the targets' proportions, in the rows' order, repetitions beside their original.
+    """Draw rows in the proportions of the targets. They keep their order, with copies next to the original.
 
-    A repetition gets an id of its own, and the original's in `meta["repeats"]`; `entered` counts it as a candidate.
+    A copy gets an id of its own and has the original's id in `meta["repeats"]`; `entered` counts it as a candidate.
     """
     if rows and not any(isinstance(row.meta.get(TASK), str) for row in rows):
         raise UnfitRows(f"none of the {len(rows)} rows has a {TASK}; task_labelling writes it")
@@ -111,7 +111,7 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
         if isinstance(task, str) and task in by_task:
             by_task[task].append(row)
         elif isinstance(task, str):
-            rejected[row.id] = _rejection(row, "task_not_wanted", f"no part of the whole is for {task}")
+            rejected[row.id] = _rejection(row, "task_not_wanted", f"there is no target for {task}")
         else:
             rejected[row.id] = _rejection(row, "no_task", f"{TASK} is {task!r}, not a label; task_labelling writes it")
     targets = targets_of(config, {task: len(found) for task, found in by_task.items()})
@@ -133,20 +133,20 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
 
 
 def targets_of(config: Config, available: dict[str, int]) -> dict[str, int]:
-    """Rows wanted of each task: ⌊N · r_c / Σ r⌋ over the tasks that have rows, 0 for the others.
+    """The target of each task: ⌊N · r_c / Σ r⌋ over the tasks that have rows, 0 for the others.
 
     Args:
-        available: rows there are, by task.
+        available: number of rows by task.
     """
     total = config.total if config.total is not None else sum(available.values())
-    # As written, not as the nearest binary number: ⌊1000 · 0.057⌋ is 57.
+    # Exact decimals, as written, not binary floats: ⌊1000 · 0.057⌋ is 57.
     parts = {task: Fraction(str(config.targets[task])) for task, count in available.items() if count}
     whole = sum(parts.values())
     return {task: int(total * parts[task] / whole) if task in parts else 0 for task in available}
 
 
 def _drawn(rows: Sequence[Sample], target: int, config: Config) -> list[str]:
-    """Ids of rows to take, at most `target`, each at most `max_copies` times."""
+    """Ids of the rows to take: at most `target`, each at most `max_copies` times."""
     by_hash = sorted(rows, key=lambda row: draw_key(config.seed, row.id))
     earlier: Counter[str] = Counter()
     turns: list[tuple[int, str]] = []

@@ -1,4 +1,4 @@
-"""Every instruction gets one of 32 task labels, for balancing (paper, 2.1.1)."""
+"""Labels every instruction with one of 32 tasks, for balancing (paper, 2.1.1)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MAKES_PROMPTS = False
 
 
 class Config(OperatorConfig):
-    """Which labels there are."""
+    """The task labels."""
 
     identity_name = "operator.task_labelling"
 
     labels: Annotated[tuple[NonEmptyStr, ...], Field(min_length=2)] = TASKS
-    """The labels; a reply must be one of them, but for case."""
+    """The labels; a reply must be one of them, ignoring case."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
@@ -50,10 +50,10 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 def _labelled(config: Config, row: Sample, reply: Reply) -> Sample | Rejection:
     by_name = {label.casefold(): label for label in config.labels}
     try:
-        said = field_of(reply, "label", config.reply)
-        label = by_name.get(said.strip(" .\"'`*").casefold())
+        text = field_of(reply, "label", config.reply)
+        label = by_name.get(text.strip(" .\"'`*").casefold())
         if label is None:
-            raise Unusable("unknown_label", f"{said[:80]!r} is not one of the {len(by_name)} labels")
+            raise Unusable("unknown_label", f"{text[:80]!r} is not one of the {len(by_name)} labels")
     except Unusable as problem:
         return rejection(row.id, STAGE, problem, reply)
     return Sample(row.id, row.messages, {**row.meta, "task": label})

@@ -1,4 +1,4 @@
-"""Selections by score: only what was judged, only what is right, and as many of each bin as asked for."""
+"""Selection by score: only scored and correct rows, and as many of each bin as configured."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_thresholds_as_easydistill_1_shipped_them() -> None:
         (4, 4, 0.5, "correct is 0.5, not 0 or 1; cot_scoring writes it"),
     ],
 )
-def test_what_is_no_score_is_rejected(rv: Any, cd: Any, correct: Any, detail: str) -> None:
+def test_invalid_scores_are_rejected(rv: Any, cd: Any, correct: Any, detail: str) -> None:
     result = select(Config(), [cot("1", rv, cd, correct)])
     assert [(each.reason, each.detail) for each in result.rejected] == [("not_scored", detail)]
 
 
-def test_wrong_ones_never_stay() -> None:
+def test_incorrect_rows_are_rejected() -> None:
     rows = [cot("a", 4, 4, False), cot("b", 4, 4, 0), cot("c", 4, 4, 1), cot("d", 4.5, 3.2)]
     result = select(Config(), rows)
     assert [each.id for each in result.accepted] == ["c", "d"]
@@ -87,7 +87,7 @@ def test_the_mixture(
         ]
         taken = [abs(each.meta["rv"] - target) for each in fitting if each.id in kept]
         others = [abs(each.meta["rv"] - target) for each in fitting if each.id not in kept]
-        # As many as wanted or as there are, the nearest ones; what is missing is told.
+        # As many as wanted or available, nearest first; the number missing is reported.
         assert len(taken) == min(wanted, len(fitting))
         assert not taken or not others or max(taken) <= min(others)
         assert (fact["cd"], fact["rv_target"], fact["wanted"]) == ([low, high], target, wanted)
@@ -108,7 +108,7 @@ def test_shares_of_a_total() -> None:
     assert result.facts["bins"][2]["mean_rv_distance"] == 3.0
 
 
-def test_what_is_not_in_the_mixture_is_told_why() -> None:
+def test_rows_outside_the_mixture_are_rejected_with_the_reason() -> None:
     rows = [cot("low", 5, 1), cot("far", 9, 4), cot("near", 5, 4)]
     result = select(Config(mix=Mix(bins=(3, 6), rv=(5,), counts=(1,))), rows)
     assert [each.id for each in result.accepted] == ["near"]
@@ -121,26 +121,26 @@ def test_what_is_not_in_the_mixture_is_told_why() -> None:
 @pytest.mark.parametrize(
     ("mix", "problem"),
     [
-        ({}, "number of rows is not clear"),
-        ({"counts": [1, 1, 1], "total": 3}, "number of rows is not clear"),
-        ({"counts": [1, 1, 1], "shares": [0, 0, 1], "total": 3}, "number of rows is not clear"),
-        ({"shares": [0.5, 0.25, 0.25]}, "number of rows is not clear"),
+        ({}, "number of rows is ambiguous"),
+        ({"counts": [1, 1, 1], "total": 3}, "number of rows is ambiguous"),
+        ({"counts": [1, 1, 1], "shares": [0, 0, 1], "total": 3}, "number of rows is ambiguous"),
+        ({"shares": [0.5, 0.25, 0.25]}, "number of rows is ambiguous"),
         ({"shares": [0.5, 0.5, 0.5], "total": 3}, "add up to more than 1"),
-        ({"counts": [1, 1]}, "3 bins and 2 counts"),
-        ({"bins": [0, 5, 10], "counts": [1, 1]}, "2 bins and 3 rv"),
-        ({"bins": [0, 6, 3, 10], "counts": [1, 1, 1]}, "do not rise"),
+        ({"counts": [1, 1]}, "3 bins but 2 counts"),
+        ({"bins": [0, 5, 10], "counts": [1, 1]}, "2 bins but 3 rv"),
+        ({"bins": [0, 6, 3, 10], "counts": [1, 1, 1]}, "not ascending"),
         ({"bins": [0, 3, 6, 11], "counts": [1, 1, 1]}, "less than or equal to 10"),
         ({"rv": [2, 5, 10], "counts": [1, 1, 1]}, "less than or equal to 9"),
         ({"counts": [1, 1, -1]}, "greater than or equal to 0"),
     ],
 )
-def test_mixtures_that_cannot_be(mix: dict[str, Any], problem: str) -> None:
+def test_invalid_mixtures(mix: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         Config.model_validate({"mix": mix})
 
 
 @pytest.mark.parametrize("bounds", [[5, 3], [-1, 3], [0, 10], [1], [True, 3]])
-def test_ranges_that_cannot_be(bounds: list[int]) -> None:
+def test_invalid_ranges(bounds: list[int]) -> None:
     with pytest.raises(ValidationError):
         Config.model_validate({"rv": bounds})
 
@@ -180,7 +180,7 @@ def test_instructions_that_stay_reach_every_threshold(
 
 
 @pytest.mark.parametrize("name", ["cot_selection", "instruction_selection"])
-def test_they_run_as_operators_and_ask_nothing(name: str) -> None:
+def test_they_run_as_operators_and_ask_no_model(name: str) -> None:
     module = OPERATORS.module(name)
     steps = module.run(module.Config(), [cot("1", 4, 4)], None)
     result = answer_with(steps, lambda asks: pytest.fail("it asked"))

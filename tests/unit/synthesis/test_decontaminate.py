@@ -1,4 +1,4 @@
-"""Decontamination: a row that gives away a benchmark problem is dropped, and the problem is named."""
+"""Decontamination: a row that contains a benchmark problem is dropped, and the problem is named."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_equal_and_overlapping_rows_name_the_problem(tmp_path: Path) -> None:
         "5 runs of 13 tokens shared with bench.jsonl, row 2: "
         "“she eats three for breakfast every morning and bakes muffins for her friends”"
     )
-    # A problem shorter than the run is found as a whole only.
+    # A problem shorter than the run length is only found as a whole message.
     assert found["longer"] is None
     assert found["other"] is None
 
@@ -83,7 +83,7 @@ def test_chinese_problems_are_found_by_character(tmp_path: Path) -> None:
     assert judged(Config(benchmarks=config.benchmarks, characters=15), row("part", CHINESE[:18]))["part"] is not None
 
 
-def test_answers_and_thoughts_are_looked_at_and_messages_not_joined(tmp_path: Path) -> None:
+def test_answers_and_reasoning_are_checked_and_messages_are_not_joined(tmp_path: Path) -> None:
     config = Config(benchmarks=[benchmark(tmp_path, ROBES)])
     half = ROBES.split()
     found = judged(
@@ -99,14 +99,14 @@ def test_answers_and_thoughts_are_looked_at_and_messages_not_joined(tmp_path: Pa
     assert found["system"] is None
 
 
-def test_of_several_problems_the_one_with_most_in_common_is_named(tmp_path: Path) -> None:
+def test_the_problem_with_the_most_shared_runs_is_named(tmp_path: Path) -> None:
     words = [f"w{number}" for number in range(40)]
     config = Config(benchmarks=[benchmark(tmp_path, " ".join(words[:16]), " ".join(words[:30]))])
     found = judged(config, row("1", " ".join(words)))["1"]
     assert found is not None and found[1].startswith("18 runs of 13 tokens shared with bench.jsonl, row 2")
 
 
-def test_common_phrases_give_nothing_away(tmp_path: Path) -> None:
+def test_common_phrases_are_ignored(tmp_path: Path) -> None:
     phrase = "your entire response should be in English and in all capital letters without any exception"
     problems = [f"Question number {number} about topic {number * 7}: {phrase}" for number in range(11)]
     path = benchmark(tmp_path, *problems)
@@ -136,9 +136,7 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
 def test_bad_benchmarks(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         decontaminate(Config(benchmarks=[str(tmp_path / "nowhere.jsonl")]), [])
-    with pytest.raises(
-        DataError, match=r"1 problems of a benchmark cannot be read; the first: .*row 2: no `instruction`"
-    ):
+    with pytest.raises(DataError, match=r"1 benchmark problems cannot be read; the first: .*row 2: no `instruction`"):
         decontaminate(Config(benchmarks=[benchmark(tmp_path, DUCKS, {"task": 3})]), [])
     with pytest.raises(ValidationError):
         Config(benchmarks=[])
@@ -146,7 +144,7 @@ def test_bad_benchmarks(tmp_path: Path) -> None:
         Config(benchmarks=["x"], words=0)
 
 
-def test_a_config_is_what_its_files_hold(tmp_path: Path) -> None:
+def test_the_identity_depends_on_file_contents(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     here, elsewhere = benchmark(tmp_path, DUCKS), benchmark(tmp_path / "elsewhere", DUCKS)
     identity = Config(benchmarks=[here]).identity()

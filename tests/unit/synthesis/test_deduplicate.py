@@ -1,4 +1,4 @@
-"""Deduplication: the same rows stay in whatever order they come, no two of them near each other."""
+"""Deduplication: which rows are kept does not depend on their order, and no two kept rows are near each other."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def row(identity: str, prompt: str, answer: str | None = None) -> Sample:
     return Sample(identity, ({"role": "user", "content": prompt}, *answered))  # type: ignore[arg-type]
 
 
-def check_promises(rows: list[Sample], shuffler: random.Random) -> None:
+def check_invariants(rows: list[Sample], shuffler: random.Random) -> None:
     result = deduplicate(Config(), rows)
     kept = {each.id for each in result.accepted}
-    # Every row is somewhere, once, and in its order.
+    # Every row is either kept or rejected, in the original order.
     assert sorted([*kept, *(each.id for each in result.rejected)]) == sorted(each.id for each in rows)
     assert result.entered == len(rows)
     assert result.accepted == [each for each in rows if each.id in kept]
-    # The order of rows changes nothing, not even what is said of a row.
+    # The order of rows has no effect, not even on the details of rejections.
     shuffled = rows[:]
     shuffler.shuffle(shuffled)
     again = deduplicate(Config(), shuffled)
     assert {each.id for each in again.accepted} == kept
     assert {each.id: each for each in again.rejected} == {each.id: each for each in result.rejected}
-    # Doing it again finds nothing more: no two of the rows that stay are near each other.
+    # A second pass finds nothing: no two kept rows are near each other.
     assert deduplicate(Config(), result.accepted).rejected == []
     for each in result.accepted:
         pool = Novelty()
@@ -45,7 +45,7 @@ def check_promises(rows: list[Sample], shuffler: random.Random) -> None:
             if other is not each:
                 pool.add(other.id, prompt_text(other))
         assert pool.check(prompt_text(each)) is None
-    # Every dropped row names a row that stays, and is near it.
+    # Every dropped row names a kept row that it is near.
     texts = {each.id: prompt_text(each) for each in rows}
     for rejection in result.rejected:
         named = rejection.detail.rsplit(" ", 1)[1]
@@ -62,23 +62,23 @@ prompts = st.lists(words, min_size=1, max_size=10).map(" ".join)
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(prompts, max_size=15), st.randoms(use_true_random=False))
-def test_promises(texts: list[str], shuffler: random.Random) -> None:
-    check_promises([row(str(number), text) for number, text in enumerate(texts)], shuffler)
+def test_invariants(texts: list[str], shuffler: random.Random) -> None:
+    check_invariants([row(str(number), text) for number, text in enumerate(texts)], shuffler)
 
 
-def test_promises_hold_for_real_rows(corpus: Path) -> None:
+def test_invariants_on_real_rows(corpus: Path) -> None:
     with (corpus / "p3_test.jsonl").open(encoding="utf-8") as handle:
         texts = [json.loads(line)["instruction"] for line in handle][:80]
     changed = [text.upper() + "!" for text in texts[:10]] + [text + " Explain briefly." for text in texts[10:20]]
     rows = [row(str(number), text) for number, text in enumerate(texts + changed)]
-    check_promises(rows, random.Random(0))
+    check_invariants(rows, random.Random(0))
     dropped = deduplicate(Config(), rows).facts["dropped"]
     assert dropped["duplicate"] >= 10
     assert dropped["near_duplicate"] > 0
     assert dropped["too_similar"] > 0
 
 
-def test_rows_that_say_the_same_leave_the_one_with_the_least_id() -> None:
+def test_of_equal_rows_that_with_the_least_id_is_kept() -> None:
     rows = [row("b", "Write a poem"), row("a", "Write a poem"), row("c", "Write a poem")]
     result = deduplicate(Config(), rows)
     assert [each.id for each in result.accepted] == ["a"]
@@ -106,7 +106,7 @@ def test_thresholds() -> None:
     assert len(deduplicate(Config(too_similar=1.0), rows).accepted) == 2
 
 
-def test_it_runs_as_an_operator_and_asks_nothing() -> None:
+def test_it_runs_as_an_operator_and_asks_no_model() -> None:
     module = OPERATORS.module("deduplicate")
     steps = module.run(module.Config(), [row("1", "a"), row("2", "a")], None)
     result = answer_with(steps, lambda asks: pytest.fail("it asked"))

@@ -1,4 +1,4 @@
-"""Pairs of chains of thought for one student, driven by scripted replies."""
+"""The CogPO operator, driven by scripted replies."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.operators.test_asking import drive, reasons, row
+from tests.unit.synthesis.test_asking import drive, reasons, row
 
 from easydistill.contracts.operator import Ask, Reply, Result
 from easydistill.data.preferences import as_preference
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer
 from easydistill.synthesis.operators import cogpo, cot_generation
-from easydistill.synthesis.operators.cogpo.student_tries import certainly_read
+from easydistill.synthesis.operators.cogpo.student_tries import certainly_wrong
 from easydistill.verification.answers import find_answer
 
 LONG = "We add the two numbers step by step, the first one and then the second one, and count on our fingers."
@@ -43,7 +43,8 @@ def numbers_of(ask: Ask) -> tuple[int, int]:
 
 
 class World:
-    """Everybody who is asked, and what was; by default chains suit and the student is always wrong."""
+    """Scripted teacher, judge and student; counts requests by kind. By default all chains suit the student, which is
+    always wrong."""
 
     def __init__(self, **say: Callable[[Ask, int, int], str | Reply]) -> None:
         self.asked: Counter[str] = Counter()
@@ -77,7 +78,7 @@ def first_easy(ask: Ask, a: int, b: int) -> str:
     return f"<label>{'medium' if 'Extended' in ask.messages[-1]['content'] else 'easy'}</label>"
 
 
-def test_a_chain_that_suits_makes_large_gaps_and_a_row_to_tune_on() -> None:
+def test_a_suitable_chain_makes_large_gaps_and_an_sft_row() -> None:
     world = World()
     result = made(world, [problem(1)])
     assert [(pair.meta["gap"], pair.meta["beta"]) for pair in result.accepted] == [("large", 0.5)] * 2
@@ -113,21 +114,21 @@ def test_easy_chains_are_extended_and_hard_ones_simplified() -> None:
     assert [found.meta["label"] for found in result.also["sft"]] == ["easy", "hard"]
 
 
-def test_the_critic_is_told_how_the_student_does() -> None:
-    told: list[str] = []
+def test_the_critic_sees_how_often_the_student_succeeds() -> None:
+    prompts: list[str] = []
 
     def critic(ask: Ask, a: int, b: int) -> str:
-        told.append(ask.messages[-1]["content"])
+        prompts.append(ask.messages[-1]["content"])
         return "<label>medium</label>"
 
     world = World(critic=critic, alone=lambda ask, a, b: f"\\boxed{{{a + b + (ask.index > 0)}}}")
     made(world, [problem(7)], student_samples=5, votes=1)
-    (text,) = told
+    (text,) = prompts
     assert "solved the problem in 1 of 5 tries" in text and "found the answer in 5 of 5 tries" in text
     assert "7 plus 2. #### 9" in text, "the critic reads the whole chain"
 
 
-def test_whoever_derives_does_not_see_the_answer() -> None:
+def test_the_answer_is_redacted_for_judge_and_student() -> None:
     seen: list[str] = []
 
     def watch(kind: str) -> Callable[[Ask, int, int], str]:
@@ -160,15 +161,15 @@ def test_whoever_derives_does_not_see_the_answer() -> None:
         ),
     ],
 )
-def test_what_never_suits_is_dropped_with_the_last_reason(say: dict[str, Any], reason: str) -> None:
+def test_chains_that_never_suit_are_dropped_with_the_last_reason(say: dict[str, Any], reason: str) -> None:
     world = World(**{"critic": first_easy, **say})
     result = made(world, [problem(1)])
     assert not result.accepted and not result.also["sft"] and reasons(result) == {reason: 1}
     assert world.asked["extend"] == 3, "three rounds, each with a sample of its own"
 
 
-def test_a_later_round_goes_on_from_the_rewritten_chain() -> None:
-    """Too easy, then too hard, then right; and a failed rewriting is tried again."""
+def test_a_later_round_continues_from_the_rewritten_chain() -> None:
+    """Too easy, then too hard, then suitable; a failed rewriting is sampled again."""
 
     def critic(ask: Ask, a: int, b: int) -> str:
         chain = ask.messages[-1]["content"].partition("[Solution]")[2].partition("[What")[0]
@@ -249,9 +250,9 @@ def test_only_certainly_wrong_answers_are_rejected_ones() -> None:
         ("\\boxed{2y}", "x+1", True),
     ],
 )
-def test_what_is_certainly_another_answer(text: str, known: str, certain: bool) -> None:
+def test_which_answers_are_certainly_wrong(text: str, known: str, certain: bool) -> None:
     found = find_answer(text)
-    assert found is not None and certainly_read(text, found, known) is certain
+    assert found is not None and certainly_wrong(text, found, known) is certain
 
 
 FALSE_ENDS = st.sampled_from(["The answer is %d", "Answer: %d", "#### %d", "it is \\boxed{%d}", "so %d"])
@@ -260,12 +261,12 @@ TAILS = st.sampled_from(["So %d", "That makes %d in all.", "= %d", "it is %d app
 
 @settings(max_examples=100, deadline=None)
 @given(FALSE_ENDS, TAILS, st.integers(2, 500), st.integers(2, 500), st.sampled_from([". ", "\n", ", and ", " or "]))
-def test_no_answer_is_certainly_wrong_where_the_known_one_stands_after_it(
+def test_no_answer_is_certainly_wrong_if_the_known_one_follows(
     end: str, tail: str, other: int, known: int, between: str
 ) -> None:
     text = f"We count. \n{end % other}{between}{tail % known}"
     found = find_answer(text)
-    assert found is not None and not certainly_read(text, found, str(known))
+    assert found is not None and not certainly_wrong(text, found, str(known))
 
 
 @pytest.mark.parametrize("name", ["reference", "final_answer", "solution"])
@@ -312,8 +313,8 @@ def test_a_known_answer_is_not_guessed_from_a_rows_own_answer(answer: str, known
     assert known_answer(row("a", "Why?", answer)) == known
 
 
-def test_formulas_are_right_as_a_whole() -> None:
-    """A known answer of two roots is not 3: who says 3 is wrong, who says two roots is right."""
+def test_formulas_are_compared_as_a_whole() -> None:
+    """With the known answer 2√3, 3 is wrong and 2√3 is right."""
     known = "2\\sqrt{3}"
     world = World(
         teacher=lambda ask, a, b: "\\boxed{3}" if a == 1 else f"So \\boxed{{{known}}}",
@@ -332,8 +333,8 @@ def test_a_guessed_answer_is_not_a_known_one() -> None:
     assert reasons(result) == {"answer_unknown": 1}
 
 
-def test_what_the_critic_says_is_kept_where_it_is_to_blame() -> None:
-    """With the keys of its requests, so that they can be asked again."""
+def test_rejections_caused_by_the_critic_keep_its_replies() -> None:
+    """Along with the keys of its requests, so that they can be sent again."""
     votes = {1: ("easy", "medium", "hard"), 2: ("easy", "easy", "easy")}
     world = World(
         critic=lambda ask, a, b: Reply(f"<label>{votes[a][ask.index]}</label>", key=f"{a}-{ask.index}"),
@@ -347,13 +348,13 @@ def test_what_the_critic_says_is_kept_where_it_is_to_blame() -> None:
         assert found.requests == tuple(f"{number}-{index}" for index in range(3))
 
 
-def test_what_cannot_be_compared_is_not_blamed_on_the_chain() -> None:
+def test_derived_answers_that_cannot_be_compared_are_undecided() -> None:
     world = World(critic=first_easy, derive=lambda ask, a, b: "<answer>\\boxed{(3, \\infty}}</answer>")
     assert reasons(made(world, [problem(1)])) == {"undecided": 1}
 
 
-def test_figures_before_and_after_are_of_the_same_problems() -> None:
-    """Of two right chains one never suits and helps nobody; a third one's student cannot be asked."""
+def test_pass_rates_before_and_after_cover_the_same_problems() -> None:
+    """Of three right chains, the second never suits, and the third cannot be tried because of a timeout."""
     world = World(
         alone=lambda ask, a, b: Reply(None, problem=("timeout", "?")) if a == 3 else f"\\boxed{{{a + b + 1}}}",
         shown=lambda ask, a, b: f"\\boxed{{{a + b + (a == 2)}}}",
@@ -364,16 +365,16 @@ def test_figures_before_and_after_are_of_the_same_problems() -> None:
     assert facts["pass_rate"] == {"alone": 0.0, "with_chain_before": 1.0, "with_chain_after": 1.0}
 
 
-def test_earlier_turns_are_told_once() -> None:
+def test_earlier_turns_appear_once() -> None:
     earlier = ({"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Good day"})
     asked = {"role": "user", "content": "What is 1 + 2?"}
     texts: dict[str, list[str]] = {}
 
-    def told(ask: Ask) -> str | Reply:
+    def record(ask: Ask) -> str | Reply:
         texts.setdefault(kind_of(ask), []).append("\n".join(message["content"] for message in ask.messages))
         return World()(ask)
 
-    made(told, [Sample("m", (*earlier, asked), {"reference": "3"})])
+    made(record, [Sample("m", (*earlier, asked), {"reference": "3"})])
     for kind in ("teacher", "shown", "alone"):
         assert texts[kind] and all(text.count("Hello there") == 1 == text.count("Good day") for text in texts[kind])
     generated: list[Ask] = []
@@ -386,7 +387,7 @@ def test_earlier_turns_are_told_once() -> None:
     assert "\n".join(message["content"] for message in generated[0].messages).count("Good day") == 1
 
 
-def test_a_student_that_never_fails_gives_no_pair_but_a_row() -> None:
+def test_a_student_that_never_fails_gives_an_sft_row_but_no_pair() -> None:
     world = World(alone=lambda ask, a, b: f"\\boxed{{{a + b}}}")
     result = made(world, [problem(1)])
     assert reasons(result) == {"no_pair": 1} and len(result.also["sft"]) == 1
@@ -411,7 +412,7 @@ def test_chains_of_the_teacher_are_verified() -> None:
     assert reasons(claimed) == {"wrong_answer": 1}
 
 
-def test_separate_thoughts_are_rewritten_and_their_answers_stay() -> None:
+def test_separate_reasoning_is_rewritten_and_the_answer_kept() -> None:
     message = {"role": "assistant", "content": "It is \\boxed{3}", "reasoning_content": "1 plus 2"}
     start = Sample("s", ({"role": "user", "content": "What is 1 + 2?"}, message), {})
     world = World(critic=first_easy, extend=lambda ask, a, b: f"<thought>{LONG} Extended 77 times</thought>")
@@ -421,7 +422,7 @@ def test_separate_thoughts_are_rewritten_and_their_answers_stay() -> None:
     assert small.messages[-1] == {**message, "reasoning_content": f"{LONG} Extended 77 times"}
 
 
-def test_fields_of_rows_stay_but_for_a_pairs_own() -> None:
+def test_rows_keep_their_fields_except_those_of_pairs() -> None:
     result = made(World(), [problem(1, topic="sums", chosen="?", beta=9)])
     assert result.accepted[0].meta["topic"] == "sums" and result.accepted[0].meta["beta"] == 0.5
     assert as_preference(result.accepted[0]).chosen["content"] == "1 plus 2. #### 3"
@@ -437,7 +438,7 @@ def test_betas_are_configured_and_lengths_must_change() -> None:
             cogpo.Config(**wrong)
 
 
-# --- whatever is said -----------------------------------------------------------------------------------------------
+# --- random replies -----------------------------------------------------------------------------------------------
 
 SAID = {
     "teacher": ["sum \\boxed{R}", "sum \\boxed{W}", "R", "no answer", "The answer is R."],
@@ -454,7 +455,7 @@ SAID = {
 
 
 def noise(seed: int) -> Callable[[Ask], str | Reply]:
-    """A world in which everything is said at random, but always the same to the same question."""
+    """Random replies that are a function of the request."""
 
     def say(ask: Ask) -> str | Reply:
         kind, (a, b) = kind_of(ask), numbers_of(ask)
@@ -471,7 +472,7 @@ def noise(seed: int) -> Callable[[Ask], str | Reply]:
 
 
 def final(text: str) -> int | None:
-    """The final number of a text, found by other means than the operator's."""
+    """The final number of a text, found independently of the operator."""
     for pattern in (r"\\boxed\{(-?\d+)\}", r"#### (-?\d+)", r"answer is (-?\d+)", r"(-?\d+)"):
         if found := re.findall(pattern, text):
             return int(found[-1])
@@ -487,7 +488,7 @@ def final(text: str) -> int | None:
     votes=st.sampled_from([1, 1, 3]),
     shuffle=st.randoms(use_true_random=False),
 )
-def test_no_pair_is_the_wrong_way_round(
+def test_chosen_answers_are_right_and_rejected_ones_wrong_or_unsuitable(
     seed: int, count: int, use_outputs: bool, rounds: int, votes: int, shuffle: random.Random
 ) -> None:
     numbers = [100 + 7 * number for number in range(count)]

@@ -1,9 +1,9 @@
-"""White-box distillation as a row loss: labels and stored teacher signals, through the fused kernel.
+"""The row loss of white-box distillation: labels and stored teacher signals, in the fused kernel.
 
     loss_n = (1 − kd_ratio) · (−log p_S(label_n)) + kd_ratio · τ² · D(p_T, p_S)_n
 
-Signals are read by row id while batches are made, and checked against the row's tokens; the rows of a batch's signal
-stand in the order in which the batch's learned tokens do.
+Signals are read by row id as batches are made, and checked against the row's tokens. A batch's signals are in the order
+of its learned tokens.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PREFIX = "signal_"
 
 
 class Distillation:
-    """Gives batches their signals, and the loss of a batch.
+    """Adds signals to batches, and computes their loss.
 
     Args:
-        store: signals of every row that will be trained on.
-        config: the divergence and its share.
+        store: signals of all training rows.
+        config: the divergence and its weight.
         chunk_bytes: memory for a slice of the logits.
     """
 
@@ -42,16 +42,16 @@ class Distillation:
         self._sums = torch.zeros(4, dtype=torch.float64)
 
     def check(self, rows: Sequence[TokenRow]) -> None:
-        """Make sure that every row has a signal, made for its very tokens.
+        """Check that every row has a signal for exactly its tokens.
 
         Raises:
-            DataError: one has not.
+            DataError: a row has none.
         """
         for row in rows:
             self._store.check(row.id, row.ids, _learned(row))
 
     def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
-        """The signals of a batch's rows, one row of each tensor for each learned token, in order."""
+        """The signals of a batch's rows: in every tensor one row per learned token, in order."""
         read = [self._store.read(row.id, row.ids, _learned(row)) for row in rows]
         arrays = weight_arrays(
             concatenate([signal for signal, _ in read]), np.concatenate([present for _, present in read])
@@ -65,7 +65,7 @@ class Distillation:
         targets = Targets(
             **{name.removeprefix(PREFIX): value for name, value in extra.items() if name.startswith(PREFIX)}
         )
-        assert len(targets.ids_NM) == len(target_N), "as many signals as learned tokens"
+        assert len(targets.ids_NM) == len(target_N), "one signal per learned token"
         objective = Objective(
             divergence=_divergence(self._config, targets),
             kd_ratio=self._config.kd_ratio,
@@ -80,7 +80,7 @@ class Distillation:
         return loss.total
 
     def means(self) -> dict[str, float]:
-        """Mean cross-entropy and divergence a token since the last call, for the log."""
+        """Mean cross-entropy and divergence per token since the last call, for the log."""
         cross_entropy, labels, divergence, signals = self._sums.tolist()
         self._sums.zero_()
         return {

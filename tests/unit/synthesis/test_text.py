@@ -1,4 +1,4 @@
-"""Tokens and normalised spellings: what counts as the same text, in more than one language."""
+"""Tokens and normalised spellings in several languages: which texts count as equal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tokens(text: str, expected: list[str]) -> None:
         ("cafe\u0301", "café"),
     ],
 )
-def test_texts_that_are_the_same(one: str, other: str) -> None:
+def test_equal_texts(one: str, other: str) -> None:
     assert normalise(one) == normalise(other)
 
 
@@ -58,7 +58,7 @@ def test_texts_that_are_the_same(one: str, other: str) -> None:
         ("x < y", "x > y"),
     ],
 )
-def test_texts_that_are_not(one: str, other: str) -> None:
+def test_different_texts(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
 
 

@@ -1,4 +1,4 @@
-"""The pool of texts: what is found is what a comparison with every text would find, and nothing is overlooked."""
+"""The pool of texts: its search finds exactly what a comparison with every text would find."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOX = "The quick brown fox jumps over the lazy dog near the river bank while the
 
 
 def common_subsequence(first: list[str], second: list[str]) -> int:
-    """The textbook's table."""
+    """The textbook dynamic programme."""
     table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
     for i, ours in enumerate(first):
         for j, theirs in enumerate(second):
@@ -74,7 +74,7 @@ def test_chinese_is_compared_by_character() -> None:
     assert pool.check("把下面的句子翻译成英文：今天天气很好。") is None
 
 
-def test_a_new_text_is_taken_in_and_another_is_not() -> None:
+def test_new_texts_are_added_and_others_are_not() -> None:
     pool = Novelty()
     assert pool.check(FOX) is None
     assert pool.offer("a", FOX) is None
@@ -84,7 +84,7 @@ def test_a_new_text_is_taken_in_and_another_is_not() -> None:
 
 
 @pytest.mark.parametrize("order", ["zab", "abz", "bza"])
-def test_of_equally_near_texts_that_with_the_least_id_is_named(order: str) -> None:
+def test_of_equally_near_texts_the_least_id_is_named(order: str) -> None:
     similar = {
         "z": "one two three four five six x",
         "a": "one two three four five six y",
@@ -99,7 +99,7 @@ def test_of_equally_near_texts_that_with_the_least_id_is_named(order: str) -> No
         assert near is not None and near.nearest == "a"
 
 
-def test_texts_without_tokens_equal_only_their_like() -> None:
+def test_texts_without_tokens_equal_only_the_same_text() -> None:
     pool = Novelty()
     pool.add("q", "?!")
     assert pool.check("...") is None
@@ -115,7 +115,7 @@ short_texts = st.lists(vocabulary, max_size=14).map(" ".join)
 @settings(max_examples=300, deadline=None)
 @given(st.lists(short_texts, max_size=12), short_texts)
 def test_rouge_l_finds_what_a_comparison_with_all_finds(texts: list[str], text: str) -> None:
-    # MinHash is switched off, but for sets that are equal.
+    # This restricts MinHash to equal sets.
     pool = Novelty(near_duplicate=1.0)
     others = {str(number): each for number, each in enumerate(texts)}
     for identity, each in others.items():
@@ -171,7 +171,7 @@ def test_every_signature_that_agrees_enough_is_found(data: st.DataObject, thresh
         assert found == (-min(agreeing)[0], min(agreeing)[1])
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(MissingExtra, match="easydistill-toolkit\\[synth\\]"):
         Novelty()

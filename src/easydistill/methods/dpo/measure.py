@@ -1,8 +1,4 @@
-"""Training on pairs of answers: rows of tokens, what is measured of them, and the loop's entry.
-
-The loss and its step are TRL's (`preferences_trl.py`, which alone knows TRL). Reference log-probabilities are those of
-the student as it starts; they are computed once, before the first step, and journalled: a resumed run reads them.
-"""
+"""Log-probabilities of pairs under a model, and the figures of a preference training that follow from them."""
 
 from __future__ import annotations
 
@@ -13,49 +9,22 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from easydistill.engine.interrupt import StopSignal
+from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.shared.rollouts import LocalScores
 
 SCORED_TOGETHER = 32
-PLAIN = "pairs"
-"""Name of the gap of pairs that bring none."""
-
-
-@dataclass(frozen=True)
-class PairRow:
-    """A tokenised pair. Answers include their end token."""
-
-    id: str
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    beta: float | None = None
-    gap: str = PLAIN
-    """Which kind of pair it is; figures are told apart by it."""
-    cut: bool = False
-    """Whether one of its answers was too long and lost its end."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer of its two sequences."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
-
-    @property
-    def sides(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
-        """(token ids, where the answer starts) of both sequences, the chosen one first."""
-        start = len(self.prompt)
-        return (self.prompt + self.chosen, start), (self.prompt + self.rejected, start)
 
 
 @dataclass(frozen=True)
 class PairScore:
-    """log p of a pair's two answers under one model, in nats."""
+    """Log-probabilities of a pair's two answers under one model, in nats."""
 
     chosen: float
     rejected: float
 
 
 def score_pairs(scores: LocalScores, pairs: Sequence[PairRow], stop: StopSignal) -> list[PairScore]:
-    """log p of both answers of every pair: sums over their tokens, end token included.
+    """Log-probabilities of both answers of every pair, summed over their tokens, end token included.
 
     Raises:
         Interrupted: `stop` was requested.
@@ -72,15 +41,15 @@ def score_pairs(scores: LocalScores, pairs: Sequence[PairRow], stop: StopSignal)
 def measure(pairs: Sequence[PairRow], now: Sequence[PairScore], start: Sequence[PairScore]) -> dict[str, float]:
     """Figures of a model on pairs.
 
-    - `preferred`: share of pairs whose chosen answer is the likelier one per token; a tie is half.
-    - `reward_accuracy`: share whose implicit reward log π/π_ref is larger for the chosen answer; a tie is half.
-    - `margin`: mean difference of the two rewards, in nats, before any β.
-    - `chosen_change`, `rejected_change`: mean log π/π_ref of either answer.
-    - `length_difference`: mean tokens of the chosen answer less the rejected one's.
+    - `preferred`: share of pairs whose chosen answer is more probable per token; a tie counts half.
+    - `reward_accuracy`: share whose implicit reward log π/π_ref is larger for the chosen answer; a tie counts half.
+    - `margin`: mean difference of the two rewards, in nats, without β.
+    - `chosen_change`, `rejected_change`: mean log π/π_ref of the chosen and the rejected answer.
+    - `length_difference`: mean length of the chosen answer less that of the rejected one, in tokens.
 
     Args:
-        now: scores of the model.
-        start: scores of the reference.
+        now: scores under the model.
+        start: scores under the reference.
     """
     up = [score.chosen - before.chosen for score, before in zip(now, start, strict=True)]
     down = [score.rejected - before.rejected for score, before in zip(now, start, strict=True)]
@@ -102,7 +71,7 @@ def measure(pairs: Sequence[PairRow], now: Sequence[PairScore], start: Sequence[
 def measure_gaps(
     pairs: Sequence[PairRow], now: Sequence[PairScore], start: Sequence[PairScore]
 ) -> dict[str, dict[str, float]]:
-    """The figures of each kind of pair; nothing where there is only one kind."""
+    """The figures by kind of pair; empty if there is only one kind."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
         groups[pair.gap].append(index)

@@ -1,8 +1,4 @@
-"""Reward models: rows of tokens, scores, and what is measured of them. The loop is in `reward_model_trl.py`.
-
-What enters: pairs of tokenised chats and a model of one number. A chat's tokens are those of the whole of it, as
-`apply_chat_template` gives them, because that is what whoever asks the model later shows it.
-"""
+"""Scores of pairs under a reward model, and the figures that follow from them."""
 
 from __future__ import annotations
 
@@ -17,40 +13,11 @@ import torch
 
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
-from easydistill.methods.dpo.trainer import PLAIN
+from easydistill.methods.reward_model.rows import RewardRow
 
 MAX_BATCH_ROWS = 64
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are scored at once."""
-
-
-@dataclass(frozen=True)
-class RewardRow:
-    """Two chats that differ in their last message, tokenised."""
-
-    id: str
-    prompt: str
-    """Hash of the prompt: rows with the same one have answers to compare."""
-    chosen: list[int]
-    rejected: list[int]
-    prompt_tokens: int
-    """Tokens of the prompt, which both begin with."""
-    margin: float = 0.0
-    """How far apart the scores should be, in log-odds."""
-    truth: tuple[float, float] | None = None
-    """How good the two answers are known to be."""
-    gap: str = PLAIN
-    """Which kind of pair it is; figures are told apart by it."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer of its two chats."""
-        return max(len(self.chosen), len(self.rejected))
-
-    @property
-    def answer_tokens(self) -> tuple[int, int]:
-        """Tokens of the two answers, with what the template writes after them."""
-        return len(self.chosen) - self.prompt_tokens, len(self.rejected) - self.prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -93,13 +60,13 @@ def score_rows(model: Any, rows: Sequence[RewardRow], pad: int, stop: StopSignal
 
 
 def measure(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str, float | None]:
-    """Figures of a model on held-out pairs; None where the pairs do not tell.
+    """Figures of a model on held-out pairs; None if the pairs do not determine one.
 
-    - `pair_accuracy`: share of pairs whose chosen answer scores higher; a tie is half.
+    - `pair_accuracy`: share of pairs whose chosen answer scores higher; a tie counts half.
     - `shorter_accuracy`: the same over the pairs whose chosen answer has fewer tokens than the rejected one.
-    - `score_margin`: mean score of the chosen answers less the rejected ones', in log-odds.
+    - `score_margin`: mean score of chosen answers less that of rejected ones, in log-odds.
     - `mean_score`: mean of all scores.
-    - `length_pearson`, `length_spearman`: correlation of an answer's score with its tokens, over all answers.
+    - `length_pearson`, `length_spearman`: correlation of an answer's score with its length in tokens, over all answers.
     - `best_of_n_gain`: see `best_of_n`.
     """
     harder = [score for row, score in zip(rows, scores, strict=True) if row.answer_tokens[0] < row.answer_tokens[1]]
@@ -118,7 +85,7 @@ def measure(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str, 
 
 
 def measure_gaps(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str, dict[str, float]]:
-    """Accuracy and margin of each kind of pair; nothing where there is only one kind."""
+    """Accuracy and margin by kind of pair; empty if there is only one kind."""
     groups: dict[str, list[RowScore]] = defaultdict(list)
     for row, score in zip(rows, scores, strict=True):
         groups[row.gap].append(score)
@@ -135,7 +102,7 @@ def measure_gaps(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[
 
 
 def describe(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str, Any]:
-    """What the figures rest on, which no training changes."""
+    """Properties of the pairs themselves, which training does not change."""
     best = best_of_n(rows, scores)
     tokens = [row.answer_tokens for row in rows]
     return {
@@ -147,21 +114,21 @@ def describe(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> dict[str,
 
 @dataclass(frozen=True)
 class BestOfN:
-    """What choosing by score is worth, in the unit of the known truth."""
+    """The gain from choosing answers by score, in the unit of the known quality."""
 
     prompts: int
     n: float
-    """Answers of a prompt, on average."""
+    """Mean number of answers per prompt."""
     gain: float
-    """Truth of the answer with the highest score, less the mean truth of the prompt's answers: a mean over prompts."""
+    """Quality of the answer with the highest score less the mean of the prompt's answers, averaged over prompts."""
     most: float
-    """What choosing by the truth itself would be worth."""
+    """The gain from choosing by the known quality itself."""
 
 
 def best_of_n(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> BestOfN | None:
-    """Over the prompts with two or more different answers of known truth; None where there are none.
+    """Over the prompts with two or more different answers of known quality; None if there are none.
 
-    An answer that stands in several pairs counts once, with its mean truth; of equally high scores the mean counts.
+    An answer in several pairs counts once, with its mean quality; ties for the highest score count with their mean.
     """
     answers: dict[str, dict[tuple[int, ...], tuple[float, list[float]]]] = defaultdict(dict)
     for row, score in zip(rows, scores, strict=True):
@@ -184,7 +151,7 @@ def best_of_n(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> BestOfN 
 
 
 def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Correlation of two lists; None where one of them is constant, or too short."""
+    """Pearson correlation; None if a list is constant or too short."""
     try:
         return correlation(xs, ys)
     except StatisticsError:
@@ -192,13 +159,13 @@ def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
 
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Correlation of their ranks, equal values sharing the mean of theirs."""
+    """Spearman correlation; ties get the mean of their ranks."""
     return pearson(_ranks(xs), _ranks(ys))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
     ordered = sorted(values)
-    # Equal values stand between two places; the middle of those is the mean of their ranks.
+    # The midpoint of the places around equal values is the mean of their ranks.
     return [(bisect_left(ordered, value) + bisect_right(ordered, value)) / 2 for value in values]
 
 

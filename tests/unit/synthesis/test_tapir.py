@@ -6,10 +6,11 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
-from tests.unit.operators.test_asking import reasons, row
+from tests.unit.synthesis.test_asking import reasons, replies_by, row
 
 from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.records import Sample
@@ -20,7 +21,7 @@ Say = Callable[[Ask], str | Reply]
 
 
 def fresh(text: str, index: int = 0) -> str:
-    """A prompt that is like no other: eight made-up words out of a hash."""
+    """A prompt unlike any other: eight made-up words from a hash."""
     spelled = hashlib.sha256(f"{text} {index}".encode()).hexdigest()
     return " ".join(spelled[at : at + 8] for at in range(0, 64, 8))
 
@@ -30,7 +31,7 @@ def between(text: str, start: str, end: str) -> str:
 
 
 class World:
-    """Everybody who is asked. `gaps` decides by the instruction how much better the teacher is found."""
+    """Scripted teacher, judge and student. `gaps` is the judge's gap for instructions that contain a word."""
 
     def __init__(self, **gaps: float) -> None:
         self.gaps = gaps
@@ -57,8 +58,8 @@ class World:
         if "[Labels]" in text:
             return f"<label>{self.label}</label>", "label"
         if "Write one new instruction of the same kind of task" in text:
-            told = between(text, "[Instruction]", "Write one new")
-            return f"<instruction>{self.new(told, ask.index)}</instruction>", "expand"
+            source = between(text, "[Instruction]", "Write one new")
+            return f"<instruction>{self.new(source, ask.index)}</instruction>", "expand"
         if "[Answer]" in text and "Rewrite the answer" in text:
             answer = self.style(between(text, "[Answer]", "Rewrite the answer"))
             return f"<rewritten_answer>{answer}</rewritten_answer>", "style"
@@ -70,12 +71,7 @@ class World:
 
 def examine(world: Say, rows: Sequence[Sample], number: int = 1, known: Sequence[Sample] = (), **config: Any) -> Result:
     made = tapir.Config(**config)
-
-    def answer(asks: Sequence[Ask]) -> list[Reply]:
-        said = [world(ask) for ask in asks]
-        return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
-
-    result = answer_with(tapir.run(made, rows, Tools(made), number, known), answer)
+    result = answer_with(tapir.run(made, rows, Tools(made), number, known), partial(replies_by, world))
     assert result.entered == len(result.accepted) + len(result.rejected)
     assert len({found.id for found in (*result.accepted, *result.rejected)}) == result.entered
     return result
@@ -89,7 +85,7 @@ def rows_of(count: int, word: str = "easy", **meta: Any) -> list[Sample]:
 
 
 def test_both_orders_are_averaged() -> None:
-    """A judge that gives two points to whatever stands first finds no gap in the mean."""
+    """A judge that gives two points more to the first answer finds no gap on average."""
 
     def judge(ask: Ask) -> str:
         return "<first>7</first><second>5</second>" if "[First answer]" in ask.messages[-1]["content"] else "STUDENT"
@@ -107,8 +103,8 @@ def test_both_orders_are_averaged() -> None:
             "<first>8</first><second>7</second>"
         )  # fmt: skip
 
-    told = examine(leaning, rows_of(1), expansions=0).accepted[0].meta
-    assert (told["teacher_score"], told["student_score"], told["gap"]) == (8.5, 5.5, 3.0)
+    meta = examine(leaning, rows_of(1), expansions=0).accepted[0].meta
+    assert (meta["teacher_score"], meta["student_score"], meta["gap"]) == (8.5, 5.5, 3.0)
 
 
 def test_a_gap_of_exactly_delta_is_hard() -> None:
@@ -137,7 +133,7 @@ def test_a_malformed_score_in_one_order_is_a_rejection(judgement: str) -> None:
     assert result.facts["gap"]["mean"] is None
 
 
-def test_what_the_student_cannot_do_is_judged_not_dropped() -> None:
+def test_truncated_and_empty_student_answers_are_judged() -> None:
     def world(ask: Ask) -> str | Reply:
         if ask.role == "student":
             cut = "0" in ask.messages[-1]["content"]
@@ -157,7 +153,7 @@ def test_rows_without_an_answer_are_answered_by_the_teacher_first() -> None:
 # --- new prompts -------------------------------------------------------------------------------------------------
 
 
-def test_reasoning_tasks_bring_more_and_are_not_asked_for_a_known_task() -> None:
+def test_reasoning_tasks_get_more_prompts_and_known_tasks_are_not_labelled() -> None:
     rows = [*rows_of(3, "sum", task="Math"), *rows_of(3, "verse", task="Writing")]
     world = World(sum=4, verse=4)
     result = examine(world, rows, check_task=False, styles={})
@@ -171,13 +167,13 @@ def test_reasoning_tasks_bring_more_and_are_not_asked_for_a_known_task() -> None
     assert all(found.meta["task"] == ("Math" if "sum" in found.meta["expanded_from"] else "Writing") for found in new)
 
 
-def test_half_an_expansion_is_one_for_some_rows() -> None:
+def test_half_an_expansion_is_one_for_about_half_the_rows() -> None:
     rows = rows_of(200, "verse", task="Art")
     asked = examine(World(verse=4), rows, expansions=0.5, check_task=False).facts["tasks"]["Art"]["asked"]
     assert 70 < asked < 130
 
 
-def test_a_prompt_that_left_its_task_repeats_or_is_known_is_refused() -> None:
+def test_prompts_of_another_task_and_duplicates_are_rejected() -> None:
     rows = [row("a", "Say hard thing one now", "A", task="Math"), row("b", "Say hard thing two now", "B", task="Math")]
     world = World(hard=5)
     world.label = "History"
@@ -207,7 +203,7 @@ def test_rounds_draw_other_samples() -> None:
 # --- styles ------------------------------------------------------------------------------------------------------
 
 
-def test_a_rewriting_with_another_final_answer_is_refused() -> None:
+def test_a_rewriting_with_another_final_answer_is_rejected() -> None:
     rows = [row("a", "Work hard: what is 2 + 2?", r"It is \boxed{4}.", task="Math")]
     world = World(hard=5)
     world.style = lambda answer: r"Two and two make \boxed{4}."
@@ -251,17 +247,17 @@ def test_the_share_of_hard_rows_grows_by_round(number: int, rest: int) -> None:
     assert reasons(result) == {"not_drawn": 100 - rest}
 
 
-def test_never_more_than_there_is() -> None:
+def test_there_are_at_most_as_many_others_as_available() -> None:
     result = examine(World(hard=5), [*rows_of(6, "hard", task="Art"), *rows_of(2)], expansions=0)
     assert result.facts["mix"] == {"hard": 6, "new": 0, "rest": 2, "share": 0.75}
     assert len({found.id for found in result.accepted}) == len(result.accepted) == 8
 
 
-def test_where_nothing_is_hard_the_others_are_the_round() -> None:
+def test_without_hard_rows_the_round_is_the_others() -> None:
     assert len(examine(World(), rows_of(5), number=3).accepted) == 5
 
 
-def test_where_every_hard_row_is_refused_there_is_no_round() -> None:
+def test_if_every_hard_row_is_rejected_the_round_is_empty() -> None:
     world = World(hard=5)
     world.label = "Cookery"
     result = examine(world, [*rows_of(2, "hard"), *rows_of(5)])
@@ -271,7 +267,7 @@ def test_where_every_hard_row_is_refused_there_is_no_round() -> None:
 def test_draws_do_not_depend_on_the_order_of_rows() -> None:
     rows = [*rows_of(4, "hard"), *rows_of(30)]
     world = World(hard=5)
-    # All are asked for the same prompt: which of them keeps it must not depend on the order either.
+    # All rows give the same new prompt: which row keeps it must not depend on the order either.
     world.new = lambda text, index: "Write about one odd river in ten lines"
     one, other = examine(world, rows), examine(world, rows[::-1])
     assert {found.id for found in one.accepted} == {found.id for found in other.accepted}
@@ -291,7 +287,7 @@ def test_shares_are_exact() -> None:
     assert tapir.Config().share_of(6) == 1
 
 
-def test_rounds_do_not_count_in_what_a_round_is() -> None:
+def test_the_number_of_rounds_is_not_part_of_the_identity() -> None:
     assert tapir.Config(rounds=2).identity() == tapir.Config(rounds=5).identity()
     with pytest.raises(ValueError, match="no label"):
         tapir.Config(styles={"Maths": "cot"})

@@ -1,4 +1,4 @@
-"""Pairs of answers: four ways to them, which are taken, and what is never a pair."""
+"""Pairs of answers: the four methods, which pairs are taken, and which are never made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from tests.unit.operators.test_asking import row
+from tests.unit.synthesis.test_asking import replies_by, row
 
 from easydistill.contracts.operator import Ask, Reply, Result, answer_with
 from easydistill.data.preferences import as_preference, pair_row
@@ -30,7 +30,7 @@ Say = Callable[[Ask], "str | Reply"]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_verifier() -> Iterator[None]:
-    """Its workers start once, not for every example."""
+    """Its workers start once, not for every Hypothesis example."""
     with Verifier() as verifier, pytest.MonkeyPatch.context() as patch:
         patch.setattr(_chains, "Verifier", lambda: nullcontext(verifier))
         yield
@@ -46,8 +46,7 @@ def drive(rows: Sequence[Sample], say: Say, **config: Any) -> tuple[Result, list
 
     def answer(asks: Sequence[Ask]) -> list[Reply]:
         waves.append(list(asks))
-        said = [say(ask) for ask in asks]
-        return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
+        return replies_by(say, asks)
 
     result = answer_with(preference_data.run(made, rows, Tools(made)), answer)
     assert result.entered == len(result.accepted) + len(result.rejected)
@@ -60,18 +59,18 @@ def reasons(result: Result) -> dict[str, str]:
 
 
 def judged(text: str) -> str:
-    """The answer that a judge is asked about."""
+    """The answer in a judge's prompt."""
     return text.split("[Answer]")[1].split("Score it from 0")[0].strip()
 
 
 def both(text: str) -> tuple[str, str]:
-    """The two answers that a judge is asked about."""
+    """The two answers in a judge's prompt."""
     first, second = text.split("[First answer]")[1].split("[Second answer]")
     return first.strip(), second.split("Score each from")[0].strip()
 
 
 def scored(scores: dict[str, int], answers: Say) -> Say:
-    """A world whose judge looks scores up."""
+    """Replies of a judge that looks scores up, and those of `answers` for the others."""
 
     def say(ask: Ask) -> str | Reply:
         if ask.role == "judge":
@@ -87,7 +86,7 @@ ONE = [row("a", "Why is the sky blue?")]
 # --- student ------------------------------------------------------------------------------------------------------
 
 
-def test_the_teachers_answer_stands_above_the_students_worst() -> None:
+def test_the_teachers_answer_is_chosen_over_the_students_worst() -> None:
     own = ["bad answer", "fair answer", "good answer", "bad answer"]
     say = scored(
         {"The teacher's": 7, "bad answer": 2, "fair answer": 7, "good answer": 9},
@@ -96,8 +95,8 @@ def test_the_teachers_answer_stands_above_the_students_worst() -> None:
     result, waves = drive(ONE, say)
     (pair,) = result.accepted
     assert pair.id == "a" and pair.messages == (*ONE[0].messages, {"role": "assistant", "content": "The teacher's"})
-    told = {name: pair.meta[name] for name in ("margin", "chosen_score", "rejected_score", "chosen_by", "rejected_by")}
-    assert told == {
+    names = ("margin", "chosen_score", "rejected_score", "chosen_by", "rejected_by")
+    assert {name: pair.meta[name] for name in names} == {
         "margin": 5, "chosen_score": 7, "rejected_score": 2, "chosen_by": "teacher", "rejected_by": "student"
     }  # fmt: skip
     assert pair.meta["rejected"] == {"role": "assistant", "content": "bad answer"} and pair.meta["method"] == "student"
@@ -122,7 +121,7 @@ def test_the_best_answer_may_be_the_students() -> None:
     assert reasons(result) == {"a": "tie"} and result.facts["pairs_dropped"] == {"tie": 3}
 
 
-def test_an_answer_in_the_row_is_the_teachers() -> None:
+def test_a_rows_own_answer_replaces_the_teachers() -> None:
     rows = [row("a", "Why?", "Because."), row("b", "How?")]
     say = scored({"Because.": 8, "T": 8, "S": 3}, lambda ask: "T" if ask.role == "teacher" else "S")
     result, waves = drive(rows, say, student_samples=1)
@@ -165,7 +164,7 @@ def test_a_score_that_does_not_parse_is_no_score() -> None:
     assert result.rejected[0].raw is not None
 
 
-def test_fields_that_mean_something_in_a_pair_are_not_taken_from_rows() -> None:
+def test_rows_keep_their_fields_except_those_of_pairs() -> None:
     rows = [row("a", "Why?", beta=0.5, gap="large", chosen="x", topic="sky", margin=99)]
     say = scored({"T": 7, "S": 3}, lambda ask: "T" if ask.role == "teacher" else "S")
     result, _ = drive(rows, say, student_samples=1)
@@ -177,7 +176,7 @@ def test_fields_that_mean_something_in_a_pair_are_not_taken_from_rows() -> None:
 # --- rank ---------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_both_orders_prefer_is_a_pair() -> None:
+def test_both_orders_must_prefer_the_same_answer() -> None:
     worth = {"teacher 0": 9, "teacher 1": 5, "student 0": 5, "student 1": 2}
 
     def say(ask: Ask) -> str:
@@ -186,7 +185,7 @@ def test_only_what_both_orders_prefer_is_a_pair() -> None:
         first, second = both(ask.messages[-1]["content"])
         one, other = worth[first], worth[second]
         if {first, second} == {"teacher 0", "student 1"}:
-            one, other = 8, 3  # whatever stands first
+            one, other = 8, 3  # the first one is always better
         return f"<first>{one}</first><second>{other}</second>"
 
     result, waves = drive(ONE, say, method="rank", max_pairs=9)
@@ -210,13 +209,13 @@ def test_a_gap_in_one_order_only_is_inconsistent() -> None:
     assert reasons(result) == {"a": "inconsistent"}
 
 
-def test_samples_take_temperatures_in_turn() -> None:
+def test_samples_cycle_through_temperatures() -> None:
     result, waves = drive(
         ONE, lambda ask: f"{ask.role} {ask.index}" if ask.role != "judge" else "<first>1</first><second>1</second>",
         method="rank", temperatures=[0.6, 1.1], teacher_samples=3, student_samples=2,
     )  # fmt: skip
-    heats = [(ask.role, ask.temperature) for ask in waves[0]]
-    assert heats == [("teacher", 0.6), ("teacher", 1.1), ("teacher", 0.6), ("student", 0.6), ("student", 1.1)]
+    temperatures = [(ask.role, ask.temperature) for ask in waves[0]]
+    assert temperatures == [("teacher", 0.6), ("teacher", 1.1), ("teacher", 0.6), ("student", 0.6), ("student", 1.1)]
     assert {ask.temperature for ask in waves[1]} == {None} and reasons(result) == {"a": "tie"}
 
 
@@ -225,7 +224,7 @@ def test_samples_take_temperatures_in_turn() -> None:
 SUMS = [row(f"p{n}", f"What is {n} + 2?", reference=str(n + 2)) for n in range(4)]
 
 
-def test_right_stands_above_wrong() -> None:
+def test_right_is_chosen_over_wrong() -> None:
     said = ["So \\boxed{2}", "Hm: \\boxed{3}", "So \\boxed{2}.", "No idea"]
     result, waves = drive(SUMS[:1], lambda ask: said[ask.index], method="verifiable", max_pairs=4)
     found = {(pair.answer, pair.meta["rejected"]["content"]) for pair in result.accepted}
@@ -247,7 +246,7 @@ def test_right_stands_above_wrong() -> None:
         (["\\boxed{2}", Reply("\\boxed{3} is", finish_reason="length")], "all_right"),
     ],
 )
-def test_what_cannot_be_told_is_in_no_pair(said: list[Any], reason: str) -> None:
+def test_rows_without_a_right_and_a_wrong_answer_are_rejected(said: list[Any], reason: str) -> None:
     result, _ = drive(SUMS[:1], lambda ask: said[ask.index], method="verifiable", student_samples=2)
     assert reasons(result) == {"p0": reason}
 
@@ -270,7 +269,7 @@ def test_a_cut_off_answer_is_rejected_only_if_it_never_says_the_right_one(cut: s
     assert len(result.accepted) == is_pair
     result, _ = drive(SUMS[:1], say, **options)
     assert not result.accepted and result.facts["answers_dropped"] == {"truncated": 1}
-    # Never chosen, whatever it says.
+    # It is never a chosen answer, even if it is right.
     swapped, _ = drive(
         SUMS[:1], lambda ask: Reply("\\boxed{2} it", finish_reason="length") if ask.index else "\\boxed{5}", **options,
         allow_truncated=True,
@@ -289,7 +288,7 @@ def test_a_cut_off_answer_is_rejected_only_if_it_never_says_the_right_one(cut: s
         "3 boxes with 7 each make twenty-one apples.",
     ],
 )
-def test_what_says_the_right_answer_after_its_statement_is_undecided(wrong: str) -> None:
+def test_an_answer_that_goes_on_to_the_right_one_is_undecided(wrong: str) -> None:
     apples = row("a", "How many apples?", reference="21")
     result, _ = drive(
         [apples], lambda ask: wrong if ask.index else "\\boxed{21}", method="verifiable", student_samples=2,
@@ -298,7 +297,7 @@ def test_what_says_the_right_answer_after_its_statement_is_undecided(wrong: str)
     assert reasons(result) == {"a": "all_right"} and result.facts["answers_dropped"] == {"undecided": 1}
 
 
-def test_problems_without_a_known_answer_ask_nobody() -> None:
+def test_problems_without_a_known_answer_cause_no_requests() -> None:
     result, waves = drive([row("a", "Why?")], lambda ask: "", method="verifiable")
     assert reasons(result) == {"a": "answer_unknown"} and not any(waves)
 
@@ -326,7 +325,7 @@ REPLIES = st.builds(
 @settings(deadline=None, max_examples=150)
 @given(st.lists(REPLIES, min_size=2, max_size=6), st.booleans(), st.booleans())
 def test_no_rejected_answer_is_right_and_no_chosen_one_wrong(said: list[Reply], guess: bool, cut: bool) -> None:
-    """Against readings of their own: the last box, and any place that gives an answer."""
+    """Checked independently with every single strategy, and literally."""
     strategies = list(DEFAULT_STRATEGIES) if guess else ["boxed", "hashes", "phrase"]
     result, _ = drive(
         SUMS[:1], lambda ask: said[ask.index], method="verifiable", student_samples=len(said), max_pairs=50,
@@ -342,7 +341,7 @@ def test_no_rejected_answer_is_right_and_no_chosen_one_wrong(said: list[Reply], 
             reply.text == pair.answer and reply.finish_reason == "stop" for reply in said
         )
         for strategy in ("boxed", "hashes", "phrase"):
-            # Any single way of reading the rejected answer, too.
+            # With any single strategy, the rejected answer is not right either.
             final = find_answer(worse, [strategy])
             if final is not None:
                 verdict = compare_plainly("2", final.text)
@@ -395,7 +394,7 @@ SEEDS = st.integers(0, 10**6)
 
 @settings(deadline=None)
 @given(SEEDS, st.integers(0, 30), st.integers(1, 4))
-def test_balancing_takes_of_what_is_there_and_as_many(seed: int, rows: int, most: int) -> None:
+def test_balancing_takes_as_many_of_the_possible_pairs(seed: int, rows: int, most: int) -> None:
     draw = random.Random(seed)
     possible = pairs_of(draw, rows, 6)
     plain = choose(possible, most, 0, balanced=False)
@@ -454,7 +453,7 @@ def test_length_limits() -> None:
     )
     result, _ = drive(rows, say, student_samples=1, max_length_ratio=3)
     assert reasons(result) == {"b": "length_ratio"} and len(result.accepted) == 2
-    # Once longer, once shorter, once equal: nothing to drop. Without b: one longer.
+    # One longer, one shorter, one equal: nothing to drop. Without b there is one longer.
     result, _ = drive(rows, say, student_samples=1, length_balance="drop")
     assert len(result.accepted) == 3 and result.facts["lengths"]["with_balance"]["chosen_longer"] == 0.3333
     result, _ = drive(rows[::2], say, student_samples=1, length_balance="drop")
@@ -465,7 +464,7 @@ def test_length_limits() -> None:
 
 
 def world(ask: Ask) -> str:
-    """Answers and scores that depend on the question alone, with many ties."""
+    """Answers and scores that depend on the request alone, with many ties."""
     number = int(content_hash([list(ask.messages), ask.index, ask.role])[:6], 16)
     if ask.role == "judge":
         text = ask.messages[-1]["content"]
@@ -519,7 +518,7 @@ def test_neither_the_order_of_rows_nor_ties_matter(method: str, seed: int, most:
         {"method": "other"},
     ],
 )
-def test_what_would_do_nothing_is_refused(values: dict[str, Any]) -> None:
+def test_invalid_settings_are_errors(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         config_of(**values)
 

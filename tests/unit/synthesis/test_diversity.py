@@ -1,4 +1,4 @@
-"""Diversity figures, against plain computations of the same formulas."""
+"""Diversity metrics, compared with naive implementations of the same formulas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_distinct() -> None:
 
 
 def bleu(candidate: list[str], references: list[list[str]]) -> float:
-    """Papineni et al. (2002), smoothed: 0.1 where nothing matches."""
+    """BLEU of Papineni et al. (2002), with 0.1 matches where there are none."""
     logs = []
     for order in range(1, min(4, len(candidate)) + 1):
         ours = Counter(ngrams(candidate, order))
@@ -62,7 +62,7 @@ def test_quantiles() -> None:
     assert quantiles([]) is None
 
 
-def test_figures_of_a_mixed_set() -> None:
+def test_metrics_of_a_mixed_set() -> None:
     texts = {"1": "Write a poem about autumn.", "2": "写一首关于秋天的诗", "3": "Name three rivers of Europe."}
     found = measure(texts, ["Write a poem about winter.", "写一首关于冬天的诗"])
     assert found.texts == 3
@@ -81,7 +81,7 @@ def test_figures_of_a_mixed_set() -> None:
     assert facts["seed_similarity"]["p100"] == 1.0
 
 
-def test_little_or_nothing_to_measure() -> None:
+def test_few_or_no_texts() -> None:
     found = measure({})
     assert (found.texts, found.self_bleu, found.seed_similarity, found.lengths) == (0, None, None, None)
     assert found.distinct == {1: None, 2: None, 3: None}
@@ -89,7 +89,7 @@ def test_little_or_nothing_to_measure() -> None:
 
 
 @given(st.dictionaries(st.text(max_size=4), st.text(alphabet="ab ", max_size=12), max_size=12), st.randoms())
-def test_figures_do_not_depend_on_the_order_of_rows(texts: dict[str, str], shuffler: random.Random) -> None:
+def test_metrics_do_not_depend_on_the_order_of_rows(texts: dict[str, str], shuffler: random.Random) -> None:
     shuffled = list(texts.items())
     shuffler.shuffle(shuffled)
     assert measure(dict(shuffled), ["a b"], sample=4) == measure(texts, ["a b"], sample=4)

@@ -1,4 +1,4 @@
-"""Operators that ask a model, driven by scripted replies."""
+"""Operators that ask models, driven by scripted replies."""
 
 from __future__ import annotations
 
@@ -34,13 +34,18 @@ def row(identity: str, prompt: str, answer: str | None = None, **meta: Any) -> S
     return Sample(identity, ({"role": "user", "content": prompt}, *said), meta)
 
 
+def replies_by(say: Callable[[Ask], str | Reply], asks: Sequence[Ask]) -> list[Reply]:
+    """Scripted replies; a text is a complete reply."""
+    said = [say(ask) for ask in asks]
+    return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
+
+
 def drive(module: Any, config: Any, rows: Sequence[Sample], say: Callable[[Ask], str | Reply]) -> tuple[Result, list]:
     waves: list[list[Ask]] = []
 
     def answer(asks: Sequence[Ask]) -> list[Reply]:
         waves.append(list(asks))
-        said = [say(ask) for ask in asks]
-        return [reply if isinstance(reply, Reply) else Reply(reply, finish_reason="stop") for reply in said]
+        return replies_by(say, asks)
 
     result = answer_with(module.run(config, rows, Tools(config)), answer)
     assert result.entered == len(result.accepted) + len(result.rejected)
@@ -74,7 +79,7 @@ def test_each_runs_generators_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS.names() if hasattr(OPERATORS.module(name), "PROMPTS")])
-def test_every_prompt_is_there_in_both_languages(name: str) -> None:
+def test_every_prompt_exists_in_both_languages(name: str) -> None:
     for prompt in OPERATORS.module(name).PROMPTS:
         for language in ("en", "zh"):
             assert load_prompt(prompt, language).issue() is None
@@ -104,7 +109,7 @@ def test_expansion_reaches_its_target_of_accepted_rows() -> None:
     assert len(waves[0]) == 7
 
 
-def test_expansion_stops_at_its_budget_and_counts_every_refusal() -> None:
+def test_expansion_stops_at_its_budget_and_counts_every_rejection() -> None:
     replies = itertools.cycle(
         [
             "<instruction>Write a poem about the SEA!</instruction>",
@@ -122,7 +127,7 @@ def test_expansion_stops_at_its_budget_and_counts_every_refusal() -> None:
     }  # fmt: skip
 
 
-def test_expansion_is_the_same_every_time_and_surplus_rows_are_told() -> None:
+def test_expansion_is_deterministic_and_counts_surplus_rows() -> None:
     config = instruction_expansion.Config(num_output_samples=3, variant="evolve")
     first, waves = drive(instruction_expansion, config, SEEDS, fresh())
     again, same = drive(instruction_expansion, config, SEEDS[::-1], fresh())
@@ -168,7 +173,7 @@ def test_expansion_needs_seeds() -> None:
 # --- refinement ---------------------------------------------------------------------------------------------
 
 
-def test_refinement_keeps_ids_and_refuses_drift_and_lost_numbers() -> None:
+def test_refinement_keeps_ids_and_rejects_drift_and_lost_numbers() -> None:
     rows = [row("good", "Add 2 to 3"), row("drift", "Sing"), row("lost", "Add 7 to 9"), row("same", "Hello there you")]
     said = {
         "Add 2 to 3": "Add 2 to 3 and show it",
@@ -212,7 +217,7 @@ def test_accepted_chains_equal_an_independent_recount() -> None:
     assert result.accepted[0].messages[0] == PROBLEMS[0].messages[0], "rows train on the problem itself"
 
 
-def test_one_chain_a_problem_and_problems_without_answers() -> None:
+def test_the_shortest_chain_is_kept_and_unknown_answers_are_rejected() -> None:
     config = cot_generation.Config(num_samples=2, keep="shortest", verify="required")
     rows = [PROBLEMS[0], row("open", "Why?")]
     result, _ = drive(
@@ -280,7 +285,7 @@ def test_known_answers_overrule_the_judge() -> None:
     assert result.facts["scores"]["correct"] == {"0": 1, "1": 2}
 
 
-def test_labels_are_of_the_list() -> None:
+def test_labels_must_be_in_the_list() -> None:
     rows = [row("a", "2+3?"), row("b", "Sing"), row("c", "Run")]
     replies = iter(["math.", "Singing", ""])
     result, _ = drive(task_labelling, task_labelling.Config(reply="plain"), rows, lambda ask: next(replies))
@@ -347,7 +352,7 @@ def test_pairs_need_evidence_and_stand_alone() -> None:
         ("阿尔堡的灯塔是哪一年建成的？", "It was built in 1871.", None),
     ],
 )
-def test_a_question_asks(question: str, answer: str, reason: str | None) -> None:
+def test_a_question_must_ask_something(question: str, answer: str, reason: str | None) -> None:
     evidence = "The lighthouse of Alborg was built in 1871 by the engineer Ida Holm."
     config = instruction_response_extraction.Config(pairs_per_chunk=1, check_answers=False)
     reply = pair(question, answer, evidence)
@@ -378,7 +383,7 @@ def test_each_question_is_given_a_sentence_of_its_own() -> None:
         assert found.answer == f"Alborg had {year}, says the keeper"
 
 
-def test_plain_texts_come_with_scores_in_json() -> None:
+def test_with_plain_replies_scores_are_json() -> None:
     config = instruction_refinement.Config(reply="plain")
 
     def say(ask: Ask) -> str:

@@ -1,4 +1,4 @@
-"""Rows that say the same in other words: found by embeddings, in whatever order they come."""
+"""Rows that say the same in other words are found by embeddings, independent of their order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows() -> list[Sample]:
     return [Sample(f"row-{n}", ({"role": "user", "content": text},)) for n, text in enumerate(TEXTS)]
 
 
-def test_vectors_do_not_hang_on_what_stands_beside_a_text(tiny_model: Path) -> None:
+def test_embeddings_do_not_depend_on_the_batch(tiny_model: Path) -> None:
     together = embeddings(str(tiny_model), TEXTS)
     assert set(together) == set(TEXTS)
     for text, vector in together.items():
@@ -38,7 +38,7 @@ def test_vectors_do_not_hang_on_what_stands_beside_a_text(tiny_model: Path) -> N
     assert all((again[text] == vector).all() for text, vector in together.items())
 
 
-def test_near_in_meaning_is_dropped_in_any_order(tiny_model: Path) -> None:
+def test_rows_of_the_same_meaning_are_dropped_in_any_order(tiny_model: Path) -> None:
     vectors = embeddings(str(tiny_model), TEXTS)
     cosines = sorted(float(vectors[a] @ vectors[b]) for a in TEXTS for b in TEXTS if a < b)
     config = Config(embeddings=str(tiny_model), same_meaning=max(0.01, cosines[-2] - 1e-6))
@@ -50,7 +50,7 @@ def test_near_in_meaning_is_dropped_in_any_order(tiny_model: Path) -> None:
         shuffled = rows()
         random.Random(seed).shuffle(shuffled)
         assert {row.id for row in deduplicate(config, shuffled).accepted} == kept
-    # No two that stay are near each other, every other is near one that stays.
+    # No two kept rows are near each other, and every dropped row is near a kept one.
     texts = {row.id: row.messages[0]["content"] for row in rows()}
     for rejection in result.rejected:
         named = rejection.detail.rsplit(" ", 1)[1]
@@ -73,7 +73,7 @@ def test_a_pool_grows_beyond_its_first_size() -> None:
     assert all(pool.check(text).nearest == f"id-{text}" for text in vectors)  # type: ignore[union-attr]
 
 
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError):
         deduplicate(Config(embeddings=str(tmp_path)), rows())

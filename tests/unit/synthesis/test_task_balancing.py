@@ -1,4 +1,4 @@
-"""Balancing: targets are hit where rows suffice, and no cap is ever exceeded."""
+"""Balancing: targets are met if there are enough rows, and no cap is exceeded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_targets_are_rounded_down_exactly() -> None:
     assert targets_of(Config(targets={"a": 0.29, "b": 0.71}, total=100), {"a": 1, "b": 1}) == {"a": 29, "b": 71}
 
 
-def test_empty_tasks_leave_their_part_to_the_others() -> None:
+def test_shares_of_empty_tasks_go_to_the_others() -> None:
     config = Config(targets={"a": 0.5, "b": 0.3, "c": 0.2}, total=80)
     assert targets_of(config, {"a": 9, "b": 9, "c": 0}) == {"a": 50, "b": 30, "c": 0}
 
@@ -66,7 +66,7 @@ tasks = st.sampled_from(["Math", "Reasoning", "Art", "Others", "Unknown", None])
     st.integers(1, 3),
     st.randoms(use_true_random=False),
 )
-def test_promises(
+def test_invariants(
     labels: list[str | None], parts: dict[str, float], total: int | None, copies: int, shuffler: random.Random
 ) -> None:
     if not any(parts.values()):
@@ -78,7 +78,7 @@ def test_promises(
             balance(config, rows)
         return
     result = balance(config, rows)
-    # Nothing is lost: a row is taken, once or more, or rejected.
+    # Every row is either taken, once or more, or rejected.
     taken = Counter(map(origin, result.accepted))
     assert sorted([*taken, *(each.id for each in result.rejected)]) == sorted(each.id for each in rows)
     assert (
@@ -92,16 +92,16 @@ def test_promises(
     by_task = Counter(each.meta["task"] for each in result.accepted)
     targets = targets_of(config, {task: available[task] for task, part in parts.items() if part})
     for task, target in targets.items():
-        # As many as wanted, or as there can be.
+        # As many as wanted, or as possible.
         assert by_task[task] == min(target, copies * available[task])
-        # None twice while another is not taken at all, and copies are spread evenly.
+        # No row is repeated while another is not taken, and copies are spread evenly.
         times = [taken[each.id] for each in rows if each.meta["task"] == task]
         assert not times or max(times) - min(times) <= 1
         fact = result.facts["tasks"][task]
         assert fact["missing"] == target - by_task[task]
         assert fact["repeated"] == by_task[task] - sum(1 for count in times if count)
     assert set(by_task) <= set(targets)
-    # The order of rows changes nothing.
+    # The order of rows has no effect.
     shuffled = rows[:]
     shuffler.shuffle(shuffled)
     again = balance(config, shuffled)
@@ -126,7 +126,7 @@ def test_seeds_draw_differently() -> None:
     assert len(draws) == 6
 
 
-def test_repeated_rows_have_ids_of_their_own_and_say_whose_they_repeat() -> None:
+def test_copies_have_ids_of_their_own_and_name_their_original() -> None:
     rows = [row("a", "Math"), row("a-repeat-1", "Math")]
     result = balance(Config(targets={"Math": 1}, total=6, max_copies=3), rows)
     assert [each.id for each in result.accepted] == [

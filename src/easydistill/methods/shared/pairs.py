@@ -1,0 +1,136 @@
+"""Shared by DPO and reward models: where pairs of answers come from, and the base of their stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydistill.asking.outputs import LABELED_PARQUET
+from easydistill.config.dataset import DatasetConfig, PairsConfig
+from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.models import ModelsConfig
+from easydistill.config.training import TrainerConfig
+from easydistill.data.files import hash_file
+from easydistill.data.formats import read_samples
+from easydistill.data.preferences import Preference, read_preferences
+from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.stage import Estimate, StageContext
+from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.rows import LabelledRows, heldout_rows
+from easydistill.methods.shared.student import training_estimate
+from easydistill.models.checks import student_issues
+from easydistill.models.student import check_student, student_identity
+
+GAP = "gap"
+"""Field of a pair that names its kind."""
+PLAIN = "pairs"
+"""Kind of the pairs that do not name one."""
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Pairs from a file or an earlier stage, and their held-out split. Pairs of one prompt stay on the same side."""
+
+    dataset: PairsConfig | DatasetConfig
+    evaluation: HeldoutConfig
+    stage: str | None = None
+    """The stage that makes the pairs; by default they are read from `dataset.labeled_path`."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return () if self.stage is None else (self.stage,)
+
+    @property
+    def _path(self) -> Path:
+        assert self.dataset.labeled_path is not None
+        return Path(self.dataset.labeled_path)
+
+    def issues(self) -> list[ConfigIssue]:
+        """Problems with the file."""
+        return [] if self.stage is not None else missing_file("dataset.labeled_path", str(self._path))
+
+    def fingerprint(self) -> dict[str, Any]:
+        of_file = {"pairs": hash_file(self._path), "max_samples": self.dataset.max_samples}
+        return {
+            **(of_file if self.stage is None else {}),
+            "seed": self.dataset.seed,
+            "heldout": self.evaluation.heldout if self.evaluation.enabled else 0,
+            "max_heldout": self.evaluation.max_heldout,
+        }
+
+    def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
+        """(training pairs, held-out pairs, rows of the file that are not pairs).
+
+        Args:
+            context: of a stage with these `inputs`; not needed if the pairs are in a file.
+        """
+        if self.stage is None:
+            pairs, rejected = read_preferences(self._path, limit=self.dataset.max_samples)
+        else:
+            assert context is not None, "a stage's pairs are found through the context"
+            pairs, rejected = read_preferences(context.input_path(self.stage, LABELED_PARQUET))
+        train, heldout = split_heldout(pairs, heldout_rows(self.evaluation, len(pairs)), self.dataset.seed)
+        return train, heldout, rejected
+
+
+@dataclass(frozen=True)
+class RowsBesidePairs(LabelledRows):
+    """Rows that a synthesis stage made beside its pairs, for fine-tuning first.
+
+    Rows whose prompts are in held-out pairs are held out too, so that neither training sees the evaluation data.
+    """
+
+    pairs: PairRows
+    kind: str
+    """Their name among the operator's kinds of rows."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.pairs.inputs
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.pairs.fingerprint() | {"kind": self.kind}
+
+    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+        assert self.pairs.stage is not None
+        _, heldout, _ = self.pairs.read(context)
+        held = {pair.prompt_hash for pair in heldout}
+        path = context.input_path(self.pairs.stage, f"{self.kind}.parquet")
+        rows, rejected = read_samples(path, labelled=True)
+        return (
+            [row for row in rows if row.prompt_hash not in held],
+            [row for row in rows if row.prompt_hash in held],
+            rejected,
+        )
+
+
+class PairStage:
+    """Base of the stages that train on pairs."""
+
+    offers: tuple[str, ...] = ("student",)
+    classifies = False
+
+    def __init__(self, rows: PairRows, models: ModelsConfig, training: TrainerConfig, name: str = "train") -> None:
+        self.name = name
+        self._rows, self._models, self._training = rows, models, training
+        self.inputs = rows.inputs
+
+    def preflight(self) -> list[ConfigIssue]:
+        issues = missing_file("dataset.template", self._rows.dataset.template)
+        issues += self._rows.issues()
+        issues += student_issues(self._models) + check_student(self._models)
+        return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
+
+    def fingerprint(self) -> dict[str, Any]:
+        template = self._rows.dataset.template
+        return {
+            "rows": self._rows.fingerprint(),
+            "student": student_identity(self._models),
+            "training": self._training.identity(),
+            "template": hash_file(Path(template)) if template else None,
+        }
+
+    def estimate(self, directory: Path) -> Estimate:
+        return training_estimate(self._models, self._training)
