@@ -32,11 +32,11 @@ class ConfigIssue:
     path: str
     """Dotted path inside the config, such as `training.learning_rate`; empty for the file as a whole."""
     problem: str
-    mend: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.path}: {self.problem}" if self.path else f"{self.where}: {self.problem}"
-        return f"{head}\n    → {self.mend}" if self.mend else head
+        return f"{head}\n    → {self.hint}" if self.hint else head
 
 
 class ConfigError(EasyDistillError, ValueError):

@@ -266,7 +266,7 @@ def test_the_comparison_of_two_tokenizers(tiny_model: Path, teachers: Callable[[
     assert [difference for difference in found if "tokens are also the student's" in difference.problem]
     equal = compare_aligned(student, side_of(str(tiny_model), "teacher"), by_rank=False)
     assert not fatal(equal)
-    assert any("alike" in difference.problem and '"none"' in difference.mend for difference in equal)
+    assert any("alike" in difference.problem and '"none"' in difference.hint for difference in equal)
 
 
 def test_tokenizers_with_too_few_common_tokens_are_refused_unless_ranks_are_compared() -> None:

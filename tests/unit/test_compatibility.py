@@ -57,7 +57,7 @@ def test_other_ids_are_fatal_and_named(tokenizer: Any) -> None:
     (found,) = fatal(compare(side("student", tokenizer), side("teacher", other)))
     assert "2 of 49152 differ" in found.problem
     assert repr(first) in found.problem or repr(second) in found.problem
-    assert "bytes" in found.mend
+    assert "bytes" in found.hint
     assert shared_ids(tokenizer, other) is None
 
 
@@ -122,4 +122,4 @@ def test_the_hint_for_a_student_without_a_template_says_where_to_set_one(tokeniz
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     found = fatal(compare(side("student", bare), side("teacher", tokenizer)))
-    assert any("dataset.template" in item.mend for item in found)
+    assert any("dataset.template" in item.hint for item in found)

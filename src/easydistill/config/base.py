@@ -44,9 +44,9 @@ class Section(BaseModel):
 class Unfit(ValueError):
     """Raised by a validator: what is wrong with a value, and a hint how to fix it."""
 
-    def __init__(self, problem: str, mend: str) -> None:
-        self.problem, self.mend = problem, mend
-        super().__init__(f"{problem}; {mend}")
+    def __init__(self, problem: str, hint: str) -> None:
+        self.problem, self.hint = problem, hint
+        super().__init__(f"{problem}; {hint}")
 
 
 def _not_bool(value: Any) -> Any:

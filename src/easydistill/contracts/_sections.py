@@ -60,7 +60,7 @@ def refusing(base: type[Section], error: ExtensionError) -> Any:
     (issue,) = error.issues
 
     def refuse(cls: type[Section], value: Any) -> Any:
-        raise Unfit(f"{issue.where}: {issue.problem}", issue.mend)
+        raise Unfit(f"{issue.where}: {issue.problem}", issue.hint)
 
     refused: Any = classmethod(refuse)
     validators: Any = {"refuse": model_validator(mode="before")(refused)}

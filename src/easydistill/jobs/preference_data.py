@@ -98,8 +98,8 @@ class Job(JobConfig):
         if "teacher" in roles and not self._has_teacher:
             raise Unfit(f"{method} needs a teacher, and there is none", "set models.teacher, or inference.base_url")
         if "student" in roles and not self._has_student:
-            mend = "set models.student, or student_inference.base_url"
-            raise Unfit(f"{method} needs a student, and there is none", mend)
+            hint = "set models.student, or student_inference.base_url"
+            raise Unfit(f"{method} needs a student, and there is none", hint)
         if "judge" in roles and self.judge is None and not self._has_teacher:
             raise Unfit(f"{method} needs a judge, and there is none", "add `judge`, or a teacher, which then judges")
         if self._judge_is_local and self.models.judge is None and self.models.teacher is None:

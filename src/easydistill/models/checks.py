@@ -13,8 +13,8 @@ def reference_issues(key: str, reference: str) -> list[ConfigIssue]:
     try:
         resolve(reference)
     except ModelError as error:
-        problem, _, mend = str(error).partition("\n    → ")
-        return [ConfigIssue("config", key, problem, mend)]
+        problem, _, hint = str(error).partition("\n    → ")
+        return [ConfigIssue("config", key, problem, hint)]
     return []
 
 

@@ -26,7 +26,7 @@ class Difference:
     """A difference between teacher and student."""
 
     problem: str
-    mend: str
+    hint: str
     fatal: bool = False
 
 

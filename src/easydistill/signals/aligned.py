@@ -172,8 +172,8 @@ def compare_aligned(student: Side, teacher: Side, *, by_rank: bool) -> list[Diff
         aligner = Aligner(student, teacher)
         to_student = aligner.to_student
     except DataError as error:
-        problem, _, mend = str(error).partition("\n    → ")
-        return [Difference(problem, mend or "take another teacher", fatal=True)]
+        problem, _, hint = str(error).partition("\n    → ")
+        return [Difference(problem, hint or "take another teacher", fatal=True)]
     found = [*_faults(student, aligner.student), *_faults(teacher, aligner.teacher)]
     if shared_ids(student.tokenizer, teacher.tokenizer) is not None:
         advice = 'set distillation.align to "none": every token then has a signal, and the teacher is scored faster'
@@ -181,8 +181,8 @@ def compare_aligned(student: Side, teacher: Side, *, by_rank: bool) -> list[Diff
     share = float((to_student >= 0).mean())
     shown = f"{int((to_student >= 0).sum())} of the teacher's {len(to_student)} tokens are also the student's"
     if share < LEAST_SHARED and not by_rank:
-        mend = 'take a teacher with a tokenizer of the same languages, or set distillation_type to "uld"'
-        found.append(Difference(f"only {shown}", mend, fatal=True))
+        hint = 'take a teacher with a tokenizer of the same languages, or set distillation_type to "uld"'
+        found.append(Difference(f"only {shown}", hint, fatal=True))
     else:
         found.append(Difference(f"{shown} ({share:.0%})", "the mass of the others goes to the rest"))
     return found

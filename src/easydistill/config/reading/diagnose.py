@@ -116,7 +116,7 @@ def _describe(
         return said.format(shown=shown), hint.format(limit=next(iter(context.values()), None))
     problem = context.get("error")
     if isinstance(problem, Unfit):
-        return problem.problem, problem.mend
+        return problem.problem, problem.hint
     return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
 
 
