@@ -46,10 +46,10 @@ def _parser() -> argparse.ArgumentParser:
             help="override a value, e.g. training.learning_rate=1e-5 (repeatable)",
         )
 
-    run = add("run", "run a job, going on from whatever an earlier run of it left")
+    run = add("run", "run a job, resuming an earlier run of it")
     add_config(run)
     run.add_argument("--quiet", action="store_true", help="show nothing but errors")
-    retry = add("retry", "ask again what was rejected, and run the job from there")
+    retry = add("retry", "ask again for rejected rows, then run the job from there")
     add_config(retry)
     retry.add_argument("--quiet", action="store_true", help="show nothing but errors")
     retry.add_argument(
@@ -57,38 +57,38 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         default=[],
         metavar="REASONS",
-        help="reasons as in rejected.jsonl, with commas, e.g. rate_limit,parse; by default those that may have passed",
+        help="comma-separated reasons as in rejected.jsonl, e.g. rate_limit,parse; default: where it may help",
     )
-    add_config(add("validate", "check a config: every error at once, no network, no models"))
-    plan = add("plan", "show what a run would do, and what is done already")
+    add_config(add("validate", "check a config and list every error; needs no network and no models"))
+    plan = add("plan", "show what a run would do, and what is already done")
     add_config(plan)
     plan.add_argument("--json", action="store_true", help="as JSON")
-    preview = add("preview", "show the first rows and prompts as they would be sent; nobody is asked")
+    preview = add("preview", "show the first rows and prompts as they would be sent, without asking a model")
     add_config(preview)
     preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
     preview.add_argument("--json", action="store_true", help="as JSON Lines")
     init = add("init", "print a commented starting config")
     init.add_argument("job_type", help="which job, e.g. black_box_kd_local")
     init.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead")
-    migrate = add("migrate", "write a config of EasyDistill 1 or 2 anew, and tell what is called or works otherwise")
+    migrate = add("migrate", "translate a config of EasyDistill 1 or 2, and list what is named or works differently")
     migrate.add_argument("old", help="the old config")
-    migrate.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead (- is the screen)")
+    migrate.add_argument("-o", "--output", metavar="FILE", help="write it to a file instead (- for the screen)")
     add("schema", "print the JSON Schema of all configs, for editor completion")
-    report = add("report", "build report.html and report.md again from what is on disk")
+    report = add("report", "rebuild report.html and report.md from the files of a run")
     report.add_argument("run_directory")
     add("doctor", "show what is installed, and which backends and devices work here")
-    signals = add("signals", "look into a store of teacher signals, or let the teacher check it")
+    signals = add("signals", "inspect a store of teacher signals, or verify it with the teacher")
     actions = signals.add_subparsers(dest="action", metavar="action", required=True)
     for name, help in (
-        ("inspect", "what is in it, and what decided it, as JSON"),
-        ("verify", "score random tokens again with the live teacher, and compare"),
+        ("inspect", "show its contents and the settings that produced them, as JSON"),
+        ("verify", "score random tokens again with the live teacher and compare"),
     ):
         action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
         action.add_argument("directory", help="a store, e.g. runs/kd/stages/2-score/signals")
-    action.add_argument("--tokens", type=int, default=2000, help="how many tokens at least (default 2000)")
+    action.add_argument("--tokens", type=int, default=2000, help="score at least this many tokens (default 2000)")
     action.add_argument("--tolerance", type=float, metavar="NATS", help="largest difference of a log-probability")
-    action.add_argument("--seed", type=int, default=0, help="which rows are taken")
-    action.add_argument("--teacher", metavar="MODEL", help="where the teacher is now, if it has moved")
+    action.add_argument("--seed", type=int, default=0, help="seed for choosing the rows")
+    action.add_argument("--teacher", metavar="MODEL", help="the teacher's new location, if it has moved")
     return parser
 
 
@@ -136,13 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_error_text(error), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): not a failure of ours.
+        # The reader of our output has closed the pipe (`| head`), which is no failure.
         sys.stderr.close()
         return EXIT_OK
     except KeyboardInterrupt:
         return Interrupted.exit_code
     except Exception as error:
-        # Not one of our own errors: a bug, or a library's.
+        # A bug, or a library's error.
         print(_unexpected(error, arguments), file=sys.stderr)
         return EXIT_FAILED
 
@@ -200,7 +200,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _say(notes: Sequence[str]) -> None:
-    """Show notes beside a command's output."""
+    """Print notes to stderr."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -235,7 +235,7 @@ def _preview(arguments: argparse.Namespace) -> int:
     for shown in found:
         print(json.dumps(dataclasses.asdict(shown), ensure_ascii=False) if arguments.json else _previewed(shown))
     if not found:
-        print("this job asks no model and reads no rows that could be shown", file=sys.stderr)
+        print("this job asks no model and has no rows to show", file=sys.stderr)
     return EXIT_OK
 
 
@@ -268,7 +268,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _write(text: str, output: str | None) -> int:
-    """Put a new config on the screen, or into a file that does not exist yet."""
+    """Print a new config, or write it to a file that does not exist yet."""
     from easydistill.errors import ConfigError, ConfigIssue
 
     if output is None or output == "-":
@@ -288,11 +288,8 @@ def _migrate(arguments: argparse.Namespace) -> int:
     made = api.migrate(arguments.old)
     code = _write(made.text, arguments.output)
     for title, lines in (("now called", made.mapped), ("changed", made.changed), ("left out", made.left_out)):
-        print(
-            "\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else "",
-            end="\n" * bool(lines),
-            file=sys.stderr,
-        )
+        if lines:
+            print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]), file=sys.stderr)
     if made.environment:
         print(f"set before a run: {', '.join(made.environment)}", file=sys.stderr)
     return code
@@ -339,14 +336,14 @@ def _signals(arguments: argparse.Namespace) -> int:
         teacher=arguments.teacher,
     )
     print(
-        f"{found.tokens} tokens of {found.rows} rows scored again: realised log-probabilities differ by "
-        f"{found.mean:.4f} nats on average and {found.worst:.4f} at most; {found.head_overlap:.1%} of the kept tokens "
-        "are kept again"
+        f"{found.tokens} tokens of {found.rows} rows scored again: log-probabilities of the target tokens differ by "
+        f"{found.mean:.4f} nats on average and {found.worst:.4f} at most; {found.head_overlap:.1%} of the stored "
+        "tokens are among the most probable again"
     )
     if found.good:
         return EXIT_OK
     shown = ", ".join(found.wrong[:5])
-    print(f"{len(found.wrong)} rows do not fit: {shown}\n    → score again", file=sys.stderr)
+    print(f"{len(found.wrong)} rows do not match the teacher: {shown}\n    → score again", file=sys.stderr)
     return EXIT_FAILED
 
 

@@ -25,18 +25,18 @@ class EasyDistillError(Exception):
 
 @dataclass(frozen=True)
 class ConfigIssue:
-    """One thing wrong with a config: where it is, what it is, how to mend it."""
+    """One thing wrong with a config: where it is, what it is, and how to fix it."""
 
     where: str
     """`file:line`, or `--set` for an override."""
     path: str
     """Dotted path inside the config, such as `training.learning_rate`; empty for the file as a whole."""
     problem: str
-    mend: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.path}: {self.problem}" if self.path else f"{self.where}: {self.problem}"
-        return f"{head}\n    → {self.mend}" if self.mend else head
+        return f"{head}\n    → {self.hint}" if self.hint else head
 
 
 class ConfigError(EasyDistillError, ValueError):
@@ -58,7 +58,7 @@ class ModelError(EasyDistillError, ValueError):
 
 
 class TeacherError(EasyDistillError, RuntimeError):
-    """The teacher cannot go on at all (wrong key, no such model, server gone). Finished rows are kept."""
+    """The teacher cannot continue at all (wrong key, unknown model, server gone). Finished rows are kept."""
 
 
 class QuotaExhausted(TeacherError):
@@ -70,7 +70,7 @@ class RunDirectoryBusy(EasyDistillError, RuntimeError):
 
 
 class MissingExtra(EasyDistillError, ImportError):
-    """An optional part of easydistill is needed and not installed."""
+    """An optional part of easydistill is needed but not installed."""
 
     def __init__(self, extra: str, purpose: str) -> None:
         self.extra = extra
@@ -81,6 +81,6 @@ class MissingExtra(EasyDistillError, ImportError):
 
 
 class Interrupted(EasyDistillError):
-    """The user asked to stop; what was finished is on disk and the same command goes on from there."""
+    """The user asked to stop; finished work is on disk, and the same command resumes from there."""
 
     exit_code = EXIT_INTERRUPTED

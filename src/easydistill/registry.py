@@ -1,9 +1,9 @@
-"""Extensions by file name: a module in a registry's package *is* the registered thing, named by its file.
+"""Extensions by file name: each module in a registry's package is an extension, named after its file.
 
-A registry never imports more than the modules it is asked for, so a listing costs nothing and `validate` does not load
-torch. Third parties add names through the entry-point group `easydistill.<kind>`, each pointing at a module of the same
-shape as a built-in one. What a module must declare is its kind's `Contract`, checked when the module is loaded; the
-contracts stand in `easydistill.contracts`.
+A registry imports only the modules it is asked for, so listing names costs nothing and `validate` does not load torch.
+Third parties add names through the entry-point group `easydistill.<kind>`, each pointing at a module of the same shape
+as a built-in one. What a module must declare is its kind's `Contract`, checked when the module is loaded; the contracts
+are in `easydistill.contracts`.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from easydistill.errors import ConfigError, ConfigIssue
 
 
 class ExtensionError(ConfigError):
-    """A registered module cannot be loaded, or does not declare what its kind must."""
+    """A registered module cannot be loaded, or does not declare what its kind requires."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a module of one kind declares."""
+    """What a module of one kind must declare."""
 
     required: type
-    """A Protocol: its annotated names must be there with values of that type, its methods as functions that take as
-    many positional arguments."""
+    """A Protocol: the module needs its annotated names, with values of those types, and its methods, as functions that
+    accept as many positional arguments."""
     defaults: type | None = None
-    """A class whose attributes stand in for those that a module leaves out; what a module declares has its type."""
+    """A class whose attributes replace those that a module leaves out; those it declares must be of the same type."""
     check: Callable[[str, ModuleType], list[str]] = lambda name, module: []
-    """What else is wrong with the module registered under a name."""
+    """Further checks of the module registered under a name: returns what is wrong."""
 
     def complete(self, name: str, module: ModuleType) -> list[str]:
-        """Put the defaults into a module; returns what is wrong with it."""
+        """Add the defaults to a module; returns what is wrong with it."""
         problems = list(_unmet(self.required, module, must=True))
         if self.defaults is not None:
             problems += _unmet(self.defaults, module, must=False)
@@ -53,7 +53,7 @@ class Contract:
 
 
 def _unmet(declared: type, module: ModuleType, *, must: bool) -> Iterator[str]:
-    """What a module does not declare as `declared` does."""
+    """What a module declares differently from `declared`, or (with `must`) not at all."""
     for attribute, hint in get_type_hints(declared).items():
         if attribute.startswith("_"):
             continue
@@ -74,12 +74,12 @@ def _unmet(declared: type, module: ModuleType, *, must: bool) -> Iterator[str]:
         if not hasattr(module, attribute):
             if must:
                 yield f"it declares no `{shown}`"
-        elif not _takes(getattr(module, attribute), len(parameters)):
+        elif not _accepts(getattr(module, attribute), len(parameters)):
             yield f"`{attribute}` cannot be called as `{shown}`"
 
 
-def _takes(function: Any, count: int) -> bool:
-    """Whether something can be called with so many positional arguments."""
+def _accepts(function: Any, count: int) -> bool:
+    """Whether a function can be called with this many positional arguments."""
     try:
         inspect.signature(function).bind(*range(count))
     except (TypeError, ValueError):
@@ -89,7 +89,7 @@ def _takes(function: Any, count: int) -> bool:
 
 @dataclass(frozen=True)
 class Registry:
-    """The modules of `package` whose names do not start with an underscore, and entry points beside them."""
+    """The modules of `package` whose names do not start with an underscore, and the kind's entry points."""
 
     kind: str
     package: str
@@ -107,35 +107,41 @@ class Registry:
 
     @cached_property
     def _checked(self) -> dict[str, ModuleType]:
-        """Modules that were found to keep the contract."""
+        """Modules that meet the contract."""
         return {}
 
     def names(self) -> tuple[str, ...]:
-        """All registered names, built-in ones first; some may be broken."""
+        """All registered names, built-in ones first, including those of broken modules."""
         return (*self._builtin, *sorted(set(self._external) - set(self._builtin)))
 
     def loaded(self) -> dict[str, ModuleType]:
-        """Every module that can be used, by name. A broken one is left out: `module` says what is wrong with it."""
-        found: dict[str, ModuleType] = {}
-        for name in self.names():
-            try:
-                found[name] = self.module(name)
-            except ExtensionError:
-                continue
-        return found
+        """The usable modules, by name."""
+        return {name: found for name, found in self._all() if isinstance(found, ModuleType)}
 
     def broken(self) -> dict[str, ExtensionError]:
-        """What is wrong with each module that cannot be used, by name."""
-        found: dict[str, ExtensionError] = {}
+        """What is wrong with each unusable module, by name."""
+        return {name: found for name, found in self._all() if isinstance(found, ExtensionError)}
+
+    def _all(self) -> Iterator[tuple[str, ModuleType | ExtensionError]]:
         for name in self.names():
+            try:
+                yield name, self.module(name)
+            except ExtensionError as error:
+                yield name, error
+
+    def unusable(self) -> dict[str, str]:
+        """What is wrong with each entry point that cannot be used, by its name. Loads no module of ours."""
+        taken = {name: "a module of easydistill has the same name" for name in self._external if name in self._builtin}
+        found: dict[str, str] = {}
+        for name in set(self._external) - set(self._builtin):
             try:
                 self.module(name)
             except ExtensionError as error:
-                found[name] = error
-        return found
+                found[name] = error.issues[0].problem
+        return found | taken
 
     def module(self, name: str) -> ModuleType:
-        """The module registered as `name`, with the defaults of what it does not declare.
+        """The module registered as `name`, with defaults for what it does not declare.
 
         Raises:
             KeyError: nothing is registered under that name.
@@ -146,8 +152,8 @@ class Registry:
             return module
         problems = self.contract.complete(name, module)
         if problems:
-            place = self.contract.required
-            hint = f"what it must declare: {place.__module__}.{place.__name__}"
+            required = self.contract.required
+            hint = f"what it must declare: {required.__module__}.{required.__name__}"
             raise self._error(name, f"the module {module.__name__} cannot be used: {'; '.join(problems)}", hint)
         self._checked[name] = module
         return module

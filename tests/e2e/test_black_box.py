@@ -98,7 +98,7 @@ def test_api_job_end_to_end(server: Running, tiny_model: Path, tmp_path: Path, m
     asked = server.stats()["attempts"]
     started = time.monotonic()
     code, out = run(config, "--set", f"inference.api_key={KEY}", TEST_KEY="x")
-    assert (code, "done already" in out) == (3, True)
+    assert (code, "everything is already done" in out) == (3, True)
     assert time.monotonic() - started < 3
     monkeypatch.setenv("TEST_KEY", "x")
     code, out = run_here(config, "--set", "training.learning_rate=1e-4", "--set", f"inference.api_key={KEY}")

@@ -99,7 +99,7 @@ def test_the_student_loads_with_plain_transformers(finished: Path) -> None:
 def test_again_does_nothing(finished: Path) -> None:
     code, out = run_here(finished / "kd.json")
     assert code == 0
-    assert "everything is done already" in out
+    assert "everything is already done" in out
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_verify_notices_a_changed_store(finished: Path, tmp_path: Path, capsys: 
     tensors["realised"] = tensors["realised"][::-1].copy()
     save_file(tensors, path, metadata={"ids": json.dumps(ids)})
     assert main(["signals", "verify", str(tmp_path / "signals"), "--tokens", "100000"]) == 1
-    assert "do not fit" in capsys.readouterr().err
+    assert "do not match the teacher" in capsys.readouterr().err
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -27,7 +27,6 @@ from tests.support.aligned import (
     sharpen,
     stored,
 )
-from tests.support.tiny import SMALL_VOCABULARY
 from tests.support.tokenizers import CHATML
 from tests.unit.test_chat_templates import QWEN3
 
@@ -62,14 +61,14 @@ def teacher_logits(teacher: Path, row: AlignedRow) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def equal_teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def equal_teacher(tiny_whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the student's tokenizer; its control tokens are improbable, because only they have no counterpart."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     directory = tmp_path_factory.mktemp("equal-teacher")
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tiny_whole, dtype=torch.float32)
     sharpen(model, 5)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_whole)
     added = tokenizer.added_tokens_decoder
     control = [index for index, token in added.items() if token.special and index != tokenizer.eos_token_id]
     with torch.no_grad():
@@ -82,32 +81,32 @@ def equal_teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("config", [TOP, TopPSignals(kind="top_p", top_p=0.5, k_max=30, dtype="float32")])
 def test_equal_tokenizers_give_the_signals_of_plain_scoring(
-    tiny_model: Path, equal_teacher: Path, config: SignalsConfig, temperature: float
+    tiny_whole: Path, equal_teacher: Path, config: SignalsConfig, temperature: float
 ) -> None:
-    aligner = aligner_of(tiny_model, equal_teacher)
+    aligner = aligner_of(tiny_whole, equal_teacher)
     rows = rows_of(aligner, chats(6))
     found = scorer_of(aligner, equal_teacher, config, temperature).score(rows)
-    plain = ModelScorer([str(equal_teacher)], [1.0], config, SMALL_VOCABULARY, temperature)
+    plain = ModelScorer([str(equal_teacher)], [1.0], config, 49_152, temperature)
     wanted = plain.score([RowToScore(row.id, row.ids, row.learned) for row in rows])
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.id == theirs.id
         assert ours.present.all()
         np.testing.assert_array_equal(ours.present, theirs.present)
         np.testing.assert_array_equal(ours.signal.head_ids_NK, theirs.signal.head_ids_NK)
-        for name in ("head_logprobs_NK", "log_rest_N", "realised_N"):
+        for name in ("head_logprobs_NK", "log_rest_N", "target_logprob_N"):
             np.testing.assert_allclose(
                 np.exp(getattr(ours.signal, name)), np.exp(getattr(theirs.signal, name)), atol=1e-5
             )
-        np.testing.assert_allclose(ours.signal.realised_N, theirs.signal.realised_N, atol=1e-4)
+        np.testing.assert_allclose(ours.signal.target_logprob_N, theirs.signal.target_logprob_N, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_signals_are_the_teacher_s_distribution_by_bytes(
-    tiny_model: Path, teachers: Callable[[str], Path], kind: str
+    tiny_whole: Path, teachers: Callable[[str], Path], kind: str
 ) -> None:
     """Against a dictionary from bytes to probability, for every aligned token; what has no id is in the rest."""
     teacher = teachers(kind)
-    aligner = aligner_of(tiny_model, teacher)
+    aligner = aligner_of(tiny_whole, teacher)
     rows = rows_of(aligner, chats(4, seed=1))
     ours, theirs = token_bytes(aligner.student.tokenizer), token_bytes(aligner.teacher.tokenizer)
     end, their_end = aligner.student.tokenizer.eos_token_id, aligner.teacher.tokenizer.eos_token_id
@@ -134,9 +133,9 @@ def test_the_signals_are_the_teacher_s_distribution_by_bytes(
                 del left[b"<end>" if index == end else ours[index]]
             assert max(left.values()) <= min(head) + 1e-6
             token = row.ids[int(t)]
-            realised = of_bytes.get(b"<end>" if token == end else ours[token], 0.0)
-            assert np.exp(signal.realised_N[n]) == pytest.approx(realised, abs=1e-5)
-            assert np.isneginf(signal.realised_N[n]) == (realised == 0.0)
+            expected = of_bytes.get(b"<end>" if token == end else ours[token], 0.0)
+            assert np.exp(signal.target_logprob_N[n]) == pytest.approx(expected, abs=1e-5)
+            assert np.isneginf(signal.target_logprob_N[n]) == (expected == 0.0)
             unmapped += 1 - sum(head) - sum(left.values())
         total = np.exp(signal.head_logprobs_NK.astype(np.float64)).sum(-1) + np.exp(signal.log_rest_N)
         np.testing.assert_allclose(total, 1.0, atol=1e-5)
@@ -145,10 +144,10 @@ def test_the_signals_are_the_teacher_s_distribution_by_bytes(
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_ranked_signals_keep_the_teachers_whole_distribution(
-    tiny_model: Path, teachers: Callable[[str], Path], temperature: float
+    tiny_whole: Path, teachers: Callable[[str], Path], temperature: float
 ) -> None:
     teacher = teachers("llama2")
-    aligner = aligner_of(tiny_model, teacher)
+    aligner = aligner_of(tiny_whole, teacher)
     rows = rows_of(aligner, chats(3, seed=2))
     scored = scorer_of(aligner, teacher, TOP, temperature, by_rank=True).score(rows)
     by_token = scorer_of(aligner, teacher, TOP, temperature).score(rows)
@@ -157,16 +156,16 @@ def test_ranked_signals_keep_the_teachers_whole_distribution(
         np.testing.assert_allclose(np.exp(sample.signal.head_logprobs_NK), wanted, atol=1e-5)
         np.testing.assert_allclose(np.exp(sample.signal.log_rest_N), 1 - wanted.sum(-1), atol=1e-5)
         # The target token is the same in both, and temperature does not apply to it.
-        np.testing.assert_array_equal(sample.signal.realised_N, other.signal.realised_N)
+        np.testing.assert_array_equal(sample.signal.target_logprob_N, other.signal.target_logprob_N)
     at_one = scorer_of(aligner, teacher, TOP).score(rows)
     for sample, other in zip(scored, at_one, strict=True):
-        np.testing.assert_array_equal(sample.signal.realised_N, other.signal.realised_N)
+        np.testing.assert_array_equal(sample.signal.target_logprob_N, other.signal.target_logprob_N)
 
 
-def test_top_p_counts_the_unmapped_mass_as_not_reached(tiny_model: Path, teachers: Callable[[str], Path]) -> None:
+def test_top_p_does_not_count_the_unmapped_mass(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     config = TopPSignals(kind="top_p", top_p=0.4, k_max=30, dtype="float32")
     teacher = teachers("gpt2")
-    aligner = aligner_of(tiny_model, teacher)
+    aligner = aligner_of(tiny_whole, teacher)
     for sample in scorer_of(aligner, teacher, config).score(rows_of(aligner, chats(3))):
         probs_NK = np.exp(sample.signal.head_logprobs_NK)
         used_N = (probs_NK > 0).sum(-1)
@@ -179,9 +178,9 @@ def test_top_p_counts_the_unmapped_mass_as_not_reached(tiny_model: Path, teacher
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_chat_is_not_aligned_with_another_answer(tiny_model: Path, teachers: Callable[[str], Path]) -> None:
+def test_a_cut_chat_is_not_aligned_with_another_answer(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     """The teacher's template shows the last answer alone, and the student's row ends inside the first."""
-    aligner = aligner_of(tiny_model, teachers("qwen"), QWEN3)
+    aligner = aligner_of(tiny_whole, teachers("qwen"), QWEN3)
     first, second = "The answer is that rivers are blue and green.", "The answer is that rivers are wet and long."
     chat = [said("user", "Why?"), said("assistant", first), said("user", "Sure?"), said("assistant", second)]
     whole = rows_of(aligner, [chat])[0]
@@ -199,9 +198,9 @@ def test_a_cut_chat_is_not_aligned_with_another_answer(tiny_model: Path, teacher
     assert len(inside.teacher_ids) == inside.pairs[-1, 1] < len(whole.teacher_ids)
 
 
-def test_rows_without_a_signal_are_kept(tiny_model: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
+def test_rows_without_a_signal_are_kept(tiny_whole: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
     teacher = teachers("gpt2")
-    aligner = aligner_of(tiny_model, teacher, NO_SYSTEM)
+    aligner = aligner_of(tiny_whole, teacher, NO_SYSTEM)
     rows = mixed_rows(aligner)
     assert [row.refused is None for row in rows] == [True] * 6 + [False] * 3
     store = stored(aligner, teacher, rows, tmp_path)
@@ -215,15 +214,15 @@ def test_rows_without_a_signal_are_kept(tiny_model: Path, teachers: Callable[[st
         np.testing.assert_array_equal(present, row.present)
         assert len(signal) == present.sum() == len(row.pairs)
         assert np.isfinite(signal.log_rest_N).all()
-        unknown += int(np.isneginf(signal.realised_N).sum())
+        unknown += int(np.isneginf(signal.target_logprob_N).sum())
     # The store also distinguishes target tokens without a counterpart in the teacher from improbable ones.
     scored = [sample for row in rows for sample in scorer_of(aligner, teacher).score([row])]
-    assert unknown == sum(int(np.isneginf(sample.signal.realised_N).sum()) for sample in scored) > 0
+    assert unknown == sum(int(np.isneginf(sample.signal.target_logprob_N).sum()) for sample in scored) > 0
 
 
-def test_a_store_of_rows_without_signals_alone(tiny_model: Path, teachers: Callable[[str], Path]) -> None:
+def test_a_store_of_rows_without_signals_alone(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     """One batch of such rows, and no forward pass; a stage refuses a store with no signals at all."""
-    aligner = aligner_of(tiny_model, teachers("gpt2"), NO_SYSTEM)
+    aligner = aligner_of(tiny_whole, teachers("gpt2"), NO_SYSTEM)
     rows = mixed_rows(aligner)[6:]
     for sample in scorer_of(aligner, teachers("gpt2")).score(rows):
         assert len(sample.signal) == 0
@@ -232,9 +231,9 @@ def test_a_store_of_rows_without_signals_alone(tiny_model: Path, teachers: Calla
         coverage("teacher", rows)
 
 
-def test_scoring_resumes_after_any_shard(tiny_model: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
+def test_scoring_resumes_after_any_shard(tiny_whole: Path, teachers: Callable[[str], Path], tmp_path: Path) -> None:
     teacher = teachers("gpt2")
-    aligner = aligner_of(tiny_model, teacher, NO_SYSTEM)
+    aligner = aligner_of(tiny_whole, teacher, NO_SYSTEM)
     rows = [*mixed_rows(aligner), *(replace(row, id=f"more-{row.id}") for row in rows_of(aligner, chats(12, seed=6)))]
     whole = stored(aligner, teacher, rows, tmp_path / "whole")
     assert whole.manifest.shards >= 4
@@ -259,17 +258,17 @@ def problems(student: Side, teacher: Side, *, by_rank: bool = False) -> list[str
     return [found.problem for found in fatal(compare_aligned(student, teacher, by_rank=by_rank))]
 
 
-def test_the_comparison_of_two_tokenizers(tiny_model: Path, teachers: Callable[[str], Path]) -> None:
-    student = side_of(str(tiny_model), "student")
+def test_the_comparison_of_two_tokenizers(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
+    student = side_of(str(tiny_whole), "student")
     found = compare_aligned(student, side_of(str(teachers("gpt2")), "teacher"), by_rank=False)
     assert not fatal(found)
     assert [difference for difference in found if "tokens are also the student's" in difference.problem]
-    equal = compare_aligned(student, side_of(str(tiny_model), "teacher"), by_rank=False)
+    equal = compare_aligned(student, side_of(str(tiny_whole), "teacher"), by_rank=False)
     assert not fatal(equal)
-    assert any("alike" in difference.problem and '"none"' in difference.mend for difference in equal)
+    assert any("alike" in difference.problem and '"none"' in difference.hint for difference in equal)
 
 
-def test_tokenizers_that_share_too_little_are_refused_unless_ranks_are_compared() -> None:
+def test_tokenizers_with_too_few_common_tokens_are_refused_unless_ranks_are_compared() -> None:
     few, many = side(made.spaces(), "student"), side(made.tokenizer("smollm"), "teacher")
     assert any("only" in problem and "also the student's" in problem for problem in problems(few, many))
     assert problems(few, many, by_rank=True) == []

@@ -228,6 +228,6 @@ def test_a_killed_job_ends_with_the_same_weights(tiny_model: Path, tmp_path: Pat
     process.communicate()
     code, out = run(config)
     assert code == 0, out
-    assert "Reference: 14 of 14 rows are there already" in out
+    assert "Reference: 14 of 14 rows already done" in out
     weights = [hash_file(tmp_path / name / "run/student/model.safetensors") for name in ("whole", "torn")]
     assert weights[0] == weights[1]

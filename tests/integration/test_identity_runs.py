@@ -70,7 +70,7 @@ def test_a_finished_run_stays_finished_and_its_answers_stay_paid(
     asked = len(server.asked)
     assert asked == len(PROMPTS)
     later()
-    assert not easydistill.run(config, quiet=True).fresh, "everything is done already"
+    assert not easydistill.run(config, quiet=True).fresh, "everything is already done"
     # Without its manifest, the stage takes its answers from the journal.
     (tmp_path / "run/stages/1-label/manifest.json").unlink()
     assert easydistill.run(config, quiet=True).fresh

@@ -231,9 +231,9 @@ def test_what_is_under_way_when_the_quota_ends_is_recorded() -> None:
     assert set(outcomes) == {slow}
 
 
-@pytest.mark.parametrize(("fault", "mend"), [("auth", "inference.api_key"), ("model", "inference.model")])
-def test_a_refusal_that_holds_for_all_rows_stops(server: Running, fault: str, mend: str) -> None:
-    with pytest.raises(TeacherError, match=mend) as caught:
+@pytest.mark.parametrize(("fault", "hint"), [("auth", "inference.api_key"), ("model", "inference.model")])
+def test_a_refusal_that_holds_for_all_rows_stops(server: Running, fault: str, hint: str) -> None:
+    with pytest.raises(TeacherError, match=hint) as caught:
         ask(teacher(server, model="m"), prompt("x", fault), *(f"y {n}" for n in range(500)))
     assert not isinstance(caught.value, QuotaExhausted)
     assert KEY not in repr(caught.value)

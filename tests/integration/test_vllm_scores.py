@@ -115,9 +115,9 @@ def test_the_offline_teacher(offline: Path) -> None:
 
 
 def differences(store: SignalStore, teacher: Path, config: TopKSignals, vocabulary: int) -> tuple[Any, Any, float]:
-    """(realised, in nats; listed probabilities; share of the listed tokens that both list) beside transformers'."""
+    """Differences from transformers: (targets, in nats; listed probabilities; share of listed tokens in common)."""
     plain = ModelScorer([str(teacher)], [1.0], config, vocabulary, 1.0)
-    realised, listed, overlaps = [], [], []
+    targets, listed, overlaps = [], [], []
     for sample_id in store.ids:
         ids, learned = store.tokens(sample_id)
         kept, present = store.read(sample_id, ids, learned)
@@ -126,7 +126,7 @@ def differences(store: SignalStore, teacher: Path, config: TopKSignals, vocabula
         assert len(wanted) == len(kept) == sum(learned)
         total = np.exp(kept.head_logprobs_NK).sum(-1) + np.exp(kept.log_rest_N)
         np.testing.assert_allclose(total, 1.0, atol=1e-4)
-        realised.append(kept.realised_N - wanted.realised_N)
+        targets.append(kept.target_logprob_N - wanted.target_logprob_N)
         for n in range(len(kept)):
             ours = dict(zip(kept.head_ids_NK[n].tolist(), np.exp(kept.head_logprobs_NK[n]).tolist(), strict=True))
             theirs = dict(zip(wanted.head_ids_NK[n].tolist(), np.exp(wanted.head_logprobs_NK[n]).tolist(), strict=True))
@@ -134,7 +134,7 @@ def differences(store: SignalStore, teacher: Path, config: TopKSignals, vocabula
             assert max(ours) < vocabulary
             overlaps.append(len(both) / config.k)
             listed += [ours[token] - theirs[token] for token in both]
-    return np.concatenate(realised), np.array(listed), float(np.mean(overlaps))
+    return np.concatenate(targets), np.array(listed), float(np.mean(overlaps))
 
 
 @pytest.mark.vllm
@@ -147,9 +147,9 @@ def test_vllm_scores_as_transformers_does(offline: Path, smollm: Path) -> None:
     assert store.manifest.about["signals"]["backend"] == "vllm"
     assert max(len(store.tokens(sample_id)[0]) for sample_id in store.ids) == 96
     # Either implementation is about 0.04 nats from float32, and no nearer to the other.
-    realised, listed, overlap = differences(store, smollm, TopKSignals(kind="top_k", dtype="float32"), 49_152)
-    assert np.abs(realised).mean() < 0.06
-    assert np.abs(realised).max() < 0.5
+    targets, listed, overlap = differences(store, smollm, TopKSignals(kind="top_k", dtype="float32"), 49_152)
+    assert np.abs(targets).mean() < 0.06
+    assert np.abs(targets).max() < 0.5
     assert np.abs(listed).mean() < 0.004
     assert np.abs(listed).max() < 0.1
     assert overlap > 0.95
@@ -201,6 +201,6 @@ def test_padding_is_never_listed(padded_teacher: Path, tiny_whole: Path, tmp_pat
     entries_of = np.concatenate([np.isfinite(signal.head_logprobs_NK).sum(-1) for signal in signals])
     assert entries_of.min() < 30 == entries_of.max()
     # Where padding was listed, its mass is gone from the others too, but for what is not listed of it.
-    realised, listed, _ = differences(store, padded_teacher, TopKSignals(kind="top_k", k=30, dtype="float32"), 49_152)
+    targets, listed, _ = differences(store, padded_teacher, TopKSignals(kind="top_k", k=30, dtype="float32"), 49_152)
     assert np.abs(listed).max() < 2e-3
-    assert np.abs(realised).max() < 0.05
+    assert np.abs(targets).max() < 0.05

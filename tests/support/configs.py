@@ -1,4 +1,4 @@
-"""Configs to break, and what every complaint about a config must have."""
+"""Configs to break, and checks that hold for every complaint about a config."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(path: Path, config: dict[str, Any]) -> Path:
-    """As JSON, one key a line."""
+    """Write a config as JSON, one key per line."""
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     return path
 
 
 def line_of(path: Path, dotted: str) -> int:
-    """The line of a key in a file that `write` wrote; of the section that lacks it, where it is not there."""
+    """The line of a key in a file that `write` wrote; the line of its section if the key is missing."""
     lines = path.read_text(encoding="utf-8").splitlines()
     found = at = 0
     for depth, part in enumerate(dotted.split("."), start=1):
@@ -72,7 +72,7 @@ class Complaint:
 
 
 def complaints(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[Complaint]:
-    """What `easydistill validate` prints about a bad config, taken apart. Checks what must always hold."""
+    """What `easydistill validate` prints about a bad config, parsed; checks what must always hold."""
     code = main(["validate", str(path), *arguments])
     out, err = capsys.readouterr()
     assert code == 2, err

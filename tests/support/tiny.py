@@ -1,4 +1,4 @@
-"""The shape of models that are fast, and real in every interface."""
+"""Models that are tiny and fast, but real."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMALL_VOCABULARY = 8_192
 def cut_tokenizer(source: Path, directory: Path, tokens: int) -> None:
     """The first `tokens` of SmolLM2's tokenizer: real text in a few more tokens, and far fewer logits.
 
-    They stand in the order in which they were merged, so the first of them are a tokenizer too.
+    Tokens are in the order of their merges, so the first ones are a tokenizer too.
     """
     directory.mkdir(parents=True, exist_ok=True)
     described = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))

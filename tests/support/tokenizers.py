@@ -1,4 +1,4 @@
-"""Real tokenizers of every kind that is aligned, trained here on text of this repository, as it once was."""
+"""Real tokenizers of every kind that can be aligned, trained on a frozen copy of text from this repository."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ CONTROL = ["<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(0x100)]
 SPACE = "\u2581"
 CORPUS = Path(__file__).parent / "corpus"
-# What the corpus hardly has.
+# Characters that are rare in the corpus.
 FOREIGN = ["知识蒸馏用大模型教小模型，学生模型学习教师模型的分布。", "naïve café Straße ¿qué? €5 ½", "👩‍👩‍👧 🇩🇪 ⭐ ∑≠∅"]
 
 
 @cache
 def corpus() -> tuple[str, ...]:
-    """English and code, frozen: what a test learns must not hang on the wording of today's README."""
+    """English and code, frozen: results must not depend on the current wording of the README."""
     names = ("readme", "architecture", "code")
     return (*((CORPUS / f"{name}.txt").read_text(encoding="utf-8") for name in names), *FOREIGN * 3)
 
 
 def wrapped(backend: Tokenizer, *, thinks: bool = False) -> Any:
-    """As transformers loads it, with ChatML and control tokens; with `thinks`, `<think>` is one token, as in Qwen3."""
+    """A transformers tokenizer with ChatML and control tokens; with `thinks`, `<think>` is one token, as in Qwen3."""
     from transformers import PreTrainedTokenizerFast
 
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
@@ -55,7 +55,7 @@ def wrapped(backend: Tokenizer, *, thinks: bool = False) -> Any:
 
 
 def byte_level(size: int = 1200, *, split: str | None = None, nfc: bool = False, thinks: bool = False) -> Any:
-    """Byte-level BPE: GPT-2's own splitting, or with `split` a pattern before it as Llama 3 and Qwen have it."""
+    """Byte-level BPE: GPT-2's own splitting, or, with `split`, a pattern before it as in Llama 3 and Qwen."""
     backend = Tokenizer(models.BPE())
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
     before = [pre_tokenizers.Split(Regex(split), "isolated")] if split else []
@@ -71,7 +71,7 @@ def byte_level(size: int = 1200, *, split: str | None = None, nfc: bool = False,
 
 
 def llama_2(size: int = 900, *, dummy_prefix: bool, byte_fallback: bool = True, thinks: bool = False) -> Any:
-    """BPE with U+2581 for spaces and byte fallback: Llama 2's, or without the dummy prefix Gemma's."""
+    """BPE with U+2581 for spaces and byte fallback: as in Llama 2, or without the dummy prefix as in Gemma."""
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Replace(" ", SPACE)
     learner.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
@@ -122,7 +122,7 @@ def spaces() -> Any:
 
 
 def changed(tokenizer: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
-    """A tokenizer made anew from its JSON after a change to its model."""
+    """A tokenizer rebuilt from its JSON after a change to its model."""
     from transformers import PreTrainedTokenizerFast
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -131,7 +131,7 @@ def changed(tokenizer: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def wordpiece() -> Any:
-    """BERT's kind, which loses white space."""
+    """A tokenizer like BERT's, which loses white space."""
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
@@ -160,5 +160,5 @@ KINDS: dict[str, Any] = {
 
 @cache
 def tokenizer(kind: str) -> Any:
-    """One of `KINDS`, made once in a process."""
+    """One of `KINDS`, made once per process."""
     return KINDS[kind]()

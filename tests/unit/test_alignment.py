@@ -121,7 +121,7 @@ def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(text: str, kind: str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_control_tokens_have_no_bytes_and_others_are_told_apart(kind: str) -> None:
+def test_control_tokens_have_no_bytes_and_all_bytes_can_be_written(kind: str) -> None:
     found = bytes_of(kind)
     for index in tokenizer(kind).all_special_ids:
         assert found[index] is None
@@ -137,7 +137,7 @@ def test_a_token_that_is_added_but_not_control_stands_for_its_letters() -> None:
         assert bytes_of(kind)[tokenizer(kind).convert_tokens_to_ids("<think>")] == b"<think>"
 
 
-def test_tokens_that_swallow_white_space_stand_for_no_text_that_can_be_told() -> None:
+def test_tokens_that_swallow_white_space_have_no_bytes() -> None:
     changed = made.byte_level(300)
     changed.add_tokens([AddedToken("<a>", special=False), AddedToken("<b>", special=False, rstrip=True)])
     found = token_bytes(changed)
@@ -145,7 +145,7 @@ def test_tokens_that_swallow_white_space_stand_for_no_text_that_can_be_told() ->
     assert found[changed.convert_tokens_to_ids("<b>")] is None
 
 
-def test_a_byte_level_vocabulary_may_lack_bytes_and_have_ids_that_nothing_has() -> None:
+def test_a_byte_level_vocabulary_may_lack_bytes_and_have_unused_ids() -> None:
     whole = made.byte_level(300)
     # The bytes 0x07 and 0x80 in the alphabet's characters.
     lacking = made.changed(whole, lambda model: [model["vocab"].pop(byte) for byte in ("ć", "Ģ")])
@@ -157,14 +157,14 @@ def test_a_byte_level_vocabulary_may_lack_bytes_and_have_ids_that_nothing_has() 
     assert [found[index] for index in whole.convert_tokens_to_ids(["ć", "Ģ"])] == [None, None]
 
 
-def test_what_looks_like_a_byte_token_is_text_where_there_is_no_byte_fallback() -> None:
+def test_without_byte_fallback_a_byte_token_is_plain_text() -> None:
     index = tokenizer("gemma").convert_tokens_to_ids("<0x41>")
     assert bytes_of("gemma")[index] == b"A"
     other = made.changed(tokenizer("gemma"), lambda model: model.update(byte_fallback=False))
     assert token_bytes(other)[index] == b"<0x41>"
 
 
-def test_an_added_run_of_spaces_is_spaces_and_an_unknown_token_nothing() -> None:
+def test_an_added_run_of_spaces_has_bytes_and_an_unknown_token_has_none() -> None:
     changed = made.spaces()
     changed.add_tokens([AddedToken(SPACE * 2, special=False, normalized=False)])
     assert token_bytes(changed)[:6] == [None, b" ", b" ", b"  ", b"a", b"\n"]
@@ -183,7 +183,7 @@ def test_an_added_token_is_normalised_as_its_text_is() -> None:
 @pytest.mark.parametrize(
     "make", [lambda: made.unigram(byte_fallback=False), lambda: made.llama_2(dummy_prefix=True, byte_fallback=False)]
 )
-def test_characters_that_a_vocabulary_does_not_have_become_a_token_without_bytes(make: Any) -> None:
+def test_characters_missing_from_the_vocabulary_become_a_token_without_bytes(make: Any) -> None:
     small = make()
     found = token_bytes(small)
     ids = small("abc \u2fa1 def", add_special_tokens=False)["input_ids"]
@@ -221,7 +221,7 @@ SEVERAL = [
 
 
 @pytest.mark.parametrize(("student", "teacher"), SEVERAL)
-def test_a_token_maps_to_one_with_the_same_bytes_and_to_nothing_where_there_is_none(student: str, teacher: str) -> None:
+def test_a_token_maps_to_one_with_the_same_bytes_or_to_nothing(student: str, teacher: str) -> None:
     found = shared(student, teacher)
     assert found.dtype == np.int64
     assert len(found) == len(bytes_of(teacher))
@@ -237,7 +237,7 @@ def test_a_token_maps_to_one_with_the_same_bytes_and_to_nothing_where_there_is_n
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_tokenizer_itself_writes_maps_to_itself(kind: str) -> None:
+def test_tokens_that_the_tokenizer_writes_map_to_themselves(kind: str) -> None:
     found = shared(kind, kind)
     ids = encoded(kind, "".join(corpus()) + "A B\tC  D ! ~ 漢 \x07")
     assert [int(found[index]) for index in ids] == ids
@@ -263,7 +263,7 @@ def test_an_added_token_takes_the_place_of_one_with_the_same_bytes() -> None:
     assert found[plain[0]] == written_ids[0]
 
 
-def test_a_space_is_the_one_that_the_tokenizer_writes_behind_text() -> None:
+def test_a_space_is_the_one_that_the_tokenizer_writes_after_text() -> None:
     changed = made.spaces()
     assert 2 not in changed(" ", add_special_tokens=False)["input_ids"]
     found = shared_vocabulary(changed, tokenizer("gpt2"), {6}, {end("gpt2")}, 6)
@@ -314,7 +314,7 @@ def by_brute_force(student: list[bytes], teacher: list[bytes]) -> list[tuple[int
 
 @settings(max_examples=200, deadline=None)
 @given(text=texts.filter(lambda text: "<think>" not in text), student=kinds, teacher=kinds)
-def test_every_boundary_that_both_have_is_found_and_no_other(text: str, student: str, teacher: str) -> None:
+def test_exactly_the_common_boundaries_are_found(text: str, student: str, teacher: str) -> None:
     first, second = row(student, text), row(teacher, text)
     parts = [[bytes_of(kind)[index] for index in r.ids[1:-1]] for kind, r in ((student, first), (teacher, second))]
     expected = by_brute_force(*parts)  # type: ignore[arg-type]
@@ -330,7 +330,7 @@ def test_equal_tokenizers_pair_every_token_with_itself(text: str, kind: str) -> 
 
 @settings(max_examples=100, deadline=None)
 @given(text=texts, student=kinds, teacher=kinds)
-def test_pairs_turn_round_with_their_sides(text: str, student: str, teacher: str) -> None:
+def test_swapping_the_sides_swaps_the_pairs(text: str, student: str, teacher: str) -> None:
     first, second = row(student, text), row(teacher, text)
     there = aligned(student, first, teacher, second)
     assert [(t, u) for u, t in aligned(teacher, second, student, first)] == there
@@ -406,20 +406,20 @@ def test_pairs_of_small_rows(first: Any, second: Any, expected: list[tuple[int, 
     assert pairs(other, one) == [(u, t) for t, u in expected]
 
 
-def test_between_answers_with_the_same_text_it_decides_whether_a_row_was_cut() -> None:
+def test_truncation_decides_between_answers_with_the_same_text() -> None:
     first, second = letters("#ab.#cd.#ab."), letters("#ab.")
     assert pairs(first, second) == [(9, 1), (10, 2), (11, 3)]
     assert pairs(first, second, truncated=True) == [(1, 1), (2, 2), (3, 3)]
 
 
-def test_turns_that_one_side_lacks_are_those_with_the_least_in_common() -> None:
+def test_the_turns_with_the_least_in_common_stay_unpaired() -> None:
     # One byte in common with both, but only the second ends there.
     assert pairs(letters("#ab.#a."), letters("#a."), truncated=True) == [(5, 1), (6, 2)]
     # Two boundaries in common with both, but more text with the second.
     assert pairs([*letters("#abe.#"), AB, CD], letters("#abcd."), truncated=True) == [(6, 1), (7, 3)]
 
 
-def test_as_many_turns_on_both_sides_are_the_same_turns() -> None:
+def test_equal_numbers_of_turns_are_paired_one_to_one() -> None:
     assert pairs(letters("#ab.#cd."), letters("#cd.#ef.")) == []
 
 
@@ -485,7 +485,7 @@ def test_templates_that_put_space_around_answers_still_align(answers: list[str],
 
 @pytest.mark.parametrize("teacher", ["qwen", "gemma", "gpt2"])
 @pytest.mark.parametrize("student", KINDS)
-def test_an_empty_thought_of_the_teachers_is_passed_over(student: str, teacher: str) -> None:
+def test_an_empty_thinking_block_of_the_teacher_is_skipped(student: str, teacher: str) -> None:
     answers = ["Because it is.", "Yes, and the code of it is import numpy as np"]
     first, second = rendered(student, chat(answers)), rendered(teacher, chat(answers), QWEN3)
     found = aligned(student, first, teacher, second)
@@ -499,7 +499,7 @@ def test_an_empty_thought_of_the_teachers_is_passed_over(student: str, teacher: 
         assert shown(teacher, second, u).endswith(shown(student, first, t))
 
 
-def test_a_real_thought_is_aligned_through_tokens_and_letters() -> None:
+def test_a_thinking_block_is_aligned_whether_its_tags_are_tokens_or_letters() -> None:
     answer = "<think>\nHm, so it is.\n</think>\n\nBecause."
     first, second = rendered("smollm", chat([answer])), rendered("qwen", chat([answer]), QWEN3)
     found = aligned("smollm", first, "qwen", second)
@@ -570,7 +570,7 @@ def test_real_vocabularies_keep_all_mass(student: str, teacher: str) -> None:
         assert (merged.double().exp().sum(1) + unmapped.double().exp() - mass).abs().max() < 1e-6
 
 
-def test_sorted_probabilities_fall_and_are_padded_with_zeros() -> None:
+def test_sorted_probabilities_descend_and_are_padded_with_zeros() -> None:
     logprobs = drawn(4, 6, 0, dtype=torch.float64)
     found = sorted_probabilities(logprobs, 9)
     torch.testing.assert_close(found[:, :6], logprobs.exp().sort(dim=1, descending=True).values)

@@ -1,4 +1,4 @@
-"""Chats: what is learned is what the assistant would generate, and nothing else."""
+"""Chats: exactly the tokens that the assistant would generate are learned."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_prompt_is_exactly_what_generation_is_given(chat: ChatRenderer, toke
     assert prompt == tokenizer.apply_chat_template([USER], add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def test_an_answer_that_starts_with_a_line_break_does_not_melt_into_the_prompt(chat: ChatRenderer) -> None:
+def test_an_answer_that_starts_with_a_line_break_does_not_merge_with_the_prompt(chat: ChatRenderer) -> None:
     row = chat.render([USER, {"role": "assistant", "content": "\n\nBecause"}])
     assert row.ids[: len(chat.prompt_ids([USER]))] == chat.prompt_ids([USER])
     assert learned(chat, row) == "\n\nBecause<|im_end|>"
@@ -67,14 +67,14 @@ def test_every_answer_of_a_chat_is_learned(chat: ChatRenderer) -> None:
     assert learned(chat, row) == "Because it is.<|im_end|>Yes.<|im_end|>"
 
 
-def test_one_start_token_at_most(tokenizer: Any) -> None:
+def test_there_is_at_most_one_start_token(tokenizer: Any) -> None:
     with_start = "{{ bos_token }}" + tokenizer.chat_template
     row = ChatRenderer(tokenizer, frozenset({2}), with_start).render([USER, ANSWER])
     assert row.ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(row.ids).count(tokenizer.bos_token + tokenizer.bos_token + "system") == 1
 
 
-def test_the_end_token_is_added_where_the_template_has_none(tokenizer: Any) -> None:
+def test_the_end_token_is_added_if_the_template_has_none(tokenizer: Any) -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     renderer = ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id}), template)
     row = renderer.render([USER, ANSWER])
@@ -91,7 +91,7 @@ def test_templates_of_version_1(tokenizer: Any) -> None:
     assert row.ids[: len(renderer.prompt_ids([USER]))] == renderer.prompt_ids([USER])
 
 
-def test_a_template_that_opens_a_thought(tokenizer: Any) -> None:
+def test_a_template_that_opens_a_reasoning_block(tokenizer: Any) -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -146,7 +146,7 @@ def test_bad_templates_are_clear_errors(tokenizer: Any, tmp_path: Path) -> None:
         ChatRenderer(Bare(), frozenset({2}))
 
 
-def test_templates_cannot_reach_out(tokenizer: Any) -> None:
+def test_templates_are_sandboxed(tokenizer: Any) -> None:
     renderer = ChatRenderer(tokenizer, frozenset({2}), "{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(DataError):
         renderer.prompt_ids([USER])

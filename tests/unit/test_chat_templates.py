@@ -1,4 +1,4 @@
-"""Chats through the templates that models really have, and through hostile ones."""
+"""Chats rendered with real models' templates, and with hostile ones."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ words = st.text("abc AB.,:;!?'\"()[]{}#*-_/\\0123456789\n\t äöüßéñ漢字ж
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=st.lists(st.tuples(words, words), min_size=1, max_size=3), system=st.none() | words)
-def test_whatever_is_said_the_answers_are_learned_and_nothing_else(
-    turns: list[tuple[str, str]], system: str | None, tokenizer: Any
-) -> None:
+def test_exactly_the_answers_are_learned(turns: list[tuple[str, str]], system: str | None, tokenizer: Any) -> None:
     renderer = make(tokenizer, CHATML)
     messages = [said("system", system)] if system else []
     for question, answer in turns:
@@ -95,7 +93,7 @@ def test_whatever_is_said_the_answers_are_learned_and_nothing_else(
     assert row.mask[: len(prompt) + 1] == [*[False] * len(prompt), True]
 
 
-def test_an_empty_thought_that_the_model_has_to_write_is_learned(tokenizer: Any) -> None:
+def test_an_empty_reasoning_block_that_the_model_has_to_write_is_learned(tokenizer: Any) -> None:
     renderer = make(tokenizer, QWEN3)
     assert learned(renderer, renderer.render([USER, ANSWER])) == ["<think>\n\n</think>\n\nBecause.<|im_end|>"]
 
@@ -108,7 +106,7 @@ def test_an_empty_thought_that_the_model_has_to_write_is_learned(tokenizer: Any)
     ],
     ids=["apart", "in the text"],
 )
-def test_a_thought_is_learned_with_its_answer(answer: Message, tokenizer: Any) -> None:
+def test_reasoning_is_learned_with_its_answer(answer: Message, tokenizer: Any) -> None:
     renderer = make(tokenizer, QWEN3)
     assert learned(renderer, renderer.render([USER, answer])) == ["<think>\nHm.\n</think>\n\nBecause.<|im_end|>"]
 
@@ -122,7 +120,7 @@ def test_an_earlier_answer_that_is_not_shown_as_generated_stays_context(tokenize
 
 
 @pytest.mark.parametrize("text", ["end", "im", "Why?", "assistant", "user", "\n", "<", "|>", "think", "a\nb", "  x "])
-def test_an_answer_that_also_stands_elsewhere_is_found_where_it_is_the_answer(text: str, tokenizer: Any) -> None:
+def test_an_answer_whose_text_also_appears_elsewhere_is_located(text: str, tokenizer: Any) -> None:
     renderer = make(tokenizer, OPENS_THOUGHT)
     row = renderer.render([USER, said("assistant", text)])
     assert learned(renderer, row) == [f"{text}<|im_end|>"]
@@ -134,7 +132,7 @@ def test_a_template_that_hides_the_answer_is_refused(tokenizer: Any) -> None:
         renderer.render([USER, ANSWER])
 
 
-def test_nothing_behind_the_first_end_token_is_learned(tokenizer: Any) -> None:
+def test_nothing_after_the_first_end_token_is_learned(tokenizer: Any) -> None:
     other_end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     template = CHATML.replace("<|im_end|>\n{% endfor %}", "<|im_end|>\n<|endoftext|>{% endfor %}")
     renderer = make(tokenizer, template, other_end)
@@ -150,7 +148,7 @@ def test_every_end_token_of_the_model_ends_an_answer(tokenizer: Any) -> None:
     assert learned(renderer, renderer.render([USER, ANSWER])) == ["Because.<|endoftext|>"]
 
 
-def test_generation_marks_are_let_through(tokenizer: Any) -> None:
+def test_generation_tags_are_ignored(tokenizer: Any) -> None:
     marked = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}{% else %}{{ m.content }}<|im_end|>\n"

@@ -1,4 +1,4 @@
-"""What is said of a teacher and a student before anything starts."""
+"""Differences between teacher and student that are reported before anything starts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Renumbered:
         return self._original(*arguments, **options)
 
 
-def test_one_family_has_nothing_to_say(tokenizer: Any) -> None:
+def test_models_of_one_family_do_not_differ(tokenizer: Any) -> None:
     assert compare(side("student", tokenizer), side("teacher", tokenizer)) == []
 
 
@@ -57,12 +57,12 @@ def test_other_ids_are_fatal_and_named(tokenizer: Any) -> None:
     (found,) = fatal(compare(side("student", tokenizer), side("teacher", other)))
     assert "2 of 49152 differ" in found.problem
     assert repr(first) in found.problem or repr(second) in found.problem
-    assert "bytes" in found.mend
+    assert "bytes" in found.hint
     assert shared_ids(tokenizer, other) is None
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
-def test_tokens_of_one_alone_at_the_end_are_left_out(tokenizer: Any, who: str) -> None:
+def test_extra_tokens_at_the_end_are_left_out(tokenizer: Any, who: str) -> None:
     vocabulary = tokenizer.get_vocab()
     last = [token for token, at in vocabulary.items() if at >= 49_150]
     smaller = Renumbered(tokenizer, dict.fromkeys(last))
@@ -80,7 +80,7 @@ def test_a_token_missing_in_the_middle_is_fatal(tokenizer: Any) -> None:
     assert fatal(compare(side("student", tokenizer), side("teacher", other)))
 
 
-def test_padding_of_the_output_layer_is_told_and_no_obstacle(tokenizer: Any) -> None:
+def test_padding_of_the_output_layer_is_reported_but_not_fatal(tokenizer: Any) -> None:
     found = compare(side("student", tokenizer, rows=49_152 + 128), side("teacher", tokenizer, rows=49_152 + 256))
     assert not fatal(found)
     assert [f"{rows} rows" in item.problem for rows, item in zip((49_280, 49_408), found, strict=True)] == [True, True]
@@ -91,7 +91,7 @@ def test_an_output_layer_smaller_than_the_tokenizer_is_fatal(tokenizer: Any) -> 
     assert "49000 rows" in found.problem
 
 
-def test_other_end_tokens_are_told(tokenizer: Any) -> None:
+def test_different_end_tokens_are_reported(tokenizer: Any) -> None:
     start = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     (found,) = compare(side("student", tokenizer), side("teacher", tokenizer, eos_ids=frozenset({start})))
     assert not found.fatal
@@ -104,7 +104,7 @@ def test_a_teacher_with_one_more_end_token_agrees(tokenizer: Any) -> None:
     assert compare(side("student", tokenizer), side("teacher", tokenizer, eos_ids=more)) == []
 
 
-def test_other_templates_are_told(tokenizer: Any) -> None:
+def test_different_templates_are_reported(tokenizer: Any) -> None:
     (found,) = compare(side("student", tokenizer, template=CHATML), side("teacher", tokenizer))
     assert not found.fatal
     assert "templates differ" in found.problem
@@ -118,8 +118,8 @@ def test_a_begin_token_written_twice_is_fatal(tokenizer: Any) -> None:
     )
 
 
-def test_a_student_without_a_template_is_told_where_to_set_one(tokenizer: Any) -> None:
+def test_the_hint_for_a_student_without_a_template_says_where_to_set_one(tokenizer: Any) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     found = fatal(compare(side("student", bare), side("teacher", tokenizer)))
-    assert any("dataset.template" in item.mend for item in found)
+    assert any("dataset.template" in item.hint for item in found)

@@ -1,6 +1,6 @@
 """Configs with mistakes in them: exit code 2, file and line, key, problem, hint. Never a traceback, never a secret.
 
-What is no valid file at all is in `test_config_syntax.py`.
+Files that cannot be parsed at all are in `test_config_syntax.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from easydistill.config.reading.fields import members_of, models_in
 from easydistill.errors import ConfigError
 
 BOTH = "black_box_kd_api, black_box_kd_local"
-# name: (changes to LOCAL, the key that is complained of, a piece of the problem, a piece of the hint)
+# name: (changes to LOCAL, the key complained about, part of the problem, part of the hint)
 Case = tuple[dict[str, Any], str, str, str]
 JOB_TYPES: dict[str, Case] = {
     "missing": ({"job_type": DELETE}, "job_type", "missing", BOTH),
@@ -143,8 +143,8 @@ STUDENTS: dict[str, Case] = {
     "true": ({"models.student": True}, "models.student", "text or a section { … } is needed here, not true", '"from"'),
     "empty text": ({"models.student": ""}, "models.student", "empty", "give a value"),
     "blank": ({"models.student": "  "}, "models.student", "empty", "give a value"),
-    "no layers": ({"models.student": {"from": "x"}}, "models.student.keep_layers", "missing", "How many layers stay"),
-    "no source": ({"models.student": {"keep_layers": 3}}, "models.student.from", "missing", "whose layers are taken"),
+    "no layers": ({"models.student": {"from": "x"}}, "models.student.keep_layers", "missing", "Number of layers to keep"),
+    "no source": ({"models.student": {"keep_layers": 3}}, "models.student.from", "missing", "whose layers are kept"),
     "source number": ({"models.student": {"from": 1, "keep_layers": 3}}, "models.student.from", "text", '"1"'),
     "source null": ({"models.student": {"from": None, "keep_layers": 3}}, "models.student.from", "text", "one text"),
     "one layer": ({"models.student": {"from": "x", "keep_layers": 1}}, "models.student.keep_layers", "1", "at least 2"),
@@ -200,7 +200,7 @@ STUDENTS: dict[str, Case] = {
     "teacher list": ({"models.teacher": ["a", "b"]}, "models.teacher", "text is needed", "one text"),
     "teacher empty": ({"models.teacher": ""}, "models.teacher", "empty", "remove the key"),
 }  # fmt: skip
-# key: value, a piece of the problem, a piece of the hint
+# key, value, part of the problem, part of the hint
 VALUES: list[tuple[str, Any, str, str]] = [
     ("dataset.instruction_path", 3, "text is needed here, not 3", '"3"'),
     ("dataset.instruction_path", ["a", "b"], "text is needed", "give one text"),
@@ -368,7 +368,7 @@ API_CASES: dict[str, Case] = {
     "vLLM option": ({"inference.enforce_eager": True}, "inference.enforce_eager", "no key", "types, such as black_box_kd_local,"),
     "two names of model": ({"inference.model": "a", "inference.model_name": "b"}, "inference.model_name", "both", "keep"),
 }  # fmt: skip
-# Several keys together: the problem is not of one place.
+# Several keys together: the problem has no single place.
 TOGETHER: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (LOCAL, {"models.teacher": DELETE, "dataset": {}}, "no labelled data", "models.teacher, or dataset.labeled_path"),
     (LOCAL, {"dataset": {}}, "no prompts", "dataset.instruction_path"),
@@ -408,7 +408,7 @@ def test_one_mistake(
 ) -> None:
     monkeypatch.setenv("EMPTY_VARIABLE", "")
     if isinstance(changes.get(key), float) and changes[key] == float("inf"):
-        # JSON has no infinity, and the parser says so before anyone looks at the value.
+        # JSON has no infinity, and the parser says so before the value is checked.
         path = write(tmp_path / "kd.json", changed(base, changes))
         found = complaints(path, capsys)
     else:
@@ -416,7 +416,7 @@ def test_one_mistake(
         found = complaints(path, capsys)
         chosen = [each for each in found if each.text.startswith(f"{key}: ")]
         assert len(chosen) == 1, found
-        # A key that is missing for a misspelt one makes two; every other mistake is one.
+        # A misspelt key gives two problems, itself and the missing key; every other mistake gives one.
         assert len(found) == 1 or "jobtype" in changes, found
         found = chosen
         assert found[0].where == f"{path}:{line_of(path, key)}"
@@ -446,7 +446,7 @@ def test_keys_that_do_not_go_together(
     assert hint in found[0].hint
 
 
-def test_a_student_that_says_nothing_lacks_two_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_student_lacks_two_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "kd.json", changed(LOCAL, {"models.student": {}}))
     found = complaints(path, capsys)
     assert [each.text.split(":")[0] for each in found] == ["models.student.from", "models.student.keep_layers"]
@@ -490,7 +490,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(
 
 
 @pytest.mark.parametrize("job_type", [DELETE, "make coffee", 5, ["label"]])
-def test_without_a_known_job_type_the_rest_is_checked_all_the_same(
+def test_without_a_known_job_type_the_rest_is_still_checked(
     job_type: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for base in (LOCAL, API):
@@ -594,7 +594,7 @@ def test_no_message_shows_a_secret(
     assert complaints(path, capsys, *arguments)
 
 
-# --- anything at all ----------------------------------------------------------------------------------------
+# --- fuzzing --------------------------------------------------------------------------------------------
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -635,7 +635,7 @@ def test_any_value_anywhere(data: st.DataObject, tmp_path: Path, capsys: pytest.
     base=st.sampled_from([LOCAL, API]),
     slips=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 4), st.text(max_size=3)), min_size=1, max_size=3),
 )
-def test_any_slip_of_the_pen(
+def test_any_typo(
     base: dict[str, Any], slips: list[tuple[int, int, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = json.dumps(base, indent=1).replace(SECRET, "k")
@@ -653,7 +653,7 @@ def test_any_slip_of_the_pen(
     cut=st.integers(0, 6),
     new=st.text(max_size=3) | st.text("{}[]:,'\"#&*!|>-=\n\t \\", max_size=4),
 )
-def test_any_slip_in_every_notation(
+def test_any_typo_in_every_notation(
     name: str, at: int, cut: int, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = NOTATIONS[name]
@@ -682,7 +682,7 @@ def test_any_override(override: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_job_of_a_pipeline_that_is_no_section() -> None:
+def test_a_job_of_a_pipeline_that_is_not_a_section() -> None:
     clean = {"job_type": "deduplicate", "dataset": {"instruction_path": "seeds.json"}}
     with pytest.raises(ConfigError, match=r"jobs\.sft: a job's config is needed here, not 1"):
         easydistill.validate({"job_type": "pipeline", "jobs": {"clean": clean, "sft": 1}})

@@ -132,8 +132,8 @@ def test_old_jobs_that_are_several_now(old: str, new: str) -> None:
         load({**fits, "models": {"student": "s", "reward": "r"}})
     told = {issue.path: issue for issue in caught.value.issues}
     assert old in told["job_type"].problem
-    assert "examples/" in told["job_type"].mend
-    assert (ROOT / told["job_type"].mend.split()[-1]).is_file()
+    assert "examples/" in told["job_type"].hint
+    assert (ROOT / told["job_type"].hint.split()[-1]).is_file()
     assert "models.reward" in told
 
 

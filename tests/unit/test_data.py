@@ -1,4 +1,4 @@
-"""Rows: formats, ids, the split, files that are whole or not there, secrets that do not show."""
+"""Rows: formats, ids, the held-out split, atomic writes, hidden secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from easydistill.data.files import replacing, write_json
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
-from easydistill.data.records import IdGiver, Sample, split_heldout
+from easydistill.data.records import IdAssigner, Sample, split_heldout
 from easydistill.engine.secrets import MASK, Redactor
 from easydistill.errors import DataError
 
@@ -132,9 +132,9 @@ def test_written_rows_are_read_again(tmp_path: Path) -> None:
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "a-2"]), max_size=12))
 def test_ids_are_unique(contents: list[str]) -> None:
-    giver = IdGiver()
-    wished = [giver.give(text, text if text != "b" else None) for text in contents]
-    assert len(set(wished)) == len(contents)
+    assigner = IdAssigner()
+    assigned = [assigner.assign(text, text if text != "b" else None) for text in contents]
+    assert len(set(assigned)) == len(contents)
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(0, 20), st.integers(0, 5))

@@ -1,4 +1,4 @@
-"""Rows in the shapes people have them: one odd row never costs the others, and never half of itself."""
+"""Rows in the usual shapes: a malformed row is rejected whole, and never costs the others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def lines(folder: Path, *rows: Any) -> Path:
     ],
     ids=lambda value: str(value)[:40].encode("ascii", "replace").decode().strip(),
 )
-def test_an_odd_row_is_rejected_whole_and_costs_no_other(row: Any, problem: str, tmp_path: Path) -> None:
+def test_a_malformed_row_is_rejected_whole_and_costs_no_other(row: Any, problem: str, tmp_path: Path) -> None:
     samples, rejected = read_samples(lines(tmp_path, GOOD, row, GOOD), labelled=True)
     assert [sample.answer for sample in samples] == ["ho", "ho"]
     assert [each.reason for each in rejected] == ["malformed_row"]
@@ -83,7 +83,7 @@ def test_rows_may_be_wrapped(key: str, tmp_path: Path) -> None:
     assert len(read_samples(tmp_path / "r.json", labelled=True)[0]) == 2
 
 
-def test_lines_under_the_name_json(tmp_path: Path) -> None:
+def test_json_lines_in_a_file_named_json(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("".join(json.dumps(GOOD) + "\n" for _ in range(3)))
     assert len(read_samples(tmp_path / "r.json", labelled=True)[0]) == 3
     (tmp_path / "one.json").write_text(json.dumps(GOOD))
@@ -97,7 +97,7 @@ def test_line_separators_inside_text_do_not_end_a_row(tmp_path: Path) -> None:
     assert read_samples(path, labelled=False)[0][0].messages[0]["content"] == text
 
 
-def test_an_answer_in_the_file_is_dropped_where_the_teacher_answers(tmp_path: Path) -> None:
+def test_an_answer_in_the_file_is_dropped_if_the_teacher_answers(tmp_path: Path) -> None:
     chat = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
@@ -132,7 +132,7 @@ def test_the_limit_counts_rows_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "identity"),
+    ("own", "identity"),
     [
         ("row-7", "row-7"),
         (7, "7"),
@@ -144,14 +144,14 @@ def test_the_limit_counts_rows_of_the_file(tmp_path: Path) -> None:
         ("\ud800", None),
     ],
 )
-def test_a_rows_own_id_is_kept_where_it_can_serve(wish: Any, identity: str | None, tmp_path: Path) -> None:
+def test_a_usable_id_of_a_row_is_kept(own: Any, identity: str | None, tmp_path: Path) -> None:
     plain = read_samples(lines(tmp_path, GOOD), labelled=True)[0][0].id
-    found = read_samples(lines(tmp_path, {**GOOD, "id": wish}), labelled=True)[0][0].id
+    found = read_samples(lines(tmp_path, {**GOOD, "id": own}), labelled=True)[0][0].id
     assert found == (identity if identity is not None else plain)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
-def test_what_is_no_file_of_rows_is_told(suffix: str, tmp_path: Path) -> None:
+def test_unreadable_paths_are_errors(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
     with pytest.raises(DataError, match="not a file"):
         read_samples(tmp_path / f"folder{suffix}", labelled=False)
@@ -160,7 +160,7 @@ def test_what_is_no_file_of_rows_is_told(suffix: str, tmp_path: Path) -> None:
         read_samples(tmp_path / f"empty{suffix}", labelled=False)
 
 
-def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     write_parquet(path, [Sample(str(n), (_said("user", "x" * n), _said("assistant", "y"))) for n in range(1, 900)])
     whole = path.read_bytes()
@@ -172,7 +172,7 @@ def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:
         read_samples(path, labelled=True)
 
 
-def test_parquet_of_other_people(tmp_path: Path) -> None:
+def test_parquet_with_other_columns(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

@@ -1,4 +1,4 @@
-"""The journal: whatever was finished survives a kill at any byte."""
+"""The journal: finished work survives a kill at any byte."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from easydistill.data.journal import Journal
 
 
-def test_what_is_written_is_there_again(tmp_path: Path) -> None:
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "journal.jsonl"
     with Journal(path) as journal:
         journal.append({"key": "a", "text": "ä 漢字 \n \u2028"})
@@ -70,7 +70,7 @@ def test_lone_surrogates_survive(tmp_path: Path) -> None:
         assert journal.get("a")["text"] == "\ud800"
 
 
-# --- what disks and kills do ----------------------------------------------------------------------------------
+# --- full disks and kills ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_scaled_and_capped_heads(scale, softcap, bias):
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", BY_TOKEN)
-def test_slices_change_nothing(name, whole):
+def test_slicing_changes_nothing(name, whole):
     hidden, head, target, teacher = problem(5)
     wrote = torch.arange(ROWS) % 2 == 0
     objective = Objective(divergence_of(name, wrote), kd_ratio=0.4, temperature=1.5)
@@ -154,7 +154,7 @@ def test_slices_change_nothing(name, whole):
 
 @pytest.mark.parametrize("name", [name for name in (*BY_TOKEN, "uld") if name != "adaptive_kld"])
 def test_finite_differences(name):
-    # adaptive_kld holds its weight still, which a difference of values does not.
+    # adaptive_kld has no gradient through its weight, which a finite difference would include.
     hidden, head, target, teacher = problem(6)
     objective = Objective(divergence_of(name), 0.7, 1.3, "ignore" if name == "uld" else "bucket", name == "uld")
     targets = top_targets(teacher, 4)
@@ -170,7 +170,7 @@ def test_finite_differences(name):
         ends = []
         for sign in (1e-6, -1e-6):
             moved = [each.detach() + (sign * direction if at == index else 0) for at, each in enumerate(leaves)]
-            # With no gradient wanted the pass is value only; leaves that want one must give the same value.
+            # Without gradients the pass computes only the value, which must be the same.
             ends.append(loss(*moved))
         numeric = (ends[0] - ends[1]) / 2e-6
         torch.testing.assert_close((ours[index] * direction).sum(), numeric, rtol=1e-5, atol=1e-5)
@@ -323,7 +323,7 @@ def test_the_students_own_answers_take_the_other_divergence():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precision_stays_near(dtype):
+def test_lower_precision_stays_close(dtype):
     hidden, head, target, teacher = problem(14)
     objective = Objective(divergence_of("forward_kld"), kd_ratio=0.5)
     wanted = reference(hidden, head, target, teacher, top_targets(teacher, 5), objective)

@@ -1,4 +1,4 @@
-"""The manifest is there ⇔ the stage is complete; files are whole or not there."""
+"""A manifest exists if and only if its stage is complete; files exist only when complete."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_comes_back_as_it_was(directory: Path) -> None:
+def test_a_manifest_is_read_back_unchanged(directory: Path) -> None:
     MANIFEST.write(directory)
     assert Manifest.read(directory) == MANIFEST
     assert MANIFEST.rows.rejected_total == 2
@@ -55,12 +55,12 @@ def test_a_manifest_torn_at_any_byte_counts_as_none(directory: Path) -> None:
     [None, [], 5, "x", {}, {"rows": {}}, {**dataclasses.asdict(MANIFEST), "rows": None}, {"rows": {"entered": 1}},
      {**dataclasses.asdict(MANIFEST), "from_the_future": 1}, {**dataclasses.asdict(MANIFEST), "rows": {"x": 1}}],
 )  # fmt: skip
-def test_what_is_no_manifest_counts_as_none(value: Any, directory: Path) -> None:
+def test_anything_else_than_a_manifest_counts_as_none(value: Any, directory: Path) -> None:
     (directory / NAME).write_text(json.dumps(value))
     assert Manifest.read(directory) is None
 
 
-def test_bytes_that_are_no_text_count_as_none(directory: Path) -> None:
+def test_bytes_that_are_not_text_count_as_none(directory: Path) -> None:
     (directory / NAME).write_bytes(b"\xff\xfe\x00")
     assert Manifest.read(directory) is None
 

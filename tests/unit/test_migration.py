@@ -63,7 +63,7 @@ def refusals(config: Config) -> dict[str, str]:
     """What stands in the way of migrating: path → problem and hint."""
     with pytest.raises(ConfigError) as caught:
         api.migrate(write(config))
-    return {issue.path: f"{issue.problem} {issue.mend}" for issue in caught.value.issues}
+    return {issue.path: f"{issue.problem} {issue.hint}" for issue in caught.value.issues}
 
 
 def stages(job: JobConfig) -> list[str]:
@@ -213,7 +213,7 @@ def test_what_is_several_jobs_points_to_migrate(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         api.load(ANEW[name])
     (about,) = (issue for issue in caught.value.issues if issue.path == "job_type")
-    assert "easydistill migrate" in about.mend
+    assert "easydistill migrate" in about.hint
 
 
 @pytest.mark.parametrize("name", [*AS_THEY_ARE, *ANEW])
@@ -570,7 +570,7 @@ def test_jobs_of_version_2_point_to_migrate(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         api.load(VERSION_2[name])
     (issue,) = caught.value.issues
-    assert "easydistill migrate" in issue.mend
+    assert "easydistill migrate" in issue.hint
 
 
 def test_the_page_names_every_old_job() -> None:

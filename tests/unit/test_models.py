@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import TEACHER
 
-from easydistill.config.inference import AutoInferenceConfig
+from easydistill.config.inference import TransformersInferenceConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import GenerationRequest, request_key
 from easydistill.data.batches import batches_by_length
@@ -37,7 +37,7 @@ from easydistill.teachers.transformers import TransformersTeacher
         ("pkg://easydistill", "pkg://package/file.gguf"),
     ],
 )
-def test_references_to_nothing(reference: str, words: str) -> None:
+def test_references_that_lead_nowhere(reference: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         resolve(reference)
 
@@ -70,7 +70,7 @@ def test_identity_follows_the_weights(tiny_model: Path, tmp_path: Path) -> None:
     assert resolve(str(copy)).identity() != resolve(str(tiny_model)).identity()
 
 
-def test_the_real_teacher_is_converted_once_and_whole(smollm: Path) -> None:
+def test_the_real_teacher_is_converted_completely(smollm: Path) -> None:
     from transformers import AutoTokenizer
 
     assert resolve(TEACHER).is_gguf
@@ -123,7 +123,7 @@ def test_sizes_are_read_without_loading(smollm: Path) -> None:
     assert model_parameters("some-org/not-here") is None
 
 
-def test_a_student_of_ones_own(smollm: Path) -> None:
+def test_a_student_with_random_weights(smollm: Path) -> None:
     shape = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     models = ModelsConfig.model_validate({"teacher": str(smollm), "student": {"config": shape, "seed": 3}})
@@ -217,10 +217,10 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], rows:
         assert len(batch) == 1 or len(batch) * (max(lengths[index] for index in batch) + 100) <= budget
 
 
-def test_the_teacher_answers_and_goes_on_where_it_was(tiny_model: Path) -> None:
+def test_the_teacher_answers_and_resumes(tiny_model: Path) -> None:
     from easydistill.engine.interrupt import StopSignal
 
-    config = AutoInferenceConfig(
+    config = TransformersInferenceConfig(
         backend="transformers", max_new_tokens=6, temperature=1.0, batch_size=2, max_model_len=64
     )
     texts = [f"prompt {n} " + "x " * n for n in range(6)] + ["long " * 200]

@@ -1,4 +1,4 @@
-"""Numbers of any size."""
+"""Numbers from files, of any size."""
 
 from __future__ import annotations
 

@@ -213,9 +213,9 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_configs_are_explained(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, changes, problem, mend = MALFORMED[name]
+    base, changes, problem, hint = MALFORMED[name]
     found = complaints(write(tmp_path / "kd.json", changed(base, changes)), capsys)
-    assert any(problem in item.text and mend in item.hint for item in found), found
+    assert any(problem in item.text and hint in item.hint for item in found), found
 
 
 @pytest.mark.parametrize("base", [LOCAL, SERVER])

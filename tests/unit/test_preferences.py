@@ -146,7 +146,7 @@ def test_pairs_without_a_difference_are_rejected(tokenizer: Any) -> None:
     assert rendered(tokenizer, "Because it is so. Yes.", "Because it is so. No.", until_they_differ + 1)[0]
 
 
-def test_thoughts_that_are_not_shown_are_no_difference(tokenizer: Any) -> None:
+def test_reasoning_that_the_template_hides_is_no_difference(tokenizer: Any) -> None:
     answers = [Message(role="assistant", content="3", reasoning_content=text) for text in ("one and two", "who knows")]
     pair = Preference("p", (Message(role="user", content="1 + 2?"),), *answers, None, {})
     renderer = ChatRenderer(tokenizer, frozenset())

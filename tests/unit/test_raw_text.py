@@ -1,4 +1,4 @@
-"""Raw text: what files say, and chunks that are all of it."""
+"""Raw text: reading it from files, and cutting it into chunks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easydistill.data.text import Chunk, approximate_tokens, chunks, read_documents
+from easydistill.data.chunks import Chunk, approximate_tokens, chunks
+from easydistill.data.documents import read_documents
 from easydistill.errors import DataError, MissingExtra
 
 CHINESE = "人工智能正在改变世界。它能写诗，也能算数！你信吗？"
@@ -23,7 +24,7 @@ def words(text: str) -> int:
 
 
 def pdf(*pages: str) -> bytes:
-    """A PDF of one line a page."""
+    """A PDF with one line per page."""
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     bodies = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -64,7 +65,7 @@ def test_plain_files_in_their_encodings(tmp_path: Path) -> None:
     assert one(tmp_path / "gb.txt", CHINESE.encode("gb18030"), "gb18030") == CHINESE
 
 
-def test_html_gives_its_text_in_paragraphs(tmp_path: Path) -> None:
+def test_html_is_read_in_paragraphs(tmp_path: Path) -> None:
     pytest.importorskip("selectolax", reason="needs the extra 'synth'")
     page = (
         "<!doctype html><html><head><title>T</title><style>p {color: red}</style></head><body><!-- no -->"
@@ -87,12 +88,12 @@ def test_html_names_its_encoding(tmp_path: Path) -> None:
         read_documents(tmp_path / "a.html")
 
 
-def test_pdf_gives_its_pages(tmp_path: Path) -> None:
+def test_pdf_is_read_page_by_page(tmp_path: Path) -> None:
     pytest.importorskip("pypdf", reason="needs the extra 'synth'")
     assert one(tmp_path / "a.pdf", pdf("Hello page one.", "And two.")) == "Hello page one.\n\nAnd two."
 
 
-def test_pdf_that_gives_no_text_says_why(tmp_path: Path) -> None:
+def test_a_pdf_without_text_is_rejected_with_the_reason(tmp_path: Path) -> None:
     pypdf = pytest.importorskip("pypdf", reason="needs the extra 'synth'")
     (tmp_path / "scan.pdf").write_bytes(pdf(""))
     (tmp_path / "torn.pdf").write_bytes(pdf("Hello")[:60])
@@ -141,7 +142,7 @@ def test_bad_rows_are_rejected_rows(tmp_path: Path) -> None:
     assert "it has: other" in rejected[1].detail
 
 
-def test_a_folder_is_read_whole_and_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
+def test_every_file_of_a_folder_is_read_or_rejected(tmp_path: Path) -> None:
     (tmp_path / "sub" / ".git").mkdir(parents=True)
     (tmp_path / "b.txt").write_text("b")
     (tmp_path / "sub" / "a.md").write_text("a")
@@ -167,7 +168,7 @@ def test_a_folder_is_read_whole_and_nothing_is_dropped_in_silence(tmp_path: Path
     assert "line 2, byte 5: 0xc8 is not utf-8" in encoding and "gb18030" in encoding
 
 
-def test_what_gives_nothing_at_all_is_an_error(tmp_path: Path) -> None:
+def test_no_text_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         read_documents(tmp_path / "nowhere")
     with pytest.raises(DataError, match="0 files or rows"):
@@ -180,9 +181,7 @@ def test_what_gives_nothing_at_all_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "module"), [("a.html", "selectolax.lexbor"), ("a.pdf", "pypdf")])
-def test_the_extra_is_named_where_it_is_missing(
-    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_text("<p>a</p>")
     with pytest.raises(MissingExtra, match="synth"):
@@ -193,7 +192,7 @@ def test_the_extra_is_named_where_it_is_missing(
 
 
 def check(text: str, made: list[Chunk]) -> None:
-    """Chunks are what they say, in order, and together all of the text."""
+    """Chunks match their offsets, are in order, and together cover the text."""
     assert bool(made) == bool(text.strip())
     end = 0
     for number, chunk in enumerate(made):
@@ -217,7 +216,7 @@ prose = st.lists(
     st.integers(0, 11),
     st.sampled_from([0, 1, 2]),
 )
-def test_chunks_are_the_whole_text(text: str, least: int, more: int, overlap: int, counter: int) -> None:
+def test_chunks_cover_the_whole_text(text: str, least: int, more: int, overlap: int, counter: int) -> None:
     count = [len, words, approximate_tokens][counter]
     most = least + more
     made = chunks(text, least, most, min(overlap, least - 1), count, "here")
@@ -237,13 +236,13 @@ def test_the_upper_limit_holds_for_counters_that_do_not_add_up(text: str, bias: 
 
 
 @given(prose, st.integers(1, 40), st.integers(1, 40))
-def test_all_but_the_last_are_long_enough_where_characters_count(text: str, least: int, more: int) -> None:
+def test_all_but_the_last_are_long_enough_when_characters_are_counted(text: str, least: int, more: int) -> None:
     made = chunks(text, least, least + more, 0, len)
     assert all(least <= chunk.tokens for chunk in made[:-1])
     assert all(first.end == second.start for first, second in itertools.pairwise(made))
 
 
-def test_chunks_end_with_paragraphs_else_with_sentences() -> None:
+def test_chunks_end_with_a_paragraph_or_else_a_sentence() -> None:
     paragraphs = [" ".join([f"{'Word ' * 7}end."] * 5) for _ in range(6)]
     made = chunks("\n\n".join(paragraphs), 60, 100, 0, words)
     assert [chunk.text.strip() for chunk in made] == ["\n\n".join(paragraphs[at : at + 2]) for at in (0, 2, 4)]
@@ -260,7 +259,7 @@ def test_chinese_sentences_are_kept_whole() -> None:
     assert all(chunk.text[-1] in "。！？" and chunk.text[0] in "人它你" for chunk in made)
 
 
-def test_one_endless_word_is_cut_too() -> None:
+def test_a_very_long_word_is_cut() -> None:
     text = "x" * 10_000
     made = chunks(text, 80, 100, 10)
     check(text, made)
@@ -275,7 +274,7 @@ def test_limits_are_checked() -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("part", ["a", " ", "\n", "a. ", "a\n \n", ". ", "，", "。"])
-def test_a_megabyte_of_anything_takes_no_time(part: str) -> None:
+def test_a_megabyte_of_anything_is_cut_quickly(part: str) -> None:
     text = "x" + part * (1_000_000 // len(part))
     check(text, chunks(text))
 

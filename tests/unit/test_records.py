@@ -1,4 +1,4 @@
-"""Ids and the held-out split: functions of what rows say, not of where they stand."""
+"""Ids and the held-out split depend on the contents of rows, not on their positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from easydistill.data.formats import read_samples
 from easydistill.data.records import (
-    IdGiver,
+    IdAssigner,
     Message,
     Rejection,
     Sample,
@@ -35,18 +35,18 @@ words = st.sampled_from(["a", "b", "c", "a-2", "a-2-2", "", "漢"])
 
 
 @given(st.lists(st.tuples(words, st.none() | words.filter(bool)), max_size=15))
-def test_ids_are_unique_whatever_is_wished(rows: list[tuple[str, str | None]]) -> None:
-    giver = IdGiver()
-    assert len({giver.give(content, wish) for content, wish in rows}) == len(rows)
+def test_ids_are_unique_whatever_ids_are_preferred(rows: list[tuple[str, str | None]]) -> None:
+    assigner = IdAssigner()
+    assert len({assigner.assign(content, preferred) for content, preferred in rows}) == len(rows)
 
 
 @given(st.lists(words, max_size=12), st.randoms(use_true_random=False))
 def test_ids_do_not_depend_on_the_order_of_rows(contents: list[str], shuffler: random.Random) -> None:
     def ids_by_content(rows: list[str]) -> dict[str, set[str]]:
-        giver = IdGiver()
+        assigner = IdAssigner()
         found: dict[str, set[str]] = {}
         for row in rows:
-            found.setdefault(row, set()).add(giver.give(row))
+            found.setdefault(row, set()).add(assigner.assign(row))
         return found
 
     shuffled = contents[:]
@@ -72,7 +72,7 @@ def test_equal_values_have_one_spelling() -> None:
     assert canonical_json({"b": 1, "a": [1, {"d": None, "c": "ä"}]}) == '{"a":[1,{"c":"ä","d":null}],"b":1}'
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
     assert content_hash({"a": 1}) != content_hash({"a": "1"})
-    # A lone surrogate cannot be written as UTF-8, but it can be told from others.
+    # A lone surrogate cannot be written as UTF-8, but different ones have different hashes.
     assert content_hash("\ud800") != content_hash("\ud801")
 
 
@@ -120,7 +120,7 @@ def test_the_split(texts: list[str], count: int, seed: int, shuffler: random.Ran
 
 
 @given(prompts, st.integers(1, 10))
-def test_new_rows_move_none_from_training_to_evaluation_of_the_same_prompt(texts: list[str], count: int) -> None:
+def test_more_rows_of_the_same_prompts_do_not_change_the_split(texts: list[str], count: int) -> None:
     rows = [sample(str(number), text) for number, text in enumerate(texts)]
     again = [*rows, *(sample(f"{row.id}-again", row.messages[0]["content"]) for row in rows)]
     heldout = {row.prompt_hash for row in split_heldout(rows, count, 0)[1]}

@@ -1,4 +1,4 @@
-"""The runner: what is complete is skipped, what changed runs again, what failed keeps its progress."""
+"""The runner skips complete stages, reruns changed ones, and keeps the progress of failed ones."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_second_run_skips_everything(directory: RunDirectory) -> None:
     assert all(runner(directory).completed(stages))
 
 
-def test_a_change_runs_again_what_it_affects_and_says_what_changed(directory: RunDirectory) -> None:
+def test_a_change_reruns_what_it_affects_and_is_named(directory: RunDirectory) -> None:
     runner(directory).execute([Fake("a", rate=1), Fake("b", inputs=("a",)), Fake("c")])
     lines: list[str] = []
     same_output = [Fake("a", rate=2), Fake("b", inputs=("a",)), Fake("c")]
@@ -97,7 +97,7 @@ def test_a_failure_keeps_progress_and_leaves_no_manifest(directory: RunDirectory
     assert (path / "progress").read_text() == "11"
 
 
-def test_the_manifest_tells_everything(directory: RunDirectory) -> None:
+def test_the_manifest_records_everything(directory: RunDirectory) -> None:
     record = runner(directory).execute([Fake("a")])[0]
     manifest = Manifest.read(record.directory)
     assert manifest == record.manifest
@@ -111,7 +111,7 @@ def test_the_manifest_tells_everything(directory: RunDirectory) -> None:
     assert manifest.verify(record.directory) == ["out.txt"]
 
 
-def test_missing_outputs_run_again(directory: RunDirectory) -> None:
+def test_a_stage_whose_outputs_are_missing_runs_again(directory: RunDirectory) -> None:
     stage = Fake("a")
     record = runner(directory).execute([stage])[0]
     (record.directory / "out.txt").unlink()
@@ -150,7 +150,7 @@ def test_the_directory_is_locked(directory: RunDirectory) -> None:
         pass
 
 
-def test_a_failure_leaves_what_was_complete_before_it(directory: RunDirectory) -> None:
+def test_a_failure_keeps_the_stages_completed_before_it(directory: RunDirectory) -> None:
     first, second = Fake("a"), Fake("b", inputs=("a",))
     second.fails = True
     seen: list[list[str]] = []
@@ -165,13 +165,13 @@ def test_a_failure_leaves_what_was_complete_before_it(directory: RunDirectory) -
     assert (first.runs, second.runs) == (1, 2)
 
 
-def test_a_failed_attempt_ends_the_completeness_of_what_it_wrote_over(directory: RunDirectory) -> None:
+def test_a_failed_attempt_makes_its_stage_incomplete(directory: RunDirectory) -> None:
     runner(directory).execute([Fake("a", rate=1)])
     broken = Fake("a", rate=2)
     broken.fails = True
     with pytest.raises(DataError):
         runner(directory).execute([broken])
-    # Back to the first configuration: its files may hold what the failed attempt left there.
+    # Back to the first config: the files may come from the failed attempt.
     again = Fake("a", rate=1)
     assert runner(directory).completed([again]) == [None]
     runner(directory).execute([again])
@@ -198,12 +198,12 @@ def test_a_stage_that_was_interrupted_is_not_complete(directory: RunDirectory) -
         runner(directory, stop).execute([stage])
     path = directory.stage_directory(1, "a")
     assert Manifest.read(path) is None
-    assert (path / "out.txt").is_file(), "what was written stays for the next attempt"
+    assert (path / "out.txt").is_file(), "its files stay for the next attempt"
     records = runner(directory).execute([Fake("a")])
     assert records[0].status == "done"
 
 
-def test_time_is_counted_over_all_attempts_at_the_same_thing(
+def test_time_is_counted_over_all_attempts_with_the_same_config(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 10_000, 10))
@@ -223,7 +223,7 @@ def test_time_is_counted_over_all_attempts_at_the_same_thing(
     assert runner(directory).execute([Fake("a", rate=3)])[0].manifest.seconds == 10.0
 
 
-def test_an_output_that_was_not_written_is_told(directory: RunDirectory) -> None:
+def test_an_output_that_was_not_written_is_an_error(directory: RunDirectory) -> None:
     class Forgetful(Fake):
         def run(self, context: StageContext) -> StageResult:
             super().run(context)
@@ -274,7 +274,7 @@ def test_lost_files_are_named(directory: RunDirectory) -> None:
     assert lines == ["[1/1] a again: its files are gone"]
 
 
-def test_a_stage_is_given_the_artifacts_it_names_and_no_others(directory: RunDirectory) -> None:
+def test_a_stage_receives_only_the_artifacts_it_names(directory: RunDirectory) -> None:
     seen: dict[str, Any] = {}
 
     class Reader(Fake):
@@ -290,7 +290,7 @@ def test_a_stage_is_given_the_artifacts_it_names_and_no_others(directory: RunDir
     assert seen["fingerprint"] == records[2].manifest.fingerprint
 
 
-def test_nothing_after_an_open_stage_counts_as_complete(directory: RunDirectory) -> None:
+def test_no_stage_that_reads_an_incomplete_one_is_complete(directory: RunDirectory) -> None:
     stages = [Fake("a"), Fake("b", inputs=("a",)), Fake("c", inputs=("b",))]
     runner(directory).execute(stages)
     (directory.stage_directory(1, "a") / "manifest.json").unlink()
@@ -300,7 +300,7 @@ def test_nothing_after_an_open_stage_counts_as_complete(directory: RunDirectory)
     assert [stage.runs for stage in stages] == [2, 1, 1]
 
 
-def test_half_characters_in_a_rejection_can_be_written(directory: RunDirectory) -> None:
+def test_lone_surrogates_in_a_rejection_can_be_written(directory: RunDirectory) -> None:
     class Odd(Fake):
         def run(self, context: StageContext) -> StageResult:
             super().run(context)

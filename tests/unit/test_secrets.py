@@ -1,4 +1,4 @@
-"""Secrets show nowhere: not in files, the log or a traceback, however someone else spells them."""
+"""Secrets appear nowhere: not in files, the log or a traceback, in any spelling."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_log_hides_messages_arguments_and_tracebacks(tmp_path: Path) -> None
     assert "sk-after" not in text
 
 
-def test_what_the_run_directory_keeps_is_redacted(tmp_path: Path) -> None:
+def test_files_in_the_run_directory_are_redacted(tmp_path: Path) -> None:
     redactor = Redactor()
     redactor.register("sk-secret")
     run = RunDirectory(tmp_path)

@@ -1,4 +1,4 @@
-"""Teacher signals: what is extracted, how it is written, and that it can only be read for its own tokens."""
+"""Teacher signals: extraction, encoding, and a store that returns them only for their own tokens."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_head_is_the_k_most_probable_tokens(vocabulary, k):
     np.testing.assert_allclose(np.exp(found.log_rest_N), rest.clamp_min(0).numpy(), atol=2e-6)
 
 
-def test_listing_everything_leaves_nothing_over():
+def test_listing_every_token_leaves_no_rest():
     z = logits(4, vocabulary=70)
     found = signal_of_logits(z, torch.zeros(4, dtype=torch.long), torch.zeros(4), SignalShape(70))
     assert np.isneginf(found.log_rest_N).all()
@@ -99,19 +99,19 @@ def test_top_p_is_the_smallest_set_with_that_mass(top_p):
         assert float(ordered[row, : used - 1].sum()) < top_p + 1e-6
 
 
-def test_realised_and_entropy():
+def test_the_targets_log_probability_and_the_entropy():
     z = logits(30)
     found = signal(30, SignalShape(3, draws=5))
     exact = z.double().log_softmax(-1)
     target = torch.randint(0, VOCABULARY, (30,), generator=torch.Generator().manual_seed(1))
-    np.testing.assert_allclose(found.realised_N, exact.gather(1, target[:, None])[:, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.target_logprob_N, exact.gather(1, target[:, None])[:, 0].numpy(), atol=1e-5)
     np.testing.assert_allclose(found.entropy_N, -(exact.exp() * exact).sum(-1).numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_temperature_softens_the_head_and_not_the_realised_token(shape):
+def test_temperature_softens_the_head_but_not_the_target(shape):
     hot, cold = signal(20, shape, temperature=2.0), signal(20, shape)
-    np.testing.assert_allclose(hot.realised_N, cold.realised_N, atol=1e-5)
+    np.testing.assert_allclose(hot.target_logprob_N, cold.target_logprob_N, atol=1e-5)
     if shape.head:
         wanted = (logits(20) / 2).log_softmax(-1).topk(shape.head).values[:, 0]
         np.testing.assert_allclose(hot.head_logprobs_NK[:, 0], wanted, atol=1e-5)
@@ -139,7 +139,7 @@ def test_draws_are_unbiased(shape):
     mean.index_add_(0, torch.from_numpy(ids.ravel()), torch.from_numpy(np.exp(logs.astype(np.float64)).ravel()))
     mean /= trials
     error = (probs * (1 - probs) / trials / shape.draws).sqrt()
-    # Two draws more than expected are no wonder for a token that is hardly ever drawn.
+    # A rarely drawn token may well be drawn twice more often than expected.
     assert ((mean - probs).abs() <= 5 * error + 2 / trials / shape.draws).all()
     if not shape.threshold:
         np.testing.assert_allclose(np.exp(logs).sum(-1), 1.0, atol=1e-5)
@@ -231,7 +231,7 @@ def test_rounding_of_logprobs_is_small():
     assert np.abs(np.exp(found) - np.exp(exact)).max() < 2e-3
 
 
-def test_words_keep_nothing_and_unknown():
+def test_words_keep_zero_mass_and_unknown_values():
     values = np.array([0.0, -0.5, -20.0, -np.inf], np.float32)
     found = decode_words(encode_words(values), -np.inf)
     np.testing.assert_allclose(found[:3], values[:3], atol=3e-4)
@@ -239,7 +239,7 @@ def test_words_keep_nothing_and_unknown():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_written_signal_is_the_signal(shape):
+def test_decoding_inverts_encoding(shape):
     exact = signal(40, shape)
     codec = codec_of(shape)
     found = codec.decode(codec.encode(exact))
@@ -359,8 +359,8 @@ def test_a_signal_of_other_tokens_is_refused(tmp_path):
         store.read("row-99", first.token_ids, first.learned)
 
 
-def test_ids_and_signals_shuffled_apart_are_noticed(tmp_path):
-    """Whoever swaps the ids of two samples in a shard gets an error, not another row's signal."""
+def test_swapped_ids_are_noticed(tmp_path):
+    """If the ids of two samples in a shard are swapped, reading fails instead of giving another row's signal."""
     samples = [sample(f"row-{at}", SHAPES[0], at) for at in range(3)]
     swapped = [replace(samples[0], id="row-1"), replace(samples[1], id="row-0"), samples[2]]
     store = make_store(tmp_path, swapped, SHAPES[0])
@@ -370,7 +370,7 @@ def test_ids_and_signals_shuffled_apart_are_noticed(tmp_path):
     store.read(samples[2].id, samples[2].token_ids, samples[2].learned)
 
 
-def test_an_incomplete_store_is_none(tmp_path):
+def test_an_incomplete_store_is_refused(tmp_path):
     samples = [sample(f"row-{at}", SHAPES[0], at) for at in range(4)]
     make_store(tmp_path, samples, SHAPES[0], per_shard=2)
     (tmp_path / "store.json").rename(tmp_path / "away.json")
@@ -414,7 +414,7 @@ def test_a_store_may_move(tmp_path):
     SignalStore(tmp_path / "there").read("row", item.token_ids, item.learned)
 
 
-def test_hashes_tell_ids_and_masks_apart():
+def test_hashes_distinguish_ids_and_masks():
     assert token_hash([1, 2, 3], [False, True, True]) != token_hash([1, 2, 4], [False, True, True])
     assert token_hash([1, 2, 3], [False, True, True]) != token_hash([1, 2, 3], [False, False, True])
     assert token_hash([1, 2], [False, True]) != token_hash([1, 2, 0], [False, True, False])
@@ -437,5 +437,5 @@ def test_shards_hold_every_row_once(lengths, batch_tokens, shard_tokens):
             assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= batch_tokens
 
 
-def test_ids_take_as_few_bits_as_there_are():
+def test_ids_take_as_few_bits_as_possible():
     assert [bits_for(count) for count in (1, 2, 3, 256, 257, 49_152, 151_665)] == [1, 1, 2, 8, 9, 16, 18]

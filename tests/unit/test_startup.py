@@ -1,4 +1,4 @@
-"""The commands that check and explain start at once, without any heavy library."""
+"""Commands that check and explain start quickly, without loading any heavy library."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_no_heavy_library(name: str, config: str) -> None:
 
 @pytest.mark.parametrize(("name", "most"), [("help", 150), ("validate", 450), ("init", 450), ("schema", 700)])
 def test_few_modules_are_loaded(name: str, most: int, config: str) -> None:
-    """Seconds depend on the machine, so what costs them is counted. `schema` loads every job; the others one."""
+    """Time depends on the machine, so modules are counted instead. `schema` loads every job, the others one."""
     code = (
         "import sys\nbefore = set(sys.modules)\nfrom easydistill.cli import main\n"
         f"try:\n    main({arguments(name, config)!r})\nexcept SystemExit:\n    pass\n"
@@ -76,7 +76,7 @@ def test_a_bad_config_in_any_notation_loads_no_heavy_library(name: str, tmp_path
     assert done.returncode == 0, done.stderr
 
 
-def test_no_config_and_no_network_is_needed_to_be_told_so() -> None:
+def test_these_commands_need_no_network() -> None:
     code = (
         "import socket, sys\n"
         "def refuse(*arguments, **options):\n    raise AssertionError('network')\n"

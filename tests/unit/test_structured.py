@@ -1,4 +1,4 @@
-"""Answers of local models that are held to a JSON schema."""
+"""Answers of local models constrained to a JSON schema."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMAS: list[dict[str, Any] | None] = [
 
 
 def asked(model: Path, schemas: list[dict[str, Any] | None], rows: int, **options: Any) -> list[Completion]:
-    """The answers of a model that knows nothing, so that only the schema can give them a form."""
+    """Answers of an untrained model, which only the schema can give a form."""
     config = AutoInferenceConfig(**{"max_new_tokens": 60, "temperature": 1.0, "batch_size": rows, **options})
     requests = [
         GenerationRequest(str(n), ({"role": "user", "content": f"prompt {n}"},), schema=schemas[n % len(schemas)])
@@ -53,23 +53,23 @@ def test_every_whole_answer_follows_its_schema(tiny_model: Path, temperature: fl
         if schema is not None and answer.finish_reason == "stop":
             jsonschema.validate(json.loads(answer.text), schema)
             ended.append(number % len(SCHEMAS))
-    # What cannot ramble always ends; texts may be cut off.
+    # Bounded fields always end; texts may be cut off.
     assert min(ended.count(kind) for kind in (0, 1, 3)) == 12
 
 
-def test_free_rows_answer_as_they_would_among_free_rows(tiny_model: Path) -> None:
+def test_unconstrained_rows_are_not_affected_by_constrained_ones(tiny_model: Path) -> None:
     mixed = asked(tiny_model, SCHEMAS, 20)
     free = asked(tiny_model, [None], 20)
     assert [mixed[n].text for n in range(2, 20, 5)] == [free[n].text for n in range(2, 20, 5)]
     assert mixed[0].text != free[0].text
 
 
-def test_a_cut_off_answer_is_told_as_such(tiny_model: Path) -> None:
+def test_a_cut_off_answer_is_reported_as_such(tiny_model: Path) -> None:
     answers = asked(tiny_model, [schema_of(("text",))], 4, max_new_tokens=5)
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
-def test_what_no_grammar_can_be_made_of(tiny_model: Path) -> None:
+def test_schemas_and_tokenizers_without_a_grammar_are_errors(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     grammars = SchemaGrammars(tokenizer, [2], 49_152)
     with pytest.raises(TeacherError, match="no grammar can be made"):

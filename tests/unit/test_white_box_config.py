@@ -1,4 +1,4 @@
-"""What signals a white-box job may keep: of a teacher with another tokenizer, and through vLLM."""
+"""Which signals a white-box job can keep: from a teacher with another tokenizer, and through vLLM."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_teacher_with_the_same_tokenizer_is_drawn_from() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem", "mend"),
+    ("changes", "problem", "hint"),
     [
         ({**BYTES, "signals.kind": "threshold"}, "threshold signals are drawn", "leave signals out"),
         ({"signals.kind": "treshold"}, 'kind "treshold" is not one of "top_k"', 'did you mean "threshold"?'),
@@ -71,8 +71,8 @@ def test_a_teacher_with_the_same_tokenizer_is_drawn_from() -> None:
         ({**VLLM, "distillation.temperature": 2.0}, "temperature 1 only, not 2.0", "distillation.temperature to 1"),
     ],
 )
-def test_what_is_refused(changes: dict[str, Any], problem: str, mend: str) -> None:
+def test_what_is_refused(changes: dict[str, Any], problem: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         api.validate(changed(JOB, changes))
     assert problem in str(caught.value)
-    assert mend in str(caught.value)
+    assert hint in str(caught.value)

@@ -150,10 +150,10 @@ def _reasons(only: Sequence[str], found: Counter[str], of_operators: Callable[[]
     unknown = [name for name in names if not (_is_known(name, found) or name in of_operators())]
     if unknown:
         others = sorted({*KNOWN, *of_operators()} - found.keys())
-        mend = f"rejected here: {_listed(found)}; parse means {' and '.join(GROUPS['parse'])}"
-        mend += f"; other reasons: http_400 and the like, {', '.join(others)}"
+        hint = f"rejected here: {_listed(found)}; parse means {' and '.join(GROUPS['parse'])}"
+        hint += f"; other reasons: http_400 and the like, {', '.join(others)}"
         problem = f"there is no reason {', '.join(map(repr, unknown))}"
-        raise ConfigError(ConfigIssue("command line", "--only", problem, mend))
+        raise ConfigError(ConfigIssue("command line", "--only", problem, hint))
     return frozenset(reason for name in names for reason in GROUPS.get(name, (name,)))
 
 

@@ -1,4 +1,4 @@
-"""What all config sections share: strictness, number types that refuse booleans, secrets."""
+"""What all config sections share: strict parsing, number types that refuse booleans, secrets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from easydistill.config.identity import SECRET_KEYS as SECRET_KEYS
 from easydistill.config.identity import identity_of
 
 MAX_SEED = 2**32 - 1
-"""The largest seed that every library takes."""
+"""The largest seed that every library accepts."""
 
 
 class Section(BaseModel):
-    """A part of a config. Unknown keys are errors; values do not change after loading."""
+    """A part of a config: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -29,24 +29,24 @@ class Section(BaseModel):
     """Fields that change how a stage runs but not what it produces; they stay out of fingerprints."""
 
     identity_name: ClassVar[str]
-    """Names the section in `recorded_identities.json`; by default the name of its class. See `config/identity.py`."""
+    """Names the section in `recorded_identities.json`; defaults to the class name. See `config/identity.py`."""
     identity_version: ClassVar[int] = 1
-    """Raise it where a default changes, or the same values come to mean something else: what ran before runs again."""
+    """Raise it when a default changes, or the same values come to mean something else: finished stages run again."""
 
     def identity(self) -> dict[str, Any]:
         """The values that can change a stage's output, as JSON types, for fingerprints and request keys.
 
-        A field that is added to a section is left out at its default: what ran and what was paid for stays valid.
+        A field added later is left out while it is at its default, so finished stages and paid answers stay valid.
         """
         return identity_of(self)
 
 
 class Unfit(ValueError):
-    """Raised by a validator: what is wrong with a value, and how to mend it."""
+    """Raised by a validator: what is wrong with a value, and a hint how to fix it."""
 
-    def __init__(self, problem: str, mend: str) -> None:
-        self.problem, self.mend = problem, mend
-        super().__init__(f"{problem}; {mend}")
+    def __init__(self, problem: str, hint: str) -> None:
+        self.problem, self.hint = problem, hint
+        super().__init__(f"{problem}; {hint}")
 
 
 def _not_bool(value: Any) -> Any:
@@ -56,7 +56,7 @@ def _not_bool(value: Any) -> Any:
 
 
 def share_or_count(value: float) -> float:
-    """Refuse what is neither a share (below 1) nor a whole number."""
+    """Refuse a value that is neither a share (below 1) nor a whole number."""
     if value >= 1 and value != int(value):
         raise Unfit(f"{value} is neither a share nor a count", "use a share below 1, or a whole number")
     return value
@@ -82,7 +82,7 @@ Secret = SecretStr
 
 
 BETAS = (1e-6, 1e4)
-"""The smallest and the largest β: beyond, float32 holds neither the loss nor its gradient."""
+"""Smallest and largest β: outside this range float32 cannot hold the loss or its gradient."""
 
 
 Beta = Annotated[PositiveFloat, Field(ge=BETAS[0], le=BETAS[1])]

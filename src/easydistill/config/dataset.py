@@ -1,4 +1,4 @@
-"""The `dataset` section: where rows come from and where labelled rows go."""
+"""The `dataset` section: where rows come from and where labelled rows are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Sha
 
 
 class RowsConfig(Section):
-    """Rows that come in and rows that go out.
+    """The rows a job reads, and where it writes the ones it makes.
 
     Files may hold the paper's `[{"instruction": …, "output": …}]`, `messages`, ShareGPT `conversations` or
     Alpaca rows, as a JSON array, JSON Lines or Parquet.
@@ -19,61 +19,61 @@ class RowsConfig(Section):
     instruction_path: NonEmptyStr | None = None
     """Prompts for the teacher to answer."""
     labeled_path: NonEmptyStr | None = None
-    """With a teacher: where its answers are written, in the paper's format. Without: rows to train on."""
+    """With a teacher: where its answers are written, in the paper's format. Without a teacher: the rows to train on."""
     max_samples: PositiveInt | None = None
-    """Use only the first so many rows."""
+    """Use only this many rows, from the start of the file."""
     max_rejected_share: Share = 0.05
-    """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
+    """If more than this share of all rows is rejected, the run ends with exit code 3."""
 
 
 class DatasetConfig(RowsConfig):
     """Seed data of a distillation job."""
 
     template: NonEmptyStr | None = None
-    """A chat-template Jinja file that replaces the student's own (an EasyDistill 1 template works too)."""
+    """A chat template (a Jinja file) that replaces the student's own; an EasyDistill 1 template works too."""
     seed: Seed = 42
-    """Decides which rows are held out for evaluation."""
+    """Seed for choosing the rows held out for evaluation."""
 
 
 class PairsConfig(Section):
-    """Pairs of answers to learn from."""
+    """Preference pairs to train on."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path", "max_rejected_share"})
 
     labeled_path: NonEmptyStr
-    """Pairs: rows with `prompt`, `chosen` and `rejected`, as a JSON array, JSON Lines or Parquet."""
+    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, as a JSON array, JSON Lines or Parquet."""
     max_samples: PositiveInt | None = None
-    """Use only the first so many rows."""
+    """Use only this many rows, from the start of the file."""
     max_rejected_share: Share = 0.05
-    """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
+    """If more than this share of all rows is rejected, the run ends with exit code 3."""
     template: NonEmptyStr | None = None
-    """A chat-template Jinja file that replaces the student's own."""
+    """A chat template (a Jinja file) that replaces the student's own."""
     seed: Seed = 42
-    """Decides which pairs are held out."""
+    """Seed for choosing the pairs held out for evaluation."""
 
 
 class SynthesisDatasetConfig(RowsConfig):
-    """What a synthesis job starts from, and where its rows go."""
+    """The seed rows of a synthesis job, and where its rows are written."""
 
     instruction_path: NonEmptyStr
-    """Seed rows; for extraction a text file or a folder of txt, md, html and pdf files."""
+    """Seed rows; for extraction, a text file or a folder of txt, md, html and pdf files."""
     labeled_path: NonEmptyStr | None = None
-    """Where accepted rows are written too, as `.json`, `.jsonl` or `.parquet`."""
+    """Another file for the accepted rows: `.json`, `.jsonl` or `.parquet`."""
     max_rejected_share: Share = 1.0
-    """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
+    """If more than this share of all rows is rejected, the run ends with exit code 3."""
 
 
 class TeacherDatasetConfig(SynthesisDatasetConfig):
-    """What a synthesis job with a teacher starts from, and where its rows go."""
+    """The seed rows of a synthesis job with a teacher, and where its rows are written."""
 
     template: NonEmptyStr | None = None
-    """A chat-template Jinja file for a teacher on this machine that has none of its own."""
+    """A chat template (a Jinja file) for a teacher on this machine that has none of its own."""
 
 
 class WhiteBoxDatasetConfig(DatasetConfig):
-    """Seed data, and where the teacher's signals go or come from."""
+    """Seed data, and where the teacher's signals are written or read."""
 
     runtime_only: ClassVar[frozenset[str]] = DatasetConfig.runtime_only | {"logits_path"}
 
     logits_path: NonEmptyStr | None = None
-    """With a teacher: a directory where its signals are shown too. Without: the signals to train from."""
+    """With a teacher: another directory in which its signals appear. Without a teacher: the signals to train on."""

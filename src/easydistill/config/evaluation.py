@@ -1,4 +1,4 @@
-"""The `evaluation` section: what is measured on prompts that were never trained on."""
+"""The `evaluation` section: what is measured on prompts that the student never trains on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from easydistill.config.base import NonNegativeFloat, PositiveInt, Section, shar
 
 
 class HeldoutConfig(Section):
-    """Rows held out of training, for figures of the student before and after it."""
+    """Rows held out of training, on which the student is measured before and after it."""
 
     enabled: bool = True
-    """Hold rows out and measure on them."""
+    """Hold out rows and evaluate on them."""
     heldout: Annotated[NonNegativeFloat, AfterValidator(share_or_count)] = 0.05
     """Rows held out of training: a share below 1, or a number of rows."""
     max_heldout: PositiveInt = 200
-    """Most rows a share may hold out."""
+    """Most rows to hold out when `heldout` is a share."""
 
 
 class EvaluationConfig(HeldoutConfig):
@@ -26,8 +26,8 @@ class EvaluationConfig(HeldoutConfig):
     runtime_only: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     generate: bool = True
-    """Let the student answer the held-out prompts (for ROUGE-L and the report's side-by-side answers)."""
+    """Generate answers to the held-out prompts, for ROUGE-L and the report's side-by-side answers."""
     max_new_tokens: PositiveInt = 128
-    """Longest answer generated for ROUGE-L, in tokens."""
+    """Longest generated answer, in tokens."""
     batch_size: PositiveInt = 16
-    """Rows evaluated together."""
+    """Rows evaluated in one batch."""

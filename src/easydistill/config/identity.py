@@ -95,16 +95,17 @@ def _identity(section: BaseModel, dumped: dict[str, Any], *, nested: bool) -> di
     record = record_of(cls)
     always = record.fields(nested)
     hidden: frozenset[str] = getattr(cls, "runtime_only", frozenset()) | SECRET_KEYS
+    if nested:
+        hidden -= always
     found: dict[str, Any] = {}
     for name, value in dumped.items():
-        if name in always and (nested or name not in hidden):
-            found[name] = _inner(getattr(section, name), value)
-        elif name not in always and name not in hidden:
-            kept = _inner(getattr(section, name), value)
-            if not _is_default(section, name, kept):
-                found[name] = kept
+        if name in hidden:
+            continue
+        kept = _inner(getattr(section, name), value)
+        if name in always or not _is_default(section, name, kept):
+            found[name] = kept
     # Not `dumped`: a section may be dumped as the class that its field names, and be one that has more fields.
-    present = cls.model_fields.keys() if nested else cls.model_fields.keys() - hidden
+    present = cls.model_fields.keys() - hidden
     found |= {name: default for name, default in record.defaults.items() if name in always and name not in present}
     version = getattr(cls, _VERSION, 1)
     return found | ({_VERSION: version} if version > 1 else {})

@@ -1,4 +1,4 @@
-"""The top of every config: the job's type and where the run keeps its files."""
+"""The top level of every config: the job's type and where the run keeps its files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class JobConfig(Section):
     """What every job has. A job's own class, in `jobs/`, adds its sections and a literal `job_type`."""
 
     schema_uri: str | None = Field(default=None, alias="$schema")
-    """For editors only."""
+    """Used by editors only."""
     job_type: str
-    """Which job this is."""
+    """Which job to run."""
     output_dir: NonEmptyStr | None = None
-    """Run directory. Default: `training.output_dir`, else `runs/<name of the config>`."""
+    """Run directory; defaults to `training.output_dir`, else `runs/<name of the config>`."""
 
     @property
     def max_rejected_share(self) -> float:

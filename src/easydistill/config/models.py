@@ -1,4 +1,4 @@
-"""The `models` section: which model teaches, which learns."""
+"""The `models` section: which model teaches and which one learns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ModelRef = NonEmptyStr
 
 
 class PrunedStudent(Section):
-    """A student made from another model by keeping some of its layers, evenly spread, first and last included."""
+    """A student made by keeping some layers of another model, evenly spaced, the first and the last included."""
 
     from_model: ModelRef = Field(alias="from")
-    """The model whose layers are taken."""
+    """The model whose layers are kept."""
     keep_layers: Annotated[PositiveInt, Field(ge=2)]
-    """How many layers stay."""
+    """Number of layers to keep."""
 
 
 class FreshStudent(Section):
@@ -27,11 +27,11 @@ class FreshStudent(Section):
     config: dict[str, Any]
     """A transformers model config, with at least `model_type`."""
     tokenizer: ModelRef | None = None
-    """Where its tokenizer comes from; by default the teacher."""
+    """The model whose tokenizer it uses; defaults to the teacher."""
     seed: Seed = 0
     """Seed of the random weights."""
     vocab_size: PositiveInt | None = None
-    """Rows of the embedding; by default the tokenizer's size."""
+    """Rows of the embedding; defaults to the tokenizer's size."""
 
     @field_validator("config")
     @classmethod
@@ -61,8 +61,8 @@ class ModelsConfig(Section):
     """Teacher and student."""
 
     teacher: ModelRef | None = None
-    """The model that answers, when it runs on this machine; also the reference for KL and agreement."""
+    """The teacher, if it runs on this machine; also the reference for KL divergence and agreement."""
     student: StudentRef
-    """The model that learns: a model, `{"from": …, "keep_layers": n}` or `{"config": {…}}`."""
+    """The student: a model, `{"from": …, "keep_layers": n}` or `{"config": {…}}`."""
     trust_remote_code: bool = False
     """Run code that comes with the student's weights."""

@@ -1,4 +1,4 @@
-"""The config of a `pipeline`: jobs by name, in order, and what they share."""
+"""The config of a `pipeline`: named jobs in order, and the sections they share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JobSection = Annotated[
     BeforeValidator(_section),
     WithJsonSchema({"type": "object", "properties": {"job_type": {"type": "string"}}, "required": ["job_type"]}),
 ]
-"""A job's config: as written when it is read, typed once the whole is loaded."""
+"""A job's config: as written at first, typed once the whole pipeline is loaded."""
 _CITATION = re.compile(r"@([A-Za-z0-9][A-Za-z0-9_-]*)/(\S+)")
 
 
@@ -36,22 +36,22 @@ class PipelineConfig(JobConfig):
     """Jobs that run one after another in one run directory."""
 
     jobs: Annotated[dict[JobName, JobSection], Field(min_length=1)]
-    """Name → a job's config. They run in the order in which they are written; `@name/artifact` in place of a path cites
-    what an earlier one made: `labeled`, `student`, `signals`, or a file of one of its stages."""
+    """Name → a job's config. Jobs run in the order written. `@name/artifact` in place of a path refers to something an
+    earlier job made: `labeled`, `student`, `signals`, or a file of one of its stages."""
     shared: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (pydantic copies it)
-    """Sections that every job has which knows them; a job's own keys win."""
+    """Sections given to every job that knows them; a job's own keys take precedence."""
 
 
 @dataclass(frozen=True)
 class Citation:
-    """`@name/artifact`: what an earlier job of the pipeline made."""
+    """`@name/artifact`: a reference to something that an earlier job of the pipeline made."""
 
     job: str
     artifact: str
 
     @classmethod
     def read(cls, value: Any) -> Citation | None:
-        """The citation that a config's value is, if it is one."""
+        """Parse a config's value; None if it is not a citation."""
         match = _CITATION.fullmatch(value) if isinstance(value, str) else None
         return cls(match[1], match[2]) if match else None
 

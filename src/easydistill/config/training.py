@@ -1,6 +1,6 @@
 """The `training` section, in Hugging Face's names.
 
-Names that the installed transformers has dropped are mapped in `methods/shared/compat.py`, never passed on blindly.
+Names that the installed transformers has dropped are translated in `methods/shared/compat.py`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class LoraConfig(Section):
     r: PositiveInt = 16
     """Rank."""
     alpha: PositiveFloat = 32.0
-    """Scale; adapters are multiplied by alpha / r."""
+    """Scale; the adapters' output is multiplied by alpha / r."""
     dropout: ProperShare = 0.0
     """Dropout on the adapters' input."""
     target_modules: Annotated[list[NonEmptyStr], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
-    """Which layers get adapters."""
+    """The layers that get adapters."""
 
 
 class TrainerConfig(Section):
-    """What every training method takes. Defaults follow the paper's recipes (section 2.2, Code 1)."""
+    """What all training methods share. Defaults follow the paper's recipes (section 2.2, Code 1)."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers"}
@@ -48,7 +48,7 @@ class TrainerConfig(Section):
     num_train_epochs: PositiveFloat = 3.0
     """Passes over the training rows."""
     max_steps: PositiveInt | None = None
-    """Stop after so many optimiser steps, whatever `num_train_epochs` says."""
+    """Stop after this many optimiser steps, regardless of `num_train_epochs`."""
     per_device_train_batch_size: PositiveInt = 1
     """Rows per device and micro-batch."""
     gradient_accumulation_steps: PositiveInt = 8
@@ -64,11 +64,11 @@ class TrainerConfig(Section):
     adam_epsilon: PositiveFloat = 1e-8
     """AdamW's ε."""
     max_grad_norm: NonNegativeFloat = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them alone."""
+    """Gradients are clipped to this norm; 0 turns clipping off."""
     warmup_ratio: Share = 0.1
     """Share of the steps over which the learning rate rises to its peak."""
     warmup_steps: Annotated[NonNegativeFloat, AfterValidator(share_or_count)] | None = None
-    """Number of such steps (below 1: a share); overrides `warmup_ratio`."""
+    """Number of warm-up steps, or below 1 their share of all steps; overrides `warmup_ratio`."""
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -78,24 +78,24 @@ class TrainerConfig(Section):
         "inverse_sqrt",
         "cosine_with_restarts",
     ] = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """Learning-rate schedule after the warm-up."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
     """Optimiser."""
     max_length: PositiveInt = 1024
-    """Longest training row, in tokens. A longer row loses the end of its answer, and the report says how many did."""
+    """Longest training row, in tokens. A longer row loses the end of its answer; the report says how many were cut."""
     bf16: bool | Literal["auto"] = "auto"
-    """Compute in bfloat16 (weights and optimiser stay float32); `auto`: where the device does it well."""
+    """Compute in bfloat16 (weights and optimiser state stay float32); `auto`: where the device is fast in it."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: uses less memory, is about a third slower."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
     seed: Seed = 42
     """Seed of data order, dropout and adapter weights."""
     logging_steps: PositiveInt = 10
-    """Steps between entries in `metrics.jsonl` and on the screen."""
+    """Steps between entries in `metrics.jsonl` and on screen."""
     save_steps: PositiveInt = 500
-    """Steps between checkpoints. A killed run goes on from the last one, with the same final weights."""
+    """Steps between checkpoints. A killed run resumes from the last one and ends with the same weights."""
     save_total_limit: PositiveInt = 1
-    """Checkpoints kept."""
+    """Number of checkpoints to keep."""
     dataloader_num_workers: NonNegativeInt = 0
-    """Extra processes that prepare batches."""
+    """Worker processes that prepare batches; 0 for none."""

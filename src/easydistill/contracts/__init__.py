@@ -1,6 +1,6 @@
-"""What extensions are made of: one module a kind of extension.
+"""The contracts of extensions, one module per kind.
 
-Third parties import from here, and only from here (beside `easydistill.config.base` for field types and
+Third parties import from here, and only from here (apart from `easydistill.config.base` for field types and
 `easydistill.data.records` for rows). A package adds an extension by naming a module in an entry-point group; the module
 declares what the Protocol says.
 
@@ -12,5 +12,6 @@ declares what the Protocol says.
     teacher    easydistill.teachers    contracts.teacher.TeacherModule     inference.backend
     job        easydistill.jobs        contracts.job.JobModule             job_type
 
-A module is checked against its Protocol when it is loaded, before anything is asked or trained; what it lacks is named.
+A module is checked against its Protocol when it is loaded, before anything is asked or trained; the error names what it
+lacks.
 """

@@ -1,4 +1,4 @@
-"""What the sections of extensions share: a key for each, how they are told apart, what stands in for a broken one's."""
+"""What the sections of extensions share: a key for each, how they are told apart, stand-ins for broken ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class NamedSections(Section):
     """A section whose keys are the names of extensions, each with that extension's own section."""
 
     def chosen(self) -> dict[str, Any]:
-        """The sections that are given, by name."""
+        """The sections that are set, by name."""
         return {name: config for name, config in self if isinstance(config, Section)}
 
     def identity(self) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def section_of(registry: Registry, base: type[NamedSections], each: type[Section
     """The class of a section with a key for every registered extension.
 
     Args:
-        base: what the class inherits.
-        each: what the sections of extensions inherit.
-        name, module: of the class.
+        base: the base of the new class.
+        each: the base of the extensions' sections.
+        name, module: those of the new class.
     """
     configs = {key: extension.Config for key, extension in registry.loaded().items()}
     configs |= {key: refusing(each, error) for key, error in registry.broken().items()}
@@ -47,7 +47,7 @@ def members(annotation: Any) -> list[Any]:
 
 
 def names_itself(name: str, config: type[Section], field: str) -> list[str]:
-    """What is wrong with the literal by which configs of one kind are told apart."""
+    """What is wrong with the literal field by which configs of one kind are told apart."""
     info = config.model_fields.get(field)
     literal = info.annotation if info is not None else None
     if get_origin(literal) is Literal and name in get_args(literal):
@@ -56,11 +56,11 @@ def names_itself(name: str, config: type[Section], field: str) -> list[str]:
 
 
 def refusing(base: type[Section], error: ExtensionError) -> Any:
-    """A section in the place of a broken extension's: it accepts nothing and says why. The rest works without it."""
+    """A section in place of a broken extension's: it accepts nothing and says why, and all the others still work."""
     (issue,) = error.issues
 
     def refuse(cls: type[Section], value: Any) -> Any:
-        raise Unfit(f"{issue.where}: {issue.problem}", issue.mend)
+        raise Unfit(f"{issue.where}: {issue.problem}", issue.hint)
 
     refused: Any = classmethod(refuse)
     validators: Any = {"refuse": model_validator(mode="before")(refused)}

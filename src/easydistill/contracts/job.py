@@ -1,4 +1,4 @@
-"""What a job is: a config class and a plan, a list of stages."""
+"""What a job is: a config class, and a plan that is a list of stages."""
 
 from __future__ import annotations
 

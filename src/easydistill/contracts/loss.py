@@ -1,4 +1,4 @@
-"""What losses are given, and the sums they share.
+"""What losses receive, and the sums they share.
 
 An outcome is a token, or all unlisted tokens together. Teacher and student come as log-weights over the same M
 outcomes of a row. Both sum to one where the outcomes cover the vocabulary (with a bucket, or all tokens); a teacher's
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the columns are."""
+    """What the columns of a row are."""
 
     has_bucket: bool = False
     """Whether the last column is the mass of all unlisted tokens."""
     student_wrote_N: Tensor | None = None
-    """bool: rows of answers that the student wrote itself; None where there are none."""
+    """bool: rows of answers that the student wrote itself; None if there are none."""
 
 
 def expected_ratio(first_NM: Tensor, second_NM: Tensor) -> Tensor:
-    """Σ_m exp(first) · (first − second), [N]; outcomes to which `first` gives no weight count nothing.
+    """Σ_m exp(first) · (first − second), [N]; outcomes to which `first` gives no weight contribute nothing.
 
     KL(first ‖ second) where both are log-probabilities. Gradients flow through both.
     """
@@ -63,22 +63,22 @@ class DistillationConfig(Section):
     """Total loss = (1 − kd_ratio) · cross-entropy + kd_ratio · temperature² · divergence, a mean over answer tokens."""
 
     linear_in_teacher: ClassVar[bool] = False
-    """Whether the loss is linear in the teacher's probabilities, so that drawn signals leave it unbiased."""
+    """Whether the loss is linear in the teacher's probabilities, so that sampled signals leave it unbiased."""
     by_rank: ClassVar[bool] = False
     """Whether probabilities are compared by rank instead of by token."""
     needs_student_answers: ClassVar[bool] = False
     """Whether the student's own answers, scored by the teacher, are part of the loss."""
 
     distillation_type: str
-    """Which divergence; its parameters are keys beside it."""
+    """The divergence; its parameters are keys beside it."""
     kd_ratio: Share = 0.5
-    """Share of the divergence in the loss; the rest is cross-entropy on the labels."""
+    """Weight of the divergence in the loss; the rest is cross-entropy on the labels."""
     max_seq_length: PositiveInt | None = None
-    """Longest row, in tokens; by default `training.max_length`."""
+    """Longest row, in tokens; defaults to `training.max_length`."""
     temperature: PositiveFloat = 1.0
-    """Both distributions are softened by it. The teacher's signals are computed at this temperature."""
+    """Temperature of both distributions. The teacher's signals are computed at it."""
     tail: Literal["bucket", "renormalise_teacher", "ignore"] = "bucket"
-    """What becomes of the mass outside the listed tokens: one more outcome; given to the listed; left out."""
+    """Treatment of the mass outside the listed tokens: one more outcome, given to the listed ones, or left out."""
     align: Literal["none", "bytes"] = "none"
     """`bytes`: the teacher has another tokenizer, and its tokens are matched with the student's by their bytes."""
 

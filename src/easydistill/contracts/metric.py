@@ -1,4 +1,4 @@
-"""What a metric is, and what it is given.
+"""What a metric is, and what it receives.
 
 Metrics of kind "tokens" compare distributions over the tokens of the teacher's answers, a slice at a time; metrics of
 kind "answers" score generated texts, one at a time. Shapes: N tokens, V vocabulary.
@@ -29,20 +29,20 @@ class TokenRows:
     teacher_logprobs_NV: Tensor | None
     """The teacher's, over the shared tokens; None without a teacher."""
     row_N: Tensor
-    """Which of the measured rows each token is of, counted from 0."""
+    """Index of the token's row among the measured rows."""
     column_N: Tensor
-    """Where in its row the token stands, counted from 0 at the row's first token."""
+    """Index of the token within its row."""
     position_N: Tensor
-    """Which token of its answer it is, counted from 1; a chat with several answers counts each from 1."""
+    """Number of the token within its answer, from 1; every answer of a chat starts at 1."""
 
     def part(self, rows: slice) -> TokenRows:
-        """Some of the tokens; nothing is copied."""
+        """A slice of the tokens; nothing is copied."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return replace(self, **{name: value[rows] for name, value in values if value is not None})
 
 
 class TokenObserver(Protocol):
-    """Anything that looks at slices of tokens as they pass."""
+    """Receives slices of tokens as they are evaluated."""
 
     def update(self, rows: TokenRows) -> None: ...
 
@@ -76,19 +76,19 @@ class MetricModule(Protocol):
     """A module registered as a metric. It loads no torch when it is imported."""
 
     Metric: type
-    """A `TokenMetric` or an `AnswerMetric`, made anew for each model that is measured: `Metric()`, or `Metric(config)`
-    where the module declares a `Config`."""
+    """A `TokenMetric` or an `AnswerMetric`, created for each measured model: `Metric()`, or `Metric(config)` if the
+    module declares a `Config`."""
 
 
 class MetricDefaults:
-    """What a metric's module may declare beside that."""
+    """What a metric's module may also declare."""
 
     Config: type[MetricConfig] = MetricConfig
     """Its parameters, the metric's section in `evaluation.metrics`."""
 
 
 def make_metric(module: ModuleType, config: MetricConfig) -> Any:
-    """A metric of a checked module."""
+    """Create the metric of a checked module."""
     return module.Metric() if module.Config is MetricConfig else module.Metric(config)
 
 
@@ -104,7 +104,7 @@ def _check(name: str, module: ModuleType) -> list[str]:
         [] if isinstance(getattr(metric, "needs_teacher", None), bool) else ["it declares no `Metric.needs_teacher`"]
     )
     missing = [method for method in _METHODS[kind] if not callable(getattr(metric, method, None))]
-    return problems + [f"a metric of kind {kind} has a method `{method}`" for method in missing]
+    return problems + [f"a metric of kind {kind} needs a method `{method}`" for method in missing]
 
 
 METRIC = Contract(MetricModule, MetricDefaults, _check)

@@ -5,9 +5,10 @@
         more = yield [...]
         return Result(...)
 
-An operator never talks to a model itself and has no other input than its arguments and the replies, so running it
-again over journalled replies gives the same asks and the same rows: that is how a run resumes. What works on each row
-by itself is a generator for one row, run beside the others by `each`. Operators without questions return at once.
+An operator never talks to a model itself, and its arguments and the replies are its only input, so running it again
+over journalled replies gives the same questions and the same rows: this is how a run resumes. Work on each row by
+itself is a generator for one row, run side by side with the others by `each`. Operators without questions return at
+once.
 """
 
 from __future__ import annotations
@@ -38,57 +39,57 @@ class Ask:
     index: int = 0
     """Number of the sample, where one prompt is sampled several times."""
     schema: dict[str, Any] | None = None
-    """JSON schema of the reply, for servers that know such; whether it was obeyed is checked by whoever asked."""
+    """JSON schema of the reply, for servers that support it; the operator checks whether it was obeyed."""
     temperature: float | None = None
-    """Sampling temperature of this one reply; None takes the model's."""
+    """Sampling temperature of this reply; None uses the model's."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of it: a text, or why there is none."""
+    """The reply to an `Ask`: a text, or the reason why there is none."""
 
     text: str | None
     reasoning: str | None = None
-    """The model's separate thoughts, where its server tells them apart."""
+    """The model's reasoning, if its server returns it separately."""
     finish_reason: str | None = None
     problem: tuple[str, str] | None = None
-    """(reason, detail) where there is no usable text."""
+    """(reason, detail) if there is no usable text."""
     raw: Any = None
     key: str | None = None
-    """Of the request that it answers."""
+    """Key of the request that it answers."""
 
 
 Steps = Generator[list[Ask], list[Reply], T]
 
 
 class UnfitRows(DataError):
-    """The rows are not what the operator needs. Whoever runs it says where they come from."""
+    """The rows lack something that the operator needs. The stage that runs it adds where they come from."""
 
 
 @dataclass
 class Result:
-    """Rows that passed every check, and those that did not, with the reason."""
+    """Rows that passed every check, and rejected ones with the reason."""
 
     accepted: list[Sample] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     entered: int = 0
-    """Candidates: accepted and rejected together."""
+    """Number of candidates, accepted and rejected together."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Figures for the report: counts, shares, distributions."""
     also: dict[str, list[Sample]] = field(default_factory=dict)
     """Rows of other kinds by the names in the operator's `ALSO`, each written to a file of its own."""
 
     def add(self, other: Result) -> None:
-        """Take another result's rows in; its facts are left to the caller."""
+        """Add another result's rows; its facts are left to the caller."""
         self.accepted += other.accepted
         self.rejected += other.rejected
         self.entered += other.entered
 
 
 def each(items: Iterable[S], steps_of: Callable[[S], Steps[T]]) -> Steps[list[T]]:
-    """Run one generator an item side by side: the first questions of all in one wave, then the second ones.
+    """Run one generator per item side by side: the first questions of all items in one wave, then the second ones.
 
-    Returns what each returned, in the items' order.
+    Returns what each generator returned, in the order of the items.
     """
     running = [steps_of(item) for item in items]
     results: dict[int, T] = {}
@@ -112,7 +113,7 @@ def each(items: Iterable[S], steps_of: Callable[[S], Steps[T]]) -> Steps[list[T]
 
 
 def answer_with(steps: Steps[T], answer: Callable[[Sequence[Ask]], list[Reply]]) -> T:
-    """Drive an operator to its end."""
+    """Run an operator to its end, answering its questions with `answer`."""
     try:
         asks = next(steps)
         while True:
@@ -123,28 +124,28 @@ def answer_with(steps: Steps[T], answer: Callable[[Sequence[Ask]], list[Reply]])
 
 
 class PromptText(Section):
-    """A prompt's own text, where it stands in no file."""
+    """A prompt written into the config instead of a file."""
 
     text: NonEmptyStr
     """The Jinja template."""
 
 
 class OperatorConfig(Section):
-    """What every operator that asks a model has."""
+    """Settings of every operator that asks a model."""
 
     language: Literal["auto", "en", "zh"] = "auto"
     """Language of the prompts; `auto` takes that of the row."""
     prompts: dict[str, NonEmptyStr | PromptText] = {}  # noqa: RUF012 (pydantic copies it)
-    """Files that replace built-in prompts, by the prompt's name; or `{"text": …}`, a template that stands here."""
+    """Replacements of built-in prompts, by the prompt's name: a file, or `{"text": …}` with the template itself."""
     reply: Literal["tags", "json", "plain"] = "tags"
-    """How the model is asked to shape its reply. Local models are held to `json`. `plain` is a reply that is one text
-    and nothing else; scores are then JSON."""
+    """Form in which the model is asked to reply. Local models are constrained to `json`. With `plain` the whole reply
+    is one text, and only scores are JSON."""
     seed: Seed = 0
-    """Seed of every choice that the operator makes."""
+    """Seed of every random choice that the operator makes."""
 
 
 class Tools(Protocol):
-    """What an operator that asks models is given beside its config and rows."""
+    """What an operator that asks models receives in addition to its config and rows."""
 
     def ask(
         self,
@@ -158,28 +159,28 @@ class Tools(Protocol):
         choices: Sequence[str] = (),
         **values: Any,
     ) -> Ask:
-        """A question made from a prompt.
+        """Make a question from a prompt.
 
         Args:
             name: of the prompt.
-            text: decides the language where the config leaves it to the row.
+            text: decides the language if the config leaves it to the row.
             wants: the fields of the reply, or its scores with their ranges; the prompt's `form` says how to give them.
-            role: who is asked.
-            index: number of the sample, where one prompt is sampled several times.
-            before: messages that come first.
-            choices: what a field may be, where that is settled; a schema holds the model to it.
-            values: of the prompt's other variables.
+            role: the model to ask.
+            index: number of the sample, if one prompt is sampled several times.
+            before: messages to put first.
+            choices: the values that a field may have; the schema allows no others.
+            values: the prompt's other variables.
         """
 
     def random(self, *of: Any) -> random.Random:
-        """A random stream of its own for what the arguments name, such as a row's id."""
+        """A random stream that depends only on the seed and the arguments, such as a row's id."""
 
 
 class OperatorModule(Protocol):
     """A module registered as an operator. Each operator is a job of the same name."""
 
     Config: Any
-    """The class of its `synthesis` section, a `Section`, or an `OperatorConfig` where it asks models; or a union."""
+    """The class of its `synthesis` section: a `Section`, an `OperatorConfig` if it asks models, or a union of such."""
     REASONS: tuple[str, ...]
     """Reasons for which it rejects candidates, in the order in which it checks them."""
 
@@ -188,32 +189,32 @@ class OperatorModule(Protocol):
 
 
 class OperatorDefaults:
-    """What an operator's module may declare beside that."""
+    """What an operator's module may also declare."""
 
     PROMPTS: tuple[str, ...] = ()
-    """Names of the prompts that it asks with: `<name>.<language>.txt` or `<name>.txt` in the folder `prompts/` beside
-    the module."""
+    """Names of the prompts that it uses: `<name>.<language>.txt` or `<name>.txt` in the folder `prompts/` beside the
+    module."""
     LABELLED: bool | None = None
-    """Whether it takes rows with answers (True), prompts without their answers (False), or rows as they are (None)."""
+    """Whether it reads rows with answers (True), prompts without answers (False), or rows as they are (None)."""
     MAKES_PROMPTS: bool = False
-    """Whether its rows hold new prompts, whose diversity the report then compares with the seeds'."""
+    """Whether its rows hold new prompts, whose diversity the report compares with that of the seeds."""
     PAIRS: bool = False
-    """Whether its rows are pairs: a row ends with the chosen answer, `meta["rejected"]` is the other one, a message."""
+    """Whether its rows are pairs: a row ends with the chosen answer, and `meta["rejected"]` is the other message."""
     ALSO: tuple[str, ...] = ()
-    """Names of rows of other kinds that it makes, in `Result.also`."""
+    """Names of the other kinds of rows that it makes, in `Result.also`."""
     IDENTITY: str = ""
-    """What fingerprints call it, where it was renamed; by default its name."""
+    """Its name in fingerprints, if it was renamed; defaults to its name."""
     SUMMARY: str = ""
-    """What its job does, in a line; by default the first line of the module's docstring."""
+    """What its job does, in one line; defaults to the first line of the module's docstring."""
 
     @staticmethod
     def files(config: Section) -> dict[str, str]:
-        """Files that the config names, by key: they must be there before a run."""
+        """Files named in the config, by key: they must exist before a run."""
         return {}
 
     @staticmethod
     def most_asks(config: Section) -> int | None:
-        """Questions that a run may need at most, for `plan`; None where only the answers tell."""
+        """Most questions that a run may need, for `plan`; None if that depends on the answers."""
         return None
 
 

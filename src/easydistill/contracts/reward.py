@@ -27,17 +27,17 @@ LARGEST = 1e9
 
 
 AnyFloat = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)]
-"""Any number that a sum of rewards can hold; true and false are none."""
+"""Any number that a sum of rewards can hold; booleans are refused."""
 
 
 class RewardConfig(Section):
-    """What every reward has."""
+    """Settings of every reward."""
 
     needs_judge: ClassVar[bool] = False
-    """Whether a model that judges must be there."""
+    """Whether it needs a judge model."""
 
     weight: Annotated[NonNegativeFloat, Field(le=LARGEST)] = 1.0
-    """Its factor in the sum. With 0 it is computed and logged, and counts for nothing."""
+    """Its weight in the sum. With 0 it is computed and logged, but does not count."""
 
 
 UNJUDGED = -math.inf
@@ -54,7 +54,7 @@ class Rollout:
     """The answer without special tokens."""
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
-    """Of the answer, including the end token if it ended."""
+    """The answer's tokens, including the end token if it ended."""
     ended: bool
     """False if the answer was cut off."""
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -105,31 +105,31 @@ class RewardModule(Protocol):
 
 
 class RewardDefaults:
-    """What a reward's module may declare beside that."""
+    """What a reward's module may also declare."""
 
     @staticmethod
     def files(config: RewardConfig) -> dict[str, str]:
-        """Files that the config names, by key: they must be there before a run, and their contents shape it."""
+        """Files named in the config, by key: they must exist before a run, and their contents enter fingerprints."""
         return {}
 
     @staticmethod
     def models(config: RewardConfig) -> dict[str, str]:
-        """Models that the config names, by key, likewise."""
+        """Models named in the config, by key, likewise."""
         return {}
 
     @staticmethod
     def issues(config: RewardConfig) -> list[ConfigIssue]:
-        """What else is wrong with them that can be found without loading them."""
+        """Other problems with them that can be found without loading them."""
         return []
 
     @staticmethod
     def check(config: RewardConfig, meta: Mapping[str, Any]) -> str | None:
-        """What is wrong with the fields of a row that the reward reads; None if it can read them."""
+        """What is wrong with the fields of a row that the reward reads; None if they are usable."""
         return None
 
     @staticmethod
     def knows(config: RewardConfig, meta: Mapping[str, Any]) -> bool:
-        """Whether a row holds what the reward judges by."""
+        """Whether a row has the fields that the reward needs."""
         return True
 
 

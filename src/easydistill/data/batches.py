@@ -1,4 +1,4 @@
-"""Rows of like length into batches, in an order that depends only on the whole list."""
+"""Batches of rows of similar length, in an order that depends only on the whole list."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 
 def batches_by_length(lengths: Sequence[int], max_rows: int | None, max_tokens: int, answer: int) -> list[list[int]]:
-    """Group row indices so that rows of a batch are of like length.
+    """Group row indices so that the rows of a batch have similar lengths.
 
     Args:
-        lengths: tokens of each row; where answers will follow, of its prompt.
+        lengths: tokens of each row, or of its prompt if answers are yet to be generated.
         max_rows: most rows in a batch; None for no limit.
         max_tokens: most tokens in a batch, padding included.
-        answer: tokens that each row will grow by, at most.
+        answer: most tokens that a row may grow by.
     """
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     batches: list[list[int]] = []
     for index in order:
-        # Sorted ascending: the newcomer is the longest of its batch.
+        # In ascending order, so each new row is the longest of its batch.
         width = lengths[index] + answer
         room = bool(batches) and (max_rows is None or len(batches[-1]) < max_rows)
         if room and (len(batches[-1]) + 1) * width <= max_tokens:

@@ -1,10 +1,10 @@
 """The one place that renders chats: template → text → token ids → mask of the tokens to learn.
 
 What enters: messages. What leaves: token ids, and a mask that is true exactly on what the assistant would have
-to generate: its text and the token that ends its turn, never the prompt, never what follows the end token.
+to generate: its text and the token that ends its turn, never the prompt or anything after the end token.
 
-The prompt and each answer are tokenised apart, because that is what generation does: the prompt's tokens are
-fixed before the first answer token is drawn, so no token may straddle the border.
+The prompt and each answer are tokenised separately, as in generation: the prompt's tokens are fixed before the
+first answer token is sampled, so no token may span the boundary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OTHER_ANSWER = "<<another answer>>"
 class Rendered:
     """A tokenised chat.
 
-    `mask[t]` says whether token t is one to learn; the model's output row t−1 predicts it.
+    `mask[t]` says whether token t is learned; row t−1 of the model's output predicts it.
     """
 
     ids: list[int]
@@ -48,7 +48,7 @@ class Rendered:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}`, with which some templates mark what the assistant writes.
 
-    Here it is only let through: the spans are found by rendering, for every template alike.
+    The tags are ignored: spans are found by rendering, for every template alike.
     """
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it per instance)
@@ -62,7 +62,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
     )
-    # As transformers writes JSON: jinja2's own filter escapes it for HTML.
+    # Write JSON as transformers does; jinja2's own filter escapes it for HTML.
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
 
     def raise_exception(message: str) -> None:
@@ -79,7 +79,7 @@ class ChatRenderer:
         tokenizer: a Hugging Face tokenizer.
         eos_ids: all tokens that end a turn for this model (several models have more than one).
         template: text of a chat template that replaces the tokenizer's own. An EasyDistill 1 template, which
-            speaks of `message.content` and `message.output`, is recognised.
+            uses `message.content` and `message.output`, is recognised.
 
     Raises:
         DataError: there is no template, or it is not valid Jinja.
@@ -107,7 +107,7 @@ class ChatRenderer:
 
     @classmethod
     def from_file(cls, tokenizer: Any, eos_ids: frozenset[int], path: str | None) -> ChatRenderer:
-        """The renderer with the template in `path`, or with the tokenizer's own where `path` is None."""
+        """The renderer with the template in `path`, or with the tokenizer's own if `path` is None."""
         if path is None:
             return cls(tokenizer, eos_ids)
         try:
@@ -118,7 +118,7 @@ class ChatRenderer:
     # --- text -------------------------------------------------------------------------------------------
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """The chat as the template writes it."""
+        """The chat as the template renders it."""
         if self.single_turn:
             return self._single_turn_text(messages, add_generation_prompt)
         special = {
@@ -138,13 +138,13 @@ class ChatRenderer:
         try:
             return self._compiled.render(**variables)
         except Exception as error:
-            # A template is a program of the user's and can fail in any way.
+            # A template is user code and can fail in any way.
             raise DataError(f"the chat template refuses this chat: {error}") from error
 
     def _single_turn_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         answered = messages[-1]["role"] == "assistant"
         prompt = messages[:-1] if answered else messages
-        # These templates know one instruction and one output; system text goes before the instruction.
+        # These templates have one instruction and one output; system text goes before the instruction.
         content = "\n\n".join(message["content"] for message in prompt)
         message = {"content": content, "output": messages[-1]["content"] if answered else ""}
         return self._render(
@@ -156,12 +156,12 @@ class ChatRenderer:
     # --- tokens -----------------------------------------------------------------------------------------
 
     def _tokenize(self, text: str) -> list[int]:
-        # The template writes BOS itself where the model wants one; adding special tokens would double it.
+        # The template itself writes BOS if the model expects one; adding special tokens would double it.
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a prompt, up to where the assistant starts to write."""
+        """Tokens of a prompt, up to the point where the assistant starts to write."""
         return self._tokenize(self.text(messages, add_generation_prompt=True))
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -170,7 +170,7 @@ class ChatRenderer:
 
     @cached_property
     def _splits_cleanly(self) -> bool:
-        """Whether tokenising two pieces apart keeps their text (sentencepiece-style tokenizers add a space)."""
+        """Whether tokenising pieces separately preserves their text (sentencepiece-style tokenizers add a space)."""
         pieces = ["a b:\n", "Hello, it is"]
         joined = [token for piece in pieces for token in self._tokenize(piece)]
         return bool(self.tokenizer.decode(joined) == "".join(pieces))
@@ -178,10 +178,10 @@ class ChatRenderer:
     def render(self, messages: Sequence[Message], max_length: int | None = None) -> Rendered:
         """Tokenise a chat and mark the assistant's tokens.
 
-        A chat longer than `max_length` loses its end.
+        A chat longer than `max_length` is cut off at the end.
 
         Raises:
-            DataError: the template refuses the chat, or rewrites earlier turns as later ones are added.
+            DataError: the template refuses the chat, or does not show the final answer unchanged.
         """
         text, spans = self._spans(messages)
         ids, mask = self._by_pieces(text, spans) if self._splits_cleanly else self._by_offsets(text, spans)
@@ -196,8 +196,8 @@ class ChatRenderer:
             prompt = self.text(messages[:-1], add_generation_prompt=True)
             spans = [(prompt, text)]
         else:
-            # A template may treat a non-final answer otherwise (Qwen3 drops its reasoning), and what is not
-            # rendered as generated cannot be learned: such turns stay context, the final one must match.
+            # A template may render earlier answers differently (Qwen3 drops their reasoning). What is not rendered
+            # as it was generated cannot be learned: such turns are only context. The final one must match.
             spans = [
                 (
                     self.text(messages[:index], add_generation_prompt=True),
@@ -216,11 +216,11 @@ class ChatRenderer:
         return text, found
 
     def _answer_span(self, messages: Sequence[Message], text: str) -> tuple[int, int]:
-        """The final answer's span where the generation prompt is not a prefix of the rendered chat.
+        """The final answer's span if the generation prompt is not a prefix of the rendered chat.
 
-        Reasoning models' templates open a `<think>` in the generation prompt that a rendered answer without
-        reasoning lacks. The span then starts where the answer's own text does, which is found by rendering another
-        answer in its place: the text itself may also stand elsewhere, an answer "end" inside "<|im_end|>".
+        Reasoning models' templates open a `<think>` in the generation prompt, which a rendered answer without
+        reasoning lacks. The span then starts with the answer's own text. Rendering another answer in its place finds
+        it; searching for the text could hit other places, such as "end" inside "<|im_end|>".
         """
         *context, answer = messages
         if answer["role"] == "assistant":
@@ -228,7 +228,7 @@ class ChatRenderer:
             before, found, _ = self.text([*context, other], add_generation_prompt=False).partition(_OTHER_ANSWER)
             if found and text.startswith(before) and text[len(before) :].lstrip().startswith(answer["content"].strip()):
                 return len(before), len(text)
-        raise DataError("the chat template does not show the final answer as it is written")
+        raise DataError("the chat template does not show the final answer unchanged")
 
     def _by_pieces(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
@@ -255,12 +255,12 @@ class ChatRenderer:
         return self._closed(ids, mask)
 
     def _until_end_of_turn(self, tokens: list[int]) -> list[bool]:
-        """True up to and including the first end token; what follows it is never generated."""
+        """True up to and including the first end token; nothing after it is ever generated."""
         last = next((t for t, token in enumerate(tokens) if token in self.eos_ids), len(tokens) - 1)
         return [t <= last for t in range(len(tokens))]
 
     def _closed(self, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
-        """Append the end token where the template writes none after the final answer: the model must learn to stop."""
+        """Append the end token if the template writes none after the final answer: the model must learn to stop."""
         last = max((t for t, on in enumerate(mask) if on), default=None)
         if last is None or ids[last] in self.eos_ids or self.tokenizer.eos_token_id is None:
             return ids, mask

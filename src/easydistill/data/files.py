@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, renamed last; and their hashes."""
+"""Files that exist only when complete (written under a temporary name, renamed last), and their hashes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def hash_file(path: Path) -> str:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: a hard link where the file system allows, else a copy."""
+    """Make `target` the same file as `source`: a hard link if the file system allows it, else a copy."""
     import shutil
 
     target.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def show_directory(source: Path, target: Path) -> None:
-    """Have the files of `source` in `target` too, in place of whatever was there; they are not stored twice."""
+    """Make the files of `source` appear in `target` too, replacing what was there; they are not stored twice."""
     import shutil
 
     shutil.rmtree(target, ignore_errors=True)
@@ -79,7 +79,7 @@ def show_directory(source: Path, target: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file or directory of the user's to the first free `….<n>.bak`; returns that."""
+    """Rename a user's file or directory to the first free `….<n>.bak`; returns the new path."""
     number = 1
     while (backup := path.with_name(f"{path.name}.{number}.bak")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Files of rows, in the shapes people have them, ↔ `Sample`.
+"""Files of rows in the usual shapes ↔ `Sample`.
 
 Read: what `row_files.py` reads, holding the paper's `{"instruction", "output"}`, Alpaca
 (`instruction` + `input`), `messages`, ShareGPT `conversations`, `prompt` / `response`, or `problem` / `answer`.
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
-from easydistill.data.records import IdGiver, Message, Rejection, Sample
-from easydistill.data.row_files import BrokenRow, Malformed, half_characters, own_id, parse_rows
+from easydistill.data.records import IdAssigner, Message, Rejection, Sample
+from easydistill.data.row_files import BrokenRow, MalformedRow, has_lone_surrogates, own_id, parse_rows
 from easydistill.errors import DataError
 
 SHAPES = (
@@ -37,27 +37,27 @@ _SHAREGPT_ROLES = {
 _ROLES = {"system", "user", "assistant", "tool", "developer"}
 _PROMPT_KEYS = ("instruction", "prompt", "question", "query")
 _LAST_RESORT = "problem"
-"""EasyDistill 2's prompt of a row for chains of thought; beside another prompt it is a field like others."""
+"""EasyDistill 2's key of a prompt for chains of thought; beside another prompt it is an ordinary field."""
 _ANSWER_KEYS = ("output", "response", "answer", "completion")
 _BEFORE_ANSWER = ("output", "response", "messages", "conversations")
-"""What a row's chat is taken from rather than from `answer`."""
+"""Keys that take precedence over `answer` for a row's chat."""
 _CHAT_KEYS = frozenset(
     (*_PROMPT_KEYS, *_ANSWER_KEYS, "id", "input", "system", "history", "messages", "conversations", "reasoning_content")
 )
 ROW = "_row"
-"""Name in `Sample.meta` of the row's number in its file, from 1; not written."""
+"""Key in `Sample.meta` of the row's number in its file, from 1; not written."""
 
 
 def read_samples(
     path: Path, *, labelled: bool | None, limit: int | None = None
 ) -> tuple[list[Sample], list[Rejection]]:
-    """Read rows, giving each its id. What else a row holds is kept in `Sample.meta`, and written again.
+    """Read rows, giving each its id. A row's other fields are kept in `Sample.meta`, and written again.
 
     Args:
         path: `.json`, `.jsonl` or `.parquet`.
-        labelled: whether rows must end with an answer. If False, answers in the file are dropped; None takes rows as
-            they are.
-        limit: read only the first so many rows.
+        labelled: whether rows must end with an answer. If False, answers in the file are dropped; if None, rows are
+            taken as they are.
+        limit: read only this many rows.
 
     Returns:
         The samples, and a rejection for each row that has none of the known shapes.
@@ -65,7 +65,7 @@ def read_samples(
     Raises:
         DataError: the file cannot be read at all, or no row of it can.
     """
-    ids = IdGiver()
+    ids = IdAssigner()
     samples: list[Sample] = []
     rejected: list[Rejection] = []
 
@@ -80,18 +80,17 @@ def read_samples(
             continue
         while labelled is False and messages[-1]["role"] == "assistant":
             messages.pop()
-        identity = ids.give(messages, own_id(row))
+        identity = ids.assign(messages, own_id(row))
         samples.append(Sample(identity, tuple(messages), {ROW: number, **_other_fields(row)}))
     if not samples and not rejected:
         raise DataError(f"{path}: there are no rows in it; {SHAPES}")
     if not samples:
-        first = f"\n    {rejected[0].detail}" if rejected else ""
-        raise DataError(f"{path}: none of its {len(rejected)} rows can be used; {SHAPES}{first}")
+        raise DataError(f"{path}: none of its {len(rejected)} rows can be used; {SHAPES}\n    {rejected[0].detail}")
     return samples, rejected
 
 
 def _other_fields(row: Any) -> dict[str, Any]:
-    """What a row holds beside its chat. An `answer` beside another one (`output`, `messages` …) is the final one."""
+    """A row's fields beside its chat. An `answer` beside another one (`output`, `messages` …) is the final answer."""
     if not isinstance(row, dict):
         return {}
     fields = {str(name): value for name, value in row.items() if name not in _CHAT_KEYS and value is not None}
@@ -101,17 +100,17 @@ def _other_fields(row: Any) -> dict[str, Any]:
 
 
 def messages_of(row: Any) -> list[Message]:
-    """The chat of a row of any known shape; its answer, where there is one, is the last message.
+    """The chat of a row of any known shape; its answer, if there is one, is the last message.
 
     Raises:
-        Malformed: it has none.
+        MalformedRow: it has none of the known shapes.
     """
     if isinstance(row, BrokenRow):
-        raise Malformed(row.problem)
+        raise MalformedRow(row.problem)
     if isinstance(row, str):
         row = {"instruction": row}
     if not isinstance(row, dict):
-        raise Malformed(f"a row is an object, not {type(row).__name__}")
+        raise MalformedRow(f"a row is an object, not {type(row).__name__}")
     if row.get("messages") is not None:
         return _from_messages(row["messages"])
     if row.get("conversations") is not None:
@@ -121,36 +120,41 @@ def messages_of(row: Any) -> list[Message]:
 
 def _from_messages(value: Any) -> list[Message]:
     if not isinstance(value, list | tuple) or not value:
-        raise Malformed("`messages` must be a list that is not empty")
+        raise MalformedRow("`messages` must be a list that is not empty")
     messages: list[Message] = []
     for item in value:
         role = item.get("role") if isinstance(item, dict) else None
         if not isinstance(role, str) or role not in _ROLES:
-            raise Malformed(f"a message needs a role (one of {', '.join(sorted(_ROLES))})")
+            raise MalformedRow(f"a message needs a role (one of {', '.join(sorted(_ROLES))})")
         if not isinstance(item.get("content"), str):
-            raise Malformed(f"the content of the {role} message is not text")
-        message: Message = {"role": role, "content": item["content"]}
-        if isinstance(item.get("reasoning_content"), str) and item["reasoning_content"]:
-            message["reasoning_content"] = item["reasoning_content"]
-        messages.append(message)
+            raise MalformedRow(f"the content of the {role} message is not text")
+        messages.append(_message(role, item["content"], item))
     return messages
+
+
+def _message(role: str, content: str, source: dict[str, Any]) -> Message:
+    """A message, with the `reasoning_content` of its source if it has one."""
+    message: Message = {"role": role, "content": content}
+    if isinstance(source.get("reasoning_content"), str) and source["reasoning_content"]:
+        message["reasoning_content"] = source["reasoning_content"]
+    return message
 
 
 def _from_sharegpt(row: dict[str, Any]) -> list[Message]:
     turns = row["conversations"]
     if not isinstance(turns, list | tuple) or not turns:
-        raise Malformed("`conversations` must be a list that is not empty")
+        raise MalformedRow("`conversations` must be a list that is not empty")
     messages = _system(row)
     for turn in turns:
         if not isinstance(turn, dict):
-            raise Malformed("a turn of `conversations` is not an object")
+            raise MalformedRow("a turn of `conversations` is not an object")
         if "role" in turn and "from" not in turn:
             turn = {"from": turn["role"], "value": turn.get("content")}
         role = _SHAREGPT_ROLES.get(str(turn.get("from", "")).lower())
         if role is None:
-            raise Malformed(f"a turn of `conversations` is from {turn.get('from')!r}")
+            raise MalformedRow(f"a turn of `conversations` is from {turn.get('from')!r}")
         if not isinstance(turn.get("value"), str):
-            raise Malformed("the value of a turn is not text")
+            raise MalformedRow("the value of a turn is not text")
         messages.append({"role": role, "content": turn["value"]})
     return messages
 
@@ -159,40 +163,42 @@ def _from_instruction(row: dict[str, Any]) -> list[Message]:
     key = next((name for name in (*_PROMPT_KEYS, _LAST_RESORT) if row.get(name) is not None), None)
     if key is None:
         found = ", ".join(list(map(str, row))[:8]) or "nothing"
-        raise Malformed(f"no `instruction`, `messages` or `conversations` in it (it has: {found})")
+        raise MalformedRow(f"no `instruction`, `messages` or `conversations` in it (it has: {found})")
     if not isinstance(row[key], str):
-        raise Malformed(f"`{key}` is not text")
+        raise MalformedRow(f"`{key}` is not text")
     content: str = row[key]
     extra = _optional_text(row, "input")
     if extra.strip():
         content = f"{content}\n\n{extra}"
-    messages = _system(row)
+    return [*_system(row), *_history(row), {"role": "user", "content": content}, *_answer(row)]
+
+
+def _history(row: dict[str, Any]) -> list[Message]:
     history = row.get("history") or []
-    if not isinstance(history, list | tuple):
-        raise Malformed("`history` must be pairs of texts")
-    for turn in history:
+    messages: list[Message] = []
+    for turn in history if isinstance(history, list | tuple) else [None]:
         if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
-            raise Malformed("`history` must be pairs of texts")
+            raise MalformedRow("`history` must be pairs of texts")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    messages.append({"role": "user", "content": content})
-    answer_key = next((name for name in _ANSWER_KEYS if row.get(name) is not None), None)
-    if answer_key is not None:
-        given = row[answer_key]
-        if isinstance(given, int | float) and not isinstance(given, bool):
-            given = str(given)
-        if not isinstance(given, str):
-            raise Malformed(f"`{answer_key}` is not text")
-        answer: Message = {"role": "assistant", "content": given}
-        if isinstance(row.get("reasoning_content"), str) and row["reasoning_content"]:
-            answer["reasoning_content"] = row["reasoning_content"]
-        messages.append(answer)
     return messages
+
+
+def _answer(row: dict[str, Any]) -> list[Message]:
+    key = next((name for name in _ANSWER_KEYS if row.get(name) is not None), None)
+    if key is None:
+        return []
+    content = row[key]
+    if isinstance(content, int | float) and not isinstance(content, bool):
+        content = str(content)
+    if not isinstance(content, str):
+        raise MalformedRow(f"`{key}` is not text")
+    return [_message("assistant", content, row)]
 
 
 def _optional_text(row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
-        raise Malformed(f"`{key}` is not text")
+        raise MalformedRow(f"`{key}` is not text")
     return value or ""
 
 
@@ -201,25 +207,30 @@ def _system(row: dict[str, Any]) -> list[Message]:
     return [{"role": "system", "content": text}] if text.strip() else []
 
 
+def refuse_lone_surrogates(messages: Iterable[Message]) -> None:
+    """Raise `MalformedRow` if a message contains half of a surrogate pair."""
+    if any(has_lone_surrogates(text) for message in messages for text in message.values() if isinstance(text, str)):
+        raise MalformedRow("its text contains half of a surrogate pair")
+
+
 def _check(messages: list[Message], *, labelled: bool) -> None:
-    if any(half_characters(text) for message in messages for text in message.values() if isinstance(text, str)):
-        raise Malformed("its text holds half of a surrogate pair")
+    refuse_lone_surrogates(messages)
     users = [message for message in messages if message["role"] == "user"]
     if not users:
-        raise Malformed("there is no user message")
+        raise MalformedRow("there is no user message")
     if not users[-1]["content"].strip():
-        raise Malformed("the instruction is empty")
+        raise MalformedRow("the instruction is empty")
     if labelled and messages[-1]["role"] != "assistant":
-        raise Malformed("there is no answer to train on")
+        raise MalformedRow("there is no answer to train on")
     if labelled and not messages[-1]["content"].strip():
-        raise Malformed("the answer is empty")
+        raise MalformedRow("the answer is empty")
 
 
 # --- writing ----------------------------------------------------------------------------------------------
 
 
 def paper_row(sample: Sample) -> dict[str, Any]:
-    """The paper's `{"instruction", "output"}` where that says it all, else the same with `messages`; then `meta`."""
+    """A row in the paper's format `{"instruction", "output"}` if that holds the whole chat, else with `messages`."""
     roles = [message["role"] for message in sample.messages]
     if roles not in (["user"], ["user", "assistant"]):
         return {"id": sample.id, "messages": list(sample.messages), **written_meta(sample)}
@@ -232,7 +243,7 @@ def paper_row(sample: Sample) -> dict[str, Any]:
 
 
 def written_meta(sample: Sample) -> dict[str, Any]:
-    """What is written of a row's `meta`."""
+    """The fields of a row's `meta` that are written to files."""
     return {name: value for name, value in sample.meta.items() if name != ROW and name not in _CHAT_KEYS}
 
 
@@ -242,7 +253,7 @@ def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON array, one row a line."""
+    """Write a JSON array, one row per line."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
         handle.write("[")
         for index, row in enumerate(rows):
@@ -266,7 +277,7 @@ def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def parquet_table(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> Any:
-    """A pyarrow table of rows that have an `id`; null where a row has no such field.
+    """A pyarrow table of rows that have an `id`; a field that a row lacks is null.
 
     Args:
         chats: names of the columns that hold lists of messages.

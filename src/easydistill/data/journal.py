@@ -1,9 +1,9 @@
-"""An append-only journal of finished work: what is in it survives a kill at any moment.
+"""An append-only journal of finished work, which survives a kill at any moment.
 
-One JSON value a line. A line is handed to the operating system in one write before the work counts as done,
+One JSON value per line. A line is handed to the operating system in one write before the work counts as done,
 so a killed process loses nothing that was finished; a line torn by the kill is cut off when the journal is
-opened again. A whole line that cannot be read (lost blocks, after a power cut) costs its own records and no others.
-Records that must stand or fall together share a line.
+opened again. A complete but unreadable line (lost blocks after a power cut) costs its own records and no others.
+Records that must be kept or lost together share a line.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FSYNC_SECONDS = 5.0
 class Journal:
     """Records by key; the last record of a key counts.
 
-    Only keys, file offsets and one small note a record stay in memory; records are read back from the file.
+    Only keys, file offsets and one small note per record stay in memory; records are read back from the file.
 
     Args:
-        path: the file; made if it is not there.
+        path: the file; created if missing.
         note: what to remember of each record, for `note(key)`.
     """
 
@@ -42,7 +42,7 @@ class Journal:
         self._reader = path.open("rb")
 
     def _recover(self) -> None:
-        """Index every line that can be read, and cut off what follows the last whole one."""
+        """Index every readable line, and cut off what follows the last complete one."""
         self._file.seek(0)
         offset = 0
         with self.path.open("rb") as reader:
@@ -71,7 +71,7 @@ class Journal:
             while view:
                 view = view[os.write(self._file.fileno(), view) :]
         except BaseException:
-            # A full disk leaves half a line, behind which nothing may be written.
+            # A full disk leaves half a line, after which nothing may be written.
             self._file.truncate(self._end)
             raise
         self._index(list(records), self._end)
@@ -100,11 +100,11 @@ class Journal:
 
     @property
     def superseded(self) -> int:
-        """How many records there are that later ones of the same key took the place of."""
+        """Number of records that were replaced by later ones with the same key."""
         return len(self._superseded)
 
     def get_superseded(self, number: int) -> dict[str, Any]:
-        """One of them; in the order in which they were replaced, from 0."""
+        """A replaced record, by its number from 0 in the order of replacement."""
         return self._read(*self._superseded[number])
 
     def _read(self, offset: int, position: int) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Journal:
 
 
 def _records(line: bytes) -> list[dict[str, Any]]:
-    """The records of a line; none where it is not one that `append` wrote."""
+    """The records of a line; none if `append` did not write it."""
     try:
         records = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a finished stage says of itself. The manifest is written last: it is there ⇔ the stage is complete."""
+"""The record of a finished stage. It is written last: a stage is complete if and only if its manifest exists."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Manifest:
     stage: str
     fingerprint: str
     fingerprint_of: dict[str, Any]
-    """What the fingerprint is the hash of: tells why a stage had to run again."""
+    """The values that the fingerprint hashes: they tell why a stage has to run again."""
     outputs: dict[str, str]
     """Path inside the stage's directory → SHA-256."""
     rows: RowCounts
@@ -48,7 +48,7 @@ class Manifest:
 
     @staticmethod
     def read(directory: Path) -> Manifest | None:
-        """The manifest of a stage's directory, or None where the stage is not complete."""
+        """The manifest of a stage's directory, or None if the stage is not complete."""
         try:
             value = read_json(directory / NAME)
             return Manifest(**{**value, "rows": RowCounts(**value["rows"])})
@@ -62,7 +62,7 @@ class Manifest:
         return content_hash(self.outputs)
 
     def outputs_present(self, directory: Path) -> bool:
-        """Whether every output is still there (existence only; `verify` reads them)."""
+        """Whether every output still exists (`verify` also reads them)."""
         return all((directory / name).is_file() for name in self.outputs)
 
     def verify(self, directory: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Numbers that stand in rows and files of others: JSON's may be of any size, and Python's of infinitely many digits."""
+"""Numbers in rows and files of others, which may be too large for a float."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_float(value: Any, largest: float = math.inf) -> float | None:
-    """A finite number as a float; None where it is something else, or larger than `largest`, its sign aside."""
+    """A finite number as a float; None if the value is anything else, or its magnitude exceeds `largest`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The records that flow between stages. Each carries the id its row was given once, on entering.
+"""The records that flow between stages. Each carries the id that its row got when it was read.
 
 Nothing is joined by position: every artifact is keyed by these ids.
 """
@@ -22,7 +22,7 @@ class Message(TypedDict, total=False):
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for equal values, so that their hashes are equal."""
+    """A unique spelling of a JSON value, so that equal values have equal hashes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -33,7 +33,7 @@ def content_hash(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A chat. Its last message is the assistant's where it is labelled, the user's where it is a prompt."""
+    """A chat. Its last message is the assistant's if it is labelled, the user's if it is a prompt."""
 
     id: str
     messages: tuple[Message, ...]
@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row that did not pass, and why. `raw` is what was received, as far as anything was."""
+    """A rejected row, and why. `raw` is what was received, if anything."""
 
     id: str
     stage: str
@@ -69,7 +69,7 @@ class Rejection:
     attempts: int = 1
     raw: Any = None
     requests: tuple[str, ...] = ()
-    """Keys of the requests whose answers decided it; empty where no model was asked."""
+    """Keys of the requests whose answers decided it; empty if no model was asked."""
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -88,22 +88,22 @@ def count_reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
     return dict(Counter(rejection.reason for rejection in rejections).most_common())
 
 
-class IdGiver:
-    """Gives each row of one source its id: content hash, numbered where the same content comes again."""
+class IdAssigner:
+    """Assigns each row of one source its id: the hash of its content, numbered if the content repeats."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
 
-    def give(self, content: Any, wish: str | None = None) -> str:
-        """The id for a row. `wish`, an id found in the row itself, is honoured as long as it is unique."""
-        base = wish if wish is not None else content_hash(content)[:16]
+    def assign(self, content: Any, preferred: str | None = None) -> str:
+        """The id of a row. `preferred`, an id found in the row itself, is used as long as it is unique."""
+        base = preferred if preferred is not None else content_hash(content)[:16]
         self._seen[base] += 1
         count = self._seen[base]
-        return base if count == 1 else self.give(content, f"{base}-{count}")
+        return base if count == 1 else self.assign(content, f"{base}-{count}")
 
 
 def answer_message(text: str, reasoning: str | None = None) -> Message:
-    """An assistant's message; separate thoughts stand beside the text where there are any."""
+    """An assistant's message, with its reasoning beside the text if there is any."""
     answer: Message = {"role": "assistant", "content": text}
     if reasoning:
         answer["reasoning_content"] = reasoning
@@ -111,7 +111,7 @@ def answer_message(text: str, reasoning: str | None = None) -> Message:
 
 
 def draw_key(seed: int, identity: str) -> bytes:
-    """What draws by hash sort by: the same for a row whatever stands beside it."""
+    """Sort key for random choices of rows: it depends on the seed and the row alone."""
     return hashlib.sha256(f"{seed}:{identity}".encode()).digest()
 
 
@@ -126,7 +126,7 @@ Row = TypeVar("Row", bound=Prompted)
 
 
 def split_heldout(samples: list[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split rows into (train, held out), by hash, so that the split does not depend on the order of rows.
+    """Split rows into (train, held out) by hash, so that the split does not depend on their order.
 
     Rows with the same prompt stay on one side. At least one prompt always stays in training.
     """

@@ -1,6 +1,6 @@
-"""Files of rows, whatever shape the rows have: JSON arrays, JSON Lines, Parquet → Python values, one by one.
+"""Files of rows of any shape: JSON arrays, JSON Lines, Parquet → Python values, one by one.
 
-A line that is no JSON comes as a `BrokenRow`, so that it is counted as a rejected row and the others are used.
+A line that is not JSON becomes a `BrokenRow`, so that it counts as a rejected row and the others are used.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from easydistill.data.records import IdGiver, Rejection
+from easydistill.data.records import IdAssigner, Rejection
 from easydistill.errors import DataError
 
 Parsed = TypeVar("Parsed")
 
 MALFORMED = "malformed_row"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
-"""Of files that can be read."""
+"""Suffixes of readable files."""
 
 
-class Malformed(Exception):
-    """Why a row has none of the known shapes."""
+class MalformedRow(Exception):
+    """Says why a row has none of the known shapes."""
 
 
 def rows_of(path: Path) -> Iterator[Any]:
@@ -34,7 +34,7 @@ def rows_of(path: Path) -> Iterator[Any]:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not path.is_file():
-        raise DataError(f"{path}: this is not a file")
+        raise DataError(f"{path}: not a file")
     if suffix == ".parquet":
         yield from _parquet_rows(path)
     elif suffix in {".jsonl", ".ndjson"}:
@@ -69,7 +69,7 @@ def _jsonl_rows(path: Path) -> Iterator[Any]:
 
 
 class BrokenRow(dict[str, Any]):
-    """A line that is not JSON at all, on its way to become a rejected row."""
+    """A line that is not JSON; it will become a rejected row."""
 
     def __init__(self, problem: str, text: str) -> None:
         super().__init__(text=text)
@@ -91,7 +91,7 @@ def _json_rows(path: Path) -> Iterator[Any]:
             json.loads(first)
         except (ValueError, RecursionError):
             raise DataError(f"{path}: not valid JSON: {error}") from None
-        # JSON Lines under the name .json, as is common.
+        # JSON Lines named .json, which is common.
         yield from _jsonl_rows(path)
         return
     if isinstance(value, dict):
@@ -107,20 +107,20 @@ def _json_rows(path: Path) -> Iterator[Any]:
 
 
 def own_id(row: Any) -> str | None:
-    """The id that a row brings, where it can serve as one."""
+    """The id that a row brings, if it is usable."""
     own = row.get("id") if isinstance(row, dict) else None
-    if not isinstance(own, str | int) or isinstance(own, bool) or half_characters(str(own)):
+    if not isinstance(own, str | int) or isinstance(own, bool) or has_lone_surrogates(str(own)):
         return None
     return str(own) or None
 
 
-def half_characters(text: str) -> bool:
-    """Whether a text holds halves of surrogate pairs, which no file, tokenizer or server takes."""
+def has_lone_surrogates(text: str) -> bool:
+    """Whether a text contains halves of surrogate pairs, which no file, tokenizer or server accepts."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def plain_value(row: Any) -> Any:
-    """A row as JSON can hold it: for rejected rows."""
+    """A row in a form that JSON can store, for rejected rows."""
     try:
         json.dumps(row, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -129,9 +129,9 @@ def plain_value(row: Any) -> Any:
 
 
 def parse_rows(
-    path: Path, parse: Callable[[Any], Parsed], ids: IdGiver, limit: int | None
+    path: Path, parse: Callable[[Any], Parsed], ids: IdAssigner, limit: int | None
 ) -> Iterator[tuple[int, Any, Parsed | Rejection]]:
-    """(number from 1, row, what `parse` makes of it, or the rejection where it raises `Malformed`), row by row.
+    """(number from 1, row, result of `parse` or the rejection if it raises `MalformedRow`), row by row.
 
     Raises:
         DataError: the file cannot be read.
@@ -141,7 +141,7 @@ def parse_rows(
             return
         try:
             yield number, row, parse(row)
-        except Malformed as problem:
-            identity = ids.give([number, str(row)[:1000]])
+        except MalformedRow as problem:
+            identity = ids.assign([number, str(row)[:1000]])
             detail = f"{path}, row {number}: {problem}"
             yield number, row, Rejection(identity, "read", MALFORMED, detail, 1, plain_value(row))

@@ -10,11 +10,11 @@ from easydistill.errors import ConfigIssue
 
 
 def missing_file(key: str, path: str | None) -> list[ConfigIssue]:
-    """An issue if the file that `key` names is not there."""
+    """An issue if the file that `key` names does not exist."""
     if path is None or Path(path).is_file():
         return []
-    here = f"paths are relative to the working directory, {Path.cwd().name}/"
-    return [ConfigIssue("config", key, f"{json.dumps(path)}: no such file", here)]
+    hint = f"paths are relative to the working directory, {Path.cwd().name}/"
+    return [ConfigIssue("config", key, f"{json.dumps(path)}: no such file", hint)]
 
 
 def needs_extra(extra: str, *modules: str) -> list[ConfigIssue]:
@@ -22,5 +22,5 @@ def needs_extra(extra: str, *modules: str) -> list[ConfigIssue]:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if not missing:
         return []
-    mend = f"pip install 'easydistill-toolkit[{extra}]'"
-    return [ConfigIssue("this machine", "", f"this job needs {', '.join(missing)}, not installed", mend)]
+    problem = f"this job needs packages that are not installed: {', '.join(missing)}"
+    return [ConfigIssue("this machine", "", problem, f"pip install 'easydistill-toolkit[{extra}]'")]

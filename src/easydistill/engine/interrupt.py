@@ -1,4 +1,4 @@
-"""Ctrl-C, handled so that nothing paid for is lost: once drains, twice stops at once."""
+"""Ctrl-C without losing what was paid for: once finishes the work in progress, twice stops at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easydistill.errors import EXIT_INTERRUPTED, Interrupted
 
 
 class StopSignal:
-    """Asked by every loop between two units of work."""
+    """A request to stop, which every loop checks between two units of work."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -27,13 +27,13 @@ class StopSignal:
         self._event.set()
 
     def raise_if_requested(self) -> None:
-        """Raise `Interrupted` where the user has asked to stop."""
+        """Raise `Interrupted` if the user has asked to stop."""
         if self.requested:
             raise Interrupted("stopped at the user's request")
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a request; a second one ends the process at once."""
+        """Turn SIGINT and SIGTERM into a request; a second signal ends the process at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -42,7 +42,7 @@ class StopSignal:
             if self.requested:
                 os._exit(EXIT_INTERRUPTED)
             self.request()
-            sys.stderr.write("\nstopping: finishing what is under way (again to stop at once)\n")
+            sys.stderr.write("\nstopping: finishing the work in progress (press again to stop at once)\n")
 
         previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -1,7 +1,7 @@
 """What a run shows while it works, and `metrics.jsonl`.
 
-On a terminal: rich progress bars with rows, tokens a second and the time left. Elsewhere (a log file, CI): a line
-now and then.
+On a terminal: rich progress bars with rows, tokens per second and the time left. Elsewhere (a log file, CI): an
+occasional line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LINE_SECONDS = 10.0
 
 
 class Task:
-    """One bar: a known number of units, and tokens counted on the side."""
+    """One progress bar: a known number of units, with a count of tokens beside it."""
 
     def __init__(self, reporter: Reporter, title: str, total: int, done: int, unit: str) -> None:
         self._reporter = reporter
@@ -36,7 +36,7 @@ class Task:
         self._bar_id: TaskID | None = None
 
     def advance(self, units: int = 1, tokens: int = 0, note: str | None = None) -> None:
-        """Count finished units, and say something short about them."""
+        """Count finished units, with an optional short note."""
         self.done += units
         self.tokens += tokens
         if note is not None:
@@ -52,7 +52,7 @@ class Task:
         return f"{self.tokens / elapsed:,.0f} tok/s" if self.tokens and elapsed > 0.5 else ""
 
     def line(self) -> str:
-        """The state in words."""
+        """The progress in words."""
         elapsed = time.monotonic() - self._started
         fresh = self.done - self._first
         left = (self.total - self.done) * elapsed / fresh if fresh else None
@@ -63,7 +63,7 @@ class Task:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """A number of seconds in readable form."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -86,11 +86,11 @@ class Reporter:
             self._console = Console(file=self._stream)
 
     def writing_to(self, metrics_path: Path) -> Reporter:
-        """The same screen, another `metrics.jsonl`."""
+        """A reporter for the same screen and another `metrics.jsonl`."""
         return Reporter(metrics_path, quiet=self._quiet, stream=self._stream)
 
     def say(self, text: str) -> None:
-        """A line for the user."""
+        """Print a line for the user."""
         if self._quiet:
             return
         if self._console is not None:
@@ -101,11 +101,11 @@ class Reporter:
 
     @contextlib.contextmanager
     def task(self, title: str, total: int, *, done: int = 0, unit: str = "rows") -> Iterator[Task]:
-        """Show progress over `total` units, of which `done` are there from an earlier attempt."""
+        """Show progress over `total` units, of which an earlier attempt finished `done`."""
         task = Task(self, title, total, done, unit)
         if self._console is None:
             if done:
-                self.say(f"  {title}: {done:,} of {total:,} {unit} are there already")
+                self.say(f"  {title}: {done:,} of {total:,} {unit} already done")
             yield task
             self.say(f"  {task.line()}")
             return
@@ -139,7 +139,7 @@ class Reporter:
         """Append one line to `metrics.jsonl`."""
         if self._metrics_path is None:
             return
-        # What is no number to JSON is missing.
+        # JSON has no NaN and no infinity.
         finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         line = json.dumps({"time": round(time.time(), 3), "stage": stage, **finite}, ensure_ascii=False)
         with self._metrics_path.open("a", encoding="utf-8") as handle:

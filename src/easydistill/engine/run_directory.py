@@ -1,4 +1,4 @@
-"""The run directory: where everything about one run is kept, and the lock that keeps others out."""
+"""The run directory, which holds everything about one run, and the lock that keeps other processes out."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class RunDirectory:
         self.log = path / "log.txt"
 
     def stage_directory(self, number: int, name: str) -> Path:
-        """Where a stage keeps its files. Found by its name: a stage that has moved in its plan keeps its work."""
+        """A stage's directory, found by the stage's name: a stage that has moved within its plan keeps its work."""
         path = self.stages / f"{number}-{name}"
         if path.is_dir():
             return path
         return next((found for found in self.stage_directories() if _stage_name(found) == name), path)
 
     def number_stage(self, number: int, name: str) -> Path:
-        """The stage's directory, renamed if the stage stood elsewhere in its plan."""
+        """A stage's directory, renamed if the stage had another place in its plan."""
         wanted = self.stages / f"{number}-{name}"
         found = self.stage_directory(number, name)
         if found != wanted and found.is_dir():
@@ -73,16 +73,16 @@ class RunDirectory:
         return wanted
 
     def stage_directories(self) -> list[Path]:
-        """Of all stages that have left something, in the plan's order."""
+        """The directories of all stages that have left something, in the plan's order."""
         found = [path for path in self.stages.glob("*-*") if _stage_name(path) is not None and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.partition("-")[0]))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for this process.
+        """Lock the directory for this process.
 
         Raises:
-            RunDirectoryBusy: another process holds it.
+            RunDirectoryBusy: another process has locked it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as handle:
@@ -97,7 +97,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def logging(self, redactor: Redactor) -> Iterator[None]:
-        """Write the package's log, and what libraries warn of, to `log.txt`."""
+        """Write the package's log and the libraries' warnings to `log.txt`."""
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", redactor))
         LOGGER.setLevel(logging.INFO)
@@ -112,12 +112,12 @@ class RunDirectory:
             handler.close()
 
     def write_config(self, source: dict[str, Any], resolved: dict[str, Any], redactor: Redactor) -> None:
-        """Keep the config as written and as understood, secrets hidden."""
+        """Save the config as written and as resolved, with secrets hidden."""
         write_json(self.path / "config.source.json", redactor.value(source))
         write_json(self.path / "config.resolved.json", redactor.value(resolved))
 
     def write_environment(self) -> None:
-        """Keep what the run ran on. No environment variables: they hold secrets."""
+        """Save the machine's facts and package versions. No environment variables: they hold secrets."""
         write_json(
             self.path / "environment.json",
             {

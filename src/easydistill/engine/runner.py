@@ -1,7 +1,7 @@
-"""The runner: takes stages in order, skips those that are complete, records what happened.
+"""The runner takes stages in order, skips those that are complete, and records what happened.
 
-A stage is complete ⇔ its manifest is there and the fingerprint in it equals the one computed now. The fingerprint
-covers the stage's own config and the hashes of the outputs it reads, so a change runs again exactly what it affects.
+A stage is complete if and only if its manifest exists and holds the fingerprint computed now. The fingerprint covers
+the stage's own config and the hashes of the outputs it reads, so a change reruns exactly what it affects.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ class Runner:
 
     @classmethod
     def silent(cls, run: RunDirectory) -> Runner:
-        """One that only looks: it says nothing and writes nothing down."""
+        """A runner for inspection only: it prints and writes nothing."""
         return cls(run, Reporter(None, quiet=True), Redactor(), StopSignal())
 
     def preflight(self, stages: Sequence[Stage]) -> None:
-        """Refuse to start what cannot finish.
+        """Refuse to start a run that cannot finish.
 
         Raises:
             ConfigError: with every issue of every stage.
         """
-        # Stages of several rounds find the same faults.
+        # Stages of several rounds report the same issues.
         issues = list(dict.fromkeys(issue for stage in stages for issue in stage.preflight()))
         if issues:
             raise ConfigError(issues)
 
     def examine(self, stages: Sequence[Stage], records: Sequence[StageRecord | None]) -> None:
-        """The checks that open models' files, of stages that will run.
+        """Make the checks that open models' files, of stages that will run.
 
         Raises:
             ConfigError: with every issue.
@@ -76,7 +76,7 @@ class Runner:
             raise ConfigError(issues)
 
     def completed(self, stages: Sequence[Stage]) -> list[StageRecord | None]:
-        """For each stage its record if it is complete as configured now, else None (as for all that follow it)."""
+        """For each stage, its record if it is complete as configured now, else None (as for all that read it)."""
         records: list[StageRecord | None] = []
         artifacts: dict[str, Artifact] = {}
         for number, stage in enumerate(stages, start=1):
@@ -92,7 +92,7 @@ class Runner:
         return records
 
     def execute(self, stages: Sequence[Stage], on_stage: Any = None) -> list[StageRecord]:
-        """Run what is not complete, in order; returns a record of every stage.
+        """Run the stages that are not complete, in order; returns a record of every stage.
 
         `on_stage(records)` is called after each stage, so that a summary on disk keeps up with the run.
         """
@@ -105,7 +105,7 @@ class Runner:
             manifest = self._complete_manifest(directory, fingerprint)
             status = "skipped"
             if manifest is None:
-                self._say_why(directory, stage.name, number, len(stages), fingerprint_of)
+                self._announce(directory, stage.name, number, len(stages), fingerprint_of)
                 manifest = self._run_stage(stage, directory, artifacts, fingerprint, fingerprint_of)
                 status = "done"
             artifacts[stage.name] = Artifact(directory, manifest)
@@ -116,11 +116,11 @@ class Runner:
 
     def _fingerprint(self, stage: Stage, artifacts: dict[str, Artifact]) -> tuple[str, dict[str, Any]]:
         inputs = {name: artifacts[name].manifest.output_hash() for name in stage.inputs}
-        # Through JSON, so that it compares equal with what a manifest holds.
-        of: dict[str, Any] = json.loads(
+        # Through JSON, so that it compares equal with a manifest's.
+        values: dict[str, Any] = json.loads(
             json.dumps({"stage": stage.name, "config": stage.fingerprint(), "inputs": inputs})
         )
-        return content_hash(of), of
+        return content_hash(values), values
 
     @staticmethod
     def _complete_manifest(directory: Path, fingerprint: str) -> Manifest | None:
@@ -129,7 +129,7 @@ class Runner:
             return None
         return manifest
 
-    def _say_why(self, directory: Path, name: str, number: int, total: int, now: dict[str, Any]) -> None:
+    def _announce(self, directory: Path, name: str, number: int, total: int, now: dict[str, Any]) -> None:
         old = Manifest.read(directory)
         why = ""
         if old is not None:
@@ -185,7 +185,7 @@ class Runner:
 
 
 class _Stopwatch:
-    """Wall time of a stage over all its attempts at the same fingerprint, as far as attempts end by themselves."""
+    """Wall time of a stage over all its attempts at the same fingerprint, except attempts that were killed."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self._path = path

@@ -1,7 +1,7 @@
 """Keeps secrets out of everything a run writes: files, log, screen.
 
-A secret is registered once, when its config is loaded; every writer that can meet foreign text passes it
-through `redact`. Servers echo keys in error messages, so hiding our own values is not enough.
+A secret is registered once, when its config is loaded; every writer of foreign text passes it through a
+`Redactor`. Servers echo keys in error messages, so hiding our own values is not enough.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Redactor:
         self._spellings: list[str] = []
 
     def register(self, secret: str) -> None:
-        """Hide `secret` from now on, also as JSON and URLs spell it."""
+        """Hide `secret` from now on, also in the spellings of JSON and URLs."""
         if len(secret) < _MIN_LENGTH:
             return
         self._spellings = sorted({*self._spellings, *_spellings(secret)}, key=len, reverse=True)
@@ -54,7 +54,7 @@ class Redactor:
             self._register_password(value)
 
     def _register_password(self, value: Any) -> None:
-        """Hide the password of a value that is a URL with one."""
+        """Register the password of a URL."""
         if isinstance(value, str) and "://" in value and "@" in value:
             password = urllib.parse.urlsplit(value).password
             if password:
@@ -79,9 +79,9 @@ class Redactor:
 
 
 def hide_secrets(value: Any) -> Any:
-    """A config as written, with every secret key's value hidden even where it is too short to search for.
+    """A config as written, with the value of every secret key hidden, even one too short to search for.
 
-    References to the environment stay: they are no secret, and they tell where the secret is.
+    References to environment variables stay: they are not secret, and they say where the secret is.
     """
     if isinstance(value, dict):
         return {
@@ -92,7 +92,7 @@ def hide_secrets(value: Any) -> Any:
 
 
 def _spellings(secret: str) -> set[str]:
-    """A text as JSON (also inside JSON's text, also with escaped slashes), Python, HTML and URLs spell it."""
+    """The spellings of a text in JSON (also nested in JSON, also with escaped slashes), Python, HTML and URLs."""
     in_json = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     in_json |= {text.replace("/", "\\/") for text in in_json}
     in_urls = {

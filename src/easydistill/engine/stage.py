@@ -1,4 +1,4 @@
-"""What the runner knows of a job: stages, the context they run in, and what they leave behind."""
+"""What the runner knows about a job: stages, the context they run in, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REJECTED = "rejected.jsonl"
 
 
 def kind_of(stage: str) -> str:
-    """A stage's name without the number of its round: `train-2` is a `train`."""
+    """A stage's name without the number of its round: `train-2` → `train`."""
     name, _, number = stage.rpartition("-")
     return name if name and number.isdecimal() else stage
 
@@ -33,10 +33,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given when it runs."""
+    """What a stage receives when it runs."""
 
     directory: Path
-    """The stage's own directory; it keeps what an earlier, unfinished attempt left there."""
+    """The stage's own directory, with whatever an earlier, unfinished attempt left in it."""
     run_directory: Path
     inputs: Mapping[str, Artifact]
     """The artifacts of the stages named in `Stage.inputs`."""
@@ -52,7 +52,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage has made."""
+    """What a stage has produced."""
 
     outputs: Sequence[str]
     """Files inside the stage's directory."""
@@ -64,22 +64,22 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `plan` can tell of a stage without running it."""
+    """What `plan` can say about a stage without running it."""
 
     rows: int | None = None
     done_rows: int | None = None
     calls: int | None = None
     calls_at_most: int | None = None
-    """Where answers decide how many more questions there are."""
+    """Most calls, if answers decide how many more there will be."""
     tokens_at_most: int | None = None
-    """Tokens of answers."""
+    """Most tokens of answers."""
     prompt_tokens: tuple[int, int] | None = None
-    """Low and high, of the calls to come."""
+    """Low and high estimate, for the calls to come."""
     completion_tokens: tuple[int, int] | None = None
     cost: tuple[float, float] | None = None
-    """Low and high, in the currency of the prices."""
+    """Low and high estimate, in the currency of the prices."""
     from_answers: int | None = None
-    """Answers of an earlier run that the ranges are drawn from."""
+    """Number of earlier answers that the ranges are based on."""
     disk_bytes: int | None = None
     memory_bytes: int | None = None
 
@@ -96,13 +96,13 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Previewed:
-    """Something that a stage would send to a model, or read, as `preview` shows it."""
+    """What a stage would send to a model, or a row that it would read, as `preview` shows it."""
 
     stage: str
     role: str = ""
-    """Who is asked: `teacher`, `judge`, `student`; empty where nobody is."""
+    """The model that is asked: `teacher`, `judge`, `student`; empty if none is."""
     row: str = ""
-    """Id of the row that it comes from, where it comes from one."""
+    """Id of the row that it is made from, if any."""
     messages: Sequence[Mapping[str, Any]] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Temperature and the like, as sent."""
@@ -118,13 +118,13 @@ class Previewing(Protocol):
 
 
 def preview_of(stage: Stage, limit: int) -> list[Previewed]:
-    """What a stage would ask about its first rows; nothing where it asks nobody."""
+    """What a stage would ask about its first rows; empty if it asks no model."""
     return stage.preview(limit) if isinstance(stage, Previewing) else []
 
 
 @runtime_checkable
 class Composite(Protocol):
-    """A stage made of stages."""
+    """A stage that consists of stages."""
 
     def planned(self, directory: Path, pending: Collection[str]) -> list[PlannedStage]:
         """Its own stages, as `plan` shows them.
@@ -137,10 +137,10 @@ class Composite(Protocol):
 
 @runtime_checkable
 class Examining(Protocol):
-    """A stage that has more to check than `preflight` does, with models' files opened."""
+    """A stage with more checks than `preflight`, which open models' files."""
 
     def examine(self) -> list[ConfigIssue]:
-        """What would make the run worthless. Asked once before the first stage starts, of stages not complete."""
+        """Problems that would make the run worthless. Called once before any stage starts, for incomplete stages."""
 
 
 class Stage(Protocol):
@@ -156,20 +156,20 @@ class Stage(Protocol):
 
     @property
     def offers(self) -> Sequence[str]:
-        """Artifacts that a later job of a pipeline may cite, as `@job/artifact`."""
+        """Artifacts that a later job of a pipeline may refer to, as `@job/artifact`."""
 
     @property
     def classifies(self) -> bool:
-        """Whether the model that it makes is a classifier, such as a reward model, and no language model."""
+        """Whether the model that it makes is a classifier, such as a reward model, not a language model."""
 
     def preflight(self) -> list[ConfigIssue]:
-        """What would make `run` fail and can be told now, cheaply: missing files, missing extras."""
+        """Problems that would make `run` fail and can be found cheaply now: missing files, missing extras."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything but the inputs that can change the output, as JSON. Must not load heavy libraries."""
+        """Everything except the inputs that can change the output, as JSON. Must not load heavy libraries."""
 
     def estimate(self, directory: Path) -> Estimate:
-        """Rows, calls, tokens, disk and memory, as far as they can be told before running."""
+        """Rows, calls, tokens, disk space and memory, as far as they are known before running."""
 
     def run(self, context: StageContext) -> StageResult:
-        """Do the work, going on from what an earlier attempt left in the directory."""
+        """Do the work, resuming from what an earlier attempt left in the directory."""

@@ -1,4 +1,4 @@
-"""What `summary.json` says of a run: its stages, its rows as its user counts them, its metrics."""
+"""What `summary.json` says about a run: its stages, its rows as the user counts them, its metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from easydistill.engine.stage import kind_of
 from easydistill.errors import EXIT_OK, EXIT_TOO_MANY_REJECTED
 
 _REPEATING = frozenset({"rollout", "score", "curriculum", "evaluate"})
-"""Stages whose rows are counted elsewhere, or are candidates of their own."""
+"""Stages whose rows are counted by other stages, or are not rows of the user's."""
 JOB = "job"
-"""Key of the metrics of a pipeline's stage: the summary of the job that it ran."""
+"""Key in the metrics of a pipeline's stage: the summary of the job that it ran."""
 
 
 class Clock:
@@ -36,11 +36,11 @@ def summarise(
     exit_code: int | None = None,
     error: str | None = None,
 ) -> dict[str, Any]:
-    """The summary.
+    """The contents of `summary.json`.
 
     Args:
         about: `job_type`, `name`, `resume`.
-        exit_code: None while the run goes on.
+        exit_code: None while the run is in progress.
     """
     finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds") if exit_code is not None else None
     return {
@@ -75,7 +75,7 @@ def _stage(record: StageRecord) -> dict[str, Any]:
 
 
 def metrics_of(records: Sequence[StageRecord]) -> dict[str, Any]:
-    """Held-out metrics before and after; of a white-box job also what a token's signal takes on disk."""
+    """Held-out metrics before and after training; of a white-box job also the size of a token's signal on disk."""
     found: dict[str, Any] = {}
     for record in records:
         metrics = record.manifest.metrics
@@ -88,10 +88,9 @@ def metrics_of(records: Sequence[StageRecord]) -> dict[str, Any]:
 
 
 def rows_of(records: Sequence[StageRecord]) -> dict[str, Any]:
-    """Rows as the user counts them: what came in, what was good enough in the end, what was not.
+    """Rows as the user counts them: those that entered, were accepted in the end, and were rejected.
 
-    In a pipeline a job's candidates may be more than the rows that came in: what is accepted is what its last job
-    accepted.
+    The jobs of a pipeline may have more candidates than rows entered; the accepted ones are those of its last job.
     """
     counted = [record.manifest for record in records if kind_of(record.name) not in _REPEATING]
     reasons: dict[str, int] = {}
@@ -112,7 +111,7 @@ def rows_of(records: Sequence[StageRecord]) -> dict[str, Any]:
 
 
 def exit_code_of(records: Sequence[StageRecord], allowed_share: float) -> int:
-    """0, or 3 where more rows were rejected than the job, or a job of a pipeline, allows."""
+    """0, or 3 if more rows were rejected than the job, or a job of a pipeline, allows."""
     within = [record.manifest.metrics[JOB]["exit_code"] for record in records if JOB in record.manifest.metrics]
     too_many = rows_of(records)["rejected_share"] > allowed_share
     return EXIT_TOO_MANY_REJECTED if too_many or any(within) else EXIT_OK

@@ -39,8 +39,8 @@ class Job(JobConfig):
     @model_validator(mode="after")
     def _has_rows(self) -> Job:
         if self.inference is not None and self.dataset.instruction_path is None:
-            mend = "set dataset.instruction_path, or drop `inference` to train on dataset.labeled_path"
-            raise Unfit("the teacher has no prompts", mend)
+            hint = "set dataset.instruction_path, or drop `inference` to train on dataset.labeled_path"
+            raise Unfit("the teacher has no prompts", hint)
         if self.inference is None and self.dataset.labeled_path is None:
             raise Unfit("there is no teacher and no labelled data", "set inference.base_url, or dataset.labeled_path")
         return self

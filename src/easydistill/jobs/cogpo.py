@@ -22,7 +22,7 @@ from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.stage import DpoStage, PairRows
+from easydistill.methods.dpo.stage import DpoStage
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.pairs import PairRows, RowsBesidePairs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from easydistill.jobs import stages_of
 LABELED = "labeled"
 _NAMES = {LABELED: "labeled.parquet"}
 """File names of artifacts that are cited by a shorter name."""
+_NEEDED: dict[KeyPath, str] = {("models",): "a language model", ("rewards", "reward_model"): "a reward model"}
+"""Section of a job → the kind of model that it takes."""
 
 
 class Job(PipelineConfig):
@@ -54,17 +57,14 @@ def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]
         cited = jobs[citation.job]
         stages = stages_of(cited)
         where, who = f"jobs.{name}.{dotted(path)}", f"{citation.job} ({cited.job_type})"
-        offers = [artifact for stage in stages for artifact in stage.offers]
+        offers = dict.fromkeys(chain.from_iterable(stage.offers for stage in stages))
         wanted = _NAMES.get(citation.artifact, citation.artifact)
-        if offers and wanted not in offers and not any(wanted.startswith(f"{offer}/") for offer in offers):
-            shown = ", ".join(f"@{citation.job}/{offer}" for offer in dict.fromkeys(offers))
+        if offers and not any(f"{wanted}/".startswith(f"{offer}/") for offer in offers):
+            shown = ", ".join(f"@{citation.job}/{offer}" for offer in offers)
             yield ConfigIssue("config", where, f"{who} makes no {json.dumps(citation.artifact)}", f"it makes {shown}")
-        judges = any(stage.classifies for stage in stages)
-        judge_wanted = path[:2] == ("rewards", "reward_model")
-        if citation.artifact == "student" and judges != judge_wanted and (judge_wanted or path[0] == "models"):
-            made, needed = "a reward model", "a language model"
-            if judge_wanted:
-                made, needed = needed, made
+        made = "a reward model" if any(stage.classifies for stage in stages) else "a language model"
+        needed = _NEEDED.get(path[:2], _NEEDED.get(path[:1], made))
+        if citation.artifact == "student" and made != needed:
             problem = f"{who} makes {made}, but {needed} is needed here"
             yield ConfigIssue("config", where, problem, f"cite a job that makes {needed}")
 

@@ -22,8 +22,8 @@ class Job(PolicyJob):
     @model_validator(mode="after")
     def _has_its_critic(self) -> Job:
         if self.policy.critic == "reward_model" and self.rewards.reward_model is None:
-            mend = 'set rewards.reward_model, or policy.critic to "value_head"'
-            raise Unfit("policy.critic is the reward model, but there is none", mend)
+            hint = 'set rewards.reward_model, or policy.critic to "value_head"'
+            raise Unfit("policy.critic is the reward model, but there is none", hint)
         return self
 
 

@@ -87,14 +87,19 @@ class Job(JobConfig):
     def _judge_is_local(self) -> bool:
         return self.judge is not None and bool(self.judge.inference.needs_model)
 
+    @property
+    def _teacher_judges(self) -> bool:
+        here = self.judge is None or self._judge_is_local
+        return "judge" in self.synthesis.roles and self.models.judge is None and here
+
     @model_validator(mode="after")
     def _has_needed_models(self) -> Job:
         roles, method = self.synthesis.roles, self.synthesis.method
         if "teacher" in roles and not self._has_teacher:
             raise Unfit(f"{method} needs a teacher, and there is none", "set models.teacher, or inference.base_url")
         if "student" in roles and not self._has_student:
-            mend = "set models.student, or student_inference.base_url"
-            raise Unfit(f"{method} needs a student, and there is none", mend)
+            hint = "set models.student, or student_inference.base_url"
+            raise Unfit(f"{method} needs a student, and there is none", hint)
         if "judge" in roles and self.judge is None and not self._has_teacher:
             raise Unfit(f"{method} needs a judge, and there is none", "add `judge`, or a teacher, which then judges")
         if self._judge_is_local and self.models.judge is None and self.models.teacher is None:
@@ -104,8 +109,7 @@ class Job(JobConfig):
     @model_validator(mode="after")
     def _needs_configured_models(self) -> Job:
         roles, method = self.synthesis.roles, self.synthesis.method
-        judges = "judge" in roles and self.models.judge is None and (self.judge is None or self._judge_is_local)
-        if self._has_teacher and "teacher" not in roles and not judges:
+        if self._has_teacher and "teacher" not in roles and not self._teacher_judges:
             raise Unfit(f"{method} with these settings does not use the teacher", self._how_to_use("teacher"))
         if self._has_student and "student" not in roles:
             raise Unfit(f"{method} with these settings does not use the student", self._how_to_use("student"))
@@ -113,6 +117,10 @@ class Job(JobConfig):
             raise Unfit(f"{method} does not use a judge", "remove `judge`")
         if self.models.judge is not None and not self._judge_is_local:
             raise Unfit("models.judge is not used without a `judge` on this machine", 'add "judge": {"inference": {…}}')
+        return self
+
+    @model_validator(mode="after")
+    def _says_how_to_ask_only_whom_it_has(self) -> Job:
         for role, has, name, key in (
             ("teacher", self._has_teacher, "inference", "models.teacher"),
             ("student", self._has_student, "student_inference", "models.student"),

@@ -1,11 +1,11 @@
-"""A linear head run over rows slice by slice, with its gradients computed on the way: what the fused losses share.
+"""A linear head applied to rows slice by slice, with gradients computed along the way: shared by the fused losses.
 
     z = f(h·Wᵀ + b);   given ∂loss/∂z of a slice:   ∂h = ∂z·W,   ∂W += ∂zᵀ·h,   ∂b += Σ ∂z
 
-At any time one slice of logits exists. Its buffers are made once a pass and used again by every slice: on a CPU, the
-page faults of fresh memory cost more than the softmax that goes through it.
+Only one slice of logits exists at a time. Its buffers are allocated once per pass and reused by every slice: on a CPU,
+page faults of fresh memory cost more than the softmax that runs over it.
 
-Shapes: N rows (one a learned token), D hidden width, V vocabulary.
+Shapes: N rows (one per learned token), D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from easydistill.models.head import Head, rows_per_chunk
 
 DEFAULT_CHUNK_BYTES = 64 << 20
 WIDENED_BYTES = 8 << 20
-"""Small enough for an allocator to hand out the same memory again."""
+"""Small enough for the allocator to reuse the same memory."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class HeadSlice:
     rows: slice
     hidden_ND: Tensor
     logits_NV: Tensor
-    """In the number type of the matrix products; valid until the next slice."""
+    """In the dtype of the matrix products; valid until the next slice."""
 
 
 class HeadPass:
     """The pass of one forward call of an autograd function.
 
-    Matrix products run in the autocast type where autocast is on (hidden states may still be float32, a norm's
-    output), else in the hidden states' own; everything else in `exact`: float32, or float64 for float64.
+    Matrix products run in the autocast dtype if autocast is on (hidden states may still be float32, a norm's output),
+    else in that of the hidden states; everything else in `exact`: float32, or float64 for float64.
 
     Args:
-        wanted: whether hidden states, weight and bias want a gradient.
-        chunk_bytes: memory for a slice of exact logits.
+        wanted: whether hidden states, weight and bias need a gradient.
+        chunk_bytes: memory of a slice of exact logits.
     """
 
     def __init__(self, hidden_ND: Tensor, head: Head, wanted: tuple[bool, bool, bool], chunk_bytes: int) -> None:
@@ -68,20 +68,20 @@ class HeadPass:
             yield HeadSlice(rows, part_ND, self._head.logits(part_ND, out_NV))
 
     def buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype | None = None) -> Tensor:
-        """[rows, columns] of uninitialised memory, contiguous; the same memory whenever the name is the same."""
+        """[rows, columns] of uninitialised, contiguous memory; the same memory for the same name."""
         if name not in self._buffers:
             self._buffers[name] = self._hidden_ND.new_empty(self._step * self._vocabulary, dtype=dtype or self.exact)
         return self._buffers[name][: rows * columns].view(rows, columns)
 
     def log_softmax(self, logits_NV: Tensor, name: str, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities of logits / temperature, exact, in the buffer of that name."""
+        """Exact log-probabilities of logits / temperature, in the buffer called `name`."""
         exact_NV = self.buffer("exact", *logits_NV.shape).copy_(logits_NV)
         if temperature != 1.0:
             exact_NV /= temperature
         return torch.log_softmax(exact_NV, -1, out=self.buffer(name, *logits_NV.shape))
 
     def add(self, part: HeadSlice, dlogits_NV: Tensor) -> None:
-        """Carry a slice's ∂loss/∂logits (exact; overwritten) on through soft cap, scale and matrix product."""
+        """Propagate a slice's ∂loss/∂logits (exact; overwritten) through soft cap, scale and matrix product."""
         head = self._head
         if head.softcap is not None:
             # Soft-capped logits are c·tanh(z/c): the derivative is 1 − tanh².
@@ -104,13 +104,13 @@ class HeadPass:
         _accumulate(self._dweight_VD, torch.mm(small_NV.T, part.hidden_ND, out=self._buffers["dweight"]))
 
     def save(self, ctx: Any, head: Head) -> None:
-        """Keep the gradients for the backward pass."""
+        """Save the gradients for the backward pass."""
         ctx.save_for_backward(self._dhidden_ND, self._dweight_VD, self._dbias_V)
         ctx.dtypes = (head.weight_VD.dtype, None if head.bias_V is None else head.bias_V.dtype)
 
 
 def _accumulate(into_VD: Tensor, part_VD: Tensor) -> None:
-    """Add a tensor of a smaller number type, block by block: PyTorch widens it into fresh memory first."""
+    """Add a tensor of a smaller dtype block by block, because PyTorch first widens it into fresh memory."""
     block = max(1, WIDENED_BYTES // (into_VD.element_size() * into_VD.shape[1]))
     for some_VD, more_VD in zip(into_VD.split(block), part_VD.split(block), strict=True):
         some_VD += more_VD

@@ -5,7 +5,7 @@
 where f is the identity, a scale, or a soft cap c·tanh(z/c), as the model's own head has it. Gradients are
 computed in the forward pass, slice by slice of rows: ∂loss/∂z = softmax(z) − onehot(target).
 
-Shapes: N rows (one a trained token), D hidden width, V vocabulary.
+Shapes: N rows (one per learned token), D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum of the cross-entropies of N rows, as a float32 scalar in nats.
 
-    Row n of `hidden_ND` predicts `target_N[n]`; callers have shifted and dropped masked rows already.
-    Log-sum-exp is taken in float32 whatever the dtype of the hidden states.
+    Row n of `hidden_ND` predicts `target_N[n]`; callers have already shifted and dropped masked rows.
+    Log-sum-exp is computed in float32 regardless of the hidden states' dtype.
     """
     return _LinearCrossEntropy.apply(
         hidden_ND, head.weight_VD, head.bias_V, target_N, (head.scale, head.softcap), chunk_bytes

@@ -1,18 +1,18 @@
-"""Cross-entropy and a divergence from a teacher, of a linear head, in one pass, without the logits of all rows.
+"""Cross-entropy and divergence from a teacher for a linear head, in one pass, without the logits of all rows.
 
     loss = (1 − r) Σ_n [lse(z_n) − z_n,target(n)]  +  r τ² Σ_n D(teacher_n, softmax(z_n/τ)),       z = f(h·Wᵀ + b)
 
-The teacher lists M tokens a row with their log-weights, and the mass left over. The student's side of the divergence
+The teacher lists M tokens per row with their log-weights, and the remaining mass. The student's side of the divergence
 is its log-probabilities s at those tokens and, with a bucket, the log of its remaining mass; D is any function of the
-two, and only its gradient over these few outcomes is taken by autograd. With g = ∂D/∂s and p = softmax(z/τ):
+two, and autograd computes only its gradient over these few outcomes. With g = ∂D/∂s and p = softmax(z/τ):
 
     ∂D/∂z_v = (1/τ) (G_v [v listed] − p_v Σ_k G_k),      G_k = g_k − g_bucket · p_k / (1 − P),   P = Σ_k p_k
 
 (for forward KL with a bucket: p_S − p_T on the listed tokens, p_S scaled to the teacher's remaining mass elsewhere).
-So a step costs what cross-entropy costs, plus M numbers a row. All gradients are computed in the forward pass, slice
+So a step costs what cross-entropy costs, plus M numbers per row. All gradients are computed in the forward pass, slice
 by slice; the backward pass scales them.
 
-Shapes: N rows (one a learned token), D hidden width, V vocabulary, M listed tokens.
+Shapes: N rows (one per learned token), D hidden width, V vocabulary, M listed tokens.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from easydistill.kernels.head_pass import DEFAULT_CHUNK_BYTES, HeadPass, scaled_
 from easydistill.models.head import Head
 
 Divergence = Callable[[Tensor, Tensor, bool, slice], Tensor]
-"""(teacher [n, M'], student [n, M'], whether the last column is a bucket, which rows these are) → [n], nats."""
+"""(teacher [n, M'], student [n, M'], whether the last column is a bucket, the rows' slice) → [n], nats."""
 
 Tail = Literal["bucket", "renormalise_teacher", "ignore"]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher says of N rows: listed tokens, or (in `teacher`) a function that gives whole distributions."""
+    """The teacher's listed tokens of N rows."""
 
     ids_NM: Tensor
     """int64; unused places repeat the row's first token."""
     logweights_NM: Tensor
     """float; −inf in unused places."""
     log_rest_N: Tensor
-    """float; log of the mass left over, −inf where there is none."""
+    """float; log of the remaining mass, −inf for none."""
     offset_N: Tensor
-    """float; a constant added to the divergence's value (drawn weights do not tell the teacher's entropy)."""
+    """float; a constant added to the divergence's value (drawn weights do not give the teacher's entropy)."""
     present_N: Tensor
-    """bool; where False the row has no divergence."""
+    """bool; False for rows without a divergence."""
     labelled_N: Tensor
-    """bool; where False the label is not learned (an answer that the student wrote itself)."""
+    """bool; False if the label is not learned (an answer that the student wrote itself)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Objective:
     by_rank: bool = False
     """Compare the student's own most probable tokens with the teacher's listed ones, rank by rank."""
     vocabulary: int | None = None
-    """Token ids below this are real; the head's other rows are padding and no part of the divergence."""
+    """Token ids below this are real; the head's other rows are padding and not part of the divergence."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def linear_distillation(
     """The loss of N rows, as float32 scalars in nats.
 
     Args:
-        hidden_ND: row n predicts `target_N[n]`; callers have shifted and dropped masked rows already.
+        hidden_ND: row n predicts `target_N[n]`; callers have already shifted and dropped masked rows.
         teacher: listed tokens; or a function that gives the log-probabilities [n, V] of some rows, at the
             objective's temperature, for the exact loss over the whole vocabulary.
     """
@@ -154,7 +154,7 @@ def _part(teacher: Targets | Callable[[slice], Tensor], rows: slice) -> Targets 
 class _Chunk:
     """A slice of n rows: their losses and ∂loss/∂logits.
 
-    Cross-entropy is over all logits that the head has; the divergence over the real vocabulary alone.
+    Cross-entropy covers all of the head's logits; the divergence only the real vocabulary.
     """
 
     def __init__(self, head_pass: HeadPass, logits_NV: Tensor, target_N: Tensor, objective: Objective) -> None:
@@ -175,7 +175,7 @@ class _Chunk:
             self._soft_NV = head_pass.log_softmax(real_NV, "soft_logprobs", objective.temperature)
 
     def _student(self, ids_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's log-probabilities of some tokens: as they are; and among the real ones, at the temperature."""
+        """The student's log-probabilities of some tokens: over the whole head; over real tokens, at the temperature."""
         logprobs_NC = self._logprobs_NV.gather(1, ids_NC)
         soft_NC = logprobs_NC if self._one_softmax else self._soft_NV.gather(1, ids_NC)
         return logprobs_NC, soft_NC - self._log_real_N1
@@ -211,7 +211,7 @@ class _Chunk:
         if self._objective.by_rank:
             ids_NM = self._soft_NV.topk(ids_NM.shape[1]).indices
         unused_NM = teacher.logweights_NM.isneginf()
-        # The label is one more column.
+        # The label is an extra column.
         ids_NC = torch.cat([ids_NM, self._target_N1], dim=1)
         logprobs_NC, student_NC = self._student(ids_NC)
         student_NM = student_NC[:, :-1].masked_fill(unused_NM, -torch.inf)
@@ -220,7 +220,7 @@ class _Chunk:
             value, g_NM = self._with_bucket(teacher, teacher_NM, student_NM, rows)
         else:
             if self._objective.tail == "renormalise_teacher":
-                # A row without a signal has no mass to give to the listed.
+                # A row without a signal has no mass to renormalise.
                 teacher_NM = teacher_NM - teacher_NM.logsumexp(-1, keepdim=True).nan_to_num(neginf=0.0)
             value, g_NM = self._divergence(teacher_NM, student_NM, False, rows, teacher.present_N)
         value = value + (teacher.offset_N * teacher.present_N).sum()
@@ -230,13 +230,13 @@ class _Chunk:
     def _with_bucket(
         self, teacher: Targets, teacher_NM: Tensor, student_NM: Tensor, rows: slice
     ) -> tuple[Tensor, Tensor]:
-        """(Σ divergence, G): the bucket's gradient carried on to the listed tokens."""
+        """(Σ divergence, G): the bucket's gradient is propagated to the listed tokens."""
         probs_NM = student_NM.exp()
-        # 1 − P loses its digits as P nears 1; the floor keeps the bucket's gradient finite there.
+        # 1 − P loses precision as P approaches 1; the floor keeps the bucket's gradient finite there.
         floor = 1e-15 if self._exact == torch.float64 else 1e-6
         rest_N1 = (1.0 - probs_NM.sum(-1, keepdim=True)).clamp_min(floor)
         teacher_rest_N1 = teacher.log_rest_N.to(self._exact)[:, None]
-        # Where the teacher leaves nothing over, all its tokens are listed (or drawn), and there is no bucket.
+        # If the teacher has no remaining mass, all its tokens are listed (or drawn), and there is no bucket.
         student_rest_N1 = rest_N1.log().masked_fill(teacher_rest_N1.isneginf(), -torch.inf)
         value, g_NM = self._divergence(
             torch.cat([teacher_NM, teacher_rest_N1], dim=1),
@@ -250,20 +250,20 @@ class _Chunk:
     def _dlogits(
         self, ids_NC: Tensor, student: tuple[Tensor, Tensor], unused_NM: Tensor, g_NM: Tensor, ce_share_N1: Tensor
     ) -> Tensor:
-        """Everywhere a multiple of the student's probabilities; at listed tokens and the label, that and more.
+        """A multiple of the student's probabilities everywhere, with extra terms at listed tokens and the label.
 
-        The few special values are written over, not added: a token may stand in several columns.
+        These few values are overwritten, not added to, because a token may be in several columns.
         """
         logprobs_NC, student_NC = student
         everywhere_N1 = -self._kd_share * g_NM.sum(-1, keepdim=True)
-        # Where the label is listed, its column takes that token's gradient along.
+        # If the label is listed, its column includes that token's gradient.
         is_label_NM = (ids_NC[:, :-1] == self._target_N1) & ~unused_NM
         label_g_N1 = (g_NM * is_label_NM).sum(-1, keepdim=True)
         special_NC = self._kd_share * torch.cat([g_NM, label_g_N1], dim=1)
         special_NC[:, :-1] -= ce_share_N1 * is_label_NM
         special_NC[:, -1:] -= ce_share_N1
         special_NC += ce_share_N1 * logprobs_NC.exp() + everywhere_N1 * student_NC.exp()
-        # Unused places repeat the first token, and must write what it writes.
+        # Unused places repeat the first token, and must write the same value.
         special_NC[:, :-1] = torch.where(unused_NM, special_NC[:, :1], special_NC[:, :-1])
         dlogits_NV = self._logprobs_NV.exp_()
         if self._one_softmax:
@@ -277,7 +277,7 @@ class _Chunk:
     def _divergence(
         self, teacher_NM: Tensor, student_NM: Tensor, has_bucket: bool, rows: slice, present_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(Σ divergence, its gradient by the student's log-probabilities), rows without a signal left out."""
+        """(Σ divergence over rows with a signal, its gradient with respect to the student's log-probabilities)."""
         with torch.enable_grad():
             student_NM = student_NM.detach().requires_grad_()
             value_N = self._objective.divergence(teacher_NM, student_NM, has_bucket, rows)

@@ -1,12 +1,12 @@
-"""Divergences between teacher and student: one a file, named as `distillation.distillation_type` names it.
+"""Divergences between teacher and student, one per file, which is named like its `distillation.distillation_type`.
 
 A module declares what `contracts.loss.LossModule` says: `Config`, a `DistillationConfig` with the loss's own parameters
 and a literal `distillation_type`, and
 
     divergence(config, teacher_NM, student_NM, outcomes) -> Tensor [N]
 
-a pure function of log-probabilities over M matched outcomes of N tokens, in nats a token. Nothing here loads torch: the
-functions use the methods of the tensors they are given.
+a pure function of log-probabilities over M matched outcomes of N tokens, in nats per token. Nothing here loads torch:
+the functions use the methods of the tensors they are given.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _type_of(value: Any) -> str:
 
 
 def distillation_section() -> Any:
-    """The type of a job's `distillation` section: the union of all losses' configs, told apart by their type."""
+    """The type of a job's `distillation` section: the union of all losses' configs, selected by `distillation_type`."""
     members: Any = None
     configs = {name: module.Config for name, module in LOSSES.loaded().items()}
     configs |= {name: refusing(DistillationConfig, error) for name, error in LOSSES.broken().items()}

@@ -1,4 +1,4 @@
-"""Adaptive KL: w · forward KL + (1 − w) · reverse KL, w by where the two differ (Wu et al., COLING 2025).
+"""Adaptive KL: w · forward KL + (1 − w) · reverse KL, with w from where the two differ (Wu et al., COLING 2025).
 
 The head is the smallest set of the teacher's most probable tokens with mass μ; w = g_head / (g_head + g_tail), where
 g sums |p_T − p_S| over the set. Forward KL works on the head first, reverse KL on the tail, so each gets the weight of
@@ -24,7 +24,7 @@ class Config(DistillationConfig):
     distillation_type: Literal["adaptive_kld"]
     """Adaptive KL: forward KL where the head differs most, reverse KL where the tail does."""
     tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     head_mass: PositiveShare = 0.5
     """Mass μ of the teacher's head."""
 
@@ -36,7 +36,7 @@ def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes:
 
 
 def head_share(teacher_NM: Tensor, student_NM: Tensor, head_mass: float, has_bucket: bool) -> Tensor:
-    """w of each row, [N], without gradient. A bucket always belongs to the tail."""
+    """The weight w of each row, [N], without gradient. A bucket always belongs to the tail."""
     teacher_NM, student_NM = teacher_NM.detach().exp(), student_NM.detach().exp()
     gap_NM = (teacher_NM - student_NM).abs()
     listed_NM = teacher_NM[:, :-1] if has_bucket else teacher_NM

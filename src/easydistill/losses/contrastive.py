@@ -27,7 +27,7 @@ class Config(DistillationConfig):
     distillation_type: Literal["contrastive"]
     """Contrastive: learns from the teacher's answers and from the student's own."""
     tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
     """Skew of both divergences."""
 

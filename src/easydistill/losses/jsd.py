@@ -21,7 +21,7 @@ class Config(DistillationConfig):
     distillation_type: Literal["jsd"]
     """Jensen–Shannon divergence: bounded, between forward and reverse KL."""
     tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     beta: Annotated[PositiveFloat, Field(lt=1)] = 0.5
     """Weight of the teacher in the mixture."""
 

@@ -21,7 +21,7 @@ class Config(DistillationConfig):
     distillation_type: Literal["reverse_kld"]
     """Reverse KL: the student avoids what the teacher finds unlikely."""
     tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
 
 
 def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:

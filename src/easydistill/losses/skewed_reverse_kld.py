@@ -21,7 +21,7 @@ class Config(DistillationConfig):
     distillation_type: Literal["skewed_reverse_kld"]
     """Skewed reverse KL: finite even where the teacher gives no mass."""
     tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; without it the student could flee there."""
+    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
     """The student's share in the mixture."""
 

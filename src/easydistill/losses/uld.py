@@ -1,6 +1,6 @@
 """Universal logit distillation: Σ |sorted p_T − sorted p_S| (Boizard et al., 2024), the baseline across tokenizers.
 
-Probabilities are compared by rank, whatever their tokens: the i-th most probable of one with the i-th of the other.
+Probabilities are compared by rank, regardless of their tokens: the i-th largest of one with the i-th of the other.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Config(DistillationConfig):
     by_rank: ClassVar[bool] = True
 
     distillation_type: Literal["uld"]
-    """Universal logit distillation: compares probabilities by rank, blind to which tokens they belong to."""
+    """Universal logit distillation: compares probabilities by rank, regardless of their tokens."""
     tail: Literal["ignore"] = "ignore"
     """Only listed ranks are compared."""
 
 
 def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:
-    """Columns come sorted, most probable first."""
+    """Columns are sorted, most probable first."""
     return (teacher_NM.exp() - student_NM.exp()).abs().sum(-1)

@@ -83,20 +83,8 @@ def _pairs_or_none(old: Old, made: Draft, train: dict[str, Any], defaults: dict[
         made.config = {"job_type": train.pop("job_type"), **top, **train}
         made.changed.append("no teacher is asked: the job trains on the pairs in dataset.labeled_path")
         return None
-    without_key(inference, made, ("jobs", "pairs", "inference"))
-    if "base_url" in inference and teacher is not None:
-        made.left_out.append("models.teacher: the teacher is the server")
-        teacher = None
-    if "base_url" not in inference:
-        inference["top_k"] = 1
-        made.comment(("jobs", "pairs", "inference", "top_k"), "The old job always took the most probable token.")
     target = {} if labeled is None else {"labeled_path": labeled}
-    pairs: dict[str, Any] = {
-        "job_type": "preference_data",
-        "dataset": {"instruction_path": prompts, **target},
-        "inference": inference,
-        "models": {} if teacher is None else {"teacher": teacher},
-    }
+    pairs = _pairs(made, {"instruction_path": prompts, **target}, inference, teacher)
     made.config = {"job_type": "pipeline", **top, "jobs": {"pairs": pairs, "train": train}}
     made.mapped.append(f"two jobs: preference_data makes pairs, {train['job_type']} learns from them")
     made.changed.append("an answer that inference.max_new_tokens cut off makes no pair; the old job kept it")
@@ -104,7 +92,24 @@ def _pairs_or_none(old: Old, made: Draft, train: dict[str, Any], defaults: dict[
     return pairs
 
 
-def _policy(old: Old, made: Draft, job_type: str, defaults: dict[str, Any]) -> dict[str, Any]:
+def _pairs(made: Draft, dataset: dict[str, Any], inference: dict[str, Any], teacher: Any) -> dict[str, Any]:
+    """The job that makes pairs, as far as both kinds of pairs have it in common."""
+    without_key(inference, made, ("jobs", "pairs", "inference"))
+    if "base_url" in inference and teacher is not None:
+        made.left_out.append("models.teacher: the teacher is the server")
+        teacher = None
+    if "base_url" not in inference:
+        inference["top_k"] = 1
+        made.comment(("jobs", "pairs", "inference", "top_k"), "The old job always took the most probable token.")
+    return {
+        "job_type": "preference_data",
+        "dataset": dataset,
+        "inference": inference,
+        "models": {} if teacher is None else {"teacher": teacher},
+    }
+
+
+def _policy(old: Old, made: Draft, job_type: str) -> dict[str, Any]:
     dataset, models = old.section("dataset"), old.section("models")
     share = pop(dataset, "train_ratio", float, "dataset")
     reward = models.pop("reward", None)
@@ -130,7 +135,7 @@ def _policy(old: Old, made: Draft, job_type: str, defaults: dict[str, Any]) -> d
 
 
 def _grpo(old: Old, made: Draft) -> None:
-    config = _policy(old, made, "grpo", GRPO)
+    config = _policy(old, made, "grpo")
     section = config["training"]
     names = {"num_generations": "num_generations", "max_completion_length": "max_new_tokens", "beta": "beta"}
     _move(section, config["policy"], {**names, "temperature": "temperature", "epsilon": "epsilon"}, made)
@@ -144,7 +149,7 @@ def _grpo(old: Old, made: Draft) -> None:
 
 
 def _ppo(old: Old, made: Draft) -> None:
-    config = _policy(old, made, "ppo", PPO)
+    config = _policy(old, made, "ppo")
     section, policy = config["training"], config["policy"]
     episodes, stop = pop(section, "total_episodes", int, "training"), section.pop("stop_token", None)
     names = {"response_length": "max_new_tokens", "missing_eos_penalty": "missing_eos_penalty"}

@@ -93,7 +93,7 @@ def _check(draft: Draft, document: Node, job_classes: JobClasses) -> None:
         load_config(_filled(draft.config), lambda: job_classes)
     except ConfigError as error:
         issues = [
-            ConfigIssue(f"{document.source}, migrated", each.path, each.problem, each.mend) for each in error.issues
+            ConfigIssue(f"{document.source}, migrated", each.path, each.problem, each.hint) for each in error.issues
         ]
         raise ConfigError(issues) from None
 

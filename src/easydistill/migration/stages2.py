@@ -157,7 +157,7 @@ def _balance(stage: Stage) -> list[Job]:
 
 def _quality(stage: Stage) -> list[Job]:
     config = stage.config
-    least = dict(stage.take("min_scores", dict, {}))
+    least = stage.take("min_scores", dict, {})
     config.pop("require_all_metrics", None)
     top = "rows are chosen by thresholds alone: raise them to keep fewer"
     for name in ("keep_top_ratio", "keep_top_k", "per_scene"):
@@ -166,10 +166,12 @@ def _quality(stage: Stage) -> list[Job]:
         stage.left(name, top)
     chains = "cot_scoring" in stage.job_types
     known = _SCORES["cot_scoring" if chains else "instruction_scoring"]
-    for name in [name for name in least if name not in known]:
-        del least[name]
-        stage.draft.left_out.append(f"{stage.where}.min_scores.{name}: there is no such score")
-    scores = {known[name]: value for name, value in least.items()}
+    scores: dict[str, Any] = {}
+    for name, low in least.items():
+        if name in known:
+            scores[known[name]] = low
+        else:
+            stage.draft.left_out.append(f"{stage.where}.min_scores.{name}: there is no such score")
     if chains:
         if not scores.pop("correct", 0):
             stage.draft.changed.append(f"{stage.where}: chains of thought that were judged wrong are always dropped")

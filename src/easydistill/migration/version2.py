@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,13 @@ _SHARED_SECTION = {
 """Stage → the section of the file whose settings it has too."""
 _ROWS = ("instruction_key", "problem_key", "answer_key", "output_key", "text_key", "system_key")
 _LAST = {"build_sft", "build_preference_dataset"}
+_PREFERENCE_STAGES = {
+    "generate_candidates",
+    "score_candidates",
+    "build_preference_pairs",
+    "build_preference_dataset",
+}
+"""Of dpo_data_build."""
 
 
 @dataclass
@@ -128,20 +136,19 @@ def _pipeline(old: Old, made: Draft) -> None:
     length_limits(shared["sft"], made, "sft")
     old.refuse_unread(shared["sft"], "sft")
     jobs: list[_Made] = []
-    for number, entry in enumerate(of_kind(old.take("pipeline", default=[]), list, "pipeline")):
-        jobs += _stage(old, made, entry, number, shared, [each.job["job_type"] for each in jobs])
+    for number, name, entry in _entries(old):
+        jobs += _stage(old, made, name, entry, number, shared, [each.job["job_type"] for each in jobs])
     if not jobs:
         old.refuse(("pipeline",), "there is no stage that makes rows", "name at least one")
         return
+    if target is not None:
+        jobs[-1].output = target
     named: dict[str, Job] = {}
     for number, each in enumerate(jobs, start=1):
-        output = each.output
         name = _NAMES[each.job["job_type"]]
         name = name if name not in named else f"{name}{number}"
         before = f"@{list(named)[-1]}/labeled" if named else source
-        if number == len(jobs) and target is not None:
-            output = target
-        named[name] = _with_paths(each.job, before, output)
+        named[name] = _with_paths(each.job, before, each.output)
         for path, text in each.comments.items():
             made.comment(("jobs", name, *path), text)
     made.config = {"job_type": "pipeline", "shared": {"inference": asked}, "jobs": named}
@@ -149,18 +156,34 @@ def _pipeline(old: Old, made: Draft) -> None:
         made.mapped.append("generalization is called generalisation")
 
 
+def _entries(old: Old) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, stage, all that is said of it) of each entry of the old pipeline."""
+    for number, entry in enumerate(of_kind(old.take("pipeline", default=[]), list, "pipeline")):
+        where = f"pipeline.{number}"
+        yield number, pop(dict(of_kind(entry, dict, where)), "stage", str, where, ""), entry
+
+
+def _refuse_stage(old: Old, number: int, name: str) -> None:
+    why = UNAVAILABLE.get(name, "it is not known here")
+    old.refuse(("pipeline", number), f"the stage {show(name)} has no equal: {why}", "docs/migration.md")
+
+
 def _stage(
-    old: Old, made: Draft, entry: Any, number: int, shared: dict[str, dict[str, Any]], before: list[str]
+    old: Old,
+    made: Draft,
+    name: str,
+    entry: dict[str, Any],
+    number: int,
+    shared: dict[str, dict[str, Any]],
+    before: list[str],
 ) -> list[_Made]:
     """The jobs of one stage, the last with the file that the stage wrote."""
     where = f"pipeline.{number}"
-    name = pop(dict(of_kind(entry, dict, where)), "stage", str, where, "")
     if name in _LAST:
         made.mapped.append(f"{where}: {name}: rows are written as messages by every job")
         return []
     if name not in STAGES:
-        why = UNAVAILABLE.get(name, "it is not known here")
-        old.refuse(("pipeline", number), f"the stage {show(name)} has no equal: {why}", "docs/migration.md")
+        _refuse_stage(old, number, name)
         return []
     config = {**shared.get(_SHARED_SECTION.get(name, ""), {}), **_config(entry, where)}
     stage = Stage(f"pipeline.{number} ({name})", config, old, made, before)
@@ -193,21 +216,7 @@ def _preference(old: Old, made: Draft) -> None:
     source, target = _dataset(old, made)
     asked = server(old, made)
     preference, generation = old.section("preference"), old.section("generation")
-    stages: dict[str, dict[str, Any]] = {}
-    for number, entry in enumerate(of_kind(old.take("pipeline", default=[]), list, "pipeline")):
-        name = pop(dict(of_kind(entry, dict, f"pipeline.{number}")), "stage", str, f"pipeline.{number}", "")
-        if name not in (
-            "generate_candidates",
-            "score_candidates",
-            "build_preference_pairs",
-            "build_preference_dataset",
-        ):
-            why = UNAVAILABLE.get(name, "it is not known here")
-            old.refuse(("pipeline", number), f"the stage {show(name)} has no equal: {why}", "docs/migration.md")
-            continue
-        stages[name] = {**preference, **_config(entry, f"pipeline.{number}")}
-        if entry.get("output_path") is not None:
-            made.left_out.append(f"pipeline.{number}.output_path: what lies between is in the run directory's stages/")
+    stages = _preference_stages(old, made, preference)
     candidates = {**generation, **stages.get("generate_candidates", {})}
     scoring, pairs = stages.get("score_candidates", {}), stages.get("build_preference_pairs", {})
     dataset = {**generation, **stages.get("build_preference_dataset", {})}
@@ -246,6 +255,19 @@ def _preference(old: Old, made: Draft) -> None:
         old.refuse_unread(section, where)
     made.config = _with_paths(job, source, target)
     made.mapped.append("four stages are one job, preference_data; its rows are prompt, chosen, rejected, as messages")
+
+
+def _preference_stages(old: Old, made: Draft, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is said of each stage by name, `shared` included."""
+    stages: dict[str, dict[str, Any]] = {}
+    for number, name, entry in _entries(old):
+        if name not in _PREFERENCE_STAGES:
+            _refuse_stage(old, number, name)
+            continue
+        stages[name] = {**shared, **_config(entry, f"pipeline.{number}")}
+        if entry.get("output_path") is not None:
+            made.left_out.append(f"pipeline.{number}.output_path: what lies between is in the run directory's stages/")
+    return stages
 
 
 def _verified(scoring: dict[str, Any], n: int, made: Draft) -> dict[str, Any]:

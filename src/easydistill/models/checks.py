@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from easydistill.config.models import ModelsConfig
 from easydistill.errors import ConfigIssue, ModelError
-from easydistill.models.reference import architectures, no_language_model, resolve
+from easydistill.models.reference import architectures, classifier_problem, resolve
 from easydistill.models.student import student_references
 
 
 def reference_issues(key: str, reference: str) -> list[ConfigIssue]:
-    """An issue if a model reference points at nothing."""
+    """An issue if a model reference leads nowhere."""
     try:
         resolve(reference)
     except ModelError as error:
-        problem, _, mend = str(error).partition("\n    → ")
-        return [ConfigIssue("config", key, problem, mend)]
+        problem, _, hint = str(error).partition("\n    → ")
+        return [ConfigIssue("config", key, problem, hint)]
     return []
 
 
 def model_issues(key: str, reference: str) -> list[ConfigIssue]:
-    """An issue if a reference points at nothing, or at something else than a language model."""
+    """An issue if a reference leads nowhere, or to something other than a language model."""
     if issues := reference_issues(key, reference):
         return issues
-    unfit = no_language_model(reference, architectures(resolve(reference)))
-    return [ConfigIssue("config", key, *unfit)] if unfit else []
+    found = classifier_problem(reference, architectures(resolve(reference)))
+    return [ConfigIssue("config", key, *found)] if found else []
 
 
 def student_issues(models: ModelsConfig) -> list[ConfigIssue]:
-    """Issues for the models that a student is, or is made of."""
+    """Issues of the models that the student is made of."""
     return [issue for reference in student_references(models) for issue in model_issues("models.student", reference)]

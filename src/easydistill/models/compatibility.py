@@ -1,6 +1,6 @@
-"""Whether a teacher's distribution means anything to a student: checked before anything heavy starts.
+"""Whether a teacher's distribution is meaningful for a student, checked before anything heavy starts.
 
-White-box distillation compares probabilities token id by token id. That needs the same token behind every id, a
+White-box distillation compares probabilities token id by token id. This requires the same token behind every id, a
 softmax over real tokens only, and a teacher that reads and ends a chat as the student does.
 """
 
@@ -23,35 +23,35 @@ PROBE: tuple[Message, ...] = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in which teacher and student differ."""
+    """A difference between teacher and student."""
 
     problem: str
-    mend: str
+    hint: str
     fatal: bool = False
 
 
 @dataclass(frozen=True)
 class Side:
-    """What the comparison needs to know of a model; no weights."""
+    """What the comparison needs to know about a model; no weights."""
 
     name: str
     tokenizer: Any
     eos_ids: frozenset[int]
     rows: int | None
-    """Rows of its output layer, padding included; None where its config does not tell."""
+    """Rows of its output layer, padding included; None if its config does not say."""
     template: str | None = None
     """Text of a template that replaces the tokenizer's own."""
 
 
 def side_of(reference: str, name: str, *, trust_remote_code: bool = False) -> Side:
-    """A model as the comparison sees it."""
+    """Load what the comparison needs to know about a model."""
     tokenizer = load_tokenizer(reference, trust_remote_code=trust_remote_code)
     config, generation = model_config(reference, trust_remote_code=trust_remote_code)
     return Side(name, tokenizer, eos_ids(tokenizer, generation), getattr(config, "vocab_size", None))
 
 
 def student_side(models: ModelsConfig) -> Side:
-    """The student that a config describes, as the comparison sees it; its weights are not made."""
+    """The same for the student that a config describes; its weights are not created."""
     student = models.student
     if not isinstance(student, FreshStudent):
         reference = student if isinstance(student, str) else student.from_model
@@ -66,9 +66,9 @@ def student_side(models: ModelsConfig) -> Side:
 
 
 def shared_ids(first: Any, second: Any) -> int | None:
-    """How many ids, from 0 up, stand for the same token in both tokenizers; None where some id or token disagrees.
+    """How many ids, from 0 up, stand for the same token in both tokenizers; None if some id or token disagrees.
 
-    Ids that only one of them knows may follow.
+    Further ids may exist in only one of them.
     """
     ours, theirs = first.get_vocab(), second.get_vocab()
     if any(theirs.get(token, at) != at for token, at in ours.items()):
@@ -87,11 +87,11 @@ def real_vocabulary(tokenizer: Any) -> int:
 
 
 def compare(student: Side, teacher: Side) -> list[Difference]:
-    """Everything in which teacher and student differ and that bears on comparing their distributions."""
+    """Every difference between teacher and student that affects the comparison of their distributions."""
     return [
         *_vocabularies(student, teacher),
-        *_sizes(student),
-        *_sizes(teacher),
+        *output_rows(student),
+        *output_rows(teacher),
         *_ends(student, teacher),
         *_templates(student, teacher),
     ]
@@ -121,7 +121,8 @@ def _vocabularies(student: Side, teacher: Side) -> list[Difference]:
     return []
 
 
-def _sizes(side: Side) -> list[Difference]:
+def output_rows(side: Side) -> list[Difference]:
+    """Whether a model's output layer has exactly one row for each token of its tokenizer."""
     real = real_vocabulary(side.tokenizer)
     if side.rows is None or side.rows == real:
         return []
@@ -161,7 +162,7 @@ def _templates(student: Side, teacher: Side) -> list[Difference]:
     bos = student.tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         found.append(
-            Difference("the template writes the begin token twice", "take one out of the template", fatal=True)
+            Difference("the template writes the begin token twice", "remove one from the template", fatal=True)
         )
     if not getattr(teacher.tokenizer, "chat_template", None):
         return found
@@ -173,12 +174,12 @@ def _templates(student: Side, teacher: Side) -> list[Difference]:
         found.append(
             Difference(
                 "teacher and student write a chat differently (their templates differ)",
-                "the teacher is shown the student's form; set dataset.template to train in the teacher's",
+                "the teacher reads the student's form; set dataset.template to train in the teacher's",
             )
         )
     return found
 
 
 def fatal(differences: Sequence[Difference]) -> list[Difference]:
-    """Those that make the comparison meaningless."""
+    """The differences that make the comparison meaningless."""
     return [difference for difference in differences if difference.fatal]

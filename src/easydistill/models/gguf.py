@@ -15,7 +15,7 @@ LOGGER = logging.getLogger("easydistill.models")
 def convert(file: Path, target: Path) -> None:
     """Dequantise `file` into the directory `target`, which appears only when it is complete.
 
-    bfloat16 holds a quantised weight with less error than the quantisation itself made.
+    Storing a quantised weight as bfloat16 adds less error than the quantisation itself.
 
     Raises:
         MissingExtra: transformers or gguf is not installed.
@@ -42,7 +42,7 @@ def convert(file: Path, target: Path) -> None:
         )
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
         raise ModelError(f"{file}: transformers cannot read this GGUF file: {error}") from error
-    # transformers refuses to save a model that still says it is quantised.
+    # transformers refuses to save a model that is still marked as quantised.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -1,9 +1,9 @@
 """The end of a causal language model: hidden states, and the output layer that turns them into logits.
 
-With the two apart, logits can be had for a slice of rows at a time; all rows of a batch at once would be the
+With the two separate, logits can be computed for a slice of rows at a time; those of a whole batch would be the
 largest tensor of a training step.
 
-Shapes: N rows (one a token), D hidden width, V vocabulary.
+Shapes: N rows (one per token), D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Head:
 
     @classmethod
     def of(cls, model: Any) -> Head:
-        """The head of a transformers causal language model, with what its family does to logits."""
+        """The head of a transformers causal language model, with the scaling and soft cap of its family."""
         layer = model.get_output_embeddings()
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)

@@ -1,4 +1,4 @@
-"""Loading weights and tokenizers, and the facts about them that others need."""
+"""Loading weights and tokenizers, and facts about them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from easydistill.errors import MissingExtra, ModelError
-from easydistill.models.reference import ModelSource, model_directory, no_language_model, resolve
+from easydistill.models.reference import ModelSource, classifier_problem, model_directory, resolve
 
 if TYPE_CHECKING:
     import torch
 
 
 def import_torch() -> Any:
-    """torch, or a clear error where it is not installed."""
+    """torch, or a clear error if it is not installed."""
     try:
         import torch
         import transformers
     except ImportError:
         raise MissingExtra("train", "Loading a model") from None
-    # Bars for reading and writing weights would break through our own progress display.
+    # Its bars for reading and writing weights would disturb our own progress display.
     transformers.utils.logging.disable_progress_bar()
     return torch
 
@@ -50,7 +50,7 @@ def computes_well_in_bf16(on: torch.device) -> bool:
 
 
 def choose_dtype(name: str, on: torch.device) -> torch.dtype:
-    """The number type that `auto`, `bfloat16`, `float16` or `float32` means on a device."""
+    """The dtype that `auto`, `bfloat16`, `float16` or `float32` stands for on a device."""
     torch = import_torch()
     if name == "auto":
         return torch.bfloat16 if computes_well_in_bf16(on) else torch.float32
@@ -80,16 +80,16 @@ def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = 
     """A causal language model, in eval mode, on the CPU.
 
     Raises:
-        ModelError: it cannot be loaded, or is a classifier: its language head would be a random one.
+        ModelError: it cannot be loaded, or is a classifier, whose language head would be random.
     """
     names = model_config(reference, trust_remote_code=trust_remote_code)[0].architectures or []
-    if unfit := no_language_model(reference, names):
-        raise ModelError("\n    → ".join(unfit))
+    if found := classifier_problem(reference, names):
+        raise ModelError("\n    → ".join(found))
     return _load("AutoModelForCausalLM", reference, dtype, trust_remote_code)
 
 
 def load_encoder(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """A model without its output layer, in eval mode, on the CPU: it gives the last hidden states."""
+    """A model without its output layer, in eval mode, on the CPU; it returns the last hidden states."""
     return _load("AutoModel", reference, dtype, trust_remote_code)
 
 
@@ -109,7 +109,7 @@ def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool
 
 
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """A model's text config, and its generation config (None where it has none); no weights are read."""
+    """A model's text config, and its generation config (None if it has none); no weights are read."""
     import_torch()
     from transformers import AutoConfig, GenerationConfig
 
@@ -123,7 +123,7 @@ def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[An
 
 
 def stored_dtype(source: ModelSource) -> str:
-    """The number type in which a model's weights are stored, as its config says; bfloat16 where it does not."""
+    """The dtype in which a model's weights are stored, according to its config; bfloat16 if that does not say."""
     import_torch()
     from transformers import AutoConfig
 
@@ -142,7 +142,7 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
 
 
 def with_padding(tokenizer: Any) -> Any:
-    """A copy of a tokenizer that has a token to pad with; which one does not matter to whoever masks it."""
+    """A copy of a tokenizer with a padding token. Which token it is does not matter, since padding is masked."""
     padded = copy.deepcopy(tokenizer)
     if padded.pad_token is None:
         padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)

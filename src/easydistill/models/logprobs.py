@@ -1,4 +1,4 @@
-"""How probable a causal language model finds given tokens, in one forward pass.
+"""Log-probabilities of given tokens under a causal language model, in one forward pass.
 
 Shapes: N tokens, D hidden width, V vocabulary, B rows, T positions. Row t predicts token t+1.
 """
@@ -24,14 +24,14 @@ def completion_logprobs(
     vocabulary: int | None = None,
     with_entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """log p of the tokens from `start` on of each (token ids, start), one after the other, in float32; and entropies.
+    """float32 log-probabilities of the tokens from `start` on of each (token ids, start), concatenated; and entropies.
 
-    Logits exist for a slice of rows at a time; with gradients they are made again in the backward pass, and there are
+    Logits exist for a slice of rows at a time; with gradients they are recomputed in the backward pass, and there are
     no entropies.
 
     Args:
-        vocabulary: the distributions are over so many tokens, from 0 up; None for all that the model has.
-        with_entropy: without, and with gradients, the entropies are zeros.
+        vocabulary: the distributions are over the first `vocabulary` tokens; None for all that the model has.
+        with_entropy: if False, or with gradients, the entropies are zeros.
     """
     width = max(len(ids) for ids, _ in sequences)
     on = next(model.parameters()).device
@@ -46,18 +46,18 @@ def completion_logprobs(
     for at in range(0, len(target_N), step):
         arguments = (hidden_ND[at : at + step], head, target_N[at : at + step])
         if torch.is_grad_enabled():
-            parts.append(checkpoint(realised_logprobs, *arguments, False, vocabulary, use_reentrant=False))
+            parts.append(checkpoint(target_logprobs, *arguments, False, vocabulary, use_reentrant=False))
         else:
-            parts.append(realised_logprobs(*arguments, with_entropy, vocabulary))
+            parts.append(target_logprobs(*arguments, with_entropy, vocabulary))
     logprobs_N, entropy_N = torch.cat(parts, dim=1)
     return logprobs_N, entropy_N.detach()
 
 
-def realised_logprobs(
+def target_logprobs(
     hidden_ND: Tensor, head: Head, target_N: Tensor, with_entropy: bool = True, vocabulary: int | None = None
 ) -> Tensor:
     """[2, N]: log p(target), and the distribution's entropy (or zeros); over the first `vocabulary` tokens."""
     logprobs_NV = head.logits(hidden_ND)[:, :vocabulary].float().log_softmax(-1)
-    picked_N = logprobs_NV.gather(1, target_N[:, None]).squeeze(1)
-    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1) if with_entropy else torch.zeros_like(picked_N)
-    return torch.stack([picked_N, entropy_N])
+    target_logprob_N = logprobs_NV.gather(1, target_N[:, None]).squeeze(1)
+    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1) if with_entropy else torch.zeros_like(target_logprob_N)
+    return torch.stack([target_logprob_N, entropy_N])

@@ -35,7 +35,7 @@ class ModelSource:
         return self.path is not None and self.path.suffix == ".gguf"
 
     def identity(self) -> dict[str, Any]:
-        """What tells these weights from any others, cheaply: small files whole, the edges of large ones."""
+        """Distinguishes these weights from all others, cheaply: hashes small files whole, large ones in parts."""
         if self.path is None:
             return {"hub": self.reference}
         files = (
@@ -60,10 +60,10 @@ def _quick_hash(path: Path) -> str:
 
 
 def resolve(reference: str) -> ModelSource:
-    """Find what a reference points at, without loading it.
+    """Find what a reference leads to, without loading it.
 
     Raises:
-        ModelError: it points at nothing on this machine and cannot be a hub id.
+        ModelError: it leads nowhere on this machine and cannot be a hub id.
     """
     if reference.startswith("pkg://"):
         return ModelSource(reference, _package_file(reference))
@@ -84,7 +84,7 @@ def resolve(reference: str) -> ModelSource:
 
 
 def architectures(source: ModelSource) -> tuple[str, ...]:
-    """The classes that a model was saved as, as its config says; none where there is no config on this machine."""
+    """The architectures named in a model's config; none if there is no config on this machine."""
     if source.path is None or source.is_gguf:
         return ()
     try:
@@ -95,14 +95,14 @@ def architectures(source: ModelSource) -> tuple[str, ...]:
 
 
 def is_classifier(names: Iterable[str]) -> bool:
-    """Whether a model of these architectures judges texts: it gives a number or a class, and writes nothing."""
+    """Whether a model of these architectures outputs a score or a class instead of text."""
     return any("Classification" in name or "Reward" in name for name in names)
 
 
-def no_language_model(reference: str, names: Collection[str]) -> tuple[str, str] | None:
-    """(what is wrong, how to mend it) where a model of these architectures writes nothing; None of any other.
+def classifier_problem(reference: str, names: Collection[str]) -> tuple[str, str] | None:
+    """(problem, hint) if a model of these architectures is a classifier, which cannot write text; else None.
 
-    transformers would load it under a random language head, and only warn.
+    transformers would load it with a random language head, and only warn.
     """
     if not is_classifier(names):
         return None
@@ -130,7 +130,7 @@ def _package_file(reference: str) -> Path:
 
 
 def _hub_snapshot(reference: str) -> Path | None:
-    """The local cache's copy of a hub model; None where it is not cached (loading will then fetch it)."""
+    """The local cache's copy of a hub model; None if it is not cached (loading will then download it)."""
     parts = reference.split("/")
     if reference.startswith((".", "/", "~")) or reference.endswith(("/", ".gguf")) or len(parts) > 2:
         raise ModelError(
@@ -148,14 +148,14 @@ def _hub_snapshot(reference: str) -> Path | None:
 
 
 def model_directory(source: ModelSource) -> str:
-    """What to hand to `from_pretrained`: a directory, or the hub id where it is not cached.
+    """The argument for `from_pretrained`: a directory, or the hub id if the model is not cached.
 
     A GGUF file is converted to safetensors once; the result is cached by the file's hash.
     """
     if source.path is None:
         if os.environ.get("HF_HUB_OFFLINE") == "1":
             raise ModelError(
-                f"{source.reference}: not on this machine, and HF_HUB_OFFLINE=1 forbids fetching it\n"
+                f"{source.reference}: not on this machine, and HF_HUB_OFFLINE=1 forbids downloading it\n"
                 "    → give a local directory, or unset HF_HUB_OFFLINE"
             )
         return source.reference

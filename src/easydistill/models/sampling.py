@@ -1,8 +1,8 @@
-"""Generating a batch of answers with transformers, each row with a random stream of its own.
+"""Generating a batch of answers with transformers, each row with its own random stream.
 
-`generate` draws from one global stream, so a row's answer would depend on its neighbours, and `torch.multinomial`
+`generate` samples from one global stream, so a row's answer would depend on its neighbours, and `torch.multinomial`
 draws an exponential for every vocabulary entry, a quarter of the time of a small model on a CPU. Here a logits
-processor draws one uniform number a row and inverts the cumulative distribution; `generate` then takes the argmax.
+processor draws one uniform number per row and inverts the cumulative distribution; `generate` then takes the argmax.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class SeededSampler:
     """Draws the next token of each row from the row's own generator.
 
     Args:
-        seeds: one a row.
-        temperature: of all rows, or one a row; 0 takes the most probable token.
+        seeds: one per row.
+        temperature: one for all rows, or one per row; 0 takes the most probable token.
         top_p: draw from the smallest set of tokens with this much probability.
-        top_k: draw from so many most probable tokens.
+        top_k: draw from this many most probable tokens.
     """
 
     def __init__(
@@ -39,14 +39,15 @@ class SeededSampler:
         import random
 
         self._streams = [random.Random(seed) for seed in seeds]
-        one_a_row = [temperature] * len(seeds) if isinstance(temperature, int | float) else list(temperature)
-        assert len(one_a_row) == len(seeds)
-        self._temperatures = one_a_row
+        if isinstance(temperature, int | float):
+            temperature = [temperature] * len(seeds)
+        self._temperatures = list(temperature)
+        assert len(self._temperatures) == len(seeds)
         self._top_p = top_p
         self._top_k = top_k
 
     def choose(self, logits_BV: torch.Tensor) -> torch.Tensor:
-        """One token id a row, from float32 logits."""
+        """One token id per row, from float32 logits."""
         import torch
 
         greedy = [temperature == 0 for temperature in self._temperatures]
@@ -62,12 +63,12 @@ class SeededSampler:
 
         uniform = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64, device="cpu")
         uniform_B1 = uniform.to(logits_BV.device, torch.float32)[:, None]
-        # What a greedy row draws is not looked at.
+        # The draws of greedy rows are ignored.
         temperature_B1 = torch.tensor([value or 1.0 for value in self._temperatures], device=logits_BV.device)[:, None]
         scaled_BV = logits_BV.float() / temperature_B1
         if self._top_k is None and self._top_p is None:
             return _invert_cdf(scaled_BV.softmax(-1), uniform_B1)
-        # Sorted only as far as needed: nucleus sampling without top_k has to look at everything.
+        # Sorted only as far as needed; nucleus sampling without top_k needs everything.
         width = min(self._top_k or scaled_BV.shape[-1], scaled_BV.shape[-1])
         top_BK, ids_BK = scaled_BV.topk(width, dim=-1)
         probs_BK = top_BK.softmax(-1)
@@ -77,7 +78,7 @@ class SeededSampler:
         return ids_BK.gather(-1, _invert_cdf(probs_BK, uniform_B1)[:, None]).squeeze(-1)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """As a transformers logits processor: leaves the drawn token as the only one."""
+        """The transformers logits processor: leaves only the drawn token."""
         import torch
 
         chosen_B1 = self.choose(scores)[:, None]
@@ -86,21 +87,27 @@ class SeededSampler:
 
 def _invert_cdf(probs_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
     """Index of the first entry at which the cumulative probability exceeds `uniform` times the total."""
+    cumulative_BV = probs_BV.cumsum(-1)
+    return first_above(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], probs_BV).squeeze(-1)
+
+
+def first_above(cumulative: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Index of the first entry whose cumulative weight exceeds the target; never one of weight zero.
+
+    Entries are along the last dimension: [..., V] weights and their cumulative sums, [..., D] targets and indices.
+    """
     import torch
 
-    cumulative_BV = probs_BV.cumsum(-1)
-    target_B1 = uniform_B1 * cumulative_BV[:, -1:]
-    index_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
-    # Rounding may put the target at the very end, behind the last entry with any probability.
-    last_B1 = (
-        (probs_BV > 0).long().mul(torch.arange(1, probs_BV.shape[-1] + 1, device=probs_BV.device)).argmax(-1, True)
-    )
-    return index_B1.minimum(last_B1).squeeze(-1)
+    index = torch.searchsorted(cumulative, target, right=True)
+    # Rounding may put the target at the very end, after the last entry with any weight.
+    places = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
+    last = ((weights > 0) * places).argmax(-1, keepdim=True)
+    return index.minimum(last)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated token ids without the end token, and whether the model ended by itself."""
+    """Generated token ids without the end token, and whether the model ended the answer itself."""
 
     ids: list[int]
     ended: bool
@@ -110,8 +117,8 @@ class Answer:
 def _own_distribution(model: Any) -> Iterator[None]:
     """Let `model` generate from its own probabilities.
 
-    `generate` takes what it is not told from the model's generation config. A repetition penalty there, as
-    Qwen2.5-Instruct has one, or suppressed tokens would draw from another distribution than the model's.
+    `generate` takes unset options from the model's generation config. A repetition penalty there, as in
+    Qwen2.5-Instruct, or suppressed tokens would change the distribution that is sampled from.
     """
     from transformers import GenerationConfig
 
@@ -138,8 +145,8 @@ def generate_batch(
         prompts: token ids of each prompt.
         eos_ids: tokens that end an answer.
         max_new_tokens: longest answer.
-        sampler: one stream a prompt.
-        masks: what holds prompts' answers to their schemas, where they have one.
+        sampler: one stream per prompt.
+        masks: constrain answers to the schemas of prompts that have one.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList

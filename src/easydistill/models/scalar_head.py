@@ -1,7 +1,7 @@
-"""A language model → the same body under a head that gives one number: what reward models are.
+"""A language model → a reward model: the same body under a head that outputs one number.
 
-The number is head · (final hidden value of the last token that is no padding), as transformers' sequence classifiers
-compute it, so whatever loads those loads what is made here.
+The number is head · (final hidden state of the last token that is not padding), as in transformers' sequence
+classifiers, so anything that loads those also loads the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from easydistill.models.student import Student
 
 
 def scalar_issues(models: ModelsConfig) -> list[ConfigIssue]:
-    """Why the student cannot be given such a head, as far as its config tells; no weights are read."""
+    """Why the student cannot get such a head, as far as its config shows; no weights are read."""
     student = models.student
     if isinstance(student, FreshStudent):
         return _unknown(str(student.config["model_type"]), "models.student.config.model_type")
@@ -40,14 +40,14 @@ def _unknown(model_type: str, path: str) -> list[ConfigIssue]:
 def with_scalar_head(student: Student, seed: int) -> Student:
     """The student under a new scalar head; the body is the same object, the language head is dropped.
 
-    The head is drawn from N(0, 1/(D+1)²), D the width of the hidden values: the first scores are close to 0, so that
-    no random preference has to be unlearned, and yet the body has a gradient from the first step.
+    The head is drawn from N(0, 1/(D+1)²), D being the width of the hidden states: the first scores are close to 0, so
+    that no random preference has to be unlearned, and yet the body has a gradient from the first step.
 
     Args:
         seed: of the head.
 
     Raises:
-        ConfigError: transformers' classifier of this architecture is made otherwise.
+        ConfigError: transformers' classifier of this architecture has another structure.
     """
     torch = import_torch()
     from transformers import AutoModelForSequenceClassification
@@ -55,7 +55,7 @@ def with_scalar_head(student: Student, seed: int) -> Student:
     language = student.model
     config = copy.deepcopy(language.config)
     config.num_labels = 1
-    # Of the classifier only its shape is wanted: no second body is allocated.
+    # Only the classifier's structure is needed: no second body is allocated.
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     prefix = model.base_model_prefix
@@ -74,17 +74,17 @@ def with_scalar_head(student: Student, seed: int) -> Student:
 
 
 def head_name(model: Any) -> str:
-    """The attribute that holds the scalar head."""
+    """Name of the attribute that holds the scalar head."""
     prefix = f"{model.base_model_prefix}."
     name = next(name for name, _ in model.named_parameters() if not name.startswith(prefix))
     return name.removesuffix(".weight")
 
 
 def set_padding(student: Student, ends: Collection[int]) -> int:
-    """Choose the token that pads, for tokenizer and model alike, and return its id.
+    """Choose the padding token, for tokenizer and model alike, and return its id.
 
-    transformers reads a row's score at its last token that is not the padding token. So no row may end with that:
-    where the template ends with the token that also pads, as the end of a turn often does, another special token pads.
+    transformers reads a row's score at the last token that is not the padding token, so no row may end with that. If
+    the template ends with the tokenizer's padding token (often the end of a turn), another special token is used.
 
     Args:
         ends: tokens that rows end with.

@@ -28,7 +28,7 @@ def parameter_shapes(directory: Path) -> dict[str, int]:
 
 
 def model_parameters(reference: str, keep_layers: int | None = None) -> int | None:
-    """Parameters of a model; None where its files are not on this machine, or are not safetensors."""
+    """Parameters of a model; None if its files are not on this machine, or are not safetensors."""
     try:
         source = resolve(reference)
     except ModelError:
@@ -49,7 +49,7 @@ def model_parameters(reference: str, keep_layers: int | None = None) -> int | No
 
 
 def student_parameters(models: ModelsConfig) -> int | None:
-    """Parameters of the student that a config describes; None where that cannot be told cheaply."""
+    """Parameters of the student that a config describes; None if they cannot be counted cheaply."""
     student = models.student
     if isinstance(student, FreshStudent):
         return None

@@ -1,7 +1,7 @@
-"""Answers that follow a JSON schema, by masking what would break it while tokens are drawn.
+"""Answers that follow a JSON schema: tokens that would break it are masked during sampling.
 
-A small model asked for JSON rarely gives it; held to a schema it gives nothing else, unless the answer is cut off.
-The grammar is llguidance's, the one that vLLM has too.
+A small model asked for JSON rarely returns it; constrained to a schema it returns nothing else, unless the answer is
+cut off. The grammars are llguidance's, as in vLLM.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class SchemaGrammars:
     """Grammars of JSON schemas over one model's tokens.
 
     Args:
-        tokenizer: a fast tokenizer, whose text reads back from its tokens.
+        tokenizer: a fast tokenizer whose tokens decode to the original text.
         ends: tokens that end an answer.
         vocabulary: width of the model's logits.
 
     Raises:
         MissingExtra: llguidance is not installed.
-        TeacherError: the tokenizer is of a kind that grammars cannot be made for.
+        TeacherError: grammars cannot be made for this kind of tokenizer.
     """
 
     def __init__(self, tokenizer: Any, ends: Iterable[int], vocabulary: int) -> None:
@@ -41,10 +41,10 @@ class SchemaGrammars:
         try:
             tokens = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends))
         except ValueError as error:
-            problem = f"the tokenizer does not do for synthesis.reply=json: {error}; take tags or plain"
+            problem = f"the tokenizer does not support synthesis.reply=json: {error}; take tags or plain"
             raise TeacherError(problem) from error
 
-        # Made once a schema: every row has a copy of its own, with where it stands.
+        # Made once per schema; every row gets a copy, which keeps the row's state.
         @lru_cache(maxsize=64)
         def matcher(schema: str) -> LLMatcher:
             grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
@@ -56,10 +56,10 @@ class SchemaGrammars:
         self._matcher = matcher
 
     def masks(self, schemas: Sequence[dict[str, Any] | None]) -> SchemaMasks | None:
-        """What holds a batch to its schemas, one a row; None where no row has one.
+        """The masks of a batch, from one schema (or None) per row; None if no row has a schema.
 
         Raises:
-            TeacherError: a schema that no grammar can be made of.
+            TeacherError: no grammar can be made of a schema.
         """
         if all(schema is None for schema in schemas):
             return None
@@ -69,15 +69,15 @@ class SchemaGrammars:
 
 
 class SchemaMasks:
-    """A transformers logits processor: rules out every token with which a row would leave its grammar."""
+    """A transformers logits processor: masks every token with which a row would leave its grammar."""
 
     def __init__(self, matchers: Sequence[Any]) -> None:
-        """`matchers` has one a row, None for rows that are free."""
+        """`matchers` has one per row, None for unconstrained rows."""
         self._matchers = matchers
         self._started = False
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Token ids so far (B, T) and logits (B, V); the logits, −inf where a token is ruled out."""
+        """From token ids (B, T) and logits (B, V): the logits, −inf for masked tokens."""
         import numpy as np
         import torch
 
@@ -87,10 +87,10 @@ class SchemaMasks:
         for row, (matcher, token) in enumerate(zip(self._matchers, drawn, strict=True)):
             if matcher is None:
                 continue
-            # What follows an end is padding: ends as well.
+            # After its end a row is padded with end tokens.
             if token is not None and not matcher.is_stopped():
                 matcher.consume_token(token)
-            # Beyond llguidance's limits a row goes on freely; its form is checked afterwards, as everybody's.
+            # Beyond llguidance's limits a row continues unconstrained; its form is checked later, like any other's.
             if not matcher.is_error():
                 bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
                 allowed_BV[row] = np.unpackbits(bits, bitorder="little", count=scores.shape[1])

@@ -1,4 +1,4 @@
-"""Making the student: a model as it is, one with layers removed, or one with random weights."""
+"""Making the student: an existing model, one with layers removed, or one with random weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from easydistill.models.reference import resolve
 
 @dataclass
 class Student:
-    """A student ready to be trained or measured."""
+    """A student, ready for training or evaluation."""
 
     model: Any
     tokenizer: Any
     eos_ids: frozenset[int]
     save_dtype: str
-    """Number type in which its weights are saved."""
+    """Dtype in which its weights are saved."""
     description: str
 
 
@@ -30,7 +30,7 @@ def kept_layers(total: int, keep: int) -> list[int]:
 
 
 def student_references(models: ModelsConfig) -> list[str]:
-    """The model references that making this student will read."""
+    """The model references that this student is made from."""
     student = models.student
     if isinstance(student, PrunedStudent):
         return [student.from_model]
@@ -40,7 +40,7 @@ def student_references(models: ModelsConfig) -> list[str]:
 
 
 def student_identity(models: ModelsConfig) -> dict[str, Any]:
-    """What tells this student's starting weights from any others, without loading them."""
+    """Distinguishes this student's initial weights from all others, without loading them."""
     student = models.student
     identities = [resolve(reference).identity() for reference in student_references(models)]
     made = student.identity() if not isinstance(student, str) else {}
@@ -48,7 +48,7 @@ def student_identity(models: ModelsConfig) -> dict[str, Any]:
 
 
 def check_student(models: ModelsConfig) -> list[ConfigIssue]:
-    """What is wrong with the `models` section and can be told without loading weights."""
+    """What is wrong with the `models` section, as far as it can be found without loading weights."""
     issues: list[ConfigIssue] = []
     student = models.student
     if isinstance(student, FreshStudent) and student.tokenizer is None and models.teacher is None:
@@ -85,7 +85,7 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.model
     layers = getattr(body, "layers", None)
     if layers is None:
-        raise ModelError(f"{reference}: this architecture keeps its layers where keep_layers does not look")
+        raise ModelError(f"{reference}: keep_layers does not support this architecture (it has no `layers`)")
     total = len(layers)
     if keep > total:
         problem = f"{keep} layers cannot be kept, {reference} has {total}"
@@ -93,7 +93,7 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
     kept = kept_layers(total, keep)
     body.layers = torch.nn.ModuleList(layers[index] for index in kept)
     for index, layer in enumerate(body.layers):
-        # Layers know their own number: it is their place in the key-value cache.
+        # Layers store their own number, which is their index in the key-value cache.
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index

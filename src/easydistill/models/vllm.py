@@ -1,4 +1,4 @@
-"""What every use of vLLM in this process sets before it is imported."""
+"""What is set before vLLM is imported in this process."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ CPU_KV_CACHE_GIB = "4"
 
 
 def prepare_environment(*, on_cpu: bool) -> None:
-    """Set what vLLM reads from the environment, where the user has not."""
+    """Set the environment variables that vLLM reads, unless the user has set them."""
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB)
-        # In this process: a killed run must not leave an engine process behind.
+        # Run the engine in this process: a killed run must not leave an engine process behind.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
 def tensor_parallel_size(*, on_cpu: bool) -> int:
-    """GPUs that share a model by default: all of them; vLLM wants 1 on a CPU."""
+    """Number of GPUs that share a model by default: all of them; vLLM needs 1 on a CPU."""
     import torch
 
     return 1 if on_cpu else max(1, torch.cuda.device_count())

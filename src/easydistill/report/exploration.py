@@ -74,10 +74,24 @@ class Exploration:
 
 
 def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None:
-    """From `metrics.jsonl` and the train stage's metrics; None if the job does not train by rewards.
+    """From `metrics.jsonl` and the train stage's metrics; None if the job does not train by rewards."""
+    found = _measured(path)
+    if not any(stage == "policy" for stage, _ in found):
+        return None
+    singles = sorted({name for _, name in found if name not in LABELS})
+    courses = [
+        Course(_label(name), where, tuple(found[stage, name].items()))
+        for name in (*LABELS, *singles)
+        for stage, where in STAGES.items()
+        if (stage, name) in found
+    ]
+    alarms = map(as_dict, as_dict(train.get("alarms")).values())
+    messages = sorted((as_int(alarm.get("step")) or 0, as_text(alarm.get("told"))) for alarm in alarms)
+    return Exploration(tuple(courses), tuple(messages))
 
-    Values that a later attempt replaced, because it started at an earlier step, are left out.
-    """
+
+def _measured(path: Path) -> dict[tuple[str, str], dict[int, float]]:
+    """(stage, figure) → step → value, without what a later attempt replaced because it started at an earlier step."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for line in json_lines(path):
         stage, step = as_text(line.get("stage")), as_int(line.get("step"))
@@ -91,18 +105,7 @@ def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None
             while course and next(reversed(course)) >= step:
                 course.popitem()
             course[step] = number
-    if not any(stage == "policy" for stage, _ in found):
-        return None
-    singles = sorted({name for _, name in found if name not in LABELS})
-    courses = [
-        Course(_label(name), where, tuple(found[stage, name].items()))
-        for name in (*LABELS, *singles)
-        for stage, where in STAGES.items()
-        if (stage, name) in found
-    ]
-    alarms = map(as_dict, as_dict(train.get("alarms")).values())
-    messages = sorted((as_int(alarm.get("step")) or 0, as_text(alarm.get("told"))) for alarm in alarms)
-    return Exploration(tuple(courses), tuple(messages))
+    return found
 
 
 def _label(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from easydistill.report.document import Row, Table, columns, row
 from easydistill.report.figures import in_words, plain
 from easydistill.report.synthesis import Synthesis
-from easydistill.report.values import as_float, as_int
+from easydistill.report.values import as_counts, as_float
 
 ROWS_SHOWN = 40
 ABSENT = "–"
@@ -43,9 +43,9 @@ def _table(name: str, value: Any) -> Table:
     if any(isinstance(item, dict) for item in outer.values()):
         return _grid(name, {key: item if isinstance(item, dict) else {"value": item} for key, item in outer.items()})
     # Bars compare counts; next to a share they would mislead.
-    counts = {key: as_int(item) or 0 for key, item in outer.items()}
+    counts = as_counts(outer)
     largest = max(counts.values(), default=0)
-    drawn = largest > 0 and min(counts.values()) >= 0 and all(as_int(item) is not None for item in outer.values())
+    drawn = len(counts) == len(outer) and largest > 0 and min(counts.values()) >= 0
     rows = [
         row(key, plain(item), bars=((counts[key] / largest, "after"),) if drawn else ()) for key, item in outer.items()
     ]
@@ -57,15 +57,19 @@ def _grid(name: str, outer: dict[str, dict[str, Any]]) -> Table:
     if all(column.isdigit() for column in inner):
         # Scores, in the order of their values.
         inner.sort(key=int)
-    empty = [key for key, item in outer.items() if all(as_float(number) == 0 for number in item.values())]
-    # One row of zeros is information; a dozen would hide the others.
-    folded = empty if len(empty) > 3 and len(empty) < len(outer) else []
+    folded = _folded(outer)
     rows = [
         row(key, *(plain(item[column]) if column in item else ABSENT for column in inner))
         for key, item in outer.items()
         if key not in folded
     ]
     return _cut(name, inner, rows, *([f"0 everywhere: {', '.join(folded)}."] if folded else []))
+
+
+def _folded(outer: dict[str, dict[str, Any]]) -> list[str]:
+    """Rows of zeros that only a note names: one is information, a dozen would hide the others."""
+    empty = [key for key, item in outer.items() if all(as_float(number) == 0 for number in item.values())]
+    return empty if 3 < len(empty) < len(outer) else []
 
 
 def _cut(name: str, inner: list[str], rows: list[Row], *notes: str) -> Table:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from easydistill.report import document as doc
-from easydistill.report.collect import Answer, Answers
+from easydistill.report.collect import Answers
 from easydistill.report.disagreement import Difference, Differences
 from easydistill.report.figures import probability
 from easydistill.report.sections import Report
@@ -85,10 +85,8 @@ def _drawn(blocks: Iterable[doc.Block]) -> str:
 def draw(block: doc.Block) -> str:
     """A block as Markdown."""
     match block:
-        case doc.Text(text=text, style="heading"):
-            return f"### {md(text)}"
-        case doc.Text(text=text, lead=lead):
-            return f"- **{md(lead)}** {md(text)}" if lead else md(text)
+        case doc.Text():
+            return _text(block)
         case doc.Pairs(items=items):
             return "\n".join(f"- {md(name)}: {md(value)}" for name, value in items)
         case doc.Code():
@@ -98,7 +96,7 @@ def draw(block: doc.Block) -> str:
         case doc.Sample():
             return _sample(block)
         case Answers():
-            return _joined(part for item in block.items for part in _answers(item, block.missing))
+            return _joined(_answers(block))
         case Differences():
             head = ["In the answer", "KL", "Teacher", f"Student {block.when}"]
             return grid(head, ["---", "--:", "---", "---"], map(_difference, block.items))
@@ -107,6 +105,12 @@ def draw(block: doc.Block) -> str:
         case doc.Table():
             return table(block)
     raise TypeError(block)
+
+
+def _text(block: doc.Text) -> str:
+    if block.style == "heading":
+        return f"### {md(block.text)}"
+    return f"- **{md(block.lead)}** {md(block.text)}" if block.lead else md(block.text)
 
 
 def _sample(block: doc.Sample) -> str:
@@ -118,11 +122,12 @@ def _sample(block: doc.Sample) -> str:
     return _joined([head, *texts])
 
 
-def _answers(item: Answer, missing: str) -> Iterator[str]:
-    question = " ".join((item.prompt[-1].text if item.prompt else item.id).split())
-    yield f"### {md(question if len(question) <= TITLE_AT else f'{question[:TITLE_AT]}…')}"
-    for name, text in (("Teacher", item.teacher), ("Student before", item.before), ("Student after", item.after)):
-        yield f"{name}: {md(missing)}" if text is None else f"{name}:\n\n{fenced(text)}"
+def _answers(block: Answers) -> Iterator[str]:
+    for item in block.items:
+        question = " ".join((item.prompt[-1].text if item.prompt else item.id).split())
+        yield f"### {md(question if len(question) <= TITLE_AT else f'{question[:TITLE_AT]}…')}"
+        for name, text in (("Teacher", item.teacher), ("Student before", item.before), ("Student after", item.after)):
+            yield f"{name}: {md(block.missing)}" if text is None else f"{name}:\n\n{fenced(text)}"
 
 
 def _difference(item: Difference) -> list[str]:

@@ -176,8 +176,9 @@ def received(raw: Any) -> str:
     if isinstance(raw, dict) and isinstance(raw.get("text"), str):
         thought = as_text(raw.get("reasoning"))
         return f"[thoughts]\n{thought}\n\n[answer]\n{raw['text']}" if thought else raw["text"]
-    if isinstance(raw, list) and raw and all(isinstance(message, dict) and "role" in message for message in raw):
+    items = list(map(as_dict, raw)) if isinstance(raw, list) else []
+    if items and all("role" in item for item in items):
         return "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in turns_of(raw))
-    if isinstance(raw, list) and any(isinstance(item, dict) and "text" in item for item in raw):
+    if any("text" in item for item in items):
         return "\n\n".join(f"[{number}]\n{received(item)}" for number, item in enumerate(raw, start=1))
     return as_text(raw)

@@ -11,7 +11,7 @@ from easydistill.report.collect import Facts
 from easydistill.report.document import Column, Row, Step, Table, columns, row
 from easydistill.report.figures import MISSING, count, in_words, plural, share
 from easydistill.report.synthesis import Spent, Synthesis, is_synthesis, read_synthesis
-from easydistill.report.values import as_dict, as_float, as_int, as_text, dig, json_object
+from easydistill.report.values import as_counts, as_dict, as_float, as_int, as_text, dig, json_object
 from easydistill.synthesis.stage import CARD
 
 REASONS_NAMED = 3
@@ -101,7 +101,7 @@ def _diversity_rows(found: dict[str, Any]) -> Iterator[Row]:
     else:
         reading = f"The median; nine in ten lie between {low:.0f} and {high:.0f}, the longest has {longest:,.0f}."
     yield _row("Length of prompts, in words", middle, reading, "nothing was measured", form=",.0f")
-    rows = {name: as_int(number) or 0 for name, number in as_dict(found.get("languages")).items()}
+    rows = as_counts(found.get("languages"))
     of_all = f"Of {plural(sum(rows.values()), 'prompt')}."
     yield _row("Prompts in Chinese", rows.get("zh", 0), of_all, form=",.0f")
 

@@ -45,7 +45,7 @@ def teacher_words(facts: Facts) -> tuple[str, str]:
         return "pairs of answers" if facts.on_pairs else "labelled rows", "no teacher was asked"
     name = short_model(reference)
     role = "" if facts.asks_teacher else _SCORES.get(as_text(facts.setting("job_type")), _COMPARES)
-    return name, ", ".join(part for part in (reference if reference != name else "", role) if part)
+    return name, ", ".join(filter(None, (reference if reference != name else "", role)))
 
 
 def student_words(facts: Facts) -> tuple[str, str]:
@@ -71,8 +71,8 @@ def _layers(facts: Facts, kept: int | None) -> str:
 
 def lede(facts: Facts) -> str:
     """What the complete stages did, in a sentence or two."""
-    label, score, train = facts.stage("label"), facts.stage("score"), facts.stage("train")
-    teacher, (student, origin) = teacher_words(facts)[0], student_words(facts)
+    label, score = facts.stage("label"), facts.stage("score")
+    teacher = teacher_words(facts)[0]
     parts = []
     if label is not None and label.left is not None and label.entered is not None:
         parts.append(f"{teacher} answered {label.left:,} of {label.entered:,} prompts.")
@@ -80,11 +80,17 @@ def lede(facts: Facts) -> str:
         subject = "It" if parts else teacher
         parts.append(f"{subject} scored the probability of each of {score.tokens['scored']:,} answer tokens.")
     rows = as_int(facts.train.get("train_rows"))
-    if train is not None and rows is not None:
-        what = "pair" if facts.on_pairs else "prompt" if facts.by_rewards else "row"
-        how = "LoRA adapters" if facts.setting("training.lora") else "all weights"
-        made = "" if origin in {"unchanged", ""} or "/" in origin else f" ({origin})"
-        steps = as_int(facts.train.get("steps"))
-        pace = f" in {plural(steps, 'optimiser step')}" if steps is not None else ""
-        parts.append(f"The student, {student}{made}, learned from {plural(rows, what)}{pace} ({how} trained).")
+    if facts.stage("train") is not None and rows is not None:
+        parts.append(_learned(facts, rows))
     return " ".join(parts)
+
+
+def _learned(facts: Facts, rows: int) -> str:
+    """What the student learned from."""
+    student, origin = student_words(facts)
+    what = "pair" if facts.on_pairs else "prompt" if facts.by_rewards else "row"
+    how = "LoRA adapters" if facts.setting("training.lora") else "all weights"
+    made = "" if origin in {"unchanged", ""} or "/" in origin else f" ({origin})"
+    steps = as_int(facts.train.get("steps"))
+    pace = f" in {plural(steps, 'optimiser step')}" if steps is not None else ""
+    return f"The student, {student}{made}, learned from {plural(rows, what)}{pace} ({how} trained)."

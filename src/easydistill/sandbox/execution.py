@@ -49,22 +49,11 @@ def execute(isolation: Isolation, source: str, stdin: str, limits: Limits) -> Ru
 
 def _interpret(raw: RawResult, limits: Limits) -> RunResult:
     code = os.waitstatus_to_exitcode(raw.status) if raw.status is not None else None
-    outcome: Outcome
     reason = raw.reason
     if raw.ended_by != "ended":
-        outcome = raw.ended_by
-        reason = reason or f"all its processes together exceeded the limit: {outcome.replace('_', ' ')}"
-    elif code == 0:
-        outcome = "ok"
-    elif code is None or code > 0:
-        last_line = raw.stderr.decode("utf-8", "replace").rstrip().rpartition("\n")[2]
-        outcome = "out_of_memory" if last_line.startswith("MemoryError") else "failed"
-    else:
-        # At the limit the kernel sends SIGXCPU, and SIGKILL if the process continues.
-        out_of_cpu = -code == signal.SIGXCPU or (-code == signal.SIGKILL and raw.cpu_seconds >= limits.cpu_seconds)
-        outcome = "out_of_cpu" if out_of_cpu else "killed"
+        reason = reason or f"all its processes together exceeded the limit: {raw.ended_by.replace('_', ' ')}"
     return RunResult(
-        outcome=outcome,
+        outcome=_outcome(raw, code, limits),
         stdout=raw.stdout.decode("utf-8", "replace"),
         stderr=raw.stderr.decode("utf-8", "replace"),
         exit_code=code if code is not None and code >= 0 else None,
@@ -73,3 +62,16 @@ def _interpret(raw: RawResult, limits: Limits) -> RunResult:
         cpu_seconds=raw.cpu_seconds,
         reason=reason,
     )
+
+
+def _outcome(raw: RawResult, code: int | None, limits: Limits) -> Outcome:
+    if raw.ended_by != "ended":
+        return raw.ended_by
+    if code == 0:
+        return "ok"
+    if code is None or code > 0:
+        last_line = raw.stderr.decode("utf-8", "replace").rstrip().rpartition("\n")[2]
+        return "out_of_memory" if last_line.startswith("MemoryError") else "failed"
+    # At the limit the kernel sends SIGXCPU, and SIGKILL if the process continues.
+    out_of_cpu = -code == signal.SIGXCPU or (-code == signal.SIGKILL and raw.cpu_seconds >= limits.cpu_seconds)
+    return "out_of_cpu" if out_of_cpu else "killed"

@@ -1,1 +1,1 @@
-"""Teacher signals: what a teacher said about the tokens of a sample, in memory and on disk."""
+"""Teacher signals: a teacher's distributions over the tokens of a sample, in memory and on disk."""

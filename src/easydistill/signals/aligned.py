@@ -1,15 +1,15 @@
 """Signals of a teacher with another tokenizer, over the student's ids.
 
-What enters: chats, and their rows as the student reads them. The teacher is shown each chat in its own template and
-tokens; where a token of the student's and one of the teacher's begin at the same byte of an answer (`alignment.py`),
-the teacher's distribution there is written over the student's ids. What leaves: a signal for those aligned tokens
-alone; the others are not `present`, and are learned from their labels only.
+What enters: chats, and their rows as the student reads them. The teacher reads each chat in its own template and
+tokens; where a token of the student and one of the teacher begin at the same byte of an answer (`alignment.py`), the
+teacher's distribution is mapped to the student's ids. What leaves: a signal for these aligned tokens only; the others
+are not `present`, and are learned from their labels alone.
 
-- A teacher's token that is none of the student's has nowhere to go: its mass is part of the rest. It can be neither
-  listed nor drawn, so only `top_k` and `top_p` signals are made.
-- A loss that compares by rank (`uld`) needs no ids. Its signals are the teacher's own largest probabilities, nothing
-  of them lost to the map, and the ids stored beside them are ranks: no other loss may read such a store.
-- The realised log-probability is that of the student's token after the map: −inf where no token of the teacher's is it.
+- A token of the teacher that the student does not have cannot be mapped: its mass is part of the rest. It can be
+  neither listed nor drawn, so only `top_k` and `top_p` signals are possible.
+- A loss that compares by rank (`uld`) needs no ids. Its signals are the teacher's own largest probabilities, unmapped,
+  and the ids stored with them are ranks: no other loss may read such a store.
+- The target's log-probability is that of the student's token after the mapping: −inf if the teacher lacks the token.
 
 Shapes: N aligned tokens, B rows, W their width, D hidden width, S the student's vocabulary, T the teacher's, K entries
 of the head; V is S or T.
@@ -30,7 +30,7 @@ from easydistill.data.chat import ChatRenderer
 from easydistill.data.records import Message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
-from easydistill.models.compatibility import PROBE, Difference, Side, real_vocabulary, shared_ids
+from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.alignment import Ids, align, merge_columns, shared_vocabulary, token_bytes
@@ -42,7 +42,7 @@ from easydistill.signals.signal import TeacherSignal, concatenate
 from easydistill.signals.store import ScoredSample
 
 LEAST_SHARED = 0.01
-"""With a smaller share of the teacher's tokens in the student's vocabulary, next to nothing of it could be learned."""
+"""With a smaller share of the teacher's tokens in the student's vocabulary, almost nothing could be learned."""
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -50,18 +50,18 @@ LEAST_SHARED = 0.01
 
 @dataclass(frozen=True)
 class AlignedRow(RowToScore):
-    """A row of the student's, and the same chat as the teacher reads it."""
+    """A row of the student, and the same chat as the teacher reads it."""
 
     teacher_ids: Sequence[int]
-    """As far as the last aligned token needs them."""
+    """The teacher's tokens, up to the last one that is needed."""
     pairs: Ids
-    """[N, 2]: (token of the student's, token of the teacher's) that begin at the same byte; see `alignment.align`."""
+    """[N, 2]: indices (student's token, teacher's token) that begin at the same byte; see `alignment.align`."""
     refused: str | None = None
-    """Why the teacher's template would not have the chat."""
+    """Why the teacher's template refused the chat."""
 
     @property
     def length(self) -> int:
-        # Planning needs rows to have a length; those without a pair cost nothing to score.
+        # Planning needs a positive length; rows without a pair cost nothing to score.
         return max(1, len(self.teacher_ids))
 
     @property
@@ -71,14 +71,14 @@ class AlignedRow(RowToScore):
 
 
 class Aligner:
-    """Shows chats to a teacher as it reads them, and finds where its tokens begin with the student's.
+    """Renders chats for a teacher, and finds where its tokens begin at the same byte as the student's.
 
     Args:
         student, teacher: a side's template is its own unless `Side.template` replaces it.
-        context: the teacher's longest row; what is behind it has no signal.
+        context: the teacher's longest row; tokens beyond it have no signal.
 
     Raises:
-        DataError: a tokenizer is not understood, a template is missing or fails, or the student's never ends a turn.
+        DataError: a tokenizer is not supported, a template is missing or fails, or the student's never ends a turn.
     """
 
     def __init__(self, student: Side, teacher: Side, context: int | None = None) -> None:
@@ -93,22 +93,22 @@ class Aligner:
 
     @cached_property
     def to_student(self) -> Ids:
-        """The student's id of each of the teacher's tokens, int64 [T]; −1 for none."""
-        written = self.student.render(PROBE)
-        end = written.ids[max(t for t, on in enumerate(written.mask) if on)]
+        """The student's id for each of the teacher's tokens, int64 [T]; −1 for none."""
+        probe = self.student.render(PROBE)
+        end = probe.ids[max(t for t, on in enumerate(probe.mask) if on)]
         if end not in self.student.eos_ids:
             raise DataError(
-                "the student's answers end with no end token\n    → take a tokenizer that has one (eos_token)"
+                "the student's answers do not end with an end token\n    → take a tokenizer that has one (eos_token)"
             )
         return shared_vocabulary(
             self.student.tokenizer, self.teacher.tokenizer, self.student.eos_ids, self._teacher_ends, end
         )
 
     def row(self, row: RowToScore, messages: Sequence[Message], *, truncated: bool) -> AlignedRow:
-        """A row with its chat's other rendering; `truncated` says whether the row has lost its end.
+        """A row with the teacher's rendering of its chat; `truncated` says whether the row was cut off.
 
-        Whole renderings are aligned, and what a row has lost is dropped from the pairs. So answers of a cut chat are
-        never mistaken for one another, as they could be where the teacher's template shows the last one alone.
+        Complete renderings are aligned, and pairs beyond the cut are dropped. So answers of a truncated chat are never
+        confused, as could happen if the teacher's template shows only the last one.
         """
         try:
             theirs = self.teacher.render(messages)
@@ -138,10 +138,10 @@ class Aligner:
 
 
 def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
-    """How much of the rows a teacher speaks of, for the stage's figures.
+    """How many of the rows' tokens have a signal, for the stage's figures.
 
     Raises:
-        DataError: of nothing.
+        DataError: none has.
     """
     refused = [row.refused for row in rows if row.refused is not None]
     if refused:
@@ -167,13 +167,13 @@ def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
 
 
 def compare_aligned(student: Side, teacher: Side, *, by_rank: bool) -> list[Difference]:
-    """What stands in the way of aligning teacher and student, and what is better known."""
+    """What prevents aligning teacher and student, and what the user should know."""
     try:
         aligner = Aligner(student, teacher)
         to_student = aligner.to_student
     except DataError as error:
-        problem, _, mend = str(error).partition("\n    → ")
-        return [Difference(problem, mend or "take another teacher", fatal=True)]
+        problem, _, hint = str(error).partition("\n    → ")
+        return [Difference(problem, hint or "take another teacher", fatal=True)]
     found = [*_faults(student, aligner.student), *_faults(teacher, aligner.teacher)]
     if shared_ids(student.tokenizer, teacher.tokenizer) is not None:
         advice = 'set distillation.align to "none": every token then has a signal, and the teacher is scored faster'
@@ -181,23 +181,19 @@ def compare_aligned(student: Side, teacher: Side, *, by_rank: bool) -> list[Diff
     share = float((to_student >= 0).mean())
     shown = f"{int((to_student >= 0).sum())} of the teacher's {len(to_student)} tokens are also the student's"
     if share < LEAST_SHARED and not by_rank:
-        mend = 'take a teacher with a tokenizer of the same languages, or set distillation_type to "uld"'
-        found.append(Difference(f"only {shown}", mend, fatal=True))
+        hint = 'take a teacher with a tokenizer of the same languages, or set distillation_type to "uld"'
+        found.append(Difference(f"only {shown}", hint, fatal=True))
     else:
         found.append(Difference(f"{shown} ({share:.0%})", "the mass of the others goes to the rest"))
     return found
 
 
 def _faults(side: Side, renderer: ChatRenderer) -> list[Difference]:
-    real = real_vocabulary(side.tokenizer)
-    found: list[Difference] = []
-    if side.rows is not None and side.rows < real:
-        problem = f"the {side.name}'s output layer has {side.rows} rows, its tokenizer knows {real} tokens"
-        found.append(Difference(problem, "take the tokenizer that belongs to the model", fatal=True))
+    found = fatal(output_rows(side))
     begin = side.tokenizer.bos_token_id
     if begin is not None and renderer.render(PROBE).ids[:2] == [begin, begin]:
         problem = f"the {side.name}'s template writes the begin token twice"
-        found.append(Difference(problem, "take one out of the template", fatal=True))
+        found.append(Difference(problem, "remove one from the template", fatal=True))
     return found
 
 
@@ -205,7 +201,7 @@ def _faults(side: Side, renderer: ChatRenderer) -> list[Difference]:
 
 
 def codec_of(config: SignalsConfig, vocabulary: int) -> Codec:
-    """How aligned signals are written: a row of them may have fewer entries than another."""
+    """The encoding of aligned signals, whose rows may differ in their number of entries."""
     return replace(SignalShape.of(config, vocabulary).codec(vocabulary), head=-1)
 
 
@@ -249,9 +245,9 @@ class AlignedScorer:
         scored: list[ScoredSample] = []
         at = 0
         for row in rows:
-            upto = at + len(row.pairs)
-            scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, upto), row.present))
-            at = upto
+            stop = at + len(row.pairs)
+            scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, stop), row.present))
+            at = stop
         return scored
 
     def _signal(self, rows: Sequence[AlignedRow]) -> TeacherSignal:
@@ -283,29 +279,21 @@ class AlignedScorer:
 
     def _signal_of_logits(self, logits_NT: Tensor, target_N: Tensor) -> TeacherSignal:
         logprobs_NT = _normalised(logits_NT)
-        is_realised_NT = self._to_student_T == target_N[:, None]
-        realised_N = logprobs_NT.masked_fill(~is_realised_NT, -torch.inf).logsumexp(-1)
+        is_target_NT = self._to_student_T == target_N[:, None]
+        target_logprob_N = logprobs_NT.masked_fill(~is_target_NT, -torch.inf).logsumexp(-1)
         if self._temperature != 1.0:
             logprobs_NT = _normalised(logits_NT / self._temperature)
         if self._by_rank:
-            nowhere_N = torch.full_like(realised_N, -torch.inf)
-            _, head_NK, rest_N = listed(logprobs_NT, nowhere_N, self._shape)
+            unmapped_N = torch.full_like(target_logprob_N, -torch.inf)
+            _, head_NK, rest_N = listed(logprobs_NT, unmapped_N, self._shape)
             ids_NK = torch.arange(head_NK.shape[1], device=head_NK.device).expand_as(head_NK)
         else:
             ids_NK, head_NK, rest_N = listed(
                 *merge_columns(logprobs_NT, self._to_student, self._vocabulary), self._shape
             )
-        none_ND = np.zeros((len(target_N), 0), np.int64)
-        return TeacherSignal(
-            head_ids_NK=ids_NK.masked_fill(head_NK.isneginf(), 0).cpu().numpy(),
-            head_logprobs_NK=head_NK.float().cpu().numpy(),
-            log_rest_N=rest_N.float().cpu().numpy(),
-            draw_ids_ND=none_ND,
-            draw_counts_ND=none_ND,
-            draws=0,
-            fixed=False,
-            realised_N=realised_N.float().cpu().numpy(),
-            entropy_N=np.full(len(target_N), np.nan, np.float32),
+        return TeacherSignal.without_draws(
+            ids_NK.masked_fill(head_NK.isneginf(), 0).cpu().numpy(),
+            *(tensor.float().cpu().numpy() for tensor in (head_NK, rest_N, target_logprob_N)),
         )
 
     def close(self) -> None:
@@ -313,17 +301,17 @@ class AlignedScorer:
 
 
 def _normalised(logits_NV: Tensor) -> Tensor:
-    # `log_softmax` adds a row's exponentials up one by one and is off by 1e-5; `logsumexp` in a tree.
+    # `log_softmax` adds a row's exponentials one by one, with an error of 1e-5; `logsumexp` adds pairwise.
     return logits_NV - logits_NV.logsumexp(-1, keepdim=True)
 
 
-def listed(logprobs_NV: Tensor, log_elsewhere_N: Tensor, shape: SignalShape) -> tuple[Tensor, Tensor, Tensor]:
-    """The head of a distribution of which a part is on no token: (ids [N, K], log-probabilities, log of the rest [N]).
+def listed(logprobs_NV: Tensor, log_unmapped_N: Tensor, shape: SignalShape) -> tuple[Tensor, Tensor, Tensor]:
+    """The head of a distribution with unmapped mass: (ids [N, K], log-probabilities, log of the rest [N]).
 
     Args:
-        logprobs_NV: with the mass in `log_elsewhere_N` it sums to one.
-        log_elsewhere_N: log of the mass on no token; it is part of the rest.
-        shape: how many entries, most probable first, and the mass (of one) at which to stop. Unused places are −inf.
+        logprobs_NV: sums to one together with `log_unmapped_N`.
+        log_unmapped_N: log of the mass on no token; it is part of the rest.
+        shape: number of entries, most probable first, and the mass at which the head ends. Unused places are −inf.
     """
     head_NK, ids_NK = logprobs_NV.topk(min(shape.head, logprobs_NV.shape[1]))
     if shape.top_p < 1.0:
@@ -331,4 +319,4 @@ def listed(logprobs_NV: Tensor, log_elsewhere_N: Tensor, shape: SignalShape) -> 
         head_NK = head_NK.masked_fill(probs_NK.cumsum(-1) - probs_NK >= shape.top_p, -torch.inf)
     left_NK = logprobs_NV.gather(1, ids_NK).masked_fill(~head_NK.isneginf(), -torch.inf)
     others_N = logprobs_NV.scatter(1, ids_NK, left_NK).logsumexp(-1)
-    return ids_NK, head_NK, others_N.logaddexp(log_elsewhere_N).clamp_max(0.0)
+    return ids_NK, head_NK, others_N.logaddexp(log_unmapped_N).clamp_max(0.0)

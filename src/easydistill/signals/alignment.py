@@ -1,14 +1,14 @@
-"""Two tokenizers, one text: where both stand at the same byte, and which of their tokens mean the same.
+"""Two tokenizers on one text: where their tokens begin at the same byte, and which tokens are equal.
 
 What enters: tokenizers, or rows of ids and masks as `data/chat.py` renders them. What leaves: the exact bytes of every
-token, a map from the teacher's ids to the student's, pairs of rows that predict what follows the same text, and the
-teacher's distribution over the student's ids with the mass that no id of the student's can hold.
+token, a map from the teacher's ids to the student's, pairs of tokens that begin at the same byte, and the teacher's
+distribution over the student's ids with the mass that maps to none.
 
 Row t−1 of a model's output predicts token t. A pair (t, u) therefore joins the student's row t−1 and the
 teacher's row u−1.
 
-Shapes: N rows, V a vocabulary, S the student's, T the teacher's; P pairs, K kept probabilities, M columns picked out
-of T, C ids of the student's on which several fall.
+Shapes: N rows, V a vocabulary, S the student's, T the teacher's; P pairs, K kept probabilities, M selected columns of
+T, C student ids to which several of the teacher's map.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TokenBytes = list[bytes | None]
-"""Bytes by token id; None where a token stands for no text."""
+"""Bytes by token id; None if a token stands for no text."""
 Ids = NDArray[np.int64]
 
 _METASPACE = "\u2581"
@@ -60,14 +60,14 @@ _CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
 
 @dataclass(frozen=True)
 class _Backend:
-    """How a tokenizer of the `tokenizers` library writes text, as its own JSON says it."""
+    """How a tokenizer of the `tokenizers` library writes text, according to its own JSON."""
 
     tokenizers: Any
     parts: dict[str, Any]
     """The JSON: model, normalizer, pre_tokenizer, decoder, added_tokens."""
     byte_level: bool
     space: str | None
-    """The character that stands for a space (metaspace); None where there is none."""
+    """The character that stands for a space (metaspace); None if there is none."""
 
     def read(self, token: str) -> bytes | None:
         """The bytes of a token of the model's vocabulary."""
@@ -82,14 +82,14 @@ class _Backend:
         return text.replace(self.space, " ") if self.space else text
 
     def normalized(self, text: str) -> str:
-        """Text as the tokenizer changes it before it looks for tokens, with real spaces."""
+        """Text as the tokenizer normalises it before tokenising, with real spaces."""
         normalizer = self.tokenizers.normalizer
         return self.spaced(normalizer.normalize_str(text) if normalizer else text)
 
     def read_added(self, added: dict[str, Any]) -> bytes | None:
-        """The bytes of an added token: of `<think>` its letters, of a control token none.
+        """The bytes of an added token: the letters of `<think>`, none for a control token.
 
-        One that swallows the white space beside it stands for more than one text, so for none that can be told.
+        None, too, for a token that swallows the white space beside it: its text is ambiguous.
         """
         if added["special"] or added["lstrip"] or added["rstrip"]:
             return None
@@ -97,7 +97,7 @@ class _Backend:
         return (self.normalized(text) if added["normalized"] else self.spaced(text)).encode()
 
     def writable(self, text: str, vocabulary: Collection[str]) -> bytes:
-        """The bytes that are left of a text: a byte-level vocabulary may lack some bytes, and loses them silently."""
+        """The bytes that survive of a text: a byte-level vocabulary may lack some bytes, and drops them silently."""
         written = self.normalized(text).encode()
         if not self.byte_level or self.parts["model"].get("unk_token"):
             return written
@@ -105,7 +105,7 @@ class _Backend:
 
 
 def _nodes(tree: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """A normalizer's, pre-tokenizer's or decoder's steps, sequences taken apart."""
+    """The steps of a normalizer, pre-tokenizer or decoder, with sequences flattened."""
     if tree is None:
         return
     yield tree
@@ -122,7 +122,7 @@ def _backend(tokenizer: Any) -> _Backend:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataError(
-            f"the tokenizer {_name(tokenizer)} has no fast version, which alone says what bytes its tokens stand for\n"
+            f"the tokenizer {_name(tokenizer)} has no fast version, which is needed to know the bytes of its tokens\n"
             "    → use a model whose folder has a tokenizer.json"
         )
     parts = json.loads(backend.to_str())
@@ -139,16 +139,16 @@ def _backend(tokenizer: Any) -> _Backend:
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes:
-    """The bytes every token id stands for inside running text, [V]; None for control tokens and unused ids.
+    """The bytes that every token id stands for inside running text, [V]; None for control tokens and unused ids.
 
-    V is the tokenizer's highest id + 1; a model's own vocabulary may be padded beyond it. What the tokenizer's
-    backend says is read, not what `decode` shows, which has no bytes for part of a character. An added token that
-    is not special, as many models' `<think>`, stands for its letters. Where a sentencepiece-style tokenizer puts
-    a space of its own before a text, the first token's bytes have that space too.
+    V is the tokenizer's highest id + 1; a model's own vocabulary may be padded beyond it. The bytes come from the
+    tokenizer's backend, because `decode` has none for part of a character. An added token that is not special, such
+    as many models' `<think>`, stands for its letters. If a sentencepiece-style tokenizer puts a space before a text,
+    the first token's bytes include that space.
 
     Raises:
-        DataError: the tokenizer is of a kind that does not keep its text (WordPiece), has no fast version, or does
-            not give back the bytes of a few sample texts.
+        DataError: the tokenizer does not keep its text (WordPiece), has no fast version, or does not reproduce the
+            bytes of a few sample texts.
     """
     backend = _backend(tokenizer)
     vocabulary: dict[str, int] = backend.tokenizers.get_vocab(with_added_tokens=True)
@@ -167,10 +167,10 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
 
 
 def _check(tokenizer: Any, pieces: TokenBytes, sample: str, expected: bytes, unknown_id: int | None) -> None:
-    """Hold the bytes found against a text: an unknown token may stand for anything, a space may stand before all."""
+    """Check the bytes on a text; an unknown token matches anything, and a space may precede everything."""
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     parts = [b".+?" if index == unknown_id else re.escape(pieces[index] or b"\0no text\0") for index in ids]
-    # Several wildcards in a row would match what one does, in exponential time.
+    # Several wildcards in a row match the same as one, but in exponential time.
     pattern = re.compile(re.sub(rb"(?:\.\+\?)+", b".+?", b"".join(parts)), re.DOTALL)
     if pattern.fullmatch(expected) is None and pattern.fullmatch(b" " + expected) is None:
         raise DataError(
@@ -185,10 +185,10 @@ def _check(tokenizer: Any, pieces: TokenBytes, sample: str, expected: bytes, unk
 def shared_vocabulary(
     student: Any, teacher: Any, student_eos_ids: Collection[int], teacher_eos_ids: Collection[int], student_end: int
 ) -> Ids:
-    """For each of the teacher's tokens the student's id with the same bytes, int64 [T]; −1 where there is none.
+    """For each of the teacher's tokens the student's id with the same bytes, int64 [T]; −1 if there is none.
 
-    Everything that ends a turn for the teacher maps to `student_end`, the token that the student's template writes at
-    the end of an answer; other control tokens map to nothing. Several of the teacher's ids may map to one.
+    The teacher's end tokens map to `student_end`, the token that the student's template writes at the end of an
+    answer; other control tokens map to nothing. Several of the teacher's ids may map to one of the student's.
     """
     assert student_end in student_eos_ids
     candidates: dict[bytes, list[int]] = defaultdict(list)
@@ -202,9 +202,9 @@ def shared_vocabulary(
 
 
 def _as_written(tokenizer: Any, piece: bytes, ids: list[int]) -> int:
-    """Which of several ids with the same bytes the tokenizer produces; a byte token only where nothing else is."""
+    """The one of several ids with the same bytes that the tokenizer produces; a byte token only as a last resort."""
     text = piece.decode(errors="ignore")
-    # Behind a line break: at the start of a text a space of the tokenizer's own may hide the piece.
+    # After a line break: at the start of a text, a space added by the tokenizer may hide the piece.
     written = tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
     if hits := [index for index in ids if index in written]:
         return hits[0]
@@ -214,19 +214,19 @@ def _as_written(tokenizer: Any, piece: bytes, ids: list[int]) -> int:
 
 # --- one row beside the other -------------------------------------------------------------------------------
 
-# What a template may write before an answer's own text where another writes something else or nothing.
+# What one template may write before an answer's own text, and another not or differently.
 _HEAD = re.compile(rb"\s*(?:<think>\s*</think>\s*)?")
 
 
 @dataclass
 class _Turn:
-    """A run of mask-on tokens: one answer, as far as the bytes of its tokens are known."""
+    """A run of learned tokens: one answer, as far as the bytes of its tokens are known."""
 
     text: bytearray = field(default_factory=bytearray)
     tokens: list[tuple[int, int]] = field(default_factory=list)
     """(byte offset in `text` at which the token begins, index of the token in its row)."""
     known: bool = True
-    """False once a token came that stands for no bytes: offsets behind it cannot be told."""
+    """False after a token without bytes: later offsets are unknown."""
     end: int | None = None
     """Index of the end-of-turn token."""
 
@@ -263,7 +263,7 @@ def _common_prefix(first: bytes, second: bytes) -> int:
 
 @dataclass(frozen=True)
 class _Match:
-    """What turns have in common: bytes (and one for each end token), and the pairs."""
+    """What turns have in common: the number of bytes (an end token counts as one), and the pairs."""
 
     score: int = 0
     pairs: tuple[tuple[int, int], ...] = ()
@@ -273,7 +273,7 @@ class _Match:
 
 
 def _match(student: _Turn, teacher: _Turn) -> _Match:
-    """One answer in its two tokenizations."""
+    """Match one answer in its two tokenizations."""
     heads = [_HEAD.match(turn.text) for turn in (student, teacher)]
     first, second = (head.end() if head else 0 for head in heads)
     if student.text[:first] == teacher.text[:second]:
@@ -292,7 +292,7 @@ def _match(student: _Turn, teacher: _Turn) -> _Match:
 
 
 def _matched(student: list[_Turn], teacher: list[_Turn], truncated: bool) -> _Match:
-    """All turns, paired in order; where a side lacks some, so that the texts have the most in common."""
+    """Match all turns in order; if a side lacks some, those that leave the most text in common."""
     if len(student) == len(teacher):
         return sum((_match(*turns) for turns in zip(student, teacher, strict=True)), _Match())
     above = [_Match()] * (len(teacher) + 1)
@@ -300,7 +300,7 @@ def _matched(student: list[_Turn], teacher: list[_Turn], truncated: bool) -> _Ma
         row = [_Match()]
         for at, theirs in enumerate(teacher):
             skipped, paired = [above[at + 1], row[at]], [above[at] + _match(mine, theirs)]
-            # `max` takes the first of equals: of answers with the same text the earlier, or the later.
+            # `max` takes the first of equals: the earlier or the later of answers with the same text.
             row.append(max(skipped + paired if truncated else paired + skipped, key=lambda match: match.score))
         above = row
     return above[-1]
@@ -320,27 +320,27 @@ def align(
 ) -> Ids:
     """Pairs (t, u) of a student's and a teacher's token that begin at the same byte of the same answer, int64 [P, 2].
 
-    Row t−1 of the student and row u−1 of the teacher then predict what follows the same text. Both tokens are ones to
-    learn (mask on), both columns increase. Offsets are cumulative lengths of token bytes within a turn, which is a run
-    of mask-on tokens up to and including its end token; end tokens of a turn pair with each other.
+    Row t−1 of the student and row u−1 of the teacher then predict the continuation of the same text. Both tokens are
+    learned (mask on), and both columns increase. Offsets are cumulative lengths of token bytes within a turn, which is
+    a run of learned tokens up to and including its end token; the end tokens of a turn pair with each other.
 
-    Where the two texts of an answer differ:
+    If the two texts of an answer differ:
 
-    - White space, or a thinking block with nothing in it, that only one side has (or has otherwise) before the answer
-      is taken for the template's: offsets are counted behind it on both sides.
-    - From the first differing byte on nothing of that turn pairs: neither what starts before another continuation nor
-      what starts later. White space alone before the end token does not keep end tokens from pairing.
-    - A token without bytes (control, unknown) in an answer ends what can be aligned of the turn.
+    - White space or an empty thinking block before the answer that only one side has, or that differs, is attributed
+      to the template: offsets count from its end on both sides.
+    - From the first differing byte on, nothing of that turn pairs: not even the tokens whose continuations differ. But
+      differences of white space before the end token do not prevent end tokens from pairing.
+    - A token without bytes (control, unknown) in an answer ends the alignment of its turn.
 
     Args:
-        student_ids, student_mask, teacher_ids, teacher_mask: the same chat, rendered for each. A side may lack turns
-            that the other has: those cut off at its end, or those its template does not show as generated (Qwen3 trains
-            on the last answer only). The turns then pair, in order, so that most text is shared.
+        student_ids, student_mask, teacher_ids, teacher_mask: the same chat, rendered for each side. A side may lack
+            turns of the other: those cut off at its end, or those its template does not show as generated (Qwen3 trains
+            on the last answer only). Turns are then paired in order, so that the most text is shared.
         student_bytes, teacher_bytes: from `token_bytes`.
-        student_ends, teacher_ends: everything that ends a turn.
-        truncated: whether either row lost its end. It only decides between answers with the same text when one side
-            lacks some: the earlier ones are paired, else the later ones. As many turns on both sides are always taken
-            for the same ones, so a cut row is not to be aligned with one that shows the last answer only.
+        student_ends, teacher_ends: all tokens that end a turn.
+        truncated: whether either row was cut off. This only decides between answers with the same text if one side
+            lacks some: the earlier ones are paired, else the later ones. Equal numbers of turns are always paired one
+            to one, so do not align a truncated row with one that shows only the last answer.
     """
     student = _turns(student_ids, student_mask, student_bytes, student_ends)
     teacher = _turns(teacher_ids, teacher_mask, teacher_bytes, teacher_ends)
@@ -353,12 +353,12 @@ def align(
 def merge_columns(logprobs_NT: Tensor, teacher_to_student: Ids, student_vocabulary: int) -> tuple[Tensor, Tensor]:
     """A teacher's log-probabilities over the student's ids.
 
-    Returns (log-probabilities [N, S], −inf where nothing maps; log of the mass that maps to no id [N]). Float32, or
-    float64 where that enters. Ids on which several of the teacher's tokens fall hold their sum; the others are copied,
-    so no value is lost to underflow. Columns beyond the map (a padded vocabulary) count as unmapped.
+    Returns (log-probabilities [N, S], −inf for ids to which nothing maps; log of the unmapped mass [N]), in float64 for
+    float64 inputs, else in float32. An id to which several of the teacher's tokens map gets their sum; the others are
+    copied, so that no value underflows. Columns beyond the map (a padded vocabulary) are unmapped.
 
     Args:
-        logprobs_NT: normalised, from the teacher's full vocabulary.
+        logprobs_NT: normalised over the teacher's full vocabulary.
         teacher_to_student: from `shared_vocabulary`; −1 for none.
         student_vocabulary: S, the number of the student model's columns.
     """
@@ -386,10 +386,10 @@ def merge_columns(logprobs_NT: Tensor, teacher_to_student: Ids, student_vocabula
 
 
 def sorted_probabilities(logprobs_NV: Tensor, k: int) -> Tensor:
-    """The k largest probabilities of each row, falling, [N, K]; zeros where the vocabulary has fewer than k.
+    """The k largest probabilities of each row, descending, [N, K]; zeros if the vocabulary has fewer than k.
 
     For Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030): the L1 distance of the two models' sorted
-    probabilities needs no ids, and the smaller vocabulary is padded with zeros. Float32, or float64 where that enters.
+    probabilities needs no ids; the smaller vocabulary is padded with zeros. Float64 for float64 inputs, else float32.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Numbers of a signal ↔ few bits.
+"""The numbers of a signal ↔ few bits.
 
-A log-probability takes `LOGPROB_BITS` bits, spaced by the square of the code, so that probable tokens, whose error
-would weigh most, are finest: lp = −F·(c/C)². Masses and realised log-probabilities take 16 bits, evenly spaced.
-Entries are written one after the other without gaps; each sample starts at a full byte.
+A log-probability takes `LOGPROB_BITS` bits, quadratically spaced, so that probable tokens, whose errors matter most,
+are the most exact: lp = −F·(c/C)² for code c. Masses and the targets' log-probabilities take 16 bits, evenly spaced.
+Entries follow each other without gaps; each sample starts at a full byte.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from easydistill.signals.signal import Floats, Ints, TeacherSignal
 
 LOGPROB_BITS = 10
 LOGPROB_FLOOR = 18.0
-"""Less probable tokens are written as e^−18: fifteen of them together are below a millionth."""
+"""Less probable tokens are stored as e^−18: fifteen of them together are below a millionth."""
 WORD_FLOOR = 32.0
 _TOP = (1 << LOGPROB_BITS) - 1
 _WORD_TOP = (1 << 16) - 2
 NOTHING = (1 << 16) - 1
-"""Code of a mass of zero, and of an unknown entropy."""
+"""The code of a zero mass, and of an unknown entropy."""
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 
 
 def bits_for(count: int) -> int:
-    """How many bits tell `count` different values apart; at least one."""
+    """Number of bits that distinguish `count` values; at least one."""
     return max(1, (count - 1).bit_length())
 
 
@@ -41,7 +41,7 @@ def pack(values: Ints, width: int) -> Bytes:
 
 
 def unpack(data: Bytes, count: int, width: int) -> Ints:
-    """The inverse of `pack`; width up to 57."""
+    """The inverse of `pack`, for widths up to 57."""
     padded = np.concatenate([data, np.zeros(8, np.uint8)])
     first_bit = np.arange(count, dtype=np.int64) * width
     window = padded[(first_bit >> 3)[:, None] + np.arange(8)]
@@ -79,26 +79,27 @@ class EncodedSignal:
     head_counts: NDArray[np.unsignedinteger[Any]]
     draws: Bytes
     draw_counts: NDArray[np.unsignedinteger[Any]]
-    """Different draws a row."""
+    """Different draws per row."""
     log_rest: Words
     realised: Words
+    """The targets' log-probabilities, under the name that stores on disk use."""
     entropy: Words
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How the signals of one store are written."""
+    """The encoding of one store's signals."""
 
     vocabulary: int
     """Token ids are below this."""
     head: int
-    """Entries of every row's head; −1 where rows differ."""
+    """Entries of every row's head; −1 if rows differ."""
     most: int
-    """Most entries of a row's head."""
+    """Most entries that a row's head has."""
     draws: int
-    """Draws a row, at most."""
+    """Most draws per row."""
     fixed: bool = False
-    """See `TeacherSignal.fixed`; such draws never come twice, so their count is not written."""
+    """See `TeacherSignal.fixed`; such draws never repeat, so their counts are not stored."""
 
     @property
     def _head_width(self) -> int:
@@ -114,7 +115,7 @@ class Codec:
 
     @property
     def _counts(self) -> type[np.unsignedinteger[Any]]:
-        """Number type of how many entries a row has."""
+        """Data type of a row's number of entries."""
         return np.uint8 if max(self.head, self.draws, self.most) < 256 else np.uint16
 
     def encode(self, signal: TeacherSignal) -> EncodedSignal:
@@ -132,12 +133,12 @@ class Codec:
             draws=pack(drawn, self._draw_width),
             draw_counts=drawn_ND.sum(-1).astype(self._counts) if self.draws else none,
             log_rest=encode_words(signal.log_rest_N),
-            realised=encode_words(signal.realised_N),
+            realised=encode_words(signal.target_logprob_N),
             entropy=encode_words(-signal.entropy_N) if self.draws else np.zeros(0, np.uint16),
         )
 
     def decode(self, stored: EncodedSignal) -> TeacherSignal:
-        """The signal again. Head and rest are made to sum to one, which rounding had disturbed."""
+        """The inverse of `encode`. Head and rest are normalised to sum to one, since rounding changed them."""
         rows = len(stored.log_rest)
         head_counts = stored.head_counts.astype(np.int64) if self.head < 0 else np.full(rows, self.head, np.int64)
         draw_counts = stored.draw_counts.astype(np.int64) if self.draws else np.zeros(rows, np.int64)
@@ -153,13 +154,13 @@ class Codec:
             draw_counts_ND=_ragged((drawn & ((1 << self._count_width) - 1)) + 1, draw_counts, np.int64(0)),
             draws=self.draws,
             fixed=self.fixed,
-            realised_N=decode_words(stored.realised, -np.inf),
+            target_logprob_N=decode_words(stored.realised, -np.inf),
             entropy_N=-decode_words(stored.entropy, np.nan) if self.draws else np.full(rows, np.nan, np.float32),
         )
 
 
 def _ragged(values: NDArray[Any], counts: Ints, fill: Any) -> NDArray[Any]:
-    """Consecutive runs of `counts` values as the rows of a matrix, filled up on the right."""
+    """Consecutive runs of `counts` values as the rows of a matrix, padded on the right."""
     width = int(counts.max(initial=0))
     used = np.arange(width) < counts[:, None]
     matrix = np.full((len(counts), width), fill)
@@ -173,6 +174,6 @@ def _summing_to_rest(logprobs_NK: Floats, log_rest_N: Floats) -> Floats:
     with np.errstate(divide="ignore"):
         wanted_N = np.log1p(-np.minimum(np.exp(log_rest_N.astype(np.float64)), 1 - 1e-12))
         found_N = np.log(np.exp(logprobs_NK.astype(np.float64)).sum(-1))
-    # A row may have no head at all, where no token reaches the threshold.
+    # A row has no head if no token reaches the threshold.
     moved_N = np.where(np.isneginf(found_N), 0.0, wanted_N - np.where(np.isneginf(found_N), 0.0, found_N))
     return (logprobs_NK + moved_N[:, None]).astype(np.float32)

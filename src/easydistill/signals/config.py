@@ -1,4 +1,4 @@
-"""The `signals` section: what is kept of the teacher's distribution over every answer token."""
+"""The `signals` section: what is kept of the teacher's distribution for every answer token."""
 
 from __future__ import annotations
 
@@ -20,89 +20,89 @@ class WeightedTeacher(Section):
 
 
 class _Signals(Section):
-    """What every kind of signal has."""
+    """What all kinds of signals share."""
 
     drawn: ClassVar[bool] = False
-    """Whether chance decides what is kept."""
+    """Whether the kept tokens are sampled."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"max_batch_tokens", "shard_tokens"})
 
     backend: Literal["transformers", "vllm"] = "transformers"
-    """Who computes them. vLLM's `prompt_logprobs` are many times slower than a forward pass and give no draws."""
+    """The engine that computes them. vLLM's `prompt_logprobs` are far slower than a forward pass and give no draws."""
     teachers: Annotated[list[WeightedTeacher], Field(min_length=1)] | None = None
-    """Several teachers by weight; by default `models.teacher` alone."""
+    """Several teachers, mixed by weight; defaults to `models.teacher` alone."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number type of the teacher's weights; `auto` is bfloat16 where the device computes well in it."""
+    """Data type of the teacher's weights; `auto` is bfloat16 where the device is fast in it, else float32."""
     max_batch_tokens: PositiveInt = 4096
-    """Tokens of one forward pass, padding included."""
+    """Most tokens of one forward pass, padding included."""
     shard_tokens: PositiveInt = 32_768
-    """Tokens of one file of the store; a kill costs at most one such file."""
+    """Tokens per file of the store; a killed run loses at most one such file."""
     seed: Seed = 0
-    """Seed of draws."""
+    """Seed of the draws."""
 
 
 class TopKSignals(_Signals):
-    """The k most probable tokens, and the mass of all others as one number."""
+    """The k most probable tokens, and the total probability of all others."""
 
     kind: Literal["top_k"]
-    """Which kind this is."""
+    """The kind of signal."""
     k: PositiveInt = 16
-    """How many tokens are kept."""
+    """Number of tokens to keep."""
 
 
 class TopPSignals(_Signals):
-    """The smallest set of most probable tokens that has `top_p` of the mass."""
+    """The smallest set of most probable tokens with a total probability of `top_p`."""
 
     kind: Literal["top_p"]
-    """Which kind this is."""
+    """The kind of signal."""
     top_p: PositiveShare = 0.95
-    """The mass to be reached."""
+    """The probability to reach."""
     k_max: PositiveInt = 64
-    """Most tokens kept."""
+    """Most tokens to keep."""
 
 
 class SampledSignals(_Signals):
-    """Tokens drawn from the teacher's distribution (random sampling KD, arXiv 2503.16870): unbiased, never a bucket."""
+    """Tokens drawn from the teacher's distribution (random sampling KD, arXiv 2503.16870): unbiased, no bucket."""
 
     drawn: ClassVar[bool] = True
 
     kind: Literal["sampled"]
-    """Which kind this is."""
+    """The kind of signal."""
     draws: PositiveInt = 50
-    """How many draws a token; equal draws are kept once, with their count."""
+    """Draws per token; equal draws are stored once, with their count."""
 
 
 class TopKSampledSignals(_Signals):
-    """The k most probable tokens exactly, and draws from all the others: unbiased, with little noise."""
+    """The k most probable tokens exactly, and draws from all others: unbiased, with little noise."""
 
     drawn: ClassVar[bool] = True
 
     kind: Literal["top_k_sampled"]
-    """Which kind this is."""
+    """The kind of signal."""
     k: PositiveInt = 12
-    """How many tokens are kept exactly."""
+    """Number of tokens to keep exactly."""
     draws: PositiveInt = 12
-    """How many draws from the rest."""
+    """Number of draws from the rest."""
 
 
 class ThresholdSignals(_Signals):
-    """Tokens with probability 1/n or more exactly; any other is kept with chance n·p, and then stands for 1/n.
+    """Tokens with a probability of 1/n or more exactly; any other with probability n·p, and then it stands for 1/n.
 
-    Unbiased, and of all ways to keep so many tokens the one with the least noise: fixed-threshold sampling
-    (Duffield, Lund & Thorup, 2007), drawn systematically.
+    Unbiased, and the least noisy way to keep a given number of tokens: fixed-threshold sampling (Duffield, Lund &
+    Thorup, 2007), drawn systematically.
     """
 
     drawn: ClassVar[bool] = True
 
     kind: Literal["threshold"] = "threshold"
-    """Which kind this is."""
+    """The kind of signal."""
     n: Annotated[PositiveInt, Field(ge=2, le=4096)] = 128
-    """More keeps more tokens, at most n of them."""
+    """A larger n keeps more tokens, at most n of them."""
 
 
 DEFAULT_KIND = "threshold"
 DRAWN_KINDS = frozenset({"sampled", "top_k_sampled", "threshold"})
-"""Kinds in which chance decides what is kept (a test compares this with the classes)."""
+"""Kinds whose kept tokens are sampled (a test compares this with the classes)."""
 
 
 def _kind(value: Any) -> str:

@@ -1,13 +1,13 @@
 """From a teacher's hidden states to signals, without ever holding the logits of all rows.
 
 The vocabulary is cut into blocks of `BLOCK` tokens. A pass over a slice of logits gives each block's maximum and its
-sum of exponentials; from then on only a few blocks are looked into:
+sum of exponentials; after that only a few blocks are read:
 
-- the k most probable tokens lie in the k blocks of the largest maxima;
-- a draw picks a block by the blocks' sums, then a token inside it.
+- the k most probable tokens lie in the k blocks with the largest maxima;
+- a draw chooses a block by the blocks' sums, then a token inside it.
 
-Draws are systematic (one uniform number u a row; the j-th of n draws inverts the cumulative distribution at
-(j + u)/n): as unbiased as independent draws, and less noisy.
+Draws are systematic (one uniform number u per row; the j-th of n draws inverts the cumulative distribution at
+(j + u)/n): as unbiased as independent draws, but less noisy.
 
 Shapes: N rows, V vocabulary, B blocks, K head, D draws.
 """
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.sampling import first_above
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import (
     SampledSignals,
@@ -37,7 +38,7 @@ from easydistill.signals.signal import Floats, Ints, TeacherSignal, concatenate
 BLOCK = 64
 PRODUCT_BYTES = 64 << 20
 SLICE_BYTES = 8 << 20
-"""Of float32 logits, counted once."""
+"""Size of a slice of float32 logits on a CPU, counted once."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class SignalShape:
     head: int
     """Most entries of the head."""
     top_p: float = 1.0
-    """The head stops where it has this much mass."""
+    """The head ends when it has this much mass."""
     draws: int = 0
-    """Draws from the rest, at most."""
+    """Most draws from the rest."""
     threshold: bool = False
     """The head is every token with probability 1/draws or more; each draw stands for 1/draws."""
 
@@ -68,24 +69,24 @@ class SignalShape:
                 return cls(min(config.k, vocabulary))
 
     def codec(self, vocabulary: int) -> Codec:
-        """How signals of this shape are written."""
+        """The encoding of signals of this shape."""
         ragged = self.threshold or self.top_p < 1.0
         return Codec(vocabulary, -1 if ragged else self.head, self.head, self.draws, self.threshold)
 
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """The rows of one teacher: hidden states and head, or several of them by weight."""
+    """The rows of one teacher, as hidden states and head, or of several teachers with weights."""
 
     hidden_ND: Sequence[Tensor]
     heads: Sequence[Head]
     log_weights: Sequence[float]
 
     def slices(self, vocabulary: int) -> Iterator[tuple[slice, Tensor]]:
-        """(which rows, their logits [n, vocabulary] in float32 or float64; of a mixture, its log-probabilities).
+        """(the rows, their logits [n, vocabulary] in float32 or float64; for a mixture, its log-probabilities).
 
-        Matrix products want many rows at a time; what follows them goes over its slice several times, and is three
-        times as fast on a CPU where that is small. There is at least one slice, if an empty one.
+        Matrix products need many rows at a time. Later steps go over their slice several times, which on a CPU is
+        three times as fast if the slice is small. There is at least one slice, which may be empty.
         """
         count = len(self.hidden_ND[0])
         step = rows_per_chunk(max(len(head.weight_VD) for head in self.heads), PRODUCT_BYTES)
@@ -126,9 +127,9 @@ def extract(
 
     Args:
         rows: row n of its hidden states predicts `target_N[n]`.
-        uniform_N: a number in [0, 1) for each row's draws.
-        vocabulary: token ids below this are real; the rest of the logits is padding and left out before the softmax.
-        temperature: of the head, draws and rest; the realised token's log-probability is always at 1.
+        uniform_N: a number in [0, 1) per row, for its draws.
+        vocabulary: token ids below this are real; the other logits are padding and left out of the softmax.
+        temperature: of the head, draws and rest; the target's log-probability is always at temperature 1.
     """
     return concatenate(
         [
@@ -142,14 +143,14 @@ def signal_of_logits(
     logits_NV: Tensor, target_N: Tensor, uniform_N: Tensor, shape: SignalShape, temperature: float = 1.0
 ) -> TeacherSignal:
     """The signal of a slice of logits (float32 or float64, over the real vocabulary)."""
-    realised_N = logits_NV.gather(1, target_N[:, None])[:, 0]
+    target_logprob_N = logits_NV.gather(1, target_N[:, None])[:, 0]
     if temperature != 1.0:
-        realised_N = realised_N - logits_NV.logsumexp(-1)
+        target_logprob_N = target_logprob_N - logits_NV.logsumexp(-1)
         logits_NV = logits_NV / temperature
     blocks = _Blocks(logits_NV)
     if temperature == 1.0:
-        realised_N = realised_N - blocks.log_total_N
-    entropy_N = blocks.entropy() if shape.draws else torch.full_like(realised_N, torch.nan)
+        target_logprob_N = target_logprob_N - blocks.log_total_N
+    entropy_N = blocks.entropy() if shape.draws else torch.full_like(target_logprob_N, torch.nan)
     if shape.threshold:
         head_ids_NK, head_NK, used_NK = blocks.above(1.0 / shape.draws)
     else:
@@ -165,13 +166,13 @@ def signal_of_logits(
         draw_counts_ND=_ints(counts_ND),
         draws=shape.draws,
         fixed=shape.threshold,
-        realised_N=_floats(realised_N),
+        target_logprob_N=_floats(target_logprob_N),
         entropy_N=_floats(entropy_N),
     )
 
 
 def _until(probs_NK: Tensor, top_p: float) -> Tensor:
-    """True for the entries of the smallest leading set with mass `top_p`; for all where `top_p` is 1."""
+    """True for the entries of the smallest leading set with mass `top_p`; for all if `top_p` is 1."""
     if top_p >= 1.0:
         return torch.ones_like(probs_NK, dtype=torch.bool)
     before_NK = probs_NK.cumsum(-1) - probs_NK
@@ -220,26 +221,26 @@ class _Blocks:
         """Entropy of each row, in nats: log Z − Σ e·z / Σ e. Before `remove`."""
         exp_NV, logits_NV = self._exp_NBC.flatten(1), self._logits_NBC.flatten(1)
         sum_N = torch.linalg.vecdot(exp_NV, logits_NV)
-        if bool(sum_N.isnan().any()):  # An impossible token has weight zero, but 0 · −∞ is not zero.
+        if bool(sum_N.isnan().any()):  # An impossible token has weight zero, but 0 · −∞ is NaN.
             sum_N = torch.linalg.vecdot(exp_NV, logits_NV.clamp_min(torch.finfo(logits_NV.dtype).min))
         return self.log_total_N - sum_N / self._sum_NB.sum(-1)
 
     def remove(self, head_ids_NK: Tensor, used_NK: Tensor) -> None:
-        """Take the head's tokens out; what stays is the rest."""
+        """Remove the head's tokens; the others are the rest."""
         flat_NV = self._exp_NBC.flatten(1)
         flat_NV.scatter_(1, head_ids_NK, flat_NV.gather(1, head_ids_NK).masked_fill(used_NK, 0.0))
         block_NK = head_ids_NK // BLOCK
-        # Sums of the blocks that lost tokens are taken anew: subtracting would leave rounding errors behind.
+        # The sums of these blocks are recomputed: subtracting would leave rounding errors.
         left_NK = self._exp_NBC.gather(1, _wide(block_NK)).sum(-1)
         self._rest_NB = self._sum_NB.scatter(1, block_NK, left_NK).double()
 
     def log_rest(self) -> Tensor:
-        """Log of the mass that `remove` left, [N]; −inf where it left nothing."""
+        """Log of the mass that `remove` left, [N]; −inf for none."""
         total_N = (self.log_total_N - self._max_N).double()
         return (self._rest_NB.sum(-1).log() - total_N).clamp_max(0.0)
 
     def above(self, share: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, log-probabilities, which places are used) of all tokens with probability `share` or more, [N, K]."""
+        """(ids, log-probabilities, whether the place is used) of tokens with probability `share` or more, [N, K]."""
         least_N1 = self.log_total_N[:, None] + math.log(share)
         blocks = max(1, int((self._max_NB >= least_N1).sum(-1).max()))
         block_NK = self._max_NB.topk(blocks, dim=-1).indices
@@ -250,9 +251,9 @@ class _Blocks:
         return ids_NK, values_NK - self.log_total_N[:, None], values_NK >= least_N1
 
     def draw(self, draws: int, uniform_N: Tensor, *, of_everything: bool) -> tuple[Tensor, Tensor]:
-        """(ids, counts) of draws from the rest; equal ones are kept once, [N, D]. Count 0 is no draw.
+        """(ids, counts) of draws from the rest, equal ones merged, [N, D]. Count 0 is an unused place.
 
-        There are `draws` of them; or, `of_everything`, as many as fall on the rest when `draws` fall on everything.
+        `draws` are made from the rest; or, `of_everything`, from the whole mass, and those that hit the rest count.
         """
         if draws == 0:
             empty = self._max_NB.new_zeros((len(uniform_N), 0), dtype=torch.long)
@@ -265,10 +266,10 @@ class _Blocks:
         target_ND = at_ND * over_N1
         missed_ND = target_ND >= rest_N1
         target_ND = target_ND.minimum(rest_N1)
-        block_ND = _first_above(cumulative_NB, target_ND, self._rest_NB)
+        block_ND = first_above(cumulative_NB, target_ND, self._rest_NB)
         before_ND = (cumulative_NB - self._rest_NB).gather(1, block_ND)
         inside_NDC = self._exp_NBC.gather(1, _wide(block_ND)).double()
-        place_ND = _first_above(inside_NDC.cumsum(-1), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
+        place_ND = first_above(inside_NDC.cumsum(-1), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
         return _counted((block_ND * BLOCK + place_ND).masked_fill(missed_ND, -1), once=of_everything)
 
 
@@ -276,19 +277,10 @@ def _wide(index_NK: Tensor) -> Tensor:
     return index_NK[:, :, None].expand(-1, -1, BLOCK)
 
 
-def _first_above(cumulative: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Index of the first entry whose cumulative weight exceeds the target; never one of weight zero."""
-    index = torch.searchsorted(cumulative, target, right=True)
-    # Rounding may put the target at the very end, behind the last entry with any weight.
-    places = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
-    last = ((weights > 0) * places).argmax(-1, keepdim=True)
-    return index.minimum(last)
-
-
 def _counted(ids_ND: Tensor, *, once: bool) -> tuple[Tensor, Tensor]:
-    """Draws (−1 is none) → (different ids moved to the left, how often each came; 0 in unused places).
+    """Draws (−1 for none) → (different ids, moved to the left; how often each was drawn, 0 in unused places).
 
-    With `once` rounding alone can bring a token twice, and it counts once.
+    With `once`, only rounding can draw a token twice, and it counts once.
     """
     ids_ND = ids_ND.sort(-1, descending=True).values
     new_ND = torch.ones_like(ids_ND, dtype=torch.bool)

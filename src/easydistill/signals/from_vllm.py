@@ -1,12 +1,12 @@
-"""Signals from vLLM's offline engine: the log-probabilities it gives of a prompt's tokens.
+"""Signals from vLLM's offline engine: the log-probabilities that it returns for a prompt's tokens.
 
-The engine is handed each row's token ids as a prompt and asked for the k most probable tokens in every place of it
-(`prompt_logprobs`); the one token that it must generate is thrown away. So there are `top_k` signals alone, at
+The engine gets each row's token ids as a prompt and returns the k most probable tokens at every position
+(`prompt_logprobs`); the one token that it must generate is discarded. So only `top_k` signals are possible, at
 temperature 1.
 
-vLLM's softmax is over all rows of the output layer, padding included, and tells of k of them (and of the realised
-token). Where ids that are not real are among these, they are left out and the others divided by what remains. The mass
-of padding that is not listed stays in the rest: what one such token has is below the k-th listed probability.
+vLLM's softmax covers all rows of the output layer, padding included, and k of them (and the target token) are returned.
+Padding ids among these are left out, and the others are divided by the remaining mass. The mass of unlisted padding
+stays in the rest: each such token is less probable than the k-th listed one.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from easydistill.signals.store import ScoredSample
 
 
 def codec_of(config: TopKSignals, vocabulary: int) -> Codec:
-    """How these signals are written: where padding is listed, fewer than k entries remain."""
+    """The encoding of these signals: if padding is listed, fewer than k entries remain."""
     return Codec(vocabulary, head=-1, most=min(config.k, vocabulary), draws=0)
 
 
 class VllmScorer:
-    """Scores with vLLM on this machine's devices.
+    """Scores rows with vLLM on this machine's devices.
 
     Args:
-        reference: the teacher; it has the student's vocabulary.
+        reference: the teacher, with the student's vocabulary.
         vocabulary: token ids below this are real for teacher and student.
         longest: tokens of the longest row.
 
     Raises:
         MissingExtra: vLLM is not installed.
-        TeacherError: vLLM cannot load the model, or not for rows of such a length.
+        TeacherError: vLLM cannot load the model for rows of this length.
     """
 
     def __init__(
@@ -70,39 +70,28 @@ class VllmScorer:
         ]
 
     def _signal(self, row: RowToScore, places: Sequence[Mapping[int, Any] | None]) -> TeacherSignal:
-        """Signals of a row's learned tokens; `places[t]` tells of what token t was drawn from."""
+        """Signals of a row's learned tokens; `places[t]` describes the distribution that predicts token t."""
         learned = np.flatnonzero(np.asarray(row.learned))
         head_ids_NK = np.zeros((len(learned), self._k), np.int64)
         head_NK = np.full((len(learned), self._k), -np.inf)
-        realised_N = np.zeros(len(learned))
+        target_logprob_N = np.zeros(len(learned))
         for n, t in enumerate(learned):
             entries = places[t]
             assert entries is not None, "the first token is never learned"
             ids, logprobs = real_entries(entries, self._vocabulary)
-            realised_N[n] = logprobs[ids == row.ids[t]][0]
+            target_logprob_N[n] = logprobs[ids == row.ids[t]][0]
             top = np.argsort(-logprobs, kind="stable")[: self._k]
             head_ids_NK[n, : len(top)], head_NK[n, : len(top)] = ids[top], logprobs[top]
         with np.errstate(divide="ignore"):
             log_rest_N = np.log1p(-np.minimum(np.exp(head_NK).sum(-1), 1.0))
-        none_ND = np.zeros((len(learned), 0), np.int64)
-        return TeacherSignal(
-            head_ids_NK=head_ids_NK,
-            head_logprobs_NK=head_NK.astype(np.float32),
-            log_rest_N=log_rest_N.astype(np.float32),
-            draw_ids_ND=none_ND,
-            draw_counts_ND=none_ND,
-            draws=0,
-            fixed=False,
-            realised_N=realised_N.astype(np.float32),
-            entropy_N=np.full(len(learned), np.nan, np.float32),
-        )
+        return TeacherSignal.without_draws(head_ids_NK, head_NK, log_rest_N, target_logprob_N)
 
     def close(self) -> None:
         self._llm = None
 
 
 def real_entries(entries: Mapping[int, Any], vocabulary: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(ids, log-probabilities) of a place's listed tokens that are real, as if those listed that are not had no mass.
+    """(ids, log-probabilities) of a position's real listed tokens, normalised as if listed padding had no mass.
 
     Args:
         entries: token id → something with a `logprob`, in nats, as vLLM gives them.
@@ -126,7 +115,7 @@ def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_rem
         from vllm import LLM
     except ImportError:
         raise MissingExtra("vllm", "signals.backend=vllm") from None
-    # One token more than the row: it cannot score without generating.
+    # One token more than the row: vLLM cannot score without generating.
     room = longest + 1
     options: dict[str, Any] = {
         "model": model_directory(resolve(reference)),
@@ -138,7 +127,7 @@ def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_rem
         "max_num_batched_tokens": max(room, config.max_batch_tokens),
         "max_logprobs": k,
         "tensor_parallel_size": tensor_parallel_size(on_cpu=on_cpu),
-        # What was computed before is not told again: a cached prompt has no log-probabilities.
+        # A prompt in the prefix cache has no log-probabilities.
         "enable_prefix_caching": False,
         "disable_log_stats": True,
     }

@@ -1,8 +1,8 @@
-"""Teacher forcing: one forward pass over the very tokens that the student will train on, kept as signals.
+"""Teacher forcing: one forward pass over exactly the tokens that the student will train on, stored as signals.
 
-Rows are batched by length in an order that depends only on the whole list, each row's draws come from its own id, and
-batches are grouped into shards of a fixed number of tokens: a scoring that was killed goes on with the first shard
-that is not there, and ends in the store of one that was not.
+Rows are batched by length in an order that depends only on the whole list, each row's draws depend on its own id, and
+batches are grouped into shards of a fixed number of tokens. So killed scoring resumes with the first missing shard,
+and ends with the same store as scoring that was not interrupted.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class Scorer(Protocol[ReadT]):
 
 
 def uniform_numbers(seed: int, row_id: str, count: int) -> list[float]:
-    """A number in [0, 1) for each token's draws, from the seed and the row's id alone."""
+    """A number in [0, 1) for each token's draws, which depends only on the seed and the row's id."""
     digest = hashlib.sha256(f"{seed}:{row_id}".encode("utf-8", "surrogatepass")).digest()
     stream = random.Random(int.from_bytes(digest[:8], "big"))
     return [stream.random() for _ in range(count)]
 
 
 class ModelScorer:
-    """Scores with models loaded into this process.
+    """Scores rows with models loaded into this process.
 
     Args:
-        references: the teachers; all have the student's vocabulary.
+        references: the teachers, all with the student's vocabulary.
         weights: their shares in the mixture.
         vocabulary: token ids below this are real for teacher and student.
         temperature: of the kept distribution.
@@ -132,7 +132,7 @@ class ModelScorer:
 
 @dataclass(frozen=True)
 class Shard:
-    """The batches that go into one file."""
+    """The batches of one file."""
 
     number: int
     batches: list[list[int]]
@@ -143,7 +143,7 @@ class Shard:
 
 
 def plan_shards(lengths: Sequence[int], batch_tokens: int, shard_tokens: int) -> list[Shard]:
-    """Rows by length into batches of at most `batch_tokens` (padding included), batches into shards."""
+    """Group rows by length into batches of at most `batch_tokens` (padding included), and batches into shards."""
     shards: list[Shard] = []
     filled = shard_tokens
     for batch in batches_by_length(lengths, None, batch_tokens, 0):
@@ -165,9 +165,9 @@ def score_rows(
     advance: Callable[[int, int], Any],
     stop: StopSignal,
 ) -> int:
-    """Score every row into shards in `directory`, leaving out those that are there; returns the number of shards.
+    """Score every row into shards in `directory`, skipping those that exist; returns the number of shards.
 
-    `advance(rows, tokens)` is called as rows are done. Returns early, between batches, once `stop` is requested.
+    `advance(rows, tokens)` is called as rows are finished. Returns early, between batches, once `stop` is requested.
     """
     shards = plan_shards([row.length for row in rows], config.max_batch_tokens, config.shard_tokens)
     scorer: Scorer[RowT] | None = None

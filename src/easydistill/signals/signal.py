@@ -1,11 +1,11 @@
-"""What a teacher said about tokens: some tokens' probabilities exactly, draws from the rest, and the rest's mass.
+"""A teacher's distributions in short: the exact probabilities of some tokens, draws from the rest, and the rest's mass.
 
-One shape serves every kind. `top_k` and `top_p` have a head and no draws; `sampled` has draws and no head, so its rest
-is everything; `top_k_sampled` and `threshold` have both. Losses do not know where a signal came from: a store, or a
-model at hand.
+One form serves every kind. `top_k` and `top_p` have a head and no draws; `sampled` has draws and no head, so its rest
+is everything; `top_k_sampled` and `threshold` have both. Losses do not know where a signal comes from: a store, or a
+loaded model.
 
-Shapes: N rows (one a learned token; row n describes the distribution that token n was drawn from), K entries of the
-head, D different draws.
+Shapes: N rows (one per learned token; row n describes the distribution that predicts token n), K entries of the head,
+D different draws.
 """
 
 from __future__ import annotations
@@ -32,17 +32,39 @@ class TeacherSignal:
     head_logprobs_NK: Floats
     """log p_T of the head's tokens, in nats."""
     log_rest_N: Floats
-    """Log of the teacher's mass outside the head; −inf where the head is everything."""
+    """Log of the teacher's mass outside the head; −inf if the head has everything."""
     draw_ids_ND: Ints
     draw_counts_ND: Ints
     draws: int
-    """Draws a row from the rest; 0 where none were made."""
+    """Draws per row; 0 if none were made."""
     fixed: bool
-    """Whether a draw stands for 1/draws of everything, not for its share of the rest (`threshold`)."""
-    realised_N: Floats
-    """log p_T of the token that stands there, in nats."""
+    """Whether a draw stands for 1/draws of the whole mass instead of its share of the rest (`threshold`)."""
+    target_logprob_N: Floats
+    """log p_T of the target token, in nats."""
     entropy_N: Floats
-    """Entropy of the teacher's whole distribution, in nats; NaN where it is not known."""
+    """Entropy of the teacher's whole distribution, in nats; NaN if unknown."""
+
+    @classmethod
+    def without_draws(
+        cls,
+        ids_NK: NDArray[Any],
+        logprobs_NK: NDArray[Any],
+        log_rest_N: NDArray[Any],
+        target_logprob_N: NDArray[Any],
+    ) -> TeacherSignal:
+        """A signal of a head alone; the teacher's entropy is not kept."""
+        none_ND = np.zeros((len(log_rest_N), 0), np.int64)
+        return cls(
+            head_ids_NK=ids_NK,
+            head_logprobs_NK=logprobs_NK.astype(np.float32),
+            log_rest_N=log_rest_N.astype(np.float32),
+            draw_ids_ND=none_ND,
+            draw_counts_ND=none_ND,
+            draws=0,
+            fixed=False,
+            target_logprob_N=target_logprob_N.astype(np.float32),
+            entropy_N=np.full(len(log_rest_N), np.nan, np.float32),
+        )
 
     def __len__(self) -> int:
         return len(self.log_rest_N)
@@ -57,10 +79,10 @@ class TeacherSignal:
         return TeacherSignal(**changed, draws=self.draws, fixed=self.fixed)
 
     def weights(self) -> tuple[Ints, Floats, Floats]:
-        """The signal as one set of tokens a row: (ids [N, K+D], log weights [N, K+D], log of the mass left over [N]).
+        """The signal as one set of tokens per row: (ids [N, K+D], log weights [N, K+D], log of the remaining mass [N]).
 
-        A drawn token weighs count / draws, of the rest's mass or (`fixed`) of all, so that the weights' expectation is
-        p_T; where draws were made nothing is left over. Unused places have weight 0.
+        A drawn token has weight count / draws of the rest's mass or (`fixed`) of the whole, so that the expected
+        weights are p_T; with draws no mass remains. Unused places have weight 0.
         """
         if not self.draws:
             return self.head_ids_NK, self.head_logprobs_NK, self.log_rest_N
@@ -92,7 +114,7 @@ _WIDE = ("head_ids_NK", "head_logprobs_NK", "draw_ids_ND", "draw_counts_ND")
 
 
 def weight_arrays(signal: TeacherSignal, present: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """A signal as a loss takes it: tokens, weights and what is left over, for each learned token.
+    """A signal in the form that losses take: tokens, weights and the remaining mass, for each learned token.
 
     Args:
         signal: a row for every learned token that is present.
@@ -100,10 +122,10 @@ def weight_arrays(signal: TeacherSignal, present: NDArray[np.bool_]) -> dict[str
 
     Returns:
         `ids_NM` (unused places repeat the row's first token), `logweights_NM` (−inf there), `log_rest_N`, `offset_N`
-        (what to add to Σ w·log w to get the teacher's Σ p·log p, where w are draws; else 0) and `present_N`.
+        (the teacher's Σ p·log p minus Σ w·log w, if the weights w are drawn; else 0) and `present_N`.
     """
     ids_NM, logs_NM, rest_N = signal.weights()
-    # Used places first: a row without a head has its draws behind the head's empty places.
+    # Used places first: in a row without a head, the draws follow the head's empty places.
     order_NM = np.isneginf(logs_NM).argsort(axis=1, kind="stable")
     ids_NM = np.take_along_axis(ids_NM, order_NM, axis=1)
     logs_NM = np.take_along_axis(logs_NM, order_NM, axis=1)

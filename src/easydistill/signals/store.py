@@ -1,10 +1,10 @@
 """The store of teacher signals: immutable shards on disk, memory-mapped, found by sample id.
 
-    <directory>/store.json            what was asked, of whom, and totals; written last ⇔ the store is complete
+    <directory>/store.json            settings, teachers and totals; written last, so it exists only in complete stores
     <directory>/shard-00000.safetensors …
 
-A shard holds flat ragged tensors with offsets. It is written under a temporary name and renamed, so it is there whole
-or not at all. Every sample carries its token ids and their hash: whoever reads a signal names the tokens it is for,
+A shard holds flat ragged tensors with offsets. It is written under a temporary name and renamed, so it exists only
+when complete. Every sample carries its token ids and their hash: reading a signal requires the tokens it is meant for,
 and a signal of other tokens is refused, never trained on.
 """
 
@@ -36,7 +36,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ScoredSample:
-    """A sample's tokens and what the teacher said about them."""
+    """A sample's tokens and the teacher's signal for them."""
 
     id: str
     token_ids: Sequence[int]
@@ -45,11 +45,11 @@ class ScoredSample:
     signal: TeacherSignal
     """A row for every learned token that is present, in order."""
     present: Bools
-    """For each learned token, whether it has a signal (an aligned teacher may have none for some)."""
+    """For each learned token, whether it has a signal (with an aligned teacher, some may have none)."""
 
 
 def token_hash(token_ids: Sequence[int], learned: Sequence[bool]) -> bytes:
-    """What ties a signal to its tokens: a hash of ids and mask."""
+    """A hash of ids and mask, which ties a signal to its tokens."""
     digest = hashlib.sha256(np.asarray(token_ids, "<i8").tobytes())
     digest.update(np.asarray(learned, np.uint8).tobytes())
     return digest.digest()[:HASH_BYTES]
@@ -57,11 +57,11 @@ def token_hash(token_ids: Sequence[int], learned: Sequence[bool]) -> bytes:
 
 @dataclass(frozen=True)
 class StoreManifest:
-    """What a store says of itself."""
+    """The description of a store."""
 
     codec: Codec
     about: dict[str, Any]
-    """What decides the signals, as (group → facts): teachers, tokenizer, template, temperature, kind, seed, dtype."""
+    """What determines the signals (group → facts): teachers, tokenizer, template, temperature, kind, seed, dtype."""
     shards: int
     samples: int
     tokens: int
@@ -76,7 +76,7 @@ class StoreManifest:
 
     @classmethod
     def of(cls, directory: Path, codec: Codec, about: dict[str, Any], shards: int) -> StoreManifest:
-        """The manifest of shards that are all there."""
+        """The manifest of a complete set of shards."""
         paths = [shard_path(directory, number) for number in range(shards)]
         opened = [_Shard(path) for path in paths]
         return cls(
@@ -184,11 +184,11 @@ class _Shard:
 
     @property
     def rows(self) -> int:
-        """Rows of all its signals."""
+        """Total rows of its signals."""
         return int(self._index["row_offsets"][-1])
 
     def row_array(self, name: str) -> NDArray[np.uint16]:
-        """One of the arrays with a number a row, whole."""
+        """A whole array with one number per row."""
         array: NDArray[np.uint16] = self._file.get_tensor(name)
         return array
 
@@ -210,7 +210,7 @@ class SignalStore:
     """Reads a complete store.
 
     Raises:
-        DataError: there is none, or a shard of it is missing or broken.
+        DataError: there is no complete store, or a shard is missing or broken.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -234,7 +234,7 @@ class SignalStore:
         return list(self._at)
 
     def tokens(self, sample_id: str) -> tuple[list[int], list[bool]]:
-        """A sample's token ids, and which of them are learned."""
+        """A sample's token ids, and for each whether it is learned."""
         number, position = self._at[sample_id]
         shard = self._shards[number]
         count = shard.token_count(position)
@@ -246,7 +246,7 @@ class SignalStore:
         """The signal of a sample, and for each learned token whether it has a row in it.
 
         Args:
-            token_ids, learned: the tokens that the caller has; the signal must have been made for the very same.
+            token_ids, learned: the caller's tokens; the signal must have been made for exactly these.
 
         Raises:
             DataError: there is no such sample, or its signal is for other tokens; the message says what differs.
@@ -273,7 +273,7 @@ class SignalStore:
             raise DataError(
                 f"{self.directory}: the signal of row {sample_id} was made for other tokens: "
                 f"{self._difference(sample_id, token_ids, learned)}\n"
-                "    → the rows, the tokenizer, the chat template or the longest length changed: score again"
+                "    → the rows, the tokenizer, the chat template or the maximum length changed: score again"
             )
 
     def _difference(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> str:
@@ -284,15 +284,15 @@ class SignalStore:
             if old != new:
                 return f"token {place} was id {old} and is id {new}"
         if list(scored_learned) != list(learned):
-            return f"{sum(scored_learned)} tokens were learned, now {sum(learned)} are, or others"
-        return "the stored hash does not fit the stored tokens: the shard is damaged"
+            return f"{sum(scored_learned)} tokens were learned, and now {sum(learned)} or others are"
+        return "the stored hash does not match the stored tokens: the shard is damaged"
 
     def figures(self) -> dict[str, float]:
         """Means over all scored tokens: the head's mass, and the teacher's cross-entropy on the labels in nats."""
         log_rest = np.concatenate([shard.row_array("log_rest") for shard in self._shards])
-        realised = decode_words(np.concatenate([shard.row_array("realised") for shard in self._shards]), np.nan)
-        # An aligned teacher may have no word for the student's token.
-        known = realised[np.isfinite(realised)]
+        logprobs = decode_words(np.concatenate([shard.row_array("realised") for shard in self._shards]), np.nan)
+        # An aligned teacher may lack the student's token.
+        known = logprobs[np.isfinite(logprobs)]
         return {
             "head_mass": float(1 - np.exp(decode_words(log_rest, -np.inf)).mean(dtype=np.float64)),
             "teacher_cross_entropy": float(-known.mean(dtype=np.float64)) if len(known) else 0.0,

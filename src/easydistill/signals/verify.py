@@ -1,4 +1,4 @@
-"""`signals inspect` and `signals verify`: what is in a store, and whether the teacher still says so."""
+"""`signals inspect` and `signals verify`: the facts of a store, and whether the teacher still agrees with it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import SignalStore
 
 BF16_TOLERANCE = 0.15
-"""Nats by which a log-probability may move between two batchings of a bfloat16 model: logits near 20 are 1/16 apart."""
+"""Nats by which a log-probability may differ between batchings of a bfloat16 model: logits near 20 are 1/16 apart."""
 ENGINES_TOLERANCE = 1.0
-"""The same between two implementations of one bfloat16 model, which round in other places: 0.4 on 150 tokens of SmolLM2
-(0.04 on average, as far as either is from float32)."""
+"""The same between two implementations of a bfloat16 model, which round differently: 0.4 on 150 tokens of SmolLM2 (0.04
+on average, as far as either is from float32)."""
 
 
 def inspect(directory: Path) -> dict[str, Any]:
-    """A store's facts: counts, size, what decided the signals.
+    """A store's facts: counts, size, what determines the signals.
 
     Raises:
         DataError: there is no complete store in `directory`.
@@ -43,17 +43,17 @@ def inspect(directory: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Verification:
-    """How a fresh scoring of some rows compares with what is stored."""
+    """How a fresh scoring of some rows compares with the stored signals."""
 
     rows: int
     tokens: int
     worst: float
-    """Largest difference of a realised log-probability, in nats."""
+    """Largest difference of a target's log-probability, in nats."""
     mean: float
     head_overlap: float
-    """Share of the stored head's tokens that the teacher ranks as high again; 1 where there is no head."""
+    """Share of the stored heads' tokens that are in the new heads too; 1 if there are no heads."""
     wrong: list[str]
-    """Ids of rows in which a realised log-probability differs by more than the tolerance."""
+    """Ids of rows in which a target's log-probability differs by more than the tolerance."""
 
     @property
     def good(self) -> bool:
@@ -70,7 +70,7 @@ def verify(
 ) -> Verification:
     """Score random rows again, at least `tokens` tokens, and compare.
 
-    Every shard's hashes are checked on the way: a row whose tokens do not fit its hash raises DataError.
+    Hashes are checked on the way: a row whose tokens do not match its hash raises DataError.
     """
     order = sorted(store.ids)
     random.Random(seed).shuffle(order)
@@ -87,8 +87,8 @@ def verify(
         if len(fresh.signal) != len(kept) or not np.array_equal(fresh.present, present):
             wrong.append(sample_id)
             continue
-        # What is stored ends at a floor.
-        difference = np.abs(np.maximum(fresh.signal.realised_N, -WORD_FLOOR) - kept.realised_N)
+        # Stored values are clipped at a floor.
+        difference = np.abs(np.maximum(fresh.signal.target_logprob_N, -WORD_FLOOR) - kept.target_logprob_N)
         differences.append(difference)
         overlaps.append(_overlap(kept, fresh.signal))
         if difference.max(initial=0.0) > tolerance:

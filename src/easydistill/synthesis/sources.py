@@ -92,7 +92,8 @@ class TextSource:
         return {"texts": digest.hexdigest(), "chunks": self.chunks.identity(), "max_samples": self.dataset.max_samples}
 
     def read(self) -> tuple[list[Sample], list[Rejection]]:
-        from easydistill.data.text import chunks, read_documents
+        from easydistill.data.chunks import chunks
+        from easydistill.data.documents import read_documents
 
         config = self.chunks
         documents, rejected = read_documents(Path(self.dataset.instruction_path), config.encoding)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_BATCH_ROWS = 64
 """Larger batches are hardly faster, and a kill loses more work."""
+_Asked = tuple[GenerationRequest, list[int]]
+"""A request and its prompt's tokens."""
 
 
 class TransformersTeacher:
@@ -90,51 +92,53 @@ class TransformersTeacher:
         if all(done(request.key) for request in requests):
             return
         self._load()
-        if self._grammars is None and any(request.schema is not None for request in requests):
-            self._grammars = SchemaGrammars(
-                self._tokenizer, self._ends, self._model.config.get_text_config().vocab_size
-            )
+        self._load_grammars(requests)
         config = self._inference
-        prompts = self._prompts(requests, done, record)
-        fitting = list(prompts)
-        lengths = [len(prompt) for prompt in prompts.values()]
+        fitting = self._fitting(requests, done, record)
+        lengths = [len(prompt) for _, prompt in fitting]
         rows = config.batch_size or MAX_BATCH_ROWS
         for batch in batches_by_length(lengths, rows, config.max_batch_tokens, config.max_new_tokens):
             if stop.requested:
                 return
             chosen = [fitting[position] for position in batch]
-            if all(done(requests[index].key) for index in chosen):
-                continue
-            record(self._answer([requests[index] for index in chosen], [prompts[index] for index in chosen]))
+            if not all(done(request.key) for request, _ in chosen):
+                record(self._answer(chosen))
 
-    def _prompts(
+    def _load_grammars(self, requests: Sequence[GenerationRequest]) -> None:
+        if self._grammars is None and any(request.schema is not None for request in requests):
+            self._grammars = SchemaGrammars(
+                self._tokenizer, self._ends, self._model.config.get_text_config().vocab_size
+            )
+
+    def _fitting(
         self, requests: Sequence[GenerationRequest], done: Callable[[str], bool], record: RecordOutcomes
-    ) -> dict[int, list[int]]:
-        """Prompt tokens by index of the request; requests that do not fit the model are recorded as failures."""
+    ) -> list[_Asked]:
+        """Requests with their prompt tokens; those that do not fit the model are recorded as failures."""
         context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
-        prompts: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
+        fitting: list[_Asked] = []
+        for request in requests:
             prompt = prompt_or_failure(self._chat, request, context)
             if not isinstance(prompt, Failure):
-                prompts[index] = prompt
+                fitting.append((request, prompt))
             elif not done(request.key):
                 record([prompt])
-        return prompts
+        return fitting
 
-    def _answer(self, requests: list[GenerationRequest], prompts: list[list[int]]) -> list[Completion]:
+    def _answer(self, asked: list[_Asked]) -> list[Completion]:
         torch = import_torch()
         config = self._inference
         started = time.monotonic()
         sampler = SeededSampler(
-            [row_seed(config.seed, request.key) for request in requests],
+            [row_seed(config.seed, request.key) for request, _ in asked],
             temperature=[
-                config.temperature if request.temperature is None else request.temperature for request in requests
+                config.temperature if request.temperature is None else request.temperature for request, _ in asked
             ],
             top_p=config.top_p,
             top_k=config.top_k,
         )
-        masks = None if self._grammars is None else self._grammars.masks([request.schema for request in requests])
+        masks = None if self._grammars is None else self._grammars.masks([request.schema for request, _ in asked])
         with torch.inference_mode():
+            prompts = [prompt for _, prompt in asked]
             answers = generate_batch(self._model, prompts, self._ends, config.max_new_tokens, sampler, masks)
         seconds = time.monotonic() - started
         return [
@@ -147,7 +151,7 @@ class TransformersTeacher:
                 model=self._reference,
                 seconds=round(seconds, 3),
             )
-            for request, prompt, answer in zip(requests, prompts, answers, strict=True)
+            for (request, prompt), answer in zip(asked, answers, strict=True)
         ]
 
     def close(self) -> None:

@@ -82,19 +82,27 @@ def compare_plainly(reference: str, candidate: str) -> Verdict | None:
     left, right = _choice(left), _choice(right)
     if len(left) == 1 or len(right) == 1:
         left, right = _chosen(reference, left, right), _chosen(candidate, right, left)
+    found = _compare_texts(left, right)
+    return found or _compare_others(left, right, parse_number(reference), parse_number(candidate))
+
+
+def _compare_texts(left: str, right: str) -> Verdict | None:
+    """Equal texts, dates and words; None if the answers are anything else."""
     if left == right:
         return Verdict("equal", "text")
     if _DATE.fullmatch(left) or _DATE.fullmatch(right):
         return Verdict("different", "text")
-    words = [bool(_WORDS.fullmatch(side)) for side in (left, right)]
-    if all(words):
+    if _WORDS.fullmatch(left) and _WORDS.fullmatch(right):
         return Verdict("equal" if left.casefold() == right.casefold() else "different", "text")
-    one, other = parse_number(reference), parse_number(candidate)
-    if one is not None and other is not None:
-        return _compare_numbers(one, other)
-    if any(flag and len(side) > 1 for flag, side in zip(words, (left, right), strict=True)) and (
-        one is not None or other is not None
-    ):
+    return None
+
+
+def _compare_others(left: str, right: str, one: Number | None, other: Number | None) -> Verdict | None:
+    """Two numbers, a number and a word, and what algebra cannot read; None if algebra is needed."""
+    known = [number for number in (one, other) if number is not None]
+    if len(known) == 2:
+        return _compare_numbers(*known)
+    if known and any(len(side) > 1 and _WORDS.fullmatch(side) for side in (left, right)):
         return Verdict("different", "text")
     for name, side, number in (("reference", left, one), ("candidate", right, other)):
         if number is None and _PROSE.search(side):

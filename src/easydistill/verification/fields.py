@@ -59,9 +59,7 @@ def parse_fields(reply: str, fields: Sequence[TextField], form: Form = "tags") -
     Raises:
         ValueError: there are no fields, two have the same name, or the form is `plain` and there are several.
     """
-    names = _names([field.name for field in fields])
-    if form == "plain" and len(names) != 1:
-        raise ValueError("a plain reply has exactly one field")
+    names = _names(fields, form)
     found: dict[str, str] | MalformedReply
     if form == "plain":
         found = {names[0]: reply}
@@ -79,9 +77,12 @@ def parse_fields(reply: str, fields: Sequence[TextField], form: Form = "tags") -
     return {name: text.strip() for name, text in found.items()}
 
 
-def _names(names: list[str]) -> list[str]:
+def _names(fields: Sequence[TextField], form: Form) -> list[str]:
+    names = [field.name for field in fields]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"fields need distinct names, not {names}")
+    if form == "plain" and len(names) != 1:
+        raise ValueError("a plain reply has exactly one field")
     return names
 
 
@@ -232,16 +233,14 @@ def describe_fields(fields: Sequence[TextField], form: Form = "tags", language: 
     Raises:
         ValueError: as `parse_fields`.
     """
-    names = _names([field.name for field in fields])
-    if form == "plain" and len(names) != 1:
-        raise ValueError("a plain reply has exactly one field")
+    _names(fields, form)
     wanted = {field.name: field.description or say(language, "blank", name=field.name) for field in fields}
     return form_of(wanted, form, language)
 
 
 def fields_schema(fields: Sequence[TextField]) -> dict[str, Any]:
     """The JSON schema (2020-12) of an object with these fields: all required, none empty, no others."""
-    _names([field.name for field in fields])
+    _names(fields, "json")
     properties: dict[str, Any] = {}
     for field in fields:
         properties[field.name] = {"type": "string"}

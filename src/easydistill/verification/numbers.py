@@ -135,13 +135,15 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value, divisor = numbers.get("head", Fraction(1)), numbers.get("divisor", Fraction(1))
     if not divisor:
         return None
-    value = numbers.get("whole", Fraction(0)) + value / divisor
-    exponent = match["exponent"] or match["power"] or match["times"]
-    if exponent:
-        plain = unicodedata.normalize("NFKC", exponent).replace("−", "-")
-        value *= Fraction(10) ** int(plain.strip("eE^*{}() "))
+    value = (numbers.get("whole", Fraction(0)) + value / divisor) * _power_of_ten(match)
     negative = match["sign"] not in ("", "+") or match["sign2"] != ""
     return -value if negative else value
+
+
+def _power_of_ten(match: re.Match[str]) -> Fraction:
+    exponent = match["exponent"] or match["power"] or match["times"] or "0"
+    plain = unicodedata.normalize("NFKC", exponent).replace("−", "-")
+    return Fraction(10) ** int(plain.strip("eE^*{}() "))
 
 
 _DIGIT_GROUPS = ("whole", "top", "bottom", "over", "under", "head", "divisor")
@@ -157,18 +159,33 @@ def bare(text: str) -> str:
         text = text.strip().removesuffix("。")
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1]
-        for opening, closing in _WRAPPERS:
-            inner = text[len(opening) : len(text) - len(closing)]
-            wrapped = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
-            if wrapped and opening not in inner and closing not in inner and not inner.endswith("\\"):
-                text = inner
-                break
+        text = _unwrapped(text)
         if text == before:
             return re.sub(r"\s+", " ", text)
 
 
-def _unit(found: re.Match[str]) -> str:
-    """A unit in its canonical spelling, such as `m/s²` for `m/s^{2}`. Case matters in symbols (MW, mW) only."""
+def _unwrapped(text: str) -> str:
+    """A text without the delimiters around the whole of it."""
+    for opening, closing in _WRAPPERS:
+        inner = text[len(opening) : len(text) - len(closing)]
+        wrapped = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
+        if wrapped and opening not in inner and closing not in inner and not inner.endswith("\\"):
+            return inner
+    return text
+
+
+def _unit(rest: str) -> str | None:
+    """What follows a number as a unit in its canonical spelling, such as `m/s²` for `m/s^{2}`; None if it is no unit.
+
+    Case matters in symbols (MW, mW) only.
+    """
+    if not rest:
+        return ""
+    found = _UNIT.fullmatch(rest)
+    if found is None or not _NOT_UNITS.isdisjoint(re.findall(r"\w+", rest.casefold())):
+        return None
+    if not _NOT_UNIT_CHARACTERS.isdisjoint(rest):
+        return None
     if words := found["words"]:
         return _CURRENCY_NAMES.get(words, words.casefold().removesuffix("s"))
     return re.sub(r"[ ^{}]", "", unicodedata.normalize("NFKC", found[0].replace(r"\cdot", "·")).replace("−", "-"))
@@ -186,14 +203,9 @@ def parse_number(text: str) -> Number | None:
     match = NUMBER.match(text)
     if match is None or (value := _value(match)) is None:
         return None
-    rest, unit = text[match.end() :], ""
-    if rest:
-        found = _UNIT.fullmatch(rest)
-        if found is None or not _NOT_UNITS.isdisjoint(re.findall(r"\w+", rest.casefold())):
-            return None
-        if not _NOT_UNIT_CHARACTERS.isdisjoint(rest):
-            return None
-        unit = _unit(found)
+    unit = _unit(text[match.end() :])
+    if unit is None:
+        return None
     if match["currency"] and not unit:
         unit = _CURRENCY_NAMES.get(match["currency"][-1], match["currency"])
     scale = _SCALES.get(match["scale"], 1) if match["scale"] else 1

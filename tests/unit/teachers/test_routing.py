@@ -53,8 +53,8 @@ def test_a_failing_server_is_set_aside_and_tried_with_one_request() -> None:
     assert start(routes, later + FIRST_REST)[0] is good  # it rests for longer now
     probe, number = start(routes, later + 2 * FIRST_REST)
     assert probe is bad
-    bad.answered(number, 1.0, 1, later + 3)
-    assert bad.is_well(later + 3)
+    bad.answered(number, 1.0, 1)
+    assert bad.is_well()
 
 
 def test_with_no_server_that_works_all_are_asked() -> None:

@@ -293,7 +293,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
 
 def test_no_heavy_library_is_loaded_in_the_caller() -> None:
     code = (
-        "import sys\nimport easydistill.data.text\n"
+        "import sys\nimport easydistill.data.documents\n"
         "from easydistill.verification import answers, equality, evidence, fields, scores\n"
         "assert equality.verify_many([('x+1', '1+x')])[0].equal\n"
         "heavy = ('sympy', 'math_verify', 'rapidfuzz', 'selectolax', 'pypdf', 'pyarrow')\n"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from easydistill.config.base import Unfit
 from easydistill.config.reading.aliases import KEY_ALIASES
@@ -28,12 +26,6 @@ from easydistill.config.reading.fields import (
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.values import KeyPath, dotted, is_secret, show
 
-_LIMITS = {
-    "greater_than": "more than",
-    "greater_than_equal": "at least",
-    "less_than": "less than",
-    "less_than_equal": "at most",
-}
 _WRONG_TYPE = {
     **dict.fromkeys(("model_type", "dict_type", "model_attributes_type", "mapping_type"), "a section { … }"),
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
@@ -43,8 +35,13 @@ _WRONG_TYPE = {
     "list_type": "a list [ … ]",
 }
 _EMPTY = "give a value, or remove the key"
+_OUT_OF_RANGE = "{shown} is out of range"
 _FIXED = {
-    "finite_number": ("{} is not a finite number", "give a number such as 0.5"),
+    "greater_than": (_OUT_OF_RANGE, "it must be more than {limit}"),
+    "greater_than_equal": (_OUT_OF_RANGE, "it must be at least {limit}"),
+    "less_than": (_OUT_OF_RANGE, "it must be less than {limit}"),
+    "less_than_equal": (_OUT_OF_RANGE, "it must be at most {limit}"),
+    "finite_number": ("{shown} is not a finite number", "give a number such as 0.5"),
     **dict.fromkeys(("string_too_short", "string_pattern_mismatch"), ("the text is empty", _EMPTY)),
     "too_short": ("the list is empty", _EMPTY),
 }
@@ -104,25 +101,32 @@ def _describe(
     kind, context = details["type"], details.get("ctx") or {}
     value = document.at(place.path)
     shown = show(value, place.path)
-    of_no_type = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
-    if place.field is not None and ((of_no_type and is_union(place.field.annotation)) or kind == "literal_error"):
-        return _not_any(place, place.field, value, shown)
+    if _is_of_no_type(group):
+        return _not_any(place, value, shown)
     if kind == "extra_forbidden":
         return _unknown_key(place, document, model, other_jobs)
     if kind == "missing":
         return "this key is missing", f"add it: {_description(place)}"
     if kind in _WRONG_TYPE:
         return f"{_WRONG_TYPE[kind]} is needed here, not {shown}", _instead(_WRONG_TYPE[kind], place, value)
-    if kind in _LIMITS:
-        return f"{shown} is out of range", f"it must be {_LIMITS[kind]} {next(iter(context.values()))}"
     if kind == "union_tag_invalid":
         return _unknown_kind(place.path, re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
     if kind in _FIXED:
-        return _FIXED[kind][0].format(shown), _FIXED[kind][1]
+        said, hint = _FIXED[kind]
+        return said.format(shown=shown), hint.format(limit=next(iter(context.values()), None))
     problem = context.get("error")
     if isinstance(problem, Unfit):
-        return problem.problem, problem.mend
+        return problem.problem, problem.hint
     return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
+
+
+def _is_of_no_type(group: list[tuple[Place, Any]]) -> bool:
+    """Whether a value is of none of the types that its field accepts."""
+    place, details = group[0]
+    if place.field is None:
+        return False
+    wrong = all(each["type"] in {*_WRONG_TYPE, "literal_error"} for _, each in group)
+    return details["type"] == "literal_error" or (wrong and is_union(place.field.annotation))
 
 
 def _unknown_kind(path: KeyPath, known: list[str], value: Any) -> tuple[str, str]:
@@ -133,38 +137,44 @@ def _unknown_kind(path: KeyPath, known: list[str], value: Any) -> tuple[str, str
     return f"{path[-1]} {show(value)} is not one of {', '.join(words)}", hint
 
 
-def _not_any(place: Place, field: FieldInfo, value: Any, shown: str) -> tuple[str, str]:
+def _not_any(place: Place, value: Any, shown: str) -> tuple[str, str]:
     """A value of none of the types that a field accepts."""
-    wanted = alternatives(field.annotation)
-    words = literals(field.annotation)
+    assert place.field is not None
+    wanted, words = alternatives(place.field.annotation), literals(place.field.annotation)
     guess = closest(value, words) if isinstance(value, str) else None
     problem = f"{shown} is not {'one of ' if len(words) > 1 else ''}{wanted}"
     if guess:
         return problem, f'did you mean "{guess}"?'
     if words:
         return problem, f"use {wanted}"
-    hint = _instead(wanted, place, value) if wanted.startswith("a section") else _first_line(field.description)
+    hint = _instead(wanted, place, value) if wanted.startswith("a section") else _first_line(place.field.description)
     return f"{wanted} is needed here, not {shown}", hint
 
 
 def _instead(wanted: str, place: Place, value: Any) -> str:
     """What to write instead of a value of the wrong type."""
-    default = place.field.default if place.field is not None else PydanticUndefined
-    optional = place.field is not None and not place.field.is_required()
-    if value is None and optional:
-        shown = "" if isinstance(default, BaseModel) else f", {json.dumps(default, default=str)}"
-        return f"remove the key to get the default{shown}" if default is not None else "remove the key"
+    default = getattr(place.field, "default", None)
+    if value is None and place.field is not None and not place.field.is_required():
+        return _by_removing(default)
     if wanted in _EXAMPLES:
         number = default if isinstance(default, int | float) else _EXAMPLES[wanted]
         return f"e.g. {round(value) if isinstance(value, float) else number}"
     if wanted == "true or false":
         return "write true or false, without quotes"
     if wanted == "text":
-        number = isinstance(value, int | float) and not isinstance(value, bool) and not is_secret(place.path)
+        number = type(value) in (int, float) and not is_secret(place.path)
         return f'put it in double quotes: "{value}"' if number else 'give one text, in double quotes: "…"'
     if wanted.startswith("a section"):
         return f"write {{ }} with the keys of `{place.path[-1]}`: {_description(place)}"
     return f"write {wanted}"
+
+
+def _by_removing(default: Any) -> str:
+    """What to do about a null where the key may be left out."""
+    if default is None:
+        return "remove the key"
+    shown = "" if isinstance(default, BaseModel) else f", {json.dumps(default, default=str)}"
+    return f"remove the key to get the default{shown}"
 
 
 def _first_line(text: str | None) -> str:
@@ -203,41 +213,50 @@ def _of_another_kind(key: str, place: Place, document: Node, model: type[BaseMod
 def _unknown_key(
     place: Place, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
 ) -> tuple[str, str]:
-    *above, last = place.path
-    key = str(last)
-    problem = f"there is no key {key!r} here"
+    return f"there is no key {str(place.path[-1])!r} here", next(_hints(place, document, model, other_jobs))
+
+
+def _hints(
+    place: Place, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+) -> Iterator[str]:
+    """What to do about a key that is not known where it stands; the most certain hint comes first."""
+    above, key = tuple(place.path[:-1]), str(place.path[-1])
     here = [name for name in keys_of(list(place.siblings)) if not name.startswith("$")]
     every = dict(sections(model))
-    forms = every.get(tuple(above), {})
-    if key in forms:
-        stated = _of_another_kind(key, place, document, model)
-        if stated:
-            return problem, stated
-        given = [name for name in here if name in (document.at(tuple(above)) or {})]
-        return problem, f"`{key}` does not go together with `{given[0] if given else here[0]}`: keep one of them"
+    if key in every.get(above, {}):
+        yield _of_another_kind(key, place, document, model) or _excluded(key, here, document.at(above) or {})
     guess = closest(key, here)
     if guess and key.lower() == guess.lower():
-        return problem, f"did you mean {guess!r}?"
+        yield f"did you mean {guess!r}?"
+    yield from _elsewhere(key, every)
+    if guess:
+        yield f"did you mean {guess!r}?"
+    yield from _in_other_jobs(place.path, document, model, other_jobs)
+    names = {name: section for section, keys in every.items() for name in keys}
+    if far := closest(key, names):
+        yield f"did you mean `{dotted((*names[far], far))}`?"
+    yield f"remove it; the keys here are {', '.join(sorted(here))}"
+
+
+def _excluded(key: str, here: list[str], written: Iterable[str]) -> str:
+    """A key of another form of the section than the one that is written."""
+    other = next((name for name in here if name in written), here[0])
+    return f"`{key}` does not go together with `{other}`: keep one of them"
+
+
+def _elsewhere(key: str, every: Mapping[KeyPath, Collection[str]]) -> Iterator[str]:
+    """Where in the config a key belongs, under this name or the one that it has now."""
     for section, keys in every.items():
         if key in keys:
-            return problem, f"this key belongs {f'in `{dotted(section)}`' if section else 'at the top level'}"
+            yield f"this key belongs {f'in `{dotted(section)}`' if section else 'at the top level'}"
     for old, new in KEY_ALIASES.items():
         if key == old[-1] and str(new[-1]) in every.get(new[:-1], {}):
-            return problem, f"write it as `{dotted(new)}`"
-    if guess:
-        return problem, f"did you mean {guess!r}?"
-    if hint := _key_of_other_jobs((*above, last), document, model, other_jobs):
-        return problem, hint
-    names = {name: section for section, keys in every.items() for name in keys}
-    far = closest(key, names)
-    if far:
-        return problem, f"did you mean `{dotted((*names[far], far))}`?"
-    return problem, f"remove it; the keys here are {', '.join(sorted(here))}"
+            yield f"write it as `{dotted(new)}`"
 
 
-def _key_of_other_jobs(
+def _in_other_jobs(
     path: KeyPath, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
-) -> str | None:
+) -> Iterator[str]:
     """The hint where a key belongs to jobs of other types; the type that was probably meant comes first."""
     *above, last = path
     found: dict[str, KeyPath] = {}
@@ -246,9 +265,21 @@ def _key_of_other_jobs(
         if places:
             # The very key says more than one of the same name in another section.
             found[job] = min(places, key=lambda section: section != tuple(above))
-    exact = [job for job, section in found.items() if section == tuple(above)]
     if not found:
-        return None
+        return
+    exact = [job for job, section in found.items() if section == tuple(above)]
+    likely = _likely_first(exact or found, document, model, other_jobs)
+    *before, end = likely[:_JOBS_SHOWN]
+    shown = f"{', '.join(before)} and {end}" if before else end
+    of = f"{shown} jobs" if len(likely) <= _JOBS_SHOWN else f"{len(likely)} job types, such as {shown},"
+    key = dotted((*found[likely[0]], last))
+    yield f"`{key}` is a key of {of} and has no effect here; remove it, or change job_type"
+
+
+def _likely_first(
+    jobs: Iterable[str], document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
+) -> list[str]:
+    """Job types, the one that was probably meant first."""
     written = [str(key) for key in document.at(()) or {}]
     own = "".join(literals(model.model_fields["job_type"].annotation)) if "job_type" in model.model_fields else ""
 
@@ -257,9 +288,4 @@ def _key_of_other_jobs(
         alien = sum(key not in keys_of([other_jobs[job]]) for key in written)
         return alien, -difflib.SequenceMatcher(None, own, job).ratio(), job
 
-    likely = sorted(exact or found, key=unlikely)
-    *before, end = likely[:_JOBS_SHOWN]
-    shown = f"{', '.join(before)} and {end}" if before else end
-    of = f"{shown} jobs" if len(likely) <= _JOBS_SHOWN else f"{len(likely)} job types, such as {shown},"
-    key = dotted((*found[likely[0]], last))
-    return f"`{key}` is a key of {of} and has no effect here; remove it, or change job_type"
+    return sorted(jobs, key=unlikely)

@@ -114,9 +114,9 @@ class ScoreStage:
         found = [(name, difference) for name, all_of in self._differences.items() for difference in all_of]
         if self._scoring.aligned:
             for name, difference in found:
-                LOGGER.info("%s: %s; %s", name, difference.problem, difference.mend)
+                LOGGER.info("%s: %s; %s", name, difference.problem, difference.hint)
         return [
-            ConfigIssue("config", "models", f"{name}: {difference.problem}", difference.mend)
+            ConfigIssue("config", "models", f"{name}: {difference.problem}", difference.hint)
             for name, difference in found
             if difference.fatal
         ]
@@ -322,7 +322,7 @@ class ScoreStage:
     def _result(self, store: SignalStore, entered: int, work: _Work, rejected: list[Rejection]) -> StageResult:
         manifest = store.manifest
         notes = [
-            f"{reference}: {difference.problem}; {difference.mend}"
+            f"{reference}: {difference.problem}; {difference.hint}"
             for reference, found in self._differences.items()
             for difference in found
         ]

@@ -34,8 +34,8 @@ class Teaching:
             return []
         if not (Path(self.store) / STORE).is_file():
             problem = f"{self.store} holds no complete signal store"
-            mend = "name the directory of a store (it holds store.json), or set models.teacher to have one made"
-            return [ConfigIssue("config", "dataset.logits_path", problem, mend)]
+            hint = "name the directory of a store (it holds store.json), or set models.teacher to have one made"
+            return [ConfigIssue("config", "dataset.logits_path", problem, hint)]
         return self._unsuited(Path(self.store))
 
     def _unsuited(self, store: Path) -> list[ConfigIssue]:
@@ -54,18 +54,18 @@ class Teaching:
             problem = (
                 f"{self.distillation.distillation_type} would be biased by the sampled signals ({kind}) in {store}"
             )
-            mend = 'use "forward_kld", or let a teacher score again with signals of kind "top_k"'
-            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
+            hint = 'use "forward_kld", or let a teacher score again with signals of kind "top_k"'
+            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, hint))
         by_rank = bool(about.get("by_rank"))
         if about.get("align") == "bytes" and by_rank != self.distillation.by_rank:
             kept = "probabilities by rank" if by_rank else "probabilities by token"
             problem = f"{self.distillation.distillation_type} cannot read the signals in {store}, which are {kept}"
-            mend = (
+            hint = (
                 'set distillation_type to "uld", or let a teacher score again'
                 if by_rank
                 else "let a teacher score again"
             )
-            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, mend))
+            issues.append(ConfigIssue("config", "distillation.distillation_type", problem, hint))
         return issues
 
     def fingerprint(self) -> dict[str, Any]:

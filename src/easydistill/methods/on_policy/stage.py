@@ -206,8 +206,8 @@ class OnPolicyStage(TrainStage):
             problem = (
                 "teacher and student have different vocabularies, but on-policy distillation compares token by token"
             )
-            mend = "use models of one family, or black_box_kd_local, which learns from text"
-            raise ConfigError(ConfigIssue("config", "models", problem, mend))
+            hint = "use models of one family, or black_box_kd_local, which learns from text"
+            raise ConfigError(ConfigIssue("config", "models", problem, hint))
         teacher = load_model(reference, choose_dtype(self._inference.dtype, device()), trust_remote_code=trust)
         trim_vocabulary(teacher, vocabulary)
         return teacher.to(device())

@@ -45,7 +45,7 @@ from easydistill.methods.shared.trl_parts import WritingTrainer
 from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
-from easydistill.models.logprobs import realised_logprobs
+from easydistill.models.logprobs import target_logprobs
 from easydistill.models.student import Student
 
 try:
@@ -228,7 +228,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         student_N, teacher_N = (
             torch.cat(
                 [
-                    realised_logprobs(hidden_BTD[keep_BT][at : at + step], head, target_N[at : at + step])[0]
+                    target_logprobs(hidden_BTD[keep_BT][at : at + step], head, target_N[at : at + step])[0]
                     for at in range(0, len(target_N), step)
                 ]
             )

@@ -81,8 +81,8 @@ class PolicyStage(TrainStage):
             issues += reference_issues(f"rewards.{key}", reference)
         issues += reward_issues(self._rewards)
         if self._rewards.needs_judge and self._judge is None:
-            mend = "set models.judge with judge.inference, or judge.inference.base_url"
-            issues.append(ConfigIssue("config", "rewards.judge", "no judge model is configured", mend))
+            hint = "set models.judge with judge.inference, or judge.inference.base_url"
+            issues.append(ConfigIssue("config", "rewards.judge", "no judge model is configured", hint))
         if self._judge is not None:
             issues += self._judge.plan.preflight()
         if self._policy.rollouts == "vllm":
@@ -263,8 +263,8 @@ class PolicyStage(TrainStage):
             problem = "the reward model's vocabulary differs from the student's"
         if policy.critic is None:
             return None
-        mend = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
-        raise ConfigError(ConfigIssue("config", "policy.critic", problem, mend))
+        hint = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
+        raise ConfigError(ConfigIssue("config", "policy.critic", problem, hint))
 
 
 def _nothing_left(rejected: Sequence[Rejection]) -> DataError:

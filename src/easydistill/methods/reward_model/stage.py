@@ -124,8 +124,8 @@ class RewardStage(PairStage):
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, template)
         if template is not None and renderer.single_turn:
             problem = f"{template} is an EasyDistill 1 template, which cannot be saved with the reward model"
-            mend = "write it as a chat template, over `messages`, or leave it out"
-            raise ConfigError(ConfigIssue("config", "dataset.template", problem, mend))
+            hint = "write it as a chat template, over `messages`, or leave it out"
+            raise ConfigError(ConfigIssue("config", "dataset.template", problem, hint))
         return renderer
 
     def _tokenise(self, renderer: ChatRenderer, pairs: Sequence[Preference]) -> tuple[list[RewardRow], list[Rejection]]:

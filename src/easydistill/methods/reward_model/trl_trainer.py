@@ -105,8 +105,8 @@ def adapters(model: Any, config: RewardTrainingConfig) -> Any:
     head = head_name(model)
     if head in config.lora.target_modules:
         problem = f"{head} is the reward model's head, which is trained fully"
-        mend = f'remove "{head}", or use "all-linear", which leaves that layer out'
-        raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, mend))
+        hint = f'remove "{head}", or use "all-linear", which leaves that layer out'
+        raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, hint))
     return lora_config(config.lora, "SEQ_CLS", modules_to_save=[head])
 
 

@@ -68,5 +68,5 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
     for target in targets:
         if any(f".{name}".endswith(f".{target}") for name in names):
             problem = f"adapters on {target}, the output layer, would not be trained"
-            mend = f'remove "{target}", or use "all-linear", which leaves that layer out'
-            raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, mend))
+            hint = f'remove "{target}", or use "all-linear", which leaves that layer out'
+            raise ConfigError(ConfigIssue("config", "training.lora.target_modules", problem, hint))

@@ -42,6 +42,23 @@ def garbage(problem: str, raw: str) -> Fault:
     return Fault("garbage", problem, Verdict.RETRY, raw=raw[:RAW_LIMIT])
 
 
+def parse_object(content: bytes | str, what: str, raw: str) -> dict[str, Any]:
+    """The JSON object in `content`, which faults call `what`.
+
+    Raises:
+        Fault: it is not one, or reports an error.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError:
+        raise garbage(f"{what} is not JSON", raw) from None
+    if not isinstance(value, dict):
+        raise garbage(f"{what} is not an object", raw)
+    if value.get("error"):
+        raise from_error_object(value["error"], time.time())
+    return value
+
+
 def parse_body(content: bytes) -> dict[str, Any]:
     """The answer in a response's body, as the arguments of `Completion`.
 
@@ -104,14 +121,7 @@ class StreamParser:
         if data == "[DONE]":
             self.done = True
             return
-        try:
-            chunk = json.loads(data)
-        except ValueError:
-            raise garbage("an event of the stream is not JSON", self.raw) from None
-        if not isinstance(chunk, dict):
-            raise garbage("an event of the stream is not an object", self.raw)
-        if chunk.get("error"):
-            raise from_error_object(chunk["error"], time.time())
+        chunk = parse_object(data, "an event of the stream", self.raw)
         self.answer.head(chunk)
         choices = chunk.get("choices") or []
         if choices and isinstance(choices[0], dict):
@@ -188,8 +198,8 @@ class Answer:
             "text": "".join(self._text) if self._seen_text else None,
             "reasoning": "".join(self._reasoning) or None,
             "finish_reason": self.finish_reason,
-            "prompt_tokens": _count(self._usage.get("prompt_tokens")),
-            "completion_tokens": _count(self._usage.get("completion_tokens")),
+            "prompt_tokens": _count(self._usage.get("prompt_tokens")) or 0,
+            "completion_tokens": _count(self._usage.get("completion_tokens")) or 0,
             "cached_prompt_tokens": _cached_tokens(self._usage),
             "reasoning_tokens": _detail(self._usage, "completion_tokens_details", "reasoning_tokens"),
             "model": self._head.get("model"),
@@ -197,17 +207,16 @@ class Answer:
         }
 
 
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int | None:
     details = usage.get(group)
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return _count(details.get(name)) if isinstance(details, dict) else None
 
 
 def _cached_tokens(usage: dict[str, Any]) -> int | None:
     """Prompt tokens read from a cache, under OpenAI's name or DeepSeek's."""
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
-    return cached if cached is not None else _detail({"usage": usage}, "usage", "prompt_cache_hit_tokens")
+    return cached if cached is not None else _count(usage.get("prompt_cache_hit_tokens"))

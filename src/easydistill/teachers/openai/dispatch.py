@@ -91,7 +91,7 @@ class Dispatcher:
 
     def answered(self, ticket: Ticket, answer: Completion) -> None:
         now, used = self._clock(), answer.prompt_tokens + answer.completion_tokens
-        ticket.endpoint.answered(ticket.number, answer.seconds, answer.completion_tokens, now)
+        ticket.endpoint.answered(ticket.number, answer.seconds, answer.completion_tokens)
         self._ledger.add(answer, ticket.size)
         if is_counted(answer):
             self._estimator.learn(ticket.size, answer.prompt_tokens, answer.completion_tokens)

@@ -4,7 +4,7 @@ A server whose requests keep failing rests for a while and is then tried with a 
 server is used again. If no other server is left, resting ones are asked as well. A server that refuses all requests
 (its key, its model, its credit) is not asked again until the next call of `generate`.
 
-Pure: every method takes the time, in seconds of any steady clock.
+Pure: methods that need the time take it, in seconds of any steady clock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Endpoint:
         self._rest = 0.0
         self._resting_until = -math.inf
 
-    def is_well(self, now: float) -> bool:
+    def is_well(self) -> bool:
         """Whether it works, as far as is known."""
         return self.refusal is None and self._rest == 0
 
@@ -56,7 +56,7 @@ class Endpoint:
         self.pending -= 1
         self.window.failed(number)
 
-    def answered(self, number: int, seconds: float, tokens: int, now: float) -> None:
+    def answered(self, number: int, seconds: float, tokens: int) -> None:
         self.window.answered(number, seconds, tokens, self.pending)
         self.pending -= 1
         self._recovered()
@@ -102,9 +102,9 @@ class Router:
     def all_refuse(self) -> bool:
         return all(endpoint.refusal is not None for endpoint in self.endpoints)
 
-    def has_another(self, than: Endpoint, now: float) -> bool:
+    def has_another(self, than: Endpoint) -> bool:
         """Whether a server other than `than` works."""
-        return any(endpoint is not than and endpoint.is_well(now) for endpoint in self.endpoints)
+        return any(endpoint is not than and endpoint.is_well() for endpoint in self.endpoints)
 
     def choose(self, now: float, avoid: Endpoint | None = None) -> Endpoint | float:
         """A server with room for a request, or the seconds until there may be one (∞: until a request ends).
@@ -113,14 +113,17 @@ class Router:
             avoid: chosen only if no other server works.
         """
         open_ones = [endpoint for endpoint in self.endpoints if endpoint.refusal is None]
-        # If no server works, all are asked: each request has its own retries and back-off.
-        usable = [endpoint for endpoint in open_ones if endpoint.may_be_tried(now)]
-        if not any(endpoint.is_well(now) for endpoint in open_ones):
-            usable = open_ones
-        free = [endpoint for endpoint in usable if endpoint.pending < endpoint.window.limit]
+        free = [endpoint for endpoint in _usable(open_ones, now) if endpoint.pending < endpoint.window.limit]
         ready = [endpoint for endpoint in free if endpoint.window.delay(now) == 0]
         if ready:
             return min(ready, key=lambda endpoint: (endpoint is avoid, endpoint.pending))
         waits = [endpoint.window.delay(now) for endpoint in free]
         waits += [left for endpoint in open_ones if (left := endpoint.rest_left(now)) > 0]
         return min(waits, default=math.inf)
+
+
+def _usable(open_ones: list[Endpoint], now: float) -> list[Endpoint]:
+    """Those that may be tried. If no server works, all are asked: each request has its own retries and back-off."""
+    if not any(endpoint.is_well() for endpoint in open_ones):
+        return open_ones
+    return [endpoint for endpoint in open_ones if endpoint.may_be_tried(now)]

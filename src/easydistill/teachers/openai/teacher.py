@@ -24,6 +24,7 @@ import openai
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import (
     Completion,
+    Failure,
     GenerationRequest,
     Outcome,
     RecordOutcomes,
@@ -294,16 +295,24 @@ class OpenAITeacher:
             run.dispatcher.faulted(ticket, fault)
             wait = pause(attempt, fault, self._config.max_retry_wait, self._jitter)
             if fault.verdict is Verdict.REJECT or wait is None or attempt > self._config.max_retries:
-                failure = self._faults.failure(request.key, fault, attempt)
-                if failure.passing and (trip := run.breaker.add_failure(failure.reason, failure.detail)):
-                    run.end(TeacherError(f"{self._where}: {trip.words()}"))
-                return failure
+                return self._failure(request.key, fault, attempt, run)
             avoid = endpoint
-            # Another server can be asked without a pause, but only once each: all may have the same problem.
-            at_once = attempt < len(self._router.endpoints) and self._router.has_another(endpoint, time.monotonic())
-            if not at_once and not await run.sleep(wait):
+            if not await self._pause(endpoint, attempt, wait, run):
                 return None
             attempt += 1
+
+    def _failure(self, key: str, fault: Fault, attempt: int, run: Run) -> Failure:
+        """Give a request up; too many failures end the run."""
+        failure = self._faults.failure(key, fault, attempt)
+        if failure.passing and (trip := run.breaker.add_failure(failure.reason, failure.detail)):
+            run.end(TeacherError(f"{self._where}: {trip.words()}"))
+        return failure
+
+    async def _pause(self, endpoint: Endpoint, attempt: int, wait: float, run: Run) -> bool:
+        """Wait before the next attempt; False if the run is over before that."""
+        # Another server can be asked without a pause, but only once each: all may have the same problem.
+        at_once = attempt < len(self._router.endpoints) and self._router.has_another(endpoint)
+        return at_once or await run.sleep(wait)
 
     async def _answer_or_fault(self, client: Any, body: dict[str, Any], key: str, attempt: int) -> Completion | Fault:
         """One attempt. An exception that is no fault of server or network is raised."""

@@ -19,9 +19,9 @@ import openai
 from easydistill.contracts.teacher import bare_url
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import TeacherError
-from easydistill.teachers.openai.chat_completion import garbage
+from easydistill.teachers.openai.chat_completion import garbage, parse_object
 from easydistill.teachers.openai.faults import FaultReader
-from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object, pause
+from easydistill.teachers.openai.retry import Fault, Verdict, pause
 
 T = TypeVar("T")
 METADATA = "easydistill"
@@ -237,14 +237,9 @@ def _resubmit(record_file: str) -> str:
 def _object(content: bytes) -> dict[str, Any]:
     text = content.decode("utf-8", "replace")
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_object(content, "the body", text)
+    except RecursionError:
         raise garbage("the body is not JSON", text) from None
-    if not isinstance(value, dict):
-        raise garbage("the body is not an object", text)
-    if value.get("error"):
-        raise from_error_object(value["error"], time.time())
-    return value
 
 
 def _text(value: dict[str, Any], name: str) -> str:
@@ -254,9 +249,12 @@ def _text(value: dict[str, Any], name: str) -> str:
     return found
 
 
+def _file_id(value: dict[str, Any], name: str) -> str | None:
+    found = value.get(name)
+    return found if isinstance(found, str) and found else None
+
+
 def _batch(value: dict[str, Any]) -> ServerBatch:
-    files = [value.get(name) for name in ("output_file_id", "error_file_id")]
-    output, errors = (name if isinstance(name, str) and name else None for name in files)
     reported = value.get("errors")
     listed = reported.get("data") if isinstance(reported, dict) else reported
     counts = value.get("request_counts")
@@ -264,8 +262,8 @@ def _batch(value: dict[str, Any]) -> ServerBatch:
     return ServerBatch(
         id=_text(value, "id"),
         status=_text(value, "status").lower(),
-        output_file_id=output,
-        error_file_id=errors,
+        output_file_id=_file_id(value, "output_file_id"),
+        error_file_id=_file_id(value, "error_file_id"),
         errors=tuple(error for error in listed if isinstance(error, dict)) if isinstance(listed, list) else (),
         answered=sum(count for count in through if isinstance(count, int)),
     )

@@ -203,9 +203,8 @@ class BatchRun:
     async def _collect(self, flight: Flight, batch: ServerBatch) -> None:
         """Record a batch's outcomes, and queue its missing rows."""
         found = Collection(self._tools, self._book, self._requests, flight, self._record)
-        for file_id in (batch.output_file_id, batch.error_file_id):
-            if file_id is not None:
-                await self._calls.read(file_id, found.take, str(self._book.path(flight.record)))
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            await self._calls.read(file_id, found.take, str(self._book.path(flight.record)))
         waits = batch.status == "failed" and found.take_failure(batch.errors)
         if found.fatal is not None and self._refusal is None:
             self._refusal = self._tools.faults.error(found.fatal, self._config.base_urls[0])

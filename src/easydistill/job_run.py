@@ -1,0 +1,169 @@
+"""One run of a job: its directory is locked, its stages are run, its summary and report are written."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easydistill.config.reading import LoadedConfig
+from easydistill.data.files import show_directory
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.engine.run_directory import LOGGER, RunDirectory
+from easydistill.engine.runner import Runner, StageRecord
+from easydistill.engine.secrets import MASK, Redactor, hide_secrets
+from easydistill.engine.stage import Stage
+from easydistill.engine.summary import Clock, exit_code_of, summarise
+from easydistill.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EasyDistillError, Interrupted
+from easydistill.jobs import stages_of
+
+LOGGED_IN = "__easydistill_log__"
+"""Attribute of an error whose traceback was logged: the path of the log."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The outcome of a finished run."""
+
+    run_directory: Path
+    exit_code: int
+    """0, or 3 if more rows were rejected than `dataset.max_rejected_share` allows."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """`before` and `after`: metric → value."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """The contents of `summary.json`."""
+    fresh: bool = True
+    """False if everything was already done."""
+
+    @property
+    def student(self) -> Path:
+        """Directory of the trained student."""
+        return self.run_directory / "student"
+
+    @property
+    def report(self) -> Path:
+        return self.run_directory / "report.html"
+
+
+class JobRun:
+    """A job that runs in its run directory."""
+
+    def __init__(self, loaded: LoadedConfig, quiet: bool) -> None:
+        self._loaded = loaded
+        self._directory = RunDirectory(loaded.run_directory)
+        self._redactor = Redactor()
+        self._redactor.register_config(loaded.job)
+        self._reporter = Reporter(self._directory.metrics, quiet=quiet)
+        self._stop = StopSignal()
+        self._clock = Clock()
+        self._records: list[StageRecord] = []
+
+    def execute(self, again: Sequence[str] | None = None) -> RunResult:
+        """Run the job.
+
+        Args:
+            again: first ask again for rows rejected for these reasons; None to skip this.
+        """
+        for note in self._loaded.notes:
+            self._reporter.say(f"note: {note}")
+        stages = stages_of(self._loaded.job)
+        runner = Runner(self._directory, self._reporter, self._redactor, self._stop)
+        runner.preflight(stages)
+        with self._directory.locked():
+            if again is not None:
+                from easydistill.asking.retry import mark_rejected
+                from easydistill.synthesis.operators import rejection_reasons
+
+                mark_rejected(self._directory.path, again, self._reporter.say, rejection_reasons)
+            records = runner.completed(stages)
+            found = self._directory.read_summary()
+            if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
+                self._reporter.say(f"everything is already done: {self._directory.report}")
+                return self._result(found, fresh=False)
+            runner.examine(stages, records)
+            with self._directory.logging(self._redactor):
+                return self._execute(runner, stages)
+
+    def _execute(self, runner: Runner, stages: list[Stage]) -> RunResult:
+        resolved = self._loaded.job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
+        self._directory.write_config(self._source(), resolved, self._redactor)
+        self._directory.write_environment()
+        LOGGER.info("run of %s starts", self._loaded.job.job_type)
+        try:
+            with self._stop.listening():
+                self._records = runner.execute(stages, self._keep)
+        except Interrupted as error:
+            self._finish("interrupted", EXIT_INTERRUPTED, str(error))
+            error.args = (f"stopped; finished work is kept. To resume:\n    {self._resume_command()}",)
+            raise
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, EasyDistillError) else EXIT_FAILED
+            LOGGER.log(logging.ERROR, "failed: %s\n%s", error, traceback.format_exc())
+            setattr(error, LOGGED_IN, self._directory.log)
+            self._finish("failed", code, f"{type(error).__name__}: {error}")
+            raise
+        code = exit_code_of(self._records, self._loaded.job.max_rejected_share)
+        summary = self._finish("done", code, None)
+        return self._result(summary, fresh=True)
+
+    def _keep(self, records: list[StageRecord]) -> None:
+        self._records = list(records)
+        self._directory.write_summary(self._summary("running"), self._redactor)
+
+    def _summary(self, status: str, code: int | None = None, error: str | None = None) -> dict[str, Any]:
+        about = {
+            "job_type": self._loaded.job.job_type,
+            "name": self._loaded.name,
+            "resume": self._resume_command(),
+        }
+        return summarise(about, self._records, self._clock, status, code, error)
+
+    def _finish(self, status: str, code: int, error: str | None) -> dict[str, Any]:
+        from easydistill.report.build import build_report
+        from easydistill.report.model_card import write_model_card
+
+        summary = self._summary(status, code, error)
+        self._directory.write_summary(summary, self._redactor)
+        inner = self._inner_runs()
+        trained = [run.student for run in inner if run.student.is_dir()]
+        if trained:
+            show_directory(trained[-1], self._directory.student)
+        for run in (*inner, self._directory):
+            write_model_card(run.path)
+            build_report(run.path)
+        LOGGER.info("run ends: %s, exit code %s", status, code)
+        return summary
+
+    def _inner_runs(self) -> list[RunDirectory]:
+        """The runs of a pipeline's jobs, in order."""
+        runs = [RunDirectory(path) for path in self._directory.stage_directories()]
+        return [run for run in runs if run.summary_path.is_file()]
+
+    def _source(self) -> dict[str, Any]:
+        """The config as written, with every secret key's value hidden even where it is too short to search for."""
+        hidden: dict[str, Any] = hide_secrets(self._loaded.source)
+        return hidden
+
+    def _resume_command(self) -> str:
+        if self._loaded.path is None:
+            return "easydistill.run(…) with the same config"
+        parts = ["easydistill", "run", str(self._loaded.path)]
+        for override in self._loaded.overrides:
+            name = override.partition("=")[0]
+            hidden = name.strip().endswith("api_key")
+            parts += ["--set", f"{name}={MASK}" if hidden else override]
+        return self._redactor.text(shlex.join(parts))
+
+    def _result(self, summary: dict[str, Any], *, fresh: bool) -> RunResult:
+        return RunResult(
+            self._directory.path,
+            int(summary["exit_code"] or EXIT_OK),
+            {name: summary["metrics"][name] for name in ("before", "after") if name in summary["metrics"]},
+            summary,
+            fresh,
+        )
