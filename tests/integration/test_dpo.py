@@ -153,14 +153,14 @@ def test_a_loss_that_sorts_a_batch_needs_one_beta(tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_it_learns_to_tell_pairs_apart(tiny_whole: Path, tmp_path: Path, lora: Any) -> None:
+def test_it_learns_to_tell_pairs_apart(tiny_model: Path, tiny_whole: Path, tmp_path: Path, lora: Any) -> None:
+    # Adapters leave the output layer alone: with the small vocabulary there is too little to learn.
+    path = tiny_whole if lora else tiny_model
     rows = pairs(16)
-    student = student_of(tiny_whole)
+    student = student_of(path)
     before = score_pairs(LocalScores(student.model, 2, 1 << 24), rows, StopSignal())
     rate = 2e-2 if lora else 3e-3
-    student = trained(
-        tmp_path / "a", tiny_whole, rows, PreferenceConfig(), num_train_epochs=8, learning_rate=rate, lora=lora
-    )
+    student = trained(tmp_path / "a", path, rows, PreferenceConfig(), num_train_epochs=8, learning_rate=rate, lora=lora)
     after = score_pairs(LocalScores(student.model, 2, 1 << 24), rows, StopSignal())
     found = measure(rows, after, before)
     assert found["reward_accuracy"] > 0.8 and found["margin"] > 1

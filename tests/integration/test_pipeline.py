@@ -69,8 +69,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_KEY", "sk-very-secret-12345")
 
 
-def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedServer, tiny_model: Path) -> None:
-    job = pipeline(tmp_path, server.url, tiny_model, heldout=3)
+def test_from_seeds_to_a_student_of_a_student(tmp_path: Path, server: ScriptedServer, tiny_whole: Path) -> None:
+    job = pipeline(tmp_path, server.url, tiny_whole, heldout=3)
     found = easydistill.run(job, quiet=True)
     assert found.exit_code == 0
     assert len(server.asked) == len(TOPICS)

@@ -81,8 +81,8 @@ def weights_of(folder: Path, number: int) -> str:
     return hash_file(path)
 
 
-def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_model: Path, tmp_path: Path) -> None:
-    config = job(server, tmp_path, {"from": str(tiny_model), "keep_layers": 2})
+def test_two_rounds_from_end_to_end(server: ScriptedServer, tiny_whole: Path, tmp_path: Path) -> None:
+    config = job(server, tmp_path, {"from": str(tiny_whole), "keep_layers": 2})
     result = easydistill.run(config, quiet=True)
     assert result.exit_code == 0 and list(result.summary["stages"]) == STAGES
     assert result.metrics["before"]["cross_entropy"] > result.metrics["after"]["cross_entropy"]

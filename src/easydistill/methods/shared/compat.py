@@ -29,10 +29,10 @@ from easydistill.models.loading import computes_well_in_bf16
 
 @contextlib.contextmanager
 def importing_trl() -> Iterator[None]:
-    """While trainers of TRL's that can generate with vLLM are imported.
+    """Import TRL's trainers in this context if they can generate with vLLM.
 
-    They import vLLM wherever it is installed, which takes longer than all else that a training imports. Without a GPU
-    none of them ever asks it, so that they are told it is not there.
+    They import vLLM wherever it is installed, which takes longer than everything else that a training imports. Without
+    a GPU they never use it, so it is hidden from them.
     """
     from trl import import_utils
 
