@@ -178,7 +178,7 @@ class StopAfter(Copies):
         return super().__call__(rollouts)
 
 
-# Rounds are gone on from without adapters, and adapters without rounds: both at once are slow.
+# Rounds without adapters and adapters without rounds are resumed here; both at once are slow.
 @pytest.mark.parametrize(
     ("name", "lora"),
     [

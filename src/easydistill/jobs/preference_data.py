@@ -89,8 +89,8 @@ class Job(JobConfig):
 
     @property
     def _teacher_judges(self) -> bool:
-        here = self.judge is None or self._judge_is_local
-        return "judge" in self.synthesis.roles and self.models.judge is None and here
+        local = self.judge is None or self._judge_is_local
+        return "judge" in self.synthesis.roles and self.models.judge is None and local
 
     @model_validator(mode="after")
     def _has_needed_models(self) -> Job:
@@ -120,7 +120,7 @@ class Job(JobConfig):
         return self
 
     @model_validator(mode="after")
-    def _says_how_to_ask_only_whom_it_has(self) -> Job:
+    def _sets_nothing_unused(self) -> Job:
         for role, has, name, key in (
             ("teacher", self._has_teacher, "inference", "models.teacher"),
             ("student", self._has_student, "student_inference", "models.student"),

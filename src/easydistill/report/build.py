@@ -66,8 +66,8 @@ def _head(facts: Facts) -> Report:
 
 
 @cache
-def _environment() -> jinja2.Environment:
-    """One for all reports of a process: compiling the template takes longer than filling it in."""
+def _html_template() -> jinja2.Template:
+    """Compiled once per process: compiling takes longer than rendering."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -80,24 +80,20 @@ def _environment() -> jinja2.Environment:
         "probability": probability,
         "meter": lambda parts: Markup(meter(parts)),
     }
-    return environment
+    return environment.get_template("report.html.jinja")
 
 
 def _html(facts: Facts, head: Report) -> str:
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            head=head,
-            directory=facts.directory,
-            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            # Whatever an answer contains, only this script runs and nothing is fetched.
-            policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-            curve_json=Markup(json_in_html(_curve_data(facts.curve))) if len(facts.curve.points) > 1 else "",
-        )
+    return _html_template().render(
+        head=head,
+        directory=facts.directory,
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        # Whatever an answer contains, only this script runs and nothing is fetched.
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        curve_json=Markup(json_in_html(_curve_data(facts.curve))) if len(facts.curve.points) > 1 else "",
     )
 
 
