@@ -205,7 +205,12 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "no room": (LOCAL, {"on_policy": {"max_new_tokens": 1024}}, "leaves no room", "training.max_length"),
     "packing": (LOCAL, {"training": {"packing": True}}, "cannot be packed", "training.packing"),
     "not a url": (SERVER, {"inference.base_url": "localhost:8000"}, "not a URL", "http://"),
-    "local key beside a url": (SERVER, {"inference.backend": "vllm"}, "backend", ""),
+    "local key beside a url": (
+        SERVER,
+        {"inference.backend": "vllm"},
+        "no key 'base_url'",
+        'backend "openai", not of "vllm"',
+    ),
     "list": (LOCAL, {"on_policy": [1]}, "a section", ""),
     "true for a number": (LOCAL, {"on_policy": {"sft_steps": True}}, "true", ""),
 }
