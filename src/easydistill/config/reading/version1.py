@@ -78,8 +78,8 @@ OLD_PROMPTS: dict[str, OldPrompt] = {
         "pair_extraction", "{{ passage }}\n\n{{ form }}", {"instruction": "question", "response": "answer"}
     ),
     "cot_generation": OldPrompt("cot_generation", "{{ instruction }}"),
-    "cot_long2short": OldPrompt("cot_simplification", _CHAIN, plain=True),
-    "cot_short2long": OldPrompt("cot_extension", _CHAIN, plain=True),
+    "cot_long2short": OldPrompt("cot_long2short", _CHAIN, plain=True),
+    "cot_short2long": OldPrompt("cot_short2long", _CHAIN, plain=True),
 }
 """Job type → what its `inference.prompt` is."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from easydistill.config.models import ModelsConfig
 from easydistill.data.manifest import RowCounts
@@ -18,9 +18,6 @@ from easydistill.methods.shared.student import (
     show_student,
     student_of_stage,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 class DpoStage(PairStage):
