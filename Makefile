@@ -17,7 +17,7 @@ LOWEST := .venv-lowest
 # Where libraries meet our code: an API's job and local ones to the trained student, pairs on TRL, and what parses.
 LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/integration/test_dpo.py \
 	tests/unit/test_packaging.py tests/unit/test_config_valid.py tests/unit/test_formats.py tests/unit/test_models.py \
-	tests/unit/test_raw_text.py tests/unit/test_structured.py tests/unit/operators/test_similarity.py \
+	tests/unit/test_raw_text.py tests/unit/test_structured.py tests/unit/synthesis/test_similarity.py \
 	tests/unit/rewards/test_verify_reward.py
 
 .PHONY: help quickstart test test-slow test-lowest lint format bench docs clean

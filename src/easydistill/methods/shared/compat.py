@@ -1,6 +1,6 @@
 """Everything that depends on a library's internals, except TRL's. Each dependency has a contract test.
 
-Written against transformers 5.16-5.19.
+Written against transformers 5.16–5.24; constraints pin the version that the tests run.
 """
 
 from __future__ import annotations
