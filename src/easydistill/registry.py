@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -54,28 +54,38 @@ class Contract:
 
 def _unmet(declared: type, module: ModuleType, *, must: bool) -> Iterator[str]:
     """What a module declares differently from `declared`, or (with `must`) not at all."""
-    for attribute, hint in get_type_hints(declared).items():
+    for attribute, shown, problem_of in _members(declared):
         if attribute.startswith("_"):
             continue
         if not hasattr(module, attribute):
             if must:
-                yield f"it declares no `{attribute}`"
-            continue
-        try:
-            TypeAdapter(hint).validate_python(getattr(module, attribute), strict=True)
-        except ValidationError as error:
-            yield f"`{attribute}`: {error.errors(include_url=False)[0]['msg'].lower()}"
-    for attribute, function in vars(declared).items():
-        function = function.__func__ if isinstance(function, staticmethod) else function
-        if attribute.startswith("_") or not inspect.isfunction(function):
-            continue
-        parameters = [name for name in inspect.signature(function).parameters if name != "self"]
-        shown = f"{attribute}({', '.join(parameters)})"
-        if not hasattr(module, attribute):
-            if must:
                 yield f"it declares no `{shown}`"
-        elif not _accepts(getattr(module, attribute), len(parameters)):
-            yield f"`{attribute}` cannot be called as `{shown}`"
+        elif problem := problem_of(getattr(module, attribute)):
+            yield f"`{attribute}`{problem}"
+
+
+def _members(declared: type) -> Iterator[tuple[str, str, Callable[[Any], str]]]:
+    """Values, then functions: name, how it is declared, and a check that says what is wrong with a module's own."""
+    for attribute, hint in get_type_hints(declared).items():
+        yield attribute, attribute, partial(_mistyped, hint)
+    for attribute, member in vars(declared).items():
+        function = member.__func__ if isinstance(member, staticmethod) else member
+        if inspect.isfunction(function):
+            parameters = [name for name in inspect.signature(function).parameters if name != "self"]
+            shown = f"{attribute}({', '.join(parameters)})"
+            yield attribute, shown, partial(_uncallable, shown, len(parameters))
+
+
+def _mistyped(hint: Any, value: Any) -> str:
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        return f": {error.errors(include_url=False)[0]['msg'].lower()}"
+    return ""
+
+
+def _uncallable(shown: str, count: int, function: Any) -> str:
+    return "" if _accepts(function, count) else f" cannot be called as `{shown}`"
 
 
 def _accepts(function: Any, count: int) -> bool:

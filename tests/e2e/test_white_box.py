@@ -157,7 +157,7 @@ def test_signals_of_other_rows_are_refused(finished: Path, tiny_model: Path, tmp
     ("values", "told"),
     [
         ({"temperature": 2.0}, "computed at 1.0"),
-        ({"distillation_type": "reverse_kld"}, "biased by the drawn signals"),
+        ({"distillation_type": "reverse_kld"}, "biased by the sampled signals"),
     ],
 )
 def test_signals_that_do_not_fit_the_loss_are_refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, create_model
 
@@ -53,7 +53,11 @@ def with_fields_inside(cls: type[BaseModel], name: str) -> Any:
     """A job's class whose sections all have one more optional field."""
     fields: dict[str, Any] = {}
     for key, field in cls.model_fields.items():
-        choices = get_args(field.annotation) or (field.annotation,)
+        # Without the validators that stand around a member of a union.
+        choices = [
+            get_args(choice)[0] if get_origin(choice) is Annotated else choice
+            for choice in get_args(field.annotation) or (field.annotation,)
+        ]
         for section in (choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section)):
             later: Any = with_field(section, name, int | None, None)
             given = field.get_default(call_default_factory=True)

@@ -18,7 +18,7 @@ from tests.support.configs import API, DELETE, LOCAL, SECRET, changed, complaint
 import easydistill
 from easydistill import api
 from easydistill.cli import main
-from easydistill.config.base import SECRET_KEYS
+from easydistill.config.identity import SECRET_KEYS
 from easydistill.config.reading.fields import members_of, models_in
 from easydistill.errors import ConfigError
 

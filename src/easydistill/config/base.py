@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from easydistill.config.identity import SECRET_KEYS as SECRET_KEYS
 from easydistill.config.identity import identity_of
 
 MAX_SEED = 2**32 - 1

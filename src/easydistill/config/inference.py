@@ -1,7 +1,7 @@
 """The `inference` section: which backend runs the teacher, and how answers are sampled.
 
-Each backend has a class of its own, selected by the section's `backend` (`easydistill.teachers.inference_section`);
-the built-in ones are here.
+Each backend has a class of its own, selected by the section's `backend` (see `easydistill.teachers.sections`); the
+built-in ones are here.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from easydistill.config.base import SECRET_KEYS
+from easydistill.config.identity import SECRET_KEYS
 
 KeyPath = tuple[str | int, ...]
 HIDDEN = "(hidden)"

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from easydistill.config.base import SECRET_KEYS
+from easydistill.config.identity import SECRET_KEYS
 
 MASK = "[redacted]"
 _MIN_LENGTH = 6

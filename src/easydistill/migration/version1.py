@@ -170,7 +170,7 @@ def _several_teachers(old: Old, made: Draft) -> None:
         made.change(("distillation", "distillation_type"), "the divergence is from the teachers' mixture")
     made.left_out.append(f"dataset.logits_path {stores}: old files of distributions are not read; teachers score again")
     if inference:
-        made.left_out.append("inference: nobody is asked for answers; signals say how the teachers are read")
+        made.left_out.append("inference: no answers are asked for; signals say how the teachers are read")
 
 
 # --- jobs that are several here ----------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.data.numbers import as_float
 from easydistill.engine.stage import REJECTED, kind_of
 from easydistill.report.curve import Curve, read_curve
 from easydistill.report.disagreement import Disagreement, read_disagreement
 from easydistill.report.document import Block, Sample
 from easydistill.report.samples import Turn, optional_text, rejected_row, turns_of
 from easydistill.report.synthesis import Synthesis, is_synthesis, read_synthesis
-from easydistill.report.values import as_dict, as_float, as_text, dig, json_lines, json_object, record
+from easydistill.report.values import as_dict, as_text, dig, json_lines, json_object, record
 
 EXAMPLES_PER_REASON = 5
 TEXT_LIMIT = 2000

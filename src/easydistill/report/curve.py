@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from easydistill.data.numbers import as_float
 from easydistill.engine.stage import kind_of
-from easydistill.report.values import as_float, as_int, as_text, json_lines
+from easydistill.report.values import as_int, as_text, json_lines
 
 MAX_POINTS = 600
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.data.numbers import as_float
 from easydistill.report.document import Block, Column, Row, Table, columns, compared, row
 from easydistill.report.figures import MISSING, Figure, percentage
-from easydistill.report.values import as_dict, as_float, as_int, as_text, json_object, record
+from easydistill.report.values import as_dict, as_int, as_text, json_object, record
 
 DISAGREEMENT_FILE = "disagreement.json"
 SIDES = ("before", "after")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.data.numbers import as_float
 from easydistill.report.charts import line_chart
 from easydistill.report.document import Column, HtmlBlock, Table, columns, row
 from easydistill.report.figures import short
-from easydistill.report.values import as_dict, as_float, as_int, as_text, json_lines
+from easydistill.report.values import as_dict, as_int, as_text, json_lines
 
 STAGES = {"heldout": "held out", "policy": "while training"}
 """The stages of `metrics.jsonl` that are shown, and their names in the report."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from easydistill.data.numbers import as_float
 from easydistill.report.document import Row, Table, columns, row
 from easydistill.report.figures import in_words, plain
 from easydistill.report.synthesis import Synthesis
-from easydistill.report.values import as_counts, as_float
+from easydistill.report.values import as_counts
 
 ROWS_SHOWN = 40
 ABSENT = "–"

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from easydistill.data.numbers import as_float
 from easydistill.engine.progress import duration
-from easydistill.report.values import as_float, shown
+from easydistill.report.values import shown
 
 MISSING = "n/a"
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from easydistill.data.files import write_text
+from easydistill.data.numbers import as_float
 from easydistill.report.build import printable
 from easydistill.report.collect import Facts, collect
 from easydistill.report.figures import plural
@@ -16,7 +17,7 @@ from easydistill.report.markdown import code, md, table
 from easydistill.report.metrics import metrics_table, verdict
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
-from easydistill.report.values import as_float, as_int, as_text
+from easydistill.report.values import as_int, as_text
 from easydistill.report.words import student_words, teacher_words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

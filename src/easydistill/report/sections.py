@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from easydistill.data.numbers import as_float
 from easydistill.report import charts, tables
 from easydistill.report import disagreement as compared
 from easydistill.report import document as doc
@@ -20,7 +21,7 @@ from easydistill.report.metrics import metrics_table, verdict
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
-from easydistill.report.values import as_dict, as_float
+from easydistill.report.values import as_dict
 from easydistill.report.words import lede, loss_unit
 
 ANSWERS_AT_FIRST = 24

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from easydistill.data.numbers import as_float
 from easydistill.report.collect import Facts
 from easydistill.report.figures import MISSING, plain, plural, rate_text
-from easydistill.report.values import as_float, as_int, as_text
+from easydistill.report.values import as_int, as_text
 
 Section = dict[str, Any]
 

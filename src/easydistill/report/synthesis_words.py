@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.asking.outputs import LABELED_JSON
+from easydistill.data.numbers import as_float
 from easydistill.report.collect import Facts
 from easydistill.report.document import Column, Row, Step, Table, columns, row
 from easydistill.report.figures import MISSING, count, in_words, plural, share
 from easydistill.report.synthesis import Spent, Synthesis, is_synthesis, read_synthesis
-from easydistill.report.values import as_counts, as_dict, as_float, as_int, as_text, dig, json_object
+from easydistill.report.values import as_counts, as_dict, as_int, as_text, dig, json_object
 from easydistill.synthesis.stage import CARD
 
 REASONS_NAMED = 3

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from easydistill.data.numbers import as_float
 from easydistill.engine.stage import kind_of
 from easydistill.report.collect import Facts, RejectedReason, StageFacts
 from easydistill.report.document import Cell, Column, Row, Step, Table, row
 from easydistill.report.figures import count, plural, time_of
-from easydistill.report.values import as_float, as_int
+from easydistill.report.values import as_int
 
 _NAMES = {"label": "Answered by the teacher"}
 _STATES = {"done": "ran in the last attempt", "skipped": "complete from an earlier attempt"}

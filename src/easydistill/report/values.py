@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from easydistill.data.files import read_json
-from easydistill.data.numbers import as_float as as_float
+from easydistill.data.numbers import as_float
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from easydistill.config.base import SECRET_KEYS
+from easydistill.config.identity import SECRET_KEYS
 from easydistill.config.reading.nodes import Node, syntax_error
 from easydistill.errors import ConfigError
 

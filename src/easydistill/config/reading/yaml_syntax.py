@@ -6,7 +6,7 @@ import itertools
 import re
 from typing import Any
 
-from easydistill.config.base import SECRET_KEYS
+from easydistill.config.identity import SECRET_KEYS
 from easydistill.config.reading.nodes import Node, syntax_error
 from easydistill.config.values import HIDDEN
 from easydistill.errors import ConfigError
