@@ -18,7 +18,7 @@ dpo = acme_gone.dpo
 zip = acme_gone.zip
 [easydistill.metrics]
 wit = acme_raises
-[easydistill.synthesis.operators]
+[easydistill.operators]
 shout = acme_raises:thing
 [easydistill.rewards]
 tip = acme_empty
