@@ -104,7 +104,7 @@ def test_a_job_type_of_version_1_as_an_override() -> None:
         ("training.seed=NaN", "training.seed: this is not a finite number", "such as 0.5"),
         ('output_dir="\\ud800"', "output_dir: the text contains half of a surrogate pair", "UTF-8"),
         ("models.teacher=${env:NO_SUCH_VARIABLE}", "models.teacher: the environment variable", "export NO_SUCH"),
-        ("inference.api_key=x", "inference.api_key: there is no key", "key of black_box_kd_api jobs"),
+        ("inference.api_key=x", "inference.api_key: there is no key", "such as black_box_kd_api"),
     ],
 )  # fmt: skip
 def test_a_bad_override_says_so(
