@@ -237,7 +237,7 @@ def verify_signals(
     Raises:
         DataError: there is no such store, or it is damaged.
     """
-    from easydistill.methods.distil.score_stage import scorer_of_store
+    from easydistill.methods.distil.rescore import scorer_of_store
     from easydistill.signals.store import SignalStore
 
     store = SignalStore(Path(directory))

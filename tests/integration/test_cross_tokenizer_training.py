@@ -29,8 +29,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.losses import LOSSES
+from easydistill.methods.distil.rescore import scorer_of_store
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.distil.score_stage import scorer_of_store
 from easydistill.methods.sft import trainer as supervised
 from easydistill.methods.sft.batching import TokenRow, collate
 from easydistill.methods.sft.config import TrainingConfig

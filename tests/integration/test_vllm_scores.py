@@ -20,7 +20,7 @@ import pytest
 import torch
 from tests.support.jobs import ROOT, TRAINING, local_job, run, write_config
 
-from easydistill.methods.distil.score_stage import scorer_of_store
+from easydistill.methods.distil.rescore import scorer_of_store
 from easydistill.signals.config import TopKSignals
 from easydistill.signals.from_vllm import real_entries
 from easydistill.signals.score import ModelScorer, RowToScore
