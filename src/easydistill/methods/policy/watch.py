@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerControl, TrainerState
 
@@ -23,9 +23,6 @@ from easydistill.methods.shared.checkpoints import step_of
 from easydistill.methods.shared.watch import Watch
 from easydistill.rewards import WeightedRewards
 
-if TYPE_CHECKING:
-    from easydistill.methods.policy.trl_trainer import PolicyTrainer
-
 _KEPT = {
     "reward": "reward",
     "reward_std": "reward_std",
@@ -41,6 +38,16 @@ _KEPT = {
 ALARMS = "alarms.json"
 """The alarms until a checkpoint, in its directory."""
 _CUT_OFF = "completions/clipped_ratio"
+
+
+class Watched(Protocol):
+    """What the callback asks of the trainer."""
+
+    def step_critic(self) -> None:
+        """Update the critic, if the method has one."""
+
+    def measure(self) -> dict[str, Any]:
+        """Answer the held-out prompts and score the answers."""
 
 
 class Explorer:
@@ -77,7 +84,7 @@ class PolicyWatch(Watch):
     ) -> None:
         super().__init__(reporter, stop, config)
         self._policy, self._explorer, self._journal = policy, explorer, journal
-        self.trainer: PolicyTrainer | None = None
+        self.trainer: Watched | None = None
         self.rewards: list[dict[str, float]] = []
         """Means of each reward and other figures of a round, since the last entry."""
         self.figures: dict[str, list[float]] = {}
