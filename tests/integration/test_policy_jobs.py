@@ -150,7 +150,7 @@ def test_ppo_with_a_reward_model_as_reward_and_critic(tiny_model: Path, tmp_path
     [
         ({"policy": {"num_generations": 3}}, "whole groups"),
         ({"rewards": {}}, "there is no reward"),
-        ({"rewards": {"judge": {}}}, "rewards.judge asks a model"),
+        ({"rewards": {"judge": {}}}, "rewards.judge needs a judge"),
         ({"dataset": {}}, "there are no prompts"),
         ({"policy": {"critic": "value_head"}}, "critic"),
         ({"judge": {"inference": {"backend": "transformers"}}}, "`judge` is not used"),
