@@ -31,12 +31,17 @@ def section_of(registry: Registry, base: type[NamedSections], each: type[Section
         each: the base of the extensions' sections.
         name, module: those of the new class.
     """
-    configs = {key: extension.Config for key, extension in registry.loaded().items()}
-    configs |= {key: refusing(each, error) for key, error in registry.broken().items()}
     fields: dict[str, Any] = {
-        key: (config | None, Field(default=None, description=getdoc(config))) for key, config in configs.items()
+        key: (config | None, Field(default=None, description=getdoc(config)))
+        for key, config in configs_of(registry, each).items()
     }
     return create_model(name, __base__=base, __module__=module, __doc__=base.__doc__, **fields)
+
+
+def configs_of(registry: Registry, base: type[Section]) -> dict[str, Any]:
+    """The section of every registered extension, by name; those of broken ones derive from `base` and refuse."""
+    configs: dict[str, Any] = {name: extension.Config for name, extension in registry.loaded().items()}
+    return configs | {name: refusing(base, error) for name, error in registry.broken().items()}
 
 
 def members(annotation: Any) -> list[Any]:

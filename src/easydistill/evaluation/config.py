@@ -6,8 +6,7 @@ The section's class has a key for every registered metric, so it is made on firs
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model, model_validator
 
@@ -32,8 +31,7 @@ class MetricsConfig(NamedSections):
         return self
 
 
-@cache
-def evaluation_section() -> Any:
+def _section() -> Any:
     """The type of a job's `evaluation` section."""
     metrics = section_of(METRICS, MetricsConfig, MetricConfig, "MetricsSection", __name__)
     description = "The metrics to measure, each with its own keys; by default all that are installed."
@@ -44,6 +42,12 @@ def evaluation_section() -> Any:
     # The metrics enter fingerprints through `metrics_identity`.
     made.runtime_only = EvaluationConfig.runtime_only | {"metrics"}
     return made
+
+
+if TYPE_CHECKING:
+    EvaluationSection = EvaluationConfig
+else:
+    EvaluationSection = _section()
 
 
 def chosen_metrics(config: EvaluationConfig) -> dict[str, MetricConfig]:

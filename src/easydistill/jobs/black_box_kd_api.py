@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -12,16 +12,11 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
-from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.config import EvaluationSection
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import ServedInference
-
-if TYPE_CHECKING:
-    from easydistill.config.evaluation import EvaluationConfig as Evaluation
-else:
-    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -34,7 +29,7 @@ class Job(JobConfig):
     """How the teacher is asked. Without it, the job trains on `dataset.labeled_path`."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
     def _has_rows(self) -> Job:

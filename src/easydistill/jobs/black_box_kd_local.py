@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -13,16 +13,11 @@ from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
-from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.config import EvaluationSection
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import LocalInference
-
-if TYPE_CHECKING:
-    from easydistill.config.evaluation import EvaluationConfig as Evaluation
-else:
-    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -35,7 +30,7 @@ class Job(JobConfig):
     """How the teacher is asked, on this machine."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @property
     def labels(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
-from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
@@ -21,11 +21,6 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, PromptRows
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import ScoringInference
-
-if TYPE_CHECKING:
-    from easydistill.config.evaluation import EvaluationConfig as Evaluation
-else:
-    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -40,7 +35,7 @@ class Job(JobConfig):
     models: ModelsConfig
     on_policy: OnPolicyConfig = OnPolicyConfig()
     training: TrainingConfig = TrainingConfig()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @property
     def server(self) -> ApiInferenceConfig | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
-from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
@@ -24,11 +24,6 @@ from easydistill.synthesis.config import CurriculumModels, StudentInferenceConfi
 from easydistill.synthesis.curriculum import CurriculumStage, RoundRows
 from easydistill.synthesis.operators import tapir
 from easydistill.teachers.sections import Inference, JudgeConfig
-
-if TYPE_CHECKING:
-    from easydistill.config.evaluation import EvaluationConfig as Evaluation
-else:
-    Evaluation = evaluation_section()
 
 
 class Job(JobConfig):
@@ -46,7 +41,7 @@ class Job(JobConfig):
     curriculum: tapir.Config = tapir.Config()
     training: TrainingConfig = TrainingConfig()
     """Training in each round."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.engine.stage import Stage
-from easydistill.evaluation.config import evaluation_section
+from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
 from easydistill.losses import distillation_section
 from easydistill.losses.forward_kld import Config as ForwardKld
@@ -34,12 +34,6 @@ ALIGNED_TOP_K = 20
 """Default `k` of top-k signals if teacher and student have different tokenizers, where signals cannot be drawn."""
 
 
-if TYPE_CHECKING:
-    from easydistill.config.evaluation import EvaluationConfig as Evaluation
-else:
-    Evaluation = evaluation_section()
-
-
 class Job(JobConfig):
     """`models.teacher` answers prompts, then scores every token of the answers; the student is trained on both."""
 
@@ -54,7 +48,7 @@ class Job(JobConfig):
     distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
     """The divergence, and its weight in the loss."""
     training: TrainingConfig = TrainingConfig()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @property
     def labels(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from easydistill.contracts._sections import refusing
+from easydistill.contracts._sections import configs_of
 from easydistill.contracts.loss import LOSS, DistillationConfig
 from easydistill.registry import Registry
 
@@ -32,9 +32,7 @@ def _type_of(value: Any) -> str:
 def distillation_section() -> Any:
     """The type of a job's `distillation` section: the union of all losses' configs, selected by `distillation_type`."""
     members: Any = None
-    configs = {name: module.Config for name, module in LOSSES.loaded().items()}
-    configs |= {name: refusing(DistillationConfig, error) for name, error in LOSSES.broken().items()}
-    for name, config in configs.items():
+    for name, config in configs_of(LOSSES, DistillationConfig).items():
         tagged: Any = Annotated[config, Tag(name)]
         members = tagged if members is None else members | tagged
     section: Any = Annotated[members, Discriminator(_type_of)]

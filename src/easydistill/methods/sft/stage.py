@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.files import hash_file
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import count_reasons
 from easydistill.engine.checks import missing_file, needs_extra
@@ -24,9 +23,10 @@ from easydistill.methods.shared.student import (
     show_student,
     student_of_stage,
     training_estimate,
+    training_fingerprint,
 )
 from easydistill.models.checks import student_issues
-from easydistill.models.student import check_student, student_identity
+from easydistill.models.student import check_student
 
 if TYPE_CHECKING:
     from easydistill.methods.distil.row_loss import Distillation
@@ -72,12 +72,8 @@ class TrainStage:
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def fingerprint(self) -> dict[str, Any]:
-        template = self._rows.dataset.template
         return {
-            "rows": self._rows.fingerprint(),
-            "student": student_identity(self._models),
-            "training": self._training.identity(),
-            "template": hash_file(Path(template)) if template else None,
+            **training_fingerprint(self._rows, self._models, self._training),
             **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
         }
 

@@ -19,9 +19,9 @@ from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import training_estimate
+from easydistill.methods.shared.student import training_estimate, training_fingerprint
 from easydistill.models.checks import student_issues
-from easydistill.models.student import check_student, student_identity
+from easydistill.models.student import check_student
 
 GAP = "gap"
 """Field of a pair that names its kind."""
@@ -124,13 +124,7 @@ class PairStage:
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
     def fingerprint(self) -> dict[str, Any]:
-        template = self._rows.dataset.template
-        return {
-            "rows": self._rows.fingerprint(),
-            "student": student_identity(self._models),
-            "training": self._training.identity(),
-            "template": hash_file(Path(template)) if template else None,
-        }
+        return training_fingerprint(self._rows, self._models, self._training)
 
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)

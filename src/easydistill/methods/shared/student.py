@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.files import show_directory
+from easydistill.data.files import hash_file, show_directory
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.models.size import student_parameters
-from easydistill.models.student import Student
+from easydistill.models.student import Student, student_identity
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
@@ -24,11 +24,33 @@ LOSS_CHUNK_BYTES = 64 << 20
 """Memory for a slice of the logits, for methods without a setting for it."""
 
 
+class TrainingRows(Protocol):
+    """The rows of a training, as its fingerprint needs them."""
+
+    @property
+    def dataset(self) -> Any:
+        """The config section, with its `template`."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes when the rows do."""
+
+
 def student_of_stage(models: ModelsConfig, stage: str | None, context: StageContext) -> ModelsConfig:
     """`models` with the student that an earlier train stage saved; unchanged if `stage` is None."""
     if stage is None:
         return models
     return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
+
+
+def training_fingerprint(rows: TrainingRows, models: ModelsConfig, training: TrainerConfig) -> dict[str, Any]:
+    """What the trained student depends on, whatever the method: rows, the student, settings and the template."""
+    template = rows.dataset.template
+    return {
+        "rows": rows.fingerprint(),
+        "student": student_identity(models),
+        "training": training.identity(),
+        "template": hash_file(Path(template)) if template else None,
+    }
 
 
 def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate:
