@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.compatibility import real_vocabulary, side_of
 from easydistill.signals.aligned import AlignedRow, AlignedScorer, Aligner, codec_of

@@ -18,7 +18,7 @@ from tests.unit.test_chat_templates import QWEN3
 from tokenizers import AddedToken, pre_tokenizers
 
 from easydistill.data.chat import ChatRenderer, Rendered
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.errors import DataError
 from easydistill.signals.alignment import (
     TokenBytes,

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from easydistill.data.chat import ChatRenderer, Rendered
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.errors import DataError
 
 CHATML = (

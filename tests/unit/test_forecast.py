@@ -13,7 +13,7 @@ from easydistill.asking.forecast import forecast, forecast_calls
 from easydistill.config.inference import ApiInferenceConfig, PricesConfig
 from easydistill.contracts.teacher import Completion, Failure
 from easydistill.data.journal import Journal
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 
 PRICES = PricesConfig(input=1.0, output=4.0)
 

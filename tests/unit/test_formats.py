@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
-from easydistill.data.records import Message, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Sample
 from easydistill.errors import DataError
 
 GOOD = {"instruction": "hi", "output": "ho"}

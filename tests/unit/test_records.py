@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easydistill.data.formats import read_samples
+from easydistill.data.messages import Message
 from easydistill.data.records import (
     IdAssigner,
-    Message,
     Rejection,
     Sample,
     canonical_json,

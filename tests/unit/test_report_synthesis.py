@@ -26,7 +26,8 @@ from tests.unit.report_fixtures import (
 )
 
 from easydistill.data.formats import write_paper_json, write_parquet
-from easydistill.data.records import Message, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Sample
 from easydistill.report.build import build_report
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, collect

@@ -6,7 +6,7 @@ import pytest
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import GenerationRequest, request_key, row_seed, sample_seed
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.teachers.openai.chat_completion import request_body
 
 MESSAGES: tuple[Message, ...] = ({"role": "user", "content": "Why?"},)

@@ -18,7 +18,7 @@ from easydistill.asking.answers import JOURNAL, journalled_outcome, worth_anothe
 from easydistill.config.inference import ApiInferenceConfig, PricesConfig, SamplingConfig
 from easydistill.contracts.teacher import Completion
 from easydistill.data.journal import Journal
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.teachers.ledger import is_counted
 from easydistill.teachers.sizes import text_bytes
 

@@ -33,7 +33,8 @@ from easydistill.data.files import hash_file
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Message, Rejection, Sample, answer_message, count_reasons
+from easydistill.data.messages import Message, answer_message
+from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.engine.checks import missing_file
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError

@@ -8,7 +8,7 @@ from typing import Any
 from easydistill.config.inference import SamplingConfig
 from easydistill.contracts.operator import Ask
 from easydistill.contracts.teacher import GenerationRequest, TeacherPlan, request_key
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 
 
 @dataclass(frozen=True)

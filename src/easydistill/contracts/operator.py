@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from easydistill.config.base import NonEmptyStr, Section, Seed
-from easydistill.data.records import Message, Rejection, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Rejection, Sample
 from easydistill.errors import DataError
 from easydistill.registry import Contract
 

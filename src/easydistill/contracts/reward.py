@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 from pydantic import Field
 
 from easydistill.config.base import NonNegativeFloat, Section
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.errors import ConfigIssue
 from easydistill.registry import Contract
 

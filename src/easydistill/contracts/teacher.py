@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, LocalInferenceConfig
 from easydistill.contracts._sections import names_itself
-from easydistill.data.records import Message, content_hash
+from easydistill.data.messages import Message
+from easydistill.data.records import content_hash
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import DataError
 from easydistill.registry import Contract

@@ -23,7 +23,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.errors import DataError
 
 _OTHER_ANSWER = "<<another answer>>"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
-from easydistill.data.records import IdAssigner, Message, Rejection, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import IdAssigner, Rejection, Sample
 from easydistill.data.row_files import BrokenRow, MalformedRow, has_lone_surrogates, own_id, parse_rows
 from easydistill.errors import DataError
 

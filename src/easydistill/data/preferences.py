@@ -16,8 +16,9 @@ from typing import Any
 from easydistill.config.base import BETAS
 from easydistill.data.files import replacing
 from easydistill.data.formats import messages_of, parquet_table, refuse_lone_surrogates, write_json_rows, written_meta
+from easydistill.data.messages import Message
 from easydistill.data.numbers import as_float
-from easydistill.data.records import IdAssigner, Message, Rejection, Sample, content_hash
+from easydistill.data.records import IdAssigner, Rejection, Sample, content_hash
 from easydistill.data.row_files import MalformedRow, own_id, parse_rows
 from easydistill.errors import DataError
 

@@ -10,15 +10,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Any, Protocol, TypeVar
 
-
-class Message(TypedDict, total=False):
-    """One turn of a chat."""
-
-    role: str
-    content: str
-    reasoning_content: str
+from easydistill.data.messages import Message
 
 
 def canonical_json(value: Any) -> str:
@@ -100,14 +94,6 @@ class IdAssigner:
         self._seen[base] += 1
         count = self._seen[base]
         return base if count == 1 else self.assign(content, f"{base}-{count}")
-
-
-def answer_message(text: str, reasoning: str | None = None) -> Message:
-    """An assistant's message, with its reasoning beside the text if there is any."""
-    answer: Message = {"role": "assistant", "content": text}
-    if reasoning:
-        answer["reasoning_content"] = reasoning
-    return answer
 
 
 def draw_key(seed: int, identity: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.data.chat import ChatRenderer
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.models.loading import eos_ids, load_tokenizer, model_config
 
 PROBE: tuple[Message, ...] = (

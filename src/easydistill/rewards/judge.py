@@ -28,7 +28,7 @@ from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Un
 from easydistill.contracts.reward import UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome, Teacher, outcome_from_record, request_key
 from easydistill.data.journal import Journal
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.verification.fields import Language, MalformedReply

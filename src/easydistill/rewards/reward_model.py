@@ -15,7 +15,7 @@ from typing import Any
 
 from easydistill.contracts.reward import UNJUDGED, AnyFloat, Reward, RewardContext, Rollout
 from easydistill.data.batches import batches_by_length
-from easydistill.data.records import Message, answer_message
+from easydistill.data.messages import Message, answer_message
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
 from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from easydistill.data.chat import ChatRenderer
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
 from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from easydistill.data.records import Message, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Sample
 from easydistill.synthesis.replies import Unusable
 from easydistill.synthesis.text import tokens
 from easydistill.verification.answers import DEFAULT_STRATEGIES, STATED, Found, Strategy, find_answer

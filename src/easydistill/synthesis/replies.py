@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from easydistill.contracts.operator import Reply, Result
-from easydistill.data.records import Rejection, Sample, answer_message
+from easydistill.data.messages import answer_message
+from easydistill.data.records import Rejection, Sample
 from easydistill.verification.fields import (
     Form,
     Language,

@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from easydistill.contracts.operator import Ask, OperatorConfig, PromptText, Role
-from easydistill.data.records import Message, content_hash
+from easydistill.data.messages import Message
+from easydistill.data.records import content_hash
 from easydistill.errors import ConfigIssue
 from easydistill.synthesis.replies import Scores, form_words, schema_of
 from easydistill.synthesis.text import language_of

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
+from easydistill.data.messages import answer_message
 from easydistill.data.preferences import Preference
-from easydistill.data.records import Rejection, answer_message
+from easydistill.data.records import Rejection
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import GAP, PLAIN
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.contracts.reward import Rollout
-from easydistill.data.records import Message
+from easydistill.data.messages import Message
 from easydistill.methods.shared.rollouts import PromptOrder
 
 

@@ -27,7 +27,8 @@ from typing import Any, Literal
 
 from easydistill.config.base import Beta, PositiveInt
 from easydistill.contracts.operator import Reply, Result, Steps
-from easydistill.data.records import Message, Rejection, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Rejection, Sample
 from easydistill.synthesis.chains import known_answer
 from easydistill.synthesis.operators import cot_generation
 from easydistill.synthesis.operators.cogpo import critic as _critic

@@ -14,7 +14,8 @@ from typing import Any
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
-from easydistill.data.records import Message, Sample, answer_message
+from easydistill.data.messages import Message, answer_message
+from easydistill.data.records import Sample
 from easydistill.synthesis.chains import may_say_later, thought_of
 from easydistill.synthesis.replies import Unusable
 from easydistill.synthesis.text import prompt_text

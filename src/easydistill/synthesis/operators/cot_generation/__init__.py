@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
-from easydistill.data.records import Sample, answer_message
+from easydistill.data.messages import answer_message
+from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, length_of, verify
 from easydistill.synthesis.replies import Unusable, rejection, text_of
 from easydistill.synthesis.text import prompt_text

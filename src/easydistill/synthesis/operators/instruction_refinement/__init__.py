@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from easydistill.config.base import PositiveFloat
 from easydistill.contracts.operator import OperatorConfig, Result, Steps, each
-from easydistill.data.records import Message, Rejection, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Rejection, Sample
 from easydistill.data.rouge import rouge_l
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection, scores_of
 from easydistill.synthesis.text import normalise, prompt_text, tokens

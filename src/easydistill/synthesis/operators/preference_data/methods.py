@@ -13,7 +13,8 @@ from itertools import combinations, product
 from statistics import fmean
 
 from easydistill.contracts.operator import Ask, Reply, Steps, each
-from easydistill.data.records import Message, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, may_say_later, verify
 from easydistill.synthesis.difficulty import SCORES as BOTH_SCORES
 from easydistill.synthesis.difficulty import comparison

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from easydistill.contracts.operator import Ask, Reply, Role
-from easydistill.data.records import Message, Sample, answer_message
+from easydistill.data.messages import Message, answer_message
+from easydistill.data.records import Sample
 from easydistill.synthesis.chains import length_of
 from easydistill.synthesis.operators.preference_data.configs import SampledConfig, sample_temperatures
 from easydistill.synthesis.replies import Unusable, text_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from easydistill.contracts.operator import Ask, Reply, Steps
-from easydistill.data.records import Message, Rejection, Sample
+from easydistill.data.messages import Message
+from easydistill.data.records import Rejection, Sample
 from easydistill.synthesis.chains import changed_answer, known_answer, verify
 from easydistill.synthesis.replies import Unusable, field_of, rejection
 from easydistill.synthesis.text import prompt_text
