@@ -18,6 +18,7 @@ from easydistill.asking.answers import (
     unusable_reason,
     worth_another_try,
 )
+from easydistill.asking.model import with_system_prompt
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
 from easydistill.config.dataset import RowsConfig
 from easydistill.config.inference import SamplingConfig, Truncation
@@ -33,7 +34,7 @@ from easydistill.data.files import hash_file
 from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.messages import Message, answer_message
+from easydistill.data.messages import Chat, answer_message, as_context
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.engine.checks import missing_file
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
@@ -74,7 +75,7 @@ class LabelStage:
 
         samples, _ = self._read()
         identity = self._teacher.identity()
-        requests = {self._key(identity, sample): self._messages(sample) for sample in samples}
+        requests = {self._key(identity, sample): self._asked(sample).messages for sample in samples}
         return Estimate(
             rows=len(samples),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
@@ -87,21 +88,21 @@ class LabelStage:
         samples, _ = self._read()
         sampling = self._inference.sampling()
         return [
-            Previewed(self.name, "teacher", sample.id, self._messages(sample), sampling) for sample in samples[:limit]
+            Previewed(self.name, "teacher", sample.id, self._asked(sample).messages, sampling)
+            for sample in samples[:limit]
         ]
 
     def _read(self) -> tuple[list[Sample], list[Rejection]]:
         assert self._dataset.instruction_path is not None
         return read_samples(Path(self._dataset.instruction_path), labelled=False, limit=self._dataset.max_samples)
 
-    def _messages(self, sample: Sample) -> tuple[Message, ...]:
-        system = self._inference.system_prompt
-        if system and sample.messages[0]["role"] != "system":
-            return ({"role": "system", "content": system}, *sample.messages)
-        return sample.messages
+    def _asked(self, sample: Sample) -> Chat:
+        """The prompt as it is sent."""
+        chat = Chat.of(sample)
+        return chat.with_messages(with_system_prompt(as_context(chat.messages), self._inference.system_prompt))
 
     def _key(self, identity: dict[str, Any], sample: Sample) -> str:
-        return request_key(identity, self._inference.sampling(), self._messages(sample))
+        return request_key(identity, self._inference.sampling(), self._asked(sample))
 
     def run(self, context: StageContext) -> StageResult:
         samples, rejected = self._read()
@@ -111,7 +112,7 @@ class LabelStage:
             keys = {sample.id: self._key(identity, sample) for sample in samples}
             # Rows with the same prompt share one request, so no answer is paid for twice.
             requests = {
-                keys[sample.id]: GenerationRequest(keys[sample.id], self._messages(sample)) for sample in samples
+                keys[sample.id]: GenerationRequest.of(keys[sample.id], self._asked(sample)) for sample in samples
             }
             with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
                 answer_all(teacher, list(requests.values()), journal, context, "Labelling")
@@ -175,4 +176,4 @@ def labelled_or_rejected(
         return Rejection(sample.id, stage, *problem, outcome.attempts, raw, (outcome.key,))
     assert outcome.text is not None
     answer = answer_message(outcome.text, outcome.reasoning)
-    return Sample(sample.id, (*sample.messages, answer), sample.meta)
+    return replace(sample, messages=(*sample.messages, answer))

@@ -11,6 +11,13 @@ from easydistill.contracts.teacher import GenerationRequest, TeacherPlan, reques
 from easydistill.data.messages import Message
 
 
+def with_system_prompt(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The messages, preceded by a system prompt unless they bring their own."""
+    if system and messages[0]["role"] not in {"system", "developer"}:
+        return ({"role": "system", "content": system}, *messages)
+    return messages
+
+
 @dataclass(frozen=True)
 class AskedModel:
     """A model to ask, with its sampling and system prompt."""
@@ -32,10 +39,7 @@ class AskedModel:
 
     def messages(self, ask: Ask) -> tuple[Message, ...]:
         """The messages that are sent: the question, preceded by the config's system prompt unless it has its own."""
-        system = self.inference.system_prompt
-        if system and ask.messages[0]["role"] != "system":
-            return ({"role": "system", "content": system}, *ask.messages)
-        return ask.messages
+        return with_system_prompt(ask.messages, self.inference.system_prompt)
 
     def request(self, ask: Ask, identity: dict[str, Any]) -> GenerationRequest:
         """The request for a question.

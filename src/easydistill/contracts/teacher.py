@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, LocalInferenceConfig
 from easydistill.contracts._sections import names_itself
-from easydistill.data.messages import Message
+from easydistill.data.messages import Chat, HasChat, Message, Tool, identity_of
 from easydistill.data.records import content_hash
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import DataError
@@ -45,12 +45,21 @@ class GenerationRequest:
     """Number of the sample, where a prompt is sampled several times."""
     temperature: float | None = field(default=None, kw_only=True)
     """Sampling temperature of this answer; None uses the teacher's."""
+    tools: tuple[Tool, ...] = field(default=(), kw_only=True)
+    """The tools that the answer may call."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """Variables of the chat template that the prompt brings."""
+
+    @classmethod
+    def of(cls, key: str, chat: HasChat) -> GenerationRequest:
+        """The request for the next message of a chat."""
+        return cls(key, chat.messages, tools=chat.tools, template_kwargs=chat.template_kwargs)
 
 
 def request_key(
     teacher: dict[str, Any],
     sampling: dict[str, Any],
-    messages: Sequence[Message],
+    chat: HasChat | Sequence[Message],
     index: int = 0,
     schema: dict[str, Any] | None = None,
 ) -> str:
@@ -59,12 +68,13 @@ def request_key(
     Args:
         teacher: what identifies the model: endpoint and name, or the files' hash.
         sampling: everything that shapes the answer: temperature, seed, length.
-        messages: the whole prompt as sent, images included.
+        chat: the whole prompt as sent, with its tools and template variables.
         index: number of the sample, where a prompt is sampled several times.
         schema: JSON schema of the answer, if the request has one.
     """
     structure = [] if schema is None else [schema]
-    return content_hash([teacher, sampling, list(messages), index, *structure])[:32]
+    whole = Chat.of(chat)
+    return content_hash([teacher, sampling, identity_of(whole.messages, whole), index, *structure])[:32]
 
 
 def bare_url(url: str) -> str:
@@ -100,6 +110,7 @@ class Completion:
     text: str | None
     """None where the server sent `content: null`."""
     reasoning: str | None = None
+    """Its thoughts, if they came apart from the text."""
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -110,6 +121,8 @@ class Completion:
     """Prompt tokens read from the server's cache, if it reports them."""
     reasoning_tokens: int | None = None
     """Tokens of the answer spent on reasoning, if the server reports them."""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    """Calls of tools as OpenAI spells them: `{"id": …, "function": {"name": …, "arguments": JSON text}}`."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Other parts of the response worth keeping: its id, a refusal, log-probabilities."""
 
@@ -190,7 +203,7 @@ class TeacherPlan:
 def prompt_or_failure(chat: ChatRenderer, request: GenerationRequest, context: int | None) -> list[int] | Failure:
     """A request's prompt tokens, or the failure if they do not fit a model with `context` tokens."""
     try:
-        prompt = chat.prompt_ids(request.messages)
+        prompt = chat.prompt_ids(request)
     except DataError as error:
         return Failure(request.key, TEMPLATE_REFUSED, str(error), 0, passing=False)
     if context is not None and len(prompt) >= context:

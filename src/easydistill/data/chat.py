@@ -23,7 +23,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from easydistill.data.messages import Message
+from easydistill.data.messages import Chat, HasChat, Message, template_message
 from easydistill.errors import DataError
 
 _OTHER_ANSWER = "<<another answer>>"
@@ -117,21 +117,22 @@ class ChatRenderer:
 
     # --- text -------------------------------------------------------------------------------------------
 
-    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def text(self, chat: HasChat | Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The chat as the template renders it."""
+        chat = Chat.of(chat)
         if self.single_turn:
-            return self._single_turn_text(messages, add_generation_prompt)
+            return self._single_turn_text(chat.messages, add_generation_prompt)
         special = {
             name: str(value)
             for name, value in getattr(self.tokenizer, "special_tokens_map", {}).items()
             if isinstance(value, str)
         }
         return self._render(
-            messages=[dict(message) for message in messages],
+            messages=[template_message(message) for message in chat.messages],
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=list(chat.tools) or None,
             documents=None,
-            **special,
+            **{**special, **chat.template_kwargs},
         )
 
     def _render(self, **variables: Any) -> str:
@@ -160,13 +161,13 @@ class ChatRenderer:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, chat: HasChat | Sequence[Message]) -> list[int]:
         """Tokens of a prompt, up to the point where the assistant starts to write."""
-        return self._tokenize(self.text(messages, add_generation_prompt=True))
+        return self._tokenize(self.text(chat, add_generation_prompt=True))
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    def chat_ids(self, chat: HasChat | Sequence[Message]) -> list[int]:
         """Tokens of a whole chat, as `apply_chat_template` gives them: what a reward model reads."""
-        return self._tokenize(self.text(messages, add_generation_prompt=False))
+        return self._tokenize(self.text(chat, add_generation_prompt=False))
 
     @cached_property
     def _splits_cleanly(self) -> bool:
@@ -175,7 +176,7 @@ class ChatRenderer:
         joined = [token for piece in pieces for token in self._tokenize(piece)]
         return bool(self.tokenizer.decode(joined) == "".join(pieces))
 
-    def render(self, messages: Sequence[Message], max_length: int | None = None) -> Rendered:
+    def render(self, chat: HasChat | Sequence[Message], max_length: int | None = None) -> Rendered:
         """Tokenise a chat and mark the assistant's tokens.
 
         A chat longer than `max_length` is cut off at the end.
@@ -183,15 +184,16 @@ class ChatRenderer:
         Raises:
             DataError: the template refuses the chat, or does not show the final answer unchanged.
         """
-        text, spans = self._spans(messages)
+        text, spans = self._spans(Chat.of(chat))
         ids, mask = self._by_pieces(text, spans) if self._splits_cleanly else self._by_offsets(text, spans)
         if max_length is not None and len(ids) > max_length:
             return Rendered(ids[:max_length], mask[:max_length], truncated=True)
         return Rendered(ids, mask)
 
-    def _spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def _spans(self, chat: Chat) -> tuple[str, list[tuple[int, int]]]:
         """The chat's text, and the character spans in it that the assistant writes."""
-        text = self.text(messages, add_generation_prompt=False)
+        messages = chat.messages
+        text = self.text(chat, add_generation_prompt=False)
         if self.single_turn:
             prompt = self.text(messages[:-1], add_generation_prompt=True)
             spans = [(prompt, text)]
@@ -200,8 +202,8 @@ class ChatRenderer:
             # as it was generated cannot be learned: such turns are only context. The final one must match.
             spans = [
                 (
-                    self.text(messages[:index], add_generation_prompt=True),
-                    self.text(messages[: index + 1], add_generation_prompt=False),
+                    self.text(chat.with_messages(messages[:index]), add_generation_prompt=True),
+                    self.text(chat.with_messages(messages[: index + 1]), add_generation_prompt=False),
                 )
                 for index, message in enumerate(messages)
                 if message["role"] == "assistant"
@@ -212,20 +214,21 @@ class ChatRenderer:
             if through.startswith(prompt) and text.startswith(through)
         ]
         if not found or found[-1][1] != len(text):
-            found = [*found, self._answer_span(messages, text)]
+            found = [*found, self._answer_span(chat, text)]
         return text, found
 
-    def _answer_span(self, messages: Sequence[Message], text: str) -> tuple[int, int]:
+    def _answer_span(self, chat: Chat, text: str) -> tuple[int, int]:
         """The final answer's span if the generation prompt is not a prefix of the rendered chat.
 
         Reasoning models' templates open a `<think>` in the generation prompt, which a rendered answer without
         reasoning lacks. The span then starts with the answer's own text. Rendering another answer in its place finds
         it; searching for the text could hit other places, such as "end" inside "<|im_end|>".
         """
-        *context, answer = messages
+        *context, answer = chat.messages
         if answer["role"] == "assistant":
             other: Message = {**answer, "content": _OTHER_ANSWER}
-            before, found, _ = self.text([*context, other], add_generation_prompt=False).partition(_OTHER_ANSWER)
+            changed = chat.with_messages([*context, other])
+            before, found, _ = self.text(changed, add_generation_prompt=False).partition(_OTHER_ANSWER)
             if found and text.startswith(before) and text[len(before) :].lstrip().startswith(answer["content"].strip()):
                 return len(before), len(text)
         raise DataError("the chat template does not show the final answer unchanged")

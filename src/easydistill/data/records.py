@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from easydistill.data.messages import Message
+from easydistill.data.messages import Chat, Message, Tool, as_context, identity_of
 
 
 def canonical_json(value: Any) -> str:
@@ -27,11 +27,15 @@ def content_hash(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A chat. Its last message is the assistant's if it is labelled, the user's if it is a prompt."""
+    """A chat. Its last message is the assistant's if it is labelled; otherwise it is a prompt."""
 
     id: str
     messages: tuple[Message, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = field(default=(), kw_only=True)
+    """The tools that the assistant may call."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """The row's own variables of the chat template."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -39,17 +43,22 @@ class Sample:
         end = len(self.messages)
         while end and self.messages[end - 1]["role"] == "assistant":
             end -= 1
-        return self.messages[:end]
+        return as_context(self.messages[:end])
+
+    @property
+    def prompt_chat(self) -> Chat:
+        """The prompt, with the chat's tools and variables."""
+        return Chat(self.prompt, self.tools, self.template_kwargs)
 
     @property
     def answer(self) -> str | None:
-        """The text of the final assistant message, if there is one."""
+        """The text of the final assistant message, if there is one; empty if it only calls tools."""
         last = self.messages[-1] if self.messages else None
         return last["content"] if last is not None and last["role"] == "assistant" else None
 
     @property
     def prompt_hash(self) -> str:
-        return content_hash(list(self.prompt))
+        return content_hash(identity_of(self.prompt, self))
 
 
 @dataclass(frozen=True)

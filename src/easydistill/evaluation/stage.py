@@ -125,7 +125,7 @@ class EvaluateStage:
         heldout = _Heldout(
             [sample for sample, _ in rendered],
             [row for _, row in rendered],
-            [renderer.prompt_ids(sample.prompt) for sample, _ in rendered],
+            [renderer.prompt_ids(sample.prompt_chat) for sample, _ in rendered],
         )
         if not heldout.samples:
             write_json(context.directory / METRICS_FILE, {})

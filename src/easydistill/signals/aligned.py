@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from easydistill.data.chat import ChatRenderer
-from easydistill.data.messages import Message
+from easydistill.data.messages import HasChat, Message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
 from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids
@@ -104,19 +104,19 @@ class Aligner:
             self.student.tokenizer, self.teacher.tokenizer, self.student.eos_ids, self._teacher_ends, end
         )
 
-    def row(self, row: RowToScore, messages: Sequence[Message], *, truncated: bool) -> AlignedRow:
+    def row(self, row: RowToScore, chat: HasChat | Sequence[Message], *, truncated: bool) -> AlignedRow:
         """A row with the teacher's rendering of its chat; `truncated` says whether the row was cut off.
 
         Complete renderings are aligned, and pairs beyond the cut are dropped. So answers of a truncated chat are never
         confused, as could happen if the teacher's template shows only the last one.
         """
         try:
-            theirs = self.teacher.render(messages)
+            theirs = self.teacher.render(chat)
         except DataError as error:
             return AlignedRow(row.id, row.ids, row.learned, (), np.zeros((0, 2), np.int64), str(error))
         ids, mask = row.ids, row.learned
         if truncated:
-            whole = self.student.render(messages)
+            whole = self.student.render(chat)
             ids, mask = whole.ids, whole.mask
         pairs = align(
             ids,

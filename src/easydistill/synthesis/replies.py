@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from easydistill.contracts.operator import Reply, Result
@@ -51,7 +52,7 @@ def text_of(reply: Reply) -> str:
 
 def answered(row: Sample, reply: Reply) -> Sample:
     """The row with a complete reply as its answer; raises as `text_of`."""
-    return Sample(row.id, (*row.prompt, answer_message(text_of(reply), reply.reasoning)), row.meta)
+    return replace(row, messages=(*row.prompt, answer_message(text_of(reply), reply.reasoning)))
 
 
 def field_of(reply: Reply, name: str, form: Form) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from easydistill.config.base import PositiveFloat
@@ -64,7 +65,7 @@ def rewrite(
             assert isinstance(new, Rewritten)
             changed = with_thought(row, new.thought)
             meta = {**row.meta, "operator": stage, "length_ratio": round(new.ratio, 4)}
-            found.append(Sample(row.id, changed.messages, meta))
+            found.append(replace(changed, id=row.id, meta=meta))
     result = gather(found)
     ratios = sorted(new.ratio for new in made if isinstance(new, Rewritten))
     result.facts = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
 from easydistill.data.records import Rejection, Sample
@@ -35,4 +36,4 @@ def _scored(stage: str, config: OperatorConfig, row: Sample, scores: Scores, rep
         found = scores_of(reply, scores, config.reply)
     except Unusable as problem:
         return rejection(row.id, stage, problem, reply)
-    return Sample(row.id, row.messages, {**row.meta, **found})
+    return replace(row, meta={**row.meta, **found})

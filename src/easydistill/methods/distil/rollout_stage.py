@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class RolloutStage:
         samples, _, _ = self._rows.read(context)
         identity = student_identity(self._models)
         sampling = self._inference.sampling()
-        keys = {sample.id: request_key(identity, sampling, sample.prompt) for sample in samples}
-        requests = {keys[sample.id]: GenerationRequest(keys[sample.id], sample.prompt) for sample in samples}
+        keys = {sample.id: request_key(identity, sampling, sample.prompt_chat) for sample in samples}
+        requests = {keys[sample.id]: GenerationRequest.of(keys[sample.id], sample.prompt_chat) for sample in samples}
         student = self._student()
         try:
             with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
@@ -74,7 +75,7 @@ class RolloutStage:
                 context.stop.raise_if_requested()
                 found = [
                     labelled_or_rejected(
-                        Sample(f"{sample.id}{SUFFIX}", sample.prompt),
+                        replace(sample, id=f"{sample.id}{SUFFIX}", messages=sample.prompt, meta={}),
                         journalled_outcome(journal, keys[sample.id]),
                         self.name,
                     )

@@ -246,7 +246,7 @@ class ScoreStage:
         aligner = Aligner(student, self._teacher(reference, student), context)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [
-            aligner.row(row, sample.messages, truncated=written.truncated)
+            aligner.row(row, sample, truncated=written.truncated)
             for row, (sample, written) in zip(_rows(rendered), rendered, strict=True)
         ]
         return _Work(

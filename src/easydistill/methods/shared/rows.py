@@ -85,7 +85,7 @@ def render_all(
     rejected: list[Rejection] = []
     for sample in samples:
         try:
-            row = renderer.render(sample.messages, max_length)
+            row = renderer.render(sample, max_length)
         except DataError as error:
             rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
             continue
@@ -124,7 +124,7 @@ def fitting_prompt(
 ) -> list[int] | Rejection:
     """The prompt's tokens, or a rejection if they leave no room for an answer."""
     try:
-        prompt = renderer.prompt_ids(sample.prompt)
+        prompt = renderer.prompt_ids(sample.prompt_chat)
     except DataError as error:
         return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
     room = max_length - max_new_tokens

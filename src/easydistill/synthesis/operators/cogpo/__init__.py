@@ -190,7 +190,7 @@ def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message
         "final_answer": suited.first.chain.known,
         **_critic_meta(suited),
     }
-    return Sample(f"{row.id}-{gap}-{number + 1}", (*row.prompt, chosen), meta)
+    return replace(row, id=f"{row.id}-{gap}-{number + 1}", messages=(*row.prompt, chosen), meta=meta)
 
 
 def _sft_row(suited: Suited) -> Sample:

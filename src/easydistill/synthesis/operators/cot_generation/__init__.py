@@ -8,6 +8,7 @@ prompt with which the teacher was asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
@@ -155,4 +156,4 @@ def _row(config: Config, made: _Try, rate: float | None) -> Sample:
     answer = answer_message(made.reply.text.strip(), made.reply.reasoning)
     facts = {"source": made.row.id, "final_answer": made.found, "pass_rate": rate}
     meta = {**made.row.meta, "operator": STAGE, **{name: value for name, value in facts.items() if value is not None}}
-    return Sample(made.identity(config), (*made.row.prompt, answer), meta)
+    return replace(made.row, id=made.identity(config), messages=(*made.row.prompt, answer), meta=meta)

@@ -7,6 +7,7 @@ rejected.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from easydistill.config.base import PositiveFloat
 from easydistill.contracts.operator import OperatorConfig, Result, Steps, each
@@ -58,7 +59,7 @@ def _refine(config: Config, row: Sample, tools: Tools) -> Steps[Sample | Rejecti
     except Unusable as problem:
         return rejection(row.id, STAGE, problem, reply)
     asked: Message = {"role": "user", "content": after}
-    return Sample(row.id, (*row.prompt[:-1], asked), {**row.meta, "operator": STAGE, "original": before})
+    return replace(row, messages=(*row.prompt[:-1], asked), meta={**row.meta, "operator": STAGE, "original": before})
 
 
 def _check(config: Config, before: str, after: str) -> None:

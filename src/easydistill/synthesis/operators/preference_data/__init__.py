@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -94,7 +95,7 @@ def _row(config: Config, row: Sample, pair: Pair, number: int) -> Sample:
         meta |= {"margin": pair.margin, "chosen_score": pair.scores[0], "rejected_score": pair.scores[1]}
     meta |= {"chosen_by": pair.chosen.by, "rejected_by": pair.rejected.by, "rejected": pair.rejected.message}
     identity = row.id if config.max_pairs == 1 else f"{row.id}-{number + 1}"
-    return Sample(identity, (*row.prompt, pair.chosen.message), meta)
+    return replace(row, id=identity, messages=(*row.prompt, pair.chosen.message), meta=meta)
 
 
 def _why_no_pair(found: RowPairs) -> Unusable:

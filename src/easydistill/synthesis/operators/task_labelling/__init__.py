@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -56,4 +57,4 @@ def _labelled(config: Config, row: Sample, reply: Reply) -> Sample | Rejection:
             raise Unusable("unknown_label", f"{text[:80]!r} is not one of the {len(by_name)} labels")
     except Unusable as problem:
         return rejection(row.id, STAGE, problem, reply)
-    return Sample(row.id, row.messages, {**row.meta, "task": label})
+    return replace(row, meta={**row.meta, "task": label})
