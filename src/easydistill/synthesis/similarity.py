@@ -6,23 +6,27 @@
 
 The search is exact: it finds every pool text that reaches a threshold, not only probable ones.
 
-- Two signatures of P slots that agree in a share t differ in at most d = ⌊(1−t)·P⌋ of them. Split into more than d
-  bands, they have a band in common (pigeonhole), so a table of bands finds every such pair.
-- LCS ≤ overlap of the two bags of tokens, and F > t requires a minimum overlap. If k tokens of the new text are not
-  looked up, a pool text with overlap o still shares at least o − k of the others. So only the rarest tokens are looked
-  up, and only pool texts that can still reach the minimum are compared.
+- Two signatures of P slots that agree in a share t differ in at most d = ⌊(1−t)·P⌋ of them. Cut into d + 1 bands, they
+  have a band in common (pigeonhole), so an index of bands finds every such pair.
+- LCS ≤ overlap of the two bags of tokens, and F > t requires a minimum overlap o. If the elements of all bags are put
+  in one order, two bags with that overlap share one of the first m − o + 1 elements of either (prefix filtering,
+  Chaudhuri et al. 2006). The order is from rare to frequent, so that few texts share one; only prefixes are indexed.
+
+Tokens and signatures are in temporary files. In memory are, for each text, about 60 entries of 8 bytes in the indexes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from easydistill.data.spool import Blobs
 from easydistill.errors import MissingExtra
+from easydistill.synthesis.postings import Postings
 from easydistill.synthesis.text import normalise, tokens
 
 SHINGLE = 5
@@ -52,41 +56,27 @@ class _Features:
     """The features by which a text is compared, each computed when first used."""
 
     text: str
-    permutations: int
 
     @cached_property
     def units(self) -> list[str]:
         return tokens(self.text)
 
     @cached_property
-    def spelling(self) -> str:
-        return " ".join(self.units) or normalise(self.text)
+    def spelling(self) -> bytes:
+        """A hash of the normalised spelling."""
+        spelling = " ".join(self.units) or normalise(self.text)
+        return hashlib.blake2b(spelling.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     @cached_property
-    def signature(self) -> Any:
-        import rensa
-
-        solid = "".join(self.units) or self.spelling
-        sketch = rensa.RMinHash(num_perm=self.permutations, seed=_SIGNATURE_SEED)
-        sketch.update([solid[start : start + SHINGLE] for start in range(max(1, len(solid) - SHINGLE + 1))])
-        return sketch
-
-    @cached_property
-    def bag(self) -> list[tuple[str, int]]:
-        """The bag of tokens as a set: each token with the number of its occurrence."""
-        seen: Counter[str] = Counter()
-        bag = []
-        for unit in self.units:
-            bag.append((unit, seen[unit]))
-            seen[unit] += 1
-        return bag
+    def shingles(self) -> list[str]:
+        solid = "".join(self.units) or normalise(self.text)
+        return [solid[start : start + SHINGLE] for start in range(max(1, len(solid) - SHINGLE + 1))]
 
 
 class Novelty:
     """A growing pool of texts, against which a text is checked for novelty.
 
-    Results depend on which texts are in the pool, not on the order in which they were added. A check against 50,000
-    instructions takes about a millisecond.
+    Results depend on which texts are in the pool, not on the order in which they were added.
 
     Args:
         near_duplicate: minimum estimated Jaccard similarity of near duplicates, above 0.
@@ -104,8 +94,7 @@ class Novelty:
         permutations: int = PERMUTATIONS,
     ) -> None:
         self._ids: list[str] = []
-        self._by_spelling: dict[str, str] = {}
-        self._permutations = permutations
+        self._by_spelling: dict[bytes, int] = {}
         self._last: _Features | None = None
         self._signatures = _Signatures(near_duplicate, permutations)
         self._subsequences = _Subsequences(too_similar)
@@ -118,7 +107,7 @@ class Novelty:
         features = self._features(text)
         equal = self._by_spelling.get(features.spelling)
         if equal is not None:
-            return Near("duplicate", f"the same text as {equal}", equal)
+            return Near("duplicate", f"the same text as {self._ids[equal]}", self._ids[equal])
         found = self._signatures.nearest(features, self._ids)
         if found is not None:
             share, nearest = found
@@ -132,10 +121,13 @@ class Novelty:
     def add(self, identity: str, text: str) -> None:
         """Add a text to the pool, new or not."""
         features = self._features(text)
+        number = len(self._ids)
         self._ids.append(identity)
-        self._by_spelling[features.spelling] = min(identity, self._by_spelling.get(features.spelling, identity))
-        self._signatures.add(features)
-        self._subsequences.add(features)
+        equal = self._by_spelling.setdefault(features.spelling, number)
+        if identity < self._ids[equal]:
+            self._by_spelling[features.spelling] = number
+        self._signatures.add(number, features)
+        self._subsequences.add(number, features)
 
     def offer(self, identity: str, text: str) -> Near | None:
         """Add a text to the pool if it is new; otherwise return why it is not."""
@@ -147,7 +139,7 @@ class Novelty:
     def _features(self, text: str) -> _Features:
         # A text that was just checked is usually the next to be added.
         if self._last is None or self._last.text != text:
-            self._last = _Features(text, self._permutations)
+            self._last = _Features(text)
         return self._last
 
 
@@ -156,32 +148,52 @@ class _Signatures:
 
     def __init__(self, threshold: float, permutations: int) -> None:
         try:
+            import numpy
             import rensa
         except ImportError:
             raise MissingExtra("synth", _PURPOSE) from None
-        self._needed = _ceil(Fraction(str(threshold)) * permutations)
+        self._numpy = numpy
+        self._sketch = lambda: rensa.RMinHash(num_perm=permutations, seed=_SIGNATURE_SEED)
         self._slots = permutations
-        differing = permutations - self._needed
-        bands = next((count for count in _divisors(permutations) if count > differing), None)
-        assert bands is not None, "a threshold above 0 leaves at least one slot in common"
-        self._table = rensa.RMinHashLSH(threshold=threshold, num_perm=permutations, num_bands=bands)
-        self._stored: list[Any] = []
+        self._needed = _ceil(Fraction(str(threshold)) * permutations)
+        bands = permutations - self._needed + 1
+        self._starts = numpy.arange(bands) * permutations // bands
+        # Odd multipliers: a band's key is a sum of its slots, and other slots or other bands give other sums.
+        generator = numpy.random.default_rng(_SIGNATURE_SEED)
+        self._factors = generator.integers(2**63, size=permutations, dtype=numpy.uint64) * 2 + 1
+        self._by_band = Postings()
+        self._stored = Blobs()
+        self._last: tuple[_Features, Any, Any] | None = None
 
-    def add(self, features: _Features) -> None:
-        self._table.insert(len(self._stored), features.signature)
-        self._stored.append(features.signature)
+    def add(self, number: int, features: _Features) -> None:
+        signature, keys = self._of(features)
+        self._by_band.add(number, keys)
+        self._stored.append(signature.tobytes())
 
     def nearest(self, features: _Features, ids: list[str]) -> tuple[float, str] | None:
+        numpy = self._numpy
+        signature, keys = self._of(features)
         best: tuple[float, str] | None = None
-        for row in self._table.query(features.signature):
-            share = self._stored[row].jaccard(features.signature)
-            if round(share * self._slots) >= self._needed:
-                best = _nearer(best, (share, ids[row]))
+        for number in self._by_band.find(keys)[0].tolist():
+            equal = int((numpy.frombuffer(self._stored[number], numpy.uint32) == signature).sum())
+            if equal >= self._needed:
+                best = _nearer(best, (equal / self._slots, ids[number]))
         return best
+
+    def _of(self, features: _Features) -> tuple[Any, Any]:
+        """(signature, keys of its bands), two arrays of uint32."""
+        if self._last is None or self._last[0] is not features:
+            numpy = self._numpy
+            sketch = self._sketch()
+            sketch.update(features.shingles)
+            signature = numpy.array(sketch.digest(), dtype=numpy.uint32)
+            sums = numpy.add.reduceat(signature * self._factors, self._starts)
+            self._last = features, signature, numpy.unique((sums >> numpy.uint64(32)).astype(numpy.uint32))
+        return self._last[1:]
 
 
 class _Subsequences:
-    """Token sequences, indexed by token."""
+    """Token sequences, indexed by the rarest of their tokens."""
 
     def __init__(self, threshold: float) -> None:
         try:
@@ -194,57 +206,74 @@ class _Subsequences:
         exact = Fraction(str(threshold)).limit_denominator(1_000_000)
         self._p, self._q = exact.numerator, exact.denominator
         self._numbers: dict[str, int] = {}
-        self._rows: list[array[int]] = []
-        self._lengths = array("q")
-        self._holders: dict[tuple[str, int], array[int]] = {}
+        self._rows = Blobs()
+        self._lengths = array("I")
+        self._by_element = Postings()
 
-    def add(self, features: _Features) -> None:
-        row = len(self._rows)
-        self._rows.append(array("q", (self._number(unit) for unit in features.units)))
-        self._lengths.append(len(features.units))
-        for key in features.bag:
-            self._holders.setdefault(key, array("q")).append(row)
+    def add(self, number: int, features: _Features) -> None:
+        units = [self._numbers.setdefault(unit, len(self._numbers)) for unit in features.units]
+        self._rows.append(array("I", units).tobytes())
+        self._lengths.append(len(units))
+        keys = self._prefix(units)
+        if keys is not None:
+            self._by_element.add(number, keys)
 
     def nearest(self, features: _Features, ids: list[str]) -> tuple[float, str] | None:
-        ours = [self._numbers.get(unit, -1) for unit in features.units]
+        # A token that the pool lacks has a number that nothing in it has, and is the rarest of all.
+        new: dict[str, int] = {}
+        known = len(self._numbers)
+        ours = [
+            number if (number := self._numbers.get(unit)) is not None else new.setdefault(unit, known + len(new))
+            for unit in features.units
+        ]
         best: tuple[float, str] | None = None
-        for row, needed in self._possible(features):
-            theirs = self._rows[row]
+        for row, needed in self._possible(ours):
+            theirs = array("I", self._rows[row]).tolist()
             common = self._common(ours, theirs, score_cutoff=needed)
             if common >= needed:
                 best = _nearer(best, (2 * common / (len(ours) + len(theirs)), ids[row]))
         return best
 
-    def _number(self, unit: str) -> int:
-        return self._numbers.setdefault(unit, len(self._numbers))
+    def _prefix(self, units: list[int]) -> Any:
+        """Keys of the elements of a bag of tokens of which any other bag that is too similar shares one, or None.
 
-    def _possible(self, features: _Features) -> list[tuple[int, int]]:
-        """Rows that may be too similar, each with the minimum LCS that would make it so.
+        Tokens are numbered as they appear, so the larger a number, the rarer the token, more or less; any order that
+        never changes is right. An element is a token and the number of its occurrence in the text.
 
         F > p/q with lengths m and n  ⇔  2q·LCS > p(m + n)  ⇔  LCS ≥ ⌊p(m + n) / 2q⌋ + 1; and since LCS ≤ n, the
-        shortest possible row has n > pm / (2q − p).
+        shortest possible row has n > pm / (2q − p). With it, the overlap is at least `least`, and the two bags share
+        one of the first m − least + 1 elements.
         """
         numpy, p, q = self._numpy, self._p, self._q
-        m = len(features.bag)
+        m = len(units)
         shortest = p * m // (2 * q - p) + 1
         least = p * (m + shortest) // (2 * q) + 1
-        if least > m or not self._rows:
+        if least > m:
+            return None
+        ordered = numpy.sort(numpy.array(units, dtype=numpy.uint64))
+        first = ordered.searchsorted(ordered)
+        occurrence = numpy.arange(m, dtype=numpy.uint64) - first.astype(numpy.uint64)
+        kept = slice(least - 1, m)
+        mixed = (ordered[kept] * _MIX[0] + occurrence[kept] * _MIX[1]) * _MIX[2]
+        return numpy.unique((mixed >> numpy.uint64(32)).astype(numpy.uint32))
+
+    def _possible(self, ours: list[int]) -> list[tuple[int, int]]:
+        """Rows that may be too similar, each with the minimum LCS that would make it so."""
+        keys = self._prefix(ours)
+        if keys is None or not self._lengths:
             return []
-        holders = sorted((self._holders.get(key, _NONE) for key in features.bag), key=len)[: m - least + 1]
-        left_out = m - len(holders)
-        lists = [numpy.frombuffer(rows, dtype=numpy.int64) for rows in holders if rows]
-        if not lists:
-            return []
-        shared = numpy.bincount(numpy.concatenate(lists))
-        rows = numpy.flatnonzero(shared)
-        # A copy: a view would keep the array from growing.
-        n = numpy.array(self._lengths, dtype=numpy.int64)[rows]
+        numpy, p, q = self._numpy, self._p, self._q
+        rows, _ = self._by_element.find(keys)
+        m = len(ours)
+        # A copy of the lengths: a view would keep the array from growing.
+        n = numpy.array([self._lengths[row] for row in rows.tolist()], dtype=numpy.int64)
         needed = p * (m + n) // (2 * q) + 1
-        fit = (needed <= numpy.minimum(m, n)) & (shared[rows] + left_out >= needed)
+        fit = needed <= numpy.minimum(m, n)
         return list(zip(rows[fit].tolist(), needed[fit].tolist(), strict=True))
 
 
-_NONE: array[int] = array("q")
+_MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93)
+"""Odd factors that spread numbers over 64 bits."""
 
 
 def _nearer(best: tuple[float, str] | None, other: tuple[float, str]) -> tuple[float, str]:
@@ -253,7 +282,3 @@ def _nearer(best: tuple[float, str] | None, other: tuple[float, str]) -> tuple[f
 
 def _ceil(value: Fraction) -> int:
     return -(-value.numerator // value.denominator)
-
-
-def _divisors(number: int) -> list[int]:
-    return [count for count in range(1, number + 1) if number % count == 0]
