@@ -35,7 +35,7 @@ class Blobs(Sequence[bytes]):
 
     def _flush(self) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="easydistill-", buffering=0)
+            self._file = tempfile.TemporaryFile(prefix="easydistill-", buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
         view = memoryview(b"".join(self._waiting))
         while view:

@@ -31,6 +31,7 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import as_preference, pair_row, write_pairs_json, write_pairs_parquet
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
+from easydistill.data.spool import like
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
@@ -156,7 +157,11 @@ class SynthesiseStage:
                 raise DataError(f"{self._source.where}: {problem}") from None
             finally:
                 asker.close()
-        result.rejected = unreadable + result.rejected
+        if unreadable:
+            rejected = like(result.rejected)
+            rejected += unreadable
+            rejected += result.rejected
+            result.rejected = rejected
         result.entered += len(unreadable)
         if not result.accepted:
             write_rejected(context, result.rejected)
