@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 from easydistill.errors import MissingExtra
@@ -18,6 +19,9 @@ class Postings:
     Recent entries are in a dictionary. Older ones are in arrays sorted by key, whose sizes fall geometrically, so a
     lookup searches a few arrays, and an entry is moved O(log n) times.
 
+    Args:
+        recent: number of entries in the dictionary.
+
     Raises:
         MissingExtra: numpy is not installed.
     """
@@ -30,46 +34,67 @@ class Postings:
         self._numpy = numpy
         self._limit = recent
         self._entries = 0
-        self._recent: dict[int, list[int]] = {}
+        self._recent: dict[int, array[int]] = {}
         self._segments: list[tuple[Any, Any]] = []
 
     def add(self, number: int, keys: Any) -> None:
         """Enter a text under each of its keys, an array of uint32."""
         for key in keys.tolist():
-            self._recent.setdefault(key, []).append(number)
+            held = self._recent.get(key)
+            if held is None:
+                self._recent[key] = array("I", (number,))
+            else:
+                held.append(number)
         self._entries += len(keys)
         if self._entries >= self._limit:
             self._freeze()
 
-    def find(self, keys: Any) -> tuple[Any, Any]:
-        """The texts under any of the keys, an array of uint32 without repetitions.
+    def find(self, keys: Any, budget: int | None = None) -> tuple[Any, int, bool]:
+        """The texts under any of the keys, an array of uint32.
+
+        Args:
+            budget: read the keys with the fewest texts first, and no further key beyond so many entries in all.
 
         Returns:
-            (numbers of texts, in ascending order; by how many of the keys each was found): two arrays.
+            (numbers of the texts, in ascending order; the entries that were read; whether keys were left out).
         """
         numpy = self._numpy
-        found = [numbers for key in keys.tolist() if (numbers := self._recent.get(key))]
-        parts = [numpy.array([number for numbers in found for number in numbers], dtype=numpy.uint32)]
-        for known, numbers in self._segments:
-            first = known.searchsorted(keys)
-            hit = first < len(known)
-            hit[hit] = known[first[hit]] == keys[hit]
-            if hit.any():
-                first = first[hit]
-                last = known.searchsorted(keys[hit], side="right")
-                parts += [numbers[begin:end] for begin, end in zip(first.tolist(), last.tolist(), strict=True)]
-        return numpy.unique(numpy.concatenate(parts), return_counts=True)
+        recent = [self._recent.get(key, _NONE) for key in keys.tolist()]
+        begins, ends = [], []
+        counts = numpy.fromiter(map(len, recent), numpy.int64, len(recent))
+        for known, _ in self._segments:
+            begins.append(known.searchsorted(keys))
+            ends.append(known.searchsorted(keys, side="right"))
+            counts += ends[-1] - begins[-1]
+        read = numpy.flatnonzero(counts)
+        cut = False
+        if budget is not None and counts.sum() > budget:
+            order = numpy.argsort(counts[read], kind="stable")
+            within = numpy.cumsum(counts[read][order]) <= budget
+            read, cut = read[order[within]], True
+        places = read.tolist()
+        parts = [numpy.frombuffer(b"".join([recent[place].tobytes() for place in places]), numpy.uint32)]
+        for (_, numbers), begin, end in zip(self._segments, begins, ends, strict=True):
+            parts += [numbers[begin[place] : end[place]] for place in places if begin[place] < end[place]]
+        entries = numpy.sort(numpy.concatenate(parts))
+        new = numpy.ones(len(entries), dtype=bool)
+        new[1:] = entries[1:] != entries[:-1]
+        return entries[new], len(entries), cut
 
     def _freeze(self) -> None:
         numpy = self._numpy
-        keys = numpy.fromiter((key for key, numbers in self._recent.items() for _ in numbers), numpy.uint32)
-        numbers = numpy.fromiter((number for numbers in self._recent.values() for number in numbers), numpy.uint32)
+        sizes = numpy.fromiter(map(len, self._recent.values()), numpy.int64, len(self._recent))
+        keys = numpy.repeat(numpy.fromiter(self._recent, numpy.uint32, len(self._recent)), sizes)
+        numbers = numpy.frombuffer(b"".join([held.tobytes() for held in self._recent.values()]), numpy.uint32)
         self._recent, self._entries = {}, 0
         order = numpy.argsort(keys, kind="stable")
         self._segments.append((keys[order], numbers[order]))
         while len(self._segments) > 1 and len(self._segments[-2][0]) < _GROWTH * len(self._segments[-1][0]):
             late, early = self._segments.pop(), self._segments.pop()
             self._segments.append(_merged(numpy, early, late))
+
+
+_NONE: array[int] = array("I")
 
 
 def _merged(numpy: Any, early: tuple[Any, Any], late: tuple[Any, Any]) -> tuple[Any, Any]:

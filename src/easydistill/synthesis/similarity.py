@@ -4,13 +4,12 @@
     near duplicate   estimated Jaccard similarity of the sets of 5-character shingles ≥ 0.8 (MinHash, Broder 1997)
     too similar      ROUGE-L, F-measure = 2·LCS / (m + n) over tokens, > 0.7 (Lin 2004; Self-Instruct, Wang et al. 2023)
 
-The search is exact: it finds every pool text that reaches a threshold, not only probable ones.
+The search is exact: it finds every pool text that reaches a threshold, not only probable ones. The exception are very
+large pools of texts that share all their words, see `subsequences.py`.
 
 - Two signatures of P slots that agree in a share t differ in at most d = ⌊(1−t)·P⌋ of them. Cut into d + 1 bands, they
   have a band in common (pigeonhole), so an index of bands finds every such pair.
-- LCS ≤ overlap of the two bags of tokens, and F > t requires a minimum overlap o. If the elements of all bags are put
-  in one order, two bags with that overlap share one of the first m − o + 1 elements of either (prefix filtering,
-  Chaudhuri et al. 2006). The order is from rare to frequent, so that few texts share one; only prefixes are indexed.
+- ROUGE-L: see `subsequences.py`.
 
 Tokens and signatures are in temporary files. In memory are, for each text, about 60 entries of 8 bytes in the indexes.
 """
@@ -18,7 +17,6 @@ Tokens and signatures are in temporary files. In memory are, for each text, abou
 from __future__ import annotations
 
 import hashlib
-from array import array
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -27,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 from easydistill.data.spool import Blobs
 from easydistill.errors import MissingExtra
 from easydistill.synthesis.postings import Postings
+from easydistill.synthesis.subsequences import Subsequences, nearer
 from easydistill.synthesis.text import normalise, tokens
 
 SHINGLE = 5
@@ -97,10 +96,15 @@ class Novelty:
         self._by_spelling: dict[bytes, int] = {}
         self._last: _Features | None = None
         self._signatures = _Signatures(near_duplicate, permutations)
-        self._subsequences = _Subsequences(too_similar)
+        self._subsequences = Subsequences(too_similar)
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def cut(self) -> int:
+        """Checks in which a text that is too similar may have been missed: none in pools of ordinary size."""
+        return self._subsequences.cut
 
     def check(self, text: str) -> Near | None:
         """Why a text is not new, or None. Names the nearest text; among equally near ones, that with the least id."""
@@ -112,7 +116,7 @@ class Novelty:
         if found is not None:
             share, nearest = found
             return Near("near_duplicate", f"MinHash similarity {share:.2f} to {nearest}", nearest)
-        found = self._subsequences.nearest(features, self._ids)
+        found = self._subsequences.nearest(features.units, self._ids)
         if found is not None:
             score, nearest = found
             return Near("too_similar", f"ROUGE-L {score:.2f} to {nearest}", nearest)
@@ -127,7 +131,7 @@ class Novelty:
         if identity < self._ids[equal]:
             self._by_spelling[features.spelling] = number
         self._signatures.add(number, features)
-        self._subsequences.add(number, features)
+        self._subsequences.add(number, features.units)
 
     def offer(self, identity: str, text: str) -> Near | None:
         """Add a text to the pool if it is new; otherwise return why it is not."""
@@ -174,10 +178,11 @@ class _Signatures:
         numpy = self._numpy
         signature, keys = self._of(features)
         best: tuple[float, str] | None = None
-        for number in self._by_band.find(keys)[0].tolist():
-            equal = int((numpy.frombuffer(self._stored[number], numpy.uint32) == signature).sum())
-            if equal >= self._needed:
-                best = _nearer(best, (equal / self._slots, ids[number]))
+        candidates = self._by_band.find(keys)[0].tolist()
+        stored = b"".join([self._stored[number] for number in candidates])
+        equal = (numpy.frombuffer(stored, numpy.uint32).reshape(-1, self._slots) == signature).sum(axis=1)
+        for place in numpy.flatnonzero(equal >= self._needed).tolist():
+            best = nearer(best, (int(equal[place]) / self._slots, ids[candidates[place]]))
         return best
 
     def _of(self, features: _Features) -> tuple[Any, Any]:
@@ -188,96 +193,8 @@ class _Signatures:
             sketch.update(features.shingles)
             signature = numpy.array(sketch.digest(), dtype=numpy.uint32)
             sums = numpy.add.reduceat(signature * self._factors, self._starts)
-            self._last = features, signature, numpy.unique((sums >> numpy.uint64(32)).astype(numpy.uint32))
+            self._last = features, signature, (sums >> numpy.uint64(32)).astype(numpy.uint32)
         return self._last[1:]
-
-
-class _Subsequences:
-    """Token sequences, indexed by the rarest of their tokens."""
-
-    def __init__(self, threshold: float) -> None:
-        try:
-            import numpy
-            from rapidfuzz.distance import LCSseq
-        except ImportError:
-            raise MissingExtra("synth", _PURPOSE) from None
-        self._numpy = numpy
-        self._common = LCSseq.similarity
-        exact = Fraction(str(threshold)).limit_denominator(1_000_000)
-        self._p, self._q = exact.numerator, exact.denominator
-        self._numbers: dict[str, int] = {}
-        self._rows = Blobs()
-        self._lengths = array("I")
-        self._by_element = Postings()
-
-    def add(self, number: int, features: _Features) -> None:
-        units = [self._numbers.setdefault(unit, len(self._numbers)) for unit in features.units]
-        self._rows.append(array("I", units).tobytes())
-        self._lengths.append(len(units))
-        keys = self._prefix(units)
-        if keys is not None:
-            self._by_element.add(number, keys)
-
-    def nearest(self, features: _Features, ids: list[str]) -> tuple[float, str] | None:
-        # A token that the pool lacks has a number that nothing in it has, and is the rarest of all.
-        new: dict[str, int] = {}
-        known = len(self._numbers)
-        ours = [
-            number if (number := self._numbers.get(unit)) is not None else new.setdefault(unit, known + len(new))
-            for unit in features.units
-        ]
-        best: tuple[float, str] | None = None
-        for row, needed in self._possible(ours):
-            theirs = array("I", self._rows[row]).tolist()
-            common = self._common(ours, theirs, score_cutoff=needed)
-            if common >= needed:
-                best = _nearer(best, (2 * common / (len(ours) + len(theirs)), ids[row]))
-        return best
-
-    def _prefix(self, units: list[int]) -> Any:
-        """Keys of the elements of a bag of tokens of which any other bag that is too similar shares one, or None.
-
-        Tokens are numbered as they appear, so the larger a number, the rarer the token, more or less; any order that
-        never changes is right. An element is a token and the number of its occurrence in the text.
-
-        F > p/q with lengths m and n  ⇔  2q·LCS > p(m + n)  ⇔  LCS ≥ ⌊p(m + n) / 2q⌋ + 1; and since LCS ≤ n, the
-        shortest possible row has n > pm / (2q − p). With it, the overlap is at least `least`, and the two bags share
-        one of the first m − least + 1 elements.
-        """
-        numpy, p, q = self._numpy, self._p, self._q
-        m = len(units)
-        shortest = p * m // (2 * q - p) + 1
-        least = p * (m + shortest) // (2 * q) + 1
-        if least > m:
-            return None
-        ordered = numpy.sort(numpy.array(units, dtype=numpy.uint64))
-        first = ordered.searchsorted(ordered)
-        occurrence = numpy.arange(m, dtype=numpy.uint64) - first.astype(numpy.uint64)
-        kept = slice(least - 1, m)
-        mixed = (ordered[kept] * _MIX[0] + occurrence[kept] * _MIX[1]) * _MIX[2]
-        return numpy.unique((mixed >> numpy.uint64(32)).astype(numpy.uint32))
-
-    def _possible(self, ours: list[int]) -> list[tuple[int, int]]:
-        """Rows that may be too similar, each with the minimum LCS that would make it so."""
-        keys = self._prefix(ours)
-        if keys is None or not self._lengths:
-            return []
-        numpy, p, q = self._numpy, self._p, self._q
-        rows, _ = self._by_element.find(keys)
-        m = len(ours)
-        # A copy of the lengths: a view would keep the array from growing.
-        n = numpy.array([self._lengths[row] for row in rows.tolist()], dtype=numpy.int64)
-        needed = p * (m + n) // (2 * q) + 1
-        fit = needed <= numpy.minimum(m, n)
-        return list(zip(rows[fit].tolist(), needed[fit].tolist(), strict=True))
-
-
-_MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93)
-"""Odd factors that spread numbers over 64 bits."""
-
-
-def _nearer(best: tuple[float, str] | None, other: tuple[float, str]) -> tuple[float, str]:
-    return other if best is None or (-other[0], other[1]) < (-best[0], best[1]) else best
 
 
 def _ceil(value: Fraction) -> int:

@@ -88,7 +88,8 @@ def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
         reason, detail, _ = near[number]
         counts[reason] += 1
         dropped.append(Rejection(row.id, STAGE, reason, detail, 1, _compared(config, row)))
-    return Result(kept, dropped, len(rows), {"kept": len(kept), "dropped": dict(counts.most_common())})
+    facts = {"kept": len(kept), "dropped": dict(counts.most_common())}
+    return Result(kept, dropped, len(rows), facts | ({"searches_cut": pool.cut} if pool.cut else {}))
 
 
 def _compared(config: Config, row: Sample) -> str:

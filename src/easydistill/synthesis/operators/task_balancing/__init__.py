@@ -11,7 +11,7 @@ depend on seed and row id alone, not on the order of the rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Any
@@ -153,9 +153,8 @@ def targets_of(config: Config, available: dict[str, int]) -> dict[str, int]:
 
 def _drawn(rows: Sequence[Sample], numbers: Sequence[int], target: int, config: Config) -> list[int]:
     """Numbers of the rows to take: at most `target`, each at most `max_copies` times."""
-    keyed = [
-        (draw_key(config.seed, row.id), bytes.fromhex(row.prompt_hash), number) for number, row in _of(rows, numbers)
-    ]
+    drawn = ((number, rows[number]) for number in numbers)
+    keyed = [(draw_key(config.seed, row.id), bytes.fromhex(row.prompt_hash), number) for number, row in drawn]
     earlier: Counter[bytes] = Counter()
     turns: list[tuple[int, int]] = []
     for _, prompt, number in sorted(keyed):
