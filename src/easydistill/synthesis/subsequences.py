@@ -10,12 +10,13 @@ Only texts that share a feature with the new one are compared. Two kinds of feat
             texts share at least c − that = 3c − m − n − 1 pairs of neighbouring tokens.
 
 If the features of all texts are put in one order, two bags with at least o features in common share one of the first
-m − o + 1 of either (prefix filtering, Chaudhuri et al. 2006): only prefixes are indexed and looked up. The order is from
-rare to frequent, so that few texts share one. A natural vocabulary has rare tokens, and prefixes of tokens are short.
-Where it has not (problems of one kind, templates), each token stands in a share of all texts, and comparing them would
-take time that grows with the square of the pool. From the size on where that begins to be felt, texts are found by their
-rarest pairs, and of these so many as stand in `BUDGET` texts: two texts that are too similar share most of their pairs,
-so it is rare that one is missed, but it is no longer certain. `cut` counts such searches.
+m − o + 1 of either (prefix filtering, Chaudhuri et al. 2006): only prefixes are indexed and looked up, from rare to
+frequent, so that few texts share one.
+
+Where no token is rare (problems of one kind, templates), each stands in a share of all texts, and comparing them takes
+time that grows with the square of the pool. From the size on where that begins to be felt, texts are found by their
+pairs, the rarest first, until `BUDGET` texts are read. Two texts that are too similar share many of their pairs, so it
+is rare that one is missed, but it is no longer certain: `cut` counts such searches.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from easydistill.data.spool import Blobs
 from easydistill.errors import MissingExtra
 from easydistill.synthesis.postings import Postings
 
-BUDGET = 2000
-"""Mean number of index entries read in a search from which on pairs are indexed, and the most that are read then."""
+CROWDED = 20_000
+"""Mean number of index entries read in a search from which on pairs are indexed."""
+BUDGET = 5_000
+"""Maximum number of index entries read in a search from then on."""
 _RAREST = 48
 """Maximum number of pairs by which a text is indexed."""
 _WORDS = 8
@@ -136,7 +139,7 @@ class Subsequences:
         self._read += entries
         self._checks += 1
         if self._checks == _PATIENCE:
-            if self._by_pair is None and self._read > BUDGET * _PATIENCE and self._p > 2 * self._q // 3:
+            if self._by_pair is None and self._read > CROWDED * _PATIENCE and self._p > 2 * self._q // 3:
                 self._turn_to_pairs()
             self._read = self._checks = 0
         return found
