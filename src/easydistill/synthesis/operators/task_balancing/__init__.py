@@ -11,7 +11,7 @@ depend on seed and row id alone, not on the order of the rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated
@@ -104,26 +104,13 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
     """
     if rows and not any(isinstance(row.meta.get(TASK), str) for row in rows):
         raise UnfitRows(f"none of the {len(rows)} rows has a {TASK}; task_labelling writes it")
-    by_task: dict[str, list[Sample]] = {task: [] for task, part in config.targets.items() if part}
-    rejected: dict[str, Rejection] = {}
-    for row in rows:
-        task = row.meta.get(TASK)
-        if isinstance(task, str) and task in by_task:
-            by_task[task].append(row)
-        elif isinstance(task, str):
-            rejected[row.id] = _rejection(row, "task_not_wanted", f"there is no target for {task}")
-        else:
-            rejected[row.id] = _rejection(row, "no_task", f"{TASK} is {task!r}, not a label; task_labelling writes it")
+    by_task = _by_task(config, rows)
     targets = targets_of(config, {task: len(found) for task, found in by_task.items()})
     times: Counter[str] = Counter()
     for task, found in by_task.items():
         times.update(_drawn(found, targets[task], config))
-        for row in found:
-            if not times[row.id]:
-                detail = f"{targets[task]} of {len(found)} rows are taken for {task}"
-                rejected[row.id] = _rejection(row, "over_target", detail)
     accepted = _repeated(rows, times)
-    dropped = [rejected[row.id] for row in rows if row.id in rejected]
+    dropped = [_why_dropped(row, by_task, targets) for row in rows if not times[row.id]]
     facts = {
         "tasks": {task: _fact(found, targets[task], times) for task, found in by_task.items()},
         "repeated": len(accepted) - len(times),
@@ -143,6 +130,27 @@ def targets_of(config: Config, available: dict[str, int]) -> dict[str, int]:
     parts = {task: Fraction(str(config.targets[task])) for task, count in available.items() if count}
     whole = sum(parts.values())
     return {task: int(total * parts[task] / whole) if task in parts else 0 for task in available}
+
+
+def _by_task(config: Config, rows: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """The rows of each task that has a share."""
+    by_task: dict[str, list[Sample]] = {task: [] for task, part in config.targets.items() if part}
+    for row in rows:
+        task = row.meta.get(TASK)
+        if isinstance(task, str) and task in by_task:
+            by_task[task].append(row)
+    return by_task
+
+
+def _why_dropped(row: Sample, by_task: Mapping[str, Sequence[Sample]], targets: Mapping[str, int]) -> Rejection:
+    task = row.meta.get(TASK)
+    if not isinstance(task, str):
+        reason, detail = "no_task", f"{TASK} is {task!r}, not a label; task_labelling writes it"
+    elif task not in by_task:
+        reason, detail = "task_not_wanted", f"there is no target for {task}"
+    else:
+        reason, detail = "over_target", f"{targets[task]} of {len(by_task[task])} rows are taken for {task}"
+    return Rejection(row.id, STAGE, reason, detail, 1, list(row.messages))
 
 
 def _drawn(rows: Sequence[Sample], target: int, config: Config) -> list[str]:
@@ -185,7 +193,3 @@ def _fact(rows: Sequence[Sample], target: int, times: Counter[str]) -> dict[str,
         "repeated": taken - distinct,
         "missing": target - taken,
     }
-
-
-def _rejection(row: Sample, reason: str, detail: str) -> Rejection:
-    return Rejection(row.id, STAGE, reason, detail, 1, list(row.messages))
