@@ -71,10 +71,11 @@ class PreferenceConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> PreferenceConfig:
         losses = self.losses
-        if self.loss_weights is not None and len(self.loss_weights) != len(losses):
-            given, wanted = len(self.loss_weights), len(losses)
-            raise Unfit(f"there are {given} loss_weights and {wanted} losses", "give each loss one weight")
-        if self.loss_weights is not None and not any(self.loss_weights):
+        weights = [1.0] * len(losses) if self.loss_weights is None else self.loss_weights
+        if len(weights) != len(losses):
+            problem = f"there are {len(weights)} loss_weights and {len(losses)} losses"
+            raise Unfit(problem, "give each loss one weight")
+        if not any(weights):
             raise Unfit("every loss has weight 0: nothing would be learned", "give at least one loss a weight above 0")
         if "exo_pair" in losses and self.label_smoothing == 0:
             raise Unfit("exo_pair divides by label_smoothing", "set label_smoothing, for instance to 0.001")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +87,7 @@ class PolicyWatch(Watch):
         self.trainer: Watched | None = None
         self.rewards: list[dict[str, float]] = []
         """Means of each reward and other figures of a round, since the last entry."""
-        self.figures: dict[str, list[float]] = {}
+        self.figures: list[dict[str, float]] = []
         """Other figures since the last entry."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -117,11 +117,9 @@ class PolicyWatch(Watch):
         found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if logs.get(theirs) is not None}
         if logs.get(_CUT_OFF) is not None:
             found["ended"] = 1 - logs[_CUT_OFF]
-        for source in (self.rewards, [{name: value} for name, all_ in self.figures.items() for value in all_]):
-            for name in sorted({name for entry in source for name in entry}):
-                values = [entry[name] for entry in source if name in entry]
-                found.setdefault(name, sum(values) / len(values))
-        self.rewards, self.figures = [], {}
+        for name, mean in (*_means(self.rewards), *_means(self.figures)):
+            found.setdefault(name, mean)
+        self.rewards, self.figures = [], []
         # Means are not finite for a round without any reward.
         found = {name: value for name, value in without_zero_abstentions(found).items() if math.isfinite(value)}
         self._reporter.metric("policy", step=state.global_step, **found)
@@ -165,3 +163,10 @@ class PolicyWatch(Watch):
     def _warn(self, sentences: Sequence[str]) -> None:
         for sentence in sentences:
             self._reporter.say(f"  warning: {sentence}")
+
+
+def _means(entries: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float]]:
+    """The mean of each figure over the entries that have it, by name."""
+    for name in sorted({name for entry in entries for name in entry}):
+        values = [entry[name] for entry in entries if name in entry]
+        yield name, sum(values) / len(values)

@@ -130,16 +130,7 @@ def best_of_n(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> BestOfN 
 
     An answer in several pairs counts once, with its mean quality; ties for the highest score count with their mean.
     """
-    answers: dict[str, dict[tuple[int, ...], tuple[float, list[float]]]] = defaultdict(dict)
-    for row, score in zip(rows, scores, strict=True):
-        if row.truth is None:
-            continue
-        sides = ((row.chosen, score.chosen, row.truth[0]), (row.rejected, score.rejected, row.truth[1]))
-        for chat, value, truth in sides:
-            answers[row.prompt].setdefault(tuple(chat), (value, []))[1].append(truth)
-    prompts = [
-        [(value, fmean(truths)) for value, truths in found.values()] for found in answers.values() if len(found) > 1
-    ]
+    prompts = [answers for answers in _answers_by_prompt(rows, scores) if len(answers) > 1]
     if not prompts:
         return None
     gains, most = [], []
@@ -148,6 +139,18 @@ def best_of_n(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> BestOfN 
         gains.append(fmean(truth for value, truth in found if value == highest) - usual)
         most.append(max(truth for _, truth in found) - usual)
     return BestOfN(len(prompts), fmean(map(len, prompts)), fmean(gains), fmean(most))
+
+
+def _answers_by_prompt(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> list[list[tuple[float, float]]]:
+    """(score, mean known quality) of each answer of known quality, by prompt."""
+    answers: dict[str, dict[tuple[int, ...], tuple[float, list[float]]]] = defaultdict(dict)
+    for row, score in zip(rows, scores, strict=True):
+        if row.truth is None:
+            continue
+        sides = ((row.chosen, score.chosen, row.truth[0]), (row.rejected, score.rejected, row.truth[1]))
+        for chat, value, truth in sides:
+            answers[row.prompt].setdefault(tuple(chat), (value, []))[1].append(truth)
+    return [[(value, fmean(truths)) for value, truths in found.values()] for found in answers.values()]
 
 
 def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:

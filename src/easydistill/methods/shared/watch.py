@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
 from easydistill.config.training import TrainerConfig
 from easydistill.engine.interrupt import StopSignal
@@ -29,6 +29,13 @@ class TrainingOutcome:
     parameters: int
     trainable_parameters: int
     resumed_from_step: int
+
+
+def run_trainer(trainer: Any, resume: Path | None) -> None:
+    """Train with a `Watch` among the callbacks, from a checkpoint if there is one, to the end or a requested stop."""
+    trainer.remove_callback(PrinterCallback)
+    with contextlib.suppress(AllStepsDone):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
 def training_outcome(state: TrainerState, model: Any, trained_tokens: int, resume: Path | None) -> TrainingOutcome:
