@@ -385,17 +385,3 @@ def merge_columns(logprobs_NT: Tensor, teacher_to_student: Ids, student_vocabula
     sum_NC = torch.zeros_like(highest_NC).index_add(1, group_M, (part_NM - highest_NC[:, group_M]).exp())
     merged_NS.index_copy_(1, ids_C, highest_NC + sum_NC.log())
     return merged_NS, logprobs_NT.index_select(1, nowhere_M).logsumexp(1)
-
-
-def sorted_probabilities(logprobs_NV: Tensor, k: int) -> Tensor:
-    """The k largest probabilities of each row, descending, [N, K]; zeros if the vocabulary has fewer than k.
-
-    For Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030): the L1 distance of the two models' sorted
-    probabilities needs no ids; the smaller vocabulary is padded with zeros. Float64 for float64 inputs, else float32.
-    """
-    import torch
-
-    logprobs_NV = logprobs_NV if logprobs_NV.dtype == torch.float64 else logprobs_NV.float()
-    width = logprobs_NV.shape[1]
-    top_NK = logprobs_NV.topk(min(k, width), dim=1).values.exp()
-    return torch.nn.functional.pad(top_NK, (0, k - top_NK.shape[1]))
