@@ -114,13 +114,7 @@ def _with_command(arguments: list[str]) -> list[str]:
     if first in COMMANDS or first in {"-h", "--help", "--version"}:
         return arguments
     is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet"}
-    is_file = not first.startswith("-") and Path(first).suffix in {
-        ".json",
-        ".jsonc",
-        ".yaml",
-        ".yml",
-        ".toml",
-    }
+    is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
     return ["run", *arguments] if is_option or is_file else arguments
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
 )
 from easydistill.methods.shared.trl_parts import WritingTrainer
-from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
+from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
 from easydistill.models.logprobs import target_logprobs
@@ -121,10 +120,8 @@ class RolloutWatch(Watch):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         super().on_log(args, state, control, logs, **kwargs)
         if logs and "loss" in logs and self.described:
-            names = sorted({name for entry in self.described for name in entry})
-            means = {name: fmean(entry[name] for entry in self.described if name in entry) for name in names}
-            # TRL's mean over all sequences of the step, including the teacher's answers.
-            means["entropy"] = logs["entropy"]
+            # TRL's entropy is the mean over all sequences of the step, including the teacher's answers.
+            means = mean_figures(self.described) | {"entropy": logs["entropy"]}
             self._reporter.metric("rollouts", step=state.global_step, **means)
             self.described = []
 

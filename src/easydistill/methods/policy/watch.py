@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from easydistill.methods.policy.config import PolicyConfig
 from easydistill.methods.policy.measure import without_zero_abstentions
 from easydistill.methods.policy.rows import PolicyRow
 from easydistill.methods.shared.checkpoints import step_of
-from easydistill.methods.shared.watch import Watch
+from easydistill.methods.shared.watch import Watch, mean_figures
 from easydistill.rewards import WeightedRewards
 
 _KEPT = {
@@ -117,8 +117,7 @@ class PolicyWatch(Watch):
         found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if logs.get(theirs) is not None}
         if logs.get(_CUT_OFF) is not None:
             found["ended"] = 1 - logs[_CUT_OFF]
-        for name, mean in (*_means(self.rewards), *_means(self.figures)):
-            found.setdefault(name, mean)
+        found = mean_figures(self.figures) | mean_figures(self.rewards) | found
         self.rewards, self.figures = [], []
         # Means are not finite for a round without any reward.
         found = {name: value for name, value in without_zero_abstentions(found).items() if math.isfinite(value)}
@@ -163,10 +162,3 @@ class PolicyWatch(Watch):
     def _warn(self, sentences: Sequence[str]) -> None:
         for sentence in sentences:
             self._reporter.say(f"  warning: {sentence}")
-
-
-def _means(entries: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float]]:
-    """The mean of each figure over the entries that have it, by name."""
-    for name in sorted({name for entry in entries for name in entry}):
-        values = [entry[name] for entry in entries if name in entry]
-        yield name, sum(values) / len(values)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from easydistill.data.batches import batches_by_length
+from easydistill.data.batches import batches_by_length, padded
 from easydistill.engine.interrupt import StopSignal
 from easydistill.methods.reward_model.rows import RewardRow
 
@@ -47,9 +47,8 @@ def score_rows(model: Any, rows: Sequence[RewardRow], pad: int, stop: StopSignal
     device = next(model.parameters()).device
     for batch in batches_by_length([len(chat) for chat in chats], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
         stop.raise_if_requested()
-        width = max(len(chats[at]) for at in batch)
-        ids_BT = torch.tensor([chats[at] + [pad] * (width - len(chats[at])) for at in batch], device=device)
-        seen_BT = torch.tensor([[1] * len(chats[at]) + [0] * (width - len(chats[at])) for at in batch], device=device)
+        ids_BT = torch.tensor(padded([chats[at] for at in batch], pad), device=device)
+        seen_BT = torch.tensor(padded([[1] * len(chats[at]) for at in batch], 0), device=device)
         score_B1 = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits
         for at, score in zip(batch, score_B1[:, 0].float().tolist(), strict=True):
             found[at] = score

@@ -7,7 +7,7 @@ uninterrupted one.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.config.training import TrainerConfig
+from easydistill.data.batches import padded
 
 IGNORE = -100
 MEGABATCHES = 8
@@ -82,19 +83,14 @@ def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor
     is not learned. The rows of a pack are concatenated, with positions that restart at every row, from which
     transformers derives attention that stays within the rows.
     """
-    width = max(sum(len(row.ids) for row in item) for item in items)
     batch = {
-        "input_ids": [_padded((row.ids for row in item), width, pad) for item in items],
-        "labels": [_padded((row.labels() for row in item), width, IGNORE) for item in items],
+        "input_ids": padded([[*chain(*(row.ids for row in item))] for item in items], pad),
+        "labels": padded([[*chain(*(row.labels() for row in item))] for item in items], IGNORE),
     }
     if any(len(item) > 1 for item in items):
+        width = len(batch["input_ids"][0])
         batch["position_ids"] = [_positions(item, width) for item in items]
     return {name: torch.tensor(value) for name, value in batch.items()}
-
-
-def _padded(parts: Iterable[list[int]], width: int, fill: int) -> list[int]:
-    values = [*chain.from_iterable(parts)]
-    return values + [fill] * (width - len(values))
 
 
 def _positions(item: Sequence[TokenRow], width: int) -> list[int]:
