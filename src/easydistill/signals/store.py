@@ -125,7 +125,7 @@ def write_shard(path: Path, samples: Sequence[ScoredSample], codec: Codec) -> in
     encoded = [codec.encode(sample.signal) for sample in samples]
     hashes = b"".join(token_hash(sample.token_ids, sample.learned) for sample in samples)
     tensors: dict[str, NDArray[Any]] = {
-        "hash": np.frombuffer(hashes, np.uint8).reshape(len(samples), HASH_BYTES),
+        "hash": np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES),
         "token_offsets": _offsets(sample.token_ids for sample in samples),
         "learned_counts": np.array([int(np.sum(sample.learned)) for sample in samples], np.int64),
         "row_offsets": _offsets(sample.signal for sample in samples),
@@ -155,7 +155,6 @@ def _packed(sample: ScoredSample, encoded: EncodedSignal, width: int) -> dict[st
 
 
 def _offsets(parts: Iterable[Sized]) -> Ints:
-    """Where each part begins, and where the last one ends."""
     return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from easydistill.config.base import Beta, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share, Unfit
 from easydistill.config.training import TrainerConfig
@@ -29,14 +29,6 @@ PairLoss = Literal[
 _SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
 
 
-def _below_half(value: float) -> float:
-    if value >= 0.5:
-        raise ValueError(
-            "label smoothing is the probability that a pair is the wrong way round, so it must be below 0.5"
-        )
-    return value
-
-
 class PreferenceConfig(Section):
     """Direct preference optimisation (DPO, arXiv 2305.18290) on TRL, and TRL's other pair losses.
 
@@ -51,7 +43,7 @@ class PreferenceConfig(Section):
     """The loss, or several that are added up; `sigmoid` is DPO."""
     loss_weights: list[NonNegativeFloat] | None = None
     """A weight for each loss; by default 1."""
-    label_smoothing: Annotated[Share, AfterValidator(_below_half)] = 0.0
+    label_smoothing: Annotated[Share, Field(lt=0.5)] = 0.0
     """robust, aot, exo_pair: the probability that a pair is the wrong way round."""
     f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence"] = "reverse_kl"
     """The divergence from the reference that the loss is derived from (f-DPO, arXiv 2309.16240)."""
