@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def batches_by_length(lengths: Sequence[int], max_rows: int | None, max_tokens: int, answer: int) -> list[list[int]]:
@@ -25,3 +28,9 @@ def batches_by_length(lengths: Sequence[int], max_rows: int | None, max_tokens: 
         else:
             batches.append([index])
     return batches
+
+
+def padded(rows: Sequence[Sequence[T]], fill: T) -> list[list[T]]:
+    """The rows with `fill` after them, as long as the longest; causal attention does not look there."""
+    width = max(map(len, rows))
+    return [[*row, *[fill] * (width - len(row))] for row in rows]

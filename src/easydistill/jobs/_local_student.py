@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.inference import TransformersOptions
+from easydistill.asking.model import AskedModel
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.data.files import hash_file
@@ -16,17 +16,19 @@ from easydistill.methods.shared.student import student_of_stage
 from easydistill.models.checks import student_issues
 from easydistill.models.size import student_parameters
 from easydistill.models.student import check_student, student_identity
+from easydistill.synthesis.config import StudentInferenceConfig
 
 
 def local_student(
-    models: ModelsConfig, inference: TransformersOptions, template: str | None, trained: str | None
-) -> TeacherPlan:
-    """The plan by which a stage gets the student's answers, through transformers.
+    models: ModelsConfig, settings: StudentInferenceConfig, template: str | None = None, trained: str | None = None
+) -> AskedModel:
+    """The student as a stage asks it, through transformers.
 
     Args:
         template: `dataset.template`, which replaces the student's own chat template.
         trained: the train stage that the student comes from; None for its initial state.
     """
+    inference = settings.local()
 
     def template_identity() -> dict[str, Any]:
         return {"template": hash_file(Path(template))} if template is not None else {}
@@ -61,4 +63,4 @@ def local_student(
         parameters = student_parameters(models)
         return None if parameters is None else parameters * (4 if inference.dtype == "float32" else 2)
 
-    return TeacherPlan(make, identity, preflight, memory_bytes)
+    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes), inference)

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from easydistill.config.base import PositiveFloat
-from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio, mixture
+from easydistill.contracts.loss import Outcomes, WholeMassConfig, expected_ratio, mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Config(DistillationConfig):
+class Config(WholeMassConfig):
     """Jensen–Shannon divergence."""
 
     identity_name = "loss.jsd"
 
     distillation_type: Literal["jsd"]
     """Jensen–Shannon divergence: bounded, between forward and reverse KL."""
-    tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     beta: Annotated[PositiveFloat, Field(lt=1)] = 0.5
     """Weight of the teacher in the mixture."""
 

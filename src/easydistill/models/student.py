@@ -92,11 +92,7 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
         raise ConfigError(ConfigIssue("config", "models.student.keep_layers", problem, f"use 2 to {total}"))
     kept = kept_layers(total, keep)
     body.layers = torch.nn.ModuleList(layers[index] for index in kept)
-    for index, layer in enumerate(body.layers):
-        # Layers store their own number, which is their index in the key-value cache.
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+    _number(body.layers)
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     config.num_hidden_layers = keep
     for name in ("layer_types", "no_rope_layers"):
@@ -104,6 +100,14 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
         if isinstance(per_layer, list) and len(per_layer) == total:
             setattr(config, name, [per_layer[index] for index in kept])
     return total
+
+
+def _number(layers: Any) -> None:
+    """Let each layer know its number, which is its index in the key-value cache."""
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
 
 
 def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:

@@ -16,13 +16,12 @@ from easydistill.report.collect import Answers, Facts, Summary
 from easydistill.report.exploration import Courses, read_exploration
 from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
-from easydistill.report.flow import Station
 from easydistill.report.metrics import metrics_table, verdict
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
 from easydistill.report.values import as_dict
-from easydistill.report.words import lede, loss_unit
+from easydistill.report.words import Station, lede, loss_unit
 
 ANSWERS_AT_FIRST = 24
 ANSWERS_IN_MARKDOWN = 8

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from easydistill.data.batches import batches_by_length
+from easydistill.data.batches import batches_by_length, padded
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
@@ -106,11 +106,8 @@ class ModelScorer:
         return scored
 
     def _signal(self, rows: Sequence[RowToScore]) -> TeacherSignal:
-        width = max(len(row.ids) for row in rows)
-        # Padding is on the right, where causal attention does not look.
-        ids_BT = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows], device=self._device)
-        learned_BT = torch.tensor([[*row.learned, *[False] * (width - len(row.ids))] for row in rows])
-        keep_BT = learned_BT[:, 1:].to(self._device)
+        ids_BT = torch.tensor(padded([row.ids for row in rows], 0), device=self._device)
+        keep_BT = torch.tensor(padded([row.learned for row in rows], False), device=self._device)[:, 1:]
         uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, sum(row.learned))]
         with torch.inference_mode():
             hidden_ND = [

@@ -10,7 +10,7 @@ from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfi
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.records import Rejection, Sample
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
@@ -18,7 +18,7 @@ from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows, PromptRows, fitting_prompt, render_all
-from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.methods.shared.student import MODEL, checkpoints_of, save_student, show_student, training_result
 from easydistill.models.checks import model_issues
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
@@ -99,18 +99,16 @@ class OnPolicyStage(TrainStage):
             context.stop.raise_if_requested()
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(len(samples) + len(unreadable), len(rows), count_reasons(rejected)),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.prompt) for row in rows)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(heldout),
-                "truncated_rows": sum(row.truncated for row in labels.values()),
-                "student": student.description,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(samples) + len(unreadable), len(rows)),
+            rejected,
+            read=sum(len(row.prompt) for row in rows),
+            train_rows=len(rows),
+            heldout_rows=len(heldout),
+            truncated_rows=sum(row.truncated for row in labels.values()),
+            student=student.description,
         )
 
     def _prepare(
@@ -155,7 +153,7 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.sft.trainer import train as fine_tune
         from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 
-        checkpoints = context.directory / "checkpoints" / context.fingerprint[:12]
+        checkpoints = checkpoints_of(context)
         following = checkpoints / "on_policy"
         # Checkpoints of the second part hold all weights. With LoRA they hold only the adapters, so the cold start is
         # replayed from its own last checkpoint.

@@ -52,7 +52,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
-from easydistill.methods.shared.watch import TrainingOutcome, count_parameters
+from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
 from easydistill.models.loading import device
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
@@ -254,8 +254,7 @@ class SampledTraining:
 
     def _log(self, seconds: float) -> None:
         """Log means since the last entry: the training figures, and those of the rollouts."""
-        names = {name for entry in self._window for name in entry}
-        means = {name: fmean(entry[name] for entry in self._window if name in entry) for name in sorted(names)}
+        means = mean_figures(self._window)
         training = {name: means.pop(name) for name in ("loss", "grad_norm")}
         self._final_loss = training["loss"]
         means.pop("learning_rate")

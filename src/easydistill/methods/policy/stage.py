@@ -22,7 +22,7 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.policy.config import PolicyConfig, PpoConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import PromptRows, fitting_prompt
-from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.methods.shared.student import MODEL, checkpoints_of, save_student, show_student, training_result
 from easydistill.models.checks import reference_issues
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
@@ -133,25 +133,20 @@ class PolicyStage(TrainStage):
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
         steps = sorted(explorer.measured)
-        measured = {"before": explorer.measured[steps[0]], "after": explorer.measured[steps[-1]]} if steps else {}
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(
-                len(samples) + len(heldout) + len(unreadable),
-                len(rows) + len(held_rows),
-                count_reasons(rejected),
-            ),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(held_rows),
-                "student": student.description,
-                **measured,
-                "course": [{"step": step, **explorer.measured[step]} for step in steps],
-                "alarms": explorer.alarms.raised,
-            },
+        measured: dict[str, Any] = (
+            {"before": explorer.measured[steps[0]], "after": explorer.measured[steps[-1]]} if steps else {}
+        )
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(samples) + len(heldout) + len(unreadable), len(rows) + len(held_rows)),
+            rejected,
+            train_rows=len(rows),
+            heldout_rows=len(held_rows),
+            student=student.description,
+            **measured,
+            course=[{"step": step, **explorer.measured[step]} for step in steps],
+            alarms=explorer.alarms.raised,
         )
 
     def _prepare(
@@ -233,7 +228,7 @@ class PolicyStage(TrainStage):
             explorer,
             self._training,
             self._policy,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
         )

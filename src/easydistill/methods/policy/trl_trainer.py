@@ -9,7 +9,6 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback
 
 from easydistill.config.training import TrainerConfig
 from easydistill.data.journal import Journal
@@ -34,7 +32,7 @@ from easydistill.methods.shared.compat import argument_values, importing_trl
 from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.trl_parts import WritingTrainer
-from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, training_outcome
+from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 from easydistill.rewards import RewardScores
@@ -91,8 +89,7 @@ def train(
         trainer = made(student, explorer, config, policy, checkpoints, watch, **extra)
         watch.trainer = trainer
         try:
-            with contextlib.suppress(AllStepsDone):
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            run_trainer(trainer, resume)
         except (Interrupted, TeacherError):
             # The judge failed, or waiting for it was interrupted: keep all rounds before.
             trainer.keep()
@@ -188,7 +185,6 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             processing_class=with_padding(student.tokenizer),
             callbacks=[watch],
         )
-        self.remove_callback(PrinterCallback)
         if self._needs_reference:
             self.beta = getattr(policy, "beta", 0.0)
             if reference is not None:

@@ -20,7 +20,7 @@ from easydistill.methods.policy.config import PolicyConfig
 from easydistill.methods.policy.measure import without_zero_abstentions
 from easydistill.methods.policy.rows import PolicyRow
 from easydistill.methods.shared.checkpoints import step_of
-from easydistill.methods.shared.watch import Watch
+from easydistill.methods.shared.watch import Watch, mean_figures
 from easydistill.rewards import WeightedRewards
 
 _KEPT = {
@@ -87,7 +87,7 @@ class PolicyWatch(Watch):
         self.trainer: Watched | None = None
         self.rewards: list[dict[str, float]] = []
         """Means of each reward and other figures of a round, since the last entry."""
-        self.figures: dict[str, list[float]] = {}
+        self.figures: list[dict[str, float]] = []
         """Other figures since the last entry."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -117,11 +117,8 @@ class PolicyWatch(Watch):
         found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if logs.get(theirs) is not None}
         if logs.get(_CUT_OFF) is not None:
             found["ended"] = 1 - logs[_CUT_OFF]
-        for source in (self.rewards, [{name: value} for name, all_ in self.figures.items() for value in all_]):
-            for name in sorted({name for entry in source for name in entry}):
-                values = [entry[name] for entry in source if name in entry]
-                found.setdefault(name, sum(values) / len(values))
-        self.rewards, self.figures = [], {}
+        found = mean_figures(self.figures) | mean_figures(self.rewards) | found
+        self.rewards, self.figures = [], []
         # Means are not finite for a round without any reward.
         found = {name: value for name, value in without_zero_abstentions(found).items() if math.isfinite(value)}
         self._reporter.metric("policy", step=state.global_step, **found)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.models import ModelsConfig
 from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import Preference
-from easydistill.data.records import Rejection, count_reasons
+from easydistill.data.records import Rejection
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow, tokenise
 from easydistill.methods.shared.pairs import PairRows, PairStage
-from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.methods.shared.student import MODEL, checkpoints_of, save_student, show_student, training_result
 from easydistill.models.student import Student
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class RewardStage(PairStage):
             rows,
             self._training,
             self._reward,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
         )
@@ -97,24 +97,17 @@ class RewardStage(PairStage):
                 "notes": {name: NOTES[name] for name in missing},
             }
         show_student(context)
-        rejected = [*unreadable, *train_rejected, *held_rejected]
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(
-                len(train_pairs) + len(heldout) + len(unreadable),
-                len(rows) + len(held_rows),
-                count_reasons(rejected),
-            ),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(2 * row.prompt_tokens for row in rows)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(held_rows),
-                "truncated_rows": 0,
-                "student": student.description,
-                **metrics,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(train_pairs) + len(heldout) + len(unreadable), len(rows) + len(held_rows)),
+            [*unreadable, *train_rejected, *held_rejected],
+            read=sum(2 * row.prompt_tokens for row in rows),
+            train_rows=len(rows),
+            heldout_rows=len(held_rows),
+            truncated_rows=0,
+            student=student.description,
+            **metrics,
         )
 
     def _renderer(self, student: Student) -> ChatRenderer:

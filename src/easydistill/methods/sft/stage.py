@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import count_reasons
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
@@ -18,12 +17,13 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, render_all
 from easydistill.methods.shared.student import (
     MODEL,
-    outcome_metrics,
+    checkpoints_of,
     save_student,
     show_student,
     student_of_stage,
     training_estimate,
     training_fingerprint,
+    training_result,
 )
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student
@@ -99,7 +99,7 @@ class TrainStage:
             student,
             rows,
             self._training,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
             self._distillation(rows, self._training.loss_chunk_bytes, context),
@@ -108,18 +108,16 @@ class TrainStage:
         context.stop.raise_if_requested()
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered), count_reasons(rejected)),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.ids) for _, row in rendered)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rendered),
-                "heldout_rows": len(heldout),
-                "truncated_rows": sum(row.truncated for _, row in rendered),
-                "student": student.description,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered)),
+            rejected,
+            read=sum(len(row.ids) for _, row in rendered),
+            train_rows=len(rendered),
+            heldout_rows=len(heldout),
+            truncated_rows=sum(row.truncated for _, row in rendered),
+            student=student.description,
         )
 
     def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:

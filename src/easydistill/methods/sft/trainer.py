@@ -9,12 +9,9 @@ optimiser are in float32; the computation is in bfloat16 on devices that are fas
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import PrinterCallback
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -32,7 +29,7 @@ from easydistill.methods.shared.compat import (
     training_arguments,
     unfuse_loss,
 )
-from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
+from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device
 from easydistill.models.student import Student
 
@@ -85,9 +82,7 @@ def train(
             callbacks=[callback],
             sampler=sampler,
         )
-        trainer.remove_callback(PrinterCallback)
-        with contextlib.suppress(AllStepsDone):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        run_trainer(trainer, resume)
     trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
     # Merging does not call forward, but later users of the model expect logits.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file, show_directory
-from easydistill.engine.stage import Estimate, StageContext
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Rejection, count_reasons
+from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.models.size import student_parameters
 from easydistill.models.student import Student, student_identity
 
@@ -67,15 +69,41 @@ def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate
     )
 
 
+def checkpoints_of(context: StageContext) -> Path:
+    """The directory of the checkpoints of a training as it is configured now."""
+    return context.directory / "checkpoints" / context.fingerprint[:12]
+
+
 def show_student(context: StageContext) -> None:
     """Show the saved student as `student/` in the run directory, and remove the checkpoints."""
     show_directory(context.directory / MODEL, context.run_directory / "student")
     shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
 
 
-def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
-    """The outcome's figures that do not depend on interruptions."""
-    return {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
+def training_result(
+    outcome: TrainingOutcome,
+    files: list[str],
+    rows: RowCounts,
+    rejected: list[Rejection],
+    read: int | None = None,
+    **metrics: Any,
+) -> StageResult:
+    """The result of a training stage.
+
+    Args:
+        files: outputs, from `save_student`.
+        rows: numbers of rows; the reasons for rejection are counted here.
+        read: tokens that were read without being learned, if they are counted.
+        metrics: further figures; those of the outcome that depend on interruptions are left out.
+    """
+    figures = {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
+    return StageResult(
+        outputs=files,
+        rows=replace(rows, rejected=count_reasons(rejected)),
+        rejected=rejected,
+        tokens={"trained": outcome.trained_tokens} | ({} if read is None else {"read": read}),
+        metrics=figures | metrics,
+    )
 
 
 def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:
