@@ -185,7 +185,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             reward_funcs=[_named("total")],
             args=arguments(config, policy, checkpoints),
             train_dataset=Dataset.from_dict({"prompt": list(range(len(explorer.rows)))}),
-            processing_class=with_padding(student.tokenizer),
+            processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
         )
         self.remove_callback(PrinterCallback)
