@@ -19,12 +19,12 @@ _MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups
 _SSM: dict[str, Any] = {"num_heads": 8, "n_groups": 1, "state_size": 8}
 _EXPERTS: dict[str, Any] = {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SHAPES: dict[str, dict[str, Any]] = {
-    "bloom": {"n_layer": 2, "n_head": 4},
+    "bloom": {"n_layer": 2, "n_head": 4, "max_position_embeddings": None},
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
     "gemma2": {"head_dim": 8},
-    "gpt2": {**_GPT, "n_positions": 64},
+    "gpt2": {**_GPT, "n_positions": 128},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4},
-    "gptj": {**_GPT, "rotary_dim": 4},
+    "gptj": {**_GPT, "rotary_dim": 4, "n_positions": 128},
     "granitemoehybrid": {
         **_MAMBA,
         "layer_types": ["mamba", "attention"],
@@ -33,7 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {"head_dim": 8, "attention_chunk_size": 64, "num_local_experts": 2, "intermediate_size_mlp": 64},
-    "mamba2": {**_SSM, "head_dim": 8, "expand": 2},
+    "mamba2": {**_SSM, "head_dim": 8, "expand": 2, "max_position_embeddings": None},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "phi3": {"pad_token_id": 0},
     "qwen3": {"head_dim": 8},
@@ -48,7 +48,10 @@ def tiny_model(model_type: str, seed: int = 0, **values: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(model_type, **{**_COMMON, **SHAPES.get(model_type, {}), **values})
+    wanted = {**_COMMON, **SHAPES.get(model_type, {}), **values}
+    if "n_positions" in wanted:
+        del wanted["max_position_embeddings"]
+    config = AutoConfig.for_model(model_type, **{name: value for name, value in wanted.items() if value is not None})
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(config, name, None) is not None:
             setattr(config, name, 0)

@@ -59,9 +59,11 @@ def choose_dtype(name: str, on: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def _explained(reference: str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, StrictDataclassError) as error:
         text = str(error).strip().split("\n")[0]
         raise ModelError(f"{reference}: cannot be loaded: {text}") from error
 

@@ -1,7 +1,7 @@
 """Makes sure, before training, that a student can be saved after it.
 
-`save_pretrained` refuses configs that `from_pretrained` loads without a word: sampling options beside greedy decoding
-in `generation_config.json`, and generation options in `config.json`. What is meant is clear in both, so it is mended.
+`save_pretrained` refuses generation configs that `from_pretrained` loads: those with options of sampling but without
+`do_sample`, from `generation_config.json` or an old `config.json`. What is meant is clear, so it is mended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def make_savable(model: Any, tokenizer: Any, reference: str) -> list[str]:
     Raises:
         ModelError: its config or its tokenizer cannot be saved, whatever is done.
     """
-    notes = [*_moved(model, reference), *_mended(model, reference)]
+    notes = _mended(model, reference)
     try:
         with tempfile.TemporaryDirectory() as folder:
             model.config.save_pretrained(folder)
@@ -35,19 +35,6 @@ def make_savable(model: Any, tokenizer: Any, reference: str) -> list[str]:
     return notes
 
 
-def _moved(model: Any, reference: str) -> list[str]:
-    """Move generation options from the model's config to its generation config."""
-    found = model.config._get_generation_parameters()
-    if not found:
-        return []
-    for name, value in found.items():
-        delattr(model.config, name)
-        if model.can_generate() and getattr(model.generation_config, name, None) is None:
-            setattr(model.generation_config, name, value)
-    listed = ", ".join(f"{name}={value}" for name, value in sorted(found.items()))
-    return [f"{reference}: config.json has generation options ({listed}); they are saved in generation_config.json"]
-
-
 def _mended(model: Any, reference: str) -> list[str]:
     """Mend the generation config: sampling is switched on where its options are set, else they are dropped."""
     if not model.can_generate() or (problem := _refused(model.generation_config)) is None:
@@ -55,12 +42,12 @@ def _mended(model: Any, reference: str) -> list[str]:
     config = model.generation_config
     before, config.do_sample = config.do_sample, True
     if _refused(config) is None:
-        return [f"{reference}: generation_config.json has options of sampling without do_sample; it is saved with it"]
+        return [f"{reference}: its generation config has options of sampling without do_sample; it is saved with it"]
     config.do_sample = before
     kept = {name: value for name in _TOKENS if (value := getattr(config, name, None)) is not None}
     model.generation_config = type(config)(**kept)
     problem = " ".join(problem.split())[:300]
-    return [f"{reference}: generation_config.json is invalid and only its tokens are saved: {problem}"]
+    return [f"{reference}: its generation config is invalid and only the tokens in it are saved: {problem}"]
 
 
 def _refused(config: Any) -> str | None:

@@ -130,6 +130,7 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
 
 def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:
     torch = import_torch()
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     reference = student.tokenizer or models.teacher
@@ -144,8 +145,8 @@ def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:
         with torch.random.fork_rng():
             torch.manual_seed(student.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = f"transformers cannot build a model from it: {error}"
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        problem = f"transformers cannot build a model from it: {' '.join(str(error).split())}"
         raise ConfigError(ConfigIssue("config", "models.student.config", problem)) from error
     if config.vocab_size < len(tokenizer):
         problem = f"vocab_size {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
