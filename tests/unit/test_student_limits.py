@@ -190,7 +190,7 @@ def test_pairs_end_where_the_student_does(renderer: ChatRenderer) -> None:
     _, (dropped,) = render_pairs(renderer, [preference("w " * 99, "a", "b")], 1024, "train", Limits(positions=64))
     assert "64 positions" in dropped.detail
     _, (dropped,) = tokenise(renderer, [long], 1024, "train", use_margin=False, limits=Limits(positions=64))
-    assert (dropped.reason, "64 positions" in dropped.detail) == ("too_long", True)
+    assert (dropped.reason, "last position is 64" in dropped.detail) == ("too_long", True)
 
 
 def test_a_teacher_with_fewer_positions_shortens_the_rows() -> None:

@@ -16,7 +16,7 @@ from easydistill.data.records import Rejection
 from easydistill.data.row_files import MALFORMED
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import GAP, PLAIN
-from easydistill.methods.shared.rows import UNLIMITED, length_words, unknown_token
+from easydistill.methods.shared.rows import UNLIMITED, unknown_token
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -87,8 +87,9 @@ def tokenise(
         if (token := limits.stranger([*row.chosen, *row.rejected])) is not None:
             rejected.append(unknown_token(pair.id, stage, token, limits))
         elif row.longest > limits.within(max_length):
-            detail = f"{row.longest} tokens, more than {length_words(max_length, limits)}"
-            rejected.append(Rejection(pair.id, stage, TOO_LONG, detail))
+            longest = limits.within(max_length)
+            end = "training.max_length is" if longest == max_length else "the student's last position is"
+            rejected.append(Rejection(pair.id, stage, TOO_LONG, f"{row.longest} tokens, and {end} {longest}"))
         else:
             rows.append(row)
     return rows, rejected
