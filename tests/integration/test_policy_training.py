@@ -154,7 +154,7 @@ Uninterrupted = Callable[[str, bool], tuple[dict[str, torch.Tensor], Explorer, i
 
 @pytest.fixture(scope="module")
 def uninterrupted(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
-    """Weights, findings and trained tokens of a training that nothing interrupts, made once for all that compare with it."""
+    """Weights, findings and trained tokens of a training that nothing interrupts, made once for all comparisons."""
 
     @cache
     def made(name: str, lora: bool) -> tuple[dict[str, torch.Tensor], Explorer, int]:

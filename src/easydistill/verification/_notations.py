@@ -26,29 +26,11 @@ _REPEATING = re.compile(
     """,
     re.VERBOSE,
 )
-_BASES = {
-    name: base
-    for base, name in enumerate(
-        [
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-        ],
-        2,
-    )
-}
+_BASE_NAMES = re.findall(
+    "[a-z]+",
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen",
+)
+_BASES = {name: base for base, name in enumerate(_BASE_NAMES, 2)}
 _BASE = rf"(?P<base>[0-9]{{1,2}}|{'|'.join(_BASES)})"
 _DIGITS = r"(?P<digits>[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)"
 _BASED = re.compile(
@@ -61,39 +43,7 @@ _INSIDE = re.compile(
     r"(?<![A-Za-z0-9_.}\\])(?P<digits>[0-9]+)_(?:\{ ?(?P<base>[0-9]{1,2}) ?\}|(?P<short>[0-9])(?![0-9]))"
 )
 _SHORT_WORDS = frozenset(
-    [
-        "am",
-        "an",
-        "as",
-        "at",
-        "be",
-        "by",
-        "do",
-        "go",
-        "he",
-        "hi",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "no",
-        "of",
-        "oh",
-        "ok",
-        "on",
-        "or",
-        "so",
-        "to",
-        "up",
-        "us",
-        "we",
-        "ja",
-        "oui",
-        "si",
-        "da",
-    ]
+    re.findall("[a-z]+", "am an as at be by do go he hi if in is it me my no of oh ok on or so to up us we ja si da")
 )
 _ITEMS = re.compile(r"\s*(?:[,;、，；]|\band\b)\s*(?:\band\b\s*)?")
 _NAME = re.compile(r"[^\W\d_]{2,}(?:[ '’-][^\W\d_]+)*|[A-Z]")

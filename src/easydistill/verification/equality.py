@@ -3,19 +3,19 @@
 Input: pairs of answers, (reference, candidate). Output: a `Verdict` per pair: equal, different, or undecided and why.
 
 1. Equal text is equal, ignoring markup (`$…$`, `**`, `\\text{}`, final full stop, spaces). Words, also `TF` and `no`,
-   and lists of words are compared case-insensitively, chemical formulas as they are. If one side is the letter of a choice, only the letter of a choice that is written out, `C)
-   Paris`, is compared. A date is text.
+   and lists of words are compared case-insensitively, chemical formulas as they are. If one side is the letter of a
+   choice, only the letter of a choice that is written out, `C) Paris`, is compared. A date is text.
 2. Two numbers are compared as fractions: 0.30 = 3/10, 1,234 = 1234, and 0.333 ≠ 1/3. A percentage equals both its value
    and its numeral (50 % = 0.5 and 50 % = 50), because only the question shows which was meant. Units are compared only
-   if both sides have one; the same number with different units is undecided.
-   A numeral that states its base (`101_2`, `0x1F`) is compared by its value.
+   if both sides have one; the same number with different units is undecided. A numeral that states its base (`101_2`,
+   `0x1F`) is compared by its value.
 3. A word and a number are different; sentences and unbalanced braces are undecided.
-4. The rest goes to math-verify (sympy). Decimals are compared with six places, or as many significant digits as that
-   is for a thousandth where values are smaller; all else is compared exactly, however small (`_math_worker.py`). Numbers
-   in other notations, and below a thousandth, are passed as integers or fractions, because `1e3` would be three times
-   Euler's number. If sympy fails internally and continues, for lack of memory for example, its answer is "different": a
-   failure never makes two answers equal. Intervals, inequalities and equations are asked both ways: an interval equals
-   its inequality, and where the two answers differ otherwise (`x^2+y^2=4` and 4), it is undecided.
+4. The rest goes to math-verify (sympy). Decimals are compared with six places, and below a thousandth with the
+   relative precision that six places have there; all else is compared exactly, however small (`_math_worker.py`).
+   Numbers in other notations, and below a thousandth, are passed as integers or fractions, because `1e3` would be three
+   times Euler's number. If sympy fails internally and continues, for lack of memory for example, its answer is
+   "different": a failure never makes two answers equal. Intervals, inequalities and equations are asked both ways: an
+   interval equals its inequality; where the two ways differ (`x^2+y^2=4` and 4), the verdict is undecided.
 
 A comparison in sympy may hang, exhaust the memory, or crash its process. It therefore runs in a worker process
 (`_math_worker.py`) with limits on address space and input. When its time is up the process group is killed and
