@@ -27,6 +27,7 @@ from easydistill.evaluation.config import answer_names, chosen_metrics, metrics_
 from easydistill.methods.shared.rows import LabelledRows, render_all
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.student import student_identity
 
@@ -121,7 +122,10 @@ class EvaluateStage:
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
         renderer = ChatRenderer.from_file(start.tokenizer, start.eos_ids, self._rows.dataset.template)
-        rendered, rejected = render_all(renderer, samples, self._max_length, self.name)
+        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
+        # A student made by other layers or a later stage has the same positions and tokens.
+        limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
+        rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
         heldout = _Heldout(
             [sample for sample, _ in rendered],
             [row for _, row in rendered],
@@ -131,7 +135,6 @@ class EvaluateStage:
             write_json(context.directory / METRICS_FILE, {})
             notes = {"evaluation": "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
-        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
         with context.reporter.task("Evaluating", passes) as task:
             measure = _Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)

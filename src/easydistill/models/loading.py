@@ -59,9 +59,11 @@ def choose_dtype(name: str, on: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def _explained(reference: str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, StrictDataclassError) as error:
         text = str(error).strip().split("\n")[0]
         raise ModelError(f"{reference}: cannot be loaded: {text}") from error
 
@@ -141,11 +143,17 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
     return frozenset(found)
 
 
-def with_padding(tokenizer: Any) -> Any:
-    """A copy of a tokenizer with a padding token. Which token it is does not matter, since padding is masked."""
+def with_padding(tokenizer: Any, tokens: int | None = None) -> Any:
+    """A copy of a tokenizer with a padding token. Which token it is does not matter, since padding is masked.
+
+    Args:
+        tokens: rows of the model's embedding; the padding token is one of them.
+    """
     padded = copy.deepcopy(tokenizer)
-    if padded.pad_token is None:
-        padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)
+    found = (padded.pad_token_id, padded.eos_token_id, 0)
+    padded.pad_token = padded.convert_ids_to_tokens(
+        next(token for token in found if token is not None and (tokens is None or token < tokens))
+    )
     return padded
 
 

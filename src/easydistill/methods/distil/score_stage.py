@@ -21,9 +21,10 @@ from easydistill.data.records import Rejection, Sample, content_hash, count_reas
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.shared.rows import LabelledRows, render_all
 from easydistill.models.checks import model_issues, student_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
@@ -187,7 +188,9 @@ class ScoreStage:
         samples, _, _ = self._rows.read(context)
         student = self._student
         renderer = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
-        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
+        # The very tokens of the training stage, which cuts rows at the student's end too.
+        limits = Limits.of_student(self._scoring.models)
+        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
         work = self._aligned_work(student, rendered) if self._scoring.aligned else self._work(student, rendered)
         directory = self._directory(context)
         with context.reporter.task("Scoring", len(work.rows)) as task:
@@ -214,6 +217,7 @@ class ScoreStage:
         scoring, signals = self._scoring, self._scoring.signals
         rows, vocabulary = _rows(rendered), self._shared_ids(student)
         references, weights = zip(*scoring.teachers, strict=True)
+        self._check_lengths(rows)
         if signals.backend == "vllm":
             from easydistill.signals.from_vllm import VllmScorer, codec_of
 
@@ -233,16 +237,29 @@ class ScoreStage:
             lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
         )
 
+    def _check_lengths(self, rows: Sequence[RowToScore]) -> None:
+        """Check that every teacher has learned as many positions as the longest row has tokens.
+
+        Raises:
+            ConfigError: one has not.
+        """
+        for reference, _ in self._scoring.teachers:
+            end = Limits.of_reference(reference, trust_remote_code=self._trust).positions
+            longer = [row for row in rows if end is not None and len(row.ids) > end]
+            if longer:
+                problem = f"{len(longer)} of {len(rows)} rows are longer than the {end} positions of {reference}"
+                hint = f"set training.max_length to {end}"
+                raise ConfigError(ConfigIssue("config", "training.max_length", problem, hint))
+
     def _aligned_work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
         """The work for a teacher with another tokenizer, which reads the same chats in its own tokens."""
         from easydistill.models.compatibility import real_vocabulary
-        from easydistill.models.loading import model_config
         from easydistill.signals.aligned import AlignedScorer, Aligner, codec_of, coverage
 
         scoring, signals = self._scoring, self._scoring.signals
         (reference, _), *others = scoring.teachers
         assert not others, "the job's validator refuses several teachers"
-        context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
+        context = Limits.of_reference(reference, trust_remote_code=self._trust).positions
         aligner = Aligner(student, self._teacher(reference, student), context)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [

@@ -13,6 +13,7 @@ from easydistill.methods.shared.pairs import PairRows, PairStage
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
+    loaded_student,
     save_student,
     show_student,
     student_of_stage,
@@ -54,17 +55,17 @@ class DpoStage(PairStage):
         from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
         from easydistill.methods.dpo.trl_trainer import train
         from easydistill.methods.shared.rollouts import LocalScores
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
+        from easydistill.models.loading import device
 
         train_pairs, heldout, unreadable = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = build_student(models, choose_dtype("float32", device()))
+        student = loaded_student(models, self._training.max_length, context)
+        limits = student.limits
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
         if self._thoughts:
             check_thoughts(renderer, [*train_pairs, *heldout])
-        rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name)
-        held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name)
+        rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name, limits)
+        held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name, limits)
         pad = min(student.eos_ids, default=0)
 
         def scores() -> Any:

@@ -166,7 +166,7 @@ class PairTrainer(PairsTrainer, DPOTrainer):
                 f"{preference.sorting[0]} sorts the answers of a batch, but the pairs have different β\n"
                 "    → use another preference.loss_type, or give all pairs the same `beta`"
             )
-        tokenizer = with_padding(student.tokenizer)
+        tokenizer = with_padding(student.tokenizer, student.limits.tokens)
         rows = [
             {
                 "prompt_ids": pair.prompt,

@@ -18,8 +18,16 @@ from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows, PromptRows, fitting_prompt, render_all
-from easydistill.methods.shared.student import MODEL, checkpoints_of, save_student, show_student, training_result
+from easydistill.methods.shared.student import (
+    MODEL,
+    checkpoints_of,
+    loaded_student,
+    save_student,
+    show_student,
+    training_result,
+)
 from easydistill.models.checks import model_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
@@ -85,13 +93,11 @@ class OnPolicyStage(TrainStage):
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
         from easydistill.methods.shared.restored import trimmed_vocabulary
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
 
         samples, heldout, unreadable = self._rows.read(context)
-        student = build_student(self._models, choose_dtype("float32", device()))
+        student = loaded_student(self._models, self._training.max_length, context)
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rows, labels, rejected = self._prepare(renderer, samples)
+        rows, labels, rejected = self._prepare(renderer, samples, self._limits(student))
         rejected = [*unreadable, *rejected]
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
@@ -111,19 +117,27 @@ class OnPolicyStage(TrainStage):
             student=student.description,
         )
 
+    def _limits(self, student: Student) -> Limits:
+        """Of rows that the student writes and the teacher scores."""
+        if self._server is not None or self._models.teacher is None:
+            return student.limits
+        return student.limits.joined(
+            Limits.of_reference(self._models.teacher, trust_remote_code=self._models.trust_remote_code)
+        )
+
     def _prepare(
-        self, renderer: ChatRenderer, samples: Sequence[Sample]
+        self, renderer: ChatRenderer, samples: Sequence[Sample], limits: Limits
     ) -> tuple[list[PromptRow], dict[str, Rendered], list[Rejection]]:
         """Prompts with room for an answer, their labels by id, and the rejected rows."""
         labels: dict[str, Rendered] = {}
         rejected: list[Rejection] = []
         if not isinstance(self._rows, PromptRows):
-            rendered, rejected = render_all(renderer, samples, self._training.max_length, self.name)
+            rendered, rejected = render_all(renderer, samples, self._training.max_length, self.name, limits)
             labels = {sample.id: row for sample, row in rendered}
             samples = [sample for sample, _ in rendered]
         rows: list[PromptRow] = []
         for sample in samples:
-            row = self._prompt_row(renderer, sample, labels.get(sample.id))
+            row = self._prompt_row(renderer, sample, labels.get(sample.id), limits)
             if isinstance(row, Rejection):
                 rejected.append(row)
                 labels.pop(sample.id, None)
@@ -131,10 +145,14 @@ class OnPolicyStage(TrainStage):
                 rows.append(row)
         return rows, labels, rejected
 
-    def _prompt_row(self, renderer: ChatRenderer, sample: Sample, label: Rendered | None) -> PromptRow | Rejection:
+    def _prompt_row(
+        self, renderer: ChatRenderer, sample: Sample, label: Rendered | None, limits: Limits
+    ) -> PromptRow | Rejection:
         from easydistill.methods.shared.rollouts import PromptRow
 
-        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._on_policy.max_new_tokens, self.name)
+        prompt = fitting_prompt(
+            renderer, sample, self._training.max_length, self._on_policy.max_new_tokens, self.name, limits
+        )
         if isinstance(prompt, Rejection):
             return prompt
         return PromptRow(sample.id, prompt, None if label is None else split_label(label))

@@ -151,7 +151,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             teacher_model=teacher,
             args=_arguments(config, on_policy, checkpoints),
             train_dataset=_Rows(len(rows)),
-            processing_class=with_padding(student.tokenizer),
+            processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
         )
 

@@ -22,8 +22,16 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.policy.config import PolicyConfig, PpoConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import PromptRows, fitting_prompt
-from easydistill.methods.shared.student import MODEL, checkpoints_of, save_student, show_student, training_result
+from easydistill.methods.shared.student import (
+    MODEL,
+    checkpoints_of,
+    loaded_student,
+    save_student,
+    show_student,
+    training_result,
+)
 from easydistill.models.checks import reference_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
@@ -115,14 +123,12 @@ class PolicyStage(TrainStage):
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.data.chat import ChatRenderer
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
 
         samples, heldout, unreadable = self._rows.read(context)
-        student = build_student(self._models, choose_dtype("float32", device()))
+        student = loaded_student(self._models, self._training.max_length, context)
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rows, train_rejected = self._prepare(renderer, samples)
-        held_rows, held_rejected = self._prepare(renderer, heldout, all_rates=True)
+        rows, train_rejected = self._prepare(renderer, samples, student.limits)
+        held_rows, held_rejected = self._prepare(renderer, heldout, student.limits, all_rates=True)
         rejected = [*unreadable, *train_rejected, *held_rejected]
         if train_rejected and not rows:
             raise _nothing_left(train_rejected)
@@ -150,7 +156,7 @@ class PolicyStage(TrainStage):
         )
 
     def _prepare(
-        self, renderer: ChatRenderer, samples: Sequence[Sample], all_rates: bool = False
+        self, renderer: ChatRenderer, samples: Sequence[Sample], limits: Limits, all_rates: bool = False
     ) -> tuple[list[PolicyRow], list[Rejection]]:
         """(prompts with room for an answer and a pass rate in range, the rejected rows).
 
@@ -160,11 +166,13 @@ class PolicyStage(TrainStage):
         rows: list[PolicyRow] = []
         rejected: list[Rejection] = []
         for sample in samples:
-            row = self._policy_row(renderer, sample, all_rates)
+            row = self._policy_row(renderer, sample, limits, all_rates)
             (rejected if isinstance(row, Rejection) else rows).append(row)  # type: ignore[arg-type]
         return rows, rejected
 
-    def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
+    def _policy_row(
+        self, renderer: ChatRenderer, sample: Sample, limits: Limits, all_rates: bool
+    ) -> PolicyRow | Rejection:
         from easydistill.methods.policy.rows import PolicyRow
 
         low, high = self._policy.pass_rate
@@ -172,7 +180,9 @@ class PolicyStage(TrainStage):
         if not all_rates and rate is not None and not low <= rate <= high:
             detail = f"{rate:.0%} of the attempts at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
             return Rejection(sample.id, self.name, "pass_rate", detail)
-        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name)
+        prompt = fitting_prompt(
+            renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name, limits
+        )
         if isinstance(prompt, Rejection):
             return prompt
         known = {ANSWER: sample.answer} if sample.answer is not None else {}

@@ -46,6 +46,9 @@ class Watched(Protocol):
     def step_critic(self) -> None:
         """Update the critic, if the method has one."""
 
+    def remember(self) -> None:
+        """A round ends here, and the run can resume from here even if it fails later."""
+
     def measure(self) -> dict[str, Any]:
         """Answer the held-out prompts and score the answers."""
 
@@ -102,6 +105,8 @@ class PolicyWatch(Watch):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         round_ends = state.global_step % self._policy.steps_per_round == 0
         # A run that stops here measures when it resumes.
+        if round_ends and self.trainer is not None:
+            self.trainer.remember()
         if self._due(state.global_step) and not (round_ends and self._stop.requested):
             self.measure_now(state.global_step)
         requested, self._stop = self._stop, self._stop if round_ends else StopSignal()

@@ -14,7 +14,15 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow, tokenise
 from easydistill.methods.shared.pairs import PairRows, PairStage
-from easydistill.methods.shared.student import MODEL, checkpoints_of, save_student, show_student, training_result
+from easydistill.methods.shared.student import (
+    MODEL,
+    checkpoints_of,
+    loaded_student,
+    save_student,
+    show_student,
+    training_result,
+)
+from easydistill.models.limits import Limits
 from easydistill.models.student import Student
 
 if TYPE_CHECKING:
@@ -55,15 +63,15 @@ class RewardStage(PairStage):
         from easydistill.methods.reward_model.trl_trainer import train
         from easydistill.models.loading import choose_dtype, device, load_classifier
         from easydistill.models.scalar_head import set_padding, with_scalar_head
-        from easydistill.models.student import build_student
 
         train_pairs, heldout, unreadable = self._rows.read(context)
         float32 = choose_dtype("float32", device())
-        student = build_student(self._models, float32)
+        student = loaded_student(self._models, self._training.max_length, context)
+        limits = student.limits
         renderer = self._renderer(student)
         student = with_scalar_head(student, self._training.seed)
-        rows, train_rejected = self._tokenise(renderer, train_pairs)
-        held_rows, held_rejected = self._tokenise(renderer, heldout)
+        rows, train_rejected = self._tokenise(renderer, train_pairs, limits)
+        held_rows, held_rejected = self._tokenise(renderer, heldout, limits)
         if self._reward.use_margin and not any(row.margin for row in rows):
             raise DataError(
                 "reward_model.use_margin: no pair has a `margin`\n    → turn it off, or give the pairs margins"
@@ -121,5 +129,8 @@ class RewardStage(PairStage):
             raise ConfigError(ConfigIssue("config", "dataset.template", problem, hint))
         return renderer
 
-    def _tokenise(self, renderer: ChatRenderer, pairs: Sequence[Preference]) -> tuple[list[RewardRow], list[Rejection]]:
-        return tokenise(renderer, pairs, self._training.max_length, self.name, use_margin=self._reward.use_margin)
+    def _tokenise(
+        self, renderer: ChatRenderer, pairs: Sequence[Preference], limits: Limits
+    ) -> tuple[list[RewardRow], list[Rejection]]:
+        margin = self._reward.use_margin
+        return tokenise(renderer, pairs, self._training.max_length, self.name, use_margin=margin, limits=limits)

@@ -18,6 +18,7 @@ from easydistill.methods.shared.rows import LabelledRows, render_all
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
+    loaded_student,
     save_student,
     show_student,
     student_of_stage,
@@ -84,15 +85,13 @@ class TrainStage:
         from easydistill.data.chat import ChatRenderer
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
 
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = build_student(models, choose_dtype("float32", device()))
+        student = loaded_student(models, self._training.max_length, context)
         renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
+        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name, student.limits)
         rejected += too_long
         rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(

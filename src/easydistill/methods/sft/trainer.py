@@ -19,6 +19,7 @@ from easydistill.errors import DataError
 from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
@@ -30,7 +31,7 @@ from easydistill.methods.shared.compat import (
     unfuse_loss,
 )
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
-from easydistill.models.loading import device
+from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 
 
@@ -53,6 +54,7 @@ def train(
         stage: name of the steps in `metrics.jsonl`; the report draws the curve of `train`.
 
     Raises:
+        ConfigError: packed rows would see each other in this architecture.
         DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
@@ -62,12 +64,13 @@ def train(
     dataset = RowDataset(items)
     sampler = epoch_sampler(dataset.lengths(), config, grouped=config.group_by_length and not config.packing)
     check_head(student.model)
+    if any(len(item) > 1 for item in items):
+        check_packing(student.model, config.max_length)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
     arguments = training_arguments(config, checkpoints, on)
     resume = last_whole_checkpoint(checkpoints)
-    pad = student.tokenizer.pad_token_id
-    pad_id = pad if pad is not None else min(student.eos_ids, default=0)
+    pad_id = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
 
     def batch_of(items: list[list[TokenRow]]) -> dict[str, Any]:
         extra = distillation.collate([row for item in items for row in item]) if distillation else {}

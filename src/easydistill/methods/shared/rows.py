@@ -16,10 +16,14 @@ from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
+from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
 
+UNLIMITED = Limits()
+UNKNOWN_TOKEN = "unknown_token"
+"""Reason of the rejection of a row with a token that the model's embedding has no row for."""
 MIN_ROWS_FOR_SHARE = 10
 """With fewer rows than this, a `heldout` given as a share holds out nothing."""
 
@@ -78,23 +82,42 @@ def heldout_rows(config: HeldoutConfig, total: int) -> int:
 
 
 def render_all(
-    renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str
+    renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str, limits: Limits = UNLIMITED
 ) -> tuple[list[tuple[Sample, Rendered]], list[Rejection]]:
-    """Tokenise samples; those that the template refuses, or with no answer token within `max_length`, are rejected."""
+    """Tokenise samples, cut after `max_length` tokens or at the model's end, whichever comes first.
+
+    Rejected are those that the template refuses, with no answer token within that length, or with a token that the
+    model does not know.
+    """
+    longest = limits.within(max_length)
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
     for sample in samples:
         try:
-            row = renderer.render(sample, max_length)
+            row = renderer.render(sample, longest)
         except DataError as error:
             rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
             continue
-        if any(row.mask[1:]):
+        if (token := limits.stranger(row.ids)) is not None:
+            rejected.append(unknown_token(sample.id, stage, token, limits))
+        elif any(row.mask[1:]):
             rendered.append((sample, row))
         else:
-            detail = f"the prompt alone fills max_length ({max_length} tokens)"
+            detail = f"the prompt alone fills {length_words(max_length, limits)}"
             rejected.append(Rejection(sample.id, stage, "no_trainable_tokens", detail))
     return rendered, rejected
+
+
+def unknown_token(row: str, stage: str, token: int, limits: Limits) -> Rejection:
+    """The rejection of a row with a token that has no row in the model's embedding."""
+    detail = f"token {token} has no row in the student's embedding, which has {limits.tokens}"
+    return Rejection(row, stage, UNKNOWN_TOKEN, detail)
+
+
+def length_words(max_length: int, limits: Limits) -> str:
+    """What ends a row, in words."""
+    longest = limits.within(max_length)
+    return f"max_length ({max_length} tokens)" if longest == max_length else f"the student's {longest} positions"
 
 
 class PromptRows(LabelledRows):
@@ -120,15 +143,24 @@ class PromptRows(LabelledRows):
 
 
 def fitting_prompt(
-    renderer: ChatRenderer, sample: Sample, max_length: int, max_new_tokens: int, stage: str
+    renderer: ChatRenderer,
+    sample: Sample,
+    max_length: int,
+    max_new_tokens: int,
+    stage: str,
+    limits: Limits = UNLIMITED,
 ) -> list[int] | Rejection:
-    """The prompt's tokens, or a rejection if they leave no room for an answer."""
+    """The prompt's tokens; or a rejection if they leave no room for an answer, or the model does not know one."""
     try:
         prompt = renderer.prompt_ids(sample.prompt_chat)
     except DataError as error:
         return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
-    room = max_length - max_new_tokens
+    if (token := limits.stranger(prompt)) is not None:
+        return unknown_token(sample.id, stage, token, limits)
+    longest = limits.within(max_length)
+    room = longest - max_new_tokens
     if len(prompt) > room:
-        detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
+        end = "max_length" if longest == max_length else f"the student's {longest} positions"
+        detail = f"the prompt has {len(prompt)} tokens; {end} − max_new_tokens leaves {max(0, room)}"
         return Rejection(sample.id, stage, "prompt_too_long", detail)
     return prompt

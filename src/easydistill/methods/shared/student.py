@@ -44,6 +44,21 @@ def student_of_stage(models: ModelsConfig, stage: str | None, context: StageCont
     return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
 
 
+def loaded_student(models: ModelsConfig, max_length: int, context: StageContext) -> Student:
+    """The student in float32, to be trained on rows of up to `max_length` tokens; what the user should know is said."""
+    from easydistill.models.loading import choose_dtype, device
+    from easydistill.models.student import build_student
+
+    student = build_student(models, choose_dtype("float32", device()))
+    longest = student.limits.within(max_length)
+    for note in student.notes:
+        context.reporter.say(f"  note: {note}")
+    if longest < max_length:
+        problem = f"{student.description} has {longest} positions and training.max_length is {max_length}"
+        context.reporter.say(f"  note: {problem}: rows end after {longest} tokens")
+    return student
+
+
 def training_fingerprint(rows: TrainingRows, models: ModelsConfig, training: TrainerConfig) -> dict[str, Any]:
     """What the trained student depends on, whatever the method: rows, the student, settings and the template."""
     template = rows.dataset.template
