@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.messages import Message
-from easydistill.data.preferences import Preference, read_preferences, write_pairs_json, write_pairs_parquet
+from easydistill.data.preferences import Preference, read_preferences
 from easydistill.data.records import Rejection, split_heldout
+from easydistill.data.writing import write_pairs_json, write_pairs_parquet
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import PairRow, check_thoughts, render_pairs

@@ -1,18 +1,15 @@
-"""Files of rows in the usual shapes ↔ `Sample`.
+"""Files of rows in the usual shapes → `Sample`.
 
 Read: what `row_files.py` reads, holding the paper's `{"instruction", "output"}`, Alpaca
 (`instruction` + `input`), `messages`, ShareGPT `conversations`, `prompt` / `response`, or `problem` / `answer`.
-Written: the paper's format, and `messages` as Parquet.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.files import replacing
 from easydistill.data.messages import Message
 from easydistill.data.records import IdAssigner, Rejection, Sample
 from easydistill.data.row_files import BrokenRow, MalformedRow, has_lone_surrogates, own_id, parse_rows
@@ -42,7 +39,7 @@ _LAST_RESORT = "problem"
 _ANSWER_KEYS = ("output", "response", "answer", "completion")
 _BEFORE_ANSWER = ("output", "response", "messages", "conversations")
 """Keys that take precedence over `answer` for a row's chat."""
-_CHAT_KEYS = frozenset(
+CHAT_KEYS = frozenset(
     (*_PROMPT_KEYS, *_ANSWER_KEYS, "id", "input", "system", "history", "messages", "conversations", "reasoning_content")
 )
 ROW = "_row"
@@ -94,7 +91,7 @@ def _other_fields(row: Any) -> dict[str, Any]:
     """A row's fields beside its chat. An `answer` beside another one (`output`, `messages` …) is the final answer."""
     if not isinstance(row, dict):
         return {}
-    fields = {str(name): value for name, value in row.items() if name not in _CHAT_KEYS and value is not None}
+    fields = {str(name): value for name, value in row.items() if name not in CHAT_KEYS and value is not None}
     if row.get("answer") is not None and any(row.get(name) is not None for name in _BEFORE_ANSWER):
         fields.setdefault("final_answer", row["answer"])
     return fields
@@ -225,75 +222,3 @@ def _check(messages: list[Message], *, labelled: bool) -> None:
         raise MalformedRow("there is no answer to train on")
     if labelled and not messages[-1]["content"].strip():
         raise MalformedRow("the answer is empty")
-
-
-# --- writing ----------------------------------------------------------------------------------------------
-
-
-def paper_row(sample: Sample) -> dict[str, Any]:
-    """A row in the paper's format `{"instruction", "output"}` if that holds the whole chat, else with `messages`."""
-    roles = [message["role"] for message in sample.messages]
-    if roles not in (["user"], ["user", "assistant"]):
-        return {"id": sample.id, "messages": list(sample.messages), **written_meta(sample)}
-    row: dict[str, Any] = {"id": sample.id, "instruction": sample.messages[0]["content"]}
-    for answer in sample.messages[1:]:
-        row["output"] = answer["content"]
-        if "reasoning_content" in answer:
-            row["reasoning_content"] = answer["reasoning_content"]
-    return {**row, **written_meta(sample)}
-
-
-def written_meta(sample: Sample) -> dict[str, Any]:
-    """The fields of a row's `meta` that are written to files."""
-    return {name: value for name, value in sample.meta.items() if name != ROW and name not in _CHAT_KEYS}
-
-
-def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
-    """Write the paper's format."""
-    write_json_rows(path, map(paper_row, samples))
-
-
-def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON array, one row per line."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        handle.write("[")
-        for index, row in enumerate(rows):
-            handle.write(("," if index else "") + "\n" + json.dumps(row, ensure_ascii=False))
-        handle.write("\n]\n")
-
-
-def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
-    """Write `id`, `messages` and a column for each field of `meta` as Parquet, as `datasets` and the trainers read it.
-
-    A field whose values have no common type is written as JSON text.
-    """
-    import pyarrow.parquet as parquet
-
-    rows = [
-        {"id": sample.id, "messages": [dict(item) for item in sample.messages], **written_meta(sample)}
-        for sample in samples
-    ]
-    with replacing(path) as temporary:
-        parquet.write_table(parquet_table(rows, ("messages",)), temporary)
-
-
-def parquet_table(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> Any:
-    """A pyarrow table of rows that have an `id`; a field that a row lacks is null.
-
-    Args:
-        chats: names of the columns that hold lists of messages.
-    """
-    import pyarrow as pa
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
-    types = {"id": pa.string(), **dict.fromkeys(chats, pa.list_(message))}
-    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()}
-    for name in dict.fromkeys(name for row in rows for name in row if name not in types):
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowException, OverflowError):
-            columns[name] = pa.array(
-                [None if value is None else json.dumps(value, ensure_ascii=False) for value in values], pa.string()
-            )
-    return pa.table(columns)

@@ -1,4 +1,4 @@
-"""Preference pairs, two answers to one prompt of which one is better ↔ files.
+"""Files of preference pairs, two answers to one prompt of which one is better → `Preference`.
 
 Read: JSON arrays, JSON Lines and Parquet whose rows have `chosen` and `rejected`, each a text, a message or a list of
 messages, after a `prompt` (a text or messages), an `instruction` (with `input`, `system`, `history`), or, without
@@ -8,17 +8,15 @@ either, after the messages that both lists begin with. A row may have its own `b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from easydistill.config.base import BETAS
-from easydistill.data.files import replacing
-from easydistill.data.formats import messages_of, parquet_table, refuse_lone_surrogates, write_json_rows, written_meta
+from easydistill.data.formats import messages_of, refuse_lone_surrogates
 from easydistill.data.messages import Message
 from easydistill.data.numbers import as_float
-from easydistill.data.records import IdAssigner, Rejection, Sample, content_hash
+from easydistill.data.records import IdAssigner, Rejection, content_hash
 from easydistill.data.row_files import MalformedRow, own_id, parse_rows
 from easydistill.errors import DataError
 
@@ -139,33 +137,3 @@ def _beta(value: Any) -> float | None:
     if number is None or not low <= number <= high:
         raise MalformedRow(f"`beta` is {str(value)[:40]!r}, not a number from {low:g} to {high:g}")
     return number
-
-
-def as_preference(sample: Sample) -> Preference:
-    """The pair of a chat that ends with the chosen answer; `rejected` (and perhaps `beta`) are in its `meta`."""
-    meta = {name: value for name, value in written_meta(sample).items() if name not in {"rejected", "beta"}}
-    worse, beta = sample.meta["rejected"], sample.meta.get("beta")
-    return Preference(sample.id, sample.prompt, sample.messages[-1], worse, beta, meta)
-
-
-# --- writing ----------------------------------------------------------------------------------------------
-
-
-def pair_row(pair: Preference) -> dict[str, Any]:
-    """A pair as it is written to a file."""
-    own = {} if pair.beta is None else {"beta": pair.beta}
-    sides = {"chosen": [dict(pair.chosen)], "rejected": [dict(pair.rejected)]}
-    return {"id": pair.id, "prompt": [dict(message) for message in pair.prompt], **sides, **own, **pair.meta}
-
-
-def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:
-    """Write a JSON array, one pair per line."""
-    write_json_rows(path, map(pair_row, pairs))
-
-
-def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:
-    """Write Parquet; a field whose values have no common type is written as JSON text."""
-    import pyarrow.parquet as parquet
-
-    with replacing(path) as temporary:
-        parquet.write_table(parquet_table([pair_row(pair) for pair in pairs], ("prompt", *_ANSWERS)), temporary)
