@@ -1,6 +1,6 @@
 """Files of rows in the usual shapes → `Sample`.
 
-Read: what `row_files.py` reads, holding the paper's `{"instruction", "output"}`, Alpaca
+Read: what `row_files` reads, holding the paper's `{"instruction", "output"}`, Alpaca
 (`instruction` + `input`), `messages`, ShareGPT `conversations`, `prompt` / `response`, or `problem` / `answer`.
 """
 
@@ -47,12 +47,12 @@ ROW = "_row"
 
 
 def read_samples(
-    path: Path, *, labelled: bool | None, limit: int | None = None
+    path: str | Path, *, labelled: bool | None, limit: int | None = None
 ) -> tuple[list[Sample], list[Rejection]]:
     """Read rows, giving each its id. A row's other fields are kept in `Sample.meta`, and written again.
 
     Args:
-        path: `.json`, `.jsonl` or `.parquet`.
+        path: of one file or several; see `row_files`.
         labelled: whether rows must end with an answer. If False, answers in the file are dropped; if None, rows are
             taken as they are.
         limit: read only this many rows.

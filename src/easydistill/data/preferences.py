@@ -1,6 +1,6 @@
 """Files of preference pairs, two answers to one prompt of which one is better → `Preference`.
 
-Read: JSON arrays, JSON Lines and Parquet whose rows have `chosen` and `rejected`, each a text, a message or a list of
+Read: what `row_files` reads, whose rows have `chosen` and `rejected`, each a text, a message or a list of
 messages, after a `prompt` (a text or messages), an `instruction` (with `input`, `system`, `history`), or, without
 either, after the messages that both lists begin with. A row may have its own `beta`. Written: `prompt`, `chosen` and
 `rejected` as lists of messages, as TRL and `datasets` read them.
@@ -43,11 +43,11 @@ class Preference:
         return content_hash(list(self.prompt))
 
 
-def read_preferences(path: Path, *, limit: int | None = None) -> tuple[list[Preference], list[Rejection]]:
+def read_preferences(path: str | Path, *, limit: int | None = None) -> tuple[list[Preference], list[Rejection]]:
     """Read pairs, giving each its id.
 
     Args:
-        path: `.json`, `.jsonl` or `.parquet`.
+        path: of one file or several; see `row_files`.
         limit: read only this many rows.
 
     Returns:

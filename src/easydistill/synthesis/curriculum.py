@@ -16,7 +16,7 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample
-from easydistill.engine.checks import missing_file
+from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rows import LabelledRows
@@ -61,7 +61,7 @@ class _SeedRows:
         return str(self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path)
 
     def issues(self) -> list[ConfigIssue]:
-        return [] if self.rows.from_stage else missing_file("dataset.labeled_path", self._dataset.labeled_path)
+        return [] if self.rows.from_stage else unreadable_rows("dataset.labeled_path", self._dataset.labeled_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.rows.fingerprint()
@@ -69,7 +69,7 @@ class _SeedRows:
     def read(self) -> tuple[list[Sample], list[Rejection]]:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
-        return read_samples(Path(path), labelled=None, limit=self._dataset.max_samples)
+        return read_samples(path, labelled=None, limit=self._dataset.max_samples)
 
 
 class CurriculumStage(SynthesiseStage):

@@ -38,7 +38,7 @@ from easydistill.data.writing import (
     write_paper_json,
     write_parquet,
 )
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.dataset_card import dataset_card
@@ -83,6 +83,8 @@ class SynthesiseStage:
             issues += prompt_issues(self._config, self._module.PROMPTS)
         files = self._module.files(self._config).items()
         issues += [issue for key, path in files for issue in missing_file(f"synthesis.{key}", path)]
+        rows = self._module.row_files(self._config).items()
+        issues += [issue for key, path in rows for issue in unreadable_rows(f"synthesis.{key}", path)]
         for model in {id(model): model for model in self._models.values()}.values():
             issues += model.plan.preflight()
         return issues
