@@ -36,7 +36,7 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Chat, answer_message, as_context
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files.identity import hash_rows
-from easydistill.data.writing import paper_row, write_paper_json, write_parquet
+from easydistill.data.writing import paper_row, writable, write_paper_json, write_parquet
 from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
@@ -95,7 +95,11 @@ class LabelStage:
 
     def _read(self) -> tuple[list[Sample], list[Rejection]]:
         assert self._dataset.instruction_path is not None
-        return read_samples(self._dataset.instruction_path, labelled=False, limit=self._dataset.max_samples)
+        path = self._dataset.instruction_path
+        samples, unreadable = read_samples(path, labelled=False, limit=self._dataset.max_samples)
+        # Before they are asked, not when the answers are written.
+        samples, unwritable = writable(samples, self.name)
+        return samples, unreadable + unwritable
 
     def _asked(self, sample: Sample) -> Chat:
         """The prompt as it is sent."""

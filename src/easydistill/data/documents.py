@@ -1,6 +1,6 @@
 """Raw text from files and folders.
 
-Read: `.txt`, `.md`, `.html`, `.pdf`, and rows (of any file that `row_files` reads) with a `data` (the paper's) or `text`.
+Read: `.txt`, `.md`, `.html`, `.pdf`, and rows, as `row_files` reads them, with a `data` (the paper's) or `text`.
 HTML is read by selectolax (an HTML5 parser, one wheel, no dependencies), PDF by pypdf (pure Python); both come with
 the extra `synth` and are imported when needed. A file or row that cannot be read becomes a rejected row that names it.
 """

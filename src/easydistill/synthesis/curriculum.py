@@ -16,6 +16,7 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.writing import writable
 from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
@@ -117,9 +118,10 @@ class CurriculumStage(SynthesiseStage):
 
     def run(self, context: StageContext) -> StageResult:
         train, heldout, unreadable = self._rows.read(context)
+        train, unwritable = writable(train, self.name)
         rows = self._latest_rows(train, context)
         steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
-        return self._finish(rows, unreadable, steps, context)
+        return self._finish(rows, unreadable + unwritable, steps, context)
 
     def _latest_rows(self, train: list[Sample], context: StageContext) -> list[Sample]:
         """The training rows and the rows of earlier rounds, the latest version of each id: its answer, task and style

@@ -33,6 +33,7 @@ from easydistill.data.writing import (
     as_preference,
     pair_row,
     paper_row,
+    writable,
     write_pairs_json,
     write_pairs_parquet,
     write_paper_json,
@@ -102,7 +103,7 @@ class SynthesiseStage:
 
     def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
-        rows, _ = self._source.read()
+        rows, _ = self._read()
         rows = rows[:limit]
         steps = self._steps(rows)
         try:
@@ -150,8 +151,15 @@ class SynthesiseStage:
         )
 
     def run(self, context: StageContext) -> StageResult:
-        rows, unreadable = self._source.read()
+        rows, unreadable = self._read()
         return self._finish(rows, unreadable, self._steps(rows), context)
+
+    def _read(self) -> tuple[list[Sample], list[Rejection]]:
+        """The rows, and rejections of those that cannot be read, or not be written again."""
+        rows, unreadable = self._source.read()
+        # Before models are asked, not when the result is written.
+        rows, unwritable = writable(rows, self.name)
+        return rows, unreadable + unwritable
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext

@@ -7,14 +7,12 @@ a message has the keys that were written, and a call the arguments of its own to
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from easydistill.data.plain import plain_scalar
 from easydistill.errors import DataError
 
 _BATCH = 1024
@@ -186,37 +184,3 @@ def _map_reader(read: Read | None) -> Read:
         }
 
     return of_map
-
-
-def plain_scalar(value: Any) -> Any:
-    """A value of another type than JSON's in one of JSON's: dates and times as ISO text, decimals as numbers where they
-    are that exactly, bytes as the text that they spell or else in base 64, arrays as lists."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, date | datetime | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Decimal):
-        return _number(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _text(bytes(value))
-    if callable(getattr(value, "tolist", None)):
-        return value.tolist()
-    return str(value)
-
-
-def _number(value: Decimal) -> int | float | str:
-    if not value.is_finite():
-        return str(value)
-    if value == value.to_integral_value() and value.as_tuple().exponent == 0:
-        return int(value)
-    number = float(value)
-    return number if Decimal(repr(number)) == value else str(value)
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return base64.b64encode(value).decode("ascii")

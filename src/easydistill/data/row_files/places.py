@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 from easydistill.errors import DataError
 
@@ -243,6 +242,8 @@ def _matches(name: str) -> FilesPlace:
 
 
 def _hub_place(name: str) -> HubPlace:
+    from urllib.parse import parse_qsl
+
     rest, _, query = _HUB.sub("", name, count=1).partition("?")
     rest, named = rest.strip("/").removeprefix("datasets/"), dict[str, str]()
     files: list[str] = []
