@@ -24,6 +24,7 @@ from easydistill.data.messages import Chat, HasChat, Message, template_message
 from easydistill.data.plain import plain_json
 from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection, Sample
+from easydistill.errors import DataError
 
 UNWRITABLE = "unwritable_row"
 _TEXT_KEYS = frozenset({"role", "content", "reasoning_content"})
@@ -71,7 +72,11 @@ def written_meta(sample: Sample) -> dict[str, Any]:
 
 
 def writable(samples: Iterable[Sample], stage: str) -> tuple[list[Sample], list[Rejection]]:
-    """The samples that can be written, and a rejection for each other one: to be asked before anything is paid for."""
+    """The samples that can be written, and a rejection for each other one: to be asked before anything is paid for.
+
+    Raises:
+        DataError: none can be written.
+    """
     kept: list[Sample] = []
     rejected: list[Rejection] = []
     for sample in samples:
@@ -79,7 +84,9 @@ def writable(samples: Iterable[Sample], stage: str) -> tuple[list[Sample], list[
         if problem is None:
             kept.append(sample)
         else:
-            rejected.append(Rejection(sample.id, stage, UNWRITABLE, problem, 1, sample.meta.get(ROW)))
+            rejected.append(Rejection(sample.id, stage, UNWRITABLE, problem))
+    if rejected and not kept:
+        raise DataError(f"none of {len(rejected)} rows can be written to a file; the first: {rejected[0].detail}")
     return kept, rejected
 
 

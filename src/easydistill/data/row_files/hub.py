@@ -1,8 +1,8 @@
 """Rows of a Hugging Face hub's data set, through `datasets` (the extra `hub`), as they are needed.
 
-What `datasets` has prepared in its cache is read from there, also without a network. Otherwise JSON and CSV files are
-fetched one by one and read by our own readers: those of `datasets` rewrite texts that look like dates ("2024-05-01"
-becomes "2024-05-01 00:00:00") and take "007" for a number. Files of other formats are streamed.
+JSON and CSV files are fetched one by one and read by our own readers: those of `datasets` rewrite texts that look like
+dates ("2024-05-01" becomes "2024-05-01 00:00:00") and take "007" for a number. Files of other formats are streamed.
+Without a network, what `datasets` has prepared in its cache is read as it has prepared it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from easydistill.data.row_files.places import TEXT_FORMATS, HubPlace, format_of,
 from easydistill.errors import DataError, MissingExtra
 
 _BATCH = 1024
-_COMMIT = 40
-"""Length of a commit's hash."""
 
 
 def hub_rows(place: HubPlace) -> Iterator[Any]:
@@ -31,7 +29,7 @@ def hub_rows(place: HubPlace) -> Iterator[Any]:
     """
     with _told(place):
         builder, split = _resolved(place)
-        files = None if _prepared(builder) else _own_files(builder, split)
+        files = None if _cached(builder) else _own_files(builder, split)
         if files is None:
             yield from _streamed(builder, split)
             return
@@ -81,19 +79,12 @@ def _resolved(place: HubPlace) -> tuple[Any, str]:
         data_files=list(place.data_files) or None,
         revision=place.revision,
     )
-    if place.revision is not None and _prepared(builder) and not builder.hash.startswith(place.revision):
-        _check_cached(place, builder)
+    if _cached(builder) and place.revision is not None and not builder.hash.startswith(place.revision):
+        # Without a network, `datasets` takes what it has cached, of whatever revision.
+        problem = f"the cache holds commit {builder.hash}, which is not known to be revision {place.revision}"
+        raise DataError(f"{place}: {problem}\n    → without a network, name the commit: {place}@{builder.hash}")
     names = [str(name) for name in (builder.info.splits or getattr(builder.config, "data_files", None) or {})]
     return builder, _split(place, names)
-
-
-def _check_cached(place: HubPlace, builder: Any) -> None:
-    """Without a network, `datasets` takes what it has cached, of whatever revision."""
-    from_cache = type(builder).__module__.endswith(".cache.cache")
-    assert place.revision is not None
-    if from_cache or len(place.revision) == _COMMIT:
-        problem = f"the cache holds commit {builder.hash}, and whether that is revision {place.revision} is not known"
-        raise DataError(f"{place}: {problem} without a network\n    → name the commit: revision={builder.hash}")
 
 
 def _split(place: HubPlace, names: list[str]) -> str:
@@ -104,6 +95,11 @@ def _split(place: HubPlace, names: list[str]) -> str:
     if names and place.split not in names:
         raise DataError(f"{place}: it has no split {place.split!r}\n    → its splits are {listed(names)}")
     return place.split
+
+
+def _cached(builder: Any) -> bool:
+    """Whether the data set is known from the cache alone, as the hub could not be reached."""
+    return type(builder).__module__.endswith(".cache.cache")
 
 
 def _prepared(builder: Any) -> bool:

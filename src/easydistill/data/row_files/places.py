@@ -261,10 +261,11 @@ def _hub_place(name: str) -> HubPlace:
         repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
     if _REPOSITORY.fullmatch(repository) is None or (revision and "revision" in named):
         raise PlaceError(name, "not the name of a hub's data set", f"it is {HUB_SPELLING}")
+    revision = named.get("revision", revision)
     return HubPlace(
         repository,
         named.get("split"),
-        named.get("revision") or revision or None,
+        revision if revision not in ("", "main") else None,
         named.get("config"),
         tuple(files + _in_folder(inside)),
     )
