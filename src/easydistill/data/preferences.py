@@ -15,7 +15,7 @@ from typing import Any
 
 from easydistill.config.base import BETAS
 from easydistill.data.files import replacing
-from easydistill.data.formats import messages_of, parquet_table, refuse_lone_surrogates, write_json_rows, written_meta
+from easydistill.data.formats import parquet_table, write_json_rows, written_meta
 from easydistill.data.messages import Message
 from easydistill.data.numbers import as_float
 from easydistill.data.records import IdAssigner, Rejection, Sample, content_hash
