@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easydistill.data.files import replacing, write_json
-from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
+from easydistill.data.formats import read_samples
 from easydistill.data.records import IdAssigner, Sample, split_heldout
+from easydistill.data.writing import paper_row, write_paper_json, write_parquet
 from easydistill.engine.secrets import MASK, Redactor
 from easydistill.errors import DataError
 

@@ -31,11 +31,12 @@ from easydistill.contracts.teacher import (
     request_key,
 )
 from easydistill.data.files import hash_file
-from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
+from easydistill.data.formats import read_samples
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Chat, answer_message, as_context
 from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.writing import paper_row, write_paper_json, write_parquet
 from easydistill.engine.checks import missing_file
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError

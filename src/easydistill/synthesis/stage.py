@@ -25,12 +25,19 @@ from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_pa
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
 from easydistill.data.files import replacing
-from easydistill.data.formats import paper_row, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.preferences import as_preference, pair_row, write_pairs_json, write_pairs_parquet
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
+from easydistill.data.writing import (
+    as_preference,
+    pair_row,
+    paper_row,
+    write_pairs_json,
+    write_pairs_parquet,
+    write_paper_json,
+    write_parquet,
+)
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError

@@ -67,10 +67,10 @@ def _called(row: dict[str, Any], used: set[str], thoughts: str, *, beside: bool 
         if calls:
             message: Message = {"role": "assistant", "content": "", "tool_calls": calls}
             return Answered(_with_thoughts([message], thoughts), used | {name})
-    if not beside and isinstance(row.get("answers"), str) and not _is_empty_list(row["answers"]):
-        return Answered(
-            _with_thoughts([{"role": "assistant", "content": row["answers"]}], thoughts), used | {"answers"}
-        )
+    text = row.get("answers")
+    if not beside and isinstance(text, str) and not _is_empty_list(text):
+        # xLAM and its kin say in words why no tool fits.
+        return Answered(_with_thoughts([{"role": "assistant", "content": text}], thoughts), used | {"answers"})
     return Answered([], used)
 
 

@@ -83,22 +83,20 @@ def _call(item: Any) -> ToolCall:
 
 
 def _arguments(name: str, value: Any) -> dict[str, Any]:
-    found = value
+    found: Any = value
     # Some rows hold the JSON text of a JSON text.
     for _ in range(2):
-        if not isinstance(found, str):
-            break
-        if not found.strip():
-            return {}
-        try:
-            found = json_in(found)
-        except ValueError:
-            raise MalformedRow(f"the arguments of a call of {name!r} are not JSON: {found.strip()[:60]!r}") from None
-    if found is None:
+        if isinstance(found, str) and found.strip():
+            try:
+                found = json_in(found)
+            except ValueError:
+                problem = f"the arguments of a call of {name!r} are not JSON: {found.strip()[:60]!r}"
+                raise MalformedRow(problem) from None
+    if found is None or found == "":
         return {}
     if not isinstance(found, dict):
         raise MalformedRow(f"the arguments of a call of {name!r} are no object but {type(found).__name__}")
-    return found
+    return dict(found)
 
 
 def tools_of(value: Any, column: str = "tools") -> tuple[Tool, ...]:

@@ -34,7 +34,7 @@ _ABSENT = object()
 
 
 def under_known_names(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the row, with its columns under the names by which they are read; fields that are not looked at because of that).
+    """(the row, with its columns under the names by which they are read; fields that are then not looked at).
 
     Args:
         columns: the row's column, by what it holds. A column inside an object is named with dots.

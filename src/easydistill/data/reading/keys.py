@@ -58,5 +58,8 @@ CHAT_KEYS = frozenset(
     )
 )
 """Fields that rows are written with, and that are never kept beside a chat."""
-PAIRED = ("chosen", "rejected", "chosen_response", "rejected_response", "preference_strength", "overall_preference")
+PAIRED = (
+    *("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages", "preference_strength"),
+    *("overall_preference", "better_response_id", "safer_response_id", "winner", "preference", "preferred"),
+)
 """Fields that only rows with two answers to compare have."""

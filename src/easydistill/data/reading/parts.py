@@ -1,4 +1,4 @@
-"""The content of a message: a text, nothing, or a list of parts → text, and the calls, results and thoughts among it."""
+"""The content of a message: a text, nothing, or a list of parts → text, and the calls, results and thoughts in it."""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ def chats_of(
             chat.rest |= {name: value for name, value in known.items() if value is not None}
             if labelled is False:
                 _drop_answer(chat)
-            _check(chat.messages, labelled=labelled is True)
             refuse_lone_surrogates(chat.messages)
+            _check(chat.messages, labelled=labelled is True)
             found.append(chat)
     return found
 
@@ -119,10 +119,10 @@ def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> 
         turns, used = _from_columns(row, with_answer)
     else:
         turns, used = _from_turns(row, column, with_answer)
-    return _whole(row, turns, used, from_arrow)
+    return whole(row, turns, used, from_arrow)
 
 
-def _whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -> RowChat:
+def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -> RowChat:
     """The chat of these turns with what stands beside it: system text, tools, variables."""
     systems = {name: text_field(row, name) for name in keys.SYSTEMS if row.get(name) is not None}
     messages = with_system(turns.messages, systems)
@@ -130,12 +130,7 @@ def _whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) 
     kwargs = _kwargs(row)
     used |= {*systems, *tool_columns, *keys.KWARGS}
     _refuse_media(row, messages)
-    if from_arrow or tools:
-        declared = parameters_of(tools)
-        for message in messages:
-            if "tool_calls" in message:
-                calls: list[ToolCall] = [without_fillers(call, declared, from_arrow) for call in message["tool_calls"]]
-                message["tool_calls"] = calls
+    drop_fillers(messages, tools, from_arrow)
     rest = {
         str(name): value
         for name, value in row.items()
@@ -146,6 +141,22 @@ def _whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) 
         rest.setdefault("final_answer", final)
     unread = unread_fields(row, used, "\n".join(map(full_text, messages))) | turns.unread
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
+
+
+def drop_fillers(messages: list[Message], tools: tuple[Tool, ...], from_arrow: bool) -> None:
+    """Drop the nulls that Arrow has put into the arguments of calls."""
+    if not any("tool_calls" in message for message in messages):
+        return
+    declared = parameters_of(tools)
+    for message in messages:
+        if "tool_calls" in message:
+            calls: list[ToolCall] = [without_fillers(call, declared, from_arrow) for call in message["tool_calls"]]
+            message["tool_calls"] = calls
+
+
+def has_chat(row: dict[str, Any]) -> bool:
+    """Whether a row has a column for a chat or a prompt."""
+    return _chat_column(row) is not None or _prompt_column(row) is not None
 
 
 # --- chats ------------------------------------------------------------------------------------------------

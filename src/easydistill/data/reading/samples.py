@@ -146,8 +146,8 @@ def notices_of(path: Path, unread: Mapping[str, int], rows: int) -> list[str]:
     lines = unread_lines(told, rows, str(path))
     if incorrect:
         lines.append(
-            f"{path}: {incorrect:,} of {rows:,} rows have {INCORRECT} (`correct` is 0); the operator cot_selection takes "
-            "the correct ones"
+            f"{path}: {incorrect:,} of {rows:,} rows have {INCORRECT} (`correct` is 0); the operator cot_selection "
+            "takes the correct ones"
         )
     return lines
 

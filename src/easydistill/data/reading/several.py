@@ -77,20 +77,20 @@ def _several(row: dict[str, Any]) -> tuple[str, list[Answer], set[str]] | None:
     """The column, its answers, and all columns that they were read from; None if there are not several."""
     for name in keys.ANSWERS:
         if row.get(name) is not None:
-            return _in_list(row, name)
+            return in_list(row, name)
     for find in (_trajectories, _numbered, _lists):
         found = find(row)
         if found is not None:
             return found
     # A list under `answer` holds spellings of one answer.
-    return next((found for name in _CHAINS if (found := _in_list(row, name)) is not None), None)
+    return next((found for name in _CHAINS if (found := in_list(row, name)) is not None), None)
 
 
 def _lists(row: dict[str, Any]) -> tuple[str, list[Answer], set[str]] | None:
-    return next((found for name in _LISTS if (found := _in_list(row, name)) is not None), None)
+    return next((found for name in _LISTS if (found := in_list(row, name)) is not None), None)
 
 
-def _in_list(row: dict[str, Any], name: str) -> tuple[str, list[Answer], set[str]] | None:
+def in_list(row: dict[str, Any], name: str) -> tuple[str, list[Answer], set[str]] | None:
     """The answers of a column that holds a list of them."""
     value = row.get(name)
     if isinstance(value, str) or as_turns(value):
@@ -173,11 +173,8 @@ def _trajectories(row: dict[str, Any]) -> tuple[str, list[Answer], set[str]] | N
     if not found:
         return None
     used = {key for thoughts, attempt, _ in found for key in (thoughts, attempt)}
-    return (
-        found[0][0],
-        [Answer(row[attempt], row[thoughts], {"model": model}) for thoughts, attempt, model in found],
-        used,
-    )
+    answers = [Answer(row[attempt], row[thoughts], {"model": model}) for thoughts, attempt, model in found]
+    return found[0][0], answers, used
 
 
 def _by_model(row: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -199,6 +196,6 @@ def _refuse_scored(name: str, row: dict[str, Any], answers: list[Answer]) -> Non
     paired = [key for key in keys.PAIRED if row.get(key) is not None]
     if scores or paired:
         raise MalformedRow(
-            f"`{name}` holds answers of which some are better (`{(scores or paired)[0]}`), not all to imitate: read the "
-            'file as pairs (jobs dpo and reward_model), or name one column: dataset.columns: {"answer": …}'
+            f"`{name}` holds answers of which some are better (`{(scores or paired)[0]}`), not all to imitate: read "
+            'the file as pairs (jobs dpo and reward_model), or name one column: dataset.columns: {"answer": …}'
         )

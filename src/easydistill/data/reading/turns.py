@@ -127,9 +127,7 @@ def _role(item: dict[str, Any], column: str) -> tuple[str, bool]:
     if key == "from":
         raise MalformedRow(f"a turn of `{column}` is from {given!r}")
     known = ", ".join(sorted(_WORDS))
-    raise MalformedRow(
-        f"a message needs a role (one of {known}){f', not {given!r}' if key else f', it has: {names_of(item)}'}"
-    )
+    raise MalformedRow(f"a message needs a role (one of {known}), not {given!r} (it has: {names_of(item)})")
 
 
 def _where(role: str, item: dict[str, Any]) -> str:
@@ -144,8 +142,8 @@ def _refuse_unreadable(item: dict[str, Any]) -> None:
     for name in ("prefix", "partial"):
         if item.get(name) and not _is_off(item[name]):
             raise MalformedRow(
-                f"`{name}` marks an answer that the model is to continue, not a finished one; no job continues answers: "
-                "remove the message, or finish it and remove the mark"
+                f"`{name}` marks an answer that the model is to continue, not a finished one, and no job continues "
+                "answers: remove the message, or finish it and remove the mark"
             )
     for name in _MEDIA:
         if is_given(item.get(name)):
