@@ -236,8 +236,8 @@ def test_datasets_and_trl_read_an_agents_chat_from_both_files(tmp_path: Path) ->
 def test_pairs_with_calls_come_back(tmp_path: Path) -> None:
     calling: Message = {"role": "assistant", "content": "", "tool_calls": CALLS[:1]}
     pairs = [
-        Preference("1", AGENT[:3], AGENT[4], calling, 0.1, {"margin": math.nan, "note": {}}),
-        Preference("2", PLAIN[:1], PLAIN[1], {"role": "assistant", "content": "x"}),
+        Preference("1", AGENT[:3], AGENT[4:], (calling,), 0.1, {"margin": math.nan, "note": {}}, tools=TOOLS),
+        Preference("2", PLAIN[:1], PLAIN[1:], ({"role": "assistant", "content": "x"},)),
     ]
     write_pairs_json(tmp_path / "a.json", pairs)
     write_pairs_parquet(tmp_path / "a.parquet", pairs)

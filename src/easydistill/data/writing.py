@@ -20,7 +20,7 @@ from typing import Any
 
 from easydistill.data.files import replacing
 from easydistill.data.formats import CHAT_KEYS, ROW
-from easydistill.data.messages import Chat, HasChat, Message, template_message
+from easydistill.data.messages import Chat, Message, template_message
 from easydistill.data.plain import plain_json
 from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection, Sample
@@ -28,6 +28,7 @@ from easydistill.errors import DataError
 
 UNWRITABLE = "unwritable_row"
 _TEXT_KEYS = frozenset({"role", "content", "reasoning_content"})
+_PAIR = ("prompt", "chosen", "rejected")
 _TOOLS, _KWARGS = "tools", "chat_template_kwargs"
 
 
@@ -61,7 +62,7 @@ def chat_row(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _chat_columns(chat: HasChat) -> dict[str, Any]:
+def _chat_columns(chat: Sample | Preference) -> dict[str, Any]:
     tools = {_TOOLS: list(chat.tools)} if chat.tools else {}
     return {**tools, _KWARGS: chat.template_kwargs} if chat.template_kwargs else tools
 
@@ -112,14 +113,24 @@ def as_preference(sample: Sample) -> Preference:
     """The pair of a chat that ends with the chosen answer; `rejected` (and perhaps `beta`) are in its `meta`."""
     meta = {name: value for name, value in written_meta(sample).items() if name not in {"rejected", "beta"}}
     worse, beta = sample.meta["rejected"], sample.meta.get("beta")
-    return Preference(sample.id, sample.prompt, sample.messages[-1], worse, beta, meta)
+    return Preference(
+        sample.id,
+        sample.prompt,
+        (sample.messages[-1],),
+        (worse,),
+        beta,
+        meta,
+        tools=sample.tools,
+        template_kwargs=sample.template_kwargs,
+    )
 
 
 def pair_row(pair: Preference) -> dict[str, Any]:
     """A pair as it is written to a file."""
     own = {} if pair.beta is None else {"beta": pair.beta}
-    sides = {"chosen": [file_message(pair.chosen)], "rejected": [file_message(pair.rejected)]}
-    return {"id": pair.id, "prompt": list(map(file_message, pair.prompt)), **sides, **own, **plain_json(pair.meta)}
+    sides = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    written = {name: list(map(file_message, messages)) for name, messages in sides.items()}
+    return {"id": pair.id, **written, **_chat_columns(pair), **own, **plain_json(pair.meta)}
 
 
 # --- JSON -------------------------------------------------------------------------------------------------
@@ -157,7 +168,7 @@ def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
 
 def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:
     """Write Parquet; a field whose values have no common type is written as JSON text."""
-    _write_table(path, parquet_table(list(map(pair_row, pairs)), ("prompt", "chosen", "rejected")))
+    _write_table(path, parquet_table(list(map(pair_row, pairs)), _PAIR))
 
 
 def _write_table(path: Path, table: Any) -> None:
