@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trl.data_utils import is_conversational
 
+from easydistill.data.formats import read_samples
 from easydistill.data.messages import Message, ToolCall
 from easydistill.data.plain import plain_json
 from easydistill.data.preferences import Preference
@@ -66,7 +67,7 @@ def by_pandas(path: Path) -> list[dict[str, Any]]:
     """As text, which json.loads reads."""
     return [
         {
-            name: [json.loads(each) for each in value] if isinstance(value, np.ndarray) else value
+            name: [json.loads(each) for each in value] if name in ("messages", "tools") and value is not None else value
             for name, value in row.items()
         }
         for row in pd.read_parquet(path).to_dict("records")
@@ -188,14 +189,67 @@ def test_chats_come_back_from_json_and_parquet(made: list[Sample]) -> None:
             assert [row["id"] for row in found] == [sample.id for sample in made]
             for row, sample in zip(found, made, strict=True):
                 same_chat(row, sample)
-        in_text = {"messages", "tools"} if pa.types.is_struct(column(Path(folder, "a.parquet"))) else set()
-        if not in_text:
+        if not pa.types.is_struct(column(Path(folder, "a.parquet"))):
             for row, sample in zip(by_pandas(Path(folder, "a.parquet")), made, strict=True):
                 assert row["messages"] == list(map(file_message, sample.messages))
 
 
 def column(path: Path) -> Any:
     return pq.read_schema(path).field("messages").type.value_type
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    """Turns as they follow each other in chats, the last one the assistant's."""
+    spoken = WORDS.filter(str.strip)
+    chat: list[Message] = [{"role": "system", "content": draw(spoken)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        chat.append({"role": "user", "content": draw(spoken)})
+        for number in range(draw(st.integers(0, 2))):
+            named: Message = {
+                "role": "assistant",
+                "content": draw(WORDS),
+                "tool_calls": [{**draw(calls()), "id": f"c{number}"}],
+            }
+            chat += [named, {"role": "tool", "content": draw(WORDS), "tool_call_id": f"c{number}", "name": "f"}]
+        answer: Message = {"role": "assistant", "content": draw(spoken)}
+        if draw(st.booleans()):
+            answer["reasoning_content"] = draw(spoken)
+        if draw(st.booleans()) and len(chat) < 3:
+            answer["weight"] = 0
+        chat.append(answer)
+    chat[-1].pop("weight", None)
+    return chat
+
+
+@FEW
+@given(
+    st.lists(
+        st.tuples(
+            conversations(), st.booleans(), st.dictionaries(st.sampled_from(["think", "effort"]), WORDS | st.booleans())
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_our_readers_make_the_same_samples(chats: list[tuple[list[Message], bool, dict[str, Any]]]) -> None:
+    made = [
+        Sample(f"r{n}", tuple(chat), {"score": n}, tools=TOOLS if tools else (), template_kwargs=kwargs)
+        for n, (chat, tools, kwargs) in enumerate(chats)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        write_paper_json(Path(folder, "a.json"), made)
+        write_parquet(Path(folder, "a.parquet"), made)
+        for name in ("a.json", "a.parquet"):
+            found, rejected = read_samples(Path(folder, name), labelled=True)
+            assert not rejected
+            for sample, known in zip(found, made, strict=True):
+                assert sample.id == known.id and sample.meta["score"] == known.meta["score"]
+                assert (sample.messages, sample.tools, sample.template_kwargs) == (
+                    known.messages,
+                    known.tools,
+                    known.template_kwargs,
+                )
 
 
 @FEW
@@ -265,7 +319,7 @@ def test_every_field_is_written_as_json_can_hold_it(tmp_path: Path) -> None:
             "list": [],
             "half": "\ud800x",
         },
-        {"metadata": {}, "number": 1, "share": math.inf, "mixed": "a", "inner": {"b": [{}]}, "list": [None], 5: "five"},
+        {"metadata": {}, "number": 1, "share": math.inf, "mixed": "a", "inner": {"b": [{}]}, "list": [None]},
         {"metadata": {}, "share": 0.5, "mixed": [1], "set": {3}, "array": np.arange(2), "bytes": b"\xff"},
         {"deep": {"a": [[[[[{"b": {}}]]]]]}},
     ]
