@@ -133,6 +133,25 @@ def test_csv_keeps_texts_as_they_are(tmp_path: Path) -> None:
         assert list(rows_of(tmp_path / "r.csv")) == kept
 
 
+def test_columns_of_numbers_and_flags_hold_them(tmp_path: Path) -> None:
+    """A label that stayed the text "False" would count as true."""
+    (tmp_path / "r.csv").write_text(
+        "prompt,chosen,rejected,beta,score_chosen,label,pass_rate,note\n6*7?,42,41,0.50,1e3,False,1,7\nq,a,b,x,-7,Math,.5,\n"
+    )
+    first, second = rows_of(tmp_path / "r.csv")
+    assert first == {
+        "prompt": "6*7?",
+        "chosen": "42",
+        "rejected": "41",
+        "beta": 0.5,
+        "score_chosen": 1000.0,
+        "label": False,
+        "pass_rate": 1,
+        "note": "7",
+    }
+    assert (second["beta"], second["score_chosen"], second["label"], second["pass_rate"]) == ("x", -7, "Math", 0.5)
+
+
 def test_a_line_of_csv_with_other_cells_costs_one_row(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("instruction,output\na,b\nc,d,e\n\nf\ng,h\n")
     samples, rejected = read_samples(tmp_path / "r.csv", labelled=True)

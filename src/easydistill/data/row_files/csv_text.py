@@ -1,9 +1,12 @@
-"""Rows of CSV and TSV with a header. Every value is a text as it stands: `007`, `1.50` and dates stay what they are."""
+"""Rows of CSV and TSV with a header. A cell is a text as it stands: `007`, `1.50` and dates stay what they are. Only
+columns that are numbers or flags by name (`beta`, `chosen_score`, `label` …) hold numbers, and true or false."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,15 @@ from typing import Any
 from easydistill.data.row_files.broken import BrokenRow
 from easydistill.data.row_files.json_text import Open
 from easydistill.errors import DataError
+
+_VALUES = re.compile(
+    r"(^|_)(beta|margin|scores?|ratings?|rates?|rewards?|weight|label|kto_tag|correct|correctness|rv|cd"
+    r"|informativeness|helpfulness|generali[sz]ation|loss|train)(_|$)",
+    re.IGNORECASE,
+)
+"""Names of columns of numbers or flags."""
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*", re.ASCII)
+_FLAGS = {"true": True, "false": False}
 
 
 def csv_rows(path: Path, open_file: Open, *, tabs: bool) -> Iterator[Any]:
@@ -59,6 +71,7 @@ def _rows(path: Path, lines: Iterator[list[str]]) -> Iterator[Any]:
     if len(set(named)) < len(named):
         twice = next(name for name in named if named.count(name) > 1)
         raise DataError(f"{path}: the header names {twice!r} twice\n    → give each column a name of its own")
+    values = {name for name in header if _VALUES.search(name)}
     for cells in lines:
         if not any(cells):
             continue
@@ -67,4 +80,19 @@ def _rows(path: Path, lines: Iterator[list[str]]) -> Iterator[Any]:
             yield BrokenRow(problem, ",".join(cells)[:2000])
             continue
         # A column without a name is the index that pandas writes.
-        yield {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
+        yield {
+            name: _value(cell) if name in values else cell
+            for name, cell in zip(header, cells, strict=True)
+            if name and cell
+        }
+
+
+def _value(cell: str) -> Any:
+    """A number or a flag; a text if it is neither."""
+    flag = _FLAGS.get(cell.strip().lower())
+    if flag is not None:
+        return flag
+    if _NUMBER.fullmatch(cell) is None or len(cell) > 40:
+        return cell
+    number = int(cell) if cell.strip().lstrip("+-").isdecimal() else float(cell)
+    return number if math.isfinite(number) else cell
