@@ -12,10 +12,10 @@ from easydistill.config.inference import TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import GenerationRequest, Teacher, request_key
 from easydistill.data.files import hash_file
-from easydistill.data.formats import write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.writing import write_parquet
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import ROLLOUTS, SUFFIX

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
@@ -67,7 +67,7 @@ class TrainStage:
         dataset = self._rows.dataset
         issues = missing_file("dataset.template", dataset.template)
         if not self._rows.from_stage:
-            issues += missing_file("dataset.labeled_path", dataset.labeled_path)
+            issues += unreadable_rows("dataset.labeled_path", dataset.labeled_path)
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
