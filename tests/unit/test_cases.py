@@ -142,7 +142,9 @@ def test_a_pair_is_no_row_to_imitate(case: dict[str, Any], tmp_path: Path) -> No
         for chat in (case["expect"] if isinstance(case["expect"], list) else case["expect"]["pairs"])
         for message in chat["rejected"]
     ]
-    path = written(tmp_path, [*case["rows"], GOOD] if case["container"] != "parquet" else case["rows"], case["container"])
+    path = written(
+        tmp_path, [*case["rows"], GOOD] if case["container"] != "parquet" else case["rows"], case["container"]
+    )
     try:
         found = read_rows(path, labelled=True, columns=case.get("columns"))
     except DataError:

@@ -100,8 +100,7 @@ class SynthesiseStage:
 
     def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
-        rows, _ = self._source.read()
-        rows = rows[:limit]
+        rows = self._source.read().samples[:limit]
         steps = self._steps(rows)
         try:
             return rows, next(steps)
@@ -148,8 +147,9 @@ class SynthesiseStage:
         )
 
     def run(self, context: StageContext) -> StageResult:
-        rows, unreadable = self._source.read()
-        return self._finish(rows, unreadable, self._steps(rows), context)
+        found = self._source.read()
+        context.notice(found.notices)
+        return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext

@@ -18,7 +18,7 @@ from pydantic import Field
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 from easydistill.contracts.operator import Result, Steps
 from easydistill.data.files import hash_file
-from easydistill.data.formats import ROW, read_samples
+from easydistill.data.reading import ROW, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.errors import DataError
 from easydistill.synthesis.text import by_character, ngrams, normalise, prompt_text, tokens
