@@ -46,8 +46,6 @@ class ColumnsConfig(Section):
     @model_validator(mode="after")
     def _is_clear(self) -> ColumnsConfig:
         names = self.names()
-        if not names:
-            raise Unfit("no column is named", 'name one, as in {"prompt": "question"}, or leave the section out')
         if self.prompt is not None and self.messages is not None:
             raise Unfit("both prompt and messages are named", "messages is the whole chat: name one of them")
         for held, column in names.items():
@@ -97,7 +95,7 @@ class RowsConfig(Section):
 
     def reading_identity(self) -> dict[str, Any]:
         """What decides how a file is read, for fingerprints; nothing at the defaults."""
-        return {} if self.columns is None else {"columns": self.columns.names()}
+        return {"columns": self.column_names} if self.column_names else {}
 
 
 class DatasetConfig(RowsConfig):
@@ -134,7 +132,7 @@ class PairsConfig(Section):
 
     def reading_identity(self) -> dict[str, Any]:
         """What decides how a file is read, for fingerprints; nothing at the defaults."""
-        return {} if self.columns is None else {"columns": self.columns.names()}
+        return {"columns": self.column_names} if self.column_names else {}
 
 
 class SynthesisDatasetConfig(RowsConfig):
