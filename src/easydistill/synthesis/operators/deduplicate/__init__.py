@@ -17,7 +17,7 @@ from typing import Any, Literal
 from easydistill.config.base import PositiveShare, Section, Share
 from easydistill.config.models import ModelRef
 from easydistill.contracts.operator import Result, Steps, UnfitRows
-from easydistill.data.formats import ROW
+from easydistill.data.reading import ROW
 from easydistill.data.records import Rejection, Sample, canonical_json
 from easydistill.data.spool import like
 from easydistill.synthesis.meaning import Meanings, embeddings
