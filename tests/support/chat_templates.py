@@ -1,4 +1,4 @@
-"""The real chat templates that TRL ships, each with a small tokenizer that has its control tokens, and chats to render."""
+"""The chat templates that TRL ships, each with a small tokenizer that has its control tokens, and chats to render."""
 
 from __future__ import annotations
 

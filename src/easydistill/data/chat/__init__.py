@@ -10,6 +10,6 @@ leaves out. `renderer` puts them together.
 """
 
 from easydistill.data.chat.renderer import ChatRenderer, Rendered
-from easydistill.data.chat.shown import Missing, describe, tell
+from easydistill.data.chat.shown import Missing, count_kinds, describe, tell
 
-__all__ = ["ChatRenderer", "Missing", "Rendered", "describe", "tell"]
+__all__ = ["ChatRenderer", "Missing", "Rendered", "count_kinds", "describe", "tell"]

@@ -41,7 +41,7 @@ class Pieces:
     @property
     def whole_texts(self) -> list[str]:
         """The texts that are always a token of their own."""
-        added = getattr(self._tokenizer, "get_added_vocab", dict)()
+        added: dict[str, int] = getattr(self._tokenizer, "get_added_vocab", dict)()
         return list(added)
 
     def masked(self, chats: Sequence[tuple[str, Sequence[Span]]]) -> Iterator[Masked]:

@@ -146,7 +146,8 @@ def refusal(chat: Chat, missing: Iterable[Missing]) -> str | None:
 def tell(counts: Mapping[str, int], rows: int) -> list[str]:
     """A line for each kind of part that the template leaves out, with the number of rows and the way out."""
     return [
-        f"{describe(kind)} {count} of {rows} rows → {_WAYS_OUT.get(kind, _OTHERWISE)}" for kind, count in counts.items()
+        f"{describe(kind)} {count} of {rows} rows\n    → {_WAYS_OUT.get(kind, _OTHERWISE)}"
+        for kind, count in counts.items()
     ]
 
 

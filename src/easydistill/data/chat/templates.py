@@ -14,21 +14,9 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from easydistill.config.dataset import RESERVED
 from easydistill.errors import DataError
 
-RESERVED = frozenset(
-    {
-        "messages",
-        "tools",
-        "documents",
-        "add_generation_prompt",
-        "conversations",
-        "chat_template",
-        "continue_final_message",
-        "return_assistant_tokens_mask",
-    }
-)
-"""Names that a template is given by its renderer and that no row or config may set."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The names under which templates read an assistant's thoughts."""
 CLOCK = "strftime_now"
