@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.contracts.metric import MetricConfig
-from easydistill.data.files import hash_file, read_json, show_directory, write_json, write_jsonl
+from easydistill.data.files import read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample, content_hash, count_reasons
 from easydistill.engine.checks import needs_extra
@@ -24,12 +24,13 @@ from easydistill.engine.progress import Task
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.evaluation.config import answer_names, chosen_metrics, metrics_identity
-from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
 from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
-from easydistill.models.student import student_identity
+from easydistill.models.student import student_identity, student_references
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
@@ -91,7 +92,6 @@ class EvaluateStage:
         return {**self._before_fingerprint(), "after": True}
 
     def _before_fingerprint(self) -> dict[str, Any]:
-        template = self._rows.dataset.template
         teacher = resolve(self._models.teacher).identity() if self._models.teacher else None
         metrics = metrics_identity(self._metrics)
         return {
@@ -100,15 +100,17 @@ class EvaluateStage:
             "teacher": teacher,
             "evaluation": self._config.identity(),
             "max_length": self._max_length,
-            "template": hash_file(Path(template)) if template else None,
+            **template_identity(self._rows.dataset),
             **({"metrics": metrics} if metrics else {}),
         }
+
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
         return Estimate()
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 
@@ -121,7 +123,7 @@ class EvaluateStage:
         show_directory(trained, context.run_directory / "student")
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
-        renderer = ChatRenderer.from_file(start.tokenizer, start.eos_ids, self._rows.dataset.template)
+        renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context)
         teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
         # A student made by other layers or a later stage has the same positions and tokens.
         limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
@@ -133,7 +135,7 @@ class EvaluateStage:
         )
         if not heldout.samples:
             write_json(context.directory / METRICS_FILE, {})
-            notes = {"evaluation": "no rows were held out"}
+            notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
         with context.reporter.task("Evaluating", passes) as task:

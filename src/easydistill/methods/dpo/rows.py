@@ -65,9 +65,12 @@ def render_pairs(
     words, max_length = length_words(max_length, limits), limits.within(max_length)
     rows: list[PairRow] = []
     rejected: list[Rejection] = []
-    for pair in pairs:
+    written = renderer.render_many(chat for pair in pairs for chat in pair.chats)
+    for pair, *both in zip(pairs, written, written, strict=True):
+        sides = [side for side in both if not isinstance(side, DataError)]
         try:
-            sides = [renderer.render(chat) for chat in pair.chats]
+            if len(sides) < len(both):
+                raise next(side for side in both if isinstance(side, DataError))
             (start, chosen_end), (other_start, rejected_end) = (
                 _span(rendered.mask, pair.prompt, answer)
                 for rendered, answer in zip(sides, (pair.chosen, pair.rejected), strict=True)
@@ -109,28 +112,22 @@ def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
     Raises:
         DataError: the template leaves it out.
     """
+    from easydistill.data.chat.sentinels import THOUGHTS
+
     for pair in pairs:
         if not any(message.get("reasoning_content") for message in pair.chosen):
             continue
-        whole = pair.chats[0]
-        bare = whole.with_messages((*pair.prompt, *map(_without_thoughts, pair.chosen)))
         try:
-            shown, hidden = (renderer.text(chat, add_generation_prompt=False) for chat in (whole, bare))
+            missing = renderer.missing(pair.chats[0])
         except DataError:
             # `render_pairs` rejects such pairs.
             continue
-        if shown == hidden:
+        if any(part.kind == THOUGHTS and part.message >= len(pair.prompt) for part in missing):
             raise DataError(
                 f"the chat template leaves out `reasoning_content` (pair {pair.id}), so no chain of thought would be "
-                "learned\n    → set dataset.template to one that shows it"
+                "learned\n    → set dataset.template to one that shows it, or dataset.thoughts to inline"
             )
         return
-
-
-def _without_thoughts(message: Message) -> Message:
-    bare = message.copy()
-    bare.pop("reasoning_content", None)
-    return bare
 
 
 def _span(mask: Sequence[bool], prompt: Sequence[Message], answer: Sequence[Message]) -> tuple[int, int]:

@@ -14,7 +14,9 @@ from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.foretelling import Foresight
+from easydistill.methods.shared.rendering import student_renderer, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all, rendering_metrics
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -27,7 +29,7 @@ from easydistill.methods.shared.student import (
     training_result,
 )
 from easydistill.models.checks import student_issues
-from easydistill.models.student import check_student
+from easydistill.models.student import check_student, student_references
 
 if TYPE_CHECKING:
     from easydistill.methods.distil.row_loss import Distillation
@@ -61,6 +63,7 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
+        self._foresight = Foresight(models, rows.dataset, rows.preview)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -72,17 +75,26 @@ class TrainStage:
         issues += self._teaching.preflight() if self._teaching else []
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
+    def examine(self) -> list[ConfigIssue]:
+        """Load the student's tokenizer and render the first rows."""
+        return self._foresight.issues()
+
+    def foretell(self) -> list[str]:
+        return self._foresight.lines()
+
     def fingerprint(self) -> dict[str, Any]:
         return {
             **training_fingerprint(self._rows, self._models, self._training),
             **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
         }
 
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
+
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train
 
@@ -90,9 +102,12 @@ class TrainStage:
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
         student = loaded_student(models, self._training.max_length, context)
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name, student.limits)
         rejected += too_long
+        context.keep_rejected(rejected)
+        if not rendered:
+            raise nothing_left("train on", rejected)
         rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(
             student,
@@ -116,6 +131,7 @@ class TrainStage:
             train_rows=len(rendered),
             heldout_rows=len(heldout),
             truncated_rows=sum(row.truncated for _, row in rendered),
+            **rendering_metrics(row for _, row in rendered),
             student=student.description,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,8 +10,9 @@ from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
+from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
-from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 UNLIMITED = Limits()
 UNKNOWN_TOKEN = "unknown_token"
 """Reason of the rejection of a row with a token that the model's embedding has no row for."""
+NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
+"""Metrics of a stage: rows by the kind of part that the template leaves out, and answers that are not learned."""
+_HINTS = {
+    TEMPLATE_REFUSED: "\n    → set dataset.template to a chat template that takes these chats, or change the rows",
+    "no_trainable_tokens": "\n    → raise training.max_length, or shorten the prompts",
+}
 MIN_ROWS_FOR_SHARE = 10
 """With fewer rows than this, a `heldout` given as a share holds out nothing."""
 
@@ -63,6 +70,11 @@ class LabelledRows:
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
+    def preview(self, most: int) -> list[Chat]:
+        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
+        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
+        return _chats(self.dataset, path, None if self.from_stage else True, most)
+
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
@@ -76,6 +88,14 @@ def read_file(
     found = read_rows(path, labelled=labelled, limit=dataset.max_samples, columns=dataset.column_names)
     context.notice(found.notices)
     return found.samples, found.rejected
+
+
+def _chats(dataset: RowsConfig, path: str | None, labelled: bool | None, most: int) -> list[Chat]:
+    if path is None:
+        return []
+    limit = min(most, dataset.max_samples or most)
+    found = read_rows(path, labelled=labelled, limit=limit, columns=dataset.column_names)
+    return [Chat.of(sample) for sample in found.samples]
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -100,13 +120,10 @@ def render_all(
     longest = limits.within(max_length)
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
-    for sample in samples:
-        try:
-            row = renderer.render(sample, longest)
-        except DataError as error:
-            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
-            continue
-        if (token := limits.stranger(row.ids)) is not None:
+    for sample, row in zip(samples, renderer.render_many(samples, longest), strict=True):
+        if isinstance(row, DataError):
+            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(row)))
+        elif (token := limits.stranger(row.ids)) is not None:
             rejected.append(unknown_token(sample.id, stage, token, limits))
         elif any(row.mask[1:]):
             rendered.append((sample, row))
@@ -128,6 +145,29 @@ def length_words(max_length: int, limits: Limits) -> str:
     return f"max_length ({max_length} tokens)" if longest == max_length else f"the student's {longest} positions"
 
 
+def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:
+    """What the template left out of the rows: nothing where it shows them whole."""
+    from easydistill.data.chat import count_kinds
+
+    rows = list(rows)
+    not_shown = count_kinds(row.missing for row in rows)
+    lost = sum(row.lost_turns for row in rows)
+    return {**({NOT_SHOWN: not_shown} if not_shown else {}), **({LOST_TURNS: lost} if lost else {})}
+
+
+def nothing_left(purpose: str, rejected: Sequence[Rejection]) -> DataError:
+    """The error for a stage without rows: the reasons for rejection, with an example of each."""
+    examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
+    reasons = "".join(
+        f"\n    {reason}, {count} of {len(rejected)}: {examples[reason]}"
+        for reason, count in count_reasons(rejected).items()
+    )
+    hint = _HINTS.get(next(iter(count_reasons(rejected)), ""), "")
+    # The template's own words may end with a hint.
+    hint = "" if "→" in reasons else hint
+    return DataError(f"there is nothing to {purpose}: no row is left{reasons}{hint}")
+
+
 class PromptRows(LabelledRows):
     """Prompts without answers, for training on the student's own text."""
 
@@ -142,6 +182,9 @@ class PromptRows(LabelledRows):
             "max_samples": self.dataset.max_samples,
             **self.dataset.reading_identity(),
         }
+
+    def preview(self, most: int) -> list[Chat]:
+        return _chats(self.dataset, self.dataset.instruction_path, self.labelled, most)
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         samples, rejected = read_file(self.dataset, self.dataset.instruction_path, self.labelled, context)
