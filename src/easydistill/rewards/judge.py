@@ -174,7 +174,7 @@ class _Judge:
 
 def language_of(prompt: Sequence[Message]) -> Language:
     """`zh` if the conversation has more than twice as many Chinese characters as words of other scripts."""
-    text = "\n".join(message["content"] for message in prompt if message["role"] != "system")
+    text = "\n".join(said(message) for message in prompt if message["role"] != "system")
     return "zh" if len(_HAN.findall(text)) > 2 * len(_WORD.findall(text)) else "en"
 
 

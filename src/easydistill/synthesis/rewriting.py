@@ -8,6 +8,7 @@ from typing import Literal
 
 from easydistill.config.base import PositiveFloat
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps, UnfitRows
+from easydistill.data.messages import said
 from easydistill.data.records import Rejection, Sample
 from easydistill.synthesis.chains import changed_answer, known_answer, length_of, thought_of, verify, with_thought
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection
@@ -16,7 +17,7 @@ from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
 
 REASONS = (
-    *("truncated", "malformed_reply", "answer_unknown", "unfit_length", "no_final_answer"),
+    *("no_chain", "truncated", "malformed_reply", "answer_unknown", "unfit_length", "no_final_answer"),
     *("undecided", "answer_changed"),
 )
 
@@ -52,11 +53,12 @@ def rewrite(
     bare = next((row.id for row in rows if row.answer is None), None)
     if bare is not None:
         raise UnfitRows(f"row {bare} has no answer to rewrite; run cot_generation first")
+    found: list[Sample | Rejection] = [_without_chain(stage, row) for row in rows if not thought_of(row).strip()]
+    rows = [row for row in rows if thought_of(row).strip()]
     known = [known_answer(row, config.strategies, of_rewriting=True) for row in rows]
     replies = yield [rewriting(stage, config, row, tools) for row in rows]
     made = [read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
     verdicts = verify([new.pair if isinstance(new, Rewritten) else None for new in made])
-    found: list[Sample | Rejection] = []
     for row, reply, new, verdict in zip(rows, replies, made, verdicts, strict=True):
         problem = new if isinstance(new, Unusable) else changed_answer(new.pair, verdict)
         if problem is not None:
@@ -81,6 +83,11 @@ class Rewritten:
     def __init__(self, thought: str, ratio: float, known: str, found: str | None) -> None:
         self.thought, self.ratio = thought, ratio
         self.pair = (known, found) if found else None
+
+
+def _without_chain(stage: str, row: Sample) -> Rejection:
+    detail = "the answer only calls tools: it has no chain of thought to rewrite"
+    return Rejection(row.id, stage, "no_chain", detail, 1, said(row.messages[-1]))
 
 
 def rewriting(stage: str, config: RewritingConfig, row: Sample, tools: Tools, index: int = 0) -> Ask:

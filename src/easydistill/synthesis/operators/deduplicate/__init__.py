@@ -17,6 +17,7 @@ from easydistill.config.base import PositiveShare, Section, Share
 from easydistill.config.models import ModelRef
 from easydistill.contracts.operator import Result, Steps, UnfitRows
 from easydistill.data.formats import ROW
+from easydistill.data.messages import identity_of, said
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
 from easydistill.synthesis.meaning import Meanings, embeddings
 from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
@@ -88,9 +89,10 @@ def _compared(config: Config, row: Sample) -> str:
         return prompt_text(row)
     if row.answer is None:
         raise UnfitRows(f"row {row.meta.get(ROW, row.id)} has no answer to compare: label it, or set compare to prompt")
-    return row.answer if config.compare == "answer" else f"{prompt_text(row)}\n{row.answer}"
+    answer = said(row.messages[-1])
+    return answer if config.compare == "answer" else f"{prompt_text(row)}\n{answer}"
 
 
 def _sort_key(row: Sample, text: str) -> tuple[str, str, str]:
     spelling = hashlib.sha256(normalise(text).encode("utf-8", "surrogatepass")).hexdigest()
-    return spelling, content_hash(list(row.messages)), row.id
+    return spelling, content_hash(identity_of(row.messages, row)), row.id
