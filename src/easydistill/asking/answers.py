@@ -47,9 +47,9 @@ def read_answer(
         calls = read_calls(completion.tool_calls)
         if MALFORMED_CALL in completion.extra:
             raise MalformedCall(completion.extra[MALFORMED_CALL])
-    except MalformedCall as problem:
+    except MalformedCall as error:
         # A call that was cut off will be cut off again.
-        return ("truncated" if cut else MALFORMED_CALL), str(problem)
+        return ("truncated" if cut else MALFORMED_CALL), str(error)
     reasoning, text = completion.reasoning, completion.text
     if thoughts == "apart" and not reasoning and text is not None:
         reasoning, text = split_thoughts(text)

@@ -16,16 +16,16 @@ from easydistill.contracts.teacher import (
     Failure,
     GenerationRequest,
     RecordOutcomes,
-    prompt_or_failure,
     row_seed,
 )
 from easydistill.data.batches import batches_by_length
-from easydistill.data.chat import ChatRenderer
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.models.structured import SchemaGrammars
+from easydistill.teachers.backends._local import template_identity
+from easydistill.teachers.local import LocalChat
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class TransformersTeacher:
 
     def identity(self) -> dict[str, Any]:
         weights = self._weights if self._weights is not None else resolve(self._reference).identity()
-        return {"backend": "transformers", **weights}
+        return {"backend": "transformers", **weights, **template_identity(self._inference)}
 
     def _load(self) -> None:
         if self._model is not None:
@@ -73,8 +73,7 @@ class TransformersTeacher:
         model, self._tokenizer = self._make() if self._make is not None else self._read()
         self._model = model.to(self._device)
         self._ends = eos_ids(self._tokenizer, self._model.generation_config)
-        own = getattr(self._tokenizer, "chat_template", None)
-        self._chat = ChatRenderer.from_file(self._tokenizer, self._ends, None if own else self._template)
+        self._chat = LocalChat(self._tokenizer, self._ends, self._inference, self._template)
 
     def _read(self) -> tuple[Any, Any]:
         trust = self._inference.trust_remote_code
@@ -117,7 +116,7 @@ class TransformersTeacher:
         context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
         fitting: list[_Asked] = []
         for request in requests:
-            prompt = prompt_or_failure(self._chat, request, context)
+            prompt = self._chat.prompt(request, context)
             if not isinstance(prompt, Failure):
                 fitting.append((request, prompt))
             elif not done(request.key):
@@ -142,9 +141,10 @@ class TransformersTeacher:
             answers = generate_batch(self._model, prompts, self._ends, config.max_new_tokens, sampler, masks)
         seconds = time.monotonic() - started
         return [
-            Completion(
-                key=request.key,
-                text=self._tokenizer.decode(answer.ids, skip_special_tokens=True),
+            self._chat.completion(
+                request,
+                prompt,
+                answer.ids,
                 finish_reason="stop" if answer.ended else "length",
                 prompt_tokens=len(prompt),
                 completion_tokens=len(answer.ids) + answer.ended,

@@ -8,7 +8,7 @@ from typing import Any
 
 from easydistill.asking.answers import JOURNAL, answer_all, journalled_outcome, worth_another_try
 from easydistill.asking.label import labelled_or_rejected
-from easydistill.config.inference import TransformersOptions
+from easydistill.config.inference import SamplingConfig, TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import GenerationRequest, Teacher, request_key
 from easydistill.data.files import hash_file
@@ -78,6 +78,7 @@ class RolloutStage:
                         replace(sample, id=f"{sample.id}{SUFFIX}", messages=sample.prompt, meta={}),
                         journalled_outcome(journal, keys[sample.id]),
                         self.name,
+                        SamplingConfig(thoughts="inline"),
                     )
                     for sample in samples
                 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
-from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.data.records import Rejection, Sample, is_cut, split_heldout
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
 
@@ -85,7 +85,7 @@ def render_all(
     rejected: list[Rejection] = []
     for sample in samples:
         try:
-            row = renderer.render(sample, max_length)
+            row = without_end(renderer.render(sample, max_length), sample, renderer.eos_ids)
         except DataError as error:
             rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
             continue
@@ -95,6 +95,14 @@ def render_all(
             detail = f"the prompt alone fills max_length ({max_length} tokens)"
             rejected.append(Rejection(sample.id, stage, "no_trainable_tokens", detail))
     return rendered, rejected
+
+
+def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
+    """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
+    last = max((t for t, on in enumerate(row.mask) if on), default=None)
+    if not is_cut(sample) or last is None or row.ids[last] not in eos_ids:
+        return row
+    return replace(row, ids=row.ids[:last], mask=row.mask[:last])
 
 
 class PromptRows(LabelledRows):

@@ -90,9 +90,7 @@ class RowPairs:
     """All replies received for the row."""
 
 
-def sample(
-    role: Role, chat: HasChat, count: int, temperatures: Sequence[float] = ()
-) -> list[tuple[str, Ask]]:
+def sample(role: Role, chat: HasChat, count: int, temperatures: Sequence[float] = ()) -> list[tuple[str, Ask]]:
     """(name, request) of each of `count` samples of a model."""
     return [
         (f"{role}-{number + 1}", Ask.of(chat, role, number, temperature))
