@@ -18,6 +18,7 @@ THOUGHT_MARKS: tuple[tuple[str, str], ...] = (
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>thought", "<channel|>"),
 )
 """What models write around their thoughts, in front of the answer."""
 

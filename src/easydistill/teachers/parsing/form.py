@@ -10,6 +10,8 @@ from typing import Any
 from easydistill.data.answers import MalformedCall
 from easydistill.data.messages import Tool, ToolCall
 
+PROBE = "look_up"
+"""The function of the call with which a template is asked for its form."""
 Region = tuple[list[ToolCall], int]
 """Calls, and the position behind them."""
 ReadRegion = Callable[[str, int, Sequence[Tool]], Region]
@@ -28,6 +30,10 @@ class Form:
     """Reads one region of calls; the position is that of its mark."""
     whole: bool = False
     """Whether calls are the whole text: it has them only if it begins with a mark."""
+    lead: str = ""
+    """What the template itself writes before the calls, with the probe's function in it (see `forms.py`)."""
+    tail: str = ""
+    """What the template itself writes behind the calls."""
 
     def find(self, text: str) -> int:
         """Where calls begin in a text; −1 if it has none."""
@@ -53,11 +59,16 @@ class Form:
             found, at = self.read(text, at, tools)
             calls += found
             at = skip_space(text, at)
-        if strict and at < len(text):
+        if strict and text[at:].strip() not in {"", self.tail}:
             raise MalformedCall(f"there is text behind the calls: {text[at : at + 80]!r}")
         if not calls:
             raise MalformedCall("the list of calls is empty")
-        return text[:begin].rstrip(), calls
+        return self._said(text[:begin].rstrip(), calls[0]["name"]), calls
+
+    def _said(self, before: str, name: str) -> str:
+        """The text before the calls, without what the template writes there by itself."""
+        lead = self.lead.replace(PROBE, name)
+        return before.removesuffix(lead).rstrip() if lead else before
 
 
 def skip_space(text: str, at: int) -> int:
@@ -113,12 +124,19 @@ def read_json(text: str, at: int) -> tuple[Any, int]:
 def typed(value: str, parameter: str, function: str, tools: Sequence[Tool]) -> Any:
     """A value that was written without quotes, by the type that the function's schema gives its parameter: text as it
     is, anything else as JSON if it is JSON."""
-    if _types(parameter, function, tools) == {"string"}:
+    types = _types(parameter, function, tools)
+    if types == {"string"}:
         return value
+    if (not types or types & {"boolean", "null"}) and value.strip() in _PYTHON:
+        return _PYTHON[value.strip()]
     try:
         return _DECODER.decode(value.strip())
     except (ValueError, RecursionError):
         return value
+
+
+_PYTHON = {"True": True, "False": False, "None": None}
+"""Values that templates write as Python does."""
 
 
 def _types(parameter: str, function: str, tools: Sequence[Tool]) -> set[str]:

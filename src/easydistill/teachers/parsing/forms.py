@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from easydistill.data.answers import MalformedCall, tool_call
+from easydistill.data.answers import MalformedCall, split_thoughts, tool_call
 from easydistill.data.messages import Chat, Message, Tool
 from easydistill.errors import DataError
 from easydistill.teachers.parsing.expression_forms import EXPRESSION_FORMS
-from easydistill.teachers.parsing.form import Form, Region, expect, read_json
+from easydistill.teachers.parsing.form import PROBE, Form, Region, expect, read_json, skip_space
 from easydistill.teachers.parsing.json_forms import JSON_FORMS
 from easydistill.teachers.parsing.tag_forms import TAG_FORMS
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMS: tuple[Form, ...] = (*JSON_FORMS, *TAG_FORMS, *EXPRESSION_FORMS)
 """All forms, in the order in which they are tried."""
-_NAME, _ARGUMENTS = "look_up", {"topic": "rivers of Asia", "most": 3}
+_NAME, _ARGUMENTS = PROBE, {"topic": "rivers of Asia", "most": 3}
 PROBE_TOOL: Tool = {
     "type": "function",
     "function": {
@@ -59,8 +60,29 @@ def form_of(renderer: ChatRenderer) -> Form | None:
     for written in _written_calls(renderer):
         fitting = next((form for form in FORMS if _reads(form, written)), None) or _induced(written)
         if fitting is not None:
-            return fitting
-    return None
+            return replace(fitting, lead=_lead(fitting, written), tail=_tail(fitting, written))
+    return _marked(renderer)
+
+
+def _lead(form: Form, written: str) -> str:
+    """What the template writes before the call, thoughts aside."""
+    return split_thoughts(written[: form.find(written)])[1].strip()
+
+
+def _tail(form: Form, written: str) -> str:
+    """What the template writes behind the call."""
+    at = form.find(written)
+    while written.startswith(form.marks, at):
+        _, at = form.read(written, at, (PROBE_TOOL,))
+        at = skip_space(written, at)
+    return written[at:].strip()
+
+
+def _marked(renderer: ChatRenderer) -> Form | None:
+    """The form whose mark is a token of the model, where the template writes no calls; None if that does not decide."""
+    known = renderer.tokenizer.get_vocab()
+    fitting = [form for form in FORMS if any(len(mark) > 1 and mark in known for mark in form.marks)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _written_calls(renderer: ChatRenderer) -> Iterator[str]:
@@ -104,11 +126,11 @@ def _induced(written: str) -> Form | None:
         arguments, behind = read_json(written, begin)
     except MalformedCall:
         return None
-    # The mark is what stands before the name in its line or tag: at least a sign that is no word.
-    before = re.search(r"(?:<[^<>\n]*>|\[[A-Z_ ]+\]|[^\w\s])[^\n<>\[\]]*\Z", written[:name])
-    if arguments != _ARGUMENTS or before is None:
+    # The mark is what stands before the name in its line; a word alone would be found in any text.
+    start = split_thoughts(written[:name])[1].lstrip().rpartition("\n")[2]
+    if arguments != _ARGUMENTS or not re.search(r"[^\w\s]", start):
         return None
-    start, between, end = before[0], written[name + len(_NAME) : begin], written[behind:].strip()
+    between, end = written[name + len(_NAME) : begin], written[behind:].strip()
 
     def read(text: str, at: int, tools: Sequence[Tool]) -> Region:
         at += len(start)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from easydistill.data.answers import MalformedCall, opened_thoughts, read_calls, split_thoughts
-from easydistill.data.messages import Chat, Message, Tool, ToolCall, answer_message, openai_message
+from easydistill.data.messages import Message, Tool, ToolCall, answer_message, openai_message
 from easydistill.errors import DataError, TeacherError
 from easydistill.teachers.parsing.form import Form
 from easydistill.teachers.parsing.forms import form_of, shows_tools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LAST_PROMPT_TOKENS = 16
 """Enough for a mark of thoughts, in pieces, and line breaks."""
-_PLAIN = "A plain answer."
+_PLAIN, _THOUGHTS = "A plain answer.", "Something to think about."
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,16 @@ class AnswerReader:
             return self._harmony(text)
         end: str = self._tokenizer.decode(list(prompt[-_LAST_PROMPT_TOKENS:]), skip_special_tokens=False)
         whole = opened_thoughts(end) + text
-        if not tools:
-            return self._unframed(whole)
-        # A call that is thought about is none.
-        thoughts, said = split_thoughts(whole)
-        begin = len(whole) - len(said) if thoughts is not None else 0
-        try:
-            said, calls = self._calls(whole[begin:], ids, prompt, tools)
-        except MalformedCall as problem:
-            return Written(whole, problem=str(problem))
-        if not calls:
-            return self._unframed(whole)
-        text = whole[:begin] + said
-        return Written(text, tool_calls=calls, whole=whole)
+        reasoning, head, said = self._apart(whole)
+        calls: list[ToolCall] = []
+        if tools:
+            try:
+                # A call that is only thought about is none.
+                said, calls = self._calls(said, ids, prompt, tools)
+            except MalformedCall as problem:
+                return Written(whole, problem=str(problem))
+        text = head + (said if calls else self._unframed(said))
+        return Written(text, reasoning, calls, whole=whole)
 
     def check_tools(self) -> str | None:
         """Why prompts with tools cannot be answered; None if they can.
@@ -150,35 +147,53 @@ class AnswerReader:
 
     # --- what stands around an answer -------------------------------------------------------------------------
 
+    def _apart(self, whole: str) -> tuple[str | None, str, str]:
+        """(thoughts in marks of the template's own, thoughts in usual marks with these, the rest)."""
+        _, said = split_thoughts(whole)
+        if said != whole:
+            return None, whole[: len(whole) - len(said)], said
+        start, end = self._own_marks
+        if start and end and whole.lstrip().startswith(start):
+            thoughts, _, said = whole.lstrip()[len(start) :].partition(end)
+            return thoughts.strip() or None, "", said.lstrip("\r\n")
+        return None, "", whole
+
+    @cached_property
+    def _own_marks(self) -> tuple[str, str]:
+        """What the template writes before thoughts, and between them and the text, if it shows thoughts at all."""
+        answer = self._shown(answer_message(_PLAIN, _THOUGHTS))
+        start, found, rest = answer.partition(_THOUGHTS)
+        between, text, _ = rest.partition(_PLAIN)
+        return (start.strip(), between.strip()) if found and text else ("", "")
+
     @cached_property
     def _frame(self) -> tuple[str, str]:
         """What the template writes before and behind the text of an answer, white space aside: `<|START_TEXT|>`."""
-        prompt: tuple[Message, ...] = ({"role": "user", "content": "Say something plain."},)
-        chat = Chat((*prompt, {"role": "assistant", "content": _PLAIN}))
-        try:
-            before = self._renderer.text(Chat(prompt), add_generation_prompt=True)
-            whole = self._renderer.text(chat, add_generation_prompt=False)
-        except DataError:
-            return "", ""
-        if not whole.startswith(before):
-            return "", ""
-        _, answer = split_thoughts(whole[len(before) :])
+        _, answer = split_thoughts(self._shown(answer_message(_PLAIN)))
         start, found, end = answer.partition(_PLAIN)
-        if not found:
-            return "", ""
-        ends = [self._tokenizer.decode([token]) for token in self._ends]
-        stops = [at for mark in ends if mark and (at := end.find(mark)) >= 0]
-        return start.strip(), end[: min(stops)].strip() if stops else ""
+        return (start.strip(), end.strip()) if found else ("", "")
 
-    def _unframed(self, whole: str) -> Written:
+    def _shown(self, answer: Message) -> str:
+        """What a model writes that answers as the template shows this answer, up to the end token; empty if that
+        cannot be told."""
+        prompt: Message = {"role": "user", "content": "Say something plain."}
+        try:
+            before = self._renderer.text((prompt,), add_generation_prompt=True)
+            whole = self._renderer.text((prompt, answer), add_generation_prompt=False)
+        except DataError:
+            return ""
+        if not whole.startswith(before):
+            return ""
+        shown = whole[len(before) :]
+        ends = [self._tokenizer.decode([token]) for token in self._ends]
+        said = shown.rfind(answer["content"])
+        return shown[: min((at for end in ends if end and (at := shown.find(end, said)) >= 0), default=len(shown))]
+
+    def _unframed(self, said: str) -> str:
         """The text without what the template itself writes around it."""
         start, end = self._frame
-        if not start and not end:
-            return Written(whole)
-        _, said = split_thoughts(whole)
-        head, text = whole[: len(whole) - len(said)], said
-        if start and text.lstrip().startswith(start):
-            text = text.lstrip()[len(start) :]
-        if end and text.rstrip().endswith(end):
-            text = text.rstrip()[: -len(end)]
-        return Written(head + text, whole=whole) if text != said else Written(whole)
+        if start and said.lstrip().startswith(start):
+            said = said.lstrip()[len(start) :]
+        if end and said.rstrip().endswith(end):
+            said = said.rstrip()[: -len(end)]
+        return said

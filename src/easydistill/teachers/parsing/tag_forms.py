@@ -39,9 +39,9 @@ def _functions(start: str, end: str) -> ReadRegion:
     return read
 
 
-def _invokes(start: str, end: str, prefix: str = "") -> ReadRegion:
+def _invokes(start: str, prefix: str = "") -> ReadRegion:
     """Reads `<invoke name="…"><parameter name="…">value</parameter></invoke>` between two marks (MiniMax, DeepSeek)."""
-    mark = re.escape(prefix)
+    mark, end = re.escape(prefix), start.replace("<", "</", 1)
     invoke = re.compile(rf'<{mark}invoke name="([^"\n]+)">\s*')
     parameter = re.compile(
         rf'<{mark}parameter name="([^"\n]+)"(?: string="(true|false)")?>(.*?)</{mark}parameter>\s*', re.DOTALL
@@ -81,14 +81,17 @@ def _read_glm(text: str, at: int, tools: Sequence[Tool]) -> Region:
     return [tool_call(head[1], arguments)], expect(text, skip_space(text, at), "</tool_call>")
 
 
-_DSML = "｜DSML｜"
+def _invoking(name: str, prefix: str, around: str = "function_calls") -> Form:
+    start = f"<{around}>" if ":" in around else f"<{prefix}{around}>"
+    return Form(name, (start,), _invokes(start, prefix))
+
+
 TAG_FORMS: tuple[Form, ...] = (
     Form("qwen_coder", ("<tool_call>",), _functions("<tool_call>", "</tool_call>")),
     Form("seed", ("<seed:tool_call>",), _functions("<seed:tool_call>", "</seed:tool_call>")),
     Form("glm", ("<tool_call>",), _read_glm),
-    Form("minimax", ("<minimax:tool_call>",), _invokes("<minimax:tool_call>", "</minimax:tool_call>")),
-    Form(
-        "dsml", (f"<{_DSML}function_calls>",), _invokes(f"<{_DSML}function_calls>", f"</{_DSML}function_calls>", _DSML)
-    ),
-    Form("invoke", ("<function_calls>",), _invokes("<function_calls>", "</function_calls>")),
+    _invoking("minimax", "", "minimax:tool_call"),
+    _invoking("deepseek_dsml", "｜DSML｜"),
+    _invoking("atem", "atem:"),
+    _invoking("invoke", ""),
 )
