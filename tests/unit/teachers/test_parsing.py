@@ -249,8 +249,8 @@ SAMPLES: dict[str, str] = {
     "llama": '<|python_tag|>{"name": "get_weather", "parameters": {"place": "Oslo", "days": 2}}',
     "qwen_coder": "<tool_call>\n<function=get_weather>\n<parameter=place>\nOslo\n</parameter>\n<parameter=days>\n2\n"
     "</parameter>\n</function>\n</tool_call>",
-    "seed": "<seed:tool_call>\n<function=get_weather>\n<parameter=place>Oslo</parameter>\n<parameter=days>2</parameter>\n"
-    "</function>\n</seed:tool_call>",
+    "seed": "<seed:tool_call>\n<function=get_weather>\n<parameter=place>Oslo</parameter>\n<parameter=days>2"
+    "</parameter>\n</function>\n</seed:tool_call>",
     "glm": "<tool_call>get_weather\n<arg_key>place</arg_key>\n<arg_value>Oslo</arg_value>\n<arg_key>days</arg_key>\n"
     "<arg_value>2</arg_value>\n</tool_call>",
     "minimax": '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="place">Oslo</parameter>\n'
