@@ -7,9 +7,9 @@ built-in ones are here.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import AfterValidator, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from easydistill.config.base import (
     AnyInt,
@@ -24,23 +24,11 @@ from easydistill.config.base import (
     Seed,
     Unfit,
 )
+from easydistill.config.dataset import TemplateVariables
 from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
 Thoughts = Literal["apart", "inline"]
-_RENDERED = frozenset({"messages", "message", "tools", "documents", "add_generation_prompt", "continue_final_message"})
-"""Variables of a chat template that hold the chat itself."""
-
-
-def _are_variables(value: dict[str, Any]) -> dict[str, Any]:
-    taken = sorted(_RENDERED & value.keys())
-    if taken:
-        raise Unfit(f"{show(taken[0])} is filled from the row", "leave it out")
-    return value
-
-
-TemplateVariables = Annotated[dict[str, Any], AfterValidator(_are_variables)]
-"""Variables of a chat template, such as `enable_thinking`."""
 
 
 class SamplingConfig(Section):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from easydistill.data.files import write_jsonl
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import Rejection
 from easydistill.engine.interrupt import StopSignal
@@ -44,6 +46,13 @@ class StageContext:
     stop: StopSignal
     reporter: Reporter
     redactor: Redactor
+    started: datetime.datetime | None = None
+    """When the run was first started: the date that chat templates write."""
+
+    def keep_rejected(self, rejected: Iterable[Rejection]) -> None:
+        """Write the rejected rows now, so that they are on disk even if the stage fails."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self.directory / REJECTED, (self.redactor.value(rejection.as_row()) for rejection in rejected))
 
     def input_path(self, stage: str, name: str) -> Path:
         """Path of a file that an earlier stage wrote."""
@@ -133,6 +142,22 @@ class Composite(Protocol):
             directory: the stage's own.
             pending: names of the run's other stages that are not complete.
         """
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """A stage that may depend on the date of the run."""
+
+    def shows_date(self) -> bool:
+        """Whether it does: whether its chat template writes the date. Loads nothing."""
+
+
+@runtime_checkable
+class Foretelling(Protocol):
+    """A stage that can tell, before anything is paid or trained, what a user would not expect of its rows."""
+
+    def foretell(self) -> list[str]:
+        """What there is to know, a line each. Reads rows, and models' tokenizers but no weights."""
 
 
 @runtime_checkable

@@ -127,11 +127,15 @@ def answers(
     eos_ids: frozenset[int],
     max_new_tokens: int,
     batch_size: int,
-    decode: Callable[[list[int]], str],
+    decode: Callable[[int, list[int]], str],
     task: Task,
     stop: StopSignal,
 ) -> list[str]:
-    """Greedy answers to the prompts, in the same order."""
+    """Greedy answers to the prompts, in the same order.
+
+    Args:
+        decode: (number of the prompt, token ids) → the answer's text.
+    """
     texts: list[str] = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     with torch.inference_mode():
@@ -141,7 +145,7 @@ def answers(
             sampler = SeededSampler([0] * len(chosen), temperature=0.0)
             batch = generate_batch(model, [prompts[index] for index in chosen], eos_ids, max_new_tokens, sampler)
             for index, answer in zip(chosen, batch, strict=True):
-                texts[index] = decode(answer.ids)
+                texts[index] = decode(index, answer.ids)
             task.advance(len(chosen), tokens=sum(len(answer.ids) for answer in batch))
     return texts
 

@@ -157,6 +157,6 @@ def _synthesis(job: Job, instruction_path: str) -> Stage:
         SynthesisDatasetConfig(instruction_path=instruction_path, max_samples=dataset.max_samples), cogpo.LABELLED
     )
     inference = job.student_inference.local()
-    student = AskedModel(local_student(job.models, inference, dataset.template, None), inference)
+    student = AskedModel(local_student(job.models, inference, dataset, None), inference)
     asked: dict[Role, AskedModel] = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
     return SynthesiseStage(cogpo.STAGE, job.synthesis, source, {**asked, "student": student}, dataset.labeled_path)

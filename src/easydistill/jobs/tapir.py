@@ -75,4 +75,4 @@ def plan(job: Job) -> list[Stage]:
 
 def _student(job: Job, trained: str | None) -> AskedModel:
     inference = job.student_inference.local()
-    return AskedModel(local_student(job.models, inference, job.dataset.template, trained), inference)
+    return AskedModel(local_student(job.models, inference, job.dataset, trained), inference)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -29,18 +29,23 @@ class LocalChat:
     Args:
         ends: tokens that end an answer.
         template: a file, for a teacher without a template of its own; `inference.template` replaces any.
+        date: what the template's clock shows; by default the present.
 
     Raises:
         DataError: there is no template, or it cannot be read.
     """
 
     def __init__(
-        self, tokenizer: Any, ends: frozenset[int], inference: LocalInferenceConfig, template: str | None
+        self,
+        tokenizer: Any,
+        ends: frozenset[int],
+        inference: LocalInferenceConfig,
+        template: str | None,
+        date: datetime.date | None = None,
     ) -> None:
         own = getattr(tokenizer, "chat_template", None)
         path = inference.template or (None if own else template)
-        self._renderer = ChatRenderer.from_file(tokenizer, ends, path)
-        self._variables = inference.chat_template_kwargs
+        self._renderer = ChatRenderer.from_file(tokenizer, ends, path, inference.chat_template_kwargs, date)
         self._reader = AnswerReader(self._renderer)
 
     def prompt(self, request: GenerationRequest, context: int | None) -> list[int] | Failure:
@@ -51,8 +56,7 @@ class LocalChat:
         """
         if request.tools and self._refuses_tools is not None:
             return Failure(request.key, TEMPLATE_REFUSED, self._refuses_tools, 0, passing=False)
-        asked = replace(request, template_kwargs=self._variables | request.template_kwargs)
-        return prompt_or_failure(self._renderer, asked, context)
+        return prompt_or_failure(self._renderer, request, context)
 
     @cached_property
     def _refuses_tools(self) -> str | None:

@@ -6,6 +6,7 @@ unit. A run resumed after a kill therefore gives the same answers as one that wa
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class TransformersTeacher:
         template: chat template for a teacher without one of its own.
         make: returns model and tokenizer, if they are not those of `reference`.
         weights: identifies the weights, if `reference` does not.
+        date: of the run, for templates that write it.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class TransformersTeacher:
         template: str | None = None,
         make: Callable[[], tuple[Any, Any]] | None = None,
         weights: dict[str, Any] | None = None,
+        date: datetime.date | None = None,
     ) -> None:
         self._reference = reference
         self._weights = weights
         self._make = make
         self._inference = inference
         self._template = template
+        self._date = date
         self._model: Any = None
         self._grammars: SchemaGrammars | None = None
 
@@ -73,7 +77,7 @@ class TransformersTeacher:
         model, self._tokenizer = self._make() if self._make is not None else self._read()
         self._model = model.to(self._device)
         self._ends = eos_ids(self._tokenizer, self._model.generation_config)
-        self._chat = LocalChat(self._tokenizer, self._ends, self._inference, self._template)
+        self._chat = LocalChat(self._tokenizer, self._ends, self._inference, self._template, self._date)
 
     def _read(self) -> tuple[Any, Any]:
         trust = self._inference.trust_remote_code

@@ -9,6 +9,7 @@ draw other answers for its remaining rows than an uninterrupted run would have.
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -40,12 +41,20 @@ class VllmTeacher:
     Args:
         reference: the teacher model.
         template: chat template for a teacher without one of its own.
+        date: of the run, for templates that write it.
     """
 
-    def __init__(self, reference: str, inference: VllmOptions, template: str | None = None) -> None:
+    def __init__(
+        self,
+        reference: str,
+        inference: VllmOptions,
+        template: str | None = None,
+        date: datetime.date | None = None,
+    ) -> None:
         self._reference = reference
         self._inference = inference
         self._template = template
+        self._date = date
         self._engine: Any = None
 
     def identity(self) -> dict[str, Any]:
@@ -92,7 +101,7 @@ class VllmTeacher:
         self._context = int(self._llm.model_config.max_model_len)
         self._tokenizer = load_tokenizer(self._reference, trust_remote_code=config.trust_remote_code)
         self._ends = eos_ids(self._tokenizer, _generation_config(directory))
-        self._chat = LocalChat(self._tokenizer, self._ends, config, self._template)
+        self._chat = LocalChat(self._tokenizer, self._ends, config, self._template, self._date)
 
     def generate(
         self,

@@ -5,6 +5,7 @@ Labelled rows in; a store of teacher signals out (see `signals/store.py`). The s
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
-from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.rendering import template_identity, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
@@ -125,9 +127,13 @@ class ScoreStage:
     def _student(self) -> Side:
         from easydistill.models.compatibility import student_side
 
-        template = self._rows.dataset.template
-        side = student_side(self._scoring.models)
-        return replace(side, template=Path(template).read_text(encoding="utf-8") if template else None)
+        dataset = self._rows.dataset
+        return replace(
+            student_side(self._scoring.models),
+            template=Path(dataset.template).read_text(encoding="utf-8") if dataset.template else None,
+            template_kwargs=dataset.template_kwargs,
+            thoughts=dataset.thoughts,
+        )
 
     def _teacher(self, reference: str, student: Side) -> Side:
         """The teacher's side; `dataset.template` applies to it only if it has no template of its own."""
@@ -135,7 +141,8 @@ class ScoreStage:
 
         side = side_of(reference, "teacher", trust_remote_code=self._trust)
         own = getattr(side.tokenizer, "chat_template", None)
-        return replace(side, template=None if own else student.template)
+        side = replace(side, thoughts=student.thoughts)
+        return side if own else replace(side, template=student.template, template_kwargs=student.template_kwargs)
 
     @cached_property
     def _differences(self) -> dict[str, list[Difference]]:
@@ -156,7 +163,6 @@ class ScoreStage:
 
     def fingerprint(self) -> dict[str, Any]:
         scoring = self._scoring
-        template = self._rows.dataset.template
         # Only the student's tokenizer matters; the hash of its files covers that.
         students = [resolve(reference).identity() for reference in student_references(scoring.models)]
         return {
@@ -164,12 +170,15 @@ class ScoreStage:
             "signals": scoring.signals.identity(),
             "teachers": [[resolve(reference).identity(), weight] for reference, weight in scoring.teachers],
             "tokenizer": students,
-            "template": hash_file(Path(template)) if template else None,
+            **template_identity(self._rows.dataset),
             "temperature": scoring.distillation.temperature,
             "align": scoring.distillation.align,
             "max_length": scoring.max_length,
             **({"by_rank": scoring.by_rank} if scoring.aligned else {}),
         }
+
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._scoring.models))
 
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
@@ -180,15 +189,20 @@ class ScoreStage:
     # --- the work -------------------------------------------------------------------------------------------
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.signals.score import score_rows
         from easydistill.signals.store import SignalStore, StoreManifest
 
         samples, _, _ = self._rows.read(context)
         student = self._student
-        renderer = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
+        renderer = student.renderer(context.started)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
-        work = self._aligned_work(student, rendered) if self._scoring.aligned else self._work(student, rendered)
+        context.keep_rejected(rejected)
+        if not rendered:
+            raise nothing_left("score", rejected)
+        if self._scoring.aligned:
+            work = self._aligned_work(student, rendered, context.started)
+        else:
+            work = self._work(student, rendered)
         directory = self._directory(context)
         with context.reporter.task("Scoring", len(work.rows)) as task:
             shards = score_rows(
@@ -233,7 +247,9 @@ class ScoreStage:
             lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
         )
 
-    def _aligned_work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+    def _aligned_work(
+        self, student: Side, rendered: list[tuple[Sample, Rendered]], date: datetime.date | None
+    ) -> _Work:
         """The work for a teacher with another tokenizer, which reads the same chats in its own tokens."""
         from easydistill.models.compatibility import real_vocabulary
         from easydistill.models.loading import model_config
@@ -243,7 +259,7 @@ class ScoreStage:
         (reference, _), *others = scoring.teachers
         assert not others, "the job's validator refuses several teachers"
         context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
-        aligner = Aligner(student, self._teacher(reference, student), context)
+        aligner = Aligner(student, self._teacher(reference, student), context, date)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [
             aligner.row(row, sample, truncated=written.truncated or is_cut(sample))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
-from easydistill.data.messages import answer_message
 from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection
 from easydistill.errors import DataError
@@ -52,11 +51,12 @@ def render_pairs(
     """
     rows: list[PairRow] = []
     rejected: list[Rejection] = []
-    for pair in pairs:
-        try:
-            sides = [renderer.render((*pair.prompt, answer)) for answer in (pair.chosen, pair.rejected)]
-        except DataError as error:
-            rejected.append(Rejection(pair.id, stage, TEMPLATE_REFUSED, str(error)))
+    written = renderer.render_many((*pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected))
+    for pair, *both in zip(pairs, written, written, strict=True):
+        sides = [side for side in both if not isinstance(side, DataError)]
+        if len(sides) < len(both):
+            refused = next(str(side) for side in both if isinstance(side, DataError))
+            rejected.append(Rejection(pair.id, stage, TEMPLATE_REFUSED, refused))
             continue
         (start, chosen_end), (other_start, rejected_end) = (_final_span(side.mask) for side in sides)
         if start != other_start or sides[0].ids[:start] != sides[1].ids[:start]:
@@ -86,19 +86,20 @@ def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
     Raises:
         DataError: the template leaves it out.
     """
+    from easydistill.data.chat.shown import THOUGHTS
+
     for pair in pairs:
         if not pair.chosen.get("reasoning_content"):
             continue
-        answers = pair.chosen, answer_message(pair.chosen["content"])
         try:
-            shown, bare = (renderer.text((*pair.prompt, answer), add_generation_prompt=False) for answer in answers)
+            missing = renderer.missing((*pair.prompt, pair.chosen))
         except DataError:
             # `render_pairs` rejects such pairs.
             continue
-        if shown == bare:
+        if any(part.kind == THOUGHTS and part.message == len(pair.prompt) for part in missing):
             raise DataError(
                 f"the chat template leaves out `reasoning_content` (pair {pair.id}), so no chain of thought would be "
-                "learned\n    → set dataset.template to one that shows it"
+                "learned\n    → set dataset.template to one that shows it, or dataset.thoughts to inline"
             )
         return
 

@@ -11,6 +11,8 @@ from easydistill.engine.stage import StageContext, StageResult
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import check_thoughts, render_pairs
 from easydistill.methods.shared.pairs import PairRows, PairStage
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import nothing_left
 from easydistill.methods.shared.student import (
     MODEL,
     outcome_metrics,
@@ -50,7 +52,6 @@ class DpoStage(PairStage):
         return {**super().fingerprint(), "preference": self._preference.identity()}
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
         from easydistill.methods.dpo.trl_trainer import train
         from easydistill.methods.shared.rollouts import LocalScores
@@ -60,12 +61,15 @@ class DpoStage(PairStage):
         train_pairs, heldout, unreadable = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
         student = build_student(models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         if self._thoughts:
             check_thoughts(renderer, [*train_pairs, *heldout])
         rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name)
         held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name)
         rejected = [*unreadable, *too_long, *held_rejected]
+        context.keep_rejected(rejected)
+        if not rows:
+            raise nothing_left("train on", rejected)
         pad = min(student.eos_ids, default=0)
 
         def scores() -> Any:

@@ -17,7 +17,15 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.methods.shared.rows import LabelledRows, PromptRows, fitting_prompt, render_all
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import (
+    LabelledRows,
+    PromptRows,
+    fitting_prompt,
+    nothing_left,
+    render_all,
+    rendering_metrics,
+)
 from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
 from easydistill.models.checks import model_issues
 from easydistill.models.reference import resolve
@@ -83,16 +91,18 @@ class OnPolicyStage(TrainStage):
         )
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.methods.shared.restored import trimmed_vocabulary
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
 
         samples, heldout, unreadable = self._rows.read(context)
         student = build_student(self._models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         rows, labels, rejected = self._prepare(renderer, samples)
         rejected = [*unreadable, *rejected]
+        context.keep_rejected(rejected)
+        if not rows:
+            raise nothing_left("train on", rejected)
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)
@@ -109,6 +119,7 @@ class OnPolicyStage(TrainStage):
                 "train_rows": len(rows),
                 "heldout_rows": len(heldout),
                 "truncated_rows": sum(row.truncated for row in labels.values()),
+                **rendering_metrics(labels.values()),
                 "student": student.description,
             },
         )

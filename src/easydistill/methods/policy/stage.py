@@ -18,10 +18,11 @@ from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.policy.config import PolicyConfig, PpoConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.methods.shared.rows import PromptRows, fitting_prompt
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import PromptRows, fitting_prompt, nothing_left
 from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
 from easydistill.models.checks import reference_issues
 from easydistill.models.reference import resolve
@@ -114,18 +115,18 @@ class PolicyStage(TrainStage):
         return Estimate(disk_bytes=own.disk_bytes, memory_bytes=own.memory_bytes + more)
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.models.loading import choose_dtype, device
         from easydistill.models.student import build_student
 
         samples, heldout, unreadable = self._rows.read(context)
         student = build_student(self._models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         rows, train_rejected = self._prepare(renderer, samples)
         held_rows, held_rejected = self._prepare(renderer, heldout, all_rates=True)
         rejected = [*unreadable, *train_rejected, *held_rejected]
+        context.keep_rejected(rejected)
         if train_rejected and not rows:
-            raise _nothing_left(train_rejected)
+            raise nothing_left("train on", train_rejected)
         with ExitStack() as opened:
             explorer = self._explorer(student, rows, held_rows, context, opened)
             outcome = self._train_policy(student, explorer, context)
@@ -265,13 +266,3 @@ class PolicyStage(TrainStage):
             return None
         hint = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
         raise ConfigError(ConfigIssue("config", "policy.critic", problem, hint))
-
-
-def _nothing_left(rejected: Sequence[Rejection]) -> DataError:
-    """The error for a training without prompts: the reasons for rejection, with an example of each."""
-    examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
-    reasons = "".join(
-        f"\n    {reason}, {count} of {len(rejected)}: {examples[reason]}"
-        for reason, count in count_reasons(rejected).items()
-    )
-    return DataError(f"there is nothing to train on: no prompt is left{reasons}")

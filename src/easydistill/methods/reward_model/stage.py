@@ -14,6 +14,8 @@ from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow, tokenise
 from easydistill.methods.shared.pairs import PairRows, PairStage
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import nothing_left
 from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
 from easydistill.models.student import Student
 
@@ -60,10 +62,14 @@ class RewardStage(PairStage):
         train_pairs, heldout, unreadable = self._rows.read(context)
         float32 = choose_dtype("float32", device())
         student = build_student(self._models, float32)
-        renderer = self._renderer(student)
+        renderer = self._renderer(student, context)
         student = with_scalar_head(student, self._training.seed)
         rows, train_rejected = self._tokenise(renderer, train_pairs)
         held_rows, held_rejected = self._tokenise(renderer, heldout)
+        rejected = [*unreadable, *train_rejected, *held_rejected]
+        context.keep_rejected(rejected)
+        if not rows:
+            raise nothing_left("train on", rejected)
         if self._reward.use_margin and not any(row.margin for row in rows):
             raise DataError(
                 "reward_model.use_margin: no pair has a `margin`\n    → turn it off, or give the pairs margins"
@@ -97,7 +103,6 @@ class RewardStage(PairStage):
                 "notes": {name: NOTES[name] for name in missing},
             }
         show_student(context)
-        rejected = [*unreadable, *train_rejected, *held_rejected]
         return StageResult(
             outputs=files,
             rows=RowCounts(
@@ -117,11 +122,9 @@ class RewardStage(PairStage):
             },
         )
 
-    def _renderer(self, student: Student) -> ChatRenderer:
-        from easydistill.data.chat import ChatRenderer
-
+    def _renderer(self, student: Student, context: StageContext) -> ChatRenderer:
         template = self._rows.dataset.template
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, template)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         if template is not None and renderer.single_turn:
             problem = f"{template} is an EasyDistill 1 template, which cannot be saved with the reward model"
             hint = "write it as a chat template, over `messages`, or leave it out"

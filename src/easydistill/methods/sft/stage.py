@@ -15,7 +15,8 @@ from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.rendering import student_renderer, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all, rendering_metrics
 from easydistill.methods.shared.student import (
     MODEL,
     outcome_metrics,
@@ -26,7 +27,7 @@ from easydistill.methods.shared.student import (
     training_fingerprint,
 )
 from easydistill.models.checks import student_issues
-from easydistill.models.student import check_student
+from easydistill.models.student import check_student, student_references
 
 if TYPE_CHECKING:
     from easydistill.methods.distil.row_loss import Distillation
@@ -77,11 +78,13 @@ class TrainStage:
             **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
         }
 
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
+
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train
         from easydistill.models.loading import choose_dtype, device
@@ -91,9 +94,12 @@ class TrainStage:
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
         student = build_student(models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
         rejected += too_long
+        context.keep_rejected(rejected)
+        if not rendered:
+            raise nothing_left("train on", rejected)
         rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(
             student,
@@ -118,6 +124,7 @@ class TrainStage:
                 "train_rows": len(rendered),
                 "heldout_rows": len(heldout),
                 "truncated_rows": sum(row.truncated for _, row in rendered),
+                **rendering_metrics(row for _, row in rendered),
                 "student": student.description,
             },
         )

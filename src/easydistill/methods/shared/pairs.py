@@ -18,10 +18,11 @@ from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.rendering import template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
 from easydistill.methods.shared.student import training_estimate, training_fingerprint
 from easydistill.models.checks import student_issues
-from easydistill.models.student import check_student
+from easydistill.models.student import check_student, student_references
 
 GAP = "gap"
 """Field of a pair that names its kind."""
@@ -125,6 +126,9 @@ class PairStage:
 
     def fingerprint(self) -> dict[str, Any]:
         return training_fingerprint(self._rows, self._models, self._training)
+
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,13 +13,19 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
-from easydistill.data.records import Rejection, Sample, is_cut, split_heldout
+from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
 
+NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
+"""Metrics of a stage: rows by the kind of part that the template leaves out of them, and answers that are not learned."""
+_HINTS = {
+    TEMPLATE_REFUSED: "\n    → set dataset.template to a chat template that takes these chats, or change the rows",
+    "no_trainable_tokens": "\n    → raise training.max_length, or shorten the prompts",
+}
 MIN_ROWS_FOR_SHARE = 10
 """With fewer rows than this, a `heldout` given as a share holds out nothing."""
 
@@ -83,12 +89,11 @@ def render_all(
     """Tokenise samples; those that the template refuses, or with no answer token within `max_length`, are rejected."""
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
-    for sample in samples:
-        try:
-            row = without_end(renderer.render(sample, max_length), sample, renderer.eos_ids)
-        except DataError as error:
-            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
+    for sample, found in zip(samples, renderer.render_many(samples, max_length), strict=True):
+        if isinstance(found, DataError):
+            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found)))
             continue
+        row = without_end(found, sample, renderer.eos_ids)
         if any(row.mask[1:]):
             rendered.append((sample, row))
         else:
@@ -100,9 +105,32 @@ def render_all(
 def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
     """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
     last = max((t for t, on in enumerate(row.mask) if on), default=None)
-    if not is_cut(sample) or last is None or row.ids[last] not in eos_ids:
+    if not is_cut(sample) or row.truncated or last is None or row.ids[last] not in eos_ids:
         return row
     return replace(row, ids=row.ids[:last], mask=row.mask[:last])
+
+
+def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:
+    """What the template left out of the rows: nothing where it shows them whole."""
+    from easydistill.data.chat import count_kinds
+
+    rows = list(rows)
+    not_shown = count_kinds(row.missing for row in rows)
+    lost = sum(row.lost_turns for row in rows)
+    return {**({NOT_SHOWN: not_shown} if not_shown else {}), **({LOST_TURNS: lost} if lost else {})}
+
+
+def nothing_left(purpose: str, rejected: Sequence[Rejection]) -> DataError:
+    """The error for a stage without rows: the reasons for rejection, with an example of each."""
+    examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
+    reasons = "".join(
+        f"\n    {reason}, {count} of {len(rejected)}: {examples[reason]}"
+        for reason, count in count_reasons(rejected).items()
+    )
+    hint = _HINTS.get(next(iter(count_reasons(rejected)), ""), "")
+    # The template's own words may end with a hint.
+    hint = "" if "→" in reasons else hint
+    return DataError(f"there is nothing to {purpose}: no row is left{reasons}{hint}")
 
 
 class PromptRows(LabelledRows):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.files import hash_file, show_directory
+from easydistill.data.files import show_directory
 from easydistill.engine.stage import Estimate, StageContext
+from easydistill.methods.shared.rendering import template_identity
 from easydistill.models.size import student_parameters
 from easydistill.models.student import Student, student_identity
 
@@ -29,7 +30,7 @@ class TrainingRows(Protocol):
 
     @property
     def dataset(self) -> Any:
-        """The config section, with its `template`."""
+        """The config section, with its `template` and what belongs to it."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes when the rows do."""
@@ -44,12 +45,11 @@ def student_of_stage(models: ModelsConfig, stage: str | None, context: StageCont
 
 def training_fingerprint(rows: TrainingRows, models: ModelsConfig, training: TrainerConfig) -> dict[str, Any]:
     """What the trained student depends on, whatever the method: rows, the student, settings and the template."""
-    template = rows.dataset.template
     return {
         "rows": rows.fingerprint(),
         "student": student_identity(models),
         "training": training.identity(),
-        "template": hash_file(Path(template)) if template else None,
+        **template_identity(rows.dataset),
     }
 
 

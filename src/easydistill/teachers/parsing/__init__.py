@@ -5,6 +5,6 @@ form that reads this call back is the one (`forms.py`). A text with a call's mar
 never an answer.
 """
 
-from easydistill.teachers.parsing.reader import AnswerReader, Written
+from easydistill.teachers.parsing.reader import AnswerReader, Written, text_of
 
-__all__ = ["AnswerReader", "Written"]
+__all__ = ["AnswerReader", "Written", "text_of"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,13 @@ class Written:
         return answer_message(text, reasoning, self.tool_calls)
 
 
+def text_of(tokenizer: Any, ids: Sequence[int], ends: Collection[int]) -> str:
+    """The text of an answer's tokens up to the first end token, special tokens included."""
+    end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    decoded: str = tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
+    return decoded
+
+
 class AnswerReader:
     """Reads the answers of one model.
 
@@ -64,9 +71,7 @@ class AnswerReader:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer: all of it but its end token, special tokens too, which mark thoughts and calls."""
-        end = next((at for at, token in enumerate(ids) if token in self._ends), len(ids))
-        decoded: str = self._tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
-        return decoded
+        return text_of(self._tokenizer, ids, self._ends)
 
     def read(self, ids: Sequence[int], prompt: Sequence[int], tools: Sequence[Tool] = ()) -> Written:
         """What was written after a prompt.
