@@ -54,7 +54,7 @@ class _Heldout:
 
     @property
     def references(self) -> list[str]:
-        """What the teacher says, calls included and thoughts not: that is also what is read of the student's answers."""
+        """What the teacher says, calls included and thoughts not; the same is read of the student."""
         return [_spoken(sample.messages[-1]) if sample.answer is not None else "" for sample in self.samples]
 
 
