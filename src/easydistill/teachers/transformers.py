@@ -21,7 +21,9 @@ from easydistill.contracts.teacher import (
 )
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.run_directory import LOGGER
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
+from easydistill.models.padding import reads_padding
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.models.structured import SchemaGrammars
@@ -65,6 +67,7 @@ class TransformersTeacher:
         self._date = date
         self._model: Any = None
         self._grammars: SchemaGrammars | None = None
+        self._needs_equal: bool | None = None
 
     def identity(self) -> dict[str, Any]:
         weights = self._weights if self._weights is not None else resolve(self._reference).identity()
@@ -100,12 +103,21 @@ class TransformersTeacher:
         fitting = self._fitting(requests, done, record)
         lengths = [len(prompt) for _, prompt in fitting]
         rows = config.batch_size or MAX_BATCH_ROWS
-        for batch in batches_by_length(lengths, rows, config.max_batch_tokens, config.max_new_tokens):
+        longest, most = config.max_new_tokens, config.max_batch_tokens
+        for batch in batches_by_length(lengths, rows, most, longest, equal=self._reads_padding(fitting)):
             if stop.requested:
                 return
             chosen = [fitting[position] for position in batch]
             if not all(done(request.key) for request, _ in chosen):
                 record(self._answer(chosen))
+
+    def _reads_padding(self, asked: Sequence[_Asked]) -> bool:
+        """Whether prompts of different lengths must not share a batch."""
+        if self._needs_equal is None and len({len(prompt) for _, prompt in asked}) > 1:
+            self._needs_equal = reads_padding(self._model, asked[0][1])
+            if self._needs_equal:
+                LOGGER.info("%s reads padding: only prompts of one length are answered together", self._reference)
+        return bool(self._needs_equal)
 
     def _load_grammars(self, requests: Sequence[GenerationRequest]) -> None:
         if self._grammars is None and any(request.schema is not None for request in requests):
