@@ -34,6 +34,8 @@ class Form:
     """What the template itself writes before the calls, with the probe's function in it (see `forms.py`)."""
     tail: str = ""
     """What the template itself writes behind the calls."""
+    text_behind: bool = False
+    """Whether the template writes a message's text behind its calls."""
 
     def find(self, text: str) -> int:
         """Where calls begin in a text; −1 if it has none."""
@@ -43,10 +45,10 @@ class Form:
         return min((at for mark in self.marks if (at := text.find(mark)) >= 0), default=-1)
 
     def parse(self, text: str, tools: Sequence[Tool] = (), *, strict: bool = True) -> tuple[str, list[ToolCall]]:
-        """(the text before the calls, the calls).
+        """(the text beside the calls, the calls).
 
         Args:
-            strict: refuse text behind the calls, which no message has a place for.
+            strict: refuse text behind the calls, if the template has no place for it.
 
         Raises:
             MalformedCall: calls begin in the text, but they cannot be read.
@@ -59,11 +61,13 @@ class Form:
             found, at = self.read(text, at, tools)
             calls += found
             at = skip_space(text, at)
-        if strict and text[at:].strip() not in {"", self.tail}:
-            raise MalformedCall(f"there is text behind the calls: {text[at : at + 80]!r}")
+        behind = text[at:].strip().removeprefix(self.tail).strip() if self.tail else text[at:].strip()
+        if strict and behind and not self.text_behind:
+            raise MalformedCall(f"there is text behind the calls: {behind[:80]!r}")
         if not calls:
             raise MalformedCall("the list of calls is empty")
-        return self._said(text[:begin].rstrip(), calls[0]["name"]), calls
+        before = self._said(text[:begin].rstrip(), calls[0]["name"])
+        return "\n".join(part for part in (before, behind if self.text_behind else "") if part), calls
 
     def _said(self, before: str, name: str) -> str:
         """The text before the calls, without what the template writes there by itself."""

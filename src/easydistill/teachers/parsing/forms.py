@@ -44,6 +44,8 @@ _CALL: Message = {
     "content": "",
     "tool_calls": [{"id": "call00001", "name": _NAME, "arguments": _ARGUMENTS}],
 }
+_SAID = "I shall see."
+_SAYING_CALL: Message = {**_CALL, "content": _SAID}
 _RESULT: Message = {"role": "tool", "content": "[]", "tool_call_id": "call00001", "name": _NAME}
 
 
@@ -57,10 +59,11 @@ def shows_tools(renderer: ChatRenderer) -> bool:
 
 def form_of(renderer: ChatRenderer) -> Form | None:
     """The form in which the template writes calls; None if it writes none that can be read back."""
-    for written in _written_calls(renderer):
+    for written in _written_calls(renderer, _CALL):
         fitting = next((form for form in FORMS if _reads(form, written)), None) or _induced(written)
         if fitting is not None:
-            return replace(fitting, lead=_lead(fitting, written), tail=_tail(fitting, written))
+            behind = any(said.find(_SAID) > said.find(_NAME) for said in _written_calls(renderer, _SAYING_CALL))
+            return replace(fitting, lead=_lead(fitting, written), tail=_tail(fitting, written), text_behind=behind)
     return _marked(renderer)
 
 
@@ -85,10 +88,10 @@ def _marked(renderer: ChatRenderer) -> Form | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _written_calls(renderer: ChatRenderer) -> Iterator[str]:
-    """The probe's call as the template writes it: as the last message, and before a result."""
+def _written_calls(renderer: ChatRenderer, call: Message) -> Iterator[str]:
+    """A message with a call as the template writes it: as the last one, and before a result."""
     ends = [renderer.tokenizer.decode([end]) for end in sorted(renderer.eos_ids)]
-    for messages in ((*_PROMPT, _CALL), (*_PROMPT, _CALL, _RESULT)):
+    for messages in ((*_PROMPT, call), (*_PROMPT, call, _RESULT)):
         chat = Chat(messages, (PROBE_TOOL,))
         try:
             prompt = renderer.text(chat.with_messages(_PROMPT), add_generation_prompt=True)
