@@ -19,6 +19,7 @@ from easydistill.config.inference import ApiInferenceConfig, PricesConfig, Sampl
 from easydistill.contracts.teacher import Completion
 from easydistill.data.journal import Journal
 from easydistill.data.messages import Chat, HasChat, Message
+from easydistill.data.records import CUT
 from easydistill.teachers.ledger import is_counted
 from easydistill.teachers.sizes import chat_bytes
 
@@ -47,6 +48,8 @@ class Forecast:
     """In the currency of the prices; None without prices."""
     sample: int
     """Number of answers that it extrapolates from; 0 if it is the possible range."""
+    cut: int = 0
+    """Of the earlier answers that were looked at, those that were cut off at `max_new_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Answered:
     prompt_bytes: int
     prompt_tokens: int
     completion_tokens: int
+    cut: bool
 
 
 def forecast_calls(
@@ -90,6 +94,7 @@ def forecast_calls(
         "completion_tokens": (ahead.completion_tokens[0], int(ahead.completion_tokens[1] * factor)),
         "cost": None if ahead.cost is None else (ahead.cost[0], ahead.cost[1] * factor),
         "from_answers": ahead.sample or None,
+        "cut_answers": ahead.cut or None,
     }
 
 
@@ -115,6 +120,7 @@ def forecast(
     ahead = [chat for key, chat in requests.items() if key not in done]
     open_bytes = list(map(_size, ahead))
     sample = _sample(requests, journal, keys_known=keys_known) if journal is not None else []
+    cut = sum(answer.cut for answer in sample)
     if len(sample) < MIN_SAMPLE:
         sample = []
     prompt = _prompt_range(open_bytes, sum(len(Chat.of(chat).messages) for chat in ahead), sample)
@@ -128,7 +134,7 @@ def forecast(
         if prices.cached_input is not None:
             low -= prompt[0] * max(0.0, prices.input - prices.cached_input) / 1_000_000
         cost = (low, high)
-    return Forecast(prompt, completion, cost, len(sample))
+    return Forecast(prompt, completion, cost, len(sample), cut)
 
 
 def _sample(requests: Mapping[str, Asked], journal: Journal, *, keys_known: bool) -> list[_Answered]:
@@ -143,7 +149,8 @@ def _sample(requests: Mapping[str, Asked], journal: Journal, *, keys_known: bool
         outcome = journalled_outcome(journal, key)
         if isinstance(outcome, Completion) and is_counted(outcome):
             size = _size(requests[key]) if key in requests else usual
-            found.append(_Answered(size, outcome.prompt_tokens, outcome.completion_tokens))
+            cut = outcome.finish_reason == CUT
+            found.append(_Answered(size, outcome.prompt_tokens, outcome.completion_tokens, cut))
     return found
 
 
