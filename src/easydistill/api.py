@@ -18,7 +18,7 @@ from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Composite, PlannedStage, Previewed, preview_of
+from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
@@ -77,7 +77,7 @@ def migrate(old: str | Path) -> Migration:
 
 
 def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
-    """What `run` would do now, and what is already done. Reads data files, loads no model.
+    """What `run` would do now, and what is already done. Reads data files and tokenizers, loads no model.
 
     Raises:
         ConfigError: the config is wrong, or something it names is missing.
@@ -96,7 +96,8 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
             planned += stage.planned(directory, pending)
         else:
             state = "done" if record is not None else "pending"
-            planned.append(PlannedStage(stage.name, state, stage.estimate(directory)))
+            notes = notes_of(stage) if record is None else ()
+            planned.append(PlannedStage(stage.name, state, stage.estimate(directory), notes))
     return planned
 
 

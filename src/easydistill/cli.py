@@ -223,6 +223,8 @@ def _plan(arguments: argparse.Namespace) -> int:
             if value is not None
         ]
         print(f"{number}. {stage.name:<10} {stage.state:<8} {', '.join(facts)}")
+        for note in stage.notes:
+            print(f"   note: {note}")
     return EXIT_OK
 
 

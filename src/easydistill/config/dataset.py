@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Share
 
@@ -57,7 +57,7 @@ class DatasetConfig(RowsConfig):
 
     template: NonEmptyStr | None = None
     """A chat template (a Jinja file) that replaces the student's own; an EasyDistill 1 template works too."""
-    template_kwargs: TemplateVariables = Field(default_factory=dict)
+    template_kwargs: TemplateVariables | None = None
     """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
     thoughts: Literal["inline", "drop"] | None = None
     """What becomes of an assistant's thoughts: `inline` writes them into its text as `<think>…</think>`, `drop` leaves
@@ -79,7 +79,7 @@ class PairsConfig(Section):
     """If more than this share of all rows is rejected, the run ends with exit code 3."""
     template: NonEmptyStr | None = None
     """A chat template (a Jinja file) that replaces the student's own."""
-    template_kwargs: TemplateVariables = Field(default_factory=dict)
+    template_kwargs: TemplateVariables | None = None
     """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
     thoughts: Literal["inline", "drop"] | None = None
     """What becomes of an assistant's thoughts: `inline` writes them into its text as `<think>…</think>`, `drop` leaves

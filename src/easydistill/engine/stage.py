@@ -103,6 +103,8 @@ class PlannedStage:
     state: str
     """`done`, `pending`, or what it waits for."""
     estimate: Estimate
+    notes: tuple[str, ...] = ()
+    """What a user would not expect of it, a line each."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,11 @@ class Previewing(Protocol):
 def preview_of(stage: Stage, limit: int) -> list[Previewed]:
     """What a stage would ask about its first rows; empty if it asks no model."""
     return stage.preview(limit) if isinstance(stage, Previewing) else []
+
+
+def notes_of(stage: Stage) -> tuple[str, ...]:
+    """What a user would not expect of a stage that has not run."""
+    return tuple(stage.foretell()) if isinstance(stage, Foretelling) else ()
 
 
 @runtime_checkable

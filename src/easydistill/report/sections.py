@@ -18,6 +18,7 @@ from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
 from easydistill.report.flow import Station
 from easydistill.report.metrics import metrics_table, verdict
+from easydistill.report.not_shown import not_shown
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
@@ -54,6 +55,7 @@ def sections(facts: Facts) -> list[doc.Section]:
         *_loss(facts),
         *_exploration(facts),
         *_rows(facts),
+        *not_shown(facts),
         *(_synthesis(facts, number) for number in range(len(facts.synthesis))),
         *_left_to_learn(facts),
         *_answers(facts),

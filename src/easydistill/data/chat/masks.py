@@ -112,6 +112,6 @@ class Pieces:
     def _closed(self, ids: list[int], mask: list[bool]) -> Masked:
         """Append the end token if the template writes none after the final answer: the model must learn to stop."""
         last = max((t for t, on in enumerate(mask) if on), default=None)
-        if last is None or ids[last] in self._eos_ids or self._tokenizer.eos_token_id is None:
+        if last is None or last + 1 < len(ids) or ids[last] in self._eos_ids or self._tokenizer.eos_token_id is None:
             return ids, mask
-        return [*ids[: last + 1], self._tokenizer.eos_token_id], [*mask[: last + 1], True]
+        return [*ids, self._tokenizer.eos_token_id], [*mask, True]

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from easydistill.config.dataset import RESERVED
 from easydistill.data.chat.masks import Pieces
 from easydistill.data.chat.shown import TURN, Missing, missing_parts, refusal
 from easydistill.data.chat.spelling import Spelling, calling_spelling, plain_spelling
@@ -134,6 +135,8 @@ class ChatRenderer:
         return self._templates[name]
 
     def _given(self, chat: Chat, add_generation_prompt: bool) -> dict[str, Any]:
+        if taken := RESERVED & chat.template_kwargs.keys():
+            raise DataError(f"a row cannot set the chat template's variable {', '.join(sorted(taken))}")
         return {
             **self._variables,
             **chat.template_kwargs,
@@ -280,7 +283,8 @@ class ChatRenderer:
         return text, self._turns.find(chat, text, learned, marks)
 
     def _missing(self, chat: Chat, text: str, turns: Turns) -> list[Missing]:
-        return missing_parts(chat, text, turns.located, lambda other: self._text(other, False))
+        reads_tools = not self.single_turn and "tools" in self._template(chat).variables
+        return missing_parts(chat, text, turns.located, lambda other: self._text(other, False), reads_tools)
 
     @cached_property
     def _turns(self) -> TurnFinder:

@@ -54,19 +54,22 @@ class Missing:
     """The message that has it; −1 for the chat's tools."""
 
 
-def missing_parts(chat: Chat, text: str, located: Located | None, render: Text) -> list[Missing]:
+def missing_parts(
+    chat: Chat, text: str, located: Located | None, render: Text, reads_tools: bool = True
+) -> list[Missing]:
     """What is not shown of a chat whose text is given.
 
     Args:
         located: where its parts stand, if that is known. If not, a part that is nowhere in the text is rendered again
             with something else in its place: where that changes nothing, it is not shown.
+        reads_tools: whether the template reads the chat's tools at all.
     """
     if located is None:
         located = _searched(chat, text, render)
     found = {_missing(chat.messages[part.message], part.kind, part.message) for part in _unseen(located)}
     found |= set(_inline_thoughts(chat, text))
     found |= set(_bare_calls(chat, text, located))
-    if chat.tools and not _shows_tools(chat, text):
+    if chat.tools and not (reads_tools and _shows_tools(chat, text)):
         found.add(Missing(TOOLS, -1))
     return sorted(found, key=lambda part: (part.message, part.kind))
 

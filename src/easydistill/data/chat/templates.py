@@ -14,7 +14,6 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from easydistill.config.dataset import RESERVED
 from easydistill.errors import DataError
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -91,8 +90,6 @@ class Template:
     ) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        if taken := RESERVED & variables.keys() - {"tools", "documents", "add_generation_prompt"}:
-            raise DataError(f"the chat template cannot be given a variable named {', '.join(sorted(taken))}")
         try:
             texts, marks = render_jinja_template(
                 conversations=[list(messages)], chat_template=self.source, **options, **variables

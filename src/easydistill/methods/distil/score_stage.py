@@ -131,7 +131,7 @@ class ScoreStage:
         return replace(
             student_side(self._scoring.models),
             template=Path(dataset.template).read_text(encoding="utf-8") if dataset.template else None,
-            template_kwargs=dataset.template_kwargs,
+            template_kwargs=dataset.template_kwargs or {},
             thoughts=dataset.thoughts,
         )
 

@@ -86,7 +86,7 @@ def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
     Raises:
         DataError: the template leaves it out.
     """
-    from easydistill.data.chat.shown import THOUGHTS
+    from easydistill.data.chat.sentinels import THOUGHTS
 
     for pair in pairs:
         if not pair.chosen.get("reasoning_content"):

@@ -15,6 +15,7 @@ from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all, rendering_metrics
 from easydistill.methods.shared.student import (
@@ -61,6 +62,7 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
+        self._foresight = Foresight(models, rows.dataset, rows.preview)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -71,6 +73,13 @@ class TrainStage:
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
+
+    def examine(self) -> list[ConfigIssue]:
+        """Load the student's tokenizer and render the first rows."""
+        return self._foresight.issues()
+
+    def foretell(self) -> list[str]:
+        return self._foresight.lines()
 
     def fingerprint(self) -> dict[str, Any]:
         return {

@@ -13,11 +13,13 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
+from easydistill.data.messages import Chat
 from easydistill.data.preferences import Preference, read_preferences
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
 from easydistill.methods.shared.student import training_estimate, training_fingerprint
@@ -61,6 +63,13 @@ class PairRows:
             "max_heldout": self.evaluation.max_heldout,
         }
 
+    def preview(self, most: int) -> list[Chat]:
+        """The first chats of the file; none if a stage makes the pairs."""
+        if self.stage is not None:
+            return []
+        pairs, _ = read_preferences(self._path, limit=min(most, self.dataset.max_samples or most))
+        return [Chat((*pair.prompt, answer)) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+
     def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
 
@@ -91,6 +100,9 @@ class RowsBesidePairs(LabelledRows):
     def inputs(self) -> tuple[str, ...]:
         return self.pairs.inputs
 
+    def preview(self, most: int) -> list[Chat]:
+        return []
+
     def fingerprint(self) -> dict[str, Any]:
         return self.pairs.fingerprint() | {"kind": self.kind}
 
@@ -116,6 +128,7 @@ class PairStage:
     def __init__(self, rows: PairRows, models: ModelsConfig, training: TrainerConfig, name: str = "train") -> None:
         self.name = name
         self._rows, self._models, self._training = rows, models, training
+        self._foresight = Foresight(models, rows.dataset, rows.preview)
         self.inputs = rows.inputs
 
     def preflight(self) -> list[ConfigIssue]:
@@ -123,6 +136,13 @@ class PairStage:
         issues += self._rows.issues()
         issues += student_issues(self._models) + check_student(self._models)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
+
+    def examine(self) -> list[ConfigIssue]:
+        """Load the student's tokenizer and render the first rows."""
+        return self._foresight.issues()
+
+    def foretell(self) -> list[str]:
+        return self._foresight.lines()
 
     def fingerprint(self) -> dict[str, Any]:
         return training_fingerprint(self._rows, self._models, self._training)

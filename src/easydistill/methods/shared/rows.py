@@ -13,6 +13,7 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
+from easydistill.data.messages import Chat
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
 
 NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
-"""Metrics of a stage: rows by the kind of part that the template leaves out of them, and answers that are not learned."""
+"""Metrics of a stage: rows by the kind of part that the template leaves out, and answers that are not learned."""
 _HINTS = {
     TEMPLATE_REFUSED: "\n    → set dataset.template to a chat template that takes these chats, or change the rows",
     "no_trainable_tokens": "\n    → raise training.max_length, or shorten the prompts",
@@ -67,9 +68,21 @@ class LabelledRows:
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
+    def preview(self, most: int) -> list[Chat]:
+        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
+        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
+        return _chats(path, None if self.from_stage else True, self.dataset.max_samples, most)
+
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
+
+
+def _chats(path: str | None, labelled: bool | None, limit: int | None, most: int) -> list[Chat]:
+    if path is None:
+        return []
+    samples, _ = read_samples(Path(path), labelled=labelled, limit=min(most, limit or most))
+    return [Chat.of(sample) for sample in samples]
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -146,6 +159,9 @@ class PromptRows(LabelledRows):
             "prompts": hash_file(Path(self.dataset.instruction_path)),
             "max_samples": self.dataset.max_samples,
         }
+
+    def preview(self, most: int) -> list[Chat]:
+        return _chats(self.dataset.instruction_path, self.labelled, self.dataset.max_samples, most)
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         assert self.dataset.instruction_path is not None

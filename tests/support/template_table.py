@@ -1,0 +1,82 @@
+"""Writes docs/templates.md: what becomes of a chat in every template that TRL ships.
+
+Run `python -m tests.support.template_table` after a change of the rendering or a new version of TRL.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed
+from pathlib import Path
+
+from easydistill.data.chat import Rendered, count_kinds
+from easydistill.data.messages import Chat
+from easydistill.errors import DataError
+from tests.support import chat_templates as corpus
+
+PAGE = Path(__file__).parents[2] / "docs" / "templates.md"
+HEAD = """\
+# Chat templates
+
+What becomes of a chat in each chat template that TRL ships ({version}), found by rendering {chats} chats: one and
+several turns, system and developer texts, tool calls and their results, thoughts beside and inside an answer, empty
+texts. The text of every chat is the one that transformers renders. Written by `tests/support/template_table.py`; a test
+checks that it is current.
+
+- **Turns learned**: answers that are learned, of those in the chats that the template takes.
+- **Mask**: *marks* if the template marks what the assistant writes with `{{% generation %}}`: then these marks are the
+  mask, less what they mark behind an end token. *Found* if the turns are found in the text.
+- **Not shown**: what the template leaves out of some of the chats. A run tells of it, with the number of rows, before
+  it starts. Rows whose answers call tools are refused if the calls are not shown.
+- **Takes no**: chats that the template refuses.
+
+| template | turns learned | mask | not shown | takes no |
+|---|---|---|---|---|
+"""
+FEATURES = {
+    "system": "system text",
+    "developer": "developer role",
+    "calls": "tool calls",
+}
+"""A chat that shows whether a template takes it, and its name in the table."""
+
+
+def version() -> str:
+    """The version of TRL."""
+    return f"TRL {installed('trl')}"
+
+
+def _line(name: str) -> str:
+    renderer = corpus.renderer(name)
+    learned = total = 0
+    refused: list[str] = []
+    missing = []
+    for about, chat in corpus.CHATS.items():
+        row = _row(name, chat)
+        if isinstance(row, DataError):
+            if about in FEATURES and "refuses" in str(row):
+                refused.append(FEATURES[about])
+            elif "refuses" not in str(row):
+                missing.append(renderer.missing(chat))
+            continue
+        turns = sum(message["role"] == "assistant" for message in chat.messages)
+        total += turns
+        learned += turns - row.lost_turns
+        missing.append(list(row.missing))
+    mask = "marks" if "generation %}" in corpus.source(name) else "found"
+    kinds = ", ".join(sorted(count_kinds(missing)))
+    return f"| {name} | {learned} of {total} | {mask} | {kinds} | {', '.join(refused)} |"
+
+
+def _row(name: str, chat: Chat) -> Rendered | DataError:
+    (row,) = corpus.renderer(name).render_many([chat])
+    return row
+
+
+def page() -> str:
+    """The page."""
+    head = HEAD.format(version=version(), chats=len(corpus.CHATS))
+    return head + "\n".join(map(_line, corpus.names())) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
