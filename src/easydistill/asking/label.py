@@ -31,13 +31,14 @@ from easydistill.contracts.teacher import (
     TeacherPlan,
     request_key,
 )
-from easydistill.data.files import hash_file
-from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
+from easydistill.data.formats import read_samples
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Chat, as_context
 from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
-from easydistill.engine.checks import missing_file
+from easydistill.data.row_files.identity import hash_rows
+from easydistill.data.writing import paper_row, writable, write_paper_json, write_parquet
+from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 
@@ -59,13 +60,13 @@ class LabelStage:
         self._teacher = teacher
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = missing_file("dataset.instruction_path", self._dataset.instruction_path)
+        issues = unreadable_rows("dataset.instruction_path", self._dataset.instruction_path)
         return issues + labeled_path_issues(self._dataset.labeled_path) + self._teacher.preflight()
 
     def fingerprint(self) -> dict[str, Any]:
         assert self._dataset.instruction_path is not None
         return {
-            "instructions": hash_file(Path(self._dataset.instruction_path)),
+            "instructions": hash_rows(self._dataset.instruction_path),
             "max_samples": self._dataset.max_samples,
             "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
             "teacher": self._teacher.identity(),
@@ -97,7 +98,11 @@ class LabelStage:
 
     def _read(self) -> tuple[list[Sample], list[Rejection]]:
         assert self._dataset.instruction_path is not None
-        return read_samples(Path(self._dataset.instruction_path), labelled=False, limit=self._dataset.max_samples)
+        path = self._dataset.instruction_path
+        samples, unreadable = read_samples(path, labelled=False, limit=self._dataset.max_samples)
+        # Before they are asked, not when the answers are written.
+        samples, unwritable = writable(samples, self.name)
+        return samples, unreadable + unwritable
 
     def _asked(self, sample: Sample) -> Chat:
         """The prompt as it is sent."""

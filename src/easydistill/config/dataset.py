@@ -36,8 +36,9 @@ TemplateVariables = Annotated[dict[str, Any], AfterValidator(_free)]
 class RowsConfig(Section):
     """The rows a job reads, and where it writes the ones it makes.
 
-    Files may hold the paper's `[{"instruction": …, "output": …}]`, `messages`, ShareGPT `conversations` or
-    Alpaca rows, as a JSON array, JSON Lines or Parquet.
+    Rows may be the paper's `{"instruction": …, "output": …}`, `messages`, ShareGPT `conversations` or Alpaca rows. A
+    path of rows is a file of JSON, JSON Lines, CSV, Parquet or Arrow (text also as `.gz`, `.zst`, `.bz2`, `.xz`), a
+    folder of such files, a glob, a folder of `save_to_disk`, or a hub's `hf://owner/name?split=train`.
     """
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"instruction_path", "labeled_path", "max_rejected_share"})
@@ -47,7 +48,7 @@ class RowsConfig(Section):
     labeled_path: NonEmptyStr | None = None
     """With a teacher: where its answers are written, in the paper's format. Without a teacher: the rows to train on."""
     max_samples: PositiveInt | None = None
-    """Use only this many rows, from the start of the file."""
+    """Use only this many rows, from the start."""
     max_rejected_share: Share = 0.05
     """If more than this share of all rows is rejected, the run ends with exit code 3."""
 
@@ -72,9 +73,9 @@ class PairsConfig(Section):
     runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path", "max_rejected_share"})
 
     labeled_path: NonEmptyStr
-    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, as a JSON array, JSON Lines or Parquet."""
+    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, at a path as `dataset.instruction_path` may be."""
     max_samples: PositiveInt | None = None
-    """Use only this many rows, from the start of the file."""
+    """Use only this many rows, from the start."""
     max_rejected_share: Share = 0.05
     """If more than this share of all rows is rejected, the run ends with exit code 3."""
     template: NonEmptyStr | None = None

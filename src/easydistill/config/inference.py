@@ -151,7 +151,7 @@ class ApiInferenceConfig(InferenceConfig):
     tokens_per_minute: PositiveInt | None = None
     """Most tokens per minute, prompts and answers together, over all servers: estimated before a request is sent,
     corrected by the server's count."""
-    chat_template_kwargs: TemplateVariables = {}  # noqa: RUF012 (pydantic copies it)
+    chat_template_kwargs: TemplateVariables | None = None
     """Variables for the server's chat template, such as `{"enable_thinking": false}`, sent as `chat_template_kwargs`,
     which vLLM and SGLang know. A row's own variables take precedence."""
     prices: PricesConfig | None = None
@@ -237,7 +237,7 @@ class LocalInferenceConfig(InferenceConfig):
     """Longest prompt plus answer, in tokens; rows with longer prompts are rejected."""
     template: NonEmptyStr | None = None
     """A chat template (a Jinja file) that replaces the teacher's own, or that it needs because it has none."""
-    chat_template_kwargs: TemplateVariables = {}  # noqa: RUF012 (pydantic copies it)
+    chat_template_kwargs: TemplateVariables | None = None
     """Variables for the teacher's chat template, such as `{"enable_thinking": false}`. A row's own take precedence."""
 
     @field_validator("temperature")

@@ -232,6 +232,11 @@ class OperatorDefaults:
         return {}
 
     @staticmethod
+    def row_files(config: Section) -> dict[str, str]:
+        """Paths of rows named in the config, by key: they must be readable before a run."""
+        return {}
+
+    @staticmethod
     def most_asks(config: Section) -> int | None:
         """Most questions that a run may need, for `plan`; None if that depends on the answers."""
         return None

@@ -1,6 +1,6 @@
 """Raw text from files and folders.
 
-Read: `.txt`, `.md`, `.html`, `.pdf`, and rows of `.json`, `.jsonl`, `.parquet` with a `data` (the paper's) or `text`.
+Read: `.txt`, `.md`, `.html`, `.pdf`, and rows, as `row_files` reads them, with a `data` (the paper's) or `text`.
 HTML is read by selectolax (an HTML5 parser, one wheel, no dependencies), PDF by pypdf (pure Python); both come with
 the extra `synth` and are imported when needed. A file or row that cannot be read becomes a rejected row that names it.
 """
@@ -20,6 +20,7 @@ from easydistill.data.row_files import (
     MALFORMED,
     SUFFIXES,
     BrokenRow,
+    format_of,
     has_lone_surrogates,
     own_id,
     plain_value,
@@ -102,7 +103,7 @@ def _files(path: Path) -> list[Path]:
 def _texts(file: Path, encoding: str) -> Iterator[tuple[str, Any, str | _Unreadable]]:
     """(source, row, its text or what is wrong with it) for each text of a file."""
     suffix = file.suffix.lower()
-    if suffix in SUFFIXES:
+    if format_of(file) is not None:
         for number, row in enumerate(rows_of(file), start=1):
             try:
                 yield f"{file}, row {number}", row, _checked(_text_of(row))

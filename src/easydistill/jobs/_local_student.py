@@ -28,7 +28,7 @@ def local_student(
     """
 
     if chats is not None:
-        given = {"template": chats.template, "chat_template_kwargs": dict(chats.template_kwargs)}
+        given = {"template": chats.template, "chat_template_kwargs": dict(chats.template_kwargs or {})}
         inference = inference.model_copy(update=given)
 
     def rendering() -> dict[str, Any]:

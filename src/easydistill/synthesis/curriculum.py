@@ -16,7 +16,8 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample
-from easydistill.engine.checks import missing_file
+from easydistill.data.writing import writable
+from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rows import LabelledRows
@@ -61,7 +62,7 @@ class _SeedRows:
         return str(self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path)
 
     def issues(self) -> list[ConfigIssue]:
-        return [] if self.rows.from_stage else missing_file("dataset.labeled_path", self._dataset.labeled_path)
+        return [] if self.rows.from_stage else unreadable_rows("dataset.labeled_path", self._dataset.labeled_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.rows.fingerprint()
@@ -69,7 +70,7 @@ class _SeedRows:
     def read(self) -> tuple[list[Sample], list[Rejection]]:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
-        return read_samples(Path(path), labelled=None, limit=self._dataset.max_samples)
+        return read_samples(path, labelled=None, limit=self._dataset.max_samples)
 
 
 class CurriculumStage(SynthesiseStage):
@@ -117,9 +118,10 @@ class CurriculumStage(SynthesiseStage):
 
     def run(self, context: StageContext) -> StageResult:
         train, heldout, unreadable = self._rows.read(context)
+        train, unwritable = writable(train, self.name)
         rows = self._latest_rows(train, context)
         steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
-        return self._finish(rows, unreadable, steps, context)
+        return self._finish(rows, unreadable + unwritable, steps, context)
 
     def _latest_rows(self, train: list[Sample], context: StageContext) -> list[Sample]:
         """The training rows and the rows of earlier rounds, the latest version of each id: its answer, task and style

@@ -12,8 +12,8 @@ from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.records import Rejection, Sample
-from easydistill.data.row_files import SUFFIXES
-from easydistill.engine.checks import missing_file
+from easydistill.data.row_files.identity import hash_rows
+from easydistill.engine.checks import unreadable_rows
 from easydistill.errors import ConfigIssue
 from easydistill.synthesis.config import ChunksConfig
 
@@ -48,20 +48,13 @@ class FileSource:
         return self.dataset.instruction_path
 
     def issues(self) -> list[ConfigIssue]:
-        path = self.dataset.instruction_path
-        if missing := missing_file("dataset.instruction_path", path):
-            return missing
-        if Path(path).suffix.lower() in SUFFIXES:
-            return []
-        problem = f"the suffix of {json.dumps(path)} is not that of a supported format"
-        return [ConfigIssue("config", "dataset.instruction_path", problem, f"it must be one of {', '.join(SUFFIXES)}")]
+        return unreadable_rows("dataset.instruction_path", self.dataset.instruction_path)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"file": hash_file(Path(self.dataset.instruction_path)), "max_samples": self.dataset.max_samples}
+        return {"file": hash_rows(self.dataset.instruction_path), "max_samples": self.dataset.max_samples}
 
     def read(self) -> tuple[list[Sample], list[Rejection]]:
-        path = Path(self.dataset.instruction_path)
-        return read_samples(path, labelled=self.labelled, limit=self.dataset.max_samples)
+        return read_samples(self.dataset.instruction_path, labelled=self.labelled, limit=self.dataset.max_samples)
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,21 @@ from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_pa
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
 from easydistill.data.files import replacing
-from easydistill.data.formats import paper_row, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.preferences import as_preference, pair_row, write_pairs_json, write_pairs_parquet
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.data.writing import (
+    as_preference,
+    pair_row,
+    paper_row,
+    writable,
+    write_pairs_json,
+    write_pairs_parquet,
+    write_paper_json,
+    write_parquet,
+)
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.dataset_card import dataset_card
@@ -77,6 +85,8 @@ class SynthesiseStage:
             issues += prompt_issues(self._config, self._module.PROMPTS)
         files = self._module.files(self._config).items()
         issues += [issue for key, path in files for issue in missing_file(f"synthesis.{key}", path)]
+        rows = self._module.row_files(self._config).items()
+        issues += [issue for key, path in rows for issue in unreadable_rows(f"synthesis.{key}", path)]
         for model in {id(model): model for model in self._models.values()}.values():
             issues += model.plan.preflight()
         return issues
@@ -94,7 +104,7 @@ class SynthesiseStage:
 
     def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
-        rows, _ = self._source.read()
+        rows, _ = self._read()
         rows = rows[:limit]
         steps = self._steps(rows)
         try:
@@ -142,8 +152,15 @@ class SynthesiseStage:
         )
 
     def run(self, context: StageContext) -> StageResult:
-        rows, unreadable = self._source.read()
+        rows, unreadable = self._read()
         return self._finish(rows, unreadable, self._steps(rows), context)
+
+    def _read(self) -> tuple[list[Sample], list[Rejection]]:
+        """The rows, and rejections of those that cannot be read, or not be written again."""
+        rows, unreadable = self._source.read()
+        # Before models are asked, not when the result is written.
+        rows, unwritable = writable(rows, self.name)
+        return rows, unreadable + unwritable
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext

@@ -11,10 +11,10 @@ from easydistill.asking.label import labelled_or_rejected
 from easydistill.config.inference import SamplingConfig, TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import GenerationRequest, Teacher, request_key
-from easydistill.data.formats import write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.writing import write_parquet
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import ROLLOUTS, SUFFIX
@@ -60,7 +60,7 @@ class RolloutStage:
             return made.model, made.tokenizer
 
         dataset = self._rows.dataset
-        given = {"template": dataset.template, "chat_template_kwargs": dict(dataset.template_kwargs)}
+        given = {"template": dataset.template, "chat_template_kwargs": dict(dataset.template_kwargs or {})}
         inference = self._inference.model_copy(update=given)
         return TransformersTeacher("student", inference, make=make, date=context.started)
 

@@ -19,7 +19,7 @@ from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, link_or_copy, set_aside
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
@@ -105,7 +105,7 @@ class ScoreStage:
         if scoring.signals.backend == "vllm":
             issues += needs_extra("vllm", "vllm")
         if not self._rows.from_stage:
-            issues += missing_file("dataset.labeled_path", self._rows.dataset.labeled_path)
+            issues += unreadable_rows("dataset.labeled_path", self._rows.dataset.labeled_path)
         key = "models.teacher" if scoring.signals.teachers is None else "signals.teachers"
         for reference, _ in scoring.teachers:
             issues += model_issues(key, reference)

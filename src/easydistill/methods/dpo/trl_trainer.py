@@ -87,7 +87,7 @@ def train(
         trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop)
         with contextlib.suppress(AllStepsDone):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trained_tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    trained_tokens = sum(sum(pair.learned_tokens) for pair in pairs)
     outcome = training_outcome(trainer.state, trainer.model, trained_tokens, resume)
     # TRL patches its own forward onto the instance; later users of the model expect logits.
     student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
@@ -113,10 +113,15 @@ def arguments(config: DpoTrainingConfig, preference: PreferenceConfig, checkpoin
 
 @dataclasses.dataclass
 class PairCollator(DataCollatorForPreference):
-    """TRL's batches, with the β and the index of every pair."""
+    """TRL's batches, with the β and the index of every pair, and without what the model does not write in answers."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = super().torch_call(examples)
+        for number, example in enumerate(examples):
+            start = len(example["prompt_ids"])
+            for side, name in enumerate(("unlearned_chosen", "unlearned_rejected")):
+                for at in example[name]:
+                    found["completion_mask"][side * len(examples) + number, start + at] = 0
         found["beta"] = torch.tensor([example["beta"] for example in examples])
         found["pair"] = torch.tensor([example["pair"] for example in examples])
         return found
@@ -177,6 +182,8 @@ class PairTrainer(QuietTrainer, DPOTrainer):
                 "prompt_ids": pair.prompt,
                 "chosen_ids": pair.chosen,
                 "rejected_ids": pair.rejected,
+                "unlearned_chosen": sorted(pair.unlearned[0]),
+                "unlearned_rejected": sorted(pair.unlearned[1]),
                 "beta": beta,
                 "pair": number,
             }

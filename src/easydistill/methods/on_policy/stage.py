@@ -11,7 +11,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
@@ -62,7 +62,7 @@ class OnPolicyStage(TrainStage):
     def preflight(self) -> list[ConfigIssue]:
         issues = super().preflight()
         if isinstance(self._rows, PromptRows):
-            issues += missing_file("dataset.instruction_path", self._rows.dataset.instruction_path)
+            issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         if self._server is None and self._models.teacher is not None:
             issues += model_issues("models.teacher", self._models.teacher)
         if self._server is not None and "ENDPOINT" in self._server.base_urls:

@@ -16,7 +16,7 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.numbers import as_float
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.policy.config import PolicyConfig, PpoConfig
@@ -75,7 +75,7 @@ class PolicyStage(TrainStage):
 
     def preflight(self) -> list[ConfigIssue]:
         issues = super().preflight() + needs_extra("trl", "trl")
-        issues += missing_file("dataset.instruction_path", self._rows.dataset.instruction_path)
+        issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         for key, path in reward_files(self._rewards).items():
             issues += missing_file(f"rewards.{key}", path)
         for key, reference in reward_models(self._rewards).items():

@@ -88,8 +88,8 @@ class _NoRow(Exception):
 
 def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRow:
     try:
-        prompt = renderer.prompt_ids(pair.prompt)
-        chosen, rejected = (renderer.chat_ids((*pair.prompt, answer)) for answer in (pair.chosen, pair.rejected))
+        prompt = renderer.prompt_ids(pair.prompt_chat)
+        chosen, rejected = map(renderer.chat_ids, pair.chats)
     except DataError as error:
         raise _NoRow(TEMPLATE_REFUSED, str(error)) from None
     if chosen == rejected:

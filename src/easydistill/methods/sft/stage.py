@@ -9,7 +9,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import count_reasons
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
@@ -69,7 +69,7 @@ class TrainStage:
         dataset = self._rows.dataset
         issues = missing_file("dataset.template", dataset.template)
         if not self._rows.from_stage:
-            issues += missing_file("dataset.labeled_path", dataset.labeled_path)
+            issues += unreadable_rows("dataset.labeled_path", dataset.labeled_path)
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
-from easydistill.data.files import hash_file
 from easydistill.data.formats import read_samples
 from easydistill.data.messages import Chat
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
+from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
 
@@ -52,7 +51,7 @@ class LabelledRows:
         if not self.from_stage:
             assert self.dataset.labeled_path is not None
             found |= {
-                "labels": hash_file(Path(self.dataset.labeled_path)),
+                "labels": hash_rows(self.dataset.labeled_path),
                 "max_samples": self.dataset.max_samples,
             }
         return found
@@ -63,7 +62,7 @@ class LabelledRows:
             samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
         else:
             assert self.dataset.labeled_path is not None
-            path = Path(self.dataset.labeled_path)
+            path = self.dataset.labeled_path
             samples, rejected = read_samples(path, labelled=True, limit=self.dataset.max_samples)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
@@ -81,7 +80,7 @@ class LabelledRows:
 def _chats(path: str | None, labelled: bool | None, limit: int | None, most: int) -> list[Chat]:
     if path is None:
         return []
-    samples, _ = read_samples(Path(path), labelled=labelled, limit=min(most, limit or most))
+    samples, _ = read_samples(path, labelled=labelled, limit=min(most, limit or most))
     return [Chat.of(sample) for sample in samples]
 
 
@@ -156,7 +155,7 @@ class PromptRows(LabelledRows):
         assert self.dataset.instruction_path is not None
         return {
             "seed": self.dataset.seed,
-            "prompts": hash_file(Path(self.dataset.instruction_path)),
+            "prompts": hash_rows(self.dataset.instruction_path),
             "max_samples": self.dataset.max_samples,
         }
 
@@ -165,7 +164,7 @@ class PromptRows(LabelledRows):
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         assert self.dataset.instruction_path is not None
-        path = Path(self.dataset.instruction_path)
+        path = self.dataset.instruction_path
         samples, rejected = read_samples(path, labelled=self.labelled, limit=self.dataset.max_samples)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected

@@ -24,7 +24,7 @@ def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequ
     body: dict[str, Any] = {"model": model, "messages": [openai_message(message) for message in request.messages]}
     if request.tools:
         body["tools"] = list(request.tools)
-    if variables := config.chat_template_kwargs | request.template_kwargs:
+    if variables := (config.chat_template_kwargs or {}) | request.template_kwargs:
         body["chat_template_kwargs"] = variables
     body["max_tokens"] = config.max_new_tokens
     temperature = config.temperature if request.temperature is None else request.temperature

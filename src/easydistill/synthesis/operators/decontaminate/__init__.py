@@ -17,11 +17,11 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 from easydistill.contracts.operator import Result, Steps
-from easydistill.data.files import hash_file
 from easydistill.data.formats import ROW, read_samples
 from easydistill.data.messages import call_text
 from easydistill.data.records import Rejection, Sample, count_reasons
-from easydistill.errors import DataError
+from easydistill.data.row_files.identity import hash_rows
+from easydistill.errors import DataError, MissingExtra
 from easydistill.synthesis.text import by_character, ngrams, normalise, prompt_text, tokens
 from easydistill.synthesis.tools import Tools
 
@@ -40,8 +40,8 @@ class Config(Section):
     identity_name = "operator.decontaminate"
 
     benchmarks: Annotated[list[NonEmptyStr], Field(min_length=1)]
-    """Files of problems, as JSON, JSON Lines or Parquet: any rows that can be trained on, or rows with `question` or
-    `prompt` as in GSM8K, HumanEval and IFEval."""
+    """Files of problems, in all that `dataset.instruction_path` may be: any rows that can be trained on, or rows with
+    `question` or `prompt` as in GSM8K, HumanEval and IFEval."""
     words: PositiveInt = 13
     """Tokens of a shared run that count as overlap, in scripts with spaces."""
     characters: PositiveInt = 21
@@ -52,12 +52,19 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """Depends on the benchmarks' file names and contents, not on their folders."""
-        paths = [Path(name) for name in self.benchmarks]
-        held = [[path.name, hash_file(path) if path.is_file() else None] for path in paths]
+        held = [[Path(name).name, _hash(name)] for name in self.benchmarks]
         return {**super().identity(), "benchmarks": held}
 
 
-def files(config: Config) -> dict[str, str]:
+def _hash(name: str) -> str | None:
+    """Hash of a benchmark's rows; None where there are none, which `validate` tells."""
+    try:
+        return hash_rows(name)
+    except (DataError, MissingExtra):
+        return None
+
+
+def row_files(config: Config) -> dict[str, str]:
     """The benchmark files, by config key."""
     return {f"benchmarks.{number}": path for number, path in enumerate(config.benchmarks)}
 
@@ -83,7 +90,7 @@ class Benchmarks:
         self._by_run: dict[Run, list[int]] = {}
         for name in config.benchmarks:
             path = Path(name)
-            problems, unreadable = read_samples(path, labelled=False)
+            problems, unreadable = read_samples(name, labelled=False)
             if unreadable:
                 detail = unreadable[0].detail
                 raise DataError(f"{len(unreadable)} benchmark problems cannot be read; the first: {detail}")
