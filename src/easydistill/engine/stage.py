@@ -102,6 +102,8 @@ class Estimate:
     """Low and high estimate, in the currency of the prices."""
     from_answers: int | None = None
     """Number of earlier answers that the ranges are based on."""
+    cut_answers: int | None = None
+    """Earlier answers that were cut off at `max_new_tokens`, among those that were looked at."""
     disk_bytes: int | None = None
     memory_bytes: int | None = None
 

@@ -156,6 +156,6 @@ def _synthesis(job: Job, instruction_path: str) -> Stage:
     source = FileSource(
         SynthesisDatasetConfig(instruction_path=instruction_path, max_samples=dataset.max_samples), cogpo.LABELLED
     )
-    student = local_student(job.models, job.student_inference, dataset.template)
+    student = local_student(job.models, job.student_inference, dataset)
     asked = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
     return SynthesiseStage(cogpo.STAGE, job.synthesis, source, {**asked, "student": student}, dataset.labeled_path)

@@ -59,7 +59,7 @@ def plan(job: Job) -> list[Stage]:
         stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan))
     trained: str | None = None
     for number in range(1, job.curriculum.rounds + 1):
-        student = local_student(job.models, job.student_inference, job.dataset.template, trained)
+        student = local_student(job.models, job.student_inference, job.dataset, trained)
         stages.append(CurriculumStage(number, job.curriculum, rows, {**asked, "student": student}, trained))
         round_rows = RoundRows(job.dataset, job.evaluation, prompts_given, number)
         stage = TrainStage(round_rows, job.models, job.training, name=f"train-{number}", start=trained)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from easydistill.config.base import PositiveFloat
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps, UnfitRows
+from easydistill.data.messages import said
 from easydistill.data.records import Rejection, Sample
 from easydistill.synthesis.chains import known_answer, length_of, thought_of, unchanged, with_thought
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection
@@ -17,7 +18,7 @@ from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
 
 REASONS = (
-    *("truncated", "malformed_reply", "answer_unknown", "unfit_length", "no_final_answer"),
+    *("no_chain", "truncated", "malformed_reply", "answer_unknown", "unfit_length", "no_final_answer"),
     *("undecided", "answer_changed"),
 )
 
@@ -53,10 +54,11 @@ def rewrite(
     bare = next((row.id for row in rows if row.answer is None), None)
     if bare is not None:
         raise UnfitRows(f"row {bare} has no answer to rewrite; run cot_generation first")
+    found: list[Sample | Rejection] = [_without_chain(stage, row) for row in rows if not thought_of(row).strip()]
+    rows = [row for row in rows if thought_of(row).strip()]
     known = [known_answer(row, config.strategies, of_rewriting=True) for row in rows]
     replies = yield [rewriting(stage, config, row, tools) for row in rows]
     made = [read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
-    found: list[Sample | Rejection] = []
     for row, reply, new in zip(rows, replies, unchanged(made), strict=True):
         if isinstance(new, Unusable):
             found.append(rejection(row.id, stage, new, reply))
@@ -82,6 +84,11 @@ class Rewritten:
     """Its length, as a multiple of the old chain's."""
     pair: tuple[str, str] | None
     """The (known, found) final answers, if there are both."""
+
+
+def _without_chain(stage: str, row: Sample) -> Rejection:
+    detail = "the answer only calls tools: it has no chain of thought to rewrite"
+    return Rejection(row.id, stage, "no_chain", detail, 1, said(row.messages[-1]))
 
 
 def rewriting(stage: str, config: RewritingConfig, row: Sample, tools: Tools, index: int = 0) -> Ask:

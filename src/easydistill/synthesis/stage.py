@@ -15,8 +15,9 @@ from easydistill.asking.answers import (
     JOURNAL,
     answer_all,
     journalled_outcome,
+    read_answer,
+    received,
     spending,
-    unusable_reason,
     worth_another_try,
 )
 from easydistill.asking.forecast import forecast_calls
@@ -310,9 +311,14 @@ class _Asker:
             self._counted.add(key)
             self.tokens["prompt"] += outcome.prompt_tokens
             self.tokens["completion"] += outcome.completion_tokens
-        problem = unusable_reason(outcome, model.inference.truncation)
-        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
-        return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw, key)
+        raw = received(outcome)
+        answer = read_answer(outcome, model.inference.truncation, model.inference.thoughts)
+        if isinstance(answer, tuple):
+            return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, answer, raw, key)
+        calls = tuple(answer.get("tool_calls", ()))
+        return Reply(
+            answer["content"], answer.get("reasoning_content"), outcome.finish_reason, None, raw, key, tool_calls=calls
+        )
 
     def spent(self) -> dict[str, Any]:
         """Metrics of what the answers cost, by role; empty if the model's backend does not count it."""

@@ -18,7 +18,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, link_or_copy, set_aside
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
+from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
 from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
@@ -279,7 +279,7 @@ class ScoreStage:
         aligner = Aligner(student, self._teacher(reference, student), context, date)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [
-            aligner.row(row, sample, truncated=written.truncated)
+            aligner.row(row, sample, truncated=written.truncated or is_cut(sample))
             for row, (sample, written) in zip(_rows(rendered), rendered, strict=True)
         ]
         return _Work(

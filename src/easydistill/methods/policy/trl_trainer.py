@@ -36,6 +36,7 @@ from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, train
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 from easydistill.rewards import RewardScores
+from easydistill.teachers.parsing import text_of
 
 try:
     with importing_trl():
@@ -271,8 +272,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed)
 
     def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
-        texts: list[str] = self.processing_class.batch_decode(completions, skip_special_tokens=True)
-        return texts
+        return [text_of(self.processing_class, ids, self._student.eos_ids) for ids in completions]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """The reward of each answer, (answers, 1), over all processes; NaN where every reward abstains."""

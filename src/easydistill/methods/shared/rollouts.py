@@ -26,6 +26,7 @@ from easydistill.contracts.teacher import row_seed
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.logprobs import completion_logprobs
+from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
 
@@ -165,7 +166,8 @@ def roll_out(
     model.eval()
     found: dict[int, Written] = {}
     lengths = [len(prompt) for _, prompt in prompts]
-    for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens):
+    equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
+    for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
         seeds = [row_seed(seed, f"{step}:{index}:{prompts[index][0]}") for index in batch]
         sampler = _RecordingSampler(seeds, temperature)
         answers = generate_batch(model, [prompts[index][1] for index in batch], eos_ids, max_new_tokens, sampler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
@@ -12,7 +12,7 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
-from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
+from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
@@ -120,12 +120,15 @@ def render_all(
     longest = limits.within(max_length)
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
-    for sample, row in zip(samples, renderer.render_many(samples, longest), strict=True):
-        if isinstance(row, DataError):
-            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(row)))
-        elif (token := limits.stranger(row.ids)) is not None:
+    for sample, found in zip(samples, renderer.render_many(samples, longest), strict=True):
+        if isinstance(found, DataError):
+            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found)))
+            continue
+        if (token := limits.stranger(found.ids)) is not None:
             rejected.append(unknown_token(sample.id, stage, token, limits))
-        elif any(row.mask[1:]):
+            continue
+        row = without_end(found, sample, renderer.eos_ids)
+        if any(row.mask[1:]):
             rendered.append((sample, row))
         else:
             detail = f"the prompt alone fills {length_words(max_length, limits)}"
@@ -143,6 +146,14 @@ def length_words(max_length: int, limits: Limits) -> str:
     """What ends a row, in words."""
     longest = limits.within(max_length)
     return f"max_length ({max_length} tokens)" if longest == max_length else f"the student's {longest} positions"
+
+
+def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
+    """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
+    last = max((t for t, on in enumerate(row.mask) if on), default=None)
+    if not is_cut(sample) or row.truncated or last is None or row.ids[last] not in eos_ids:
+        return row
+    return replace(row, ids=row.ids[:last], mask=row.mask[:last])
 
 
 def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:

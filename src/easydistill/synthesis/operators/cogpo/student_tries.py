@@ -79,7 +79,7 @@ class Tries:
 def try_alone(config: TriesConfig, verifier: Verifier, chains: Sequence[Chain]) -> Steps[list[Tries | Unusable]]:
     """Have the student answer each problem without its chain."""
     replies = yield [
-        Ask(chain.row.prompt, "student", number) for chain in chains for number in range(config.student_samples)
+        Ask.of(chain.row.prompt_chat, "student", number) for chain in chains for number in range(config.student_samples)
     ]
     return _read(config, chains, replies, verifier)
 
@@ -152,5 +152,5 @@ def _tries(kinds: Sequence[str | Unusable], replies: Sequence[Reply]) -> Tries |
     for kind, reply in zip(kinds, replies, strict=True):
         if kind == "wrong":
             text = (reply.text or "").strip()
-            wrong.setdefault(text, answer_message(text, reply.reasoning))
+            wrong.setdefault(text, answer_message(text, reply.reasoning, reply.tool_calls))
     return Tries(Counter(kind for kind in kinds if isinstance(kind, str)), tuple(wrong.values()))

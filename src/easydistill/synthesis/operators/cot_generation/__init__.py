@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
-from easydistill.data.messages import answer_message
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, length_of, verify
-from easydistill.synthesis.replies import Unusable, rejection, text_of
+from easydistill.synthesis.replies import Unusable, message_of, rejection, text_of
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
@@ -152,8 +151,7 @@ def _choose(config: Config, tries: Sequence[_Try], result: Result) -> None:
 
 
 def _row(config: Config, made: _Try, rate: float | None) -> Sample:
-    assert made.reply.text is not None
-    answer = answer_message(made.reply.text.strip(), made.reply.reasoning)
+    answer = message_of(made.reply)
     facts = {"source": made.row.id, "final_answer": made.found, "pass_rate": rate}
     meta = {**made.row.meta, "operator": STAGE, **{name: value for name, value in facts.items() if value is not None}}
     return replace(made.row, id=made.identity(config), messages=(*made.row.prompt, answer), meta=meta)

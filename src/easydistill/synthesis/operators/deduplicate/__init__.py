@@ -17,6 +17,7 @@ from typing import Any, Literal
 from easydistill.config.base import PositiveShare, Section, Share
 from easydistill.config.models import ModelRef
 from easydistill.contracts.operator import Result, Steps, UnfitRows
+from easydistill.data.messages import identity_of, said
 from easydistill.data.reading import ROW
 from easydistill.data.records import Rejection, Sample, canonical_json
 from easydistill.data.spool import like
@@ -97,7 +98,8 @@ def _compared(config: Config, row: Sample) -> str:
         return prompt_text(row)
     if row.answer is None:
         raise UnfitRows(f"row {row.meta.get(ROW, row.id)} has no answer to compare: label it, or set compare to prompt")
-    return row.answer if config.compare == "answer" else f"{prompt_text(row)}\n{row.answer}"
+    answer = said(row.messages[-1])
+    return answer if config.compare == "answer" else f"{prompt_text(row)}\n{answer}"
 
 
 def _visiting_order(config: Config, rows: Sequence[Sample]) -> list[int]:
@@ -113,7 +115,7 @@ def _visiting_order(config: Config, rows: Sequence[Sample]) -> list[int]:
 
 def _sort_key(config: Config, row: Sample) -> bytes:
     spelling = normalise(_compared(config, row)).encode("utf-8", "surrogatepass")
-    messages = canonical_json(list(row.messages)).encode("utf-8", "surrogatepass")
+    messages = canonical_json(identity_of(row.messages, row)).encode("utf-8", "surrogatepass")
     return hashlib.sha256(spelling).digest() + hashlib.sha256(messages).digest()
 
 

@@ -53,7 +53,8 @@ def _student_row(config: StudentConfig, row: Sample, tools: Tools) -> Steps[RowP
         found.blocked = Unusable("no_answer", "the row has no answer, and the teacher is not asked")
         return found
     from_teacher = 0 if found.answers else config.teacher_samples
-    asked = sample("teacher", row.prompt, from_teacher) + sample("student", row.prompt, config.student_samples)
+    asked = sample("teacher", row.prompt_chat, from_teacher)
+    asked += sample("student", row.prompt_chat, config.student_samples)
     replies = yield [ask for _, ask in asked]
     collect(found, asked, replies)
     if len({answer.by == "student" for answer in found.answers}) < 2:
@@ -107,7 +108,7 @@ def _rank_row(config: RankConfig, row: Sample, tools: Tools) -> Steps[RowPairs]:
     asked = [
         one
         for role, count in config.most_samples.items()
-        for one in sample(role, row.prompt, count, config.temperatures)
+        for one in sample(role, row.prompt_chat, count, config.temperatures)
     ]
     replies = yield [ask for _, ask in asked]
     collect(found, asked, replies)
@@ -219,7 +220,8 @@ def _problem_samples(config: VerifiableConfig, row: Sample, tools: Tools) -> lis
     if config.boxed:
         asked = messages[-1]["content"]
         messages = tools.ask(BOXED, asked, before=messages[:-1], instruction=asked).messages
-    return [one for role, count in config.most_samples.items() for one in sample(role, messages, count)]
+    chat = row.prompt_chat.with_messages(messages)
+    return [one for role, count in config.most_samples.items() for one in sample(role, chat, count)]
 
 
 def _read(config: VerifiableConfig, known: str, answer: Answer) -> _Tried:
@@ -299,9 +301,9 @@ def _contrasted(config: ContrastiveConfig, row: Sample, tools: Tools) -> list[tu
     samples: list[tuple[str, Ask]] = []
     for side, name in (("good", GOOD), ("bad", BAD)):
         system = tools.prompt(name, language).fill(language=language)
-        messages = _with_system(system, row.prompt)
+        chat = row.prompt_chat.with_messages(_with_system(system, row.prompt))
         for number in range(config.teacher_samples):
-            samples.append((f"{side}-{number + 1}", Ask(messages, index=number)))
+            samples.append((f"{side}-{number + 1}", Ask.of(chat, index=number)))
     return samples
 
 

@@ -61,7 +61,8 @@ def restyle(
 
 def _wanted(row: Sample, styles: Mapping[str, Style]) -> bool:
     style = styles.get(row.meta["task"])
-    return style is not None and row.meta.get(STYLE) != style
+    # The answer of a row that calls tools is not prose to be put in a style.
+    return style is not None and row.meta.get(STYLE) != style and "tool_calls" not in row.messages[-1]
 
 
 def _question(row: Sample, style: Style, tools: Tools) -> Ask:
