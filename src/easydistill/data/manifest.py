@@ -42,6 +42,8 @@ class Manifest:
     started: str
     finished: str
     versions: dict[str, str]
+    notices: list[str] = field(default_factory=list)
+    """What the user should know of what the stage has read."""
 
     def write(self, directory: Path) -> None:
         write_json(directory / NAME, asdict(self))

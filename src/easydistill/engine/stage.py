@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -44,6 +44,19 @@ class StageContext:
     stop: StopSignal
     reporter: Reporter
     redactor: Redactor
+    notices: list[str] = field(default_factory=list)
+    """What the user should know of what the stage reads; the manifest and the report show it."""
+    said: set[str] = field(default_factory=set)
+    """Notices of the whole run: stages that read the same file say them once."""
+
+    def notice(self, notices: Iterable[str]) -> None:
+        """Say what the user should know, and record it."""
+        for text in notices:
+            if text not in self.notices:
+                self.notices.append(text)
+            if text not in self.said:
+                self.said.add(text)
+                self.reporter.say(f"  note: {text}")
 
     def input_path(self, stage: str, name: str) -> Path:
         """Path of a file that an earlier stage wrote."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from easydistill.asking.model import AskedModel
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Share, Unfit
-from easydistill.config.dataset import DatasetConfig, SynthesisDatasetConfig
+from easydistill.config.dataset import DatasetConfig, PairColumnsConfig, SynthesisDatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
@@ -44,6 +44,8 @@ class CogpoDatasetConfig(DatasetConfig):
     `chosen`, `rejected` and `beta`."""
     max_samples: PositiveInt | None = None
     """Use only this many problems (or pairs, if there are no problems), from the start of the file."""
+    columns: PairColumnsConfig | None = None
+    """Names of the columns, if they are not among those that are known."""
     max_rejected_share: Share = 1.0
     """A run whose rejected rows exceed this share of all rows ends with exit code 3."""
 

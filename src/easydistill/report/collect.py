@@ -56,6 +56,8 @@ class StageFacts:
     rejected: dict[str, int]
     tokens: dict[str, int]
     metrics: dict[str, Any]
+    notices: tuple[str, ...]
+    """What the user should know of what the stage has read."""
 
 
 @dataclass(frozen=True)

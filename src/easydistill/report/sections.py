@@ -54,6 +54,7 @@ def sections(facts: Facts) -> list[doc.Section]:
         *_loss(facts),
         *_exploration(facts),
         *_rows(facts),
+        *_notices(facts),
         *(_synthesis(facts, number) for number in range(len(facts.synthesis))),
         *_left_to_learn(facts),
         *_answers(facts),
@@ -134,6 +135,14 @@ def _rows(facts: Facts) -> Iterator[doc.Section]:
         words = doc.Text(f"{tables.rejected_words(facts)} {tables.truncated_words(facts)}".strip())
         funnel = doc.Funnel(tuple(steps), ("Step", "Rows", "Rejected on the way"))
         yield doc.Section("rows", "Where the rows went", "Rows", (words, funnel))
+
+
+def _notices(facts: Facts) -> Iterator[doc.Section]:
+    texts = dict.fromkeys(notice for stage in facts.stages for notice in stage.notices)
+    if texts:
+        intro = doc.Text("What the data says and the run did not use.")
+        blocks = (intro, *(doc.Text(text, "alarm", "Note:") for text in texts))
+        yield doc.Section("notices", "Not read", "Not read", blocks)
 
 
 def _synthesis(facts: Facts, number: int) -> doc.Section:

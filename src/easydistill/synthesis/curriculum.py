@@ -14,7 +14,7 @@ from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import Reading, read_rows, read_samples
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.writing import writable
 from easydistill.engine.checks import unreadable_rows
@@ -67,10 +67,10 @@ class _SeedRows:
     def fingerprint(self) -> dict[str, Any]:
         return self.rows.fingerprint()
 
-    def read(self) -> tuple[list[Sample], list[Rejection]]:
+    def read(self) -> Reading:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
-        return read_samples(path, labelled=None, limit=self._dataset.max_samples)
+        return read_rows(path, labelled=None, limit=self._dataset.max_samples, columns=self._dataset.column_names)
 
 
 class CurriculumStage(SynthesiseStage):
@@ -108,7 +108,7 @@ class CurriculumStage(SynthesiseStage):
 
     def estimate(self, directory: Path) -> Estimate:
         """Rows only: the number of requests depends on how many rows turn out to be hard."""
-        total = len(self._source.read()[0])
+        total = len(self._source.read().samples)
         rows = total - self._rows.heldout_rows(total)
         return Estimate(rows=rows, memory_bytes=self._models["teacher"].plan.memory_bytes())
 

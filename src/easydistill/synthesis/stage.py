@@ -27,13 +27,14 @@ from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
 from easydistill.data.files import replacing
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
+from easydistill.data.reading import Reading
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
 from easydistill.data.writing import (
     as_preference,
+    only_writable,
     pair_row,
     paper_row,
-    writable,
     write_pairs_json,
     write_pairs_parquet,
     write_paper_json,
@@ -103,8 +104,7 @@ class SynthesiseStage:
 
     def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
-        rows, _ = self._read()
-        rows = rows[:limit]
+        rows = self._read().samples[:limit]
         steps = self._steps(rows)
         try:
             return rows, next(steps)
@@ -151,15 +151,14 @@ class SynthesiseStage:
         )
 
     def run(self, context: StageContext) -> StageResult:
-        rows, unreadable = self._read()
-        return self._finish(rows, unreadable, self._steps(rows), context)
+        found = self._read()
+        context.notice(found.notices)
+        return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
-    def _read(self) -> tuple[list[Sample], list[Rejection]]:
+    def _read(self) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
-        rows, unreadable = self._source.read()
         # Before models are asked, not when the result is written.
-        rows, unwritable = writable(rows, self.name)
-        return rows, unreadable + unwritable
+        return only_writable(self._source.read(), self.name)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext

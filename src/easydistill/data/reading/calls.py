@@ -128,10 +128,15 @@ def _tool(item: Any, column: str) -> Tool:
     if not isinstance(inner.get("name"), str) or not inner["name"]:
         # Tools of a server, such as {"type": "web_search"}, have no name; templates show them as they are.
         if nested is None and isinstance(tool.get("type"), str) and tool["type"] != "function":
-            return _described(tool)
+            return _without_fillers(tool)
         raise MalformedRow(f'a tool in `{column}` has no "name"')
     rest = {name: part for name, part in tool.items() if name not in ("type", "function")} if nested is not None else {}
-    return _described({"type": "function", "function": inner, **rest})
+    return _without_fillers({"type": "function", "function": inner, **rest})
+
+
+def _without_fillers(tool: Tool) -> Tool:
+    found: Tool = _described(tool)
+    return found
 
 
 def _described(value: Any) -> Any:

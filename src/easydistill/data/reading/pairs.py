@@ -15,17 +15,10 @@ from easydistill.config.base import BETAS
 from easydistill.data.messages import Message, Tool, as_context, is_learned, says_something
 from easydistill.data.numbers import as_float
 from easydistill.data.reading import keys
+from easydistill.data.reading.checks import refuse_lone_surrogates
 from easydistill.data.reading.columns import under_known_names
 from easydistill.data.reading.prompts import dialogue
-from easydistill.data.reading.row import (
-    RowChat,
-    chat_of,
-    chats_of,
-    drop_fillers,
-    has_chat,
-    refuse_lone_surrogates,
-    whole,
-)
+from easydistill.data.reading.row import RowChat, chat_of, chats_of, drop_fillers, has_chat, whole
 from easydistill.data.reading.turns import Turns, turns_of
 from easydistill.data.reading.values import as_turns, is_given, names_of
 from easydistill.data.reading.verdicts import Judged, Tie, judged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,3 @@ def notices_of(path: str | Path, unread: Mapping[str, int], rows: int) -> list[s
             "takes the correct ones"
         )
     return lines
-
-
-def unique(notices: Iterable[str]) -> list[str]:
-    """The notices, each once."""
-    return list(dict.fromkeys(notices))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
-from easydistill.config.dataset import DatasetConfig
+from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_rows, read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.stage import StageContext
@@ -46,6 +46,7 @@ class LabelledRows:
             found |= {
                 "labels": hash_rows(self.dataset.labeled_path),
                 "max_samples": self.dataset.max_samples,
+                **self.dataset.reading_identity(),
             }
         return found
 
@@ -54,15 +55,23 @@ class LabelledRows:
         if self.from_stage:
             samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
         else:
-            assert self.dataset.labeled_path is not None
-            path = self.dataset.labeled_path
-            samples, rejected = read_samples(path, labelled=True, limit=self.dataset.max_samples)
+            samples, rejected = read_file(self.dataset, self.dataset.labeled_path, True, context)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
+
+
+def read_file(
+    dataset: RowsConfig, path: str | None, labelled: bool | None, context: StageContext
+) -> tuple[list[Sample], list[Rejection]]:
+    """The rows of the user's file, read as the `dataset` section says. What is not read of them is told."""
+    assert path is not None, "checked by the job's validators"
+    found = read_rows(path, labelled=labelled, limit=dataset.max_samples, columns=dataset.column_names)
+    context.notice(found.notices)
+    return found.samples, found.rejected
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -108,12 +117,11 @@ class PromptRows(LabelledRows):
             "seed": self.dataset.seed,
             "prompts": hash_rows(self.dataset.instruction_path),
             "max_samples": self.dataset.max_samples,
+            **self.dataset.reading_identity(),
         }
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
-        assert self.dataset.instruction_path is not None
-        path = self.dataset.instruction_path
-        samples, rejected = read_samples(path, labelled=self.labelled, limit=self.dataset.max_samples)
+        samples, rejected = read_file(self.dataset, self.dataset.instruction_path, self.labelled, context)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 from easydistill.contracts.operator import Result, Steps
-from easydistill.data.formats import ROW, read_samples
+from easydistill.data.reading import ROW, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.errors import DataError, MissingExtra

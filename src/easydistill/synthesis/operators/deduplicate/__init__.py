@@ -16,7 +16,7 @@ from typing import Literal
 from easydistill.config.base import PositiveShare, Section, Share
 from easydistill.config.models import ModelRef
 from easydistill.contracts.operator import Result, Steps, UnfitRows
-from easydistill.data.formats import ROW
+from easydistill.data.reading import ROW
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
 from easydistill.synthesis.meaning import Meanings, embeddings
 from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
