@@ -37,7 +37,7 @@ from easydistill.data.messages import Chat, as_context
 from easydistill.data.reading import Reading, read_rows
 from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
 from easydistill.data.row_files.identity import hash_rows
-from easydistill.data.writing import paper_row, writable, write_paper_json, write_parquet
+from easydistill.data.writing import only_writable, paper_row, write_paper_json, write_parquet
 from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
@@ -102,9 +102,7 @@ class LabelStage:
         path, columns = self._dataset.instruction_path, self._dataset.column_names
         found = read_rows(path, labelled=False, limit=self._dataset.max_samples, columns=columns)
         # Before they are asked, not when the answers are written.
-        found.samples, unwritable = writable(found.samples, self.name)
-        found.rejected += unwritable
-        return found
+        return only_writable(found, self.name)
 
     def _asked(self, sample: Sample) -> Chat:
         """The prompt as it is sent."""

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
-from easydistill.data.formats import CHAT_KEYS, ROW
 from easydistill.data.messages import Chat, Message, template_message
 from easydistill.data.plain import plain_json
 from easydistill.data.preferences import Preference
+from easydistill.data.reading import ROW, Reading
+from easydistill.data.reading.keys import CHAT_KEYS
 from easydistill.data.records import Rejection, Sample
 from easydistill.errors import DataError
 
@@ -89,6 +90,13 @@ def writable(samples: Iterable[Sample], stage: str) -> tuple[list[Sample], list[
     if rejected and not kept:
         raise DataError(f"none of {len(rejected)} rows can be written to a file; the first: {rejected[0].detail}")
     return kept, rejected
+
+
+def only_writable(found: Reading, stage: str) -> Reading:
+    """Rows without those that cannot be written, which are rejected. See `writable`."""
+    found.samples, unwritable = writable(found.samples, stage)
+    found.rejected += unwritable
+    return found
 
 
 def _unwritable(sample: Sample) -> str | None:

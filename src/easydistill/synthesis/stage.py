@@ -34,9 +34,9 @@ from easydistill.data.row_files import MALFORMED
 from easydistill.data.spool import like
 from easydistill.data.writing import (
     as_preference,
+    only_writable,
     pair_row,
     paper_row,
-    writable,
     write_pairs_json,
     write_pairs_parquet,
     write_paper_json,
@@ -159,11 +159,8 @@ class SynthesiseStage:
 
     def _read(self) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
-        found = self._source.read()
         # Before models are asked, not when the result is written.
-        found.samples, unwritable = writable(found.samples, self.name)
-        found.rejected += unwritable
-        return found
+        return only_writable(self._source.read(), self.name)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
