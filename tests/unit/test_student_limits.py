@@ -277,3 +277,9 @@ def test_a_shape_that_transformers_refuses_is_a_config_error(tiny_model: Path) -
 def test_a_config_that_transformers_refuses_is_told(edited: Any) -> None:
     with pytest.raises(ModelError, match="cannot be loaded: Class validation error"):
         loaded(edited(config={"num_attention_heads": 5}))
+
+
+def test_weights_that_would_be_random_are_an_error(edited: Any) -> None:
+    """save_pretrained drops a head that shares its storage with the embeddings, whatever the config says."""
+    with pytest.raises(ModelError, match=r"lack lm_head\.weight, which would be random(.|\n)*tie_word_embeddings"):
+        loaded(edited(config={"tie_word_embeddings": False}))

@@ -82,12 +82,20 @@ def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = 
     """A causal language model, in eval mode, on the CPU.
 
     Raises:
-        ModelError: it cannot be loaded, or is a classifier, whose language head would be random.
+        ModelError: it cannot be loaded, or some of its weights would be random: it is a classifier without a language
+            head, or its files lack them (a head that was shared with the embeddings and is not said to be).
     """
     names = model_config(reference, trust_remote_code=trust_remote_code)[0].architectures or []
     if found := classifier_problem(reference, names):
         raise ModelError("\n    → ".join(found))
-    return _load("AutoModelForCausalLM", reference, dtype, trust_remote_code)
+    model, info = _load("AutoModelForCausalLM", reference, dtype, trust_remote_code, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        problem = f"{reference}: its files lack {listed}, which would be random"
+        raise ModelError(
+            f"{problem}\n    → take complete files; a shared head needs tie_word_embeddings=true in config.json"
+        )
+    return model
 
 
 def load_encoder(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
@@ -100,14 +108,15 @@ def load_classifier(reference: str, dtype: torch.dtype, *, trust_remote_code: bo
     return _load("AutoModelForSequenceClassification", reference, dtype, trust_remote_code)
 
 
-def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
     import_torch()
     import transformers
 
     directory = model_directory(resolve(reference))
     with _explained(reference):
         auto = getattr(transformers, kind)
-        return auto.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+        # In eval mode already.
+        return auto.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code, **options)
 
 
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows, extract
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample, shard_path, write_shard
+from easydistill.signals.unusable import check_usable, without_unusable
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,10 @@ def score_rows(
             scorer = scorer or make_scorer()
             scored: list[ScoredSample] = []
             for batch in _until_stopped(shard.batches, stop):
-                scored += scorer.score([rows[index] for index in batch])
+                found = scorer.score([rows[index] for index in batch])
+                kept = [without_unusable(sample) for sample in found]
+                check_usable(found, kept)
+                scored += kept
                 advance(len(batch), sum(rows[index].length for index in batch))
             if len(scored) < shard.rows:
                 break

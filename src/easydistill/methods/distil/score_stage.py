@@ -362,6 +362,11 @@ class ScoreStage:
         for note in notes:
             LOGGER.info("%s", note)
         outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
+        learned = sum(sum(row.learned) for row in work.rows)
+        if not self._scoring.aligned and (missing := learned - manifest.tokens):
+            note = f"{missing} of {learned} tokens have no signal: the teacher's probabilities are not finite there"
+            LOGGER.warning("%s", note)
+            notes.append(note)
         return StageResult(
             outputs=[f"{SIGNALS}/{name}" for name in outputs],
             rows=RowCounts(entered, len(work.rows), count_reasons(rejected)),
@@ -373,6 +378,8 @@ class ScoreStage:
                 "signal": manifest.about["signals"]["kind"],
                 **{name: round(value, 6) for name, value in store.figures().items()},
                 **work.metrics,
+                # An aligned teacher has none for some tokens by design; `coverage` counts those.
+                **({} if self._scoring.aligned else {"unscored_tokens": learned - manifest.tokens}),
                 "notes": notes,
             },
         )
