@@ -210,12 +210,7 @@ def _left_to_learn(facts: Facts) -> Iterator[doc.Section]:
             charts.position_chart(positions, frame) for frame in (charts.POSITIONS_WIDE, charts.POSITIONS_NARROW)
         )
         lines = doc.Key(tuple((kind.replace("k-", "k-by-"), text) for kind, text in _SIDES))
-        blocks += [
-            _heading("Along the answer"),
-            doc.Charts(drawn),
-            lines,
-            compared.positions_table(positions),
-        ]
+        blocks += [_heading("Along the answer"), doc.Charts(drawn), lines, compared.positions_table(positions)]
     if side.largest:
         when = "after" if found.after is not None else "before"
         words = "The marked token is the one in the answer, next to the tokens that each model found likeliest."
@@ -249,10 +244,7 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
     note = next((row.note for row in facts.metrics if row.name == "rouge_l"), "")
     missing = f"n/a: {note or 'no answer was recorded'}"
     intro = "Held-out prompts, answered by the teacher and by the student before and after training."
-    blocks = [
-        doc.Text(intro),
-        *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, only="html")),
-    ]
+    blocks = [doc.Text(intro), *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, only="html"))]
     blocks.append(Answers(answers[:ANSWERS_IN_MARKDOWN], missing, only="md"))
     total = facts.answers_total
     shown: dict[doc.Only, int] = {"html": len(answers), "md": min(len(answers), ANSWERS_IN_MARKDOWN)}

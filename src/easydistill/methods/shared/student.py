@@ -95,6 +95,11 @@ def show_student(context: StageContext) -> None:
     shutil.rmtree(context.directory / "checkpoints", ignore_errors=True)
 
 
+def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
+    """The outcome's figures that do not depend on interruptions."""
+    return {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
+
+
 def training_result(
     outcome: TrainingOutcome,
     files: list[str],
@@ -109,15 +114,14 @@ def training_result(
         files: outputs, from `save_student`.
         rows: numbers of rows; the reasons for rejection are counted here.
         read: tokens that were read without being learned, if they are counted.
-        metrics: further figures; those of the outcome that depend on interruptions are left out.
+        metrics: figures beside those of the outcome.
     """
-    figures = {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
     return StageResult(
         outputs=files,
         rows=replace(rows, rejected=count_reasons(rejected)),
         rejected=rejected,
         tokens={"trained": outcome.trained_tokens} | ({} if read is None else {"read": read}),
-        metrics=figures | metrics,
+        metrics=outcome_metrics(outcome) | metrics,
     )
 
 
