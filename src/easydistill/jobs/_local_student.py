@@ -30,11 +30,12 @@ def local_student(
         chats: the `dataset` section: its template replaces the student's own, and its variables are given to it.
         trained: the train stage that the student comes from; None for its initial state.
     """
-    inference = settings.local()
-
+    settled = settings.local()
+    inference = settled
     if chats is not None:
+        # Not part of its sampling: `rendering` identifies them.
         given = {"template": chats.template, "chat_template_kwargs": dict(chats.template_kwargs or {})}
-        inference = inference.model_copy(update=given)
+        inference = settled.model_copy(update=given)
 
     def rendering() -> dict[str, Any]:
         return {} if chats is None else {name: value for name, value in template_identity(chats).items() if value}
@@ -67,4 +68,4 @@ def local_student(
         parameters = student_parameters(models)
         return None if parameters is None else parameters * (4 if inference.dtype == "float32" else 2)
 
-    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes), inference)
+    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes), settled)
