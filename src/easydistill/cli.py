@@ -10,12 +10,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from easydistill import __version__
 from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
 
 if TYPE_CHECKING:
+    from easydistill.data.messages import Message
     from easydistill.engine.stage import Previewed
 
 COMMANDS = ("run", "retry", "validate", "plan", "preview", "init", "migrate", "schema", "report", "doctor", "signals")
@@ -231,10 +232,12 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 
 def _previewed(shown: Previewed) -> str:
+    from easydistill.data.messages import full_text
+
     head = " ".join(part for part in (shown.stage, shown.role and f"→ {shown.role}", shown.row) if part)
     sampling = ", ".join(f"{name} {value}" for name, value in shown.sampling.items() if value is not None)
     lines = [f"── {head} " + f"({sampling}) " * bool(sampling) + "─" * 8]
-    lines += [f"[{message['role']}]\n{message.get('content') or ''}" for message in shown.messages]
+    lines += [f"[{message['role']}]\n{full_text(cast('Message', message))}" for message in shown.messages]
     return "\n".join([*lines, *([shown.note] if shown.note else []), ""])
 
 

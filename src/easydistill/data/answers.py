@@ -113,6 +113,11 @@ def tool_call(name: Any, arguments: Any, identity: str | None = None) -> ToolCal
         arguments = parse_json(arguments, f"the arguments of {name} are")
     if not isinstance(arguments, Mapping):
         raise MalformedCall(f"the arguments of {name} are not an object: {_shown(arguments)}")
+    try:
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError):
+        # NaN, or half of a surrogate pair: no file could hold the label.
+        raise MalformedCall(f"the arguments of {name} cannot be written as JSON") from None
     call: ToolCall = {"name": name.strip(), "arguments": dict(arguments)}
     return {"id": identity, **call} if identity else call
 

@@ -155,7 +155,15 @@ def plan(job: Job) -> list[Stage]:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
         rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels)
     if job.scores:
-        scoring = Scoring(job.models, job.kept(), job.distillation, job.max_length, job.dataset.logits_path)
+        scoring = Scoring(
+            job.models,
+            job.kept(),
+            job.distillation,
+            job.max_length,
+            job.dataset.logits_path,
+            job.inference.template,
+            job.inference.chat_template_kwargs or {},
+        )
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path
     stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))

@@ -317,7 +317,7 @@ def test_thoughts_at_the_beginning_are_split_off(text: str, thoughts: str | None
     assert split_thoughts(text) == (thoughts, rest)
 
 
-@pytest.mark.parametrize("arguments", ["[]", '"x"', "{", "3", '{"a": NaN}', ["a"]])
+@pytest.mark.parametrize("arguments", ["[]", '"x"', "{", "3", '{"a": NaN}', '{"a": "\\ud800"}', ["a"]])
 def test_arguments_are_an_object_or_an_error(arguments: Any) -> None:
     with pytest.raises(MalformedCall):
         read_calls([{"function": {"name": "f", "arguments": arguments}}])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, link_or_copy, set_aside
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
-from easydistill.engine.checks import needs_extra, unreadable_rows
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
@@ -55,6 +55,11 @@ class Scoring:
     max_length: int
     logits_path: str | None = None
     """Where the store also appears, outside the run directory."""
+    teacher_template: str | None = None
+    """A file with the chat template of an aligned teacher, which replaces its own; by default `dataset.template` for a
+    teacher without one."""
+    teacher_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of that template, or of the teacher's own."""
 
     @property
     def teachers(self) -> list[tuple[str, float]]:
@@ -110,6 +115,8 @@ class ScoreStage:
         key = "models.teacher" if scoring.signals.teachers is None else "signals.teachers"
         for reference, _ in scoring.teachers:
             issues += model_issues(key, reference)
+        if scoring.teacher_template is not None:
+            issues += missing_file("inference.template", scoring.teacher_template)
         return issues + student_issues(scoring.models)
 
     def examine(self) -> list[ConfigIssue]:
@@ -137,12 +144,14 @@ class ScoreStage:
         )
 
     def _teacher(self, reference: str, student: Side) -> Side:
-        """The teacher's side; `dataset.template` applies to it only if it has no template of its own."""
+        """The teacher's side; `dataset.template` applies to it only if it has no template of its own or given."""
         from easydistill.models.compatibility import side_of
 
         side = side_of(reference, "teacher", trust_remote_code=self._trust)
         own = getattr(side.tokenizer, "chat_template", None)
-        side = replace(side, thoughts=student.thoughts)
+        side = replace(side, thoughts=student.thoughts, template_kwargs=self._scoring.teacher_template_kwargs)
+        if self._scoring.teacher_template is not None:
+            return replace(side, template=Path(self._scoring.teacher_template).read_text(encoding="utf-8"))
         return side if own else replace(side, template=student.template, template_kwargs=student.template_kwargs)
 
     @cached_property
@@ -175,8 +184,18 @@ class ScoreStage:
             "temperature": scoring.distillation.temperature,
             "align": scoring.distillation.align,
             "max_length": scoring.max_length,
-            **({"by_rank": scoring.by_rank} if scoring.aligned else {}),
+            **({"by_rank": scoring.by_rank, **self._teacher_rendering()} if scoring.aligned else {}),
         }
+
+    def _teacher_rendering(self) -> dict[str, Any]:
+        """How an aligned teacher reads chats, where that is not by its own template alone."""
+        scoring = self._scoring
+        path = Path(scoring.teacher_template) if scoring.teacher_template is not None else None
+        given = {
+            "teacher_template": hash_file(path) if path is not None and path.is_file() else None,
+            "teacher_template_kwargs": dict(scoring.teacher_template_kwargs),
+        }
+        return {name: value for name, value in given.items() if value}
 
     def shows_date(self) -> bool:
         return template_shows_date(self._rows.dataset, student_references(self._scoring.models))
