@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easydistill.data.files import replacing, write_json
-from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
+from easydistill.data.formats import read_samples
 from easydistill.data.records import IdAssigner, Sample, split_heldout
+from easydistill.data.writing import paper_row, write_paper_json, write_parquet
 from easydistill.engine.secrets import MASK, Redactor
 from easydistill.errors import DataError
 
@@ -97,7 +98,7 @@ def test_broken_files_are_clear_errors(tmp_path: Path) -> None:
         ("c.json", b"[]", "no rows in it"),
         ("d.json", b'"x"', "array"),
         ("e.parquet", b"nope", "Parquet"),
-        ("f.csv", b"a,b", ".jsonl"),
+        ("f.bin", b"a,b", ".jsonl"),
         ("g.json", b'[{"x": 1}]', "instruction"),
     ]:
         (tmp_path / name).write_bytes(content)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from easydistill.data.formats import paper_row, read_samples, write_paper_json, write_parquet
+from easydistill.data.formats import read_samples
 from easydistill.data.messages import Message
 from easydistill.data.records import Sample
+from easydistill.data.writing import paper_row, write_paper_json, write_parquet
 from easydistill.errors import DataError
 
 GOOD = {"instruction": "hi", "output": "ho"}
@@ -154,7 +155,7 @@ def test_a_usable_id_of_a_row_is_kept(own: Any, identity: str | None, tmp_path: 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_unreadable_paths_are_errors(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
-    with pytest.raises(DataError, match="not a file"):
+    with pytest.raises(DataError, match="no file of rows"):
         read_samples(tmp_path / f"folder{suffix}", labelled=False)
     (tmp_path / f"empty{suffix}").write_bytes(b"")
     with pytest.raises(DataError):

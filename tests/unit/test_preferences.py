@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.messages import Message
-from easydistill.data.preferences import Preference, read_preferences, write_pairs_json, write_pairs_parquet
+from easydistill.data.preferences import Preference, read_preferences
 from easydistill.data.records import Rejection, split_heldout
+from easydistill.data.writing import write_pairs_json, write_pairs_parquet
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import PairRow, check_thoughts, render_pairs
@@ -47,7 +48,7 @@ def read(folder: Path, *rows: Any) -> tuple[list[Preference], list[str]]:
 def test_shapes(tmp_path: Path, row: dict[str, Any]) -> None:
     (pair,), _ = read(tmp_path, {**row, "beta": 0.5, "gap": "large", "margin": 3})
     assert pair.prompt == (USER,)
-    assert (pair.chosen, pair.rejected, pair.beta) == (GOOD, BAD, 0.5)
+    assert (pair.chosen, pair.rejected, pair.beta) == ((GOOD,), (BAD,), 0.5)
     assert pair.meta == {"gap": "large", "margin": 3}
 
 
@@ -104,8 +105,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str
 def test_written_pairs_are_read_back(tmp_path_factory: pytest.TempPathFactory, found: list[Any]) -> None:
     pairs = [
         Preference(
-            f"p{n}", ({"role": "user", "content": prompt},), {"role": "assistant", "content": one},
-            {"role": "assistant", "content": f"{one}, not"}, beta, {"gap": gap[:3]},
+            f"p{n}", ({"role": "user", "content": prompt},), ({"role": "assistant", "content": one},),
+            ({"role": "assistant", "content": f"{one}, not"},), beta, {"gap": gap[:3]},
         )
         for n, (prompt, one, gap, beta) in enumerate(found)
     ]  # fmt: skip
@@ -129,7 +130,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def rendered(tokenizer: Any, answer: str, other: str, max_length: int) -> tuple[list[PairRow], list[Rejection]]:
-    messages = [Message(role="assistant", content=text) for text in (answer, other)]
+    messages = [(Message(role="assistant", content=text),) for text in (answer, other)]
     pair = Preference("p", (Message(role="user", content="Why?"),), *messages, None, {})
     return render_pairs(ChatRenderer(tokenizer, frozenset()), [pair], max_length, "train")
 
@@ -148,7 +149,9 @@ def test_pairs_without_a_difference_are_rejected(tokenizer: Any) -> None:
 
 
 def test_reasoning_that_the_template_hides_is_no_difference(tokenizer: Any) -> None:
-    answers = [Message(role="assistant", content="3", reasoning_content=text) for text in ("one and two", "who knows")]
+    answers = [
+        (Message(role="assistant", content="3", reasoning_content=text),) for text in ("one and two", "who knows")
+    ]
     pair = Preference("p", (Message(role="user", content="1 + 2?"),), *answers, None, {})
     renderer = ChatRenderer(tokenizer, frozenset())
     rows, rejected = render_pairs(renderer, [pair], 99, "train")
@@ -170,7 +173,7 @@ def test_answers_that_fit_exactly_are_not_cut(tokenizer: Any) -> None:
     [
         ({"loss_type": "exo_pair"}, "exo_pair divides by label_smoothing"),
         ({"label_smoothing": 0.1}, "no effect with sigmoid"),
-        ({"loss_type": "robust", "label_smoothing": 0.5}, "below 0.5"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 loss_weights and 2 losses"),
         ({"loss_type": ["sigmoid", "hinge"], "loss_weights": [0, 0]}, "every loss has weight 0"),
         ({"beta": 1e300}, "less than or equal to 10000"),

@@ -25,9 +25,9 @@ from tests.unit.report_fixtures import (
     write_lines,
 )
 
-from easydistill.data.formats import write_paper_json, write_parquet
 from easydistill.data.messages import Message
 from easydistill.data.records import Sample
+from easydistill.data.writing import write_paper_json, write_parquet
 from easydistill.report.build import build_report
 from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, collect

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from easydistill.config.base import NonEmptyStr, Section, Seed
-from easydistill.data.messages import Message
+from easydistill.data.messages import HasChat, Message, Tool, ToolCall
 from easydistill.data.records import Rejection, Sample
 from easydistill.errors import DataError
 from easydistill.registry import Contract
@@ -43,6 +43,22 @@ class Ask:
     """JSON schema of the reply, for servers that support it; the operator checks whether it was obeyed."""
     temperature: float | None = None
     """Sampling temperature of this reply; None uses the model's."""
+    tools: tuple[Tool, ...] = field(default=(), kw_only=True)
+    """The tools that the reply may call."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """Variables of the chat template that a row brings."""
+
+    @classmethod
+    def of(cls, chat: HasChat, role: Role = "teacher", index: int = 0, temperature: float | None = None) -> Ask:
+        """The question for the next message of a chat."""
+        return cls(
+            chat.messages,
+            role,
+            index,
+            temperature=temperature,
+            tools=chat.tools,
+            template_kwargs=chat.template_kwargs,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,8 @@ class Reply:
     raw: Any = None
     key: str | None = None
     """Key of the request that it answers."""
+    tool_calls: tuple[ToolCall, ...] = field(default=(), kw_only=True)
+    """The calls that it makes, where the question brought tools; the text may then be empty."""
 
 
 Steps = Generator[list[Ask], list[Reply], T]
@@ -211,6 +229,11 @@ class OperatorDefaults:
     @staticmethod
     def files(config: Section) -> dict[str, str]:
         """Files named in the config, by key: they must exist before a run."""
+        return {}
+
+    @staticmethod
+    def row_files(config: Section) -> dict[str, str]:
+        """Paths of rows named in the config, by key: they must be readable before a run."""
         return {}
 
     @staticmethod

@@ -51,7 +51,7 @@ class Rollout:
     prompt: tuple[Message, ...]
     """The messages before the answer."""
     text: str
-    """The answer without special tokens."""
+    """The answer without its end token; other special tokens are in it, as they may mark thoughts and calls."""
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     """The answer's tokens, including the end token if it ended."""

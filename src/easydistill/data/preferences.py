@@ -1,30 +1,27 @@
-"""Preference pairs, two answers to one prompt of which one is better ↔ files.
-
-Read: JSON arrays, JSON Lines and Parquet whose rows have `chosen` and `rejected`, each a text, a message or a list of
-messages, after a `prompt` (a text or messages), an `instruction` (with `input`, `system`, `history`), or, without
-either, after the messages that both lists begin with. A row may have its own `beta`. Written: `prompt`, `chosen` and
-`rejected` as lists of messages, as TRL and `datasets` read them.
-"""
+"""Preference pairs: two answers to one prompt, of which one is better. `reading/pairs.py` says which rows are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.base import BETAS
-from easydistill.data.files import replacing
-from easydistill.data.formats import messages_of, parquet_table, refuse_lone_surrogates, write_json_rows, written_meta
-from easydistill.data.messages import Message
-from easydistill.data.numbers import as_float
-from easydistill.data.records import IdAssigner, Rejection, Sample, content_hash
-from easydistill.data.row_files import MalformedRow, own_id, parse_rows
+from easydistill.data.messages import Chat, Message, Tool, identity_of
+from easydistill.data.reading.pairs import PairChat, Vote, pair_of
+from easydistill.data.reading.samples import notices_of, refuse_unknown_columns
+from easydistill.data.reading.verdicts import Tie
+from easydistill.data.records import IdAssigner, Rejection, content_hash
+from easydistill.data.row_files import own_id, parse_rows, plain_value
 from easydistill.errors import DataError
 
-PAIR_SHAPES = 'rows are {"prompt": …, "chosen": …, "rejected": …}, each a text or messages; "beta" is optional'
-_ANSWERS = ("chosen", "rejected")
-_PROMPTS = ("prompt", "instruction", "question", "query", "input", "system", "history")
+PAIR_SHAPES = (
+    'rows are {"prompt": …, "chosen": …, "rejected": …}, each a text or messages; "beta" is optional; other columns '
+    'are named by dataset.columns: {"prompt": …, "chosen": …, "rejected": …}'
+)
+TIE, UNPAIRED = "tie", "unpaired"
+"""Why a row is not part of a pair: its answers are equally good; no answer to its prompt has the other label."""
 
 
 @dataclass(frozen=True)
@@ -33,139 +30,154 @@ class Preference:
 
     id: str
     prompt: tuple[Message, ...]
-    chosen: Message
-    rejected: Message
+    chosen: tuple[Message, ...]
+    """The better answer: one message of the assistant, or several with the results of its tool calls between them."""
+    rejected: tuple[Message, ...]
     beta: float | None = None
     """The pair's own β in the loss; None uses the config's."""
     meta: dict[str, Any] = field(default_factory=dict)
     """The row's other fields: scores, margin, gap, the models that wrote the answers."""
+    tools: tuple[Tool, ...] = field(default=(), kw_only=True)
+    """The tools that the assistant may call."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """The row's own variables of the chat template."""
+
+    @property
+    def prompt_chat(self) -> Chat:
+        """The prompt, with the chat's tools and variables."""
+        return Chat(self.prompt, self.tools, self.template_kwargs)
+
+    @property
+    def chats(self) -> tuple[Chat, Chat]:
+        """The whole chats: with the chosen answer, and with the rejected one."""
+        prompt = self.prompt_chat
+        return (
+            prompt.with_messages((*self.prompt, *self.chosen)),
+            prompt.with_messages((*self.prompt, *self.rejected)),
+        )
 
     @property
     def prompt_hash(self) -> str:
-        return content_hash(list(self.prompt))
+        return content_hash(identity_of(self.prompt, self.prompt_chat))
 
 
-def read_preferences(path: Path, *, limit: int | None = None) -> tuple[list[Preference], list[Rejection]]:
-    """Read pairs, giving each its id.
+@dataclass
+class PairReading:
+    """What was read from a file of pairs."""
+
+    pairs: list[Preference] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    """What the rows say and is not read, a line for each field."""
+
+
+def read_pairs(path: str | Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None) -> PairReading:
+    """Read pairs, giving each its id. Rows with a label (KTO) become pairs where two answers to a prompt differ in it.
 
     Args:
-        path: `.json`, `.jsonl` or `.parquet`.
+        path: of one file or several; see `row_files`.
         limit: read only this many rows.
+        columns: `dataset.columns`: names of the columns, by what they hold.
 
     Returns:
-        The pairs, and a rejection for each row that is not a pair.
+        The pairs, a rejection for each row that is not part of one, and what of the rows is not read.
 
     Raises:
         DataError: the file cannot be read at all, or no row of it is a pair.
     """
     ids = IdAssigner()
-    pairs: list[Preference] = []
-    rejected: list[Rejection] = []
-    for _, row, parsed in parse_rows(path, _pair, ids, limit):
+    found = PairReading()
+    unread: Counter[str] = Counter()
+    votes: dict[str, list[tuple[int, Any, Vote]]] = {}
+    rows = 0
+
+    def parse(row: Any) -> PairChat | Vote | Tie:
+        return pair_of(row, columns=columns)
+
+    for number, row, parsed in parse_rows(path, parse, ids, limit):
+        rows += 1
         if isinstance(parsed, Rejection):
-            rejected.append(parsed)
+            found.rejected.append(parsed)
+        elif isinstance(parsed, Tie):
+            found.rejected.append(_rejection(path, number, row, TIE, parsed.detail, ids))
+        elif isinstance(parsed, Vote):
+            unread.update(parsed.chat.unread)
+            votes.setdefault(_prompt_of(parsed), []).append((number, row, parsed))
+        else:
+            unread.update(parsed.unread)
+            found.pairs.append(_preference(parsed, own_id(row), ids))
+    _pair_votes(path, votes, found, ids)
+    refuse_unknown_columns(path, columns, limit)
+    if not found.pairs:
+        first = f"\n    {found.rejected[0].detail}" if found.rejected else ""
+        raise DataError(f"{path}: none of its {len(found.rejected)} rows is a pair; {PAIR_SHAPES}{first}")
+    found.notices = notices_of(path, unread, rows)
+    return found
+
+
+def read_preferences(
+    path: str | Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[list[Preference], list[Rejection]]:
+    """The pairs and rejections of `read_pairs`, for files that were written here."""
+    found = read_pairs(path, limit=limit, columns=columns)
+    return found.pairs, found.rejected
+
+
+def _preference(parsed: PairChat, own: str | None, ids: IdAssigner) -> Preference:
+    chat = Chat(tuple(parsed.prompt), parsed.tools, parsed.template_kwargs)
+    sides = [side[0] if len(side) == 1 else side for side in (parsed.chosen, parsed.rejected)]
+    identity = ids.assign([identity_of(chat.messages, chat), *sides], own)
+    return Preference(
+        identity,
+        chat.messages,
+        tuple(parsed.chosen),
+        tuple(parsed.rejected),
+        parsed.beta,
+        parsed.rest,
+        tools=parsed.tools,
+        template_kwargs=parsed.template_kwargs,
+    )
+
+
+# --- rows with a label ------------------------------------------------------------------------------------
+
+
+def _prompt_of(vote: Vote) -> str:
+    chat = vote.chat
+    prompt, _ = _asked_and_answered(vote)
+    return content_hash(identity_of(prompt, Chat(tuple(prompt), chat.tools, chat.template_kwargs)))
+
+
+def _asked_and_answered(vote: Vote) -> tuple[list[Message], list[Message]]:
+    messages = vote.chat.messages
+    start = len(messages)
+    while start and messages[start - 1]["role"] == "assistant":
+        start -= 1
+    return messages[:start], messages[start:]
+
+
+def _pair_votes(
+    path: str | Path, votes: Mapping[str, list[tuple[int, Any, Vote]]], found: PairReading, ids: IdAssigner
+) -> None:
+    """Pair the good and the bad answers to each prompt; where there are more of one kind, the others serve again."""
+    for members in votes.values():
+        good, bad = ([member for member in members if member[2].good is wanted] for wanted in (True, False))
+        if not good or not bad:
+            missing = "bad" if good else "good"
+            detail = f"there is no {missing} answer to the same prompt, so it makes no pair"
+            found.rejected += [_rejection(path, number, row, UNPAIRED, detail, ids) for number, row, _ in members]
             continue
-        prompt, chosen, worse, beta = parsed
-        identity = ids.assign([prompt, chosen, worse], own_id(row))
-        known = {*_ANSWERS, *_PROMPTS, "messages", "beta", "id"}
-        meta = {str(name): value for name, value in row.items() if name not in known and value is not None}
-        pairs.append(Preference(identity, tuple(prompt), chosen, worse, beta, meta))
-    if not pairs:
-        first = f"\n    {rejected[0].detail}" if rejected else ""
-        raise DataError(f"{path}: none of its {len(rejected)} rows is a pair; {PAIR_SHAPES}{first}")
-    return pairs, rejected
+        for at in range(max(len(good), len(bad))):
+            (_, better_row, better), (_, worse_row, worse) = good[at % len(good)], bad[at % len(bad)]
+            prompt, chosen = _asked_and_answered(better)
+            _, rejected = _asked_and_answered(worse)
+            chat = better.chat
+            names = own_id(better_row), own_id(worse_row)
+            own = f"{names[0]}-{names[1]}" if names[0] and names[1] else None
+            parsed = PairChat(prompt, chosen, rejected, chat.tools, chat.template_kwargs, None, chat.rest)
+            found.pairs.append(_preference(parsed, own, ids))
 
 
-def _pair(row: Any) -> tuple[list[Message], Message, Message, float | None]:
-    if not isinstance(row, dict) or any(row.get(name) is None for name in _ANSWERS):
-        # Raises the more exact error for a line that is not JSON or a row that is not an object.
-        messages_of(row)
-        raise MalformedRow("there is no `chosen` and `rejected`")
-    chosen, rejected = (_answer_side(row[name], name) for name in _ANSWERS)
-    prompt = _prompt(row)
-    if prompt is None:
-        prompt = _common(chosen, rejected)
-    # Both sides may repeat the prompt, or hold the answer alone.
-    answers = [_after(prompt, side, name) for side, name in zip((chosen, rejected), _ANSWERS, strict=True)]
-    refuse_lone_surrogates([*prompt, *answers])
-    if not any(message["role"] == "user" and message["content"].strip() for message in prompt):
-        raise MalformedRow("there is no prompt")
-    if not all(answer["content"].strip() for answer in answers):
-        raise MalformedRow("an answer is empty")
-    if answers[0] == answers[1]:
-        raise MalformedRow("both answers are the same")
-    return prompt, answers[0], answers[1], _beta(row.get("beta"))
-
-
-def _answer_side(value: Any, name: str) -> list[Message]:
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
-    try:
-        return messages_of({"messages": [value] if isinstance(value, dict) else value})
-    except MalformedRow as problem:
-        raise MalformedRow(f"`{name}`: {problem}") from None
-
-
-def _prompt(row: dict[str, Any]) -> list[Message] | None:
-    """The messages before both answers; None if only the lists of the answers contain them."""
-    asked = row.get("prompt")
-    if isinstance(asked, list | tuple):
-        return messages_of({"messages": asked})
-    plain = {name: row[name] for name in _PROMPTS if row.get(name) is not None}
-    if not set(plain) - {"input", "system", "history"}:
-        return messages_of({"messages": row["messages"]}) if row.get("messages") else None
-    return messages_of(plain)
-
-
-def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
-    if min(len(chosen), len(rejected)) < 2 or chosen[:-1] != rejected[:-1]:
-        raise MalformedRow("there is no `prompt`, and `chosen` and `rejected` do not begin with the same messages")
-    return chosen[:-1]
-
-
-def _after(prompt: list[Message], side: list[Message], name: str) -> Message:
-    if len(side) > 1 and side[:-1] != prompt:
-        raise MalformedRow(f"`{name}` does not begin with the prompt")
-    if side[-1]["role"] != "assistant":
-        raise MalformedRow(f"`{name}` does not end with the assistant's message")
-    return side[-1]
-
-
-def _beta(value: Any) -> float | None:
-    if value is None:
-        return None
-    low, high = BETAS
-    number = as_float(value)
-    if number is None or not low <= number <= high:
-        raise MalformedRow(f"`beta` is {str(value)[:40]!r}, not a number from {low:g} to {high:g}")
-    return number
-
-
-def as_preference(sample: Sample) -> Preference:
-    """The pair of a chat that ends with the chosen answer; `rejected` (and perhaps `beta`) are in its `meta`."""
-    meta = {name: value for name, value in written_meta(sample).items() if name not in {"rejected", "beta"}}
-    worse, beta = sample.meta["rejected"], sample.meta.get("beta")
-    return Preference(sample.id, sample.prompt, sample.messages[-1], worse, beta, meta)
-
-
-# --- writing ----------------------------------------------------------------------------------------------
-
-
-def pair_row(pair: Preference) -> dict[str, Any]:
-    """A pair as it is written to a file."""
-    own = {} if pair.beta is None else {"beta": pair.beta}
-    sides = {"chosen": [dict(pair.chosen)], "rejected": [dict(pair.rejected)]}
-    return {"id": pair.id, "prompt": [dict(message) for message in pair.prompt], **sides, **own, **pair.meta}
-
-
-def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:
-    """Write a JSON array, one pair per line."""
-    write_json_rows(path, map(pair_row, pairs))
-
-
-def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:
-    """Write Parquet; a field whose values have no common type is written as JSON text."""
-    import pyarrow.parquet as parquet
-
-    with replacing(path) as temporary:
-        parquet.write_table(parquet_table([pair_row(pair) for pair in pairs], ("prompt", *_ANSWERS)), temporary)
+def _rejection(path: str | Path, number: int, row: Any, reason: str, detail: str, ids: IdAssigner) -> Rejection:
+    identity = ids.assign([number, str(row)[:1000]])
+    return Rejection(identity, "read", reason, f"{path}, row {number}: {detail}", 1, plain_value(row))

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from easydistill.data.messages import Chat, Message, Tool, as_context, identity_of
@@ -59,6 +59,24 @@ class Sample:
     @property
     def prompt_hash(self) -> str:
         return content_hash(identity_of(self.prompt, self))
+
+
+FINISH_REASON, CUT = "finish_reason", "length"
+"""Key and value in `Sample.meta` of a row whose final answer was cut off: it has no end that could be learned. The
+spelling is that of OpenAI's protocol, which many published sets of answers kept."""
+
+
+def is_cut(sample: Sample) -> bool:
+    """Whether a row's final answer was cut off."""
+    return sample.meta.get(FINISH_REASON) == CUT
+
+
+def marked(sample: Sample, *, cut: bool) -> Sample:
+    """A row with a new answer, marked if the answer was cut off; a mark of an earlier answer is removed."""
+    if not cut and FINISH_REASON not in sample.meta:
+        return sample
+    meta = {name: value for name, value in sample.meta.items() if name != FINISH_REASON}
+    return replace(sample, meta=meta | ({FINISH_REASON: CUT} if cut else {}))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+from easydistill.data.row_files.first_bytes import check_files
+from easydistill.data.row_files.places import HubPlace, PlaceError, place_of
 from easydistill.errors import ConfigIssue
 
 
@@ -15,6 +17,20 @@ def missing_file(key: str, path: str | None) -> list[ConfigIssue]:
         return []
     hint = f"paths are relative to the working directory, {Path.cwd().name}/"
     return [ConfigIssue("config", key, f"{json.dumps(path)}: no such file", hint)]
+
+
+def unreadable_rows(key: str, path: str | None) -> list[ConfigIssue]:
+    """Issues if the rows that `key` names cannot be read, as far as names of files and first bytes tell."""
+    if path is None:
+        return []
+    try:
+        place = place_of(path)
+        if isinstance(place, HubPlace):
+            return needs_extra("hub", "datasets")
+        check_files(path, place)
+    except PlaceError as error:
+        return [ConfigIssue("config", key, f"{json.dumps(path, ensure_ascii=False)}: {error.problem}", error.hint)]
+    return []
 
 
 def needs_extra(extra: str, *modules: str) -> list[ConfigIssue]:

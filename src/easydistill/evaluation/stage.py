@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.contracts.metric import MetricConfig
+from easydistill.data.answers import split_thoughts
 from easydistill.data.files import read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
+from easydistill.data.messages import Message, said
 from easydistill.data.records import Sample, content_hash, count_reasons
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.progress import Task
@@ -28,6 +30,7 @@ from easydistill.methods.shared.rendering import student_renderer, template_iden
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.student import student_identity, student_references
 
@@ -52,7 +55,8 @@ class _Heldout:
 
     @property
     def references(self) -> list[str]:
-        return [sample.answer or "" for sample in self.samples]
+        """What the teacher says, calls included and thoughts not; the same is read of the student."""
+        return [_spoken(sample.messages[-1]) if sample.answer is not None else "" for sample in self.samples]
 
 
 class EvaluateStage:
@@ -123,7 +127,10 @@ class EvaluateStage:
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
         renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context)
-        rendered, rejected = render_all(renderer, samples, self._max_length, self.name)
+        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
+        # A student made by other layers or a later stage has the same positions and tokens.
+        limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
+        rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
         heldout = _Heldout(
             [sample for sample, _ in rendered],
             [row for _, row in rendered],
@@ -133,7 +140,6 @@ class EvaluateStage:
             write_json(context.directory / METRICS_FILE, {})
             notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
-        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
         with context.reporter.task("Evaluating", passes) as task:
             measure = _Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
@@ -194,14 +200,14 @@ class EvaluateStage:
                 {
                     "id": sample.id,
                     "prompt": list(sample.prompt),
-                    "teacher": sample.answer,
+                    "teacher": reference,
                     **{
                         f"{name}{when}": value
                         for when, side in (("before", before), ("after", after))
                         for name, value in _answer_columns(side, index)
                     },
                 }
-                for index, sample in enumerate(heldout.samples)
+                for index, (sample, reference) in enumerate(zip(heldout.samples, heldout.references, strict=True))
             ),
         )
         sides = {when: side["disagreement"] for when, side in (("before", before), ("after", after))}
@@ -215,6 +221,11 @@ class EvaluateStage:
             tokens={"answer": sum(sum(row.mask[1:]) for row in heldout.rows)},
             metrics=metrics,
         )
+
+
+def _spoken(answer: Message) -> str:
+    """What an answer says beside its thoughts, wherever they are."""
+    return said({**answer, "content": split_thoughts(answer["content"])[1]})
 
 
 def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
@@ -241,6 +252,7 @@ class _Measurement:
         context: StageContext,
     ) -> None:
         from easydistill.models.loading import device
+        from easydistill.teachers.parsing import AnswerReader
 
         self._config = config
         self._metrics = metrics
@@ -248,6 +260,7 @@ class _Measurement:
         self._device = device()
         self._teacher = teacher.to(self._device) if teacher is not None else None
         self.renderer = renderer
+        self._reader = AnswerReader(renderer)
         self._task = task
         self._stop = context.stop
 
@@ -298,6 +311,12 @@ class _Measurement:
         row_ids = [sample.id for sample in heldout.samples]
         return metrics, described(figures, row_ids, [row.ids for row in heldout.rows], TokenText(tokenizer))
 
+    def _said(self, index: int, ids: list[int]) -> str:
+        """What a student said in answer to a row's prompt: its text and its calls, without its thoughts."""
+        heldout = self._heldout
+        written = self._reader.read(ids, heldout.prompts[index], heldout.samples[index].tools)
+        return said(written.message)
+
     def _answers(self, model: Any, eos_ids: frozenset[int]) -> list[str]:
         from easydistill.evaluation.measure import answers
 
@@ -307,7 +326,7 @@ class _Measurement:
             eos_ids,
             self._config.max_new_tokens,
             self._config.batch_size,
-            lambda ids: self.renderer.tokenizer.decode(ids, skip_special_tokens=True),
+            self._said,
             self._task,
             self._stop,
         )

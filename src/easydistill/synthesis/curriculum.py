@@ -14,9 +14,10 @@ from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import Reading, read_rows, read_samples
 from easydistill.data.records import Rejection, Sample
-from easydistill.engine.checks import missing_file
+from easydistill.data.writing import writable
+from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rows import LabelledRows
@@ -61,15 +62,16 @@ class _SeedRows:
         return str(self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path)
 
     def issues(self) -> list[ConfigIssue]:
-        return [] if self.rows.from_stage else missing_file("dataset.labeled_path", self._dataset.labeled_path)
+        return [] if self.rows.from_stage else unreadable_rows("dataset.labeled_path", self._dataset.labeled_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.rows.fingerprint()
 
-    def read(self) -> tuple[list[Sample], list[Rejection]]:
+    def read(self) -> Reading:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
-        return read_samples(Path(path), labelled=None, limit=self._dataset.max_samples)
+        columns = self._dataset.column_names
+        return read_rows(path, labelled=None, limit=self._dataset.max_samples, columns=columns)
 
 
 class CurriculumStage(SynthesiseStage):
@@ -107,7 +109,7 @@ class CurriculumStage(SynthesiseStage):
 
     def estimate(self, directory: Path) -> Estimate:
         """Rows only: the number of requests depends on how many rows turn out to be hard."""
-        total = len(self._source.read()[0])
+        total = len(self._source.read().samples)
         rows = total - self._rows.heldout_rows(total)
         return Estimate(rows=rows, memory_bytes=self._models["teacher"].plan.memory_bytes())
 
@@ -117,9 +119,10 @@ class CurriculumStage(SynthesiseStage):
 
     def run(self, context: StageContext) -> StageResult:
         train, heldout, unreadable = self._rows.read(context)
+        train, unwritable = writable(train, self.name)
         rows = self._latest_rows(train, context)
         steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
-        return self._finish(rows, unreadable, steps, context)
+        return self._finish(rows, unreadable + unwritable, steps, context)
 
     def _latest_rows(self, train: list[Sample], context: StageContext) -> list[Sample]:
         """The training rows and the rows of earlier rounds, the latest version of each id: its answer, task and style

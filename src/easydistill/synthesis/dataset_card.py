@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easydistill.data.formats import written_meta
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample
+from easydistill.data.writing import written_meta
 
 
 def dataset_card(

@@ -15,8 +15,9 @@ from easydistill.asking.answers import (
     JOURNAL,
     answer_all,
     journalled_outcome,
+    read_answer,
+    received,
     spending,
-    unusable_reason,
     worth_another_try,
 )
 from easydistill.asking.forecast import forecast_calls
@@ -25,13 +26,23 @@ from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_pa
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
 from easydistill.data.files import replacing
-from easydistill.data.formats import paper_row, write_paper_json, write_parquet
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.preferences import as_preference, pair_row, write_pairs_json, write_pairs_parquet
+from easydistill.data.reading import Reading
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.data.spool import like
+from easydistill.data.writing import (
+    as_preference,
+    only_writable,
+    pair_row,
+    paper_row,
+    write_pairs_json,
+    write_pairs_parquet,
+    write_paper_json,
+    write_parquet,
+)
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.dataset_card import dataset_card
@@ -76,6 +87,8 @@ class SynthesiseStage:
             issues += prompt_issues(self._config, self._module.PROMPTS)
         files = self._module.files(self._config).items()
         issues += [issue for key, path in files for issue in missing_file(f"synthesis.{key}", path)]
+        rows = self._module.row_files(self._config).items()
+        issues += [issue for key, path in rows for issue in unreadable_rows(f"synthesis.{key}", path)]
         for model in {id(model): model for model in self._models.values()}.values():
             issues += model.plan.preflight()
         return issues
@@ -93,8 +106,7 @@ class SynthesiseStage:
 
     def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
-        rows, _ = self._source.read()
-        rows = rows[:limit]
+        rows = self._read().samples[:limit]
         steps = self._steps(rows)
         try:
             return rows, next(steps)
@@ -141,8 +153,14 @@ class SynthesiseStage:
         )
 
     def run(self, context: StageContext) -> StageResult:
-        rows, unreadable = self._source.read()
-        return self._finish(rows, unreadable, self._steps(rows), context)
+        found = self._read()
+        context.notice(found.notices)
+        return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
+
+    def _read(self) -> Reading:
+        """The rows, and rejections of those that cannot be read, or not be written again."""
+        # Before models are asked, not when the result is written.
+        return only_writable(self._source.read(), self.name)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
@@ -156,7 +174,11 @@ class SynthesiseStage:
                 raise DataError(f"{self._source.where}: {problem}") from None
             finally:
                 asker.close()
-        result.rejected = unreadable + result.rejected
+        if unreadable:
+            rejected = like(result.rejected)
+            rejected += unreadable
+            rejected += result.rejected
+            result.rejected = rejected
         result.entered += len(unreadable)
         if not result.accepted:
             write_rejected(context, result.rejected)
@@ -286,9 +308,14 @@ class _Asker:
             self._counted.add(key)
             self.tokens["prompt"] += outcome.prompt_tokens
             self.tokens["completion"] += outcome.completion_tokens
-        problem = unusable_reason(outcome, model.inference.truncation)
-        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
-        return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw, key)
+        raw = received(outcome)
+        answer = read_answer(outcome, model.inference.truncation, model.inference.thoughts)
+        if isinstance(answer, tuple):
+            return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, answer, raw, key)
+        calls = tuple(answer.get("tool_calls", ()))
+        return Reply(
+            answer["content"], answer.get("reasoning_content"), outcome.finish_reason, None, raw, key, tool_calls=calls
+        )
 
     def spent(self) -> dict[str, Any]:
         """Metrics of what the answers cost, by role; empty if the model's backend does not count it."""

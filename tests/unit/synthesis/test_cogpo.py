@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.unit.synthesis.test_asking import drive, reasons, row
 
 from easydistill.contracts.operator import Ask, Reply, Result
-from easydistill.data.preferences import as_preference
 from easydistill.data.records import Sample
+from easydistill.data.writing import as_preference
 from easydistill.synthesis.chains import known_answer
 from easydistill.synthesis.operators import cogpo, cot_generation
 from easydistill.synthesis.operators.cogpo.student_tries import certainly_wrong

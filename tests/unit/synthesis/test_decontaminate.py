@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from easydistill.contracts.operator import answer_with
-from easydistill.data.formats import read_samples, write_parquet
+from easydistill.data.formats import read_samples
 from easydistill.data.records import Sample
+from easydistill.data.writing import write_parquet
 from easydistill.errors import DataError
 from easydistill.synthesis.operators import OPERATORS
 from easydistill.synthesis.operators.decontaminate import Config, decontaminate

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from tests.unit.synthesis.test_asking import replies_by, row
 
 from easydistill.contracts.operator import Ask, Reply, Result, answer_with
-from easydistill.data.preferences import as_preference, pair_row
 from easydistill.data.records import Sample, content_hash
+from easydistill.data.writing import as_preference, pair_row
 from easydistill.synthesis import chains as _chains
 from easydistill.synthesis.operators import preference_data
 from easydistill.synthesis.operators.preference_data.choice import choose, length_facts, surplus

@@ -18,14 +18,15 @@ from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, link_or_copy, set_aside
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
+from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.shared.rendering import template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.models.checks import model_issues, student_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
@@ -105,7 +106,7 @@ class ScoreStage:
         if scoring.signals.backend == "vllm":
             issues += needs_extra("vllm", "vllm")
         if not self._rows.from_stage:
-            issues += missing_file("dataset.labeled_path", self._rows.dataset.labeled_path)
+            issues += unreadable_rows("dataset.labeled_path", self._rows.dataset.labeled_path)
         key = "models.teacher" if scoring.signals.teachers is None else "signals.teachers"
         for reference, _ in scoring.teachers:
             issues += model_issues(key, reference)
@@ -195,7 +196,9 @@ class ScoreStage:
         samples, _, _ = self._rows.read(context)
         student = self._student
         renderer = student.renderer(context.started)
-        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
+        # The very tokens of the training stage, which cuts rows at the student's end too.
+        limits = Limits.of_student(self._scoring.models)
+        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
         context.keep_rejected(rejected)
         if not rendered:
             raise nothing_left("score", rejected)
@@ -228,6 +231,7 @@ class ScoreStage:
         scoring, signals = self._scoring, self._scoring.signals
         rows, vocabulary = _rows(rendered), self._shared_ids(student)
         references, weights = zip(*scoring.teachers, strict=True)
+        self._check_lengths(rows)
         if signals.backend == "vllm":
             from easydistill.signals.from_vllm import VllmScorer, codec_of
 
@@ -247,22 +251,35 @@ class ScoreStage:
             lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
         )
 
+    def _check_lengths(self, rows: Sequence[RowToScore]) -> None:
+        """Check that every teacher has learned as many positions as the longest row has tokens.
+
+        Raises:
+            ConfigError: one has not.
+        """
+        for reference, _ in self._scoring.teachers:
+            end = Limits.of_reference(reference, trust_remote_code=self._trust).positions
+            longer = [row for row in rows if end is not None and len(row.ids) > end]
+            if longer:
+                problem = f"{len(longer)} of {len(rows)} rows are longer than the {end} positions of {reference}"
+                hint = f"set training.max_length to {end}"
+                raise ConfigError(ConfigIssue("config", "training.max_length", problem, hint))
+
     def _aligned_work(
         self, student: Side, rendered: list[tuple[Sample, Rendered]], date: datetime.date | None
     ) -> _Work:
         """The work for a teacher with another tokenizer, which reads the same chats in its own tokens."""
         from easydistill.models.compatibility import real_vocabulary
-        from easydistill.models.loading import model_config
         from easydistill.signals.aligned import AlignedScorer, Aligner, codec_of, coverage
 
         scoring, signals = self._scoring, self._scoring.signals
         (reference, _), *others = scoring.teachers
         assert not others, "the job's validator refuses several teachers"
-        context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
+        context = Limits.of_reference(reference, trust_remote_code=self._trust).positions
         aligner = Aligner(student, self._teacher(reference, student), context, date)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [
-            aligner.row(row, sample, truncated=written.truncated)
+            aligner.row(row, sample, truncated=written.truncated or is_cut(sample))
             for row, (sample, written) in zip(_rows(rendered), rendered, strict=True)
         ]
         return _Work(
@@ -345,6 +362,11 @@ class ScoreStage:
         for note in notes:
             LOGGER.info("%s", note)
         outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
+        learned = sum(sum(row.learned) for row in work.rows)
+        if not self._scoring.aligned and (missing := learned - manifest.tokens):
+            note = f"{missing} of {learned} tokens have no signal: the teacher's probabilities are not finite there"
+            LOGGER.warning("%s", note)
+            notes.append(note)
         return StageResult(
             outputs=[f"{SIGNALS}/{name}" for name in outputs],
             rows=RowCounts(entered, len(work.rows), count_reasons(rejected)),
@@ -356,6 +378,8 @@ class ScoreStage:
                 "signal": manifest.about["signals"]["kind"],
                 **{name: round(value, 6) for name, value in store.figures().items()},
                 **work.metrics,
+                # An aligned teacher has none for some tokens by design; `coverage` counts those.
+                **({} if self._scoring.aligned else {"unscored_tokens": learned - manifest.tokens}),
                 "notes": notes,
             },
         )

@@ -33,7 +33,12 @@ def score_pairs(scores: LocalScores, pairs: Sequence[PairRow], stop: StopSignal)
     for at in range(0, len(pairs), SCORED_TOGETHER):
         stop.raise_if_requested()
         some = pairs[at : at + SCORED_TOGETHER]
-        sums = [math.fsum(tokens) for tokens in scores.score([side for pair in some for side in pair.sides], stop)]
+        logprobs = scores.score([side for pair in some for side in pair.sides], stop)
+        skipped = [positions for pair in some for positions in pair.unlearned]
+        sums = [
+            math.fsum(value for at, value in enumerate(tokens) if at not in left_out)
+            for tokens, left_out in zip(logprobs, skipped, strict=True)
+        ]
         found += [PairScore(*sums[2 * index : 2 * index + 2]) for index in range(len(some))]
     return found
 
@@ -55,7 +60,7 @@ def measure(pairs: Sequence[PairRow], now: Sequence[PairScore], start: Sequence[
     down = [score.rejected - before.rejected for score, before in zip(now, start, strict=True)]
     margins = [better - worse for better, worse in zip(up, down, strict=True)]
     per_token = [
-        score.chosen / len(pair.chosen) - score.rejected / len(pair.rejected)
+        score.chosen / pair.learned_tokens[0] - score.rejected / pair.learned_tokens[1]
         for pair, score in zip(pairs, now, strict=True)
     ]
     return {
@@ -64,7 +69,7 @@ def measure(pairs: Sequence[PairRow], now: Sequence[PairScore], start: Sequence[
         "margin": fmean(margins),
         "chosen_change": fmean(up),
         "rejected_change": fmean(down),
-        "length_difference": fmean(len(pair.chosen) - len(pair.rejected) for pair in pairs),
+        "length_difference": fmean(pair.learned_tokens[0] - pair.learned_tokens[1] for pair in pairs),
     }
 
 

@@ -1,0 +1,28 @@
+"""Reads rows of the shapes that public data sets have. A row is read whole, or refused with the reason and a hint.
+
+- `row.py`: a row → its chat; start here. It asks, in this order:
+- `columns.py`: columns that `dataset.columns` names.
+- `several.py`: rows with several answers or prompts.
+- `turns.py`, `parts.py`: lists of turns (OpenAI's messages, ShareGPT), and what a message's content holds.
+- `prompts.py`, `answers.py`: rows with a column for the prompt and one for the answer.
+- `calls.py`: tool calls and tools. `checks.py`: what a row must have.
+- `unread.py`: what could carry meaning and is not read.
+- `samples.py`: files → `Sample`s. `pairs.py`, `verdicts.py`: rows with two answers, of which one is better.
+- `keys.py`, `values.py`: the names of fields; values as files hold them.
+"""
+
+from easydistill.data.reading.checks import refuse_lone_surrogates
+from easydistill.data.reading.row import SHAPES, RowChat, chat_of, chats_of
+from easydistill.data.reading.samples import ROW, Reading, read_rows, read_samples
+
+__all__ = [
+    "ROW",
+    "SHAPES",
+    "Reading",
+    "RowChat",
+    "chat_of",
+    "chats_of",
+    "read_rows",
+    "read_samples",
+    "refuse_lone_surrogates",
+]

@@ -1,0 +1,65 @@
+"""The names of fields that rows are known by."""
+
+from __future__ import annotations
+
+CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "items", "turns")
+"""Lists of turns."""
+TEXTS = "data"
+"""A list of texts in which user and assistant take turns (UltraChat)."""
+PROMPTS = ("instruction", "prompt", "question", "query", "problem", "input", "inputs")
+"""A prompt: the first of these. `problem` and what follows count only where there is no other."""
+BESIDE = ("context", "input")
+"""Texts that belong to a prompt and stand after it, an empty line between."""
+SYSTEMS = (
+    "system",
+    "system_prompt",
+    "system_message",
+    "system_instruction",
+    "system_instructions",
+    "custom_instructions",
+    "systemPrompt",
+    "sys_prompt",
+)
+ANSWERS = ("output", "response", "completion", "generation", "generated_solution", "model_output")
+"""An answer, whatever else stands beside it: the first of these."""
+CHAINS = ("solution", "answer", "targets", "target")
+"""An answer where there is none of `ANSWERS` and no other family of them; `answer` beside a chain is the final one."""
+CALLS = ("tool_calls", "function_calls", "function_call", "answers")
+"""Calls that are the answer of a row with a prompt."""
+THOUGHTS = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "thoughts",
+    "thought",
+    "think",
+    "chain_of_thought",
+    "complex_cot",
+    "rationale",
+    "reasoning_trace",
+    "thinking_trajectory",
+)
+"""Thoughts before the answer that stands beside them."""
+FLAGS = frozenset({"on", "off", "true", "false", "yes", "no", "none", "low", "medium", "high", "0", "1"})
+"""What a column of the name of thoughts holds where it says whether, and how much, a model thought."""
+TOOLS = ("tools", "functions", "available_tools")
+KWARGS = ("chat_template_kwargs", "template_kwargs")
+FINALS = ("final_answer", "expected_answer", "ground_truth", "reference_answer")
+"""A known answer: the first of these that is a text or a number."""
+LABELS = ("label", "kto_tag")
+"""Whether a row's answer is a good one (KTO)."""
+MEDIA = ("images", "image", "videos", "video", "audios", "audio", "image_url", "image_path", "image_file")
+
+CHAT_KEYS = frozenset(
+    (
+        *("instruction", "prompt", "question", "query", "output", "response", "answer", "completion", "id", "input"),
+        *("system", "history", "messages", "conversations", "reasoning_content", "tools", *KWARGS),
+        *("context", "tool_calls", "function_calls", "function_call"),
+    )
+)
+"""Fields that rows are written with, and that are never kept beside a chat."""
+PAIRED = (
+    *("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages", "preference_strength"),
+    *("overall_preference", "better_response_id", "safer_response_id", "winner", "preference", "preferred"),
+)
+"""Fields that only rows with two answers to compare have."""

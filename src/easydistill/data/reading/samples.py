@@ -1,0 +1,144 @@
+"""Files of rows → samples with their ids, rejected rows, and what of the rows is not read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easydistill.data.messages import Chat, identity_of
+from easydistill.data.reading.columns import has_column
+from easydistill.data.reading.row import SHAPES, RowChat, chats_of
+from easydistill.data.reading.unread import unread_lines
+from easydistill.data.records import IdAssigner, Rejection, Sample
+from easydistill.data.row_files import own_id, parse_rows, rows_of
+from easydistill.errors import DataError
+
+ROW = "_row"
+"""Key in `Sample.meta` of the row's number in its file, from 1; not written."""
+INCORRECT = "an answer marked as incorrect"
+
+
+@dataclass
+class Reading:
+    """What was read from a file."""
+
+    samples: list[Sample] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    """What the rows say and is not read, a line for each field."""
+
+
+def read_rows(
+    path: str | Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
+) -> Reading:
+    """Read rows, giving each its id. A row's other fields are kept in `Sample.meta`, and written again.
+
+    Args:
+        path: of one file or several; see `row_files`.
+        labelled: whether rows must end with an answer. If False, answers in the file are dropped; if None, rows are
+            taken as they are.
+        limit: read only this many rows.
+        columns: `dataset.columns`: names of the columns, by what they hold.
+
+    Returns:
+        The samples, a rejection for each row that has none of the known shapes, and what of the rows is not read. A row
+        with several answers becomes a sample for each.
+
+    Raises:
+        DataError: the file cannot be read at all, or no row of it can.
+    """
+    ids = IdAssigner()
+    found = Reading()
+    unread: Counter[str] = Counter()
+    rows = 0
+
+    def parse(row: Any) -> list[RowChat]:
+        return chats_of(row, labelled=labelled, columns=columns)
+
+    for number, row, chats in parse_rows(path, parse, ids, limit):
+        rows += 1
+        if isinstance(chats, Rejection):
+            found.rejected.append(chats)
+            continue
+        names = own_ids(row, len(chats))
+        for name, chat in zip(names, chats, strict=True):
+            found.samples.append(_sample(chat, number, name, ids))
+        unread.update({name for chat in chats for name in chat.unread})
+        unread.update({INCORRECT} if any(chat.rest.get("correct") == 0 for chat in chats) and len(chats) > 1 else ())
+    refuse_unknown_columns(path, columns, limit)
+    if not found.samples and not found.rejected:
+        raise DataError(f"{path}: there are no rows in it; {SHAPES}")
+    if not found.samples:
+        detail = found.rejected[0].detail
+        raise DataError(f"{path}: none of its {len(found.rejected)} rows can be used; {SHAPES}\n    {detail}")
+    found.notices = notices_of(path, unread, rows)
+    return found
+
+
+def read_samples(
+    path: str | Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[list[Sample], list[Rejection]]:
+    """The samples and rejections of `read_rows`, for files that were written here."""
+    found = read_rows(path, labelled=labelled, limit=limit, columns=columns)
+    return found.samples, found.rejected
+
+
+def _sample(chat: RowChat, number: int, name: str | None, ids: IdAssigner) -> Sample:
+    messages = tuple(chat.messages)
+    content = identity_of(messages, Chat(messages, chat.tools, chat.template_kwargs))
+    return Sample(
+        ids.assign(content, name),
+        messages,
+        {ROW: number, **chat.rest},
+        tools=chat.tools,
+        template_kwargs=chat.template_kwargs,
+    )
+
+
+def own_ids(row: Any, count: int) -> list[str | None]:
+    """The ids that a row brings for its samples: its own, numbered if there are several."""
+    own = own_id(row)
+    if own is None or count == 1:
+        return [own] * count
+    return [f"{own}-{number}" for number in range(1, count + 1)]
+
+
+def refuse_unknown_columns(path: str | Path, columns: Mapping[str, str] | None, limit: int | None) -> None:
+    """Check that each column which the config names is in some row.
+
+    Raises:
+        DataError: one is in none.
+    """
+    missing = dict(columns or {})
+    if not missing:
+        return
+    names: dict[str, None] = {}
+    for number, row in enumerate(rows_of(path), start=1):
+        if limit is not None and number > limit:
+            break
+        missing = {held: column for held, column in missing.items() if not has_column(row, column)}
+        if not missing:
+            return
+        if isinstance(row, dict):
+            names.update(dict.fromkeys(map(str, row)))
+    for held, column in missing.items():
+        raise DataError(
+            f"{path}: no row has the column {column!r}, which dataset.columns.{held} names\n    → the columns are "
+            f"{', '.join(list(names)[:20]) or 'none'}"
+        )
+
+
+def notices_of(path: str | Path, unread: Mapping[str, int], rows: int) -> list[str]:
+    """The lines to tell of a file."""
+    incorrect = unread.get(INCORRECT, 0)
+    told = {name: count for name, count in unread.items() if name != INCORRECT}
+    lines = unread_lines(told, rows, str(path))
+    if incorrect:
+        lines.append(
+            f"{path}: {incorrect:,} of {rows:,} rows have {INCORRECT} (`correct` is 0); the operator cot_selection "
+            "takes the correct ones"
+        )
+    return lines
