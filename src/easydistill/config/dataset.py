@@ -71,8 +71,8 @@ class PairColumnsConfig(ColumnsConfig):
 class RowsConfig(Section):
     """The rows a job reads, and where it writes the ones it makes.
 
-    Files may hold the paper's `[{"instruction": …, "output": …}]`, `messages`, ShareGPT `conversations` or
-    Alpaca rows, as a JSON array, JSON Lines or Parquet.
+    Files may hold the paper's `[{"instruction": …, "output": …}]`, `messages`, ShareGPT `conversations`, Alpaca and
+    most other public shapes of rows, as a JSON array, JSON Lines or Parquet; `columns` names what has other names.
     """
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"instruction_path", "labeled_path", "max_rejected_share"})
@@ -113,7 +113,8 @@ class PairsConfig(Section):
     runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path", "max_rejected_share"})
 
     labeled_path: NonEmptyStr
-    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, as a JSON array, JSON Lines or Parquet."""
+    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, or two answers and a verdict, scores, or labels,
+    as a JSON array, JSON Lines or Parquet."""
     max_samples: PositiveInt | None = None
     """Use only this many rows, from the start of the file."""
     max_rejected_share: Share = 0.05
