@@ -6,6 +6,7 @@ the request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ class LabelStage:
 
     def _write(
         self,
-        samples: list[Sample],
+        samples: Sequence[Sample],
         rejected: list[Rejection],
         keys: dict[str, str],
         journal: Journal,

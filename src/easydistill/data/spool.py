@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
+MOST_IN_MEMORY = 200_000
+"""Rows of a file that are read into memory; more are read onto disk."""
 _BUFFER = 1 << 20
 
 
@@ -80,15 +82,14 @@ class Spool(Sequence[T], Generic[T]):
 
     def __init__(self, values: Iterable[T] = ()) -> None:
         self._blobs = Blobs()
-        self += values
+        self.extend(values)
 
     def append(self, value: T) -> None:
         self._blobs.append(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
 
-    def __iadd__(self, values: Iterable[T]) -> Spool[T]:
+    def extend(self, values: Iterable[T]) -> None:
         for value in values:
             self.append(value)
-        return self
 
     def __len__(self) -> int:
         return len(self._blobs)
@@ -103,6 +104,10 @@ class Spool(Sequence[T], Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return map(pickle.loads, self._blobs)
+
+
+Rows = list[T] | Spool[T]
+"""Rows in memory, or on disk if there are many."""
 
 
 def like(rows: Sequence[Any]) -> Any:

@@ -104,7 +104,7 @@ class SynthesiseStage:
             "labeled_path": self._labeled_path,
         }
 
-    def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
+    def first_questions(self, limit: int | None = None) -> tuple[Sequence[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
         rows = self._read().samples[:limit]
         steps = self._steps(rows)
@@ -176,8 +176,8 @@ class SynthesiseStage:
                 asker.close()
         if unreadable:
             rejected = like(result.rejected)
-            rejected += unreadable
-            rejected += result.rejected
+            rejected.extend(unreadable)
+            rejected.extend(result.rejected)
             result.rejected = rejected
         result.entered += len(unreadable)
         if not result.accepted:
@@ -186,7 +186,7 @@ class SynthesiseStage:
             raise DataError(f"{self._source.where}: {_nothing_left(self._operator, result)}\n    → {reasons}")
         return self._write(rows, result, asker, context)
 
-    def _steps(self, rows: list[Sample]) -> Any:
+    def _steps(self, rows: Sequence[Sample]) -> Any:
         tools = Tools(self._config, self._module) if isinstance(self._config, OperatorConfig) else None
         return self._module.run(self._config, rows, tools)
 
@@ -218,7 +218,7 @@ class SynthesiseStage:
             metrics=metrics,
         )
 
-    def _one_per_prompt(self, rows: list[Sample]) -> list[Sample]:
+    def _one_per_prompt(self, rows: Sequence[Sample]) -> Sequence[Sample]:
         """The rows; if they are pairs, only the first of each prompt."""
         return list({row.prompt_hash: row for row in reversed(rows)}.values())[::-1] if self._pairs else rows
 

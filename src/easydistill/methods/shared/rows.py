@@ -14,6 +14,7 @@ from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.data.row_files.identity import hash_rows
+from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
 from easydistill.models.limits import Limits
@@ -82,7 +83,7 @@ class LabelledRows:
 
 def read_file(
     dataset: RowsConfig, path: str | None, labelled: bool | None, context: StageContext
-) -> tuple[list[Sample], list[Rejection]]:
+) -> tuple[Rows[Sample], list[Rejection]]:
     """The rows of the user's file, read as the `dataset` section says. What is not read of them is told."""
     assert path is not None, "checked by the job's validators"
     found = read_rows(path, labelled=labelled, limit=dataset.max_samples, columns=dataset.column_names)

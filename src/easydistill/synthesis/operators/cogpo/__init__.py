@@ -103,7 +103,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
             pairs = list(_pairs(config, suited[number]))
             if not pairs:
                 problems[number] = Unusable("no_pair", "the chain suits the student, which never answers wrongly")
-        result.accepted += pairs
+        result.accepted.extend(pairs)
         if number in problems:
             result.rejected.append(_rejection(row, problems[number]))
     result.entered = len(result.accepted) + len(result.rejected)

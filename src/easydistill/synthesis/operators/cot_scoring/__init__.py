@@ -50,14 +50,16 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 def _check(result: Result) -> None:
     """Replace the judge's `correct` with the result of verification, where there is one."""
     checked = agreed = 0
-    verdicts = verify([_final_answers(row) for row in result.accepted])
-    for number, (row, verdict) in enumerate(zip(result.accepted, verdicts, strict=True)):
+    rows = list(result.accepted)
+    verdicts = verify([_final_answers(row) for row in rows])
+    for number, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
         if verdict is None or verdict.outcome == "undecided":
             continue
         checked += 1
         agreed += verdict.equal == bool(row.meta["correct"])
         meta = {**row.meta, "correct": int(verdict.equal), "correct_by": "verification"}
-        result.accepted[number] = replace(row, meta=meta)
+        rows[number] = replace(row, meta=meta)
+    result.accepted = rows
     result.facts["scores"] = distribution(result.accepted, SCORES)
     result.facts["verified"] = checked
     result.facts["judge_agrees"] = round(agreed / checked, 4) if checked else None

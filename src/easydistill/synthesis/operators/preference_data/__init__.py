@@ -62,7 +62,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     for found in every:
         pairs = taken[found.row.id]
         kept += pairs
-        result.accepted += [_row(config, found.row, pair, number) for number, pair in enumerate(pairs)]
+        result.accepted.extend([_row(config, found.row, pair, number) for number, pair in enumerate(pairs)])
         if not pairs:
             result.rejected.append(rejection(found.row.id, STAGE, _why_no_pair(found), *found.replies))
     result.entered = len(result.accepted) + len(result.rejected)

@@ -112,7 +112,7 @@ def run(
     share = config.share_of(number)
     drawn = draw(rest, others(len(styled), share) if found_hard else len(rest), config.seed)
     result.accepted = [*styled, *drawn]
-    result.rejected += _not_drawn(rest, drawn)
+    result.rejected.extend(_not_drawn(rest, drawn))
     by_task = _by_task(hard, wanted, styled)
     new_rows = by_task["new"].total()
     result.facts = {
@@ -143,7 +143,7 @@ def _by_task(hard: Sequence[Sample], wanted: Sequence[Expansion], styled: Sequen
 
 def _kept(result: Result, found: Sequence[Any]) -> list[Any]:
     """The items that are no rejections; rejections are added to the result."""
-    result.rejected += [item for item in found if isinstance(item, Rejection)]
+    result.rejected.extend(item for item in found if isinstance(item, Rejection))
     return [item for item in found if not isinstance(item, Rejection)]
 
 

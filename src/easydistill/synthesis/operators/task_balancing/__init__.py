@@ -118,7 +118,7 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
     ids = {row.id for row in rows} if config.max_copies > 1 else set()
     for number, row in enumerate(rows):
         if times[number]:
-            accepted += _copies(row, times[number], ids)
+            accepted.extend(_copies(row, times[number], ids))
         else:
             dropped.append(_rejection(row, *_why_not(labels[number], by_task, targets)))
     facts = {
