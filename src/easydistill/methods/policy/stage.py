@@ -185,13 +185,13 @@ class PolicyStage(TrainStage):
         )
         if isinstance(prompt, Rejection):
             return prompt
-        known = {ANSWER: sample.answer} if sample.answer is not None else {}
+        known = {ANSWER: sample.answer} if sample.answer else {}
         meta = {**known, **sample.meta}
         if problem := malformed(self._rewards, meta) or verify.check(self._verification, meta):
             return Rejection(sample.id, self.name, MALFORMED, problem)
         if problem := unjudged(self._rewards, meta):
             return Rejection(sample.id, self.name, UNJUDGED, problem)
-        return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta)
+        return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta, sample.tools)
 
     def _explorer(
         self,
