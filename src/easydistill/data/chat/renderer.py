@@ -207,7 +207,15 @@ class ChatRenderer:
         return self._pieces.tokens(self.text(chat, add_generation_prompt=True))
 
     def chat_ids(self, chat: HasChat | Sequence[Message]) -> list[int]:
-        """Tokens of a whole chat, as `apply_chat_template` gives them: what a reward model reads."""
+        """Tokens of a whole chat, as `apply_chat_template` gives them: what a reward model reads.
+
+        Raises:
+            DataError: the template refuses the chat, or does not show the calls of an answer.
+        """
+        whole = Chat.of(chat)
+        calls = any(message.get("tool_calls") for message in whole.messages)
+        if calls and (problem := refusal(whole, self.missing(whole))):
+            raise DataError(problem)
         return self._pieces.tokens(self.text(chat, add_generation_prompt=False))
 
     def render(self, chat: HasChat | Sequence[Message], max_length: int | None = None) -> Rendered:
