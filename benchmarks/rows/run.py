@@ -2,8 +2,8 @@
 
     python -m benchmarks.rows.run [--rows 25000 50000 100000 …] [--kind sentences|words] [--jobs deduplicate …]
 
-Each job runs as a user runs it, in a process of its own, on a file of rows of 600 bytes (`make.py`). `journal` opens the
-journal of a label job with so many answers and looks up each.
+Each job runs as a user runs it, in a process of its own, on a file of rows of 600 bytes (`make.py`). `journal` writes
+the journal of a label job with so many answers, opens it again and looks up each.
 """
 
 from __future__ import annotations

@@ -17,16 +17,32 @@ PAGE = Path(__file__).parents[2] / "docs" / "templates.md"
 HEAD = """\
 # Chat templates
 
-What becomes of a chat in each chat template that TRL ships ({version}), found by rendering {chats} chats: one and
-several turns, system and developer texts, tool calls and their results, thoughts beside and inside an answer, empty
-texts. The text of every chat is the one that transformers renders. Written by `tests/support/template_table.py`; a test
+Chats are rendered by transformers' own renderer, with the student's template or the one in `dataset.template`.
+
+- **What is learned.** Every answer that the template shows and that has no `weight: 0`: from the first token that
+  generation would have to write, which is the first one after the generation prompt, through the token that ends
+  the turn. The opening or the end of a thought is learned where the prompt does not have it. Prompts, tool results
+  and what follows an end token never are.
+- **Variables.** `dataset.template_kwargs`, such as `{{"enable_thinking": false}}`; a row's own
+  `chat_template_kwargs` win. The date that a template writes is that of the run's first start; it is part of the
+  fingerprint where a template writes it.
+- **Thoughts** are given under the name that the template reads. `dataset.thoughts: "inline"` writes them into the
+  answer as `<think>…</think>` instead, `"drop"` leaves them out.
+- **Tool calls** are given as the template reads them: with arguments as an object or as JSON text, the content
+  empty, None or absent.
+- **What a template does not show** is told by `plan` and when a run starts, with the number of rows, and in the
+  report. Rows whose answers call tools are refused if the calls are not shown: an answer without them would be
+  learned.
+
+What becomes of {chats} chats (one and several turns, system and developer texts, tool calls and their results,
+thoughts beside and inside an answer, empty texts) in each template that TRL ships ({version}). The text of every
+chat is the one that transformers renders. The table is written by `tests/support/template_table.py`, and a test
 checks that it is current.
 
 - **Turns learned**: answers that are learned, of those in the chats that the template takes.
-- **Mask**: *marks* if the template marks what the assistant writes with `{{% generation %}}`: then these marks are the
-  mask, less what they mark behind an end token. *Found* if the turns are found in the text.
-- **Not shown**: what the template leaves out of some of the chats. A run tells of it, with the number of rows, before
-  it starts. Rows whose answers call tools are refused if the calls are not shown.
+- **Mask**: *marks* if the template marks what the assistant writes with `{{% generation %}}`: then these marks are
+  the mask, less what they mark behind an end token. *Found* if the turns are found in the text.
+- **Not shown**: what the template leaves out of some of the chats.
 - **Takes no**: chats that the template refuses.
 
 | template | turns learned | mask | not shown | takes no |

@@ -330,6 +330,39 @@ def test_turns_are_found_by_another_answer_in_their_place(shown: str) -> None:
     assert row.missing == ()
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[-1].content }}\nTURNS",
+        "TURNS",
+        "TURNS{{ messages[0].content }}",
+        "TURNS{{ messages[1].content }}",
+    ],
+    ids=["the answer twice", "in reverse", "the system's text behind", "a question behind"],
+)
+def test_no_other_message_is_ever_learned(template: str) -> None:
+    own = corpus.tokenizer("qwen2_5")
+    order = "messages | reverse" if template == "TURNS" else "messages"
+    turns = f"{{% for m in {order} %}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content }}}}<|im_end|>\n{{% endfor %}}"
+    prompt = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    renderer = ChatRenderer(own, frozenset({own.eos_token_id}), template.replace("TURNS", turns) + prompt)
+    chat = (
+        said("system", "Be brief."),
+        said("user", "Why is that?"),
+        said("assistant", "Alpha."),
+        said("user", "Is it so?"),
+        said("assistant", "Beta."),
+    )
+    try:
+        row = renderer.render(chat)
+    except DataError as error:
+        assert "final answer" in str(error)
+        return
+    assert not [text for text in runs(renderer, row) if "brief" in text or "?" in text or "user" in text]
+    assert set(runs(renderer, row)) <= {"Alpha.<|im_end|>", "Beta.<|im_end|>"}
+    assert len(runs(renderer, row)) + row.lost_turns == 2
+
+
 def test_texts_with_noncharacters_are_rendered() -> None:
     renderer = corpus.renderer("qwen2_5")
     row = renderer.render((said("user", "\ufde0\ufdd0Why?"), said("assistant", "\ufde2x\ufde3 \ufde1\ufdd0.")))

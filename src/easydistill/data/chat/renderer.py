@@ -9,59 +9,22 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from easydistill.config.dataset import RESERVED
-from easydistill.data.chat.masks import Masked, Pieces
+from easydistill.data.chat.masks import Pieces
+from easydistill.data.chat.rendered import Rendered, Shown
 from easydistill.data.chat.shown import TURN, Missing, missing_parts, refusal
 from easydistill.data.chat.spelling import Spelling, calling_spelling, plain_spelling
-from easydistill.data.chat.templates import CLOCK, Clock, Span, Template, named_templates
+from easydistill.data.chat.templates import CLOCK, Clock, Template, named_templates
 from easydistill.data.chat.turns import TurnFinder, Turns
 from easydistill.data.messages import Chat, HasChat, Message, is_learned
 from easydistill.errors import DataError
 
 _BATCH = 128
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A tokenised chat.
-
-    `mask[t]` says whether token t is learned; row t−1 of the model's output predicts it.
-    """
-
-    ids: list[int]
-    mask: list[bool]
-    truncated: bool = False
-    lost_turns: int = 0
-    """Turns that were to be learned and are only context: the template does not show them, or not to be found."""
-    missing: tuple[Missing, ...] = ()
-    """What the template does not show of the chat."""
-
-    @property
-    def trained_tokens(self) -> int:
-        return sum(self.mask)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A chat's text and what is learned of it."""
-
-    text: str
-    spans: list[Span]
-    lost_turns: int = 0
-    missing: tuple[Missing, ...] = ()
-
-    def row(self, masked: Masked, max_length: int | None) -> Rendered:
-        """The tokenised chat, cut off at `max_length`."""
-        ids, mask = masked
-        if max_length is not None and len(ids) > max_length:
-            return Rendered(ids[:max_length], mask[:max_length], True, self.lost_turns, self.missing)
-        return Rendered(ids, mask, False, self.lost_turns, self.missing)
 
 
 class ChatRenderer:
@@ -207,7 +170,15 @@ class ChatRenderer:
         return self._pieces.tokens(self.text(chat, add_generation_prompt=True))
 
     def chat_ids(self, chat: HasChat | Sequence[Message]) -> list[int]:
-        """Tokens of a whole chat, as `apply_chat_template` gives them: what a reward model reads."""
+        """Tokens of a whole chat, as `apply_chat_template` gives them: what a reward model reads.
+
+        Raises:
+            DataError: the template refuses the chat, or does not show the calls of an answer.
+        """
+        whole = Chat.of(chat)
+        calls = any(message.get("tool_calls") for message in whole.messages)
+        if calls and (problem := refusal(whole, self.missing(whole))):
+            raise DataError(problem)
         return self._pieces.tokens(self.text(chat, add_generation_prompt=False))
 
     def render(self, chat: HasChat | Sequence[Message], max_length: int | None = None) -> Rendered:
@@ -243,14 +214,14 @@ class ChatRenderer:
             if pending is not None:
                 yield from pending.result()
 
-    def _attempt(self, chat: HasChat | Sequence[Message]) -> _Shown | DataError:
+    def _attempt(self, chat: HasChat | Sequence[Message]) -> Shown | DataError:
         try:
             return self._shown(self._prepared(chat))
         except DataError as error:
             return error
 
-    def _tokenised(self, batch: Sequence[_Shown | DataError], max_length: int | None) -> list[Rendered | DataError]:
-        masked = self._pieces.masked([(one.text, one.spans) for one in batch if isinstance(one, _Shown)])
+    def _tokenised(self, batch: Sequence[Shown | DataError], max_length: int | None) -> list[Rendered | DataError]:
+        masked = self._pieces.masked([(one.text, one.spans) for one in batch if isinstance(one, Shown)])
         return [one if isinstance(one, DataError) else one.row(next(masked), max_length) for one in batch]
 
     def missing(self, chat: HasChat | Sequence[Message]) -> list[Missing]:
@@ -265,7 +236,7 @@ class ChatRenderer:
 
     # --- what is learned --------------------------------------------------------------------------------
 
-    def _shown(self, chat: Chat) -> _Shown:
+    def _shown(self, chat: Chat) -> Shown:
         learned = [index for index, message in enumerate(chat.messages) if is_learned(message)]
         if not learned:
             raise DataError("the chat has no answer that is to be learned")
@@ -278,7 +249,7 @@ class ChatRenderer:
         spans = {index: own for index, own in turns.learned.items() if not _is_empty(chat, index, missing)}
         if learned[-1] not in spans:
             raise DataError("the chat template does not show the final answer unchanged")
-        return _Shown(text, [span for own in spans.values() for span in own], len(learned) - len(spans), tuple(missing))
+        return Shown(text, [span for own in spans.values() for span in own], len(learned) - len(spans), tuple(missing))
 
     def _found(self, chat: Chat, learned: list[int]) -> tuple[str, Turns]:
         """The text, and the turns in it: by the template's own marks where it has them."""
@@ -297,7 +268,7 @@ class ChatRenderer:
     def _turns(self) -> TurnFinder:
         return TurnFinder(self._text, self._pieces.end_texts, self._pieces.whole_texts)
 
-    def _single_turn(self, chat: Chat) -> _Shown:
+    def _single_turn(self, chat: Chat) -> Shown:
         text = self._text(chat, False)
         answer = chat.messages[-1]
         prompt = self._text(chat.with_messages(chat.messages[:-1]), True)
@@ -306,7 +277,7 @@ class ChatRenderer:
         missing = [Missing("thoughts", len(chat.messages) - 1)] if answer.get("reasoning_content") else []
         if any(message.get("tool_calls") for message in chat.messages) or chat.tools:
             raise DataError("an EasyDistill 1 template shows no tool calls\n    → set dataset.template to another one")
-        return _Shown(text, [(len(prompt), len(text))], 0, tuple(missing))
+        return Shown(text, [(len(prompt), len(text))], 0, tuple(missing))
 
 
 def _is_empty(chat: Chat, index: int, missing: list[Missing]) -> bool:

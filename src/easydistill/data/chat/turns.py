@@ -8,26 +8,15 @@ its last part, or, where the template writes none, where the template's own clos
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from easydistill.data.chat.sentinels import (
-    Located,
-    common_prefix,
-    difference,
-    located,
-    placeholder,
-    wrapped,
-)
+from easydistill.data.chat.cuts import Cuts, Render
+from easydistill.data.chat.sentinels import Located, common_prefix, located, wrapped
+from easydistill.data.chat.substitution import substituted
 from easydistill.data.chat.templates import Span
 from easydistill.data.messages import Chat, Message
 from easydistill.errors import DataError
-
-_TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
-_WINDOW = 64
-
-Render = Callable[[Chat, bool], str]
-"""(chat, add_generation_prompt) → text."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +67,7 @@ class TurnFinder:
 
     def __init__(self, render: Render, ends: Iterable[str], tokens: Iterable[str]) -> None:
         self._render = render
-        self._end = _any_of(ends)
-        self._token = _any_of(tokens)
+        self._cuts = Cuts(ends, tokens)
         self._frames = Frames()
 
     def find(self, chat: Chat, text: str, wanted: Sequence[int], marks: Sequence[Span] = ()) -> Turns:
@@ -89,7 +77,7 @@ class TurnFinder:
             wanted: the messages whose turns are looked for.
             marks: the spans that the template itself marks as the assistant's, if it does.
         """
-        one = _OneChat(self._render, self._frames, chat, text, self._end, self._token)
+        one = _OneChat(self._render, self._frames, chat, text, self._cuts)
         if not marks:
             return Turns({index: [span] for index, span in one.spans(wanted).items()}, one.located)
         every = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
@@ -110,11 +98,6 @@ def _shared_out(marks: Sequence[Span], turns: Mapping[int, Span]) -> dict[int, l
     return found
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted({text for text in texts if text}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
 @dataclass(frozen=True)
 class _Place:
     """A turn's parts in the text, and the nearest parts of other messages."""
@@ -133,18 +116,9 @@ class _Place:
 class _OneChat:
     """The search in one text."""
 
-    def __init__(
-        self,
-        render: Render,
-        frames: Frames,
-        chat: Chat,
-        text: str,
-        end: re.Pattern[str],
-        token: re.Pattern[str],
-    ) -> None:
-        self._render, self._frames = render, frames
+    def __init__(self, render: Render, frames: Frames, chat: Chat, text: str, cuts: Cuts) -> None:
+        self._render, self._frames, self._cuts = render, frames, cuts
         self._chat, self._text = chat, text
-        self._end, self._token = end, token
         self._key = (bool(chat.tools), repr(chat.template_kwargs) if chat.template_kwargs else "")
         self.located = self._locate()
         # Position and message of every part's ends, in the order of the text.
@@ -173,7 +147,7 @@ class _OneChat:
         """The span of the turn in message `index`; None if it is not found. Earlier turns end at `done`."""
         place = self._place(index)
         if place is None:
-            return self._by_placeholder(index, done)
+            return substituted(self._render, self._cuts, self._chat, self._text, index, done)
         start = self._start(index, place)
         return (start, self._stop(index, place))
 
@@ -189,13 +163,13 @@ class _OneChat:
         for position, message in self._ends:
             if message == index:
                 continue
-            if position <= start and message < index:
+            # A system's text may stand anywhere but inside of a turn.
+            moved = self._chat.messages[message]["role"] in ("system", "developer")
+            if position <= start and (message < index or moved):
                 before, message_before = position, message
-            elif position >= end and message > index:
-                after, message_after = position, message
-                break
-            elif self._chat.messages[message]["role"] not in ("system", "developer"):
-                # Parts of another message stand inside of this one.
+            elif position >= end and (message > index or moved):
+                after, message_after = min((after, message_after), (position, message))
+            else:
                 return None
         return _Place(start, end, before, message_before, after, message_after)
 
@@ -221,10 +195,10 @@ class _OneChat:
         common = min(common_prefix(between, prompt), len(between))
         if common == len(between):
             return place.start
-        common = self._uncut(between, prompt, common)
+        common = self._cuts.uncut(between, prompt, common)
         # Only what is past the point where the generation prompt begins is the assistant's.
         plain = self._tail(index, False)
-        opened = 0 if plain is None else self._uncut(prompt, plain, common_prefix(prompt, plain))
+        opened = 0 if plain is None else self._cuts.uncut(prompt, plain, common_prefix(prompt, plain))
         return place.before + common if common >= opened and plain is not None else place.start
 
     def _tail(self, upto: int, prompt: bool) -> str | None:
@@ -240,93 +214,24 @@ class _OneChat:
 
     def _stop(self, index: int, place: _Place) -> int:
         messages = self._chat.messages
-        if index == len(messages) - 1:
+        if index == len(messages) - 1 and place.after == len(self._text):
             return len(self._text)
         key = (self._key, _shape(messages[index]))
         known = self._frames.after.get(key)
         end = self._frames.match(known, self._text, place.end, place.after)
         if end is not None:
-            return self._with_end(place.end, end)
+            return self._cuts.with_end(self._text, place.end, end)
         closing = self._tail(index + 1, False) or ""
         if self._text.startswith(closing, place.end):
             self._frames.after[key] = closing.lstrip()
-            return self._with_end(place.end, place.end + len(closing))
+            return self._cuts.with_end(self._text, place.end, place.end + len(closing))
         rest = self._text[place.end : place.after]
-        found = self._end.search(rest) if index + 1 == place.message_after else None
+        found = self._cuts.end.search(rest) if index + 1 in (place.message_after, len(messages)) else None
         if found is not None:
             return place.end + found.end()
-        return self._with_end(place.end, place.end + self._uncut(rest, closing, common_prefix(rest, closing)))
-
-    def _with_end(self, start: int, stop: int) -> int:
-        """`stop`, or behind the end token that follows there (GLM's, which opens the next turn), if none was before."""
-        if self._end.search(self._text, start, stop):
-            return stop
-        found = self._end.match(self._text, stop)
-        return stop if found is None else found.end()
-
-    # --- by a placeholder -------------------------------------------------------------------------------
-
-    def _by_placeholder(self, index: int, done: int) -> Span | None:
-        """The span of a turn found by rendering another one in its place."""
-        messages = list(self._chat.messages)
-        messages[index] = placeholder(messages[index], 1 if "\ufde2" in self._text else 0)
-        try:
-            other = self._render(self._chat.with_messages(messages), False)
-        except DataError:
-            return None
-        place = difference(self._text, other)
-        if place is None:
-            return None
-        start = self._prompt_end(index, place, done)
-        if index == len(messages) - 1:
-            return start, len(self._text)
-        return start, self._closing_end(index, place, messages)
-
-    def _prompt_end(self, index: int, place: Span, done: int) -> int:
-        try:
-            prompt = self._render(self._chat.with_messages(self._chat.messages[:index]), True)
-            plain = self._render(self._chat.with_messages(self._chat.messages[:index]), False)
-        except DataError:
-            return place[0]
-        if self._text.startswith(prompt):
-            return len(prompt)
-        opened = self._uncut(prompt, plain, common_prefix(prompt, plain))
-        common = common_prefix(self._text[: place[0]], prompt)
-        if common < place[0]:
-            common = self._uncut(self._text, prompt, common)
-        if common > opened:
-            return common
-        # Earlier turns are shown otherwise than as a prompt: look for the generation prompt itself.
-        header = prompt[opened:]
-        found = self._text.rfind(header, done, place[0]) if header else -1
-        return found + len(header) if found >= 0 else place[0]
-
-    def _closing_end(self, index: int, place: Span, changed: Sequence[Message]) -> int:
-        """The end of what the template writes after a turn, whatever follows."""
-        try:
-            through = self._render(self._chat.with_messages(self._chat.messages[: index + 1]), False)
-            other = self._render(self._chat.with_messages(changed[: index + 1]), False)
-        except DataError:
-            return place[1]
-        inside = difference(through, other)
-        closing = "" if inside is None else through[inside[1] :]
-        rest = self._text[place[1] :]
-        return self._with_end(place[1], place[1] + self._uncut(rest, closing, common_prefix(rest, closing)))
-
-    def _uncut(self, one: str, other: str, at: int) -> int:
-        """`at`, or where a token or tag begins that it would cut in one of two texts that are the same up to there."""
-        if at in (len(one), len(other)) and at == min(len(one), len(other)):
-            texts = [one if len(one) > at else other]
-        else:
-            texts = [one, other]
-        low = max(0, at - _WINDOW)
-        for pattern in (self._token, _TAG):
-            for text in texts:
-                for match in pattern.finditer(text, low, at + _WINDOW):
-                    if match.start() < at < match.end():
-                        at = match.start()
-                        break
-        return at
+        return self._cuts.with_end(
+            self._text, place.end, place.end + self._cuts.uncut(rest, closing, common_prefix(rest, closing))
+        )
 
 
 def _plain(marked: str) -> str:

@@ -55,7 +55,7 @@ class RewardStage(PairStage):
     def examine(self) -> list[ConfigIssue]:
         from easydistill.models.scalar_head import scalar_issues
 
-        return scalar_issues(self._models)
+        return [*super().examine(), *scalar_issues(self._models)]
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "reward_model": self._reward.identity()}

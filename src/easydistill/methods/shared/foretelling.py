@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from easydistill.config.models import ModelsConfig
 from easydistill.data.messages import Chat, answer_message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.rendering import TemplateSettings
+from easydistill.models.reference import converted_directory, resolve
+from easydistill.models.student import student_references
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
@@ -56,13 +58,23 @@ class Foresight:
         return []
 
     def lines(self) -> list[str]:
-        """What a user would not expect, a line each."""
+        """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""
         try:
+            if "_renderer" not in vars(self) and not self._is_at_hand():
+                return []
             return [*self._refusals(), *self._missing(), *self._disagreement()]
         except EasyDistillError as error:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
             LOGGER.info("the rows were not looked at beforehand: %s", error)
             return []
+
+    def _is_at_hand(self) -> bool:
+        """Whether the student's files are on this machine, in a form that transformers loads."""
+        sources = [resolve(reference) for reference in student_references(self.models)]
+        return all(
+            source.path is not None and (not source.is_gguf or converted_directory(source).is_dir())
+            for source in sources
+        )
 
     @cached_property
     def _renderer(self) -> ChatRenderer:
@@ -95,7 +107,9 @@ class Foresight:
         refused = self._refused
         if not refused:
             return []
-        return [f"the chat template refuses {len(refused)} of {len(self._rows)} rows, the first one: {refused[0]}"]
+        return [
+            f"{len(refused)} of {len(self._rows)} rows cannot be rendered for training, the first one: {refused[0]}"
+        ]
 
     def _missing(self) -> list[str]:
         from easydistill.data.chat import count_kinds, tell
@@ -150,8 +164,3 @@ def _is_plain(chat: Chat) -> bool:
 def _issue(key: str, error: Exception) -> ConfigIssue:
     problem, _, hint = str(error).partition("\n    → ")
     return ConfigIssue("config", key, problem, hint)
-
-
-def as_chats(rows: Sequence[Any]) -> list[Chat]:
-    """The chats of rows."""
-    return [Chat.of(row) for row in rows]

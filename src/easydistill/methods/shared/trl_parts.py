@@ -29,7 +29,7 @@ class QuietTrainer:
 
 
 class PairsTrainer(QuietTrainer):
-    """For pairs that are tokenised already, with the template, mask and end token of `data/chat.py`.
+    """For pairs that are tokenised already, with the template, mask and end token of `data/chat`.
 
     Subclasses set `_pairs`, each with the length of its `longest` side, and `_config` before TRL's `__init__` runs.
     """
