@@ -71,9 +71,10 @@ class PairColumnsConfig(ColumnsConfig):
 class RowsConfig(Section):
     """The rows a job reads, and where it writes the ones it makes.
 
-    Rows may be the paper's `{"instruction": …, "output": …}`, `messages`, ShareGPT `conversations` or Alpaca rows. A
-    path of rows is a file of JSON, JSON Lines, CSV, Parquet or Arrow (text also as `.gz`, `.zst`, `.bz2`, `.xz`), a
-    folder of such files, a glob, a folder of `save_to_disk`, or a hub's `hf://owner/name?split=train`.
+    Rows may be the paper's `{"instruction": …, "output": …}`, `messages`, ShareGPT `conversations`, Alpaca and most
+    other public shapes; `columns` names what has other names. A path of rows is a file of JSON, JSON Lines, CSV,
+    Parquet or Arrow (text also as `.gz`, `.zst`, `.bz2`, `.xz`), a folder of such files, a glob, a folder of
+    `save_to_disk`, or a hub's `hf://owner/name?split=train`.
     """
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"instruction_path", "labeled_path", "max_rejected_share"})
@@ -114,7 +115,8 @@ class PairsConfig(Section):
     runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path", "max_rejected_share"})
 
     labeled_path: NonEmptyStr
-    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, at a path as `dataset.instruction_path` may be."""
+    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, or two answers and a verdict, scores, or labels,
+    at a path as `dataset.instruction_path` may be."""
     max_samples: PositiveInt | None = None
     """Use only this many rows, from the start."""
     max_rejected_share: Share = 0.05

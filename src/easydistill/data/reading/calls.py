@@ -105,7 +105,7 @@ def tools_of(value: Any, column: str = "tools") -> tuple[Tool, ...]:
     Raises:
         MalformedRow: it holds something else than tools.
     """
-    if isinstance(value, str) and not value.strip():
+    if isinstance(value, str) and value.strip() in ("", "null", "None"):
         return ()
     found = from_json_text(value)
     if not is_given(found):

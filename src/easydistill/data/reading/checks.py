@@ -28,11 +28,21 @@ def refuse_media(row: dict[str, Any], messages: list[Message]) -> None:
     raise MalformedRow(f"the row has `{name}`{mark}; {IMAGE_HINT}, or the column if the text does without it")
 
 
+def vote_of(row: dict[str, Any], name: str) -> bool | None:
+    """What a label says of a row's answer: good, bad, or, if it is the label of something else, nothing."""
+    value = row[name]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    # Numbers name classes of all sorts, except in rows that hold nothing but an answer and what it is worth.
+    return bool(value) if value in (0, 1) and {"prompt", "completion", name, "id"} >= row.keys() else None
+
+
 def refuse_bad(row: dict[str, Any]) -> None:
     """Refuse a row to imitate whose answer is marked as a bad one."""
     for name in keys.LABELS:
-        value = row.get(name)
-        if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
+        if row.get(name) is not None and vote_of(row, name) is False:
             raise MalformedRow(
                 f"`{name}` is false: its answer is a bad one, not one to imitate; read the file as pairs (jobs dpo and "
                 "reward_model), where a good and a bad answer to one prompt make a pair, or remove such rows"

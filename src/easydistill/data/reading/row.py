@@ -11,9 +11,16 @@ from typing import Any
 
 from easydistill.data.messages import Message, Tool, ToolCall
 from easydistill.data.reading import keys, several
-from easydistill.data.reading.answers import Answered, answer_of, final_answer
+from easydistill.data.reading.answers import Answered, answer_of, final_answer, is_thought
 from easydistill.data.reading.calls import parameters_of, tools_of, without_fillers
-from easydistill.data.reading.checks import MAPPING_HINT, check_chat, refuse_bad, refuse_lone_surrogates, refuse_media
+from easydistill.data.reading.checks import (
+    MAPPING_HINT,
+    check_chat,
+    refuse_bad,
+    refuse_lone_surrogates,
+    refuse_media,
+    vote_of,
+)
 from easydistill.data.reading.columns import under_known_names
 from easydistill.data.reading.prompts import prompt_of
 from easydistill.data.reading.turns import Turns, alternating, turns_of, with_system
@@ -91,7 +98,7 @@ def _drop_answer(chat: RowChat) -> None:
         chat.messages.pop()
     for name in keys.LABELS:
         # It said whether that answer was good.
-        if isinstance(chat.rest.get(name), bool):
+        if chat.rest.get(name) is not None and vote_of(chat.rest, name) is not None:
             del chat.rest[name]
 
 
@@ -212,9 +219,8 @@ def _answer_beside(row: dict[str, Any], with_answer: bool) -> Answered:
 
 def _thoughts_beside(row: dict[str, Any]) -> tuple[str, str | None]:
     for name in keys.THOUGHTS if not _THOUGHTS.isdisjoint(row) else ():
-        value = row.get(name)
-        if isinstance(value, str) and value.strip() and value.strip().lower() not in keys.FLAGS:
-            return value, name
+        if is_thought(name, row.get(name)):
+            return str(row[name]), name
     return "", None
 
 

@@ -38,7 +38,7 @@ _WORDS = {
 ROLES = {word: role for role, words in _WORDS.items() for word in words}
 """Words for roles, in lower case → ours."""
 _PLAIN_ROLES = ("system", "user", "assistant")
-_CALLING = frozenset({"function_call", "tool_call", "tool_calls", "function-call", "tool-call", "functioncall"})
+_CALLING = frozenset({"function_call", "tool_call", "tool_calls", "function_calls", "functioncall"})
 """Roles of the assistant's turns that are nothing but calls."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
 """Keys of thoughts, in a message and beside an answer; the first that holds text is read."""
@@ -134,7 +134,7 @@ def _role(item: dict[str, Any], column: str) -> tuple[str, bool]:
     key = next((name for name in ROLE_KEYS if item.get(name) is not None), None)
     given = item.get(key) if key is not None else None
     if isinstance(given, str):
-        word = given.strip().lower()
+        word = given.strip().lower().replace("-", "_").replace(" ", "_")
         if word in _CALLING:
             return "assistant", True
         if word in ROLES:

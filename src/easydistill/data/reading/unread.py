@@ -44,7 +44,7 @@ def _is_told(name: str, value: Any, text: str) -> bool:
     """Whether a field's value says nothing, or nothing that the chat does not say."""
     if isinstance(value, str):
         words = value.strip()
-        flag = name in keys.THOUGHTS and words.lower() in keys.FLAGS
+        flag = name in keys.THOUGHTS[1:] and words.lower() in keys.FLAGS
         return not words or flag or words in text
     # `true` marks a row as a good one, as all rows without the mark are taken to be.
     return (value is True and name in (*keys.LABELS, "train", "loss")) or (name == "weight" and value == 1)
