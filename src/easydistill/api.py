@@ -19,9 +19,11 @@ from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
+from easydistill.errors import ConfigError
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
+from easydistill.jobs._row_paths import row_path_issues
 
 if TYPE_CHECKING:
     from easydistill.migration import Migration
@@ -57,12 +59,25 @@ def load(config: Source, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 
 def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
-    """Check a config without network, models or data.
+    """Check a config without network and models. Of files of rows, names and first bytes are looked at; they may be
+    missing, as a config may be checked on another machine.
 
     Raises:
         ConfigError: lists every issue.
     """
-    return load(config, overrides).job
+    job = load(config, overrides).job
+    check_row_paths(job)
+    return job
+
+
+def check_row_paths(job: JobConfig) -> None:
+    """Look at a loaded config's paths of rows, as `validate` does.
+
+    Raises:
+        ConfigError: names that no reader knows, and files that are not what they say.
+    """
+    if issues := row_path_issues(job):
+        raise ConfigError(issues)
 
 
 def migrate(old: str | Path) -> Migration:

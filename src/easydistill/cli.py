@@ -184,6 +184,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     loaded = api.load(config, arguments.overrides)
     job = loaded.job
     _say(loaded.notes)
+    api.check_row_paths(job)
     stages = " → ".join(stage.name for stage in stages_of(job))
     print(f"{config}: valid ({job.job_type}: {stages})")
     return EXIT_OK

@@ -318,10 +318,16 @@ def test_values_that_json_lacks_become_ones_that_it_has(tmp_path: Path) -> None:
             "kind": pa.array(["x"]).dictionary_encode(),
             "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([number.bytes], pa.binary(16))),
             "vector": pa.array([[1.5, 2.5]], pa.list_(pa.float32(), 2)),
+            "view": pa.array([[{"at": day}]], pa.list_view(pa.struct([("at", pa.timestamp("s", "UTC"))]))),
+            "texts": pa.array([["a"]], pa.large_list(pa.string_view())),
+            "tensor": pa.ExtensionArray.from_storage(
+                pa.fixed_shape_tensor(pa.int64(), (2,)), pa.array([[1, 2]], pa.list_(pa.int64(), 2))
+            ),
         }
     )
-    pq.write_table(table, tmp_path / "r.parquet")
-    (row,) = rows_of(tmp_path / "r.parquet")
+    with pa.ipc.new_file(str(tmp_path / "r.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (row,) = rows_of(tmp_path / "r.arrow")
     assert row == {
         "day": "2024-05-01",
         "time": "2024-05-01T12:30:00+00:00",
@@ -336,6 +342,9 @@ def test_values_that_json_lacks_become_ones_that_it_has(tmp_path: Path) -> None:
         "kind": "x",
         "uuid": str(number),
         "vector": [1.5, 2.5],
+        "view": [{"at": "2024-05-01T12:30:00+00:00"}],
+        "texts": ["a"],
+        "tensor": [1, 2],
     }
     json.dumps(row, allow_nan=False)
 

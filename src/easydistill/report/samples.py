@@ -5,6 +5,7 @@ Files are read one row at a time and only the drawn rows stay in memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from bisect import insort
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET
+from easydistill.data.row_files import rows_of
 from easydistill.engine.stage import REJECTED
+from easydistill.errors import DataError
 from easydistill.report.document import Sample
 from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
 
@@ -140,15 +143,8 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         # A JSON array, as stages write it: one row a line.
         yield from json_lines(folder / LABELED_JSON, ",\n")
     elif (folder / LABELED_PARQUET).is_file():
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        try:
-            with parquet.ParquetFile(folder / LABELED_PARQUET) as file:
-                for batch in file.iter_batches(1024):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException):
-            return
+        with contextlib.suppress(DataError):
+            yield from rows_of(folder / LABELED_PARQUET)
 
 
 def _kept(row: dict[str, Any]) -> Sample:

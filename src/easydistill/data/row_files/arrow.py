@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.plain import plain_scalar
+from easydistill.data.plain import plain_json, plain_scalar
 from easydistill.errors import DataError
 
 _BATCH = 1024
@@ -114,14 +114,20 @@ def _reader(kind: Any, feature: Any) -> Read | None:
         return _struct_reader(kind, feature)
     if types.is_map(kind):
         return _map_reader(_reader(kind.item_type, None))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    lists = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view
+    if any(test(kind) for test in lists):
         return _list_reader(_reader(kind.value_type, _inner(feature)))
     if types.is_dictionary(kind):
         return _reader(kind.value_type, feature)
     plain = types.is_string, types.is_large_string, types.is_integer, types.is_boolean, types.is_float32
     if types.is_float64(kind) or any(test(kind) for test in plain):
         return None
-    return plain_scalar
+    return _plain
+
+
+def _plain(value: Any) -> Any:
+    """A value of a type that is not known here."""
+    return plain_json(value) if isinstance(value, list | dict | tuple) else plain_scalar(value)
 
 
 def _named(feature: Any) -> str | None:

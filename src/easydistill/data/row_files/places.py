@@ -41,6 +41,8 @@ _SPLITS = {
     "dev": "validation",
     "eval": "validation",
 }
+_SUFFIX = re.compile(r"\.[a-zA-Z]{2,8}\d?", re.ASCII)
+"""Of a file. What else stands behind a dot may belong to a folder's name: `rows.v2`."""
 _HUB = re.compile(r"hf:/{1,2}(?=[^/])")
 _REPOSITORY = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 HUB_SPELLING = "hf://owner/name?split=train&revision=…&config=…&data_files=…"
@@ -136,6 +138,19 @@ def place_of(where: str | Path) -> FilesPlace | HubPlace:
         raise PlaceError(name, "no such file", f"a file is named by its path, a hub's data set as {HUB_SPELLING}")
     here = f"paths are relative to the working directory, {Path.cwd().name}/"
     raise PlaceError(name, "no such file", here)
+
+
+def check_name(where: str) -> None:
+    """Refuse a name that can name no rows, whether or not it is there.
+
+    Raises:
+        PlaceError: a file's suffix is that of no format, or a hub's id is none. A folder may have any name.
+    """
+    path = Path(where)
+    if is_hub(where):
+        _hub_place(where)
+    elif _SUFFIX.fullmatch(path.suffix) and not path.is_dir() and not glob.has_magic(where):
+        _check_format(where, path)
 
 
 def _check_format(name: str, path: Path) -> None:
@@ -245,7 +260,9 @@ def _hub_place(name: str) -> HubPlace:
     from urllib.parse import parse_qsl
 
     rest, _, query = _HUB.sub("", name, count=1).partition("?")
-    rest, named = rest.strip("/").removeprefix("datasets/"), dict[str, str]()
+    rest, named = rest.strip("/"), dict[str, str]()
+    # Some of the oldest data sets have no owner.
+    owned, rest = not rest.startswith("datasets/"), rest.removeprefix("datasets/")
     files: list[str] = []
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key == "data_files":
@@ -259,7 +276,8 @@ def _hub_place(name: str) -> HubPlace:
     parts = repository.split("/")
     if not revision and len(parts) > 2:
         repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
-    if _REPOSITORY.fullmatch(repository) is None or (revision and "revision" in named):
+    known = _REPOSITORY.fullmatch(repository) is not None and ("/" in repository or not owned)
+    if not known or (revision and "revision" in named):
         raise PlaceError(name, "not the name of a hub's data set", f"it is {HUB_SPELLING}")
     revision = named.get("revision", revision)
     return HubPlace(
