@@ -14,8 +14,8 @@ from easydistill.data.reading import keys, several
 from easydistill.data.reading.answers import Answered, answer_of, final_answer, is_thought
 from easydistill.data.reading.calls import parameters_of, tools_of, without_fillers
 from easydistill.data.reading.checks import (
-    MAPPING_HINT,
     check_chat,
+    hint_of,
     refuse_bad,
     refuse_lone_surrogates,
     refuse_media,
@@ -61,7 +61,7 @@ def chats_of(
     Raises:
         MalformedRow: it has none of the known shapes, or cannot be read whole.
     """
-    row = _fields(row)
+    row = fields_of(row)
     hidden: dict[str, Any] = {}
     if columns:
         row, hidden = under_known_names(row, columns)
@@ -78,18 +78,27 @@ def chats_of(
             if labelled is False:
                 _drop_answer(chat)
             refuse_lone_surrogates(chat.messages)
-            check_chat(chat.messages, labelled=labelled is True)
+            check_chat(chat.messages, row, labelled=labelled is True)
             found.append(chat)
     return found
 
 
-def _fields(row: Any) -> dict[str, Any]:
+def fields_of(row: Any) -> dict[str, Any]:
+    """The fields of a row; a text is a prompt. Those of an object around a chat are fields like the others.
+
+    Raises:
+        MalformedRow: it has none.
+    """
     if isinstance(row, BrokenRow):
         raise MalformedRow(row.problem)
     if isinstance(row, str):
         return {"instruction": row}
     if not isinstance(row, dict):
         raise MalformedRow(f"a row is an object, not {type(row).__name__}")
+    for name in keys.WRAPPERS:
+        inner = row.get(name)
+        if isinstance(inner, dict) and as_turns(inner.get("messages")):
+            return {**inner, **{key: value for key, value in row.items() if key != name}}
     return row
 
 
@@ -111,13 +120,13 @@ def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> 
     Raises:
         MalformedRow: it has none of the known shapes.
     """
-    row = _fields(row)
+    row = fields_of(row)
     column = _chat_column(row)
     if column is None and _prompt_column(row) is None:
         lowered = {name.lower() if isinstance(name, str) else name: value for name, value in row.items()}
         if _chat_column(lowered) is None and _prompt_column(lowered) is None:
             raise MalformedRow(
-                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); {MAPPING_HINT}"
+                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); {hint_of(row)}"
             )
         row, column = lowered, _chat_column(lowered)
     if column is None:
