@@ -26,6 +26,8 @@ ANSWERS = ("output", "response", "completion", "generation", "generated_solution
 """An answer, whatever else stands beside it: the first of these."""
 CHAINS = ("solution", "answer", "targets", "target")
 """An answer where there is none of `ANSWERS` and no other family of them; `answer` beside a chain is the final one."""
+KEPT = frozenset(("solution", "generated_solution", "targets", "target"))
+"""Answers that stay in a row's other fields too: rewards and checks look for known answers there."""
 CALLS = ("tool_calls", "function_calls", "function_call", "answers")
 """Calls that are the answer of a row with a prompt."""
 THOUGHTS = (
