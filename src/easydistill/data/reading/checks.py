@@ -11,6 +11,10 @@ from easydistill.data.reading.parts import IMAGE_HINT
 from easydistill.data.reading.values import is_given
 from easydistill.data.row_files import MalformedRow, has_lone_surrogates
 
+PAIR_HINT = (
+    "it holds answers of which one is better: read the file as pairs (jobs dpo and reward_model), or name the one to "
+    'learn: dataset.columns: {"answer": …}'
+)
 MAPPING_HINT = 'if a column holds it under another name, say so: dataset.columns: {"prompt": …, "answer": …}'
 _PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 _MEDIA = frozenset(keys.MEDIA)
@@ -59,8 +63,17 @@ def refuse_lone_surrogates(messages: list[Message]) -> None:
             raise MalformedRow("its text contains half of a surrogate pair")
 
 
-def check_chat(messages: list[Message], *, labelled: bool) -> None:
-    """Refuse a chat without a prompt, and without an answer to learn where one is needed."""
+def hint_of(row: dict[str, Any]) -> str:
+    """What to do with a row that has no prompt, or no answer."""
+    return PAIR_HINT if any(row.get(name) is not None for name in keys.PAIRED) else MAPPING_HINT
+
+
+def check_chat(messages: list[Message], row: dict[str, Any], *, labelled: bool) -> None:
+    """Refuse a chat without a prompt, and without an answer to learn where one is needed.
+
+    Args:
+        row: the row that holds the chat.
+    """
     users = [message for message in messages if message["role"] == "user"]
     if not users:
         raise MalformedRow("there is no user message")
@@ -69,7 +82,7 @@ def check_chat(messages: list[Message], *, labelled: bool) -> None:
     if not labelled:
         return
     if messages[-1]["role"] != "assistant":
-        raise MalformedRow(f"there is no answer to train on; {MAPPING_HINT}")
+        raise MalformedRow(f"there is no answer to train on; {hint_of(row)}")
     if not says_something(messages[-1]):
         raise MalformedRow("the answer is empty: there is neither text nor a tool call")
     if not any(map(is_learned, messages)):

@@ -18,14 +18,17 @@ from easydistill.data.reading import keys
 from easydistill.data.reading.checks import refuse_lone_surrogates, vote_of
 from easydistill.data.reading.columns import under_known_names
 from easydistill.data.reading.prompts import dialogue
-from easydistill.data.reading.row import RowChat, chat_of, chats_of, drop_fillers, has_chat, whole
+from easydistill.data.reading.row import RowChat, chat_of, chats_of, drop_fillers, fields_of, has_chat, whole
 from easydistill.data.reading.turns import Turns, turns_of
 from easydistill.data.reading.values import as_turns, is_given, names_of
 from easydistill.data.reading.verdicts import Judged, Tie, judged
 from easydistill.data.row_files import BrokenRow, MalformedRow
 
 SIDES = ("chosen", "rejected")
-_NAMES = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"))
+_NAMES = (
+    *(("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages")),
+    *(("preferred_output", "non_preferred_output"), ("response_j", "response_k")),
+)
 _WORSE = ("rejected_response", "rejected_messages", "rejected")
 _KNOWN = ("generations", "responses", "completions", "beta", *keys.PAIRED, *keys.CHATS)
 """Fields that are not missed in a pair: other answers, and the chat of one of the two."""
@@ -63,6 +66,7 @@ def pair_of(row: Any, *, columns: Mapping[str, str] | None = None, from_arrow: b
         # Raises the more exact error.
         chat_of(row)
         raise MalformedRow("there is no `chosen` and `rejected`")
+    row = fields_of(row)
     if columns:
         row, _ = under_known_names(row, columns)
     found = _sides(row)
@@ -90,8 +94,19 @@ def pair_of(row: Any, *, columns: Mapping[str, str] | None = None, from_arrow: b
 def _sides(row: dict[str, Any]) -> Judged | Tie | None:
     for names in _NAMES:
         if all(row.get(name) is not None for name in names) and not isinstance(row[names[0]], int):
-            return Judged(row[names[0]], row[names[1]], frozenset(names), {})
+            chosen, thoughts = _with_thoughts(row, names[0])
+            rejected, others = _with_thoughts(row, names[1])
+            return Judged(chosen, rejected, frozenset((*names, *thoughts, *others)), {})
     return judged(row)
+
+
+def _with_thoughts(row: dict[str, Any], name: str) -> tuple[Any, list[str]]:
+    """An answer with the thoughts in the column beside it (`chosen_reasoning`), and that column."""
+    for thoughts in keys.THOUGHTS:
+        column = f"{name}_{thoughts}"
+        if isinstance(row[name], str) and isinstance(row.get(column), str) and row[column]:
+            return {"role": "assistant", "content": row[name], "reasoning_content": row[column]}, [column]
+    return row[name], []
 
 
 def _pair(row: dict[str, Any], found: Judged, from_arrow: bool) -> PairChat:

@@ -14,8 +14,8 @@ from easydistill.data.reading import keys, several
 from easydistill.data.reading.answers import Answered, answer_of, final_answer, is_thought
 from easydistill.data.reading.calls import parameters_of, tools_of, without_fillers
 from easydistill.data.reading.checks import (
-    MAPPING_HINT,
     check_chat,
+    hint_of,
     refuse_bad,
     refuse_lone_surrogates,
     refuse_media,
@@ -61,12 +61,13 @@ def chats_of(
     Raises:
         MalformedRow: it has none of the known shapes, or cannot be read whole.
     """
-    row = _fields(row)
+    row = fields_of(row)
     hidden: dict[str, Any] = {}
     if columns:
         row, hidden = under_known_names(row, columns)
     if labelled:
         refuse_bad(row)
+    row, known_only = _without_reference(row) if labelled is None else (row, {})
     found: list[RowChat] = []
     for one in several.prompts_of(row):
         answers = [(one, {})] if labelled is False else several.rows_of(one)
@@ -74,22 +75,41 @@ def chats_of(
             chat = chat_of(part, from_arrow=from_arrow, with_answer=labelled is not False)
             if hidden:
                 chat.unread |= unread_fields(hidden, set(), chat.messages)
-            chat.rest |= {name: value for name, value in known.items() if value is not None}
+            chat.rest |= known_only | {name: value for name, value in known.items() if value is not None}
             if labelled is False:
                 _drop_answer(chat)
             refuse_lone_surrogates(chat.messages)
-            check_chat(chat.messages, labelled=labelled is True)
+            check_chat(chat.messages, row, labelled=labelled is True)
             found.append(chat)
     return found
 
 
-def _fields(row: Any) -> dict[str, Any]:
+def _without_reference(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the row without a `solution`, which is the known answer of a problem where rows need not have one; it).
+
+    Beside a final `answer` it is a chain of thought, and so an answer.
+    """
+    if row.get("solution") is None or row.get("answer") is not None:
+        return row, {}
+    return {name: value for name, value in row.items() if name != "solution"}, {"solution": row["solution"]}
+
+
+def fields_of(row: Any) -> dict[str, Any]:
+    """The fields of a row; a text is a prompt. Those of an object around a chat are fields like the others.
+
+    Raises:
+        MalformedRow: it has none.
+    """
     if isinstance(row, BrokenRow):
         raise MalformedRow(row.problem)
     if isinstance(row, str):
         return {"instruction": row}
     if not isinstance(row, dict):
         raise MalformedRow(f"a row is an object, not {type(row).__name__}")
+    for name in keys.WRAPPERS:
+        inner = row.get(name)
+        if isinstance(inner, dict) and as_turns(inner.get("messages")):
+            return {**inner, **{key: value for key, value in row.items() if key != name}}
     return row
 
 
@@ -111,13 +131,13 @@ def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> 
     Raises:
         MalformedRow: it has none of the known shapes.
     """
-    row = _fields(row)
+    row = fields_of(row)
     column = _chat_column(row)
     if column is None and _prompt_column(row) is None:
         lowered = {name.lower() if isinstance(name, str) else name: value for name, value in row.items()}
         if _chat_column(lowered) is None and _prompt_column(lowered) is None:
             raise MalformedRow(
-                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); {MAPPING_HINT}"
+                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); {hint_of(row)}"
             )
         row, column = lowered, _chat_column(lowered)
     if column is None:
@@ -140,7 +160,7 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -
     rest = {
         str(name): value
         for name, value in row.items()
-        if value is not None and name not in used and name not in keys.CHAT_KEYS
+        if value is not None and name not in keys.CHAT_KEYS and (name not in used or name in keys.KEPT)
     }
     final = final_answer(row, used)
     if final is not None:
@@ -171,7 +191,8 @@ def has_chat(row: dict[str, Any]) -> bool:
 def _chat_column(row: dict[str, Any]) -> str | None:
     """The column that holds the chat. Those of the two usual names are reported where they hold none."""
     for name in ("messages", "conversations"):
-        if row.get(name) is not None:
+        # Where rows of two shapes share a file, Parquet may fill in an empty list.
+        if row.get(name) is not None and (is_given(row[name]) or _prompt_column(row) is None):
             return name
     for name in keys.CHATS:
         if _is_chat(row.get(name)):
