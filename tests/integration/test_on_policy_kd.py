@@ -331,6 +331,25 @@ def test_trls_divergence_is_the_one_that_is_documented(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_unused_answers_of_the_teacher_are_in_no_mean(objective: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Contract: with rollouts alone, N counts their tokens (TRL's GKD trainer counts the data set's answers)."""
+    found = []
+    for longer in (0, 40):
+        rows = [
+            PromptRow(row.id, row.prompt, (row.label[0], [*[9] * longer, *row.label[1]]))
+            for row in prompts(8)
+            if row.label
+        ]
+        trained = student(tokenizer)
+        outcome = train(
+            objective, trained, model(1), rows, tmp_path / str(longer), config(max_steps=2), rollout_share=1.0
+        )
+        found.append((outcome.final_loss, outcome.trained_tokens, weights(trained)))
+    assert found[0][:2] == found[1][:2]
+    assert_same_bits(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_split_into_micro_batches_does_not_change_the_step(objective: str, tokenizer: Any, tmp_path: Path) -> None:
     found = []
     for n, (size, accumulation) in enumerate([(8, 1), (2, 4), (1, 8)]):

@@ -12,12 +12,16 @@ import torch
 from tests.support.architectures import tiny_model as architecture
 
 from easydistill.config.models import ModelsConfig
+from easydistill.config.training import LoraConfig
 from easydistill.data.chat import ChatRenderer
 from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection, Sample
 from easydistill.errors import ConfigError, ModelError
 from easydistill.methods.dpo.rows import render_pairs
 from easydistill.methods.reward_model.rows import tokenise
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.adapters import with_adapters
+from easydistill.methods.shared.restored import trimmed_vocabulary
 from easydistill.methods.shared.rows import fitting_prompt, render_all
 from easydistill.models.limits import Limits, position_limit
 from easydistill.models.loading import with_padding
@@ -283,3 +287,54 @@ def test_weights_that_would_be_random_are_an_error(edited: Any) -> None:
     """save_pretrained drops a head that shares its storage with the embeddings, whatever the config says."""
     with pytest.raises(ModelError, match=r"lack lm_head\.weight, which would be random(.|\n)*tie_word_embeddings"):
         loaded(edited(config={"tie_word_embeddings": False}))
+
+
+# --- tied weights -----------------------------------------------------------------------------------------------
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(torch.arange(3, 11)[None]).logits
+    return found
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]], ids=str)
+def test_adapters_of_a_tied_student_are_merged_without_a_change(targets: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """peft would add the delta of a tied layer twice; the layers that may have adapters are not tied."""
+    pytest.importorskip("peft")
+    student = loaded(tiny_model)
+    assert student.model.get_output_embeddings().weight is student.model.get_input_embeddings().weight
+    adapted = with_adapters(student.model, TrainingConfig(lora=LoraConfig(r=2, target_modules=targets)))
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_" in name:
+                value.normal_(std=0.1)
+    before = logits(adapted)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(logits(merged), before, rtol=1e-4, atol=1e-5)
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]], ids=str)
+def test_adapters_on_tied_layers_are_refused(targets: list[str], tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.lora\.target_modules"):
+        with_adapters(loaded(tiny_model).model, TrainingConfig(lora=LoraConfig(r=2, target_modules=targets)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_student_is_saved_with_its_head(tied: bool, tiny_model: Path, tmp_path: Path) -> None:
+    """Contract with save_pretrained: also after its vocabulary was trimmed and restored, as on-policy training does."""
+    student = loaded(tiny_model)
+    model = student.model
+    if not tied:
+        # A head of its own; it must not share the embeddings' storage, or save_pretrained would drop it.
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone() * 1.5)
+    with trimmed_vocabulary(model, student.limits.tokens - 64 if student.limits.tokens else 0):
+        pass
+    model.save_pretrained(tmp_path / "saved")
+    student.tokenizer.save_pretrained(tmp_path / "saved")
+    again = loaded(tmp_path / "saved")
+    torch.testing.assert_close(logits(again.model), logits(model))
+    same = again.model.get_output_embeddings().weight is again.model.get_input_embeddings().weight
+    assert same == tied
