@@ -255,18 +255,7 @@ def verify_signals(
 
 def summary_lines(result: RunResult) -> list[str]:
     """A finished run in words: metrics before and after, time, where the files are."""
-    lines: list[str] = []
-    before, after = result.metrics.get("before"), result.metrics.get("after")
-    if before and after:
-        lines.append(f"{'held-out metric':<18}{'before':>10}{'after':>10}{'change':>10}")
-        for name in after:
-            old, new = before.get(name), after[name]
-            if old is None or new is None:
-                lines.append(f"{name:<18}{'n/a':>10}{'n/a':>10}")
-            else:
-                # A relative change between numbers of different sign means nothing.
-                change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
-                lines.append(f"{name:<18}{old:>10.4f}{new:>10.4f}{change:>10}")
+    lines = _metric_lines(result.metrics.get("before"), result.metrics.get("after"))
     stages = result.summary.get("stages", {})
     if stages:
         lines.append("time: " + ", ".join(f"{name} {duration(stage['seconds'])}" for name, stage in stages.items()))
@@ -284,4 +273,19 @@ def summary_lines(result: RunResult) -> list[str]:
         lines.append(f"student: {result.student}")
     lines += end_lines(result.run_directory)
     lines.append(f"report:  {result.report}")
+    return lines
+
+
+def _metric_lines(before: dict[str, float | None] | None, after: dict[str, float | None] | None) -> list[str]:
+    if not before or not after:
+        return []
+    lines = [f"{'held-out metric':<18}{'before':>10}{'after':>10}{'change':>10}"]
+    for name, new in after.items():
+        old = before.get(name)
+        if old is None or new is None:
+            lines.append(f"{name:<18}{'n/a':>10}{'n/a':>10}")
+        else:
+            # A relative change between numbers of different sign means nothing.
+            change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
+            lines.append(f"{name:<18}{old:>10.4f}{new:>10.4f}{change:>10}")
     return lines

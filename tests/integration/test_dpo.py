@@ -122,6 +122,38 @@ def test_losses_equal_a_calculation_by_hand(tiny_model: Path, tmp_path: Path, ki
     assert float(found.detach()) == pytest.approx(float(wanted), rel=2e-4, abs=1e-6)
 
 
+def test_what_the_model_does_not_write_is_not_learned(tiny_model: Path, tmp_path: Path) -> None:
+    """The results of tools inside an answer condition what follows, and count in no sum."""
+    rows = [
+        replace(row, unlearned=(frozenset(range(1, len(row.chosen) - 1)), frozenset({0} if n % 2 else ())))
+        for n, row in enumerate(pairs(4))
+    ]
+    trainer = trainer_of(tmp_path, tiny_model, rows, PreferenceConfig(beta=0.3))
+    policy, reference = moved(tiny_model)
+    trainer.model.load_state_dict({name: value.float() for name, value in policy.state_dict().items()})
+    trainer.model.train()
+    found = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[n] for n in range(4)]))
+
+    def learned(model: Any, row: PairRow, side: int) -> torch.Tensor:
+        answer = (row.chosen, row.rejected)[side]
+        ids = torch.tensor([row.prompt + answer])
+        logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].double()
+        each = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0]
+        return each[[at for at in range(len(answer)) if at not in row.unlearned[side]]].sum()
+
+    with torch.no_grad():
+        chosen, rejected, ref_chosen, ref_rejected = (
+            torch.stack([learned(model, row, side) for row in rows]) for model in (policy, reference) for side in (0, 1)
+        )
+    wanted = -F.logsigmoid(0.3 * (chosen - ref_chosen - rejected + ref_rejected)).mean()
+    assert float(found.detach()) == pytest.approx(float(wanted), rel=2e-4, abs=1e-6)
+    student = student_of(tiny_model)
+    student.model.load_state_dict({name: value.float() for name, value in policy.state_dict().items()})
+    scored = score_pairs(LocalScores(student.model, 0, 1 << 24), rows, StopSignal())
+    assert [score.chosen for score in scored] == pytest.approx(chosen.tolist(), rel=1e-4)
+    assert [score.rejected for score in scored] == pytest.approx(rejected.tolist(), rel=1e-4)
+
+
 def trained(folder: Path, model: Path, rows: list[PairRow], preference: PreferenceConfig, **training: Any) -> Any:
     folder.mkdir()
     student = student_of(model)

@@ -74,7 +74,10 @@ def test_pairs_are_written_reported_and_trained_on(server: ScriptedServer, tmp_p
     assert not rejected and len(pairs) > 4
     for pair in pairs:
         total = int(pair.prompt[0]["content"].split()[2]) + 2
-        assert f"\\boxed{{{total}}}" in pair.chosen["content"] and f"\\boxed{{{total + 1}}}" in pair.rejected["content"]
+        assert (
+            f"\\boxed{{{total}}}" in pair.chosen[0]["content"]
+            and f"\\boxed{{{total + 1}}}" in pair.rejected[0]["content"]
+        )
         expected = {"margin": 1.0, "chosen_by": "student", "rejected_by": "student", "method": "verifiable"}
         assert expected.items() <= pair.meta.items() and not {"gap", "_row"} & set(pair.meta)
     stage = stage_of(tmp_path)
@@ -85,7 +88,9 @@ def test_pairs_are_written_reported_and_trained_on(server: ScriptedServer, tmp_p
     page = page_of(tmp_path / "run")
     for text in ("Chosen", "Rejected", "Asking the student", "Chosen longer"):
         assert text in page.text, text
-    shown = [pair for pair in pairs if pair.chosen["content"] in page.text and pair.rejected["content"] in page.text]
+    shown = [
+        pair for pair in pairs if pair.chosen[0]["content"] in page.text and pair.rejected[0]["content"] in page.text
+    ]
     assert len(shown) >= 5
     assert '"role"' not in page.text, "chats are shown as text"
     assert "Teacher" not in page.text

@@ -204,7 +204,7 @@ def loaded_scores(folder: Path, heldout: int) -> list[tuple[float, float]]:
     _, pairs, _ = PairRows(dataset, HeldoutConfig(heldout=heldout)).read()
     assert len(pairs) == heldout
     rollouts = [
-        rollout(answer["content"], asked=pair.prompt[0]["content"])
+        rollout(answer[0]["content"], asked=pair.prompt[0]["content"])
         for pair in pairs
         for answer in (pair.chosen, pair.rejected)
     ]

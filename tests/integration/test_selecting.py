@@ -253,20 +253,20 @@ def test_candidates_that_all_failed_are_kept_with_their_reasons() -> None:
 def test_an_empty_file_is_reported_as_empty(suffix: str, empty: str) -> None:
     made = job("deduplicate", suffix=suffix)
     Path(f"rows.{suffix}").write_text(empty)
-    with pytest.raises(DataError, match=rf"rows.{suffix}: there are no rows in it"):
+    with pytest.raises((ConfigError, DataError), match=rf'rows.{suffix}"?: there are no rows in it'):
         easydistill.run(made, quiet=True)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"instruction_path": "rows.csv"}, ("dataset.instruction_path", "suffix", ".jsonl")),
+        ({"instruction_path": "rows.txt"}, ("dataset.instruction_path", "suffix", ".jsonl")),
         ({"instruction_path": "nowhere.json"}, ("dataset.instruction_path", "no such file")),
         ({"labeled_path": "chosen.txt"}, ("dataset.labeled_path", "suffix", ".jsonl")),
     ],
 )
 def test_paths_are_checked_before_anything_runs(change: dict[str, str], words: tuple[str, ...]) -> None:
-    Path("rows.csv").write_text("a,b\n")
+    Path("rows.txt").write_text("a,b\n")
     made = job("deduplicate")
     made["dataset"] |= change
     with pytest.raises(ConfigError) as caught:
@@ -311,3 +311,27 @@ def test_examples_select_as_many_rows_as_documented(
     elsewhere = [f"output_dir={tmp_path / 'run'}", f"dataset.labeled_path={tmp_path / 'chosen.json'}"]
     easydistill.run(ROOT / f"examples/synthesis/{kind}.json", elsewhere, quiet=True)
     assert len(json.loads((tmp_path / "chosen.json").read_text())) == accepted
+
+
+def test_what_is_not_read_is_said_once_and_stays_in_manifest_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chats = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}], "context": "Lost."}
+        for text in QUESTIONS
+    ]
+    Path("rows.json").write_text(json.dumps(chats))
+    described = {"job_type": "deduplicate", "output_dir": "run", "dataset": {"instruction_path": "rows.json"}}
+    assert easydistill.run(described).exit_code == EXIT_OK
+    notice = "rows.json: `context` is not read (in 6 of 6 rows)"
+    assert capsys.readouterr().err.count(notice) == 1
+    (stage,) = json.loads(Path("run/summary.json").read_text())["stages"].values()
+    assert stage["notices"][0].startswith(notice)
+    for name in ("report.md", "report.html"):
+        assert "is not read (in 6 of 6 rows)" in Path("run", name).read_text()
+    # Named, it is read; the stage runs again.
+    named = {**described, "dataset": {"instruction_path": "rows.json", "columns": {"prompt": "context"}}}
+    assert easydistill.run(named).exit_code in (EXIT_OK, EXIT_TOO_MANY_REJECTED)
+    (stage,) = json.loads(Path("run/summary.json").read_text())["stages"].values()
+    assert stage["status"] == "done" and stage["rows"]["left"] == 1

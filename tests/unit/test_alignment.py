@@ -25,7 +25,6 @@ from easydistill.signals.alignment import (
     align,
     merge_columns,
     shared_vocabulary,
-    sorted_probabilities,
     token_bytes,
 )
 
@@ -569,12 +568,3 @@ def test_real_vocabularies_keep_all_mass(student: str, teacher: str) -> None:
         # In single precision the mass that enters is itself 1 to a few 1e-6 only.
         mass = logprobs.double().exp().sum(1)
         assert (merged.double().exp().sum(1) + unmapped.double().exp() - mass).abs().max() < 1e-6
-
-
-def test_sorted_probabilities_descend_and_are_padded_with_zeros() -> None:
-    logprobs = drawn(4, 6, 0, dtype=torch.float64)
-    found = sorted_probabilities(logprobs, 9)
-    torch.testing.assert_close(found[:, :6], logprobs.exp().sort(dim=1, descending=True).values)
-    assert found[:, 6:].tolist() == [[0.0] * 3] * 4
-    torch.testing.assert_close(sorted_probabilities(logprobs, 2), found[:, :2])
-    assert sorted_probabilities(logprobs.bfloat16(), 2).dtype == torch.float32

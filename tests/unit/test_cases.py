@@ -9,6 +9,7 @@ same for preference rows.
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from easydistill.data.preferences import read_pairs
 from easydistill.data.reading import read_rows
 from easydistill.errors import DataError
 
-CASES = Path(__file__).parents[1] / "support" / "cases"
+ROOT = Path(__file__).parents[2]
+CASES = ROOT / "tests" / "support" / "cases"
 GOOD = {"instruction": "Say yes.", "output": "Yes."}
 GOOD_PAIR = {"prompt": "Say yes.", "chosen": "Yes.", "rejected": "No."}
 
@@ -132,6 +134,11 @@ def test_a_pair_is_read_whole_or_refused(case: dict[str, Any], tmp_path: Path) -
         assert len(pair.tools) == chat.get("tools", 0)
         assert pair.template_kwargs == chat.get("template_kwargs", {})
         assert chat.get("meta", {}).items() <= pair.meta.items()
+
+
+def test_the_table_of_the_documents_is_that_of_the_cases() -> None:
+    generated = runpy.run_path(str(ROOT / "docs/shapes.py"))["text"]()
+    assert (ROOT / "docs/shapes.md").read_text(encoding="utf-8") == generated, "run: python docs/shapes.py"
 
 
 @pytest.mark.parametrize("case", cases("pairs.jsonl"))

@@ -72,7 +72,7 @@ UNKNOWN_KEYS: dict[str, Case] = {
     "empty": ({"training": {"": 1}}, "training.", "no key ''", "remove it; the keys here"),
     "umlauts": ({"dataset.größe": 1}, "dataset.größe", "no key 'größe'", "remove it; the keys here"),
     "named like a union's member": ({"dataset.pruned": 1}, "dataset.pruned", "no key 'pruned'", "remove it"),
-    "named like a type": ({"dataset.int": 1}, "dataset.int", "no key 'int'", "remove it"),
+    "named like a type": ({"dataset.bool": 1}, "dataset.bool", "no key 'bool'", "remove it"),
     "with a bracket": ({"dataset.a[0]": 1}, "dataset.a[0]", "no key 'a[0]'", "remove it"),
     "path typo": ({"dataset.instruction_pth": "x"}, "dataset.instruction_pth", "no key", "'instruction_path'"),
     "path dashes": ({"dataset.instruction-path": "x"}, "dataset.instruction-path", "no key", "'instruction_path'"),

@@ -148,6 +148,36 @@ def test_pairs_without_a_difference_are_rejected(tokenizer: Any) -> None:
     assert rendered(tokenizer, "Because it is so. Yes.", "Because it is so. No.", until_they_differ + 1)[0]
 
 
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def test_an_answer_of_several_messages_is_learned_without_the_results_in_it(tokenizer: Any) -> None:
+    prompt = (
+        Message(role="user", content="Hi."),
+        Message(role="assistant", content="Hello."),
+        Message(role="user", content="2 + 2?"),
+    )
+    used = (
+        Message(role="assistant", content="Let me add."),
+        Message(role="tool", content="4"),
+        Message(role="assistant", content="Four."),
+    )
+    pair = Preference("p", prompt, used, (Message(role="assistant", content="Five."),))
+    renderer = ChatRenderer(tokenizer, frozenset(), CHATML)
+    (row,), _ = render_pairs(renderer, [pair], 999, "train")
+    assert tokenizer.decode(row.prompt).endswith("2 + 2?<|im_end|>\n<|im_start|>assistant\n")
+    text = tokenizer.decode(row.chosen)
+    assert text.startswith("Let me add.") and "tool\n4" in text and "Four." in text
+    learned = [token for at, token in enumerate(row.chosen) if at not in row.unlearned[0]]
+    assert "4" not in tokenizer.decode(learned) and "Let me add." in tokenizer.decode(learned)
+    assert "Four." in tokenizer.decode(learned) and not row.unlearned[1]
+    assert row.learned_tokens == (len(learned), len(row.rejected))
+    # Cut inside the result of the tool: what is left is as long as what is learned of it and what is not.
+    inside = len(row.prompt) + min(row.unlearned[0]) + 1
+    (cut,), _ = render_pairs(renderer, [pair], inside, "train")
+    assert cut.cut and cut.unlearned[0] == {len(cut.chosen) - 1}
+
+
 def test_reasoning_that_the_template_hides_is_no_difference(tokenizer: Any) -> None:
     answers = [
         (Message(role="assistant", content="3", reasoning_content=text),) for text in ("one and two", "who knows")
@@ -173,7 +203,7 @@ def test_answers_that_fit_exactly_are_not_cut(tokenizer: Any) -> None:
     [
         ({"loss_type": "exo_pair"}, "exo_pair divides by label_smoothing"),
         ({"label_smoothing": 0.1}, "no effect with sigmoid"),
-        ({"loss_type": "robust", "label_smoothing": 0.5}, "below 0.5"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 loss_weights and 2 losses"),
         ({"loss_type": ["sigmoid", "hinge"], "loss_weights": [0, 0]}, "every loss has weight 0"),
         ({"beta": 1e300}, "less than or equal to 10000"),

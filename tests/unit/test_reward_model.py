@@ -126,7 +126,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def pair(chosen: str = "Because.", rejected: str = "No.", **meta: Any) -> Preference:
-    sides = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
+    sides = [({"role": "assistant", "content": text},) for text in (chosen, rejected)]
     return Preference("x", ({"role": "user", "content": "Why?"},), *sides, meta=meta)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ the request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ from easydistill.contracts.teacher import (
     TeacherPlan,
     request_key,
 )
-from easydistill.data.formats import read_samples
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Chat, as_context
+from easydistill.data.reading import Reading, read_rows
 from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
 from easydistill.data.row_files.identity import hash_rows
-from easydistill.data.writing import paper_row, writable, write_paper_json, write_parquet
+from easydistill.data.writing import only_writable, paper_row, write_paper_json, write_parquet
 from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
@@ -68,6 +69,7 @@ class LabelStage:
         return {
             "instructions": hash_rows(self._dataset.instruction_path),
             "max_samples": self._dataset.max_samples,
+            **self._dataset.reading_identity(),
             "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
             "teacher": self._teacher.identity(),
             "labeled_path": self._dataset.labeled_path,
@@ -77,7 +79,7 @@ class LabelStage:
     def estimate(self, directory: Path) -> Estimate:
         from easydistill.asking.forecast import forecast_calls
 
-        samples, _ = self._read()
+        samples = self._read().samples
         identity = self._teacher.identity()
         requests = {self._key(identity, sample): self._asked(sample) for sample in samples}
         return Estimate(
@@ -89,20 +91,19 @@ class LabelStage:
         )
 
     def preview(self, limit: int) -> list[Previewed]:
-        samples, _ = self._read()
+        samples = self._read().samples
         sampling = self._inference.sampling()
         return [
             Previewed(self.name, "teacher", sample.id, self._asked(sample).messages, sampling)
             for sample in samples[:limit]
         ]
 
-    def _read(self) -> tuple[list[Sample], list[Rejection]]:
+    def _read(self) -> Reading:
         assert self._dataset.instruction_path is not None
-        path = self._dataset.instruction_path
-        samples, unreadable = read_samples(path, labelled=False, limit=self._dataset.max_samples)
+        path, columns = self._dataset.instruction_path, self._dataset.column_names
+        found = read_rows(path, labelled=False, limit=self._dataset.max_samples, columns=columns)
         # Before they are asked, not when the answers are written.
-        samples, unwritable = writable(samples, self.name)
-        return samples, unreadable + unwritable
+        return only_writable(found, self.name)
 
     def _asked(self, sample: Sample) -> Chat:
         """The prompt as it is sent."""
@@ -113,7 +114,9 @@ class LabelStage:
         return request_key(identity, self._inference.sampling(), self._asked(sample))
 
     def run(self, context: StageContext) -> StageResult:
-        samples, rejected = self._read()
+        found = self._read()
+        samples, rejected = found.samples, found.rejected
+        context.notice(found.notices)
         teacher = self._teacher.make(context)
         try:
             identity = teacher.identity()
@@ -132,7 +135,7 @@ class LabelStage:
 
     def _write(
         self,
-        samples: list[Sample],
+        samples: Sequence[Sample],
         rejected: list[Rejection],
         keys: dict[str, str],
         journal: Journal,

@@ -4,9 +4,69 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
-from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Share
+from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Share, Unfit
+
+
+class ColumnsConfig(Section):
+    """Names of a file's columns, by what they hold, for files whose names are not the usual ones.
+
+    A column inside an object is named with a dot, as in `extra_info.answer`. Columns of the same kind that are not
+    named here are then not looked at.
+    """
+
+    prompt: NonEmptyStr | None = None
+    """The prompt: a text or messages."""
+    messages: NonEmptyStr | None = None
+    """The whole chat as a list of messages, instead of `prompt`."""
+    input: NonEmptyStr | None = None
+    """A text that follows the prompt after an empty line."""
+    context: NonEmptyStr | None = None
+    """A text that the prompt is about; it follows the prompt, before `input`."""
+    system: NonEmptyStr | None = None
+    """The system prompt."""
+    history: NonEmptyStr | None = None
+    """Earlier turns: pairs of texts, or messages."""
+    answer: NonEmptyStr | None = None
+    """The answer: a text, messages, or a list of several answers."""
+    thoughts: NonEmptyStr | None = None
+    """The thoughts before the answer."""
+    final_answer: NonEmptyStr | None = None
+    """The known final answer, for verification."""
+    tools: NonEmptyStr | None = None
+    """The tools that the assistant may call, as a list or as JSON text."""
+    template_kwargs: NonEmptyStr | None = None
+    """The row's own variables of the chat template."""
+    images: NonEmptyStr | None = None
+    """Images. Rows that have some are refused."""
+    label: NonEmptyStr | None = None
+    """Whether the answer is a good one, as in data for KTO."""
+
+    @model_validator(mode="after")
+    def _is_clear(self) -> ColumnsConfig:
+        names = self.names()
+        if self.prompt is not None and self.messages is not None:
+            raise Unfit("both prompt and messages are named", "messages is the whole chat: name one of them")
+        for held, column in names.items():
+            other = next((first for first, name in names.items() if name == column), held)
+            if other != held:
+                raise Unfit(f"{other} and {held} name the same column, {column!r}", "name another column")
+        return self
+
+    def names(self) -> dict[str, str]:
+        """The columns that are named, by what they hold."""
+        return {held: column for held in type(self).model_fields if (column := getattr(self, held)) is not None}
+
+
+class PairColumnsConfig(ColumnsConfig):
+    """Names of the columns of a file of preference pairs, by what they hold."""
+
+    chosen: NonEmptyStr | None = None
+    """The better answer: a text or messages."""
+    rejected: NonEmptyStr | None = None
+    """The worse answer: a text or messages."""
+
 
 RESERVED = frozenset(
     {
@@ -36,9 +96,10 @@ TemplateVariables = Annotated[dict[str, Any], AfterValidator(_free)]
 class RowsConfig(Section):
     """The rows a job reads, and where it writes the ones it makes.
 
-    Rows may be the paper's `{"instruction": …, "output": …}`, `messages`, ShareGPT `conversations` or Alpaca rows. A
-    path of rows is a file of JSON, JSON Lines, CSV, Parquet or Arrow (text also as `.gz`, `.zst`, `.bz2`, `.xz`), a
-    folder of such files, a glob, a folder of `save_to_disk`, or a hub's `hf://owner/name?split=train`.
+    Rows may be the paper's `{"instruction": …, "output": …}`, `messages`, ShareGPT `conversations`, Alpaca and most
+    other public shapes; `columns` names what has other names. A path of rows is a file of JSON, JSON Lines, CSV,
+    Parquet or Arrow (text also as `.gz`, `.zst`, `.bz2`, `.xz`), a folder of such files, a glob, a folder of
+    `save_to_disk`, or a hub's `hf://owner/name?split=train`.
     """
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"instruction_path", "labeled_path", "max_rejected_share"})
@@ -51,6 +112,17 @@ class RowsConfig(Section):
     """Use only this many rows, from the start."""
     max_rejected_share: Share = 0.05
     """If more than this share of all rows is rejected, the run ends with exit code 3."""
+    columns: ColumnsConfig | None = None
+    """Names of the columns, if they are not among those that are known."""
+
+    @property
+    def column_names(self) -> dict[str, str]:
+        """The columns that are named, by what they hold."""
+        return {} if self.columns is None else self.columns.names()
+
+    def reading_identity(self) -> dict[str, Any]:
+        """What decides how a file is read, for fingerprints; nothing at the defaults."""
+        return {"columns": self.column_names} if self.column_names else {}
 
 
 class DatasetConfig(RowsConfig):
@@ -73,7 +145,8 @@ class PairsConfig(Section):
     runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path", "max_rejected_share"})
 
     labeled_path: NonEmptyStr
-    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, at a path as `dataset.instruction_path` may be."""
+    """Preference pairs: rows with `prompt`, `chosen` and `rejected`, or two answers and a verdict, scores, or labels,
+    at a path as `dataset.instruction_path` may be."""
     max_samples: PositiveInt | None = None
     """Use only this many rows, from the start."""
     max_rejected_share: Share = 0.05
@@ -87,6 +160,17 @@ class PairsConfig(Section):
     them out, by default the template shows them or not."""
     seed: Seed = 42
     """Seed for choosing the pairs held out for evaluation."""
+    columns: PairColumnsConfig | None = None
+    """Names of the columns, if they are not among those that are known."""
+
+    @property
+    def column_names(self) -> dict[str, str]:
+        """The columns that are named, by what they hold."""
+        return {} if self.columns is None else self.columns.names()
+
+    def reading_identity(self) -> dict[str, Any]:
+        """What decides how a file is read, for fingerprints; nothing at the defaults."""
+        return {"columns": self.column_names} if self.column_names else {}
 
 
 class SynthesisDatasetConfig(RowsConfig):

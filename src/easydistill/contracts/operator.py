@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from easydistill.config.base import NonEmptyStr, Section, Seed
 from easydistill.data.messages import HasChat, Message, Tool, ToolCall
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.spool import Rows
 from easydistill.errors import DataError
 from easydistill.registry import Contract
 
@@ -89,8 +90,8 @@ class UnfitRows(DataError):
 class Result:
     """Rows that passed every check, and rejected ones with the reason."""
 
-    accepted: list[Sample] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
+    accepted: Rows[Sample] = field(default_factory=list)
+    rejected: Rows[Rejection] = field(default_factory=list)
     entered: int = 0
     """Number of candidates, accepted and rejected together."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -100,8 +101,8 @@ class Result:
 
     def add(self, other: Result) -> None:
         """Add another result's rows; its facts are left to the caller."""
-        self.accepted += other.accepted
-        self.rejected += other.rejected
+        self.accepted.extend(other.accepted)
+        self.rejected.extend(other.rejected)
         self.entered += other.entered
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def batches_by_length(
@@ -29,3 +32,9 @@ def batches_by_length(
         else:
             batches.append([index])
     return batches
+
+
+def padded(rows: Sequence[Sequence[T]], fill: T) -> list[list[T]]:
+    """The rows with `fill` after them, as long as the longest; causal attention does not look there."""
+    width = max(map(len, rows))
+    return [[*row, *[fill] * (width - len(row))] for row in rows]

@@ -19,10 +19,6 @@ class RowCounts:
     left: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def rejected_total(self) -> int:
-        return sum(self.rejected.values())
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -42,6 +38,8 @@ class Manifest:
     started: str
     finished: str
     versions: dict[str, str]
+    notices: list[str] = field(default_factory=list)
+    """What the user should know of what the stage has read."""
 
     def write(self, directory: Path) -> None:
         write_json(directory / NAME, asdict(self))

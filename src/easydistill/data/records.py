@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -138,21 +138,21 @@ class Prompted(Protocol):
 Row = TypeVar("Row", bound=Prompted)
 
 
-def split_heldout(samples: list[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
+def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into (train, held out) by hash, so that the split does not depend on their order.
 
     Rows with the same prompt stay on one side. At least one prompt always stays in training.
     """
-    by_prompt: dict[str, list[Row]] = {}
-    for sample in samples:
-        by_prompt.setdefault(sample.prompt_hash, []).append(sample)
-    order = sorted(by_prompt, key=lambda prompt: draw_key(seed, prompt))
+    prompts = [sample.prompt_hash for sample in samples]
+    rows_of = Counter(prompts)
     held: set[str] = set()
     count = 0
-    for prompt in order[:-1]:
+    for prompt in sorted(rows_of, key=lambda prompt: draw_key(seed, prompt))[:-1]:
         if count >= heldout:
             break
         held.add(prompt)
-        count += len(by_prompt[prompt])
-    train = [sample for sample in samples if sample.prompt_hash not in held]
-    return train, [sample for sample in samples if sample.prompt_hash in held]
+        count += rows_of[prompt]
+    train, out = list[Row](), list[Row]()
+    for sample, prompt in zip(samples, prompts, strict=True):
+        (out if prompt in held else train).append(sample)
+    return train, out

@@ -47,6 +47,7 @@ class Runner:
         self._reporter = reporter
         self._redactor = redactor
         self._stop = stop
+        self._said: set[str] = set()
 
     @classmethod
     def silent(cls, run: RunDirectory) -> Runner:
@@ -178,6 +179,7 @@ class Runner:
                 stop=self._stop,
                 reporter=self._reporter,
                 redactor=self._redactor,
+                said=self._said,
                 started=self._run.started,
             )
             result = stage.run(context)
@@ -198,9 +200,12 @@ class Runner:
             started=started.isoformat(timespec="seconds"),
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions=package_versions(),
+            notices=list(context.notices),
         )
         manifest.write(directory)
         (directory / TIME_SPENT).unlink(missing_ok=True)
+        for notice in context.notices:
+            LOGGER.info("stage %s: %s", stage.name, notice)
         LOGGER.info("stage %s done in %s", stage.name, duration(watch.total))
         return manifest
 

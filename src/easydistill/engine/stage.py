@@ -48,6 +48,19 @@ class StageContext:
     redactor: Redactor
     started: datetime.datetime | None = None
     """When the run was first started: the date that chat templates write."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know of what the stage reads; the manifest and the report show it."""
+    said: set[str] = field(default_factory=set)
+    """Notices of the whole run: stages that read the same file say them once."""
+
+    def notice(self, notices: Iterable[str]) -> None:
+        """Say what the user should know, and record it."""
+        for text in notices:
+            if text not in self.notices:
+                self.notices.append(text)
+            if text not in self.said:
+                self.said.add(text)
+                self.reporter.say(f"  note: {text}")
 
     def keep_rejected(self, rejected: Iterable[Rejection]) -> None:
         """Write the rejected rows now, so that they are on disk even if the stage fails."""

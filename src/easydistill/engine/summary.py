@@ -71,6 +71,7 @@ def _stage(record: StageRecord) -> dict[str, Any]:
         },
         "tokens": manifest.tokens,
         "metrics": manifest.metrics,
+        **({"notices": manifest.notices} if manifest.notices else {}),
     }
 
 

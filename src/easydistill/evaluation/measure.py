@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from easydistill.contracts.metric import MetricConfig, TokenObserver, TokenRows, make_metric
-from easydistill.data.batches import batches_by_length
+from easydistill.data.batches import batches_by_length, padded
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
@@ -88,7 +88,8 @@ def _slices(
 ) -> Iterator[TokenRows]:
     """Slices of the answer tokens of a batch (indices of rows), none larger than `SLICE_BYTES` of float32 logits."""
     on = student.model.device
-    ids_BT, mask_BT = (padded.to(on) for padded in _padded([rows[index] for index in batch], pad))
+    ids_BT = torch.tensor(padded([rows[index][0] for index in batch], pad), device=on)
+    mask_BT = torch.tensor(padded([rows[index][1] for index in batch], False), device=on)
     # Row t predicts token t+1; the kept tokens are those that are predicted.
     keep_BT = mask_BT[:, 1:]
     target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
@@ -107,14 +108,6 @@ def _slices(
             same = shared == logits_NV.shape[1]
             shared_NV = full_NV if same else logits_NV[:, :shared].log_softmax(-1)
         yield TokenRows(target_N[part], full_NV, shared_NV, teacher_NV, row_N[part], column_N[part], position_N[part])
-
-
-def _padded(batch: Sequence[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and masks of a batch; padding is on the right, where causal attention does not look."""
-    width = max(len(ids) for ids, _ in batch)
-    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
-    mask_BT = torch.tensor([[*mask, *[False] * (width - len(mask))] for _, mask in batch])
-    return ids_BT, mask_BT
 
 
 def positions(mask_BT: Tensor) -> Tensor:

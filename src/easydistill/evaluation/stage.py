@@ -30,6 +30,7 @@ from easydistill.methods.shared.rendering import student_renderer, template_iden
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.student import student_identity, student_references
 
@@ -126,7 +127,10 @@ class EvaluateStage:
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
         renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context)
-        rendered, rejected = render_all(renderer, samples, self._max_length, self.name)
+        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
+        # A student made by other layers or a later stage has the same positions and tokens.
+        limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
+        rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
         heldout = _Heldout(
             [sample for sample, _ in rendered],
             [row for _, row in rendered],
@@ -136,7 +140,6 @@ class EvaluateStage:
             write_json(context.directory / METRICS_FILE, {})
             notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
-        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
         with context.reporter.task("Evaluating", passes) as task:
             measure = _Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from easydistill.config.inference import TransformersOptions
+from easydistill.asking.model import AskedModel
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.engine.checks import needs_extra
@@ -15,21 +15,27 @@ from easydistill.methods.shared.student import student_of_stage
 from easydistill.models.checks import student_issues
 from easydistill.models.size import student_parameters
 from easydistill.models.student import check_student, student_identity
+from easydistill.synthesis.config import StudentInferenceConfig
 
 
 def local_student(
-    models: ModelsConfig, inference: TransformersOptions, chats: TemplateSettings | None, trained: str | None
-) -> TeacherPlan:
-    """The plan by which a stage gets the student's answers, through transformers.
+    models: ModelsConfig,
+    settings: StudentInferenceConfig,
+    chats: TemplateSettings | None = None,
+    trained: str | None = None,
+) -> AskedModel:
+    """The student as a stage asks it, through transformers.
 
     Args:
         chats: the `dataset` section: its template replaces the student's own, and its variables are given to it.
         trained: the train stage that the student comes from; None for its initial state.
     """
-
+    settled = settings.local()
+    inference = settled
     if chats is not None:
+        # Not part of its sampling: `rendering` identifies them.
         given = {"template": chats.template, "chat_template_kwargs": dict(chats.template_kwargs or {})}
-        inference = inference.model_copy(update=given)
+        inference = settled.model_copy(update=given)
 
     def rendering() -> dict[str, Any]:
         return {} if chats is None else {name: value for name, value in template_identity(chats).items() if value}
@@ -62,4 +68,4 @@ def local_student(
         parameters = student_parameters(models)
         return None if parameters is None else parameters * (4 if inference.dtype == "float32" else 2)
 
-    return TeacherPlan(make, identity, preflight, memory_bytes)
+    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes), settled)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
+from easydistill.config.base import Unfit
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import SynthesisJob, synthesise
 from easydistill.synthesis.config import ChunksConfig
@@ -18,6 +21,12 @@ class Job(SynthesisJob):
     """Which job this is."""
     chunks: ChunksConfig = ChunksConfig()
     synthesis: instruction_response_extraction.Config = instruction_response_extraction.Config()
+
+    @model_validator(mode="after")
+    def _has_no_columns(self) -> Job:
+        if self.dataset.columns is not None:
+            raise Unfit("dataset.columns names the columns of rows, and this job reads texts", "remove it")
+        return self
 
 
 def plan(job: Job) -> list[Stage]:

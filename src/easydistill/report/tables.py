@@ -7,7 +7,7 @@ from easydistill.data.numbers import as_float
 from easydistill.engine.stage import kind_of
 from easydistill.report.collect import Facts, RejectedReason, StageFacts
 from easydistill.report.document import Cell, Column, Row, Step, Table, row
-from easydistill.report.figures import count, plural, time_of
+from easydistill.report.figures import or_missing, plural, time_of
 from easydistill.report.values import as_int
 
 _NAMES = {"label": "Answered by the teacher"}
@@ -90,7 +90,7 @@ def stage_table(facts: Facts) -> Table:
 
 def _stage_row(stage: StageFacts, longest: float) -> Row:
     state = _STATES.get(stage.status, stage.status)
-    rows = "" if stage.entered is None else f"{count(stage.entered)} → {count(stage.left)}"
+    rows = "" if stage.entered is None else f"{or_missing(stage.entered)} → {or_missing(stage.left)}"
     tokens = tuple(f"{tokens:,} {kind}" for kind, tokens in stage.tokens.items())
     return row(
         stage.name,

@@ -35,11 +35,17 @@ def as_counts(value: Any) -> dict[str, int]:
     return {name: count for name, count in counts if count is not None}
 
 
+def as_texts(value: Any) -> tuple[str, ...]:
+    """The texts of a list."""
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "str": as_text,
     "int | None": as_int,
     "float | None": as_float,
     "dict[str, int]": as_counts,
+    "tuple[str, ...]": as_texts,
     "dict[str, Any]": as_dict,
     "Any": lambda value: value,
 }

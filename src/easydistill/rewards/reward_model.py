@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from easydistill.contracts.reward import UNJUDGED, AnyFloat, Reward, RewardContext, Rollout
-from easydistill.data.batches import batches_by_length
+from easydistill.data.batches import batches_by_length, padded
 from easydistill.data.messages import Chat, answer_message
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
@@ -92,10 +92,9 @@ class _RewardModel:
     def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """The model's one number per row. The model itself reads the last token that is not padding."""
         torch = import_torch()
-        width = max(map(len, rows))
         pad = self._pad({ids[-1] for ids in rows if ids})
-        ids_BT = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in rows], device=self._device)
-        mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=self._device)
+        ids_BT = torch.tensor(padded(rows, pad), device=self._device)
+        mask_BT = torch.tensor(padded([[1] * len(ids) for ids in rows], 0), device=self._device)
         with torch.no_grad():
             logits_B1 = self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
         scores: list[float] = logits_B1[:, 0].float().tolist()

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.data.files import hash_file
-from easydistill.data.formats import read_samples
-from easydistill.data.records import Rejection, Sample
+from easydistill.data.reading import Reading, read_rows
+from easydistill.data.records import Sample
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.checks import unreadable_rows
 from easydistill.errors import ConfigIssue
@@ -31,8 +31,8 @@ class RowSource(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Changes whenever the rows do."""
 
-    def read(self) -> tuple[list[Sample], list[Rejection]]:
-        """The rows, and rejections of those that could not be read."""
+    def read(self) -> Reading:
+        """The rows, rejections of those that could not be read, and what is not read of them."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,15 @@ class FileSource:
         return unreadable_rows("dataset.instruction_path", self.dataset.instruction_path)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"file": hash_rows(self.dataset.instruction_path), "max_samples": self.dataset.max_samples}
+        return {
+            "file": hash_rows(self.dataset.instruction_path),
+            "max_samples": self.dataset.max_samples,
+            **self.dataset.reading_identity(),
+        }
 
-    def read(self) -> tuple[list[Sample], list[Rejection]]:
-        return read_samples(self.dataset.instruction_path, labelled=self.labelled, limit=self.dataset.max_samples)
+    def read(self) -> Reading:
+        path, columns = self.dataset.instruction_path, self.dataset.column_names
+        return read_rows(path, labelled=self.labelled, limit=self.dataset.max_samples, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class TextSource:
             digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
         return {"texts": digest.hexdigest(), "chunks": self.chunks.identity(), "max_samples": self.dataset.max_samples}
 
-    def read(self) -> tuple[list[Sample], list[Rejection]]:
+    def read(self) -> Reading:
         from easydistill.data.chunks import chunks
         from easydistill.data.documents import read_documents
 
@@ -99,4 +104,4 @@ class TextSource:
             for document in documents
             for chunk in chunks(document.text, config.tokens_min, config.tokens_max, config.overlap)
         ]
-        return rows[: self.dataset.max_samples], rejected
+        return Reading(rows[: self.dataset.max_samples], rejected)

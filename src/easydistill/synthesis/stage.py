@@ -28,13 +28,15 @@ from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
 from easydistill.data.files import replacing
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
+from easydistill.data.reading import Reading
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
+from easydistill.data.spool import like
 from easydistill.data.writing import (
     as_preference,
+    only_writable,
     pair_row,
     paper_row,
-    writable,
     write_pairs_json,
     write_pairs_parquet,
     write_paper_json,
@@ -102,10 +104,9 @@ class SynthesiseStage:
             "labeled_path": self._labeled_path,
         }
 
-    def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
+    def first_questions(self, limit: int | None = None) -> tuple[Sequence[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
-        rows, _ = self._read()
-        rows = rows[:limit]
+        rows = self._read().samples[:limit]
         steps = self._steps(rows)
         try:
             return rows, next(steps)
@@ -152,15 +153,14 @@ class SynthesiseStage:
         )
 
     def run(self, context: StageContext) -> StageResult:
-        rows, unreadable = self._read()
-        return self._finish(rows, unreadable, self._steps(rows), context)
+        found = self._read()
+        context.notice(found.notices)
+        return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
-    def _read(self) -> tuple[list[Sample], list[Rejection]]:
+    def _read(self) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
-        rows, unreadable = self._source.read()
         # Before models are asked, not when the result is written.
-        rows, unwritable = writable(rows, self.name)
-        return rows, unreadable + unwritable
+        return only_writable(self._source.read(), self.name)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
@@ -174,7 +174,11 @@ class SynthesiseStage:
                 raise DataError(f"{self._source.where}: {problem}") from None
             finally:
                 asker.close()
-        result.rejected = unreadable + result.rejected
+        if unreadable:
+            rejected = like(result.rejected)
+            rejected.extend(unreadable)
+            rejected.extend(result.rejected)
+            result.rejected = rejected
         result.entered += len(unreadable)
         if not result.accepted:
             write_rejected(context, result.rejected)
@@ -182,7 +186,7 @@ class SynthesiseStage:
             raise DataError(f"{self._source.where}: {_nothing_left(self._operator, result)}\n    → {reasons}")
         return self._write(rows, result, asker, context)
 
-    def _steps(self, rows: list[Sample]) -> Any:
+    def _steps(self, rows: Sequence[Sample]) -> Any:
         tools = Tools(self._config, self._module) if isinstance(self._config, OperatorConfig) else None
         return self._module.run(self._config, rows, tools)
 
@@ -214,7 +218,7 @@ class SynthesiseStage:
             metrics=metrics,
         )
 
-    def _one_per_prompt(self, rows: list[Sample]) -> list[Sample]:
+    def _one_per_prompt(self, rows: Sequence[Sample]) -> Sequence[Sample]:
         """The rows; if they are pairs, only the first of each prompt."""
         return list({row.prompt_hash: row for row in reversed(rows)}.values())[::-1] if self._pairs else rows
 

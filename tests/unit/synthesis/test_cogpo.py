@@ -83,7 +83,7 @@ def test_a_suitable_chain_makes_large_gaps_and_an_sft_row() -> None:
     result = made(world, [problem(1)])
     assert [(pair.meta["gap"], pair.meta["beta"]) for pair in result.accepted] == [("large", 0.5)] * 2
     pair = as_preference(result.accepted[0])
-    assert pair.chosen["content"] == "1 plus 2. #### 3" and pair.rejected["content"] == "I guess it is \\boxed{4}"
+    assert pair.chosen[0]["content"] == "1 plus 2. #### 3" and pair.rejected[0]["content"] == "I guess it is \\boxed{4}"
     assert pair.meta["source"] == "p1" and (pair.meta["chosen_by"], pair.meta["rejected_by"]) == ("teacher", "student")
     assert pair.prompt == problem(1).prompt, "pairs are answers to the problem itself"
     assert [found.answer for found in result.also["sft"]] == ["1 plus 2. #### 3"]
@@ -425,7 +425,7 @@ def test_separate_reasoning_is_rewritten_and_the_answer_kept() -> None:
 def test_rows_keep_their_fields_except_those_of_pairs() -> None:
     result = made(World(), [problem(1, topic="sums", chosen="?", beta=9)])
     assert result.accepted[0].meta["topic"] == "sums" and result.accepted[0].meta["beta"] == 0.5
-    assert as_preference(result.accepted[0]).chosen["content"] == "1 plus 2. #### 3"
+    assert as_preference(result.accepted[0]).chosen[0]["content"] == "1 plus 2. #### 3"
 
 
 def test_betas_are_configured_and_lengths_must_change() -> None:

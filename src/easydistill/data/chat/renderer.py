@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from easydistill.config.dataset import RESERVED
-from easydistill.data.chat.masks import Pieces
+from easydistill.data.chat.masks import Masked, Pieces
 from easydistill.data.chat.shown import TURN, Missing, missing_parts, refusal
 from easydistill.data.chat.spelling import Spelling, calling_spelling, plain_spelling
 from easydistill.data.chat.templates import CLOCK, Clock, Span, Template, named_templates
@@ -53,6 +55,13 @@ class _Shown:
     spans: list[Span]
     lost_turns: int = 0
     missing: tuple[Missing, ...] = ()
+
+    def row(self, masked: Masked, max_length: int | None) -> Rendered:
+        """The tokenised chat, cut off at `max_length`."""
+        ids, mask = masked
+        if max_length is not None and len(ids) > max_length:
+            return Rendered(ids[:max_length], mask[:max_length], True, self.lost_turns, self.missing)
+        return Rendered(ids, mask, False, self.lost_turns, self.missing)
 
 
 class ChatRenderer:
@@ -210,7 +219,7 @@ class ChatRenderer:
             DataError: the template refuses the chat, does not show the final answer, or not the calls of an answer
                 that is learned.
         """
-        (found,) = self.render_many([chat], max_length)
+        (found,) = self._tokenised([self._attempt(chat)], max_length)
         if isinstance(found, DataError):
             raise found
         return found
@@ -218,33 +227,31 @@ class ChatRenderer:
     def render_many(
         self, chats: Iterable[HasChat | Sequence[Message]], max_length: int | None = None
     ) -> Iterator[Rendered | DataError]:
-        """`render` of many chats, in their order; the error of a chat stands in its place."""
-        batch: list[_Shown | DataError] = []
-        for chat in chats:
-            try:
-                batch.append(self._shown(self._prepared(chat)))
-            except DataError as error:
-                batch.append(error)
-            if len(batch) == _BATCH:
-                yield from self._tokenised(batch, max_length)
-                batch = []
-        yield from self._tokenised(batch, max_length)
+        """`render` of many chats, in their order; the error of a chat stands in its place.
 
-    def _tokenised(self, batch: list[_Shown | DataError], max_length: int | None) -> Iterator[Rendered | DataError]:
+        One batch is tokenised, which holds no lock of Python's, while the template renders the next one. Whenever a row
+        is given out, the tokenizer is free.
+        """
+        remaining = iter(chats)
+        with ThreadPoolExecutor(1) as pool:
+            pending: Future[list[Rendered | DataError]] | None = None
+            while batch := list(islice(remaining, _BATCH)):
+                shown = [self._attempt(chat) for chat in batch]
+                if pending is not None:
+                    yield from pending.result()
+                pending = pool.submit(self._tokenised, shown, max_length)
+            if pending is not None:
+                yield from pending.result()
+
+    def _attempt(self, chat: HasChat | Sequence[Message]) -> _Shown | DataError:
+        try:
+            return self._shown(self._prepared(chat))
+        except DataError as error:
+            return error
+
+    def _tokenised(self, batch: Sequence[_Shown | DataError], max_length: int | None) -> list[Rendered | DataError]:
         masked = self._pieces.masked([(one.text, one.spans) for one in batch if isinstance(one, _Shown)])
-        for one in batch:
-            if isinstance(one, DataError):
-                yield one
-                continue
-            ids, mask = next(masked)
-            cut = max_length is not None and len(ids) > max_length
-            yield Rendered(
-                ids[:max_length] if cut else ids,
-                mask[:max_length] if cut else mask,
-                cut,
-                one.lost_turns,
-                one.missing,
-            )
+        return [one if isinstance(one, DataError) else one.row(next(masked), max_length) for one in batch]
 
     def missing(self, chat: HasChat | Sequence[Message]) -> list[Missing]:
         """What the template does not show of a chat.

@@ -48,9 +48,23 @@ class Frames:
 
     def __init__(self) -> None:
         self.before: dict[Hashable, str] = {}
-        """From a part's end through the generation prompt."""
+        """From a part's end through the generation prompt, less white space at the start, which may be the part's."""
         self.after: dict[Hashable, str] = {}
-        """From a turn's last part to its end."""
+        """From a turn's last part to its end, the same."""
+
+    @staticmethod
+    def match(known: str | None, text: str, start: int, before: int) -> int | None:
+        """Where a frame ends that stands in `text` from `start`, white space aside; None if it does not."""
+        if not known:
+            return None
+        # Rows whose contents end with white space are rare.
+        at = start
+        while not text.startswith(known, at):
+            if at >= len(text) or not text[at].isspace():
+                return None
+            at += 1
+        end = at + len(known)
+        return end if end <= before else None
 
 
 class TurnFinder:
@@ -190,12 +204,13 @@ class _OneChat:
         between = self._chat.messages[max(place.message_before, 0) : index]
         key = (self._key, place.message_before < 0, tuple(_shape(message) for message in between))
         known = self._frames.before.get(key)
-        if known is not None and self._text.startswith(known, place.before):
-            return place.before + len(known)
+        end = self._frames.match(known, self._text, place.before, len(self._text))
+        if end is not None:
+            return end
         prompt = self._tail(index, True)
         if prompt is None:
             return place.start
-        self._frames.before[key] = prompt
+        self._frames.before[key] = prompt.lstrip()
         return self._after_prompt(index, place, prompt)
 
     def _after_prompt(self, index: int, place: _Place, prompt: str) -> int:
@@ -229,11 +244,12 @@ class _OneChat:
             return len(self._text)
         key = (self._key, _shape(messages[index]))
         known = self._frames.after.get(key)
-        if known is not None and self._text.startswith(known, place.end) and place.end + len(known) <= place.after:
-            return self._with_end(place.end, place.end + len(known))
+        end = self._frames.match(known, self._text, place.end, place.after)
+        if end is not None:
+            return self._with_end(place.end, end)
         closing = self._tail(index + 1, False) or ""
         if self._text.startswith(closing, place.end):
-            self._frames.after[key] = closing
+            self._frames.after[key] = closing.lstrip()
             return self._with_end(place.end, place.end + len(closing))
         rest = self._text[place.end : place.after]
         found = self._end.search(rest) if index + 1 == place.message_after else None

@@ -5,13 +5,14 @@
 - `several.py`: rows with several answers or prompts.
 - `turns.py`, `parts.py`: lists of turns (OpenAI's messages, ShareGPT), and what a message's content holds.
 - `prompts.py`, `answers.py`: rows with a column for the prompt and one for the answer.
-- `calls.py`: tool calls and tools.
+- `calls.py`: tool calls and tools. `checks.py`: what a row must have.
 - `unread.py`: what could carry meaning and is not read.
 - `samples.py`: files → `Sample`s. `pairs.py`, `verdicts.py`: rows with two answers, of which one is better.
 - `keys.py`, `values.py`: the names of fields; values as files hold them.
 """
 
-from easydistill.data.reading.row import SHAPES, RowChat, chat_of, chats_of, refuse_lone_surrogates
+from easydistill.data.reading.checks import refuse_lone_surrogates
+from easydistill.data.reading.row import SHAPES, RowChat, chat_of, chats_of
 from easydistill.data.reading.samples import ROW, Reading, read_rows, read_samples
 
 __all__ = [

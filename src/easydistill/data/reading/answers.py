@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from easydistill.data.messages import Message
 from easydistill.data.reading import keys
 from easydistill.data.reading.calls import are_calls, calls_of
 from easydistill.data.reading.turns import turns_of
-from easydistill.data.reading.values import as_list, as_object, as_turns
+from easydistill.data.reading.values import as_list, as_object, as_turns, from_json_text
 from easydistill.data.row_files import MalformedRow
 
 
@@ -33,9 +34,9 @@ def answer_of(row: dict[str, Any]) -> Answered:
     if key is None:
         return _called(row, used, thoughts)
     value = row[key]
-    if as_turns(value):
+    if not isinstance(value, str) and as_turns(value):
         return Answered(_with_thoughts(turns_of(value, key).messages, thoughts), used | {key})
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
         listed = as_list(value)
@@ -80,10 +81,19 @@ def _is_empty_list(text: str) -> bool:
 
 def _thoughts(row: dict[str, Any]) -> tuple[str, str | None]:
     for name in keys.THOUGHTS:
-        value = row.get(name)
-        if isinstance(value, str) and value and value.strip().lower() not in keys.FLAGS:
-            return value, name
+        if is_thought(name, row.get(name)):
+            return str(row[name]), name
     return "", None
+
+
+def is_thought(name: str, value: Any) -> bool:
+    """Whether a column of that name holds thoughts, and not whether a model thought."""
+    return isinstance(value, str) and value != "" and (name == keys.THOUGHTS[0] or _says_more(value))
+
+
+def _says_more(value: str) -> bool:
+    words = value.strip().lower()
+    return bool(words) and words not in keys.FLAGS
 
 
 def _with_thoughts(messages: list[Message], thoughts: str) -> list[Message]:
@@ -99,22 +109,21 @@ def final_answer(row: dict[str, Any], used: set[str]) -> Any:
         return given
     if row.get("answer") is not None and "answer" not in used and _has_chain(row):
         return row["answer"]
-    for name in keys.FINALS[1:]:
-        if _is_known(row.get(name)):
-            return row[name]
     judged = as_object(row.get("reward_model"))
-    truth = judged.get("ground_truth") if judged is not None else None
-    return truth if _is_known(truth) else None
+    truths = [*(row.get(name) for name in keys.FINALS[1:]), judged.get("ground_truth") if judged is not None else None]
+    return next((known for truth in truths if (known := _known(truth)) is not None), None)
 
 
 def _has_chain(row: dict[str, Any]) -> bool:
     return any(row.get(name) is not None for name in (*keys.ANSWERS, *keys.CHATS, "solution"))
 
 
-def _is_known(value: Any) -> bool:
-    """Whether a value can be a final answer: a number, or a text that is no JSON object or list."""
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int | float) or (
-        isinstance(value, str) and bool(value.strip()) and value.lstrip()[0] not in "{["
-    )
+def _known(value: Any) -> Any:
+    """The final answer that a value is: a number or a text, or the only text of a list in JSON. None for others, such
+    as the constraints that instruction-following data holds in their place."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        return None
+    found = from_json_text(value)
+    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
+        return found[0]
+    return None if isinstance(found, dict) or (isinstance(value, str) and not value.strip()) else value

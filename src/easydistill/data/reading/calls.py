@@ -105,7 +105,7 @@ def tools_of(value: Any, column: str = "tools") -> tuple[Tool, ...]:
     Raises:
         MalformedRow: it holds something else than tools.
     """
-    if isinstance(value, str) and not value.strip():
+    if isinstance(value, str) and value.strip() in ("", "null", "None"):
         return ()
     found = from_json_text(value)
     if not is_given(found):
@@ -128,10 +128,15 @@ def _tool(item: Any, column: str) -> Tool:
     if not isinstance(inner.get("name"), str) or not inner["name"]:
         # Tools of a server, such as {"type": "web_search"}, have no name; templates show them as they are.
         if nested is None and isinstance(tool.get("type"), str) and tool["type"] != "function":
-            return _described(tool)
+            return _without_fillers(tool)
         raise MalformedRow(f'a tool in `{column}` has no "name"')
     rest = {name: part for name, part in tool.items() if name not in ("type", "function")} if nested is not None else {}
-    return _described({"type": "function", "function": inner, **rest})
+    return _without_fillers({"type": "function", "function": inner, **rest})
+
+
+def _without_fillers(tool: Tool) -> Tool:
+    found: Tool = _described(tool)
+    return found
 
 
 def _described(value: Any) -> Any:

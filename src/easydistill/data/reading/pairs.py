@@ -15,17 +15,10 @@ from easydistill.config.base import BETAS
 from easydistill.data.messages import Message, Tool, as_context, is_learned, says_something
 from easydistill.data.numbers import as_float
 from easydistill.data.reading import keys
+from easydistill.data.reading.checks import refuse_lone_surrogates, vote_of
 from easydistill.data.reading.columns import under_known_names
 from easydistill.data.reading.prompts import dialogue
-from easydistill.data.reading.row import (
-    RowChat,
-    chat_of,
-    chats_of,
-    drop_fillers,
-    has_chat,
-    refuse_lone_surrogates,
-    whole,
-)
+from easydistill.data.reading.row import RowChat, chat_of, chats_of, drop_fillers, has_chat, whole
 from easydistill.data.reading.turns import Turns, turns_of
 from easydistill.data.reading.values import as_turns, is_given, names_of
 from easydistill.data.reading.verdicts import Judged, Tie, judged
@@ -80,7 +73,8 @@ def pair_of(row: Any, *, columns: Mapping[str, str] | None = None, from_arrow: b
     worse = next((name for name in _WORSE if is_given(row.get(name))), None)
     if worse is not None:
         return _beside_a_chat(row, worse, from_arrow)
-    label = next((row[name] for name in keys.LABELS if isinstance(row.get(name), bool)), None)
+    votes = (vote_of(row, name) for name in keys.LABELS if row.get(name) is not None)
+    label = next((vote for vote in votes if vote is not None), None)
     if label is None:
         chat_of(row)
         raise MalformedRow(
@@ -160,6 +154,10 @@ def side_messages(value: Any, name: str) -> list[Message]:
     if isinstance(value, str) and not as_turns(value):
         spoken = dialogue(value)
         return spoken if spoken is not None else [{"role": "assistant", "content": value}]
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        if len(value) == 1:
+            return side_messages(value[0], name)
+        raise MalformedRow(f"`{name}` holds {len(value)} answers, and a pair has one on each side: make a row for each")
     try:
         return turns_of([value] if isinstance(value, dict) else value, "messages").messages
     except MalformedRow as problem:

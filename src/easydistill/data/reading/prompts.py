@@ -24,14 +24,16 @@ def prompt_of(row: dict[str, Any], key: str) -> tuple[Turns, set[str]]:
     history = _history(row)
     if history:
         used.add("history")
-    if as_turns(row[key]):
+    # The paper's format holds plain text, whatever it looks like.
+    literal = key == "instruction" and isinstance(row[key], str)
+    if not literal and as_turns(row[key]):
         turns = turns_of(row[key], key)
         turns.messages = [*history, *turns.messages]
         return turns, used
     if not isinstance(row[key], str):
         raise MalformedRow(f"`{key}` is not text")
     text: str = row[key]
-    spoken = dialogue(text)
+    spoken = None if literal else dialogue(text)
     if spoken is not None:
         return Turns([*history, *spoken]), used
     for name in keys.BESIDE:
@@ -70,9 +72,9 @@ def _history(row: dict[str, Any]) -> list[Message]:
 def dialogue(text: str) -> list[Message] | None:
     """The messages of a text in which speakers take turns (`\\n\\nHuman: …\\n\\nAssistant: …`, as in HH-RLHF); None if
     it is no such text. An assistant's turn at the end that says nothing is where an answer would follow."""
-    if not text.startswith(("\n\nHuman:", "Human:")) or "\n\nAssistant:" not in text:
+    if not text.startswith("\n\nHuman:") or "\n\nAssistant:" not in text:
         return None
-    pieces = _SPEAKER.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    pieces = _SPEAKER.split(text)
     messages: list[Message] = [
         {"role": "user" if speaker == "Human" else "assistant", "content": said.strip()}
         for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True)

@@ -5,29 +5,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import Message, Tool, ToolCall, full_text, is_learned, says_something
+from easydistill.data.messages import Message, Tool, ToolCall
 from easydistill.data.reading import keys, several
-from easydistill.data.reading.answers import Answered, answer_of, final_answer
+from easydistill.data.reading.answers import Answered, answer_of, final_answer, is_thought
 from easydistill.data.reading.calls import parameters_of, tools_of, without_fillers
+from easydistill.data.reading.checks import (
+    MAPPING_HINT,
+    check_chat,
+    refuse_bad,
+    refuse_lone_surrogates,
+    refuse_media,
+    vote_of,
+)
 from easydistill.data.reading.columns import under_known_names
-from easydistill.data.reading.parts import IMAGE_HINT
 from easydistill.data.reading.prompts import prompt_of
 from easydistill.data.reading.turns import Turns, alternating, turns_of, with_system
 from easydistill.data.reading.unread import unread_fields
 from easydistill.data.reading.values import as_list, as_object, as_turns, is_given, names_of, text_field, without_nulls
-from easydistill.data.row_files import BrokenRow, MalformedRow, has_lone_surrogates
+from easydistill.data.row_files import BrokenRow, MalformedRow
 
 SHAPES = (
     'rows are {"instruction": …, "output": …}, {"messages": [{"role": …, "content": …}]} or '
     '{"conversations": [{"from": …, "value": …}]}, or dataset.columns names their columns'
 )
-MAPPING_HINT = 'if a column holds it under another name, say so: dataset.columns: {"prompt": …, "answer": …}'
-_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+_THOUGHTS, _SYSTEMS = frozenset(keys.THOUGHTS), frozenset(keys.SYSTEMS)
 
 
 @dataclass
@@ -61,19 +66,19 @@ def chats_of(
     if columns:
         row, hidden = under_known_names(row, columns)
     if labelled:
-        _refuse_bad(row)
+        refuse_bad(row)
     found: list[RowChat] = []
     for one in several.prompts_of(row):
         answers = [(one, {})] if labelled is False else several.rows_of(one)
         for part, known in answers:
             chat = chat_of(part, from_arrow=from_arrow, with_answer=labelled is not False)
             if hidden:
-                chat.unread |= unread_fields(hidden, set(), "\n".join(map(full_text, chat.messages)))
+                chat.unread |= unread_fields(hidden, set(), chat.messages)
             chat.rest |= {name: value for name, value in known.items() if value is not None}
             if labelled is False:
                 _drop_answer(chat)
             refuse_lone_surrogates(chat.messages)
-            _check(chat.messages, labelled=labelled is True)
+            check_chat(chat.messages, labelled=labelled is True)
             found.append(chat)
     return found
 
@@ -93,7 +98,7 @@ def _drop_answer(chat: RowChat) -> None:
         chat.messages.pop()
     for name in keys.LABELS:
         # It said whether that answer was good.
-        if isinstance(chat.rest.get(name), bool):
+        if chat.rest.get(name) is not None and vote_of(chat.rest, name) is not None:
             del chat.rest[name]
 
 
@@ -124,12 +129,13 @@ def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> 
 
 def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -> RowChat:
     """The chat of these turns with what stands beside it: system text, tools, variables."""
-    systems = {name: text_field(row, name) for name in keys.SYSTEMS if row.get(name) is not None}
+    named = () if _SYSTEMS.isdisjoint(row) else keys.SYSTEMS
+    systems = {name: text_field(row, name) for name in named if row.get(name) is not None}
     messages = with_system(turns.messages, systems)
     tools, tool_columns = _tools(row, turns, from_arrow)
     kwargs = _kwargs(row)
     used |= {*systems, *tool_columns, *keys.KWARGS}
-    _refuse_media(row, messages)
+    refuse_media(row, messages)
     drop_fillers(messages, tools, from_arrow)
     rest = {
         str(name): value
@@ -139,7 +145,7 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -
     final = final_answer(row, used)
     if final is not None:
         rest.setdefault("final_answer", final)
-    unread = unread_fields(row, used, "\n".join(map(full_text, messages))) | turns.unread
+    unread = unread_fields(row, used, messages) | turns.unread
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
 
 
@@ -212,10 +218,9 @@ def _answer_beside(row: dict[str, Any], with_answer: bool) -> Answered:
 
 
 def _thoughts_beside(row: dict[str, Any]) -> tuple[str, str | None]:
-    for name in keys.THOUGHTS:
-        value = row.get(name)
-        if isinstance(value, str) and value.strip() and value.strip().lower() not in keys.FLAGS:
-            return value, name
+    for name in keys.THOUGHTS if not _THOUGHTS.isdisjoint(row) else ():
+        if is_thought(name, row.get(name)):
+            return str(row[name]), name
     return "", None
 
 
@@ -269,55 +274,3 @@ def _kwargs(row: dict[str, Any]) -> dict[str, Any]:
                 raise MalformedRow(f"`{name}` is no object of template variables, nor the JSON text of one")
             found |= without_nulls(value)
     return found
-
-
-def _refuse_media(row: dict[str, Any], messages: list[Message]) -> None:
-    name = next((name for name in keys.MEDIA if is_given(row.get(name))), None)
-    if name is None:
-        return
-    shown = any(_PLACEHOLDER.search(message["content"]) for message in messages)
-    mark = ", for which a placeholder stands in its text" if shown else ""
-    raise MalformedRow(f"the row has `{name}`{mark}; {IMAGE_HINT}, or the column if the text does without it")
-
-
-def _refuse_bad(row: dict[str, Any]) -> None:
-    """Refuse a row to imitate whose answer is marked as a bad one."""
-    for name in keys.LABELS:
-        value = row.get(name)
-        if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
-            raise MalformedRow(
-                f"`{name}` is false: its answer is a bad one, not one to imitate; read the file as pairs (jobs dpo and "
-                "reward_model), where a good and a bad answer to one prompt make a pair, or remove such rows"
-            )
-
-
-# --- checks -----------------------------------------------------------------------------------------------
-
-
-def refuse_lone_surrogates(messages: list[Message]) -> None:
-    """Raise `MalformedRow` if a message contains half of a surrogate pair."""
-    for message in messages:
-        texts = [value for value in message.values() if isinstance(value, str)]
-        if "tool_calls" in message:
-            texts.append(full_text(message))
-        if any(map(has_lone_surrogates, texts)):
-            raise MalformedRow("its text contains half of a surrogate pair")
-
-
-def _check(messages: list[Message], *, labelled: bool) -> None:
-    users = [message for message in messages if message["role"] == "user"]
-    if not users:
-        raise MalformedRow("there is no user message")
-    if not users[-1]["content"].strip():
-        raise MalformedRow("the instruction is empty")
-    if not labelled:
-        return
-    if messages[-1]["role"] != "assistant":
-        raise MalformedRow(f"there is no answer to train on; {MAPPING_HINT}")
-    if not says_something(messages[-1]):
-        raise MalformedRow("the answer is empty: there is neither text nor a tool call")
-    if not any(map(is_learned, messages)):
-        raise MalformedRow(
-            "no answer of it is learned: each is marked with weight 0 (or loss, train: false); mark one with 1, or "
-            "remove the row"
-        )

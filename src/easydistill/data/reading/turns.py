@@ -37,7 +37,8 @@ _WORDS = {
 }
 ROLES = {word: role for role, words in _WORDS.items() for word in words}
 """Words for roles, in lower case → ours."""
-_CALLING = frozenset({"function_call", "tool_call", "tool_calls", "function-call", "tool-call", "functioncall"})
+_PLAIN_ROLES = ("system", "user", "assistant")
+_CALLING = frozenset({"function_call", "tool_call", "tool_calls", "function_calls", "functioncall"})
 """Roles of the assistant's turns that are nothing but calls."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
 """Keys of thoughts, in a message and beside an answer; the first that holds text is read."""
@@ -73,6 +74,10 @@ def turns_of(value: Any, column: str) -> Turns:
     found = Turns()
     calling = False
     for item in items:
+        if _is_plain(item):
+            found.messages.append({"role": item["role"], "content": item["content"]})
+            calling = False
+            continue
         if not isinstance(item, dict):
             own = " and a role" if column != "messages" else ""
             raise MalformedRow(f"a turn of `{column}` is not an object: a message needs a role and content{own}")
@@ -88,6 +93,16 @@ def turns_of(value: Any, column: str) -> Turns:
             found.messages += message_list
         calling = calls_only
     return found
+
+
+def _is_plain(item: Any) -> bool:
+    """Whether a turn is a message of text as it is written here, as nearly all are."""
+    return (
+        isinstance(item, dict)
+        and len(item) == 2
+        and item.get("role") in _PLAIN_ROLES
+        and isinstance(item.get("content"), str)
+    )
 
 
 def _turn(item: dict[str, Any], column: str, found: Turns) -> tuple[list[Message], bool]:
@@ -119,7 +134,7 @@ def _role(item: dict[str, Any], column: str) -> tuple[str, bool]:
     key = next((name for name in ROLE_KEYS if item.get(name) is not None), None)
     given = item.get(key) if key is not None else None
     if isinstance(given, str):
-        word = given.strip().lower()
+        word = given.strip().lower().replace("-", "_").replace(" ", "_")
         if word in _CALLING:
             return "assistant", True
         if word in ROLES:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from easydistill.data.messages import Message, full_text
 from easydistill.data.reading import keys
 from easydistill.data.reading.values import is_given
 
@@ -21,19 +21,22 @@ _WATCHED = frozenset(
 _PATTERN = re.compile(r"system.*|.*_tools|tool_.*|sys_.*", re.IGNORECASE)
 
 
-def unread_fields(row: Mapping[str, Any], used: set[str], text: str) -> set[str]:
+def unread_fields(row: Mapping[str, Any], used: set[str], messages: Iterable[Message]) -> set[str]:
     """Names of fields that could say something of the chat and are not in it.
 
     Args:
         used: the fields that the chat was read from.
-        text: all that the chat says: what is in there is not lost.
+        messages: the chat: what it says is not lost.
     """
     found: set[str] = set()
+    text: str | None = None
     for name, value in row.items():
         if not isinstance(name, str) or name in used or not is_given(value):
             continue
-        if (name in _WATCHED or _PATTERN.fullmatch(name)) and not _is_told(name, value, text):
-            found.add(name)
+        if name in _WATCHED or _PATTERN.fullmatch(name):
+            text = "\n".join(map(full_text, messages)) if text is None else text
+            if not _is_told(name, value, text):
+                found.add(name)
     return found
 
 
@@ -41,7 +44,7 @@ def _is_told(name: str, value: Any, text: str) -> bool:
     """Whether a field's value says nothing, or nothing that the chat does not say."""
     if isinstance(value, str):
         words = value.strip()
-        flag = name in keys.THOUGHTS and words.lower() in keys.FLAGS
+        flag = name in keys.THOUGHTS[1:] and words.lower() in keys.FLAGS
         return not words or flag or words in text
     # `true` marks a row as a good one, as all rows without the mark are taken to be.
     return (value is True and name in (*keys.LABELS, "train", "loss")) or (name == "weight" and value == 1)
@@ -60,8 +63,3 @@ def unread_lines(counts: Mapping[str, int], rows: int, where: str) -> list[str]:
         "dataset.columns"
         for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
-
-
-def count_fields(found: Iterable[Iterable[str]]) -> Counter[str]:
-    """In how many rows each field occurs."""
-    return Counter(name for names in found for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from easydistill.data.row_files import MalformedRow
 
 ROLE_KEYS = ("role", "from", "speaker", "sender")
 """Keys of a turn that say who speaks."""
+_SAID = frozenset(("content", "value", "tool_calls"))
 
 
 def is_given(value: Any) -> bool:
@@ -74,10 +76,12 @@ def _transposed(value: dict[str, Any]) -> list[Any] | None:
 
 def as_turns(value: Any) -> list[Any] | None:
     """The turns of a value that is a chat: a list of objects that say who speaks, or one such object. Else None."""
-    if isinstance(value, str) and value.lstrip()[:1] not in ("[", "{"):
-        return None
-    value = from_json_text(value)
-    items = [value] if _is_turn(value) and not _transposed(value) else as_list(value)
+    if isinstance(value, str):
+        # A text may be about JSON: only what says who speaks and what, in a list, is taken for a chat.
+        found = from_json_text(value) if value.lstrip()[:1] == "[" else None
+        items = found if isinstance(found, list) else []
+        return items if items and all(_is_turn(item) and not _SAID.isdisjoint(item) for item in items) else None
+    items = [value] if _is_turn(value) and not _transposed(value) else as_list(value) or []
     return items if items and all(map(_is_turn, items)) else None
 
 
@@ -107,6 +111,9 @@ def text_field(row: Mapping[str, Any], key: str) -> str:
         MalformedRow: it is something else.
     """
     value = row.get(key)
+    if isinstance(value, float) and math.isnan(value):
+        # pandas writes it for a text that is not there.
+        return ""
     if value is not None and not isinstance(value, str):
         raise MalformedRow(f"`{key}` is not text")
     return value or ""

@@ -34,7 +34,7 @@ def check_files(where: str, place: FilesPlace) -> None:
         except OSError as error:
             raise PlaceError(where, f"{path.name} cannot be opened: {error.strerror or error}") from None
         if not head and place.single:
-            raise PlaceError(where, "the file is empty")
+            raise PlaceError(where, "there are no rows in it: the file is empty")
         problem = _problem(found, head) if head else None
         if problem is not None:
             subject = "it" if place.single else path.name

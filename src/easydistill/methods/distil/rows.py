@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample
 from easydistill.engine.stage import StageContext
 from easydistill.methods.shared.rows import LabelledRows

@@ -22,10 +22,11 @@ from easydistill.data.records import Rejection, Sample, content_hash, count_reas
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.shared.rendering import template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.models.checks import model_issues, student_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
@@ -214,7 +215,9 @@ class ScoreStage:
         samples, _, _ = self._rows.read(context)
         student = self._student
         renderer = student.renderer(context.started)
-        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
+        # The very tokens of the training stage, which cuts rows at the student's end too.
+        limits = Limits.of_student(self._scoring.models)
+        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
         context.keep_rejected(rejected)
         if not rendered:
             raise nothing_left("score", rejected)
@@ -247,6 +250,7 @@ class ScoreStage:
         scoring, signals = self._scoring, self._scoring.signals
         rows, vocabulary = _rows(rendered), self._shared_ids(student)
         references, weights = zip(*scoring.teachers, strict=True)
+        self._check_lengths(rows)
         if signals.backend == "vllm":
             from easydistill.signals.from_vllm import VllmScorer, codec_of
 
@@ -266,18 +270,31 @@ class ScoreStage:
             lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
         )
 
+    def _check_lengths(self, rows: Sequence[RowToScore]) -> None:
+        """Check that every teacher has learned as many positions as the longest row has tokens.
+
+        Raises:
+            ConfigError: one has not.
+        """
+        for reference, _ in self._scoring.teachers:
+            end = Limits.of_reference(reference, trust_remote_code=self._trust).positions
+            longer = [row for row in rows if end is not None and len(row.ids) > end]
+            if longer:
+                problem = f"{len(longer)} of {len(rows)} rows are longer than the {end} positions of {reference}"
+                hint = f"set training.max_length to {end}"
+                raise ConfigError(ConfigIssue("config", "training.max_length", problem, hint))
+
     def _aligned_work(
         self, student: Side, rendered: list[tuple[Sample, Rendered]], date: datetime.date | None
     ) -> _Work:
         """The work for a teacher with another tokenizer, which reads the same chats in its own tokens."""
         from easydistill.models.compatibility import real_vocabulary
-        from easydistill.models.loading import model_config
         from easydistill.signals.aligned import AlignedScorer, Aligner, codec_of, coverage
 
         scoring, signals = self._scoring, self._scoring.signals
         (reference, _), *others = scoring.teachers
         assert not others, "the job's validator refuses several teachers"
-        context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
+        context = Limits.of_reference(reference, trust_remote_code=self._trust).positions
         aligner = Aligner(student, self._teacher(reference, student), context, date)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [
@@ -364,6 +381,11 @@ class ScoreStage:
         for note in notes:
             LOGGER.info("%s", note)
         outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
+        learned = sum(sum(row.learned) for row in work.rows)
+        if not self._scoring.aligned and (missing := learned - manifest.tokens):
+            note = f"{missing} of {learned} tokens have no signal: the teacher's probabilities are not finite there"
+            LOGGER.warning("%s", note)
+            notes.append(note)
         return StageResult(
             outputs=[f"{SIGNALS}/{name}" for name in outputs],
             rows=RowCounts(entered, len(work.rows), count_reasons(rejected)),
@@ -375,6 +397,8 @@ class ScoreStage:
                 "signal": manifest.about["signals"]["kind"],
                 **{name: round(value, 6) for name, value in store.figures().items()},
                 **work.metrics,
+                # An aligned teacher has none for some tokens by design; `coverage` counts those.
+                **({} if self._scoring.aligned else {"unscored_tokens": learned - manifest.tokens}),
                 "notes": notes,
             },
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.models import ModelsConfig
 from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import Preference
-from easydistill.data.records import Rejection, count_reasons
+from easydistill.data.records import Rejection
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
@@ -16,7 +16,15 @@ from easydistill.methods.reward_model.rows import RewardRow, tokenise
 from easydistill.methods.shared.pairs import PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import nothing_left
-from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.methods.shared.student import (
+    MODEL,
+    checkpoints_of,
+    loaded_student,
+    save_student,
+    show_student,
+    training_result,
+)
+from easydistill.models.limits import Limits
 from easydistill.models.student import Student
 
 if TYPE_CHECKING:
@@ -57,15 +65,15 @@ class RewardStage(PairStage):
         from easydistill.methods.reward_model.trl_trainer import train
         from easydistill.models.loading import choose_dtype, device, load_classifier
         from easydistill.models.scalar_head import set_padding, with_scalar_head
-        from easydistill.models.student import build_student
 
         train_pairs, heldout, unreadable = self._rows.read(context)
         float32 = choose_dtype("float32", device())
-        student = build_student(self._models, float32)
+        student = loaded_student(self._models, self._training.max_length, context)
+        limits = student.limits
         renderer = self._renderer(student, context)
         student = with_scalar_head(student, self._training.seed)
-        rows, train_rejected = self._tokenise(renderer, train_pairs)
-        held_rows, held_rejected = self._tokenise(renderer, heldout)
+        rows, train_rejected = self._tokenise(renderer, train_pairs, limits)
+        held_rows, held_rejected = self._tokenise(renderer, heldout, limits)
         rejected = [*unreadable, *train_rejected, *held_rejected]
         context.keep_rejected(rejected)
         if not rows:
@@ -85,7 +93,7 @@ class RewardStage(PairStage):
             rows,
             self._training,
             self._reward,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
         )
@@ -103,23 +111,17 @@ class RewardStage(PairStage):
                 "notes": {name: NOTES[name] for name in missing},
             }
         show_student(context)
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(
-                len(train_pairs) + len(heldout) + len(unreadable),
-                len(rows) + len(held_rows),
-                count_reasons(rejected),
-            ),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(2 * row.prompt_tokens for row in rows)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(held_rows),
-                "truncated_rows": 0,
-                "student": student.description,
-                **metrics,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(train_pairs) + len(heldout) + len(unreadable), len(rows) + len(held_rows)),
+            rejected,
+            read=sum(2 * row.prompt_tokens for row in rows),
+            train_rows=len(rows),
+            heldout_rows=len(held_rows),
+            truncated_rows=0,
+            student=student.description,
+            **metrics,
         )
 
     def _renderer(self, student: Student, context: StageContext) -> ChatRenderer:
@@ -131,5 +133,8 @@ class RewardStage(PairStage):
             raise ConfigError(ConfigIssue("config", "dataset.template", problem, hint))
         return renderer
 
-    def _tokenise(self, renderer: ChatRenderer, pairs: Sequence[Preference]) -> tuple[list[RewardRow], list[Rejection]]:
-        return tokenise(renderer, pairs, self._training.max_length, self.name, use_margin=self._reward.use_margin)
+    def _tokenise(
+        self, renderer: ChatRenderer, pairs: Sequence[Preference], limits: Limits
+    ) -> tuple[list[RewardRow], list[Rejection]]:
+        margin = self._reward.use_margin
+        return tokenise(renderer, pairs, self._training.max_length, self.name, use_margin=margin, limits=limits)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import count_reasons
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
@@ -20,12 +19,14 @@ from easydistill.methods.shared.rendering import student_renderer, template_show
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all, rendering_metrics
 from easydistill.methods.shared.student import (
     MODEL,
-    outcome_metrics,
+    checkpoints_of,
+    loaded_student,
     save_student,
     show_student,
     student_of_stage,
     training_estimate,
     training_fingerprint,
+    training_result,
 )
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
@@ -96,15 +97,13 @@ class TrainStage:
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
 
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = build_student(models, choose_dtype("float32", device()))
+        student = loaded_student(models, self._training.max_length, context)
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
-        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
+        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name, student.limits)
         rejected += too_long
         context.keep_rejected(rejected)
         if not rendered:
@@ -114,7 +113,7 @@ class TrainStage:
             student,
             rows,
             self._training,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
             self._distillation(rows, self._training.loss_chunk_bytes, context),
@@ -123,19 +122,17 @@ class TrainStage:
         context.stop.raise_if_requested()
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered), count_reasons(rejected)),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.ids) for _, row in rendered)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rendered),
-                "heldout_rows": len(heldout),
-                "truncated_rows": sum(row.truncated for _, row in rendered),
-                **rendering_metrics(row for _, row in rendered),
-                "student": student.description,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered)),
+            rejected,
+            read=sum(len(row.ids) for _, row in rendered),
+            train_rows=len(rendered),
+            heldout_rows=len(heldout),
+            truncated_rows=sum(row.truncated for _, row in rendered),
+            **rendering_metrics(row for _, row in rendered),
+            student=student.description,
         )
 
     def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:

@@ -11,9 +11,9 @@ from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.formats import read_samples
 from easydistill.data.messages import Chat
-from easydistill.data.preferences import Preference, read_preferences
+from easydistill.data.preferences import Preference, read_pairs, read_preferences
+from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
@@ -55,9 +55,12 @@ class PairRows:
         return [] if self.stage is not None else unreadable_rows("dataset.labeled_path", self._path)
 
     def fingerprint(self) -> dict[str, Any]:
-        of_file = {"pairs": hash_rows(self._path), "max_samples": self.dataset.max_samples}
+        of_file: dict[str, Any] = {}
+        if self.stage is None:
+            of_file = {"pairs": hash_rows(self._path), "max_samples": self.dataset.max_samples}
+            of_file |= self.dataset.reading_identity()
         return {
-            **(of_file if self.stage is None else {}),
+            **of_file,
             "seed": self.dataset.seed,
             "heldout": self.evaluation.heldout if self.evaluation.enabled else 0,
             "max_heldout": self.evaluation.max_heldout,
@@ -67,8 +70,9 @@ class PairRows:
         """The first chats of the file; none if a stage makes the pairs."""
         if self.stage is not None:
             return []
-        pairs, _ = read_preferences(self._path, limit=min(most, self.dataset.max_samples or most))
-        return [chat for pair in pairs for chat in pair.chats]
+        limit = min(most, self.dataset.max_samples or most)
+        found = read_pairs(self._path, limit=limit, columns=self.dataset.column_names)
+        return [chat for pair in found.pairs for chat in pair.chats]
 
     def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
@@ -77,7 +81,10 @@ class PairRows:
             context: of a stage with these `inputs`; not needed if the pairs are in a file.
         """
         if self.stage is None:
-            pairs, rejected = read_preferences(self._path, limit=self.dataset.max_samples)
+            found = read_pairs(self._path, limit=self.dataset.max_samples, columns=self.dataset.column_names)
+            pairs, rejected = found.pairs, found.rejected
+            if context is not None:
+                context.notice(found.notices)
         else:
             assert context is not None, "a stage's pairs are found through the context"
             pairs, rejected = read_preferences(context.input_path(self.stage, LABELED_PARQUET))

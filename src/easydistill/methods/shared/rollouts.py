@@ -62,7 +62,12 @@ class Written:
     old: list[float] | None = None
     """log p_old of each completion token."""
     teacher: list[float] | None = None
-    """log p_T of each completion token."""
+    """log p_T of each completion token; NaN where the teacher gives none."""
+
+    @property
+    def learned(self) -> list[bool]:
+        """For each completion token, whether it is learned: all but those without a teacher's log-probability."""
+        return [True] * len(self.completion) if self.teacher is None else [not math.isnan(x) for x in self.teacher]
 
     @property
     def ids(self) -> list[int]:
@@ -180,15 +185,17 @@ def repetition(ids: Sequence[int]) -> float:
 
 
 def describe(rollouts: Sequence[Written]) -> dict[str, float]:
-    """Figures of rollouts: mean length, repetition, share that ended by itself, reverse KL."""
+    """Figures of rollouts: mean length, repetition, share that ended by itself, reverse KL, share without scores."""
     if not rollouts:
         return {}
-    gaps = [s - t for item in rollouts for s, t in zip(item.old or (), item.teacher or (), strict=True)]
+    both = [pair for item in rollouts for pair in zip(item.old or (), item.teacher or (), strict=True)]
+    gaps = [own - teacher for own, teacher in both if not math.isnan(teacher)]
     return {
         "rollout_length": fmean(len(item.completion) for item in rollouts),
         "ended": fmean(item.ended for item in rollouts),
         "repetition": fmean(repetition(item.completion) for item in rollouts),
         **({"reverse_kl": fmean(gaps)} if gaps else {}),
+        **({"unscored": 1 - len(gaps) / len(both)} if both else {}),
     }
 
 

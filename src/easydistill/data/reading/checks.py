@@ -1,0 +1,79 @@
+"""What a row must have, and must not have, to be read."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from easydistill.data.messages import Message, full_text, is_learned, says_something
+from easydistill.data.reading import keys
+from easydistill.data.reading.parts import IMAGE_HINT
+from easydistill.data.reading.values import is_given
+from easydistill.data.row_files import MalformedRow, has_lone_surrogates
+
+MAPPING_HINT = 'if a column holds it under another name, say so: dataset.columns: {"prompt": …, "answer": …}'
+_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+_MEDIA = frozenset(keys.MEDIA)
+
+
+def refuse_media(row: dict[str, Any], messages: list[Message]) -> None:
+    """Refuse a row with an image, sound or video beside its chat."""
+    if _MEDIA.isdisjoint(row):
+        return
+    name = next((name for name in keys.MEDIA if is_given(row.get(name))), None)
+    if name is None:
+        return
+    shown = any(_PLACEHOLDER.search(message["content"]) for message in messages)
+    mark = ", for which a placeholder stands in its text" if shown else ""
+    raise MalformedRow(f"the row has `{name}`{mark}; {IMAGE_HINT}, or the column if the text does without it")
+
+
+def vote_of(row: dict[str, Any], name: str) -> bool | None:
+    """What a label says of a row's answer: good, bad, or, if it is the label of something else, nothing."""
+    value = row[name]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    # Numbers name classes of all sorts, except in rows that hold nothing but an answer and what it is worth.
+    return bool(value) if value in (0, 1) and {"prompt", "completion", name, "id"} >= row.keys() else None
+
+
+def refuse_bad(row: dict[str, Any]) -> None:
+    """Refuse a row to imitate whose answer is marked as a bad one."""
+    for name in keys.LABELS:
+        if row.get(name) is not None and vote_of(row, name) is False:
+            raise MalformedRow(
+                f"`{name}` is false: its answer is a bad one, not one to imitate; read the file as pairs (jobs dpo and "
+                "reward_model), where a good and a bad answer to one prompt make a pair, or remove such rows"
+            )
+
+
+def refuse_lone_surrogates(messages: list[Message]) -> None:
+    """Raise `MalformedRow` if a message contains half of a surrogate pair."""
+    for message in messages:
+        texts = [value for value in message.values() if isinstance(value, str)]
+        if "tool_calls" in message:
+            texts.append(full_text(message))
+        if any(map(has_lone_surrogates, texts)):
+            raise MalformedRow("its text contains half of a surrogate pair")
+
+
+def check_chat(messages: list[Message], *, labelled: bool) -> None:
+    """Refuse a chat without a prompt, and without an answer to learn where one is needed."""
+    users = [message for message in messages if message["role"] == "user"]
+    if not users:
+        raise MalformedRow("there is no user message")
+    if not users[-1]["content"].strip():
+        raise MalformedRow("the instruction is empty")
+    if not labelled:
+        return
+    if messages[-1]["role"] != "assistant":
+        raise MalformedRow(f"there is no answer to train on; {MAPPING_HINT}")
+    if not says_something(messages[-1]):
+        raise MalformedRow("the answer is empty: there is neither text nor a tool call")
+    if not any(map(is_learned, messages)):
+        raise MalformedRow(
+            "no answer of it is learned: each is marked with weight 0 (or loss, train: false); mark one with 1, or "
+            "remove the row"
+        )
