@@ -77,3 +77,34 @@ def test_schemas_and_tokenizers_without_a_grammar_are_errors(tiny_model: Path) -
     with pytest.raises(TeacherError, match="take tags or plain"):
         SchemaGrammars(object(), [2], 49_152)
     assert grammars.masks([None, None]) is None
+
+
+ODD = ['a "quoted" one', "back\\slash", "中文", "new\nline", "", " ", "é" * 40, "{}", "\u2028"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        schema_of(("text",)),
+        schema_of(("why", "a_2", "ref")),
+        schema_of(("label",), ODD),
+        schema_of({"quality": (1, 10), "ease": (-5, 0)}),
+        schema_of({"score": (0, 1_000_000)}),
+    ],
+    ids=str,
+)
+def test_every_schema_that_operators_make_has_a_grammar(tiny_model: Path, schema: dict[str, Any]) -> None:
+    """Contract with llguidance: fields, choices and ranges come from configs, and none of them may fail in a run."""
+    grammars = SchemaGrammars(AutoTokenizer.from_pretrained(tiny_model), [2], 49_152)
+    assert grammars.masks([schema]) is not None
+
+
+@pytest.mark.parametrize(
+    "keyword", [{"uniqueItems": True}, {"not": {"const": []}}, {"if": {"minItems": 1}, "then": {"maxItems": 2}}], ids=str
+)
+def test_keywords_that_no_grammar_can_hold_are_refused(tiny_model: Path, keyword: dict[str, Any]) -> None:
+    """They may come from an operator of a third party; ignoring them would break its promise."""
+    grammars = SchemaGrammars(AutoTokenizer.from_pretrained(tiny_model), [2], 49_152)
+    schema = {"type": "object", "properties": {"x": {"type": "array", "items": {"type": "string"}, **keyword}}}
+    with pytest.raises(TeacherError, match="no grammar can be made"):
+        grammars.masks([schema])
