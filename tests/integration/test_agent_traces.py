@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.support.scripted_server import ScriptedServer
 
 import easydistill
 from easydistill.data.files import read_jsonl
@@ -150,3 +151,43 @@ def test_answers_that_were_cut_off_teach_no_end(tmp_path: Path, tiny_model: Path
     assert (second.ids, second.mask) == (first.ids[:last], first.mask[:last])
     ((_, same),), _ = render_all(renderer, [cut], last, "train")
     assert same.ids == second.ids
+
+
+def test_cut_answers_are_counted_wherever_people_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = ScriptedServer()
+    server.say = lambda text, number: f"An answer to {text}"
+    server.finish = lambda number: "length" if number % 2 else "stop"
+    rows = [{"instruction": f"Question {number}?"} for number in range(6)]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows))
+    job = {
+        "job_type": "label",
+        "output_dir": str(tmp_path / "run"),
+        "dataset": {"instruction_path": str(tmp_path / "prompts.json")},
+        "inference": {"base_url": server.url, "model": "m", "max_concurrency": 1},
+    }
+    try:
+        easydistill.run(job)
+    finally:
+        server.close()
+    assert "3 of 6 answers were cut off at inference.max_new_tokens" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["stages"]["label"]["metrics"]["cut_answers"] == 3
+    labelled, _ = read_samples(tmp_path / "run/stages/1-label/labeled.parquet", labelled=True)
+    assert [row.meta.get("finish_reason") for row in labelled].count("length") == 3
+    assert all("finish_reason" not in row.meta or row.meta["finish_reason"] == "length" for row in labelled)
+    assert "3 answers were cut off" in (tmp_path / "run/report.md").read_text()
+    (planned,) = easydistill.plan({**job, "dataset": {**job["dataset"], "max_samples": 5}})
+    # All three are among the first five rows, which were asked in order.
+    assert planned.estimate.cut_answers == 3
+    # Rejecting them asks for nothing again.
+    easydistill.run(
+        {
+            **job,
+            "inference": {**job["inference"], "truncation": "reject"},
+            "dataset": {**job["dataset"], "max_rejected_share": 1.0},
+        },
+        quiet=True,
+    )
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["stages"]["label"]["rows"]["rejected"] == {"truncated": 3} and len(server.asked) == 6
+    assert "cut_answers" not in summary["stages"]["label"]["metrics"]

@@ -27,7 +27,7 @@ import easydistill
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError
+from easydistill.errors import ConfigError, DataError
 from easydistill.losses import LOSSES
 from easydistill.methods.distil.rescore import scorer_of_store
 from easydistill.methods.distil.row_loss import Distillation
@@ -193,3 +193,28 @@ def test_the_whole_job(tiny_model: Path, teachers: Callable[[str], Path], tmp_pa
     assert status(distillation_type="reverse_kld") == "skipped"
     assert status(distillation_type="uld") == "done"
     assert status(distillation_type="uld", kd_ratio=0.9) == "skipped"
+
+
+def test_a_base_model_teaches_with_a_template_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    teacher = make_teacher(tmp_path / "base", "gpt2")
+    (teacher / "chat_template.jinja").unlink()
+    job = job_of(tmp_path, teacher, tiny_model)
+    with pytest.raises(ConfigError, match="no chat template"):
+        easydistill.run(job, quiet=True)
+
+    def scored(lead: str, ratio: float = 0.5) -> tuple[str, float]:
+        template = tmp_path / "teacher.jinja"
+        template.write_text(
+            "{% for m in messages %}" + lead + "{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}" + lead + "assistant: {% endif %}"
+        )
+        loss = {**job["distillation"], "kd_ratio": ratio}
+        easydistill.run({**job, "inference": {"template": str(template)}, "distillation": loss}, quiet=True)
+        stage = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["score"]
+        return stage["status"], stage["metrics"]["aligned_share"]
+
+    status, share = scored("")
+    assert status == "done" and share > 0.1
+    assert scored("", 0.9)[0] == "skipped"
+    # Other words around the rows are another reading of them.
+    assert scored("> ")[0] == "done"

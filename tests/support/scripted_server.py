@@ -16,6 +16,7 @@ class ScriptedServer:
         self.say = lambda text, number: (
             f"<instruction>Describe the {number}th {'very ' * (number % 4)}odd thing</instruction>"
         )
+        self.finish = lambda number: "stop"
         outer, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -28,7 +29,7 @@ class ScriptedServer:
                     outer.asked.append(text)
                     number = len(outer.asked)
                 message = {"role": "assistant", "content": outer.say(text, number)}
-                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                choice = {"index": 0, "message": message, "finish_reason": outer.finish(number)}
                 usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
                 answer = {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
                 payload = json.dumps(answer).encode()
