@@ -153,3 +153,43 @@ def test_the_date_is_that_of_the_first_start(rows: Path, tiny_model: Path, tmp_p
     api.run(plain, quiet=True)
     manifest = json.loads((tmp_path / "plain/stages/1-train/manifest.json").read_text())
     assert "date" not in manifest["fingerprint_of"]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\nOPENED{% endif %}"
+)
+
+
+def test_a_thought_that_only_generation_is_given_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    plain = [{"instruction": f"Why {number}?", "output": "Because."} for number in range(3)]
+    path = write(tmp_path / "plain.jsonl", plain)
+    template = tmp_path / "t.jinja"
+    template.write_text(CHATML.replace("OPENED", "<think>\n"))
+    told = notes(training(path, tiny_model, tmp_path / "run", template=str(template)))
+    assert "generation is given '<think>\\n'" in told
+    assert "in 3 of 3 rows" in told
+    template.write_text(CHATML.replace("OPENED", ""))
+    assert notes(training(path, tiny_model, tmp_path / "run", template=str(template))) == ""
+
+
+def test_calls_that_are_not_shown_are_told_before_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "count", "arguments": {"animal": "spider"}}}
+    calling = {
+        "messages": [
+            {"role": "user", "content": "Legs?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "8", "name": "count"},
+            {"role": "assistant", "content": "Eight."},
+        ]
+    }
+    template = tmp_path / "t.jinja"
+    template.write_text(CHATML.replace("OPENED", ""))
+    rows = write(tmp_path / "calls.jsonl", [calling, {"instruction": "Why?", "output": "Because."}])
+    told = notes(training(rows, tiny_model, tmp_path / "run", template=str(template)))
+    assert "1 of 2 rows cannot be rendered for training" in told
+    assert "does not show the tool calls of message 2" in told
+    rows = write(tmp_path / "only_calls.jsonl", [calling])
+    with pytest.raises(ConfigError, match="does not show the tool calls") as refused:
+        api.run(training(rows, tiny_model, tmp_path / "run", template=str(template)), quiet=True)
+    assert "tool calls" in refused.value.issues[0].hint
