@@ -126,9 +126,9 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
 def _kept(row: dict[str, Any]) -> Sample:
     if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
         chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
-        other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
+        other = {"text": _said(row["rejected"]), "reasoning": rejected.get("reasoning_content")}
         thought = chosen.get("reasoning_content") or None
-        answers = {"Chosen": as_text(chosen.get("content")), "Rejected": received(other)}
+        answers = {"Chosen": _said(row["chosen"]), "Rejected": received(other)}
         return _sample(row, turns_of(row["prompt"]), {"Thoughts": thought, **answers}, _PAIR_FIELDS)
     prompt: Any
     texts: dict[str, Any]
@@ -153,6 +153,13 @@ def _sample(row: dict[str, Any], prompt: Turns, texts: dict[str, Any], known: Co
         parts.append(("", "n/a: the row has no readable prompt", "text none"))
     parts += [(name, shown(text, TURN_LIMIT), "text") for name, text in texts.items() if text is not None]
     return Sample(_id(row), tuple(parts), _fields(row, known))
+
+
+def _said(messages: Any) -> str:
+    """An answer of a pair: the text of its message, or, if it has several, all of them with their roles."""
+    if isinstance(messages, list) and len(messages) > 1:
+        return received(messages)
+    return as_text(_last(messages).get("content"))
 
 
 def _last(messages: Any) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _made(
         if not is_learned(side[-1]):
             raise MalformedRow(f"the answer in `{name}` is marked as one that is not learned (weight 0)")
         drop_fillers(side, asked.tools, from_arrow)
-    refuse_lone_surrogates([*prompt, *chosen, *rejected])
+    refuse_lone_surrogates([*prompt, *chosen, *rejected], (asked.tools, asked.template_kwargs))
     if not any(message["role"] == "user" and message["content"].strip() for message in prompt):
         raise MalformedRow("there is no prompt")
     if not says_something(chosen[-1]) or not says_something(rejected[-1]):

@@ -78,7 +78,7 @@ def chats_of(
             chat.rest |= known_only | {name: value for name, value in known.items() if value is not None}
             if labelled is False:
                 _drop_answer(chat)
-            refuse_lone_surrogates(chat.messages)
+            refuse_lone_surrogates(chat.messages, (chat.tools, chat.template_kwargs))
             check_chat(chat.messages, row, labelled=labelled is True)
             found.append(chat)
     return found
