@@ -98,7 +98,7 @@ def test_broken_files_are_clear_errors(tmp_path: Path) -> None:
         ("c.json", b"[]", "no rows in it"),
         ("d.json", b'"x"', "array"),
         ("e.parquet", b"nope", "Parquet"),
-        ("f.csv", b"a,b", ".jsonl"),
+        ("f.bin", b"a,b", ".jsonl"),
         ("g.json", b'[{"x": 1}]', "instruction"),
     ]:
         (tmp_path / name).write_bytes(content)

@@ -155,7 +155,7 @@ def test_a_usable_id_of_a_row_is_kept(own: Any, identity: str | None, tmp_path: 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_unreadable_paths_are_errors(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
-    with pytest.raises(DataError, match="not a file"):
+    with pytest.raises(DataError, match="no file of rows"):
         read_samples(tmp_path / f"folder{suffix}", labelled=False)
     (tmp_path / f"empty{suffix}").write_bytes(b"")
     with pytest.raises(DataError):

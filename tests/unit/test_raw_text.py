@@ -160,6 +160,7 @@ def test_every_file_of_a_folder_is_read_or_rejected(tmp_path: Path) -> None:
         "empty.txt": "empty",
         "gb.txt": "encoding",
         "picture.png": "unknown_format",
+        "torn.json, row 1": "malformed_row",
         "torn.json": "unreadable",
         "torn.parquet": "unreadable",
         "zero.txt": "binary",

@@ -10,7 +10,7 @@ from typing import Any
 
 from easydistill.data.messages import Chat, Message, Tool, identity_of
 from easydistill.data.reading.pairs import PairChat, Vote, pair_of
-from easydistill.data.reading.samples import fills_nulls, notices_of, refuse_unknown_columns
+from easydistill.data.reading.samples import notices_of, refuse_unknown_columns
 from easydistill.data.reading.verdicts import Tie
 from easydistill.data.records import IdAssigner, Rejection, content_hash
 from easydistill.data.row_files import own_id, parse_rows, plain_value
@@ -71,11 +71,11 @@ class PairReading:
     """What the rows say and is not read, a line for each field."""
 
 
-def read_pairs(path: Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None) -> PairReading:
+def read_pairs(path: str | Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None) -> PairReading:
     """Read pairs, giving each its id. Rows with a label (KTO) become pairs where two answers to a prompt differ in it.
 
     Args:
-        path: a file that `row_files` reads.
+        path: of one file or several; see `row_files`.
         limit: read only this many rows.
         columns: `dataset.columns`: names of the columns, by what they hold.
 
@@ -89,11 +89,10 @@ def read_pairs(path: Path, *, limit: int | None = None, columns: Mapping[str, st
     found = PairReading()
     unread: Counter[str] = Counter()
     votes: dict[str, list[tuple[int, Any, Vote]]] = {}
-    from_arrow = fills_nulls(path)
     rows = 0
 
     def parse(row: Any) -> PairChat | Vote | Tie:
-        return pair_of(row, columns=columns, from_arrow=from_arrow)
+        return pair_of(row, columns=columns)
 
     for number, row, parsed in parse_rows(path, parse, ids, limit):
         rows += 1
@@ -117,7 +116,7 @@ def read_pairs(path: Path, *, limit: int | None = None, columns: Mapping[str, st
 
 
 def read_preferences(
-    path: Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None
+    path: str | Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None
 ) -> tuple[list[Preference], list[Rejection]]:
     """The pairs and rejections of `read_pairs`, for files that were written here."""
     found = read_pairs(path, limit=limit, columns=columns)
@@ -158,7 +157,7 @@ def _asked_and_answered(vote: Vote) -> tuple[list[Message], list[Message]]:
 
 
 def _pair_votes(
-    path: Path, votes: Mapping[str, list[tuple[int, Any, Vote]]], found: PairReading, ids: IdAssigner
+    path: str | Path, votes: Mapping[str, list[tuple[int, Any, Vote]]], found: PairReading, ids: IdAssigner
 ) -> None:
     """Pair the good and the bad answers to each prompt; where there are more of one kind, the others serve again."""
     for members in votes.values():
@@ -179,6 +178,6 @@ def _pair_votes(
             found.pairs.append(_preference(parsed, own, ids))
 
 
-def _rejection(path: Path, number: int, row: Any, reason: str, detail: str, ids: IdAssigner) -> Rejection:
+def _rejection(path: str | Path, number: int, row: Any, reason: str, detail: str, ids: IdAssigner) -> Rejection:
     identity = ids.assign([number, str(row)[:1000]])
     return Rejection(identity, "read", reason, f"{path}, row {number}: {detail}", 1, plain_value(row))

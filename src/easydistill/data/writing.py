@@ -1,27 +1,55 @@
-"""Samples and preference pairs → files.
+"""Samples and preference pairs → files, as our own jobs, `datasets` and TRL read them.
 
-Samples are written in the paper's format as JSON, and with `messages` as Parquet; pairs with `prompt`, `chosen` and
-`rejected` as lists of messages, as TRL and `datasets` read them.
+JSON: a sample whose whole chat is a prompt and perhaps a text answer is a row of the paper's format, any other one has
+`messages`; pairs have `prompt`, `chosen` and `rejected`. Tool calls are spelled as chat templates read them: under
+`function`, with the arguments as an object, since a text would be rendered as a text. The chat's tools are the list
+`tools`, its template variables the object `chat_template_kwargs`: TRL's names.
+
+Parquet: the same columns. Arrow gives objects of one column one type and fills the keys that an object lacks with null,
+in which Llama 3.1's template sees a call. So messages with calls, and tools, are written as JSON text of Arrow's type
+`arrow.json`, which `datasets` (its `Json`) gives back as the objects that were written, and pyarrow and pandas as text.
+Chats of text alone are objects with `role`, `content` and `reasoning_content`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
-from easydistill.data.formats import CHAT_KEYS, ROW
+from easydistill.data.messages import Chat, Message, template_message
+from easydistill.data.plain import plain_json
 from easydistill.data.preferences import Preference
-from easydistill.data.records import Sample
+from easydistill.data.reading import ROW, Reading
+from easydistill.data.reading.keys import CHAT_KEYS
+from easydistill.data.records import Rejection, Sample
+from easydistill.data.spool import Rows, like
+from easydistill.errors import DataError
+
+UNWRITABLE = "unwritable_row"
+_TEXT_KEYS = frozenset({"role", "content", "reasoning_content"})
+_PAIR = ("prompt", "chosen", "rejected")
+BLOCK = 50_000
+"""Rows of a table that are in memory at a time."""
+_TOOLS, _KWARGS = "tools", "chat_template_kwargs"
+
+
+def file_message(message: Message) -> dict[str, Any]:
+    """A message as files hold it: as chat templates read it, with the mark of a turn that is not learned."""
+    marked = {"weight": message["weight"]} if "weight" in message else {}
+    return {**template_message(message), **marked}
 
 
 def paper_row(sample: Sample) -> dict[str, Any]:
     """A row in the paper's format `{"instruction", "output"}` if that holds the whole chat, else with `messages`."""
     roles = [message["role"] for message in sample.messages]
-    if roles not in (["user"], ["user", "assistant"]):
-        return {"id": sample.id, "messages": list(sample.messages), **written_meta(sample)}
+    brief = roles in (["user"], ["user", "assistant"]) and not sample.tools and not sample.template_kwargs
+    if not brief or any(message.keys() - _TEXT_KEYS for message in sample.messages):
+        return chat_row(sample)
     row: dict[str, Any] = {"id": sample.id, "instruction": sample.messages[0]["content"]}
     for answer in sample.messages[1:]:
         row["output"] = answer["content"]
@@ -30,60 +58,68 @@ def paper_row(sample: Sample) -> dict[str, Any]:
     return {**row, **written_meta(sample)}
 
 
+def chat_row(sample: Sample) -> dict[str, Any]:
+    """A row with `messages`, and the chat's tools and variables where it has any."""
+    return {
+        "id": sample.id,
+        "messages": list(map(file_message, sample.messages)),
+        **_chat_columns(sample),
+        **written_meta(sample),
+    }
+
+
+def _chat_columns(chat: Sample | Preference) -> dict[str, Any]:
+    tools = {_TOOLS: list(chat.tools)} if chat.tools else {}
+    return {**tools, _KWARGS: chat.template_kwargs} if chat.template_kwargs else tools
+
+
 def written_meta(sample: Sample) -> dict[str, Any]:
-    """The fields of a row's `meta` that are written to files."""
-    return {name: value for name, value in sample.meta.items() if name != ROW and name not in CHAT_KEYS}
+    """The fields of a row's `meta` that are written to files, as JSON can hold them."""
+    return {name: plain_json(value) for name, value in sample.meta.items() if name != ROW and name not in CHAT_KEYS}
 
 
-def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
-    """Write the paper's format."""
-    write_json_rows(path, map(paper_row, samples))
+def writable(samples: Rows[Sample], stage: str) -> tuple[Rows[Sample], list[Rejection]]:
+    """The samples that can be written, and a rejection for each other one: to be asked before anything is paid for.
 
-
-def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON array, one row per line."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        handle.write("[")
-        for index, row in enumerate(rows):
-            handle.write(("," if index else "") + "\n" + json.dumps(row, ensure_ascii=False))
-        handle.write("\n]\n")
-
-
-def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
-    """Write `id`, `messages` and a column for each field of `meta` as Parquet, as `datasets` and the trainers read it.
-
-    A field whose values have no common type is written as JSON text.
+    Raises:
+        DataError: none can be written.
     """
-    import pyarrow.parquet as parquet
+    rejected: list[Rejection] = []
+    kept = like(samples)
+    for sample in samples:
+        problem = _unwritable(sample)
+        if problem is None:
+            kept.append(sample)
+        else:
+            rejected.append(Rejection(sample.id, stage, UNWRITABLE, problem))
+    if rejected and not kept:
+        raise DataError(f"none of {len(rejected)} rows can be written to a file; the first: {rejected[0].detail}")
+    return kept, rejected
 
-    rows = [
-        {"id": sample.id, "messages": [dict(item) for item in sample.messages], **written_meta(sample)}
-        for sample in samples
-    ]
-    with replacing(path) as temporary:
-        parquet.write_table(parquet_table(rows, ("messages",)), temporary)
+
+def only_writable(found: Reading, stage: str) -> Reading:
+    """Rows without those that cannot be written, which are rejected. See `writable`."""
+    found.samples, unwritable = writable(found.samples, stage)
+    found.rejected += unwritable
+    return found
 
 
-def parquet_table(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> Any:
-    """A pyarrow table of rows that have an `id`; a field that a row lacks is null.
-
-    Args:
-        chats: names of the columns that hold lists of messages.
-    """
-    import pyarrow as pa
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
-    types = {"id": pa.string(), **dict.fromkeys(chats, pa.list_(message))}
-    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()}
-    for name in dict.fromkeys(name for row in rows for name in row if name not in types):
-        values = [row.get(name) for row in rows]
+def _unwritable(sample: Sample) -> str | None:
+    """Why no file can hold a sample. Its text and the values of its calls must be written as they are."""
+    try:
+        chat = Chat.of(sample)
+        text = json.dumps([chat.messages, chat.tools, chat.template_kwargs], ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "its chat contains half of a surrogate pair"
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"its chat cannot be written as JSON: {error}"
+    for name, value in sample.meta.items():
         try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowException, OverflowError):
-            columns[name] = pa.array(
-                [None if value is None else json.dumps(value, ensure_ascii=False) for value in values], pa.string()
-            )
-    return pa.table(columns)
+            plain_json(value)
+        except (ValueError, RecursionError) as error:
+            return f"its field {name!r} cannot be written: {error}"
+    return None
 
 
 def as_preference(sample: Sample) -> Preference:
@@ -105,8 +141,17 @@ def as_preference(sample: Sample) -> Preference:
 def pair_row(pair: Preference) -> dict[str, Any]:
     """A pair as it is written to a file."""
     own = {} if pair.beta is None else {"beta": pair.beta}
-    sides = {"chosen": list(map(dict, pair.chosen)), "rejected": list(map(dict, pair.rejected))}
-    return {"id": pair.id, "prompt": [dict(message) for message in pair.prompt], **sides, **own, **pair.meta}
+    sides = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    written = {name: list(map(file_message, messages)) for name, messages in sides.items()}
+    return {"id": pair.id, **written, **_chat_columns(pair), **own, **plain_json(pair.meta)}
+
+
+# --- JSON -------------------------------------------------------------------------------------------------
+
+
+def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
+    """Write the paper's format."""
+    write_json_rows(path, map(paper_row, samples))
 
 
 def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:
@@ -114,11 +159,170 @@ def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:
     write_json_rows(path, map(pair_row, pairs))
 
 
+def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON array, one row per line."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        handle.write("[")
+        for index, row in enumerate(rows):
+            handle.write(("," if index else "") + "\n" + json.dumps(row, ensure_ascii=False, allow_nan=False))
+        handle.write("\n]\n")
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------
+
+
+def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
+    """Write `id`, `messages`, the chats' tools and variables, and a column for each field of `meta` as Parquet.
+
+    A field whose values have no common type is written as JSON text.
+    """
+    _write_tables(path, samples, chat_row, ("messages",))
+
+
 def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:
     """Write Parquet; a field whose values have no common type is written as JSON text."""
+    _write_tables(path, pairs, pair_row, _PAIR)
+
+
+def _write_tables(
+    path: Path, rows: Sequence[Any], spelled: Callable[[Any], dict[str, Any]], chats: Sequence[str]
+) -> None:
+    """Write rows block by block; if there are several blocks, a first pass finds the columns that hold all rows."""
     import pyarrow.parquet as parquet
 
-    with replacing(path) as temporary:
-        parquet.write_table(
-            parquet_table([pair_row(pair) for pair in pairs], ("prompt", "chosen", "rejected")), temporary
-        )
+    columns = Columns(chats)
+    if len(rows) > BLOCK:
+        for block in _blocks(rows, spelled):
+            columns.fit(block)
+    with replacing(path) as temporary, contextlib.ExitStack() as stack:
+        writer: Any = None
+        for block in _blocks(rows, spelled):
+            table = columns.table(block)
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
+            writer.write_table(table)
+
+
+def _blocks(rows: Iterable[Any], spelled: Callable[[Any], dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows as they are written, `BLOCK` at a time; one empty block if there are none."""
+    written = map(spelled, rows)
+    block = list(itertools.islice(written, BLOCK))
+    yield block
+    while block := list(itertools.islice(written, BLOCK)):
+        yield block
+
+
+def parquet_table(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> Any:
+    """A pyarrow table of rows that have an `id`; a field that a row lacks is null.
+
+    Args:
+        chats: names of the columns that hold lists of messages.
+    """
+    return Columns(chats).table(rows)
+
+
+class Columns:
+    """The columns of a table of rows, and their types.
+
+    Args:
+        chats: names of the columns that hold lists of messages.
+    """
+
+    def __init__(self, chats: Sequence[str]) -> None:
+        self._chats = chats
+        self._rich = False
+        self._named: set[str] = set()
+        self._types: dict[str, Any] = {}
+
+    def fit(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Make the columns hold these rows too."""
+        import pyarrow as pa
+
+        self._fit_chats(rows)
+        for name, values in self._fields(rows).items():
+            try:
+                found = pa.schema([(name, pa.array(values).type)])
+                before = pa.schema([(name, self._types[name])]) if name in self._types else found
+                both = pa.unify_schemas([before, found], promote_options="permissive").field(0).type
+            except (pa.ArrowException, OverflowError):
+                both = pa.json_()
+            self._types[name] = pa.json_() if _has_empty_struct(both) else both
+
+    def table(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """The rows as a pyarrow table. Columns that were not fitted are those of the rows."""
+        import pyarrow as pa
+
+        if not self._types:
+            self._fit_chats(rows)
+        columns = {"id": pa.array([row["id"] for row in rows], pa.string()), **self._chat_arrays(rows)}
+        fields = self._fields(rows)
+        for name in self._types or fields:
+            values = fields.get(name, [None] * len(rows))
+            columns[name] = _field_array(values, self._types.get(name))
+        return pa.table(columns)
+
+    def _fields(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+        """The values of the columns that are neither the id nor part of the chat."""
+        known = {"id", _TOOLS, _KWARGS, *self._chats}
+        names = dict.fromkeys(name for row in rows for name in row if name not in known)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def _fit_chats(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._named |= {name for row in rows for name in (_TOOLS, _KWARGS) if name in row}
+        messages = (message for row in rows for name in self._chats for message in row[name])
+        self._rich = self._rich or bool(self._named) or any(message.keys() - _TEXT_KEYS for message in messages)
+
+    def _chat_arrays(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The columns of the chats, their tools and their variables."""
+        import pyarrow as pa
+
+        if not self._rich:
+            message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+            return {name: pa.array([row[name] for row in rows], pa.list_(message)) for name in self._chats}
+        columns = {name: _json_lists([row[name] for row in rows]) for name in self._chats}
+        if _TOOLS in self._named:
+            columns[_TOOLS] = _json_lists([row.get(_TOOLS) for row in rows])
+        if _KWARGS in self._named:
+            # TRL passes them on as keywords, and null is none.
+            columns[_KWARGS] = _json_array([row.get(_KWARGS, {}) for row in rows])
+        return columns
+
+
+def _json_lists(lists: Sequence[list[Any] | None]) -> Any:
+    """Lists of values as lists of `arrow.json`."""
+    import pyarrow as pa
+
+    texts = [None if values is None else list(map(_json_text, values)) for values in lists]
+    return pa.array(texts, pa.list_(pa.string())).cast(pa.list_(pa.json_()))
+
+
+def _json_array(values: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.array([None if value is None else _json_text(value) for value in values], pa.string()).cast(pa.json_())
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _field_array(values: list[Any], kind: Any = None) -> Any:
+    """The values of a field as an array, of the given type if there is one."""
+    import pyarrow as pa
+
+    if kind == pa.json_():
+        return _json_array(values)
+    try:
+        array = pa.array(values, kind)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if value is None else _json_text(value) for value in values], pa.string())
+    # Parquet has no objects without keys.
+    return _json_array(values) if _has_empty_struct(array.type) else array
+
+
+def _has_empty_struct(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)

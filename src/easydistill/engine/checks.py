@@ -6,6 +6,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+from easydistill.data.row_files.first_bytes import check_files
+from easydistill.data.row_files.places import HubPlace, PlaceError, check_name, place_of
 from easydistill.errors import ConfigIssue
 
 
@@ -15,6 +17,37 @@ def missing_file(key: str, path: str | None) -> list[ConfigIssue]:
         return []
     hint = f"paths are relative to the working directory, {Path.cwd().name}/"
     return [ConfigIssue("config", key, f"{json.dumps(path)}: no such file", hint)]
+
+
+def misnamed_rows(key: str, path: str) -> list[ConfigIssue]:
+    """Issues if `path` cannot name rows, whatever is there."""
+    try:
+        check_name(path)
+    except PlaceError as error:
+        return [_issue(key, path, error)]
+    return []
+
+
+def unreadable_rows(key: str, path: str | None, *, only_present: bool = False) -> list[ConfigIssue]:
+    """Issues if the rows that `key` names cannot be read, as far as names of files and first bytes tell.
+
+    Args:
+        only_present: tell only of what is there: neither of a missing file nor of a missing library.
+    """
+    if path is None or (only_present and not Path(path).exists()):
+        return []
+    try:
+        place = place_of(path)
+        if isinstance(place, HubPlace):
+            return needs_extra("hub", "datasets")
+        check_files(path, place)
+    except PlaceError as error:
+        return [_issue(key, path, error)]
+    return []
+
+
+def _issue(key: str, path: str, error: PlaceError) -> ConfigIssue:
+    return ConfigIssue("config", key, f"{json.dumps(path, ensure_ascii=False)}: {error.problem}", error.hint)
 
 
 def needs_extra(extra: str, *modules: str) -> list[ConfigIssue]:

@@ -5,7 +5,9 @@ Files are read one row at a time and only the drawn rows stay in memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET
+from easydistill.data.row_files import rows_of
 from easydistill.engine.stage import REJECTED
+from easydistill.errors import DataError
 from easydistill.report.document import Sample
 from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
 
@@ -25,8 +29,9 @@ TURN_LIMIT = 8000
 """Characters of a message that are shown at most."""
 FIELD_LIMIT = 160
 FIELDS_SHOWN = 12
-_CHAT_FIELDS = frozenset({"id", "instruction", "output", "reasoning_content", "messages", "operator"})
-_PAIR_FIELDS = frozenset({"id", "prompt", "chosen", "rejected", "operator"})
+_TOOLS = frozenset({"tools", "tool_calls"})
+_CHAT_FIELDS = _TOOLS | {"id", "instruction", "output", "reasoning_content", "messages", "operator"}
+_PAIR_FIELDS = _TOOLS | {"id", "prompt", "chosen", "rejected", "operator"}
 
 T = TypeVar("T")
 
@@ -50,12 +55,38 @@ def turns_of(value: Any) -> Turns:
 
 
 def _turn(message: dict[str, Any]) -> Turn:
+    return Turn(as_text(message.get("role")), shown(_said(message), TURN_LIMIT))
+
+
+def _said(message: dict[str, Any]) -> Any:
+    """What a message says: its content, and each call on a line of its own, such as `count_legs({"animal": "ant"})`."""
     content = message.get("content")
     if isinstance(content, list):
         # A multimodal message: text parts are shown, the others named.
         parts = map(as_dict, content)
         content = "\n".join(as_text(part.get("text")) or f"[{as_text(part.get('type')) or 'part'}]" for part in parts)
-    return Turn(as_text(message.get("role")), shown(content, TURN_LIMIT))
+    calls = message.get("tool_calls")
+    listed = [_call(as_dict(call)) for call in calls] if isinstance(calls, list) else []
+    return "\n".join(part for part in (as_text(content), *listed) if part) if listed else content
+
+
+def _call(call: dict[str, Any]) -> str:
+    """A call as people read it, from our own spelling or OpenAI's."""
+    function = as_dict(call.get("function")) or call
+    arguments = function.get("arguments")
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f"{as_text(function.get('name'))}({text})"
+
+
+def _tool_names(tools: Any) -> list[str]:
+    """The names of a chat's tools, which may be written as JSON text."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            return []
+    described = map(as_dict, tools) if isinstance(tools, list) else ()
+    return [as_text((as_dict(tool.get("function")) or tool).get("name")) for tool in described]
 
 
 def optional_text(value: Any) -> str | None:
@@ -112,23 +143,16 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         # A JSON array, as stages write it: one row a line.
         yield from json_lines(folder / LABELED_JSON, ",\n")
     elif (folder / LABELED_PARQUET).is_file():
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        try:
-            with parquet.ParquetFile(folder / LABELED_PARQUET) as file:
-                for batch in file.iter_batches(1024):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException):
-            return
+        with contextlib.suppress(DataError):
+            yield from rows_of(folder / LABELED_PARQUET)
 
 
 def _kept(row: dict[str, Any]) -> Sample:
     if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
         chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
-        other = {"text": _said(row["rejected"]), "reasoning": rejected.get("reasoning_content")}
+        other = {"text": _side(row["rejected"]), "reasoning": rejected.get("reasoning_content")}
         thought = chosen.get("reasoning_content") or None
-        answers = {"Chosen": _said(row["chosen"]), "Rejected": received(other)}
+        answers = {"Chosen": _side(row["chosen"]), "Rejected": received(other)}
         return _sample(row, turns_of(row["prompt"]), {"Thoughts": thought, **answers}, _PAIR_FIELDS)
     prompt: Any
     texts: dict[str, Any]
@@ -137,9 +161,9 @@ def _kept(row: dict[str, Any]) -> Sample:
         last = _last(messages)
         if last.get("role") != "assistant":
             last = {}
-        prompt, texts = messages[: -1 if last else None], {"Answer": last.get("content")}
+        prompt, texts = messages[: -1 if last else None], {"Answer": _said(last)}
     else:
-        prompt, texts, last = row.get("instruction"), {"Answer": row.get("output")}, row
+        prompt, texts, last = row.get("instruction"), {"Answer": _said({**row, "content": row.get("output")})}, row
     thought = last.get("reasoning_content") or None
     return _sample(row, turns_of(prompt), {"Thoughts": thought, **texts}, _CHAT_FIELDS)
 
@@ -152,14 +176,16 @@ def _sample(row: dict[str, Any], prompt: Turns, texts: dict[str, Any], known: Co
     else:
         parts.append(("", "n/a: the row has no readable prompt", "text none"))
     parts += [(name, shown(text, TURN_LIMIT), "text") for name, text in texts.items() if text is not None]
-    return Sample(_id(row), tuple(parts), _fields(row, known))
+    tools = _tool_names(row.get("tools"))
+    marks = (("tools", ", ".join(tools)),) if tools else ()
+    return Sample(_id(row), tuple(parts), (*marks, *_fields(row, known)))
 
 
-def _said(messages: Any) -> str:
-    """An answer of a pair: the text of its message, or, if it has several, all of them with their roles."""
+def _side(messages: Any) -> str:
+    """An answer of a pair: what its message says, or, if it has several, all of them with their roles."""
     if isinstance(messages, list) and len(messages) > 1:
         return received(messages)
-    return as_text(_last(messages).get("content"))
+    return as_text(_said(_last(messages)))
 
 
 def _last(messages: Any) -> dict[str, Any]:
@@ -180,9 +206,9 @@ def _field(value: Any) -> str:
 
 def received(raw: Any) -> str:
     """What was received for a rejected row: a text, an answer with its reasoning, several of them, or a chat."""
-    if isinstance(raw, dict) and isinstance(raw.get("text"), str):
-        thought = as_text(raw.get("reasoning"))
-        return f"[thoughts]\n{thought}\n\n[answer]\n{raw['text']}" if thought else raw["text"]
+    if isinstance(raw, dict) and (isinstance(raw.get("text"), str) or raw.get("tool_calls")):
+        thought, text = as_text(raw.get("reasoning")), as_text(_said({**raw, "content": raw.get("text")}))
+        return f"[thoughts]\n{thought}\n\n[answer]\n{text}" if thought else text
     items = list(map(as_dict, raw)) if isinstance(raw, list) else []
     if items and all("role" in item for item in items):
         return "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in turns_of(raw))

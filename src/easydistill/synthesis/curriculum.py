@@ -6,6 +6,7 @@ from held-out rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
 from easydistill.data.reading import Reading, read_rows, read_samples
 from easydistill.data.records import Rejection, Sample
-from easydistill.engine.checks import missing_file
+from easydistill.data.writing import writable
+from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rows import LabelledRows
@@ -43,7 +45,7 @@ class RoundRows(LabelledRows):
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         _, heldout, _ = super().read(context)
         rows, rejected = read_samples(context.input_path(round_name(self.number), LABELED_PARQUET), labelled=True)
-        return rows, heldout, rejected
+        return list(rows), heldout, rejected
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class _SeedRows:
         return str(self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path)
 
     def issues(self) -> list[ConfigIssue]:
-        return [] if self.rows.from_stage else missing_file("dataset.labeled_path", self._dataset.labeled_path)
+        return [] if self.rows.from_stage else unreadable_rows("dataset.labeled_path", self._dataset.labeled_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.rows.fingerprint()
@@ -69,7 +71,8 @@ class _SeedRows:
     def read(self) -> Reading:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
-        return read_rows(Path(path), labelled=None, limit=self._dataset.max_samples, columns=self._dataset.column_names)
+        columns = self._dataset.column_names
+        return read_rows(path, labelled=None, limit=self._dataset.max_samples, columns=columns)
 
 
 class CurriculumStage(SynthesiseStage):
@@ -117,11 +120,12 @@ class CurriculumStage(SynthesiseStage):
 
     def run(self, context: StageContext) -> StageResult:
         train, heldout, unreadable = self._rows.read(context)
-        rows = self._latest_rows(train, context)
+        kept, unwritable = writable(train, self.name)
+        rows = self._latest_rows(kept, context)
         steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
-        return self._finish(rows, unreadable, steps, context)
+        return self._finish(rows, unreadable + unwritable, steps, context)
 
-    def _latest_rows(self, train: list[Sample], context: StageContext) -> list[Sample]:
+    def _latest_rows(self, train: Sequence[Sample], context: StageContext) -> list[Sample]:
         """The training rows and the rows of earlier rounds, the latest version of each id: its answer, task and style
         are not requested again."""
         latest = {row.id: row for row in train}

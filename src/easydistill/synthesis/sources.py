@@ -12,8 +12,8 @@ from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.data.files import hash_file
 from easydistill.data.reading import Reading, read_rows
 from easydistill.data.records import Sample
-from easydistill.data.row_files import SUFFIXES
-from easydistill.engine.checks import missing_file
+from easydistill.data.row_files.identity import hash_rows
+from easydistill.engine.checks import unreadable_rows
 from easydistill.errors import ConfigIssue
 from easydistill.synthesis.config import ChunksConfig
 
@@ -48,23 +48,17 @@ class FileSource:
         return self.dataset.instruction_path
 
     def issues(self) -> list[ConfigIssue]:
-        path = self.dataset.instruction_path
-        if missing := missing_file("dataset.instruction_path", path):
-            return missing
-        if Path(path).suffix.lower() in SUFFIXES:
-            return []
-        problem = f"the suffix of {json.dumps(path)} is not that of a supported format"
-        return [ConfigIssue("config", "dataset.instruction_path", problem, f"it must be one of {', '.join(SUFFIXES)}")]
+        return unreadable_rows("dataset.instruction_path", self.dataset.instruction_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
-            "file": hash_file(Path(self.dataset.instruction_path)),
+            "file": hash_rows(self.dataset.instruction_path),
             "max_samples": self.dataset.max_samples,
             **self.dataset.reading_identity(),
         }
 
     def read(self) -> Reading:
-        path, columns = Path(self.dataset.instruction_path), self.dataset.column_names
+        path, columns = self.dataset.instruction_path, self.dataset.column_names
         return read_rows(path, labelled=self.labelled, limit=self.dataset.max_samples, columns=columns)
 
 

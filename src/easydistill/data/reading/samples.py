@@ -14,6 +14,7 @@ from easydistill.data.reading.row import SHAPES, RowChat, chats_of
 from easydistill.data.reading.unread import unread_lines
 from easydistill.data.records import IdAssigner, Rejection, Sample
 from easydistill.data.row_files import own_id, parse_rows, rows_of
+from easydistill.data.spool import MOST_IN_MEMORY, Rows, Spool
 from easydistill.errors import DataError
 
 ROW = "_row"
@@ -25,19 +26,19 @@ INCORRECT = "an answer marked as incorrect"
 class Reading:
     """What was read from a file."""
 
-    samples: list[Sample] = field(default_factory=list)
+    samples: Rows[Sample] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     """What the rows say and is not read, a line for each field."""
 
 
 def read_rows(
-    path: Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
+    path: str | Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
 ) -> Reading:
     """Read rows, giving each its id. A row's other fields are kept in `Sample.meta`, and written again.
 
     Args:
-        path: a file that `row_files` reads.
+        path: of one file or several; see `row_files`.
         labelled: whether rows must end with an answer. If False, answers in the file are dropped; if None, rows are
             taken as they are.
         limit: read only this many rows.
@@ -53,11 +54,10 @@ def read_rows(
     ids = IdAssigner()
     found = Reading()
     unread: Counter[str] = Counter()
-    from_arrow = fills_nulls(path)
     rows = 0
 
     def parse(row: Any) -> list[RowChat]:
-        return chats_of(row, labelled=labelled, columns=columns, from_arrow=from_arrow)
+        return chats_of(row, labelled=labelled, columns=columns)
 
     for number, row, chats in parse_rows(path, parse, ids, limit):
         rows += 1
@@ -67,6 +67,8 @@ def read_rows(
         names = own_ids(row, len(chats))
         for name, chat in zip(names, chats, strict=True):
             found.samples.append(_sample(chat, number, name, ids))
+        if len(found.samples) > MOST_IN_MEMORY and not isinstance(found.samples, Spool):
+            found.samples = Spool(found.samples)
         unread.update({name for chat in chats for name in chat.unread})
         unread.update({INCORRECT} if any(chat.rest.get("correct") == 0 for chat in chats) and len(chats) > 1 else ())
     refuse_unknown_columns(path, columns, limit)
@@ -80,8 +82,8 @@ def read_rows(
 
 
 def read_samples(
-    path: Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
-) -> tuple[list[Sample], list[Rejection]]:
+    path: str | Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[Rows[Sample], list[Rejection]]:
     """The samples and rejections of `read_rows`, for files that were written here."""
     found = read_rows(path, labelled=labelled, limit=limit, columns=columns)
     return found.samples, found.rejected
@@ -107,14 +109,7 @@ def own_ids(row: Any, count: int) -> list[str | None]:
     return [f"{own}-{number}" for number in range(1, count + 1)]
 
 
-def fills_nulls(path: Path) -> bool:
-    """Whether a file's format fills the keys that an object lacks with nulls, as Parquet does."""
-    if Path(path).is_dir():
-        return any(map(fills_nulls, sorted(Path(path).iterdir())))
-    return str(path).startswith("hf:") or any(suffix in (".parquet", ".arrow") for suffix in Path(path).suffixes)
-
-
-def refuse_unknown_columns(path: Path, columns: Mapping[str, str] | None, limit: int | None) -> None:
+def refuse_unknown_columns(path: str | Path, columns: Mapping[str, str] | None, limit: int | None) -> None:
     """Check that each column which the config names is in some row.
 
     Raises:
@@ -139,7 +134,7 @@ def refuse_unknown_columns(path: Path, columns: Mapping[str, str] | None, limit:
         )
 
 
-def notices_of(path: Path, unread: Mapping[str, int], rows: int) -> list[str]:
+def notices_of(path: str | Path, unread: Mapping[str, int], rows: int) -> list[str]:
     """The lines to tell of a file."""
     incorrect = unread.get(INCORRECT, 0)
     told = {name: count for name, count in unread.items() if name != INCORRECT}

@@ -17,10 +17,12 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 from easydistill.contracts.operator import Result, Steps
-from easydistill.data.files import hash_file
+from easydistill.data.messages import call_text
 from easydistill.data.reading import ROW, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons
-from easydistill.errors import DataError
+from easydistill.data.row_files.identity import hash_rows
+from easydistill.data.spool import like
+from easydistill.errors import DataError, MissingExtra
 from easydistill.synthesis.text import by_character, ngrams, normalise, prompt_text, tokens
 from easydistill.synthesis.tools import Tools
 
@@ -39,8 +41,8 @@ class Config(Section):
     identity_name = "operator.decontaminate"
 
     benchmarks: Annotated[list[NonEmptyStr], Field(min_length=1)]
-    """Files of problems, as JSON, JSON Lines or Parquet: any rows that can be trained on, or rows with `question` or
-    `prompt` as in GSM8K, HumanEval and IFEval."""
+    """Files of problems, in all that `dataset.instruction_path` may be: any rows that can be trained on, or rows with
+    `question` or `prompt` as in GSM8K, HumanEval and IFEval."""
     words: PositiveInt = 13
     """Tokens of a shared run that count as overlap, in scripts with spaces."""
     characters: PositiveInt = 21
@@ -51,12 +53,19 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """Depends on the benchmarks' file names and contents, not on their folders."""
-        paths = [Path(name) for name in self.benchmarks]
-        held = [[path.name, hash_file(path) if path.is_file() else None] for path in paths]
+        held = [[Path(name).name, _hash(name)] for name in self.benchmarks]
         return {**super().identity(), "benchmarks": held}
 
 
-def files(config: Config) -> dict[str, str]:
+def _hash(name: str) -> str | None:
+    """Hash of a benchmark's rows; None where there are none, which `validate` tells."""
+    try:
+        return hash_rows(name)
+    except (DataError, MissingExtra):
+        return None
+
+
+def row_files(config: Config) -> dict[str, str]:
     """The benchmark files, by config key."""
     return {f"benchmarks.{number}": path for number, path in enumerate(config.benchmarks)}
 
@@ -82,7 +91,7 @@ class Benchmarks:
         self._by_run: dict[Run, list[int]] = {}
         for name in config.benchmarks:
             path = Path(name)
-            problems, unreadable = read_samples(path, labelled=False)
+            problems, unreadable = read_samples(name, labelled=False)
             if unreadable:
                 detail = unreadable[0].detail
                 raise DataError(f"{len(unreadable)} benchmark problems cannot be read; the first: {detail}")
@@ -138,7 +147,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order."""
     benchmarks = Benchmarks(config)
-    result = Result(entered=len(rows))
+    result = Result(like(rows), like(rows), len(rows))
     for row in rows:
         found = next(filter(None, map(benchmarks.find, _texts(row))), None)
         if found is None:
@@ -150,6 +159,8 @@ def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
 
 
 def _texts(row: Sample) -> list[str]:
-    """All texts of a row except system messages."""
-    texts = [message["content"] for message in row.messages if message["role"] != "system"]
-    return texts + [message["reasoning_content"] for message in row.messages if message.get("reasoning_content")]
+    """All texts of a row except system messages: contents, thoughts, and each call."""
+    said = [message for message in row.messages if message["role"] != "system"]
+    texts = [message["content"] for message in said if message["content"] or "tool_calls" not in message]
+    thoughts = [message["reasoning_content"] for message in said if message.get("reasoning_content")]
+    return texts + thoughts + [call_text(call) for message in said for call in message.get("tool_calls", ())]
