@@ -97,6 +97,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.kd_step.run
 	$(RUN) $(BIN)/python -m benchmarks.quality.run
 	$(RUN) $(BIN)/python -m benchmarks.engine.run
+	$(RUN) $(BIN)/python -m benchmarks.rendering.run
 	$(RUN) $(BIN)/python -m benchmarks.synthesis.run
 	$(RUN) $(BIN)/python -m benchmarks.reward_model.run
 	$(RUN) $(BIN)/python -m benchmarks.rl.step

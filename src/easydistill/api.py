@@ -18,7 +18,7 @@ from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Composite, PlannedStage, Previewed, preview_of
+from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
 from easydistill.errors import ConfigError
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
@@ -92,7 +92,7 @@ def migrate(old: str | Path) -> Migration:
 
 
 def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
-    """What `run` would do now, and what is already done. Reads data files, loads no model.
+    """What `run` would do now, and what is already done. Reads data files and tokenizers, loads no model.
 
     Raises:
         ConfigError: the config is wrong, or something it names is missing.
@@ -111,7 +111,8 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
             planned += stage.planned(directory, pending)
         else:
             state = "done" if record is not None else "pending"
-            planned.append(PlannedStage(stage.name, state, stage.estimate(directory)))
+            notes = notes_of(stage) if record is None else ()
+            planned.append(PlannedStage(stage.name, state, stage.estimate(directory), notes))
     return planned
 
 
@@ -269,18 +270,7 @@ def verify_signals(
 
 def summary_lines(result: RunResult) -> list[str]:
     """A finished run in words: metrics before and after, time, where the files are."""
-    lines: list[str] = []
-    before, after = result.metrics.get("before"), result.metrics.get("after")
-    if before and after:
-        lines.append(f"{'held-out metric':<18}{'before':>10}{'after':>10}{'change':>10}")
-        for name in after:
-            old, new = before.get(name), after[name]
-            if old is None or new is None:
-                lines.append(f"{name:<18}{'n/a':>10}{'n/a':>10}")
-            else:
-                # A relative change between numbers of different sign means nothing.
-                change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
-                lines.append(f"{name:<18}{old:>10.4f}{new:>10.4f}{change:>10}")
+    lines = _metric_lines(result.metrics.get("before"), result.metrics.get("after"))
     stages = result.summary.get("stages", {})
     if stages:
         lines.append("time: " + ", ".join(f"{name} {duration(stage['seconds'])}" for name, stage in stages.items()))
@@ -298,4 +288,19 @@ def summary_lines(result: RunResult) -> list[str]:
         lines.append(f"student: {result.student}")
     lines += end_lines(result.run_directory)
     lines.append(f"report:  {result.report}")
+    return lines
+
+
+def _metric_lines(before: dict[str, float | None] | None, after: dict[str, float | None] | None) -> list[str]:
+    if not before or not after:
+        return []
+    lines = [f"{'held-out metric':<18}{'before':>10}{'after':>10}{'change':>10}"]
+    for name, new in after.items():
+        old = before.get(name)
+        if old is None or new is None:
+            lines.append(f"{name:<18}{'n/a':>10}{'n/a':>10}")
+        else:
+            # A relative change between numbers of different sign means nothing.
+            change = f"{(new - old) / abs(old):+.0%}" if old and old * new >= 0 else ""
+            lines.append(f"{name:<18}{old:>10.4f}{new:>10.4f}{change:>10}")
     return lines

@@ -10,12 +10,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from easydistill import __version__
 from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupted
 
 if TYPE_CHECKING:
+    from easydistill.data.messages import Message
     from easydistill.engine.stage import Previewed
 
 COMMANDS = ("run", "retry", "validate", "plan", "preview", "init", "migrate", "schema", "report", "doctor", "signals")
@@ -34,24 +35,18 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, allow_abbrev=False)
 
-    def add_config(command: argparse.ArgumentParser) -> None:
+    def add_config(name: str, help: str) -> argparse.ArgumentParser:
+        command = add(name, help)
         command.add_argument("config", nargs="?", help="config file (.json, .jsonc, .yaml, .toml)")
         command.add_argument("-config", "--config", dest="config_option", metavar="FILE", help="the same, as an option")
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="PATH=VALUE",
-            dest="overrides",
-            help="override a value, e.g. training.learning_rate=1e-5 (repeatable)",
-        )
+        words = "override a value, e.g. training.learning_rate=1e-5 (repeatable)"
+        command.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help=words)
+        return command
 
-    run = add("run", "run a job, resuming an earlier run of it")
-    add_config(run)
-    run.add_argument("--quiet", action="store_true", help="show nothing but errors")
-    retry = add("retry", "ask again for rejected rows, then run the job from there")
-    add_config(retry)
-    retry.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    run = add_config("run", "run a job, resuming an earlier run of it")
+    retry = add_config("retry", "ask again for rejected rows, then run the job from there")
+    for command in (run, retry):
+        command.add_argument("--quiet", action="store_true", help="show nothing but errors")
     retry.add_argument(
         "--only",
         type=_names,
@@ -59,12 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="REASONS",
         help="comma-separated reasons as in rejected.jsonl, e.g. rate_limit,parse; default: where it may help",
     )
-    add_config(add("validate", "check a config and list every error; needs no network and no models"))
-    plan = add("plan", "show what a run would do, and what is already done")
-    add_config(plan)
+    add_config("validate", "check a config and list every error; needs no network and no models")
+    plan = add_config("plan", "show what a run would do, and what is already done")
     plan.add_argument("--json", action="store_true", help="as JSON")
-    preview = add("preview", "show the first rows and prompts as they would be sent, without asking a model")
-    add_config(preview)
+    preview = add_config("preview", "show the first rows and prompts as they would be sent, without asking a model")
     preview.add_argument("-n", "--rows", type=_count, default=5, metavar="N", help="how many rows (default 5)")
     preview.add_argument("--json", action="store_true", help="as JSON Lines")
     init = add("init", "print a commented starting config")
@@ -77,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", "rebuild report.html and report.md from the files of a run")
     report.add_argument("run_directory")
     add("doctor", "show what is installed, and which backends and devices work here")
-    signals = add("signals", "inspect a store of teacher signals, or verify it with the teacher")
+    _add_actions(add("signals", "inspect a store of teacher signals, or verify it with the teacher"))
+    return parser
+
+
+def _add_actions(signals: argparse.ArgumentParser) -> None:
     actions = signals.add_subparsers(dest="action", metavar="action", required=True)
     for name, help in (
         ("inspect", "show its contents and the settings that produced them, as JSON"),
@@ -89,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("--tolerance", type=float, metavar="NATS", help="largest difference of a log-probability")
     action.add_argument("--seed", type=int, default=0, help="seed for choosing the rows")
     action.add_argument("--teacher", metavar="MODEL", help="the teacher's new location, if it has moved")
-    return parser
 
 
 def _count(text: str) -> int:
@@ -114,13 +110,7 @@ def _with_command(arguments: list[str]) -> list[str]:
     if first in COMMANDS or first in {"-h", "--help", "--version"}:
         return arguments
     is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet"}
-    is_file = not first.startswith("-") and Path(first).suffix in {
-        ".json",
-        ".jsonc",
-        ".yaml",
-        ".yml",
-        ".toml",
-    }
+    is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
     return ["run", *arguments] if is_option or is_file else arguments
 
 
@@ -224,6 +214,8 @@ def _plan(arguments: argparse.Namespace) -> int:
             if value is not None
         ]
         print(f"{number}. {stage.name:<10} {stage.state:<8} {', '.join(facts)}")
+        for note in stage.notes:
+            print(f"   note: {note}")
     return EXIT_OK
 
 
@@ -241,10 +233,12 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 
 def _previewed(shown: Previewed) -> str:
+    from easydistill.data.messages import full_text
+
     head = " ".join(part for part in (shown.stage, shown.role and f"→ {shown.role}", shown.row) if part)
     sampling = ", ".join(f"{name} {value}" for name, value in shown.sampling.items() if value is not None)
     lines = [f"── {head} " + f"({sampling}) " * bool(sampling) + "─" * 8]
-    lines += [f"[{message['role']}]\n{message.get('content') or ''}" for message in shown.messages]
+    lines += [f"[{message['role']}]\n{full_text(cast('Message', message))}" for message in shown.messages]
     return "\n".join([*lines, *([shown.note] if shown.note else []), ""])
 
 

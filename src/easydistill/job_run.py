@@ -86,6 +86,8 @@ class JobRun:
                 self._reporter.say(f"everything is already done: {self._directory.report}")
                 return self._result(found, fresh=False)
             runner.examine(stages, records)
+            for line in runner.foretell(stages, records):
+                self._reporter.say(f"note: {line}")
             with self._directory.logging(self._redactor):
                 return self._execute(runner, stages)
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.support import train_ranks
@@ -115,6 +116,36 @@ def assert_same(first: tuple[float, list[torch.Tensor]], second: tuple[float, li
     assert first[0] == pytest.approx(second[0], rel=1e-5)
     for one, other in zip(first[1], second[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_teacher_that_overflows_at_a_token_leaves_the_tokens_after_it_out(
+    tiny_model: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """Its rows are learned from their labels there; the loss stays finite, and the others are taught as before."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = rows(5, longest=20)
+    bad = made[2].ids[3]
+    assert bad not in {token for row in (*made[:2], *made[3:]) for token in row.ids}
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+        model.model.embed_tokens.weight[bad] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "broken")
+    store = scored(tmp_path / "broken", made, tmp_path / "signals")
+    sound = scored(teacher, made, tmp_path / "sound")
+    for row in made:
+        learned = [label != IGNORE for label in row.labels()]
+        kept, present = store.read(row.id, row.ids, learned)
+        places = [at for at, on in enumerate(learned) if on]
+        assert present.tolist() == [bad not in row.ids[:at] for at in places]
+        wanted, _ = sound.read(row.id, row.ids, learned)
+        np.testing.assert_allclose(kept.target_logprob_N, wanted.target_logprob_N[present], atol=0.01)
+    using = distillation(store)
+    loss, gradients = step(fused(tiny_model, using), [batch_of(using, [[row] for row in made])])
+    assert np.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 # --- the step ----------------------------------------------------------------------------------------------------

@@ -331,6 +331,25 @@ def test_trls_divergence_is_the_one_that_is_documented(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_unused_answers_of_the_teacher_are_in_no_mean(objective: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Contract: with rollouts alone, N counts their tokens (TRL's GKD trainer counts the data set's answers)."""
+    found = []
+    for longer in (0, 40):
+        rows = [
+            PromptRow(row.id, row.prompt, (row.label[0], [*[9] * longer, *row.label[1]]))
+            for row in prompts(8)
+            if row.label
+        ]
+        trained = student(tokenizer)
+        outcome = train(
+            objective, trained, model(1), rows, tmp_path / str(longer), config(max_steps=2), rollout_share=1.0
+        )
+        found.append((outcome.final_loss, outcome.trained_tokens, weights(trained)))
+    assert found[0][:2] == found[1][:2]
+    assert_same_bits(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_split_into_micro_batches_does_not_change_the_step(objective: str, tokenizer: Any, tmp_path: Path) -> None:
     found = []
     for n, (size, accumulation) in enumerate([(8, 1), (2, 4), (1, 8)]):
@@ -698,6 +717,68 @@ def test_training_with_a_server_equals_training_with_the_model(fake: FakeVllm, t
     on_policy.train(there, prompts(10), remote(fake), config(optim="sgd"), section, tmp_path / "there", quiet, stop)
     for name, value in weights(here).items():
         torch.testing.assert_close(value, weights(there)[name], rtol=1e-4, atol=1e-6)
+
+
+class Punctured:
+    """Scores of a model, with a placeholder for the second token of each answer."""
+
+    def __init__(self, scores: Any, placeholder: float) -> None:
+        self._scores, self.placeholder = scores, placeholder
+
+    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
+        found: list[list[float]] = self._scores.score(sequences, stop)
+        self.asked = list(sequences)
+        return [[row[0], self.placeholder, *row[2:]] if len(row) > 1 else row for row in found]
+
+
+@pytest.mark.parametrize("placeholder", [-9999.0, float("nan"), float("-inf")], ids=str)
+def test_tokens_without_a_score_are_left_out_and_counted(placeholder: float, tokenizer: Any, tmp_path: Path) -> None:
+    """The loss is that over the other tokens, divided by their number."""
+    trained, teacher = student(tokenizer), model(1)
+    scores = Punctured(LocalScores(teacher, END, 1 << 20), placeholder)
+    section = OnPolicyConfig(objective="sampled_reverse_kl", max_new_tokens=12, rollout_share=1)
+    reporter = Reporter(tmp_path / "metrics.jsonl", quiet=True)
+    settings = config(max_steps=1, learning_rate=1e-12, gradient_accumulation_steps=1, per_device_train_batch_size=8)
+    outcome = on_policy.train(trained, prompts(8), scores, settings, section, tmp_path / "run", reporter, StopSignal())
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {name: value for entry in entries for name, value in entry.items()}
+    drawn = roll_out(trained.model, [(row.id, row.prompt) for row in written_prompts(settings)], 0,
+                     trained.eos_ids, 12, 1.0, settings.seed)  # fmt: skip
+    asked = [(item.ids, len(item.prompt)) for item in drawn]
+    assert asked == scores.asked
+    gaps = [
+        own - theirs
+        for own_row, their_row in zip(scored(trained.model, asked), scored(teacher, asked), strict=True)
+        for at, (own, theirs) in enumerate(zip(own_row, their_row, strict=True))
+        if at != 1
+    ]
+    total = sum(len(item.completion) for item in drawn)
+    assert total - len(gaps) == sum(len(item.completion) > 1 for item in drawn) > 0
+    assert logged["unscored"] == pytest.approx(1 - len(gaps) / total)
+    assert logged["reverse_kl"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)
+    # On the first step the ratio is 1, so the loss is the mean gap.
+    assert logged["loss"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)
+    assert logged["grad_norm"] < 100
+    assert outcome.trained_tokens == len(gaps)
+
+
+def written_prompts(settings: TrainingConfig) -> list[PromptRow]:
+    """The prompts of the first step, in order."""
+    rows = prompts(8)
+    return [rows[index] for index in PromptOrder(len(rows), 8, settings.seed).batches(0)[0]]
+
+
+def test_a_teacher_without_any_score_is_an_error(tokenizer: Any, tmp_path: Path) -> None:
+    class Nothing:
+        def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
+            return [[-9999.0] * (len(ids) - start) for ids, start in sequences]
+
+    section = OnPolicyConfig(objective="sampled_reverse_kl", max_new_tokens=4)
+    reporter = Reporter(None, quiet=True)
+    with pytest.raises(TeacherError, match="no usable log-probability"):
+        on_policy.train(
+            student(tokenizer), prompts(4), Nothing(), config(max_steps=1), section, tmp_path, reporter, StopSignal()
+        )
 
 
 def test_passing_faults_are_retried(fake: FakeVllm) -> None:

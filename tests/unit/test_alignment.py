@@ -25,7 +25,6 @@ from easydistill.signals.alignment import (
     align,
     merge_columns,
     shared_vocabulary,
-    sorted_probabilities,
     token_bytes,
 )
 
@@ -489,9 +488,10 @@ def test_an_empty_thinking_block_of_the_teacher_is_skipped(student: str, teacher
     answers = ["Because it is.", "Yes, and the code of it is import numpy as np"]
     first, second = rendered(student, chat(answers)), rendered(teacher, chat(answers), QWEN3)
     found = aligned(student, first, teacher, second)
-    # Qwen3's template shows only the last answer as it is generated.
+    # Qwen3's template shows an empty thought before the last answer only.
     begins = first.ids.index(end(student), first.mask.index(True)) + 1
-    assert all(t > begins for t, _ in found)
+    earlier, found = [pair for pair in found if pair[0] <= begins], [pair for pair in found if pair[0] > begins]
+    assert (first.ids[earlier[-1][0]], second.ids[earlier[-1][1]]) == (end(student), end(teacher))
     assert shown(teacher, second, found[0][1]).replace(b"\n", b"") == b"<think></think>"
     assert shown(student, first, found[0][0]) == b""
     assert (first.ids[found[-1][0]], second.ids[found[-1][1]]) == (end(student), end(teacher))
@@ -568,12 +568,3 @@ def test_real_vocabularies_keep_all_mass(student: str, teacher: str) -> None:
         # In single precision the mass that enters is itself 1 to a few 1e-6 only.
         mass = logprobs.double().exp().sum(1)
         assert (merged.double().exp().sum(1) + unmapped.double().exp() - mass).abs().max() < 1e-6
-
-
-def test_sorted_probabilities_descend_and_are_padded_with_zeros() -> None:
-    logprobs = drawn(4, 6, 0, dtype=torch.float64)
-    found = sorted_probabilities(logprobs, 9)
-    torch.testing.assert_close(found[:, :6], logprobs.exp().sort(dim=1, descending=True).values)
-    assert found[:, 6:].tolist() == [[0.0] * 3] * 4
-    torch.testing.assert_close(sorted_probabilities(logprobs, 2), found[:, :2])
-    assert sorted_probabilities(logprobs.bfloat16(), 2).dtype == torch.float32

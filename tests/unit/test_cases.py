@@ -85,7 +85,7 @@ def test_a_row_is_read_whole_or_refused(case: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.parametrize("case", cases("rows.jsonl"))
 def test_a_row_is_the_same_in_every_container(case: dict[str, Any], container: str, tmp_path: Path) -> None:
     """Parquet fills what a row lacks with nulls, so it may only differ where a null was written on purpose."""
-    if "null" in case["name"]:
+    if "null for a parameter" in case["name"]:
         pytest.skip("in Parquet a null that was written cannot be told from one that was filled in")
     readings: list[Any] = []
     for name in (case["container"], container):

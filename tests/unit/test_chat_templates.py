@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from easydistill.data.chat import ChatRenderer, Rendered
+from easydistill.data.chat import ChatRenderer, Missing, Rendered
 from easydistill.data.messages import Message
 from easydistill.errors import DataError
 
@@ -111,12 +111,14 @@ def test_reasoning_is_learned_with_its_answer(answer: Message, tokenizer: Any) -
     assert learned(renderer, renderer.render([USER, answer])) == ["<think>\nHm.\n</think>\n\nBecause.<|im_end|>"]
 
 
-def test_an_earlier_answer_that_is_not_shown_as_generated_stays_context(tokenizer: Any) -> None:
+def test_an_earlier_answer_is_learned_as_it_is_shown(tokenizer: Any) -> None:
     renderer = make(tokenizer, QWEN3)
     first = said("assistant", "Because.", reasoning_content="Hm.")
     row = renderer.render([USER, first, said("user", "Sure?"), said("assistant", "Yes.", reasoning_content="Ah.")])
-    assert learned(renderer, row) == ["<think>\nAh.\n</think>\n\nYes.<|im_end|>"]
+    assert learned(renderer, row) == ["Because.<|im_end|>", "<think>\nAh.\n</think>\n\nYes.<|im_end|>"]
     assert "Hm." not in tokenizer.decode(row.ids)
+    assert row.missing == (Missing("thoughts", 1),)
+    assert row.lost_turns == 0
 
 
 @pytest.mark.parametrize("text", ["end", "im", "Why?", "assistant", "user", "\n", "<", "|>", "think", "a\nb", "  x "])

@@ -170,7 +170,7 @@ _VALUES = {name: entries[0][0] for name, entries in _frozen["sections"].items()}
     "RewardsSection": {"verify": {}},
 }
 _ABSTRACT = {
-    *("MetricsConfig", "RewardsConfig", "operator.preference_data", "SampledConfig", "JudgedConfig"),
+    *("MetricsConfig", "RewardsConfig", "operator.preference_data", "SampledConfig", "JudgedConfig", "WholeMassConfig"),
     *(
         "InferenceConfig",
         "LocalInferenceConfig",

@@ -350,3 +350,16 @@ def test_a_student_all_of_whose_mass_is_listed_has_a_finite_gradient():
         (gradient,) = gradients(found.total, low)
         assert torch.isfinite(found.total)
         assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("beta", "limit"), [(1e-4, "forward_kld"), (1 - 1e-4, "reverse_kld")])
+def test_the_scaled_divergence_ends_in_kl(beta, limit):
+    """Unscaled it vanishes there: it is β, or 1 − β, times the KL."""
+    teacher, student = (torch.randn(6, 9, generator=torch.Generator().manual_seed(n)).double() for n in (1, 2))
+    given = teacher.log_softmax(-1), student.log_softmax(-1), True, slice(None)
+    wanted = divergence_of(limit)(*given)
+    torch.testing.assert_close(divergence_of("jsd", beta=beta, scaled=True)(*given), wanted, rtol=1e-2, atol=1e-3)
+    small = min(beta, 1 - beta)
+    torch.testing.assert_close(divergence_of("jsd", beta=beta)(*given) / small, wanted, rtol=1e-2, atol=1e-3)
+    middle = [divergence_of("jsd", beta=0.5, scaled=scaled)(*given) for scaled in (True, False)]
+    torch.testing.assert_close(middle[0], 4 * middle[1])

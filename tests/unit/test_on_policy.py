@@ -158,6 +158,19 @@ def test_a_good_reply_has_every_token_but_the_first() -> None:
     assert [token["logprob"] for token in target_logprobs(body(logprobs), [5, 6, 7])] == [-2.5, -0.25]
 
 
+@pytest.mark.parametrize("value", [-9999.0, -9999, -1e30, None, float("nan"), float("-inf"), 10**400], ids=str)
+def test_a_placeholder_is_no_logprob(value: Any) -> None:
+    """vLLM's JSON has −9999 for −∞; others write null or NaN. The token is left out, the others are kept."""
+    first, second = target_logprobs(body([None, entry(6, value), entry(7, -0.25)]), [5, 6, 7])
+    assert math.isnan(first["logprob"])
+    assert second["logprob"] == -0.25
+
+
+def test_improbable_tokens_are_no_placeholders() -> None:
+    found = target_logprobs(body([None, entry(6, -200.5), entry(7, 0)]), [5, 6, 7])
+    assert [token["logprob"] for token in found] == [-200.5, 0]
+
+
 @pytest.mark.parametrize(
     ("content", "verdict", "reason"),
     [
@@ -174,7 +187,7 @@ def test_a_good_reply_has_every_token_but_the_first() -> None:
         (body([None, entry(6, -1), entry(8, -1)]), Verdict.REJECT, NO_LOGPROBS),
         (body([None, entry(6, -1), None]), Verdict.REJECT, NO_LOGPROBS),
         (body([None, entry(6, -1), entry(7, "low")]), Verdict.REJECT, NO_LOGPROBS),
-        (body([None, entry(6, -1), entry(7, float("nan"))]), Verdict.REJECT, NO_LOGPROBS),
+        (body([None, entry(6, -1), {"7": {"rank": 3}}]), Verdict.REJECT, NO_LOGPROBS),
         (body([None, entry(6, -1), entry(7, True)]), Verdict.REJECT, NO_LOGPROBS),
         (body([None, entry(6, -1), entry(7, 0.5)]), Verdict.REJECT, NO_LOGPROBS),
     ],

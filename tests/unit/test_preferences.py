@@ -203,7 +203,7 @@ def test_answers_that_fit_exactly_are_not_cut(tokenizer: Any) -> None:
     [
         ({"loss_type": "exo_pair"}, "exo_pair divides by label_smoothing"),
         ({"label_smoothing": 0.1}, "no effect with sigmoid"),
-        ({"loss_type": "robust", "label_smoothing": 0.5}, "below 0.5"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 loss_weights and 2 losses"),
         ({"loss_type": ["sigmoid", "hinge"], "loss_weights": [0, 0]}, "every loss has weight 0"),
         ({"beta": 1e300}, "less than or equal to 10000"),

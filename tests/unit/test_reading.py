@@ -82,6 +82,37 @@ def test_answers_that_are_marked_as_incorrect_are_told(tmp_path: Path) -> None:
     assert "cot_selection" in found.notices[0]
 
 
+def test_a_solution_alone_is_an_answer_only_where_one_is_needed(tmp_path: Path) -> None:
+    """Problems with known answers, which chains of thought are made for, may hold them so."""
+    row = {"problem": "1+1?", "solution": "2"}
+    read_as = {labelled: read(tmp_path, row, labelled=labelled).samples[0] for labelled in (True, None, False)}
+    assert {labelled: sample.answer for labelled, sample in read_as.items()} == {True: "2", None: None, False: None}
+    assert all(sample.meta["solution"] == "2" for sample in read_as.values())
+    (chain,) = read(tmp_path, {**row, "solution": "It is 2.", "answer": "2"}, labelled=None).samples
+    assert (chain.answer, chain.meta["final_answer"]) == ("It is 2.", "2")
+
+
+def test_an_empty_list_that_parquet_filled_in_hides_no_other_shape(tmp_path: Path) -> None:
+    found = read(tmp_path, {"instruction": "hi", "output": "ho", "messages": []})
+    assert found.samples[0].answer == "ho"
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"tools": [{"name": "f", "description": "\ud800"}]}, "surrogate"),
+        ({"tools": [{"name": "f", "parameters": {"x": float("nan")}}]}, "not JSON"),
+        ({"chat_template_kwargs": {"x": "\udfff"}}, "surrogate"),
+        ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": float("inf")}}]}]}, "not JSON"),
+        ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": "\\ud800"}'}]}]}, "surrogate"),
+        ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": NaN}'}]}]}, "not JSON"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written_again_is_refused(part: dict[str, Any], words: str, tmp_path: Path) -> None:
+    found = read(tmp_path, {"messages": CHAT}, {"messages": CHAT, **part})
+    assert len(found.samples) == 1 and words in found.rejected[0].detail
+
+
 # --- several answers --------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ from easydistill.signals.store import (
     token_hash,
     write_shard,
 )
+from easydistill.signals.unusable import check_usable, usable_rows, without_unusable
 
 SHAPES = [
     SignalShape(8),
@@ -320,6 +321,57 @@ def make_store(directory: Path, samples: list[ScoredSample], shape: SignalShape,
         write_shard(shard_path(directory, number), part, codec)
     StoreManifest.of(directory, codec, {"signals": {"kind": "test"}}, len(shards)).write(directory)
     return SignalStore(directory)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_that_are_no_distribution_are_left_out(tmp_path, shape, value):
+    """Logits that overflowed: every kind of signal loses exactly those rows, and the others are stored as ever."""
+    broken = logits(6, 3)
+    broken[[1, 4]] = value
+    target, uniform = torch.arange(6), torch.full((6,), 0.5, dtype=torch.float64)
+    found = signal_of_logits(broken, target, uniform, shape, 1.0)
+    whole = signal_of_logits(logits(6, 3), target, uniform, shape, 1.0)
+    assert usable_rows(found).tolist() == [True, False, True, True, False, True]
+    assert usable_rows(whole).all()
+    given = ScoredSample("row", [0, *range(6)], [False, *[True] * 6], found, np.ones(6, bool))
+    kept = without_unusable(given)
+    assert kept.present.tolist() == [True, False, True, True, False, True]
+    signal_of_row, present = make_store(tmp_path, [kept], shape).read("row", given.token_ids, given.learned)
+    assert present.tolist() == kept.present.tolist()
+    np.testing.assert_allclose(signal_of_row.target_logprob_N, whole.target_logprob_N[present], atol=0.01)
+    arrays = weight_arrays(signal_of_row, present)
+    assert arrays["present_N"].tolist() == present.tolist()
+    assert not np.isnan(arrays["logweights_NM"]).any()
+
+
+@pytest.mark.parametrize("placeholder", [-9999.0, -1e30])
+def test_placeholders_are_left_out_and_improbable_tokens_kept(placeholder):
+    head = np.log(np.array([[0.7, 0.2], [0.7, 0.2], [0.7, 0.2]]))
+    head[1, 1], head[2, 1] = placeholder, -300.0
+    target = np.array([-0.3, -0.3, placeholder])
+    made = TeacherSignal.without_draws(np.array([[1, 2]] * 3), head, np.log(np.full(3, 0.1)), target)
+    kept = without_unusable(ScoredSample("row", [1, 2, 3, 4], [False, True, True, True], made, np.ones(3, bool)))
+    assert kept.present.tolist() == [True, False, True]
+    assert kept.signal.target_logprob_N.tolist() == [np.float32(-0.3), -np.inf]
+
+
+def test_gaps_of_an_aligned_teacher_stay_gaps():
+    given = sample("row", SHAPES[0], 7, gaps=True)
+    broken = replace(given.signal, log_rest_N=given.signal.log_rest_N.copy())
+    broken.log_rest_N[0] = np.nan
+    kept = without_unusable(replace(given, signal=broken))
+    assert kept.present.sum() == given.present.sum() - 1
+    assert not (kept.present & ~given.present).any()
+    assert len(kept.signal) == kept.present.sum()
+
+
+def test_a_teacher_without_any_distribution_is_an_error():
+    made = TeacherSignal.without_draws(np.array([[1]]), np.array([[np.nan]]), np.array([np.nan]), np.array([np.nan]))
+    given = ScoredSample("row", [1, 2], [False, True], made, np.ones(1, bool))
+    with pytest.raises(DataError, match=r"not finite(.|\n)*float32"):
+        check_usable([given], [without_unusable(given)])
+    check_usable([], [])
 
 
 @pytest.mark.parametrize("gaps", [False, True])

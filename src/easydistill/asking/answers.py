@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from easydistill.config.inference import Truncation
+from easydistill.config.inference import Thoughts, Truncation
 from easydistill.contracts.teacher import (
+    MALFORMED_CALL,
     Completion,
     Failure,
     GenerationRequest,
@@ -18,7 +19,9 @@ from easydistill.contracts.teacher import (
     Teacher,
     outcome_from_record,
 )
+from easydistill.data.answers import MalformedCall, read_calls, split_thoughts
 from easydistill.data.journal import Journal
+from easydistill.data.messages import Message, answer_message
 from easydistill.data.records import content_hash
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import StageContext
@@ -27,24 +30,50 @@ from easydistill.teachers.ledger import Metered
 JOURNAL = "journal.jsonl"
 AUTHOR = "by"
 """Key of a journal record: the teacher that answered, where teachers are metered."""
+Problem = tuple[str, str]
+"""Why there is no usable answer: (reason, detail)."""
 KEPT = "kept"
 """Key of a journal record: a passing failure that `easydistill retry` was not asked to repeat."""
 
 
-def unusable_reason(completion: Completion, truncation: Truncation = "keep") -> tuple[str, str] | None:
-    """Why an answer cannot serve as a label, as (reason, detail); None if it can."""
+def read_answer(
+    completion: Completion, truncation: Truncation = "keep", thoughts: Thoughts = "apart"
+) -> Message | Problem:
+    """The message of an answer; or, if it cannot serve as a label, why not, as (reason, detail)."""
     if completion.finish_reason == "content_filter":
         return "content_filter", "the server's filter cut the answer"
-    if completion.text is None:
-        return "null_content", "the server sent `content: null`"
-    if not completion.text.strip():
-        detail = "the answer is empty" + (
-            f" (finish reason {completion.finish_reason})" if completion.finish_reason else ""
-        )
-        return "empty_content", detail
-    if truncation == "reject" and completion.finish_reason == "length":
+    cut = completion.finish_reason == "length"
+    try:
+        calls = read_calls(completion.tool_calls)
+        if MALFORMED_CALL in completion.extra:
+            raise MalformedCall(completion.extra[MALFORMED_CALL])
+    except MalformedCall as error:
+        # A call that was cut off will be cut off again.
+        return ("truncated" if cut else MALFORMED_CALL), str(error)
+    reasoning, text = completion.reasoning, completion.text
+    if thoughts == "apart" and not reasoning and text is not None:
+        reasoning, text = split_thoughts(text)
+    if not calls and (problem := _says_nothing(completion, text)):
+        return problem
+    if truncation == "reject" and cut:
         return "truncated", "the answer was cut off at inference.max_new_tokens"
-    return None
+    return answer_message(text or "", reasoning, calls)
+
+
+def _says_nothing(completion: Completion, text: str | None) -> Problem | None:
+    """Why an answer without calls is none; None if it has text."""
+    if text is None:
+        return "null_content", "the server sent `content: null`"
+    if text.strip():
+        return None
+    what = "the answer is empty" if not (completion.text or "").strip() else "the answer is thoughts alone"
+    return "empty_content", what + (f" (finish reason {completion.finish_reason})" if completion.finish_reason else "")
+
+
+def received(completion: Completion) -> dict[str, Any]:
+    """What was received for a row that is rejected."""
+    raw = {"text": completion.text, "reasoning": completion.reasoning, "finish_reason": completion.finish_reason}
+    return raw | ({"tool_calls": completion.tool_calls} if completion.tool_calls else {})
 
 
 def answer_all(

@@ -18,11 +18,14 @@ from easydistill.asking.answers import JOURNAL, journalled_outcome, worth_anothe
 from easydistill.config.inference import ApiInferenceConfig, PricesConfig, SamplingConfig
 from easydistill.contracts.teacher import Completion
 from easydistill.data.journal import Journal
-from easydistill.data.messages import Message
+from easydistill.data.messages import Chat, HasChat, Message
+from easydistill.data.records import CUT
 from easydistill.teachers.ledger import is_counted
-from easydistill.teachers.sizes import text_bytes
+from easydistill.teachers.sizes import chat_bytes
 
 Range = tuple[int, int]
+Asked = HasChat | Sequence[Message]
+"""What a request asks: messages, or a chat with its tools."""
 
 MIN_SAMPLE = 5
 """With fewer answers than this, the possible range is more reliable than an extrapolation."""
@@ -45,6 +48,8 @@ class Forecast:
     """In the currency of the prices; None without prices."""
     sample: int
     """Number of answers that it extrapolates from; 0 if it is the possible range."""
+    cut: int = 0
+    """Of the earlier answers that were looked at, those that were cut off at `max_new_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,11 @@ class _Answered:
     prompt_bytes: int
     prompt_tokens: int
     completion_tokens: int
+    cut: bool
 
 
 def forecast_calls(
-    requests: Mapping[str, Sequence[Message]],
+    requests: Mapping[str, Asked],
     directory: Path,
     inference: SamplingConfig,
     *,
@@ -65,7 +71,7 @@ def forecast_calls(
     """The fields of an `Estimate` that concern requests.
 
     Args:
-        requests: key → messages.
+        requests: key → chat.
         directory: the stage's, which may hold answers of an earlier attempt.
         keys_known: whether the keys are those that a run would use; if not, finished requests can only be counted.
         most: upper bound on the number of requests, if there may be more like these; scales the high estimates.
@@ -88,11 +94,12 @@ def forecast_calls(
         "completion_tokens": (ahead.completion_tokens[0], int(ahead.completion_tokens[1] * factor)),
         "cost": None if ahead.cost is None else (ahead.cost[0], ahead.cost[1] * factor),
         "from_answers": ahead.sample or None,
+        "cut_answers": ahead.cut or None,
     }
 
 
 def forecast(
-    requests: Mapping[str, Sequence[Message]],
+    requests: Mapping[str, Asked],
     done: Collection[str],
     journal: Journal | None,
     longest: int,
@@ -103,19 +110,20 @@ def forecast(
     """Forecast the requests that are not done.
 
     Args:
-        requests: key → messages, of all requests.
+        requests: key → chat, of all requests.
         done: keys of those that will not be sent.
         journal: answers of an earlier run.
         longest: most tokens of an answer.
         prices: per million tokens, if known.
         keys_known: whether the keys are those that a run would use.
     """
-    ahead = [messages for key, messages in requests.items() if key not in done]
-    open_bytes = [_size(messages) for messages in ahead]
+    ahead = [chat for key, chat in requests.items() if key not in done]
+    open_bytes = list(map(_size, ahead))
     sample = _sample(requests, journal, keys_known=keys_known) if journal is not None else []
+    cut = sum(answer.cut for answer in sample)
     if len(sample) < MIN_SAMPLE:
         sample = []
-    prompt = _prompt_range(open_bytes, sum(map(len, ahead)), sample)
+    prompt = _prompt_range(open_bytes, sum(len(Chat.of(chat).messages) for chat in ahead), sample)
     completion = _completion_range(len(open_bytes), longest, sample)
     cost = None
     if prices is not None:
@@ -126,10 +134,10 @@ def forecast(
         if prices.cached_input is not None:
             low -= prompt[0] * max(0.0, prices.input - prices.cached_input) / 1_000_000
         cost = (low, high)
-    return Forecast(prompt, completion, cost, len(sample))
+    return Forecast(prompt, completion, cost, len(sample), cut)
 
 
-def _sample(requests: Mapping[str, Sequence[Message]], journal: Journal, *, keys_known: bool) -> list[_Answered]:
+def _sample(requests: Mapping[str, Asked], journal: Journal, *, keys_known: bool) -> list[_Answered]:
     """Answers whose tokens the teacher counted, at most `_LARGEST_SAMPLE`."""
     found: list[_Answered] = []
     usual = round(fmean(map(_size, requests.values()))) if requests else 0
@@ -141,7 +149,8 @@ def _sample(requests: Mapping[str, Sequence[Message]], journal: Journal, *, keys
         outcome = journalled_outcome(journal, key)
         if isinstance(outcome, Completion) and is_counted(outcome):
             size = _size(requests[key]) if key in requests else usual
-            found.append(_Answered(size, outcome.prompt_tokens, outcome.completion_tokens))
+            cut = outcome.finish_reason == CUT
+            found.append(_Answered(size, outcome.prompt_tokens, outcome.completion_tokens, cut))
     return found
 
 
@@ -169,6 +178,7 @@ def _mean_range(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, middle - error), middle + error
 
 
-def _size(messages: Sequence[Message]) -> int:
-    """Bytes of the messages' text."""
-    return sum(text_bytes(message["content"]) for message in messages)
+def _size(chat: Asked) -> int:
+    """Bytes of everything that a chat says."""
+    whole = Chat.of(chat)
+    return chat_bytes(whole.messages, whole.tools)

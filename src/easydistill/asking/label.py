@@ -6,6 +6,7 @@ the request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from easydistill.asking.answers import (
     JOURNAL,
     answer_all,
     journalled_outcome,
+    read_answer,
+    received,
     spending,
-    unusable_reason,
     worth_another_try,
 )
 from easydistill.asking.model import with_system_prompt
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
 from easydistill.config.dataset import RowsConfig
-from easydistill.config.inference import SamplingConfig, Truncation
+from easydistill.config.inference import SamplingConfig
 from easydistill.contracts.teacher import (
     Completion,
     Failure,
@@ -32,14 +34,17 @@ from easydistill.contracts.teacher import (
 )
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
-from easydistill.data.messages import Chat, answer_message, as_context
+from easydistill.data.messages import Chat, as_context
 from easydistill.data.reading import Reading, read_rows
-from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, paper_row, write_paper_json, write_parquet
 from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue, DataError
+
+CUT_ANSWERS = "cut_answers"
+"""Metric of a label stage: how many labels were cut off at `max_new_tokens`."""
 
 
 class LabelStage:
@@ -68,8 +73,7 @@ class LabelStage:
             "inference": {"system_prompt": self._inference.system_prompt, **self._inference.sampling()},
             "teacher": self._teacher.identity(),
             "labeled_path": self._dataset.labeled_path,
-            # Only where it differs from what earlier versions did: finished stages stay finished.
-            **({"truncation": "reject"} if self._inference.truncation == "reject" else {}),
+            **self._inference.reading(),
         }
 
     def estimate(self, directory: Path) -> Estimate:
@@ -77,7 +81,7 @@ class LabelStage:
 
         samples = self._read().samples
         identity = self._teacher.identity()
-        requests = {self._key(identity, sample): self._asked(sample).messages for sample in samples}
+        requests = {self._key(identity, sample): self._asked(sample) for sample in samples}
         return Estimate(
             rows=len(samples),
             tokens_at_most=len(samples) * self._inference.max_new_tokens,
@@ -125,13 +129,13 @@ class LabelStage:
                 answer_all(teacher, list(requests.values()), journal, context, "Labelling")
                 context.stop.raise_if_requested()
                 result = self._write(samples, rejected, keys, journal, context)
-                return replace(result, metrics=spending(teacher))
+                return replace(result, metrics={**result.metrics, **spending(teacher)})
         finally:
             teacher.close()
 
     def _write(
         self,
-        samples: list[Sample],
+        samples: Sequence[Sample],
         rejected: list[Rejection],
         keys: dict[str, str],
         journal: Journal,
@@ -147,7 +151,7 @@ class LabelStage:
                 counted.add(outcome.key)
                 tokens["prompt"] += outcome.prompt_tokens
                 tokens["completion"] += outcome.completion_tokens
-            accepted = labelled_or_rejected(sample, outcome, self.name, self._inference.truncation)
+            accepted = labelled_or_rejected(sample, outcome, self.name, self._inference)
             if isinstance(accepted, Sample):
                 labelled.append(accepted)
             else:
@@ -162,25 +166,43 @@ class LabelStage:
         write_parquet(context.directory / LABELED_PARQUET, labelled)
         if self._dataset.labeled_path is not None:
             publish(context.directory, Path(self._dataset.labeled_path), map(paper_row, labelled))
+        cut = sum(map(is_cut, labelled))
+        if cut:
+            context.reporter.say(cut_words(cut, len(labelled)))
         return StageResult(
             outputs=(LABELED_JSON, LABELED_PARQUET),
             rows=RowCounts(entered, len(labelled), count_reasons(rejected)),
             rejected=rejected,
             tokens=tokens,
+            metrics={CUT_ANSWERS: cut} if cut else {},
         )
 
 
+def cut_words(cut: int, answers: int) -> str:
+    """What users are told of answers that were cut off."""
+    return (
+        f"{cut} of {answers} answers were cut off at inference.max_new_tokens; no end is learned behind them\n"
+        '    → raise inference.max_new_tokens, or set inference.truncation to "reject"'
+    )
+
+
 def labelled_or_rejected(
-    sample: Sample, outcome: Outcome, stage: str, truncation: Truncation = "keep"
+    sample: Sample, outcome: Outcome, stage: str, inference: SamplingConfig | None = None
 ) -> Sample | Rejection:
-    """The prompt with its answer, or a rejection that says why there is none."""
+    """The prompt with its answer, or a rejection that says why there is none.
+
+    A cut-off answer that is kept is marked in the row's `meta`, so that no end is learned behind it.
+
+    Args:
+        inference: says how answers become labels; by default as the sections' defaults say.
+    """
+    reading = inference or SamplingConfig()
     if isinstance(outcome, Failure):
         asked = (outcome.key,)
         return Rejection(sample.id, stage, outcome.reason, outcome.detail, outcome.attempts, outcome.raw, asked)
-    problem = unusable_reason(outcome, truncation)
-    if problem is not None:
-        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
-        return Rejection(sample.id, stage, *problem, outcome.attempts, raw, (outcome.key,))
-    assert outcome.text is not None
-    answer = answer_message(outcome.text, outcome.reasoning)
-    return replace(sample, messages=(*sample.messages, answer))
+    answer = read_answer(outcome, reading.truncation, reading.thoughts)
+    if isinstance(answer, tuple):
+        reason, detail = answer
+        return Rejection(sample.id, stage, reason, detail, outcome.attempts, received(outcome), (outcome.key,))
+    labelled = replace(sample, messages=(*sample.messages, answer))
+    return marked(labelled, cut=outcome.finish_reason == CUT)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from easydistill.config.inference import SamplingConfig
 from easydistill.contracts.operator import Ask
 from easydistill.contracts.teacher import GenerationRequest, TeacherPlan, request_key
-from easydistill.data.messages import Message
+from easydistill.data.messages import Chat, Message
 
 
 def with_system_prompt(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
@@ -26,8 +26,7 @@ class AskedModel:
     inference: SamplingConfig
 
     def identity(self) -> dict[str, Any]:
-        kept = {"truncation": "reject"} if self.inference.truncation == "reject" else {}
-        return {"teacher": self.plan.identity(), "inference": self._sampling(), **kept}
+        return {"teacher": self.plan.identity(), "inference": self._sampling(), **self.inference.reading()}
 
     def _sampling(self) -> dict[str, Any]:
         return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
@@ -47,6 +46,7 @@ class AskedModel:
         Args:
             identity: the running teacher's; a plan may not know the model's name yet.
         """
-        messages = self.messages(ask)
-        key = request_key(identity, self.sampling(ask), messages, ask.index, ask.schema)
-        return GenerationRequest(key, messages, schema=ask.schema, index=ask.index, temperature=ask.temperature)
+        chat = Chat(self.messages(ask), ask.tools, ask.template_kwargs)
+        key = request_key(identity, self.sampling(ask), chat, ask.index, ask.schema)
+        asked = GenerationRequest.of(key, chat)
+        return replace(asked, schema=ask.schema, index=ask.index, temperature=ask.temperature)

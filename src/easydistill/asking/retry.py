@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.asking.answers import JOURNAL, KEPT
-from easydistill.contracts.teacher import Failure
+from easydistill.contracts.teacher import MALFORMED_CALL, Failure
 from easydistill.data.files import read_jsonl, set_aside
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.engine.stage import REJECTED
 from easydistill.errors import ConfigError, ConfigIssue
 
-GROUPS = {"parse": ("malformed_reply", "malformed_score")}
-"""Names for several reasons at once: `parse` covers replies in which an operator did not find what it asked for."""
+GROUPS = {"parse": ("malformed_reply", "malformed_score", MALFORMED_CALL)}
+"""Names for several reasons at once: `parse` covers replies in which an operator did not find what it asked for, and
+answers whose calls cannot be read."""
 NO_TEXT = ("empty_content", "null_content")
 KNOWN = (
     *("rate_limit", "timeout", "connection", "stream_dropped", "server_error", "garbage"),

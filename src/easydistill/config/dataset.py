@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Seed, Share, Unfit
 
@@ -68,6 +68,31 @@ class PairColumnsConfig(ColumnsConfig):
     """The worse answer: a text or messages."""
 
 
+RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversations",
+        "documents",
+        "messages",
+        "return_assistant_tokens_mask",
+        "tools",
+    }
+)
+"""Variables of a chat template that its renderer sets."""
+
+
+def _free(variables: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(RESERVED & variables.keys()):
+        raise ValueError(f"{', '.join(taken)} is set by the renderer, not by a config")
+    return variables
+
+
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(_free)]
+"""Variables for a chat template, such as `enable_thinking`."""
+
+
 class RowsConfig(Section):
     """The rows a job reads, and where it writes the ones it makes.
 
@@ -105,6 +130,11 @@ class DatasetConfig(RowsConfig):
 
     template: NonEmptyStr | None = None
     """A chat template (a Jinja file) that replaces the student's own; an EasyDistill 1 template works too."""
+    template_kwargs: TemplateVariables | None = None
+    """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
+    thoughts: Literal["inline", "drop"] | None = None
+    """What becomes of an assistant's thoughts: `inline` writes them into its text as `<think>…</think>`, `drop` leaves
+    them out, by default the template shows them or not."""
     seed: Seed = 42
     """Seed for choosing the rows held out for evaluation."""
 
@@ -123,6 +153,11 @@ class PairsConfig(Section):
     """If more than this share of all rows is rejected, the run ends with exit code 3."""
     template: NonEmptyStr | None = None
     """A chat template (a Jinja file) that replaces the student's own."""
+    template_kwargs: TemplateVariables | None = None
+    """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
+    thoughts: Literal["inline", "drop"] | None = None
+    """What becomes of an assistant's thoughts: `inline` writes them into its text as `<think>…</think>`, `drop` leaves
+    them out, by default the template shows them or not."""
     seed: Seed = 42
     """Seed for choosing the pairs held out for evaluation."""
     columns: PairColumnsConfig | None = None

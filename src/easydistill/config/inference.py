@@ -24,9 +24,11 @@ from easydistill.config.base import (
     Seed,
     Unfit,
 )
+from easydistill.config.dataset import TemplateVariables
 from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
+Thoughts = Literal["apart", "inline"]
 
 
 class SamplingConfig(Section):
@@ -39,15 +41,25 @@ class SamplingConfig(Section):
     top_p: PositiveShare | None = None
     """Nucleus sampling: draw from the smallest set of most probable tokens with at least this total probability."""
     truncation: Truncation = "keep"
-    """What to do with an answer cut off at `max_new_tokens`: keep it as it is, or reject its row as `truncated`."""
+    """What to do with an answer cut off at `max_new_tokens`: keep it, and learn no end token behind it, or reject its
+    row as `truncated`."""
+    thoughts: Thoughts = "apart"
+    """What to do with thoughts that are part of an answer's text, such as `<think>…</think>` at its beginning: move
+    them to the message's `reasoning_content`, where thoughts that a server sends apart are too, or leave them in the
+    text as they were written."""
 
     def sampling(self) -> dict[str, Any]:
         """The values that affect an answer, apart from model and messages, for request keys.
 
         The model's location and name belong to the teacher's identity, the system prompt to the messages.
         """
-        elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt", "truncation"}
+        elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt", "truncation", "thoughts"}
         return {name: value for name, value in self.identity().items() if name not in elsewhere}
+
+    def reading(self) -> dict[str, Any]:
+        """How answers become labels, for fingerprints: what differs from the defaults."""
+        ways = {"truncation": self.truncation, "thoughts": self.thoughts}
+        return {name: way for name, way in ways.items() if way != SamplingConfig.model_fields[name].default}
 
 
 class InferenceConfig(SamplingConfig):
@@ -139,6 +151,9 @@ class ApiInferenceConfig(InferenceConfig):
     tokens_per_minute: PositiveInt | None = None
     """Most tokens per minute, prompts and answers together, over all servers: estimated before a request is sent,
     corrected by the server's count."""
+    chat_template_kwargs: TemplateVariables | None = None
+    """Variables for the server's chat template, such as `{"enable_thinking": false}`, sent as `chat_template_kwargs`,
+    which vLLM and SGLang know. A row's own variables take precedence."""
     prices: PricesConfig | None = None
     """Token prices, for the ledger and `max_cost`; without them the cost is unknown."""
     max_cost: PositiveFloat | None = None
@@ -204,6 +219,8 @@ class ApiInferenceConfig(InferenceConfig):
 class LocalInferenceConfig(InferenceConfig):
     """A teacher on this machine: what the local backends share."""
 
+    # The template's text is part of the teacher's identity; where the file is does not matter.
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"template"})
     scores: ClassVar[bool] = True
 
     temperature: NonNegativeFloat = 0.8
@@ -218,6 +235,10 @@ class LocalInferenceConfig(InferenceConfig):
     """Run code that comes with the teacher's weights."""
     max_model_len: PositiveInt | None = None
     """Longest prompt plus answer, in tokens; rows with longer prompts are rejected."""
+    template: NonEmptyStr | None = None
+    """A chat template (a Jinja file) that replaces the teacher's own, or that it needs because it has none."""
+    chat_template_kwargs: TemplateVariables | None = None
+    """Variables for the teacher's chat template, such as `{"enable_thinking": false}`. A row's own take precedence."""
 
     @field_validator("temperature")
     @classmethod
@@ -230,7 +251,7 @@ class LocalInferenceConfig(InferenceConfig):
 class TransformersOptions(LocalInferenceConfig):
     """The keys of a local teacher, and those of transformers."""
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset({"batch_size", "max_batch_tokens"})
+    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {"batch_size", "max_batch_tokens"}
 
     batch_size: PositiveInt | None = None
     """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
@@ -241,15 +262,13 @@ class TransformersOptions(LocalInferenceConfig):
 class VllmOptions(LocalInferenceConfig):
     """The keys of a local teacher, and those of vLLM, named as in the paper's sample configs."""
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset(
-        {
-            "gpu_memory_utilization",
-            "enforce_eager",
-            "enable_chunked_prefill",
-            "chunk_size",
-            "tensor_parallel_size",
-        }
-    )
+    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {
+        "gpu_memory_utilization",
+        "enforce_eager",
+        "enable_chunked_prefill",
+        "chunk_size",
+        "tensor_parallel_size",
+    }
 
     chunk_size: PositiveInt = 256
     """vLLM: rows in progress at once. Each answer is on disk as soon as it is complete."""
@@ -294,13 +313,14 @@ class AutoInferenceConfig(AnyLocalOptions):
 class WhiteBoxInferenceConfig(LocalInferenceConfig):
     """A teacher on this machine whose distributions are stored too; combined with each local backend's section."""
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset({"top_logits_num"})
+    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {"top_logits_num"}
 
     top_logits_num: PositiveInt | None = None
     """The paper's key: keep this many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
 
 
-def through_transformers(config: LocalInferenceConfig) -> TransformersInferenceConfig:
-    """The same settings for transformers, as far as they apply to it."""
-    known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - {"backend"}
+def for_student(config: LocalInferenceConfig) -> TransformersInferenceConfig:
+    """The settings by which the student answers in this process: the teacher's, but for what concerns its template."""
+    of_teacher = {"backend", "template", "chat_template_kwargs"}
+    known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - of_teacher
     return TransformersInferenceConfig(backend="transformers", **{name: getattr(config, name) for name in known})

@@ -82,7 +82,8 @@ class TrainerConfig(Section):
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
     """Optimiser."""
     max_length: PositiveInt = 1024
-    """Longest training row, in tokens. A longer row loses the end of its answer; the report says how many were cut."""
+    """Longest training row, in tokens. A longer row loses the end of its answer; the report says how many were cut. A
+    student with fewer positions ends rows where it ends itself."""
     bf16: bool | Literal["auto"] = "auto"
     """Compute in bfloat16 (weights and optimiser state stay float32); `auto`: where the device is fast in it."""
     gradient_checkpointing: bool = False

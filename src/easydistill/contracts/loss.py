@@ -83,6 +83,13 @@ class DistillationConfig(Section):
     """`bytes`: the teacher has another tokenizer, and its tokens are matched with the student's by their bytes."""
 
 
+class WholeMassConfig(DistillationConfig):
+    """The config of a loss for which the mass outside the listed tokens counts."""
+
+    tail: Literal["bucket"] = "bucket"
+    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
+
+
 class LossModule(Protocol):
     """A module registered as a loss. It loads no torch when it is imported."""
 

@@ -59,6 +59,27 @@ class TokenMetric(Protocol):
         """The mean over all tokens seen."""
 
 
+class TokenMean:
+    """A `TokenMetric` that is a mean over all tokens: a subclass gives the `total` of a slice."""
+
+    kind: ClassVar[Literal["tokens"]] = "tokens"
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._count = 0
+
+    def total(self, rows: TokenRows) -> float:
+        raise NotImplementedError
+
+    def update(self, rows: TokenRows) -> None:
+        self._total += self.total(rows)
+        self._count += len(rows.target_N)
+
+    def value(self) -> float:
+        return self._total / self._count
+
+
 class AnswerMetric(Protocol):
     """Scores one generated answer at a time."""
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from easydistill.config.base import NonEmptyStr, Section, Seed
-from easydistill.data.messages import Message
+from easydistill.data.messages import HasChat, Message, Tool, ToolCall
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.spool import Rows
 from easydistill.errors import DataError
 from easydistill.registry import Contract
 
@@ -43,6 +44,22 @@ class Ask:
     """JSON schema of the reply, for servers that support it; the operator checks whether it was obeyed."""
     temperature: float | None = None
     """Sampling temperature of this reply; None uses the model's."""
+    tools: tuple[Tool, ...] = field(default=(), kw_only=True)
+    """The tools that the reply may call."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """Variables of the chat template that a row brings."""
+
+    @classmethod
+    def of(cls, chat: HasChat, role: Role = "teacher", index: int = 0, temperature: float | None = None) -> Ask:
+        """The question for the next message of a chat."""
+        return cls(
+            chat.messages,
+            role,
+            index,
+            temperature=temperature,
+            tools=chat.tools,
+            template_kwargs=chat.template_kwargs,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,8 @@ class Reply:
     raw: Any = None
     key: str | None = None
     """Key of the request that it answers."""
+    tool_calls: tuple[ToolCall, ...] = field(default=(), kw_only=True)
+    """The calls that it makes, where the question brought tools; the text may then be empty."""
 
 
 Steps = Generator[list[Ask], list[Reply], T]
@@ -71,8 +90,8 @@ class UnfitRows(DataError):
 class Result:
     """Rows that passed every check, and rejected ones with the reason."""
 
-    accepted: list[Sample] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
+    accepted: Rows[Sample] = field(default_factory=list)
+    rejected: Rows[Rejection] = field(default_factory=list)
     entered: int = 0
     """Number of candidates, accepted and rejected together."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -82,8 +101,8 @@ class Result:
 
     def add(self, other: Result) -> None:
         """Add another result's rows; its facts are left to the caller."""
-        self.accepted += other.accepted
-        self.rejected += other.rejected
+        self.accepted.extend(other.accepted)
+        self.rejected.extend(other.rejected)
         self.entered += other.entered
 
 

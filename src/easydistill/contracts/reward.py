@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 from pydantic import Field
 
 from easydistill.config.base import NonNegativeFloat, Section
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, Tool
 from easydistill.errors import ConfigIssue
 from easydistill.registry import Contract
 
@@ -51,7 +51,7 @@ class Rollout:
     prompt: tuple[Message, ...]
     """The messages before the answer."""
     text: str
-    """The answer without special tokens."""
+    """The answer without its end token; other special tokens are in it, as they may mark thoughts and calls."""
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     """The answer's tokens, including the end token if it ended."""
@@ -59,6 +59,8 @@ class Rollout:
     """False if the answer was cut off."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other fields, such as `answer`."""
+    tools: tuple[Tool, ...] = field(default=(), kw_only=True)
+    """The tools that the answer may call."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 TEMPLATE_REFUSED = "template_refused"
 """Rejection reason: the model's chat template does not accept the row, such as a system message where there is no such
 role."""
+MALFORMED_CALL = "malformed_call"
+"""Rejection reason: the answer calls a tool in a way that cannot be read. Also the key of `Completion.extra` under
+which a teacher that reads calls from text says what is wrong."""
 SEVERAL_SERVERS = "several servers"
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def batches_by_length(lengths: Sequence[int], max_rows: int | None, max_tokens: int, answer: int) -> list[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], max_rows: int | None, max_tokens: int, answer: int, *, equal: bool = False
+) -> list[list[int]]:
     """Group row indices so that the rows of a batch have similar lengths.
 
     Args:
@@ -13,6 +18,7 @@ def batches_by_length(lengths: Sequence[int], max_rows: int | None, max_tokens: 
         max_rows: most rows in a batch; None for no limit.
         max_tokens: most tokens in a batch, padding included.
         answer: most tokens that a row may grow by.
+        equal: give a batch rows of one length only, for models that read padding.
     """
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     batches: list[list[int]] = []
@@ -20,8 +26,15 @@ def batches_by_length(lengths: Sequence[int], max_rows: int | None, max_tokens: 
         # In ascending order, so each new row is the longest of its batch.
         width = lengths[index] + answer
         room = bool(batches) and (max_rows is None or len(batches[-1]) < max_rows)
+        room = room and not (equal and lengths[batches[-1][0]] != lengths[index])
         if room and (len(batches[-1]) + 1) * width <= max_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])
     return batches
+
+
+def padded(rows: Sequence[Sequence[T]], fill: T) -> list[list[T]]:
+    """The rows with `fill` after them, as long as the longest; causal attention does not look there."""
+    width = max(map(len, rows))
+    return [[*row, *[fill] * (width - len(row))] for row in rows]

@@ -78,32 +78,23 @@ def chunks(
         )
     if not text.strip():
         return []
+    cutter = _Cutter(text, count)
     made: list[Chunk] = []
     # The next piece is the last of `waiting`.
-    waiting = _split(text, _Piece(0, len(text), count(text), -1), count)[::-1]
+    waiting = cutter.split(_Piece(0, len(text), count(text), -1))[::-1]
     current: list[_Piece] = []
-    done = total = 0
+    done = 0
     while waiting or (current and current[-1].end > done):
-        if waiting and total + waiting[-1].tokens <= tokens_max:
-            total += waiting[-1].tokens
-            current.append(waiting.pop())
-            continue
-        if waiting and total < tokens_min and len(parts := _split(text, waiting[-1], count)) > 1:
-            waiting[-1:] = parts[::-1]
-            continue
-        if not current:
-            total = waiting[-1].tokens
-            current.append(waiting.pop())
-        kept = _fitting(text, current, _best(current, tokens_min) if waiting else len(current), tokens_max, count)
+        cutter.fill(current, waiting, tokens_min, tokens_max)
+        kept = cutter.fitting(current, _best(current, tokens_min) if waiting else len(current), tokens_max)
         if current[kept - 1].end <= done:
             # All of it is in the previous chunk: there is no room for the overlap.
-            total -= current.pop(0).tokens
+            del current[0]
             continue
         start, done = current[0].start, current[kept - 1].end
         made.append(Chunk(text[start:done], start, done, count(text[start:done]), source))
         waiting += current[kept:][::-1]
         current = _tail(current[:kept], overlap)
-        total = sum(piece.tokens for piece in current)
     return made
 
 
@@ -117,13 +108,6 @@ def _best(pieces: list[_Piece], least: int) -> int:
     return best
 
 
-def _fitting(text: str, pieces: list[_Piece], number: int, most: int, count: Callable[[str], int]) -> int:
-    """At most `number` pieces, and together at most `most` tokens, which may differ from the sum over the pieces."""
-    while number > 1 and count(text[pieces[0].start : pieces[number - 1].end]) > most:
-        number -= 1
-    return number
-
-
 def _tail(pieces: list[_Piece], overlap: int) -> list[_Piece]:
     """The last pieces with at most `overlap` tokens together; never all of them."""
     total, kept = 0, len(pieces)
@@ -133,19 +117,48 @@ def _tail(pieces: list[_Piece], overlap: int) -> list[_Piece]:
     return pieces[kept:]
 
 
-def _split(text: str, piece: _Piece, count: Callable[[str], int]) -> list[_Piece]:
-    """Cut a piece along the next finer kind of border that it contains; a word is halved."""
-    start = next((match.start() for match in _LETTER.finditer(text, piece.start, piece.end)), piece.end)
-    for level in range(max(piece.level + 1, 0), len(_ENDS)):
-        # White space alone is not a piece; at the end it belongs to the border before it.
-        ends = [end for match in _ENDS[level].finditer(text, start, piece.end) if (end := match.end()) < piece.end]
-        if ends:
-            break
-    else:
-        if piece.end - piece.start == 1:
-            return [piece]
-        level, ends = len(_ENDS), [(piece.start + piece.end) // 2]
-    return [
-        _Piece(start, end, count(text[start:end]), level if end < piece.end else max(piece.level, 0))
-        for start, end in pairwise([piece.start, *ends, piece.end])
-    ]
+@dataclass(frozen=True)
+class _Cutter:
+    text: str
+    count: Callable[[str], int]
+
+    def split(self, piece: _Piece) -> list[_Piece]:
+        """Cut a piece along the next finer kind of border that it contains; a word is halved."""
+        start = next((match.start() for match in _LETTER.finditer(self.text, piece.start, piece.end)), piece.end)
+        for level in range(max(piece.level + 1, 0), len(_ENDS)):
+            # White space alone is not a piece; at the end it belongs to the border before it.
+            borders = _ENDS[level].finditer(self.text, start, piece.end)
+            ends = [end for match in borders if (end := match.end()) < piece.end]
+            if ends:
+                break
+        else:
+            if piece.end - piece.start == 1:
+                return [piece]
+            level, ends = len(_ENDS), [(piece.start + piece.end) // 2]
+        return [
+            _Piece(start, end, self.count(self.text[start:end]), level if end < piece.end else max(piece.level, 0))
+            for start, end in pairwise([piece.start, *ends, piece.end])
+        ]
+
+    def fill(self, current: list[_Piece], waiting: list[_Piece], least: int, most: int) -> None:
+        """Move the next pieces to `current`, at least one in all, and no more than fit into `most` tokens.
+
+        A piece that does not fit is split while there are fewer than `least` tokens.
+        """
+        total = sum(piece.tokens for piece in current)
+        while waiting:
+            if total + waiting[-1].tokens <= most:
+                total += waiting[-1].tokens
+                current.append(waiting.pop())
+            elif total < least and len(parts := self.split(waiting[-1])) > 1:
+                waiting[-1:] = parts[::-1]
+            else:
+                break
+        if not current:
+            current.append(waiting.pop())
+
+    def fitting(self, pieces: list[_Piece], number: int, most: int) -> int:
+        """At most `number` pieces, together at most `most` tokens, which may differ from the sum over the pieces."""
+        while number > 1 and self.count(self.text[pieces[0].start : pieces[number - 1].end]) > most:
+            number -= 1
+        return number

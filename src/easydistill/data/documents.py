@@ -186,6 +186,7 @@ _PARAGRAPHS = frozenset(
     {"p", "div", "section", "article", "main", "header", "footer", "nav", "aside", "h1", "h2", "h3", "h4", "h5", "h6"}
     | {"ul", "ol", "dl", "table", "blockquote", "pre", "figure", "figcaption", "form", "fieldset", "details", "hr"}
 )
+_VERBATIM = frozenset({"pre", "textarea"})
 _LINES = frozenset({"li", "tr", "dt", "dd", "caption", "summary", "option", "address"})
 
 
@@ -198,34 +199,34 @@ def _html_text(root: Any) -> str:
     while stack:
         node, left = stack.pop()
         tag = node.tag
+        last = written[-1][-1:] if written else ""
         if tag == "-text":
             text = node.text_content or ""
-            if not verbatim:
-                text = re.sub(r"[ \t\n\r\f]+", " ", text)
-                if not written or written[-1][-1:] in " \n\t":
-                    text = text.lstrip(" ")
-            if text:
-                written.append(text)
-            continue
-        if tag in _SKIPPED or tag.startswith(("-", "!")):
-            continue
-        verbatim += {"pre": -1 if left else 1, "textarea": -1 if left else 1}.get(tag, 0)
-        if tag in _PARAGRAPHS:
-            written.append("\n\n")
-        elif (tag == "br" and left) or (tag in _LINES and not (written and written[-1].endswith("\n"))):
-            written.append("\n")
-        elif tag in ("td", "th") and left:
-            written.append("\t")
-        if not left:
-            stack.append((node, True))
-            children = []
-            child = node.first_child
-            while child is not None:
-                children.append((child, False))
-                child = child.next
-            stack += reversed(children)
+            written += filter(None, [text if verbatim else _folded(text, last)])
+        elif tag not in _SKIPPED and not tag.startswith(("-", "!")):
+            if tag in _VERBATIM:
+                verbatim += -1 if left else 1
+            written += filter(None, [_separator(tag, last, left)])
+            if not left:
+                stack.append((node, True))
+                stack += [(child, False) for child in reversed(list(node.iter(include_text=True)))]
     text = re.sub(r"[ \t]+\n", "\n", "".join(written).replace("\u00a0", " "))
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
+
+
+def _folded(text: str, last: str) -> str:
+    """Text whose runs of white space are one space, or none where the text before ends in white space."""
+    text = re.sub(r"[ \t\n\r\f]+", " ", text)
+    return text.lstrip(" ") if last in " \n\t" else text
+
+
+def _separator(tag: str, last: str, left: bool) -> str:
+    """What is written where an element begins or, if `left`, ends."""
+    if tag in _PARAGRAPHS:
+        return "\n\n"
+    if (tag == "br" and left) or (tag in _LINES and last != "\n"):
+        return "\n"
+    return "\t" if tag in ("td", "th") and left else ""
 
 
 def _pdf(raw: bytes, encoding: str) -> str:

@@ -17,26 +17,28 @@ from types import TracebackType
 from typing import Any
 
 FSYNC_SECONDS = 5.0
+_POSITION = 20
+"""Bits of a place that hold a record's position in its line; the others hold the line's offset in the file."""
 
 
 class Journal:
     """Records by key; the last record of a key counts.
 
-    Only keys, file offsets and one small note per record stay in memory; records are read back from the file.
+    In memory are keys, one number per record, and the notes that say something; records are read back from the file.
 
     Args:
         path: the file; created if missing.
-        note: what to remember of each record, for `note(key)`.
+        note: what to remember of each record, for `note(key)`; what is false is not kept.
     """
 
     def __init__(self, path: Path, note: Callable[[dict[str, Any]], Any] = lambda record: None) -> None:
         self.path = path
         self._make_note = note
         self._notes: dict[str, Any] = {}
-        self._superseded: list[tuple[int, int]] = []
+        self._superseded: list[int] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)
-        self._at: dict[str, tuple[int, int]] = {}
+        self._at: dict[str, int] = {}
         self._synced = time.monotonic()
         self._recover()
         self._reader = path.open("rb")
@@ -60,8 +62,11 @@ class Journal:
             key = record["key"]
             if key in self._at:
                 self._superseded.append(self._at[key])
-            self._at[key] = (offset, position)
-            self._notes[key] = self._make_note(record)
+            self._at[key] = offset << _POSITION | position
+            if note := self._make_note(record):
+                self._notes[key] = note
+            else:
+                self._notes.pop(key, None)
 
     def append(self, *records: dict[str, Any]) -> None:
         """Write records, each with a `key`, as one line: after a kill either all of them are there or none."""
@@ -96,7 +101,7 @@ class Journal:
         Raises:
             KeyError: there is none.
         """
-        return self._read(*self._at[key])
+        return self._read(self._at[key])
 
     @property
     def superseded(self) -> int:
@@ -105,16 +110,16 @@ class Journal:
 
     def get_superseded(self, number: int) -> dict[str, Any]:
         """A replaced record, by its number from 0 in the order of replacement."""
-        return self._read(*self._superseded[number])
+        return self._read(self._superseded[number])
 
-    def _read(self, offset: int, position: int) -> dict[str, Any]:
-        self._reader.seek(offset)
-        record: dict[str, Any] = json.loads(self._reader.readline())[position]
+    def _read(self, place: int) -> dict[str, Any]:
+        self._reader.seek(place >> _POSITION)
+        record: dict[str, Any] = json.loads(self._reader.readline())[place & (1 << _POSITION) - 1]
         return record
 
     def note(self, key: str) -> Any:
-        """What was remembered of the last record under `key`, without reading the file."""
-        return self._notes[key]
+        """What was remembered of the last record under `key`, without reading the file; None if nothing."""
+        return self._notes.get(key)
 
     def close(self) -> None:
         self._reader.close()

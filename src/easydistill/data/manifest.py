@@ -19,10 +19,6 @@ class RowCounts:
     left: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def rejected_total(self) -> int:
-        return sum(self.rejected.values())
-
 
 @dataclass(frozen=True)
 class Manifest:

@@ -129,6 +129,13 @@ def full_text(message: Message) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def said(message: Message) -> str:
+    """What a message says to whoever reads the chat: its content and its calls, as one text. For a message of text
+    alone, the content itself."""
+    parts = [message["content"], *map(call_text, message.get("tool_calls", ()))]
+    return "\n".join(part for part in parts if part)
+
+
 def call_text(call: ToolCall) -> str:
     """A call as people read it: `count_legs({"animal": "spider"})`."""
     return f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})"

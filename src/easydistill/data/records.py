@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from easydistill.data.messages import Chat, Message, Tool, as_context, identity_of
@@ -59,6 +59,24 @@ class Sample:
     @property
     def prompt_hash(self) -> str:
         return content_hash(identity_of(self.prompt, self))
+
+
+FINISH_REASON, CUT = "finish_reason", "length"
+"""Key and value in `Sample.meta` of a row whose final answer was cut off: it has no end that could be learned. The
+spelling is that of OpenAI's protocol, which many published sets of answers kept."""
+
+
+def is_cut(sample: Sample) -> bool:
+    """Whether a row's final answer was cut off."""
+    return sample.meta.get(FINISH_REASON) == CUT
+
+
+def marked(sample: Sample, *, cut: bool) -> Sample:
+    """A row with a new answer, marked if the answer was cut off; a mark of an earlier answer is removed."""
+    if not cut and FINISH_REASON not in sample.meta:
+        return sample
+    meta = {name: value for name, value in sample.meta.items() if name != FINISH_REASON}
+    return replace(sample, meta=meta | ({FINISH_REASON: CUT} if cut else {}))
 
 
 @dataclass(frozen=True)
@@ -120,21 +138,21 @@ class Prompted(Protocol):
 Row = TypeVar("Row", bound=Prompted)
 
 
-def split_heldout(samples: list[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
+def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into (train, held out) by hash, so that the split does not depend on their order.
 
     Rows with the same prompt stay on one side. At least one prompt always stays in training.
     """
-    by_prompt: dict[str, list[Row]] = {}
-    for sample in samples:
-        by_prompt.setdefault(sample.prompt_hash, []).append(sample)
-    order = sorted(by_prompt, key=lambda prompt: draw_key(seed, prompt))
+    prompts = [sample.prompt_hash for sample in samples]
+    rows_of = Counter(prompts)
     held: set[str] = set()
     count = 0
-    for prompt in order[:-1]:
+    for prompt in sorted(rows_of, key=lambda prompt: draw_key(seed, prompt))[:-1]:
         if count >= heldout:
             break
         held.add(prompt)
-        count += len(by_prompt[prompt])
-    train = [sample for sample in samples if sample.prompt_hash not in held]
-    return train, [sample for sample in samples if sample.prompt_hash in held]
+        count += rows_of[prompt]
+    train, out = list[Row](), list[Row]()
+    for sample, prompt in zip(samples, prompts, strict=True):
+        (out if prompt in held else train).append(sample)
+    return train, out

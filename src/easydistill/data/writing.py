@@ -13,8 +13,10 @@ Chats of text alone are objects with `role`, `content` and `reasoning_content`.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,14 @@ from easydistill.data.preferences import Preference
 from easydistill.data.reading import ROW, Reading
 from easydistill.data.reading.keys import CHAT_KEYS
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.spool import Rows, like
 from easydistill.errors import DataError
 
 UNWRITABLE = "unwritable_row"
 _TEXT_KEYS = frozenset({"role", "content", "reasoning_content"})
 _PAIR = ("prompt", "chosen", "rejected")
+BLOCK = 50_000
+"""Rows of a table that are in memory at a time."""
 _TOOLS, _KWARGS = "tools", "chat_template_kwargs"
 
 
@@ -73,14 +78,14 @@ def written_meta(sample: Sample) -> dict[str, Any]:
     return {name: plain_json(value) for name, value in sample.meta.items() if name != ROW and name not in CHAT_KEYS}
 
 
-def writable(samples: Iterable[Sample], stage: str) -> tuple[list[Sample], list[Rejection]]:
+def writable(samples: Rows[Sample], stage: str) -> tuple[Rows[Sample], list[Rejection]]:
     """The samples that can be written, and a rejection for each other one: to be asked before anything is paid for.
 
     Raises:
         DataError: none can be written.
     """
-    kept: list[Sample] = []
     rejected: list[Rejection] = []
+    kept = like(samples)
     for sample in samples:
         problem = _unwritable(sample)
         if problem is None:
@@ -171,19 +176,40 @@ def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
 
     A field whose values have no common type is written as JSON text.
     """
-    _write_table(path, parquet_table(list(map(chat_row, samples)), ("messages",)))
+    _write_tables(path, samples, chat_row, ("messages",))
 
 
 def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:
     """Write Parquet; a field whose values have no common type is written as JSON text."""
-    _write_table(path, parquet_table(list(map(pair_row, pairs)), _PAIR))
+    _write_tables(path, pairs, pair_row, _PAIR)
 
 
-def _write_table(path: Path, table: Any) -> None:
+def _write_tables(
+    path: Path, rows: Sequence[Any], spelled: Callable[[Any], dict[str, Any]], chats: Sequence[str]
+) -> None:
+    """Write rows block by block; if there are several blocks, a first pass finds the columns that hold all rows."""
     import pyarrow.parquet as parquet
 
-    with replacing(path) as temporary:
-        parquet.write_table(table, temporary)
+    columns = Columns(chats)
+    if len(rows) > BLOCK:
+        for block in _blocks(rows, spelled):
+            columns.fit(block)
+    with replacing(path) as temporary, contextlib.ExitStack() as stack:
+        writer: Any = None
+        for block in _blocks(rows, spelled):
+            table = columns.table(block)
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(temporary, table.schema))
+            writer.write_table(table)
+
+
+def _blocks(rows: Iterable[Any], spelled: Callable[[Any], dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows as they are written, `BLOCK` at a time; one empty block if there are none."""
+    written = map(spelled, rows)
+    block = list(itertools.islice(written, BLOCK))
+    yield block
+    while block := list(itertools.islice(written, BLOCK)):
+        yield block
 
 
 def parquet_table(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> Any:
@@ -192,29 +218,74 @@ def parquet_table(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> Any:
     Args:
         chats: names of the columns that hold lists of messages.
     """
-    import pyarrow as pa
-
-    columns = {"id": pa.array([row["id"] for row in rows], pa.string()), **_chat_arrays(rows, chats)}
-    for name in dict.fromkeys(name for row in rows for name in row if name not in columns):
-        columns[name] = _field_array([row.get(name) for row in rows])
-    return pa.table(columns)
+    return Columns(chats).table(rows)
 
 
-def _chat_arrays(rows: Sequence[dict[str, Any]], chats: Sequence[str]) -> dict[str, Any]:
-    """The columns of the chats, their tools and their variables."""
-    import pyarrow as pa
+class Columns:
+    """The columns of a table of rows, and their types.
 
-    named = {name for row in rows for name in (_TOOLS, _KWARGS) if name in row}
-    if not named and not any(message.keys() - _TEXT_KEYS for row in rows for name in chats for message in row[name]):
-        message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
-        return {name: pa.array([row[name] for row in rows], pa.list_(message)) for name in chats}
-    columns = {name: _json_lists([row[name] for row in rows]) for name in chats}
-    if _TOOLS in named:
-        columns[_TOOLS] = _json_lists([row.get(_TOOLS) for row in rows])
-    if _KWARGS in named:
-        # TRL passes them on as keywords, and null is none.
-        columns[_KWARGS] = _json_array([row.get(_KWARGS, {}) for row in rows])
-    return columns
+    Args:
+        chats: names of the columns that hold lists of messages.
+    """
+
+    def __init__(self, chats: Sequence[str]) -> None:
+        self._chats = chats
+        self._rich = False
+        self._named: set[str] = set()
+        self._types: dict[str, Any] = {}
+
+    def fit(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Make the columns hold these rows too."""
+        import pyarrow as pa
+
+        self._fit_chats(rows)
+        for name, values in self._fields(rows).items():
+            try:
+                found = pa.schema([(name, pa.array(values).type)])
+                before = pa.schema([(name, self._types[name])]) if name in self._types else found
+                both = pa.unify_schemas([before, found], promote_options="permissive").field(0).type
+            except (pa.ArrowException, OverflowError):
+                both = pa.json_()
+            self._types[name] = pa.json_() if _has_empty_struct(both) else both
+
+    def table(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """The rows as a pyarrow table. Columns that were not fitted are those of the rows."""
+        import pyarrow as pa
+
+        if not self._types:
+            self._fit_chats(rows)
+        columns = {"id": pa.array([row["id"] for row in rows], pa.string()), **self._chat_arrays(rows)}
+        fields = self._fields(rows)
+        for name in self._types or fields:
+            values = fields.get(name, [None] * len(rows))
+            columns[name] = _field_array(values, self._types.get(name))
+        return pa.table(columns)
+
+    def _fields(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+        """The values of the columns that are neither the id nor part of the chat."""
+        known = {"id", _TOOLS, _KWARGS, *self._chats}
+        names = dict.fromkeys(name for row in rows for name in row if name not in known)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def _fit_chats(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._named |= {name for row in rows for name in (_TOOLS, _KWARGS) if name in row}
+        messages = (message for row in rows for name in self._chats for message in row[name])
+        self._rich = self._rich or bool(self._named) or any(message.keys() - _TEXT_KEYS for message in messages)
+
+    def _chat_arrays(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The columns of the chats, their tools and their variables."""
+        import pyarrow as pa
+
+        if not self._rich:
+            message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+            return {name: pa.array([row[name] for row in rows], pa.list_(message)) for name in self._chats}
+        columns = {name: _json_lists([row[name] for row in rows]) for name in self._chats}
+        if _TOOLS in self._named:
+            columns[_TOOLS] = _json_lists([row.get(_TOOLS) for row in rows])
+        if _KWARGS in self._named:
+            # TRL passes them on as keywords, and null is none.
+            columns[_KWARGS] = _json_array([row.get(_KWARGS, {}) for row in rows])
+        return columns
 
 
 def _json_lists(lists: Sequence[list[Any] | None]) -> Any:
@@ -235,11 +306,14 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _field_array(values: list[Any]) -> Any:
+def _field_array(values: list[Any], kind: Any = None) -> Any:
+    """The values of a field as an array, of the given type if there is one."""
     import pyarrow as pa
 
+    if kind == pa.json_():
+        return _json_array(values)
     try:
-        array = pa.array(values)
+        array = pa.array(values, kind)
     except (pa.ArrowException, OverflowError):
         return pa.array([None if value is None else _json_text(value) for value in values], pa.string())
     # Parquet has no objects without keys.

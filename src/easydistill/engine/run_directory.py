@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import logging
 import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,21 @@ class RunDirectory:
         self.report = path / "report.html"
         self.student = path / "student"
         self.log = path / "log.txt"
+        self._start = path / "started.json"
+
+    @cached_property
+    def started(self) -> datetime.datetime:
+        """When the run was first started, in local time; now if it was not."""
+        try:
+            return datetime.datetime.fromisoformat(read_json(self._start)["started"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return datetime.datetime.now().replace(microsecond=0)
+
+    def keep_start(self) -> None:
+        """Record when the run was first started: resumed, it renders chats with the same date."""
+        if not self._start.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self._start, {"started": self.started.isoformat()})
 
     def stage_directory(self, number: int, name: str) -> Path:
         """A stage's directory, found by the stage's name: a stage that has moved within its plan keeps its work."""

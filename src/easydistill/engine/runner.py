@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.files import hash_file, write_jsonl
+from easydistill.data.files import hash_file
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
@@ -22,7 +22,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import REJECTED, Artifact, Examining, Stage, StageContext
+from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext
 from easydistill.errors import ConfigError, DataError
 
 TIME_SPENT = "seconds.json"
@@ -76,6 +76,14 @@ class Runner:
         if issues:
             raise ConfigError(issues)
 
+    def foretell(self, stages: Sequence[Stage], records: Sequence[StageRecord | None]) -> list[str]:
+        """What a user would not expect of the stages that will run."""
+        todo = [stage for stage, record in zip(stages, records, strict=True) if record is None]
+        # Training and evaluation render the same rows.
+        return list(
+            dict.fromkeys(line for stage in todo if isinstance(stage, Foretelling) for line in stage.foretell())
+        )
+
     def completed(self, stages: Sequence[Stage]) -> list[StageRecord | None]:
         """For each stage, its record if it is complete as configured now, else None (as for all that read it)."""
         records: list[StageRecord | None] = []
@@ -97,6 +105,7 @@ class Runner:
 
         `on_stage(records)` is called after each stage, so that a summary on disk keeps up with the run.
         """
+        self._run.keep_start()
         artifacts: dict[str, Artifact] = {}
         records: list[StageRecord] = []
         for number, stage in enumerate(stages, start=1):
@@ -119,9 +128,20 @@ class Runner:
         inputs = {name: artifacts[name].manifest.output_hash() for name in stage.inputs}
         # Through JSON, so that it compares equal with a manifest's.
         values: dict[str, Any] = json.loads(
-            json.dumps({"stage": stage.name, "config": stage.fingerprint(), "inputs": inputs})
+            json.dumps(
+                {
+                    "stage": stage.name,
+                    "config": stage.fingerprint(),
+                    "inputs": inputs,
+                    **self._date(stage),
+                }
+            )
         )
         return content_hash(values), values
+
+    def _date(self, stage: Stage) -> dict[str, str]:
+        dated = isinstance(stage, Dated) and stage.shows_date()
+        return {"date": self._run.started.isoformat()} if dated else {}
 
     @staticmethod
     def _complete_manifest(directory: Path, fingerprint: str) -> Manifest | None:
@@ -160,10 +180,11 @@ class Runner:
                 reporter=self._reporter,
                 redactor=self._redactor,
                 said=self._said,
+                started=self._run.started,
             )
             result = stage.run(context)
             self._stop.raise_if_requested()
-        write_jsonl(directory / REJECTED, (self._redactor.value(rejection.as_row()) for rejection in result.rejected))
+        context.keep_rejected(result.rejected)
         missing = [name for name in result.outputs if not (directory / name).is_file()]
         if missing:
             raise DataError(f"stage {stage.name} did not write {', '.join(missing)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from easydistill.data.files import write_jsonl
 from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.data.records import Rejection
 from easydistill.engine.interrupt import StopSignal
@@ -44,6 +46,8 @@ class StageContext:
     stop: StopSignal
     reporter: Reporter
     redactor: Redactor
+    started: datetime.datetime | None = None
+    """When the run was first started: the date that chat templates write."""
     notices: list[str] = field(default_factory=list)
     """What the user should know of what the stage reads; the manifest and the report show it."""
     said: set[str] = field(default_factory=set)
@@ -57,6 +61,11 @@ class StageContext:
             if text not in self.said:
                 self.said.add(text)
                 self.reporter.say(f"  note: {text}")
+
+    def keep_rejected(self, rejected: Iterable[Rejection]) -> None:
+        """Write the rejected rows now, so that they are on disk even if the stage fails."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self.directory / REJECTED, (self.redactor.value(rejection.as_row()) for rejection in rejected))
 
     def input_path(self, stage: str, name: str) -> Path:
         """Path of a file that an earlier stage wrote."""
@@ -93,6 +102,8 @@ class Estimate:
     """Low and high estimate, in the currency of the prices."""
     from_answers: int | None = None
     """Number of earlier answers that the ranges are based on."""
+    cut_answers: int | None = None
+    """Earlier answers that were cut off at `max_new_tokens`, among those that were looked at."""
     disk_bytes: int | None = None
     memory_bytes: int | None = None
 
@@ -105,6 +116,8 @@ class PlannedStage:
     state: str
     """`done`, `pending`, or what it waits for."""
     estimate: Estimate
+    notes: tuple[str, ...] = ()
+    """What a user would not expect of it, a line each."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,11 @@ def preview_of(stage: Stage, limit: int) -> list[Previewed]:
     return stage.preview(limit) if isinstance(stage, Previewing) else []
 
 
+def notes_of(stage: Stage) -> tuple[str, ...]:
+    """What a user would not expect of a stage that has not run."""
+    return tuple(stage.foretell()) if isinstance(stage, Foretelling) else ()
+
+
 @runtime_checkable
 class Composite(Protocol):
     """A stage that consists of stages."""
@@ -146,6 +164,22 @@ class Composite(Protocol):
             directory: the stage's own.
             pending: names of the run's other stages that are not complete.
         """
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """A stage that may depend on the date of the run."""
+
+    def shows_date(self) -> bool:
+        """Whether it does: whether its chat template writes the date. Loads nothing."""
+
+
+@runtime_checkable
+class Foretelling(Protocol):
+    """A stage that can tell, before anything is paid or trained, what a user would not expect of its rows."""
+
+    def foretell(self) -> list[str]:
+        """What there is to know, a line each. Reads rows, and models' tokenizers but no weights."""
 
 
 @runtime_checkable

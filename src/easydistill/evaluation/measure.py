@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from easydistill.contracts.metric import MetricConfig, TokenObserver, TokenRows, make_metric
+from easydistill.data.batches import batches_by_length, padded
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
 from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 
 SLICE_BYTES = 64 << 20
@@ -85,7 +88,8 @@ def _slices(
 ) -> Iterator[TokenRows]:
     """Slices of the answer tokens of a batch (indices of rows), none larger than `SLICE_BYTES` of float32 logits."""
     on = student.model.device
-    ids_BT, mask_BT = (padded.to(on) for padded in _padded([rows[index] for index in batch], pad))
+    ids_BT = torch.tensor(padded([rows[index][0] for index in batch], pad), device=on)
+    mask_BT = torch.tensor(padded([rows[index][1] for index in batch], False), device=on)
     # Row t predicts token t+1; the kept tokens are those that are predicted.
     keep_BT = mask_BT[:, 1:]
     target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
@@ -106,14 +110,6 @@ def _slices(
         yield TokenRows(target_N[part], full_NV, shared_NV, teacher_NV, row_N[part], column_N[part], position_N[part])
 
 
-def _padded(batch: Sequence[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and masks of a batch; padding is on the right, where causal attention does not look."""
-    width = max(len(ids) for ids, _ in batch)
-    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
-    mask_BT = torch.tensor([[*mask, *[False] * (width - len(mask))] for _, mask in batch])
-    return ids_BT, mask_BT
-
-
 def positions(mask_BT: Tensor) -> Tensor:
     """Each answer token's position in its answer, from 1; 0 elsewhere. An answer is a run of true in the mask."""
     seen_BT = mask_BT.long().cumsum(1)
@@ -127,21 +123,25 @@ def answers(
     eos_ids: frozenset[int],
     max_new_tokens: int,
     batch_size: int,
-    decode: Callable[[list[int]], str],
+    decode: Callable[[int, list[int]], str],
     task: Task,
     stop: StopSignal,
 ) -> list[str]:
-    """Greedy answers to the prompts, in the same order."""
+    """Greedy answers to the prompts, in the same order.
+
+    Args:
+        decode: (number of the prompt, token ids) → the answer's text.
+    """
     texts: list[str] = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    lengths = [len(prompt) for prompt in prompts]
+    equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0])
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
+        for chosen in batches_by_length(lengths, batch_size, sys.maxsize, max_new_tokens, equal=equal):
             stop.raise_if_requested()
-            chosen = order[start : start + batch_size]
             sampler = SeededSampler([0] * len(chosen), temperature=0.0)
             batch = generate_batch(model, [prompts[index] for index in chosen], eos_ids, max_new_tokens, sampler)
             for index, answer in zip(chosen, batch, strict=True):
-                texts[index] = decode(answer.ids)
+                texts[index] = decode(index, answer.ids)
             task.advance(len(chosen), tokens=sum(len(answer.ids) for answer in batch))
     return texts
 

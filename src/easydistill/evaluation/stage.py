@@ -16,19 +16,23 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.contracts.metric import MetricConfig
-from easydistill.data.files import hash_file, read_json, show_directory, write_json, write_jsonl
+from easydistill.data.answers import split_thoughts
+from easydistill.data.files import read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
+from easydistill.data.messages import Message, said
 from easydistill.data.records import Sample, content_hash, count_reasons
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.evaluation.config import answer_names, chosen_metrics, metrics_identity
-from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
-from easydistill.models.student import student_identity
+from easydistill.models.student import student_identity, student_references
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
@@ -51,7 +55,8 @@ class _Heldout:
 
     @property
     def references(self) -> list[str]:
-        return [sample.answer or "" for sample in self.samples]
+        """What the teacher says, calls included and thoughts not; the same is read of the student."""
+        return [_spoken(sample.messages[-1]) if sample.answer is not None else "" for sample in self.samples]
 
 
 class EvaluateStage:
@@ -90,7 +95,6 @@ class EvaluateStage:
         return {**self._before_fingerprint(), "after": True}
 
     def _before_fingerprint(self) -> dict[str, Any]:
-        template = self._rows.dataset.template
         teacher = resolve(self._models.teacher).identity() if self._models.teacher else None
         metrics = metrics_identity(self._metrics)
         return {
@@ -99,15 +103,17 @@ class EvaluateStage:
             "teacher": teacher,
             "evaluation": self._config.identity(),
             "max_length": self._max_length,
-            "template": hash_file(Path(template)) if template else None,
+            **template_identity(self._rows.dataset),
             **({"metrics": metrics} if metrics else {}),
         }
+
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
         return Estimate()
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 
@@ -120,8 +126,11 @@ class EvaluateStage:
         show_directory(trained, context.run_directory / "student")
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
-        renderer = ChatRenderer.from_file(start.tokenizer, start.eos_ids, self._rows.dataset.template)
-        rendered, rejected = render_all(renderer, samples, self._max_length, self.name)
+        renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context)
+        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
+        # A student made by other layers or a later stage has the same positions and tokens.
+        limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
+        rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
         heldout = _Heldout(
             [sample for sample, _ in rendered],
             [row for _, row in rendered],
@@ -129,9 +138,8 @@ class EvaluateStage:
         )
         if not heldout.samples:
             write_json(context.directory / METRICS_FILE, {})
-            notes = {"evaluation": "no rows were held out"}
+            notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
-        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
         with context.reporter.task("Evaluating", passes) as task:
             measure = _Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
@@ -192,14 +200,14 @@ class EvaluateStage:
                 {
                     "id": sample.id,
                     "prompt": list(sample.prompt),
-                    "teacher": sample.answer,
+                    "teacher": reference,
                     **{
                         f"{name}{when}": value
                         for when, side in (("before", before), ("after", after))
                         for name, value in _answer_columns(side, index)
                     },
                 }
-                for index, sample in enumerate(heldout.samples)
+                for index, (sample, reference) in enumerate(zip(heldout.samples, heldout.references, strict=True))
             ),
         )
         sides = {when: side["disagreement"] for when, side in (("before", before), ("after", after))}
@@ -213,6 +221,11 @@ class EvaluateStage:
             tokens={"answer": sum(sum(row.mask[1:]) for row in heldout.rows)},
             metrics=metrics,
         )
+
+
+def _spoken(answer: Message) -> str:
+    """What an answer says beside its thoughts, wherever they are."""
+    return said({**answer, "content": split_thoughts(answer["content"])[1]})
 
 
 def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
@@ -239,6 +252,7 @@ class _Measurement:
         context: StageContext,
     ) -> None:
         from easydistill.models.loading import device
+        from easydistill.teachers.parsing import AnswerReader
 
         self._config = config
         self._metrics = metrics
@@ -246,6 +260,7 @@ class _Measurement:
         self._device = device()
         self._teacher = teacher.to(self._device) if teacher is not None else None
         self.renderer = renderer
+        self._reader = AnswerReader(renderer)
         self._task = task
         self._stop = context.stop
 
@@ -296,6 +311,12 @@ class _Measurement:
         row_ids = [sample.id for sample in heldout.samples]
         return metrics, described(figures, row_ids, [row.ids for row in heldout.rows], TokenText(tokenizer))
 
+    def _said(self, index: int, ids: list[int]) -> str:
+        """What a student said in answer to a row's prompt: its text and its calls, without its thoughts."""
+        heldout = self._heldout
+        written = self._reader.read(ids, heldout.prompts[index], heldout.samples[index].tools)
+        return said(written.message)
+
     def _answers(self, model: Any, eos_ids: frozenset[int]) -> list[str]:
         from easydistill.evaluation.measure import answers
 
@@ -305,7 +326,7 @@ class _Measurement:
             eos_ids,
             self._config.max_new_tokens,
             self._config.batch_size,
-            lambda ids: self.renderer.tokenizer.decode(ids, skip_special_tokens=True),
+            self._said,
             self._task,
             self._stop,
         )

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from easydistill.config.inference import TransformersOptions
+from easydistill.asking.model import AskedModel
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import Teacher, TeacherPlan
-from easydistill.data.files import hash_file
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.rendering import TemplateSettings, template_identity
 from easydistill.methods.shared.student import student_of_stage
 from easydistill.models.checks import student_issues
 from easydistill.models.size import student_parameters
 from easydistill.models.student import check_student, student_identity
+from easydistill.synthesis.config import StudentInferenceConfig
 
 
 def local_student(
-    models: ModelsConfig, inference: TransformersOptions, template: str | None, trained: str | None
-) -> TeacherPlan:
-    """The plan by which a stage gets the student's answers, through transformers.
+    models: ModelsConfig,
+    settings: StudentInferenceConfig,
+    chats: TemplateSettings | None = None,
+    trained: str | None = None,
+) -> AskedModel:
+    """The student as a stage asks it, through transformers.
 
     Args:
-        template: `dataset.template`, which replaces the student's own chat template.
+        chats: the `dataset` section: its template replaces the student's own, and its variables are given to it.
         trained: the train stage that the student comes from; None for its initial state.
     """
+    settled = settings.local()
+    inference = settled
+    if chats is not None:
+        # Not part of its sampling: `rendering` identifies them.
+        given = {"template": chats.template, "chat_template_kwargs": dict(chats.template_kwargs or {})}
+        inference = settled.model_copy(update=given)
 
-    def template_identity() -> dict[str, Any]:
-        return {"template": hash_file(Path(template))} if template is not None else {}
+    def rendering() -> dict[str, Any]:
+        return {} if chats is None else {name: value for name, value in template_identity(chats).items() if value}
 
     def make(context: StageContext) -> Teacher:
         from easydistill.models.loading import choose_dtype, device
@@ -37,20 +46,18 @@ def local_student(
         from easydistill.teachers.transformers import TransformersTeacher
 
         current = student_of_stage(models, trained, context)
-        identity = {**student_identity(current), **template_identity()}
+        identity = {**student_identity(current), **rendering()}
 
         def build() -> tuple[Any, Any]:
             student = build_student(current, choose_dtype(inference.dtype, device()))
-            if template is not None:
-                student.tokenizer.chat_template = None
             return student.model, student.tokenizer
 
-        return TransformersTeacher("student", inference, template, build, identity)
+        return TransformersTeacher("student", inference, None, build, identity, context.started)
 
     def identity() -> dict[str, Any]:
         # A trained student's weights are an input of the stage that asks it, so the runner notices when they change.
         weights = student_identity(models) if trained is None else {"stage": trained}
-        return {"backend": "transformers", **weights, **template_identity()}
+        return {"backend": "transformers", **weights, **rendering()}
 
     def preflight() -> list[ConfigIssue]:
         return (
@@ -61,4 +68,4 @@ def local_student(
         parameters = student_parameters(models)
         return None if parameters is None else parameters * (4 if inference.dtype == "float32" else 2)
 
-    return TeacherPlan(make, identity, preflight, memory_bytes)
+    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes), settled)

@@ -11,7 +11,7 @@ from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
-from easydistill.jobs._synthesis import asked_model
+from easydistill.jobs._synthesis import asked_model, need_judge
 from easydistill.methods.policy.config import PolicyConfig, PolicyTrainingConfig, check_rounds
 from easydistill.methods.policy.stage import ExplorationRows, PolicyStage
 from easydistill.rewards import rewards_section
@@ -43,9 +43,7 @@ class PolicyJob(JobConfig):
             raise Unfit("rewards.judge needs a judge, and there is none", 'add "judge": {"inference": {…}}')
         if self.judge is not None and not rewards.needs_judge:
             raise Unfit("`judge` is not used without rewards.judge", "remove it, or add the reward")
-        judge_is_local = self.judge is not None and self.judge.inference.needs_model
-        if judge_is_local and (self.models.judge or self.models.teacher) is None:
-            raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
+        need_judge(self.judge, self.models.judge, self.models.teacher)
         check_rounds(self.policy, self.training)
         return self
 

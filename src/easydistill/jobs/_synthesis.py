@@ -77,8 +77,12 @@ def need_models(
         raise Unfit("there is no teacher", "set models.teacher, or inference.base_url")
     if judging is not None and judge is None:
         raise Unfit("models.judge is not used without `judge`", 'add "judge": {"inference": {…}}')
-    judges_here = judge is not None and judge.inference.needs_model
-    if judges_here and judging is None and teacher is None:
+    need_judge(judge, judging, teacher)
+
+
+def need_judge(judge: JudgeConfig | None, judging: str | None, teacher: str | None) -> None:
+    """Check that a judge that runs on this machine has a model; arguments and error as for `need_models`."""
+    if judge is not None and judge.inference.needs_model and judging is None and teacher is None:
         raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
 
 

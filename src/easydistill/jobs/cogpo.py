@@ -11,13 +11,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.model import AskedModel
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Share, Unfit
 from easydistill.config.dataset import DatasetConfig, PairColumnsConfig, SynthesisDatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
-from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
@@ -158,7 +156,6 @@ def _synthesis(job: Job, instruction_path: str) -> Stage:
     source = FileSource(
         SynthesisDatasetConfig(instruction_path=instruction_path, max_samples=dataset.max_samples), cogpo.LABELLED
     )
-    inference = job.student_inference.local()
-    student = AskedModel(local_student(job.models, inference, dataset.template, None), inference)
-    asked: dict[Role, AskedModel] = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
+    student = local_student(job.models, job.student_inference, dataset)
+    asked = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
     return SynthesiseStage(cogpo.STAGE, job.synthesis, source, {**asked, "student": student}, dataset.labeled_path)

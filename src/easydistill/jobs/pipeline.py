@@ -18,7 +18,16 @@ from easydistill.data.manifest import Manifest, RowCounts
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
-from easydistill.engine.stage import Estimate, PlannedStage, Previewed, Stage, StageContext, StageResult, preview_of
+from easydistill.engine.stage import (
+    Estimate,
+    PlannedStage,
+    Previewed,
+    Stage,
+    StageContext,
+    StageResult,
+    notes_of,
+    preview_of,
+)
 from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.jobs import stages_of
@@ -164,6 +173,7 @@ class _JobStage:
                 f"{self.name}.{stage.name}",
                 "done" if record is not None else "pending",
                 stage.estimate(run.stage_directory(number, stage.name)),
+                notes_of(stage) if record is None else (),
             )
             for number, (stage, record) in enumerate(zip(stages, records, strict=True), start=1)
         ]
@@ -202,7 +212,10 @@ class _InnerRun:
         runner = Runner(self._directory, reporter, context.redactor, context.stop)
         stages = stages_of(self._job)
         runner.preflight(stages)
-        runner.examine(stages, runner.completed(stages))
+        records = runner.completed(stages)
+        runner.examine(stages, records)
+        for line in runner.foretell(stages, records):
+            reporter.say(f"note: {line}")
         written = self._job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
         self._directory.write_config(written, written, context.redactor)
         self._directory.write_environment()

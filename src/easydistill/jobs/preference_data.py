@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -15,7 +17,7 @@ from easydistill.config.models import ModelsConfig, StudentRef
 from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.jobs._local_student import local_student
-from easydistill.jobs._synthesis import asked_model
+from easydistill.jobs._synthesis import asked_model, need_judge
 from easydistill.synthesis.config import StudentInferenceConfig, SynthesisModels
 from easydistill.synthesis.operators import preference_data
 from easydistill.synthesis.operators.preference_data.configs import StudentConfig, VerifiableConfig
@@ -102,8 +104,7 @@ class Job(JobConfig):
             raise Unfit(f"{method} needs a student, and there is none", hint)
         if "judge" in roles and self.judge is None and not self._has_teacher:
             raise Unfit(f"{method} needs a judge, and there is none", "add `judge`, or a teacher, which then judges")
-        if self._judge_is_local and self.models.judge is None and self.models.teacher is None:
-            raise Unfit("there is no judge", "set models.judge, or judge.inference.base_url")
+        need_judge(self.judge, self.models.judge, self.models.teacher)
         return self
 
     @model_validator(mode="after")
@@ -164,24 +165,20 @@ def plan(job: Job) -> list[Stage]:
 
 def _models(job: Job) -> dict[Role, AskedModel]:
     """The models that are asked. Without a judge of its own, the teacher judges."""
-    roles = job.synthesis.roles
-    models: dict[Role, AskedModel] = {}
-    teacher = None
-    if "teacher" in roles or ("judge" in roles and job.judge is None):
-        teacher = asked_model(job.inference, job.models.teacher)
-    if teacher is not None and "teacher" in roles:
-        models["teacher"] = teacher
-    if "student" in roles:
-        models["student"] = _student(job)
-    if job.judge is not None:
-        models["judge"] = asked_model(job.judge.inference, job.models.judge or job.models.teacher)
-    elif teacher is not None and "judge" in roles:
-        models["judge"] = teacher
-    return models
 
+    @cache
+    def teacher() -> AskedModel:
+        return asked_model(job.inference, job.models.teacher)
 
-def _student(job: Job) -> AskedModel:
-    if isinstance(job.student_inference, ApiInferenceConfig):
-        return asked_model(job.student_inference, None)
-    inference = job.student_inference.local()
-    return AskedModel(local_student(job.models.with_student(), inference, None, None), inference)
+    def student() -> AskedModel:
+        if isinstance(job.student_inference, ApiInferenceConfig):
+            return asked_model(job.student_inference, None)
+        return local_student(job.models.with_student(), job.student_inference)
+
+    def judge() -> AskedModel:
+        if job.judge is None:
+            return teacher()
+        return asked_model(job.judge.inference, job.models.judge or job.models.teacher)
+
+    models: dict[Role, Callable[[], AskedModel]] = {"teacher": teacher, "student": student, "judge": judge}
+    return {role: model() for role, model in models.items() if role in job.synthesis.roles}

@@ -7,11 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from easydistill.asking.label import LabelStage
-from easydistill.asking.model import AskedModel
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
-from easydistill.contracts.operator import Role
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
@@ -61,8 +59,8 @@ def plan(job: Job) -> list[Stage]:
         stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan))
     trained: str | None = None
     for number in range(1, job.curriculum.rounds + 1):
-        models: dict[Role, AskedModel] = {**asked, "student": _student(job, trained)}
-        stages.append(CurriculumStage(number, job.curriculum, rows, models, trained))
+        student = local_student(job.models, job.student_inference, job.dataset, trained)
+        stages.append(CurriculumStage(number, job.curriculum, rows, {**asked, "student": student}, trained))
         round_rows = RoundRows(job.dataset, job.evaluation, prompts_given, number)
         stage = TrainStage(round_rows, job.models, job.training, name=f"train-{number}", start=trained)
         stages.append(stage)
@@ -71,8 +69,3 @@ def plan(job: Job) -> list[Stage]:
         assert trained is not None, "there is at least one round"
         stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length, trained=trained))
     return stages
-
-
-def _student(job: Job, trained: str | None) -> AskedModel:
-    inference = job.student_inference.local()
-    return AskedModel(local_student(job.models, inference, job.dataset.template, trained), inference)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
-from easydistill.config.inference import AutoInferenceConfig, through_transformers
+from easydistill.config.inference import AutoInferenceConfig, for_student
 from easydistill.config.job import JobConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
@@ -152,10 +152,18 @@ def plan(job: Job) -> list[Stage]:
         stages.append(LabelStage(job.dataset, job.inference, teacher))
     labelled = rows
     if job.distillation.needs_student_answers:
-        stages.append(RolloutStage(rows, job.models, through_transformers(job.inference)))
+        stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
         rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels)
     if job.scores:
-        scoring = Scoring(job.models, job.kept(), job.distillation, job.max_length, job.dataset.logits_path)
+        scoring = Scoring(
+            job.models,
+            job.kept(),
+            job.distillation,
+            job.max_length,
+            job.dataset.logits_path,
+            job.inference.template,
+            job.inference.chat_template_kwargs or {},
+        )
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path
     stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))

@@ -10,21 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from easydistill.config.base import PositiveShare
-from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio
+from easydistill.contracts.loss import Outcomes, WholeMassConfig, expected_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Config(DistillationConfig):
+class Config(WholeMassConfig):
     """Forward and reverse KL, weighted token by token."""
 
     identity_name = "loss.adaptive_kld"
 
     distillation_type: Literal["adaptive_kld"]
     """Adaptive KL: forward KL where the head differs most, reverse KL where the tail does."""
-    tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     head_mass: PositiveShare = 0.5
     """Mass μ of the teacher's head."""
 

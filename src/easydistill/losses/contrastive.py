@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from easydistill.config.base import PositiveFloat
-from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio, mixture
+from easydistill.contracts.loss import Outcomes, WholeMassConfig, expected_ratio, mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Config(DistillationConfig):
+class Config(WholeMassConfig):
     """Skewed forward KL on the teacher's answers, skewed reverse KL on the student's."""
 
     identity_name = "loss.contrastive"
@@ -26,8 +26,6 @@ class Config(DistillationConfig):
 
     distillation_type: Literal["contrastive"]
     """Contrastive: learns from the teacher's answers and from the student's own."""
-    tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
     """Skew of both divergences."""
 

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio
+from easydistill.contracts.loss import Outcomes, WholeMassConfig, expected_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Config(DistillationConfig):
+class Config(WholeMassConfig):
     """Reverse KL."""
 
     identity_name = "loss.reverse_kld"
 
     distillation_type: Literal["reverse_kld"]
     """Reverse KL: the student avoids what the teacher finds unlikely."""
-    tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
 
 
 def divergence(config: Config, teacher_NM: Tensor, student_NM: Tensor, outcomes: Outcomes) -> Tensor:

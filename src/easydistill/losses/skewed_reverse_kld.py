@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from easydistill.config.base import PositiveFloat
-from easydistill.contracts.loss import DistillationConfig, Outcomes, expected_ratio, mixture
+from easydistill.contracts.loss import Outcomes, WholeMassConfig, expected_ratio, mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Config(DistillationConfig):
+class Config(WholeMassConfig):
     """Reverse KL to a mixture that holds a little of the student."""
 
     identity_name = "loss.skewed_reverse_kld"
 
     distillation_type: Literal["skewed_reverse_kld"]
     """Skewed reverse KL: finite even where the teacher gives no mass."""
-    tail: Literal["bucket"] = "bucket"
-    """The mass outside the listed tokens is one more outcome; otherwise the student could hide mass there."""
     alpha: Annotated[PositiveFloat, Field(lt=1)] = 0.1
     """The student's share in the mixture."""
 

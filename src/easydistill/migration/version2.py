@@ -49,12 +49,7 @@ _SHARED_SECTION = {
 """Stage → the section of the file whose settings it has too."""
 _ROWS = ("instruction_key", "problem_key", "answer_key", "output_key", "text_key", "system_key")
 _LAST = {"build_sft", "build_preference_dataset"}
-_PREFERENCE_STAGES = {
-    "generate_candidates",
-    "score_candidates",
-    "build_preference_pairs",
-    "build_preference_dataset",
-}
+_PREFERENCE_STAGES = {"generate_candidates", "score_candidates", "build_preference_pairs", "build_preference_dataset"}
 """Of dpo_data_build."""
 
 

@@ -6,8 +6,9 @@ softmax over real tokens only, and a teacher that reads and ends a chat as the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig
@@ -41,6 +42,28 @@ class Side:
     """Rows of its output layer, padding included; None if its config does not say."""
     template: str | None = None
     """Text of a template that replaces the tokenizer's own."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the template."""
+    thoughts: str | None = None
+    """What becomes of an assistant's thoughts, as `dataset.thoughts` says."""
+
+    def renderer(self, date: datetime.date | None = None) -> ChatRenderer:
+        """Renders chats for this model.
+
+        Args:
+            date: what a template that writes the date is given; by default the present.
+
+        Raises:
+            DataError: it has no template, or none that is valid.
+        """
+        return ChatRenderer(
+            self.tokenizer,
+            self.eos_ids,
+            self.template,
+            template_kwargs=self.template_kwargs,
+            date=date,
+            thoughts=self.thoughts,
+        )
 
 
 def side_of(reference: str, name: str, *, trust_remote_code: bool = False) -> Side:
@@ -135,7 +158,7 @@ def output_rows(side: Side) -> list[Difference]:
 
 def _ends(student: Side, teacher: Side) -> list[Difference]:
     try:
-        rendered = ChatRenderer(student.tokenizer, student.eos_ids, student.template).render(PROBE)
+        rendered = student.renderer().render(PROBE)
     except ValueError:
         return []
     last = max((t for t, on in enumerate(rendered.mask) if on), default=None)
@@ -154,7 +177,7 @@ def _ends(student: Side, teacher: Side) -> list[Difference]:
 def _templates(student: Side, teacher: Side) -> list[Difference]:
     found: list[Difference] = []
     try:
-        ours = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
+        ours = student.renderer()
         ids = ours.render(PROBE).ids
         text = ours.text(PROBE, add_generation_prompt=False)
     except ValueError as error:

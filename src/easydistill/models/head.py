@@ -59,4 +59,5 @@ def rows_per_chunk(vocabulary: int, chunk_bytes: int) -> int:
 def body_of(model: Any) -> Any:
     """The part of a causal language model that ends in hidden states."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return decoder if decoder is not None and decoder is not model else model.base_model
+    found = (decoder, model.base_model, getattr(model, "model", None))
+    return next((body for body in found if body is not None and body is not model), model)

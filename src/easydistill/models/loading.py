@@ -59,9 +59,11 @@ def choose_dtype(name: str, on: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def _explained(reference: str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, StrictDataclassError) as error:
         text = str(error).strip().split("\n")[0]
         raise ModelError(f"{reference}: cannot be loaded: {text}") from error
 
@@ -80,12 +82,20 @@ def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = 
     """A causal language model, in eval mode, on the CPU.
 
     Raises:
-        ModelError: it cannot be loaded, or is a classifier, whose language head would be random.
+        ModelError: it cannot be loaded, or some of its weights would be random: it is a classifier without a language
+            head, or its files lack them (a head that was shared with the embeddings and is not said to be).
     """
     names = model_config(reference, trust_remote_code=trust_remote_code)[0].architectures or []
     if found := classifier_problem(reference, names):
         raise ModelError("\n    → ".join(found))
-    return _load("AutoModelForCausalLM", reference, dtype, trust_remote_code)
+    model, info = _load("AutoModelForCausalLM", reference, dtype, trust_remote_code, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        problem = f"{reference}: its files lack {listed}, which would be random"
+        raise ModelError(
+            f"{problem}\n    → take complete files; a shared head needs tie_word_embeddings=true in config.json"
+        )
+    return model
 
 
 def load_encoder(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
@@ -98,14 +108,15 @@ def load_classifier(reference: str, dtype: torch.dtype, *, trust_remote_code: bo
     return _load("AutoModelForSequenceClassification", reference, dtype, trust_remote_code)
 
 
-def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
     import_torch()
     import transformers
 
     directory = model_directory(resolve(reference))
     with _explained(reference):
         auto = getattr(transformers, kind)
-        return auto.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+        # In eval mode already.
+        return auto.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code, **options)
 
 
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -141,11 +152,17 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
     return frozenset(found)
 
 
-def with_padding(tokenizer: Any) -> Any:
-    """A copy of a tokenizer with a padding token. Which token it is does not matter, since padding is masked."""
+def with_padding(tokenizer: Any, tokens: int | None = None) -> Any:
+    """A copy of a tokenizer with a padding token. Which token it is does not matter, since padding is masked.
+
+    Args:
+        tokens: rows of the model's embedding; the padding token is one of them.
+    """
     padded = copy.deepcopy(tokenizer)
-    if padded.pad_token is None:
-        padded.pad_token = padded.eos_token or padded.convert_ids_to_tokens(0)
+    found = (padded.pad_token_id, padded.eos_token_id, 0)
+    padded.pad_token = padded.convert_ids_to_tokens(
+        next(token for token in found if token is not None and (tokens is None or token < tokens))
+    )
     return padded
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from easydistill.data.batches import padded
 from easydistill.models.head import Head, body_of, rows_per_chunk
 
 
@@ -33,11 +34,10 @@ def completion_logprobs(
         vocabulary: the distributions are over the first `vocabulary` tokens; None for all that the model has.
         with_entropy: if False, or with gradients, the entropies are zeros.
     """
-    width = max(len(ids) for ids, _ in sequences)
     on = next(model.parameters()).device
-    # Padding is on the right, where causal attention does not look.
-    ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in sequences], device=on)
-    keep_BT = torch.tensor([[start <= at < len(ids) for at in range(1, width)] for ids, start in sequences], device=on)
+    ids_BT = torch.tensor(padded([ids for ids, _ in sequences], pad), device=on)
+    places = range(1, ids_BT.shape[1])
+    keep_BT = torch.tensor([[start <= at < len(ids) for at in places] for ids, start in sequences], device=on)
     hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
     hidden_ND, target_N = hidden_BTD[:, :-1][keep_BT], ids_BT[:, 1:][keep_BT]
     head = Head.of(model)

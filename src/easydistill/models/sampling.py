@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from easydistill.models.limits import position_limit
+
 if TYPE_CHECKING:
     import torch
 
@@ -156,7 +158,7 @@ def generate_batch(
     pad = ends[0] if ends else 0
     ids_BT = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = position_limit(model.config)
     room = max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
     config = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=ends or None, pad_token_id=pad)
     with _own_distribution(model):

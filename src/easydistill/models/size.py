@@ -6,6 +6,7 @@ import json
 import math
 import re
 import struct
+from collections import Counter
 from pathlib import Path
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
@@ -36,16 +37,14 @@ def model_parameters(reference: str, keep_layers: int | None = None) -> int | No
     directory = converted_directory(source) if source.is_gguf else source.path
     if directory is None or not directory.is_dir():
         return None
-    shapes = parameter_shapes(directory)
-    layers = {int(match[1]) for name in shapes if (match := _LAYER.search(name))}
-    if keep_layers is not None and layers and keep_layers <= len(layers):
-        kept = set(kept_layers(len(layers), keep_layers))
-        shapes = {
-            name: count
-            for name, count in shapes.items()
-            if (match := _LAYER.search(name)) is None or int(match[1]) in kept
-        }
-    return sum(shapes.values()) or None
+    by_layer: Counter[int | None] = Counter()
+    for name, count in parameter_shapes(directory).items():
+        match = _LAYER.search(name)
+        by_layer[None if match is None else int(match[1])] += count
+    layers = len(by_layer.keys() - {None})
+    if keep_layers is not None and keep_layers <= layers:
+        return sum(by_layer[layer] for layer in (None, *kept_layers(layers, keep_layers))) or None
+    return by_layer.total() or None
 
 
 def student_parameters(models: ModelsConfig) -> int | None:

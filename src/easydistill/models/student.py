@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.errors import ConfigError, ConfigIssue, ModelError
+from easydistill.models.limits import Limits
 from easydistill.models.loading import eos_ids, import_torch, load_model, load_tokenizer, stored_dtype
 from easydistill.models.reference import resolve
+from easydistill.models.saving import make_savable
 
 
 @dataclass
@@ -22,6 +25,13 @@ class Student:
     save_dtype: str
     """Dtype in which its weights are saved."""
     description: str
+    notes: tuple[str, ...] = ()
+    """What was mended while it was loaded, and what it cannot do, for the user."""
+
+    @property
+    def limits(self) -> Limits:
+        """Its longest sequence and its last token."""
+        return Limits.of(self.model)
 
 
 def kept_layers(total: int, keep: int) -> list[int]:
@@ -75,8 +85,20 @@ def build_student(models: ModelsConfig, dtype: Any) -> Student:
     if isinstance(student, PrunedStudent):
         total = prune_layers(model, student.keep_layers, reference)
         description = f"{reference}, {student.keep_layers} of {total} layers"
-    ends = eos_ids(tokenizer, model.generation_config)
-    return Student(model, tokenizer, ends, stored_dtype(resolve(reference)), description)
+    notes = make_savable(model, tokenizer, reference)
+    return _student(model, tokenizer, stored_dtype(resolve(reference)), description, notes)
+
+
+def _student(model: Any, tokenizer: Any, save_dtype: str, description: str, notes: Sequence[str] = ()) -> Student:
+    """A student whose end tokens are those that it can generate."""
+    limits = Limits.of(model)
+    known = max(tokenizer.get_vocab().values(), default=-1) + 1
+    assert limits.tokens is not None
+    if known > limits.tokens:
+        problem = f"its tokenizer knows {known} tokens, its embedding has {limits.tokens} rows"
+        notes = [*notes, f"{description}: {problem}; rows with the other tokens are rejected"]
+    ends = frozenset(end for end in eos_ids(tokenizer, model.generation_config) if end < limits.tokens)
+    return Student(model, tokenizer, ends, save_dtype, description, tuple(notes))
 
 
 def prune_layers(model: Any, keep: int, reference: str) -> int:
@@ -92,11 +114,7 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
         raise ConfigError(ConfigIssue("config", "models.student.keep_layers", problem, f"use 2 to {total}"))
     kept = kept_layers(total, keep)
     body.layers = torch.nn.ModuleList(layers[index] for index in kept)
-    for index, layer in enumerate(body.layers):
-        # Layers store their own number, which is their index in the key-value cache.
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+    _number(body.layers)
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     config.num_hidden_layers = keep
     for name in ("layer_types", "no_rope_layers"):
@@ -106,8 +124,17 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
     return total
 
 
+def _number(layers: Any) -> None:
+    """Let each layer know its number, which is its index in the key-value cache."""
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+
+
 def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:
     torch = import_torch()
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     reference = student.tokenizer or models.teacher
@@ -122,12 +149,10 @@ def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:
         with torch.random.fork_rng():
             torch.manual_seed(student.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = f"transformers cannot build a model from it: {error}"
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        problem = f"transformers cannot build a model from it: {' '.join(str(error).split())}"
         raise ConfigError(ConfigIssue("config", "models.student.config", problem)) from error
     if config.vocab_size < len(tokenizer):
         problem = f"vocab_size {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
         raise ConfigError(ConfigIssue("config", "models.student.config.vocab_size", problem, "leave it out"))
-    model = model.to(dtype).eval()
-    ends = eos_ids(tokenizer, model.generation_config)
-    return Student(model, tokenizer, ends, "bfloat16", f"random weights, {config.model_type}")
+    return _student(model.to(dtype).eval(), tokenizer, "bfloat16", f"random weights, {config.model_type}")

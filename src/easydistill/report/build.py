@@ -14,16 +14,13 @@ from markupsafe import Markup
 
 from easydistill.data.files import write_text
 from easydistill.report import markdown, tables
-from easydistill.report.charts import (
-    meter,
-)
+from easydistill.report.charts import meter
 from easydistill.report.collect import Facts, collect
 from easydistill.report.curve import Curve, smooth
 from easydistill.report.figures import moment, probability, time_of
-from easydistill.report.flow import flow
 from easydistill.report.sections import Report, sections
 from easydistill.report.synthesis_words import synthesis_lede
-from easydistill.report.words import lede
+from easydistill.report.words import flow, lede
 
 TEMPLATES = Path(__file__).parent / "templates"
 _KEPT = "Finished work is kept."

@@ -7,6 +7,7 @@ complete as configured now; only their files count as results of this run.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,20 +253,17 @@ def _reasons(
 
 def _read_rejected(path: Path, known: dict[str, int] | None) -> tuple[dict[str, int], dict[str, list[Sample]]]:
     """Rows seen and first examples, by reason. Where the counts are known, it reads no further than the examples."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     examples: dict[str, list[Sample]] = {}
-    wanted = None if known is None else sum(min(count, EXAMPLES_PER_REASON) for count in known.values())
-    if wanted == 0:
-        return seen, examples
-    for row in json_lines(path):
+    wanted = {reason: min(count, EXAMPLES_PER_REASON) for reason, count in (known or {}).items() if count}
+    for row in json_lines(path) if wanted or known is None else ():
         reason = as_text(row.get("reason"))
-        seen[reason] = seen.get(reason, 0) + 1
-        if seen[reason] > EXAMPLES_PER_REASON:
-            continue
-        examples.setdefault(reason, []).append(rejected_row(row, TEXT_LIMIT, row.get("raw")))
-        if wanted is not None and known is not None and seen[reason] <= known.get(reason, 0):
-            wanted -= 1
-            if wanted == 0:
+        seen[reason] += 1
+        if seen[reason] <= EXAMPLES_PER_REASON:
+            examples.setdefault(reason, []).append(rejected_row(row, TEXT_LIMIT, row.get("raw")))
+        if seen[reason] == wanted.get(reason):
+            del wanted[reason]
+            if not wanted:
                 break
     return seen, examples
 

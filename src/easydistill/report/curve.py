@@ -47,25 +47,20 @@ def read_curve(path: Path) -> Curve:
     A step that is not later than the one before it means that training restarted, from a checkpoint or from the
     beginning: it replaces the earlier values of that step and of all later ones.
     """
-    points: list[Point] = []
-    bad_steps: list[int] = []
+    logged: list[tuple[int, Point | None]] = []
     current = ""
     for line in json_lines(path):
         step, stage = as_int(line.get("step")), as_text(line.get("stage"))
         if kind_of(stage) != "train" or step is None or "loss" not in line:
             continue
         if stage != current:
-            current, points, bad_steps = stage, [], []
-        while points and points[-1].step >= step:
-            points.pop()
-        while bad_steps and bad_steps[-1] >= step:
-            bad_steps.pop()
-        loss = as_float(line["loss"])
-        if loss is None:
-            bad_steps.append(step)
-        else:
-            points.append(Point(step, loss, as_float(line.get("learning_rate")), as_float(line.get("epoch"))))
-    return Curve(thin(points, MAX_POINTS), len(points), len(bad_steps))
+            current, logged = stage, []
+        while logged and logged[-1][0] >= step:
+            logged.pop()
+        loss, rate, epoch = (as_float(line.get(name)) for name in ("loss", "learning_rate", "epoch"))
+        logged.append((step, None if loss is None else Point(step, loss, rate, epoch)))
+    points = [point for _, point in logged if point is not None]
+    return Curve(thin(points, MAX_POINTS), len(points), len(logged) - len(points))
 
 
 def thin(points: Sequence[Point], most: int) -> tuple[Point, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.numbers import as_float
-from easydistill.report.document import Block, Column, Row, Table, columns, compared, row
-from easydistill.report.figures import MISSING, Figure, percentage
+from easydistill.report.document import Block, Column, Table, columns, compared, row
+from easydistill.report.figures import Figure, or_missing, percentage
 from easydistill.report.values import as_dict, as_int, as_text, json_object, record
 
 DISAGREEMENT_FILE = "disagreement.json"
@@ -233,7 +233,7 @@ def shares_table(found: Disagreement) -> Table:
         if before is None and after is None:
             continue
         values = (before, after, _first(of_teacher, sides) if of_teacher else 1.0)
-        texts = (MISSING if value is None else figure.text(value) for value in values)
+        texts = (or_missing(value, figure.form) for value in values)
         hint = figure.unit.format(top)
         rows.append(row(figure.label.format(top), *texts, notes=[hint], bars=compared(values, figure.full)))
     heads = (Column("Before", "num before"), Column("After", "num after"), Column("Teacher", "num goal"))
@@ -266,20 +266,16 @@ def position_lines(found: Disagreement) -> list[PositionLine]:
 
 
 def positions_table(lines: list[PositionLine]) -> Table:
-    rows = (row(line.label, f"{line.tokens:,}", *map(_kl_text, (line.before, line.after))) for line in lines)
+    sides = ([or_missing(value, ".3f") for value in (line.before, line.after)] for line in lines)
+    rows = (row(line.label, f"{line.tokens:,}", *texts) for line, texts in zip(lines, sides, strict=True))
     return Table("Token of the answer", columns("Measured", "KL before", "KL after"), tuple(rows), only="md")
-
-
-def _kl_text(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
 
 
 def costly_table(items: tuple[CostlyToken, ...], most: float) -> Table:
     """The tokens with the largest summed divergence; `most` is the sum that fills a bar."""
-    rows = tuple(_costly_row(item, most) for item in items)
-    return Table("Token", columns("Times", "Mean KL", "Sum"), rows, style="times tight", names="token")
-
-
-def _costly_row(item: CostlyToken, most: float) -> Row:
-    total = item.kl * item.count
-    return row(item.token, f"{item.count:,}", f"{item.kl:.2f}", f"{total:.1f}", bars=((total / most, "after"),))
+    rows = []
+    for item in items:
+        total = item.kl * item.count
+        texts = (f"{item.count:,}", f"{item.kl:.2f}", f"{total:.1f}")
+        rows.append(row(item.token, *texts, bars=((total / most, "after"),)))
+    return Table("Token", columns("Times", "Mean KL", "Sum"), tuple(rows), style="times tight", names="token")

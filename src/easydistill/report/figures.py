@@ -50,8 +50,8 @@ def plain(value: Any) -> str:
     return shown(value, 80)
 
 
-def count(value: int | None) -> str:
-    return MISSING if value is None else f"{value:,}"
+def or_missing(value: float | None, form: str = ",") -> str:
+    return MISSING if value is None else format(value, form)
 
 
 def plural(number: int, noun: str) -> str:

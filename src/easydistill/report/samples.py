@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ TURN_LIMIT = 8000
 """Characters of a message that are shown at most."""
 FIELD_LIMIT = 160
 FIELDS_SHOWN = 12
-_CHAT_FIELDS = frozenset({"id", "instruction", "output", "reasoning_content", "messages", "operator"})
-_PAIR_FIELDS = frozenset({"id", "prompt", "chosen", "rejected", "operator"})
+_TOOLS = frozenset({"tools", "tool_calls"})
+_CHAT_FIELDS = _TOOLS | {"id", "instruction", "output", "reasoning_content", "messages", "operator"}
+_PAIR_FIELDS = _TOOLS | {"id", "prompt", "chosen", "rejected", "operator"}
 
 T = TypeVar("T")
 
@@ -53,12 +55,38 @@ def turns_of(value: Any) -> Turns:
 
 
 def _turn(message: dict[str, Any]) -> Turn:
+    return Turn(as_text(message.get("role")), shown(_said(message), TURN_LIMIT))
+
+
+def _said(message: dict[str, Any]) -> Any:
+    """What a message says: its content, and each call on a line of its own, such as `count_legs({"animal": "ant"})`."""
     content = message.get("content")
     if isinstance(content, list):
         # A multimodal message: text parts are shown, the others named.
         parts = map(as_dict, content)
         content = "\n".join(as_text(part.get("text")) or f"[{as_text(part.get('type')) or 'part'}]" for part in parts)
-    return Turn(as_text(message.get("role")), shown(content, TURN_LIMIT))
+    calls = message.get("tool_calls")
+    listed = [_call(as_dict(call)) for call in calls] if isinstance(calls, list) else []
+    return "\n".join(part for part in (as_text(content), *listed) if part) if listed else content
+
+
+def _call(call: dict[str, Any]) -> str:
+    """A call as people read it, from our own spelling or OpenAI's."""
+    function = as_dict(call.get("function")) or call
+    arguments = function.get("arguments")
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f"{as_text(function.get('name'))}({text})"
+
+
+def _tool_names(tools: Any) -> list[str]:
+    """The names of a chat's tools, which may be written as JSON text."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            return []
+    described = map(as_dict, tools) if isinstance(tools, list) else ()
+    return [as_text((as_dict(tool.get("function")) or tool).get("name")) for tool in described]
 
 
 def optional_text(value: Any) -> str | None:
@@ -122,9 +150,9 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
 def _kept(row: dict[str, Any]) -> Sample:
     if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
         chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
-        other = {"text": as_text(rejected.get("content")), "reasoning": rejected.get("reasoning_content")}
+        other = {"text": _side(row["rejected"]), "reasoning": rejected.get("reasoning_content")}
         thought = chosen.get("reasoning_content") or None
-        answers = {"Chosen": as_text(chosen.get("content")), "Rejected": received(other)}
+        answers = {"Chosen": _side(row["chosen"]), "Rejected": received(other)}
         return _sample(row, turns_of(row["prompt"]), {"Thoughts": thought, **answers}, _PAIR_FIELDS)
     prompt: Any
     texts: dict[str, Any]
@@ -133,9 +161,9 @@ def _kept(row: dict[str, Any]) -> Sample:
         last = _last(messages)
         if last.get("role") != "assistant":
             last = {}
-        prompt, texts = messages[: -1 if last else None], {"Answer": last.get("content")}
+        prompt, texts = messages[: -1 if last else None], {"Answer": _said(last)}
     else:
-        prompt, texts, last = row.get("instruction"), {"Answer": row.get("output")}, row
+        prompt, texts, last = row.get("instruction"), {"Answer": _said({**row, "content": row.get("output")})}, row
     thought = last.get("reasoning_content") or None
     return _sample(row, turns_of(prompt), {"Thoughts": thought, **texts}, _CHAT_FIELDS)
 
@@ -148,7 +176,16 @@ def _sample(row: dict[str, Any], prompt: Turns, texts: dict[str, Any], known: Co
     else:
         parts.append(("", "n/a: the row has no readable prompt", "text none"))
     parts += [(name, shown(text, TURN_LIMIT), "text") for name, text in texts.items() if text is not None]
-    return Sample(_id(row), tuple(parts), _fields(row, known))
+    tools = _tool_names(row.get("tools"))
+    marks = (("tools", ", ".join(tools)),) if tools else ()
+    return Sample(_id(row), tuple(parts), (*marks, *_fields(row, known)))
+
+
+def _side(messages: Any) -> str:
+    """An answer of a pair: what its message says, or, if it has several, all of them with their roles."""
+    if isinstance(messages, list) and len(messages) > 1:
+        return received(messages)
+    return as_text(_said(_last(messages)))
 
 
 def _last(messages: Any) -> dict[str, Any]:
@@ -169,9 +206,9 @@ def _field(value: Any) -> str:
 
 def received(raw: Any) -> str:
     """What was received for a rejected row: a text, an answer with its reasoning, several of them, or a chat."""
-    if isinstance(raw, dict) and isinstance(raw.get("text"), str):
-        thought = as_text(raw.get("reasoning"))
-        return f"[thoughts]\n{thought}\n\n[answer]\n{raw['text']}" if thought else raw["text"]
+    if isinstance(raw, dict) and (isinstance(raw.get("text"), str) or raw.get("tool_calls")):
+        thought, text = as_text(raw.get("reasoning")), as_text(_said({**raw, "content": raw.get("text")}))
+        return f"[thoughts]\n{thought}\n\n[answer]\n{text}" if thought else text
     items = list(map(as_dict, raw)) if isinstance(raw, list) else []
     if items and all("role" in item for item in items):
         return "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in turns_of(raw))

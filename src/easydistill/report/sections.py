@@ -16,13 +16,13 @@ from easydistill.report.collect import Answers, Facts, Summary
 from easydistill.report.exploration import Courses, read_exploration
 from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
-from easydistill.report.flow import Station
 from easydistill.report.metrics import metrics_table, verdict
+from easydistill.report.not_shown import not_shown
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
 from easydistill.report.values import as_dict
-from easydistill.report.words import lede, loss_unit
+from easydistill.report.words import Station, lede, loss_unit
 
 ANSWERS_AT_FIRST = 24
 ANSWERS_IN_MARKDOWN = 8
@@ -55,6 +55,7 @@ def sections(facts: Facts) -> list[doc.Section]:
         *_exploration(facts),
         *_rows(facts),
         *_notices(facts),
+        *not_shown(facts),
         *(_synthesis(facts, number) for number in range(len(facts.synthesis))),
         *_left_to_learn(facts),
         *_answers(facts),
@@ -209,12 +210,7 @@ def _left_to_learn(facts: Facts) -> Iterator[doc.Section]:
             charts.position_chart(positions, frame) for frame in (charts.POSITIONS_WIDE, charts.POSITIONS_NARROW)
         )
         lines = doc.Key(tuple((kind.replace("k-", "k-by-"), text) for kind, text in _SIDES))
-        blocks += [
-            _heading("Along the answer"),
-            doc.Charts(drawn),
-            lines,
-            compared.positions_table(positions),
-        ]
+        blocks += [_heading("Along the answer"), doc.Charts(drawn), lines, compared.positions_table(positions)]
     if side.largest:
         when = "after" if found.after is not None else "before"
         words = "The marked token is the one in the answer, next to the tokens that each model found likeliest."
@@ -248,10 +244,7 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
     note = next((row.note for row in facts.metrics if row.name == "rouge_l"), "")
     missing = f"n/a: {note or 'no answer was recorded'}"
     intro = "Held-out prompts, answered by the teacher and by the student before and after training."
-    blocks = [
-        doc.Text(intro),
-        *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, only="html")),
-    ]
+    blocks = [doc.Text(intro), *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, only="html"))]
     blocks.append(Answers(answers[:ANSWERS_IN_MARKDOWN], missing, only="md"))
     total = facts.answers_total
     shown: dict[doc.Only, int] = {"html": len(answers), "md": min(len(answers), ANSWERS_IN_MARKDOWN)}

@@ -10,7 +10,7 @@ from easydistill.asking.outputs import LABELED_JSON
 from easydistill.data.numbers import as_float
 from easydistill.report.collect import Facts
 from easydistill.report.document import Column, Row, Step, Table, columns, row
-from easydistill.report.figures import MISSING, count, in_words, plural, share
+from easydistill.report.figures import MISSING, in_words, or_missing, plural, share
 from easydistill.report.synthesis import Spent, Synthesis, is_synthesis, read_synthesis
 from easydistill.report.values import as_counts, as_dict, as_int, as_text, dig, json_object
 from easydistill.synthesis.stage import CARD
@@ -117,9 +117,8 @@ def _row(
     """A figure. Shares, which have three decimals, also have a bar; counts cannot be compared that way."""
     if value is None:
         reading = f"{MISSING}: {why_missing}."
-    text = MISSING if value is None else format(value, form)
     bars = ((value, "after"),) if value is not None and form == ".3f" else ()
-    return row(label, text, better or "–", reading, notes=[reading], bars=bars)
+    return row(label, or_missing(value, form), better or "–", reading, notes=[reading], bars=bars)
 
 
 # --- cost -------------------------------------------------------------------------------------------------------
@@ -136,15 +135,15 @@ def spending_table(stage: Synthesis, facts: Facts) -> Table | None:
     found = models_of(stage, facts.config)
     rows = []
     if not found and any(stage.tokens.values()):
-        prompt, completion = (count(stage.tokens.get(name)) for name in ("prompt", "completion"))
+        prompt, completion = (or_missing(stage.tokens.get(name)) for name in ("prompt", "completion"))
         rows = [row("Models on this machine", MISSING, prompt, completion, MISSING, notes=["no API was paid"])]
     for spent in found:
         judges = spent.role == "teacher" and len(found) < len(stage.spent)
         figures = (
-            count(spent.answers),
+            or_missing(spent.answers),
             _tokens(spent.prompt_tokens, spent.cached_prompt_tokens, "cached"),
             _tokens(spent.completion_tokens, spent.reasoning_tokens, "reasoning"),
-            MISSING if spent.cost is None else f"{spent.cost:,.6g}",
+            or_missing(spent.cost, ",.6g"),
         )
         rows.append(row(in_words(spent.role), *figures, notes=["also as judge, where one was needed"] * judges))
     heads = columns("Requests answered", "Tokens in", "Tokens out", "Cost")
@@ -153,7 +152,7 @@ def spending_table(stage: Synthesis, facts: Facts) -> Table | None:
 
 
 def _tokens(number: int | None, part: int | None, name: str) -> str:
-    return f"{count(number)} ({part:,} {name})" if number is not None and part else count(number)
+    return f"{or_missing(number)} ({part:,} {name})" if number is not None and part else or_missing(number)
 
 
 def spending_notes(stage: Synthesis, facts: Facts) -> list[str]:
@@ -179,20 +178,20 @@ def spent_words(stage: Synthesis, facts: Facts) -> str:
     if not found:
         tokens = sum(stage.tokens.values())
         return f"It took {tokens:,} tokens of models on this machine." if tokens else "No model was asked."
-    answers = _sum([spent.answers for spent in found])
-    prompt, completion = _sum([spent.prompt_tokens for spent in found]), _sum([it.completion_tokens for it in found])
-    requests = MISSING if answers is None else plural(answers, "request")
-    return f"It took {requests}, {count(prompt)} tokens in and {count(completion)} out; cost {cost_words(found)}."
+    answers = _sum(found, "answers")
+    requests = MISSING if answers is None else plural(int(answers), "request")
+    read, written = (or_missing(_sum(found, f"{kind}_tokens")) for kind in ("prompt", "completion"))
+    return f"It took {requests}, {read} tokens in and {written} out; cost {cost_words(found)}."
 
 
 def cost_words(found: Sequence[Spent]) -> str:
-    costs = [spent.cost for spent in found if spent.cost is not None]
-    return MISSING if len(costs) < len(found) else f"{sum(costs):,.6g}"
+    return or_missing(_sum(found, "cost"), ",.6g")
 
 
-def _sum(numbers: Sequence[int | None]) -> int | None:
-    known = [number for number in numbers if number is not None]
-    return sum(known) if len(known) == len(numbers) else None
+def _sum(found: Sequence[Spent], name: str) -> float | None:
+    """The sum of a figure over all models; None if one is unknown."""
+    numbers = [getattr(spent, name) for spent in found]
+    return None if None in numbers else sum(numbers)
 
 
 # --- the whole run ----------------------------------------------------------------------------------------------
@@ -223,7 +222,7 @@ def end_lines(directory: Path) -> list[str]:
         models = models_of(stage, config)
         cost = f"; cost {cost_words(models)}" if models else ""
         rejected = f", {stage.lost:,} rejected ({main_reasons(stage)})" if stage.lost else ""
-        made = f"{count(stage.entered)} candidates, {count(stage.accepted)} accepted{rejected}{cost}"
+        made = f"{or_missing(stage.entered)} candidates, {or_missing(stage.accepted)} accepted{rejected}{cost}"
         lines += [f"{stage.operator}: {made}", f"rows:    {folder / LABELED_JSON}", f"card:    {folder / CARD}"]
         copies = True
     copy = as_text(dig(config, "dataset.labeled_path"))

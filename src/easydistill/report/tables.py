@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from easydistill.asking.label import CUT_ANSWERS
 from easydistill.data.numbers import as_float
 from easydistill.engine.stage import kind_of
 from easydistill.report.collect import Facts, RejectedReason, StageFacts
 from easydistill.report.document import Cell, Column, Row, Step, Table, row
-from easydistill.report.figures import count, plural, time_of
+from easydistill.report.figures import or_missing, plural, time_of
 from easydistill.report.values import as_int
 
 _NAMES = {"label": "Answered by the teacher"}
@@ -57,7 +58,20 @@ def rejected_words(facts: Facts) -> str:
 
 
 def truncated_words(facts: Facts) -> str:
-    """Rows that lost the end of their answer in training."""
+    """Rows that lost the end of their answer in training, and answers that the teacher did not end."""
+    return " ".join(filter(None, (_trained_words(facts), _cut_words(facts))))
+
+
+def _cut_words(facts: Facts) -> str:
+    counts = (as_int(stage.metrics.get(CUT_ANSWERS)) for stage in facts.stages)
+    cut = sum(filter(None, counts))
+    if not cut:
+        return ""
+    were = "answer was" if cut == 1 else "answers were"
+    return f"{cut:,} {were} cut off at inference.max_new_tokens; no end is learned behind a cut."
+
+
+def _trained_words(facts: Facts) -> str:
     rows = as_int(facts.train.get("truncated_rows"))
     if not rows:
         return ""
@@ -76,7 +90,7 @@ def stage_table(facts: Facts) -> Table:
 
 def _stage_row(stage: StageFacts, longest: float) -> Row:
     state = _STATES.get(stage.status, stage.status)
-    rows = "" if stage.entered is None else f"{count(stage.entered)} → {count(stage.left)}"
+    rows = "" if stage.entered is None else f"{or_missing(stage.entered)} → {or_missing(stage.left)}"
     tokens = tuple(f"{tokens:,} {kind}" for kind, tokens in stage.tokens.items())
     return row(
         stage.name,

@@ -1,11 +1,14 @@
-"""Sentences about a run: its models and what was done."""
+"""A run in words: its models, what was done, and the boxes that show where the rows came from and went."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
+from easydistill.asking.outputs import LABELED_JSON
 from easydistill.report.collect import Facts
-from easydistill.report.figures import MISSING, count, plural
+from easydistill.report.figures import MISSING, or_missing, plural
 from easydistill.report.values import as_dict, as_int, as_text
 
 _COMPARES = "for comparison only: the rows came labelled"
@@ -34,9 +37,9 @@ def teacher_words(facts: Facts) -> tuple[str, str]:
     """(name, location or role) of the teacher."""
     if not facts.config:
         return MISSING, "no config was kept"
-    url, model = as_text(facts.setting("inference.base_url")), as_text(facts.setting("inference.model"))
-    if url:
-        return model or "the API's default model", url
+    served = _served(facts, "inference")
+    if served is not None:
+        return served
     if facts.by_rewards:
         given = [name for name, reward in facts.section("rewards").items() if reward is not None]
         return f"rewards: {', '.join(given)}", "applied to the student's own answers"
@@ -46,6 +49,12 @@ def teacher_words(facts: Facts) -> tuple[str, str]:
     name = short_model(reference)
     role = "" if facts.asks_teacher else _SCORES.get(as_text(facts.setting("job_type")), _COMPARES)
     return name, ", ".join(filter(None, (reference if reference != name else "", role)))
+
+
+def _served(facts: Facts, section: str) -> tuple[str, str] | None:
+    """(name, address) of the model on the server of an `inference` section; None if it names no server."""
+    url = as_text(facts.setting(f"{section}.base_url"))
+    return (as_text(facts.setting(f"{section}.model")) or "the API's default model", url) if url else None
 
 
 def student_words(facts: Facts) -> tuple[str, str]:
@@ -66,7 +75,7 @@ def student_words(facts: Facts) -> tuple[str, str]:
 def _layers(facts: Facts, kept: int | None) -> str:
     # A complete train stage describes the student, with the number of layers it was cut from.
     described = re.search(r"\d+ of \d+ layers", as_text(facts.train.get("student")))
-    return f"{described[0]} kept" if described else f"{count(kept)} layers kept"
+    return f"{described[0]} kept" if described else f"{or_missing(kept)} layers kept"
 
 
 def lede(facts: Facts) -> str:
@@ -94,3 +103,56 @@ def _learned(facts: Facts, rows: int) -> str:
     steps = as_int(facts.train.get("steps"))
     pace = f" in {plural(steps, 'optimiser step')}" if steps is not None else ""
     return f"The student, {student}{made}, learned from {plural(rows, what)}{pace} ({how} trained)."
+
+
+# --- the boxes at the head of the report -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Station:
+    """A box."""
+
+    kind: Literal["source", "teacher", "made"]
+    """CSS class."""
+    name: str
+    value: str
+    more: str
+
+
+def flow(facts: Facts) -> list[Station]:
+    """Teacher and student, or the flow of rows in a synthesis job; nothing for pipelines, whose jobs have reports."""
+    trains = facts.has_student or facts.setting("models.student") is not None or facts.stage("train") is not None
+    # A synthesis job may ask a student too.
+    if (trains and facts.setting("synthesis") is None) or not facts.config:
+        return [Station("teacher", "Teacher", *teacher_words(facts)), Station("made", "Student", *student_words(facts))]
+    if facts.setting("dataset") is None:
+        return []
+    return [_rows_in(facts), *_asked(facts), _rows_out(facts)]
+
+
+def _rows_in(facts: Facts) -> Station:
+    source = as_text(facts.setting("dataset.instruction_path"))
+    place = source if source != short_model(source) else ""
+    return Station("source", "Rows in", short_model(source) or MISSING, place if source else "no config was kept")
+
+
+def _asked(facts: Facts) -> list[Station]:
+    roles = {spent.role for stage in facts.synthesis for spent in stage.spent}
+    found = []
+    if facts.asks_teacher and (not roles or "teacher" in roles):
+        found.append(Station("teacher", "Teacher", *teacher_words(facts)))
+    served = _served(facts, "student_inference")
+    if served is not None or facts.setting("models.student") is not None:
+        found.append(Station("teacher", "Student", *(served or student_words(facts))))
+    if facts.setting("judge") is not None:
+        name = as_text(facts.setting("judge.inference.model")) or short_model(as_text(facts.setting("models.judge")))
+        found.append(Station("teacher", "Judge", name or MISSING, as_text(facts.setting("judge.inference.base_url"))))
+    return found
+
+
+def _rows_out(facts: Facts) -> Station:
+    last = next((stage for stage in reversed(facts.stages) if stage.left is not None), None)
+    if last is None or last.left is None:
+        return Station("made", "Rows out", MISSING, "no stage is complete")
+    place = as_text(facts.setting("dataset.labeled_path")) or f"{LABELED_JSON} of stage {last.name}"
+    return Station("made", "Rows out", plural(last.left, "row"), place)

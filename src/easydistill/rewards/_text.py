@@ -6,8 +6,11 @@ import re
 from typing import Any
 
 from easydistill.contracts.reward import Rollout
+from easydistill.data.answers import THOUGHT_MARKS, opened_thoughts
 
 THINK, END_OF_THINK = "<think>", "</think>"
+_CHANNELS = ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
+"""The same in harmony, the form of gpt-oss."""
 _LAST_PROMPT_TOKENS = 8
 """Enough for a `<think>` and a line break."""
 _FENCE = re.compile(r"(?P<indent>[ \t]*+)(?P<marks>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\s]*+)[^`\n]*+")
@@ -15,21 +18,24 @@ _PYTHON = frozenset({"python", "python3", "py"})
 
 
 def with_opening(rollout: Rollout, tokenizer: Any) -> str:
-    """The answer's text, preceded by `<think>` if the prompt ends with it, as the templates of several models do.
+    """The answer's text, preceded by the mark of thoughts if the prompt ends with one, as several templates' do.
 
     Args:
-        tokenizer: the policy's; None if no prompt ends with `<think>`.
+        tokenizer: the policy's; None if no prompt ends with such a mark.
     """
     if tokenizer is None:
         return rollout.text
     end: str = tokenizer.decode(list(rollout.prompt_ids[-_LAST_PROMPT_TOKENS:]))
-    return THINK + rollout.text if end.rstrip().endswith(THINK) else rollout.text
+    return opened_thoughts(end).rstrip() + rollout.text
 
 
 def after_thoughts(text: str) -> str:
-    """The text after the last `</think>`: all of it if there are no thoughts, nothing if the thoughts do not end."""
-    rest = text.rpartition(END_OF_THINK)[2]
-    return "" if THINK in rest else rest
+    """The text after the last thoughts: all of it if there are none, nothing if the thoughts do not end."""
+    for start, end in (*THOUGHT_MARKS, _CHANNELS):
+        text = text.rpartition(end)[2]
+        if start in text:
+            return ""
+    return text
 
 
 def last_program(text: str) -> str | None:

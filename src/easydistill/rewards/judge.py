@@ -28,7 +28,7 @@ from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Un
 from easydistill.contracts.reward import UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome, Teacher, outcome_from_record, request_key
 from easydistill.data.journal import Journal
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, said
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.verification.fields import Language, MalformedReply
@@ -112,7 +112,7 @@ class _Judge:
         prompt_language = language_of(rollout.prompt) if language == "auto" else language
         text = self._fill(
             prompt_language,
-            prompt=rollout.prompt,
+            prompt=[{**message, "content": said(message)} for message in rollout.prompt],
             answer=rollout.text,
             ended=rollout.ended,
             meta=rollout.meta,
@@ -174,7 +174,7 @@ class _Judge:
 
 def language_of(prompt: Sequence[Message]) -> Language:
     """`zh` if the conversation has more than twice as many Chinese characters as words of other scripts."""
-    text = "\n".join(message["content"] for message in prompt if message["role"] != "system")
+    text = "\n".join(said(message) for message in prompt if message["role"] != "system")
     return "zh" if len(_HAN.findall(text)) > 2 * len(_WORD.findall(text)) else "en"
 
 

@@ -14,8 +14,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from easydistill.contracts.reward import UNJUDGED, AnyFloat, Reward, RewardContext, Rollout
-from easydistill.data.batches import batches_by_length
-from easydistill.data.messages import Message, answer_message
+from easydistill.data.batches import batches_by_length, padded
+from easydistill.data.messages import Chat, answer_message
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
 from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
@@ -67,11 +67,11 @@ class _RewardModel:
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         with self._lock:
-            rows = [self._ids(rollout.prompt, rollout.text) for rollout in rollouts]
+            rows = [self._ids(rollout, rollout.text) for rollout in rollouts]
             fitting = [row for row, ids in enumerate(rows) if self._fits(ids)]
             values: list[float | None] = [UNJUDGED] * len(rows)
             for row in set(range(len(rows))) - set(fitting):
-                if not self._fits(self._ids(rollouts[row].prompt, "")):
+                if not self._fits(self._ids(rollouts[row], "")):
                     values[row] = None
             lengths = [len(rows[row]) for row in fitting]
             for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
@@ -83,8 +83,8 @@ class _RewardModel:
     def _fits(self, ids: Sequence[int]) -> bool:
         return self._max_tokens is None or len(ids) <= self._max_tokens
 
-    def _ids(self, prompt: Sequence[Message], answer: str) -> list[int]:
-        chat = [*prompt, answer_message(answer)]
+    def _ids(self, rollout: Rollout, answer: str) -> list[int]:
+        chat = Chat((*rollout.prompt, answer_message(answer)), rollout.tools)
         text = self._chat.text(chat, add_generation_prompt=False)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
@@ -92,10 +92,9 @@ class _RewardModel:
     def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """The model's one number per row. The model itself reads the last token that is not padding."""
         torch = import_torch()
-        width = max(map(len, rows))
         pad = self._pad({ids[-1] for ids in rows if ids})
-        ids_BT = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in rows], device=self._device)
-        mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=self._device)
+        ids_BT = torch.tensor(padded(rows, pad), device=self._device)
+        mask_BT = torch.tensor(padded([[1] * len(ids) for ids in rows], 0), device=self._device)
         with torch.no_grad():
             logits_B1 = self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
         scores: list[float] = logits_B1[:, 0].float().tolist()

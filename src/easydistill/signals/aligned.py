@@ -17,6 +17,7 @@ of the head; V is S or T.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -81,9 +82,10 @@ class Aligner:
         DataError: a tokenizer is not supported, a template is missing or fails, or the student's never ends a turn.
     """
 
-    def __init__(self, student: Side, teacher: Side, context: int | None = None) -> None:
-        self.student = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
-        self.teacher = ChatRenderer(teacher.tokenizer, teacher.eos_ids, teacher.template)
+    def __init__(
+        self, student: Side, teacher: Side, context: int | None = None, date: datetime.date | None = None
+    ) -> None:
+        self.student, self.teacher = student.renderer(date), teacher.renderer(date)
         self._context = context
         self._student_bytes = token_bytes(student.tokenizer)
         self._teacher_bytes = token_bytes(teacher.tokenizer)

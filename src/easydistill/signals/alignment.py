@@ -228,7 +228,7 @@ class _Turn:
     known: bool = True
     """False after a token without bytes: later offsets are unknown."""
     end: int | None = None
-    """Index of the end-of-turn token."""
+    """Index of the end-of-turn token, if the offsets up to it are known."""
 
     def add(self, index: int, piece: bytes | None) -> None:
         self.known = self.known and piece is not None
@@ -248,7 +248,7 @@ def _turns(ids: Sequence[int], mask: Sequence[bool], pieces: TokenBytes, ends: C
             current = _Turn()
             turns.append(current)
         if token in ends:
-            current.end = index
+            current.end = index if current.known else None
             current = None
         else:
             current.add(index, pieces[token])
@@ -274,21 +274,23 @@ class _Match:
 
 def _match(student: _Turn, teacher: _Turn) -> _Match:
     """Match one answer in its two tokenizations."""
-    heads = [_HEAD.match(turn.text) for turn in (student, teacher)]
-    first, second = (head.end() if head else 0 for head in heads)
-    if student.text[:first] == teacher.text[:second]:
-        first = second = 0
+    first, second = _starts(student.text, teacher.text)
     texts = bytes(student.text[first:]), bytes(teacher.text[second:])
     common = _common_prefix(*texts)
-    token_at = {offset - second: index for offset, index in teacher.tokens}
-    starts = [(offset - first, index) for offset, index in student.tokens]
-    pairs = [(index, token_at[at]) for at, index in starts if 0 <= at < common and at in token_at]
-    ended = student.known and teacher.known and not any(text[common:].strip() for text in texts)
+    token_at = {offset - second: index for offset, index in teacher.tokens if 0 <= offset - second < common}
+    pairs = [(index, token_at[offset - first]) for offset, index in student.tokens if offset - first in token_at]
+    ended = not any(text[common:].strip() for text in texts)
     if ended and student.end is not None and teacher.end is not None:
         pairs.append((student.end, teacher.end))
         common += 1
     # Nothing predicts a row's first token.
-    return _Match(common, tuple((t, u) for t, u in pairs if t > 0 and u > 0))
+    return _Match(common, tuple(pair for pair in pairs if min(pair) > 0))
+
+
+def _starts(student: bytearray, teacher: bytearray) -> tuple[int, int]:
+    """Where each side's text of an answer begins, after a head that the other does not have."""
+    first, second = (head.end() if (head := _HEAD.match(text)) else 0 for text in (student, teacher))
+    return (0, 0) if student[:first] == teacher[:second] else (first, second)
 
 
 def _matched(student: list[_Turn], teacher: list[_Turn], truncated: bool) -> _Match:
@@ -383,17 +385,3 @@ def merge_columns(logprobs_NT: Tensor, teacher_to_student: Ids, student_vocabula
     sum_NC = torch.zeros_like(highest_NC).index_add(1, group_M, (part_NM - highest_NC[:, group_M]).exp())
     merged_NS.index_copy_(1, ids_C, highest_NC + sum_NC.log())
     return merged_NS, logprobs_NT.index_select(1, nowhere_M).logsumexp(1)
-
-
-def sorted_probabilities(logprobs_NV: Tensor, k: int) -> Tensor:
-    """The k largest probabilities of each row, descending, [N, K]; zeros if the vocabulary has fewer than k.
-
-    For Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030): the L1 distance of the two models' sorted
-    probabilities needs no ids; the smaller vocabulary is padded with zeros. Float64 for float64 inputs, else float32.
-    """
-    import torch
-
-    logprobs_NV = logprobs_NV if logprobs_NV.dtype == torch.float64 else logprobs_NV.float()
-    width = logprobs_NV.shape[1]
-    top_NK = logprobs_NV.topk(min(k, width), dim=1).values.exp()
-    return torch.nn.functional.pad(top_NK, (0, k - top_NK.shape[1]))

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from easydistill.data.batches import batches_by_length
+from easydistill.data.batches import batches_by_length, padded
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
@@ -26,6 +26,7 @@ from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows, extract
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample, shard_path, write_shard
+from easydistill.signals.unusable import check_usable, without_unusable
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,8 @@ class ModelScorer:
         return scored
 
     def _signal(self, rows: Sequence[RowToScore]) -> TeacherSignal:
-        width = max(len(row.ids) for row in rows)
-        # Padding is on the right, where causal attention does not look.
-        ids_BT = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows], device=self._device)
-        learned_BT = torch.tensor([[*row.learned, *[False] * (width - len(row.ids))] for row in rows])
-        keep_BT = learned_BT[:, 1:].to(self._device)
+        ids_BT = torch.tensor(padded([row.ids for row in rows], 0), device=self._device)
+        keep_BT = torch.tensor(padded([row.learned for row in rows], False), device=self._device)[:, 1:]
         uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, sum(row.learned))]
         with torch.inference_mode():
             hidden_ND = [
@@ -179,7 +177,10 @@ def score_rows(
             scorer = scorer or make_scorer()
             scored: list[ScoredSample] = []
             for batch in _until_stopped(shard.batches, stop):
-                scored += scorer.score([rows[index] for index in batch])
+                found = scorer.score([rows[index] for index in batch])
+                kept = [without_unusable(sample) for sample in found]
+                check_usable(found, kept)
+                scored += kept
                 advance(len(batch), sum(rows[index].length for index in batch))
             if len(scored) < shard.rows:
                 break

@@ -73,6 +73,10 @@ class TeacherSignal:
         """Rows `start` to `stop`."""
         return self._each(lambda array: array[start:stop])
 
+    def only(self, chosen: NDArray[np.bool_]) -> TeacherSignal:
+        """The chosen rows."""
+        return self._each(lambda array: array[chosen])
+
     def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> TeacherSignal:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         changed: dict[str, Any] = {name: change(value) for name, value in values.items() if name not in _SCALARS}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,25 +123,18 @@ def write_shard(path: Path, samples: Sequence[ScoredSample], codec: Codec) -> in
     from safetensors.numpy import save_file
 
     encoded = [codec.encode(sample.signal) for sample in samples]
-    width = bits_for(codec.vocabulary)
-    packed: dict[str, list[Bytes]] = {
-        "tokens": [pack(np.asarray(sample.token_ids, np.int64), width) for sample in samples],
-        "learned": [np.packbits(np.asarray(sample.learned, bool)) for sample in samples],
-        "present": [np.packbits(sample.present) for sample in samples],
-        "head": [item.head for item in encoded],
-        "draws": [item.draws for item in encoded],
-    }
+    hashes = b"".join(token_hash(sample.token_ids, sample.learned) for sample in samples)
     tensors: dict[str, NDArray[Any]] = {
-        "hash": np.frombuffer(
-            b"".join(token_hash(sample.token_ids, sample.learned) for sample in samples), np.uint8
-        ).reshape(len(samples), HASH_BYTES),
-        "token_offsets": _offsets([len(sample.token_ids) for sample in samples]),
+        "hash": np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES),
+        "token_offsets": _offsets(sample.token_ids for sample in samples),
         "learned_counts": np.array([int(np.sum(sample.learned)) for sample in samples], np.int64),
-        "row_offsets": _offsets([len(sample.signal) for sample in samples]),
+        "row_offsets": _offsets(sample.signal for sample in samples),
     }
-    for name, parts in packed.items():
+    packed = [_packed(sample, item, bits_for(codec.vocabulary)) for sample, item in zip(samples, encoded, strict=True)]
+    for name in _PACKED:
+        parts = [of_sample[name] for of_sample in packed]
         tensors[name] = np.concatenate(parts)
-        tensors[f"{name}_at"] = _offsets([len(part) for part in parts])
+        tensors[f"{name}_at"] = _offsets(parts)
     for name in _ROW_ARRAYS:
         tensors[name] = np.concatenate([getattr(item, name) for item in encoded])
     metadata = {"ids": json.dumps([sample.id for sample in samples], ensure_ascii=True)}
@@ -150,8 +143,19 @@ def write_shard(path: Path, samples: Sequence[ScoredSample], codec: Codec) -> in
     return path.stat().st_size
 
 
-def _offsets(lengths: Sequence[int]) -> Ints:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+def _packed(sample: ScoredSample, encoded: EncodedSignal, width: int) -> dict[str, Bytes]:
+    """The `_PACKED` arrays of one sample."""
+    return {
+        "tokens": pack(np.asarray(sample.token_ids, np.int64), width),
+        "learned": np.packbits(np.asarray(sample.learned, bool)),
+        "present": np.packbits(sample.present),
+        "head": encoded.head,
+        "draws": encoded.draws,
+    }
+
+
+def _offsets(parts: Iterable[Sized]) -> Ints:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
 
 
 class _Shard:
@@ -178,9 +182,6 @@ class _Shard:
 
     def learned_count(self, at: int) -> int:
         return int(self._index["learned_counts"][at])
-
-    def row_count(self, at: int) -> int:
-        return int(self._index["row_offsets"][at + 1] - self._index["row_offsets"][at])
 
     @property
     def rows(self) -> int:

@@ -14,6 +14,7 @@ from easydistill.signals.codec import WORD_FLOOR
 from easydistill.signals.score import RowToScore, Scorer
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import SignalStore
+from easydistill.signals.unusable import without_unusable
 
 BF16_TOLERANCE = 0.15
 """Nats by which a log-probability may differ between batchings of a bfloat16 model: logits near 20 are 1/16 apart."""
@@ -83,7 +84,7 @@ def verify(
             break
         ids, learned = store.tokens(sample_id)
         kept, present = store.read(sample_id, ids, learned)
-        fresh = scorer.score([RowToScore(sample_id, ids, learned)])[0]
+        fresh = without_unusable(scorer.score([RowToScore(sample_id, ids, learned)])[0])
         if len(fresh.signal) != len(kept) or not np.array_equal(fresh.present, present):
             wrong.append(sample_id)
             continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from easydistill.data.messages import Message
 from easydistill.data.records import Sample
@@ -31,20 +33,24 @@ def known_answer(
         of_rewriting: the answer is only compared with a rewriting of the row's own answer, which should end in the
             same number, so `last_number` is applied there too.
     """
-    for name in REFERENCES:
-        value = row.meta.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, str) and value.strip():
-            guessed = find_answer(value, ("last_number",)) if "last_number" in strategies and _is_prose(value) else None
-            return _stated(value, STATED) or (value.strip() if guessed is None else guessed.text)
-    if row.answer is None:
-        return None
+    references = (_reference(row.meta.get(name), strategies) for name in REFERENCES)
+    known = next((reference for reference in references if reference is not None), None)
+    if known is not None or row.answer is None:
+        return known
     stated = _stated(row.answer, strategies)
     if stated is None and of_rewriting:
-        found = find_answer(row.answer, strategies)
-        return None if found is None else found.text
+        return _text(find_answer(row.answer, strategies))
     return stated or (bare(row.answer) if parse_number(row.answer) is not None else None)
+
+
+def _reference(value: object, strategies: Sequence[Strategy]) -> str | None:
+    """The answer in a reference field; None if it holds neither a number nor text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        return None
+    guess = _text(find_answer(value, ("last_number",))) if "last_number" in strategies and _is_prose(value) else None
+    return _stated(value, STATED) or (value.strip() if guess is None else guess)
 
 
 def _stated(text: str, strategies: Sequence[Strategy]) -> str | None:
@@ -53,7 +59,10 @@ def _stated(text: str, strategies: Sequence[Strategy]) -> str | None:
         _, hashes, last = text.strip().rpartition("\n")[2].rpartition("####")
         if hashes and parse_number(last) is not None:
             return bare(last)
-    found = find_answer(text, [name for name in strategies if name in STATED])
+    return _text(find_answer(text, [name for name in strategies if name in STATED]))
+
+
+def _text(found: Found | None) -> str | None:
     return None if found is None else found.text
 
 
@@ -84,13 +93,28 @@ def length_of(thought: str) -> int:
     return len(tokens(thought))
 
 
-def changed_answer(pair: tuple[str, str] | None, verdict: Verdict | None) -> Unusable | None:
-    """Why a rewriting is rejected for its final answer; None if the answers are equal or were not compared.
+class Rewriting(Protocol):
+    """A rewritten answer."""
 
-    Args:
-        pair: the (known, found) answers.
-    """
-    if verdict is None or verdict.equal:
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The (known, found) final answers; None if they are not compared."""
+
+
+R = TypeVar("R", bound=Rewriting)
+
+
+def unchanged(made: Sequence[R | Unusable], verifier: Verifier | None = None) -> list[R | Unusable]:
+    """Rewritings whose final answer is the known one or was not compared; the others become why they are rejected."""
+    verdicts = verify([None if isinstance(item, Unusable) else item.pair for item in made], verifier)
+    return [
+        item if isinstance(item, Unusable) or verdict is None else _changed(item.pair, verdict) or item
+        for item, verdict in zip(made, verdicts, strict=True)
+    ]
+
+
+def _changed(pair: tuple[str, str] | None, verdict: Verdict) -> Unusable | None:
+    if verdict.equal:
         return None
     assert pair is not None
     kind = "undecided" if verdict.outcome == "undecided" else "answer_changed"
@@ -107,11 +131,15 @@ def may_say_later(text: str, found: Found, known: str) -> bool:
     return mentions(rest, known) or in_words
 
 
-def verify(pairs: Sequence[tuple[str, str] | None]) -> list[Verdict | None]:
-    """Compare pairs of (known, found) answers. The verdict of a None is None."""
+def verify(pairs: Sequence[tuple[str, str] | None], verifier: Verifier | None = None) -> list[Verdict | None]:
+    """Compare pairs of (known, found) answers. The verdict of a None is None.
+
+    Args:
+        verifier: makes the comparisons; by default one for this call.
+    """
     present = [pair for pair in pairs if pair is not None]
     if not present:
         return [None] * len(pairs)
-    with Verifier() as verifier:
-        verdicts = iter(verifier.verify_many(present))
+    with nullcontext(verifier) if verifier is not None else Verifier() as compare:
+        verdicts = iter(compare.verify_many(present))
     return [None if pair is None else next(verdicts) for pair in pairs]

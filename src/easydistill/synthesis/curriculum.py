@@ -6,6 +6,7 @@ from held-out rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class RoundRows(LabelledRows):
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         _, heldout, _ = super().read(context)
         rows, rejected = read_samples(context.input_path(round_name(self.number), LABELED_PARQUET), labelled=True)
-        return rows, heldout, rejected
+        return list(rows), heldout, rejected
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class _SeedRows:
     def read(self) -> Reading:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
-        return read_rows(path, labelled=None, limit=self._dataset.max_samples, columns=self._dataset.column_names)
+        columns = self._dataset.column_names
+        return read_rows(path, labelled=None, limit=self._dataset.max_samples, columns=columns)
 
 
 class CurriculumStage(SynthesiseStage):
@@ -118,12 +120,12 @@ class CurriculumStage(SynthesiseStage):
 
     def run(self, context: StageContext) -> StageResult:
         train, heldout, unreadable = self._rows.read(context)
-        train, unwritable = writable(train, self.name)
-        rows = self._latest_rows(train, context)
+        kept, unwritable = writable(train, self.name)
+        rows = self._latest_rows(kept, context)
         steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
         return self._finish(rows, unreadable + unwritable, steps, context)
 
-    def _latest_rows(self, train: list[Sample], context: StageContext) -> list[Sample]:
+    def _latest_rows(self, train: Sequence[Sample], context: StageContext) -> list[Sample]:
         """The training rows and the rows of earlier rounds, the latest version of each id: its answer, task and style
         are not requested again."""
         latest = {row.id: row for row in train}

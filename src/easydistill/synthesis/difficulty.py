@@ -15,8 +15,9 @@ from statistics import fmean
 from typing import Any
 
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
+from easydistill.data.messages import said
 from easydistill.data.records import Rejection, Sample
-from easydistill.synthesis.replies import Unusable, answered, rejection, scores_of, text_of
+from easydistill.synthesis.replies import Unusable, answered, message_of, rejection, scores_of
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 
@@ -48,10 +49,10 @@ def judge_row(stage: str, config: OperatorConfig, row: Sample, tools: Tools) -> 
     replies: list[Reply] = []
     try:
         if row.answer is None:
-            replies = yield [Ask(row.messages)]
+            replies = yield [Ask.of(row)]
             row = answered(row, replies[0])
-        replies = yield [Ask(row.prompt, "student")]
-        teacher, student = row.messages[-1]["content"], _student_text(replies[0])
+        replies = yield [Ask.of(row.prompt_chat, "student")]
+        teacher, student = said(row.messages[-1]), _student_text(replies[0])
         replies = yield [comparison(row, teacher, student, tools), comparison(row, student, teacher, tools)]
         one, other = (scores_of(reply, SCORES, config.reply) for reply in replies)
     except Unusable as problem:
@@ -69,7 +70,7 @@ def _student_text(reply: Reply) -> str:
     """The student's answer, even if it is truncated or empty: the judge is to see what the student fails at."""
     if reply.problem is not None and reply.problem[0] == "empty_content":
         return ""
-    return text_of(replace(reply, finish_reason=None))
+    return said(message_of(replace(reply, finish_reason=None)))
 
 
 def gap_facts(judged: Sequence[Judged]) -> dict[str, Any]:

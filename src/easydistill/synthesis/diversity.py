@@ -5,6 +5,7 @@ All are computed on the tokens of `text.tokens`: words, and single characters of
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from easydistill.data.rouge import rouge_l
 from easydistill.synthesis.text import language_of, ngrams, prompt_text, tokens
 
 BLEU_ORDER = 4
+MOST_TEXTS = 20_000
+"""Maximum number of texts that are measured: what they take in memory is what all their n-grams take."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -44,8 +47,14 @@ class Diversity:
 
 
 def diversity(rows: Sequence[Sample], seeds: Sequence[Sample] = ()) -> dict[str, Any]:
-    """Metrics of the rows' prompts, as JSON types; raises as `measure`."""
-    return measure({row.id: prompt_text(row) for row in rows}, [prompt_text(row) for row in seeds]).as_facts()
+    """Metrics of the rows' prompts, as JSON types; raises as `measure`.
+
+    Of more than `MOST_TEXTS` rows, so many are drawn by hash and measured; the metrics' `of` is the number of all.
+    """
+    drawn = heapq.nsmallest(MOST_TEXTS, ((draw_key(0, row.id), number) for number, row in enumerate(rows)))
+    chosen = (rows[number] for number in sorted(number for _, number in drawn))
+    facts = measure({row.id: prompt_text(row) for row in chosen}, [prompt_text(row) for row in seeds]).as_facts()
+    return facts | ({"of": len(rows)} if len(rows) > MOST_TEXTS else {})
 
 
 def measure(texts: Mapping[str, str], seeds: Sequence[str] = (), *, sample: int = 500, seed: int = 0) -> Diversity:

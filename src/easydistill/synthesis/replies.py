@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from easydistill.contracts.operator import Reply, Result
-from easydistill.data.messages import answer_message
+from easydistill.data.messages import Message, answer_message
 from easydistill.data.records import Rejection, Sample
 from easydistill.verification.fields import (
     Form,
@@ -52,7 +52,12 @@ def text_of(reply: Reply) -> str:
 
 def answered(row: Sample, reply: Reply) -> Sample:
     """The row with a complete reply as its answer; raises as `text_of`."""
-    return replace(row, messages=(*row.prompt, answer_message(text_of(reply), reply.reasoning)))
+    return replace(row, messages=(*row.prompt, message_of(reply)))
+
+
+def message_of(reply: Reply) -> Message:
+    """A complete reply as a message, with its reasoning and calls; raises as `text_of`."""
+    return answer_message(text_of(reply), reply.reasoning, reply.tool_calls)
 
 
 def field_of(reply: Reply, name: str, form: Form) -> str:

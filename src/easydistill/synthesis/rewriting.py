@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import median_high
 from typing import Literal
 
 from easydistill.config.base import PositiveFloat
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps, UnfitRows
+from easydistill.data.messages import said
 from easydistill.data.records import Rejection, Sample
-from easydistill.synthesis.chains import changed_answer, known_answer, length_of, thought_of, verify, with_thought
+from easydistill.synthesis.chains import known_answer, length_of, thought_of, unchanged, with_thought
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
 
 REASONS = (
-    *("truncated", "malformed_reply", "answer_unknown", "unfit_length", "no_final_answer"),
+    *("no_chain", "truncated", "malformed_reply", "answer_unknown", "unfit_length", "no_final_answer"),
     *("undecided", "answer_changed"),
 )
 
@@ -52,35 +54,41 @@ def rewrite(
     bare = next((row.id for row in rows if row.answer is None), None)
     if bare is not None:
         raise UnfitRows(f"row {bare} has no answer to rewrite; run cot_generation first")
+    found: list[Sample | Rejection] = [_without_chain(stage, row) for row in rows if not thought_of(row).strip()]
+    rows = [row for row in rows if thought_of(row).strip()]
     known = [known_answer(row, config.strategies, of_rewriting=True) for row in rows]
     replies = yield [rewriting(stage, config, row, tools) for row in rows]
     made = [read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
-    verdicts = verify([new.pair if isinstance(new, Rewritten) else None for new in made])
-    found: list[Sample | Rejection] = []
-    for row, reply, new, verdict in zip(rows, replies, made, verdicts, strict=True):
-        problem = new if isinstance(new, Unusable) else changed_answer(new.pair, verdict)
-        if problem is not None:
-            found.append(rejection(row.id, stage, problem, reply))
+    for row, reply, new in zip(rows, replies, unchanged(made), strict=True):
+        if isinstance(new, Unusable):
+            found.append(rejection(row.id, stage, new, reply))
         else:
-            assert isinstance(new, Rewritten)
             changed = with_thought(row, new.thought)
             meta = {**row.meta, "operator": stage, "length_ratio": round(new.ratio, 4)}
             found.append(replace(changed, id=row.id, meta=meta))
     result = gather(found)
-    ratios = sorted(new.ratio for new in made if isinstance(new, Rewritten))
+    ratios = [new.ratio for new in made if isinstance(new, Rewritten)]
     result.facts = {
-        "answers_known": sum(answer is not None for answer in known),
-        "median_length_ratio": round(ratios[len(ratios) // 2], 4) if ratios else None,
+        "answers_known": len(known) - known.count(None),
+        "median_length_ratio": round(median_high(ratios), 4) if ratios else None,
     }
     return result
 
 
+@dataclass(frozen=True)
 class Rewritten:
-    """A chain that passed every check but the comparison of its final answer; `pair` is (known, found), or None."""
+    """A chain that passed every check but the comparison of its final answer."""
 
-    def __init__(self, thought: str, ratio: float, known: str, found: str | None) -> None:
-        self.thought, self.ratio = thought, ratio
-        self.pair = (known, found) if found else None
+    thought: str
+    ratio: float
+    """Its length, as a multiple of the old chain's."""
+    pair: tuple[str, str] | None
+    """The (known, found) final answers, if there are both."""
+
+
+def _without_chain(stage: str, row: Sample) -> Rejection:
+    detail = "the answer only calls tools: it has no chain of thought to rewrite"
+    return Rejection(row.id, stage, "no_chain", detail, 1, said(row.messages[-1]))
 
 
 def rewriting(stage: str, config: RewritingConfig, row: Sample, tools: Tools, index: int = 0) -> Ask:
@@ -106,12 +114,22 @@ def read(config: RewritingConfig, row: Sample, known: str | None, reply: Reply, 
         if ratio > config.ratio if limit == "at_most" else ratio < config.ratio:
             words = limit.replace("_", " ")
             raise Unusable("unfit_length", f"{ratio:.2f} of the old length; it must be {words} {config.ratio}")
-        # A separate thought may end without the final answer, which is in the message's content: `last_number` would
-        # take some other number.
-        separate = bool(row.messages[-1].get("reasoning_content"))
-        found = find_answer(thought, [name for name in config.strategies if not separate or name != "last_number"])
-        if known is not None and found is None and not separate:
-            raise Unusable("no_final_answer", "the new chain has no final answer")
+        return Rewritten(thought, ratio, None if known is None else _final_answers(config, row, known, thought))
     except Unusable as problem:
         return problem
-    return Rewritten(thought, ratio, known or "", found.text if found is not None and known is not None else None)
+
+
+def _final_answers(config: RewritingConfig, row: Sample, known: str, thought: str) -> tuple[str, str] | None:
+    """The known final answer and that of the new chain, to be compared.
+
+    A separate thought may end without the final answer, which is in the message's content: `last_number` would take
+    some other number.
+
+    Raises:
+        Unusable: the new chain lacks a final answer, and nothing else would hold it.
+    """
+    separate = bool(row.messages[-1].get("reasoning_content"))
+    found = find_answer(thought, [name for name in config.strategies if not separate or name != "last_number"])
+    if found is None and not separate:
+        raise Unusable("no_final_answer", "the new chain has no final answer")
+    return None if found is None or not found.text else (known, found.text)

@@ -4,25 +4,28 @@
     near duplicate   estimated Jaccard similarity of the sets of 5-character shingles ≥ 0.8 (MinHash, Broder 1997)
     too similar      ROUGE-L, F-measure = 2·LCS / (m + n) over tokens, > 0.7 (Lin 2004; Self-Instruct, Wang et al. 2023)
 
-The search is exact: it finds every pool text that reaches a threshold, not only probable ones.
+The search is exact: it finds every pool text that reaches a threshold, not only probable ones. The exception are very
+large pools of texts that share all their words, see `subsequences.py`.
 
-- Two signatures of P slots that agree in a share t differ in at most d = ⌊(1−t)·P⌋ of them. Split into more than d
-  bands, they have a band in common (pigeonhole), so a table of bands finds every such pair.
-- LCS ≤ overlap of the two bags of tokens, and F > t requires a minimum overlap. If k tokens of the new text are not
-  looked up, a pool text with overlap o still shares at least o − k of the others. So only the rarest tokens are looked
-  up, and only pool texts that can still reach the minimum are compared.
+- Two signatures of P slots that agree in a share t differ in at most d = ⌊(1−t)·P⌋ of them. Cut into d + 1 bands, they
+  have a band in common (pigeonhole), so an index of bands finds every such pair.
+- ROUGE-L: see `subsequences.py`.
+
+Tokens and signatures are in temporary files. In memory are, for each text, about 60 entries of 8 bytes in the indexes.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
+import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from easydistill.data.spool import Blobs
 from easydistill.errors import MissingExtra
+from easydistill.synthesis.postings import Postings
+from easydistill.synthesis.subsequences import Subsequences, nearer
 from easydistill.synthesis.text import normalise, tokens
 
 SHINGLE = 5
@@ -52,41 +55,27 @@ class _Features:
     """The features by which a text is compared, each computed when first used."""
 
     text: str
-    permutations: int
 
     @cached_property
     def units(self) -> list[str]:
         return tokens(self.text)
 
     @cached_property
-    def spelling(self) -> str:
-        return " ".join(self.units) or normalise(self.text)
+    def spelling(self) -> bytes:
+        """A hash of the normalised spelling."""
+        spelling = " ".join(self.units) or normalise(self.text)
+        return hashlib.blake2b(spelling.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     @cached_property
-    def signature(self) -> Any:
-        import rensa
-
-        solid = "".join(self.units) or self.spelling
-        sketch = rensa.RMinHash(num_perm=self.permutations, seed=_SIGNATURE_SEED)
-        sketch.update([solid[start : start + SHINGLE] for start in range(max(1, len(solid) - SHINGLE + 1))])
-        return sketch
-
-    @cached_property
-    def bag(self) -> list[tuple[str, int]]:
-        """The bag of tokens as a set: each token with the number of its occurrence."""
-        seen: Counter[str] = Counter()
-        bag = []
-        for unit in self.units:
-            bag.append((unit, seen[unit]))
-            seen[unit] += 1
-        return bag
+    def shingles(self) -> list[str]:
+        solid = "".join(self.units) or normalise(self.text)
+        return [solid[start : start + SHINGLE] for start in range(max(1, len(solid) - SHINGLE + 1))]
 
 
 class Novelty:
     """A growing pool of texts, against which a text is checked for novelty.
 
-    Results depend on which texts are in the pool, not on the order in which they were added. A check against 50,000
-    instructions takes about a millisecond.
+    Results depend on which texts are in the pool, not on the order in which they were added.
 
     Args:
         near_duplicate: minimum estimated Jaccard similarity of near duplicates, above 0.
@@ -104,26 +93,30 @@ class Novelty:
         permutations: int = PERMUTATIONS,
     ) -> None:
         self._ids: list[str] = []
-        self._by_spelling: dict[str, str] = {}
-        self._permutations = permutations
+        self._by_spelling: dict[bytes, int] = {}
         self._last: _Features | None = None
         self._signatures = _Signatures(near_duplicate, permutations)
-        self._subsequences = _Subsequences(too_similar)
+        self._subsequences = Subsequences(too_similar)
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def cut(self) -> int:
+        """Checks in which a text that is too similar may have been missed: none in pools of ordinary size."""
+        return self._subsequences.cut
 
     def check(self, text: str) -> Near | None:
         """Why a text is not new, or None. Names the nearest text; among equally near ones, that with the least id."""
         features = self._features(text)
         equal = self._by_spelling.get(features.spelling)
         if equal is not None:
-            return Near("duplicate", f"the same text as {equal}", equal)
+            return Near("duplicate", f"the same text as {self._ids[equal]}", self._ids[equal])
         found = self._signatures.nearest(features, self._ids)
         if found is not None:
             share, nearest = found
             return Near("near_duplicate", f"MinHash similarity {share:.2f} to {nearest}", nearest)
-        found = self._subsequences.nearest(features, self._ids)
+        found = self._subsequences.nearest(features.units, self._ids)
         if found is not None:
             score, nearest = found
             return Near("too_similar", f"ROUGE-L {score:.2f} to {nearest}", nearest)
@@ -132,10 +125,13 @@ class Novelty:
     def add(self, identity: str, text: str) -> None:
         """Add a text to the pool, new or not."""
         features = self._features(text)
+        number = len(self._ids)
         self._ids.append(identity)
-        self._by_spelling[features.spelling] = min(identity, self._by_spelling.get(features.spelling, identity))
-        self._signatures.add(features)
-        self._subsequences.add(features)
+        equal = self._by_spelling.setdefault(features.spelling, number)
+        if identity < self._ids[equal]:
+            self._by_spelling[features.spelling] = number
+        self._signatures.add(number, features)
+        self._subsequences.add(number, features.units)
 
     def offer(self, identity: str, text: str) -> Near | None:
         """Add a text to the pool if it is new; otherwise return why it is not."""
@@ -147,7 +143,7 @@ class Novelty:
     def _features(self, text: str) -> _Features:
         # A text that was just checked is usually the next to be added.
         if self._last is None or self._last.text != text:
-            self._last = _Features(text, self._permutations)
+            self._last = _Features(text)
         return self._last
 
 
@@ -156,104 +152,50 @@ class _Signatures:
 
     def __init__(self, threshold: float, permutations: int) -> None:
         try:
+            import numpy
             import rensa
         except ImportError:
             raise MissingExtra("synth", _PURPOSE) from None
-        self._needed = _ceil(Fraction(str(threshold)) * permutations)
-        self._slots = permutations
-        differing = permutations - self._needed
-        bands = next((count for count in _divisors(permutations) if count > differing), None)
-        assert bands is not None, "a threshold above 0 leaves at least one slot in common"
-        self._table = rensa.RMinHashLSH(threshold=threshold, num_perm=permutations, num_bands=bands)
-        self._stored: list[Any] = []
-
-    def add(self, features: _Features) -> None:
-        self._table.insert(len(self._stored), features.signature)
-        self._stored.append(features.signature)
-
-    def nearest(self, features: _Features, ids: list[str]) -> tuple[float, str] | None:
-        best: tuple[float, str] | None = None
-        for row in self._table.query(features.signature):
-            share = self._stored[row].jaccard(features.signature)
-            if round(share * self._slots) >= self._needed:
-                best = _nearer(best, (share, ids[row]))
-        return best
-
-
-class _Subsequences:
-    """Token sequences, indexed by token."""
-
-    def __init__(self, threshold: float) -> None:
-        try:
-            import numpy
-            from rapidfuzz.distance import LCSseq
-        except ImportError:
-            raise MissingExtra("synth", _PURPOSE) from None
         self._numpy = numpy
-        self._common = LCSseq.similarity
-        exact = Fraction(str(threshold)).limit_denominator(1_000_000)
-        self._p, self._q = exact.numerator, exact.denominator
-        self._numbers: dict[str, int] = {}
-        self._rows: list[array[int]] = []
-        self._lengths = array("q")
-        self._holders: dict[tuple[str, int], array[int]] = {}
+        self._sketch = lambda: rensa.RMinHash(num_perm=permutations, seed=_SIGNATURE_SEED)
+        self._slots = permutations
+        self._needed = _ceil(Fraction(str(threshold)) * permutations)
+        bands = permutations - self._needed + 1
+        self._starts = numpy.arange(bands) * permutations // bands
+        # Odd multipliers: a band's key is a sum of its slots, and other slots or other bands give other sums.
+        generator = numpy.random.default_rng(_SIGNATURE_SEED)
+        self._factors = generator.integers(2**63, size=permutations, dtype=numpy.uint64) * 2 + 1
+        self._by_band = Postings()
+        self._stored = Blobs()
+        self._last: tuple[_Features, Any, Any] | None = None
 
-    def add(self, features: _Features) -> None:
-        row = len(self._rows)
-        self._rows.append(array("q", (self._number(unit) for unit in features.units)))
-        self._lengths.append(len(features.units))
-        for key in features.bag:
-            self._holders.setdefault(key, array("q")).append(row)
+    def add(self, number: int, features: _Features) -> None:
+        signature, keys = self._of(features)
+        self._by_band.add(number, keys)
+        self._stored.append(signature.tobytes())
 
     def nearest(self, features: _Features, ids: list[str]) -> tuple[float, str] | None:
-        ours = [self._numbers.get(unit, -1) for unit in features.units]
+        numpy = self._numpy
+        signature, keys = self._of(features)
         best: tuple[float, str] | None = None
-        for row, needed in self._possible(features):
-            theirs = self._rows[row]
-            common = self._common(ours, theirs, score_cutoff=needed)
-            if common >= needed:
-                best = _nearer(best, (2 * common / (len(ours) + len(theirs)), ids[row]))
+        candidates = self._by_band.find(keys)[0].tolist()
+        stored = b"".join([self._stored[number] for number in candidates])
+        equal = (numpy.frombuffer(stored, numpy.uint32).reshape(-1, self._slots) == signature).sum(axis=1)
+        for place in numpy.flatnonzero(equal >= self._needed).tolist():
+            best = nearer(best, (int(equal[place]) / self._slots, ids[candidates[place]]))
         return best
 
-    def _number(self, unit: str) -> int:
-        return self._numbers.setdefault(unit, len(self._numbers))
-
-    def _possible(self, features: _Features) -> list[tuple[int, int]]:
-        """Rows that may be too similar, each with the minimum LCS that would make it so.
-
-        F > p/q with lengths m and n  ⇔  2q·LCS > p(m + n)  ⇔  LCS ≥ ⌊p(m + n) / 2q⌋ + 1; and since LCS ≤ n, the
-        shortest possible row has n > pm / (2q − p).
-        """
-        numpy, p, q = self._numpy, self._p, self._q
-        m = len(features.bag)
-        shortest = p * m // (2 * q - p) + 1
-        least = p * (m + shortest) // (2 * q) + 1
-        if least > m or not self._rows:
-            return []
-        holders = sorted((self._holders.get(key, _NONE) for key in features.bag), key=len)[: m - least + 1]
-        left_out = m - len(holders)
-        lists = [numpy.frombuffer(rows, dtype=numpy.int64) for rows in holders if rows]
-        if not lists:
-            return []
-        shared = numpy.bincount(numpy.concatenate(lists))
-        rows = numpy.flatnonzero(shared)
-        # A copy: a view would keep the array from growing.
-        n = numpy.array(self._lengths, dtype=numpy.int64)[rows]
-        needed = p * (m + n) // (2 * q) + 1
-        fit = (needed <= numpy.minimum(m, n)) & (shared[rows] + left_out >= needed)
-        return list(zip(rows[fit].tolist(), needed[fit].tolist(), strict=True))
-
-
-_NONE: array[int] = array("q")
-
-
-def _nearer(best: tuple[float, str] | None, other: tuple[float, str]) -> tuple[float, str]:
-    return other if best is None or (-other[0], other[1]) < (-best[0], best[1]) else best
+    def _of(self, features: _Features) -> tuple[Any, Any]:
+        """(signature, keys of its bands), two arrays of uint32."""
+        if self._last is None or self._last[0] is not features:
+            numpy = self._numpy
+            sketch = self._sketch()
+            sketch.update(features.shingles)
+            signature = numpy.array(sketch.digest(), dtype=numpy.uint32)
+            sums = numpy.add.reduceat(signature * self._factors, self._starts)
+            self._last = features, signature, (sums >> numpy.uint64(32)).astype(numpy.uint32)
+        return self._last[1:]
 
 
 def _ceil(value: Fraction) -> int:
     return -(-value.numerator // value.denominator)
-
-
-def _divisors(number: int) -> list[int]:
-    return [count for count in range(1, number + 1) if number % count == 0]

@@ -15,8 +15,9 @@ from easydistill.asking.answers import (
     JOURNAL,
     answer_all,
     journalled_outcome,
+    read_answer,
+    received,
     spending,
-    unusable_reason,
     worth_another_try,
 )
 from easydistill.asking.forecast import forecast_calls
@@ -30,6 +31,7 @@ from easydistill.data.manifest import RowCounts
 from easydistill.data.reading import Reading
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files import MALFORMED
+from easydistill.data.spool import like
 from easydistill.data.writing import (
     as_preference,
     only_writable,
@@ -102,7 +104,7 @@ class SynthesiseStage:
             "labeled_path": self._labeled_path,
         }
 
-    def first_questions(self, limit: int | None = None) -> tuple[list[Sample], list[Ask]]:
+    def first_questions(self, limit: int | None = None) -> tuple[Sequence[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
         rows = self._read().samples[:limit]
         steps = self._steps(rows)
@@ -172,7 +174,11 @@ class SynthesiseStage:
                 raise DataError(f"{self._source.where}: {problem}") from None
             finally:
                 asker.close()
-        result.rejected = unreadable + result.rejected
+        if unreadable:
+            rejected = like(result.rejected)
+            rejected.extend(unreadable)
+            rejected.extend(result.rejected)
+            result.rejected = rejected
         result.entered += len(unreadable)
         if not result.accepted:
             write_rejected(context, result.rejected)
@@ -180,7 +186,7 @@ class SynthesiseStage:
             raise DataError(f"{self._source.where}: {_nothing_left(self._operator, result)}\n    → {reasons}")
         return self._write(rows, result, asker, context)
 
-    def _steps(self, rows: list[Sample]) -> Any:
+    def _steps(self, rows: Sequence[Sample]) -> Any:
         tools = Tools(self._config, self._module) if isinstance(self._config, OperatorConfig) else None
         return self._module.run(self._config, rows, tools)
 
@@ -212,7 +218,7 @@ class SynthesiseStage:
             metrics=metrics,
         )
 
-    def _one_per_prompt(self, rows: list[Sample]) -> list[Sample]:
+    def _one_per_prompt(self, rows: Sequence[Sample]) -> Sequence[Sample]:
         """The rows; if they are pairs, only the first of each prompt."""
         return list({row.prompt_hash: row for row in reversed(rows)}.values())[::-1] if self._pairs else rows
 
@@ -302,9 +308,14 @@ class _Asker:
             self._counted.add(key)
             self.tokens["prompt"] += outcome.prompt_tokens
             self.tokens["completion"] += outcome.completion_tokens
-        problem = unusable_reason(outcome, model.inference.truncation)
-        raw = {"text": outcome.text, "reasoning": outcome.reasoning, "finish_reason": outcome.finish_reason}
-        return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, problem, raw, key)
+        raw = received(outcome)
+        answer = read_answer(outcome, model.inference.truncation, model.inference.thoughts)
+        if isinstance(answer, tuple):
+            return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, answer, raw, key)
+        calls = tuple(answer.get("tool_calls", ()))
+        return Reply(
+            answer["content"], answer.get("reasoning_content"), outcome.finish_reason, None, raw, key, tool_calls=calls
+        )
 
     def spent(self) -> dict[str, Any]:
         """Metrics of what the answers cost, by role; empty if the model's backend does not count it."""

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from easydistill.data.messages import said
 from easydistill.data.records import Sample
 from easydistill.verification.fields import Language
 
@@ -78,4 +79,4 @@ def ngrams(units: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
 
 def prompt_text(sample: Sample) -> str:
     """The prompt's messages as one text, without the system message, which many rows share."""
-    return "\n".join(message["content"] for message in sample.prompt if message["role"] != "system")
+    return "\n".join(said(message) for message in sample.prompt if message["role"] != "system")

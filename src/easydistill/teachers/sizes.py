@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,8 +44,9 @@ class TokenEstimator:
         self._worst_ratio: float | None = None
         self._bytes = self._prompt_tokens = self._completion_tokens = self._answers = 0
 
-    def size(self, messages: Sequence[Any]) -> Size:
-        length = sum(text_bytes(message.get("content")) for message in messages)
+    def size(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> Size:
+        """The estimate for a chat, with the tools that it is sent with."""
+        length = chat_bytes(messages, tools)
         ratio = self._prompt_tokens / self._bytes if self._bytes else _FIRST_RATIO
         worst = _FIRST_WORST_RATIO if self._worst_ratio is None else self._worst_ratio * _MARGIN
         frame = _PER_MESSAGE * len(messages)
@@ -73,6 +75,20 @@ class TokenEstimator:
 def text_tokens(text: str | None) -> int:
     """Estimated tokens of a text."""
     return math.ceil(text_bytes(text) * _FIRST_RATIO)
+
+
+def chat_bytes(messages: Sequence[Any], tools: Sequence[Any] = ()) -> int:
+    """Bytes of everything that messages and tools say."""
+    said = sum(text_bytes(message.get("content")) for message in messages)
+    for message in messages:
+        said += text_bytes(message.get("reasoning_content"))
+        if message.get("tool_calls"):
+            said += _json_bytes(message["tool_calls"])
+    return said + (_json_bytes(list(tools)) if tools else 0)
+
+
+def _json_bytes(value: Any) -> int:
+    return text_bytes(json.dumps(value, ensure_ascii=False))
 
 
 def text_bytes(content: Any) -> int:

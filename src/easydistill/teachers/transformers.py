@@ -6,6 +6,7 @@ unit. A run resumed after a kill therefore gives the same answers as one that wa
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,18 @@ from easydistill.contracts.teacher import (
     Failure,
     GenerationRequest,
     RecordOutcomes,
-    prompt_or_failure,
     row_seed,
 )
 from easydistill.data.batches import batches_by_length
-from easydistill.data.chat import ChatRenderer
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.run_directory import LOGGER
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
+from easydistill.models.padding import reads_padding
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.models.structured import SchemaGrammars
+from easydistill.teachers.backends._local import template_identity
+from easydistill.teachers.local import LocalChat
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +47,7 @@ class TransformersTeacher:
         template: chat template for a teacher without one of its own.
         make: returns model and tokenizer, if they are not those of `reference`.
         weights: identifies the weights, if `reference` does not.
+        date: of the run, for templates that write it.
     """
 
     def __init__(
@@ -53,18 +57,21 @@ class TransformersTeacher:
         template: str | None = None,
         make: Callable[[], tuple[Any, Any]] | None = None,
         weights: dict[str, Any] | None = None,
+        date: datetime.date | None = None,
     ) -> None:
         self._reference = reference
         self._weights = weights
         self._make = make
         self._inference = inference
         self._template = template
+        self._date = date
         self._model: Any = None
         self._grammars: SchemaGrammars | None = None
+        self._needs_equal: bool | None = None
 
     def identity(self) -> dict[str, Any]:
         weights = self._weights if self._weights is not None else resolve(self._reference).identity()
-        return {"backend": "transformers", **weights}
+        return {"backend": "transformers", **weights, **template_identity(self._inference)}
 
     def _load(self) -> None:
         if self._model is not None:
@@ -73,8 +80,7 @@ class TransformersTeacher:
         model, self._tokenizer = self._make() if self._make is not None else self._read()
         self._model = model.to(self._device)
         self._ends = eos_ids(self._tokenizer, self._model.generation_config)
-        own = getattr(self._tokenizer, "chat_template", None)
-        self._chat = ChatRenderer.from_file(self._tokenizer, self._ends, None if own else self._template)
+        self._chat = LocalChat(self._tokenizer, self._ends, self._inference, self._template, self._date)
 
     def _read(self) -> tuple[Any, Any]:
         trust = self._inference.trust_remote_code
@@ -97,12 +103,21 @@ class TransformersTeacher:
         fitting = self._fitting(requests, done, record)
         lengths = [len(prompt) for _, prompt in fitting]
         rows = config.batch_size or MAX_BATCH_ROWS
-        for batch in batches_by_length(lengths, rows, config.max_batch_tokens, config.max_new_tokens):
+        longest, most = config.max_new_tokens, config.max_batch_tokens
+        for batch in batches_by_length(lengths, rows, most, longest, equal=self._reads_padding(fitting)):
             if stop.requested:
                 return
             chosen = [fitting[position] for position in batch]
             if not all(done(request.key) for request, _ in chosen):
                 record(self._answer(chosen))
+
+    def _reads_padding(self, asked: Sequence[_Asked]) -> bool:
+        """Whether prompts of different lengths must not share a batch."""
+        if self._needs_equal is None and len({len(prompt) for _, prompt in asked}) > 1:
+            self._needs_equal = reads_padding(self._model, asked[0][1])
+            if self._needs_equal:
+                LOGGER.info("%s reads padding: only prompts of one length are answered together", self._reference)
+        return bool(self._needs_equal)
 
     def _load_grammars(self, requests: Sequence[GenerationRequest]) -> None:
         if self._grammars is None and any(request.schema is not None for request in requests):
@@ -117,7 +132,7 @@ class TransformersTeacher:
         context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
         fitting: list[_Asked] = []
         for request in requests:
-            prompt = prompt_or_failure(self._chat, request, context)
+            prompt = self._chat.prompt(request, context)
             if not isinstance(prompt, Failure):
                 fitting.append((request, prompt))
             elif not done(request.key):
@@ -142,9 +157,10 @@ class TransformersTeacher:
             answers = generate_batch(self._model, prompts, self._ends, config.max_new_tokens, sampler, masks)
         seconds = time.monotonic() - started
         return [
-            Completion(
-                key=request.key,
-                text=self._tokenizer.decode(answer.ids, skip_special_tokens=True),
+            self._chat.completion(
+                request,
+                prompt,
+                answer.ids,
                 finish_reason="stop" if answer.ended else "length",
                 prompt_tokens=len(prompt),
                 completion_tokens=len(answer.ids) + answer.ended,

@@ -9,6 +9,7 @@ draw other answers for its remaining rows than an uninterrupted run would have.
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,16 +20,19 @@ from easydistill.contracts.teacher import (
     Failure,
     GenerationRequest,
     RecordOutcomes,
-    prompt_or_failure,
     row_seed,
 )
-from easydistill.data.chat import ChatRenderer
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device, eos_ids, load_tokenizer
 from easydistill.models.reference import model_directory, resolve
 from easydistill.models.vllm import prepare_environment, tensor_parallel_size
+from easydistill.teachers.backends._local import template_identity
+from easydistill.teachers.local import LocalChat
+
+_Started = tuple[GenerationRequest, float]
+"""A request, and when it was started."""
 
 
 class VllmTeacher:
@@ -37,16 +41,25 @@ class VllmTeacher:
     Args:
         reference: the teacher model.
         template: chat template for a teacher without one of its own.
+        date: of the run, for templates that write it.
     """
 
-    def __init__(self, reference: str, inference: VllmOptions, template: str | None = None) -> None:
+    def __init__(
+        self,
+        reference: str,
+        inference: VllmOptions,
+        template: str | None = None,
+        date: datetime.date | None = None,
+    ) -> None:
         self._reference = reference
         self._inference = inference
         self._template = template
+        self._date = date
         self._engine: Any = None
 
     def identity(self) -> dict[str, Any]:
-        return {"backend": "vllm", **resolve(self._reference).identity()}
+        weights = resolve(self._reference).identity()
+        return {"backend": "vllm", **weights, **template_identity(self._inference)}
 
     def _load(self, first: str) -> None:
         """Load the model; on a CPU its seed depends on the key of the first request."""
@@ -88,8 +101,7 @@ class VllmTeacher:
         self._context = int(self._llm.model_config.max_model_len)
         self._tokenizer = load_tokenizer(self._reference, trust_remote_code=config.trust_remote_code)
         self._ends = eos_ids(self._tokenizer, _generation_config(directory))
-        own = getattr(self._tokenizer, "chat_template", None)
-        self._chat = ChatRenderer.from_file(self._tokenizer, self._ends, None if own else self._template)
+        self._chat = LocalChat(self._tokenizer, self._ends, config, self._template, self._date)
 
     def generate(
         self,
@@ -103,7 +115,7 @@ class VllmTeacher:
         if first is None:
             return
         self._load(first.key)
-        started: dict[str, float] = {}
+        started: dict[str, _Started] = {}
         self._submit(first, started, record)
         while started or not stop.requested:
             while len(started) < self._inference.chunk_size and not stop.requested:
@@ -116,15 +128,15 @@ class VllmTeacher:
             for output in self._finished():
                 record([self._completion(output, started.pop(output.request_id))])
 
-    def _submit(self, request: GenerationRequest, started: dict[str, float], record: RecordOutcomes) -> None:
-        prompt = prompt_or_failure(self._chat, request, self._context)
+    def _submit(self, request: GenerationRequest, started: dict[str, _Started], record: RecordOutcomes) -> None:
+        prompt = self._chat.prompt(request, self._context)
         if isinstance(prompt, Failure):
             record([prompt])
             return
         room = min(self._inference.max_new_tokens, self._context - len(prompt))
         params = self._params(request, room)
         self._engine.add_request(request.key, {"prompt_token_ids": prompt}, params)
-        started[request.key] = time.monotonic()
+        started[request.key] = request, time.monotonic()
 
     def _params(self, request: GenerationRequest, max_tokens: int) -> Any:
         from vllm import SamplingParams
@@ -144,16 +156,20 @@ class VllmTeacher:
             seed=None if self._on_cpu or temperature == 0 else row_seed(config.seed, request.key),
             structured_outputs=structure,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            # The answer is read from its tokens: special ones mark thoughts and calls.
+            detokenize=False,
         )
 
     def _finished(self) -> Iterator[Any]:
         return (output for output in self._engine.step() if output.finished)
 
-    def _completion(self, output: Any, started: float) -> Completion:
+    def _completion(self, output: Any, asked: _Started) -> Completion:
         answer = output.outputs[0]
-        return Completion(
-            key=output.request_id,
-            text=answer.text,
+        request, started = asked
+        return self._chat.completion(
+            request,
+            output.prompt_token_ids,
+            answer.token_ids,
             finish_reason=answer.finish_reason,
             prompt_tokens=len(output.prompt_token_ids),
             completion_tokens=len(answer.token_ids),

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from easydistill.verification._notations import without_bases, without_repeating
 from easydistill.verification.numbers import VULGAR, bare, parse_number
 
 _SIGNS = str.maketrans(
@@ -28,7 +29,7 @@ def _as_latex(answer: str, other: str) -> str:
 
     It may be plain text, such as `2*sqrt(3)` or `3π`, in which `pi` would be read as p times i.
     """
-    text = bare(answer).translate(_SIGNS)
+    text = without_repeating(without_bases(bare(answer))).translate(_SIGNS)
     has_euler = _EULER.search(_SCIENTIFIC.sub("", other)) is not None
     number = parse_number(answer)
     if number is not None and not number.percent and not number.unit and not (has_euler and _SUM.fullmatch(text)):

@@ -13,12 +13,20 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import sys
 from typing import IO, Any
 
 MAX_REASON = 200
 """Characters of an error message in a reason."""
+PLACES = 6
+"""Decimals are compared after rounding to this many places."""
+SMALL = 1e-3
+"""Below this a decimal is compared with the relative precision that `PLACES` have here."""
+EXACT = 1e-30
+"""Exact numbers, such as roots and powers of e, are equal if they differ by no more than this share of themselves."""
+_RELATION = re.compile(r"[=<>≤≥≠∈]|\\(?:l|g|n)(?:e|t|eq)(?![A-Za-z])|\\in(?![A-Za-z])|\\(?:leq|geq)slant")
 
 
 def main() -> None:
@@ -33,7 +41,9 @@ def main() -> None:
     _limit(resource.RLIMIT_AS, address_space)
     _limit(resource.RLIMIT_CORE, 0)
     try:
-        import math_verify
+        import math_verify.grader
+
+        math_verify.grader.sympy_numeric_eq = numerically_equal
     except ImportError as error:
         _write(replies, "missing", str(error))
         return
@@ -73,12 +83,72 @@ def compare(math_verify: Any, reference: str, candidate: str) -> tuple[str, str]
         return parsed
 
     gold, answer = read(reference), read(candidate)
-    if math_verify.verify(gold, answer, timeout_seconds=None, raise_on_error=True):
+    if any(_is_nowhere(item) for item in (*gold, *answer)):
+        return "undecided", "a division by zero, or no number"
+
+    def equal(one: list[Any], other: list[Any]) -> bool:
+        found = math_verify.verify(one, other, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True)
+        return bool(found)
+
+    same = equal(gold, answer)
+    if _RELATION.search(reference + candidate) and equal(answer, gold) != same:
+        return "undecided", "an equation and a value are equal only if asked one way"
+    if same:
         return "equal", ""
     for name, parsed in (("reference", gold), ("candidate", answer)):
         if all(isinstance(item, str) for item in parsed):
             return "undecided", f"the {name} cannot be read as mathematics"
     return "different", ""
+
+
+def _is_nowhere(item: Any) -> bool:
+    """Whether something parsed contains nan or complex infinity."""
+    import sympy
+
+    return isinstance(item, sympy.Basic) and item.has(sympy.nan, sympy.zoo)
+
+
+def numerically_equal(one: Any, other: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """Whether two sympy expressions are equal by their numbers; put in place of math-verify's `sympy_numeric_eq`.
+
+    That rounds to six places and drops what is below 10⁻¹⁵, so that any two small numbers are equal to it.
+    """
+    import sympy
+    from math_verify import grader
+
+    if isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase):
+        return one.shape == other.shape and all(
+            numerically_equal(a, b, float_rounding, numeric_precision)
+            for a, b in zip(one.flat(), other.flat(), strict=True)
+        )
+    if all(grader.is_atomic_or_pct_atomic(side, sympy.Integer) for side in (one, other)):
+        # 9 % is 9, as in `equality.py`.
+        return bool(grader.get_pct_val(one, one) == grader.get_pct_val(other, other))
+    one, other = grader.safe_sympy_doit(one), grader.safe_sympy_doit(other)
+    if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)):
+        return bool(one == other)
+    exact_one, exact_other = (
+        side.xreplace({value: sympy.Rational(str(value)) for value in side.atoms(sympy.Float)}) for side in (one, other)
+    )
+    gap = sympy.expand(exact_one - exact_other)
+    if gap.is_Rational or gap.free_symbols:
+        decimals = not gap.free_symbols and (one.has(sympy.Float) or other.has(sympy.Float))
+        return gap == 0 or (decimals and _within(exact_one, exact_other, gap, decimals=True))
+    return _within(exact_one, exact_other, gap, decimals=one.has(sympy.Float) or other.has(sympy.Float))
+
+
+def _within(one: Any, other: Any, gap: Any, *, decimals: bool) -> bool:
+    """Whether two numbers are as close as rounding explains; `gap` is their difference."""
+    digits = 40
+    values = [abs(side.evalf(digits)) for side in (one, other, gap)]
+    if not all(value.is_Number and value.is_finite for value in values):
+        return bool(one == other)
+    size = max(values[:2])
+    if not decimals:
+        return bool(values[2] <= size * EXACT)
+    if size < SMALL:
+        return bool(values[2] <= size * 0.5 * 10**-PLACES / SMALL)
+    return bool(one.round(PLACES) == other.round(PLACES))
 
 
 def _limit(kind: int, value: int) -> None:

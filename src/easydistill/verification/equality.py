@@ -2,17 +2,20 @@
 
 Input: pairs of answers, (reference, candidate). Output: a `Verdict` per pair: equal, different, or undecided and why.
 
-1. Equal text is equal, ignoring markup (`$…$`, `**`, `\\text{}`, final full stop, spaces). Words are compared
-   case-insensitively. If one side is the letter of a choice, only the letter of a choice that is written out, `C)
-   Paris`, is compared. A date is text.
+1. Equal text is equal, ignoring markup (`$…$`, `**`, `\\text{}`, final full stop, spaces). Words, also `TF` and `no`,
+   and lists of words are compared case-insensitively, chemical formulas as they are. If one side is the letter of a
+   choice, only the letter of a choice that is written out, `C) Paris`, is compared. A date is text.
 2. Two numbers are compared as fractions: 0.30 = 3/10, 1,234 = 1234, and 0.333 ≠ 1/3. A percentage equals both its value
    and its numeral (50 % = 0.5 and 50 % = 50), because only the question shows which was meant. Units are compared only
-   if both sides have one; the same number with different units is undecided.
+   if both sides have one; the same number with different units is undecided. A numeral that states its base (`101_2`,
+   `0x1F`) is compared by its value.
 3. A word and a number are different; sentences and unbalanced braces are undecided.
-4. The rest goes to math-verify (sympy), which rounds decimals to six places. Numbers in other notations, and below a
-   thousandth, are passed as integers or fractions, because `1e3` would be three times Euler's number. If sympy fails
-   internally and continues, for lack of memory for example, its answer is "different": a failure never makes two
-   answers equal.
+4. The rest goes to math-verify (sympy). Decimals are compared with six places, and below a thousandth with the
+   relative precision that six places have there; all else is compared exactly, however small (`_math_worker.py`).
+   Numbers in other notations, and below a thousandth, are passed as integers or fractions, because `1e3` would be three
+   times Euler's number. If sympy fails internally and continues, for lack of memory for example, its answer is
+   "different": a failure never makes two answers equal. Intervals, inequalities and equations are asked both ways: an
+   interval equals its inequality; where the two ways differ (`x^2+y^2=4` and 4), the verdict is undecided.
 
 A comparison in sympy may hang, exhaust the memory, or crash its process. It therefore runs in a worker process
 (`_math_worker.py`) with limits on address space and input. When its time is up the process group is killed and
@@ -38,6 +41,7 @@ from typing import Literal, cast
 from easydistill.errors import EasyDistillError, MissingExtra
 from easydistill.verification._latex import latex_pair
 from easydistill.verification._math_process import MathProcess, ProcessDied
+from easydistill.verification._notations import based, compare_names, is_word
 from easydistill.verification.numbers import Number, bare, parse_number
 
 Outcome = Literal["equal", "different", "undecided"]
@@ -47,8 +51,9 @@ _START_ATTEMPTS = 3
 _MAX_USES = 2000
 """Comparisons after which a worker is replaced, because sympy's caches only grow."""
 _WORDS = re.compile(r"[A-Za-z]|[^\W\d_]{3,}(?:[ '’-][^\W\d_]+)*|[\u4e00-\u9fff]{1,20}")
-"""The letter of a choice, or words; but neither `pi` nor a product such as `ab`."""
+"""The letter of a choice, or words; but neither `pi` nor a product such as `ab`. Shorter words: `is_word`."""
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,} [A-Za-z]{2,} |[\u4e00-\u9fff]{5,}")
+_PAIR = re.compile(r"\([^()]+,[^()]+\)")
 _CHOSEN = re.compile(r"\(?(?P<letter>[A-Z])(?:\)|[.:](?= )|：|、) ?(?P<said>\S.*)")
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])([B-H](?![A-Za-z])|A(?![A-Za-z]| [a-z])|[a-h]\)|\([a-h](?=\)))")
 _DATE = re.compile(
@@ -82,7 +87,7 @@ def compare_plainly(reference: str, candidate: str) -> Verdict | None:
     left, right = _choice(left), _choice(right)
     if len(left) == 1 or len(right) == 1:
         left, right = _chosen(reference, left, right), _chosen(candidate, right, left)
-    found = _compare_texts(left, right)
+    found = _compare_bases(left, right) or _compare_texts(left, right)
     return found or _compare_others(left, right, parse_number(reference), parse_number(candidate))
 
 
@@ -92,9 +97,28 @@ def _compare_texts(left: str, right: str) -> Verdict | None:
         return Verdict("equal", "text")
     if _DATE.fullmatch(left) or _DATE.fullmatch(right):
         return Verdict("different", "text")
-    if _WORDS.fullmatch(left) and _WORDS.fullmatch(right):
+    words = [bool(_WORDS.fullmatch(side)) or is_word(side) for side in (left, right)]
+    if all(words) or (any(map(is_word, (left, right))) and left.isalpha() and right.isalpha()):
         return Verdict("equal" if left.casefold() == right.casefold() else "different", "text")
+    if (names := compare_names(left, right)) is not None:
+        return Verdict(names, "text", "the same words in another order" if names == "undecided" else "")
+    if {left[:2], right[:2]} >= {r"\{"} and any(_PAIR.fullmatch(side) for side in (left, right)):
+        return Verdict("undecided", "text", "one is a set, the other a pair or an interval")
     return None
+
+
+def _compare_bases(left: str, right: str) -> Verdict | None:
+    """Numerals that state their base, `101_2`; None if neither does, or the other is no number."""
+    sides = [(based(side), parse_number(side)) for side in (left, right)]
+    values = [stated.value if stated else number.value if number else None for stated, number in sides]
+    if all(stated is None for stated, _ in sides) or None in values:
+        return None
+    if values[0] == values[1]:
+        return Verdict("equal", "number")
+    written = [stated.digits if stated else text for (stated, _), text in zip(sides, (left, right), strict=True)]
+    if written[0] == written[1] and None in (sides[0][0], sides[1][0]):
+        return Verdict("undecided", "number", "the same digits, and only one of them states its base")
+    return Verdict("different", "number")
 
 
 def _compare_others(left: str, right: str, one: Number | None, other: Number | None) -> Verdict | None:
@@ -181,7 +205,7 @@ class Verifier:
         self._finalizer = weakref.finalize(self, _remove_all, self._live)
 
     def verify(self, reference: str, candidate: str) -> Verdict:
-        """Compare one pair. Not always symmetric: to the reference `x = 5`, the candidate 5 is equal.
+        """Compare one pair; the same whichever of the two is the reference. `x = 5` is equal to 5.
 
         Raises:
             EasyDistillError: the workers do not start.

@@ -1,7 +1,8 @@
 r"""Reads the number in an answer exactly, and removes the markup around it.
 
 Numbers are `Fraction`s: 0.1 is one tenth, and no comparison involves a float. Scientific notation is a number, both
-`1e-5` and `6.02 \times 10^{23}`, and so are mixed numbers, `3\frac{1}{2}` or `3½`. Everything here is pure and takes
+`1e-5` and `6.02 \times 10^{23}`, and so are mixed numbers, `3\frac{1}{2}` or `3½`, and repeating decimals,
+`0.\overline{36}` or `0.(36)`. Everything here is pure and takes
 time linear in the text's length.
 """
 
@@ -12,6 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+
+from easydistill.verification._notations import without_repeating
 
 MAX_DIGITS = 1000
 """Longer numbers are not read as numbers: they are never a real answer, and arithmetic on them is an attack."""
@@ -199,7 +202,8 @@ def parse_number(text: str) -> Number | None:
     """
     if len(text) > MAX_ANSWER:
         return None
-    text = _DEGREES.sub(lambda sign: f" degrees{sign['scale'] or ''}", bare(text).replace("℃", "°C")).strip()
+    text = without_repeating(bare(text))
+    text = _DEGREES.sub(lambda sign: f" degrees{sign['scale'] or ''}", text.replace("℃", "°C")).strip()
     match = NUMBER.match(text)
     if match is None or (value := _value(match)) is None:
         return None

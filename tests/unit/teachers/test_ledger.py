@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from easydistill.asking.answers import unusable_reason
+from easydistill.asking.answers import read_answer
 from easydistill.config.inference import PricesConfig
 from easydistill.contracts.teacher import Completion
 from easydistill.teachers.ledger import Ledger
@@ -95,6 +95,6 @@ def test_usage_as_servers_spell_it(usage: dict[str, Any], cached: int | None, re
 
 def test_what_is_cut_off_is_kept_unless_it_shall_not_be() -> None:
     cut = answer(finish_reason="length")
-    assert unusable_reason(cut) is None
-    assert (unusable_reason(cut, "reject") or ("", ""))[0] == "truncated"
-    assert unusable_reason(answer(finish_reason="stop"), "reject") is None
+    assert isinstance(read_answer(cut), dict)
+    assert read_answer(cut, "reject")[0] == "truncated"  # type: ignore[index, literal-required]
+    assert isinstance(read_answer(answer(finish_reason="stop"), "reject"), dict)

@@ -94,11 +94,58 @@ def groups(verifier: Verifier) -> list[int]:
         ("C. A dog", "(C)", "equal"),
         ("C", "D) Paris", "different"),
         ("C", "Cats", "different"),
+        ("TF", "FT", "different"),
+        ("TF", r"\text{TF}", "equal"),
+        ("TFT", "TTF", "different"),
+        ("no", "on", "different"),
+        ("No", "no.", "equal"),
+        ("True, False", "False, True", "undecided"),
+        ("True, False", "(true, false)", "equal"),
+        ("True, False", "True, True", "different"),
+        ("T, F, T", "T, F, F", "different"),
+        (r"\{apples, pears\}", r"\{pears, apples\}", "equal"),
+        ("red and blue", "red, blue", "equal"),
+        ("CO2", "2CO", "different"),
+        ("H_2O", "H2O", "equal"),
+        ("CO2", r"\mathrm{CO_2}", "equal"),
+        ("C2H6", "C6H2", "different"),
+        ("4/11", r"0.\overline{36}", "equal"),
+        ("4/11", r"0.\overline{37}", "different"),
+        ("4/11", "0.363636", "different"),
+        ("1/6", r"0.1\overline{6}", "equal"),
+        ("1/3", "0.(3)", "equal"),
+        ("1/3", r"0.\dot{3}", "equal"),
+        ("1/7", r"0.\dot{1}4285\dot{7}", "equal"),
+        ("1/3", "0.333...", "equal"),
+        ("1/3", "0.3\u0305", "equal"),
+        ("-7/3", r"-2.\bar{3}", "equal"),
+        ("1", r"0.\overline{9}", "equal"),
+        ("1/3", r"33.\overline{3}\%", "equal"),
+        ("1/3 dollars", "0.(3) dollars", "equal"),
+        ("101_2", "101_3", "different"),
+        ("101_2", "5", "equal"),
+        ("5", "101_{2}", "equal"),
+        ("101_2", r"(101)_{\text{two}}", "equal"),
+        ("101_2", "101 base 2", "equal"),
+        ("101_2", "101 in base 3", "different"),
+        ("101_2", "12_3", "equal"),
+        ("101_2", "101", "undecided"),
+        ("12_3", "12_{10}", "different"),
+        ("FF_{16}", "255", "equal"),
+        ("0xFF", "255", "equal"),
+        ("0x1F", "0x2A", "different"),
+        ("0b101", "0b110", "different"),
+        ("-11_2", "-3", "equal"),
+        ("0.1_2", "1/2", "equal"),
+        ("(1,2)", r"\{1,2\}", "undecided"),
     ],
 )
 def test_what_can_be_said_without_algebra(reference: str, candidate: str, outcome: str) -> None:
     verdict = compare_plainly(reference, candidate)
     assert verdict is not None
+    other_way = compare_plainly(candidate, reference)
+    assert other_way is not None
+    assert other_way.outcome == outcome, "asked the other way"
     assert verdict.outcome == outcome
     assert bool(verdict.reason) == (outcome == "undecided")
 
@@ -137,6 +184,38 @@ def test_what_can_be_said_without_algebra(reference: str, candidate: str, outcom
         ("1/5", r"\frac{\sqrt{1}}{5}", "equal"),
         ("5m^2", "5", "different"),
         ("6", "between 5 and 6", "different"),
+        ("e^{-100}", "e^{-99}", "different"),
+        ("e^{-100}", r"\frac{1}{e^{100}}", "equal"),
+        ("e^{-100000}", "e^{-100001}", "different"),
+        ("2^{-100}", "3^{-70}", "different"),
+        (r"10^{-20}\sqrt{2}", r"10^{-21}\sqrt{3}", "different"),
+        (r"10^{-20}\sqrt{8}", r"2\sqrt{2} \cdot 10^{-20}", "equal"),
+        ("e^{-50}", "0", "different"),
+        ("e^{-50}", r"e^{-50}x", "different"),
+        (r"\sqrt{2}+10^{-20}", r"\sqrt{2}", "different"),
+        (r"\sqrt{2} \cdot \sqrt{3}", r"\sqrt{6}", "equal"),
+        ("(0.0000001, 1)", "(0.0000002, 1)", "different"),
+        ("(0.0000001, 1)", "(10^{-7}, 1)", "equal"),
+        ("(0.5, 1)", r"(\frac12, 1)", "equal"),
+        (r"\{e^{-100}, 1\}", r"\{e^{-99}, 1\}", "different"),
+        (r"\begin{pmatrix}e^{-100}\\1\end{pmatrix}", r"\begin{pmatrix}e^{-99}\\1\end{pmatrix}", "different"),
+        (r"1 \pm 10^{-20}", r"1 \pm 10^{-21}", "different"),
+        ("0.5x", r"\frac{x}{2}", "equal"),
+        ("10^{-20}x", "10^{-21}x", "different"),
+        ("2^{1000}", "2^{1000}+1", "different"),
+        ("3.14", r"\pi", "different"),
+        (r"(-\infty, 3)", "x<3", "equal"),
+        (r"(-\infty, 3]", "x<3", "different"),
+        ("[0,1]", r"0 \le x \le 1", "equal"),
+        ("x>3", r"(-\infty,3)", "different"),
+        (r"(-\infty,1) \cup (2,\infty)", r"(2,\infty) \cup (-\infty,1)", "equal"),
+        ("x^2+y^2=4", "4", "undecided"),
+        ("x=5", "x=6", "different"),
+        (r"x=0.\overline{3}", r"x=\frac13", "equal"),
+        (r"101_2 + \sqrt{4}", "7", "equal"),
+        ("ab", "ba", "equal"),
+        ("xy", "yx", "equal"),
+        ("3:00", "4:00", "undecided"),
         ("x+1", "{" * 300 + "1" + "}" * 300, None),
         ("x+1", r"\sqrt{" * 200 + "2" + "}" * 200, None),
         ("x+1", "__import__('os').system('false')", "undecided"),
@@ -147,6 +226,8 @@ def test_what_needs_algebra(verifier: Verifier, reference: str, candidate: str, 
     verdict = verifier.verify(reference, candidate)
     assert verdict.by == "math"
     assert verdict.outcome == outcome or (outcome is None and not verdict.equal)
+    if outcome is not None:
+        assert verifier.verify(candidate, reference).outcome == outcome, "asked the other way"
 
 
 @pytest.mark.parametrize(
@@ -319,3 +400,28 @@ def test_gsm8k_references_verify_against_themselves_and_changed_ones_do_not(corp
     for change in (lambda text: f"{text}1", lambda text: f"1{text.lstrip('-')}", lambda text: f"{text}.5"):
         changed = [(text, change(text)) for text in references]
         assert {verdict.outcome for verdict in verify_many(changed)} == {"different"}
+
+
+SMALL = ["e^{-%d}", r"10^{-%d}\sqrt{2}", r"\frac{\pi}{10^{%d}}", "(e^{-%d}, 1)", r"\{10^{-%d}\sqrt{3}\}", "2^{-%d}x"]
+
+
+@pytest.mark.parametrize("form", SMALL)
+@pytest.mark.parametrize("power", [12, 17, 40, 400])
+def test_no_two_small_values_are_equal(verifier: Verifier, form: str, power: int) -> None:
+    assert verifier.verify(form % power, form % (power + 1)).outcome == "different"
+    assert verifier.verify(form % power, "0").outcome == "different"
+
+
+def test_math_verify_compares_numbers_where_we_do() -> None:
+    """Contract of `_math_worker.py`: every comparison of numbers in math-verify goes through this name."""
+    import inspect
+
+    from math_verify import grader
+
+    assert list(inspect.signature(grader.sympy_numeric_eq).parameters) == [
+        "a",
+        "b",
+        "float_rounding",
+        "numeric_precision",
+    ]
+    assert "sympy_numeric_eq(gold, pred" in inspect.getsource(grader.sympy_expr_eq)

@@ -7,6 +7,7 @@ from typing import Any
 
 from easydistill.config.reading.nodes import Issues, Node
 from easydistill.config.reading.version1 import (
+    BATCH_JOBS,
     GREEDY,
     TRAIN_ONLY,
     drop_prompts,
@@ -22,18 +23,7 @@ JOB_TYPE_ALIASES: dict[str, str] = {
     "kd_black_box_train_only": "black_box_kd_local",
     "kd_white_box": "white_box_kd_local",
     "kd_white_box_train_only": "white_box_kd_local",
-    **{
-        f"{name}_{way}": name
-        for name in (
-            "instruction_expansion",
-            "instruction_refinement",
-            "instruction_response_extraction",
-            "cot_generation",
-            "cot_long2short",
-            "cot_short2long",
-        )
-        for way in ("api", "batch")
-    },
+    **{f"{name}_{way}": name for name in BATCH_JOBS for way in ("api", "batch")},
     "cot_eval_api": "cot_scoring",
     "instruct_eval_api": "instruction_scoring",
     "instruct_sample_api": "task_balancing",
@@ -83,41 +73,39 @@ def current_job_type(written: Any) -> str:
 def use_current_names(root: Node, issues: Issues) -> None:
     """Rename old keys in place, in single jobs and pipelines. A key given under both names is an issue."""
     for job in _jobs_in(root):
-        job_type, missing = job.nearest(("job_type",))
-        if not missing and current_job_type(job_type.value) not in ("", job_type.value):
+        job_type = job.find(("job_type",))
+        if job_type is not None and current_job_type(job_type.value) not in ("", job_type.value):
             issues.note(job_type, f"{job_type.value} is read as {current_job_type(job_type.value)}")
         for old, new in KEY_ALIASES.items():
-            section, missing = job.nearest(old[:-1])
-            if missing or not isinstance(section.value, dict) or old[-1] not in section.value:
+            section, name = job.section(old[:-1]), str(new[-1])
+            given = section.pop(str(old[-1]), None)
+            if given is None:
                 continue
-            given = section.value.pop(old[-1])
-            if new[-1] in section.value:
-                problem = f"{old[-1]} is another name of {new[-1]}, and both are given"
-                issues.add(given, problem, f"keep {new[-1]}")
+            if name in section:
+                issues.add(given, f"{old[-1]} is another name of {name}, and both are given", f"keep {name}")
             else:
-                section.value[new[-1]] = given
+                section[name] = given
                 issues.note(given, f"is read as {dotted(new)}")
 
 
 def read_old_jobs(root: Node, issues: Issues) -> None:
     """What depends on a job's type in EasyDistill 1: keys that moved to other sections, and notes. After overrides."""
     for job in _jobs_in(root):
-        written, missing = job.nearest(("job_type",))
-        if missing or not isinstance(written.value, str):
+        written = job.at(("job_type",))
+        if not isinstance(written, str):
             continue
-        if written.value in TRAIN_ONLY:
+        if written in TRAIN_ONLY:
             drop_prompts(job, issues)
-        if written.value in GREEDY:
+        if written in GREEDY:
             note_sampling(job, issues)
-        if written.value == "kd_white_box":
+        if written == "kd_white_box":
             note_labels(job, issues)
-        move_old_keys(job, current_job_type(written.value), issues)
+        move_old_keys(job, current_job_type(written), issues)
 
 
 def _jobs_in(root: Node) -> Iterator[Node]:
     """The config itself; in a pipeline also each job and the shared sections."""
     yield root
-    for name in ("shared", "jobs"):
-        inner, missing = root.nearest((name,))
-        if not missing and isinstance(inner.value, dict):
-            yield from [inner] if name == "shared" else inner.value.values()
+    if root.section(("shared",)):
+        yield root.value["shared"]
+    yield from root.section(("jobs",)).values()

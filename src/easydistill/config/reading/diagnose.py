@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -73,7 +73,8 @@ def explain(
         other_jobs: the other job types, to say where a key that does not apply here belongs.
         issues: where to report.
     """
-    found = [(_at_tag(locate(details["loc"], model), details, document), details) for details in error.errors()]
+    errors = _Errors(document, model, other_jobs)
+    found = [(errors.at_tag(locate(details["loc"], model), details), details) for details in error.errors()]
     grouped: dict[KeyPath, list[tuple[Place, Any]]] = {}
     for place, details in found:
         grouped.setdefault(place.path, []).append((place, details))
@@ -81,43 +82,115 @@ def explain(
     entered = {place.union for place, _ in found if place.union is not None and place.path != place.union}
     for path, group in grouped.items():
         if path not in entered:
-            issues.add(document, *_describe(group, document, model, other_jobs), path)
+            issues.add(document, *errors.describe(group), path)
 
 
-def _at_tag(place: Place, details: Any, document: Node) -> Place:
-    """The key that names an unknown member of a union; pydantic reports the section that holds it."""
-    if details["type"] != "union_tag_invalid":
-        return place
-    section, tag = document.at(place.path), details["ctx"]["tag"]
-    key = next((name for name, value in section.items() if str(value) == tag), None)
-    return place if key is None else replace(place, path=(*place.path, key))
+@dataclass(frozen=True)
+class _Errors:
+    """Finds words for the errors of a config; the fields are arguments of `explain`."""
 
+    document: Node
+    model: type[BaseModel]
+    other_jobs: Mapping[str, type[BaseModel]]
 
-def _describe(
-    group: list[tuple[Place, Any]], document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
-) -> tuple[str, str]:
-    """Problem and hint for everything that pydantic reports about one place."""
-    place, details = group[0]
-    kind, context = details["type"], details.get("ctx") or {}
-    value = document.at(place.path)
-    shown = show(value, place.path)
-    if _is_of_no_type(group):
-        return _not_any(place, value, shown)
-    if kind == "extra_forbidden":
-        return _unknown_key(place, document, model, other_jobs)
-    if kind == "missing":
-        return "this key is missing", f"add it: {_description(place)}"
-    if kind in _WRONG_TYPE:
-        return f"{_WRONG_TYPE[kind]} is needed here, not {shown}", _instead(_WRONG_TYPE[kind], place, value)
-    if kind == "union_tag_invalid":
-        return _unknown_kind(place.path, re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
-    if kind in _FIXED:
-        said, hint = _FIXED[kind]
-        return said.format(shown=shown), hint.format(limit=next(iter(context.values()), None))
-    problem = context.get("error")
-    if isinstance(problem, Unfit):
-        return problem.problem, problem.hint
-    return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
+    def at_tag(self, place: Place, details: Any) -> Place:
+        """The key that names an unknown member of a union; pydantic reports the section that holds it."""
+        if details["type"] != "union_tag_invalid":
+            return place
+        section, tag = self.document.at(place.path), details["ctx"]["tag"]
+        key = next((name for name, value in section.items() if str(value) == tag), None)
+        return place if key is None else replace(place, path=(*place.path, key))
+
+    def describe(self, group: list[tuple[Place, Any]]) -> tuple[str, str]:
+        """Problem and hint for everything that pydantic reports about one place."""
+        place, details = group[0]
+        kind, context = details["type"], details.get("ctx") or {}
+        value = self.document.at(place.path)
+        shown = show(value, place.path)
+        if _is_of_no_type(group):
+            return _not_any(place, value, shown)
+        if kind == "extra_forbidden":
+            return f"there is no key {str(place.path[-1])!r} here", next(self._hints(place))
+        if kind == "missing":
+            return "this key is missing", f"add it: {_description(place)}"
+        if kind in _WRONG_TYPE:
+            return f"{_WRONG_TYPE[kind]} is needed here, not {shown}", _instead(_WRONG_TYPE[kind], place, value)
+        if kind == "union_tag_invalid":
+            return _unknown_kind(place.path, re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
+        if kind in _FIXED:
+            said, hint = _FIXED[kind]
+            return said.format(shown=shown), hint.format(limit=next(iter(context.values()), None))
+        problem = context.get("error")
+        if isinstance(problem, Unfit):
+            return problem.problem, problem.hint
+        return str(problem) if problem is not None else f"{details['msg']} (found {shown})", ""
+
+    def _hints(self, place: Place) -> Iterator[str]:
+        """What to do about a key that is not known where it stands; the most certain hint comes first."""
+        above, key = tuple(place.path[:-1]), str(place.path[-1])
+        here = [name for name in keys_of(list(place.siblings)) if not name.startswith("$")]
+        every = dict(sections(self.model))
+        if key in every.get(above, {}):
+            yield self._of_another_kind(key, place) or _excluded(key, here, self.document.at(above) or {})
+        guess = closest(key, here)
+        if guess and key.lower() == guess.lower():
+            yield f"did you mean {guess!r}?"
+        yield from _elsewhere(key, every)
+        if guess:
+            yield f"did you mean {guess!r}?"
+        yield from self._in_other_jobs(place.path)
+        names = {name: section for section, keys in every.items() for name in keys}
+        if far := closest(key, names):
+            yield f"did you mean `{dotted((*names[far], far))}`?"
+        yield f"remove it; the keys here are {', '.join(sorted(here))}"
+
+    def _of_another_kind(self, key: str, place: Place) -> str | None:
+        """What to do about a key that the section would have if it named another kind, such as another backend."""
+        above = tuple(place.path[:-1])
+        written = self.document.at(above)
+        field = locate(above, self.model).field
+        for name, info in keys_of(list(place.siblings)).items():
+            kind = literals(info.annotation)
+            if field is None or not isinstance(written, dict) or len(kind) != 1 or written.get(name) != kind[0]:
+                continue
+            having = [cls.model_fields for cls in models_in(field.annotation) if key in cls.model_fields]
+            others = [show(word) for fields in having if name in fields for word in literals(fields[name].annotation)]
+            if others:
+                of = f"`{key}` is a key of {name} {' or '.join(others)}, not of {show(kind[0])}"
+                return f"{of}: remove it, or change {name}"
+        return None
+
+    def _in_other_jobs(self, path: KeyPath) -> Iterator[str]:
+        """The hint where a key belongs to jobs of other types; the type that was probably meant comes first."""
+        *above, last = path
+        found: dict[str, KeyPath] = {}
+        for job, other in self.other_jobs.items():
+            places = [section for section, names in sections(other) if last in names]
+            if places:
+                # The very key says more than one of the same name in another section.
+                found[job] = min(places, key=lambda section: section != tuple(above))
+        if not found:
+            return
+        exact = [job for job, section in found.items() if section == tuple(above)]
+        likely = self._likely_first(exact or found)
+        *before, end = likely[:_JOBS_SHOWN]
+        shown = f"{', '.join(before)} and {end}" if before else end
+        of = f"{shown} jobs" if len(likely) <= _JOBS_SHOWN else f"{len(likely)} job types, such as {shown},"
+        key = dotted((*found[likely[0]], last))
+        yield f"`{key}` is a key of {of} and has no effect here; remove it, or change job_type"
+
+    def _likely_first(self, jobs: Iterable[str]) -> list[str]:
+        """Job types, the one that was probably meant first."""
+        written = [str(key) for key in self.document.at(()) or {}]
+        job_type = self.model.model_fields.get("job_type")
+        own = "" if job_type is None else "".join(literals(job_type.annotation))
+
+        def unlikely(job: str) -> tuple[int, float, str]:
+            """Keys of the config that the job does not have, then how little its name resembles the one written."""
+            alien = sum(key not in keys_of([self.other_jobs[job]]) for key in written)
+            return alien, -difflib.SequenceMatcher(None, own, job).ratio(), job
+
+        return sorted(jobs, key=unlikely)
 
 
 def _is_of_no_type(group: list[tuple[Place, Any]]) -> bool:
@@ -193,51 +266,6 @@ def _description(place: Place) -> str:
     return _first_line(section.__doc__) + (f" It needs {', '.join(needed)}." if needed else "")
 
 
-def _of_another_kind(key: str, place: Place, document: Node, model: type[BaseModel]) -> str | None:
-    """What to do about a key that the section would have if it named another kind, such as another backend."""
-    above = tuple(place.path[:-1])
-    written = document.at(above)
-    field = locate(above, model).field
-    for name, info in keys_of(list(place.siblings)).items():
-        kind = literals(info.annotation)
-        if field is None or not isinstance(written, dict) or len(kind) != 1 or written.get(name) != kind[0]:
-            continue
-        having = [cls.model_fields for cls in models_in(field.annotation) if key in cls.model_fields]
-        others = [show(word) for fields in having if name in fields for word in literals(fields[name].annotation)]
-        if others:
-            of = f"`{key}` is a key of {name} {' or '.join(others)}, not of {show(kind[0])}"
-            return f"{of}: remove it, or change {name}"
-    return None
-
-
-def _unknown_key(
-    place: Place, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
-) -> tuple[str, str]:
-    return f"there is no key {str(place.path[-1])!r} here", next(_hints(place, document, model, other_jobs))
-
-
-def _hints(
-    place: Place, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
-) -> Iterator[str]:
-    """What to do about a key that is not known where it stands; the most certain hint comes first."""
-    above, key = tuple(place.path[:-1]), str(place.path[-1])
-    here = [name for name in keys_of(list(place.siblings)) if not name.startswith("$")]
-    every = dict(sections(model))
-    if key in every.get(above, {}):
-        yield _of_another_kind(key, place, document, model) or _excluded(key, here, document.at(above) or {})
-    guess = closest(key, here)
-    if guess and key.lower() == guess.lower():
-        yield f"did you mean {guess!r}?"
-    yield from _elsewhere(key, every)
-    if guess:
-        yield f"did you mean {guess!r}?"
-    yield from _in_other_jobs(place.path, document, model, other_jobs)
-    names = {name: section for section, keys in every.items() for name in keys}
-    if far := closest(key, names):
-        yield f"did you mean `{dotted((*names[far], far))}`?"
-    yield f"remove it; the keys here are {', '.join(sorted(here))}"
-
-
 def _excluded(key: str, here: list[str], written: Iterable[str]) -> str:
     """A key of another form of the section than the one that is written."""
     other = next((name for name in here if name in written), here[0])
@@ -252,40 +280,3 @@ def _elsewhere(key: str, every: Mapping[KeyPath, Collection[str]]) -> Iterator[s
     for old, new in KEY_ALIASES.items():
         if key == old[-1] and str(new[-1]) in every.get(new[:-1], {}):
             yield f"write it as `{dotted(new)}`"
-
-
-def _in_other_jobs(
-    path: KeyPath, document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
-) -> Iterator[str]:
-    """The hint where a key belongs to jobs of other types; the type that was probably meant comes first."""
-    *above, last = path
-    found: dict[str, KeyPath] = {}
-    for job, other in other_jobs.items():
-        places = [section for section, names in sections(other) if last in names]
-        if places:
-            # The very key says more than one of the same name in another section.
-            found[job] = min(places, key=lambda section: section != tuple(above))
-    if not found:
-        return
-    exact = [job for job, section in found.items() if section == tuple(above)]
-    likely = _likely_first(exact or found, document, model, other_jobs)
-    *before, end = likely[:_JOBS_SHOWN]
-    shown = f"{', '.join(before)} and {end}" if before else end
-    of = f"{shown} jobs" if len(likely) <= _JOBS_SHOWN else f"{len(likely)} job types, such as {shown},"
-    key = dotted((*found[likely[0]], last))
-    yield f"`{key}` is a key of {of} and has no effect here; remove it, or change job_type"
-
-
-def _likely_first(
-    jobs: Iterable[str], document: Node, model: type[BaseModel], other_jobs: Mapping[str, type[BaseModel]]
-) -> list[str]:
-    """Job types, the one that was probably meant first."""
-    written = [str(key) for key in document.at(()) or {}]
-    own = "".join(literals(model.model_fields["job_type"].annotation)) if "job_type" in model.model_fields else ""
-
-    def unlikely(job: str) -> tuple[int, float, str]:
-        """Keys of the config that the job does not have, then how little its name resembles the one written."""
-        alien = sum(key not in keys_of([other_jobs[job]]) for key in written)
-        return alien, -difflib.SequenceMatcher(None, own, job).ratio(), job
-
-    return sorted(jobs, key=unlikely)

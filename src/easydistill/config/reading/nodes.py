@@ -56,10 +56,20 @@ class Node:
             node = node.value[part]
         return node, ()
 
+    def find(self, path: KeyPath) -> Node | None:
+        """The node at `path`; None where there is none."""
+        node, missing = self.nearest(path)
+        return None if missing else node
+
+    def section(self, path: KeyPath) -> dict[str, Node]:
+        """The nodes of the section at `path`, by key, to be changed in place; empty where there is none."""
+        node = self.find(path)
+        return node.value if node is not None and isinstance(node.value, dict) else {}
+
     def at(self, path: KeyPath) -> Any:
         """The plain value at `path`; None where there is none."""
-        node, missing = self.nearest(path)
-        return None if missing else node.plain()
+        node = self.find(path)
+        return None if node is None else node.plain()
 
     def issue(self, path: KeyPath, problem: str, hint: str = "") -> ConfigIssue:
         """An issue with the value at `path`, or with its absence."""

@@ -27,49 +27,21 @@ _DECISIONS = (
     "probabilities that a teacher states in words are not learned; white_box_kd_local learns its own distributions"
 )
 
-UNAVAILABLE: dict[str, str] = {
-    **dict.fromkeys(("mmkd_black_box_api", "mmkd_black_box_local", "mmkd_white_box", "mmcot_eval_api"), _IMAGES),
-    **dict.fromkeys(("mmkd_rl_grounding", "rl_grounding"), _IMAGES),
-    **dict.fromkeys(
-        (
-            *("mm_instruct_distill", "mm_cot_distill", "mm_cot_long2short", "mm_cot_short2long"),
-            *("mm_instruct_eval", "mm_cot_eval", "advanced_mm_distill", "advanced_mm_cot_distill"),
-        ),
-        _IMAGES,
-    ),
-    **dict.fromkeys(
-        (
-            *("t2i_distill", "prompt_optimize", "t2i_generation", "t2i_eval", "advanced_t2i_distill"),
-            *("t2i_single_model_eval", "t2i_multi_model_eval", "ti2i_single_model_eval", "ti2i_multi_model_eval"),
-            *("t2v_distill", "t2v_prompt_optimize", "t2v_generation", "t2v_eval", "advanced_t2v_distill"),
-        ),
-        _VIDEO,
-    ),
-    **dict.fromkeys(
-        (
-            *("agentkd_local", "agentkd_data_gen", "agentkd_solve_task", "agentkd_rubrics_filter", "agentkd_distill"),
-            "agent_distill",
-        ),
-        _AGENTS,
-    ),
-    "search_agent_distill": _SEARCH,
-    "speckd_local": _DRAFT,
-    **dict.fromkeys(
-        (
-            *("agentic_rewrite", "pe_rewrite_eval", "pe_rewrite_filter", "pe_rewrite_build_sft"),
-            "pe_rewrite_distill",
-        ),
-        _REWRITING,
-    ),
-    "seed_anchored_expansion": _SEEDWISE,
-    **dict.fromkeys(
-        (
-            *("system1_distill", "system1_build_cases", "system1_elicit", "system1_aggregate"),
-            "system1_build_dataset",
-        ),
-        _DECISIONS,
-    ),
+_NAMES = {
+    _IMAGES: "mmkd_black_box_api mmkd_black_box_local mmkd_white_box mmcot_eval_api mmkd_rl_grounding rl_grounding "
+    "mm_instruct_distill mm_cot_distill mm_cot_long2short mm_cot_short2long mm_instruct_eval mm_cot_eval "
+    "advanced_mm_distill advanced_mm_cot_distill",
+    _VIDEO: "t2i_distill prompt_optimize t2i_generation t2i_eval advanced_t2i_distill t2i_single_model_eval "
+    "t2i_multi_model_eval ti2i_single_model_eval ti2i_multi_model_eval t2v_distill t2v_prompt_optimize t2v_generation "
+    "t2v_eval advanced_t2v_distill",
+    _AGENTS: "agentkd_local agentkd_data_gen agentkd_solve_task agentkd_rubrics_filter agentkd_distill agent_distill",
+    _SEARCH: "search_agent_distill",
+    _DRAFT: "speckd_local",
+    _REWRITING: "agentic_rewrite pe_rewrite_eval pe_rewrite_filter pe_rewrite_build_sft pe_rewrite_distill",
+    _SEEDWISE: "seed_anchored_expansion",
+    _DECISIONS: "system1_distill system1_build_cases system1_elicit system1_aggregate system1_build_dataset",
 }
+UNAVAILABLE: dict[str, str] = {name: reason for reason, names in _NAMES.items() for name in names.split()}
 """Job type → why there is no equal."""
 
 WRITTEN_ANEW: dict[str, int] = {

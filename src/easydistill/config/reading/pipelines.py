@@ -14,21 +14,17 @@ from easydistill.config.values import show
 
 def jobs_of(root: Node) -> dict[str, Node]:
     """A pipeline's jobs, as far as they are sections; empty if the config is not a pipeline."""
-    jobs, missing = root.nearest(("jobs",))
-    if root.at(("job_type",)) != PIPELINE or missing or not isinstance(jobs.value, dict):
-        return {}
-    return {name: job for name, job in jobs.value.items() if isinstance(job.value, dict)}
+    jobs = root.section(("jobs",)) if root.at(("job_type",)) == PIPELINE else {}
+    return {name: job for name, job in jobs.items() if isinstance(job.value, dict)}
 
 
 def share_sections(
     root: Node, jobs: Mapping[str, Node], classes: Mapping[str, type[JobConfig]], issues: Issues
 ) -> None:
     """Add each section of `shared` to every job that knows it; the job's own keys win."""
-    shared, missing = root.nearest(("shared",))
-    if not jobs or missing or not isinstance(shared.value, dict):
-        return
+    shared = root.section(("shared",)) if jobs else {}
     sections = {name: _sections_of(job, classes) for name, job in jobs.items()}
-    for key, section in shared.value.items():
+    for key, section in shared.items():
         takers = [jobs[name] for name, known in sections.items() if key in known]
         for job in takers:
             _take(job, key, section)

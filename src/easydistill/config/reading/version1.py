@@ -15,19 +15,13 @@ from easydistill.config.values import KeyPath, dotted
 TRAIN_ONLY = frozenset({"kd_black_box_train_only", "kd_white_box_train_only"})
 """Jobs that trained on `dataset.labeled_path` and asked no teacher for answers, whatever else their configs held."""
 
-GREEDY = frozenset(
-    {
-        "kd_black_box_local",
-        "kd_white_box",
-        *(
-            f"{job}_batch"
-            for job in (
-                *("instruction_expansion", "instruction_refinement", "instruction_response_extraction"),
-                *("cot_generation", "cot_long2short", "cot_short2long"),
-            )
-        ),
-    }
+BATCH_JOBS = (
+    *("instruction_expansion", "instruction_refinement", "instruction_response_extraction"),
+    *("cot_generation", "cot_long2short", "cot_short2long"),
 )
+"""Jobs that there were as `…_api`, with a server, and as `…_batch`, with a model in the process."""
+
+GREEDY = frozenset({"kd_black_box_local", "kd_white_box", *(f"{job}_batch" for job in BATCH_JOBS)})
 """Jobs whose teacher always took the most probable token (top_k 1), whatever the temperature."""
 
 MOVED: dict[str, dict[KeyPath, KeyPath]] = {
@@ -91,10 +85,9 @@ def literal(text: str) -> str:
 
 def drop_prompts(job: Node, issues: Issues) -> None:
     """Have a job that only trains ask for no answers."""
-    dataset, missing = job.nearest(("dataset",))
-    if not missing and isinstance(dataset.value, dict) and {"labeled_path", "instruction_path"} <= set(dataset.value):
-        given = dataset.value.pop("instruction_path")
-        issues.note(given, "is not read: the job trains on dataset.labeled_path alone")
+    dataset = job.section(("dataset",))
+    if {"labeled_path", "instruction_path"} <= dataset.keys():
+        issues.note(dataset.pop("instruction_path"), "is not read: the job trains on dataset.labeled_path alone")
 
 
 def note_sampling(job: Node, issues: Issues) -> None:
@@ -116,8 +109,8 @@ def move_old_keys(job: Node, job_type: str, issues: Issues) -> None:
     for old, new in MOVED.get(job_type, {}).items():
         if job.at(old) is not None:
             _move(job, old, new, issues)
-    prompt, missing = job.nearest(_PROMPT)
-    if not missing and job_type in OLD_PROMPTS and isinstance(prompt.value, str):
+    prompt = job.find(_PROMPT)
+    if prompt is not None and job_type in OLD_PROMPTS and isinstance(prompt.value, str):
         _move_prompt(job, prompt, OLD_PROMPTS[job_type], issues)
 
 
@@ -125,9 +118,8 @@ def _move_prompt(job: Node, given: Node, prompt: OldPrompt, issues: Issues) -> N
     shown = [f"<{old}> as <{new}>" for old, new in prompt.tags.items() if f"<{old}>" in given.value]
     given.value = {"text": replace(given, value=prompt.template(given.value))}
     _move(job, _PROMPT, ("synthesis", "prompts", prompt.name), issues, f", its {' and '.join(shown)}" if shown else "")
-    synthesis = job.value.get("synthesis")
-    if prompt.plain and synthesis is not None and isinstance(synthesis.value, dict):
-        synthesis.value.setdefault("reply", replace(given, value="plain"))
+    if prompt.plain:
+        job.section(("synthesis",)).setdefault("reply", replace(given, value="plain"))
 
 
 def _move(job: Node, old: KeyPath, new: KeyPath, issues: Issues, detail: str = "") -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from easydistill.data.messages import Message, full_text, is_learned, says_something
+from easydistill.data.messages import Message, is_learned, says_something
 from easydistill.data.reading import keys
 from easydistill.data.reading.parts import IMAGE_HINT
 from easydistill.data.reading.values import is_given
 from easydistill.data.row_files import MalformedRow, has_lone_surrogates
 
+PAIR_HINT = (
+    "it holds answers of which one is better: read the file as pairs (jobs dpo and reward_model), or name the one to "
+    'learn: dataset.columns: {"answer": …}'
+)
 MAPPING_HINT = 'if a column holds it under another name, say so: dataset.columns: {"prompt": …, "answer": …}'
 _PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 _MEDIA = frozenset(keys.MEDIA)
@@ -49,18 +55,34 @@ def refuse_bad(row: dict[str, Any]) -> None:
             )
 
 
-def refuse_lone_surrogates(messages: list[Message]) -> None:
-    """Raise `MalformedRow` if a message contains half of a surrogate pair."""
-    for message in messages:
-        texts = [value for value in message.values() if isinstance(value, str)]
-        if "tool_calls" in message:
-            texts.append(full_text(message))
-        if any(map(has_lone_surrogates, texts)):
-            raise MalformedRow("its text contains half of a surrogate pair")
+def refuse_lone_surrogates(messages: list[Message], beside: Sequence[Any] = ()) -> None:
+    """Refuse what cannot be written again: half of a surrogate pair, or a call or tool that JSON does not hold.
+
+    Args:
+        beside: tools and template variables.
+    """
+    texts = [value for message in messages for value in message.values() if isinstance(value, str)]
+    values = [*(message["tool_calls"] for message in messages if "tool_calls" in message), *filter(None, beside)]
+    if values:
+        try:
+            texts.append(json.dumps(values, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MalformedRow(f"its tool calls, tools or template variables are not JSON: {error}") from None
+    if any(map(has_lone_surrogates, texts)):
+        raise MalformedRow("its text contains half of a surrogate pair")
 
 
-def check_chat(messages: list[Message], *, labelled: bool) -> None:
-    """Refuse a chat without a prompt, and without an answer to learn where one is needed."""
+def hint_of(row: dict[str, Any]) -> str:
+    """What to do with a row that has no prompt, or no answer."""
+    return PAIR_HINT if any(row.get(name) is not None for name in keys.PAIRED) else MAPPING_HINT
+
+
+def check_chat(messages: list[Message], row: dict[str, Any], *, labelled: bool) -> None:
+    """Refuse a chat without a prompt, and without an answer to learn where one is needed.
+
+    Args:
+        row: the row that holds the chat.
+    """
     users = [message for message in messages if message["role"] == "user"]
     if not users:
         raise MalformedRow("there is no user message")
@@ -69,7 +91,7 @@ def check_chat(messages: list[Message], *, labelled: bool) -> None:
     if not labelled:
         return
     if messages[-1]["role"] != "assistant":
-        raise MalformedRow(f"there is no answer to train on; {MAPPING_HINT}")
+        raise MalformedRow(f"there is no answer to train on; {hint_of(row)}")
     if not says_something(messages[-1]):
         raise MalformedRow("the answer is empty: there is neither text nor a tool call")
     if not any(map(is_learned, messages)):

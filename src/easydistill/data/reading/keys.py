@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "items", "turns")
+CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "items", "turns", "contents")
 """Lists of turns."""
+WRAPPERS = ("input", "request", "body")
+"""Objects around the fields of a chat, as in requests to a server and OpenAI's preference data."""
 TEXTS = "data"
 """A list of texts in which user and assistant take turns (UltraChat)."""
 PROMPTS = ("instruction", "prompt", "question", "query", "problem", "input", "inputs")
@@ -24,6 +26,8 @@ ANSWERS = ("output", "response", "completion", "generation", "generated_solution
 """An answer, whatever else stands beside it: the first of these."""
 CHAINS = ("solution", "answer", "targets", "target")
 """An answer where there is none of `ANSWERS` and no other family of them; `answer` beside a chain is the final one."""
+KEPT = frozenset(("solution", "generated_solution", "targets", "target"))
+"""Answers that stay in a row's other fields too: rewards and checks look for known answers there."""
 CALLS = ("tool_calls", "function_calls", "function_call", "answers")
 """Calls that are the answer of a row with a prompt."""
 THOUGHTS = (
@@ -61,5 +65,6 @@ CHAT_KEYS = frozenset(
 PAIRED = (
     *("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages", "preference_strength"),
     *("overall_preference", "better_response_id", "safer_response_id", "winner", "preference", "preferred"),
+    *("preferred_output", "non_preferred_output", "response_j", "response_k"),
 )
 """Fields that only rows with two answers to compare have."""

@@ -79,6 +79,12 @@ def _text_of(part: Any, content: Content, where: str) -> str:
     raise MalformedRow(f"{where} holds a part of type {kind!r}, which is not text")
 
 
+def thought_in(part: Any) -> str:
+    """The thoughts in a part; "" if it has none that can be read, such as encrypted ones."""
+    names = ("text", *_THOUGHT_TYPES) if isinstance(part, dict) else ()
+    return next((part[name] for name in names if isinstance(part.get(name), str)), "")
+
+
 def _own_text(part: dict[str, Any], names: tuple[str, ...], where: str) -> str:
     found = next((part[name] for name in names if part.get(name) is not None), None)
     if not isinstance(found, str):

@@ -14,8 +14,8 @@ from easydistill.data.reading import keys, several
 from easydistill.data.reading.answers import Answered, answer_of, final_answer, is_thought
 from easydistill.data.reading.calls import parameters_of, tools_of, without_fillers
 from easydistill.data.reading.checks import (
-    MAPPING_HINT,
     check_chat,
+    hint_of,
     refuse_bad,
     refuse_lone_surrogates,
     refuse_media,
@@ -48,48 +48,65 @@ class RowChat:
     """Fields among them that could say something of the chat."""
 
 
-def chats_of(
-    row: Any, *, labelled: bool | None, columns: Mapping[str, str] | None = None, from_arrow: bool = False
-) -> list[RowChat]:
+def chats_of(row: Any, *, labelled: bool | None, columns: Mapping[str, str] | None = None) -> list[RowChat]:
     """The chats of a row: one, or one for each of its answers.
 
     Args:
         labelled: as in `read_samples`.
         columns: names of the row's columns, by what they hold; see `reading/columns.py`.
-        from_arrow: whether absent keys may have been filled with nulls, as in Parquet.
 
     Raises:
         MalformedRow: it has none of the known shapes, or cannot be read whole.
     """
-    row = _fields(row)
+    row = fields_of(row)
     hidden: dict[str, Any] = {}
     if columns:
         row, hidden = under_known_names(row, columns)
     if labelled:
         refuse_bad(row)
+    row, known_only = _without_reference(row) if labelled is None else (row, {})
     found: list[RowChat] = []
     for one in several.prompts_of(row):
         answers = [(one, {})] if labelled is False else several.rows_of(one)
         for part, known in answers:
-            chat = chat_of(part, from_arrow=from_arrow, with_answer=labelled is not False)
+            chat = chat_of(part, with_answer=labelled is not False)
             if hidden:
                 chat.unread |= unread_fields(hidden, set(), chat.messages)
-            chat.rest |= {name: value for name, value in known.items() if value is not None}
+            chat.rest |= known_only | {name: value for name, value in known.items() if value is not None}
             if labelled is False:
                 _drop_answer(chat)
-            refuse_lone_surrogates(chat.messages)
-            check_chat(chat.messages, labelled=labelled is True)
+            refuse_lone_surrogates(chat.messages, (chat.tools, chat.template_kwargs))
+            check_chat(chat.messages, row, labelled=labelled is True)
             found.append(chat)
     return found
 
 
-def _fields(row: Any) -> dict[str, Any]:
+def _without_reference(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the row without a `solution`, which is the known answer of a problem where rows need not have one; it).
+
+    Beside a final `answer` it is a chain of thought, and so an answer.
+    """
+    if row.get("solution") is None or row.get("answer") is not None:
+        return row, {}
+    return {name: value for name, value in row.items() if name != "solution"}, {"solution": row["solution"]}
+
+
+def fields_of(row: Any) -> dict[str, Any]:
+    """The fields of a row; a text is a prompt. Those of an object around a chat are fields like the others.
+
+    Raises:
+        MalformedRow: it has none.
+    """
     if isinstance(row, BrokenRow):
         raise MalformedRow(row.problem)
     if isinstance(row, str):
         return {"instruction": row}
     if not isinstance(row, dict):
         raise MalformedRow(f"a row is an object, not {type(row).__name__}")
+    for name in keys.WRAPPERS:
+        inner = row.get(name)
+        if isinstance(inner, dict) and as_turns(inner.get("messages")):
+            return {**inner, **{key: value for key, value in row.items() if key != name}}
     return row
 
 
@@ -102,7 +119,7 @@ def _drop_answer(chat: RowChat) -> None:
             del chat.rest[name]
 
 
-def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> RowChat:
+def chat_of(row: Any, *, with_answer: bool = True) -> RowChat:
     """The chat of a row that holds one; its answer, if there is one, is at the end.
 
     Args:
@@ -111,36 +128,36 @@ def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> 
     Raises:
         MalformedRow: it has none of the known shapes.
     """
-    row = _fields(row)
+    row = fields_of(row)
     column = _chat_column(row)
     if column is None and _prompt_column(row) is None:
         lowered = {name.lower() if isinstance(name, str) else name: value for name, value in row.items()}
         if _chat_column(lowered) is None and _prompt_column(lowered) is None:
             raise MalformedRow(
-                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); {MAPPING_HINT}"
+                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); {hint_of(row)}"
             )
         row, column = lowered, _chat_column(lowered)
     if column is None:
         turns, used = _from_columns(row, with_answer)
     else:
         turns, used = _from_turns(row, column, with_answer)
-    return whole(row, turns, used, from_arrow)
+    return whole(row, turns, used)
 
 
-def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -> RowChat:
+def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
     """The chat of these turns with what stands beside it: system text, tools, variables."""
     named = () if _SYSTEMS.isdisjoint(row) else keys.SYSTEMS
     systems = {name: text_field(row, name) for name in named if row.get(name) is not None}
     messages = with_system(turns.messages, systems)
-    tools, tool_columns = _tools(row, turns, from_arrow)
+    tools, tool_columns = _tools(row, turns)
     kwargs = _kwargs(row)
     used |= {*systems, *tool_columns, *keys.KWARGS}
     refuse_media(row, messages)
-    drop_fillers(messages, tools, from_arrow)
+    drop_fillers(messages, tools)
     rest = {
         str(name): value
         for name, value in row.items()
-        if value is not None and name not in used and name not in keys.CHAT_KEYS
+        if value is not None and name not in keys.CHAT_KEYS and (name not in used or name in keys.KEPT)
     }
     final = final_answer(row, used)
     if final is not None:
@@ -149,14 +166,14 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
 
 
-def drop_fillers(messages: list[Message], tools: tuple[Tool, ...], from_arrow: bool) -> None:
-    """Drop the nulls that Arrow has put into the arguments of calls."""
+def drop_fillers(messages: list[Message], tools: tuple[Tool, ...]) -> None:
+    """Drop the nulls that a conversion from a table has left in the arguments of calls."""
     if not any("tool_calls" in message for message in messages):
         return
     declared = parameters_of(tools)
     for message in messages:
         if "tool_calls" in message:
-            calls: list[ToolCall] = [without_fillers(call, declared, from_arrow) for call in message["tool_calls"]]
+            calls: list[ToolCall] = [without_fillers(call, declared) for call in message["tool_calls"]]
             message["tool_calls"] = calls
 
 
@@ -171,7 +188,8 @@ def has_chat(row: dict[str, Any]) -> bool:
 def _chat_column(row: dict[str, Any]) -> str | None:
     """The column that holds the chat. Those of the two usual names are reported where they hold none."""
     for name in ("messages", "conversations"):
-        if row.get(name) is not None:
+        # Where rows of two shapes share a file, Parquet may fill in an empty list.
+        if row.get(name) is not None and (is_given(row[name]) or _prompt_column(row) is None):
             return name
     for name in keys.CHATS:
         if _is_chat(row.get(name)):
@@ -252,11 +270,10 @@ def _unanswered(row: dict[str, Any]) -> Answered:
 # --- beside the chat --------------------------------------------------------------------------------------
 
 
-def _tools(row: dict[str, Any], turns: Turns, from_arrow: bool) -> tuple[tuple[Tool, ...], set[str]]:
+def _tools(row: dict[str, Any], turns: Turns) -> tuple[tuple[Tool, ...], set[str]]:
     for name in keys.TOOLS:
         if is_given(row.get(name)):
-            value = without_nulls(row[name]) if from_arrow else row[name]
-            return tools_of(value, name), {name}
+            return tools_of(row[name], name), {name}
     if turns.tools:
         return turns.tools, set()
     metadata = as_object(row.get("metadata"))

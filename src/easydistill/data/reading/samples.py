@@ -14,6 +14,7 @@ from easydistill.data.reading.row import SHAPES, RowChat, chats_of
 from easydistill.data.reading.unread import unread_lines
 from easydistill.data.records import IdAssigner, Rejection, Sample
 from easydistill.data.row_files import own_id, parse_rows, rows_of
+from easydistill.data.spool import MOST_IN_MEMORY, Rows, Spool
 from easydistill.errors import DataError
 
 ROW = "_row"
@@ -25,7 +26,7 @@ INCORRECT = "an answer marked as incorrect"
 class Reading:
     """What was read from a file."""
 
-    samples: list[Sample] = field(default_factory=list)
+    samples: Rows[Sample] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     """What the rows say and is not read, a line for each field."""
@@ -66,6 +67,8 @@ def read_rows(
         names = own_ids(row, len(chats))
         for name, chat in zip(names, chats, strict=True):
             found.samples.append(_sample(chat, number, name, ids))
+        if len(found.samples) > MOST_IN_MEMORY and not isinstance(found.samples, Spool):
+            found.samples = Spool(found.samples)
         unread.update({name for chat in chats for name in chat.unread})
         unread.update({INCORRECT} if any(chat.rest.get("correct") == 0 for chat in chats) and len(chats) > 1 else ())
     refuse_unknown_columns(path, columns, limit)
@@ -80,7 +83,7 @@ def read_rows(
 
 def read_samples(
     path: str | Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
-) -> tuple[list[Sample], list[Rejection]]:
+) -> tuple[Rows[Sample], list[Rejection]]:
     """The samples and rejections of `read_rows`, for files that were written here."""
     found = read_rows(path, labelled=labelled, limit=limit, columns=columns)
     return found.samples, found.rejected

@@ -12,7 +12,7 @@ from typing import Any
 
 from easydistill.data.messages import Message, Tool, says_something
 from easydistill.data.reading.calls import calls_of, tools_of
-from easydistill.data.reading.parts import IMAGE_HINT, Content, content_of, result_text
+from easydistill.data.reading.parts import IMAGE_HINT, Content, content_of, result_text, thought_in
 from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of
 from easydistill.data.row_files import MalformedRow
 
@@ -42,8 +42,10 @@ _CALLING = frozenset({"function_call", "tool_call", "tool_calls", "function_call
 """Roles of the assistant's turns that are nothing but calls."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
 """Keys of thoughts, in a message and beside an answer; the first that holds text is read."""
+_DETAILS = ("reasoning_details", "thinking_blocks")
+"""Keys of thoughts in parts, as some servers give them."""
 _FLAGS = ("weight", "loss", "train", "trainable", "loss_weight")
-_CONTENTS = ("content", "value", "text", "message")
+_CONTENTS = ("content", "value", "text", "message", "parts")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _ASKS = ("input", "instruction", "prompt", "question", "human", "user", "query")
 _ANSWERS = ("output", "response", "answer", "completion", "assistant", "gpt", "bot")
@@ -203,6 +205,12 @@ def _assistant_message(item: dict[str, Any], content: Content, found: Turns) -> 
 
 def _thoughts(item: dict[str, Any], found: Turns) -> str:
     text = next((item[name] for name in THOUGHTS if isinstance(item.get(name), str) and item[name]), "")
+    for name in _DETAILS:
+        details = as_list(item.get(name))
+        if details and not text:
+            text = "".join(thought_in(detail) for detail in details)
+        if details and not text:
+            found.unread.add(name)
     for name in THOUGHTS:
         value = item.get(name)
         if is_given(value) and value != text and not isinstance(value, bool) and value != "":

@@ -101,6 +101,9 @@ def _by_name(row: Mapping[str, Any], names: tuple[str, str]) -> tuple[int | None
             # Stanford's SHP: 1 where the first one is preferred.
             return ({"1": 0, "0": 1}[word],) if word in ("0", "1") else None
         found = _place(word, names)
+        models = [row.get(f"model_{letter}") for letter in "ab"]
+        if found is None and value in models and models[0] != models[1]:
+            found = models.index(value)
         if found is not None:
             return (found,)
     return None

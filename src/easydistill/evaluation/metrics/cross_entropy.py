@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from easydistill.contracts.metric import TokenRows
+from easydistill.contracts.metric import TokenMean, TokenRows
 
 
-class Metric:
-    kind: ClassVar[Literal["tokens"]] = "tokens"
+class Metric(TokenMean):
     needs_teacher: ClassVar[bool] = False
 
-    def __init__(self) -> None:
-        self._sum = 0.0
-        self._count = 0
-
-    def update(self, rows: TokenRows) -> None:
+    def total(self, rows: TokenRows) -> float:
         picked_N1 = rows.student_logprobs_NV.gather(1, rows.target_N[:, None])
-        self._sum -= float(picked_N1.double().sum())
-        self._count += len(rows.target_N)
-
-    def value(self) -> float:
-        return self._sum / self._count
+        return -float(picked_N1.double().sum())

@@ -8,10 +8,9 @@ from typing import Any
 
 from easydistill.asking.answers import JOURNAL, answer_all, journalled_outcome, worth_another_try
 from easydistill.asking.label import labelled_or_rejected
-from easydistill.config.inference import TransformersOptions
+from easydistill.config.inference import SamplingConfig, TransformersOptions
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import GenerationRequest, Teacher, request_key
-from easydistill.data.files import hash_file
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, count_reasons
@@ -19,6 +18,7 @@ from easydistill.data.writing import write_parquet
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import ROLLOUTS, SUFFIX
+from easydistill.methods.shared.rendering import template_identity
 from easydistill.methods.shared.rows import LabelledRows
 from easydistill.models.checks import student_issues
 from easydistill.models.student import build_student, student_identity
@@ -41,18 +41,17 @@ class RolloutStage:
         return student_issues(self._models)
 
     def fingerprint(self) -> dict[str, Any]:
-        template = self._rows.dataset.template
         return {
             "rows": self._rows.fingerprint(),
             "student": student_identity(self._models),
             "inference": self._inference.sampling(),
-            "template": hash_file(Path(template)) if template else None,
+            **template_identity(self._rows.dataset),
         }
 
     def estimate(self, directory: Path) -> Estimate:
         return Estimate()
 
-    def _student(self) -> Teacher:
+    def _student(self, context: StageContext) -> Teacher:
         from easydistill.models.loading import choose_dtype, device
         from easydistill.teachers.transformers import TransformersTeacher
 
@@ -60,7 +59,10 @@ class RolloutStage:
             made = build_student(self._models, choose_dtype(self._inference.dtype, device()))
             return made.model, made.tokenizer
 
-        return TransformersTeacher("student", self._inference, self._rows.dataset.template, make)
+        dataset = self._rows.dataset
+        given = {"template": dataset.template, "chat_template_kwargs": dict(dataset.template_kwargs or {})}
+        inference = self._inference.model_copy(update=given)
+        return TransformersTeacher("student", inference, make=make, date=context.started)
 
     def run(self, context: StageContext) -> StageResult:
         samples, _, _ = self._rows.read(context)
@@ -68,7 +70,7 @@ class RolloutStage:
         sampling = self._inference.sampling()
         keys = {sample.id: request_key(identity, sampling, sample.prompt_chat) for sample in samples}
         requests = {keys[sample.id]: GenerationRequest.of(keys[sample.id], sample.prompt_chat) for sample in samples}
-        student = self._student()
+        student = self._student(context)
         try:
             with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
                 answer_all(student, list(requests.values()), journal, context, "Rolling out")
@@ -78,6 +80,7 @@ class RolloutStage:
                         replace(sample, id=f"{sample.id}{SUFFIX}", messages=sample.prompt, meta={}),
                         journalled_outcome(journal, keys[sample.id]),
                         self.name,
+                        SamplingConfig(thoughts="inline"),
                     )
                     for sample in samples
                 ]

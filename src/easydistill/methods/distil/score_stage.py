@@ -5,9 +5,10 @@ Labelled rows in; a store of teacher signals out (see `signals/store.py`). The s
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +18,15 @@ from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, link_or_copy, set_aside
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
-from easydistill.engine.checks import needs_extra, unreadable_rows
+from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
+from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigIssue
-from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.methods.shared.rendering import template_identity, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.models.checks import model_issues, student_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
@@ -52,6 +55,11 @@ class Scoring:
     max_length: int
     logits_path: str | None = None
     """Where the store also appears, outside the run directory."""
+    teacher_template: str | None = None
+    """A file with the chat template of an aligned teacher, which replaces its own; by default `dataset.template` for a
+    teacher without one."""
+    teacher_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of that template, or of the teacher's own."""
 
     @property
     def teachers(self) -> list[tuple[str, float]]:
@@ -107,6 +115,8 @@ class ScoreStage:
         key = "models.teacher" if scoring.signals.teachers is None else "signals.teachers"
         for reference, _ in scoring.teachers:
             issues += model_issues(key, reference)
+        if scoring.teacher_template is not None:
+            issues += missing_file("inference.template", scoring.teacher_template)
         return issues + student_issues(scoring.models)
 
     def examine(self) -> list[ConfigIssue]:
@@ -125,17 +135,24 @@ class ScoreStage:
     def _student(self) -> Side:
         from easydistill.models.compatibility import student_side
 
-        template = self._rows.dataset.template
-        side = student_side(self._scoring.models)
-        return replace(side, template=Path(template).read_text(encoding="utf-8") if template else None)
+        dataset = self._rows.dataset
+        return replace(
+            student_side(self._scoring.models),
+            template=Path(dataset.template).read_text(encoding="utf-8") if dataset.template else None,
+            template_kwargs=dataset.template_kwargs or {},
+            thoughts=dataset.thoughts,
+        )
 
     def _teacher(self, reference: str, student: Side) -> Side:
-        """The teacher's side; `dataset.template` applies to it only if it has no template of its own."""
+        """The teacher's side; `dataset.template` applies to it only if it has no template of its own or given."""
         from easydistill.models.compatibility import side_of
 
         side = side_of(reference, "teacher", trust_remote_code=self._trust)
         own = getattr(side.tokenizer, "chat_template", None)
-        return replace(side, template=None if own else student.template)
+        side = replace(side, thoughts=student.thoughts, template_kwargs=self._scoring.teacher_template_kwargs)
+        if self._scoring.teacher_template is not None:
+            return replace(side, template=Path(self._scoring.teacher_template).read_text(encoding="utf-8"))
+        return side if own else replace(side, template=student.template, template_kwargs=student.template_kwargs)
 
     @cached_property
     def _differences(self) -> dict[str, list[Difference]]:
@@ -156,7 +173,6 @@ class ScoreStage:
 
     def fingerprint(self) -> dict[str, Any]:
         scoring = self._scoring
-        template = self._rows.dataset.template
         # Only the student's tokenizer matters; the hash of its files covers that.
         students = [resolve(reference).identity() for reference in student_references(scoring.models)]
         return {
@@ -164,12 +180,25 @@ class ScoreStage:
             "signals": scoring.signals.identity(),
             "teachers": [[resolve(reference).identity(), weight] for reference, weight in scoring.teachers],
             "tokenizer": students,
-            "template": hash_file(Path(template)) if template else None,
+            **template_identity(self._rows.dataset),
             "temperature": scoring.distillation.temperature,
             "align": scoring.distillation.align,
             "max_length": scoring.max_length,
-            **({"by_rank": scoring.by_rank} if scoring.aligned else {}),
+            **({"by_rank": scoring.by_rank, **self._teacher_rendering()} if scoring.aligned else {}),
         }
+
+    def _teacher_rendering(self) -> dict[str, Any]:
+        """How an aligned teacher reads chats, where that is not by its own template alone."""
+        scoring = self._scoring
+        path = Path(scoring.teacher_template) if scoring.teacher_template is not None else None
+        given = {
+            "teacher_template": hash_file(path) if path is not None and path.is_file() else None,
+            "teacher_template_kwargs": dict(scoring.teacher_template_kwargs),
+        }
+        return {name: value for name, value in given.items() if value}
+
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._scoring.models))
 
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
@@ -180,15 +209,22 @@ class ScoreStage:
     # --- the work -------------------------------------------------------------------------------------------
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.signals.score import score_rows
         from easydistill.signals.store import SignalStore, StoreManifest
 
         samples, _, _ = self._rows.read(context)
         student = self._student
-        renderer = ChatRenderer(student.tokenizer, student.eos_ids, student.template)
-        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name)
-        work = self._aligned_work(student, rendered) if self._scoring.aligned else self._work(student, rendered)
+        renderer = student.renderer(context.started)
+        # The very tokens of the training stage, which cuts rows at the student's end too.
+        limits = Limits.of_student(self._scoring.models)
+        rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
+        context.keep_rejected(rejected)
+        if not rendered:
+            raise nothing_left("score", rejected)
+        if self._scoring.aligned:
+            work = self._aligned_work(student, rendered, context.started)
+        else:
+            work = self._work(student, rendered)
         directory = self._directory(context)
         with context.reporter.task("Scoring", len(work.rows)) as task:
             shards = score_rows(
@@ -214,6 +250,7 @@ class ScoreStage:
         scoring, signals = self._scoring, self._scoring.signals
         rows, vocabulary = _rows(rendered), self._shared_ids(student)
         references, weights = zip(*scoring.teachers, strict=True)
+        self._check_lengths(rows)
         if signals.backend == "vllm":
             from easydistill.signals.from_vllm import VllmScorer, codec_of
 
@@ -233,20 +270,35 @@ class ScoreStage:
             lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
         )
 
-    def _aligned_work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+    def _check_lengths(self, rows: Sequence[RowToScore]) -> None:
+        """Check that every teacher has learned as many positions as the longest row has tokens.
+
+        Raises:
+            ConfigError: one has not.
+        """
+        for reference, _ in self._scoring.teachers:
+            end = Limits.of_reference(reference, trust_remote_code=self._trust).positions
+            longer = [row for row in rows if end is not None and len(row.ids) > end]
+            if longer:
+                problem = f"{len(longer)} of {len(rows)} rows are longer than the {end} positions of {reference}"
+                hint = f"set training.max_length to {end}"
+                raise ConfigError(ConfigIssue("config", "training.max_length", problem, hint))
+
+    def _aligned_work(
+        self, student: Side, rendered: list[tuple[Sample, Rendered]], date: datetime.date | None
+    ) -> _Work:
         """The work for a teacher with another tokenizer, which reads the same chats in its own tokens."""
         from easydistill.models.compatibility import real_vocabulary
-        from easydistill.models.loading import model_config
         from easydistill.signals.aligned import AlignedScorer, Aligner, codec_of, coverage
 
         scoring, signals = self._scoring, self._scoring.signals
         (reference, _), *others = scoring.teachers
         assert not others, "the job's validator refuses several teachers"
-        context = getattr(model_config(reference, trust_remote_code=self._trust)[0], "max_position_embeddings", None)
-        aligner = Aligner(student, self._teacher(reference, student), context)
+        context = Limits.of_reference(reference, trust_remote_code=self._trust).positions
+        aligner = Aligner(student, self._teacher(reference, student), context, date)
         vocabulary = real_vocabulary(student.tokenizer)
         rows = [
-            aligner.row(row, sample, truncated=written.truncated)
+            aligner.row(row, sample, truncated=written.truncated or is_cut(sample))
             for row, (sample, written) in zip(_rows(rendered), rendered, strict=True)
         ]
         return _Work(
@@ -329,6 +381,11 @@ class ScoreStage:
         for note in notes:
             LOGGER.info("%s", note)
         outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
+        learned = sum(sum(row.learned) for row in work.rows)
+        if not self._scoring.aligned and (missing := learned - manifest.tokens):
+            note = f"{missing} of {learned} tokens have no signal: the teacher's probabilities are not finite there"
+            LOGGER.warning("%s", note)
+            notes.append(note)
         return StageResult(
             outputs=[f"{SIGNALS}/{name}" for name in outputs],
             rows=RowCounts(entered, len(work.rows), count_reasons(rejected)),
@@ -340,6 +397,8 @@ class ScoreStage:
                 "signal": manifest.about["signals"]["kind"],
                 **{name: round(value, 6) for name, value in store.figures().items()},
                 **work.metrics,
+                # An aligned teacher has none for some tokens by design; `coverage` counts those.
+                **({} if self._scoring.aligned else {"unscored_tokens": learned - manifest.tokens}),
                 "notes": notes,
             },
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from easydistill.config.base import Beta, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share, Unfit
 from easydistill.config.training import TrainerConfig
@@ -29,14 +29,6 @@ PairLoss = Literal[
 _SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
 
 
-def _below_half(value: float) -> float:
-    if value >= 0.5:
-        raise ValueError(
-            "label smoothing is the probability that a pair is the wrong way round, so it must be below 0.5"
-        )
-    return value
-
-
 class PreferenceConfig(Section):
     """Direct preference optimisation (DPO, arXiv 2305.18290) on TRL, and TRL's other pair losses.
 
@@ -51,7 +43,7 @@ class PreferenceConfig(Section):
     """The loss, or several that are added up; `sigmoid` is DPO."""
     loss_weights: list[NonNegativeFloat] | None = None
     """A weight for each loss; by default 1."""
-    label_smoothing: Annotated[Share, AfterValidator(_below_half)] = 0.0
+    label_smoothing: Annotated[Share, Field(lt=0.5)] = 0.0
     """robust, aot, exo_pair: the probability that a pair is the wrong way round."""
     f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence"] = "reverse_kl"
     """The divergence from the reference that the loss is derived from (f-DPO, arXiv 2309.16240)."""
@@ -71,10 +63,11 @@ class PreferenceConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> PreferenceConfig:
         losses = self.losses
-        if self.loss_weights is not None and len(self.loss_weights) != len(losses):
-            given, wanted = len(self.loss_weights), len(losses)
-            raise Unfit(f"there are {given} loss_weights and {wanted} losses", "give each loss one weight")
-        if self.loss_weights is not None and not any(self.loss_weights):
+        weights = [1.0] * len(losses) if self.loss_weights is None else self.loss_weights
+        if len(weights) != len(losses):
+            problem = f"there are {len(weights)} loss_weights and {len(losses)} losses"
+            raise Unfit(problem, "give each loss one weight")
+        if not any(weights):
             raise Unfit("every loss has weight 0: nothing would be learned", "give at least one loss a weight above 0")
         if "exo_pair" in losses and self.label_smoothing == 0:
             raise Unfit("exo_pair divides by label_smoothing", "set label_smoothing, for instance to 0.001")

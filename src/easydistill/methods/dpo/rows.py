@@ -13,6 +13,8 @@ from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import GAP, PLAIN
+from easydistill.methods.shared.rows import UNLIMITED, length_words, unknown_token
+from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
@@ -53,17 +55,22 @@ class PairRow:
 
 
 def render_pairs(
-    renderer: ChatRenderer, pairs: Sequence[Preference], max_length: int, stage: str
+    renderer: ChatRenderer, pairs: Sequence[Preference], max_length: int, stage: str, limits: Limits = UNLIMITED
 ) -> tuple[list[PairRow], list[Rejection]]:
-    """Tokenise pairs.
+    """Tokenise pairs, cut after `max_length` tokens or at the model's end, whichever comes first.
 
-    Rejected are pairs that the template refuses, and those whose answers are empty or equal within `max_length`.
+    Rejected are pairs that the template refuses, those with a token that the model does not know, and those whose
+    answers are empty or equal within that length.
     """
+    words, max_length = length_words(max_length, limits), limits.within(max_length)
     rows: list[PairRow] = []
     rejected: list[Rejection] = []
-    for pair in pairs:
+    written = renderer.render_many(chat for pair in pairs for chat in pair.chats)
+    for pair, *both in zip(pairs, written, written, strict=True):
+        sides = [side for side in both if not isinstance(side, DataError)]
         try:
-            sides = [renderer.render(chat) for chat in pair.chats]
+            if len(sides) < len(both):
+                raise next(side for side in both if isinstance(side, DataError))
             (start, chosen_end), (other_start, rejected_end) = (
                 _span(rendered.mask, pair.prompt, answer)
                 for rendered, answer in zip(sides, (pair.chosen, pair.rejected), strict=True)
@@ -71,18 +78,21 @@ def render_pairs(
         except DataError as error:
             rejected.append(Rejection(pair.id, stage, TEMPLATE_REFUSED, str(error)))
             continue
+        if (token := limits.stranger([*sides[0].ids, *sides[1].ids])) is not None:
+            rejected.append(unknown_token(pair.id, stage, token, limits))
+            continue
         if start != other_start or sides[0].ids[:start] != sides[1].ids[:start]:
             rejected.append(
                 Rejection(pair.id, stage, TEMPLATE_REFUSED, "the template shows the two prompts differently")
             )
         elif start >= max_length:
-            detail = f"the prompt alone fills max_length ({max_length} tokens)"
+            detail = f"the prompt alone fills {words}"
             rejected.append(Rejection(pair.id, stage, "no_trainable_tokens", detail))
         else:
             chosen = sides[0].ids[start : min(chosen_end, max_length)]
             worse = sides[1].ids[start : min(rejected_end, max_length)]
             if chosen == worse:
-                detail = f"the template shows both answers alike within max_length ({max_length} tokens)"
+                detail = f"the template shows both answers alike within {words}"
                 rejected.append(Rejection(pair.id, stage, "same_tokens", detail))
                 continue
             gap = pair.meta.get(GAP)
@@ -102,28 +112,22 @@ def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
     Raises:
         DataError: the template leaves it out.
     """
+    from easydistill.data.chat.sentinels import THOUGHTS
+
     for pair in pairs:
         if not any(message.get("reasoning_content") for message in pair.chosen):
             continue
-        whole = pair.chats[0]
-        bare = whole.with_messages((*pair.prompt, *map(_without_thoughts, pair.chosen)))
         try:
-            shown, hidden = (renderer.text(chat, add_generation_prompt=False) for chat in (whole, bare))
+            missing = renderer.missing(pair.chats[0])
         except DataError:
             # `render_pairs` rejects such pairs.
             continue
-        if shown == hidden:
+        if any(part.kind == THOUGHTS and part.message >= len(pair.prompt) for part in missing):
             raise DataError(
                 f"the chat template leaves out `reasoning_content` (pair {pair.id}), so no chain of thought would be "
-                "learned\n    → set dataset.template to one that shows it"
+                "learned\n    → set dataset.template to one that shows it, or dataset.thoughts to inline"
             )
         return
-
-
-def _without_thoughts(message: Message) -> Message:
-    bare = message.copy()
-    bare.pop("reasoning_content", None)
-    return bare
 
 
 def _span(mask: Sequence[bool], prompt: Sequence[Message], answer: Sequence[Message]) -> tuple[int, int]:

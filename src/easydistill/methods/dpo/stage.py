@@ -6,17 +6,20 @@ from typing import Any
 
 from easydistill.config.models import ModelsConfig
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import count_reasons
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import check_thoughts, render_pairs
 from easydistill.methods.shared.pairs import PairRows, PairStage
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import nothing_left
 from easydistill.methods.shared.student import (
     MODEL,
-    outcome_metrics,
+    checkpoints_of,
+    loaded_student,
     save_student,
     show_student,
     student_of_stage,
+    training_result,
 )
 
 
@@ -50,22 +53,24 @@ class DpoStage(PairStage):
         return {**super().fingerprint(), "preference": self._preference.identity()}
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
         from easydistill.methods.dpo.trl_trainer import train
         from easydistill.methods.shared.rollouts import LocalScores
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
+        from easydistill.models.loading import device
 
         train_pairs, heldout, unreadable = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = build_student(models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
+        student = loaded_student(models, self._training.max_length, context)
+        limits = student.limits
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         if self._thoughts:
             check_thoughts(renderer, [*train_pairs, *heldout])
-        rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name)
-        held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name)
+        rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name, limits)
+        held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name, limits)
         rejected = [*unreadable, *too_long, *held_rejected]
+        context.keep_rejected(rejected)
+        if not rows:
+            raise nothing_left("train on", rejected)
         pad = min(student.eos_ids, default=0)
 
         def scores() -> Any:
@@ -79,7 +84,7 @@ class DpoStage(PairStage):
             rows,
             self._training,
             self._preference,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
             self.name,
@@ -95,21 +100,15 @@ class DpoStage(PairStage):
             }
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(
-                len(train_pairs) + len(heldout) + len(unreadable),
-                len(rows) + len(held_rows),
-                count_reasons(rejected),
-            ),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(2 * len(row.prompt) for row in rows)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(held_rows),
-                "truncated_rows": sum(row.cut for row in rows),
-                "student": student.description,
-                **metrics,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(train_pairs) + len(heldout) + len(unreadable), len(rows) + len(held_rows)),
+            [*unreadable, *too_long, *held_rejected],
+            read=sum(2 * len(row.prompt) for row in rows),
+            train_rows=len(rows),
+            heldout_rows=len(held_rows),
+            truncated_rows=sum(row.cut for row in rows),
+            student=student.description,
+            **metrics,
         )

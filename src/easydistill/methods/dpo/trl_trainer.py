@@ -10,9 +10,7 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
@@ -28,18 +26,16 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import PairRow
-from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.shared.adapters import adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
-from easydistill.methods.shared.compat import argument_values
-from easydistill.methods.shared.trl_parts import QuietTrainer
-from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
+from easydistill.methods.shared.compat import argument_values, importing_trl
+from easydistill.methods.shared.trl_parts import PairsTrainer
+from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 
 try:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+    with importing_trl():
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -85,8 +81,7 @@ def train(
     watch = PairWatch(reporter, stop, config, stage)
     with watch:
         trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop)
-        with contextlib.suppress(AllStepsDone):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        run_trainer(trainer, resume)
     trained_tokens = sum(sum(pair.learned_tokens) for pair in pairs)
     outcome = training_outcome(trainer.state, trainer.model, trained_tokens, resume)
     # TRL patches its own forward onto the instance; later users of the model expect logits.
@@ -155,7 +150,7 @@ class PairWatch(Watch):
         self.margins.clear()
 
 
-class PairTrainer(QuietTrainer, DPOTrainer):
+class PairTrainer(PairsTrainer, DPOTrainer):
     """TRL's trainer on tokenised pairs."""
 
     def __init__(
@@ -176,7 +171,7 @@ class PairTrainer(QuietTrainer, DPOTrainer):
                 f"{preference.sorting[0]} sorts the answers of a batch, but the pairs have different β\n"
                 "    → use another preference.loss_type, or give all pairs the same `beta`"
             )
-        tokenizer = with_padding(student.tokenizer)
+        tokenizer = with_padding(student.tokenizer, student.limits.tokens)
         rows = [
             {
                 "prompt_ids": pair.prompt,
@@ -198,14 +193,6 @@ class PairTrainer(QuietTrainer, DPOTrainer):
             peft_config=adapters(student.model, config),
             callbacks=[watch],
         )
-        self.remove_callback(PrinterCallback)
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The pairs are tokenised already, with the template, mask and end token of `data/chat.py`."""
-        return dataset
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return epoch_sampler([pair.longest for pair in self._pairs], self._config, grouped=self._config.group_by_length)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Reference log-probabilities under the initial weights, continuing the journal of an earlier attempt."""

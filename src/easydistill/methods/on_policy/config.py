@@ -42,7 +42,9 @@ class OnPolicyConfig(Section):
     `generalized_jsd` uses the same divergence, `sampled_reverse_kl` cross-entropy."""
     beta: Share = 0.5
     """generalized_jsd: 0 is forward KL, 1 is reverse KL, values in between are β KL(p_T‖m) + (1−β) KL(p_S‖m) with
-    m = β p_T + (1−β) p_S."""
+    m = β p_T + (1−β) p_S. The ends are not its limits: near 0 it is β times forward KL, near 1 it is (1−β) times
+    reverse KL, so a step at 0.01 is a hundredth of one at 0. Scale the learning rate, or compare values far from the
+    ends."""
     temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] = 1.0
     """generalized_jsd: temperature of the student's sampling, and of both distributions in the loss."""
     max_new_tokens: PositiveInt = 256

@@ -10,16 +10,32 @@ from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfi
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.records import Rejection, Sample
 from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.methods.shared.rows import LabelledRows, PromptRows, fitting_prompt, render_all
-from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import (
+    LabelledRows,
+    PromptRows,
+    fitting_prompt,
+    nothing_left,
+    render_all,
+    rendering_metrics,
+)
+from easydistill.methods.shared.student import (
+    MODEL,
+    checkpoints_of,
+    loaded_student,
+    save_student,
+    show_student,
+    training_result,
+)
 from easydistill.models.checks import model_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
@@ -83,49 +99,56 @@ class OnPolicyStage(TrainStage):
         )
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.methods.shared.restored import trimmed_vocabulary
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
 
         samples, heldout, unreadable = self._rows.read(context)
-        student = build_student(self._models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rows, labels, rejected = self._prepare(renderer, samples)
+        student = loaded_student(self._models, self._training.max_length, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        rows, labels, rejected = self._prepare(renderer, samples, self._limits(student))
         rejected = [*unreadable, *rejected]
+        context.keep_rejected(rejected)
+        if not rows:
+            raise nothing_left("train on", rejected)
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)
             context.stop.raise_if_requested()
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(len(samples) + len(unreadable), len(rows), count_reasons(rejected)),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.prompt) for row in rows)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(heldout),
-                "truncated_rows": sum(row.truncated for row in labels.values()),
-                "student": student.description,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(samples) + len(unreadable), len(rows)),
+            rejected,
+            read=sum(len(row.prompt) for row in rows),
+            train_rows=len(rows),
+            heldout_rows=len(heldout),
+            truncated_rows=sum(row.truncated for row in labels.values()),
+            **rendering_metrics(labels.values()),
+            student=student.description,
+        )
+
+    def _limits(self, student: Student) -> Limits:
+        """Of rows that the student writes and the teacher scores."""
+        if self._server is not None or self._models.teacher is None:
+            return student.limits
+        return student.limits.joined(
+            Limits.of_reference(self._models.teacher, trust_remote_code=self._models.trust_remote_code)
         )
 
     def _prepare(
-        self, renderer: ChatRenderer, samples: Sequence[Sample]
+        self, renderer: ChatRenderer, samples: Sequence[Sample], limits: Limits
     ) -> tuple[list[PromptRow], dict[str, Rendered], list[Rejection]]:
         """Prompts with room for an answer, their labels by id, and the rejected rows."""
         labels: dict[str, Rendered] = {}
         rejected: list[Rejection] = []
         if not isinstance(self._rows, PromptRows):
-            rendered, rejected = render_all(renderer, samples, self._training.max_length, self.name)
+            rendered, rejected = render_all(renderer, samples, self._training.max_length, self.name, limits)
             labels = {sample.id: row for sample, row in rendered}
             samples = [sample for sample, _ in rendered]
         rows: list[PromptRow] = []
         for sample in samples:
-            row = self._prompt_row(renderer, sample, labels.get(sample.id))
+            row = self._prompt_row(renderer, sample, labels.get(sample.id), limits)
             if isinstance(row, Rejection):
                 rejected.append(row)
                 labels.pop(sample.id, None)
@@ -133,10 +156,14 @@ class OnPolicyStage(TrainStage):
                 rows.append(row)
         return rows, labels, rejected
 
-    def _prompt_row(self, renderer: ChatRenderer, sample: Sample, label: Rendered | None) -> PromptRow | Rejection:
+    def _prompt_row(
+        self, renderer: ChatRenderer, sample: Sample, label: Rendered | None, limits: Limits
+    ) -> PromptRow | Rejection:
         from easydistill.methods.shared.rollouts import PromptRow
 
-        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._on_policy.max_new_tokens, self.name)
+        prompt = fitting_prompt(
+            renderer, sample, self._training.max_length, self._on_policy.max_new_tokens, self.name, limits
+        )
         if isinstance(prompt, Rejection):
             return prompt
         return PromptRow(sample.id, prompt, None if label is None else split_label(label))
@@ -155,7 +182,7 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.sft.trainer import train as fine_tune
         from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 
-        checkpoints = context.directory / "checkpoints" / context.fingerprint[:12]
+        checkpoints = checkpoints_of(context)
         following = checkpoints / "on_policy"
         # Checkpoints of the second part hold all weights. With LoRA they hold only the adapters, so the cold start is
         # replayed from its own last checkpoint.

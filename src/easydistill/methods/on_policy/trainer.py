@@ -7,12 +7,13 @@ For the student's own tokens y_t, with p_old the student that generated them (Th
     loss = −(1/N) Σ_t min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)
 
 and −(1/N) Σ_t log p_S(y_t) for tokens of the teacher's answers, if rollouts are mixed with those. N counts the tokens
-of the whole optimiser step, including the token that ends an answer if it was generated.
+of the whole optimiser step, including the token that ends an answer if it was generated. Tokens for which the teacher
+gives no log-probability (a placeholder such as −9999, or nothing finite) are left out of the loss and of N.
 
 The choice of sequences, rollouts and scoring are in `shared/rollouts.py`, as for the generalised JSD in
 `trl_trainer.py`.
 
-Shapes: N tokens.
+Shapes: N tokens, R of them the student's own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from easydistill.contracts.teacher import row_seed
+from easydistill.data.numbers import usable_logprob
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
@@ -52,7 +54,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
-from easydistill.methods.shared.watch import TrainingOutcome, count_parameters
+from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
 from easydistill.models.loading import device
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
@@ -156,7 +158,7 @@ class SampledTraining:
                 batch = self._pending.pop(0)
                 measured |= self.update(batch)
                 self._step += 1
-                tokens = sum(len(item.completion) for item in batch)
+                tokens = sum(sum(item.learned) for item in batch)
                 self._tokens += tokens
                 self._window.append(measured)
                 task.advance(tokens=tokens, note=f"loss {measured['loss']:.3f}")
@@ -202,7 +204,12 @@ class SampledTraining:
         self._student.model.eval()
         with self._autocast():
             own = scored(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
-        by_teacher = self._scores.score(asked, stop)
+        by_teacher = [[usable_logprob(value) for value in row] for row in self._scores.score(asked, stop)]
+        if all(math.isnan(value) for row in by_teacher for value in row):
+            raise TeacherError(
+                "the teacher gives no usable log-probability: all are placeholders or not finite\n"
+                "    → check the server with one request for prompt_logprobs, or load the teacher in float32"
+            )
         found = [
             replace(item, old=old, teacher=teacher)
             for item, (old, _), teacher in zip(rollouts, own, by_teacher, strict=True)
@@ -212,7 +219,8 @@ class SampledTraining:
     def update(self, batch: list[Written]) -> dict[str, float]:
         """Take one optimiser step; returns its figures."""
         self.model.train()
-        count = sum(len(item.completion) for item in batch)
+        # A step of one short answer may have no score at all; it then has no gradient.
+        count = max(1, sum(sum(item.learned) for item in batch))
         batch = sorted(batch, key=lambda item: len(item.ids), reverse=True)
         size = self._config.per_device_train_batch_size
         total = 0.0
@@ -241,21 +249,23 @@ class SampledTraining:
         with self._autocast():
             asked = [(item.ids, len(item.prompt)) for item in part]
             logprobs_N, _ = completion_logprobs(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
-        rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=logprobs_N.device)
-        old_N, teacher_N = (
-            torch.tensor([value for item in part for value in getattr(item, name) or ()], device=logprobs_N.device)
+        on = logprobs_N.device
+        rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=on)
+        learned_N = torch.tensor([value for item in part for value in item.learned], device=on)
+        old_R, teacher_R = (
+            torch.tensor([value for item in part for value in getattr(item, name) or ()], device=on)
             for name in ("old", "teacher")
         )
         cross_entropy = -logprobs_N[~rolled_N].sum()
-        return cross_entropy + sampled_reverse_kl(logprobs_N[rolled_N], old_N, teacher_N, self._on_policy.ratio_clip)
+        kept_R, own_N = learned_N[rolled_N], logprobs_N[rolled_N & learned_N]
+        return cross_entropy + sampled_reverse_kl(own_N, old_R[kept_R], teacher_R[kept_R], self._on_policy.ratio_clip)
 
     def _autocast(self) -> Any:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=uses_bf16(self._config, self._device))
 
     def _log(self, seconds: float) -> None:
         """Log means since the last entry: the training figures, and those of the rollouts."""
-        names = {name for entry in self._window for name in entry}
-        means = {name: fmean(entry[name] for entry in self._window if name in entry) for name in sorted(names)}
+        means = mean_figures(self._window)
         training = {name: means.pop(name) for name in ("loss", "grad_norm")}
         self._final_loss = training["loss"]
         means.pop("learning_rate")

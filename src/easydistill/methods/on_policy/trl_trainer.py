@@ -11,16 +11,14 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -42,7 +40,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
 )
 from easydistill.methods.shared.trl_parts import WritingTrainer
-from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
+from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
 from easydistill.models.logprobs import target_logprobs
@@ -81,8 +79,7 @@ def train(
     watch = RolloutWatch(reporter, stop, config)
     with watch, kept_settings(student.model):
         trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch)
-        with contextlib.suppress(AllStepsDone):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        run_trainer(trainer, resume)
     outcome = training_outcome(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
     if config.lora is not None:
         student.model = model.merge_and_unload()
@@ -123,10 +120,8 @@ class RolloutWatch(Watch):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         super().on_log(args, state, control, logs, **kwargs)
         if logs and "loss" in logs and self.described:
-            names = sorted({name for entry in self.described for name in entry})
-            means = {name: fmean(entry[name] for entry in self.described if name in entry) for name in names}
-            # TRL's mean over all sequences of the step, including the teacher's answers.
-            means["entropy"] = logs["entropy"]
+            # TRL's entropy is the mean over all sequences of the step, including the teacher's answers.
+            means = mean_figures(self.described) | {"entropy": logs["entropy"]}
             self._reporter.metric("rollouts", step=state.global_step, **means)
             self.described = []
 
@@ -156,10 +151,9 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             teacher_model=teacher,
             args=_arguments(config, on_policy, checkpoints),
             train_dataset=_Rows(len(rows)),
-            processing_class=with_padding(student.tokenizer),
+            processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
         )
-        self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""

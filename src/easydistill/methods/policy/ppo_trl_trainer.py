@@ -180,9 +180,7 @@ class PpoTrainer(PolicyTrainer):
             "return": float(ppo.masked_mean(returns_BT, mask_BT)),
             "explained_variance": ppo.explained_variance(values_BT, returns_BT, mask_BT),
         }
-        for name, value in figures.items():
-            if value is not None:
-                self._watch.figures.setdefault(name, []).append(value)
+        self._watch.figures.append({name: value for name, value in figures.items() if value is not None})
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """The policy loss plus the value loss, both means over the tokens of the optimiser step."""
@@ -196,9 +194,8 @@ class PpoTrainer(PolicyTrainer):
         )
         rounds = self.args.steps_per_generation / self.current_gradient_accumulation_steps
         value_loss = total * rounds * self.accelerator.num_processes / inputs["num_items_in_batch"].clamp(min=1)
-        self._watch.figures.setdefault("value_loss", []).append(
-            float(value_loss.detach()) * self.current_gradient_accumulation_steps
-        )
+        logged = float(value_loss.detach()) * self.current_gradient_accumulation_steps
+        self._watch.figures.append({"value_loss": logged})
         return policy_loss + self._policy.vf_coef * value_loss
 
     def step_critic(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.contracts.reward import Rollout
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, Tool
 from easydistill.methods.shared.rollouts import PromptOrder
 
 
@@ -21,6 +21,8 @@ class PolicyRow:
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other fields, such as `answer`, for rewards."""
+    tools: tuple[Tool, ...] = ()
+    """The tools that the answer may call."""
 
 
 class GroupOrder(PromptOrder):
@@ -45,4 +47,4 @@ class GroupOrder(PromptOrder):
 
 def rollout_of(row: PolicyRow, completion: Sequence[int], text: str, ended: bool) -> Rollout:
     """An answer in the form that rewards take."""
-    return Rollout(row.messages, text, tuple(row.prompt), tuple(completion), ended, row.meta)
+    return Rollout(row.messages, text, tuple(row.prompt), tuple(completion), ended, row.meta, tools=row.tools)

@@ -14,16 +14,25 @@ from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
 from easydistill.data.manifest import RowCounts
 from easydistill.data.numbers import as_float
-from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.records import Rejection, Sample
 from easydistill.data.row_files import MALFORMED
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
-from easydistill.errors import ConfigError, ConfigIssue, DataError
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.policy.config import PolicyConfig, PpoConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.methods.shared.rows import PromptRows, fitting_prompt
-from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import PromptRows, fitting_prompt, nothing_left
+from easydistill.methods.shared.student import (
+    MODEL,
+    checkpoints_of,
+    loaded_student,
+    save_student,
+    show_student,
+    training_result,
+)
 from easydistill.models.checks import reference_issues
+from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
@@ -114,18 +123,15 @@ class PolicyStage(TrainStage):
         return Estimate(disk_bytes=own.disk_bytes, memory_bytes=own.memory_bytes + more)
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
-
         samples, heldout, unreadable = self._rows.read(context)
-        student = build_student(self._models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rows, train_rejected = self._prepare(renderer, samples)
-        held_rows, held_rejected = self._prepare(renderer, heldout, all_rates=True)
+        student = loaded_student(self._models, self._training.max_length, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        rows, train_rejected = self._prepare(renderer, samples, student.limits)
+        held_rows, held_rejected = self._prepare(renderer, heldout, student.limits, all_rates=True)
         rejected = [*unreadable, *train_rejected, *held_rejected]
+        context.keep_rejected(rejected)
         if train_rejected and not rows:
-            raise _nothing_left(train_rejected)
+            raise nothing_left("train on", train_rejected)
         with ExitStack() as opened:
             explorer = self._explorer(student, rows, held_rows, context, opened)
             outcome = self._train_policy(student, explorer, context)
@@ -133,29 +139,24 @@ class PolicyStage(TrainStage):
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
         steps = sorted(explorer.measured)
-        measured = {"before": explorer.measured[steps[0]], "after": explorer.measured[steps[-1]]} if steps else {}
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(
-                len(samples) + len(heldout) + len(unreadable),
-                len(rows) + len(held_rows),
-                count_reasons(rejected),
-            ),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(held_rows),
-                "student": student.description,
-                **measured,
-                "course": [{"step": step, **explorer.measured[step]} for step in steps],
-                "alarms": explorer.alarms.raised,
-            },
+        measured: dict[str, Any] = (
+            {"before": explorer.measured[steps[0]], "after": explorer.measured[steps[-1]]} if steps else {}
+        )
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(samples) + len(heldout) + len(unreadable), len(rows) + len(held_rows)),
+            rejected,
+            train_rows=len(rows),
+            heldout_rows=len(held_rows),
+            student=student.description,
+            **measured,
+            course=[{"step": step, **explorer.measured[step]} for step in steps],
+            alarms=explorer.alarms.raised,
         )
 
     def _prepare(
-        self, renderer: ChatRenderer, samples: Sequence[Sample], all_rates: bool = False
+        self, renderer: ChatRenderer, samples: Sequence[Sample], limits: Limits, all_rates: bool = False
     ) -> tuple[list[PolicyRow], list[Rejection]]:
         """(prompts with room for an answer and a pass rate in range, the rejected rows).
 
@@ -165,11 +166,13 @@ class PolicyStage(TrainStage):
         rows: list[PolicyRow] = []
         rejected: list[Rejection] = []
         for sample in samples:
-            row = self._policy_row(renderer, sample, all_rates)
+            row = self._policy_row(renderer, sample, limits, all_rates)
             (rejected if isinstance(row, Rejection) else rows).append(row)  # type: ignore[arg-type]
         return rows, rejected
 
-    def _policy_row(self, renderer: ChatRenderer, sample: Sample, all_rates: bool) -> PolicyRow | Rejection:
+    def _policy_row(
+        self, renderer: ChatRenderer, sample: Sample, limits: Limits, all_rates: bool
+    ) -> PolicyRow | Rejection:
         from easydistill.methods.policy.rows import PolicyRow
 
         low, high = self._policy.pass_rate
@@ -177,16 +180,18 @@ class PolicyStage(TrainStage):
         if not all_rates and rate is not None and not low <= rate <= high:
             detail = f"{rate:.0%} of the attempts at it succeed; policy.pass_rate is [{low:g}, {high:g}]"
             return Rejection(sample.id, self.name, "pass_rate", detail)
-        prompt = fitting_prompt(renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name)
+        prompt = fitting_prompt(
+            renderer, sample, self._training.max_length, self._policy.max_new_tokens, self.name, limits
+        )
         if isinstance(prompt, Rejection):
             return prompt
-        known = {ANSWER: sample.answer} if sample.answer is not None else {}
+        known = {ANSWER: sample.answer} if sample.answer else {}
         meta = {**known, **sample.meta}
         if problem := malformed(self._rewards, meta) or verify.check(self._verification, meta):
             return Rejection(sample.id, self.name, MALFORMED, problem)
         if problem := unjudged(self._rewards, meta):
             return Rejection(sample.id, self.name, UNJUDGED, problem)
-        return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta)
+        return PolicyRow(sample.id, prompt, tuple(sample.prompt), meta, sample.tools)
 
     def _explorer(
         self,
@@ -233,7 +238,7 @@ class PolicyStage(TrainStage):
             explorer,
             self._training,
             self._policy,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
         )
@@ -265,13 +270,3 @@ class PolicyStage(TrainStage):
             return None
         hint = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
         raise ConfigError(ConfigIssue("config", "policy.critic", problem, hint))
-
-
-def _nothing_left(rejected: Sequence[Rejection]) -> DataError:
-    """The error for a training without prompts: the reasons for rejection, with an example of each."""
-    examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
-    reasons = "".join(
-        f"\n    {reason}, {count} of {len(rejected)}: {examples[reason]}"
-        for reason, count in count_reasons(rejected).items()
-    )
-    return DataError(f"there is nothing to train on: no prompt is left{reasons}")

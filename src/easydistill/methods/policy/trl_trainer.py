@@ -9,7 +9,6 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback
 
 from easydistill.config.training import TrainerConfig
 from easydistill.data.journal import Journal
@@ -31,13 +29,14 @@ from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
-from easydistill.methods.shared.restored import kept_settings
+from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.trl_parts import WritingTrainer
-from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, training_outcome
+from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 from easydistill.rewards import RewardScores
+from easydistill.teachers.parsing import text_of
 
 try:
     with importing_trl():
@@ -91,8 +90,7 @@ def train(
         trainer = made(student, explorer, config, policy, checkpoints, watch, **extra)
         watch.trainer = trainer
         try:
-            with contextlib.suppress(AllStepsDone):
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            run_trainer(trainer, resume)
         except (Interrupted, TeacherError):
             # The judge failed, or waiting for it was interrupted: keep all rounds before.
             trainer.keep()
@@ -179,27 +177,36 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         self._watch = watch
         self._asked: list[int] = []
         self._ended: list[bool] = []
+        self._round_end: tuple[int, RandomState, int | float] | None = None
         reference = self._make_reference(student)
         super().__init__(
             model=with_adapters(student.model, config),
             reward_funcs=[_named("total")],
             args=arguments(config, policy, checkpoints),
             train_dataset=Dataset.from_dict({"prompt": list(range(len(explorer.rows)))}),
-            processing_class=with_padding(student.tokenizer),
+            processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
         )
-        self.remove_callback(PrinterCallback)
         if self._needs_reference:
             self.beta = getattr(policy, "beta", 0.0)
             if reference is not None:
                 add_fused_lm_head(reference, temperature=self.temperature)
                 self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
+    def remember(self) -> None:
+        """Record what the next round changes before its first step: random generators and the count of tokens."""
+        self._round_end = (self.state.global_step, RandomState.now(), self.state.num_input_tokens_seen)
+
     def keep(self) -> None:
-        """Save a checkpoint if a round has just ended and there is none yet."""
+        """Save a checkpoint as of the end of the round that has just ended, unless there is one.
+
+        The next round has begun: at the end of an epoch its data loader has drawn a seed, and its answers are counted.
+        """
         step = self.state.global_step
         target = Path(self.args.output_dir) / f"checkpoint-{step}"
-        if step and step % self._policy.steps_per_round == 0 and not is_whole(target):
+        if self._round_end is not None and self._round_end[0] == step and not is_whole(target):
+            _, random_state, self.state.num_input_tokens_seen = self._round_end
+            random_state.restore()
             self._save_checkpoint(self.model, None)
             self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -265,8 +272,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed)
 
     def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
-        texts: list[str] = self.processing_class.batch_decode(completions, skip_special_tokens=True)
-        return texts
+        return [text_of(self.processing_class, ids, self._student.eos_ids) for ids in completions]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """The reward of each answer, (answers, 1), over all processes; NaN where every reward abstains."""

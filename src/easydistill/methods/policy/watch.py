@@ -20,7 +20,7 @@ from easydistill.methods.policy.config import PolicyConfig
 from easydistill.methods.policy.measure import without_zero_abstentions
 from easydistill.methods.policy.rows import PolicyRow
 from easydistill.methods.shared.checkpoints import step_of
-from easydistill.methods.shared.watch import Watch
+from easydistill.methods.shared.watch import Watch, mean_figures
 from easydistill.rewards import WeightedRewards
 
 _KEPT = {
@@ -45,6 +45,9 @@ class Watched(Protocol):
 
     def step_critic(self) -> None:
         """Update the critic, if the method has one."""
+
+    def remember(self) -> None:
+        """A round ends here, and the run can resume from here even if it fails later."""
 
     def measure(self) -> dict[str, Any]:
         """Answer the held-out prompts and score the answers."""
@@ -87,7 +90,7 @@ class PolicyWatch(Watch):
         self.trainer: Watched | None = None
         self.rewards: list[dict[str, float]] = []
         """Means of each reward and other figures of a round, since the last entry."""
-        self.figures: dict[str, list[float]] = {}
+        self.figures: list[dict[str, float]] = []
         """Other figures since the last entry."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -102,6 +105,8 @@ class PolicyWatch(Watch):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         round_ends = state.global_step % self._policy.steps_per_round == 0
         # A run that stops here measures when it resumes.
+        if round_ends and self.trainer is not None:
+            self.trainer.remember()
         if self._due(state.global_step) and not (round_ends and self._stop.requested):
             self.measure_now(state.global_step)
         requested, self._stop = self._stop, self._stop if round_ends else StopSignal()
@@ -117,11 +122,8 @@ class PolicyWatch(Watch):
         found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if logs.get(theirs) is not None}
         if logs.get(_CUT_OFF) is not None:
             found["ended"] = 1 - logs[_CUT_OFF]
-        for source in (self.rewards, [{name: value} for name, all_ in self.figures.items() for value in all_]):
-            for name in sorted({name for entry in source for name in entry}):
-                values = [entry[name] for entry in source if name in entry]
-                found.setdefault(name, sum(values) / len(values))
-        self.rewards, self.figures = [], {}
+        found = mean_figures(self.figures) | mean_figures(self.rewards) | found
+        self.rewards, self.figures = [], []
         # Means are not finite for a round without any reward.
         found = {name: value for name, value in without_zero_abstentions(found).items() if math.isfinite(value)}
         self._reporter.metric("policy", step=state.global_step, **found)

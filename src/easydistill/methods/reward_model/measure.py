@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from easydistill.data.batches import batches_by_length
+from easydistill.data.batches import batches_by_length, padded
 from easydistill.engine.interrupt import StopSignal
 from easydistill.methods.reward_model.rows import RewardRow
 
@@ -47,9 +47,8 @@ def score_rows(model: Any, rows: Sequence[RewardRow], pad: int, stop: StopSignal
     device = next(model.parameters()).device
     for batch in batches_by_length([len(chat) for chat in chats], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
         stop.raise_if_requested()
-        width = max(len(chats[at]) for at in batch)
-        ids_BT = torch.tensor([chats[at] + [pad] * (width - len(chats[at])) for at in batch], device=device)
-        seen_BT = torch.tensor([[1] * len(chats[at]) + [0] * (width - len(chats[at])) for at in batch], device=device)
+        ids_BT = torch.tensor(padded([chats[at] for at in batch], pad), device=device)
+        seen_BT = torch.tensor(padded([[1] * len(chats[at]) for at in batch], 0), device=device)
         score_B1 = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits
         for at, score in zip(batch, score_B1[:, 0].float().tolist(), strict=True):
             found[at] = score
@@ -130,16 +129,7 @@ def best_of_n(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> BestOfN 
 
     An answer in several pairs counts once, with its mean quality; ties for the highest score count with their mean.
     """
-    answers: dict[str, dict[tuple[int, ...], tuple[float, list[float]]]] = defaultdict(dict)
-    for row, score in zip(rows, scores, strict=True):
-        if row.truth is None:
-            continue
-        sides = ((row.chosen, score.chosen, row.truth[0]), (row.rejected, score.rejected, row.truth[1]))
-        for chat, value, truth in sides:
-            answers[row.prompt].setdefault(tuple(chat), (value, []))[1].append(truth)
-    prompts = [
-        [(value, fmean(truths)) for value, truths in found.values()] for found in answers.values() if len(found) > 1
-    ]
+    prompts = [answers for answers in _answers_by_prompt(rows, scores) if len(answers) > 1]
     if not prompts:
         return None
     gains, most = [], []
@@ -148,6 +138,18 @@ def best_of_n(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> BestOfN 
         gains.append(fmean(truth for value, truth in found if value == highest) - usual)
         most.append(max(truth for _, truth in found) - usual)
     return BestOfN(len(prompts), fmean(map(len, prompts)), fmean(gains), fmean(most))
+
+
+def _answers_by_prompt(rows: Sequence[RewardRow], scores: Sequence[RowScore]) -> list[list[tuple[float, float]]]:
+    """(score, mean known quality) of each answer of known quality, by prompt."""
+    answers: dict[str, dict[tuple[int, ...], tuple[float, list[float]]]] = defaultdict(dict)
+    for row, score in zip(rows, scores, strict=True):
+        if row.truth is None:
+            continue
+        sides = ((row.chosen, score.chosen, row.truth[0]), (row.rejected, score.rejected, row.truth[1]))
+        for chat, value, truth in sides:
+            answers[row.prompt].setdefault(tuple(chat), (value, []))[1].append(truth)
+    return [[(value, fmean(truths)) for value, truths in found.values()] for found in answers.values()]
 
 
 def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:

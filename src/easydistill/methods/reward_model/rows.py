@@ -16,6 +16,8 @@ from easydistill.data.records import Rejection
 from easydistill.data.row_files import MALFORMED
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import GAP, PLAIN
+from easydistill.methods.shared.rows import UNLIMITED, unknown_token
+from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
@@ -61,9 +63,19 @@ class RewardRow:
 
 
 def tokenise(
-    renderer: ChatRenderer, pairs: Sequence[Preference], max_length: int, stage: str, *, use_margin: bool
+    renderer: ChatRenderer,
+    pairs: Sequence[Preference],
+    max_length: int,
+    stage: str,
+    *,
+    use_margin: bool,
+    limits: Limits = UNLIMITED,
 ) -> tuple[list[RewardRow], list[Rejection]]:
-    """Tokenise pairs; those that the template refuses, that are too long, or whose margin is invalid are rejected."""
+    """Tokenise pairs.
+
+    Rejected are those that the template refuses, that are longer than `max_length` or than the model reads, with a
+    token that the model does not know, and those whose margin is invalid.
+    """
     rows: list[RewardRow] = []
     rejected: list[Rejection] = []
     for pair in pairs:
@@ -72,9 +84,12 @@ def tokenise(
         except _NoRow as problem:
             rejected.append(Rejection(pair.id, stage, problem.reason, str(problem)))
             continue
-        if row.longest > max_length:
-            detail = f"{row.longest} tokens, and training.max_length is {max_length}"
-            rejected.append(Rejection(pair.id, stage, TOO_LONG, detail))
+        if (token := limits.stranger([*row.chosen, *row.rejected])) is not None:
+            rejected.append(unknown_token(pair.id, stage, token, limits))
+        elif row.longest > limits.within(max_length):
+            longest = limits.within(max_length)
+            end = "training.max_length is" if longest == max_length else "the student's last position is"
+            rejected.append(Rejection(pair.id, stage, TOO_LONG, f"{row.longest} tokens, and {end} {longest}"))
         else:
             rows.append(row)
     return rows, rejected

@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.models import ModelsConfig
 from easydistill.data.manifest import RowCounts
 from easydistill.data.preferences import Preference
-from easydistill.data.records import Rejection, count_reasons
+from easydistill.data.records import Rejection
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow, tokenise
 from easydistill.methods.shared.pairs import PairRows, PairStage
-from easydistill.methods.shared.student import MODEL, outcome_metrics, save_student, show_student
+from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rows import nothing_left
+from easydistill.methods.shared.student import (
+    MODEL,
+    checkpoints_of,
+    loaded_student,
+    save_student,
+    show_student,
+    training_result,
+)
+from easydistill.models.limits import Limits
 from easydistill.models.student import Student
 
 if TYPE_CHECKING:
@@ -45,7 +55,7 @@ class RewardStage(PairStage):
     def examine(self) -> list[ConfigIssue]:
         from easydistill.models.scalar_head import scalar_issues
 
-        return scalar_issues(self._models)
+        return [*super().examine(), *scalar_issues(self._models)]
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "reward_model": self._reward.identity()}
@@ -55,15 +65,19 @@ class RewardStage(PairStage):
         from easydistill.methods.reward_model.trl_trainer import train
         from easydistill.models.loading import choose_dtype, device, load_classifier
         from easydistill.models.scalar_head import set_padding, with_scalar_head
-        from easydistill.models.student import build_student
 
         train_pairs, heldout, unreadable = self._rows.read(context)
         float32 = choose_dtype("float32", device())
-        student = build_student(self._models, float32)
-        renderer = self._renderer(student)
+        student = loaded_student(self._models, self._training.max_length, context)
+        limits = student.limits
+        renderer = self._renderer(student, context)
         student = with_scalar_head(student, self._training.seed)
-        rows, train_rejected = self._tokenise(renderer, train_pairs)
-        held_rows, held_rejected = self._tokenise(renderer, heldout)
+        rows, train_rejected = self._tokenise(renderer, train_pairs, limits)
+        held_rows, held_rejected = self._tokenise(renderer, heldout, limits)
+        rejected = [*unreadable, *train_rejected, *held_rejected]
+        context.keep_rejected(rejected)
+        if not rows:
+            raise nothing_left("train on", rejected)
         if self._reward.use_margin and not any(row.margin for row in rows):
             raise DataError(
                 "reward_model.use_margin: no pair has a `margin`\n    → turn it off, or give the pairs margins"
@@ -79,7 +93,7 @@ class RewardStage(PairStage):
             rows,
             self._training,
             self._reward,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
         )
@@ -97,36 +111,30 @@ class RewardStage(PairStage):
                 "notes": {name: NOTES[name] for name in missing},
             }
         show_student(context)
-        rejected = [*unreadable, *train_rejected, *held_rejected]
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(
-                len(train_pairs) + len(heldout) + len(unreadable),
-                len(rows) + len(held_rows),
-                count_reasons(rejected),
-            ),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(2 * row.prompt_tokens for row in rows)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rows),
-                "heldout_rows": len(held_rows),
-                "truncated_rows": 0,
-                "student": student.description,
-                **metrics,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(train_pairs) + len(heldout) + len(unreadable), len(rows) + len(held_rows)),
+            rejected,
+            read=sum(2 * row.prompt_tokens for row in rows),
+            train_rows=len(rows),
+            heldout_rows=len(held_rows),
+            truncated_rows=0,
+            student=student.description,
+            **metrics,
         )
 
-    def _renderer(self, student: Student) -> ChatRenderer:
-        from easydistill.data.chat import ChatRenderer
-
+    def _renderer(self, student: Student, context: StageContext) -> ChatRenderer:
         template = self._rows.dataset.template
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, template)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         if template is not None and renderer.single_turn:
             problem = f"{template} is an EasyDistill 1 template, which cannot be saved with the reward model"
             hint = "write it as a chat template, over `messages`, or leave it out"
             raise ConfigError(ConfigIssue("config", "dataset.template", problem, hint))
         return renderer
 
-    def _tokenise(self, renderer: ChatRenderer, pairs: Sequence[Preference]) -> tuple[list[RewardRow], list[Rejection]]:
-        return tokenise(renderer, pairs, self._training.max_length, self.name, use_margin=self._reward.use_margin)
+    def _tokenise(
+        self, renderer: ChatRenderer, pairs: Sequence[Preference], limits: Limits
+    ) -> tuple[list[RewardRow], list[Rejection]]:
+        margin = self._reward.use_margin
+        return tokenise(renderer, pairs, self._training.max_length, self.name, use_margin=margin, limits=limits)

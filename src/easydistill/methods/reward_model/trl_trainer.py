@@ -10,32 +10,28 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue, DataError, MissingExtra
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow
-from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.shared.adapters import lora_config
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
-from easydistill.methods.shared.compat import argument_values
-from easydistill.methods.shared.trl_parts import QuietTrainer
-from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
+from easydistill.methods.shared.compat import argument_values, importing_trl
+from easydistill.methods.shared.trl_parts import PairsTrainer
+from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device
 from easydistill.models.scalar_head import head_name
 from easydistill.models.student import Student
 
 try:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TRL currently supports vLLM", UserWarning)
+    with importing_trl():
         from datasets import Dataset
         from trl import RewardConfig, RewardTrainer
 except ImportError:
@@ -75,8 +71,7 @@ def train(
     resume = last_whole_checkpoint(checkpoints)
     with ScoreWatch(reporter, stop, config) as watch:
         trainer = ScoreTrainer(student, rows, config, reward, checkpoints, watch)
-        with contextlib.suppress(AllStepsDone):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        run_trainer(trainer, resume)
     outcome = training_outcome(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
     # Accelerate leaves a bfloat16 forward on the instance; later users choose their own precision.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -120,7 +115,7 @@ class ScoreWatch(Watch):
             self._reporter.metric("reward_model", step=state.global_step, **found)
 
 
-class ScoreTrainer(QuietTrainer, RewardTrainer):
+class ScoreTrainer(PairsTrainer, RewardTrainer):
     """TRL's trainer on tokenised pairs."""
 
     def __init__(
@@ -132,7 +127,7 @@ class ScoreTrainer(QuietTrainer, RewardTrainer):
         checkpoints: Path,
         watch: Watch,
     ) -> None:
-        self._rows, self._config = rows, config
+        self._pairs, self._config = rows, config
         super().__init__(
             model=student.model,
             args=arguments(config, reward, checkpoints),
@@ -150,14 +145,6 @@ class ScoreTrainer(QuietTrainer, RewardTrainer):
             peft_config=adapters(student.model, config),
             callbacks=[watch],
         )
-        self.remove_callback(PrinterCallback)
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The pairs are tokenised already, and none is too long."""
-        return dataset
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return epoch_sampler([row.longest for row in self._rows], self._config, grouped=self._config.group_by_length)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Keep `margin` from the model, which some architectures refuse."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.config.training import TrainerConfig
+from easydistill.data.batches import padded
 
 IGNORE = -100
 MEGABATCHES = 8
@@ -82,21 +83,20 @@ def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor
     is not learned. The rows of a pack are concatenated, with positions that restart at every row, from which
     transformers derives attention that stays within the rows.
     """
-    lengths = [sum(len(row.ids) for row in item) for item in items]
-    width = max(lengths)
-    batch: dict[str, Any] = {"input_ids": [], "labels": []}
-    packed = any(len(item) > 1 for item in items)
-    if packed:
-        batch["position_ids"] = []
-    for item, length in zip(items, lengths, strict=True):
-        space = width - length
-        batch["input_ids"].append([token for row in item for token in row.ids] + [pad] * space)
-        batch["labels"].append([label for row in item for label in row.labels()] + [IGNORE] * space)
-        if packed:
-            positions = [position for row in item for position in range(len(row.ids))]
-            # Padding forms one more segment.
-            batch["position_ids"].append(positions + list(range(space)))
+    batch = {
+        "input_ids": padded([[*chain(*(row.ids for row in item))] for item in items], pad),
+        "labels": padded([[*chain(*(row.labels() for row in item))] for item in items], IGNORE),
+    }
+    if any(len(item) > 1 for item in items):
+        width = len(batch["input_ids"][0])
+        batch["position_ids"] = [_positions(item, width) for item in items]
     return {name: torch.tensor(value) for name, value in batch.items()}
+
+
+def _positions(item: Sequence[TokenRow], width: int) -> list[int]:
+    """Positions that restart at every row. Padding forms one more segment."""
+    lengths = [len(row.ids) for row in item]
+    return [*chain(*map(range, [*lengths, width - sum(lengths)]))]
 
 
 class EpochSampler(Sampler[int]):

@@ -8,25 +8,28 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
-from easydistill.data.records import count_reasons
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.shared.rows import LabelledRows, render_all
+from easydistill.methods.shared.foretelling import Foresight
+from easydistill.methods.shared.rendering import student_renderer, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all, rendering_metrics
 from easydistill.methods.shared.student import (
     MODEL,
-    outcome_metrics,
+    checkpoints_of,
+    loaded_student,
     save_student,
     show_student,
     student_of_stage,
     training_estimate,
     training_fingerprint,
+    training_result,
 )
 from easydistill.models.checks import student_issues
-from easydistill.models.student import check_student
+from easydistill.models.student import check_student, student_references
 
 if TYPE_CHECKING:
     from easydistill.methods.distil.row_loss import Distillation
@@ -60,6 +63,7 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
+        self._foresight = Foresight(models, rows.dataset, rows.preview)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -71,35 +75,45 @@ class TrainStage:
         issues += self._teaching.preflight() if self._teaching else []
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
+    def examine(self) -> list[ConfigIssue]:
+        """Load the student's tokenizer and render the first rows."""
+        return self._foresight.issues()
+
+    def foretell(self) -> list[str]:
+        return self._foresight.lines()
+
     def fingerprint(self) -> dict[str, Any]:
         return {
             **training_fingerprint(self._rows, self._models, self._training),
             **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
         }
 
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
+
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.data.chat import ChatRenderer
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train
-        from easydistill.models.loading import choose_dtype, device
-        from easydistill.models.student import build_student
 
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = build_student(models, choose_dtype("float32", device()))
-        renderer = ChatRenderer.from_file(student.tokenizer, student.eos_ids, self._rows.dataset.template)
-        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name)
+        student = loaded_student(models, self._training.max_length, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name, student.limits)
         rejected += too_long
+        context.keep_rejected(rejected)
+        if not rendered:
+            raise nothing_left("train on", rejected)
         rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(
             student,
             rows,
             self._training,
-            context.directory / "checkpoints" / context.fingerprint[:12],
+            checkpoints_of(context),
             context.reporter,
             context.stop,
             self._distillation(rows, self._training.loss_chunk_bytes, context),
@@ -108,18 +122,17 @@ class TrainStage:
         context.stop.raise_if_requested()
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
-        return StageResult(
-            outputs=files,
-            rows=RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered), count_reasons(rejected)),
-            rejected=rejected,
-            tokens={"trained": outcome.trained_tokens, "read": sum(len(row.ids) for _, row in rendered)},
-            metrics={
-                **outcome_metrics(outcome),
-                "train_rows": len(rendered),
-                "heldout_rows": len(heldout),
-                "truncated_rows": sum(row.truncated for _, row in rendered),
-                "student": student.description,
-            },
+        return training_result(
+            outcome,
+            files,
+            RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered)),
+            rejected,
+            read=sum(len(row.ids) for _, row in rendered),
+            train_rows=len(rendered),
+            heldout_rows=len(heldout),
+            truncated_rows=sum(row.truncated for _, row in rendered),
+            **rendering_metrics(row for _, row in rendered),
+            student=student.description,
         )
 
     def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:

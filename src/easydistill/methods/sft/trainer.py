@@ -9,12 +9,9 @@ optimiser are in float32; the computation is in bfloat16 on devices that are fas
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import PrinterCallback
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -22,6 +19,7 @@ from easydistill.errors import DataError
 from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
@@ -32,8 +30,8 @@ from easydistill.methods.shared.compat import (
     training_arguments,
     unfuse_loss,
 )
-from easydistill.methods.shared.watch import AllStepsDone, TrainingOutcome, Watch, training_outcome
-from easydistill.models.loading import device
+from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
+from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 
 
@@ -56,6 +54,7 @@ def train(
         stage: name of the steps in `metrics.jsonl`; the report draws the curve of `train`.
 
     Raises:
+        ConfigError: packed rows would see each other in this architecture.
         DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
@@ -65,12 +64,13 @@ def train(
     dataset = RowDataset(items)
     sampler = epoch_sampler(dataset.lengths(), config, grouped=config.group_by_length and not config.packing)
     check_head(student.model)
+    if any(len(item) > 1 for item in items):
+        check_packing(student.model, config.max_length)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
     arguments = training_arguments(config, checkpoints, on)
     resume = last_whole_checkpoint(checkpoints)
-    pad = student.tokenizer.pad_token_id
-    pad_id = pad if pad is not None else min(student.eos_ids, default=0)
+    pad_id = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
 
     def batch_of(items: list[list[TokenRow]]) -> dict[str, Any]:
         extra = distillation.collate([row for item in items for row in item]) if distillation else {}
@@ -85,9 +85,7 @@ def train(
             callbacks=[callback],
             sampler=sampler,
         )
-        trainer.remove_callback(PrinterCallback)
-        with contextlib.suppress(AllStepsDone):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        run_trainer(trainer, resume)
     trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
     # Merging does not call forward, but later users of the model expect logits.

@@ -11,6 +11,7 @@ from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
+from easydistill.data.messages import Chat
 from easydistill.data.preferences import Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
@@ -18,10 +19,12 @@ from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.foretelling import Foresight
+from easydistill.methods.shared.rendering import template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
 from easydistill.methods.shared.student import training_estimate, training_fingerprint
 from easydistill.models.checks import student_issues
-from easydistill.models.student import check_student
+from easydistill.models.student import check_student, student_references
 
 GAP = "gap"
 """Field of a pair that names its kind."""
@@ -63,6 +66,14 @@ class PairRows:
             "max_heldout": self.evaluation.max_heldout,
         }
 
+    def preview(self, most: int) -> list[Chat]:
+        """The first chats of the file; none if a stage makes the pairs."""
+        if self.stage is not None:
+            return []
+        limit = min(most, self.dataset.max_samples or most)
+        found = read_pairs(self._path, limit=limit, columns=self.dataset.column_names)
+        return [chat for pair in found.pairs for chat in pair.chats]
+
     def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
 
@@ -96,6 +107,9 @@ class RowsBesidePairs(LabelledRows):
     def inputs(self) -> tuple[str, ...]:
         return self.pairs.inputs
 
+    def preview(self, most: int) -> list[Chat]:
+        return []
+
     def fingerprint(self) -> dict[str, Any]:
         return self.pairs.fingerprint() | {"kind": self.kind}
 
@@ -121,6 +135,7 @@ class PairStage:
     def __init__(self, rows: PairRows, models: ModelsConfig, training: TrainerConfig, name: str = "train") -> None:
         self.name = name
         self._rows, self._models, self._training = rows, models, training
+        self._foresight = Foresight(models, rows.dataset, rows.preview)
         self.inputs = rows.inputs
 
     def preflight(self) -> list[ConfigIssue]:
@@ -129,8 +144,18 @@ class PairStage:
         issues += student_issues(self._models) + check_student(self._models)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
+    def examine(self) -> list[ConfigIssue]:
+        """Load the student's tokenizer and render the first rows."""
+        return self._foresight.issues()
+
+    def foretell(self) -> list[str]:
+        return self._foresight.lines()
+
     def fingerprint(self) -> dict[str, Any]:
         return training_fingerprint(self._rows, self._models, self._training)
+
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)

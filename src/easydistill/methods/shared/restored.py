@@ -1,11 +1,14 @@
-"""Changes to a model that are undone after training: a trimmed vocabulary, settings that trainers alter."""
+"""What is put back: a trimmed vocabulary and settings of a model after training, the state of random generators."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,3 +53,25 @@ def kept_settings(model: Any) -> Iterator[None]:
         setattr(place, name, value)
     if getattr(model, "is_gradient_checkpointing", False):
         model.gradient_checkpointing_disable()
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of the global random generators, which checkpoints hold."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def now(cls) -> RandomState:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)

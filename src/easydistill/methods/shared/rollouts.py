@@ -26,6 +26,7 @@ from easydistill.contracts.teacher import row_seed
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.logprobs import completion_logprobs
+from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
 
@@ -61,7 +62,12 @@ class Written:
     old: list[float] | None = None
     """log p_old of each completion token."""
     teacher: list[float] | None = None
-    """log p_T of each completion token."""
+    """log p_T of each completion token; NaN where the teacher gives none."""
+
+    @property
+    def learned(self) -> list[bool]:
+        """For each completion token, whether it is learned: all but those without a teacher's log-probability."""
+        return [True] * len(self.completion) if self.teacher is None else [not math.isnan(x) for x in self.teacher]
 
     @property
     def ids(self) -> list[int]:
@@ -160,7 +166,8 @@ def roll_out(
     model.eval()
     found: dict[int, Written] = {}
     lengths = [len(prompt) for _, prompt in prompts]
-    for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens):
+    equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
+    for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
         seeds = [row_seed(seed, f"{step}:{index}:{prompts[index][0]}") for index in batch]
         sampler = _RecordingSampler(seeds, temperature)
         answers = generate_batch(model, [prompts[index][1] for index in batch], eos_ids, max_new_tokens, sampler)
@@ -178,15 +185,17 @@ def repetition(ids: Sequence[int]) -> float:
 
 
 def describe(rollouts: Sequence[Written]) -> dict[str, float]:
-    """Figures of rollouts: mean length, repetition, share that ended by itself, reverse KL."""
+    """Figures of rollouts: mean length, repetition, share that ended by itself, reverse KL, share without scores."""
     if not rollouts:
         return {}
-    gaps = [s - t for item in rollouts for s, t in zip(item.old or (), item.teacher or (), strict=True)]
+    both = [pair for item in rollouts for pair in zip(item.old or (), item.teacher or (), strict=True)]
+    gaps = [own - teacher for own, teacher in both if not math.isnan(teacher)]
     return {
         "rollout_length": fmean(len(item.completion) for item in rollouts),
         "ended": fmean(item.ended for item in rollouts),
         "repetition": fmean(repetition(item.completion) for item in rollouts),
         **({"reverse_kl": fmean(gaps)} if gaps else {}),
+        **({"unscored": 1 - len(gaps) / len(both)} if both else {}),
     }
 
 

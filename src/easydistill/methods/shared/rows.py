@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
+from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
-from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.data.row_files.identity import hash_rows
+from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
+from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
 
+UNLIMITED = Limits()
+UNKNOWN_TOKEN = "unknown_token"
+"""Reason of the rejection of a row with a token that the model's embedding has no row for."""
+NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
+"""Metrics of a stage: rows by the kind of part that the template leaves out, and answers that are not learned."""
+_HINTS = {
+    TEMPLATE_REFUSED: "\n    → set dataset.template to a chat template that takes these chats, or change the rows",
+    "no_trainable_tokens": "\n    → raise training.max_length, or shorten the prompts",
+}
 MIN_ROWS_FOR_SHARE = 10
 """With fewer rows than this, a `heldout` given as a share holds out nothing."""
 
@@ -59,6 +71,11 @@ class LabelledRows:
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
+    def preview(self, most: int) -> list[Chat]:
+        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
+        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
+        return _chats(self.dataset, path, None if self.from_stage else True, most)
+
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
@@ -66,12 +83,20 @@ class LabelledRows:
 
 def read_file(
     dataset: RowsConfig, path: str | None, labelled: bool | None, context: StageContext
-) -> tuple[list[Sample], list[Rejection]]:
+) -> tuple[Rows[Sample], list[Rejection]]:
     """The rows of the user's file, read as the `dataset` section says. What is not read of them is told."""
     assert path is not None, "checked by the job's validators"
     found = read_rows(path, labelled=labelled, limit=dataset.max_samples, columns=dataset.column_names)
     context.notice(found.notices)
     return found.samples, found.rejected
+
+
+def _chats(dataset: RowsConfig, path: str | None, labelled: bool | None, most: int) -> list[Chat]:
+    if path is None:
+        return []
+    limit = min(most, dataset.max_samples or most)
+    found = read_rows(path, labelled=labelled, limit=limit, columns=dataset.column_names)
+    return [Chat.of(sample) for sample in found.samples]
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -86,23 +111,73 @@ def heldout_rows(config: HeldoutConfig, total: int) -> int:
 
 
 def render_all(
-    renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str
+    renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str, limits: Limits = UNLIMITED
 ) -> tuple[list[tuple[Sample, Rendered]], list[Rejection]]:
-    """Tokenise samples; those that the template refuses, or with no answer token within `max_length`, are rejected."""
+    """Tokenise samples, cut after `max_length` tokens or at the model's end, whichever comes first.
+
+    Rejected are those that the template refuses, with no answer token within that length, or with a token that the
+    model does not know.
+    """
+    longest = limits.within(max_length)
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
-    for sample in samples:
-        try:
-            row = renderer.render(sample, max_length)
-        except DataError as error:
-            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error)))
+    for sample, found in zip(samples, renderer.render_many(samples, longest), strict=True):
+        if isinstance(found, DataError):
+            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found)))
             continue
+        if (token := limits.stranger(found.ids)) is not None:
+            rejected.append(unknown_token(sample.id, stage, token, limits))
+            continue
+        row = without_end(found, sample, renderer.eos_ids)
         if any(row.mask[1:]):
             rendered.append((sample, row))
         else:
-            detail = f"the prompt alone fills max_length ({max_length} tokens)"
+            detail = f"the prompt alone fills {length_words(max_length, limits)}"
             rejected.append(Rejection(sample.id, stage, "no_trainable_tokens", detail))
     return rendered, rejected
+
+
+def unknown_token(row: str, stage: str, token: int, limits: Limits) -> Rejection:
+    """The rejection of a row with a token that has no row in the model's embedding."""
+    detail = f"token {token} has no row in the student's embedding, which has {limits.tokens}"
+    return Rejection(row, stage, UNKNOWN_TOKEN, detail)
+
+
+def length_words(max_length: int, limits: Limits) -> str:
+    """What ends a row, in words."""
+    longest = limits.within(max_length)
+    return f"max_length ({max_length} tokens)" if longest == max_length else f"the student's {longest} positions"
+
+
+def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
+    """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
+    last = max((t for t, on in enumerate(row.mask) if on), default=None)
+    if not is_cut(sample) or row.truncated or last is None or row.ids[last] not in eos_ids:
+        return row
+    return replace(row, ids=row.ids[:last], mask=row.mask[:last])
+
+
+def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:
+    """What the template left out of the rows: nothing where it shows them whole."""
+    from easydistill.data.chat import count_kinds
+
+    rows = list(rows)
+    not_shown = count_kinds(row.missing for row in rows)
+    lost = sum(row.lost_turns for row in rows)
+    return {**({NOT_SHOWN: not_shown} if not_shown else {}), **({LOST_TURNS: lost} if lost else {})}
+
+
+def nothing_left(purpose: str, rejected: Sequence[Rejection]) -> DataError:
+    """The error for a stage without rows: the reasons for rejection, with an example of each."""
+    examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
+    reasons = "".join(
+        f"\n    {reason}, {count} of {len(rejected)}: {examples[reason]}"
+        for reason, count in count_reasons(rejected).items()
+    )
+    hint = _HINTS.get(next(iter(count_reasons(rejected)), ""), "")
+    # The template's own words may end with a hint.
+    hint = "" if "→" in reasons else hint
+    return DataError(f"there is nothing to {purpose}: no row is left{reasons}{hint}")
 
 
 class PromptRows(LabelledRows):
@@ -120,6 +195,9 @@ class PromptRows(LabelledRows):
             **self.dataset.reading_identity(),
         }
 
+    def preview(self, most: int) -> list[Chat]:
+        return _chats(self.dataset, self.dataset.instruction_path, self.labelled, most)
+
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         samples, rejected = read_file(self.dataset, self.dataset.instruction_path, self.labelled, context)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
@@ -127,15 +205,24 @@ class PromptRows(LabelledRows):
 
 
 def fitting_prompt(
-    renderer: ChatRenderer, sample: Sample, max_length: int, max_new_tokens: int, stage: str
+    renderer: ChatRenderer,
+    sample: Sample,
+    max_length: int,
+    max_new_tokens: int,
+    stage: str,
+    limits: Limits = UNLIMITED,
 ) -> list[int] | Rejection:
-    """The prompt's tokens, or a rejection if they leave no room for an answer."""
+    """The prompt's tokens; or a rejection if they leave no room for an answer, or the model does not know one."""
     try:
         prompt = renderer.prompt_ids(sample.prompt_chat)
     except DataError as error:
         return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
-    room = max_length - max_new_tokens
+    if (token := limits.stranger(prompt)) is not None:
+        return unknown_token(sample.id, stage, token, limits)
+    longest = limits.within(max_length)
+    room = longest - max_new_tokens
     if len(prompt) > room:
-        detail = f"the prompt has {len(prompt)} tokens; max_length − max_new_tokens leaves {room}"
+        end = "max_length" if longest == max_length else f"the student's {longest} positions"
+        detail = f"the prompt has {len(prompt)} tokens; {end} − max_new_tokens leaves {max(0, room)}"
         return Rejection(sample.id, stage, "prompt_too_long", detail)
     return prompt

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.files import hash_file, show_directory
-from easydistill.engine.stage import Estimate, StageContext
+from easydistill.data.files import show_directory
+from easydistill.data.manifest import RowCounts
+from easydistill.data.records import Rejection, count_reasons
+from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.methods.shared.rendering import template_identity
 from easydistill.models.size import student_parameters
 from easydistill.models.student import Student, student_identity
 
@@ -29,7 +32,7 @@ class TrainingRows(Protocol):
 
     @property
     def dataset(self) -> Any:
-        """The config section, with its `template`."""
+        """The config section, with its `template` and what belongs to it."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes when the rows do."""
@@ -42,14 +45,28 @@ def student_of_stage(models: ModelsConfig, stage: str | None, context: StageCont
     return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
 
 
+def loaded_student(models: ModelsConfig, max_length: int, context: StageContext) -> Student:
+    """The student in float32, to be trained on rows of up to `max_length` tokens; what the user should know is said."""
+    from easydistill.models.loading import choose_dtype, device
+    from easydistill.models.student import build_student
+
+    student = build_student(models, choose_dtype("float32", device()))
+    longest = student.limits.within(max_length)
+    for note in student.notes:
+        context.reporter.say(f"  note: {note}")
+    if longest < max_length:
+        problem = f"{student.description} has {longest} positions and training.max_length is {max_length}"
+        context.reporter.say(f"  note: {problem}: rows end after {longest} tokens")
+    return student
+
+
 def training_fingerprint(rows: TrainingRows, models: ModelsConfig, training: TrainerConfig) -> dict[str, Any]:
     """What the trained student depends on, whatever the method: rows, the student, settings and the template."""
-    template = rows.dataset.template
     return {
         "rows": rows.fingerprint(),
         "student": student_identity(models),
         "training": training.identity(),
-        "template": hash_file(Path(template)) if template else None,
+        **template_identity(rows.dataset),
     }
 
 
@@ -67,6 +84,11 @@ def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate
     )
 
 
+def checkpoints_of(context: StageContext) -> Path:
+    """The directory of the checkpoints of a training as it is configured now."""
+    return context.directory / "checkpoints" / context.fingerprint[:12]
+
+
 def show_student(context: StageContext) -> None:
     """Show the saved student as `student/` in the run directory, and remove the checkpoints."""
     show_directory(context.directory / MODEL, context.run_directory / "student")
@@ -76,6 +98,31 @@ def show_student(context: StageContext) -> None:
 def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
     """The outcome's figures that do not depend on interruptions."""
     return {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
+
+
+def training_result(
+    outcome: TrainingOutcome,
+    files: list[str],
+    rows: RowCounts,
+    rejected: list[Rejection],
+    read: int | None = None,
+    **metrics: Any,
+) -> StageResult:
+    """The result of a training stage.
+
+    Args:
+        files: outputs, from `save_student`.
+        rows: numbers of rows; the reasons for rejection are counted here.
+        read: tokens that were read without being learned, if they are counted.
+        metrics: figures beside those of the outcome.
+    """
+    return StageResult(
+        outputs=files,
+        rows=replace(rows, rejected=count_reasons(rejected)),
+        rejected=rejected,
+        tokens={"trained": outcome.trained_tokens} | ({} if read is None else {"read": read}),
+        metrics=outcome_metrics(outcome) | metrics,
+    )
 
 
 def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Mixins of our trainers on TRL: no telemetry or model cards, and generation with the model in training.
+"""Mixins of our trainers on TRL: no telemetry or model cards, tokenised pairs, generation with the model in training.
 
 They come before TRL's class among the bases. Written against TRL 1.16.
 """
@@ -6,13 +6,14 @@ They come before TRL's class among the bases. Written against TRL 1.16.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import Trainer
 
 from easydistill.config.training import TrainerConfig
+from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.shared.compat import uses_bf16
 
 
@@ -25,6 +26,22 @@ class QuietTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Without TRL's model card."""
         Trainer._save_checkpoint(self, model, trial)
+
+
+class PairsTrainer(QuietTrainer):
+    """For pairs that are tokenised already, with the template, mask and end token of `data/chat`.
+
+    Subclasses set `_pairs`, each with the length of its `longest` side, and `_config` before TRL's `__init__` runs.
+    """
+
+    _pairs: Sequence[Any]
+    _config: Any
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return epoch_sampler([pair.longest for pair in self._pairs], self._config, grouped=self._config.group_by_length)
 
 
 class WritingTrainer(QuietTrainer):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 
 from easydistill.config.training import TrainerConfig
 from easydistill.engine.interrupt import StopSignal
@@ -31,6 +32,13 @@ class TrainingOutcome:
     resumed_from_step: int
 
 
+def run_trainer(trainer: Any, resume: Path | None) -> None:
+    """Train with a `Watch` among the callbacks, from a checkpoint if there is one, to the end or a requested stop."""
+    trainer.remove_callback(PrinterCallback)
+    with contextlib.suppress(AllStepsDone):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+
 def training_outcome(state: TrainerState, model: Any, trained_tokens: int, resume: Path | None) -> TrainingOutcome:
     """The outcome of a training with transformers' Trainer or a subclass.
 
@@ -48,6 +56,12 @@ def training_outcome(state: TrainerState, model: Any, trained_tokens: int, resum
         trainable_parameters=trainable,
         resumed_from_step=step_of(resume) if resume else 0,
     )
+
+
+def mean_figures(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the entries that have it, by name."""
+    names = sorted({name for entry in entries for name in entry})
+    return {name: fmean(entry[name] for entry in entries if name in entry) for name in names}
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

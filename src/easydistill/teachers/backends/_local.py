@@ -8,7 +8,8 @@ from typing import Any
 
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.contracts.teacher import Teacher, TeacherPlan
-from easydistill.engine.checks import needs_extra
+from easydistill.data.files import hash_file
+from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.models.checks import model_issues
@@ -30,16 +31,25 @@ def plan_local(
     """
 
     def identity() -> dict[str, Any]:
-        return {"backend": backend, **resolve(model).identity()}
+        return {"backend": backend, **resolve(model).identity(), **template_identity(config)}
 
     def preflight() -> list[ConfigIssue]:
-        return extras() + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", model)
+        needed = extras() + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", model)
+        return needed + (missing_file("inference.template", config.template) if config.template else [])
 
     def memory_bytes() -> int | None:
         parameters = model_parameters(model)
         return None if parameters is None else parameters * (4 if config.dtype == "float32" else 2)
 
     return TeacherPlan(make, identity, preflight, memory_bytes)
+
+
+def template_identity(config: LocalInferenceConfig) -> dict[str, Any]:
+    """What `inference.template` adds to a teacher's identity: the hash of its text, wherever it is."""
+    if config.template is None:
+        return {}
+    path = Path(config.template)
+    return {"template": hash_file(path) if path.is_file() else None}
 
 
 def template_file(template: str | None) -> str | None:

@@ -16,6 +16,6 @@ def plan(config: TransformersOptions, model: str, template: str | None) -> Teach
     def make(context: StageContext) -> Teacher:
         from easydistill.teachers.transformers import TransformersTeacher
 
-        return TransformersTeacher(model, config, template_file(template))
+        return TransformersTeacher(model, config, template_file(template), date=context.started)
 
     return plan_local("transformers", config, model, make)

@@ -17,6 +17,6 @@ def plan(config: VllmOptions, model: str, template: str | None) -> TeacherPlan:
     def make(context: StageContext) -> Teacher:
         from easydistill.teachers.vllm import VllmTeacher
 
-        return VllmTeacher(model, config, template_file(template))
+        return VllmTeacher(model, config, template_file(template), date=context.started)
 
     return plan_local("vllm", config, model, make, lambda: needs_extra("vllm", "vllm"))

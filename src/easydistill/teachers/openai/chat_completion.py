@@ -11,7 +11,9 @@ from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import GenerationRequest, sample_seed
+from easydistill.data.messages import openai_message
 from easydistill.teachers.openai.features import json_schema_format
+from easydistill.teachers.openai.parts import CallParts, ThoughtParts, is_answer
 from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
 
 RAW_LIMIT = 4000
@@ -19,7 +21,11 @@ RAW_LIMIT = 4000
 
 def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequest) -> dict[str, Any]:
     """The body of a request."""
-    body: dict[str, Any] = {"model": model, "messages": list(request.messages)}
+    body: dict[str, Any] = {"model": model, "messages": [openai_message(message) for message in request.messages]}
+    if request.tools:
+        body["tools"] = list(request.tools)
+    if variables := (config.chat_template_kwargs or {}) | request.template_kwargs:
+        body["chat_template_kwargs"] = variables
     body["max_tokens"] = config.max_new_tokens
     temperature = config.temperature if request.temperature is None else request.temperature
     if temperature is not None:
@@ -78,10 +84,10 @@ def parse_body(content: bytes) -> dict[str, Any]:
     choice = body["choices"][0]
     if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
         raise garbage("the first choice has no message", text)
-    if "content" not in choice["message"] and not (choice["message"].keys() & {"tool_calls", "refusal", *_REASONING}):
+    if not is_answer(choice["message"]):
         raise garbage("the message has no content", text)
     answer.head(body)
-    answer.add(choice["message"], text)
+    answer.add_message(choice["message"], text)
     answer.finish_reason = _text_or_none(choice.get("finish_reason"))
     answer.logprobs = choice.get("logprobs")
     return answer.arguments()
@@ -127,7 +133,7 @@ class StreamParser:
         if choices and isinstance(choices[0], dict):
             delta = choices[0].get("delta")
             if isinstance(delta, dict):
-                self.answer.add(delta, self.raw)
+                self.answer.add_delta(delta, self.raw)
             self.answer.finish_reason = _text_or_none(choices[0].get("finish_reason")) or self.answer.finish_reason
 
     def result(self) -> dict[str, Any]:
@@ -142,9 +148,6 @@ class StreamParser:
         return self.answer.arguments()
 
 
-_REASONING = ("reasoning_content", "reasoning")
-
-
 def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -156,7 +159,8 @@ class Answer:
         self.finish_reason: str | None = None
         self.logprobs: Any = None
         self._text: list[str] = []
-        self._reasoning: list[str] = []
+        self._thoughts = ThoughtParts()
+        self._calls = CallParts()
         self._refusal: list[str] = []
         self._seen_text = False
         self._head: dict[str, Any] = {}
@@ -170,8 +174,17 @@ class Answer:
         if isinstance(body.get("usage"), dict):
             self._usage = body["usage"]
 
-    def add(self, message: dict[str, Any], raw: str) -> None:
-        """Add a message, or the delta of one."""
+    def add_message(self, message: dict[str, Any], raw: str) -> None:
+        """Add a whole message."""
+        self._add(message, raw)
+        self._calls.add_message(message)
+
+    def add_delta(self, delta: dict[str, Any], raw: str) -> None:
+        """Add the delta of a message."""
+        self._add(delta, raw)
+        self._calls.add_delta(delta)
+
+    def _add(self, message: dict[str, Any], raw: str) -> None:
         content = message.get("content")
         if isinstance(content, list):
             parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
@@ -181,10 +194,7 @@ class Answer:
             self._text.append(content)
         elif content is not None:
             raise garbage("the content is not text", raw)
-        for name in _REASONING:
-            if isinstance(message.get(name), str):
-                self._reasoning.append(message[name])
-                break
+        self._thoughts.add(message)
         if isinstance(message.get("refusal"), str):
             self._refusal.append(message["refusal"])
 
@@ -196,7 +206,8 @@ class Answer:
             extra["logprobs"] = self.logprobs
         return {
             "text": "".join(self._text) if self._seen_text else None,
-            "reasoning": "".join(self._reasoning) or None,
+            "reasoning": self._thoughts.text() or None,
+            "tool_calls": self._calls.calls(),
             "finish_reason": self.finish_reason,
             "prompt_tokens": _count(self._usage.get("prompt_tokens")) or 0,
             "completion_tokens": _count(self._usage.get("completion_tokens")) or 0,

@@ -21,7 +21,7 @@ import openai
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome
-from easydistill.data.numbers import as_float
+from easydistill.data.numbers import as_float, usable_logprob
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
@@ -57,7 +57,7 @@ class ServerScores:
         self._compared = False
 
     def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
-        """For each (token ids, start), start ≥ 1: the log-probabilities of the tokens from `start` on.
+        """For each (token ids, start), start ≥ 1: the log-probabilities of the tokens from `start` on, NaN for none.
 
         Raises:
             TeacherError: the server refuses, is unreachable for longer than the retries last, is no vLLM server, or
@@ -170,12 +170,15 @@ def target_logprobs(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
     tokens: list[dict[str, Any]] = []
     for entry, token in zip(entries[1:], ids[1:], strict=True):
         found = entry.get(str(token)) if isinstance(entry, dict) else None
-        if not isinstance(found, dict) or not _is_logprob(found.get("logprob")):
+        if not isinstance(found, dict) or not _is_logprob(found.get("logprob", "")):
             raise Fault(NO_LOGPROBS, f"prompt_logprobs has no entry for token {token}", Verdict.REJECT)
-        tokens.append(found)
+        tokens.append({**found, "logprob": usable_logprob(found["logprob"])})
     return tokens
 
 
 def _is_logprob(value: Any) -> bool:
+    """Whether a value stands where a log-probability does; it may be null, not finite, or a placeholder."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return False
     number = as_float(value)
-    return number is not None and number <= 1e-3
+    return number is None or number <= 1e-3

@@ -324,7 +324,7 @@ class OpenAITeacher:
         return Completion(key=key, attempts=attempt, seconds=round(time.monotonic() - started, 3), **arguments)
 
     def _size(self, request: GenerationRequest) -> Size:
-        return self._estimator.size(request.messages)
+        return self._estimator.size(request.messages, request.tools)
 
     def _refuses(self, endpoint: Endpoint, fault: Fault, run: Run) -> None:
         """A server refuses all requests; the run continues at the others, if there are any."""
@@ -372,7 +372,7 @@ class OpenAITeacher:
                 if not _is_complete(parser):
                     raise self._faults.fault(error) from None
             arguments = parser.result()
-            if all(arguments[name] is None for name in ("finish_reason", "text", "reasoning")):
+            if all(arguments[name] in (None, []) for name in ("finish_reason", "text", "reasoning", "tool_calls")):
                 raise garbage("the stream holds no answer", "")
             return arguments
         except Fault as fault:

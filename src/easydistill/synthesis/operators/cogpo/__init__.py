@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from statistics import fmean
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from easydistill.config.base import Beta, PositiveInt
 from easydistill.contracts.operator import Reply, Result, Steps
 from easydistill.data.messages import Message
 from easydistill.data.records import Rejection, Sample
-from easydistill.synthesis.chains import known_answer
+from easydistill.synthesis.chains import known_answer, verify
 from easydistill.synthesis.operators import cot_generation
 from easydistill.synthesis.operators.cogpo import critic as _critic
 from easydistill.synthesis.operators.cogpo import rethinking as _rethinking
@@ -102,7 +103,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
             pairs = list(_pairs(config, suited[number]))
             if not pairs:
                 problems[number] = Unusable("no_pair", "the chain suits the student, which never answers wrongly")
-        result.accepted += pairs
+        result.accepted.extend(pairs)
         if number in problems:
             result.rejected.append(_rejection(row, problems[number]))
     result.entered = len(result.accepted) + len(result.rejected)
@@ -113,23 +114,21 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 def _chains(config: Config, tools: Tools, verifier: Verifier, rows: Sequence[Sample]) -> Steps[list[Chain | Unusable]]:
     """The teacher's chains with right final answers."""
     known = [known_answer(row, config.strategies) for row in rows]
-    missing = [
-        number
-        for number, (row, answer) in enumerate(zip(rows, known, strict=True))
-        if answer is not None and (row.answer is None or not config.use_outputs)
-    ]
-    asked = [cot_generation.question(rows[number], tools, boxed=config.boxed) for number in missing]
-    answers = (yield asked) if asked else []
-    replies = dict(zip(missing, answers, strict=True))
-    made = [
-        _read(config, row, answer, replies.get(number))
-        for number, (row, answer) in enumerate(zip(rows, known, strict=True))
-    ]
-    verdicts = iter(verifier.verify_many((item[0].known, item[1]) for item in made if not isinstance(item, Unusable)))
-    return [
-        item if isinstance(item, Unusable) else _verified(*item, next(verdicts), replies.get(number))
-        for number, item in enumerate(made)
-    ]
+    replies = yield from _replies_for(config, tools, rows, known)
+    made = [_read(config, *item) for item in zip(rows, known, replies, strict=True)]
+    verdicts = verify([None if isinstance(item, Unusable) else (item[0].known, item[1]) for item in made], verifier)
+    return [_verified(*item) for item in zip(made, verdicts, replies, strict=True)]
+
+
+def _replies_for(
+    config: Config, tools: Tools, rows: Sequence[Sample], known: Sequence[str | None]
+) -> Steps[list[Reply | None]]:
+    """The teacher's replies; None for rows whose own answer is used, and for those without a known one."""
+    own = [config.use_outputs and row.answer is not None for row in rows]
+    asked = [answer is not None and not has for answer, has in zip(known, own, strict=True)]
+    asks = [cot_generation.question(row, tools, boxed=config.boxed) for row in compress(rows, asked)]
+    replies = iter((yield asks) if asks else ())
+    return [next(replies) if ask else None for ask in asked]
 
 
 def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -> tuple[Chain, str] | Unusable:
@@ -146,8 +145,12 @@ def _read(config: Config, row: Sample, known: str | None, reply: Reply | None) -
     return chain, found.text
 
 
-def _verified(chain: Chain, final: str, verdict: Verdict, reply: Reply | None) -> Chain | Unusable:
+def _verified(made: tuple[Chain, str] | Unusable, verdict: Verdict | None, reply: Reply | None) -> Chain | Unusable:
     """The chain if its final answer equals the known one."""
+    if isinstance(made, Unusable):
+        return made
+    assert verdict is not None
+    chain, final = made
     if verdict.equal:
         return chain
     if verdict.outcome == "undecided":
@@ -226,15 +229,16 @@ def _facts(
 ) -> dict[str, Any]:
     gaps = Counter(pair.meta["gap"] for pair in result.accepted)
     before = Counter(item.label for item in labelled.values())
+    after = Counter(item.first.label for item in suited.values())
     rounds = Counter(item.rounds for item in suited.values())
     kinds: Counter[str] = sum((tries.kinds for tries in tried.values()), Counter())
     return {
         "problems": len(rows),
         "chains_right": right,
-        "labels_before": {label: before[label] for label in LABELS},
-        "suits_after": {label: sum(item.first.label == label for item in suited.values()) for label in LABELS},
+        "labels_before": _in_order(before, LABELS),
+        "suits_after": _in_order(after, LABELS),
         "rounds": {str(number): count for number, count in sorted(rounds.items())},
-        "pairs": {gap: gaps[gap] for gap in GAPS},
+        "pairs": _in_order(gaps, GAPS),
         "sft_rows": len(result.also[SFT]),
         "pass_rate": {
             "alone": _mean([tries.rate for tries in tried.values()]),
@@ -244,6 +248,10 @@ def _facts(
         },
         "student_tries": dict(sorted(kinds.items())),
     }
+
+
+def _in_order(counts: Counter[str], names: Sequence[str]) -> dict[str, int]:
+    return {name: counts[name] for name in names}
 
 
 def _mean(values: Sequence[float]) -> float | None:

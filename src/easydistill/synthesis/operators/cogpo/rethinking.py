@@ -18,12 +18,12 @@ from pydantic import Field
 
 from easydistill.config.base import PositiveFloat, PositiveInt, PositiveShare
 from easydistill.contracts.operator import Reply, Steps
-from easydistill.synthesis.chains import changed_answer, with_thought
+from easydistill.synthesis.chains import unchanged, verify, with_thought
 from easydistill.synthesis.operators import cot_long2short, cot_short2long
 from easydistill.synthesis.operators.cogpo.critic import SUITS, CriticConfig, Labelled, criticise
 from easydistill.synthesis.operators.cogpo.student_tries import Chain
 from easydistill.synthesis.replies import Unusable, field_of
-from easydistill.synthesis.rewriting import Limit, RewritingConfig, Rewritten, read, rewriting
+from easydistill.synthesis.rewriting import Limit, RewritingConfig, read, rewriting
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import find_answer
@@ -124,17 +124,12 @@ def _rewrite(
         read(checks, item.chain.row, item.chain.known, reply, limit)
         for item, (_, checks, limit), reply in zip(items, ways, replies, strict=True)
     ]
-    pairs = [new.pair if isinstance(new, Rewritten) else None for new in made]
-    verdicts = iter(verifier.verify_many(pair for pair in pairs if pair is not None))
-    found: list[Chain | Unusable] = []
-    for item, reply, new, pair in zip(items, replies, made, pairs, strict=True):
-        problem = new if isinstance(new, Unusable) else changed_answer(pair, None if pair is None else next(verdicts))
-        if problem is not None:
-            found.append(_with_reply(problem, reply))
-        else:
-            assert isinstance(new, Rewritten)
-            found.append(Chain(with_thought(item.chain.row, new.thought), item.chain.known))
-    return found
+    return [
+        _with_reply(new, reply)
+        if isinstance(new, Unusable)
+        else Chain(with_thought(item.chain.row, new.thought), item.chain.known)
+        for item, reply, new in zip(items, replies, unchanged(made, verifier), strict=True)
+    ]
 
 
 def _way(config: RethinkingConfig, label: str) -> tuple[str, RewritingConfig, Limit]:
@@ -162,26 +157,19 @@ def _derive(
         for chain in chains
     ]
     answers = [_answer(config, reply) for reply in replies]
-    verdicts = iter(
-        verifier.verify_many(
-            (chain.known, answer)
-            for chain, answer in zip(chains, answers, strict=True)
-            if not isinstance(answer, Unusable)
-        )
-    )
-    found: list[Chain | Unusable] = []
-    for chain, reply, answer in zip(chains, replies, answers, strict=True):
-        if isinstance(answer, Unusable):
-            found.append(answer)
-        else:
-            problem = _not_derived(chain, answer, next(verdicts), reply)
-            found.append(problem or chain)
-    return found
+    pairs = [
+        None if isinstance(answer, Unusable) else (chain.known, answer)
+        for chain, answer in zip(chains, answers, strict=True)
+    ]
+    return [_derived(*item) for item in zip(chains, answers, verify(pairs, verifier), replies, strict=True)]
 
 
-def _not_derived(chain: Chain, answer: str, verdict: Verdict, reply: Reply) -> Unusable | None:
+def _derived(chain: Chain, answer: str | Unusable, verdict: Verdict | None, reply: Reply) -> Chain | Unusable:
+    if isinstance(answer, Unusable):
+        return answer
+    assert verdict is not None
     if verdict.equal:
-        return None
+        return chain
     if verdict.outcome == "undecided":
         return Unusable("undecided", f"{answer!r} against {chain.known!r}: {verdict.reason}", reply)
     return Unusable("not_derived", f"{answer!r} follows from the new chain, but {chain.known!r} is right", reply)

@@ -16,7 +16,7 @@ from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
 from easydistill.data.messages import Message, answer_message
 from easydistill.data.records import Sample
-from easydistill.synthesis.chains import may_say_later, thought_of
+from easydistill.synthesis.chains import may_say_later, thought_of, verify
 from easydistill.synthesis.replies import Unusable
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -26,7 +26,7 @@ from easydistill.verification.numbers import parse_number
 from easydistill.verification.redaction import REDACTED, mentions, redact
 
 PROMPT = "cot_hint"
-_NO_TEXT = ("empty_content", "null_content")
+_KINDS_OF_PROBLEMS = {"truncated": "truncated", "empty_content": "no_answer", "null_content": "no_answer"}
 
 
 class TriesConfig(OperatorConfig):
@@ -79,7 +79,7 @@ class Tries:
 def try_alone(config: TriesConfig, verifier: Verifier, chains: Sequence[Chain]) -> Steps[list[Tries | Unusable]]:
     """Have the student answer each problem without its chain."""
     replies = yield [
-        Ask(chain.row.prompt, "student", number) for chain in chains for number in range(config.student_samples)
+        Ask.of(chain.row.prompt_chat, "student", number) for chain in chains for number in range(config.student_samples)
     ]
     return _read(config, chains, replies, verifier)
 
@@ -106,35 +106,26 @@ def _read(
     known = [chain.known for chain in chains for _ in range(config.student_samples)]
     found = [find_answer(reply.text or "", config.strategies) for reply in replies]
     pairs = [None if answer is None else (right, answer.text) for right, answer in zip(known, found, strict=True)]
-    verdicts = iter(verifier.verify_many(pair for pair in pairs if pair is not None))
-    kinds: list[str | Unusable] = []
-    for reply, right, answer in zip(replies, known, found, strict=True):
-        certain = answer is not None and certainly_wrong(reply.text or "", answer, right)
-        kinds.append(_kind(config, reply, next(verdicts) if answer is not None else None, certain))
-    made: list[Tries | Unusable] = []
-    for start in range(0, len(replies), config.student_samples):
-        some = kinds[start : start + config.student_samples]
-        problem = next((kind for kind in some if isinstance(kind, Unusable)), None)
-        made.append(problem or _tries(some, replies[start : start + config.student_samples]))
-    return made
+    verdicts = verify(pairs, verifier)
+    kinds = [_kind(config, *item) for item in zip(replies, known, found, verdicts, strict=True)]
+    parts = [slice(start, start + config.student_samples) for start in range(0, len(replies), config.student_samples)]
+    return [_tries(kinds[part], replies[part]) for part in parts]
 
 
-def _kind(config: TriesConfig, reply: Reply, verdict: Verdict | None, certain: bool) -> str | Unusable:
-    truncated = reply.finish_reason == "length"
+def _kind(
+    config: TriesConfig, reply: Reply, known: str, found: Found | None, verdict: Verdict | None
+) -> str | Unusable:
     if reply.problem is not None:
-        reason = reply.problem[0]
-        if reason == "truncated":
-            return "truncated"
-        return "no_answer" if reason in _NO_TEXT else Unusable(*reply.problem, reply)
-    if truncated and not (config.truncated_are_wrong and verdict is not None and verdict.outcome == "different"):
+        kind = _KINDS_OF_PROBLEMS.get(reply.problem[0])
+        return Unusable(*reply.problem, reply) if kind is None else kind
+    outcome = None if verdict is None else verdict.outcome
+    if reply.finish_reason == "length" and not (config.truncated_are_wrong and outcome == "different"):
         return "truncated"
-    if verdict is None:
+    if found is None:
         return "no_answer"
-    if verdict.equal:
-        return "right"
-    if verdict.outcome == "undecided":
-        return "undecided"
-    return "wrong" if certain else "unsure"
+    if outcome == "different":
+        return "wrong" if certainly_wrong(reply.text or "", found, known) else "unsure"
+    return "right" if outcome == "equal" else "undecided"
 
 
 def certainly_wrong(text: str, found: Found, known: str) -> bool:
@@ -152,10 +143,14 @@ def certainly_wrong(text: str, found: Found, known: str) -> bool:
     return found.strategy == "boxed" or len(found.text) == len(known) == 1
 
 
-def _tries(kinds: Sequence[str | Unusable], replies: Sequence[Reply]) -> Tries:
+def _tries(kinds: Sequence[str | Unusable], replies: Sequence[Reply]) -> Tries | Unusable:
+    """The outcomes of one problem; the first request that failed, if any did."""
+    failed = next((kind for kind in kinds if isinstance(kind, Unusable)), None)
+    if failed is not None:
+        return failed
     wrong: dict[str, Message] = {}
     for kind, reply in zip(kinds, replies, strict=True):
         if kind == "wrong":
             text = (reply.text or "").strip()
-            wrong.setdefault(text, answer_message(text, reply.reasoning))
+            wrong.setdefault(text, answer_message(text, reply.reasoning, reply.tool_calls))
     return Tries(Counter(kind for kind in kinds if isinstance(kind, str)), tuple(wrong.values()))

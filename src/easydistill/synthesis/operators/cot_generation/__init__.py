@@ -7,16 +7,17 @@ prompt with which the teacher was asked.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
-from easydistill.data.messages import answer_message
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, length_of, verify
-from easydistill.synthesis.replies import Unusable, rejection, text_of
+from easydistill.synthesis.replies import Unusable, message_of, rejection, text_of
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
@@ -52,31 +53,28 @@ class Config(OperatorConfig):
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     """Ask the teacher for chains of thought, and keep those that pass."""
     known = [known_answer(row, config.strategies) for row in rows]
-    shown = known if config.show_answer else [None] * len(rows)
     asked = [
-        (row, answer, question(row, tools, boxed=config.boxed, answer=hint, number=number))
-        for row, answer, hint in zip(rows, known, shown, strict=True)
-        for number in range(config.num_samples)
+        (row, answer, number)
+        for (row, answer), number in product(zip(rows, known, strict=True), range(config.num_samples))
     ]
-    replies = yield [ask for _, _, ask in asked]
-    checked = config.verify != "never"
-    tries = [
-        _Try(row, answer if checked else None, ask.index, reply, config)
-        for (row, answer, ask), reply in zip(asked, replies, strict=True)
+    replies = yield [
+        question(row, tools, boxed=config.boxed, answer=answer if config.show_answer else None, number=number)
+        for row, answer, number in asked
     ]
+    tries = [_Try(*item, reply, config) for item, reply in zip(asked, replies, strict=True)]
     for each, verdict in zip(tries, verify([each.pair for each in tries]), strict=True):
         each.verdict = verdict
     result = Result(entered=len(tries))
     for start in range(0, len(tries), config.num_samples):
         _choose(config, tries[start : start + config.num_samples], result)
-    verified = [each.verdict for each in tries if each.verdict is not None]
+    outcomes = Counter(each.verdict.outcome for each in tries if each.verdict is not None)
     result.facts = {
         "problems": len(rows),
         "problems_solved": len({row.meta["source"] for row in result.accepted}),
-        "answers_known": sum(answer is not None for answer in known),
-        "verified_right": sum(verdict.equal for verdict in verified),
-        "verified_wrong": sum(verdict.outcome == "different" for verdict in verified),
-        "undecided": sum(verdict.outcome == "undecided" for verdict in verified),
+        "answers_known": len(known) - known.count(None),
+        "verified_right": outcomes["equal"],
+        "verified_wrong": outcomes["different"],
+        "undecided": outcomes["undecided"],
     }
     return result
 
@@ -98,7 +96,8 @@ class _Try:
     """One try at a problem."""
 
     def __init__(self, row: Sample, known: str | None, number: int, reply: Reply, config: Config) -> None:
-        self.row, self.known, self.number, self.reply = row, known, number, reply
+        self.row, self.number, self.reply = row, number, reply
+        self.known = known if config.verify != "never" else None
         self.verdict: Verdict | None = None
         self.problem: Unusable | None = None
         self.found: str | None = None
@@ -106,9 +105,9 @@ class _Try:
             text = text_of(reply)
             found = find_answer(text, config.strategies)
             self.found = found.text if found is not None else None
-            if config.verify == "required" and known is None:
+            if config.verify == "required" and self.known is None:
                 raise Unusable("answer_unknown", "the problem has no known answer to check against")
-            if known is not None and found is None:
+            if self.known is not None and found is None:
                 raise Unusable("no_final_answer", "no final answer was found in the reply")
         except Unusable as problem:
             self.problem = problem
@@ -152,8 +151,7 @@ def _choose(config: Config, tries: Sequence[_Try], result: Result) -> None:
 
 
 def _row(config: Config, made: _Try, rate: float | None) -> Sample:
-    assert made.reply.text is not None
-    answer = answer_message(made.reply.text.strip(), made.reply.reasoning)
+    answer = message_of(made.reply)
     facts = {"source": made.row.id, "final_answer": made.found, "pass_rate": rate}
     meta = {**made.row.meta, "operator": STAGE, **{name: value for name, value in facts.items() if value is not None}}
     return replace(made.row, id=made.identity(config), messages=(*made.row.prompt, answer), meta=meta)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from easydistill.config.base import PositiveShare
-from easydistill.contracts.operator import Result, Steps
-from easydistill.data.records import Sample
 from easydistill.synthesis.rewriting import REASONS, RewritingConfig, rewrite
-from easydistill.synthesis.tools import Tools
 
 STAGE = "cot_long2short"
 IDENTITY = "cot_simplification"
@@ -29,6 +26,5 @@ class Config(RewritingConfig):
     """Maximum length in words of the new chain, as a share of the old one's."""
 
 
-def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
-    """Shorten each row's chain of thought."""
-    return (yield from rewrite(STAGE, config, rows, tools, "at_most"))
+run = partial(rewrite, STAGE, limit="at_most")
+"""Shorten each row's chain of thought."""

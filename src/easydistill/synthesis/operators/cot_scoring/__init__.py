@@ -49,20 +49,25 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
 def _check(result: Result) -> None:
     """Replace the judge's `correct` with the result of verification, where there is one."""
-    pairs = []
-    for row in result.accepted:
-        known = known_answer(row) if any(row.meta.get(name) is not None for name in REFERENCES) else None
-        found = find_answer(row.answer or "")
-        pairs.append((known, found.text) if known is not None and found is not None else None)
-    verdicts = verify(pairs)
-    agreed = 0
-    for number, (row, verdict) in enumerate(zip(result.accepted, verdicts, strict=True)):
+    checked = agreed = 0
+    rows = list(result.accepted)
+    verdicts = verify([_final_answers(row) for row in rows])
+    for number, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
         if verdict is None or verdict.outcome == "undecided":
             continue
+        checked += 1
         agreed += verdict.equal == bool(row.meta["correct"])
         meta = {**row.meta, "correct": int(verdict.equal), "correct_by": "verification"}
-        result.accepted[number] = replace(row, meta=meta)
-    checked = sum(verdict is not None and verdict.outcome != "undecided" for verdict in verdicts)
+        rows[number] = replace(row, meta=meta)
+    result.accepted = rows
     result.facts["scores"] = distribution(result.accepted, SCORES)
     result.facts["verified"] = checked
     result.facts["judge_agrees"] = round(agreed / checked, 4) if checked else None
+
+
+def _final_answers(row: Sample) -> tuple[str, str] | None:
+    """The (known, found) final answers, if the row has a reference answer and states one itself."""
+    if all(row.meta.get(name) is None for name in REFERENCES):
+        return None
+    known, found = known_answer(row), find_answer(row.answer or "")
+    return None if known is None or found is None else (known, found.text)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from easydistill.config.base import PositiveFloat
-from easydistill.contracts.operator import Result, Steps
-from easydistill.data.records import Sample
 from easydistill.synthesis.rewriting import REASONS, RewritingConfig, rewrite
-from easydistill.synthesis.tools import Tools
 
 STAGE = "cot_short2long"
 IDENTITY = "cot_extension"
@@ -29,6 +26,5 @@ class Config(RewritingConfig):
     """Minimum length in words of the new chain, as a multiple of the old one's."""
 
 
-def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
-    """Lengthen each row's chain of thought."""
-    return (yield from rewrite(STAGE, config, rows, tools, "at_least"))
+run = partial(rewrite, STAGE, limit="at_least")
+"""Lengthen each row's chain of thought."""

@@ -17,9 +17,11 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 from easydistill.contracts.operator import Result, Steps
+from easydistill.data.messages import call_text
 from easydistill.data.reading import ROW, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files.identity import hash_rows
+from easydistill.data.spool import like
 from easydistill.errors import DataError, MissingExtra
 from easydistill.synthesis.text import by_character, ngrams, normalise, prompt_text, tokens
 from easydistill.synthesis.tools import Tools
@@ -145,7 +147,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order."""
     benchmarks = Benchmarks(config)
-    result = Result(entered=len(rows))
+    result = Result(like(rows), like(rows), len(rows))
     for row in rows:
         found = next(filter(None, map(benchmarks.find, _texts(row))), None)
         if found is None:
@@ -157,6 +159,8 @@ def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
 
 
 def _texts(row: Sample) -> list[str]:
-    """All texts of a row except system messages."""
-    texts = [message["content"] for message in row.messages if message["role"] != "system"]
-    return texts + [message["reasoning_content"] for message in row.messages if message.get("reasoning_content")]
+    """All texts of a row except system messages: contents, thoughts, and each call."""
+    said = [message for message in row.messages if message["role"] != "system"]
+    texts = [message["content"] for message in said if message["content"] or "tool_calls" not in message]
+    thoughts = [message["reasoning_content"] for message in said if message.get("reasoning_content")]
+    return texts + thoughts + [call_text(call) for message in said for call in message.get("tool_calls", ())]

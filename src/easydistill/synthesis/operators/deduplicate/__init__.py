@@ -10,16 +10,19 @@ components would not depend on the order either, but would reduce a chain of sma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from easydistill.config.base import PositiveShare, Section, Share
 from easydistill.config.models import ModelRef
 from easydistill.contracts.operator import Result, Steps, UnfitRows
+from easydistill.data.messages import identity_of, said
 from easydistill.data.reading import ROW
-from easydistill.data.records import Rejection, Sample, content_hash, count_reasons
+from easydistill.data.records import Rejection, Sample, canonical_json
+from easydistill.data.spool import like
 from easydistill.synthesis.meaning import Meanings, embeddings
-from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
+from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Near, Novelty
 from easydistill.synthesis.text import normalise, prompt_text
 from easydistill.synthesis.tools import Tools
 
@@ -62,25 +65,32 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order; see the module's docstring."""
-    texts = {row.id: _compared(config, row) for row in rows}
     pool = Novelty(config.near_duplicate, config.too_similar)
     meanings = None
     if config.embeddings is not None:
-        meanings = Meanings(embeddings(config.embeddings, texts.values()), config.same_meaning)
-    rejected: dict[str, Rejection] = {}
-    for row in sorted(rows, key=lambda row: _sort_key(row, texts[row.id])):
-        text = texts[row.id]
-        near = pool.check(text) or (meanings.check(text) if meanings else None)
-        if near is None:
-            pool.add(row.id, text)
-            if meanings:
-                meanings.add(row.id, text)
-        else:
-            rejected[row.id] = Rejection(row.id, STAGE, near.reason, near.detail, 1, text)
-    dropped = [rejected[row.id] for row in rows if row.id in rejected]
-    kept = [row for row in rows if row.id not in rejected]
-    facts = {"kept": len(kept), "dropped": count_reasons(dropped)}
-    return Result(kept, dropped, len(rows), facts)
+        texts = [_compared(config, row) for row in rows]
+        meanings = Meanings(embeddings(config.embeddings, texts), config.same_meaning)
+    near: dict[int, Near] = {}
+    for number in _visiting_order(config, rows):
+        row = rows[number]
+        text = _compared(config, row)
+        found = pool.check(text) or (meanings.check(text) if meanings else None)
+        if found is not None:
+            near[number] = found
+            continue
+        pool.add(row.id, text)
+        if meanings:
+            meanings.add(row.id, text)
+    kept, dropped, counts = like(rows), like(rows), Counter[str]()
+    for number, row in enumerate(rows):
+        if number not in near:
+            kept.append(row)
+            continue
+        reason, detail, _ = near[number]
+        counts[reason] += 1
+        dropped.append(Rejection(row.id, STAGE, reason, detail, 1, _compared(config, row)))
+    facts = {"kept": len(kept), "dropped": dict(counts.most_common())}
+    return Result(kept, dropped, len(rows), facts | ({"searches_cut": pool.cut} if pool.cut else {}))
 
 
 def _compared(config: Config, row: Sample) -> str:
@@ -88,9 +98,32 @@ def _compared(config: Config, row: Sample) -> str:
         return prompt_text(row)
     if row.answer is None:
         raise UnfitRows(f"row {row.meta.get(ROW, row.id)} has no answer to compare: label it, or set compare to prompt")
-    return row.answer if config.compare == "answer" else f"{prompt_text(row)}\n{row.answer}"
+    answer = said(row.messages[-1])
+    return answer if config.compare == "answer" else f"{prompt_text(row)}\n{answer}"
 
 
-def _sort_key(row: Sample, text: str) -> tuple[str, str, str]:
-    spelling = hashlib.sha256(normalise(text).encode("utf-8", "surrogatepass")).hexdigest()
-    return spelling, content_hash(list(row.messages)), row.id
+def _visiting_order(config: Config, rows: Sequence[Sample]) -> list[int]:
+    """Numbers of the rows, by the hash of the compared text's spelling, then that of the messages, then the id."""
+    import numpy
+
+    keys = numpy.fromiter((_sort_key(config, row) for row in rows), "S64", len(rows))
+    order = numpy.argsort(keys, kind="stable").tolist()
+    for begin, end in _runs(keys[order]):
+        order[begin:end] = sorted(order[begin:end], key=lambda number: rows[number].id)
+    return order
+
+
+def _sort_key(config: Config, row: Sample) -> bytes:
+    spelling = normalise(_compared(config, row)).encode("utf-8", "surrogatepass")
+    messages = canonical_json(identity_of(row.messages, row)).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(spelling).digest() + hashlib.sha256(messages).digest()
+
+
+def _runs(ordered: Any) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each run of more than one equal value in a sorted array."""
+    import numpy
+
+    ends = numpy.flatnonzero(numpy.append(ordered[1:] != ordered[:-1], True)) + 1
+    begins = numpy.append(0, ends[:-1])
+    for run in numpy.flatnonzero(ends - begins > 1):
+        yield int(begins[run]), int(ends[run])

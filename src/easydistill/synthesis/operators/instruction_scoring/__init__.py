@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from easydistill.contracts.operator import Ask, OperatorConfig, Result, Steps
+from easydistill.data.messages import said
 from easydistill.data.records import Sample
 from easydistill.synthesis.scoring import score_rows
 from easydistill.synthesis.text import prompt_text
@@ -30,6 +31,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
     def question(row: Sample) -> Ask:
         text = prompt_text(row)
-        return tools.ask(STAGE, text, wants=SCORES, role="judge", instruction=text, answer=row.answer)
+        answer = None if row.answer is None else said(row.messages[-1])
+        return tools.ask(STAGE, text, wants=SCORES, role="judge", instruction=text, answer=answer)
 
     return (yield from score_rows(STAGE, config, rows, SCORES, question))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from easydistill.config.base import Section
 from easydistill.contracts.operator import Result, Steps
 from easydistill.data.records import Rejection, Sample, count_reasons
+from easydistill.data.spool import like
 from easydistill.synthesis.selection import NotScored, Score, score, verdict
 from easydistill.synthesis.tools import Tools
 
@@ -48,7 +49,7 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 def select(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order."""
-    result = Result(entered=len(rows))
+    result = Result(like(rows), like(rows), len(rows))
     for row in rows:
         problem = _problem(config, row)
         if problem is None:

@@ -9,8 +9,9 @@ is rejected.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -55,26 +56,32 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
             cap_lengths(found, config.max_length_ratio)
     possible = {found.row.id: found.pairs for found in every}
     unbalanced = choose(possible, config.max_pairs, config.seed, balanced=False)
-    taken = unbalanced
-    if config.length_balance != "off":
-        taken = choose(possible, config.max_pairs, config.seed, balanced=True)
-    dropped = surplus(taken, config.seed) if config.length_balance == "drop" else {}
+    taken = unbalanced if config.length_balance == "off" else _balanced(config, every, possible)
     result = Result()
     kept: list[Pair] = []
     for found in every:
-        surplus_pairs = dropped.get(found.row.id, [])
-        found.dropped_pairs += [
-            Unusable("length_balance", f"{pair.name}: of the more frequent kind") for pair in surplus_pairs
-        ]
-        pairs = [pair for pair in taken[found.row.id] if pair not in surplus_pairs]
+        pairs = taken[found.row.id]
         kept += pairs
-        result.accepted += [_row(config, found.row, pair, number) for number, pair in enumerate(pairs)]
+        result.accepted.extend([_row(config, found.row, pair, number) for number, pair in enumerate(pairs)])
         if not pairs:
             result.rejected.append(rejection(found.row.id, STAGE, _why_no_pair(found), *found.replies))
     result.entered = len(result.accepted) + len(result.rejected)
     result.facts = {"prompts": len(rows), "prompts_with_pairs": len(rows) - len(result.rejected)}
-    result.facts |= _facts(every, kept, [pair for pairs in unbalanced.values() for pair in pairs])
+    result.facts |= _facts(every, kept, [*chain(*unbalanced.values())])
     return result
+
+
+def _balanced(config: Config, every: Sequence[RowPairs], possible: Mapping[str, list[Pair]]) -> dict[str, list[Pair]]:
+    """The pairs of each row such that the chosen answer is longer about as often as it is shorter."""
+    taken = choose(possible, config.max_pairs, config.seed, balanced=True)
+    if config.length_balance == "drop":
+        dropped = surplus(taken, config.seed)
+        for found in every:
+            of_row = dropped.get(found.row.id, [])
+            detail = "{}: of the more frequent kind"
+            found.dropped_pairs += [Unusable("length_balance", detail.format(pair.name)) for pair in of_row]
+            taken[found.row.id] = [pair for pair in taken[found.row.id] if pair not in of_row]
+    return taken
 
 
 def _row_pairs(config: PairsConfig, rows: Sequence[Sample], tools: Tools) -> Steps[list[RowPairs]]:
@@ -117,18 +124,23 @@ def _check_number(reason: str) -> int:
 def _facts(every: Sequence[RowPairs], kept: Sequence[Pair], unbalanced: Sequence[Pair]) -> dict[str, Any]:
     possible = sum(len(found.pairs) for found in every)
     margins = [pair.margin for pair in kept if pair.margin is not None]
-    dropped_pairs = [problem.reason for found in every for problem in found.dropped_pairs]
+    dropped_pairs = _reasons(found.dropped_pairs for found in every)
+    dropped_answers = _reasons(found.dropped_answers for found in every)
     beyond = possible - len(unbalanced)
     return {
         "pairs_possible": possible,
         "mean_margin": round(fmean(margins), 4) if margins else None,
         "answers_usable": _counts(answer.by for found in every for answer in found.answers),
-        "answers_dropped": _counts(problem.reason for found in every for problem in found.dropped_answers),
+        "answers_dropped": _counts(dropped_answers),
         "pairs_dropped": _counts(dropped_pairs + ["beyond_max_pairs"] * beyond),
         "chosen_by": _counts(pair.chosen.by for pair in kept),
         "rejected_by": _counts(pair.rejected.by for pair in kept),
         "lengths": {"without_balance": length_facts(unbalanced), "with_balance": length_facts(kept)},
     }
+
+
+def _reasons(problems: Iterable[Sequence[Unusable]]) -> list[str]:
+    return [problem.reason for problem in chain.from_iterable(problems)]
 
 
 def _counts(names: Iterable[str]) -> dict[str, int]:

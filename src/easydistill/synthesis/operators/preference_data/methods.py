@@ -7,7 +7,7 @@ pair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from statistics import fmean
@@ -53,30 +53,37 @@ def _student_row(config: StudentConfig, row: Sample, tools: Tools) -> Steps[RowP
         found.blocked = Unusable("no_answer", "the row has no answer, and the teacher is not asked")
         return found
     from_teacher = 0 if found.answers else config.teacher_samples
-    asked = sample("teacher", row.prompt, from_teacher) + sample("student", row.prompt, config.student_samples)
+    asked = sample("teacher", row.prompt_chat, from_teacher)
+    asked += sample("student", row.prompt_chat, config.student_samples)
     replies = yield [ask for _, ask in asked]
     collect(found, asked, replies)
-    own = [answer for answer in found.answers if answer.by == "student"]
-    others = [answer for answer in found.answers if answer.by != "student"]
-    if not own or not others:
+    if len({answer.by == "student" for answer in found.answers}) < 2:
         return found
     text = prompt_text(row)
     replies = yield [
         tools.ask(SCORING, text, wants=SCORE, role="judge", instruction=text, answer=answer.text)
         for answer in found.answers
     ]
-    scores = _scores(found, replies, config)
+    _pair_with_student(found, config, _scores(found, replies, config))
+    return found
+
+
+def _pair_with_student(found: RowPairs, config: StudentConfig, scores: Mapping[str, int]) -> None:
+    """Make pairs of the student's answers with those of others, or with the answers that have the best score."""
     found.answers = [answer for answer in found.answers if answer.name in scores]
-    best = max(scores.values(), default=0)
-    better = [answer for answer in found.answers if answer.by != "student"]
-    if config.chosen == "best":
-        better = [answer for answer in found.answers if scores[answer.name] == best]
-    for number, top in enumerate(better):
+    better = _better(config, found.answers, scores)
+    for number, top in enumerate(better, start=1):
         for answer in found.answers:
             # A tie between two best answers is counted once.
-            if answer.by == "student" and answer not in better[: number + 1]:
+            if answer.by == "student" and answer not in better[:number]:
                 _pair_by_scores(found, config.min_margin, top, answer, (scores[top.name], scores[answer.name]))
-    return found
+
+
+def _better(config: StudentConfig, answers: Sequence[Answer], scores: Mapping[str, int]) -> list[Answer]:
+    if config.chosen == "best":
+        best = max(scores.values(), default=0)
+        return [answer for answer in answers if scores[answer.name] == best]
+    return [answer for answer in answers if answer.by != "student"]
 
 
 def _scores(found: RowPairs, replies: Sequence[Reply], config: StudentConfig) -> dict[str, int]:
@@ -101,7 +108,7 @@ def _rank_row(config: RankConfig, row: Sample, tools: Tools) -> Steps[RowPairs]:
     asked = [
         one
         for role, count in config.most_samples.items()
-        for one in sample(role, row.prompt, count, config.temperatures)
+        for one in sample(role, row.prompt_chat, count, config.temperatures)
     ]
     replies = yield [ask for _, ask in asked]
     collect(found, asked, replies)
@@ -158,7 +165,6 @@ def _pair_by_scores(found: RowPairs, least: float, better: Answer, worse: Answer
 class _Tried:
     """An answer to a problem whose final answer is known."""
 
-    found: RowPairs
     known: str
     answer: Answer
     final: Found | None
@@ -192,24 +198,21 @@ def verifiable(config: VerifiableConfig, rows: Sequence[Sample], tools: Tools) -
         else:
             asked.append((found, known, _problem_samples(config, found.row, tools)))
     replies = iter((yield [ask for _, _, samples in asked for _, ask in samples]))
-    tried: list[_Tried] = []
+    tried: list[tuple[RowPairs, list[_Tried]]] = []
     for found, known, samples in asked:
         collect(found, samples, [next(replies) for _ in samples], keep_truncated=config.allow_truncated)
-        tried += [_read(config, found, known, answer) for answer in found.answers]
+        tried.append((found, [_read(config, known, answer) for answer in found.answers]))
+    verdicts = _verdicts(one for _, answers in tried for one in answers)
+    for found, answers in tried:
+        _right_above_wrong(found, answers, verdicts)
+    return every
+
+
+def _verdicts(tried: Iterable[_Tried]) -> dict[tuple[str, str], Verdict]:
+    """The results of all comparisons; equal ones are made once."""
     comparisons = list(dict.fromkeys(pair for one in tried for pair in one.comparisons))
     made = zip(comparisons, verify(comparisons), strict=True)
-    verdicts = {pair: verdict for pair, verdict in made if verdict is not None}
-    right: dict[str, list[Answer]] = {found.row.id: [] for found in every}
-    wrong: dict[str, list[Answer]] = {found.row.id: [] for found in every}
-    for one in tried:
-        try:
-            side = right if _is_right(one, verdicts) else wrong
-            side[one.found.row.id].append(one.answer)
-        except Unusable as problem:
-            one.found.dropped_answers.append(problem)
-    for found, _, _ in asked:
-        _right_above_wrong(found, right[found.row.id], wrong[found.row.id])
-    return every
+    return {pair: verdict for pair, verdict in made if verdict is not None}
 
 
 def _problem_samples(config: VerifiableConfig, row: Sample, tools: Tools) -> list[tuple[str, Ask]]:
@@ -217,17 +220,18 @@ def _problem_samples(config: VerifiableConfig, row: Sample, tools: Tools) -> lis
     if config.boxed:
         asked = messages[-1]["content"]
         messages = tools.ask(BOXED, asked, before=messages[:-1], instruction=asked).messages
-    return [one for role, count in config.most_samples.items() for one in sample(role, messages, count)]
+    chat = row.prompt_chat.with_messages(messages)
+    return [one for role, count in config.most_samples.items() for one in sample(role, chat, count)]
 
 
-def _read(config: VerifiableConfig, found: RowPairs, known: str, answer: Answer) -> _Tried:
+def _read(config: VerifiableConfig, known: str, answer: Answer) -> _Tried:
     final = find_answer(answer.text, config.strategies)
     earlier = tuple(
         answer.text[start:end]
         for start, end in statements(answer.text)
         if final is None or not start <= final.start <= final.end <= end
     )
-    return _Tried(found, known, answer, final, earlier)
+    return _Tried(known, answer, final, earlier)
 
 
 def _is_right(one: _Tried, verdicts: Mapping[tuple[str, str], Verdict]) -> bool:
@@ -261,7 +265,14 @@ def _contains(text: str, known: str) -> bool:
     return any(values & {found.value, found.numeral} for found, _, _ in numbers(text))
 
 
-def _right_above_wrong(found: RowPairs, right: Sequence[Answer], wrong: Sequence[Answer]) -> None:
+def _right_above_wrong(found: RowPairs, tried: Sequence[_Tried], verdicts: Mapping[tuple[str, str], Verdict]) -> None:
+    right: list[Answer] = []
+    wrong: list[Answer] = []
+    for one in tried:
+        try:
+            (right if _is_right(one, verdicts) else wrong).append(one.answer)
+        except Unusable as problem:
+            found.dropped_answers.append(problem)
     found.answers = [*right, *wrong]
     found.pairs = [Pair(better, worse, (1.0, 0.0)) for better, worse in product(right, wrong)]
     if right and not wrong:
@@ -290,9 +301,9 @@ def _contrasted(config: ContrastiveConfig, row: Sample, tools: Tools) -> list[tu
     samples: list[tuple[str, Ask]] = []
     for side, name in (("good", GOOD), ("bad", BAD)):
         system = tools.prompt(name, language).fill(language=language)
-        messages = _with_system(system, row.prompt)
+        chat = row.prompt_chat.with_messages(_with_system(system, row.prompt))
         for number in range(config.teacher_samples):
-            samples.append((f"{side}-{number + 1}", Ask(messages, index=number)))
+            samples.append((f"{side}-{number + 1}", Ask.of(chat, index=number)))
     return samples
 
 

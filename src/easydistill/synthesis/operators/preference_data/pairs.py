@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from easydistill.contracts.operator import Ask, Reply, Role
-from easydistill.data.messages import Message, answer_message
+from easydistill.data.messages import HasChat, Message, said, says_something
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import length_of
 from easydistill.synthesis.operators.preference_data.configs import SampledConfig, sample_temperatures
-from easydistill.synthesis.replies import Unusable, text_of
+from easydistill.synthesis.replies import Unusable, message_of
 
 BY_ROW = "row"
 """Author of a row's own answer."""
@@ -30,7 +30,8 @@ class Answer:
 
     @property
     def text(self) -> str:
-        return self.message["content"]
+        """What it says: its content, and its calls."""
+        return said(self.message)
 
     @cached_property
     def length(self) -> int:
@@ -89,19 +90,17 @@ class RowPairs:
     """All replies received for the row."""
 
 
-def sample(
-    role: Role, messages: tuple[Message, ...], count: int, temperatures: Sequence[float] = ()
-) -> list[tuple[str, Ask]]:
+def sample(role: Role, chat: HasChat, count: int, temperatures: Sequence[float] = ()) -> list[tuple[str, Ask]]:
     """(name, request) of each of `count` samples of a model."""
     return [
-        (f"{role}-{number + 1}", Ask(messages, role, number, temperature=temperature))
+        (f"{role}-{number + 1}", Ask.of(chat, role, number, temperature))
         for number, temperature in enumerate(sample_temperatures(temperatures, count))
     ]
 
 
 def given(config: SampledConfig, row: Sample) -> list[Answer]:
     """The row's own answer, if it has one that is to be used."""
-    if not config.given_answers or not (row.answer or "").strip():
+    if not config.given_answers or row.answer is None or not says_something(row.messages[-1]):
         return []
     return [Answer(row.messages[-1], BY_ROW, BY_ROW)]
 
@@ -119,8 +118,8 @@ def collect(
     for (name, ask), reply in zip(asked, replies, strict=True):
         truncated = keep_truncated and reply.finish_reason == "length"
         try:
-            text = text_of(replace(reply, finish_reason=None) if truncated else reply)
-            answer = Answer(answer_message(text, reply.reasoning), ask.role, name, truncated)
+            message = message_of(replace(reply, finish_reason=None) if truncated else reply)
+            answer = Answer(message, ask.role, name, truncated)
             earlier = seen.setdefault(_spelling(answer), name)
             if earlier != name:
                 raise Unusable("duplicate", f"{name} says the same as {earlier}", reply)

@@ -28,7 +28,13 @@ from easydistill.synthesis.operators import task_labelling
 from easydistill.synthesis.operators.tapir import styles as _styles
 from easydistill.synthesis.operators.tapir import task_expansion as _task_expansion
 from easydistill.synthesis.operators.tapir.styles import Style, restyle
-from easydistill.synthesis.operators.tapir.task_expansion import TaskExpansionConfig, expand, expansions, with_tasks
+from easydistill.synthesis.operators.tapir.task_expansion import (
+    Expansion,
+    TaskExpansionConfig,
+    expand,
+    expansions,
+    with_tasks,
+)
 from easydistill.synthesis.operators.task_balancing import TASK
 from easydistill.synthesis.similarity import Novelty
 from easydistill.synthesis.text import prompt_text
@@ -106,13 +112,8 @@ def run(
     share = config.share_of(number)
     drawn = draw(rest, others(len(styled), share) if found_hard else len(rest), config.seed)
     result.accepted = [*styled, *drawn]
-    result.rejected += _not_drawn(rest, drawn)
-    made_now = {item.id for item in wanted}
-    by_task = {
-        "hard": Counter(row.meta[TASK] for row in hard),
-        "asked": Counter(item.task for item in wanted),
-        "new": Counter(row.meta[TASK] for row in styled if row.id in made_now),
-    }
+    result.rejected.extend(_not_drawn(rest, drawn))
+    by_task = _by_task(hard, wanted, styled)
     new_rows = by_task["new"].total()
     result.facts = {
         "round": number,
@@ -130,9 +131,19 @@ def run(
     return result
 
 
+def _by_task(hard: Sequence[Sample], wanted: Sequence[Expansion], styled: Sequence[Sample]) -> dict[str, Counter[str]]:
+    """How many rows of each task were hard, were asked for and were made."""
+    made_now = {item.id for item in wanted}
+    return {
+        "hard": Counter(row.meta[TASK] for row in hard),
+        "asked": Counter(item.task for item in wanted),
+        "new": Counter(row.meta[TASK] for row in styled if row.id in made_now),
+    }
+
+
 def _kept(result: Result, found: Sequence[Any]) -> list[Any]:
     """The items that are no rejections; rejections are added to the result."""
-    result.rejected += [item for item in found if isinstance(item, Rejection)]
+    result.rejected.extend(item for item in found if isinstance(item, Rejection))
     return [item for item in found if not isinstance(item, Rejection)]
 
 

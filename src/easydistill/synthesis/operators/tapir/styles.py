@@ -9,7 +9,7 @@ from typing import Literal
 from easydistill.contracts.operator import Ask, Reply, Steps
 from easydistill.data.messages import Message
 from easydistill.data.records import Rejection, Sample
-from easydistill.synthesis.chains import changed_answer, known_answer, verify
+from easydistill.synthesis.chains import known_answer, unchanged
 from easydistill.synthesis.replies import Unusable, field_of, rejection
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -49,14 +49,11 @@ def restyle(
         return list(rows)
     replies = yield [_question(row, style, tools) for row, style in todo]
     made = [_read(row, style, reply, form) for (row, style), reply in zip(todo, replies, strict=True)]
-    verdicts = verify([item.pair if isinstance(item, _Rewriting) else None for item in made])
     found: dict[str, Sample | Rejection] = {}
-    for (row, style), reply, item, verdict in zip(todo, replies, made, verdicts, strict=True):
-        problem = item if isinstance(item, Unusable) else changed_answer(item.pair, verdict)
-        if problem is not None:
-            found[row.id] = rejection(row.id, stage, problem, reply)
+    for (row, style), reply, item in zip(todo, replies, unchanged(made), strict=True):
+        if isinstance(item, Unusable):
+            found[row.id] = rejection(row.id, stage, item, reply)
         else:
-            assert isinstance(item, _Rewriting)
             last: Message = {**row.messages[-1], "content": item.text}
             found[row.id] = replace(row, messages=(*row.messages[:-1], last), meta={**row.meta, STYLE: style})
     return [found.get(row.id, row) for row in rows]
@@ -64,7 +61,8 @@ def restyle(
 
 def _wanted(row: Sample, styles: Mapping[str, Style]) -> bool:
     style = styles.get(row.meta["task"])
-    return style is not None and row.meta.get(STYLE) != style
+    # The answer of a row that calls tools is not prose to be put in a style.
+    return style is not None and row.meta.get(STYLE) != style and "tool_calls" not in row.messages[-1]
 
 
 def _question(row: Sample, style: Style, tools: Tools) -> Ask:

@@ -128,7 +128,7 @@ def expand(
             found = labelled.accepted[0].meta[TASK]
             if found != wanted.task:
                 raise Unusable("left_task", f"its task is {found}, its source's is {wanted.task}")
-        replies = yield [Ask(row.messages)]
+        replies = yield [Ask.of(row)]
         return answered(row, replies[0])
     except Unusable as problem:
         return rejection(wanted.id, stage, problem, *replies)

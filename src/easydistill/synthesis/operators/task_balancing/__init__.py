@@ -11,16 +11,17 @@ depend on seed and row id alone, not on the order of the rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, Section, Seed, Unfit
 from easydistill.contracts.operator import Result, Steps, UnfitRows
 from easydistill.data.records import Rejection, Sample, count_reasons, draw_key
+from easydistill.data.spool import like
 from easydistill.synthesis.tools import Tools
 
 STAGE = "task_balancing"
@@ -102,34 +103,39 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
 
     A copy gets an id of its own and has the original's id in `meta["repeats"]`; `entered` counts it as a candidate.
     """
-    if rows and not any(isinstance(row.meta.get(TASK), str) for row in rows):
+    by_task: dict[str, list[int]] = {task: [] for task, part in config.targets.items() if part}
+    labels = [row.meta.get(TASK) for row in rows]
+    if rows and not any(isinstance(label, str) for label in labels):
         raise UnfitRows(f"none of the {len(rows)} rows has a {TASK}; task_labelling writes it")
-    by_task: dict[str, list[Sample]] = {task: [] for task, part in config.targets.items() if part}
-    rejected: dict[str, Rejection] = {}
-    for row in rows:
-        task = row.meta.get(TASK)
-        if isinstance(task, str) and task in by_task:
-            by_task[task].append(row)
-        elif isinstance(task, str):
-            rejected[row.id] = _rejection(row, "task_not_wanted", f"there is no target for {task}")
-        else:
-            rejected[row.id] = _rejection(row, "no_task", f"{TASK} is {task!r}, not a label; task_labelling writes it")
+    for number, label in enumerate(labels):
+        if isinstance(label, str) and label in by_task:
+            by_task[label].append(number)
     targets = targets_of(config, {task: len(found) for task, found in by_task.items()})
-    times: Counter[str] = Counter()
+    times: Counter[int] = Counter()
     for task, found in by_task.items():
-        times.update(_drawn(found, targets[task], config))
-        for row in found:
-            if not times[row.id]:
-                detail = f"{targets[task]} of {len(found)} rows are taken for {task}"
-                rejected[row.id] = _rejection(row, "over_target", detail)
-    accepted = _repeated(rows, times)
-    dropped = [rejected[row.id] for row in rows if row.id in rejected]
+        times.update(_drawn(rows, found, targets[task], config))
+    accepted, dropped = like(rows), like(rows)
+    ids = {row.id for row in rows} if config.max_copies > 1 else set()
+    for number, row in enumerate(rows):
+        if times[number]:
+            accepted.extend(_copies(row, times[number], ids))
+        else:
+            dropped.append(_rejection(row, *_why_not(labels[number], by_task, targets)))
     facts = {
         "tasks": {task: _fact(found, targets[task], times) for task, found in by_task.items()},
         "repeated": len(accepted) - len(times),
         "dropped": count_reasons(dropped),
     }
     return Result(accepted, dropped, len(accepted) + len(dropped), facts)
+
+
+def _why_not(label: Any, by_task: dict[str, list[int]], targets: dict[str, int]) -> tuple[str, str]:
+    """Why a row is not taken, as (reason, detail)."""
+    if not isinstance(label, str):
+        return "no_task", f"{TASK} is {label!r}, not a label; task_labelling writes it"
+    if label not in by_task:
+        return "task_not_wanted", f"there is no target for {label}"
+    return "over_target", f"{targets[label]} of {len(by_task[label])} rows are taken for {label}"
 
 
 def targets_of(config: Config, available: dict[str, int]) -> dict[str, int]:
@@ -145,41 +151,36 @@ def targets_of(config: Config, available: dict[str, int]) -> dict[str, int]:
     return {task: int(total * parts[task] / whole) if task in parts else 0 for task in available}
 
 
-def _drawn(rows: Sequence[Sample], target: int, config: Config) -> list[str]:
-    """Ids of the rows to take: at most `target`, each at most `max_copies` times."""
-    by_hash = sorted(rows, key=lambda row: draw_key(config.seed, row.id))
-    earlier: Counter[str] = Counter()
-    turns: list[tuple[int, str]] = []
-    for row in by_hash:
-        turns.append((earlier[row.prompt_hash], row.id))
-        earlier[row.prompt_hash] += 1
+def _drawn(rows: Sequence[Sample], numbers: Sequence[int], target: int, config: Config) -> list[int]:
+    """Numbers of the rows to take: at most `target`, each at most `max_copies` times."""
+    drawn = ((number, rows[number]) for number in numbers)
+    keyed = [(draw_key(config.seed, row.id), bytes.fromhex(row.prompt_hash), number) for number, row in drawn]
+    earlier: Counter[bytes] = Counter()
+    turns: list[tuple[int, int]] = []
+    for _, prompt, number in sorted(keyed):
+        turns.append((earlier[prompt], number))
+        earlier[prompt] += 1
     # The sort is stable: within a turn, the order of hashes stays.
-    order = [identity for _, identity in sorted(turns, key=lambda turn: turn[0])]
+    order = [number for _, number in sorted(turns, key=lambda turn: turn[0])]
     return (order * config.max_copies)[:target]
 
 
-def _repeated(rows: Iterable[Sample], times: Counter[str]) -> list[Sample]:
-    rows = list(rows)
-    taken = {row.id for row in rows}
-    result: list[Sample] = []
-    for row in rows:
-        for turn in range(times[row.id]):
-            if turn == 0:
-                result.append(row)
-                continue
-            identity = f"{row.id}-repeat-{turn}"
-            while identity in taken:
-                identity += "-"
-            taken.add(identity)
-            result.append(replace(row, id=identity, meta={**row.meta, "repeats": row.id}))
-    return result
+def _copies(row: Sample, times: int, taken: set[str]) -> Iterator[Sample]:
+    """A row and its copies, with ids that are not `taken` yet."""
+    yield row
+    for turn in range(1, times):
+        identity = f"{row.id}-repeat-{turn}"
+        while identity in taken:
+            identity += "-"
+        taken.add(identity)
+        yield replace(row, id=identity, meta={**row.meta, "repeats": row.id})
 
 
-def _fact(rows: Sequence[Sample], target: int, times: Counter[str]) -> dict[str, int]:
-    taken = sum(times[row.id] for row in rows)
-    distinct = sum(1 for row in rows if times[row.id])
+def _fact(numbers: Sequence[int], target: int, times: Counter[int]) -> dict[str, int]:
+    taken = sum(times[number] for number in numbers)
+    distinct = sum(1 for number in numbers if times[number])
     return {
-        "available": len(rows),
+        "available": len(numbers),
         "target": target,
         "taken": taken,
         "repeated": taken - distinct,

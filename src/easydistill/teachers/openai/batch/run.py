@@ -108,7 +108,7 @@ class BatchRun:
             if not await self._collect_ended():
                 await asyncio.sleep(self._batch.poll_interval)
         if self._queue and self._config.batch is not None:
-            size = self._tools.estimator.size(self._queue[0].request.messages)
+            size = self._tools.estimator.size(self._queue[0].request.messages, self._queue[0].request.tools)
             raise TeacherError(self._tools.ledger.exhausted(size))
 
     # --- what an earlier run left -----------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class BatchRun:
     async def _take_up(self) -> None:
         for record in self._book.unfinished(self._tools.identity):
             sizes = {
-                key: self._tools.estimator.size(body["messages"])
+                key: self._tools.estimator.size(body["messages"], body.get("tools", ()))
                 for key, body in self._book.bodies(record)
                 if not self._done(key)
             }
@@ -160,7 +160,7 @@ class BatchRun:
         attempt: int | None = None
         while self._queue and rows < self._batch.max_requests and attempt in {None, self._queue[0].attempt}:
             row = self._queue[0]
-            size = self._tools.estimator.size(row.request.messages)
+            size = self._tools.estimator.size(row.request.messages, row.request.tools)
             line = batch_line(row.request.key, self._tools.features.shape(self._tools.body(row.request)))
             if len(line) + 1 > self._batch.max_bytes:
                 self._queue.popleft()

@@ -1,0 +1,90 @@
+"""Whether packed rows stay apart in a model: decided by numbers, before the first step.
+
+Rows are kept apart by their positions alone, and what an architecture makes of them cannot be read from its config:
+convolutions (LFM2), recurrent states (Mamba, RWKV), positions counted from the mask (OPT) or from the index (ALiBi,
+attention in chunks) take no notice. So two packed rows must have the logits that each has alone, and the second one
+must not change when the first one does.
+
+Shapes: B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.methods.sft.batching import TokenRow, collate
+from easydistill.models.head import Head, body_of
+from easydistill.models.limits import Limits
+
+_ROW = 24
+"""Tokens of a row; more than any convolution's kernel has."""
+_APART = 1e-5
+"""Relative to the logits' deviation: a change of the first row may move the second by no more (rounding: 0)."""
+_ALONE = 1e-2
+"""The same for a packed row against itself alone, whose sums are in another order, in bfloat16 perhaps."""
+
+
+def check_packing(model: Any, max_length: int) -> None:
+    """Check that rows packed as the trainer packs them do not see each other.
+
+    Args:
+        max_length: of a pack; attention in chunks shorter than that is tried across a chunk's end.
+
+    Raises:
+        ConfigError: they do, or the architecture takes no positions.
+    """
+    first, second, other = _rows(model, max_length)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            alone = [_logits(model, [row]) for row in (first, second)]
+            packed_TV = _logits(model, [first, second])
+            changed_TV = _logits(model, [other, second])
+    except (TypeError, IndexError, RuntimeError, ValueError) as error:
+        raise _refused(model, f"it fails on packed rows: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        model.train(was_training)
+    start = len(first.ids)
+    scale = float(torch.cat(alone).std()) or 1.0
+    seen = float((packed_TV[start:] - changed_TV[start:]).abs().max()) / scale
+    moved = float((packed_TV - torch.cat(alone)).abs().max()) / scale
+    if not seen <= _APART:
+        raise _refused(model, f"a packed row sees the one before it (its logits move by {seen:.2g} deviations)")
+    if not moved <= _ALONE:
+        raise _refused(model, f"a packed row has other logits than alone (by {moved:.2g} deviations)")
+
+
+def _refused(model: Any, problem: str) -> ConfigError:
+    hint = "set training.packing=false; group_by_length, which is on by default, saves most of the padding"
+    return ConfigError(ConfigIssue("config", "training.packing", f"{type(model).__name__}: {problem}", hint))
+
+
+def _rows(model: Any, max_length: int) -> tuple[TokenRow, TokenRow, TokenRow]:
+    """Two rows, and a third one that could stand in place of the first, with other tokens."""
+    config = model.config.get_text_config()
+    limits = Limits.of(model)
+    length = max(2, min(_ROW, limits.within(_ROW * 2) // 2))
+    lengths = [length, length, length]
+    chunk = getattr(config, "attention_chunk_size", None)
+    if isinstance(chunk, int) and length < chunk < max_length:
+        # The second row crosses the end of a chunk.
+        lengths = [chunk - length // 2, length, chunk - length // 2]
+    draw = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, limits.tokens or 2, (size,), generator=draw).tolist() for size in lengths]
+    first, second, other = (TokenRow(str(n), row, [True] * len(row)) for n, row in enumerate(ids))
+    return first, second, other
+
+
+def _logits(model: Any, rows: list[TokenRow]) -> Tensor:
+    """float32 logits [T, V] of a pack, computed as the trainer does."""
+    on = next(model.parameters()).device
+    batch = {name: value.to(on) for name, value in collate([rows], 0).items()}
+    hidden_BTD = body_of(model)(
+        input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False
+    ).last_hidden_state
+    return Head.of(model).logits(hidden_BTD[0]).float()

@@ -1,0 +1,166 @@
+"""What a stage's template makes of its rows, found before a teacher is asked or a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from easydistill.config.models import ModelsConfig
+from easydistill.data.messages import Chat, answer_message
+from easydistill.engine.run_directory import LOGGER
+from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
+from easydistill.methods.shared.rendering import TemplateSettings
+from easydistill.models.reference import converted_directory, resolve
+from easydistill.models.student import student_references
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+
+MOST_ROWS = 2000
+"""Rows that are rendered beforehand."""
+_PROMPTS = 100
+"""Rows whose prompts are compared with what is trained."""
+_ANSWER = answer_message("Yes.")
+
+
+@dataclass
+class Foresight:
+    """Whether a student can be loaded, and what its template makes of the rows that it will be trained on.
+
+    Args:
+        models: the student.
+        settings: its template.
+        read: gives the first rows as chats, at most as many as it is told; prompts without an answer get one.
+    """
+
+    models: ModelsConfig
+    settings: TemplateSettings
+    read: Callable[[int], Sequence[Chat]]
+
+    def issues(self) -> list[ConfigIssue]:
+        """Why the student cannot be trained: it cannot be loaded, or its template takes none of the rows."""
+        try:
+            self._renderer  # noqa: B018 (loading it is the check)
+        except MissingExtra:
+            # Told by the stage's other checks.
+            return []
+        except ModelError as error:
+            return [_issue("models.student", error)]
+        except DataError as error:
+            return [_issue("dataset.template", error)]
+        refused = self._refused
+        if refused and len(refused) == len(self._rows):
+            shown = f"the chat template takes none of the first {len(refused)} rows: {refused[0]}"
+            problem, _, hint = shown.partition("\n    → ")
+            return [ConfigIssue("config", "dataset.template", problem, hint or "name a template that takes such chats")]
+        return []
+
+    def lines(self) -> list[str]:
+        """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""
+        try:
+            if "_renderer" not in vars(self) and not self._is_at_hand():
+                return []
+            return [*self._refusals(), *self._missing(), *self._disagreement()]
+        except EasyDistillError as error:
+            # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
+            LOGGER.info("the rows were not looked at beforehand: %s", error)
+            return []
+
+    def _is_at_hand(self) -> bool:
+        """Whether the student's files are on this machine, in a form that transformers loads."""
+        sources = [resolve(reference) for reference in student_references(self.models)]
+        return all(
+            source.path is not None and (not source.is_gguf or converted_directory(source).is_dir())
+            for source in sources
+        )
+
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        from easydistill.data.chat import ChatRenderer
+        from easydistill.models.compatibility import student_side
+
+        side = student_side(self.models)
+        settings = self.settings
+        return ChatRenderer.from_file(
+            side.tokenizer, side.eos_ids, settings.template, settings.template_kwargs, None, settings.thoughts
+        )
+
+    @cached_property
+    def _chats(self) -> list[Chat]:
+        try:
+            return list(self.read(MOST_ROWS))
+        except (EasyDistillError, OSError):
+            # A file that cannot be read is reported by the stage that reads it.
+            return []
+
+    @cached_property
+    def _rows(self) -> list[Rendered | DataError]:
+        return list(self._renderer.render_many(map(_answered, self._chats)))
+
+    @property
+    def _refused(self) -> list[DataError]:
+        return [row for row in self._rows if isinstance(row, DataError)]
+
+    def _refusals(self) -> list[str]:
+        refused = self._refused
+        if not refused:
+            return []
+        return [
+            f"{len(refused)} of {len(self._rows)} rows cannot be rendered for training, the first one: {refused[0]}"
+        ]
+
+    def _missing(self) -> list[str]:
+        from easydistill.data.chat import count_kinds, tell
+
+        rendered = [row for row in self._rows if not isinstance(row, DataError)]
+        lines = tell(count_kinds(row.missing for row in rendered), len(rendered))
+        if lost := sum(bool(row.lost_turns) for row in rendered):
+            lines.append(f"answers are context only, not learned, in {lost} of {len(rendered)} rows")
+        return lines
+
+    def _disagreement(self) -> list[str]:
+        """What generation is given and training is not, for answers without thoughts."""
+        if self._renderer.single_turn:
+            return []
+        chats = [chat for chat in map(_answered, self._chats[:_PROMPTS]) if _is_plain(chat)]
+        extra = [found for chat in chats if (found := self._only_in_prompt(chat))]
+        if not extra:
+            return []
+        return [
+            f"generation is given {extra[0]!r}, which training on answers without thoughts is not, in {len(extra)} of "
+            f"{len(chats)} rows\n    → dataset.template_kwargs may turn thoughts off (`enable_thinking`), or train on "
+            "answers with thoughts"
+        ]
+
+    def _only_in_prompt(self, chat: Chat) -> str:
+        try:
+            prompt = self._renderer.text(chat.with_messages(chat.messages[:-1]), add_generation_prompt=True)
+            text = self._renderer.text(chat, add_generation_prompt=False)
+        except DataError:
+            return ""
+        if text.startswith(prompt):
+            return ""
+        common = next((at for at, pair in enumerate(zip(prompt, text, strict=False)) if pair[0] != pair[1]), len(text))
+        # From the beginning of the tag in which they part.
+        opened = prompt.rfind("<", 0, common)
+        start = opened if ">" not in prompt[opened:common] and opened >= 0 else common
+        return prompt[start:]
+
+
+def _answered(chat: Chat) -> Chat:
+    """The chat with an answer at its end, and that one learned."""
+    if chat.messages and chat.messages[-1]["role"] == "assistant":
+        return chat
+    return chat.with_messages([*chat.messages, _ANSWER])
+
+
+def _is_plain(chat: Chat) -> bool:
+    answer = chat.messages[-1]
+    return not answer.get("reasoning_content") and "</think>" not in answer["content"] and len(chat.messages) > 1
+
+
+def _issue(key: str, error: Exception) -> ConfigIssue:
+    problem, _, hint = str(error).partition("\n    → ")
+    return ConfigIssue("config", key, problem, hint)

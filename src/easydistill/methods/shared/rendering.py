@@ -1,0 +1,88 @@
+"""How a stage renders chats for its student, and what that contributes to the stage's fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from easydistill.data.files import hash_file
+from easydistill.engine.stage import StageContext
+from easydistill.errors import ModelError
+from easydistill.models.reference import ModelSource, converted_directory, resolve
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer
+
+_CLOCK = b"strftime_now"
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+_GGUF_HEADER = 64 << 20
+"""The metadata of a GGUF file, among them the template, are within its first bytes."""
+
+
+class TemplateSettings(Protocol):
+    """The `dataset` section, as far as it decides how chats are rendered."""
+
+    @property
+    def template(self) -> str | None: ...
+
+    @property
+    def template_kwargs(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def thoughts(self) -> str | None: ...
+
+
+def student_renderer(
+    settings: TemplateSettings, tokenizer: Any, eos_ids: frozenset[int], context: StageContext
+) -> ChatRenderer:
+    """The renderer of a stage's student.
+
+    Raises:
+        DataError: there is no template, or it cannot be read.
+    """
+    from easydistill.data.chat import ChatRenderer
+
+    return ChatRenderer.from_file(
+        tokenizer, eos_ids, settings.template, settings.template_kwargs, context.started, settings.thoughts
+    )
+
+
+def template_identity(settings: TemplateSettings) -> dict[str, Any]:
+    """What the rendering depends on besides the student's own template and the date."""
+    return {
+        "template": hash_file(Path(settings.template)) if settings.template else None,
+        **({"template_kwargs": dict(settings.template_kwargs)} if settings.template_kwargs else {}),
+        **({"thoughts": settings.thoughts} if settings.thoughts else {}),
+    }
+
+
+def template_shows_date(settings: TemplateSettings, references: Iterable[str]) -> bool:
+    """Whether the template reads the date, according to its file or the student's files; nothing is loaded."""
+    if settings.template is not None:
+        path = Path(settings.template)
+        return path.is_file() and _CLOCK in path.read_bytes()
+    return any(_model_shows_date(reference) for reference in references)
+
+
+def _model_shows_date(reference: str) -> bool:
+    try:
+        source = resolve(reference)
+    except ModelError:
+        return False
+    if source.path is None:
+        return False
+    return any(_CLOCK in text for text in _template_texts(source))
+
+
+def _template_texts(source: ModelSource) -> Iterable[bytes]:
+    assert source.path is not None
+    directory = source.path
+    if source.is_gguf:
+        directory = converted_directory(source)
+        if not directory.is_dir():
+            with source.path.open("rb") as handle:
+                yield handle.read(_GGUF_HEADER)
+    for name in _TEMPLATE_FILES:
+        if (path := directory / name).is_file():
+            yield path.read_bytes()

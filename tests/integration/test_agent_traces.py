@@ -1,0 +1,152 @@
+"""Agent traces from end to end: calls and answers are labelled, scored, learned and reported; results are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import easydistill
+from easydistill.data.files import read_jsonl
+from easydistill.data.formats import read_samples
+from easydistill.data.messages import call_text, is_learned
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples/agent_traces"
+TRAINING = {"training__num_train_epochs": 1, "training__per_device_train_batch_size": 8}
+
+
+def _server_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("agent_server", EXAMPLE / "server.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(the example's server's URL, the bodies that it is sent)."""
+    module = _server_module()
+    bodies: list[dict[str, Any]] = []
+    answer = module.message_for
+
+    def recording(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+        bodies.append({"messages": messages, "tools": tools})
+        answered: dict[str, Any] = answer(messages, tools)
+        return answered
+
+    monkeypatch.setattr(module, "message_for", recording)
+    server = module.serve(0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1", bodies
+    server.shutdown()
+    server.server_close()
+
+
+def _run(name: str, folder: Path, **values: Any) -> None:
+    """Run an example in a folder, with other values (`models__student` for `models.student`)."""
+    given = {"output_dir": folder / "run", **TRAINING, **values}
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in given.items()]
+    easydistill.run(EXAMPLE / name, overrides, quiet=True)
+
+
+def test_the_teacher_s_calls_and_answers_are_learned(
+    tmp_path: Path, tiny_model: Path, served: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, bodies = served
+    monkeypatch.chdir(ROOT)
+    _run(
+        "kd.json",
+        tmp_path,
+        dataset__labeled_path=tmp_path / "labeled.json",
+        inference__base_url=url,
+        models__student=tiny_model,
+    )
+
+    # What was asked: whole chats with their tools, calls and results spelled as OpenAI does.
+    reading = next(body for body in bodies if body["messages"][-1]["role"] == "tool")
+    *_, called, result = reading["messages"]
+    assert json.loads(called["tool_calls"][0]["function"]["arguments"]) == {
+        "animal": json.loads(result["content"])["animal"]
+    }
+    assert result["tool_call_id"] == called["tool_calls"][0]["id"]
+    assert reading["tools"][0]["function"]["name"] == "count_legs"
+
+    # What became of it: calls are calls, thoughts are apart, and both files hold the same chats.
+    rows, rejected = read_samples(tmp_path / "labeled.json", labelled=True)
+    assert not rejected and len(rows) == 26
+    answers = {row.id: row.messages[-1] for row in rows}
+    spider = answers["ask-spider"]
+    assert [call_text(call) for call in spider["tool_calls"]] == ['count_legs({"animal": "spider"})']
+    assert spider["content"] == "" and "spider" in spider["reasoning_content"]
+    assert answers["read-spider"]["content"] == "The spider has 8 legs."
+    again, _ = read_samples(tmp_path / "run/stages/1-label/labeled.parquet", labelled=True)
+    assert [(row.messages, row.tools) for row in again] == [(row.messages, row.tools) for row in rows]
+
+    # What is shown: calls as calls.
+    shown = list(read_jsonl(tmp_path / "run/stages/3-evaluate/answers.jsonl"))
+    teachers = {row["id"]: row["teacher"] for row in shown}
+    assert all(
+        text == call_text(answers[name]["tool_calls"][0]) for name, text in teachers.items() if name.startswith("ask")
+    )
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_signals_cover_the_learned_tokens_and_nothing_else(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    from easydistill.data.chat import ChatRenderer
+    from easydistill.signals.store import SignalStore
+
+    monkeypatch.chdir(ROOT)
+    _run(
+        "white_box.json",
+        tmp_path,
+        models__teacher=tiny_model,
+        models__student=tiny_model,
+        evaluation__enabled="false",
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    template = (EXAMPLE / "chat.jinja").read_text(encoding="utf-8")
+    renderer = ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id}), template)
+    store = SignalStore(tmp_path / "run/stages/1-score/signals")
+    rows, _ = read_samples(EXAMPLE / "traces.jsonl", labelled=True)
+    learned = 0
+    for row in rows:
+        rendered = renderer.render(row)
+        text = tokenizer.decode([token for token, on in zip(rendered.ids, rendered.mask, strict=True) if on])
+        # Every call and answer of the assistant's, with its end; no word of a user or a tool.
+        said = [message for message in row.messages if is_learned(message)]
+        assert text.count("<|im_end|>") == len(said)
+        assert text.count("<tool_call>") == sum(len(message.get("tool_calls", ())) for message in said)
+        assert said[-1]["content"] in text and "tool_response" not in text and row.messages[0]["content"] not in text
+        learned += sum(rendered.mask)
+    assert store.manifest.tokens == learned
+
+
+def test_answers_that_were_cut_off_teach_no_end(tmp_path: Path, tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from easydistill.data.chat import ChatRenderer
+    from easydistill.data.records import Sample
+    from easydistill.methods.shared.rows import render_all
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    renderer = ChatRenderer(tokenizer, frozenset({tokenizer.eos_token_id}))
+    chat = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because the"})
+    whole, cut = Sample("a", chat, {}), Sample("b", chat, {"finish_reason": "length"})  # type: ignore[arg-type]
+    ((_, first), (_, second)), _ = render_all(renderer, [whole, cut], 200, "train")
+    last = max(t for t, on in enumerate(first.mask) if on)
+    assert first.ids[last] == tokenizer.eos_token_id
+    assert (second.ids, second.mask) == (first.ids[:last], first.mask[:last])
+    ((_, same),), _ = render_all(renderer, [cut], last, "train")
+    assert same.ids == second.ids

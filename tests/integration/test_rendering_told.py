@@ -1,0 +1,155 @@
+"""What a template cannot show, and a student that cannot be loaded, are told before anything is asked or trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easydistill import api
+from easydistill.engine.run_directory import RunDirectory
+from easydistill.errors import ConfigError, DataError
+
+THOUGHTFUL = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Why {number}?"},
+            {"role": "assistant", "content": "Because.", "reasoning_content": f"Thought {number}."},
+        ]
+    }
+    for number in range(4)
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write(tmp_path / "rows.jsonl", THOUGHTFUL)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def training(rows: Path, student: Path | str, output: Path, **dataset: Any) -> dict[str, Any]:
+    return {
+        "job_type": "black_box_kd_local",
+        "dataset": {"labeled_path": str(rows), **dataset},
+        "models": {"student": str(student)},
+        "training": {"max_steps": 1, "max_length": 128},
+        "evaluation": {"enabled": False},
+        "output_dir": str(output),
+    }
+
+
+def notes(config: dict[str, Any]) -> str:
+    return "\n".join(note for stage in api.plan(config) for note in stage.notes)
+
+
+def test_plan_and_report_tell_of_thoughts_that_are_not_shown(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = training(rows, tiny_model, tmp_path / "run")
+    assert "the chat template does not show the thoughts of 4 of 4 rows" in notes(config)
+    assert "dataset.thoughts" in notes(config)
+    result = api.run(config, quiet=True)
+    assert result.summary["stages"]["train"]["metrics"]["not_shown"] == {"thoughts": 4}
+    assert "What the chat template does not show" in result.report.read_text()
+
+
+@pytest.mark.parametrize("how", ["inline", "drop"])
+def test_nothing_is_told_once_it_is_decided(how: str, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    assert notes(training(rows, tiny_model, tmp_path / "run", thoughts=how)) == ""
+
+
+def test_how_chats_are_rendered_is_part_of_what_was_trained(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    api.run(training(rows, tiny_model, tmp_path / "run"), quiet=True)
+    assert not api.run(training(rows, tiny_model, tmp_path / "run"), quiet=True).fresh
+    for more in ({"thoughts": "drop"}, {"template_kwargs": {"enable_thinking": False}}):
+        (stage,) = api.plan(training(rows, tiny_model, tmp_path / "run", **more))
+        assert stage.state == "pending"
+
+
+def test_rows_that_the_template_refuses_are_told_with_its_reason(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ raise_exception('no such chats') }}")
+    with pytest.raises(ConfigError, match=r"takes none of the first 4 rows: .*no such chats"):
+        api.run(training(rows, tiny_model, tmp_path / "run", template=str(template)), quiet=True)
+
+
+def test_rejected_rows_are_on_disk_when_none_is_left(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    config = training(rows, tiny_model, tmp_path / "run")
+    config["training"]["max_length"] = 3
+    with pytest.raises(DataError, match=r"no_trainable_tokens, 4 of 4.*\n *→ raise training\.max_length"):
+        api.run(config, quiet=True)
+    (stage,) = RunDirectory(tmp_path / "run").stage_directories()
+    assert len((stage / "rejected.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (lambda path: (path / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda path: (path / "config.json").write_text("{}"), "names no model_type"),
+        (lambda path: [found.unlink() for found in path.glob("*.safetensors")], "no weights"),
+        (lambda path: [found.unlink() for found in path.glob("tokenizer*")], "no tokenizer"),
+    ],
+)
+def test_a_student_that_is_not_whole(harm: Any, problem: str, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "student")
+    harm(tmp_path / "student")
+    with pytest.raises(ConfigError, match=problem) as told:
+        api.plan(training(rows, tmp_path / "student", tmp_path / "run"))
+    assert told.value.issues[0].path == "models.student"
+    assert "→" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("harm", "where"),
+    [
+        (lambda path: (path / "tokenizer.json").write_text("{}"), "models.student"),
+        (lambda path: (path / "chat_template.jinja").unlink(), "dataset.template"),
+        (lambda path: (path / "chat_template.jinja").write_text("{% if %}"), "dataset.template"),
+    ],
+)
+def test_a_student_is_loaded_before_a_teacher_is_asked(
+    harm: Any, where: str, rows: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "student")
+    harm(tmp_path / "student")
+    config = {
+        "job_type": "black_box_kd_api",
+        "dataset": {"instruction_path": str(rows)},
+        "inference": {"base_url": "http://127.0.0.1:9/v1", "model": "nobody"},
+        "models": {"student": str(tmp_path / "student")},
+        "training": {"max_steps": 1},
+        "output_dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(ConfigError) as told:
+        api.run(config, quiet=True)
+    assert [issue.path for issue in told.value.issues] == [where]
+    assert not RunDirectory(tmp_path / "run").stage_directories()
+
+
+def test_the_date_is_that_of_the_first_start(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    config = training(rows, tiny_model, tmp_path / "run", template=str(template), thoughts="drop")
+    started = tmp_path / "run/started.json"
+    started.parent.mkdir()
+    started.write_text(json.dumps({"started": "2024-05-01T10:00:00"}))
+    assert api.run(config, quiet=True).fresh
+    assert json.loads(started.read_text()) == {"started": "2024-05-01T10:00:00"}
+    manifest = json.loads((tmp_path / "run/stages/1-train/manifest.json").read_text())
+    assert manifest["fingerprint_of"]["date"] == "2024-05-01T10:00:00"
+    # Another day, the run is still done.
+    assert not api.run(config, quiet=True).fresh
+    # A template without a date leaves fingerprints as they were.
+    plain = training(rows, tiny_model, tmp_path / "plain", thoughts="drop")
+    api.run(plain, quiet=True)
+    manifest = json.loads((tmp_path / "plain/stages/1-train/manifest.json").read_text())
+    assert "date" not in manifest["fingerprint_of"]
