@@ -97,6 +97,22 @@ def test_an_empty_list_that_parquet_filled_in_hides_no_other_shape(tmp_path: Pat
     assert found.samples[0].answer == "ho"
 
 
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"tools": [{"name": "f", "description": "\ud800"}]}, "surrogate"),
+        ({"tools": [{"name": "f", "parameters": {"x": float("nan")}}]}, "not JSON"),
+        ({"chat_template_kwargs": {"x": "\udfff"}}, "surrogate"),
+        ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": float("inf")}}]}]}, "not JSON"),
+        ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": "\\ud800"}'}]}]}, "surrogate"),
+        ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": NaN}'}]}]}, "not JSON"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written_again_is_refused(part: dict[str, Any], words: str, tmp_path: Path) -> None:
+    found = read(tmp_path, {"messages": CHAT}, {"messages": CHAT, **part})
+    assert len(found.samples) == 1 and words in found.rejected[0].detail
+
+
 # --- several answers --------------------------------------------------------------------------------------
 
 

@@ -315,6 +315,9 @@ def test_values_that_json_lacks_become_ones_that_it_has(tmp_path: Path) -> None:
             "text": pa.array(["zwölf".encode()]),
             "bytes": pa.array([b"\xff\x00"]),
             "map": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+            "maps": pa.array(
+                [[{"m": [("a", day)]}]], pa.list_(pa.struct([("m", pa.map_(pa.string(), pa.timestamp("s", "UTC")))]))
+            ),
             "kind": pa.array(["x"]).dictionary_encode(),
             "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([number.bytes], pa.binary(16))),
             "vector": pa.array([[1.5, 2.5]], pa.list_(pa.float32(), 2)),
@@ -339,6 +342,7 @@ def test_values_that_json_lacks_become_ones_that_it_has(tmp_path: Path) -> None:
         "text": "zwölf",
         "bytes": "/wA=",
         "map": {"a": 1},
+        "maps": [{"m": {"a": "2024-05-01T12:30:00+00:00"}}],
         "kind": "x",
         "uuid": str(number),
         "vector": [1.5, 2.5],

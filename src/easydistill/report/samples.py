@@ -150,9 +150,9 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
 def _kept(row: dict[str, Any]) -> Sample:
     if isinstance(row.get("prompt"), list) and row.get("chosen") and row.get("rejected"):
         chosen, rejected = (_last(row[side]) for side in ("chosen", "rejected"))
-        other = {"text": as_text(_said(rejected)), "reasoning": rejected.get("reasoning_content")}
+        other = {"text": _side(row["rejected"]), "reasoning": rejected.get("reasoning_content")}
         thought = chosen.get("reasoning_content") or None
-        answers = {"Chosen": as_text(_said(chosen)), "Rejected": received(other)}
+        answers = {"Chosen": _side(row["chosen"]), "Rejected": received(other)}
         return _sample(row, turns_of(row["prompt"]), {"Thoughts": thought, **answers}, _PAIR_FIELDS)
     prompt: Any
     texts: dict[str, Any]
@@ -179,6 +179,13 @@ def _sample(row: dict[str, Any], prompt: Turns, texts: dict[str, Any], known: Co
     tools = _tool_names(row.get("tools"))
     marks = (("tools", ", ".join(tools)),) if tools else ()
     return Sample(_id(row), tuple(parts), (*marks, *_fields(row, known)))
+
+
+def _side(messages: Any) -> str:
+    """An answer of a pair: what its message says, or, if it has several, all of them with their roles."""
+    if isinstance(messages, list) and len(messages) > 1:
+        return received(messages)
+    return as_text(_said(_last(messages)))
 
 
 def _last(messages: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easydistill.data.messages import Tool, ToolCall
-from easydistill.data.reading.values import as_list, as_object, from_json_text, is_given, json_in, without_nulls
+from easydistill.data.reading.values import as_list, as_object, from_json_text, is_given, json_in
 from easydistill.data.row_files import MalformedRow
 
 _NAMES = ("name", "tool_name", "function", "tool", "recipient_name")
@@ -165,12 +165,9 @@ def parameters_of(tools: tuple[Tool, ...]) -> dict[str, frozenset[str]]:
     return found
 
 
-def without_fillers(call: ToolCall, declared: Mapping[str, frozenset[str]], from_arrow: bool) -> ToolCall:
-    """A call without nulls that no one wrote: all of them in a row out of Arrow, otherwise those of parameters that the
-    tool does not have."""
+def without_fillers(call: ToolCall, declared: Mapping[str, frozenset[str]]) -> ToolCall:
+    """A call without nulls for parameters that the tool does not have: a conversion from a table has left them."""
     arguments = call["arguments"]
-    if from_arrow:
-        return {**call, "arguments": without_nulls(arguments)}
     known = declared.get(call["name"])
     if known is None or None not in arguments.values():
         return call

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from easydistill.data.messages import Message, full_text, is_learned, says_something
+from easydistill.data.messages import Message, is_learned, says_something
 from easydistill.data.reading import keys
 from easydistill.data.reading.parts import IMAGE_HINT
 from easydistill.data.reading.values import is_given
@@ -53,14 +55,21 @@ def refuse_bad(row: dict[str, Any]) -> None:
             )
 
 
-def refuse_lone_surrogates(messages: list[Message]) -> None:
-    """Raise `MalformedRow` if a message contains half of a surrogate pair."""
-    for message in messages:
-        texts = [value for value in message.values() if isinstance(value, str)]
-        if "tool_calls" in message:
-            texts.append(full_text(message))
-        if any(map(has_lone_surrogates, texts)):
-            raise MalformedRow("its text contains half of a surrogate pair")
+def refuse_lone_surrogates(messages: list[Message], beside: Sequence[Any] = ()) -> None:
+    """Refuse what cannot be written again: half of a surrogate pair, or a call or tool that JSON does not hold.
+
+    Args:
+        beside: tools and template variables.
+    """
+    texts = [value for message in messages for value in message.values() if isinstance(value, str)]
+    values = [*(message["tool_calls"] for message in messages if "tool_calls" in message), *filter(None, beside)]
+    if values:
+        try:
+            texts.append(json.dumps(values, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MalformedRow(f"its tool calls, tools or template variables are not JSON: {error}") from None
+    if any(map(has_lone_surrogates, texts)):
+        raise MalformedRow("its text contains half of a surrogate pair")
 
 
 def hint_of(row: dict[str, Any]) -> str:

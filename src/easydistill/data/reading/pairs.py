@@ -56,7 +56,7 @@ class Vote:
     good: bool
 
 
-def pair_of(row: Any, *, columns: Mapping[str, str] | None = None, from_arrow: bool = False) -> PairChat | Vote | Tie:
+def pair_of(row: Any, *, columns: Mapping[str, str] | None = None) -> PairChat | Vote | Tie:
     """The pair of a row.
 
     Raises:
@@ -73,10 +73,10 @@ def pair_of(row: Any, *, columns: Mapping[str, str] | None = None, from_arrow: b
     if isinstance(found, Tie):
         return found
     if found is not None:
-        return _pair(row, found, from_arrow)
+        return _pair(row, found)
     worse = next((name for name in _WORSE if is_given(row.get(name))), None)
     if worse is not None:
-        return _beside_a_chat(row, worse, from_arrow)
+        return _beside_a_chat(row, worse)
     votes = (vote_of(row, name) for name in keys.LABELS if row.get(name) is not None)
     label = next((vote for vote in votes if vote is not None), None)
     if label is None:
@@ -109,24 +109,24 @@ def _with_thoughts(row: dict[str, Any], name: str) -> tuple[Any, list[str]]:
     return row[name], []
 
 
-def _pair(row: dict[str, Any], found: Judged, from_arrow: bool) -> PairChat:
+def _pair(row: dict[str, Any], found: Judged) -> PairChat:
     rest = {name: value for name, value in row.items() if name not in found.used}
     chosen, rejected = (side_messages(value, name) for value, name in zip(_values(found), SIDES, strict=True))
-    asked = _asked(rest, from_arrow)
+    asked = _asked(rest)
     prompt, chosen, rejected = _split(None if asked is None else asked.messages, chosen, rejected)
     if asked is None or prompt != asked.messages:
-        asked = whole(rest, Turns(prompt), set(), from_arrow)
-    return _made(rest, asked, chosen, rejected, found.meta, from_arrow)
+        asked = whole(rest, Turns(prompt), set())
+    return _made(rest, asked, chosen, rejected, found.meta)
 
 
 def _values(found: Judged) -> tuple[Any, Any]:
     return found.chosen, found.rejected
 
 
-def _beside_a_chat(row: dict[str, Any], name: str, from_arrow: bool) -> PairChat:
+def _beside_a_chat(row: dict[str, Any], name: str) -> PairChat:
     """The pair of a chat that ends with the better answer and has a worse one beside it (ms-swift)."""
     rest = {key: value for key, value in row.items() if key != name}
-    chat = chat_of(rest, from_arrow=from_arrow)
+    chat = chat_of(rest)
     start = len(chat.messages)
     while start and chat.messages[start - 1]["role"] == "assistant":
         start -= 1
@@ -134,7 +134,7 @@ def _beside_a_chat(row: dict[str, Any], name: str, from_arrow: bool) -> PairChat
         raise MalformedRow(f"there is `{name}`, and no better answer: `chosen`, or one at the end of `messages`")
     prompt, chosen, rejected = _split(chat.messages[:start], chat.messages[start:], side_messages(row[name], name))
     chat.messages = prompt
-    return _made(rest, chat, chosen, rejected, {}, from_arrow)
+    return _made(rest, chat, chosen, rejected, {})
 
 
 def _made(
@@ -143,7 +143,6 @@ def _made(
     chosen: list[Message],
     rejected: list[Message],
     meta: dict[str, Any],
-    from_arrow: bool,
 ) -> PairChat:
     prompt = list(as_context(asked.messages))
     for name, side in zip(SIDES, (chosen, rejected), strict=True):
@@ -151,8 +150,8 @@ def _made(
             raise MalformedRow(f"`{name}` does not end with the assistant's message")
         if not is_learned(side[-1]):
             raise MalformedRow(f"the answer in `{name}` is marked as one that is not learned (weight 0)")
-        drop_fillers(side, asked.tools, from_arrow)
-    refuse_lone_surrogates([*prompt, *chosen, *rejected])
+        drop_fillers(side, asked.tools)
+    refuse_lone_surrogates([*prompt, *chosen, *rejected], (asked.tools, asked.template_kwargs))
     if not any(message["role"] == "user" and message["content"].strip() for message in prompt):
         raise MalformedRow("there is no prompt")
     if not says_something(chosen[-1]) or not says_something(rejected[-1]):
@@ -182,19 +181,19 @@ def side_messages(value: Any, name: str) -> list[Message]:
 # --- the prompt -------------------------------------------------------------------------------------------
 
 
-def _asked(row: dict[str, Any], from_arrow: bool) -> RowChat | None:
+def _asked(row: dict[str, Any]) -> RowChat | None:
     """The chat before both answers; None if only the sides contain it."""
     prompts = [name for name in (*keys.PROMPTS, "context") if row.get(name) is not None]
     if isinstance(row.get("history"), str) and not prompts:
         # Stanford's SHP calls the prompt so.
-        return chat_of({**row, "history": None, "prompt": row["history"]}, from_arrow=from_arrow, with_answer=False)
+        return chat_of({**row, "history": None, "prompt": row["history"]}, with_answer=False)
     if set(prompts) - {"input"} or (prompts and not _has_chat_column(row)):
         row = {name: value for name, value in row.items() if name not in keys.CHATS}
     elif not _has_chat_column(row):
         return None
     if not has_chat(row):
         return None
-    chat = chat_of(row, from_arrow=from_arrow, with_answer=False)
+    chat = chat_of(row, with_answer=False)
     while chat.messages and chat.messages[-1]["role"] == "assistant":
         chat.messages.pop()
     return chat

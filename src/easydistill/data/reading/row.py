@@ -48,15 +48,12 @@ class RowChat:
     """Fields among them that could say something of the chat."""
 
 
-def chats_of(
-    row: Any, *, labelled: bool | None, columns: Mapping[str, str] | None = None, from_arrow: bool = False
-) -> list[RowChat]:
+def chats_of(row: Any, *, labelled: bool | None, columns: Mapping[str, str] | None = None) -> list[RowChat]:
     """The chats of a row: one, or one for each of its answers.
 
     Args:
         labelled: as in `read_samples`.
         columns: names of the row's columns, by what they hold; see `reading/columns.py`.
-        from_arrow: whether absent keys may have been filled with nulls, as in Parquet.
 
     Raises:
         MalformedRow: it has none of the known shapes, or cannot be read whole.
@@ -72,13 +69,13 @@ def chats_of(
     for one in several.prompts_of(row):
         answers = [(one, {})] if labelled is False else several.rows_of(one)
         for part, known in answers:
-            chat = chat_of(part, from_arrow=from_arrow, with_answer=labelled is not False)
+            chat = chat_of(part, with_answer=labelled is not False)
             if hidden:
                 chat.unread |= unread_fields(hidden, set(), chat.messages)
             chat.rest |= known_only | {name: value for name, value in known.items() if value is not None}
             if labelled is False:
                 _drop_answer(chat)
-            refuse_lone_surrogates(chat.messages)
+            refuse_lone_surrogates(chat.messages, (chat.tools, chat.template_kwargs))
             check_chat(chat.messages, row, labelled=labelled is True)
             found.append(chat)
     return found
@@ -122,7 +119,7 @@ def _drop_answer(chat: RowChat) -> None:
             del chat.rest[name]
 
 
-def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> RowChat:
+def chat_of(row: Any, *, with_answer: bool = True) -> RowChat:
     """The chat of a row that holds one; its answer, if there is one, is at the end.
 
     Args:
@@ -144,19 +141,19 @@ def chat_of(row: Any, *, from_arrow: bool = False, with_answer: bool = True) -> 
         turns, used = _from_columns(row, with_answer)
     else:
         turns, used = _from_turns(row, column, with_answer)
-    return whole(row, turns, used, from_arrow)
+    return whole(row, turns, used)
 
 
-def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -> RowChat:
+def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
     """The chat of these turns with what stands beside it: system text, tools, variables."""
     named = () if _SYSTEMS.isdisjoint(row) else keys.SYSTEMS
     systems = {name: text_field(row, name) for name in named if row.get(name) is not None}
     messages = with_system(turns.messages, systems)
-    tools, tool_columns = _tools(row, turns, from_arrow)
+    tools, tool_columns = _tools(row, turns)
     kwargs = _kwargs(row)
     used |= {*systems, *tool_columns, *keys.KWARGS}
     refuse_media(row, messages)
-    drop_fillers(messages, tools, from_arrow)
+    drop_fillers(messages, tools)
     rest = {
         str(name): value
         for name, value in row.items()
@@ -169,14 +166,14 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str], from_arrow: bool) -
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
 
 
-def drop_fillers(messages: list[Message], tools: tuple[Tool, ...], from_arrow: bool) -> None:
-    """Drop the nulls that Arrow has put into the arguments of calls."""
+def drop_fillers(messages: list[Message], tools: tuple[Tool, ...]) -> None:
+    """Drop the nulls that a conversion from a table has left in the arguments of calls."""
     if not any("tool_calls" in message for message in messages):
         return
     declared = parameters_of(tools)
     for message in messages:
         if "tool_calls" in message:
-            calls: list[ToolCall] = [without_fillers(call, declared, from_arrow) for call in message["tool_calls"]]
+            calls: list[ToolCall] = [without_fillers(call, declared) for call in message["tool_calls"]]
             message["tool_calls"] = calls
 
 
@@ -273,11 +270,10 @@ def _unanswered(row: dict[str, Any]) -> Answered:
 # --- beside the chat --------------------------------------------------------------------------------------
 
 
-def _tools(row: dict[str, Any], turns: Turns, from_arrow: bool) -> tuple[tuple[Tool, ...], set[str]]:
+def _tools(row: dict[str, Any], turns: Turns) -> tuple[tuple[Tool, ...], set[str]]:
     for name in keys.TOOLS:
         if is_given(row.get(name)):
-            value = without_nulls(row[name]) if from_arrow else row[name]
-            return tools_of(value, name), {name}
+            return tools_of(row[name], name), {name}
     if turns.tools:
         return turns.tools, set()
     metadata = as_object(row.get("metadata"))

@@ -132,10 +132,14 @@ class _Scanner:
                 raise self.error(error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error), self.position) from None
-            # A number may go on in what is not read yet.
-            if end < len(self._buffer) or not self._more():
+            if self._is_whole(value, end) or not self._more():
                 self.position = end
                 return value
+
+    def _is_whole(self, value: Any, end: int) -> bool:
+        """Whether a value surely ends there: a number may go on in what is not read yet (`1`, `1.`, `1.5`)."""
+        behind = self._buffer[end : end + 1]
+        return behind != "" and not (isinstance(value, int | float) and behind in ".eE+-")
 
     def array(self) -> Iterator[Any]:
         """The values of the array that begins here, up to the end of the text."""
