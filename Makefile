@@ -99,6 +99,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.engine.run
 	$(RUN) $(BIN)/python -m benchmarks.rendering.run
 	$(RUN) $(BIN)/python -m benchmarks.synthesis.run
+	$(RUN) $(BIN)/python -m benchmarks.rows.run
 	$(RUN) $(BIN)/python -m benchmarks.reward_model.run
 	$(RUN) $(BIN)/python -m benchmarks.rl.step
 	$(RUN) $(BIN)/python -m benchmarks.rl.run

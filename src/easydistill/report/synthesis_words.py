@@ -103,7 +103,8 @@ def _diversity_rows(found: dict[str, Any]) -> Iterator[Row]:
         reading = f"The median; nine in ten lie between {low:.0f} and {high:.0f}, the longest has {longest:,.0f}."
     yield _row("Length of prompts, in words", middle, reading, "nothing was measured", form=",.0f")
     rows = as_counts(found.get("languages"))
-    of_all = f"Of {plural(sum(rows.values()), 'prompt')}."
+    every = as_int(found.get("of"))
+    of_all = f"Of {plural(sum(rows.values()), 'prompt')}" + ("." if every is None else f", drawn from {every:,}.")
     yield _row("Prompts in Chinese", rows.get("zh", 0), of_all, form=",.0f")
 
 
