@@ -100,7 +100,9 @@ def test_every_schema_that_operators_make_has_a_grammar(tiny_model: Path, schema
 
 
 @pytest.mark.parametrize(
-    "keyword", [{"uniqueItems": True}, {"not": {"const": []}}, {"if": {"minItems": 1}, "then": {"maxItems": 2}}], ids=str
+    "keyword",
+    [{"uniqueItems": True}, {"not": {"const": []}}, {"if": {"minItems": 1}, "then": {"maxItems": 2}}],
+    ids=str,
 )
 def test_keywords_that_no_grammar_can_hold_are_refused(tiny_model: Path, keyword: dict[str, Any]) -> None:
     """They may come from an operator of a third party; ignoring them would break its promise."""
