@@ -35,13 +35,13 @@ from easydistill.contracts.teacher import (
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Chat, as_context
-from easydistill.data.reading import Reading, read_rows
+from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, paper_row, write_paper_json, write_parquet
 from easydistill.engine.checks import unreadable_rows
-from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
-from easydistill.errors import ConfigIssue, DataError
+from easydistill.engine.stage import FORETOLD, Estimate, Previewed, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError, EasyDistillError
 
 CUT_ANSWERS = "cut_answers"
 """Metric of a label stage: how many labels were cut off at `max_new_tokens`."""
@@ -98,10 +98,17 @@ class LabelStage:
             for sample in samples[:limit]
         ]
 
-    def _read(self) -> Reading:
+    def foretell(self) -> list[str]:
+        try:
+            return self._read(FORETOLD).lines()
+        except EasyDistillError:
+            # The run tells why the rows cannot be read.
+            return []
+
+    def _read(self, most: int | None = None) -> Reading:
         assert self._dataset.instruction_path is not None
         path, columns = self._dataset.instruction_path, self._dataset.column_names
-        found = read_rows(path, labelled=False, limit=self._dataset.max_samples, columns=columns)
+        found = read_rows(path, labelled=False, limit=at_most(most, self._dataset.max_samples), columns=columns)
         # Before they are asked, not when the answers are written.
         return only_writable(found, self.name)
 

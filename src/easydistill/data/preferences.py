@@ -10,7 +10,7 @@ from typing import Any
 
 from easydistill.data.messages import Chat, Message, Tool, identity_of
 from easydistill.data.reading.pairs import PairChat, Vote, pair_of
-from easydistill.data.reading.samples import notices_of, refuse_unknown_columns
+from easydistill.data.reading.samples import notices_of, refuse_unknown_columns, refused_lines
 from easydistill.data.reading.verdicts import Tie
 from easydistill.data.records import IdAssigner, Rejection, content_hash
 from easydistill.data.row_files import own_id, parse_rows, plain_value
@@ -69,6 +69,10 @@ class PairReading:
     rejected: list[Rejection] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     """What the rows say and is not read, a line for each field."""
+
+    def lines(self) -> list[str]:
+        """What a user would not expect of the rows, a line each."""
+        return [*refused_lines(len(self.pairs), self.rejected), *self.notices]
 
 
 def read_pairs(path: str | Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None) -> PairReading:

@@ -174,6 +174,10 @@ class Dated(Protocol):
         """Whether it does: whether its chat template writes the date. Loads nothing."""
 
 
+FORETOLD = 2000
+"""Rows of a file that are looked at before a run."""
+
+
 @runtime_checkable
 class Foretelling(Protocol):
     """A stage that can tell, before anything is paid or trained, what a user would not expect of its rows."""

@@ -15,7 +15,7 @@ from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
-from easydistill.data.reading import Reading, read_rows, read_samples
+from easydistill.data.reading import Reading, at_most, read_rows, read_samples
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.writing import writable
 from easydistill.engine.checks import unreadable_rows
@@ -68,11 +68,11 @@ class _SeedRows:
     def fingerprint(self) -> dict[str, Any]:
         return self.rows.fingerprint()
 
-    def read(self) -> Reading:
+    def read(self, most: int | None = None) -> Reading:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
         columns = self._dataset.column_names
-        return read_rows(path, labelled=None, limit=self._dataset.max_samples, columns=columns)
+        return read_rows(path, labelled=None, limit=at_most(most, self._dataset.max_samples), columns=columns)
 
 
 class CurriculumStage(SynthesiseStage):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.data.files import hash_file
-from easydistill.data.reading import Reading, read_rows
+from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import Sample
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.checks import unreadable_rows
@@ -31,7 +31,7 @@ class RowSource(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Changes whenever the rows do."""
 
-    def read(self) -> Reading:
+    def read(self, most: int | None = None) -> Reading:
         """The rows, rejections of those that could not be read, and what is not read of them."""
 
 
@@ -57,9 +57,9 @@ class FileSource:
             **self.dataset.reading_identity(),
         }
 
-    def read(self) -> Reading:
+    def read(self, most: int | None = None) -> Reading:
         path, columns = self.dataset.instruction_path, self.dataset.column_names
-        return read_rows(path, labelled=self.labelled, limit=self.dataset.max_samples, columns=columns)
+        return read_rows(path, labelled=self.labelled, limit=at_most(most, self.dataset.max_samples), columns=columns)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TextSource:
             digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
         return {"texts": digest.hexdigest(), "chunks": self.chunks.identity(), "max_samples": self.dataset.max_samples}
 
-    def read(self) -> Reading:
+    def read(self, most: int | None = None) -> Reading:
         from easydistill.data.chunks import chunks
         from easydistill.data.documents import read_documents
 
@@ -104,4 +104,4 @@ class TextSource:
             for document in documents
             for chunk in chunks(document.text, config.tokens_min, config.tokens_max, config.overlap)
         ]
-        return Reading(rows[: self.dataset.max_samples], rejected)
+        return Reading(rows[: at_most(most, self.dataset.max_samples)], rejected)

@@ -43,8 +43,8 @@ from easydistill.data.writing import (
     write_parquet,
 )
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult
-from easydistill.errors import ConfigIssue, DataError
+from easydistill.engine.stage import FORETOLD, REJECTED, Estimate, Previewed, StageContext, StageResult
+from easydistill.errors import ConfigIssue, DataError, EasyDistillError
 from easydistill.synthesis.dataset_card import dataset_card
 from easydistill.synthesis.operators import OPERATORS
 from easydistill.synthesis.sources import RowSource
@@ -157,10 +157,17 @@ class SynthesiseStage:
         context.notice(found.notices)
         return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
-    def _read(self) -> Reading:
+    def foretell(self) -> list[str]:
+        try:
+            return self._read(FORETOLD).lines()
+        except EasyDistillError:
+            # The run tells why the rows cannot be read.
+            return []
+
+    def _read(self, most: int | None = None) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
         # Before models are asked, not when the result is written.
-        return only_writable(self._source.read(), self.name)
+        return only_writable(self._source.read(most), self.name)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext

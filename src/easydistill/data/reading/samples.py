@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from easydistill.data.messages import Chat, identity_of
 from easydistill.data.reading.columns import has_column
 from easydistill.data.reading.row import SHAPES, RowChat, chats_of
 from easydistill.data.reading.unread import unread_lines
-from easydistill.data.records import IdAssigner, Rejection, Sample
+from easydistill.data.records import IdAssigner, Rejection, Sample, count_reasons
 from easydistill.data.row_files import own_id, parse_rows, rows_of
 from easydistill.data.spool import MOST_IN_MEMORY, Rows, Spool
 from easydistill.errors import DataError
@@ -30,6 +30,24 @@ class Reading:
     rejected: list[Rejection] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     """What the rows say and is not read, a line for each field."""
+
+    def lines(self) -> list[str]:
+        """What a user would not expect of the rows, a line each."""
+        return [*refused_lines(len(self.samples), self.rejected), *self.notices]
+
+
+def at_most(*limits: int | None) -> int | None:
+    """The smallest of the limits that are set."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def refused_lines(kept: int, rejected: Sequence[Rejection]) -> list[str]:
+    """A line for each reason for which rows are refused, with their number and an example."""
+    examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
+    return [
+        f"{count:,} of {kept + len(rejected):,} rows are refused ({reason}), e.g. {examples[reason]}"
+        for reason, count in count_reasons(rejected).items()
+    ]
 
 
 def read_rows(

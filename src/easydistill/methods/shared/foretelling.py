@@ -25,6 +25,15 @@ _PROMPTS = 100
 _ANSWER = answer_message("Yes.")
 
 
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of a file, before anything runs."""
+
+    chats: Sequence[Chat] = ()
+    lines: Sequence[str] = ()
+    """What a user would not expect of how they are read."""
+
+
 @dataclass
 class Foresight:
     """Whether a student can be loaded, and what its template makes of the rows that it will be trained on.
@@ -32,12 +41,12 @@ class Foresight:
     Args:
         models: the student.
         settings: its template.
-        read: gives the first rows as chats, at most as many as it is told; prompts without an answer get one.
+        read: gives the first rows, at most as many as it is told; prompts without an answer get one.
     """
 
     models: ModelsConfig
     settings: TemplateSettings
-    read: Callable[[int], Sequence[Chat]]
+    read: Callable[[int], FirstRows]
 
     def issues(self) -> list[ConfigIssue]:
         """Why the student cannot be trained: it cannot be loaded, or its template takes none of the rows."""
@@ -61,8 +70,8 @@ class Foresight:
         """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""
         try:
             if "_renderer" not in vars(self) and not self._is_at_hand():
-                return []
-            return [*self._refusals(), *self._missing(), *self._disagreement()]
+                return list(self._first.lines)
+            return [*self._first.lines, *self._refusals(), *self._missing(), *self._disagreement()]
         except EasyDistillError as error:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
             LOGGER.info("the rows were not looked at beforehand: %s", error)
@@ -88,12 +97,16 @@ class Foresight:
         )
 
     @cached_property
-    def _chats(self) -> list[Chat]:
+    def _first(self) -> FirstRows:
         try:
-            return list(self.read(MOST_ROWS))
+            return self.read(MOST_ROWS)
         except (EasyDistillError, OSError):
             # A file that cannot be read is reported by the stage that reads it.
-            return []
+            return FirstRows()
+
+    @property
+    def _chats(self) -> Sequence[Chat]:
+        return self._first.chats
 
     @cached_property
     def _rows(self) -> list[Rendered | DataError]:

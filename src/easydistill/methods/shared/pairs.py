@@ -11,7 +11,6 @@ from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.messages import Chat
 from easydistill.data.preferences import Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
@@ -19,7 +18,7 @@ from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue
-from easydistill.methods.shared.foretelling import Foresight
+from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
 from easydistill.methods.shared.student import training_estimate, training_fingerprint
@@ -66,13 +65,13 @@ class PairRows:
             "max_heldout": self.evaluation.max_heldout,
         }
 
-    def preview(self, most: int) -> list[Chat]:
+    def preview(self, most: int) -> FirstRows:
         """The first chats of the file; none if a stage makes the pairs."""
         if self.stage is not None:
-            return []
+            return FirstRows()
         limit = min(most, self.dataset.max_samples or most)
         found = read_pairs(self._path, limit=limit, columns=self.dataset.column_names)
-        return [chat for pair in found.pairs for chat in pair.chats]
+        return FirstRows([chat for pair in found.pairs for chat in pair.chats], found.lines())
 
     def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
@@ -107,8 +106,8 @@ class RowsBesidePairs(LabelledRows):
     def inputs(self) -> tuple[str, ...]:
         return self.pairs.inputs
 
-    def preview(self, most: int) -> list[Chat]:
-        return []
+    def preview(self, most: int) -> FirstRows:
+        return FirstRows()
 
     def fingerprint(self) -> dict[str, Any]:
         return self.pairs.fingerprint() | {"kind": self.kind}

@@ -17,6 +17,7 @@ from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
+from easydistill.methods.shared.foretelling import FirstRows
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ class LabelledRows:
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
-    def preview(self, most: int) -> list[Chat]:
+    def preview(self, most: int) -> FirstRows:
         """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
         path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _chats(self.dataset, path, None if self.from_stage else True, most)
+        return _first_rows(self.dataset, path, None if self.from_stage else True, most)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
@@ -91,12 +92,12 @@ def read_file(
     return found.samples, found.rejected
 
 
-def _chats(dataset: RowsConfig, path: str | None, labelled: bool | None, most: int) -> list[Chat]:
+def _first_rows(dataset: RowsConfig, path: str | None, labelled: bool | None, most: int) -> FirstRows:
     if path is None:
-        return []
+        return FirstRows()
     limit = min(most, dataset.max_samples or most)
     found = read_rows(path, labelled=labelled, limit=limit, columns=dataset.column_names)
-    return [Chat.of(sample) for sample in found.samples]
+    return FirstRows([Chat.of(sample) for sample in found.samples], found.lines())
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -195,8 +196,8 @@ class PromptRows(LabelledRows):
             **self.dataset.reading_identity(),
         }
 
-    def preview(self, most: int) -> list[Chat]:
-        return _chats(self.dataset, self.dataset.instruction_path, self.labelled, most)
+    def preview(self, most: int) -> FirstRows:
+        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most)
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         samples, rejected = read_file(self.dataset, self.dataset.instruction_path, self.labelled, context)
