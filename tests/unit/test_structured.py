@@ -88,7 +88,7 @@ ODD = ['a "quoted" one', "back\\slash", "中文", "new\nline", "", " ", "é" * 4
         schema_of(("text",)),
         schema_of(("why", "a_2", "ref")),
         schema_of(("label",), ODD),
-        schema_of({"quality": (1, 10), "ease": (-5, 0)}),
+        schema_of({"quality": (1, 10), "ease": (0, 5)}),
         schema_of({"score": (0, 1_000_000)}),
     ],
     ids=str,
