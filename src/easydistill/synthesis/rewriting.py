@@ -51,21 +51,11 @@ def rewrite(
     Raises:
         UnfitRows: a row has no chain of thought.
     """
-    bare = next((row.id for row in rows if row.answer is None), None)
-    if bare is not None:
-        raise UnfitRows(f"row {bare} has no answer to rewrite; run cot_generation first")
-    found: list[Sample | Rejection] = [_without_chain(stage, row) for row in rows if not thought_of(row).strip()]
-    rows = [row for row in rows if thought_of(row).strip()]
+    rows, found = _divided(stage, rows)
     known = [known_answer(row, config.strategies, of_rewriting=True) for row in rows]
     replies = yield [rewriting(stage, config, row, tools) for row in rows]
     made = [read(config, row, answer, reply, limit) for row, answer, reply in zip(rows, known, replies, strict=True)]
-    for row, reply, new in zip(rows, replies, unchanged(made), strict=True):
-        if isinstance(new, Unusable):
-            found.append(rejection(row.id, stage, new, reply))
-        else:
-            changed = with_thought(row, new.thought)
-            meta = {**row.meta, "operator": stage, "length_ratio": round(new.ratio, 4)}
-            found.append(replace(changed, id=row.id, meta=meta))
+    found += [_outcome(stage, *item) for item in zip(rows, replies, unchanged(made), strict=True)]
     result = gather(found)
     ratios = [new.ratio for new in made if isinstance(new, Rewritten)]
     result.facts = {
@@ -84,6 +74,22 @@ class Rewritten:
     """Its length, as a multiple of the old chain's."""
     pair: tuple[str, str] | None
     """The (known, found) final answers, if there are both."""
+
+
+def _divided(stage: str, rows: Sequence[Sample]) -> tuple[list[Sample], list[Sample | Rejection]]:
+    """The rows with a chain of thought, and the rejections of the others; raises as `rewrite` does."""
+    bare = next((row.id for row in rows if row.answer is None), None)
+    if bare is not None:
+        raise UnfitRows(f"row {bare} has no answer to rewrite; run cot_generation first")
+    rejected: list[Sample | Rejection] = [_without_chain(stage, row) for row in rows if not thought_of(row).strip()]
+    return [row for row in rows if thought_of(row).strip()], rejected
+
+
+def _outcome(stage: str, row: Sample, reply: Reply, new: Rewritten | Unusable) -> Sample | Rejection:
+    if isinstance(new, Unusable):
+        return rejection(row.id, stage, new, reply)
+    meta = {**row.meta, "operator": stage, "length_ratio": round(new.ratio, 4)}
+    return replace(with_thought(row, new.thought), id=row.id, meta=meta)
 
 
 def _without_chain(stage: str, row: Sample) -> Rejection:

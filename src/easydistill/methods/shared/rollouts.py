@@ -188,12 +188,18 @@ def describe(rollouts: Sequence[Written]) -> dict[str, float]:
     """Figures of rollouts: mean length, repetition, share that ended by itself, reverse KL, share without scores."""
     if not rollouts:
         return {}
-    both = [pair for item in rollouts for pair in zip(item.old or (), item.teacher or (), strict=True)]
-    gaps = [own - teacher for own, teacher in both if not math.isnan(teacher)]
     return {
         "rollout_length": fmean(len(item.completion) for item in rollouts),
         "ended": fmean(item.ended for item in rollouts),
         "repetition": fmean(repetition(item.completion) for item in rollouts),
+        **_against_teacher(rollouts),
+    }
+
+
+def _against_teacher(rollouts: Sequence[Written]) -> dict[str, float]:
+    both = [pair for item in rollouts for pair in zip(item.old or (), item.teacher or (), strict=True)]
+    gaps = [own - teacher for own, teacher in both if not math.isnan(teacher)]
+    return {
         **({"reverse_kl": fmean(gaps)} if gaps else {}),
         **({"unscored": 1 - len(gaps) / len(both)} if both else {}),
     }

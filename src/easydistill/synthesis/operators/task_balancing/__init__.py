@@ -103,13 +103,10 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
 
     A copy gets an id of its own and has the original's id in `meta["repeats"]`; `entered` counts it as a candidate.
     """
-    by_task: dict[str, list[int]] = {task: [] for task, part in config.targets.items() if part}
     labels = [row.meta.get(TASK) for row in rows]
     if rows and not any(isinstance(label, str) for label in labels):
         raise UnfitRows(f"none of the {len(rows)} rows has a {TASK}; task_labelling writes it")
-    for number, label in enumerate(labels):
-        if isinstance(label, str) and label in by_task:
-            by_task[label].append(number)
+    by_task = _by_task(config, labels)
     targets = targets_of(config, {task: len(found) for task, found in by_task.items()})
     times: Counter[int] = Counter()
     for task, found in by_task.items():
@@ -127,6 +124,15 @@ def balance(config: Config, rows: Sequence[Sample]) -> Result:
         "dropped": count_reasons(dropped),
     }
     return Result(accepted, dropped, len(accepted) + len(dropped), facts)
+
+
+def _by_task(config: Config, labels: Sequence[Any]) -> dict[str, list[int]]:
+    """The numbers of the rows of each task that has a share."""
+    by_task: dict[str, list[int]] = {task: [] for task, part in config.targets.items() if part}
+    for number, label in enumerate(labels):
+        if isinstance(label, str) and label in by_task:
+            by_task[label].append(number)
+    return by_task
 
 
 def _why_not(label: Any, by_task: dict[str, list[int]], targets: dict[str, int]) -> tuple[str, str]:
