@@ -127,3 +127,32 @@ def test_an_object_in_the_place_of_a_text_names_its_part() -> None:
     row = {"question": {"full_text": "How many legs?"}, "answer": "8"}
     with pytest.raises(MalformedRow, match=re.escape('dataset.columns: {"prompt": "question.full_text"}')):
         chat(row)
+
+
+def test_calls_survive_pandas(tmp_path: Path) -> None:
+    """pandas keeps no Arrow types of its own: lists of JSON become lists of texts."""
+    import pandas as pd
+
+    from easydistill.data.preferences import Preference, read_pairs
+    from easydistill.data.records import Sample
+    from easydistill.data.writing import write_pairs_parquet, write_parquet
+
+    call: Any = {"name": "count", "arguments": {"animal": "spider"}}
+    calling: Any = {"role": "assistant", "content": "", "tool_calls": [call]}
+    asked: Any = ASK
+    path = tmp_path / "rows.parquet"
+    samples = [
+        Sample("a", (asked, calling), tools=({"type": "function", "function": COUNT},)),
+        Sample("b", (asked, ANSWER), template_kwargs={"enable_thinking": False}),  # type: ignore[arg-type]
+    ]
+    write_parquet(path, samples)
+    pd.read_parquet(path).to_parquet(path)
+    found = read_rows(path, labelled=True).samples
+    assert [(one.messages, one.tools, one.template_kwargs) for one in found] == [
+        (one.messages, one.tools, one.template_kwargs) for one in samples
+    ]
+    pair = Preference("a", (asked,), (calling,), (ANSWER,))  # type: ignore[arg-type]
+    write_pairs_parquet(path, [pair])
+    pd.read_parquet(path).to_parquet(path)
+    (read_again,) = read_pairs(path).pairs
+    assert (read_again.prompt, read_again.chosen, read_again.rejected) == (pair.prompt, pair.chosen, pair.rejected)

@@ -222,7 +222,7 @@ def _is_chat(value: Any) -> bool:
 def _from_turns(row: dict[str, Any], column: str, with_answer: bool) -> tuple[Turns, set[str]]:
     used = {column}
     texts = row[column]
-    if column == keys.TEXTS or (column == "conversations" and _are_texts(texts)):
+    if column == keys.TEXTS or (column == "conversations" and _are_texts(texts) and not as_turns(texts)):
         return Turns(alternating(texts, column)), used
     turns = turns_of(row[column], column)
     last = turns.messages[-1] if turns.messages else None

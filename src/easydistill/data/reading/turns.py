@@ -13,7 +13,7 @@ from typing import Any
 from easydistill.data.messages import Message, Tool, says_something
 from easydistill.data.reading.calls import calls_of, tools_of
 from easydistill.data.reading.parts import IMAGE_HINT, Content, content_of, result_text, thought_in
-from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of
+from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of, turn_list
 from easydistill.data.row_files import MalformedRow
 
 _WORDS = {
@@ -72,7 +72,7 @@ def turns_of(value: Any, column: str) -> Turns:
     Raises:
         MalformedRow: it is no list of turns, or one of them is not readable.
     """
-    items = as_list(value)
+    items = turn_list(value)
     if not items:
         raise MalformedRow(f"`{column}` must be a list that is not empty")
     found = Turns()

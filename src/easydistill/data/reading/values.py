@@ -82,8 +82,17 @@ def as_turns(value: Any) -> list[Any] | None:
         found = from_json_text(value) if value.lstrip()[:1] == "[" else None
         items = found if isinstance(found, list) else []
         return items if items and all(_is_turn(item) and not _SAID.isdisjoint(item) for item in items) else None
-    items = [value] if _is_turn(value) and not _transposed(value) else as_list(value) or []
+    items = [value] if _is_turn(value) and not _transposed(value) else turn_list(value) or []
     return items if items and all(map(_is_turn, items)) else None
+
+
+def turn_list(value: Any) -> list[Any] | None:
+    """`as_list` of a column of turns, each of which may be JSON text: so pandas writes what `data/writing.py` wrote."""
+    items = as_list(value)
+    if not items or not all(isinstance(item, str) and item.lstrip()[:1] == "{" for item in items):
+        return items
+    found = [from_json_text(item) for item in items]
+    return found if all(_is_turn(item) and not _SAID.isdisjoint(item) for item in found) else items
 
 
 def _is_turn(value: Any) -> bool:
