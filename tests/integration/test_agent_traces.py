@@ -191,3 +191,32 @@ def test_cut_answers_are_counted_wherever_people_look(tmp_path: Path, capsys: py
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["stages"]["label"]["rows"]["rejected"] == {"truncated": 3} and len(server.asked) == 6
     assert "cut_answers" not in summary["stages"]["label"]["metrics"]
+
+
+def test_thoughts_of_labels_that_the_template_drops_are_told_before_training(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ScriptedServer()
+    server.say = lambda text, number: f"<think>\nI thought of it.\n</think>\n\nAn answer to {text}"
+    rows = [{"instruction": f"Question {number}?"} for number in range(4)]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows))
+    try:
+        easydistill.run(
+            {
+                "job_type": "black_box_kd_api",
+                "dataset": {
+                    "instruction_path": str(tmp_path / "prompts.json"),
+                    "labeled_path": str(tmp_path / "labels.json"),
+                },
+                "inference": {"base_url": server.url, "model": "m"},
+                "models": {"student": str(tiny_model)},
+                "training": {"output_dir": str(tmp_path / "run"), "max_steps": 1},
+                "evaluation": {"enabled": False},
+            }
+        )
+    finally:
+        server.close()
+    shown = capsys.readouterr().err
+    told = next(line for line in shown.splitlines() if "thoughts" in line)
+    assert "4 of 4 rows" in told and "dataset.thoughts" in shown
+    assert shown.index("] train") < shown.index(told) < shown.index("Training")

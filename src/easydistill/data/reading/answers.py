@@ -10,7 +10,7 @@ from easydistill.data.messages import Message
 from easydistill.data.reading import keys
 from easydistill.data.reading.calls import are_calls, calls_of
 from easydistill.data.reading.turns import turns_of
-from easydistill.data.reading.values import as_list, as_object, as_turns, from_json_text
+from easydistill.data.reading.values import as_list, as_object, as_turns, from_json_text, not_text
 from easydistill.data.row_files import MalformedRow
 
 
@@ -41,7 +41,7 @@ def answer_of(row: dict[str, Any]) -> Answered:
     if not isinstance(value, str):
         listed = as_list(value)
         if listed is None or len(listed) != 1 or not isinstance(listed[0], str):
-            raise MalformedRow(f"`{key}` is not text")
+            raise MalformedRow(not_text(key, value, "answer"))
         value = listed[0]
     message: Message = {"role": "assistant", "content": value}
     called = _called(row, set(), "", beside=True)

@@ -18,6 +18,8 @@ from easydistill.data.row_files import MalformedRow
 _NAMES = ("name", "tool_name", "function", "tool", "recipient_name")
 _ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs")
 _IDS = ("id", "call_id", "tool_call_id", "tool_use_id")
+_SCHEMAS = ("input_schema", "inputSchema", "parameters_json_schema", "parametersJsonSchema")
+"""What others call a tool's `parameters`: Anthropic, MCP, Gemini."""
 _TAGGED = re.compile(r"<(tool_call|function_call|functioncall)>\s*(.*?)\s*</\1>", re.DOTALL)
 _SCHEMA_NULLS = frozenset({"default", "const", "enum", "examples"})
 """Where a null in the description of a tool means null."""
@@ -113,7 +115,15 @@ def tools_of(value: Any, column: str = "tools") -> tuple[Tool, ...]:
     items = [found] if isinstance(found, dict) else as_list(found)
     if items is None:
         raise MalformedRow(f"`{column}` is not a list of tools, nor the JSON text of one")
-    return tuple(_tool(item, column) for item in items if item is not None)
+    return tuple(_tool(tool, column) for item in items if item is not None for tool in _declared(item))
+
+
+def _declared(item: Any) -> list[Any]:
+    """The tools of an entry: itself, or those that Gemini declares in one."""
+    tool = as_object(item)
+    names = ("functionDeclarations", "function_declarations")
+    declared = next((as_list(tool[name]) for name in names if is_given(tool.get(name))), None) if tool else None
+    return [item] if declared is None else declared
 
 
 def _tool(item: Any, column: str) -> Tool:
@@ -122,6 +132,10 @@ def _tool(item: Any, column: str) -> Tool:
         raise MalformedRow(f'a tool in `{column}` is not an object with a "name"')
     nested = as_object(tool.get("function"))
     inner = nested if nested is not None else {name: part for name, part in tool.items() if name != "type"}
+    schema = next((name for name in _SCHEMAS if name in inner), None)
+    if schema is not None and "parameters" not in inner:
+        # Templates and servers know the name that OpenAI gave it.
+        inner = {"parameters" if name == schema else name: part for name, part in inner.items()}
     parameters = inner.get("parameters")
     if isinstance(parameters, str):
         inner = {**inner, "parameters": from_json_text(parameters)}

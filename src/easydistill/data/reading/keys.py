@@ -7,7 +7,7 @@ CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogu
 WRAPPERS = ("input", "request", "body")
 """Objects around the fields of a chat, as in requests to a server and OpenAI's preference data."""
 TEXTS = "data"
-"""A list of texts in which user and assistant take turns (UltraChat)."""
+"""A list of texts in which user and assistant take turns (UltraChat; `conversations` may be one, too: LIMA)."""
 PROMPTS = ("instruction", "prompt", "question", "query", "problem", "input", "inputs")
 """A prompt: the first of these. `problem` and what follows count only where there is no other."""
 BESIDE = ("context", "input")
@@ -20,6 +20,7 @@ SYSTEMS = (
     "system_instructions",
     "custom_instructions",
     "systemPrompt",
+    "systemInstruction",
     "sys_prompt",
 )
 ANSWERS = ("output", "response", "completion", "generation", "generated_solution", "model_output")

@@ -168,7 +168,7 @@ def side_messages(value: Any, name: str) -> list[Message]:
     if isinstance(value, str) and not as_turns(value):
         spoken = dialogue(value)
         return spoken if spoken is not None else [{"role": "assistant", "content": value}]
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value) and not as_turns(value):
         if len(value) == 1:
             return side_messages(value[0], name)
         raise MalformedRow(f"`{name}` holds {len(value)} answers, and a pair has one on each side: make a row for each")

@@ -8,13 +8,16 @@ from typing import Any
 
 from easydistill.data.messages import Message, ToolCall
 from easydistill.data.reading.calls import calls_of
-from easydistill.data.reading.values import as_list, is_given
+from easydistill.data.reading.values import as_list, is_given, names_of
 from easydistill.data.row_files import MalformedRow
 
 IMAGE_HINT = "images, sound and video cannot be read yet: remove the row, or describe in words what it shows"
 _TEXT_TYPES = frozenset({"text", "input_text", "output_text", ""})
 _MEDIA = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_image", "input_audio", "file")
 _THOUGHT_TYPES = ("thinking", "reasoning")
+_GEMINI_CALLS, _GEMINI_RESULTS = ("functionCall", "function_call"), ("functionResponse", "function_response")
+_GEMINI = (*_GEMINI_CALLS, *_GEMINI_RESULTS, "thought", "inlineData", "inline_data", "fileData", "file_data")
+"""Keys of Gemini's parts, which have no type."""
 
 
 @dataclass
@@ -63,6 +66,8 @@ def _text_of(part: Any, content: Content, where: str) -> str:
     if not isinstance(part, dict):
         raise MalformedRow(f"{where} is not text")
     kind = str(part.get("type") or "")
+    if not kind and any(name in part for name in _GEMINI):
+        return _gemini(part, content, where)
     if kind in _MEDIA or any(is_given(part.get(name)) for name in _MEDIA):
         raise MalformedRow(f"{where} holds a part of type {kind or 'image'!r}; {IMAGE_HINT}")
     if kind in ("tool_use", "tool_call"):
@@ -79,6 +84,30 @@ def _text_of(part: Any, content: Content, where: str) -> str:
     raise MalformedRow(f"{where} holds a part of type {kind!r}, which is not text")
 
 
+def _gemini(part: dict[str, Any], content: Content, where: str) -> str:
+    """The text of a part as Gemini has them: `{"functionCall": {"name", "args"}}`, or a text that is a thought."""
+    if call := _first(part, _GEMINI_CALLS):
+        content.calls += calls_of(call)
+        return ""
+    if isinstance(result := _first(part, _GEMINI_RESULTS), dict):
+        message: Message = {"role": "tool", "content": result_text(result.get("response"))}
+        if isinstance(result.get("name"), str) and result["name"]:
+            message["name"] = result["name"]
+        content.results.append(message)
+        return ""
+    if _first(part, ("inlineData", "inline_data", "fileData", "file_data")):
+        raise MalformedRow(f"{where} holds a file; {IMAGE_HINT}")
+    text = _own_text(part, ("text",), where)
+    if part.get("thought"):
+        content.thoughts += text
+        return ""
+    return text
+
+
+def _first(part: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((part[name] for name in names if is_given(part.get(name))), None)
+
+
 def thought_in(part: Any) -> str:
     """The thoughts in a part; "" if it has none that can be read, such as encrypted ones."""
     names = ("text", *_THOUGHT_TYPES) if isinstance(part, dict) else ()
@@ -88,7 +117,7 @@ def thought_in(part: Any) -> str:
 def _own_text(part: dict[str, Any], names: tuple[str, ...], where: str) -> str:
     found = next((part[name] for name in names if part.get(name) is not None), None)
     if not isinstance(found, str):
-        raise MalformedRow(f"{where} holds a part that is not text")
+        raise MalformedRow(f"{where} holds a part that is not text (it has: {names_of(part)}): write it as text")
     return found
 
 

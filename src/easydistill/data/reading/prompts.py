@@ -8,7 +8,7 @@ from typing import Any
 from easydistill.data.messages import Message
 from easydistill.data.reading import keys
 from easydistill.data.reading.turns import Turns, turns_of
-from easydistill.data.reading.values import as_list, as_turns, text_field
+from easydistill.data.reading.values import as_list, as_turns, not_text, text_field
 from easydistill.data.row_files import MalformedRow
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -31,7 +31,7 @@ def prompt_of(row: dict[str, Any], key: str) -> tuple[Turns, set[str]]:
         turns.messages = [*history, *turns.messages]
         return turns, used
     if not isinstance(row[key], str):
-        raise MalformedRow(f"`{key}` is not text")
+        raise MalformedRow(not_text(key, row[key], "prompt"))
     text: str = row[key]
     spoken = None if literal else dialogue(text)
     if spoken is not None:

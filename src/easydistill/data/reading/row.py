@@ -22,6 +22,7 @@ from easydistill.data.reading.checks import (
     vote_of,
 )
 from easydistill.data.reading.columns import under_known_names
+from easydistill.data.reading.parts import content_of
 from easydistill.data.reading.prompts import prompt_of
 from easydistill.data.reading.turns import Turns, alternating, turns_of, with_system
 from easydistill.data.reading.unread import unread_fields
@@ -147,7 +148,7 @@ def chat_of(row: Any, *, with_answer: bool = True) -> RowChat:
 def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
     """The chat of these turns with what stands beside it: system text, tools, variables."""
     named = () if _SYSTEMS.isdisjoint(row) else keys.SYSTEMS
-    systems = {name: text_field(row, name) for name in named if row.get(name) is not None}
+    systems = {name: _system_text(row, name) for name in named if row.get(name) is not None}
     messages = with_system(turns.messages, systems)
     tools, tool_columns = _tools(row, turns)
     kwargs = _kwargs(row)
@@ -164,6 +165,16 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
         rest.setdefault("final_answer", final)
     unread = unread_fields(row, used, messages) | turns.unread
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
+
+
+def _system_text(row: dict[str, Any], name: str) -> str:
+    """A column's system text: a text, or, as in requests to a server, the parts of one or a message that holds it."""
+    value = row[name]
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("parts", "content", "text") if is_given(value.get(key))), value)
+    if isinstance(value, list | tuple) and value:
+        return content_of(value, f"`{name}`").text
+    return value if isinstance(value, str) else text_field(row, name)
 
 
 def drop_fillers(messages: list[Message], tools: tuple[Tool, ...]) -> None:
@@ -194,10 +205,11 @@ def _chat_column(row: dict[str, Any]) -> str | None:
     for name in keys.CHATS:
         if _is_chat(row.get(name)):
             return name
-    texts = row.get(keys.TEXTS)
-    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
-        return keys.TEXTS
-    return None
+    return keys.TEXTS if _are_texts(row.get(keys.TEXTS)) else None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def _is_chat(value: Any) -> bool:
@@ -209,8 +221,9 @@ def _is_chat(value: Any) -> bool:
 
 def _from_turns(row: dict[str, Any], column: str, with_answer: bool) -> tuple[Turns, set[str]]:
     used = {column}
-    if column == keys.TEXTS:
-        return Turns(alternating(row[column], column)), used
+    texts = row[column]
+    if column == keys.TEXTS or (column == "conversations" and _are_texts(texts) and not as_turns(texts)):
+        return Turns(alternating(texts, column)), used
     turns = turns_of(row[column], column)
     last = turns.messages[-1] if turns.messages else None
     if last is not None and last["role"] != "assistant":

@@ -98,6 +98,11 @@ def in_list(row: dict[str, Any], name: str) -> tuple[str, list[Answer], set[str]
     items = as_list(value)
     if not items or not all(map(_is_answer, items)):
         return None
+    if name in keys.THOUGHTS and not all(isinstance(item, dict) for item in items):
+        raise MalformedRow(
+            f"`{name}` is a list of texts: the steps of one chain of thought, or several answers; join the steps into "
+            'one text, or name the column of the answers: dataset.columns: {"answer": …}'
+        )
     if any(isinstance(flags, list | tuple) for flags in (row.get("labels"), row.get("step_labels"))):
         raise MalformedRow(
             f"`{name}` holds the steps of one answer, each with a label, not several answers: steps are not learned yet"

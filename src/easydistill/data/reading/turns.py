@@ -13,7 +13,7 @@ from typing import Any
 from easydistill.data.messages import Message, Tool, says_something
 from easydistill.data.reading.calls import calls_of, tools_of
 from easydistill.data.reading.parts import IMAGE_HINT, Content, content_of, result_text, thought_in
-from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of
+from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of, turn_list
 from easydistill.data.row_files import MalformedRow
 
 _WORDS = {
@@ -44,7 +44,9 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
 """Keys of thoughts, in a message and beside an answer; the first that holds text is read."""
 _DETAILS = ("reasoning_details", "thinking_blocks")
 """Keys of thoughts in parts, as some servers give them."""
-_FLAGS = ("weight", "loss", "train", "trainable", "loss_weight")
+_FLAGS = ("weight", "loss", "train", "trainable", "loss_weight", "train_on_turn")
+_NOTED = ("mask", "masked", "loss_mask", "training", "training_detail", "train_detail", "eot", "end_turn", "refusal")
+"""Keys of an assistant's turn that could say what of it is learned, or that it ends otherwise, and are not read."""
 _CONTENTS = ("content", "value", "text", "message", "parts")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _ASKS = ("input", "instruction", "prompt", "question", "human", "user", "query")
@@ -70,7 +72,7 @@ def turns_of(value: Any, column: str) -> Turns:
     Raises:
         MalformedRow: it is no list of turns, or one of them is not readable.
     """
-    items = as_list(value)
+    items = turn_list(value)
     if not items:
         raise MalformedRow(f"`{column}` must be a list that is not empty")
     found = Turns()
@@ -81,8 +83,7 @@ def turns_of(value: Any, column: str) -> Turns:
             calling = False
             continue
         if not isinstance(item, dict):
-            own = " and a role" if column != "messages" else ""
-            raise MalformedRow(f"a turn of `{column}` is not an object: a message needs a role and content{own}")
+            raise MalformedRow(f"a turn of `{column}` is not an object: a message needs a role and content")
         if not any(item.get(name) is not None for name in ROLE_KEYS) and _is_exchange(item):
             found.messages += _exchange(item)
             calling = False
@@ -165,6 +166,12 @@ def _refuse_unreadable(item: dict[str, Any]) -> None:
     for name in _MEDIA:
         if is_given(item.get(name)):
             raise MalformedRow(f"a message holds `{name}`; {IMAGE_HINT}")
+    channel = item.get("channel")
+    if isinstance(channel, str) and channel.strip().lower() not in ("", "final"):
+        raise MalformedRow(
+            f"a message of the channel {channel!r} is not an answer but a part of one: write thoughts as "
+            "`reasoning_content` of the answer's message, and calls as its `tool_calls`"
+        )
 
 
 def _calling_message(item: dict[str, Any], found: Turns) -> Message:
@@ -200,6 +207,7 @@ def _assistant_message(item: dict[str, Any], content: Content, found: Turns) -> 
         message["tool_calls"] = calls
     if not content.given and not says_something(message) and not thoughts:
         raise MalformedRow(f"{_where('assistant', item)} is not text, and it calls no tool")
+    found.unread |= {f"{name} of a turn" for name in _NOTED if item.get(name) not in (None, "", [])}
     return _named(_flagged(message, item, found), item)
 
 

@@ -16,8 +16,16 @@ _WATCHED = frozenset(
         *(*keys.TOOLS, *keys.LABELS, *keys.CHATS, *keys.PAIRED, "history", "weight", "loss", "train", "weights"),
         *("generations", "responses", "documents", "document", "passage", "passages", "article", "choices", "options"),
         *("enable_thinking", "reasoning_effort", "builtin_tools", "date_string", "persona", "functions"),
+        *("developer", "developer_prompt", "developer_message", "instructions", "meta_instruction", "train_on_turn"),
+        *("contexts", "ctxs", "background", "knowledge", "references", "evidence", "facts", "table", "schema", "story"),
+        *("starter_code", "examples", "demonstrations", "few_shot", "hint", "hints", "suffix", "scenario"),
+        *("reasoning_language", "think_content", "cot_content", "negative_output", "scratchpad", "explanation"),
     )
 )
+_VERDICT = re.compile(
+    r"(is|are)_.*(safe|correct|valid|good|right)|.*_is_valid|correct|safe|passed|success|accepted|resolved"
+)
+"""Fields of a row that, where they are false, say that its answer is no good."""
 _PATTERN = re.compile(r"system.*|.*_tools|tool_.*|sys_.*", re.IGNORECASE)
 
 
@@ -33,7 +41,9 @@ def unread_fields(row: Mapping[str, Any], used: set[str], messages: Iterable[Mes
     for name, value in row.items():
         if not isinstance(name, str) or name in used or not is_given(value):
             continue
-        if name in _WATCHED or _PATTERN.fullmatch(name):
+        if value is False and _VERDICT.fullmatch(name):
+            found.add(f"{name}: false")
+        elif name in _WATCHED or _PATTERN.fullmatch(name):
             text = "\n".join(map(full_text, messages)) if text is None else text
             if not _is_told(name, value, text):
                 found.add(name)

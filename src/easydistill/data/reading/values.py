@@ -11,6 +11,7 @@ from easydistill.data.row_files import MalformedRow
 
 ROLE_KEYS = ("role", "from", "speaker", "sender")
 """Keys of a turn that say who speaks."""
+_KINDS = {dict: "an object", list: "a list", tuple: "a list", bool: "true or false", int: "a number", float: "a number"}
 _SAID = frozenset(("content", "value", "tool_calls"))
 
 
@@ -81,8 +82,17 @@ def as_turns(value: Any) -> list[Any] | None:
         found = from_json_text(value) if value.lstrip()[:1] == "[" else None
         items = found if isinstance(found, list) else []
         return items if items and all(_is_turn(item) and not _SAID.isdisjoint(item) for item in items) else None
-    items = [value] if _is_turn(value) and not _transposed(value) else as_list(value) or []
+    items = [value] if _is_turn(value) and not _transposed(value) else turn_list(value) or []
     return items if items and all(map(_is_turn, items)) else None
+
+
+def turn_list(value: Any) -> list[Any] | None:
+    """`as_list` of a column of turns, each of which may be JSON text: so pandas writes what `data/writing.py` wrote."""
+    items = as_list(value)
+    if not items or not all(isinstance(item, str) and item.lstrip()[:1] == "{" for item in items):
+        return items
+    found = [from_json_text(item) for item in items]
+    return found if all(_is_turn(item) and not _SAID.isdisjoint(item) for item in found) else items
 
 
 def _is_turn(value: Any) -> bool:
@@ -115,8 +125,21 @@ def text_field(row: Mapping[str, Any], key: str) -> str:
         # pandas writes it for a text that is not there.
         return ""
     if value is not None and not isinstance(value, str):
-        raise MalformedRow(f"`{key}` is not text")
+        raise MalformedRow(not_text(key, value))
     return value or ""
+
+
+def not_text(key: str, value: Any, holds: str | None = None) -> str:
+    """What is wrong with a column that should hold a text, and how to name what it has inside.
+
+    Args:
+        holds: what `dataset.columns` calls the column's content, if it can be named there.
+    """
+    inside = [name for name, part in value.items() if isinstance(part, str)] if isinstance(value, dict) else []
+    if not inside:
+        return f"`{key}` is not text but {_KINDS.get(type(value), type(value).__name__)}: write it as text"
+    named = f'{{"{holds or key}": "{key}.{inside[0]}"}}'
+    return f"`{key}` is not text but an object; name the part of it that is: dataset.columns: {named}"
 
 
 def names_of(row: Mapping[str, Any]) -> str:

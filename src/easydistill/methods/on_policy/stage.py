@@ -17,7 +17,7 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.methods.shared.rendering import student_renderer
+from easydistill.methods.shared.rendering import rendering_lines, student_renderer
 from easydistill.methods.shared.rows import (
     LabelledRows,
     PromptRows,
@@ -109,6 +109,8 @@ class OnPolicyStage(TrainStage):
         context.keep_rejected(rejected)
         if not rows:
             raise nothing_left("train on", rejected)
+        for line in rendering_lines(list(labels.values())):
+            context.reporter.say(line)
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)

@@ -15,8 +15,13 @@ from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.foretelling import Foresight
-from easydistill.methods.shared.rendering import student_renderer, template_shows_date
-from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all, rendering_metrics
+from easydistill.methods.shared.rendering import rendering_lines, student_renderer, template_shows_date
+from easydistill.methods.shared.rows import (
+    LabelledRows,
+    nothing_left,
+    render_all,
+    rendering_metrics,
+)
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -108,6 +113,9 @@ class TrainStage:
         context.keep_rejected(rejected)
         if not rendered:
             raise nothing_left("train on", rejected)
+        # Labels were not there when the run began.
+        for line in rendering_lines([row for _, row in rendered]):
+            context.reporter.say(line)
         rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(
             student,

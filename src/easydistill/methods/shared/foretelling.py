@@ -11,7 +11,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.data.messages import Chat, answer_message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
-from easydistill.methods.shared.rendering import TemplateSettings
+from easydistill.methods.shared.rendering import TemplateSettings, rendering_lines
 from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.student import student_references
 
@@ -125,13 +125,7 @@ class Foresight:
         ]
 
     def _missing(self) -> list[str]:
-        from easydistill.data.chat import count_kinds, tell
-
-        rendered = [row for row in self._rows if not isinstance(row, DataError)]
-        lines = tell(count_kinds(row.missing for row in rendered), len(rendered))
-        if lost := sum(bool(row.lost_turns) for row in rendered):
-            lines.append(f"answers are context only, not learned, in {lost} of {len(rendered)} rows")
-        return lines
+        return rendering_lines([row for row in self._rows if not isinstance(row, DataError)])
 
     def _disagreement(self) -> list[str]:
         """What generation is given and training is not, for answers without thoughts."""

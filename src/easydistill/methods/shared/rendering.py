@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +12,7 @@ from easydistill.errors import ModelError
 from easydistill.models.reference import ModelSource, converted_directory, resolve
 
 if TYPE_CHECKING:
-    from easydistill.data.chat import ChatRenderer
+    from easydistill.data.chat import ChatRenderer, Rendered
 
 _CLOCK = b"strftime_now"
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -86,3 +86,13 @@ def _template_texts(source: ModelSource) -> Iterable[bytes]:
     for name in _TEMPLATE_FILES:
         if (path := directory / name).is_file():
             yield path.read_bytes()
+
+
+def rendering_lines(rows: Sequence[Rendered]) -> list[str]:
+    """What to tell of what the template leaves out of the rows, with the ways out."""
+    from easydistill.data.chat import count_kinds, tell
+
+    lines = tell(count_kinds(row.missing for row in rows), len(rows))
+    if lost := sum(bool(row.lost_turns) for row in rows):
+        lines.append(f"answers are context only, not learned, in {lost} of {len(rows)} rows")
+    return lines
