@@ -209,13 +209,14 @@ def _thoughts(item: dict[str, Any], found: Turns) -> str:
         details = as_list(item.get(name))
         if details and not text:
             text = "".join(thought_in(detail) for detail in details)
-        if details and not text:
-            found.unread.add(name)
-    for name in THOUGHTS:
-        value = item.get(name)
-        if is_given(value) and value != text and not isinstance(value, bool) and value != "":
-            found.unread.add(name)
+            if not text:
+                found.unread.add(name)
+    found.unread |= {name for name in THOUGHTS if _says_other(item.get(name), text)}
     return text
+
+
+def _says_other(value: Any, text: str) -> bool:
+    return is_given(value) and value != text and not isinstance(value, bool)
 
 
 def _named(message: Message, item: dict[str, Any]) -> Message:
