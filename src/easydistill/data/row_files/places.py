@@ -180,13 +180,23 @@ def _folder(name: str, path: Path) -> FilesPlace:
     inside = sorted(file for file in path.iterdir() if file.name[0] not in "._" and file.name not in _NO_ROWS)
     files = [file for file in inside if file.is_file() and file.suffix.lower() not in _BESIDE_ROWS]
     if not files:
-        below = next((file for file in sorted(path.rglob("*")) if file.is_file() and format_of(file)), None)
-        if below is None:
-            raise PlaceError(name, "there is no file of rows in this folder", f"its files end in {', '.join(FORMATS)}")
-        hint = f'name them with a glob: "{name.rstrip("/")}/**/*{below.suffix}"'
-        raise PlaceError(name, "the files of rows are in folders below this one", hint)
+        raise _no_rows(name, path)
     for file in files:
         _check_format(name, file)
+    _refuse_mixed(name, files)
+    return FilesPlace(path, tuple(files))
+
+
+def _no_rows(name: str, path: Path) -> PlaceError:
+    below = next((file for file in sorted(path.rglob("*")) if file.is_file() and format_of(file)), None)
+    if below is None:
+        return PlaceError(name, "there is no file of rows in this folder", f"its files end in {', '.join(FORMATS)}")
+    hint = f'name them with a glob: "{name.rstrip("/")}/**/*{below.suffix}"'
+    return PlaceError(name, "the files of rows are in folders below this one", hint)
+
+
+def _refuse_mixed(name: str, files: Iterable[Path]) -> None:
+    """Refuse the files of a folder if they are of several formats or splits."""
     kinds = sorted({found.kind for file in files if (found := format_of(file)) is not None})
     if len(kinds) > 1:
         hint = f'if they are not the same rows twice, name those to read: "{name.rstrip("/")}/*{kinds[0]}"'
@@ -195,7 +205,6 @@ def _folder(name: str, path: Path) -> FilesPlace:
     if len(splits) > 1:
         hint = f'name the files of one: "{name.rstrip("/")}/{splits[-1]}*"'
         raise PlaceError(name, f"files of several splits are in this folder: {', '.join(splits)}", hint)
-    return FilesPlace(path, tuple(files))
 
 
 def _split_in(name: str) -> str | None:
@@ -257,20 +266,11 @@ def _matches(name: str) -> FilesPlace:
 
 
 def _hub_place(name: str) -> HubPlace:
-    from urllib.parse import parse_qsl
-
     rest, _, query = _HUB.sub("", name, count=1).partition("?")
-    rest, named = rest.strip("/"), dict[str, str]()
+    rest = rest.strip("/")
+    named, files = _hub_options(name, query)
     # Some of the oldest data sets have no owner.
     owned, rest = not rest.startswith("datasets/"), rest.removeprefix("datasets/")
-    files: list[str] = []
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key == "data_files":
-            files += [part for part in value.split(",") if part]
-        elif key not in {"split", "revision", "config"} or not value or key in named:
-            raise PlaceError(name, f"{key}={value} is not understood", f"it is {HUB_SPELLING}")
-        else:
-            named[key] = value
     repository, _, revision = rest.partition("@")
     revision, _, inside = revision.partition("/")
     parts = repository.split("/")
@@ -287,6 +287,22 @@ def _hub_place(name: str) -> HubPlace:
         named.get("config"),
         tuple(files + _in_folder(inside)),
     )
+
+
+def _hub_options(name: str, query: str) -> tuple[dict[str, str], list[str]]:
+    """The options behind a hub's name, and the files among them."""
+    from urllib.parse import parse_qsl
+
+    named: dict[str, str] = {}
+    files: list[str] = []
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key == "data_files":
+            files += [part for part in value.split(",") if part]
+        elif key not in {"split", "revision", "config"} or not value or key in named:
+            raise PlaceError(name, f"{key}={value} is not understood", f"it is {HUB_SPELLING}")
+        else:
+            named[key] = value
+    return named, files
 
 
 def _in_folder(inside: str) -> list[str]:
