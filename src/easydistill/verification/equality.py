@@ -41,7 +41,7 @@ from typing import Literal, cast
 from easydistill.errors import EasyDistillError, MissingExtra
 from easydistill.verification._latex import latex_pair
 from easydistill.verification._math_process import MathProcess, ProcessDied
-from easydistill.verification._notations import based, compare_names, is_word
+from easydistill.verification._notations import Based, based, compare_names, is_word
 from easydistill.verification.numbers import Number, bare, parse_number
 
 Outcome = Literal["equal", "different", "undecided"]
@@ -97,8 +97,7 @@ def _compare_texts(left: str, right: str) -> Verdict | None:
         return Verdict("equal", "text")
     if _DATE.fullmatch(left) or _DATE.fullmatch(right):
         return Verdict("different", "text")
-    words = [bool(_WORDS.fullmatch(side)) or is_word(side) for side in (left, right)]
-    if all(words) or (any(map(is_word, (left, right))) and left.isalpha() and right.isalpha()):
+    if _are_words(left, right):
         return Verdict("equal" if left.casefold() == right.casefold() else "different", "text")
     if (names := compare_names(left, right)) is not None:
         return Verdict(names, "text", "the same words in another order" if names == "undecided" else "")
@@ -107,18 +106,28 @@ def _compare_texts(left: str, right: str) -> Verdict | None:
     return None
 
 
+def _are_words(left: str, right: str) -> bool:
+    if all(_WORDS.fullmatch(side) or is_word(side) for side in (left, right)):
+        return True
+    return (is_word(left) or is_word(right)) and left.isalpha() and right.isalpha()
+
+
 def _compare_bases(left: str, right: str) -> Verdict | None:
     """Numerals that state their base, `101_2`; None if neither does, or the other is no number."""
-    sides = [(based(side), parse_number(side)) for side in (left, right)]
-    values = [stated.value if stated else number.value if number else None for stated, number in sides]
-    if all(stated is None for stated, _ in sides) or None in values:
+    stated = [based(left), based(right)]
+    one, other = (found or _in_decimal(text) for found, text in zip(stated, (left, right), strict=True))
+    if stated == [None, None] or one is None or other is None:
         return None
-    if values[0] == values[1]:
+    if one.value == other.value:
         return Verdict("equal", "number")
-    written = [stated.digits if stated else text for (stated, _), text in zip(sides, (left, right), strict=True)]
-    if written[0] == written[1] and None in (sides[0][0], sides[1][0]):
+    if one.digits == other.digits and None in stated:
         return Verdict("undecided", "number", "the same digits, and only one of them states its base")
     return Verdict("different", "number")
+
+
+def _in_decimal(text: str) -> Based | None:
+    number = parse_number(text)
+    return Based(number.value, text) if number else None
 
 
 def _compare_others(left: str, right: str, one: Number | None, other: Number | None) -> Verdict | None:
