@@ -7,7 +7,7 @@ and reused when only the training changes.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -194,24 +194,9 @@ class EvaluateStage:
             notes |= dict.fromkeys(answer_names(self._metrics), "evaluation.generate is off")
         metrics = {"before": before["metrics"], "after": after["metrics"], "notes": notes}
         write_json(context.directory / METRICS_FILE, metrics)
-        write_jsonl(
-            context.directory / ANSWERS,
-            (
-                {
-                    "id": sample.id,
-                    "prompt": list(sample.prompt),
-                    "teacher": reference,
-                    **{
-                        f"{name}{when}": value
-                        for when, side in (("before", before), ("after", after))
-                        for name, value in _answer_columns(side, index)
-                    },
-                }
-                for index, (sample, reference) in enumerate(zip(heldout.samples, heldout.references, strict=True))
-            ),
-        )
-        sides = {when: side["disagreement"] for when, side in (("before", before), ("after", after))}
-        compared = {when: found for when, found in sides.items() if found is not None}
+        sides = {"before": before, "after": after}
+        write_jsonl(context.directory / ANSWERS, _answer_rows(heldout, sides))
+        compared = {when: side["disagreement"] for when, side in sides.items() if side["disagreement"] is not None}
         if compared:
             write_json(context.directory / DISAGREEMENT, compared)
         return StageResult(
@@ -226,6 +211,15 @@ class EvaluateStage:
 def _spoken(answer: Message) -> str:
     """What an answer says beside its thoughts, wherever they are."""
     return said({**answer, "content": split_thoughts(answer["content"])[1]})
+
+
+def _answer_rows(heldout: _Heldout, sides: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for each held-out sample: its prompt, the reference, and the answers of both sides with their scores."""
+    for index, (sample, reference) in enumerate(zip(heldout.samples, heldout.references, strict=True)):
+        row = {"id": sample.id, "prompt": list(sample.prompt), "teacher": reference}
+        for when, side in sides.items():
+            row |= {f"{name}{when}": value for name, value in _answer_columns(side, index)}
+        yield row
 
 
 def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
