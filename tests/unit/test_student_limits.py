@@ -182,7 +182,7 @@ def test_prompts_leave_room_for_the_answer_within_the_student(renderer: ChatRend
 
 
 def preference(prompt: str, chosen: str, rejected: str) -> Preference:
-    answers: Any = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
+    answers: Any = [({"role": "assistant", "content": text},) for text in (chosen, rejected)]
     return Preference("pair", ({"role": "user", "content": prompt},), *answers)
 
 

@@ -28,7 +28,7 @@ class Journal:
 
     Args:
         path: the file; created if missing.
-        note: what to remember of each record, for `note(key)`; what is false is not kept.
+        note: what to remember of each record, for `note(key)`; None and False are not kept.
     """
 
     def __init__(self, path: Path, note: Callable[[dict[str, Any]], Any] = lambda record: None) -> None:
@@ -63,10 +63,11 @@ class Journal:
             if key in self._at:
                 self._superseded.append(self._at[key])
             self._at[key] = offset << _POSITION | position
-            if note := self._make_note(record):
-                self._notes[key] = note
-            else:
+            note = self._make_note(record)
+            if note is None or note is False:
                 self._notes.pop(key, None)
+            else:
+                self._notes[key] = note
 
     def append(self, *records: dict[str, Any]) -> None:
         """Write records, each with a `key`, as one line: after a kill either all of them are there or none."""

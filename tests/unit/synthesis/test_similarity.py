@@ -7,11 +7,14 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydistill.errors import MissingExtra
+from easydistill.synthesis import subsequences
+from easydistill.synthesis.postings import Postings
 from easydistill.synthesis.similarity import Novelty, _Features, _Signatures
 from easydistill.synthesis.text import tokens
 
@@ -155,16 +158,12 @@ def test_every_signature_that_agrees_enough_is_found(data: st.DataObject, thresh
     cut = data.draw(st.integers(0, 20))
     texts = [base[cut:], base + base[:cut], data.draw(letters)]
     table = _Signatures(threshold, 128)
-    sketches = [_Features(text, 128) for text in texts]
-    for each in sketches:
-        table.add(each)
-    asked = _Features(base, 128)
-    agreeing = [
-        (-each.signature.jaccard(asked.signature), str(number))
-        for number, each in enumerate(sketches)
-        if sum(a == b for a, b in zip(each.signature.digest(), asked.signature.digest(), strict=True))
-        >= threshold * 128
-    ]
+    features = [_Features(text) for text in texts]
+    for number, each in enumerate(features):
+        table.add(number, each)
+    asked = _Features(base)
+    shared = [int((table._of(each)[0] == table._of(asked)[0]).sum()) for each in features]
+    agreeing = [(-equal / 128, str(number)) for number, equal in enumerate(shared) if equal >= threshold * 128]
     found = table.nearest(asked, ["0", "1", "2"])
     assert (found is not None) == bool(agreeing)
     if found is not None:
@@ -196,3 +195,67 @@ def test_real_rows_are_judged_as_by_comparison_with_all(corpus: Path) -> None:
             assert near.nearest == expected[1]
             counts["too_similar"] += 1
     assert min(counts.values()) > 0
+
+
+@pytest.mark.parametrize("vocabulary", [3, 30, 1000])
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.95])
+def test_searches_by_pairs_find_what_comparison_with_all_finds(
+    vocabulary: int, threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rapidfuzz.distance import LCSseq
+
+    monkeypatch.setattr(subsequences, "CROWDED", 3)
+    monkeypatch.setattr(subsequences, "_PATIENCE", 20)
+    draw = random.Random(vocabulary)
+    pool, texts, ids = subsequences.Subsequences(threshold), list[list[str]](), list[str]()
+    found = 0
+    for number in range(150):
+        text = [f"w{draw.randrange(vocabulary)}" for _ in range(draw.randint(0, 40))]
+        if texts and draw.random() < 0.5:
+            text = [word for word in draw.choice(texts) if draw.random() < 0.85]
+        expected = None
+        for identity, other in zip(ids, texts, strict=True):
+            measure = 2 * LCSseq.similarity(text, other) / max(1, len(text) + len(other))
+            if measure > threshold:
+                expected = subsequences.nearer(expected, (measure, identity))
+        assert pool.nearest(text, ids) == expected
+        found += expected is not None
+        pool.add(number, text)
+        texts.append(text)
+        ids.append(f"r{number:03}")
+    assert found > 10
+    assert pool.cut == 0
+
+
+def test_postings_in_segments_give_what_a_dictionary_gives() -> None:
+    draw = random.Random(0)
+    postings, plain = Postings(recent=50), dict[int, list[int]]()
+    for number in range(400):
+        keys = np.array([draw.randrange(60) for _ in range(draw.randint(0, 5))], dtype=np.uint32)
+        postings.add(number, keys)
+        for key in keys.tolist():
+            plain.setdefault(key, []).append(number)
+        asked = np.array(draw.sample(range(70), 4), dtype=np.uint32)
+        rows, entries, cut = postings.find(asked)
+        wanted = [row for key in asked.tolist() for row in plain.get(key, [])]
+        assert (rows.tolist(), entries, cut) == (sorted(set(wanted)), len(wanted), False)
+        rows, entries, cut = postings.find(asked, budget=10)
+        assert entries <= 10
+        assert cut == (len(wanted) > 10)
+        assert set(rows.tolist()) <= set(wanted)
+
+
+def test_a_large_pool_of_equal_words_is_searched_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subsequences, "CROWDED", 20)
+    monkeypatch.setattr(subsequences, "BUDGET", 40)
+    monkeypatch.setattr(subsequences, "_PATIENCE", 50)
+    draw = random.Random(1)
+    pool = Novelty(near_duplicate=1.0)
+    texts = [" ".join(f"w{draw.randrange(40)}" for _ in range(60)) for _ in range(600)]
+    for number, text in enumerate(texts):
+        pool.offer(f"r{number}", text)
+    assert pool.cut > 0
+    words = texts[-1].split()
+    near = pool.check(" ".join([*words[:20], "new", *words[21:]]))
+    assert near is not None
+    assert near.reason == "too_similar"
