@@ -43,8 +43,8 @@ from easydistill.data.writing import (
     write_parquet,
 )
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.stage import FORETOLD, REJECTED, Estimate, Previewed, StageContext, StageResult
-from easydistill.errors import ConfigIssue, DataError, EasyDistillError
+from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult, lines_of
+from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.dataset_card import dataset_card
 from easydistill.synthesis.operators import OPERATORS
 from easydistill.synthesis.sources import RowSource
@@ -158,11 +158,7 @@ class SynthesiseStage:
         return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
     def foretell(self) -> list[str]:
-        try:
-            return self._read(FORETOLD).lines()
-        except EasyDistillError:
-            # The run tells why the rows cannot be read.
-            return []
+        return lines_of(self._read)
 
     def _read(self, most: int | None = None) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
