@@ -122,7 +122,7 @@ def numerically_equal(one: Any, other: Any, float_rounding: int, numeric_precisi
             for a, b in zip(one.flat(), other.flat(), strict=True)
         )
     if all(grader.is_atomic_or_pct_atomic(side, sympy.Integer) for side in (one, other)):
-        # 9 % is 9, as in `equality.py`.
+        # 9 % is 9, as in `plain.py`.
         return bool(grader.get_pct_val(one, one) == grader.get_pct_val(other, other))
     one, other = grader.safe_sympy_doit(one), grader.safe_sympy_doit(other)
     if isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr):
