@@ -15,8 +15,8 @@ from tests.support.scripted_server import ScriptedServer
 
 import easydistill
 from easydistill.data.files import read_jsonl
-from easydistill.data.formats import read_samples
 from easydistill.data.messages import call_text, is_learned
+from easydistill.data.reading import read_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/agent_traces"

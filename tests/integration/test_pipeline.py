@@ -13,7 +13,7 @@ from tests.support.jobs import TRAINING
 from tests.support.scripted_server import ScriptedServer
 
 import easydistill
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 from easydistill.errors import ConfigError, DataError
 
 TOPICS = ("rivers", "bread", "maps", "bees", "clocks", "snow", "wool", "ships", "salt", "bells", "kites", "moss")

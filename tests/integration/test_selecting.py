@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 import easydistill
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 from easydistill.errors import EXIT_OK, EXIT_TOO_MANY_REJECTED, ConfigError, DataError
 from easydistill.synthesis.operators import instruction_expansion
 

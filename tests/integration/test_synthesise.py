@@ -11,7 +11,7 @@ import pytest
 from tests.support.scripted_server import ScriptedServer
 
 import easydistill
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 
 
 @pytest.fixture

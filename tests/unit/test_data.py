@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easydistill.data.files import replacing, write_json
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 from easydistill.data.records import IdAssigner, Sample, split_heldout
 from easydistill.data.writing import paper_row, write_paper_json, write_parquet
 from easydistill.engine.secrets import MASK, Redactor

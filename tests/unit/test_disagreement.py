@@ -30,8 +30,9 @@ from easydistill.evaluation import measure as _measure
 from easydistill.evaluation import stage as stage_module
 from easydistill.evaluation.disagreement import LARGEST_PER_ROW, SHOWN, TOP, Disagreement, Figures
 from easydistill.evaluation.measure import Measured, positions, token_metrics
+from easydistill.evaluation.measurement import Measurement
 from easydistill.evaluation.ranking import Highest, top
-from easydistill.evaluation.stage import DISAGREEMENT, EvaluateStage, _Measurement
+from easydistill.evaluation.stage import DISAGREEMENT, EvaluateStage
 from easydistill.evaluation.token_text import CONTEXT_CHARACTERS, TokenText, described
 from easydistill.methods.shared.rows import LabelledRows
 from easydistill.methods.shared.student import MODEL
@@ -435,13 +436,13 @@ def test_figures_before_training_are_reused_unless_they_are_incomplete(
     tiny_model: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, first = evaluate(tmp_path, tiny_model, other_model, tiny_model)
-    run, measured = _Measurement.run, []
+    run, measured = Measurement.run, []
 
-    def counted(self: _Measurement, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
+    def counted(self: Measurement, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         measured.append(model)
         return run(self, model, eos_ids)
 
-    monkeypatch.setattr(_Measurement, "run", counted)
+    monkeypatch.setattr(Measurement, "run", counted)
     _, second = evaluate(tmp_path, tiny_model, other_model, other_model)
     assert len(measured) == 1
     assert second == {"before": first["before"], "after": first["before"]}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from easydistill.data.formats import read_samples
 from easydistill.data.messages import Message
+from easydistill.data.reading import read_samples
 from easydistill.data.records import Sample
 from easydistill.data.writing import paper_row, write_paper_json, write_parquet
 from easydistill.errors import DataError

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 from easydistill.data.row_files import hub, rows_of
+from easydistill.data.row_files.hub_place import HubPlace
 from easydistill.data.row_files.identity import hash_rows
-from easydistill.data.row_files.places import HubPlace, place_of
+from easydistill.data.row_files.places import place_of
 from easydistill.engine.checks import unreadable_rows
 from easydistill.errors import DataError, MissingExtra
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easydistill.data.formats import read_samples
 from easydistill.data.messages import Message
+from easydistill.data.reading import read_samples
 from easydistill.data.records import (
     IdAssigner,
     Rejection,

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from easydistill.data.files import hash_file
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 from easydistill.data.row_files import BrokenRow, rows_of
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.row_files.places import place_of

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trl.data_utils import is_conversational
 
-from easydistill.data.formats import read_samples
 from easydistill.data.messages import Message, ToolCall
 from easydistill.data.plain import plain_json
 from easydistill.data.preferences import Preference
+from easydistill.data.reading import read_samples
 from easydistill.data.records import Sample
 from easydistill.data.row_files import rows_of
 from easydistill.data.writing import (

@@ -21,7 +21,7 @@ from easydistill.contracts.teacher import (
 )
 from easydistill.data.answers import MalformedCall, read_calls, split_thoughts
 from easydistill.data.journal import Journal
-from easydistill.data.messages import Message, answer_message
+from easydistill.data.messages import Message, ToolCall, answer_message
 from easydistill.data.records import content_hash
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import StageContext
@@ -44,9 +44,7 @@ def read_answer(
         return "content_filter", "the server's filter cut the answer"
     cut = completion.finish_reason == "length"
     try:
-        calls = read_calls(completion.tool_calls)
-        if MALFORMED_CALL in completion.extra:
-            raise MalformedCall(completion.extra[MALFORMED_CALL])
+        calls = _calls(completion)
     except MalformedCall as error:
         # A call that was cut off will be cut off again.
         return ("truncated" if cut else MALFORMED_CALL), str(error)
@@ -58,6 +56,13 @@ def read_answer(
     if truncation == "reject" and cut:
         return "truncated", "the answer was cut off at inference.max_new_tokens"
     return answer_message(text or "", reasoning, calls)
+
+
+def _calls(completion: Completion) -> list[ToolCall]:
+    calls = read_calls(completion.tool_calls)
+    if MALFORMED_CALL in completion.extra:
+        raise MalformedCall(completion.extra[MALFORMED_CALL])
+    return calls
 
 
 def _says_nothing(completion: Completion, text: str | None) -> Problem | None:

@@ -40,8 +40,8 @@ from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_c
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, paper_row, write_paper_json, write_parquet
 from easydistill.engine.checks import unreadable_rows
-from easydistill.engine.stage import FORETOLD, Estimate, Previewed, StageContext, StageResult
-from easydistill.errors import ConfigIssue, DataError, EasyDistillError
+from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, lines_of
+from easydistill.errors import ConfigIssue, DataError
 
 CUT_ANSWERS = "cut_answers"
 """Metric of a label stage: how many labels were cut off at `max_new_tokens`."""
@@ -99,11 +99,7 @@ class LabelStage:
         ]
 
     def foretell(self) -> list[str]:
-        try:
-            return self._read(FORETOLD).lines()
-        except EasyDistillError:
-            # The run tells why the rows cannot be read.
-            return []
+        return lines_of(self._read)
 
     def _read(self, most: int | None = None) -> Reading:
         assert self._dataset.instruction_path is not None

@@ -6,8 +6,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+from easydistill.data.row_files.broken import PlaceError
 from easydistill.data.row_files.first_bytes import check_files
-from easydistill.data.row_files.places import HubPlace, PlaceError, check_name, place_of
+from easydistill.data.row_files.hub_place import HubPlace
+from easydistill.data.row_files.places import check_name, place_of
 from easydistill.errors import ConfigIssue
 
 

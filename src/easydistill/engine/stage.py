@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from easydistill.data.files import write_jsonl
 from easydistill.data.manifest import Manifest, RowCounts
@@ -14,7 +14,10 @@ from easydistill.data.records import Rejection
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigIssue, EasyDistillError
+
+if TYPE_CHECKING:
+    from easydistill.data.reading import Reading
 
 REJECTED = "rejected.jsonl"
 
@@ -176,6 +179,15 @@ class Dated(Protocol):
 
 FORETOLD = 2000
 """Rows of a file that are looked at before a run."""
+
+
+def lines_of(read: Callable[[int], Reading]) -> list[str]:
+    """What a user would not expect of how a stage's rows are read; `read` gives at most as many as it is told."""
+    try:
+        return read(FORETOLD).lines()
+    except EasyDistillError:
+        # The run tells why the rows cannot be read.
+        return []
 
 
 @runtime_checkable

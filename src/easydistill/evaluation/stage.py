@@ -7,25 +7,20 @@ and reused when only the training changes.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
-from easydistill.contracts.metric import MetricConfig
-from easydistill.data.answers import split_thoughts
 from easydistill.data.files import read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
-from easydistill.data.messages import Message, said
-from easydistill.data.records import Sample, content_hash, count_reasons
+from easydistill.data.records import content_hash, count_reasons
 from easydistill.engine.checks import needs_extra
-from easydistill.engine.progress import Task
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.evaluation.config import answer_names, chosen_metrics, metrics_identity
+from easydistill.evaluation.measurement import Heldout, Measurement
 from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.student import MODEL
@@ -35,7 +30,7 @@ from easydistill.models.reference import resolve
 from easydistill.models.student import student_identity, student_references
 
 if TYPE_CHECKING:
-    from easydistill.data.chat import ChatRenderer, Rendered
+    pass
 
 ANSWERS = "answers.jsonl"
 METRICS_FILE = "metrics.json"
@@ -43,20 +38,6 @@ DISAGREEMENT = "disagreement.json"
 BEFORE = "before.json"
 BEFORE_HOLDS = ("metrics", "answers", "scores", "disagreement")
 """Contents of the untrained student's figures; files of an earlier version that lack some of them are not reused."""
-
-
-@dataclass(frozen=True)
-class _Heldout:
-    """Held-out rows, tokenised for the student."""
-
-    samples: list[Sample]
-    rows: list[Rendered]
-    prompts: list[list[int]]
-
-    @property
-    def references(self) -> list[str]:
-        """What the teacher says, calls included and thoughts not; the same is read of the student."""
-        return [_spoken(sample.messages[-1]) if sample.answer is not None else "" for sample in self.samples]
 
 
 class EvaluateStage:
@@ -131,7 +112,7 @@ class EvaluateStage:
         # A student made by other layers or a later stage has the same positions and tokens.
         limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
         rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
-        heldout = _Heldout(
+        heldout = Heldout(
             [sample for sample, _ in rendered],
             [row for _, row in rendered],
             [renderer.prompt_ids(sample.prompt_chat) for sample, _ in rendered],
@@ -142,7 +123,7 @@ class EvaluateStage:
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
         with context.reporter.task("Evaluating", passes) as task:
-            measure = _Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
+            measure = Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
             before = self._before(measure, start.model, context)
             start.model = None
             gc.collect()
@@ -161,7 +142,7 @@ class EvaluateStage:
             return None, "teacher and student have different vocabularies"
         return load_model(reference, dtype), ""
 
-    def _before(self, measure: _Measurement, model: Any, context: StageContext) -> dict[str, Any]:
+    def _before(self, measure: Measurement, model: Any, context: StageContext) -> dict[str, Any]:
         """The untrained student's figures, reused from an earlier run of this stage if they still apply."""
         path = context.directory / BEFORE
         inputs = {name: context.inputs[name].manifest.output_hash() for name in self._rows.inputs}
@@ -182,7 +163,7 @@ class EvaluateStage:
 
     def _result(
         self,
-        heldout: _Heldout,
+        heldout: Heldout,
         before: dict[str, Any],
         after: dict[str, Any],
         why_not: str,
@@ -194,24 +175,9 @@ class EvaluateStage:
             notes |= dict.fromkeys(answer_names(self._metrics), "evaluation.generate is off")
         metrics = {"before": before["metrics"], "after": after["metrics"], "notes": notes}
         write_json(context.directory / METRICS_FILE, metrics)
-        write_jsonl(
-            context.directory / ANSWERS,
-            (
-                {
-                    "id": sample.id,
-                    "prompt": list(sample.prompt),
-                    "teacher": reference,
-                    **{
-                        f"{name}{when}": value
-                        for when, side in (("before", before), ("after", after))
-                        for name, value in _answer_columns(side, index)
-                    },
-                }
-                for index, (sample, reference) in enumerate(zip(heldout.samples, heldout.references, strict=True))
-            ),
-        )
-        sides = {when: side["disagreement"] for when, side in (("before", before), ("after", after))}
-        compared = {when: found for when, found in sides.items() if found is not None}
+        sides = {"before": before, "after": after}
+        write_jsonl(context.directory / ANSWERS, _answer_rows(heldout, sides))
+        compared = {when: side["disagreement"] for when, side in sides.items() if side["disagreement"] is not None}
         if compared:
             write_json(context.directory / DISAGREEMENT, compared)
         return StageResult(
@@ -223,9 +189,13 @@ class EvaluateStage:
         )
 
 
-def _spoken(answer: Message) -> str:
-    """What an answer says beside its thoughts, wherever they are."""
-    return said({**answer, "content": split_thoughts(answer["content"])[1]})
+def _answer_rows(heldout: Heldout, sides: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for each held-out sample: its prompt, the reference, and the answers of both sides with their scores."""
+    for index, (sample, reference) in enumerate(zip(heldout.samples, heldout.references, strict=True)):
+        row = {"id": sample.id, "prompt": list(sample.prompt), "teacher": reference}
+        for when, side in sides.items():
+            row |= {f"{name}{when}": value for name, value in _answer_columns(side, index)}
+        yield row
 
 
 def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
@@ -236,97 +206,3 @@ def _answer_columns(side: dict[str, Any], index: int) -> list[tuple[str, Any]]:
         ("", side["answers"][index]),
         *((f"{name}_", scores[index]) for name, scores in side["scores"].items()),
     ]
-
-
-class _Measurement:
-    """Measures models, one after the other, on the same held-out rows."""
-
-    def __init__(
-        self,
-        config: EvaluationConfig,
-        metrics: Mapping[str, MetricConfig],
-        heldout: _Heldout,
-        teacher: Any,
-        renderer: ChatRenderer,
-        task: Task,
-        context: StageContext,
-    ) -> None:
-        from easydistill.models.loading import device
-        from easydistill.teachers.parsing import AnswerReader
-
-        self._config = config
-        self._metrics = metrics
-        self._heldout = heldout
-        self._device = device()
-        self._teacher = teacher.to(self._device) if teacher is not None else None
-        self.renderer = renderer
-        self._reader = AnswerReader(renderer)
-        self._task = task
-        self._stop = context.stop
-
-    def skip(self) -> None:
-        """Advance the progress bar over the passes of a model whose figures are known."""
-        self._task.advance(len(self._heldout.samples) * (2 if self._config.generate else 1))
-
-    def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
-        """`metrics`; `answers` and `scores`, lists in row order; `disagreement` with the teacher, or None."""
-        model = model.to(self._device).eval()
-        metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
-        texts = self._answers(model, eos_ids) if self._config.generate else None
-        scores: dict[str, list[float]] = {}
-        if texts is None:
-            metrics |= dict.fromkeys(answer_names(self._metrics))
-        else:
-            from easydistill.evaluation.measure import answer_metrics
-
-            scores = answer_metrics(texts, self._heldout.references, self._metrics)
-            metrics |= {name: fmean(values) for name, values in scores.items()}
-        return {"metrics": metrics, "answers": texts, "scores": scores, "disagreement": disagreement}
-
-    def _token_pass(self, model: Any, pad: int) -> tuple[dict[str, float | None], dict[str, Any] | None]:
-        """Metrics over the tokens of the teacher's answers, and the disagreement of the two models on them."""
-        from easydistill.evaluation.disagreement import Disagreement
-        from easydistill.evaluation.measure import Measured, token_metrics
-        from easydistill.evaluation.token_text import TokenText, described
-        from easydistill.models.head import body_of
-
-        tokenizer, heldout = self.renderer.tokenizer, self._heldout
-        shared = max(tokenizer.get_vocab().values()) + 1
-        watch = Disagreement(shared) if self._teacher is not None else None
-        metrics = token_metrics(
-            Measured(model, body_of(model)),
-            Measured(self._teacher, body_of(self._teacher)) if self._teacher is not None else None,
-            shared,
-            [(row.ids, row.mask) for row in heldout.rows],
-            pad,
-            self._config.batch_size,
-            self._task,
-            self._stop,
-            [watch] if watch is not None else [],
-            self._metrics,
-        )
-        figures = watch.figures() if watch is not None else None
-        if figures is None:
-            return metrics, None
-        row_ids = [sample.id for sample in heldout.samples]
-        return metrics, described(figures, row_ids, [row.ids for row in heldout.rows], TokenText(tokenizer))
-
-    def _said(self, index: int, ids: list[int]) -> str:
-        """What a student said in answer to a row's prompt: its text and its calls, without its thoughts."""
-        heldout = self._heldout
-        written = self._reader.read(ids, heldout.prompts[index], heldout.samples[index].tools)
-        return said(written.message)
-
-    def _answers(self, model: Any, eos_ids: frozenset[int]) -> list[str]:
-        from easydistill.evaluation.measure import answers
-
-        return answers(
-            model,
-            self._heldout.prompts,
-            eos_ids,
-            self._config.max_new_tokens,
-            self._config.batch_size,
-            self._said,
-            self._task,
-            self._stop,
-        )

@@ -207,11 +207,15 @@ def _field(value: Any) -> str:
 def received(raw: Any) -> str:
     """What was received for a rejected row: a text, an answer with its reasoning, several of them, or a chat."""
     if isinstance(raw, dict) and (isinstance(raw.get("text"), str) or raw.get("tool_calls")):
-        thought, text = as_text(raw.get("reasoning")), as_text(_said({**raw, "content": raw.get("text")}))
-        return f"[thoughts]\n{thought}\n\n[answer]\n{text}" if thought else text
+        return _answer_received(raw)
     items = list(map(as_dict, raw)) if isinstance(raw, list) else []
     if items and all("role" in item for item in items):
         return "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in turns_of(raw))
     if any("text" in item for item in items):
         return "\n\n".join(f"[{number}]\n{received(item)}" for number, item in enumerate(raw, start=1))
     return as_text(raw)
+
+
+def _answer_received(raw: dict[str, Any]) -> str:
+    thought, text = as_text(raw.get("reasoning")), as_text(_said({**raw, "content": raw.get("text")}))
+    return f"[thoughts]\n{thought}\n\n[answer]\n{text}" if thought else text

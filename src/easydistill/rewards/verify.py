@@ -22,7 +22,8 @@ from easydistill.contracts.reward import AnyFloat, Reward, RewardConfig, RewardC
 from easydistill.errors import DataError
 from easydistill.rewards._text import after_thoughts, with_opening
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer, only_statement
-from easydistill.verification.equality import Verifier, compare_plainly
+from easydistill.verification.equality import Verifier
+from easydistill.verification.plain import compare_plainly
 
 
 class Config(RewardConfig):

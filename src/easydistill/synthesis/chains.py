@@ -12,8 +12,9 @@ from easydistill.data.records import Sample
 from easydistill.synthesis.replies import Unusable
 from easydistill.synthesis.text import tokens
 from easydistill.verification.answers import DEFAULT_STRATEGIES, STATED, Found, Strategy, find_answer
-from easydistill.verification.equality import Verdict, Verifier, compare_plainly
+from easydistill.verification.equality import Verifier
 from easydistill.verification.numbers import bare, parse_number, spelt_out
+from easydistill.verification.plain import Verdict, compare_plainly
 from easydistill.verification.redaction import mentions
 
 REFERENCES = ("reference", "final_answer", "solution")

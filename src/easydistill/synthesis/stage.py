@@ -11,20 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.answers import (
-    JOURNAL,
-    answer_all,
-    journalled_outcome,
-    read_answer,
-    received,
-    spending,
-    worth_another_try,
-)
+from easydistill.asking.answers import JOURNAL, worth_another_try
 from easydistill.asking.forecast import forecast_calls
 from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
-from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Role, Steps, UnfitRows, answer_with
-from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
+from easydistill.contracts.operator import Ask, OperatorConfig, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.data.files import replacing
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
@@ -43,8 +34,9 @@ from easydistill.data.writing import (
     write_parquet,
 )
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
-from easydistill.engine.stage import FORETOLD, REJECTED, Estimate, Previewed, StageContext, StageResult
-from easydistill.errors import ConfigIssue, DataError, EasyDistillError
+from easydistill.engine.stage import REJECTED, Estimate, Previewed, StageContext, StageResult, lines_of
+from easydistill.errors import ConfigIssue, DataError
+from easydistill.synthesis.asker import Asker
 from easydistill.synthesis.dataset_card import dataset_card
 from easydistill.synthesis.operators import OPERATORS
 from easydistill.synthesis.sources import RowSource
@@ -158,11 +150,7 @@ class SynthesiseStage:
         return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
     def foretell(self) -> list[str]:
-        try:
-            return self._read(FORETOLD).lines()
-        except EasyDistillError:
-            # The run tells why the rows cannot be read.
-            return []
+        return lines_of(self._read)
 
     def _read(self, most: int | None = None) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
@@ -174,7 +162,7 @@ class SynthesiseStage:
     ) -> StageResult:
         """Run the operator's `steps` to the end and write the result."""
         with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
-            asker = _Asker(self._models, journal, context)
+            asker = Asker(self._models, journal, context)
             try:
                 result = answer_with(steps, asker.answer)
             except UnfitRows as problem:
@@ -197,7 +185,7 @@ class SynthesiseStage:
         tools = Tools(self._config, self._module) if isinstance(self._config, OperatorConfig) else None
         return self._module.run(self._config, rows, tools)
 
-    def _write(self, rows: Sequence[Sample], result: Result, asker: _Asker, context: StageContext) -> StageResult:
+    def _write(self, rows: Sequence[Sample], result: Result, asker: Asker, context: StageContext) -> StageResult:
         files = self._write_rows(result, context.directory)
         if self._labeled_path is not None:
             publish(context.directory, Path(self._labeled_path), map(self._published, result.accepted))
@@ -266,72 +254,3 @@ def _nothing_left(operator: str, result: Result) -> str:
     reasons = ", ".join(f"{reason} ×{count}" for reason, count in count_reasons(result.rejected).items())
     example = f"\n    e.g. {result.rejected[0].detail}" if result.rejected else ""
     return f"{operator}: none of {result.entered} candidates was accepted: {reasons or 'there were none'}{example}"
-
-
-class _Asker:
-    """Answers an operator's requests; each model is loaded when it is first needed."""
-
-    def __init__(
-        self,
-        models: Mapping[Role, AskedModel],
-        journal: Journal,
-        context: StageContext,
-    ) -> None:
-        self._models = models
-        self._journal = journal
-        self._context = context
-        self._teachers: dict[int, Teacher] = {}
-        self._counted: set[str] = set()
-        self._wave = 0
-        self.tokens = {"prompt": 0, "completion": 0}
-
-    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
-        self._wave += 1
-        asked: list[tuple[str, AskedModel]] = []
-        by_role: dict[Role, dict[str, GenerationRequest]] = {}
-        identities = {role: self._teacher(role).identity() for role in {ask.role for ask in asks}}
-        for ask in asks:
-            model = self._models[ask.role]
-            request = model.request(ask, identities[ask.role])
-            by_role.setdefault(ask.role, {})[request.key] = request
-            asked.append((request.key, model))
-        for role, requests in by_role.items():
-            title = f"Asking the {role}, round {self._wave}"
-            answer_all(self._teacher(role), list(requests.values()), self._journal, self._context, title)
-            self._context.stop.raise_if_requested()
-        return [self._reply(key, model) for key, model in asked]
-
-    def _teacher(self, role: Role) -> Teacher:
-        model = self._models[role]
-        if id(model) not in self._teachers:
-            self._teachers[id(model)] = model.plan.make(self._context)
-        return self._teachers[id(model)]
-
-    def _reply(self, key: str, model: AskedModel) -> Reply:
-        outcome = journalled_outcome(self._journal, key)
-        if isinstance(outcome, Failure):
-            return Reply(None, problem=(outcome.reason, outcome.detail), raw=outcome.raw, key=key)
-        if key not in self._counted:
-            self._counted.add(key)
-            self.tokens["prompt"] += outcome.prompt_tokens
-            self.tokens["completion"] += outcome.completion_tokens
-        raw = received(outcome)
-        answer = read_answer(outcome, model.inference.truncation, model.inference.thoughts)
-        if isinstance(answer, tuple):
-            return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, answer, raw, key)
-        calls = tuple(answer.get("tool_calls", ()))
-        return Reply(
-            answer["content"], answer.get("reasoning_content"), outcome.finish_reason, None, raw, key, tool_calls=calls
-        )
-
-    def spent(self) -> dict[str, Any]:
-        """Metrics of what the answers cost, by role; empty if the model's backend does not count it."""
-        found: dict[str, Any] = {}
-        for role, model in self._models.items():
-            if id(model) in self._teachers:
-                found.update({f"spent_by_{role}": value for value in spending(self._teachers[id(model)]).values()})
-        return found
-
-    def close(self) -> None:
-        for teacher in self._teachers.values():
-            teacher.close()

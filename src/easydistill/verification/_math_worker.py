@@ -122,19 +122,27 @@ def numerically_equal(one: Any, other: Any, float_rounding: int, numeric_precisi
             for a, b in zip(one.flat(), other.flat(), strict=True)
         )
     if all(grader.is_atomic_or_pct_atomic(side, sympy.Integer) for side in (one, other)):
-        # 9 % is 9, as in `equality.py`.
+        # 9 % is 9, as in `plain.py`.
         return bool(grader.get_pct_val(one, one) == grader.get_pct_val(other, other))
     one, other = grader.safe_sympy_doit(one), grader.safe_sympy_doit(other)
-    if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)):
-        return bool(one == other)
+    if isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr):
+        return _equal_expressions(one, other)
+    return bool(one == other)
+
+
+def _equal_expressions(one: Any, other: Any) -> bool:
+    import sympy
+
     exact_one, exact_other = (
         side.xreplace({value: sympy.Rational(str(value)) for value in side.atoms(sympy.Float)}) for side in (one, other)
     )
     gap = sympy.expand(exact_one - exact_other)
-    if gap.is_Rational or gap.free_symbols:
-        decimals = not gap.free_symbols and (one.has(sympy.Float) or other.has(sympy.Float))
-        return gap == 0 or (decimals and _within(exact_one, exact_other, gap, decimals=True))
-    return _within(exact_one, exact_other, gap, decimals=one.has(sympy.Float) or other.has(sympy.Float))
+    if gap == 0:
+        return True
+    decimals = one.has(sympy.Float) or other.has(sympy.Float)
+    if gap.free_symbols or (gap.is_Rational and not decimals):
+        return False
+    return _within(exact_one, exact_other, gap, decimals=decimals)
 
 
 def _within(one: Any, other: Any, gap: Any, *, decimals: bool) -> bool:

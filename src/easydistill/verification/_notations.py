@@ -85,20 +85,32 @@ class Based:
 
 def based(text: str) -> Based | None:
     """Read an answer that is a numeral with its base: `101_2`, `(1F)_{16}`, `101 in base 2`, `0b101`, `0x1F`."""
-    if len(text) > _MAX_DIGITS:
+    found = (_prefixed(text) or _suffixed(text)) if len(text) <= _MAX_DIGITS else None
+    if found is None:
         return None
-    if match := _PREFIXED.fullmatch(text):
-        base, digits = next((base, match[name]) for name, base in (("b", 2), ("o", 8), ("x", 16)) if match[name])
-    elif match := _BASED.fullmatch(text):
-        named = match["base"] or match["short"] or match["said"]
-        base, digits = _BASES.get(named) or int(named), match["digits"] or match["bare"]
-        # A single letter, or one that is no digit of the base, is a variable with an index.
-        if len(digits) == 1 and not digits.isdecimal():
-            return None
-    else:
-        return None
+    sign, digits, base = found
     value = _in_base(digits, base)
-    return None if value is None else Based(-value if match["sign"] else value, digits)
+    return None if value is None else Based(-value if sign else value, digits)
+
+
+def _prefixed(text: str) -> tuple[str, str, int] | None:
+    """(sign, digits, base) of `0x1F`."""
+    match = _PREFIXED.fullmatch(text)
+    if match is None:
+        return None
+    return next((match["sign"], match[name], base) for name, base in (("b", 2), ("o", 8), ("x", 16)) if match[name])
+
+
+def _suffixed(text: str) -> tuple[str, str, int] | None:
+    """(sign, digits, base) of `101_2`."""
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    named, digits = match["base"] or match["short"] or match["said"], match["digits"] or match["bare"]
+    # A single letter, or one that is no digit of the base, is a variable with an index.
+    if len(digits) == 1 and not digits.isdecimal():
+        return None
+    return match["sign"], digits, _BASES.get(named) or int(named)
 
 
 def _in_base(digits: str, base: int) -> Fraction | None:

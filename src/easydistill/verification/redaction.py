@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 
 from easydistill.verification.answers import statements
-from easydistill.verification.equality import compare_plainly
 from easydistill.verification.numbers import bare, numbers, parse_number
+from easydistill.verification.plain import compare_plainly
 
 REDACTED = "[?]"
 _OPERATOR = r"(?:[-+*/×÷·^−–]|\\(?:times|cdot|div)\b)"

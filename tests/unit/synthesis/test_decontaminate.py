@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from easydistill.contracts.operator import answer_with
-from easydistill.data.formats import read_samples
+from easydistill.data.reading import read_samples
 from easydistill.data.records import Sample
 from easydistill.data.writing import write_parquet
 from easydistill.errors import DataError

@@ -23,7 +23,8 @@ from easydistill.synthesis.operators.preference_data.configs import PROMPTS
 from easydistill.synthesis.operators.preference_data.pairs import Answer, Pair
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, find_answer
-from easydistill.verification.equality import Verifier, compare_plainly
+from easydistill.verification.equality import Verifier
+from easydistill.verification.plain import compare_plainly
 
 Say = Callable[[Ask], "str | Reply"]
 

@@ -17,7 +17,8 @@ import pytest
 
 from easydistill.errors import EasyDistillError, MissingExtra
 from easydistill.verification.answers import find_answer
-from easydistill.verification.equality import Verifier, compare_plainly, verify_many
+from easydistill.verification.equality import Verifier, verify_many
+from easydistill.verification.plain import compare_plainly
 
 pytest.importorskip("math_verify", reason="needs the extra 'synth'")
 HANGS = ("9^{9^{9^{9}}}", "5")

@@ -3,7 +3,8 @@
 - `row.py`: a row → its chat; start here. It asks, in this order:
 - `columns.py`: columns that `dataset.columns` names.
 - `several.py`: rows with several answers or prompts.
-- `turns.py`, `parts.py`: lists of turns (OpenAI's messages, ShareGPT), and what a message's content holds.
+- `turns.py`, `parts.py`, `marks.py`: lists of turns (OpenAI's messages, ShareGPT), what a message's content holds, and
+  whether it is learned.
 - `prompts.py`, `answers.py`: rows with a column for the prompt and one for the answer.
 - `calls.py`: tool calls and tools. `checks.py`: what a row must have.
 - `unread.py`: what could carry meaning and is not read.

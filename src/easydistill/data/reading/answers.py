@@ -36,18 +36,23 @@ def answer_of(row: dict[str, Any]) -> Answered:
     value = row[key]
     if not isinstance(value, str) and as_turns(value):
         return Answered(_with_thoughts(turns_of(value, key).messages, thoughts), used | {key})
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        value = str(value)
-    if not isinstance(value, str):
-        listed = as_list(value)
-        if listed is None or len(listed) != 1 or not isinstance(listed[0], str):
-            raise MalformedRow(not_text(key, value, "answer"))
-        value = listed[0]
-    message: Message = {"role": "assistant", "content": value}
+    message: Message = {"role": "assistant", "content": _text(value, key)}
     called = _called(row, set(), "", beside=True)
     if called.messages:
         message["tool_calls"] = called.messages[0]["tool_calls"]
     return Answered(_with_thoughts([message], thoughts), used | {key} | called.used)
+
+
+def _text(value: Any, key: str) -> str:
+    """An answer as text: a text, a number, or a list of one text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    listed = as_list(value)
+    if listed is None or len(listed) != 1 or not isinstance(listed[0], str):
+        raise MalformedRow(not_text(key, value, "answer"))
+    return listed[0]
 
 
 def _column(row: dict[str, Any], thoughts: str) -> str | None:

@@ -80,8 +80,12 @@ def _call(item: Any) -> ToolCall:
         raise MalformedRow("a tool call has no name")
     given = next((inner[key] for key in _ARGUMENTS if inner.get(key) is not None), None)
     call: ToolCall = {"name": name, "arguments": _arguments(name, given)}
-    identity = next((item[key] for key in _IDS if isinstance(item.get(key), str | int) and item[key] != ""), None)
-    return {"id": str(identity), **call} if identity is not None else call
+    identity = _identity(item)
+    return {"id": identity, **call} if identity is not None else call
+
+
+def _identity(item: dict[str, Any]) -> str | None:
+    return next((str(item[key]) for key in _IDS if isinstance(item.get(key), str | int) and item[key] != ""), None)
 
 
 def _arguments(name: str, value: Any) -> dict[str, Any]:
@@ -130,22 +134,28 @@ def _tool(item: Any, column: str) -> Tool:
     tool = as_object(item)
     if tool is None:
         raise MalformedRow(f'a tool in `{column}` is not an object with a "name"')
-    nested = as_object(tool.get("function"))
-    inner = nested if nested is not None else {name: part for name, part in tool.items() if name != "type"}
-    schema = next((name for name in _SCHEMAS if name in inner), None)
-    if schema is not None and "parameters" not in inner:
-        # Templates and servers know the name that OpenAI gave it.
-        inner = {"parameters" if name == schema else name: part for name, part in inner.items()}
-    parameters = inner.get("parameters")
-    if isinstance(parameters, str):
-        inner = {**inner, "parameters": from_json_text(parameters)}
-    if not isinstance(inner.get("name"), str) or not inner["name"]:
-        # Tools of a server, such as {"type": "web_search"}, have no name; templates show them as they are.
-        if nested is None and isinstance(tool.get("type"), str) and tool["type"] != "function":
-            return _without_fillers(tool)
-        raise MalformedRow(f'a tool in `{column}` has no "name"')
-    rest = {name: part for name, part in tool.items() if name not in ("type", "function")} if nested is not None else {}
-    return _without_fillers({"type": "function", "function": inner, **rest})
+    function = as_object(tool.get("function"))
+    inner = _with_parameters(_without(tool, "type") if function is None else function)
+    if isinstance(inner.get("name"), str) and inner["name"]:
+        rest = {} if function is None else _without(tool, "type", "function")
+        return _without_fillers({"type": "function", "function": inner, **rest})
+    # Tools of a server, such as {"type": "web_search"}, have no name; templates show them as they are.
+    if function is None and isinstance(tool.get("type"), str) and tool["type"] != "function":
+        return _without_fillers(tool)
+    raise MalformedRow(f'a tool in `{column}` has no "name"')
+
+
+def _with_parameters(function: dict[str, Any]) -> dict[str, Any]:
+    """A function whose schema is an object under the name that templates and servers know, which OpenAI gave it."""
+    schema = next((name for name in _SCHEMAS if name in function), None)
+    if schema is not None and "parameters" not in function:
+        function = {"parameters" if name == schema else name: part for name, part in function.items()}
+    parameters = function.get("parameters")
+    return {**function, "parameters": from_json_text(parameters)} if isinstance(parameters, str) else function
+
+
+def _without(tool: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: part for name, part in tool.items() if name not in names}
 
 
 def _without_fillers(tool: Tool) -> Tool:

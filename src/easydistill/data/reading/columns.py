@@ -42,19 +42,25 @@ def under_known_names(row: Mapping[str, Any], columns: Mapping[str, str]) -> tup
     Raises:
         MalformedRow: the column of the prompt is not there.
     """
-    hidden = {name for held in columns for name in KNOWN_AS[held][1]}
-    taken = {name.partition(".")[0] if name not in row else name for name in columns.values()}
-    found = {name: value for name, value in row.items() if name not in hidden and name not in taken}
+    found, hidden = _others(row, columns)
     for held, column in columns.items():
         value = value_at(row, column)
-        if value is _ABSENT:
-            if held in _NEEDED:
-                raise MalformedRow(
-                    f"there is no column {column!r}, which dataset.columns.{held} names (it has: {names_of(row)})"
-                )
-            continue
-        found[KNOWN_AS[held][0]] = value
-    return found, {name: value for name, value in row.items() if name in hidden and name not in taken}
+        if value is not _ABSENT:
+            found[KNOWN_AS[held][0]] = value
+        elif held in _NEEDED:
+            raise MalformedRow(
+                f"there is no column {column!r}, which dataset.columns.{held} names (it has: {names_of(row)})"
+            )
+    return found, hidden
+
+
+def _others(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that `columns` does not name: those that are still looked at, and those that are not."""
+    taken = {name.partition(".")[0] if name not in row else name for name in columns.values()}
+    others = {name: value for name, value in row.items() if name not in taken}
+    known = {name for held in columns for name in KNOWN_AS[held][1]}
+    hidden = {name: others.pop(name) for name in list(others) if name in known}
+    return others, hidden
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:

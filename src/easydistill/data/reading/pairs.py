@@ -75,8 +75,10 @@ def pair_of(row: Any, *, columns: Mapping[str, str] | None = None) -> PairChat |
     if found is not None:
         return _pair(row, found)
     worse = next((name for name in _WORSE if is_given(row.get(name))), None)
-    if worse is not None:
-        return _beside_a_chat(row, worse)
+    return _vote(row) if worse is None else _beside_a_chat(row, worse)
+
+
+def _vote(row: dict[str, Any]) -> Vote:
     votes = (vote_of(row, name) for name in keys.LABELS if row.get(name) is not None)
     label = next((vote for vote in votes if vote is not None), None)
     if label is None:
@@ -127,14 +129,20 @@ def _beside_a_chat(row: dict[str, Any], name: str) -> PairChat:
     """The pair of a chat that ends with the better answer and has a worse one beside it (ms-swift)."""
     rest = {key: value for key, value in row.items() if key != name}
     chat = chat_of(rest)
-    start = len(chat.messages)
-    while start and chat.messages[start - 1]["role"] == "assistant":
-        start -= 1
+    start = _answer_start(chat.messages)
     if start == len(chat.messages):
         raise MalformedRow(f"there is `{name}`, and no better answer: `chosen`, or one at the end of `messages`")
     prompt, chosen, rejected = _split(chat.messages[:start], chat.messages[start:], side_messages(row[name], name))
     chat.messages = prompt
     return _made(rest, chat, chosen, rejected, {})
+
+
+def _answer_start(messages: list[Message]) -> int:
+    """Where the assistant's messages at the end of a chat begin."""
+    start = len(messages)
+    while start and messages[start - 1]["role"] == "assistant":
+        start -= 1
+    return start
 
 
 def _made(
@@ -146,10 +154,7 @@ def _made(
 ) -> PairChat:
     prompt = list(as_context(asked.messages))
     for name, side in zip(SIDES, (chosen, rejected), strict=True):
-        if not side or side[-1]["role"] != "assistant":
-            raise MalformedRow(f"`{name}` does not end with the assistant's message")
-        if not is_learned(side[-1]):
-            raise MalformedRow(f"the answer in `{name}` is marked as one that is not learned (weight 0)")
+        _check_answer(side, name)
         drop_fillers(side, asked.tools)
     refuse_lone_surrogates([*prompt, *chosen, *rejected], (asked.tools, asked.template_kwargs))
     if not any(message["role"] == "user" and message["content"].strip() for message in prompt):
@@ -161,6 +166,13 @@ def _made(
     rest = {name: value for name, value in asked.rest.items() if name not in ("beta", *SIDES)} | meta
     unread = frozenset(asked.unread - {*_KNOWN, *keys.ANSWERS})
     return PairChat(prompt, chosen, rejected, asked.tools, asked.template_kwargs, _beta(row.get("beta")), rest, unread)
+
+
+def _check_answer(side: list[Message], name: str) -> None:
+    if not side or side[-1]["role"] != "assistant":
+        raise MalformedRow(f"`{name}` does not end with the assistant's message")
+    if not is_learned(side[-1]):
+        raise MalformedRow(f"the answer in `{name}` is marked as one that is not learned (weight 0)")
 
 
 def side_messages(value: Any, name: str) -> list[Message]:
@@ -194,8 +206,7 @@ def _asked(row: dict[str, Any]) -> RowChat | None:
     if not has_chat(row):
         return None
     chat = chat_of(row, with_answer=False)
-    while chat.messages and chat.messages[-1]["role"] == "assistant":
-        chat.messages.pop()
+    del chat.messages[_answer_start(chat.messages) :]
     return chat
 
 
@@ -207,23 +218,31 @@ def _split(
     asked: list[Message] | None, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
     """(prompt, chosen, rejected), where the sides may repeat the prompt."""
-    sides = (chosen, rejected)
-    repeats = [side[0]["role"] != "assistant" if side else False for side in sides]
+    sides = dict(zip(SIDES, (chosen, rejected), strict=True))
     if asked is not None:
-        for name, side, repeated in zip(SIDES, sides, repeats, strict=True):
-            if repeated and not _contains(side, asked):
+        for name, side in sides.items():
+            if _repeats_prompt(side) and not _contains(side, asked):
                 raise MalformedRow(f"`{name}` does not begin with the prompt")
-    if all(repeats):
+    if all(map(_repeats_prompt, sides.values())):
         prompt = _common(chosen, rejected)
         return _with_own_system(prompt, asked), chosen[len(prompt) :], rejected[len(prompt) :]
     if asked is None:
         raise MalformedRow("there is no `prompt`, and `chosen` and `rejected` do not begin with the same messages")
-    parts = []
-    for name, side, repeated in zip(SIDES, sides, repeats, strict=True):
-        if repeated and side[: len(asked)] != asked:
-            raise MalformedRow(f"`{name}` does not begin with the prompt")
-        parts.append(side[len(asked) :] if repeated else side)
-    return asked, parts[0], parts[1]
+    chosen, rejected = (_after(asked, side, name) for name, side in sides.items())
+    return asked, chosen, rejected
+
+
+def _repeats_prompt(side: list[Message]) -> bool:
+    return bool(side) and side[0]["role"] != "assistant"
+
+
+def _after(asked: list[Message], side: list[Message], name: str) -> list[Message]:
+    """A side without the prompt, which it may repeat."""
+    if not _repeats_prompt(side):
+        return side
+    if side[: len(asked)] != asked:
+        raise MalformedRow(f"`{name}` does not begin with the prompt")
+    return side[len(asked) :]
 
 
 def _contains(side: list[Message], asked: list[Message]) -> bool:

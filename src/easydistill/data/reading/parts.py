@@ -70,18 +70,22 @@ def _text_of(part: Any, content: Content, where: str) -> str:
         return _gemini(part, content, where)
     if kind in _MEDIA or any(is_given(part.get(name)) for name in _MEDIA):
         raise MalformedRow(f"{where} holds a part of type {kind or 'image'!r}; {IMAGE_HINT}")
-    if kind in ("tool_use", "tool_call"):
-        content.calls += calls_of(part.get("tool_call") or part)
-        return ""
-    if kind == "tool_result":
-        content.results.append(_result(part))
-        return ""
-    if kind in _THOUGHT_TYPES:
-        content.thoughts += _own_text(part, (*_THOUGHT_TYPES, "text"), where)
-        return ""
     if kind in _TEXT_TYPES:
         return _own_text(part, ("text", "content"), where)
-    raise MalformedRow(f"{where} holds a part of type {kind!r}, which is not text")
+    _add(part, kind, content, where)
+    return ""
+
+
+def _add(part: dict[str, Any], kind: str, content: Content, where: str) -> None:
+    """Add the call, the result or the thoughts of a part to `content`."""
+    if kind in ("tool_use", "tool_call"):
+        content.calls += calls_of(part.get("tool_call") or part)
+    elif kind == "tool_result":
+        content.results.append(_result(part))
+    elif kind in _THOUGHT_TYPES:
+        content.thoughts += _own_text(part, (*_THOUGHT_TYPES, "text"), where)
+    else:
+        raise MalformedRow(f"{where} holds a part of type {kind!r}, which is not text")
 
 
 def _gemini(part: dict[str, Any], content: Content, where: str) -> str:

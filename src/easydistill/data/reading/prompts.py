@@ -20,10 +20,8 @@ def prompt_of(row: dict[str, Any], key: str) -> tuple[Turns, set[str]]:
     Args:
         key: the column of the prompt.
     """
-    used = {key}
     history = _history(row)
-    if history:
-        used.add("history")
+    used = {key, "history"} if history else {key}
     # The paper's format holds plain text, whatever it looks like.
     literal = key == "instruction" and isinstance(row[key], str)
     if not literal and as_turns(row[key]):
@@ -32,23 +30,28 @@ def prompt_of(row: dict[str, Any], key: str) -> tuple[Turns, set[str]]:
         return turns, used
     if not isinstance(row[key], str):
         raise MalformedRow(not_text(key, row[key], "prompt"))
-    text: str = row[key]
-    spoken = None if literal else dialogue(text)
+    spoken = None if literal else dialogue(row[key])
     if spoken is not None:
         return Turns([*history, *spoken]), used
-    for name in keys.BESIDE:
-        if name == key or row.get(name) is None:
-            continue
+    before, texts, columns = _beside(row, key)
+    text = "\n\n".join([row[key], *filter(str.strip, texts)])
+    return Turns([*before, *history, {"role": "user", "content": text}]), used | columns
+
+
+def _beside(row: dict[str, Any], key: str) -> tuple[list[Message], list[str], set[str]]:
+    """What stands in other columns than the prompt's: messages, texts, and the names of these columns."""
+    messages: list[Message] = []
+    texts: list[str] = []
+    columns = [name for name in keys.BESIDE if name != key and row.get(name) is not None]
+    for name in columns:
         if name == "context" and as_turns(row[name]):
-            history = [*turns_of(row[name], name).messages, *history]
+            messages = turns_of(row[name], name).messages
         else:
-            extra = _beside(row, name)
-            text = f"{text}\n\n{extra}" if extra.strip() else text
-        used.add(name)
-    return Turns([*history, {"role": "user", "content": text}]), used
+            texts.append(_text_beside(row, name))
+    return messages, texts, set(columns)
 
 
-def _beside(row: dict[str, Any], name: str) -> str:
+def _text_beside(row: dict[str, Any], name: str) -> str:
     texts = as_list(row[name]) if name == "context" and not isinstance(row[name], str | dict) else None
     if texts is not None and all(isinstance(text, str) for text in texts):
         return "\n\n".join(texts)

@@ -87,16 +87,25 @@ def read_rows(
             found.samples.append(_sample(chat, number, name, ids))
         if len(found.samples) > MOST_IN_MEMORY and not isinstance(found.samples, Spool):
             found.samples = Spool(found.samples)
-        unread.update({name for chat in chats for name in chat.unread})
-        unread.update({INCORRECT} if any(chat.rest.get("correct") == 0 for chat in chats) and len(chats) > 1 else ())
+        unread.update(_unread(chats))
     refuse_unknown_columns(path, columns, limit)
-    if not found.samples and not found.rejected:
-        raise DataError(f"{path}: there are no rows in it; {SHAPES}")
     if not found.samples:
-        detail = found.rejected[0].detail
-        raise DataError(f"{path}: none of its {len(found.rejected)} rows can be used; {SHAPES}\n    {detail}")
+        raise _no_samples(path, found.rejected)
     found.notices = notices_of(path, unread, rows)
     return found
+
+
+def _unread(chats: Sequence[RowChat]) -> set[str]:
+    """What of a row is not read, by the chats that were made of it."""
+    names = {name for chat in chats for name in chat.unread}
+    wrong = len(chats) > 1 and any(chat.rest.get("correct") == 0 for chat in chats)
+    return names | {INCORRECT} if wrong else names
+
+
+def _no_samples(path: str | Path, rejected: Sequence[Rejection]) -> DataError:
+    if not rejected:
+        return DataError(f"{path}: there are no rows in it; {SHAPES}")
+    return DataError(f"{path}: none of its {len(rejected)} rows can be used; {SHAPES}\n    {rejected[0].detail}")
 
 
 def read_samples(

@@ -135,12 +135,18 @@ def _answer(item: Any, known: dict[str, Any]) -> Answer:
     name = next(name for name in _TEXTS if isinstance(item.get(name), str))
     thoughts = next((item[key] for key in keys.THOUGHTS if is_text(item.get(key))), "")
     rest = {key: value for key, value in item.items() if key != name and value is not None and value != thoughts}
+    return Answer(item[name], thoughts, {**_judged(rest), **meta, **_levels(rest)})
+
+
+def _levels(known: dict[str, Any]) -> dict[str, int | float]:
+    """OmniThought's two ratings of a chain of thought, which may be objects."""
+    found: dict[str, int | float] = {}
     for theirs, ours in ((_VERBOSITY, "rv"), (_DIFFICULTY, "cd")):
-        judged = rest.get(theirs)
+        judged = known.get(theirs)
         level = judged.get("level") if isinstance(judged, dict) else judged
         if isinstance(level, int | float) and not isinstance(level, bool):
-            meta[ours] = level
-    return Answer(item[name], thoughts, {**_judged(rest), **meta})
+            found[ours] = level
+    return found
 
 
 def _judged(known: dict[str, Any]) -> dict[str, Any]:

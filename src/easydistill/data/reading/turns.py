@@ -12,6 +12,7 @@ from typing import Any
 
 from easydistill.data.messages import Message, Tool, says_something
 from easydistill.data.reading.calls import calls_of, tools_of
+from easydistill.data.reading.marks import FLAGS, is_off, is_on
 from easydistill.data.reading.parts import IMAGE_HINT, Content, content_of, result_text, thought_in
 from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of, turn_list
 from easydistill.data.row_files import MalformedRow
@@ -44,14 +45,12 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
 """Keys of thoughts, in a message and beside an answer; the first that holds text is read."""
 _DETAILS = ("reasoning_details", "thinking_blocks")
 """Keys of thoughts in parts, as some servers give them."""
-_FLAGS = ("weight", "loss", "train", "trainable", "loss_weight", "train_on_turn")
 _NOTED = ("mask", "masked", "loss_mask", "training", "training_detail", "train_detail", "eot", "end_turn", "refusal")
 """Keys of an assistant's turn that could say what of it is learned, or that it ends otherwise, and are not read."""
 _CONTENTS = ("content", "value", "text", "message", "parts")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _ASKS = ("input", "instruction", "prompt", "question", "human", "user", "query")
 _ANSWERS = ("output", "response", "answer", "completion", "assistant", "gpt", "bot")
-_OFF = ("false", "0", "0.0", "no")
 _THINK = ("<think>", "</think>")
 
 
@@ -158,7 +157,7 @@ def _content(item: dict[str, Any]) -> Any:
 
 def _refuse_unreadable(item: dict[str, Any]) -> None:
     for name in ("prefix", "partial"):
-        if item.get(name) and not _is_off(item[name]):
+        if item.get(name) and not is_off(item[name]):
             raise MalformedRow(
                 f"`{name}` marks an answer that the model is to continue, not a finished one, and no job continues "
                 "answers: remove the message, or finish it and remove the mark"
@@ -217,13 +216,14 @@ def _thoughts(item: dict[str, Any], found: Turns) -> str:
         details = as_list(item.get(name))
         if details and not text:
             text = "".join(thought_in(detail) for detail in details)
-        if details and not text:
-            found.unread.add(name)
-    for name in THOUGHTS:
-        value = item.get(name)
-        if is_given(value) and value != text and not isinstance(value, bool) and value != "":
-            found.unread.add(name)
+            if not text:
+                found.unread.add(name)
+    found.unread |= {name for name in THOUGHTS if _says_other(item.get(name), text)}
     return text
+
+
+def _says_other(value: Any, text: str) -> bool:
+    return is_given(value) and value != text and not isinstance(value, bool)
 
 
 def _named(message: Message, item: dict[str, Any]) -> Message:
@@ -232,35 +232,23 @@ def _named(message: Message, item: dict[str, Any]) -> Message:
     return message
 
 
-def _is_off(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() in _OFF
-    return isinstance(value, bool | int | float) and not value
-
-
 def _flagged(message: Message, item: dict[str, Any], found: Turns) -> Message:
     """The message, marked if its turn says that it is not learned."""
-    for name in _FLAGS:
+    for name in FLAGS:
         value = item.get(name)
         if value is None:
             continue
-        if _is_off(value):
+        if is_off(value):
             message["weight"] = 0
-        elif not _is_on(value):
+        elif not is_on(value):
             found.unread.add(name)
     return message
 
 
-def _is_on(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() in ("true", "1", "1.0", "yes", "")
-    return value is True or value == 1
-
-
 def _note_learned(item: dict[str, Any], role: str, found: Turns) -> None:
     """Only the assistant's turns are learned: a mark that asks for another one is not followed."""
-    if any(item.get(name) is not None and not _is_off(item[name]) for name in _FLAGS):
-        found.unread.add(f"{next(name for name in _FLAGS if item.get(name) is not None)} of a {role} turn")
+    if any(item.get(name) is not None and not is_off(item[name]) for name in FLAGS):
+        found.unread.add(f"{next(name for name in FLAGS if item.get(name) is not None)} of a {role} turn")
 
 
 def _is_exchange(item: dict[str, Any]) -> bool:

@@ -78,12 +78,16 @@ def _transposed(value: dict[str, Any]) -> list[Any] | None:
 def as_turns(value: Any) -> list[Any] | None:
     """The turns of a value that is a chat: a list of objects that say who speaks, or one such object. Else None."""
     if isinstance(value, str):
-        # A text may be about JSON: only what says who speaks and what, in a list, is taken for a chat.
-        found = from_json_text(value) if value.lstrip()[:1] == "[" else None
-        items = found if isinstance(found, list) else []
-        return items if items and all(_is_turn(item) and not _SAID.isdisjoint(item) for item in items) else None
+        return _turns_in(value)
     items = [value] if _is_turn(value) and not _transposed(value) else turn_list(value) or []
     return items if items and all(map(_is_turn, items)) else None
+
+
+def _turns_in(text: str) -> list[Any] | None:
+    # A text may be about JSON: only what says who speaks and what, in a list, is taken for a chat.
+    found = from_json_text(text) if text.lstrip()[:1] == "[" else None
+    items = found if isinstance(found, list) else []
+    return items if items and all(_is_turn(item) and not _SAID.isdisjoint(item) for item in items) else None
 
 
 def turn_list(value: Any) -> list[Any] | None:

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from easydistill.data.records import IdAssigner, Rejection
 from easydistill.data.row_files.broken import BrokenRow, MalformedRow
+from easydistill.data.row_files.hub_place import HubPlace
 from easydistill.data.row_files.opening import open_bytes, reading
-from easydistill.data.row_files.places import FORMATS, Format, HubPlace, format_of, place_of
+from easydistill.data.row_files.places import FORMATS, Format, format_of, place_of
 from easydistill.errors import DataError
 
 __all__ = [

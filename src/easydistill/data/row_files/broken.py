@@ -1,8 +1,18 @@
-"""Rows that cannot be read, as far as their container tells."""
+"""What cannot be read: paths that name no rows, and rows, as far as their container tells."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from easydistill.errors import DataError
+
+
+class PlaceError(DataError):
+    """A path of rows that names nothing readable."""
+
+    def __init__(self, where: str, problem: str, hint: str = "") -> None:
+        super().__init__(f"{where}: {problem}" + (f"\n    → {hint}" if hint else ""))
+        self.problem, self.hint = problem, hint
 
 
 class MalformedRow(Exception):

@@ -66,18 +66,11 @@ def _delimiter(header: str) -> str:
 
 
 def _rows(path: Path, lines: Iterator[list[str]]) -> Iterator[Any]:
-    header = [name.strip() for name in next(lines, [])]
-    named = [name for name in header if name]
-    if len(set(named)) < len(named):
-        twice = next(name for name in named if named.count(name) > 1)
-        raise DataError(f"{path}: the header names {twice!r} twice\n    → give each column a name of its own")
+    header = _header(path, next(lines, []))
     values = {name for name in header if _VALUES.search(name)}
-    for cells in lines:
-        if not any(cells):
-            continue
+    for cells in filter(any, lines):
         if len(cells) != len(header):
-            problem = f"it has {len(cells)} cells, the header {len(header)}"
-            yield BrokenRow(problem, ",".join(cells)[:2000])
+            yield BrokenRow(f"it has {len(cells)} cells, the header {len(header)}", ",".join(cells)[:2000])
             continue
         # A column without a name is the index that pandas writes.
         yield {
@@ -85,6 +78,14 @@ def _rows(path: Path, lines: Iterator[list[str]]) -> Iterator[Any]:
             for name, cell in zip(header, cells, strict=True)
             if name and cell
         }
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    header = [name.strip() for name in cells]
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: the header names {twice!r} twice\n    → give each column a name of its own")
+    return header
 
 
 def _value(cell: str) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 
-from easydistill.data.row_files.places import FilesPlace, Format, PlaceError, format_of
+from easydistill.data.row_files.broken import PlaceError
+from easydistill.data.row_files.places import FilesPlace, Format, format_of
 
 _MAGIC = {
     ".gz": (b"\x1f\x8b",),

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.records import content_hash
-from easydistill.data.row_files.places import TEXT_FORMATS, HubPlace, format_of, listed
+from easydistill.data.row_files.hub_place import HubPlace
+from easydistill.data.row_files.places import TEXT_FORMATS, format_of, listed
 from easydistill.errors import DataError, MissingExtra
 
 _BATCH = 1024

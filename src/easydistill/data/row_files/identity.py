@@ -7,7 +7,8 @@ from pathlib import Path
 
 from easydistill.data.files import hash_file
 from easydistill.data.records import content_hash
-from easydistill.data.row_files.places import HubPlace, place_of
+from easydistill.data.row_files.hub_place import HubPlace
+from easydistill.data.row_files.places import place_of
 
 _SETTLED_NS = 2_000_000_000
 """A file that was written less than this ago could be written again within one tick of its file system's clock."""

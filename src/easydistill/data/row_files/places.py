@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydistill.errors import DataError
+from easydistill.data.row_files.broken import PlaceError
+from easydistill.data.row_files.hub_place import HUB_SPELLING, HubPlace, hub_place, is_hub
 
 TEXT_FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 """Formats that may be compressed."""
@@ -43,17 +44,6 @@ _SPLITS = {
 }
 _SUFFIX = re.compile(r"\.[a-zA-Z]{2,8}\d?", re.ASCII)
 """Of a file. What else stands behind a dot may belong to a folder's name: `rows.v2`."""
-_HUB = re.compile(r"hf:/{1,2}(?=[^/])")
-_REPOSITORY = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
-HUB_SPELLING = "hf://owner/name?split=train&revision=…&config=…&data_files=…"
-
-
-class PlaceError(DataError):
-    """A path of rows that names nothing readable."""
-
-    def __init__(self, where: str, problem: str, hint: str = "") -> None:
-        super().__init__(f"{where}: {problem}" + (f"\n    → {hint}" if hint else ""))
-        self.problem, self.hint = problem, hint
 
 
 @dataclass(frozen=True)
@@ -69,22 +59,6 @@ class Format:
     def kind(self) -> str:
         """The suffix, where two suffixes name one format the first of them."""
         return _SAME.get(self.suffix, self.suffix)
-
-
-@dataclass(frozen=True)
-class HubPlace:
-    """A data set of the Hugging Face hub."""
-
-    repository: str
-    split: str | None = None
-    revision: str | None = None
-    """A branch, a tag or a commit; None is the main branch."""
-    config: str | None = None
-    data_files: tuple[str, ...] = ()
-    """Files of the repository, or globs; empty reads those that the repository names."""
-
-    def __str__(self) -> str:
-        return f"hf://{self.repository}"
 
 
 @dataclass(frozen=True)
@@ -112,11 +86,6 @@ def format_of(path: Path) -> Format | None:
     return None
 
 
-def is_hub(where: str | Path) -> bool:
-    """Whether a path names a data set of a hub. A `Path` has lost one of the two slashes."""
-    return _HUB.match(str(where)) is not None
-
-
 def place_of(where: str | Path) -> FilesPlace | HubPlace:
     """What a path of rows names.
 
@@ -125,7 +94,7 @@ def place_of(where: str | Path) -> FilesPlace | HubPlace:
     """
     name = str(where)
     if is_hub(name):
-        return _hub_place(name)
+        return hub_place(name)
     path = Path(where)
     if path.is_file():
         _check_format(name, path)
@@ -148,7 +117,7 @@ def check_name(where: str) -> None:
     """
     path = Path(where)
     if is_hub(where):
-        _hub_place(where)
+        hub_place(where)
     elif _SUFFIX.fullmatch(path.suffix) and not path.is_dir() and not glob.has_magic(where):
         _check_format(where, path)
 
@@ -180,13 +149,23 @@ def _folder(name: str, path: Path) -> FilesPlace:
     inside = sorted(file for file in path.iterdir() if file.name[0] not in "._" and file.name not in _NO_ROWS)
     files = [file for file in inside if file.is_file() and file.suffix.lower() not in _BESIDE_ROWS]
     if not files:
-        below = next((file for file in sorted(path.rglob("*")) if file.is_file() and format_of(file)), None)
-        if below is None:
-            raise PlaceError(name, "there is no file of rows in this folder", f"its files end in {', '.join(FORMATS)}")
-        hint = f'name them with a glob: "{name.rstrip("/")}/**/*{below.suffix}"'
-        raise PlaceError(name, "the files of rows are in folders below this one", hint)
+        raise _no_rows(name, path)
     for file in files:
         _check_format(name, file)
+    _refuse_mixed(name, files)
+    return FilesPlace(path, tuple(files))
+
+
+def _no_rows(name: str, path: Path) -> PlaceError:
+    below = next((file for file in sorted(path.rglob("*")) if file.is_file() and format_of(file)), None)
+    if below is None:
+        return PlaceError(name, "there is no file of rows in this folder", f"its files end in {', '.join(FORMATS)}")
+    hint = f'name them with a glob: "{name.rstrip("/")}/**/*{below.suffix}"'
+    return PlaceError(name, "the files of rows are in folders below this one", hint)
+
+
+def _refuse_mixed(name: str, files: Iterable[Path]) -> None:
+    """Refuse the files of a folder if they are of several formats or splits."""
     kinds = sorted({found.kind for file in files if (found := format_of(file)) is not None})
     if len(kinds) > 1:
         hint = f'if they are not the same rows twice, name those to read: "{name.rstrip("/")}/*{kinds[0]}"'
@@ -195,7 +174,6 @@ def _folder(name: str, path: Path) -> FilesPlace:
     if len(splits) > 1:
         hint = f'name the files of one: "{name.rstrip("/")}/{splits[-1]}*"'
         raise PlaceError(name, f"files of several splits are in this folder: {', '.join(splits)}", hint)
-    return FilesPlace(path, tuple(files))
 
 
 def _split_in(name: str) -> str | None:
@@ -251,49 +229,6 @@ def _matches(name: str) -> FilesPlace:
             break
         fixed.append(part)
     return FilesPlace(Path(*fixed), tuple(found))
-
-
-# --- hubs -----------------------------------------------------------------------------------------------------
-
-
-def _hub_place(name: str) -> HubPlace:
-    from urllib.parse import parse_qsl
-
-    rest, _, query = _HUB.sub("", name, count=1).partition("?")
-    rest, named = rest.strip("/"), dict[str, str]()
-    # Some of the oldest data sets have no owner.
-    owned, rest = not rest.startswith("datasets/"), rest.removeprefix("datasets/")
-    files: list[str] = []
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key == "data_files":
-            files += [part for part in value.split(",") if part]
-        elif key not in {"split", "revision", "config"} or not value or key in named:
-            raise PlaceError(name, f"{key}={value} is not understood", f"it is {HUB_SPELLING}")
-        else:
-            named[key] = value
-    repository, _, revision = rest.partition("@")
-    revision, _, inside = revision.partition("/")
-    parts = repository.split("/")
-    if not revision and len(parts) > 2:
-        repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
-    known = _REPOSITORY.fullmatch(repository) is not None and ("/" in repository or not owned)
-    if not known or (revision and "revision" in named):
-        raise PlaceError(name, "not the name of a hub's data set", f"it is {HUB_SPELLING}")
-    revision = named.get("revision", revision)
-    return HubPlace(
-        repository,
-        named.get("split"),
-        revision if revision not in ("", "main") else None,
-        named.get("config"),
-        tuple(files + _in_folder(inside)),
-    )
-
-
-def _in_folder(inside: str) -> list[str]:
-    """The path behind a repository's name: a file, a glob, or a folder."""
-    if not inside:
-        return []
-    return [inside if glob.has_magic(inside) or Path(inside).suffix else f"{inside}/**"]
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

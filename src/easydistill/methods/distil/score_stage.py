@@ -24,7 +24,7 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.shared.rendering import template_identity, template_shows_date
-from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
+from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
@@ -218,9 +218,7 @@ class ScoreStage:
         # The very tokens of the training stage, which cuts rows at the student's end too.
         limits = Limits.of_student(self._scoring.models)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
-        context.keep_rejected(rejected)
-        if not rendered:
-            raise nothing_left("score", rejected)
+        keep_rejected(rejected, rendered, context, "score")
         if self._scoring.aligned:
             work = self._aligned_work(student, rendered, context.started)
         else:

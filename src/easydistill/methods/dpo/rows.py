@@ -17,7 +17,7 @@ from easydistill.methods.shared.rows import UNLIMITED, length_words, unknown_tok
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
-    from easydistill.data.chat import ChatRenderer
+    from easydistill.data.chat import ChatRenderer, Rendered
 
 
 @dataclass(frozen=True)
@@ -67,43 +67,73 @@ def render_pairs(
     rejected: list[Rejection] = []
     written = renderer.render_many(chat for pair in pairs for chat in pair.chats)
     for pair, *both in zip(pairs, written, written, strict=True):
-        sides = [side for side in both if not isinstance(side, DataError)]
         try:
-            if len(sides) < len(both):
-                raise next(side for side in both if isinstance(side, DataError))
-            (start, chosen_end), (other_start, rejected_end) = (
-                _span(rendered.mask, pair.prompt, answer)
-                for rendered, answer in zip(sides, (pair.chosen, pair.rejected), strict=True)
+            chosen, worse = (
+                _side(rendered, pair.prompt, answer)
+                for rendered, answer in zip(both, (pair.chosen, pair.rejected), strict=True)
             )
         except DataError as error:
             rejected.append(Rejection(pair.id, stage, TEMPLATE_REFUSED, str(error)))
             continue
-        if (token := limits.stranger([*sides[0].ids, *sides[1].ids])) is not None:
+        if (token := limits.stranger([*chosen.ids, *worse.ids])) is not None:
             rejected.append(unknown_token(pair.id, stage, token, limits))
-            continue
-        if start != other_start or sides[0].ids[:start] != sides[1].ids[:start]:
-            rejected.append(
-                Rejection(pair.id, stage, TEMPLATE_REFUSED, "the template shows the two prompts differently")
-            )
-        elif start >= max_length:
-            detail = f"the prompt alone fills {words}"
-            rejected.append(Rejection(pair.id, stage, "no_trainable_tokens", detail))
+        elif problem := _problem(chosen, worse, max_length, words):
+            rejected.append(Rejection(pair.id, stage, *problem))
         else:
-            chosen = sides[0].ids[start : min(chosen_end, max_length)]
-            worse = sides[1].ids[start : min(rejected_end, max_length)]
-            if chosen == worse:
-                detail = f"the template shows both answers alike within {words}"
-                rejected.append(Rejection(pair.id, stage, "same_tokens", detail))
-                continue
-            gap = pair.meta.get(GAP)
-            kind = gap if isinstance(gap, str) else PLAIN
-            cut = max(chosen_end, rejected_end) > max_length
-            first, second = (
-                _unlearned(side.mask, start, len(answer)) for side, answer in zip(sides, (chosen, worse), strict=True)
-            )
-            row = PairRow(pair.id, sides[0].ids[:start], chosen, worse, pair.beta, kind, cut, (first, second))
-            rows.append(row)
+            rows.append(_row(pair, chosen, worse, max_length))
     return rows, rejected
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A rendered chat with the place of its answer."""
+
+    ids: list[int]
+    mask: list[bool]
+    start: int
+    end: int
+
+    @property
+    def prompt(self) -> list[int]:
+        return self.ids[: self.start]
+
+    def answer(self, max_length: int) -> list[int]:
+        return self.ids[self.start : min(self.end, max_length)]
+
+    def unlearned(self, max_length: int) -> frozenset[int]:
+        """Positions in the answer that the model does not write."""
+        return frozenset(at for at in range(len(self.answer(max_length))) if not self.mask[self.start + at])
+
+
+def _side(rendered: Rendered | DataError, prompt: Sequence[Message], answer: Sequence[Message]) -> _Side:
+    if isinstance(rendered, DataError):
+        raise rendered
+    return _Side(rendered.ids, rendered.mask, *_span(rendered.mask, prompt, answer))
+
+
+def _problem(chosen: _Side, worse: _Side, max_length: int, words: str) -> tuple[str, str] | None:
+    """Why nothing can be learned from a pair, as (reason, detail)."""
+    if chosen.prompt != worse.prompt:
+        return TEMPLATE_REFUSED, "the template shows the two prompts differently"
+    if chosen.start >= max_length:
+        return "no_trainable_tokens", f"the prompt alone fills {words}"
+    if chosen.answer(max_length) == worse.answer(max_length):
+        return "same_tokens", f"the template shows both answers alike within {words}"
+    return None
+
+
+def _row(pair: Preference, chosen: _Side, worse: _Side, max_length: int) -> PairRow:
+    gap = pair.meta.get(GAP)
+    return PairRow(
+        pair.id,
+        chosen.prompt,
+        chosen.answer(max_length),
+        worse.answer(max_length),
+        pair.beta,
+        gap if isinstance(gap, str) else PLAIN,
+        max(chosen.end, worse.end) > max_length,
+        (chosen.unlearned(max_length), worse.unlearned(max_length)),
+    )
 
 
 def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
@@ -148,7 +178,3 @@ def _spans(mask: Sequence[bool]) -> list[tuple[int, int]]:
     edges = [at for at in range(1, len(mask)) if mask[at] != mask[at - 1]]
     bounds = [0, *edges, len(mask)]
     return [(start, end) for start, end in pairwise(bounds) if mask[start]]
-
-
-def _unlearned(mask: Sequence[bool], start: int, length: int) -> frozenset[int]:
-    return frozenset(at for at in range(length) if not mask[start + at])

@@ -11,7 +11,7 @@ from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import check_thoughts, render_pairs
 from easydistill.methods.shared.pairs import PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
-from easydistill.methods.shared.rows import nothing_left
+from easydistill.methods.shared.rows import keep_rejected
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -68,9 +68,7 @@ class DpoStage(PairStage):
         rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name, limits)
         held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name, limits)
         rejected = [*unreadable, *too_long, *held_rejected]
-        context.keep_rejected(rejected)
-        if not rows:
-            raise nothing_left("train on", rejected)
+        keep_rejected(rejected, rows, context)
         pad = min(student.eos_ids, default=0)
 
         def scores() -> Any:

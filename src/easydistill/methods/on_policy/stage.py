@@ -22,7 +22,7 @@ from easydistill.methods.shared.rows import (
     LabelledRows,
     PromptRows,
     fitting_prompt,
-    nothing_left,
+    keep_rejected,
     render_all,
     rendering_metrics,
 )
@@ -106,9 +106,7 @@ class OnPolicyStage(TrainStage):
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         rows, labels, rejected = self._prepare(renderer, samples, self._limits(student))
         rejected = [*unreadable, *rejected]
-        context.keep_rejected(rejected)
-        if not rows:
-            raise nothing_left("train on", rejected)
+        keep_rejected(rejected, rows, context)
         for line in rendering_lines(list(labels.values())):
             context.reporter.say(line)
         size = max(student.tokenizer.get_vocab().values()) + 1

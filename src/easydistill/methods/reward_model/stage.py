@@ -15,7 +15,7 @@ from easydistill.methods.reward_model.config import RewardModelConfig, RewardTra
 from easydistill.methods.reward_model.rows import RewardRow, tokenise
 from easydistill.methods.shared.pairs import PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
-from easydistill.methods.shared.rows import nothing_left
+from easydistill.methods.shared.rows import keep_rejected
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -75,9 +75,7 @@ class RewardStage(PairStage):
         rows, train_rejected = self._tokenise(renderer, train_pairs, limits)
         held_rows, held_rejected = self._tokenise(renderer, heldout, limits)
         rejected = [*unreadable, *train_rejected, *held_rejected]
-        context.keep_rejected(rejected)
-        if not rows:
-            raise nothing_left("train on", rejected)
+        keep_rejected(rejected, rows, context)
         if self._reward.use_margin and not any(row.margin for row in rows):
             raise DataError(
                 "reward_model.use_margin: no pair has a `margin`\n    → turn it off, or give the pairs margins"

@@ -16,12 +16,7 @@ from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import rendering_lines, student_renderer, template_shows_date
-from easydistill.methods.shared.rows import (
-    LabelledRows,
-    nothing_left,
-    render_all,
-    rendering_metrics,
-)
+from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all, rendering_metrics
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -110,9 +105,7 @@ class TrainStage:
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name, student.limits)
         rejected += too_long
-        context.keep_rejected(rejected)
-        if not rendered:
-            raise nothing_left("train on", rejected)
+        keep_rejected(rejected, rendered, context)
         # Labels were not there when the run began.
         for line in rendering_lines([row for _, row in rendered]):
             context.reporter.say(line)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from easydistill.config.models import ModelsConfig
 from easydistill.data.messages import Chat, answer_message
 from easydistill.engine.run_directory import LOGGER
+from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.rendering import TemplateSettings, rendering_lines
 from easydistill.models.reference import converted_directory, resolve
@@ -18,8 +19,6 @@ from easydistill.models.student import student_references
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
 
-MOST_ROWS = 2000
-"""Rows that are rendered beforehand."""
 _PROMPTS = 100
 """Rows whose prompts are compared with what is trained."""
 _ANSWER = answer_message("Yes.")
@@ -99,7 +98,7 @@ class Foresight:
     @cached_property
     def _first(self) -> FirstRows:
         try:
-            return self.read(MOST_ROWS)
+            return self.read(FORETOLD)
         except (EasyDistillError, OSError):
             # A file that cannot be read is reported by the stage that reads it.
             return FirstRows()

@@ -168,6 +168,19 @@ def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:
     return {**({NOT_SHOWN: not_shown} if not_shown else {}), **({LOST_TURNS: lost} if lost else {})}
 
 
+def keep_rejected(
+    rejected: Sequence[Rejection], rows: Sequence[Any], context: StageContext, purpose: str = "train on"
+) -> None:
+    """Record a stage's rejected rows.
+
+    Raises:
+        DataError: no row is left.
+    """
+    context.keep_rejected(rejected)
+    if not rows:
+        raise nothing_left(purpose, rejected)
+
+
 def nothing_left(purpose: str, rejected: Sequence[Rejection]) -> DataError:
     """The error for a stage without rows: the reasons for rejection, with an example of each."""
     examples = {rejection.reason: rejection.detail for rejection in reversed(rejected)}
@@ -220,10 +233,9 @@ def fitting_prompt(
         return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
     if (token := limits.stranger(prompt)) is not None:
         return unknown_token(sample.id, stage, token, limits)
-    longest = limits.within(max_length)
-    room = longest - max_new_tokens
+    room = limits.within(max_length) - max_new_tokens
     if len(prompt) > room:
-        end = "max_length" if longest == max_length else f"the student's {longest} positions"
+        end = length_words(max_length, limits)
         detail = f"the prompt has {len(prompt)} tokens; {end} − max_new_tokens leaves {max(0, room)}"
         return Rejection(sample.id, stage, "prompt_too_long", detail)
     return prompt

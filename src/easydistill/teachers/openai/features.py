@@ -58,28 +58,43 @@ class Features:
 
         Also true if another request found that out while this one was in flight.
         """
-        if fault.reason not in {"http_400", "http_422"}:
-            return False
         detail = fault.detail.lower()
+        return fault.reason in {"http_400", "http_422"} and (
+            self._renames_length(detail, sent)
+            or self._leaves_out_usage(detail, sent)
+            or self._leaves_out_thoughts(detail, sent)
+            or self._asks_for_less_form(detail, body, sent)
+        )
+
+    def _renames_length(self, detail: str, sent: dict[str, Any]) -> bool:
         # vLLM names both when a prompt is too long.
         refused = "unsupported" in detail or "not supported" in detail
-        if "max_tokens" in sent and "max_completion_tokens" in detail and refused:
-            self._length_name = "max_completion_tokens"
-            return True
-        if "stream_options" in sent and "stream_options" in detail:
-            self._takes_usage = False
-            return True
-        if _THOUGHTS in detail and any(_THOUGHTS in message for message in sent.get("messages", ())):
-            if self._takes_thoughts:
-                LOGGER.warning("the server refuses %s: the thoughts of earlier turns are not sent to it", _THOUGHTS)
-            self._takes_thoughts = False
-            return True
-        if "response_format" in sent and any(word in detail for word in _FORMAT_WORDS):
-            known = _schema_hash(body)
-            failed = 1 if sent["response_format"]["type"] == "json_object" else 0
-            self._steps[known] = max(self._steps.get(known, 0), failed + 1)
-            return True
-        return False
+        if "max_tokens" not in sent or "max_completion_tokens" not in detail or not refused:
+            return False
+        self._length_name = "max_completion_tokens"
+        return True
+
+    def _leaves_out_usage(self, detail: str, sent: dict[str, Any]) -> bool:
+        if "stream_options" not in sent or "stream_options" not in detail:
+            return False
+        self._takes_usage = False
+        return True
+
+    def _leaves_out_thoughts(self, detail: str, sent: dict[str, Any]) -> bool:
+        if _THOUGHTS not in detail or not any(_THOUGHTS in message for message in sent.get("messages", ())):
+            return False
+        if self._takes_thoughts:
+            LOGGER.warning("the server refuses %s: the thoughts of earlier turns are not sent to it", _THOUGHTS)
+        self._takes_thoughts = False
+        return True
+
+    def _asks_for_less_form(self, detail: str, body: dict[str, Any], sent: dict[str, Any]) -> bool:
+        if "response_format" not in sent or not any(word in detail for word in _FORMAT_WORDS):
+            return False
+        known = _schema_hash(body)
+        failed = 1 if sent["response_format"]["type"] == "json_object" else 0
+        self._steps[known] = max(self._steps.get(known, 0), failed + 1)
+        return True
 
 
 def json_schema_format(schema: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from easydistill.data.answers import MalformedCall, tool_call
 from easydistill.data.messages import Tool, ToolCall
 from easydistill.teachers.parsing.form import Form, ReadRegion, Region, expect, until
 
-_PLAIN = (str, int, float, bool, type(None))
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
@@ -53,20 +52,23 @@ def _python_call(node: ast.AST | None) -> ToolCall:
 
 
 def _python_value(node: ast.AST) -> Any:
-    if isinstance(node, ast.Name) and node.id in _CONSTANTS:
-        return _CONSTANTS[node.id]
-    if isinstance(node, ast.Constant) and isinstance(node.value, _PLAIN):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _python_value(node.operand)
-        if isinstance(value, int | float):
+    match node:
+        case ast.Name(id=name) if name in _CONSTANTS:
+            return _CONSTANTS[name]
+        case ast.Constant(value=str() | int() | float() | None as value):
+            return value
+        case ast.UnaryOp(op=ast.USub()) if isinstance(value := _python_value(node.operand), int | float):
             return -value
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_python_value(item) for item in node.elts]
-    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
-        values = zip(node.keys, node.values, strict=True)
-        return {str(key.value): _python_value(value) for key, value in values if isinstance(key, ast.Constant)}
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [_python_value(item) for item in items]
+        case ast.Dict() if all(isinstance(key, ast.Constant) for key in node.keys):
+            return _python_object(node)
     raise MalformedCall(f"an argument is not a plain value: {ast.unparse(node)[:80]}")
+
+
+def _python_object(node: ast.Dict) -> dict[str, Any]:
+    items = zip(node.keys, node.values, strict=True)
+    return {str(key.value): _python_value(value) for key, value in items if isinstance(key, ast.Constant)}
 
 
 class _Gemma:

@@ -41,7 +41,8 @@ from easydistill.synthesis.operators.cogpo.student_tries import Chain, Tries, tr
 from easydistill.synthesis.replies import Unusable, answered, rejection
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import find_answer
-from easydistill.verification.equality import Verdict, Verifier
+from easydistill.verification.equality import Verifier
+from easydistill.verification.plain import Verdict
 
 STAGE = "cogpo"
 PROMPTS = (*cot_generation.PROMPTS, _student_tries.PROMPT, _critic.PROMPT, *_rethinking.PROMPTS)

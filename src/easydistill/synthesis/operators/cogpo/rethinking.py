@@ -27,7 +27,8 @@ from easydistill.synthesis.rewriting import Limit, RewritingConfig, read, rewrit
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import find_answer
-from easydistill.verification.equality import Verdict, Verifier
+from easydistill.verification.equality import Verifier
+from easydistill.verification.plain import Verdict
 from easydistill.verification.redaction import REDACTED
 
 PROMPT = "cot_derivation"

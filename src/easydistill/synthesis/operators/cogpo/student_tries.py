@@ -21,8 +21,9 @@ from easydistill.synthesis.replies import Unusable
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Found, Strategy, find_answer
-from easydistill.verification.equality import Verdict, Verifier
+from easydistill.verification.equality import Verifier
 from easydistill.verification.numbers import parse_number
+from easydistill.verification.plain import Verdict
 from easydistill.verification.redaction import REDACTED, mentions, redact
 
 PROMPT = "cot_hint"

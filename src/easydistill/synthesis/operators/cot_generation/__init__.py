@@ -21,7 +21,7 @@ from easydistill.synthesis.replies import Unusable, message_of, rejection, text_
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
-from easydistill.verification.equality import Verdict
+from easydistill.verification.plain import Verdict
 
 STAGE = "cot_generation"
 SUMMARY = "A chain of thought for every problem, checked where the answer is known."

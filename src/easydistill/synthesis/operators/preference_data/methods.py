@@ -33,8 +33,8 @@ from easydistill.synthesis.replies import Unusable, scores_of
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import Found, find_answer, statements
-from easydistill.verification.equality import Verdict
 from easydistill.verification.numbers import bare, numbers, parse_number
+from easydistill.verification.plain import Verdict
 
 SCORE = {"score": (0, 9)}
 

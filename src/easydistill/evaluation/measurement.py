@@ -1,0 +1,133 @@
+"""Measures models on held-out rows: on the tokens of the reference answers, and by their own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.evaluation import EvaluationConfig
+from easydistill.contracts.metric import MetricConfig
+from easydistill.data.answers import split_thoughts
+from easydistill.data.messages import Message, said
+from easydistill.data.records import Sample
+from easydistill.engine.progress import Task
+from easydistill.engine.stage import StageContext
+from easydistill.evaluation.config import answer_names
+
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Rendered
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Held-out rows, tokenised for the student."""
+
+    samples: list[Sample]
+    rows: list[Rendered]
+    prompts: list[list[int]]
+
+    @property
+    def references(self) -> list[str]:
+        """What the teacher says, calls included and thoughts not; the same is read of the student."""
+        return [_spoken(sample.messages[-1]) if sample.answer is not None else "" for sample in self.samples]
+
+
+def _spoken(answer: Message) -> str:
+    """What an answer says beside its thoughts, wherever they are."""
+    return said({**answer, "content": split_thoughts(answer["content"])[1]})
+
+
+class Measurement:
+    """Measures models, one after the other, on the same held-out rows."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        metrics: Mapping[str, MetricConfig],
+        heldout: Heldout,
+        teacher: Any,
+        renderer: ChatRenderer,
+        task: Task,
+        context: StageContext,
+    ) -> None:
+        from easydistill.models.loading import device
+        from easydistill.teachers.parsing import AnswerReader
+
+        self._config = config
+        self._metrics = metrics
+        self._heldout = heldout
+        self._device = device()
+        self._teacher = teacher.to(self._device) if teacher is not None else None
+        self.renderer = renderer
+        self._reader = AnswerReader(renderer)
+        self._task = task
+        self._stop = context.stop
+
+    def skip(self) -> None:
+        """Advance the progress bar over the passes of a model whose figures are known."""
+        self._task.advance(len(self._heldout.samples) * (2 if self._config.generate else 1))
+
+    def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
+        """`metrics`; `answers` and `scores`, lists in row order; `disagreement` with the teacher, or None."""
+        model = model.to(self._device).eval()
+        metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
+        texts = self._answers(model, eos_ids) if self._config.generate else None
+        scores: dict[str, list[float]] = {}
+        if texts is None:
+            metrics |= dict.fromkeys(answer_names(self._metrics))
+        else:
+            from easydistill.evaluation.measure import answer_metrics
+
+            scores = answer_metrics(texts, self._heldout.references, self._metrics)
+            metrics |= {name: fmean(values) for name, values in scores.items()}
+        return {"metrics": metrics, "answers": texts, "scores": scores, "disagreement": disagreement}
+
+    def _token_pass(self, model: Any, pad: int) -> tuple[dict[str, float | None], dict[str, Any] | None]:
+        """Metrics over the tokens of the teacher's answers, and the disagreement of the two models on them."""
+        from easydistill.evaluation.disagreement import Disagreement
+        from easydistill.evaluation.measure import Measured, token_metrics
+        from easydistill.evaluation.token_text import TokenText, described
+        from easydistill.models.head import body_of
+
+        tokenizer, heldout = self.renderer.tokenizer, self._heldout
+        shared = max(tokenizer.get_vocab().values()) + 1
+        watch = Disagreement(shared) if self._teacher is not None else None
+        metrics = token_metrics(
+            Measured(model, body_of(model)),
+            Measured(self._teacher, body_of(self._teacher)) if self._teacher is not None else None,
+            shared,
+            [(row.ids, row.mask) for row in heldout.rows],
+            pad,
+            self._config.batch_size,
+            self._task,
+            self._stop,
+            [watch] if watch is not None else [],
+            self._metrics,
+        )
+        figures = watch.figures() if watch is not None else None
+        if figures is None:
+            return metrics, None
+        row_ids = [sample.id for sample in heldout.samples]
+        return metrics, described(figures, row_ids, [row.ids for row in heldout.rows], TokenText(tokenizer))
+
+    def _said(self, index: int, ids: list[int]) -> str:
+        """What a student said in answer to a row's prompt: its text and its calls, without its thoughts."""
+        heldout = self._heldout
+        written = self._reader.read(ids, heldout.prompts[index], heldout.samples[index].tools)
+        return said(written.message)
+
+    def _answers(self, model: Any, eos_ids: frozenset[int]) -> list[str]:
+        from easydistill.evaluation.measure import answers
+
+        return answers(
+            model,
+            self._heldout.prompts,
+            eos_ids,
+            self._config.max_new_tokens,
+            self._config.batch_size,
+            self._said,
+            self._task,
+            self._stop,
+        )
