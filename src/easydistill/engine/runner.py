@@ -80,9 +80,10 @@ class Runner:
         """What a user would not expect of the stages that will run."""
         todo = [stage for stage, record in zip(stages, records, strict=True) if record is None]
         # Training and evaluation render the same rows.
-        return list(
-            dict.fromkeys(line for stage in todo if isinstance(stage, Foretelling) for line in stage.foretell())
-        )
+        lines = dict.fromkeys(line for stage in todo if isinstance(stage, Foretelling) for line in stage.foretell())
+        # The stages need not say them again.
+        self._said.update(lines)
+        return list(lines)
 
     def completed(self, stages: Sequence[Stage]) -> list[StageRecord | None]:
         """For each stage, its record if it is complete as configured now, else None (as for all that read it)."""
