@@ -86,8 +86,7 @@ class JobRun:
                 self._reporter.say(f"everything is already done: {self._directory.report}")
                 return self._result(found, fresh=False)
             runner.examine(stages, records)
-            for line in runner.foretell(stages, records):
-                self._reporter.say(f"note: {line}")
+            runner.foretell(stages, records)
             with self._directory.logging(self._redactor):
                 return self._execute(runner, stages)
 

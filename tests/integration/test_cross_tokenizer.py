@@ -188,7 +188,12 @@ LAST_ANSWER = (
 def test_a_cut_chat_is_aligned_as_far_as_it_goes(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     """The teacher's template shows the first answer without its empty thoughts: both answers are aligned."""
     aligner = aligner_of(tiny_whole, teachers("qwen"), QWEN3)
-    chat = [said("user", "Why?"), said("assistant", "It rains a lot."), said("user", "Sure?"), said("assistant", "Yes.")]
+    chat = [
+        said("user", "Why?"),
+        said("assistant", "It rains a lot."),
+        said("user", "Sure?"),
+        said("assistant", "Yes."),
+    ]
     whole = rows_of(aligner, [chat])[0]
     learned = np.flatnonzero(whole.learned)
     (gap,) = np.flatnonzero(np.diff(learned) > 1)

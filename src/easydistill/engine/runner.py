@@ -76,14 +76,14 @@ class Runner:
         if issues:
             raise ConfigError(issues)
 
-    def foretell(self, stages: Sequence[Stage], records: Sequence[StageRecord | None]) -> list[str]:
-        """What a user would not expect of the stages that will run."""
+    def foretell(self, stages: Sequence[Stage], records: Sequence[StageRecord | None]) -> None:
+        """Say what a user would not expect of the stages that will run, each line once in a run."""
         todo = [stage for stage, record in zip(stages, records, strict=True) if record is None]
-        # Training and evaluation render the same rows.
-        lines = dict.fromkeys(line for stage in todo if isinstance(stage, Foretelling) for line in stage.foretell())
-        # The stages need not say them again.
-        self._said.update(lines)
-        return list(lines)
+        for line in (line for stage in todo if isinstance(stage, Foretelling) for line in stage.foretell()):
+            # Training and evaluation render the same rows.
+            if line not in self._said:
+                self._said.add(line)
+                self._reporter.say(f"note: {line}")
 
     def completed(self, stages: Sequence[Stage]) -> list[StageRecord | None]:
         """For each stage, its record if it is complete as configured now, else None (as for all that read it)."""

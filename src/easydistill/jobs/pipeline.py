@@ -214,8 +214,7 @@ class _InnerRun:
         runner.preflight(stages)
         records = runner.completed(stages)
         runner.examine(stages, records)
-        for line in runner.foretell(stages, records):
-            reporter.say(f"note: {line}")
+        runner.foretell(stages, records)
         written = self._job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
         self._directory.write_config(written, written, context.redactor)
         self._directory.write_environment()
