@@ -178,9 +178,34 @@ def test_top_p_does_not_count_the_unmapped_mass(tiny_whole: Path, teachers: Call
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
+LAST_ANSWER = (
+    "{% for message in messages %}{% if message.role != 'assistant' or loop.last %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_cut_chat_is_aligned_as_far_as_it_goes(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
+    """The teacher's template shows the first answer without its empty thoughts: both answers are aligned."""
+    aligner = aligner_of(tiny_whole, teachers("qwen"), QWEN3)
+    chat = [
+        said("user", "Why?"),
+        said("assistant", "It rains a lot."),
+        said("user", "Sure?"),
+        said("assistant", "Yes."),
+    ]
+    whole = rows_of(aligner, [chat])[0]
+    learned = np.flatnonzero(whole.learned)
+    (gap,) = np.flatnonzero(np.diff(learned) > 1)
+    end = int(learned[gap]) + 1
+    assert whole.pairs[:, 0].min() < end < whole.pairs[:, 0].max()
+    cut = rows_of(aligner, [chat], longest=end)[0]
+    np.testing.assert_array_equal(cut.pairs, whole.pairs[whole.pairs[:, 0] < end])
+
+
 def test_a_cut_chat_is_not_aligned_with_another_answer(tiny_whole: Path, teachers: Callable[[str], Path]) -> None:
     """The teacher's template shows the last answer alone, and the student's row ends inside the first."""
-    aligner = aligner_of(tiny_whole, teachers("qwen"), QWEN3)
+    aligner = aligner_of(tiny_whole, teachers("qwen"), LAST_ANSWER)
     first, second = "The answer is that rivers are blue and green.", "The answer is that rivers are wet and long."
     chat = [said("user", "Why?"), said("assistant", first), said("user", "Sure?"), said("assistant", second)]
     whole = rows_of(aligner, [chat])[0]

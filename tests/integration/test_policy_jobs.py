@@ -107,7 +107,7 @@ def test_rows_that_no_reward_can_judge_are_not_trained_on(tiny_model: Path, tmp_
     document["dataset"]["max_rejected_share"] = 1.0
     code, out = run_here(write_config(tmp_path, document))
     assert code == 1
-    assert "no prompt is left\n    unjudged, " in out and "rewards.verify cannot judge any answer" in out
+    assert "no row is left\n    unjudged, " in out and "rewards.verify cannot judge any answer" in out
     document["rewards"]["length"]["weight"] = 0.5
     document["training"]["max_steps"] = 1
     code, out = run_here(write_config(tmp_path, document))

@@ -49,7 +49,7 @@ def read(folder: Path, *rows: Any, labelled: bool | None = True, **options: Any)
         ({"messages": CHAT, "xml_tools": "[]x"}, "xml_tools"),
         ({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}, "weight"),
         ({"messages": [{**CHAT[0], "weight": 1}, CHAT[1]]}, "weight of a user turn"),
-        ({"messages": [CHAT[0], {**CHAT[1], "reasoning": [{"text": "hm"}]}]}, "reasoning"),
+        ({"messages": [CHAT[0], {**CHAT[1], "reasoning": {"summary": 3}}]}, "reasoning"),
     ],
 )
 def test_a_field_that_is_not_read_is_named_once_with_its_rows(row: dict[str, Any], field: str, tmp_path: Path) -> None:

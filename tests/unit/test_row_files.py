@@ -449,7 +449,7 @@ def test_a_file_is_hashed_once_as_long_as_it_does_not_change(tmp_path: Path, mon
         ("r.json", b"<!DOCTYPE html><html>", "is a web page", "download"),
         ("r.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer", "git lfs pull"),
         ("r.json", b"instruction,output", "is not JSON", "[ or {"),
-        ("r.jsonl", b'[{"instruction":\n "a"}\n]', "not a line each", "….json"),
+        ("r.jsonl", b'[\n{"instruction":\n "a"}\n]', "not a line each", "….json"),
         ("r.jsonl", b'{\n "instruction": "a"\n}\n', "not a line each", "….json"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",

@@ -129,6 +129,62 @@ def test_an_object_in_the_place_of_a_text_names_its_part() -> None:
         chat(row)
 
 
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [
+            {"input": "How many legs?", "output": "Six.", "output_with_loss": False},
+            {"input": "Sure?", "output": "Eight."},
+        ],
+        [
+            ASK,
+            {"role": "assistant", "content": "Six.", "loss_scale": 0.0},
+            {"role": "user", "content": "Sure?"},
+            ANSWER,
+        ],
+    ],
+    ids=["XTuner", "ms-swift"],
+)
+def test_turns_without_loss(turns: list[dict[str, Any]]) -> None:
+    assert [message.get("weight") for message in chat({"conversation": turns}).messages] == [None, 0, None, None]
+
+
+def test_calls_under_the_role_of_functions() -> None:
+    calling = {"role": "function", "content": '{"name": "count", "arguments": {"animal": "spider"}}'}
+    (_, made, *_) = chat({"messages": [ASK, calling, {"role": "tool", "content": "8"}, ANSWER]}).messages
+    assert made == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"name": "count", "arguments": {"animal": "spider"}}],
+    }
+    # A result, as OpenAI's older protocol has it, names the function.
+    (_, result, _) = chat({"messages": [ASK, {**calling, "name": "find"}, ANSWER]}).messages
+    assert result["role"] == "tool"
+
+
+def test_thoughts_in_parts() -> None:
+    thinking = {**ANSWER, "reasoning_content": [{"text": "Spiders "}, {"text": "are arachnids."}]}
+    assert chat({"messages": [ASK, thinking]}).messages[-1]["reasoning_content"] == "Spiders are arachnids."
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "tool_calls"])
+def test_what_only_the_assistant_has_is_told_elsewhere(tmp_path: Path, name: str) -> None:
+    reading = read(tmp_path, {"messages": [{**ASK, name: ["x"]}, ANSWER]})
+    assert [line for line in reading.notices if f"`{name} of a user turn`" in line]
+
+
+def test_another_answer_is_told(tmp_path: Path) -> None:
+    reading = read(tmp_path, {"question": "How many legs?", "solution": "Eight.", "r1_generation": "Surely eight."})
+    assert [line for line in reading.notices if "`r1_generation`" in line]
+
+
+def test_a_row_that_is_a_list_of_messages() -> None:
+    (only,) = chats_of([ASK, ANSWER], labelled=True)
+    assert only.messages == [ASK, ANSWER]
+    with pytest.raises(MalformedRow, match=re.escape("belongs in a .json file")):
+        chats_of([{"instruction": "a", "output": "b"}], labelled=True)
+
+
 def test_calls_survive_pandas(tmp_path: Path) -> None:
     """pandas keeps no Arrow types of its own: lists of JSON become lists of texts."""
     import pandas as pd

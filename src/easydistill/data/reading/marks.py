@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FLAGS = ("weight", "loss", "train", "trainable", "loss_weight", "train_on_turn")
+FLAGS = ("weight", "loss", "train", "trainable", "loss_weight", "loss_scale", "train_on_turn", "output_with_loss")
 _OFF = ("false", "0", "0.0", "no")
 
 

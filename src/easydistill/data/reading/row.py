@@ -102,6 +102,10 @@ def fields_of(row: Any) -> dict[str, Any]:
         raise MalformedRow(row.problem)
     if isinstance(row, str):
         return {"instruction": row}
+    if isinstance(row, list) and as_turns(row):
+        return {"messages": row}
+    if isinstance(row, list):
+        raise MalformedRow("a row is an object or a list of messages; an array of rows belongs in a .json file")
     if not isinstance(row, dict):
         raise MalformedRow(f"a row is an object, not {type(row).__name__}")
     for name in keys.WRAPPERS:

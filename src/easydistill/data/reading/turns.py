@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.data.messages import Message, Tool, says_something
-from easydistill.data.reading.calls import calls_of, tools_of
+from easydistill.data.reading.calls import are_calls, calls_of, tools_of
 from easydistill.data.reading.marks import FLAGS, is_off, is_on
 from easydistill.data.reading.parts import IMAGE_HINT, Content, content_of, result_text, thought_in
 from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of, turn_list
@@ -84,7 +84,7 @@ def turns_of(value: Any, column: str) -> Turns:
         if not isinstance(item, dict):
             raise MalformedRow(f"a turn of `{column}` is not an object: a message needs a role and content")
         if not any(item.get(name) is not None for name in ROLE_KEYS) and _is_exchange(item):
-            found.messages += _exchange(item)
+            found.messages += _exchange(item, found)
             calling = False
             continue
         message_list, calls_only = _turn(item, column, found)
@@ -115,6 +115,8 @@ def _turn(item: dict[str, Any], column: str, found: Turns) -> tuple[list[Message
         found.tools = tools_of(item["tools"])
     if calling:
         return [_calling_message(item, found)], True
+    if role != "assistant":
+        found.unread |= {f"{name} of a {role} turn" for name in (*THOUGHTS, "tool_calls") if is_given(item.get(name))}
     if role == "tool":
         return [_tool_message(item)], False
     content = content_of(_content(item), _where(role, item))
@@ -138,6 +140,9 @@ def _role(item: dict[str, Any], column: str) -> tuple[str, bool]:
     if isinstance(given, str):
         word = given.strip().lower().replace("-", "_").replace(" ", "_")
         if word in _CALLING:
+            return "assistant", True
+        if word == "function" and not is_given(item.get("name")) and are_calls(_content(item)):
+            # LLaMA-Factory's word for a call. A result under this role names its function.
             return "assistant", True
         if word in ROLES:
             return ROLES[word], False
@@ -212,7 +217,7 @@ def _assistant_message(item: dict[str, Any], content: Content, found: Turns) -> 
 
 def _thoughts(item: dict[str, Any], found: Turns) -> str:
     text = next((item[name] for name in THOUGHTS if isinstance(item.get(name), str) and item[name]), "")
-    for name in _DETAILS:
+    for name in (*_DETAILS, *(name for name in THOUGHTS if isinstance(item.get(name), list | tuple))):
         details = as_list(item.get(name))
         if details and not text:
             text = "".join(thought_in(detail) for detail in details)
@@ -223,7 +228,7 @@ def _thoughts(item: dict[str, Any], found: Turns) -> str:
 
 
 def _says_other(value: Any, text: str) -> bool:
-    return is_given(value) and value != text and not isinstance(value, bool)
+    return is_given(value) and value != text and not isinstance(value, bool | list | tuple)
 
 
 def _named(message: Message, item: dict[str, Any]) -> Message:
@@ -255,7 +260,7 @@ def _is_exchange(item: dict[str, Any]) -> bool:
     return any(name in item for name in _ASKS) and any(name in item for name in _ANSWERS)
 
 
-def _exchange(item: dict[str, Any]) -> list[Message]:
+def _exchange(item: dict[str, Any], found: Turns) -> list[Message]:
     """The messages of a turn that holds a prompt and its answer."""
     messages: list[Message] = []
     if is_text(item.get("system")):
@@ -268,7 +273,7 @@ def _exchange(item: dict[str, Any]) -> list[Message]:
         thoughts = next((item[name] for name in THOUGHTS if is_text(item.get(name))), "")
         if role == "assistant" and thoughts:
             message["reasoning_content"] = thoughts
-        messages.append(message)
+        messages.append(_flagged(message, item, found) if role == "assistant" else message)
     return messages
 
 

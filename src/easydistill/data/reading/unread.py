@@ -26,6 +26,8 @@ _VERDICT = re.compile(
     r"(is|are)_.*(safe|correct|valid|good|right)|.*_is_valid|correct|safe|passed|success|accepted|resolved"
 )
 """Fields of a row that, where they are false, say that its answer is no good."""
+_OTHER_ANSWER = re.compile(r"\w+_(generation|response|solution|output|reasoning|thinking|thoughts)")
+"""Names of texts that could be the answer, or the thoughts before it, in place of what was read."""
 _PATTERN = re.compile(r"system.*|.*_tools|tool_.*|sys_.*", re.IGNORECASE)
 
 
@@ -43,7 +45,7 @@ def unread_fields(row: Mapping[str, Any], used: set[str], messages: Iterable[Mes
             continue
         if value is False and _VERDICT.fullmatch(name):
             found.add(f"{name}: false")
-        elif name in _WATCHED or _PATTERN.fullmatch(name):
+        elif name in _WATCHED or _PATTERN.fullmatch(name) or (isinstance(value, str) and _OTHER_ANSWER.fullmatch(name)):
             text = "\n".join(map(full_text, messages)) if text is None else text
             if not _is_told(name, value, text):
                 found.add(name)

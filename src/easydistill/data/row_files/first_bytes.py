@@ -66,6 +66,6 @@ def _not_rows(found: Format, text: bytes) -> tuple[str, str] | None:
         return "is a web page", "download the file itself"
     if found.suffix == ".json" and text and text[:1] not in (b"[", b"{", b'"'):
         return "is not JSON", "it begins with [ or {"
-    if found.suffix in (".jsonl", ".ndjson") and (text[:1] == b"[" or text.partition(b"\n")[0].strip() == b"{"):
+    if found.suffix in (".jsonl", ".ndjson") and text.partition(b"\n")[0].strip() in (b"[", b"{"):
         return "holds rows that are not a line each", "rename it: ….json"
     return None
