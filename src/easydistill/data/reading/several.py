@@ -98,6 +98,17 @@ def in_list(row: dict[str, Any], name: str) -> tuple[str, list[Answer], set[str]
     items = as_list(value)
     if not items or not all(map(_is_answer, items)):
         return None
+    _refuse_steps(row, name, items)
+    beside = {key: listed for key in row if key != name and (listed := _beside(row, key, len(items))) is not None}
+    answers = []
+    for at, item in enumerate(items):
+        known = {key: listed[at] for key, listed in beside.items()}
+        answers.append(_answer(item, known))
+    return name, answers, {name, *beside}
+
+
+def _refuse_steps(row: dict[str, Any], name: str, items: list[Any]) -> None:
+    """Refuse a list that holds, or may hold, the steps of one answer."""
     if name in keys.THOUGHTS and not all(isinstance(item, dict) for item in items):
         raise MalformedRow(
             f"`{name}` is a list of texts: the steps of one chain of thought, or several answers; join the steps into "
@@ -107,12 +118,6 @@ def in_list(row: dict[str, Any], name: str) -> tuple[str, list[Answer], set[str]
         raise MalformedRow(
             f"`{name}` holds the steps of one answer, each with a label, not several answers: steps are not learned yet"
         )
-    beside = {key: listed for key in row if key != name and (listed := _beside(row, key, len(items))) is not None}
-    answers = []
-    for at, item in enumerate(items):
-        known = {key: listed[at] for key, listed in beside.items()}
-        answers.append(_answer(item, known))
-    return name, answers, {name, *beside}
 
 
 def _beside(row: dict[str, Any], key: str, count: int) -> list[Any] | None:

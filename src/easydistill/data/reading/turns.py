@@ -6,7 +6,7 @@ thoughts, calls, and marks that it is not learned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,23 +115,25 @@ def _turn(item: dict[str, Any], column: str, found: Turns) -> tuple[list[Message
         found.tools = tools_of(item["tools"])
     if calling:
         return [_calling_message(item, found)], True
-    if role != "assistant":
-        found.unread |= {f"{name} of a {role} turn" for name in (*THOUGHTS, "tool_calls") if is_given(item.get(name))}
-    if role == "tool":
-        return [_tool_message(item)], False
-    content = content_of(_content(item), _where(role, item))
     if role == "assistant":
-        return [_assistant_message(item, content, found)], False
+        return [_assistant_message(item, content_of(_content(item), _where(role, item)), found)], False
+    found.unread |= {f"{name} of a {role} turn" for name in (*THOUGHTS, "tool_calls") if is_given(item.get(name))}
+    return [_tool_message(item)] if role == "tool" else _asking_messages(item, role, found), False
+
+
+def _asking_messages(item: dict[str, Any], role: str, found: Turns) -> list[Message]:
+    """The message of a turn of the user or the system, after the results of tools in it."""
+    content = content_of(_content(item), _where(role, item))
     if not content.given and not content.results:
         # Some templates are given an empty system message for the tools in it.
         if role in ("system", "developer"):
-            return [], False
+            return []
         raise MalformedRow(f"{_where(role, item)} is not text")
     if content.calls or content.thoughts:
         raise MalformedRow(f"the {role} message makes tool calls or has thoughts, which only the assistant can")
     _note_learned(item, role, found)
     own = [_named({"role": role, "content": content.text}, item)]
-    return [*content.results, *(own if content.text or not content.results else [])], False
+    return [*content.results, *(own if content.text or not content.results else [])]
 
 
 def _role(item: dict[str, Any], column: str) -> tuple[str, bool]:
@@ -217,14 +219,19 @@ def _assistant_message(item: dict[str, Any], content: Content, found: Turns) -> 
 
 def _thoughts(item: dict[str, Any], found: Turns) -> str:
     text = next((item[name] for name in THOUGHTS if isinstance(item.get(name), str) and item[name]), "")
-    for name in (*_DETAILS, *(name for name in THOUGHTS if isinstance(item.get(name), list | tuple))):
-        details = as_list(item.get(name))
+    for name, details in _in_parts(item):
         if details and not text:
             text = "".join(thought_in(detail) for detail in details)
             if not text:
                 found.unread.add(name)
     found.unread |= {name for name in THOUGHTS if _says_other(item.get(name), text)}
     return text
+
+
+def _in_parts(item: dict[str, Any]) -> Iterator[tuple[str, list[Any] | None]]:
+    """(key, parts) of each field that may hold thoughts in parts."""
+    for name in (*_DETAILS, *(name for name in THOUGHTS if isinstance(item.get(name), list | tuple))):
+        yield name, as_list(item.get(name))
 
 
 def _says_other(value: Any, text: str) -> bool:

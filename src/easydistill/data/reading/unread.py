@@ -45,11 +45,18 @@ def unread_fields(row: Mapping[str, Any], used: set[str], messages: Iterable[Mes
             continue
         if value is False and _VERDICT.fullmatch(name):
             found.add(f"{name}: false")
-        elif name in _WATCHED or _PATTERN.fullmatch(name) or (isinstance(value, str) and _OTHER_ANSWER.fullmatch(name)):
+        elif _is_watched(name, value):
             text = "\n".join(map(full_text, messages)) if text is None else text
             if not _is_told(name, value, text):
                 found.add(name)
     return found
+
+
+def _is_watched(name: str, value: Any) -> bool:
+    """Whether a field could say something of the chat."""
+    if name in _WATCHED or _PATTERN.fullmatch(name):
+        return True
+    return isinstance(value, str) and _OTHER_ANSWER.fullmatch(name) is not None
 
 
 def _is_told(name: str, value: Any, text: str) -> bool:
