@@ -178,6 +178,11 @@ def test_another_answer_is_told(tmp_path: Path) -> None:
     assert [line for line in reading.notices if "`r1_generation`" in line]
 
 
+def test_a_placeholder_without_its_image_is_told(tmp_path: Path) -> None:
+    reading = read(tmp_path, {"messages": [{"role": "user", "content": "<image>\nWhat is it?"}, ANSWER]})
+    assert [line for line in reading.notices if "`<image> in a text`" in line]
+
+
 def test_a_row_that_is_a_list_of_messages() -> None:
     (only,) = chats_of([ASK, ANSWER], labelled=True)
     assert only.messages == [ASK, ANSWER]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -112,3 +113,31 @@ def test_it_runs_as_an_operator_and_asks_no_model() -> None:
     result = answer_with(steps, lambda asks: pytest.fail("it asked"))
     assert len(result.accepted) == len(result.rejected) == 1
     assert result.facts == {"kept": 1, "dropped": {"duplicate": 1}}
+
+
+def test_other_surroundings_make_other_rows() -> None:
+    """The same words under another system text, with other tools or variables, are no duplicate."""
+    tools = [({"type": "function", "function": {"name": name, "parameters": {}}},) for name in ("count", "find")]
+    asked: Any = {"role": "user", "content": "How many legs has a spider, and why are there so many of them?"}
+    system: Any = {"role": "system", "content": "Answer in rhyme."}
+    rows = [
+        Sample("plain", (asked,)),
+        Sample("plain again", (asked,)),
+        Sample("system", (system, asked)),
+        Sample("system again", (system, asked)),
+        Sample("other system", ({**system, "content": "Answer in prose."}, asked)),
+        Sample("tool", (asked,), tools=tools[0]),
+        Sample("other tool", (asked,), tools=tools[1]),
+        Sample("variable", (asked,), template_kwargs={"enable_thinking": False}),
+    ]
+    result = deduplicate(Config(), rows)
+    assert [(one.id, one.reason) for one in result.rejected] == [
+        ("plain again", "duplicate"),
+        ("system again", "duplicate"),
+    ]
+    # Between near ones, too.
+    near = [rows[0], Sample("near", (system, {**asked, "content": asked["content"] + " Please."}))]
+    assert not deduplicate(Config(), near).rejected
+    # Answers that are compared by themselves have no surroundings.
+    answered = [Sample(row.id, (*row.messages, {"role": "assistant", "content": "Eight."})) for row in rows]
+    assert len(deduplicate(Config(compare="answer"), answered).rejected) == len(rows) - 1

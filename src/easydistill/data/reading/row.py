@@ -33,6 +33,7 @@ SHAPES = (
     'rows are {"instruction": …, "output": …}, {"messages": [{"role": …, "content": …}]} or '
     '{"conversations": [{"from": …, "value": …}]}, or dataset.columns names their columns'
 )
+_PLACEHOLDER = "<image>"
 _THOUGHTS, _SYSTEMS = frozenset(keys.THOUGHTS), frozenset(keys.SYSTEMS)
 
 
@@ -168,6 +169,9 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
     if final is not None:
         rest.setdefault("final_answer", final)
     unread = unread_fields(row, used, messages) | turns.unread
+    if any(message["role"] == "user" and _PLACEHOLDER in message["content"] for message in messages):
+        # Its image was in a column that the file no longer has.
+        unread.add(f"{_PLACEHOLDER} in a text")
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
 
 

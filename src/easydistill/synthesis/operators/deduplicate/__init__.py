@@ -5,11 +5,15 @@ spelling, then by the hash of their messages, then by id; a row is kept if it is
 So no two kept rows are near each other, and every dropped row is near a kept one, which its rejection names: in that
 order, the kept rows are the lexicographically first maximal independent set of the graph "is near". (Connected
 components would not depend on the order either, but would reduce a chain of small steps to a single row.)
+
+Where prompts are compared, rows are compared only with rows that have the same surroundings: the same system text,
+tools and template variables. The same words under other instructions ask for another answer.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -40,7 +44,8 @@ class Config(Section):
     identity_name = "operator.deduplicate"
 
     compare: Literal["prompt", "answer", "both"] = "prompt"
-    """Part of a row that is compared. To keep several chains of thought per problem, use `answer` or `both`."""
+    """Part of a row that is compared; prompts only with those under the same system text, with the same tools and
+    template variables. To keep several chains of thought per problem, use `answer` or `both`."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
     """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
     too_similar: Share = TOO_SIMILAR
@@ -65,22 +70,24 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order; see the module's docstring."""
-    pool = Novelty(config.near_duplicate, config.too_similar)
-    meanings = None
-    if config.embeddings is not None:
-        texts = [_compared(config, row) for row in rows]
-        meanings = Meanings(embeddings(config.embeddings, texts), config.same_meaning)
     near: dict[int, Near] = {}
-    for number in _visiting_order(config, rows):
-        row = rows[number]
-        text = _compared(config, row)
-        found = pool.check(text) or (meanings.check(text) if meanings else None)
-        if found is not None:
-            near[number] = found
-            continue
-        pool.add(row.id, text)
-        if meanings:
-            meanings.add(row.id, text)
+    cut = 0
+    vectors = None
+    if config.embeddings is not None:
+        vectors = embeddings(config.embeddings, [_compared(config, row) for row in rows])
+    for group in _groups(config, rows):
+        pool = Novelty(config.near_duplicate, config.too_similar)
+        meanings = None if vectors is None else Meanings(vectors, config.same_meaning)
+        for number in group:
+            text = _compared(config, rows[number])
+            found = pool.check(text) or (meanings.check(text) if meanings else None)
+            if found is not None:
+                near[number] = found
+                continue
+            pool.add(rows[number].id, text)
+            if meanings:
+                meanings.add(rows[number].id, text)
+        cut += pool.cut
     kept, dropped, counts = like(rows), like(rows), Counter[str]()
     for number, row in enumerate(rows):
         if number not in near:
@@ -90,7 +97,31 @@ def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
         counts[reason] += 1
         dropped.append(Rejection(row.id, STAGE, reason, detail, 1, _compared(config, row)))
     facts = {"kept": len(kept), "dropped": dict(counts.most_common())}
-    return Result(kept, dropped, len(rows), facts | ({"searches_cut": pool.cut} if pool.cut else {}))
+    return Result(kept, dropped, len(rows), facts | ({"searches_cut": cut} if cut else {}))
+
+
+def _groups(config: Config, rows: Sequence[Sample]) -> Iterator[list[int]]:
+    """Numbers of the rows that are compared with each other, in visiting order. A row without its like is in none."""
+    order = _visiting_order(config, rows)
+    if config.compare == "answer":
+        yield order
+        return
+    # Numbered, as hashes of all rows would take more memory than the rows' own numbers.
+    numbers: dict[bytes, int] = {}
+    where = array("l", (numbers.setdefault(_surroundings(row), len(numbers)) for row in rows))
+    found: dict[int, list[int]] = {}
+    for number in order:
+        found.setdefault(where[number], []).append(number)
+    yield from (group for group in found.values() if len(group) > 1)
+
+
+def _surroundings(row: Sample) -> bytes:
+    """A hash of what stands around a row's prompt; nothing where nothing does."""
+    system = "\n".join(normalise(message["content"]) for message in row.prompt if message["role"] == "system")
+    if not system and not row.tools and not row.template_kwargs:
+        return b""
+    around = canonical_json([system, list(row.tools), row.template_kwargs])
+    return hashlib.blake2b(around.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _compared(config: Config, row: Sample) -> str:
