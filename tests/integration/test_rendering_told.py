@@ -193,3 +193,16 @@ def test_calls_that_are_not_shown_are_told_before_the_run(tiny_model: Path, tmp_
     with pytest.raises(ConfigError, match="does not show the tool calls") as refused:
         api.run(training(rows, tiny_model, tmp_path / "run", template=str(template)), quiet=True)
     assert "tool calls" in refused.value.issues[0].hint
+
+
+def test_marks_without_the_end_of_a_turn_are_told(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    template = tmp_path / "marks.jinja"
+    template.write_text(
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}"
+        "{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    told = notes(training(rows, tiny_model, tmp_path / "run", template=str(template)))
+    assert "no end token is learned in" in told
+    assert "whose marks include the end of a turn" in told

@@ -420,3 +420,19 @@ def test_deep_fields_are_written(tmp_path: Path) -> None:
 def test_plain_values_stay_the_same_objects() -> None:
     for value in ("x", 3, None, True, 0.5):
         assert plain_json(value) is value
+
+
+def test_a_file_with_a_rich_chat_has_one_shape_for_all_rows(tmp_path: Path) -> None:
+    plain = Sample("a", ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}))
+    rich = Sample("b", plain.messages, template_kwargs={"enable_thinking": False})
+    write_paper_json(tmp_path / "mixed.json", [plain, rich])
+    mixed = json.loads((tmp_path / "mixed.json").read_text())
+    assert [sorted(row) for row in mixed] == [["chat_template_kwargs", "id", "messages"]] * 2
+    assert [row["chat_template_kwargs"] for row in mixed] == [{}, {"enable_thinking": False}]
+    found, _ = read_samples(tmp_path / "mixed.json", labelled=True)
+    assert [(row.messages, row.template_kwargs) for row in found] == [
+        (plain.messages, {}),
+        (plain.messages, {"enable_thinking": False}),
+    ]
+    write_paper_json(tmp_path / "plain.json", [plain])
+    assert json.loads((tmp_path / "plain.json").read_text()) == [{"id": "a", "instruction": "Hi", "output": "Yo"}]

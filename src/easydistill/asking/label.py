@@ -38,7 +38,7 @@ from easydistill.data.messages import Chat, as_context
 from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
 from easydistill.data.row_files.identity import hash_rows
-from easydistill.data.writing import only_writable, paper_row, write_paper_json, write_parquet
+from easydistill.data.writing import only_writable, paper_rows, write_paper_json, write_parquet
 from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, lines_of
 from easydistill.errors import ConfigIssue, DataError
@@ -168,7 +168,7 @@ class LabelStage:
         write_paper_json(context.directory / LABELED_JSON, labelled)
         write_parquet(context.directory / LABELED_PARQUET, labelled)
         if self._dataset.labeled_path is not None:
-            publish(context.directory, Path(self._dataset.labeled_path), map(paper_row, labelled))
+            publish(context.directory, Path(self._dataset.labeled_path), paper_rows(labelled))
         cut = sum(map(is_cut, labelled))
         if cut:
             context.reporter.say(cut_words(cut, len(labelled)))

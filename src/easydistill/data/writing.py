@@ -46,8 +46,7 @@ def file_message(message: Message) -> dict[str, Any]:
 def paper_row(sample: Sample) -> dict[str, Any]:
     """A row in the paper's format `{"instruction", "output"}` if that holds the whole chat, else with `messages`."""
     roles = [message["role"] for message in sample.messages]
-    brief = roles in (["user"], ["user", "assistant"]) and not sample.tools and not sample.template_kwargs
-    if not brief or any(message.keys() - TEXT_KEYS for message in sample.messages):
+    if roles not in (["user"], ["user", "assistant"]) or _is_rich(sample):
         return chat_row(sample)
     row: dict[str, Any] = {"id": sample.id, "instruction": sample.messages[0]["content"]}
     for answer in sample.messages[1:]:
@@ -55,6 +54,27 @@ def paper_row(sample: Sample) -> dict[str, Any]:
         if "reasoning_content" in answer:
             row["reasoning_content"] = answer["reasoning_content"]
     return {**row, **written_meta(sample)}
+
+
+def _is_rich(sample: Sample) -> bool:
+    """Whether a chat holds more than text."""
+    beside = sample.tools or sample.template_kwargs
+    return bool(beside) or any(message.keys() - TEXT_KEYS for message in sample.messages)
+
+
+def paper_rows(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    """The rows of one JSON file. If a chat of it holds more than text, all have `messages`.
+
+    If a chat has template variables, all have a `chat_template_kwargs`: `datasets` gives a row that lacks the column
+    null, which TRL's trainers do not take.
+    """
+    if not any(map(_is_rich, samples)):
+        yield from map(paper_row, samples)
+        return
+    given: dict[str, Any] = {KWARGS: {}} if any(sample.template_kwargs for sample in samples) else {}
+    for sample in samples:
+        row = chat_row(sample)
+        yield row if KWARGS in row else {**row, **given}
 
 
 def chat_row(sample: Sample) -> dict[str, Any]:
@@ -148,9 +168,9 @@ def pair_row(pair: Preference) -> dict[str, Any]:
 # --- JSON -------------------------------------------------------------------------------------------------
 
 
-def write_paper_json(path: Path, samples: Iterable[Sample]) -> None:
-    """Write the paper's format."""
-    write_json_rows(path, map(paper_row, samples))
+def write_paper_json(path: Path, samples: Sequence[Sample]) -> None:
+    """Write the paper's format; see `paper_rows`."""
+    write_json_rows(path, paper_rows(samples))
 
 
 def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:

@@ -7,7 +7,7 @@ after a kill or with another threshold, only sends requests that have not been a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from easydistill.data.writing import (
     as_preference,
     only_writable,
     pair_row,
-    paper_row,
+    paper_rows,
     write_pairs_json,
     write_pairs_parquet,
     write_paper_json,
@@ -188,7 +188,7 @@ class SynthesiseStage:
     def _write(self, rows: Sequence[Sample], result: Result, asker: Asker, context: StageContext) -> StageResult:
         files = self._write_rows(result, context.directory)
         if self._labeled_path is not None:
-            publish(context.directory, Path(self._labeled_path), map(self._published, result.accepted))
+            publish(context.directory, Path(self._labeled_path), self._published(result.accepted))
         counts = RowCounts(result.entered, len(result.accepted), count_reasons(result.rejected))
         from easydistill.synthesis.diversity import diversity
 
@@ -233,8 +233,8 @@ class SynthesiseStage:
             files += [f"{name}.json", f"{name}.parquet"]
         return files
 
-    def _published(self, row: Sample) -> dict[str, Any]:
-        return pair_row(as_preference(row)) if self._pairs else paper_row(row)
+    def _published(self, rows: Sequence[Sample]) -> Iterable[dict[str, Any]]:
+        return map(pair_row, map(as_preference, rows)) if self._pairs else paper_rows(rows)
 
 
 def funnel(result: Result, order: Sequence[str]) -> list[tuple[str, int]]:

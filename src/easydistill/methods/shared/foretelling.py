@@ -124,7 +124,22 @@ class Foresight:
         ]
 
     def _missing(self) -> list[str]:
-        return rendering_lines([row for row in self._rows if not isinstance(row, DataError)])
+        rendered = [row for row in self._rows if not isinstance(row, DataError)]
+        return [*rendering_lines(rendered), *self._endless(rendered)]
+
+    def _endless(self, rendered: Sequence[Rendered]) -> list[str]:
+        """Rows of which no end token is learned: the template's own marks may leave it out."""
+        ends = self._renderer.eos_ids
+        endless = sum(
+            not row.truncated and not any(on and token in ends for token, on in zip(row.ids, row.mask, strict=True))
+            for row in rendered
+        )
+        if not endless:
+            return []
+        return [
+            f"no end token is learned in {endless} of {len(rendered)} rows, so the student would not learn to stop\n"
+            "    → set dataset.template to a template whose marks include the end of a turn, or to one without marks"
+        ]
 
     def _disagreement(self) -> list[str]:
         """What generation is given and training is not, for answers without thoughts."""
