@@ -78,7 +78,7 @@ def test_more_shapes(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": [1]}]}, "not text"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "no user message"),
         ({"conversations": [{"from": "martian", "value": "x"}]}, "martian"),
-        ([1], "not list"),
+        ([1], "a list of messages"),
         (None, "not NoneType"),
     ],
 )

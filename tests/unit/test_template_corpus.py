@@ -405,3 +405,10 @@ def test_the_table_in_the_documentation_is_current() -> None:
     if template_table.version() not in text:
         pytest.skip("the page is of another version of TRL")
     assert text == template_table.page()
+
+
+@pytest.mark.parametrize("text", ["<", "e", "im", "|>", "a"])
+def test_a_text_that_stands_in_the_closing_of_a_turn_hides_no_empty_answer(text: str) -> None:
+    chat = Chat((said("system", text), said("user", "Question 0?"), said("assistant", "")), tools=(TOOL,))
+    row = corpus.renderer("nemotron_3_nano").render(chat)
+    assert row.trained_tokens == 2

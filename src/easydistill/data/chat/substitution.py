@@ -8,6 +8,9 @@ from easydistill.data.chat.templates import Span
 from easydistill.data.messages import Chat, Message
 from easydistill.errors import DataError
 
+_TELLING = 3
+"""Characters beyond which a text is a message's own wherever it stands."""
+
 
 def substituted(render: Render, cuts: Cuts, chat: Chat, text: str, index: int, done: int) -> Span | None:
     """The span of the turn in message `index` of a chat; None if it is not found, or not alone.
@@ -77,10 +80,14 @@ class _OneTurn:
     def _last_stop(self, start: int) -> int | None:
         """The text's end, unless a template shows other messages behind the last one."""
         _, parts = wrapped(self._chat.messages[: self._index])
-        behind = [at for part in parts if (at := self._text.find(part.text, start)) >= 0]
-        if not behind:
+        found = self._cuts.end.search(self._text, start)
+        closing = start if found is None else found.start()
+        # A short text of a message may stand in any closing.
+        if any(len(part.text) > _TELLING and part.text in self._text[start:closing] for part in parts):
+            return None
+        rest = self._text[closing if found is None else found.end() :]
+        if not any(part.text in rest for part in parts):
             return len(self._text)
-        found = self._cuts.end.search(self._text, start, min(behind))
         return None if found is None else found.end()
 
 
