@@ -115,8 +115,9 @@ class Subsequences:
         theirs = numpy.frombuffer(self._sketches, numpy.uint64).reshape(-1, _WORDS)[rows]
         sketch = self._sketch(ours)
         lacking = numpy.bitwise_count(sketch & ~theirs).sum(axis=1, dtype=numpy.int64)
-        missing = numpy.bitwise_count(theirs & ~sketch).sum(axis=1, dtype=numpy.int64)
-        fit = (needed <= m - lacking) & (needed <= n - missing)
+        fit = numpy.flatnonzero(needed <= numpy.minimum(m - lacking, n))
+        missing = numpy.bitwise_count(theirs[fit] & ~sketch).sum(axis=1, dtype=numpy.int64)
+        fit = fit[needed[fit] <= n[fit] - missing]
         return list(zip(rows[fit].tolist(), needed[fit].tolist(), strict=True))
 
     def _sketch(self, known: list[int]) -> Any:
