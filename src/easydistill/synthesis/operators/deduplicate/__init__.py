@@ -79,14 +79,15 @@ def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
         pool = Novelty(config.near_duplicate, config.too_similar)
         meanings = None if vectors is None else Meanings(vectors, config.same_meaning)
         for number in group:
-            text = _compared(config, rows[number])
+            row = rows[number]
+            text = _compared(config, row)
             found = pool.check(text) or (meanings.check(text) if meanings else None)
             if found is not None:
                 near[number] = found
                 continue
-            pool.add(rows[number].id, text)
+            pool.add(row.id, text)
             if meanings:
-                meanings.add(rows[number].id, text)
+                meanings.add(row.id, text)
         cut += pool.cut
     kept, dropped, counts = like(rows), like(rows), Counter[str]()
     for number, row in enumerate(rows):
