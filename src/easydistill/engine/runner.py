@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext
+from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext, StageResult
 from easydistill.errors import ConfigError, DataError
 
 TIME_SPENT = "seconds.json"
@@ -40,9 +40,21 @@ class StageRecord:
 
 
 class Runner:
-    """Runs a job's stages inside a run directory."""
+    """Runs a job's stages inside a run directory.
 
-    def __init__(self, run: RunDirectory, reporter: Reporter, redactor: Redactor, stop: StopSignal) -> None:
+    Args:
+        run_stage: how a stage is run; by default in this process.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        reporter: Reporter,
+        redactor: Redactor,
+        stop: StopSignal,
+        run_stage: Callable[[Stage, StageContext], StageResult] | None = None,
+    ) -> None:
+        self._run_in = run_stage or (lambda stage, context: stage.run(context))
         self._run = run
         self._reporter = reporter
         self._redactor = redactor
@@ -183,7 +195,7 @@ class Runner:
                 said=self._said,
                 started=self._run.started,
             )
-            result = stage.run(context)
+            result = self._run_in(stage, context)
             self._stop.raise_if_requested()
         context.keep_rejected(result.rejected)
         missing = [name for name in result.outputs if not (directory / name).is_file()]

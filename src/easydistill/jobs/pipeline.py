@@ -31,6 +31,7 @@ from easydistill.engine.stage import (
 from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.jobs import stages_of
+from easydistill.launch.stages import stage_runner
 
 LABELED = "labeled"
 _NAMES = {LABELED: "labeled.parquet"}
@@ -209,7 +210,7 @@ class _InnerRun:
     def execute(self) -> StageResult:
         context = self._context
         reporter: Reporter = context.reporter.writing_to(self._directory.metrics)
-        runner = Runner(self._directory, reporter, context.redactor, context.stop)
+        runner = Runner(self._directory, reporter, context.redactor, context.stop, stage_runner(self._job))
         stages = stages_of(self._job)
         runner.preflight(stages)
         records = runner.completed(stages)

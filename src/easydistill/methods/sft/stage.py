@@ -14,6 +14,7 @@ from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import rendering_lines, student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all, rendering_metrics
@@ -94,6 +95,10 @@ class TrainStage:
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)
 
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished."""
+        last_whole_checkpoint(checkpoints_of(context))
+
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train
@@ -121,6 +126,8 @@ class TrainStage:
             self.name,
         )
         context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
         show_student(context)
         return training_result(

@@ -18,6 +18,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import DataError
 from easydistill.methods.shared.checkpoints import mark_whole, rotate, step_of
+from easydistill.methods.shared.ranks import any_rank, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         if self._task is not None:
             self._task.advance(note=f"loss {self.last_loss:.3f}" if self.last_loss is not None else None)
-        if self._stop.requested:
+        # Together: a rank that went on alone would wait for the others in its next step.
+        if any_rank(self._stop.requested):
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -159,6 +161,8 @@ class Watch(TrainerCallback):
         )
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Every rank has written its part.
+        wait_for_all()
         if not state.is_world_process_zero:
             return
         directory = Path(args.output_dir)
