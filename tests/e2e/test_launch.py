@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from tests.support.jobs import TRAINING, run_here, start, write_config
 
+from easydistill.data.files import hash_file
+
 QUESTIONS = [f"question {number}: " + "word " * (number % 13) for number in range(37)]
 
 
@@ -39,6 +41,10 @@ def curve(folder: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines if line["stage"] == "train"]
 
 
+def weights(folder: Path) -> str:
+    return hash_file(folder / "run/student/model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
@@ -53,3 +59,90 @@ def test_two_processes_learn_what_one_learns(alone: Path, tiny_model: Path, tmp_
     assert len(curve(tmp_path)) == len(curve(alone))
     for ours, one in zip(curve(tmp_path), curve(alone), strict=True):
         assert ours == pytest.approx(one, rel=1e-4)
+
+
+def ranks_of(run: Any) -> list[int]:
+    """Process ids of a run's ranks, in order."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    found = {}
+    for child in map(int, children):
+        try:
+            told = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"easydistill.rank" in command:
+            found[next(int(item[5:]) for item in told if item.startswith(b"RANK="))] = child
+    return [found[rank] for rank in sorted(found)]
+
+
+def wait_for_step(run: Any, folder: Path, step: int) -> list[int]:
+    """Wait until training has logged a step; its ranks."""
+    ends = time.monotonic() + 120
+    while time.monotonic() < ends and run.poll() is None:
+        if (folder / "run/metrics.jsonl").is_file() and len(curve(folder)) >= step:
+            return ranks_of(run)
+        time.sleep(0.05)
+    raise AssertionError(run.communicate(timeout=30))
+
+
+def gone(process: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def assert_all_gone(processes: list[int], seconds: float = 30) -> None:
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends and not all(map(gone, processes)):
+        time.sleep(0.1)
+    assert all(map(gone, processes))
+
+
+@pytest.fixture(scope="module")
+def in_two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run in two processes, long enough to be interrupted."""
+    folder = tmp_path_factory.mktemp("in-two")
+    code, out = run_here(write_config(folder, sft_job(folder, tiny_model, 2, 2, num_train_epochs=6)))
+    assert code == 0, out
+    return folder
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_run_and_it_resumes(victim: int, in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
+    run = start(config)
+    ranks = wait_for_step(run, tmp_path, 4)
+    os.kill(ranks[victim], signal.SIGKILL)
+    err, _ = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert f"process {victim} of the stage was killed by SIGKILL" in err
+    assert "run the same command again" in err
+    assert_all_gone(ranks)
+    assert run_here(config)[0] == 0
+    assert weights(tmp_path) == weights(in_two)
+
+
+def test_a_killed_parent_takes_its_ranks_along(in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
+    run = start(config)
+    ranks = wait_for_step(run, tmp_path, 4)
+    run.kill()
+    run.communicate(timeout=30)
+    assert_all_gone(ranks)
+    assert run_here(config)[0] == 0
+    assert weights(tmp_path) == weights(in_two)
+
+
+def test_ctrl_c_stops_all_after_a_checkpoint(in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
+    run = start(config)
+    ranks = wait_for_step(run, tmp_path, 4)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert_all_gone(ranks)
+    assert run_here(config)[0] == 0
+    assert weights(tmp_path) == weights(in_two)

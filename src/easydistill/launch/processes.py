@@ -45,6 +45,7 @@ class _Rank:
     to: BinaryIO
     back: BinaryIO
     log: Path | None
+    relay: threading.Thread | None
     outcome: Outcome | None = None
 
 
@@ -117,10 +118,12 @@ def _start(number: int, count: int, port: int, logs: Path) -> _Rank:
             start_new_session=True,
         )
     os.close(sending)
+    relay = None
     if process.stdout is not None:
-        threading.Thread(target=_relay, args=(process.stdout,), daemon=True).start()
+        relay = threading.Thread(target=_relay, args=(process.stdout,), daemon=True)
+        relay.start()
     assert process.stdin is not None
-    return _Rank(number, process, process.stdin, os.fdopen(receiving, "rb"), log)
+    return _Rank(number, process, process.stdin, os.fdopen(receiving, "rb"), log, relay)
 
 
 def _screen() -> int:
@@ -133,8 +136,9 @@ def _screen() -> int:
 
 def _relay(printed: IO[bytes]) -> None:
     """Copy a process's output to this process's stderr, which is no file (a notebook's, a test's)."""
-    for line in printed:
-        sys.stderr.write(line.decode("utf-8", "replace"))
+    with printed:
+        for line in printed:
+            sys.stderr.write(line.decode("utf-8", "replace"))
 
 
 def _watch(ranks: Sequence[_Rank], stop: StopSignal) -> None:
@@ -199,6 +203,8 @@ def _end(ranks: Sequence[_Rank]) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(rank.process.pid, signal.SIGKILL)
         rank.process.wait()
+        if rank.relay is not None:
+            rank.relay.join()
         for stream in (rank.to, rank.back):
             with contextlib.suppress(OSError):
                 stream.close()
