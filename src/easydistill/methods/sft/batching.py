@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from torch.nn.functional import pad as pad_right
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.config.training import TrainerConfig
@@ -76,21 +77,34 @@ def pack(rows: Sequence[TokenRow], max_length: int) -> list[list[TokenRow]]:
     return packs
 
 
-def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor]:
-    """One micro-batch.
+def collate(items: Sequence[list[TokenRow]], pad: int, multiple: int = 1) -> dict[str, torch.Tensor]:
+    """One micro-batch, padded to a multiple of `multiple` tokens.
 
     Single rows are padded on the right and need no attention mask: causal attention does not look ahead, and padding
     is not learned. The rows of a pack are concatenated, with positions that restart at every row, from which
     transformers derives attention that stays within the rows.
+
+    `learned_N` and `target_N` say what is learned: the output at position `learned_N` of the flattened batch predicts
+    `target_N`. They are made here because finding them on a GPU would make the CPU wait for it.
     """
-    batch = {
-        "input_ids": padded([[*chain(*(row.ids for row in item))] for item in items], pad),
-        "labels": padded([[*chain(*(row.labels() for row in item))] for item in items], IGNORE),
-    }
+    ids_BT = torch.tensor(padded([[*chain(*(row.ids for row in item))] for item in items], pad))
+    labels_BT = torch.tensor(padded([[*chain(*(row.labels() for row in item))] for item in items], IGNORE))
+    if (more := -ids_BT.shape[1] % multiple) > 0:
+        ids_BT, labels_BT = pad_right(ids_BT, (0, more), value=pad), pad_right(labels_BT, (0, more), value=IGNORE)
+    batch = {"input_ids": ids_BT, "labels": labels_BT, **learned(labels_BT)}
     if any(len(item) > 1 for item in items):
-        width = len(batch["input_ids"][0])
-        batch["position_ids"] = [_positions(item, width) for item in items]
-    return {name: torch.tensor(value) for name, value in batch.items()}
+        batch["position_ids"] = torch.tensor([_positions(item, ids_BT.shape[1]) for item in items])
+    return batch
+
+
+def learned(labels_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`learned_N` and `target_N` of a batch's labels: the output at t predicts the label at t+1."""
+    labels = labels_BT.flatten()
+    # What stands before the first token of a row is the last one of another, or nothing.
+    first = torch.zeros_like(labels_BT, dtype=torch.bool)
+    first[:, 0] = True
+    at_N = ((labels != IGNORE) & ~first.flatten()).nonzero().squeeze(1)
+    return {"learned_N": at_N - 1, "target_N": labels[at_N]}
 
 
 def _positions(item: Sequence[TokenRow], width: int) -> list[int]:
