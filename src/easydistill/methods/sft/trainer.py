@@ -17,7 +17,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
+from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, pack
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.shared.adapters import with_adapters
@@ -86,7 +86,7 @@ def train(
             sampler=sampler,
         )
         run_trainer(trainer, resume)
-    trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
+    trained_tokens = sum(int(row.learned.sum()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
     # Merging does not call forward, but later users of the model expect logits.
     unfuse_loss(student.model)
