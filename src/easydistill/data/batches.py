@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def batches_by_length(
@@ -37,6 +37,8 @@ def batches_by_length(
 
 def padded(rows: Sequence[Sequence[Any] | NDArray[Any]], fill: int | bool) -> NDArray[Any]:
     """[rows, longest], int64 or bool: the rows with `fill` after them; causal attention does not look there."""
+    import numpy as np
+
     width = max(map(len, rows))
     found: NDArray[Any] = np.full((len(rows), width), fill, np.bool_ if isinstance(fill, bool) else np.int64)
     for at, row in enumerate(rows):
