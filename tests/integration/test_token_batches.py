@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.integration.test_supervised import Killed, rows, weights
 
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.interrupt import StopSignal
@@ -18,7 +19,6 @@ from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.token_batches import TokenBatchSampler, token_batch_sampler
 from easydistill.models.student import build_student
-from tests.integration.test_supervised import Killed, rows, weights
 
 
 def lengths(count: int, seed: int = 0) -> list[int]:

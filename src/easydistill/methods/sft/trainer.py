@@ -18,7 +18,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
+from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, pack
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
@@ -51,7 +51,7 @@ def batches(
         ranks: processes that train together.
     """
     grouped = config.group_by_length and not config.packing
-    lengths = [sum(len(row.ids) for row in item) for item in items]
+    lengths = [sum(len(row) for row in item) for item in items]
     if config.max_tokens_per_batch is None:
         sampler = epoch_sampler(lengths, config, grouped=grouped)
         return {"train_dataset": RowDataset(items), "sampler": sampler, "data_collator": batch_of}
@@ -116,7 +116,7 @@ def train(
             **batches(items, config, batch_of, arguments.world_size),
         )
         run_trainer(trainer, resume)
-    trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
+    trained_tokens = sum(int(row.learned.sum()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
     # Merging does not call forward, but later users of the model expect logits.
     unfuse_loss(student.model)
