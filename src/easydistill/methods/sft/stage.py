@@ -114,7 +114,7 @@ class TrainStage:
         # Labels were not there when the run began.
         for line in rendering_lines([row for _, row in rendered]):
             context.reporter.say(line)
-        rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
+        rows = [TokenRow(sample.id, row.ids_T, row.mask_T, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(
             student,
             rows,
@@ -135,7 +135,7 @@ class TrainStage:
             files,
             RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered)),
             rejected,
-            read=sum(len(row.ids) for _, row in rendered),
+            read=sum(len(row) for _, row in rendered),
             train_rows=len(rendered),
             heldout_rows=len(heldout),
             truncated_rows=sum(row.truncated for _, row in rendered),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
@@ -126,11 +126,11 @@ def render_all(
         if isinstance(found, DataError):
             rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found)))
             continue
-        if (token := limits.stranger(found.ids)) is not None:
+        if (token := limits.stranger(found.ids_T)) is not None:
             rejected.append(unknown_token(sample.id, stage, token, limits))
             continue
         row = without_end(found, sample, renderer.eos_ids)
-        if any(row.mask[1:]):
+        if row.learned.any():
             rendered.append((sample, row))
         else:
             detail = f"the prompt alone fills {length_words(max_length, limits)}"
@@ -152,10 +152,12 @@ def length_words(max_length: int, limits: Limits) -> str:
 
 def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
     """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
-    last = max((t for t, on in enumerate(row.mask) if on), default=None)
-    if not is_cut(sample) or row.truncated or last is None or row.ids[last] not in eos_ids:
+    if row.truncated or not is_cut(sample):
         return row
-    return replace(row, ids=row.ids[:last], mask=row.mask[:last])
+    learned = row.mask_T.nonzero()[0]
+    if not len(learned) or int(row.ids_T[learned[-1]]) not in eos_ids:
+        return row
+    return row.first(int(learned[-1]), truncated=False)
 
 
 def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:
