@@ -14,14 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Sampler
+
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, pack
+from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, pack, unlearned
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.packing import check_packing
-from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
+from easydistill.methods.sft.rank_batches import RankBatchSampler
+from easydistill.methods.sft.token_batches import Batch, BatchDataset, token_batch_sampler
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
@@ -32,6 +35,7 @@ from easydistill.methods.shared.compat import (
     training_arguments,
     unfuse_loss,
 )
+from easydistill.methods.shared.ranks import world_size
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -52,21 +56,28 @@ def batches(
     """
     grouped = config.group_by_length and not config.packing
     lengths = [sum(len(row) for row in item) for item in items]
-    if config.max_tokens_per_batch is None:
+    if config.max_tokens_per_batch is None and ranks == 1:
         sampler = epoch_sampler(lengths, config, grouped=grouped)
         return {"train_dataset": RowDataset(items), "sampler": sampler, "data_collator": batch_of}
-    budgeted = token_batch_sampler(lengths, config.max_tokens_per_batch, config, grouped=grouped, ranks=ranks)
+    if config.max_tokens_per_batch is None:
+        size = config.per_device_train_batch_size * ranks
+        together = config.model_copy(update={"per_device_train_batch_size": size})
+        split: Sampler[Batch] = RankBatchSampler(epoch_sampler(lengths, together, grouped=grouped), size, ranks)
+    else:
+        split = token_batch_sampler(lengths, config.max_tokens_per_batch, config, grouped=grouped, ranks=ranks)
     return {
         "train_dataset": BatchDataset(items),
-        "sampler": budgeted,
-        "data_collator": partial(_whole_batch, batch_of),
+        "sampler": split,
+        "data_collator": partial(_whole_batch, batch_of, items[0]),
     }
 
 
-def _whole_batch(batch_of: Callable[[Any], dict[str, Any]], found: list[list[Any]]) -> dict[str, Any]:
-    """A data loader's "batch" of one, which is a whole micro-batch already."""
+def _whole_batch(
+    batch_of: Callable[[Any], dict[str, Any]], any_item: list[TokenRow], found: list[list[Any]]
+) -> dict[str, Any]:
+    """A data loader's "batch" of one, which is a whole micro-batch already; without items, one that is not learned."""
     (items,) = found
-    return batch_of(items)
+    return batch_of(items) if items else unlearned(batch_of([any_item]))
 
 
 def train(
@@ -101,6 +112,10 @@ def train(
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
     arguments = training_arguments(config, checkpoints, on)
+    ranks = world_size()
+    if ranks > 1:
+        # An item of the data set is a whole micro-batch.
+        arguments.per_device_train_batch_size = 1
     resume = last_whole_checkpoint(checkpoints)
     pad_id = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
 
@@ -113,7 +128,7 @@ def train(
             model=model,
             args=arguments,
             callbacks=[callback],
-            **batches(items, config, batch_of, arguments.world_size),
+            **batches(items, config, batch_of, ranks),
         )
         run_trainer(trainer, resume)
     trained_tokens = sum(int(row.learned.sum()) for row in rows)

@@ -20,6 +20,13 @@ def any_rank(flag: bool) -> bool:
     return bool(found)
 
 
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of all ranks' tensors, on all."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def wait_for_all() -> None:
     """Return when all ranks have come here."""
     any_rank(False)
