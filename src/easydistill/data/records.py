@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from easydistill.data.messages import Chat, Message, Tool, as_context, identity_of
+from easydistill.data.spool import Rows, like
 
 
 def canonical_json(value: Any) -> str:
@@ -138,10 +139,11 @@ class Prompted(Protocol):
 Row = TypeVar("Row", bound=Prompted)
 
 
-def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
+def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[Rows[Row], list[Row]]:
     """Split rows into (train, held out) by hash, so that the split does not depend on their order.
 
-    Rows with the same prompt stay on one side. At least one prompt always stays in training.
+    Rows with the same prompt stay on one side. At least one prompt always stays in training. Training rows are on disk
+    if `samples` are.
     """
     prompts = [sample.prompt_hash for sample in samples]
     rows_of = Counter(prompts)
@@ -152,7 +154,8 @@ def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[list
             break
         held.add(prompt)
         count += rows_of[prompt]
-    train, out = list[Row](), list[Row]()
+    train: Rows[Row] = like(samples)
+    out: list[Row] = []
     for sample, prompt in zip(samples, prompts, strict=True):
         (out if prompt in held else train).append(sample)
     return train, out

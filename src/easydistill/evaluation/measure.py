@@ -11,6 +11,7 @@ from torch import Tensor
 
 from easydistill.contracts.metric import MetricConfig, TokenObserver, TokenRows, make_metric
 from easydistill.data.batches import batches_by_length, padded
+from easydistill.data.tokens import Mask, TokenIds
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
@@ -38,7 +39,7 @@ def token_metrics(
     student: Measured,
     teacher: Measured | None,
     shared_vocabulary: int,
-    rows: Sequence[tuple[list[int], list[bool]]],
+    rows: Sequence[tuple[TokenIds, Mask]],
     pad: int,
     batch_size: int,
     task: Task,
@@ -82,7 +83,7 @@ def _slices(
     student: Measured,
     teacher: Measured | None,
     shared: int,
-    rows: Sequence[tuple[list[int], list[bool]]],
+    rows: Sequence[tuple[TokenIds, Mask]],
     batch: Sequence[int],
     pad: int,
 ) -> Iterator[TokenRows]:

@@ -6,12 +6,14 @@ seen. So rows are cut or rejected at these ends, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.models.loading import import_torch, model_config
+
+if TYPE_CHECKING:
+    from easydistill.data.tokens import TokenIds
 
 _STRETCHED = frozenset({"yarn", "linear", "dynamic"})
 """Rotary scalings whose `max_position_embeddings` is often left at the length before scaling."""
@@ -57,9 +59,14 @@ class Limits:
         """The longest row: `max_length`, or less if the model ends before."""
         return max_length if self.positions is None else min(max_length, self.positions)
 
-    def stranger(self, ids: Iterable[int]) -> int | None:
+    def stranger(self, ids: TokenIds) -> int | None:
         """The first token without a row in the embedding; None if there is none."""
-        return None if self.tokens is None else next((token for token in ids if token >= self.tokens), None)
+        if self.tokens is None:
+            return None
+        import numpy as np
+
+        ids_T = np.asarray(ids)
+        return next(map(int, ids_T[ids_T >= self.tokens]), None)
 
 
 def position_limit(config: Any) -> int | None:

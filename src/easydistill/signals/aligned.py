@@ -116,7 +116,7 @@ class Aligner:
             theirs = self.teacher.render(chat)
         except DataError as error:
             return AlignedRow(row.id, row.ids, row.learned, (), np.zeros((0, 2), np.int64), str(error))
-        ids, mask = row.ids, row.learned
+        ids, mask = [*map(int, row.ids)], [*map(bool, row.learned)]
         if truncated:
             whole = self.student.render(chat)
             ids, mask = whole.ids, whole.mask
@@ -151,7 +151,7 @@ def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
             "%s: its template refuses %d of %d chats, which are learned from their labels alone: %s",
             *(reference, len(refused), len(rows), refused[0]),
         )
-    tokens, learned = sum(len(row.pairs) for row in rows), sum(sum(row.learned) for row in rows)
+    tokens, learned = sum(len(row.pairs) for row in rows), sum(row.learned_tokens for row in rows)
     if rows and not tokens:
         raise DataError(
             f"{reference}: not one token of the rows begins where one of the teacher's does"
@@ -254,7 +254,7 @@ class AlignedScorer:
 
     def _signal(self, rows: Sequence[AlignedRow]) -> TeacherSignal:
         hidden_ND = self._hidden(rows)
-        targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
+        targets = [int(row.ids[int(t)]) for row in rows for t in row.pairs[:, 0]]
         target_N = torch.tensor(targets, dtype=torch.int64, device=self._device)
         teacher = TeacherRows([hidden_ND], [self._head], [0.0])
         return concatenate(

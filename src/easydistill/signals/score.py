@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from easydistill.data.batches import batches_by_length, padded
+from easydistill.data.tokens import Mask, TokenIds
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
@@ -34,13 +35,17 @@ class RowToScore:
     """A tokenised row; `learned[t]` says whether token t is learned (never the first)."""
 
     id: str
-    ids: Sequence[int]
-    learned: Sequence[bool]
+    ids: TokenIds
+    learned: Mask
 
     @property
     def length(self) -> int:
         """Tokens of the teacher's forward pass; at least one."""
         return len(self.ids)
+
+    @property
+    def learned_tokens(self) -> int:
+        return int(np.count_nonzero(self.learned))
 
 
 RowT = TypeVar("RowT", bound=RowToScore)
@@ -100,7 +105,7 @@ class ModelScorer:
         scored: list[ScoredSample] = []
         at = 0
         for row in rows:
-            count = sum(row.learned)
+            count = row.learned_tokens
             present = np.ones(count, bool)
             scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, at + count), present))
             at += count
@@ -109,7 +114,7 @@ class ModelScorer:
     def _signal(self, rows: Sequence[RowToScore]) -> TeacherSignal:
         ids_BT = torch.tensor(padded([row.ids for row in rows], 0), device=self._device)
         keep_BT = torch.tensor(padded([row.learned for row in rows], False), device=self._device)[:, 1:]
-        uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, sum(row.learned))]
+        uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, row.learned_tokens)]
         with torch.inference_mode():
             hidden_ND = [
                 body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1][keep_BT]

@@ -18,7 +18,7 @@ from torch import Tensor
 from easydistill.contracts.loss import DistillationConfig, Outcomes
 from easydistill.kernels.linear_distillation import Divergence, Objective, Targets, linear_distillation
 from easydistill.losses import LOSSES
-from easydistill.methods.sft.batching import IGNORE, TokenRow
+from easydistill.methods.sft.batching import TokenRow
 from easydistill.models.head import Head
 from easydistill.signals.signal import concatenate, weight_arrays
 from easydistill.signals.store import SignalStore
@@ -48,16 +48,16 @@ class Distillation:
             DataError: a row has none.
         """
         for row in rows:
-            self._store.check(row.id, row.ids, _learned(row))
+            self._store.check(row.id, row.ids_T, row.learned)
 
     def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """The signals of a batch's rows: in every tensor one row per learned token, in order."""
-        read = [self._store.read(row.id, row.ids, _learned(row)) for row in rows]
+        read = [self._store.read(row.id, row.ids_T, row.learned) for row in rows]
         arrays = weight_arrays(
             concatenate([signal for signal, _ in read]), np.concatenate([present for _, present in read])
         )
-        own = [[row.wrote_itself] * sum(_learned(row)) for row in rows]
-        arrays["labelled_N"] = ~np.concatenate([np.array(part, bool) for part in own])
+        learned = [int(row.learned.sum()) for row in rows]
+        arrays["labelled_N"] = np.repeat([not row.wrote_itself for row in rows], learned)
         return {f"{PREFIX}{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 
     def row_loss(self, rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
@@ -87,10 +87,6 @@ class Distillation:
             "cross_entropy": round(cross_entropy / max(1, labels), 6),
             "divergence": round(divergence / max(1, signals), 6),
         }
-
-
-def _learned(row: TokenRow) -> list[bool]:
-    return [label != IGNORE for label in row.labels()]
 
 
 def _divergence(config: DistillationConfig, targets: Targets) -> Divergence:

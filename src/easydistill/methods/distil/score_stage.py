@@ -379,7 +379,7 @@ class ScoreStage:
         for note in notes:
             LOGGER.info("%s", note)
         outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
-        learned = sum(sum(row.learned) for row in work.rows)
+        learned = sum(row.learned_tokens for row in work.rows)
         if not self._scoring.aligned and (missing := learned - manifest.tokens):
             note = f"{missing} of {learned} tokens have no signal: the teacher's probabilities are not finite there"
             LOGGER.warning("%s", note)
@@ -405,4 +405,4 @@ class ScoreStage:
 def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
     from easydistill.signals.score import RowToScore
 
-    return [RowToScore(sample.id, row.ids, [False, *row.mask[1:]]) for sample, row in rendered]
+    return [RowToScore(sample.id, row.ids_T, row.learned) for sample, row in rendered]

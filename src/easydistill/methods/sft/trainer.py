@@ -17,8 +17,9 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
+from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, pack
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
@@ -60,11 +61,11 @@ def train(
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
     on = device()
-    items = pack(rows, config.max_length) if config.packing else [[row] for row in rows]
+    items = pack(rows, config.max_length) if config.packing else Items(rows)
     dataset = RowDataset(items)
     sampler = epoch_sampler(dataset.lengths(), config, grouped=config.group_by_length and not config.packing)
     check_head(student.model)
-    if any(len(item) > 1 for item in items):
+    if config.packing and any(len(item) > 1 for item in items):
         check_packing(student.model, config.max_length)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
@@ -86,7 +87,7 @@ def train(
             sampler=sampler,
         )
         run_trainer(trainer, resume)
-    trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
+    trained_tokens = sum(int(row.learned.sum()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
     # Merging does not call forward, but later users of the model expect logits.
     unfuse_loss(student.model)

@@ -130,10 +130,7 @@ class Foresight:
     def _endless(self, rendered: Sequence[Rendered]) -> list[str]:
         """Rows of which no end token is learned: the template's own marks may leave it out."""
         ends = self._renderer.eos_ids
-        endless = sum(
-            not row.truncated and not any(on and token in ends for token, on in zip(row.ids, row.mask, strict=True))
-            for row in rendered
-        )
+        endless = sum(not row.truncated and ends.isdisjoint(row.ids_T[row.mask_T].tolist()) for row in rendered)
         if not endless:
             return []
         return [

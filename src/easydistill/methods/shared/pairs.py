@@ -15,6 +15,7 @@ from easydistill.data.preferences import Preference, read_pairs, read_preference
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.data.row_files.identity import hash_rows
+from easydistill.data.spool import Rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue
@@ -73,7 +74,7 @@ class PairRows:
         found = read_pairs(self._path, limit=limit, columns=self.dataset.column_names)
         return FirstRows([chat for pair in found.pairs for chat in pair.chats], found.lines())
 
-    def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
+    def read(self, context: StageContext | None = None) -> tuple[Rows[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
 
         Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +16,8 @@ from easydistill.models.reference import ModelSource, converted_directory, resol
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
 
+NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
+"""Metrics of a stage: rows by the kind of part that the template leaves out, and answers that are not learned."""
 _CLOCK = b"strftime_now"
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _GGUF_HEADER = 64 << 20
@@ -88,11 +92,51 @@ def _template_texts(source: ModelSource) -> Iterable[bytes]:
             yield path.read_bytes()
 
 
-def rendering_lines(rows: Sequence[Rendered]) -> list[str]:
-    """What to tell of what the template leaves out of the rows, with the ways out."""
-    from easydistill.data.chat import count_kinds, tell
+@dataclass
+class RenderingFigures:
+    """What is counted of rows as they are rendered."""
 
-    lines = tell(count_kinds(row.missing for row in rows), len(rows))
-    if lost := sum(bool(row.lost_turns) for row in rows):
-        lines.append(f"answers are context only, not learned, in {lost} of {len(rows)} rows")
-    return lines
+    rows: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    lost_turns: int = 0
+    """Answers that are context only."""
+    with_lost_turns: int = 0
+    """Rows that have such answers."""
+    not_shown: Counter[str] = field(default_factory=Counter)
+    """Rows by the kind of part that the template leaves out of them."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Rendered]) -> RenderingFigures:
+        found = cls()
+        for row in rows:
+            found.add(row)
+        return found
+
+    def add(self, row: Rendered) -> None:
+        """Count a row."""
+        self.rows += 1
+        self.tokens += len(row)
+        self.truncated += row.truncated
+        self.lost_turns += row.lost_turns
+        self.with_lost_turns += bool(row.lost_turns)
+        self.not_shown.update({part.kind for part in row.missing})
+
+    def lines(self) -> list[str]:
+        """What to tell of what the template leaves out, with the ways out."""
+        from easydistill.data.chat import tell
+
+        lines = tell(dict(self.not_shown.most_common()), self.rows)
+        if self.with_lost_turns:
+            lines.append(f"answers are context only, not learned, in {self.with_lost_turns} of {self.rows} rows")
+        return lines
+
+    def metrics(self) -> dict[str, Any]:
+        """What the template left out of the rows: nothing where it shows them whole."""
+        shown = {NOT_SHOWN: dict(self.not_shown.most_common()), LOST_TURNS: self.lost_turns}
+        return {name: value for name, value in shown.items() if value}
+
+
+def rendering_lines(rows: Iterable[Rendered]) -> list[str]:
+    """What to tell of what the template leaves out of the rows, with the ways out."""
+    return RenderingFigures.of(rows).lines()
