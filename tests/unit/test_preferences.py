@@ -19,7 +19,7 @@ from easydistill.data.records import Rejection, split_heldout
 from easydistill.data.writing import write_pairs_json, write_pairs_parquet
 from easydistill.errors import DataError
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.rows import PairRow, check_thoughts, render_pairs
+from easydistill.methods.dpo.rows import PairRow, render_pairs
 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}
@@ -186,9 +186,6 @@ def test_reasoning_that_the_template_hides_is_no_difference(tokenizer: Any) -> N
     renderer = ChatRenderer(tokenizer, frozenset())
     rows, rejected = render_pairs(renderer, [pair], 99, "train")
     assert not rows and rejected[0].reason == "same_tokens"
-    with pytest.raises(DataError, match="leaves out `reasoning_content`"):
-        check_thoughts(renderer, [pair])
-    check_thoughts(ChatRenderer(tokenizer, frozenset(), "{{ messages[-1].reasoning_content }}{{ messages }}"), [pair])
 
 
 def test_answers_that_fit_exactly_are_not_cut(tokenizer: Any) -> None:

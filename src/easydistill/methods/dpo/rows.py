@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -134,30 +134,6 @@ def _row(pair: Preference, chosen: _Side, worse: _Side, max_length: int) -> Pair
         max(chosen.end, worse.end) > max_length,
         (chosen.unlearned(max_length), worse.unlearned(max_length)),
     )
-
-
-def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
-    """Check that the template renders `reasoning_content` of chosen answers, if there is any.
-
-    Raises:
-        DataError: the template leaves it out.
-    """
-    from easydistill.data.chat.sentinels import THOUGHTS
-
-    for pair in pairs:
-        if not any(message.get("reasoning_content") for message in pair.chosen):
-            continue
-        try:
-            missing = renderer.missing(pair.chats[0])
-        except DataError:
-            # `render_pairs` rejects such pairs.
-            continue
-        if any(part.kind == THOUGHTS and part.message >= len(pair.prompt) for part in missing):
-            raise DataError(
-                f"the chat template leaves out `reasoning_content` (pair {pair.id}), so no chain of thought would be "
-                "learned\n    → set dataset.template to one that shows it, or dataset.thoughts to inline"
-            )
-        return
 
 
 def _span(mask: Sequence[bool], prompt: Sequence[Message], answer: Sequence[Message]) -> tuple[int, int]:

@@ -15,7 +15,12 @@ from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.foretelling import Foresight
-from easydistill.methods.shared.rendering import rendering_lines, student_renderer, template_shows_date
+from easydistill.methods.shared.rendering import (
+    refuse_lost_thoughts,
+    rendering_lines,
+    student_renderer,
+    template_shows_date,
+)
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all, rendering_metrics
 from easydistill.methods.shared.student import (
     MODEL,
@@ -63,7 +68,7 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
-        self._foresight = Foresight(models, rows.dataset, rows.preview)
+        self._foresight = Foresight(models, rows.dataset, rows.preview, rows.awaits_thoughts)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -106,6 +111,8 @@ class TrainStage:
         rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name, student.limits)
         rejected += too_long
         keep_rejected(rejected, rendered, context)
+        shown = ((sample, row.missing) for sample, row in rendered)
+        refuse_lost_thoughts(shown, self._rows.dataset, made=self._rows.from_stage)
         # Labels were not there when the run began.
         for line in rendering_lines([row for _, row in rendered]):
             context.reporter.say(line)

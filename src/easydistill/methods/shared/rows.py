@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
@@ -43,6 +43,8 @@ class LabelledRows:
     dataset: DatasetConfig
     evaluation: HeldoutConfig
     from_stage: bool
+    awaits_thoughts: bool = field(default=False, kw_only=True)
+    """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
