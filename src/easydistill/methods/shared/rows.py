@@ -154,8 +154,13 @@ def length_words(max_length: int, limits: Limits) -> str:
 
 def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
     """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
+    return endless(row, eos_ids) if is_cut(sample) else row
+
+
+def endless(row: Rendered, eos_ids: frozenset[int]) -> Rendered:
+    """A row without the token that ends it, and what follows that."""
     last = max((t for t, on in enumerate(row.mask) if on), default=None)
-    if not is_cut(sample) or row.truncated or last is None or row.ids[last] not in eos_ids:
+    if row.truncated or last is None or row.ids[last] not in eos_ids:
         return row
     return replace(row, ids=row.ids[:last], mask=row.mask[:last])
 
