@@ -80,6 +80,16 @@ def marked(sample: Sample, *, cut: bool) -> Sample:
     return replace(sample, meta=meta | ({FINISH_REASON: CUT} if cut else {}))
 
 
+def cut_key(side: str) -> str:
+    """Key of the same mark in a pair, for its `chosen` or its `rejected` answer."""
+    return f"{side}_{FINISH_REASON}"
+
+
+def cut_marks(**sides: bool) -> dict[str, str]:
+    """The marks of a pair whose answers were cut off or not."""
+    return {cut_key(side): CUT for side, cut in sides.items() if cut}
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A rejected row, and why. `raw` is what was received, if anything."""

@@ -11,7 +11,7 @@ from easydistill.data.records import Rejection, Sample
 from easydistill.data.spool import Rows, Spool
 from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.sft.batching import TokenRow
-from easydistill.methods.shared.rendering import RenderingFigures
+from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures
 from easydistill.methods.shared.rows import UNLIMITED, rendered_one_by_one
 from easydistill.models.limits import Limits
 
@@ -25,6 +25,7 @@ class TrainingRows:
 
     rows: Rows[TokenRow] = field(default_factory=list)
     figures: RenderingFigures = field(default_factory=RenderingFigures)
+    thoughts: LostThoughts = field(default_factory=LostThoughts)
 
 
 def training_rows(
@@ -49,6 +50,7 @@ def training_rows(
             continue
         sample, row = item
         found.figures.add(row)
+        found.thoughts.add(sample, row.missing)
         found.rows.append(TokenRow(sample.id, row.ids_T, row.mask_T, wrote_itself(sample)))
         if found.figures.tokens > MOST_TOKENS_IN_MEMORY and not isinstance(found.rows, Spool):
             found.rows = Spool(found.rows, directory)

@@ -63,7 +63,7 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
-        self._foresight = Foresight(models, rows.dataset, rows.preview)
+        self._foresight = Foresight(models, rows.dataset, rows.preview, rows.awaits_thoughts)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -112,6 +112,7 @@ class TrainStage:
         rejected += too_long
         rows, figures = found.rows, found.figures
         keep_rejected(rejected, rows, context)
+        found.thoughts.refuse(self._rows.dataset, made=self._rows.from_stage)
         # Labels were not there when the run began.
         for line in figures.lines():
             context.reporter.say(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import tee
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +43,8 @@ class LabelledRows:
     dataset: DatasetConfig
     evaluation: HeldoutConfig
     from_stage: bool
+    awaits_thoughts: bool = field(default=False, kw_only=True)
+    """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -160,7 +162,12 @@ def length_words(max_length: int, limits: Limits) -> str:
 
 def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
     """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
-    if row.truncated or not is_cut(sample):
+    return endless(row, eos_ids) if is_cut(sample) else row
+
+
+def endless(row: Rendered, eos_ids: frozenset[int]) -> Rendered:
+    """A row without the token that ends it, and what follows that."""
+    if row.truncated:
         return row
     learned = row.mask_T.nonzero()[0]
     if not len(learned) or int(row.ids_T[learned[-1]]) not in eos_ids:
