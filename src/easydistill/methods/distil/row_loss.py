@@ -39,7 +39,8 @@ class Distillation:
         self._store = store
         self._config = config
         self._chunk_bytes = chunk_bytes
-        self._sums = torch.zeros(4, dtype=torch.float64)
+        self._sums: Tensor | None = None
+        """Of cross-entropy, labels, divergence and signals, on the device until they are read."""
 
     def check(self, rows: Sequence[TokenRow]) -> None:
         """Check that every row has a signal for exactly its tokens.
@@ -76,13 +77,19 @@ class Distillation:
         )
         loss = linear_distillation(rows_ND, head, target_N, targets, objective, self._chunk_bytes)
         sums = [loss.cross_entropy, targets.labelled_N.sum(), loss.divergence, targets.present_N.sum()]
-        self._sums += torch.stack([value.double() for value in sums]).detach().cpu()
+        # Apple's GPUs have no float64.
+        exact = torch.float32 if rows_ND.device.type == "mps" else torch.float64
+        with torch.no_grad():
+            found = torch.stack([value.to(exact) for value in sums])
+            self._sums = found if self._sums is None else self._sums + found
         return loss.total
 
     def means(self) -> dict[str, float]:
         """Mean cross-entropy and divergence per token since the last call, for the log."""
+        if self._sums is None:
+            return {"cross_entropy": 0.0, "divergence": 0.0}
         cross_entropy, labels, divergence, signals = self._sums.tolist()
-        self._sums.zero_()
+        self._sums = None
         return {
             "cross_entropy": round(cross_entropy / max(1, labels), 6),
             "divergence": round(divergence / max(1, signals), 6),

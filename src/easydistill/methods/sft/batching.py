@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad as pad_right
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.config.training import TrainerConfig
@@ -88,21 +89,35 @@ def pack(rows: Sequence[TokenRow], max_length: int) -> Items[TokenRow]:
     return Items(rows, packs)
 
 
-def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor]:
-    """One micro-batch.
+def collate(items: Sequence[list[TokenRow]], pad: int, multiple: int = 1) -> dict[str, torch.Tensor]:
+    """One micro-batch, padded to a multiple of `multiple` tokens.
 
     Single rows are padded on the right and need no attention mask: causal attention does not look ahead, and padding
     is not learned. The rows of a pack are concatenated, with positions that restart at every row, from which
     transformers derives attention that stays within the rows.
+
+    `learned_N` and `target_N` say what is learned: the output at position `learned_N` of the flattened batch predicts
+    `target_N`. They are made here because finding them on a GPU would make the CPU wait for it.
     """
-    batch = {
-        "input_ids": padded([np.concatenate([row.ids_T for row in item]) for item in items], pad),
-        "labels": padded([np.concatenate([row.labels() for row in item]) for item in items], IGNORE),
-    }
+    ids_BT = torch.from_numpy(padded([np.concatenate([row.ids_T for row in item]) for item in items], pad))
+    labels_BT = torch.from_numpy(padded([np.concatenate([row.labels() for row in item]) for item in items], IGNORE))
+    if (more := -ids_BT.shape[1] % multiple) > 0:
+        ids_BT, labels_BT = pad_right(ids_BT, (0, more), value=pad), pad_right(labels_BT, (0, more), value=IGNORE)
+    batch = {"input_ids": ids_BT, "labels": labels_BT, **learned(labels_BT)}
     if any(len(item) > 1 for item in items):
-        width = batch["input_ids"].shape[1]
-        batch["position_ids"] = np.stack([_positions(item, width) for item in items])
-    return {name: torch.from_numpy(value) for name, value in batch.items()}
+        positions = np.stack([_positions(item, ids_BT.shape[1]) for item in items])
+        batch["position_ids"] = torch.from_numpy(positions)
+    return batch
+
+
+def learned(labels_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`learned_N` and `target_N` of a batch's labels: the output at t predicts the label at t+1.
+
+    The first label of a row is −100, so no target is found across rows.
+    """
+    labels = labels_BT.flatten()
+    at_N = (labels != IGNORE).nonzero().squeeze(1)
+    return {"learned_N": at_N - 1, "target_N": labels[at_N]}
 
 
 def _positions(item: Sequence[TokenRow], width: int) -> NDArray[np.int64]:

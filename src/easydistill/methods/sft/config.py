@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from easydistill.config.base import PositiveInt
+from easydistill.config.base import PositiveInt, Unfit
 from easydistill.config.training import TrainerConfig
 
 
@@ -15,6 +15,9 @@ class TrainingConfig(TrainerConfig):
 
     per_device_train_batch_size: PositiveInt = 1
     """Rows (packs with `packing`) per device and micro-batch."""
+    max_tokens_per_batch: PositiveInt | None = None
+    """Tokens per device and micro-batch, padding included, instead of a number of rows: short rows go together in large
+    batches, long ones in small batches. At least `max_length`. In place of `per_device_train_batch_size`."""
     packing: bool = False
     """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. Before
     the first step this is checked with the student itself, and an architecture whose packed rows see each other (LFM2,
@@ -23,3 +26,20 @@ class TrainingConfig(TrainerConfig):
     """Batch rows of similar length, to save padding. Off with `packing`."""
     loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
     """Bytes of logits that the loss holds at once; they are computed slice by slice."""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        budget = self.max_tokens_per_batch
+        if budget is None:
+            return self
+        if budget < self.max_length:
+            raise Unfit(
+                f"max_tokens_per_batch ({budget}) is less than one row of max_length ({self.max_length}) tokens",
+                "raise training.max_tokens_per_batch, or lower training.max_length",
+            )
+        if self.per_device_train_batch_size != 1:
+            raise Unfit(
+                "per_device_train_batch_size and max_tokens_per_batch both say how large a micro-batch is",
+                "remove one of the two",
+            )
+        return self

@@ -9,7 +9,8 @@ optimiser are in float32; the computation is in bfloat16 on devices that are fas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoc
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
+from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
@@ -34,6 +36,38 @@ from easydistill.methods.shared.compat import (
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
+
+
+def batches(
+    items: Sequence[list[TokenRow]],
+    config: TrainingConfig,
+    batch_of: Callable[[Sequence[list[TokenRow]]], dict[str, Any]],
+    ranks: int = 1,
+) -> dict[str, Any]:
+    """Dataset, sampler and collator for a `FusedTrainer`, as arguments by their names.
+
+    Args:
+        items: rows, or the rows of packs.
+        batch_of: makes a micro-batch of items.
+        ranks: processes that train together.
+    """
+    grouped = config.group_by_length and not config.packing
+    lengths = [sum(len(row) for row in item) for item in items]
+    if config.max_tokens_per_batch is None:
+        sampler = epoch_sampler(lengths, config, grouped=grouped)
+        return {"train_dataset": RowDataset(items), "sampler": sampler, "data_collator": batch_of}
+    budgeted = token_batch_sampler(lengths, config.max_tokens_per_batch, config, grouped=grouped, ranks=ranks)
+    return {
+        "train_dataset": BatchDataset(items),
+        "sampler": budgeted,
+        "data_collator": partial(_whole_batch, batch_of),
+    }
+
+
+def _whole_batch(batch_of: Callable[[Any], dict[str, Any]], found: list[list[Any]]) -> dict[str, Any]:
+    """A data loader's "batch" of one, which is a whole micro-batch already."""
+    (items,) = found
+    return batch_of(items)
 
 
 def train(
@@ -62,8 +96,6 @@ def train(
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
     on = device()
     items = pack(rows, config.max_length) if config.packing else Items(rows)
-    dataset = RowDataset(items)
-    sampler = epoch_sampler(dataset.lengths(), config, grouped=config.group_by_length and not config.packing)
     check_head(student.model)
     if config.packing and any(len(item) > 1 for item in items):
         check_packing(student.model, config.max_length)
@@ -73,7 +105,7 @@ def train(
     resume = last_whole_checkpoint(checkpoints)
     pad_id = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
 
-    def batch_of(items: list[list[TokenRow]]) -> dict[str, Any]:
+    def batch_of(items: Sequence[list[TokenRow]]) -> dict[str, Any]:
         extra = distillation.collate([row for item in items for row in item]) if distillation else {}
         return {**collate(items, pad_id), **extra}
 
@@ -81,10 +113,8 @@ def train(
         trainer = FusedTrainer(
             model=model,
             args=arguments,
-            train_dataset=dataset,
-            data_collator=batch_of,
             callbacks=[callback],
-            sampler=sampler,
+            **batches(items, config, batch_of, arguments.world_size),
         )
         run_trainer(trainer, resume)
     trained_tokens = sum(int(row.learned.sum()) for row in rows)
