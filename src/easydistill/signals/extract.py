@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.prefix_sum import prefix_sum
 from easydistill.models.sampling import first_above
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import (
@@ -175,7 +176,7 @@ def _until(probs_NK: Tensor, top_p: float) -> Tensor:
     """True for the entries of the smallest leading set with mass `top_p`; for all if `top_p` is 1."""
     if top_p >= 1.0:
         return torch.ones_like(probs_NK, dtype=torch.bool)
-    before_NK = probs_NK.cumsum(-1) - probs_NK
+    before_NK = prefix_sum(probs_NK) - probs_NK
     return before_NK < top_p
 
 
@@ -258,7 +259,7 @@ class _Blocks:
         if draws == 0:
             empty = self._max_NB.new_zeros((len(uniform_N), 0), dtype=torch.long)
             return empty, empty
-        cumulative_NB = self._rest_NB.cumsum(-1)
+        cumulative_NB = prefix_sum(self._rest_NB)
         rest_N1 = cumulative_NB[:, -1:]
         over_N1 = (self.log_total_N - self._max_N).double().exp()[:, None] if of_everything else rest_N1
         most = math.ceil(draws * float((rest_N1 / over_N1).nan_to_num().max())) if of_everything else draws
@@ -269,7 +270,7 @@ class _Blocks:
         block_ND = first_above(cumulative_NB, target_ND, self._rest_NB)
         before_ND = (cumulative_NB - self._rest_NB).gather(1, block_ND)
         inside_NDC = self._exp_NBC.gather(1, _wide(block_ND)).double()
-        place_ND = first_above(inside_NDC.cumsum(-1), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
+        place_ND = first_above(prefix_sum(inside_NDC), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
         return _counted((block_ND * BLOCK + place_ND).masked_fill(missed_ND, -1), once=of_everything)
 
 
