@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch
 from easydistill.models.head import Head
 from easydistill.signals import block_statistics as statistics
 from easydistill.signals.block_statistics import BLOCK, block_statistics, reference
-from easydistill.signals.blocks import running_sums
 from easydistill.signals.determinism import deterministic_operations
 from easydistill.signals.extract import SignalShape, TeacherRows, extract, lazy_signal, rows_at_once
 from easydistill.signals.signal import TeacherSignal
@@ -195,9 +193,3 @@ def test_the_switch_for_deterministic_operations_is_put_back() -> None:
         assert now() == (True, True)
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-@pytest.mark.parametrize("size", [(1, 5), (3, 5), (1, 1, 5), (2, 3, 5)])
-def test_running_sums(size: Any) -> None:
-    values = torch.arange(int(np.prod(size)), dtype=torch.float64).view(size)
-    assert torch.equal(running_sums(values), values.cumsum(-1))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from easydistill.models.limits import position_limit
+from easydistill.models.prefix_sum import prefix_sum
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ class SeededSampler:
         top_BK, ids_BK = scaled_BV.topk(width, dim=-1)
         probs_BK = top_BK.softmax(-1)
         if self._top_p is not None:
-            before_BK = probs_BK.cumsum(-1) - probs_BK
+            before_BK = prefix_sum(probs_BK) - probs_BK
             probs_BK = probs_BK.masked_fill(before_BK >= self._top_p, 0.0)
         return ids_BK.gather(-1, _invert_cdf(probs_BK, uniform_B1)[:, None]).squeeze(-1)
 
@@ -89,7 +90,7 @@ class SeededSampler:
 
 def _invert_cdf(probs_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
     """Index of the first entry at which the cumulative probability exceeds `uniform` times the total."""
-    cumulative_BV = probs_BV.cumsum(-1)
+    cumulative_BV = prefix_sum(probs_BV)
     return first_above(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], probs_BV).squeeze(-1)
 
 

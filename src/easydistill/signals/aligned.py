@@ -34,8 +34,8 @@ from easydistill.errors import DataError
 from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
+from easydistill.models.prefix_sum import prefix_sum
 from easydistill.signals.alignment import Ids, align, shared_vocabulary, token_bytes
-from easydistill.signals.blocks import running_sums
 from easydistill.signals.codec import Codec
 from easydistill.signals.columns import ColumnMap
 from easydistill.signals.config import SignalsConfig
@@ -343,7 +343,7 @@ def listed(logprobs_NV: Tensor, log_unmapped_N: Tensor, shape: SignalShape) -> t
     head_NK, ids_NK = logprobs_NV.topk(min(shape.head, logprobs_NV.shape[1]))
     if shape.top_p < 1.0:
         probs_NK = head_NK.exp()
-        head_NK = head_NK.masked_fill(running_sums(probs_NK) - probs_NK >= shape.top_p, -torch.inf)
+        head_NK = head_NK.masked_fill(prefix_sum(probs_NK) - probs_NK >= shape.top_p, -torch.inf)
     left_NK = logprobs_NV.gather(1, ids_NK).masked_fill(~head_NK.isneginf(), -torch.inf)
     others_N = logprobs_NV.scatter(1, ids_NK, left_NK).logsumexp(-1)
     return ids_NK, head_NK, others_N.logaddexp(log_unmapped_N).clamp_max(0.0)
