@@ -13,6 +13,8 @@ from torch import Tensor
 from easydistill.models.decoding.attention import NAME, grouped_attention
 from easydistill.models.decoding.batch import Batch, shared_prefix
 from easydistill.models.decoding.check import decodes
+from easydistill.models.decoding.graphs import CHECK_EVERY, DecodeGraphs, recordable
+from easydistill.models.decoding.loop import decode
 from easydistill.models.draws import BLOCK, DrawRule, SeededSampler, draw, invert_cdf
 from easydistill.models.sampling import _by_generate, generate_batch
 
@@ -165,3 +167,47 @@ def test_a_nucleus_is_the_same_however_much_is_sorted(monkeypatch: pytest.Monkey
     few = draw(logits, uniform, heat, rule)
     monkeypatch.setattr("easydistill.models.draws.NUCLEUS_TRIED", 2000)
     assert torch.equal(few, draw(logits, uniform, heat, rule))
+
+
+# --- recorded steps ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_steps_that_are_recorded_on_a_gpu_give_the_same_answers(kind: str) -> None:
+    """Here they run without a graph: on tensors of fixed size, which rows of several batches fill in turn."""
+    model = made(kind)
+    graphs = DecodeGraphs(record=False)
+    for prompts, ends, values in [
+        (PROMPTS, ENDS, {}),
+        (PROMPTS[:5], ENDS, {}),
+        ([PREFIX + prompt for prompt in PROMPTS], ENDS, {"top_p": 0.9}),
+        (PROMPTS[::-1], frozenset[int](), {"temperature": 0.0}),
+    ]:
+        with torch.inference_mode():
+            rows = graphs.decode(model, prompts, ends, 40, sampler(len(prompts), **values))
+        assert rows is not None
+        expected = decode(model, prompts, ends, 40, sampler(len(prompts), **values), None)
+        assert [row[: len(whole)] for row, whole in zip(rows, expected, strict=True)] == expected
+
+
+def test_recorded_steps_stop_when_all_rows_have_ended() -> None:
+    graphs = DecodeGraphs(record=False)
+    rows = graphs.decode(made("llama"), PROMPTS, frozenset(range(VOCABULARY)), 40, sampler(len(PROMPTS)))
+    assert rows is not None
+    assert {len(row) for row in rows} == {CHECK_EVERY}
+
+
+def test_a_batch_of_the_same_shape_uses_the_same_step() -> None:
+    graphs, model = DecodeGraphs(record=False), made("llama")
+
+    def step(prompts: list[list[int]]) -> Any:
+        graphs.decode(model, prompts, ENDS, 8, sampler(len(prompts)))
+        return graphs._step
+
+    first = step(PROMPTS)
+    assert step(PROMPTS[2:]) is first
+    assert step([[5] * 300]) is not first
+
+
+def test_models_that_are_not_on_a_gpu_are_not_recorded() -> None:
+    assert not recordable(made("llama"))

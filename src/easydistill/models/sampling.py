@@ -15,6 +15,7 @@ from easydistill.models.draws import SeededSampler, first_above
 from easydistill.models.limits import position_limit
 
 if TYPE_CHECKING:
+    from easydistill.models.decoding.graphs import DecodeGraphs
     from easydistill.models.structured import SchemaMasks
 
 __all__ = ["Answer", "SeededSampler", "first_above", "generate_batch"]
@@ -54,6 +55,7 @@ def generate_batch(
     max_new_tokens: int,
     sampler: SeededSampler,
     masks: SchemaMasks | None = None,
+    graphs: DecodeGraphs | None = None,
 ) -> list[Answer]:
     """Answer prompts together, padded on the left.
 
@@ -64,18 +66,41 @@ def generate_batch(
         max_new_tokens: longest answer.
         sampler: one stream per prompt.
         masks: constrain answers to the schemas of prompts that have one.
+        graphs: keeps what is recorded on a CUDA device for further batches; by default nothing is kept.
     """
-    from easydistill.models.decoding.check import decodes
-    from easydistill.models.decoding.loop import decode
-
     context = position_limit(model.config)
     width = max(map(len, prompts))
     room = max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
-    if min(map(len, prompts)) > 0 and decodes(model, prompts[0]):
-        rows = decode(model, prompts, eos_ids, room, sampler, masks)
-    else:
+    rows = None
+    if min(map(len, prompts)) > 0:
+        rows = _decoded(model, prompts, eos_ids, room, sampler, masks, graphs)
+    if rows is None:
         rows = _by_generate(model, prompts, eos_ids, room, sampler, masks)
     return [_answer(row, eos_ids) for row in rows]
+
+
+def _decoded(
+    model: Any,
+    prompts: Sequence[list[int]],
+    eos_ids: frozenset[int],
+    room: int,
+    sampler: SeededSampler,
+    masks: SchemaMasks | None,
+    graphs: DecodeGraphs | None,
+) -> list[list[int]] | None:
+    """New tokens of each prompt, those after an end token without meaning; None if the model needs `generate`."""
+    from easydistill.models.decoding.check import decodes
+    from easydistill.models.decoding.graphs import DecodeGraphs, recordable
+    from easydistill.models.decoding.loop import decode
+
+    if not decodes(model, prompts[0]):
+        return None
+    # Masks are made on the host from the last tokens.
+    if masks is None and recordable(model):
+        rows = (graphs or DecodeGraphs()).decode(model, prompts, eos_ids, room, sampler)
+        if rows is not None:
+            return rows
+    return decode(model, prompts, eos_ids, room, sampler, masks)
 
 
 def _by_generate(

@@ -24,6 +24,7 @@ from easydistill.config.training import TrainerConfig
 from easydistill.contracts.teacher import row_seed
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
+from easydistill.models.decoding.graphs import DecodeGraphs
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
@@ -153,10 +154,12 @@ def roll_out(
     found: dict[int, Written] = {}
     lengths = [len(prompt) for _, prompt in prompts]
     equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
+    graphs = DecodeGraphs()
     for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
         seeds = [row_seed(seed, f"{step}:{index}:{prompts[index][0]}") for index in batch]
         sampler = SeededSampler(seeds, temperature=temperature)
-        answers = generate_batch(model, [prompts[index][1] for index in batch], eos_ids, max_new_tokens, sampler)
+        asked = [prompts[index][1] for index in batch]
+        answers = generate_batch(model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs)
         for index, answer in zip(batch, answers, strict=True):
             end = [] if answer.end is None else [answer.end]
             found[index] = Written(*prompts[index], [*answer.ids, *end], rolled=True, ended=answer.ended)

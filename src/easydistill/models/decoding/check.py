@@ -45,6 +45,8 @@ def _has_plain_cache(model: Any) -> bool:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     config = model.config
+    if _is_sharded(model):
+        return False
     if config.is_encoder_decoder or implementation(config.get_text_config(decoder=True)) not in ("sdpa", "eager"):
         return False
     if not hasattr(model, "_supports_logits_to_keep"):
@@ -55,6 +57,11 @@ def _has_plain_cache(model: Any) -> bool:
         return False
     layers = DynamicCache(config=config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether its weights lie on several processes, whose passes `generate` keeps in step."""
+    return any(hasattr(part, "ds_id") or hasattr(part, "device_mesh") for part in model.parameters())
 
 
 def _agrees(model: Any, prompt: list[int], make: Make) -> bool:
