@@ -23,7 +23,7 @@ from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
-from easydistill.methods.shared.rendering import template_identity, template_shows_date
+from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.limits import Limits
@@ -219,6 +219,9 @@ class ScoreStage:
         limits = Limits.of_student(self._scoring.models)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
         keep_rejected(rejected, rendered, context, "score")
+        # Here, not in training: a teacher's signals of the rows without them would be of no use.
+        shown = ((sample, row.missing) for sample, row in rendered)
+        LostThoughts.of(shown).refuse(self._rows.dataset, made=self._rows.from_stage)
         if self._scoring.aligned:
             work = self._aligned_work(student, rendered, context.started)
         else:

@@ -22,6 +22,7 @@ from easydistill.errors import DataError
 from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, pack, unlearned
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import Batch, BatchDataset, token_batch_sampler
@@ -105,9 +106,9 @@ def train(
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
     on = device()
-    items = pack(rows, config.max_length) if config.packing else [[row] for row in rows]
+    items = pack(rows, config.max_length) if config.packing else Items(rows)
     check_head(student.model)
-    if any(len(item) > 1 for item in items):
+    if config.packing and any(len(item) > 1 for item in items):
         check_packing(student.model, config.max_length)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
