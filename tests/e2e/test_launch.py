@@ -29,6 +29,8 @@ def sft_job(folder: Path, student: Path, processes: int, batch: int, **training:
         "training": {
             **{name: value for name, value in TRAINING.items() if name != "max_length"},
             "per_device_train_batch_size": batch,
+            # In bfloat16 the sum of two halves is another number than the whole, by more than what is asked here.
+            "bf16": False,
             **training,
         },
         "evaluation": {"heldout": 0},
