@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
@@ -47,7 +47,7 @@ def main() -> int:
     os._exit(EXIT_FAILED if outcome.error is not None else 0)
 
 
-def _listen(stream: BinaryIO, stop: StopSignal) -> None:
+def _listen(stream: IO[bytes], stop: StopSignal) -> None:
     try:
         while True:
             receive(stream)

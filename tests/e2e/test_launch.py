@@ -112,6 +112,7 @@ def in_two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_run_and_it_resumes(victim: int, in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
@@ -127,6 +128,7 @@ def test_a_killed_rank_ends_the_run_and_it_resumes(victim: int, in_two: Path, ti
     assert weights(tmp_path) == weights(in_two)
 
 
+@pytest.mark.slow
 def test_a_killed_parent_takes_its_ranks_along(in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
     run = start(config)
@@ -148,3 +150,24 @@ def test_ctrl_c_stops_all_after_a_checkpoint(in_two: Path, tiny_model: Path, tmp
     assert_all_gone(ranks)
     assert run_here(config)[0] == 0
     assert weights(tmp_path) == weights(in_two)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_does_not_go_on(tiny_model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
+    run = start(config)
+    wait_for_step(run, tmp_path, 4)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    code, out = run_here(config, "--set", "launch.processes=1")
+    assert code == 2
+    assert "2 processes wrote" in out and "set launch.processes=2" in out
+    assert any((tmp_path / "run/stages").rglob("whole.json"))
+
+
+def test_an_error_of_a_rank_is_the_run_s_error(tiny_model: Path, tmp_path: Path) -> None:
+    job = sft_job(tmp_path, tiny_model, 2, 2, learning_rate=1e30)
+    code, out = run_here(write_config(tmp_path, job))
+    assert code == 1
+    assert "the training loss is" in out or "the norm of the gradient is" in out
+    assert "lower training.learning_rate" in out

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Artifact, StageResult
@@ -60,14 +60,14 @@ class LostError(EasyDistillError, RuntimeError):
         self.exit_code = exit_code
 
 
-def send(stream: BinaryIO, message: Any) -> None:
+def send(stream: IO[bytes], message: Any) -> None:
     """Write one message."""
     data = pickle.dumps(message)
     stream.write(_LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any:
+def receive(stream: IO[bytes]) -> Any:
     """Read one message.
 
     Raises:
@@ -77,7 +77,7 @@ def receive(stream: BinaryIO) -> Any:
     return pickle.loads(_exactly(stream, _LENGTH.unpack(head)[0]))
 
 
-def _exactly(stream: BinaryIO, count: int) -> bytes:
+def _exactly(stream: IO[bytes], count: int) -> bytes:
     data = bytearray()
     while len(data) < count:
         part = stream.read(count - len(data))

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
@@ -42,8 +42,8 @@ class RankLost(EasyDistillError, RuntimeError):
 class _Rank:
     number: int
     process: subprocess.Popen[bytes]
-    to: BinaryIO
-    back: BinaryIO
+    to: IO[bytes]
+    back: IO[bytes]
     log: Path | None
     relay: threading.Thread | None
     outcome: Outcome | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -28,9 +27,9 @@ def stage_runner(job: JobConfig) -> RunStage:
     launch: LaunchConfig | None = getattr(job, "launch", None)
 
     def run(stage: Stage, context: StageContext) -> StageResult:
-        count = process_count(launch)
-        if count == 1 or not isinstance(stage, Distributed):
+        if launch is None or not isinstance(stage, Distributed) or (count := process_count(launch)) == 1:
             return stage.run(context)
+        context.reporter.say(f"  {count} processes ({launch.strategy})")
         stage.prepare(context)
         task = Task(
             job_type=job.job_type,
@@ -55,12 +54,10 @@ def stage_runner(job: JobConfig) -> RunStage:
     return run
 
 
-def process_count(launch: LaunchConfig | None) -> int:
+def process_count(launch: LaunchConfig) -> int:
     """Processes on this machine."""
-    if launch is None:
-        return 1
     if launch.processes != "auto":
         return launch.processes
     import torch
 
-    return max(1, torch.cuda.device_count()) if "RANK" not in os.environ else 1
+    return max(1, torch.cuda.device_count())

@@ -36,7 +36,7 @@ from easydistill.methods.shared.compat import (
     training_arguments,
     unfuse_loss,
 )
-from easydistill.methods.shared.ranks import world_size
+from easydistill.methods.shared.ranks import check_ranks, world_size
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -118,6 +118,8 @@ def train(
         # An item of the data set is a whole micro-batch.
         arguments.per_device_train_batch_size = 1
     resume = last_whole_checkpoint(checkpoints)
+    if resume is not None:
+        check_ranks(resume)
     pad_id = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
 
     def batch_of(items: Sequence[list[TokenRow]]) -> dict[str, Any]:

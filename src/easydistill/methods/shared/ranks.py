@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
+
+from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.methods.shared.checkpoints import ranks_of
 
 
 def world_size() -> int:
     """Number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_ranks(checkpoint: Path) -> None:
+    """Check that as many processes go on as wrote a checkpoint: each has its own random state, and a step's rows.
+
+    Raises:
+        ConfigError: they are more, or fewer.
+    """
+    wrote, now = ranks_of(checkpoint), world_size()
+    if wrote != now:
+        problem = f"training goes on from {checkpoint}, which {wrote} processes wrote, but there are {now} now"
+        hint = f"set launch.processes={wrote}, or remove {checkpoint.parent} to train from the beginning"
+        raise ConfigError(ConfigIssue("config", "launch.processes", problem, hint))
 
 
 def any_rank(flag: bool) -> bool:

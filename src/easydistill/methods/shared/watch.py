@@ -18,7 +18,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import DataError
 from easydistill.methods.shared.checkpoints import mark_whole, rotate, step_of
-from easydistill.methods.shared.ranks import any_rank, wait_for_all
+from easydistill.methods.shared.ranks import any_rank, wait_for_all, world_size
 
 
 @dataclass(frozen=True)
@@ -166,5 +166,5 @@ class Watch(TrainerCallback):
         if not state.is_world_process_zero:
             return
         directory = Path(args.output_dir)
-        mark_whole(directory / f"checkpoint-{state.global_step}")
+        mark_whole(directory / f"checkpoint-{state.global_step}", world_size())
         rotate(directory, self._config.save_total_limit)
