@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from easydistill.errors import MissingExtra
@@ -46,7 +47,7 @@ class Postings:
             held = recent.get(key)
             if held is None:
                 recent[key] = number
-            elif type(held) is int:
+            elif isinstance(held, int):
                 recent[key] = array("I", (held, number))
             else:
                 held.append(number)
@@ -65,7 +66,7 @@ class Postings:
         """
         numpy = self._numpy
         recent = list(map(self._recent.get, keys.tolist()))
-        counts = numpy.array([0 if held is None else 1 if type(held) is int else len(held) for held in recent], int)
+        counts = numpy.array([0 if held is None else 1 if isinstance(held, int) else len(held) for held in recent], int)
         ranges = []
         for known, _ in self._segments:
             begin = known.searchsorted(keys)
@@ -103,7 +104,7 @@ class Postings:
 
     def _freeze(self) -> None:
         numpy = self._numpy
-        lists = [(held,) if type(held) is int else held for held in self._recent.values()]
+        lists: list[Sequence[int]] = [(held,) if isinstance(held, int) else held for held in self._recent.values()]
         keys = numpy.repeat(numpy.fromiter(self._recent, numpy.uint32, len(lists)), list(map(len, lists)))
         numbers = numpy.fromiter(itertools.chain.from_iterable(lists), numpy.uint32, len(keys))
         self._recent, self._entries = {}, 0

@@ -99,8 +99,8 @@ def select(config: Config, rows: Sequence[Sample]) -> Result:
     facts: dict[str, Any] = {"correct_and_in_range": problems.count(None)}
     if config.mix is not None:
         facts["bins"], left = _mixed(config.mix, config.seed, rows, problems)
-        for number, problem in left:
-            problems[number] = same.setdefault(problem, problem)
+        for number, why in left:
+            problems[number] = same.setdefault(why, why)
     result = Result(like(rows), like(rows), len(rows), facts)
     for row, problem in zip(rows, problems, strict=True):
         if problem is None:

@@ -124,8 +124,8 @@ class _Visits:
 
     def row(self, number: int) -> tuple[str, Spelling]:
         """A row's id, and what is compared of it."""
-        identity, *spelling = self._read[number]
-        return identity, Spelling(*spelling)
+        identity, text, has_tokens = self._read[number]
+        return identity, Spelling(text, has_tokens)
 
     def groups(self) -> Iterator[Iterator[int]]:
         """Numbers of rows that are compared with each other, in visiting order. A row without its like is in none."""
