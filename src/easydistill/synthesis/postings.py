@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from easydistill.errors import MissingExtra
@@ -34,15 +36,19 @@ class Postings:
         self._numpy = numpy
         self._limit = recent
         self._entries = 0
-        self._recent: dict[int, array[int]] = {}
+        # A number, or an array of several: most keys have one.
+        self._recent: dict[int, int | array[int]] = {}
         self._segments: list[tuple[Any, Any]] = []
 
     def add(self, number: int, keys: Any) -> None:
         """Enter a text under each of its keys, an array of uint32."""
+        recent = self._recent
         for key in keys.tolist():
-            held = self._recent.get(key)
+            held = recent.get(key)
             if held is None:
-                self._recent[key] = array("I", (number,))
+                recent[key] = number
+            elif isinstance(held, int):
+                recent[key] = array("I", (held, number))
             else:
                 held.append(number)
         self._entries += len(keys)
@@ -59,42 +65,54 @@ class Postings:
             (numbers of the texts, in ascending order; the entries that were read; whether keys were left out).
         """
         numpy = self._numpy
-        recent = [self._recent.get(key, _NONE) for key in keys.tolist()]
-        begins, ends = [], []
-        counts = numpy.fromiter(map(len, recent), numpy.int64, len(recent))
+        recent = list(map(self._recent.get, keys.tolist()))
+        counts = numpy.array([0 if held is None else 1 if isinstance(held, int) else len(held) for held in recent], int)
+        ranges = []
         for known, _ in self._segments:
-            begins.append(known.searchsorted(keys))
-            ends.append(known.searchsorted(keys, side="right"))
-            counts += ends[-1] - begins[-1]
-        read = numpy.flatnonzero(counts)
-        cut = False
+            begin = known.searchsorted(keys)
+            places = numpy.flatnonzero(known.take(begin, mode="clip") == keys)
+            begin = begin[places]
+            sizes = known.searchsorted(keys[places], side="right") - begin
+            counts[places] += sizes
+            ranges.append((places, begin, sizes))
+        wanted = None
         if budget is not None and counts.sum() > budget:
-            order = numpy.argsort(counts[read], kind="stable")
-            within = numpy.cumsum(counts[read][order]) <= budget
-            read, cut = read[order[within]], True
-        places = read.tolist()
-        parts = [numpy.frombuffer(b"".join([recent[place].tobytes() for place in places]), numpy.uint32)]
-        for (_, numbers), begin, end in zip(self._segments, begins, ends, strict=True):
-            parts += [numbers[begin[place] : end[place]] for place in places if begin[place] < end[place]]
-        entries = numpy.sort(numpy.concatenate(parts))
+            order = numpy.argsort(counts, kind="stable")
+            wanted = numpy.zeros(len(keys), dtype=bool)
+            wanted[order[numpy.cumsum(counts[order]) <= budget]] = True
+        entries = self._read(recent, ranges, wanted)
+        entries.sort()
         new = numpy.ones(len(entries), dtype=bool)
-        new[1:] = entries[1:] != entries[:-1]
-        return entries[new], len(entries), cut
+        numpy.not_equal(entries[1:], entries[:-1], out=new[1:])
+        return entries[new], len(entries), wanted is not None
+
+    def _read(self, recent: list[Any], ranges: list[tuple[Any, Any, Any]], wanted: Any) -> Any:
+        """The entries of the recent keys and of the segments' ranges whose place is wanted; None wants all."""
+        numpy = self._numpy
+        held = recent if wanted is None else list(itertools.compress(recent, wanted.tolist()))
+        parts = [numpy.array([one for one in held if type(one) is int], numpy.uint32)]
+        parts += [numpy.frombuffer(several, numpy.uint32) for several in held if type(several) is array]
+        for (_, numbers), (places, begin, sizes) in zip(self._segments, ranges, strict=True):
+            if wanted is not None:
+                kept = wanted[places]
+                begin, sizes = begin[kept], sizes[kept]
+            # Of each range, the places begin, begin + 1, …: what is repeated is the shift of the whole count.
+            ends = numpy.cumsum(sizes)
+            shifts = numpy.repeat(begin - ends + sizes, sizes)
+            parts.append(numbers[shifts + numpy.arange(len(shifts))])
+        return numpy.concatenate(parts)
 
     def _freeze(self) -> None:
         numpy = self._numpy
-        sizes = numpy.fromiter(map(len, self._recent.values()), numpy.int64, len(self._recent))
-        keys = numpy.repeat(numpy.fromiter(self._recent, numpy.uint32, len(self._recent)), sizes)
-        numbers = numpy.frombuffer(b"".join([held.tobytes() for held in self._recent.values()]), numpy.uint32)
+        lists: list[Sequence[int]] = [(held,) if isinstance(held, int) else held for held in self._recent.values()]
+        keys = numpy.repeat(numpy.fromiter(self._recent, numpy.uint32, len(lists)), list(map(len, lists)))
+        numbers = numpy.fromiter(itertools.chain.from_iterable(lists), numpy.uint32, len(keys))
         self._recent, self._entries = {}, 0
         order = numpy.argsort(keys, kind="stable")
         self._segments.append((keys[order], numbers[order]))
         while len(self._segments) > 1 and len(self._segments[-2][0]) < _GROWTH * len(self._segments[-1][0]):
             late, early = self._segments.pop(), self._segments.pop()
             self._segments.append(_merged(numpy, early, late))
-
-
-_NONE: array[int] = array("I")
 
 
 def _merged(numpy: Any, early: tuple[Any, Any], late: tuple[Any, Any]) -> tuple[Any, Any]:
