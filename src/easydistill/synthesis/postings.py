@@ -13,6 +13,9 @@ _RECENT = 1 << 18
 """Entries after which the dictionary of recent ones becomes a sorted segment."""
 _GROWTH = 4
 """A segment is merged into the one before it unless that is this many times larger."""
+_BLOCK = 64
+"""Keys of a large segment that are searched at once."""
+_LARGE = 1 << 16
 
 
 class Postings:
@@ -38,7 +41,7 @@ class Postings:
         self._entries = 0
         # A number, or an array of several: most keys have one.
         self._recent: dict[int, int | array[int]] = {}
-        self._segments: list[tuple[Any, Any]] = []
+        self._segments: list[_Segment] = []
 
     def add(self, number: int, keys: Any) -> None:
         """Enter a text under each of its keys, an array of uint32."""
@@ -68,11 +71,11 @@ class Postings:
         recent = list(map(self._recent.get, keys.tolist()))
         counts = numpy.array([0 if held is None else 1 if isinstance(held, int) else len(held) for held in recent], int)
         ranges = []
-        for known, _ in self._segments:
-            begin = known.searchsorted(keys)
-            places = numpy.flatnonzero(known.take(begin, mode="clip") == keys)
+        for segment in self._segments:
+            begin = segment.search(keys)
+            places = numpy.flatnonzero(segment.keys.take(begin, mode="clip") == keys)
             begin = begin[places]
-            sizes = known.searchsorted(keys[places], side="right") - begin
+            sizes = segment.search(keys[places], after=True) - begin
             counts[places] += sizes
             ranges.append((places, begin, sizes))
         wanted = None
@@ -92,14 +95,14 @@ class Postings:
         held = recent if wanted is None else list(itertools.compress(recent, wanted.tolist()))
         parts = [numpy.array([one for one in held if type(one) is int], numpy.uint32)]
         parts += [numpy.frombuffer(several, numpy.uint32) for several in held if type(several) is array]
-        for (_, numbers), (places, begin, sizes) in zip(self._segments, ranges, strict=True):
+        for segment, (places, begin, sizes) in zip(self._segments, ranges, strict=True):
             if wanted is not None:
                 kept = wanted[places]
                 begin, sizes = begin[kept], sizes[kept]
             # Of each range, the places begin, begin + 1, …: what is repeated is the shift of the whole count.
             ends = numpy.cumsum(sizes)
             shifts = numpy.repeat(begin - ends + sizes, sizes)
-            parts.append(numbers[shifts + numpy.arange(len(shifts))])
+            parts.append(segment.numbers.take(shifts + numpy.arange(len(shifts))))
         return numpy.concatenate(parts)
 
     def _freeze(self) -> None:
@@ -109,21 +112,47 @@ class Postings:
         numbers = numpy.fromiter(itertools.chain.from_iterable(lists), numpy.uint32, len(keys))
         self._recent, self._entries = {}, 0
         order = numpy.argsort(keys, kind="stable")
-        self._segments.append((keys[order], numbers[order]))
-        while len(self._segments) > 1 and len(self._segments[-2][0]) < _GROWTH * len(self._segments[-1][0]):
+        self._segments.append(_Segment(numpy, keys[order], numbers[order]))
+        while len(self._segments) > 1 and len(self._segments[-2].keys) < _GROWTH * len(self._segments[-1].keys):
             late, early = self._segments.pop(), self._segments.pop()
             self._segments.append(_merged(numpy, early, late))
 
 
-def _merged(numpy: Any, early: tuple[Any, Any], late: tuple[Any, Any]) -> tuple[Any, Any]:
+class _Segment:
+    """Entries sorted by key: two arrays of equal length.
+
+    A binary search of hundreds of megabytes waits for memory at each step. So the last key of each block of keys is
+    beside them, and a search reads these, which the processor's cache holds, and one block.
+    """
+
+    def __init__(self, numpy: Any, keys: Any, numbers: Any) -> None:
+        self._numpy = numpy
+        self.keys = keys
+        self.numbers = numbers
+        self._last = keys[_BLOCK - 1 :: _BLOCK].copy() if len(keys) >= _LARGE else None
+        self._blocks = numpy.lib.stride_tricks.sliding_window_view(keys, min(_BLOCK, len(keys)))
+
+    def search(self, keys: Any, after: bool = False) -> Any:
+        """How many of the segment's keys are less than each of the given ones, or with `after`, not greater."""
+        side = "right" if after else "left"
+        if self._last is None:
+            return self.keys.searchsorted(keys, side=side)
+        # The last block may be short: one that begins earlier counts the same.
+        begin = self._numpy.minimum(self._last.searchsorted(keys, side=side) * _BLOCK, len(self.keys) - _BLOCK)
+        blocks, asked = self._blocks[begin], keys[:, None]
+        return begin + self._numpy.count_nonzero(blocks <= asked if after else blocks < asked, axis=1)
+
+
+def _merged(numpy: Any, early: _Segment, late: _Segment) -> _Segment:
     """Two segments as one, in the order of the keys; the entries of the earlier one come first."""
-    keys = numpy.empty(len(early[0]) + len(late[0]), numpy.uint32)
-    numbers = numpy.empty_like(keys)
     # Each late entry moves by the number of early entries before it.
-    places = early[0].searchsorted(late[0], side="right") + numpy.arange(len(late[0]))
-    from_early = numpy.ones(len(keys), dtype=bool)
+    places = early.keys.searchsorted(late.keys, side="right") + numpy.arange(len(late.keys))
+    from_early = numpy.ones(len(early.keys) + len(late.keys), dtype=bool)
     from_early[places] = False
-    for target, first, second in zip((keys, numbers), early, late, strict=True):
+    merged = []
+    for first, second in ((early.keys, late.keys), (early.numbers, late.numbers)):
+        target = numpy.empty(len(from_early), numpy.uint32)
         target[places] = second
         target[from_early] = first
-    return keys, numbers
+        merged.append(target)
+    return _Segment(numpy, *merged)
