@@ -19,9 +19,10 @@ class TrainingConfig(TrainerConfig):
     """Tokens per device and micro-batch, padding included, instead of a number of rows: short rows go together in large
     batches, long ones in small batches. At least `max_length`. In place of `per_device_train_batch_size`."""
     packing: bool = False
-    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. Before
-    the first step this is checked with the student itself, and an architecture whose packed rows see each other (LFM2,
-    Mamba, gpt-oss, and all with convolutions, recurrent states or positions that are counted otherwise) is refused."""
+    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. This is
+    checked before a teacher is asked with a tiny model of the student's architecture, and before the first step with
+    the student itself: an architecture whose packed rows see each other (LFM2, Mamba, gpt-oss, and all with
+    convolutions, recurrent states or positions that are counted otherwise) is refused."""
     group_by_length: bool = True
     """Batch rows of similar length, to save padding. Off with `packing`."""
     loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20

@@ -63,7 +63,8 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
-        self._foresight = Foresight(models, rows.dataset, rows.preview, rows.awaits_thoughts)
+        length = training.max_length
+        self._foresight = Foresight(models, rows.dataset, rows.preview, rows.awaits_thoughts, max_length=length)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -76,8 +77,13 @@ class TrainStage:
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
-        """Load the student's tokenizer and render the first rows."""
-        return self._foresight.issues()
+        """Load the student's tokenizer, render the first rows, and try whether rows can be packed."""
+        issues = self._foresight.issues()
+        if issues or not isinstance(self._training, TrainingConfig) or not self._training.packing:
+            return issues
+        from easydistill.methods.sft.packing import packing_issues
+
+        return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
         return self._foresight.lines()

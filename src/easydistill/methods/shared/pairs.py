@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
@@ -137,11 +137,15 @@ class PairStage:
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
+    cuts: ClassVar[bool] = True
+    """Whether rows that are too long are cut off; otherwise they are rejected."""
 
     def __init__(self, rows: PairRows, models: ModelsConfig, training: TrainerConfig, name: str = "train") -> None:
         self.name = name
         self._rows, self._models, self._training = rows, models, training
-        self._foresight = Foresight(models, rows.dataset, rows.preview, counted=_COUNTED)
+        self._foresight = Foresight(
+            models, rows.dataset, rows.preview, counted=_COUNTED, max_length=training.max_length if self.cuts else None
+        )
         self.inputs = rows.inputs
 
     def preflight(self) -> list[ConfigIssue]:
