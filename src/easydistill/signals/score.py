@@ -139,6 +139,7 @@ class ModelScorer:
         weights: their shares in the mixture.
         vocabulary: token ids below this are real for teacher and student.
         temperature: of the kept distribution.
+        models: the teachers themselves, on this machine's device, if they are loaded.
     """
 
     def __init__(
@@ -150,10 +151,11 @@ class ModelScorer:
         temperature: float,
         *,
         trust_remote_code: bool = False,
+        models: Sequence[Any] | None = None,
     ) -> None:
         self._device = device()
         dtype = choose_dtype(config.dtype, self._device)
-        self._models = [
+        self._models = list(models or ()) or [
             load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
             for reference in references
         ]
