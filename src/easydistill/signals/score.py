@@ -41,6 +41,9 @@ from easydistill.signals.store import (
 )
 from easydistill.signals.unusable import check_usable, without_unusable
 
+BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 8192
+
 
 @dataclass(frozen=True)
 class RowToScore:
@@ -196,6 +199,13 @@ class ModelScorer:
         self._models = []
 
 
+def batch_tokens(config: SignalsConfig) -> int:
+    """Most tokens of one forward pass on this machine."""
+    if config.max_batch_tokens is not None:
+        return config.max_batch_tokens
+    return GPU_BATCH_TOKENS if device().type == "cuda" else BATCH_TOKENS
+
+
 @dataclass(frozen=True)
 class Shard:
     """The batches of one file."""
@@ -208,11 +218,11 @@ class Shard:
         return sum(map(len, self.batches))
 
 
-def plan_shards(lengths: Sequence[int], batch_tokens: int, shard_tokens: int) -> list[Shard]:
-    """Group rows by length into batches of at most `batch_tokens` (padding included), and batches into shards."""
+def plan_shards(lengths: Sequence[int], most_tokens: int, shard_tokens: int) -> list[Shard]:
+    """Group rows by length into batches of at most `most_tokens` (padding included), and batches into shards."""
     shards: list[Shard] = []
     filled = shard_tokens
-    for batch in batches_by_length(lengths, None, batch_tokens, 0):
+    for batch in batches_by_length(lengths, None, most_tokens, 0):
         tokens = sum(lengths[index] for index in batch)
         if filled + tokens > shard_tokens:
             shards.append(Shard(len(shards), []))
@@ -235,7 +245,7 @@ def score_rows(
 
     `advance(rows, tokens)` is called as rows are finished. Returns early, between batches, once `stop` is requested.
     """
-    shards = plan_shards([row.length for row in rows], config.max_batch_tokens, config.shard_tokens)
+    shards = plan_shards([row.length for row in rows], batch_tokens(config), config.shard_tokens)
     missing = [shard for shard in shards if not _is_complete(shard, rows, directory)]
     remove_shards_from(directory, len(shards))
     if missing:
