@@ -50,8 +50,14 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
 
     def _room(self, keys_BHTD: torch.Tensor, values_BHTD: torch.Tensor) -> None:
         """Make room for all tokens of the rows, in tensors like these."""
+        import torch
+
         _, heads, _, width = keys_BHTD.shape
-        if keys_BHTD.device.type == "cpu":
+        on = keys_BHTD.device.type
+        if torch.is_autocast_enabled(on):
+            # Attention would cast everything that is cached, at every token.
+            keys_BHTD, values_BHTD = (part.to(torch.get_autocast_dtype(on)) for part in (keys_BHTD, values_BHTD))
+        if on == "cpu":
             # Token beside token in memory, as the product with queries reads keys.
             self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, width, self._capacity).transpose(-1, -2)
         else:
