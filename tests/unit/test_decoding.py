@@ -118,6 +118,20 @@ def test_rows_that_leave_do_not_change_the_others() -> None:
     torch.testing.assert_close(both[0][[1, 4, 8]], both[1])
 
 
+def test_under_autocast_the_cache_is_in_the_dtype_of_attention() -> None:
+    model, prompts = made("llama", torch.float32), [PREFIX + prompt for prompt in PROMPTS]
+    tokens = torch.arange(60, 60 + len(prompts))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), grouped_attention(model):
+        batch = Batch(model, prompts, 2)
+        batch.begin()
+        own = batch.step(tokens).float()
+        cached = {(layer.keys.dtype, layer.values.dtype) for layer in batch._layers}
+        rows = [[*prompt, token] for prompt, token in zip(prompts, tokens.tolist(), strict=True)]
+        whole = torch.stack([model(torch.tensor([row])).logits[0, -1].float() for row in rows])
+    assert cached == {(torch.bfloat16, torch.bfloat16)}
+    assert float((own - whole).abs().mean()) < 0.03 * float(whole.std())
+
+
 def test_common_beginnings() -> None:
     assert shared_prefix([[*PREFIX, 1, 2], [*PREFIX, 3]]) == len(PREFIX)
     assert shared_prefix([PREFIX, PREFIX]) == len(PREFIX) - 1

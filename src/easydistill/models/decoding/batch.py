@@ -42,29 +42,42 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
         start, end = self._filled, self._filled + key_states.shape[2]
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            _, heads, _, width = key_states.shape
-            # Transposed, as a product with queries reads them.
-            self._keys_BHDT = key_states.new_empty(self._rows, heads, width, self._capacity)
-            self._values_BHTD = value_states.new_empty(self._rows, heads, self._capacity, value_states.shape[-1])
-        self._keys_BHDT[..., start:end] = key_states.transpose(-1, -2)
+            self._room(key_states, value_states)
+        self._keys_BHTD[:, :, start:end] = key_states
         self._values_BHTD[:, :, start:end] = value_states
         self._show(end)
         return (key_states, value_states) if start == 0 else (self.keys, self.values)
 
+    def _room(self, keys_BHTD: torch.Tensor, values_BHTD: torch.Tensor) -> None:
+        """Make room for all tokens of the rows, in tensors like these."""
+        import torch
+
+        _, heads, _, width = keys_BHTD.shape
+        on = keys_BHTD.device.type
+        if torch.is_autocast_enabled(on):
+            # Attention would cast everything that is cached, at every token.
+            keys_BHTD, values_BHTD = (part.to(torch.get_autocast_dtype(on)) for part in (keys_BHTD, values_BHTD))
+        if on == "cpu":
+            # Token beside token in memory, as the product with queries reads keys.
+            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, width, self._capacity).transpose(-1, -2)
+        else:
+            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, self._capacity, width)
+        shape = (self._rows, values_BHTD.shape[1], self._capacity, values_BHTD.shape[-1])
+        self._values_BHTD = values_BHTD.new_empty(shape)
+
     def _show(self, filled: int) -> None:
         self._filled = filled
-        self.keys = self._keys_BHDT[..., :filled].transpose(-1, -2)
+        self.keys = self._keys_BHTD[:, :, :filled]
         self.values = self._values_BHTD[:, :, :filled]
 
     def keep(self, rows_B: torch.Tensor) -> None:
         """Drop all but these rows."""
-        keys_BHDT, values_BHTD, filled = self._keys_BHDT, self._values_BHTD, self._filled
+        keys_BHTD, values_BHTD = self.keys, self.values
         self._rows = len(rows_B)
-        self._keys_BHDT = keys_BHDT.new_empty(self._rows, *keys_BHDT.shape[1:])
-        self._values_BHTD = values_BHTD.new_empty(self._rows, *values_BHTD.shape[1:])
-        self._keys_BHDT[..., :filled] = keys_BHDT[..., :filled].index_select(0, rows_B)
-        self._values_BHTD[:, :, :filled] = values_BHTD[:, :, :filled].index_select(0, rows_B)
-        self._show(filled)
+        self._room(keys_BHTD, values_BHTD)
+        self._keys_BHTD[:, :, : self._filled] = keys_BHTD.index_select(0, rows_B)
+        self._values_BHTD[:, :, : self._filled] = values_BHTD.index_select(0, rows_B)
+        self._show(self._filled)
 
 
 class Batch:
