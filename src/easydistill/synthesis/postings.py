@@ -11,7 +11,7 @@ from easydistill.errors import MissingExtra
 
 _RECENT = 1 << 18
 """Entries after which the dictionary of recent ones becomes a sorted segment."""
-_GROWTH = 4
+_GROWTH = 8
 """A segment is merged into the one before it unless that is this many times larger."""
 _BLOCK = 64
 """Keys of a large segment that are searched at once."""
@@ -72,10 +72,7 @@ class Postings:
         counts = numpy.array([0 if held is None else 1 if isinstance(held, int) else len(held) for held in recent], int)
         ranges = []
         for segment in self._segments:
-            begin = segment.search(keys)
-            places = numpy.flatnonzero(segment.keys.take(begin, mode="clip") == keys)
-            begin = begin[places]
-            sizes = segment.search(keys[places], after=True) - begin
+            places, begin, sizes = segment.ranges(keys)
             counts[places] += sizes
             ranges.append((places, begin, sizes))
         wanted = None
@@ -149,6 +146,18 @@ class _Segment:
         self.numbers = numbers
         self._last = keys[_BLOCK - 1 :: _BLOCK].copy() if len(keys) >= _LARGE else None
         self._blocks = numpy.lib.stride_tricks.sliding_window_view(keys, min(_BLOCK, len(keys)))
+
+    def ranges(self, keys: Any) -> tuple[Any, Any, Any]:
+        """Where entries with the keys are: (numbers of the keys, where the range of each begins, how long it is).
+
+        The numbers are an index of an array as long as the keys. Ranges may be empty.
+        """
+        begin = self.search(keys)
+        if self._last is None:
+            return slice(None), begin, self.search(keys, after=True) - begin
+        places = self._numpy.flatnonzero(self.keys.take(begin, mode="clip") == keys)
+        begin = begin[places]
+        return places, begin, self.search(keys[places], after=True) - begin
 
     def search(self, keys: Any, after: bool = False) -> Any:
         """How many of the segment's keys are less than each of the given ones, or with `after`, not greater."""
