@@ -11,11 +11,11 @@ from easydistill.errors import MissingExtra
 
 _RECENT = 1 << 18
 """Entries after which the dictionary of recent ones becomes a sorted segment."""
-_GROWTH = 4
+_GROWTH = 8
 """A segment is merged into the one before it unless that is this many times larger."""
 _BLOCK = 64
 """Keys of a large segment that are searched at once."""
-_LARGE = 1 << 16
+_LARGE = 1 << 22
 
 
 class Postings:
@@ -72,10 +72,7 @@ class Postings:
         counts = numpy.array([0 if held is None else 1 if isinstance(held, int) else len(held) for held in recent], int)
         ranges = []
         for segment in self._segments:
-            begin = segment.search(keys)
-            places = numpy.flatnonzero(segment.keys.take(begin, mode="clip") == keys)
-            begin = begin[places]
-            sizes = segment.search(keys[places], after=True) - begin
+            places, begin, sizes = segment.ranges(keys)
             counts[places] += sizes
             ranges.append((places, begin, sizes))
         wanted = None
@@ -114,8 +111,26 @@ class Postings:
         order = numpy.argsort(keys, kind="stable")
         self._segments.append(_Segment(numpy, keys[order], numbers[order]))
         while len(self._segments) > 1 and len(self._segments[-2].keys) < _GROWTH * len(self._segments[-1].keys):
-            late, early = self._segments.pop(), self._segments.pop()
-            self._segments.append(_merged(numpy, early, late))
+            self._merge()
+
+    def _merge(self) -> None:
+        """Make the last two segments one, in the order of the keys; the entries of the earlier one come first."""
+        numpy = self._numpy
+        late, early = self._segments.pop(), self._segments.pop()
+        keys, numbers = [early.keys, late.keys], [early.numbers, late.numbers]
+        # Each late entry moves by the number of early entries before it.
+        places = early.keys.searchsorted(late.keys, side="right") + numpy.arange(len(late.keys))
+        from_early = numpy.ones(len(early.keys) + len(late.keys), dtype=bool)
+        from_early[places] = False
+        # Two halves of a gigabyte: what is merged is freed before the rest is.
+        del early, late
+        merged = []
+        for parts in (keys, numbers):
+            target = numpy.empty(len(from_early), numpy.uint32)
+            target[places] = parts.pop()
+            target[from_early] = parts.pop()
+            merged.append(target)
+        self._segments.append(_Segment(numpy, *merged))
 
 
 class _Segment:
@@ -132,6 +147,18 @@ class _Segment:
         self._last = keys[_BLOCK - 1 :: _BLOCK].copy() if len(keys) >= _LARGE else None
         self._blocks = numpy.lib.stride_tricks.sliding_window_view(keys, min(_BLOCK, len(keys)))
 
+    def ranges(self, keys: Any) -> tuple[Any, Any, Any]:
+        """Where entries with the keys are: (numbers of the keys, where the range of each begins, how long it is).
+
+        The numbers are an index of an array as long as the keys. Ranges may be empty.
+        """
+        begin = self.search(keys)
+        if self._last is None:
+            return slice(None), begin, self.search(keys, after=True) - begin
+        places = self._numpy.flatnonzero(self.keys.take(begin, mode="clip") == keys)
+        begin = begin[places]
+        return places, begin, self.search(keys[places], after=True) - begin
+
     def search(self, keys: Any, after: bool = False) -> Any:
         """How many of the segment's keys are less than each of the given ones, or with `after`, not greater."""
         side = "right" if after else "left"
@@ -141,18 +168,3 @@ class _Segment:
         begin = self._numpy.minimum(self._last.searchsorted(keys, side=side) * _BLOCK, len(self.keys) - _BLOCK)
         blocks, asked = self._blocks[begin], keys[:, None]
         return begin + self._numpy.count_nonzero(blocks <= asked if after else blocks < asked, axis=1)
-
-
-def _merged(numpy: Any, early: _Segment, late: _Segment) -> _Segment:
-    """Two segments as one, in the order of the keys; the entries of the earlier one come first."""
-    # Each late entry moves by the number of early entries before it.
-    places = early.keys.searchsorted(late.keys, side="right") + numpy.arange(len(late.keys))
-    from_early = numpy.ones(len(early.keys) + len(late.keys), dtype=bool)
-    from_early[places] = False
-    merged = []
-    for first, second in ((early.keys, late.keys), (early.numbers, late.numbers)):
-        target = numpy.empty(len(from_early), numpy.uint32)
-        target[places] = second
-        target[from_early] = first
-        merged.append(target)
-    return _Segment(numpy, *merged)
