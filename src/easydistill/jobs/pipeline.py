@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from easydistill.config.job import JobConfig
+from easydistill.config.models import FreshStudent
 from easydistill.config.pipeline import Citation, PipelineConfig, citations
 from easydistill.config.values import KeyPath, dotted
 from easydistill.data.manifest import Manifest, RowCounts
@@ -20,6 +21,7 @@ from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
 from easydistill.engine.stage import (
     Estimate,
+    Examining,
     PlannedStage,
     Previewed,
     Stage,
@@ -35,6 +37,7 @@ from easydistill.jobs import stages_of
 LABELED = "labeled"
 _NAMES = {LABELED: "labeled.parquet"}
 """File names of artifacts that are cited by a shorter name."""
+_STUDENT: KeyPath = ("models", "student")
 _NEEDED: dict[KeyPath, str] = {("models",): "a language model", ("rewards", "reward_model"): "a reward model"}
 """Section of a job → the kind of model that it takes."""
 
@@ -57,7 +60,7 @@ def plan(job: Job) -> list[Stage]:
     issues = [issue for name in job.jobs for issue in _miscited(name, job.jobs)]
     if issues:
         raise ConfigError(issues)
-    return [_JobStage(name, inner, run, list(job.jobs)) for name, inner in job.jobs.items()]
+    return [_JobStage(name, job.jobs, run) for name in job.jobs]
 
 
 def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
@@ -99,12 +102,13 @@ class _JobStage:
     offers: tuple[str, ...] = ()
     classifies = False
 
-    def __init__(self, name: str, job: JobConfig, run: RunDirectory, order: Sequence[str]) -> None:
+    def __init__(self, name: str, jobs: Mapping[str, JobConfig], run: RunDirectory) -> None:
         self.name = name
-        self._job = job
+        self._jobs = jobs
+        self._job = jobs[name]
         self._run = run
-        self._numbers = {other: number for number, other in enumerate(order, start=1)}
-        self._cited = dict(citations(_values(job)))
+        self._numbers = {other: number for number, other in enumerate(jobs, start=1)}
+        self._cited = dict(citations(_values(self._job)))
         self.inputs = tuple(dict.fromkeys(citation.job for citation in self._cited.values()))
 
     # --- citations ------------------------------------------------------------------------------------------------
@@ -139,15 +143,56 @@ class _JobStage:
                 return stage / wanted
         return None
 
+    def _foreseen(self) -> _Resolved:
+        """The job as far as it is known: in place of a student that is yet to be trained, the one it is made of."""
+        resolved = self._resolve()
+        if _STUDENT not in resolved.unresolved:
+            return resolved
+        base = _untrained(self._cited[_STUDENT], self._jobs)
+        if base is None:
+            return resolved
+        values = _replaced(_values(resolved.job), {_STUDENT: base})
+        try:
+            job = type(self._job).model_validate(values)
+        except ValueError:
+            # Not every job makes its student.
+            return resolved
+        unresolved = tuple(path for path in resolved.unresolved if path != _STUDENT)
+        return _Resolved(job, resolved.waits_for, unresolved)
+
+    def _known_stages(self) -> list[Stage]:
+        """The job's stages that are to run, if its models are known."""
+        foreseen = self._foreseen()
+        if any(path[0] == "models" for path in foreseen.unresolved):
+            return []
+        stages = stages_of(foreseen.job)
+        if foreseen.waits_for:
+            return stages
+        run = RunDirectory(self._run.stage_directory(self._numbers[self.name], self.name))
+        records = Runner.silent(run).completed(stages)
+        return [stage for stage, record in zip(stages, records, strict=True) if record is None]
+
     # --- the `Stage` protocol -------------------------------------------------------------------------------------
 
     def preflight(self) -> list[ConfigIssue]:
         resolved = self._resolve()
+        found = [issue for stage in stages_of(resolved.job) for issue in stage.preflight()]
+        return self._own(found, resolved)
+
+    def examine(self) -> list[ConfigIssue]:
+        """The checks of the job's stages, before the first job of the pipeline starts."""
+        stages = [stage for stage in self._known_stages() if isinstance(stage, Examining)]
+        return self._own([issue for stage in stages for issue in stage.examine()], self._resolve())
+
+    def foretell(self) -> list[str]:
+        return [line for stage in self._known_stages() for line in notes_of(stage)]
+
+    def _own(self, issues: Sequence[ConfigIssue], resolved: _Resolved) -> list[ConfigIssue]:
+        """Issues of the job's stages as the pipeline's, less those about what is not known yet."""
         waiting = {dotted(path) for path in resolved.unresolved}
         return [
             replace(issue, path=f"jobs.{self.name}.{issue.path}" if issue.path else f"jobs.{self.name}")
-            for stage in stages_of(resolved.job)
-            for issue in stage.preflight()
+            for issue in issues
             if not _concerns(issue.path, waiting)
         ]
 
@@ -166,7 +211,11 @@ class _JobStage:
         waits_for = [name for name in self.inputs if name in pending or name in resolved.waits_for]
         if waits_for:
             state = f"waits for {', '.join(waits_for)}"
-            return [PlannedStage(f"{self.name}.{stage.name}", state, Estimate()) for stage in stages]
+            known = {stage.name: notes_of(stage) for stage in self._known_stages()}
+            return [
+                PlannedStage(f"{self.name}.{stage.name}", state, Estimate(), known.get(stage.name, ()))
+                for stage in stages
+            ]
         records = Runner.silent(run).completed(stages)
         return [
             PlannedStage(
@@ -209,7 +258,7 @@ class _InnerRun:
     def execute(self) -> StageResult:
         context = self._context
         reporter: Reporter = context.reporter.writing_to(self._directory.metrics)
-        runner = Runner(self._directory, reporter, context.redactor, context.stop)
+        runner = Runner(self._directory, reporter, context.redactor, context.stop, context.said)
         stages = stages_of(self._job)
         runner.preflight(stages)
         records = runner.completed(stages)
@@ -254,6 +303,21 @@ class _InnerRun:
             tokens=tokens,
             metrics={JOB: reported},
         )
+
+
+def _untrained(citation: Citation, jobs: Mapping[str, JobConfig]) -> Any:
+    """The student that a cited job trains, as its config describes it; None if its chat template will be another."""
+    job: Any = jobs[citation.job]
+    student = getattr(getattr(job, "models", None), "student", None)
+    if citation.artifact != "student" or student is None or getattr(job.dataset, "template", None) is not None:
+        return None
+    if isinstance(student, FreshStudent):
+        # Its tokenizer may be that of a teacher.
+        return None
+    if isinstance(student, BaseModel):
+        return _values(student)
+    cited = Citation.read(student)
+    return student if cited is None else _untrained(cited, jobs)
 
 
 def _concerns(key: str, cited: set[str]) -> bool:
