@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
 from easydistill.config.job import JobConfig
-from easydistill.config.models import FreshStudent
 from easydistill.config.pipeline import Citation, PipelineConfig, citations
 from easydistill.config.values import KeyPath, dotted
 from easydistill.data.manifest import Manifest, RowCounts
@@ -33,6 +30,7 @@ from easydistill.engine.stage import (
 from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.jobs import stages_of
+from easydistill.jobs._citations import Resolved, concerns, replaced, untrained, values_of
 
 LABELED = "labeled"
 _NAMES = {LABELED: "labeled.parquet"}
@@ -65,7 +63,7 @@ def plan(job: Job) -> list[Stage]:
 
 def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
     """Citations of artifacts that the cited job does not make, or that are the wrong kind of model."""
-    for path, citation in citations(_values(jobs[name])):
+    for path, citation in citations(values_of(jobs[name])):
         cited = jobs[citation.job]
         stages = stages_of(cited)
         where, who = f"jobs.{name}.{dotted(path)}", f"{citation.job} ({cited.job_type})"
@@ -81,21 +79,6 @@ def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]
             yield ConfigIssue("config", where, problem, f"cite a job that makes {needed}")
 
 
-def _values(job: BaseModel) -> dict[str, Any]:
-    """A config's explicitly set values in their serialised form, including secrets."""
-    return job.model_dump(by_alias=True, exclude_unset=True)
-
-
-@dataclass(frozen=True)
-class _Resolved:
-    """A job with its citations replaced by paths."""
-
-    job: JobConfig
-    waits_for: tuple[str, ...]
-    """Cited jobs whose artifacts do not exist yet; these citations are left as written."""
-    unresolved: tuple[KeyPath, ...]
-
-
 class _JobStage:
     """A job of a pipeline as a stage, whose directory is the job's run directory."""
 
@@ -108,12 +91,12 @@ class _JobStage:
         self._job = jobs[name]
         self._run = run
         self._numbers = {other: number for number, other in enumerate(jobs, start=1)}
-        self._cited = dict(citations(_values(self._job)))
+        self._cited = dict(citations(values_of(self._job)))
         self.inputs = tuple(dict.fromkeys(citation.job for citation in self._cited.values()))
 
     # --- citations ------------------------------------------------------------------------------------------------
 
-    def _resolve(self) -> _Resolved:
+    def _resolve(self) -> Resolved:
         found: dict[KeyPath, str] = {}
         missing: dict[KeyPath, str] = {}
         for path, citation in self._cited.items():
@@ -122,9 +105,9 @@ class _JobStage:
                 missing[path] = citation.job
             else:
                 found[path] = str(artifact)
-        values = _replaced(_values(self._job), found)
+        values = replaced(values_of(self._job), found)
         waits_for = tuple(dict.fromkeys(missing.values()))
-        return _Resolved(type(self._job).model_validate(values), waits_for, tuple(missing))
+        return Resolved(type(self._job).model_validate(values), waits_for, tuple(missing))
 
     def _artifact(self, citation: Citation) -> Path | None:
         """Path of a cited artifact; None if the cited job has not made it."""
@@ -143,22 +126,22 @@ class _JobStage:
                 return stage / wanted
         return None
 
-    def _foreseen(self) -> _Resolved:
+    def _foreseen(self) -> Resolved:
         """The job as far as it is known: in place of a student that is yet to be trained, the one it is made of."""
         resolved = self._resolve()
         if _STUDENT not in resolved.unresolved:
             return resolved
-        base = _untrained(self._cited[_STUDENT], self._jobs)
+        base = untrained(self._cited[_STUDENT], self._jobs)
         if base is None:
             return resolved
-        values = _replaced(_values(resolved.job), {_STUDENT: base})
+        values = replaced(values_of(resolved.job), {_STUDENT: base})
         try:
             job = type(self._job).model_validate(values)
         except ValueError:
             # Not every job makes its student.
             return resolved
         unresolved = tuple(path for path in resolved.unresolved if path != _STUDENT)
-        return _Resolved(job, resolved.waits_for, unresolved)
+        return Resolved(job, resolved.waits_for, unresolved)
 
     def _known_stages(self) -> list[Stage]:
         """The job's stages that are to run, if its models are known."""
@@ -187,13 +170,13 @@ class _JobStage:
     def foretell(self) -> list[str]:
         return [line for stage in self._known_stages() for line in notes_of(stage)]
 
-    def _own(self, issues: Sequence[ConfigIssue], resolved: _Resolved) -> list[ConfigIssue]:
+    def _own(self, issues: Sequence[ConfigIssue], resolved: Resolved) -> list[ConfigIssue]:
         """Issues of the job's stages as the pipeline's, less those about what is not known yet."""
         waiting = {dotted(path) for path in resolved.unresolved}
         return [
             replace(issue, path=f"jobs.{self.name}.{issue.path}" if issue.path else f"jobs.{self.name}")
             for issue in issues
-            if not _concerns(issue.path, waiting)
+            if not concerns(issue.path, waiting)
         ]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -303,33 +286,3 @@ class _InnerRun:
             tokens=tokens,
             metrics={JOB: reported},
         )
-
-
-def _untrained(citation: Citation, jobs: Mapping[str, JobConfig]) -> Any:
-    """The student that a cited job trains, as its config describes it; None if its chat template will be another."""
-    job: Any = jobs[citation.job]
-    student = getattr(getattr(job, "models", None), "student", None)
-    if citation.artifact != "student" or student is None or getattr(job.dataset, "template", None) is not None:
-        return None
-    if isinstance(student, FreshStudent):
-        # Its tokenizer may be that of a teacher.
-        return None
-    if isinstance(student, BaseModel):
-        return _values(student)
-    cited = Citation.read(student)
-    return student if cited is None else _untrained(cited, jobs)
-
-
-def _concerns(key: str, cited: set[str]) -> bool:
-    """Whether an issue is about a value that is not known yet."""
-    return any(key == path or path.startswith(f"{key}.") or key.startswith(f"{path}.") for path in cited)
-
-
-def _replaced(value: Any, by_path: Mapping[KeyPath, str], path: KeyPath = ()) -> Any:
-    if path in by_path:
-        return by_path[path]
-    if isinstance(value, Mapping):
-        return {key: _replaced(item, by_path, (*path, key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replaced(item, by_path, (*path, index)) for index, item in enumerate(value)]
-    return value
