@@ -288,7 +288,7 @@ def test_the_ends_of_a_student_are_told_before_a_teacher_is_asked(tiny_model: Pa
     asked = [{"instruction": "Why?"}, {"instruction": "Is that so?"}, {"instruction": "Why? " * 100}]
     rows = write(tmp_path / "rows.jsonl", asked)
     told = notes(labelling(rows, str(student), tmp_path / "run"))
-    assert "the student has 64 positions and training.max_length is 128" in told and "as 1 of 3 rows will" in told
+    assert "the student has 64 positions and training.max_length is 128" in told and "1 of 3 rows are longer" in told
     assert "the prompt alone fills the student's 64 positions in 1 of 3 rows" in told
     assert "positions" not in notes(labelling(rows, str(student), tmp_path / "run", max_length=64))
     vocabulary = json.loads((student / "tokenizer.json").read_text())["model"]["vocab"]

@@ -63,8 +63,8 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
-        length = training.max_length
-        self._foresight = Foresight(models, rows.dataset, rows.preview, rows.awaits_thoughts, max_length=length)
+        awaits = rows.awaits_thoughts or rows.are_cited
+        self._foresight = Foresight(models, rows.dataset, rows.preview, awaits, max_length=training.max_length)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:

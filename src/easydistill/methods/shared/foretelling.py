@@ -169,11 +169,12 @@ class Foresight:
         rows = [row for row in self._rows if not isinstance(row, DataError)]
         found: list[str] = []
         if longest is not None and longest != self.max_length:
-            longer = sum(len(row.ids) > longest for row in rows)
-            found.append(
-                f"the student has {longest} positions and training.max_length is {self.max_length}: rows end after "
-                f"{longest} tokens, as {longer} of {len(rows)} {self.counted} will"
-            )
+            problem = f"the student has {longest} positions and training.max_length is {self.max_length}"
+            found.append(f"{problem}: rows end after {longest} tokens")
+            if longer := sum(len(row.ids) > longest for row in rows):
+                found.append(
+                    f"{longer} of {len(rows)} {self.counted} are longer than the student's {longest} positions"
+                )
         if full := sum(not any(row.mask[1:longest]) for row in rows):
             end = f"the student's {longest} positions" if longest != self.max_length else "training.max_length"
             found.append(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
@@ -49,6 +50,11 @@ class LabelledRows:
     @property
     def inputs(self) -> tuple[str, ...]:
         return ("label",) if self.from_stage else ()
+
+    @property
+    def are_cited(self) -> bool:
+        """Whether another job of a pipeline is yet to make them."""
+        return not self.from_stage and Citation.read(self.dataset.labeled_path) is not None
 
     def fingerprint(self) -> dict[str, Any]:
         found: dict[str, Any] = {
