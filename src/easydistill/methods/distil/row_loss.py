@@ -32,10 +32,10 @@ class Distillation:
     Args:
         store: signals of all training rows.
         config: the divergence and its weight.
-        chunk_bytes: memory for a slice of the logits.
+        chunk_bytes: memory for a slice of the logits; None for what suits the device.
     """
 
-    def __init__(self, store: SignalStore, config: DistillationConfig, chunk_bytes: int) -> None:
+    def __init__(self, store: SignalStore, config: DistillationConfig, chunk_bytes: int | None) -> None:
         self._store = store
         self._config = config
         self._chunk_bytes = chunk_bytes
@@ -76,7 +76,8 @@ class Distillation:
         )
         loss = linear_distillation(rows_ND, head, target_N, targets, objective, self._chunk_bytes)
         sums = [loss.cross_entropy, targets.labelled_N.sum(), loss.divergence, targets.present_N.sum()]
-        self._sums += torch.stack([value.double() for value in sums]).detach().cpu()
+        # They stay on the device: to fetch them would make a GPU's queue run empty before the backward pass.
+        self._sums = self._sums.to(loss.total.device) + torch.stack([value.double() for value in sums]).detach()
         return loss.total
 
     def means(self) -> dict[str, float]:
