@@ -76,6 +76,7 @@ def test_kernels_compile_for_cards_and_move_sixteen_bytes_at_once(capability, tm
     gradient = compiled(triton_kernels.gradient, capability, {**shape, **block, **alone})
     assert "ld.global.v4" in gradient
     assert "st.global.v4" in gradient
+    assert "cvt.rn.bf16" in gradient, "rounded to nearest"
     assert "st.global" in compiled(triton_kernels.overwrite, capability, {"LISTED_BLOCK": 32})
 
 
