@@ -64,7 +64,7 @@ def test_the_check_of_a_device_sees_a_wrong_kernel(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_are_rounded_once_like_the_reference(dtype):
-    """Same products, same exact arithmetic: ∂z differs by no more than the last bit."""
+    """Same products, same exact arithmetic: ∂z differs by no more than the last bit, which the interpreter cuts off."""
     hidden, weight = normal(0, 6, 8, dtype=dtype), normal(1, 70, 8, dtype=dtype)
     ids = torch.tensor([[3, 60, 11]] * 6)
     numbers = normal(2, 6, 5)

@@ -12,8 +12,11 @@ import torch
 from tests.conftest import ROOT
 from tests.support.interpreted import ENVIRONMENT
 
-from easydistill.errors import ModelError
+from easydistill.errors import ConfigError
+from easydistill.kernels import check, devices, head_pass
 from easydistill.kernels.devices import SWITCH, rows_of_raw_products, uses_triton
+from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
+from easydistill.models.head import Head
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton has no release for this platform")
 
@@ -76,6 +79,7 @@ def test_kernels_compile_for_cards_and_move_sixteen_bytes_at_once(capability, tm
     gradient = compiled(triton_kernels.gradient, capability, {**shape, **block, **alone})
     assert "ld.global.v4" in gradient
     assert "st.global.v4" in gradient
+    assert "cvt.rn.bf16" in gradient, "rounded to nearest"
     assert "st.global" in compiled(triton_kernels.overwrite, capability, {"LISTED_BLOCK": 32})
 
 
@@ -109,8 +113,64 @@ def test_the_cpu_has_pytorchs_kernels_unless_told_otherwise(monkeypatch):
 def test_a_switch_that_cannot_be_followed_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv(SWITCH, "triton")
-    with pytest.raises(ModelError, match="the tensors are on the cpu"):
+    with pytest.raises(ConfigError, match="the tensors are on the cpu"):
         uses_triton(torch.zeros(1))
     monkeypatch.setenv(SWITCH, "cuda")
-    with pytest.raises(ModelError, match="set it to torch, triton or auto"):
+    with pytest.raises(ConfigError, match="set it to torch, triton or auto"):
         uses_triton(torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [0, 3, 11])
+def test_products_that_are_added_to_the_gradient_as_a_gpu_adds_them(rows, dtype, monkeypatch):
+    """Only the addition itself is CUDA's: it is done here by what its documentation says."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(rows, 8, generator=generator).to(dtype).requires_grad_()
+    weight_VD = torch.randn(50, 8, generator=generator).requires_grad_()
+    target_N = torch.randint(50, (rows,), generator=generator)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = linear_cross_entropy(hidden_ND, Head(weight_VD), target_N, 4 * 50 * 4)
+        return torch.autograd.grad(loss, [hidden_ND, weight_VD])
+
+    expected = gradients()
+    added = []
+
+    def addmm(into, left, right, out_dtype, *, beta, out):
+        assert out is into and left.dtype == right.dtype == torch.bfloat16 and out_dtype == into.dtype == torch.float32
+        added.append(beta)
+        product = left.float() @ right.float()
+        return out.copy_(product if beta == 0 else into * beta + product)
+
+    monkeypatch.setattr(head_pass, "adds_products_in_float32", lambda device, dtype: True)
+    monkeypatch.setattr(torch, "addmm", addmm)
+    # What was in the memory before must not matter.
+    monkeypatch.setattr(torch, "empty_like", lambda of, **kind: torch.full_like(of, torch.nan, **kind))
+    found = gradients()
+    assert added == {0: [], 3: [0.0], 11: [0.0, 1.0, 1.0]}[rows]
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("capability", "error", "expected", "told"),
+    [
+        ((9, 0), 0.004, True, ""),
+        ((7, 5), 0.004, False, ""),
+        ((9, 0), 0.5, False, "are wrong by 0.5"),
+        ((9, 0), float("nan"), False, "are wrong by nan"),
+        ((9, 0), RuntimeError("Failed to find C compiler"), False, "Failed to find C compiler"),
+    ],
+)
+def test_a_gpu_where_the_kernels_fail_has_pytorchs(capability, error, expected, told, monkeypatch, caplog):
+    def largest_error(device: torch.device) -> float:
+        if isinstance(error, Exception):
+            raise error
+        return error
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(check, "largest_error", largest_error)
+    assert devices._works_on.__wrapped__(torch.device("cuda", 0)) is expected
+    assert told in caplog.text
+    assert bool(caplog.text) is bool(told)

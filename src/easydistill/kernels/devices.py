@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from easydistill.errors import ModelError
+from easydistill.errors import ConfigError, ConfigIssue
 
 LOGGER = logging.getLogger(__name__)
 SWITCH = "EASYDISTILL_KERNELS"
@@ -32,21 +32,23 @@ def uses_triton(tensor: Tensor) -> bool:
     """Whether Triton's kernels run where a tensor is.
 
     Raises:
-        ModelError: they are asked for where they cannot run, or the switch has another value than it knows.
+        ConfigError: they are asked for where they cannot run, or the switch has another value than it knows.
     """
     wanted = os.environ.get(SWITCH, "auto")
     if wanted not in ("auto", "torch", "triton"):
-        raise ModelError(f"{SWITCH} is {wanted!r}\n    → set it to torch, triton or auto")
+        raise ConfigError(_issue(f"{wanted!r} is none of the kernels", "set it to torch, triton or auto"))
     if wanted == "torch" or (wanted == "auto" and tensor.device.type != "cuda"):
         return False
     if wanted == "triton":
         if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ModelError(
-                f"{SWITCH}=triton, but the tensors are on the {tensor.device.type}\n"
-                "    → unset it, or set TRITON_INTERPRET=1 to interpret the kernels"
-            )
+            problem = f"the tensors are on the {tensor.device.type}, where Triton does not run"
+            raise ConfigError(_issue(problem, "unset it, or set TRITON_INTERPRET=1 to interpret the kernels"))
         return True
     return _works_on(tensor.device)
+
+
+def _issue(problem: str, hint: str) -> ConfigIssue:
+    return ConfigIssue("the environment", SWITCH, problem, hint)
 
 
 @cache

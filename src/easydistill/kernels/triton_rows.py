@@ -22,6 +22,8 @@ class Launch:
 
 STATISTICS = Launch(4096, 8)
 GRADIENT = Launch(4096, 8)
+LISTED = 32
+"""Columns of interest that kernels have room for at least: each size is compiled anew."""
 OPTIONS = {"enable_fp_fusion": True}
 """Stated, because the default changes with Triton 3.10."""
 
@@ -72,7 +74,7 @@ class TritonRows:
                 self._soft_lse_N,
                 *self._shape,
                 **self._constants,
-                LISTED_BLOCK=triton.next_power_of_2(listed),
+                LISTED_BLOCK=max(LISTED, triton.next_power_of_2(listed)),
                 BLOCK=STATISTICS.block,
                 num_warps=STATISTICS.warps,
                 **OPTIONS,
@@ -103,7 +105,7 @@ class TritonRows:
                 ids_NC.contiguous(),
                 special_NC.contiguous(),
                 listed,
-                LISTED_BLOCK=triton.next_power_of_2(listed),
+                LISTED_BLOCK=max(LISTED, triton.next_power_of_2(listed)),
                 num_warps=1,
                 **OPTIONS,
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -25,8 +26,11 @@ class TrainingConfig(TrainerConfig):
     convolutions, recurrent states or positions that are counted otherwise) is refused."""
     group_by_length: bool = True
     """Batch rows of similar length, to save padding. Off with `packing`."""
-    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
-    """Bytes of logits that the loss holds at once; they are computed slice by slice."""
+    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] | None = None
+    """Bytes of logits that the loss holds at once; they are computed slice by slice. Unset: 64 MiB on a CPU, and 512
+    MiB on a GPU, which needs larger slices to be busy."""
+
+    recorded_for_none: ClassVar[Mapping[str, Any]] = {"loss_chunk_bytes": 64 << 20}
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -148,7 +148,9 @@ class TrainStage:
             student=student.description,
         )
 
-    def _distillation(self, rows: Sequence[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:
+    def _distillation(
+        self, rows: Sequence[TokenRow], chunk_bytes: int | None, context: StageContext
+    ) -> Distillation | None:
         from easydistill.methods.distil.row_loss import Distillation
         from easydistill.signals.store import SignalStore
 

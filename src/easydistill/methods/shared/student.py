@@ -80,7 +80,7 @@ def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate
     return Estimate(
         # The student in two bytes per value, and checkpoints with weights and moments.
         disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
-        memory_bytes=parameters * bytes_each + 3 * getattr(training, "loss_chunk_bytes", LOSS_CHUNK_BYTES),
+        memory_bytes=parameters * bytes_each + 3 * (getattr(training, "loss_chunk_bytes", None) or LOSS_CHUNK_BYTES),
     )
 
 
