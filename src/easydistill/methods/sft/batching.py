@@ -21,6 +21,8 @@ from easydistill.data.batches import padded
 from easydistill.data.tokens import Ids, Mask, TokenIds, Tokens
 
 IGNORE = -100
+BOUNDS = ("cu_seq_lens_q", "max_length_q")
+"""transformers' names for the bounds of the rows in one long sequence, and for the length of the longest."""
 MEGABATCHES = 8
 """Rows are sorted by length within windows of this many optimiser steps; wider windows pad less and mix less."""
 
