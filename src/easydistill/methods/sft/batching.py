@@ -22,6 +22,8 @@ from easydistill.data.tokens import Ids, Mask, TokenIds, Tokens
 from easydistill.methods.sft.items import Items
 
 IGNORE = -100
+BOUNDS = ("cu_seq_lens_q", "max_length_q")
+"""transformers' names for the bounds of the rows in one long sequence, and for the length of the longest."""
 MEGABATCHES = 8
 """Rows are sorted by length within windows of this many optimiser steps; wider windows pad less and mix less."""
 

@@ -12,6 +12,7 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from easydistill.config.models import ModelsConfig
 from easydistill.errors import ConfigError, ConfigIssue
-from easydistill.methods.sft.batching import TokenRow, collate
+from easydistill.methods.sft.batching import BOUNDS, TokenRow, collate
 from easydistill.models.head import Head, body_of
 from easydistill.models.limits import Limits, student_config
 from easydistill.models.miniature import miniature
@@ -28,14 +29,14 @@ _ROW = 24
 """Tokens of a row; more than any convolution's kernel has."""
 _APART = 1e-5
 """Relative to the logits' deviation: a change of the first row may move the second by no more (rounding: 0)."""
-_ALONE = 1e-2
-"""The same for a packed row against itself alone, whose sums are in another order, in bfloat16 perhaps."""
-
-
+_ALONE = {torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 1e-1}
+"""The same for a packed row against itself alone, whose sums are in another order, by the dtype of the computation."""
 _CLEARLY = 1e-3
 """What a random miniature must exceed of `_APART` to be refused for; in doubt the student itself is asked."""
 _CHUNK = 64
 """Tokens of a chunk in a miniature whose attention is in chunks."""
+
+Collate = Callable[[Sequence[list[TokenRow]], int], Mapping[str, Any]]
 
 
 def packing_issues(models: ModelsConfig, max_length: int) -> list[ConfigIssue]:
@@ -56,17 +57,25 @@ def packing_issues(models: ModelsConfig, max_length: int) -> list[ConfigIssue]:
     if model is None:
         return []
     try:
-        check_packing(model, max_length, _CLEARLY)
+        check_packing(model, max_length, apart=_CLEARLY)
     except ConfigError as error:
         return list(error.issues)
     return []
 
 
-def check_packing(model: Any, max_length: int, apart: float = _APART) -> None:
+def check_packing(
+    model: Any,
+    max_length: int,
+    collated: Collate = collate,
+    switch: Callable[[], object] = lambda: None,
+    apart: float = _APART,
+) -> None:
     """Check that rows packed as the trainer packs them do not see each other.
 
     Args:
         max_length: of a pack; attention in chunks shorter than that is tried across a chunk's end.
+        collated: makes a micro-batch of packs and a padding token, as the trainer does.
+        switch: called once the rows' logits alone are known, to let the model attend otherwise from then on.
         apart: by how much the second row's logits may move with the first row, in deviations.
 
     Raises:
@@ -77,9 +86,10 @@ def check_packing(model: Any, max_length: int, apart: float = _APART) -> None:
     model.eval()
     try:
         with torch.inference_mode():
-            alone = [_logits(model, [row]) for row in (first, second)]
-            packed_TV = _logits(model, [first, second])
-            changed_TV = _logits(model, [other, second])
+            alone = [_logits(model, [row], collate) for row in (first, second)]
+            switch()
+            packed_TV = _logits(model, [first, second], collated)
+            changed_TV = _logits(model, [other, second], collated)
     except (TypeError, IndexError, RuntimeError, ValueError) as error:
         raise _refused(model, f"it fails on packed rows: {' '.join(str(error).split())[:200]}") from error
     finally:
@@ -90,7 +100,7 @@ def check_packing(model: Any, max_length: int, apart: float = _APART) -> None:
     moved = float((packed_TV - torch.cat(alone)).abs().max()) / scale
     if not seen <= apart:
         raise _refused(model, f"a packed row sees the one before it (its logits move by {seen:.2g} deviations)")
-    if not moved <= _ALONE:
+    if not moved <= _ALONE.get(_dtype(model), _ALONE[torch.float32]):
         raise _refused(model, f"a packed row has other logits than alone (by {moved:.2g} deviations)")
 
 
@@ -115,11 +125,18 @@ def _rows(model: Any, max_length: int) -> tuple[TokenRow, TokenRow, TokenRow]:
     return first, second, other
 
 
-def _logits(model: Any, rows: list[TokenRow]) -> Tensor:
+def _dtype(model: Any) -> torch.dtype:
+    """The dtype in which the model computes."""
+    weight = next(model.parameters())
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _logits(model: Any, rows: list[TokenRow], collated: Collate) -> Tensor:
     """float32 logits [T, V] of a pack, computed as the trainer does."""
     on = next(model.parameters()).device
-    batch = {name: value.to(on) for name, value in collate([rows], 0).items()}
-    hidden_BTD = body_of(model)(
-        input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False
-    ).last_hidden_state
+    made = collated([rows], 0)
+    batch = {name: made[name] for name in ("input_ids", "position_ids", *BOUNDS) if name in made}
+    batch = {name: value.to(on) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    hidden_BTD = body_of(model)(**batch, use_cache=False).last_hidden_state
     return Head.of(model).logits(hidden_BTD[0]).float()

@@ -21,6 +21,7 @@ from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
     loaded_student,
+    optimiser_issues,
     save_student,
     show_student,
     student_of_stage,
@@ -74,6 +75,7 @@ class TrainStage:
             issues += unreadable_rows("dataset.labeled_path", dataset.labeled_path)
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
+        issues += optimiser_issues(self._training)
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
@@ -107,7 +109,7 @@ class TrainStage:
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = loaded_student(models, self._training.max_length, context)
+        student = loaded_student(models, self._training.max_length, context, self._training.weights)
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         found, too_long = training_rows(
             renderer, samples, self._training.max_length, self.name, context.directory, student.limits

@@ -24,7 +24,7 @@ from easydistill.errors import ConfigIssue, DataError
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import training_estimate, training_fingerprint
+from easydistill.methods.shared.student import optimiser_issues, training_estimate, training_fingerprint
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -151,7 +151,7 @@ class PairStage:
     def preflight(self) -> list[ConfigIssue]:
         issues = missing_file("dataset.template", self._rows.dataset.template)
         issues += self._rows.issues()
-        issues += student_issues(self._models) + check_student(self._models)
+        issues += student_issues(self._models) + check_student(self._models) + optimiser_issues(self._training)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
     def examine(self) -> list[ConfigIssue]:
