@@ -28,7 +28,8 @@ class _Signals(Section):
     runtime_only: ClassVar[frozenset[str]] = frozenset({"max_batch_tokens", "shard_tokens"})
 
     backend: Literal["transformers", "vllm"] = "transformers"
-    """The engine that computes them. vLLM's `prompt_logprobs` are far slower than a forward pass and give no draws."""
+    """The engine that computes them. vLLM gives the most probable tokens only: `top_k` signals at temperature 1, of one
+    teacher with the student's vocabulary."""
     teachers: Annotated[list[WeightedTeacher], Field(min_length=1)] | None = None
     """Several teachers, mixed by weight; defaults to `models.teacher` alone."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
