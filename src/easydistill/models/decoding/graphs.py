@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.cache_utils import StaticCache
 
 from easydistill.engine.run_directory import LOGGER
+from easydistill.models.decoding.attention import grouped_attention
 from easydistill.models.decoding.batch import next_logits, padded_left
 from easydistill.models.decoding.check import decodes
 from easydistill.models.draws import DrawRule, SeededSampler, draw
@@ -152,7 +153,7 @@ class RecordedStep:
         import torch
 
         # Libraries allocate their workspaces at the first step, which must not be recorded.
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream(self._heat_B1.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
@@ -217,7 +218,7 @@ class DecodeGraphs:
         rows = _rounded(len(prompts), ROWS_STEP)
         capacity = _rounded(max(map(len, prompts)) + room, CAPACITY_STEP)
         shape = (model, rows, capacity, room, eos_ids, sampler.rule)
-        with torch.no_grad():
+        with torch.no_grad(), grouped_attention(model):
             if shape != self._shape:
                 # The old one first: two caches might not fit.
                 self._step = None
