@@ -17,7 +17,7 @@ from transformers.cache_utils import StaticCache
 
 from easydistill.engine.run_directory import LOGGER
 from easydistill.models.decoding.attention import grouped_attention
-from easydistill.models.decoding.batch import next_logits, padded_left
+from easydistill.models.decoding.batch import NextLogits, padded_left
 from easydistill.models.decoding.check import decodes
 from easydistill.models.draws import DrawRule, SeededSampler, draw
 
@@ -43,8 +43,8 @@ class StaticBatch:
     def __init__(self, model: Any, rows: int, capacity: int) -> None:
         import torch
 
-        self._model = model
         self._cache = StaticCache(config=model.config, max_cache_len=capacity)
+        self._forward = NextLogits(model, self._cache)
         self._seen_BT = torch.ones(rows, capacity, dtype=torch.long, device=model.device)
         self._position_B1 = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
         self._ids_BT = self._position_B1
@@ -68,12 +68,12 @@ class StaticBatch:
         self._cache.reset()
         positions_BT = (self._seen_BT[:, : self._ids_BT.shape[1]].cumsum(-1) - 1).clamp(min=0)
         self._position_B1.copy_(positions_BT[:, -1:])
-        return next_logits(self._model, self._ids_BT, self._seen_BT, positions_BT, self._cache)
+        return self._forward(self._ids_BT, self._seen_BT, positions_BT)
 
     def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
         """Logits (B, V) of the tokens after `tokens_B`."""
         self._position_B1.add_(1)
-        return next_logits(self._model, tokens_B[:, None], self._seen_BT, self._position_B1, self._cache)
+        return self._forward(tokens_B[:, None], self._seen_BT, self._position_B1)
 
 
 class RecordedStep:
