@@ -10,7 +10,7 @@ import torch
 from tests.support.tiny import tiny_llama
 from torch import Tensor
 
-from easydistill.models.decoding.attention import NAME, grouped_attention
+from easydistill.models.decoding.attention import NAME, by_kernel, grouped_attention, multiplied
 from easydistill.models.decoding.batch import Batch, shared_prefix
 from easydistill.models.decoding.check import decodes
 from easydistill.models.decoding.graphs import CHECK_EVERY, DecodeGraphs, recordable
@@ -72,6 +72,24 @@ def test_the_model_is_left_as_it_was() -> None:
     answers = [generate_batch(model, PROMPTS, ENDS, 8, sampler(len(PROMPTS))) for _ in range(2)]
     assert answers[0] == answers[1]
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("attend", [multiplied, by_kernel])
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_attention_by_groups_is_that_of_transformers(attend: Any, kind: str, scaling: float | None) -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, heads, tokens, 8) for heads, tokens in ((6, 1), (2, 11), (2, 11)))
+    seen = torch.rand(3, 1, 1, 11) > 0.3
+    added = torch.zeros(3, 1, 1, 11).masked_fill(~seen, -torch.inf)
+    mask = {"none": None, "bool": seen, "float": added}[kind]
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3  # type: ignore[assignment]
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    found = attend(query.reshape(3, 2, 3, 8), key, value, mask, scaling)
+    torch.testing.assert_close(found.reshape(3, 1, 6, 8), expected)
 
 
 def test_models_with_windows_or_states_go_through_generate() -> None:

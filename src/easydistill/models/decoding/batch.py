@@ -92,7 +92,6 @@ class Batch:
     def __init__(self, model: Any, prompts: Sequence[list[int]], room: int) -> None:
         import torch
 
-        self._model = model
         self._prefix = shared_prefix(prompts)
         rests = [list(prompt[self._prefix :]) for prompt in prompts]
         width = max(map(len, rests))
@@ -104,7 +103,7 @@ class Batch:
         self._position_B1 = self._seen_BT[:, : self._filled].sum(1, keepdim=True) - 1
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self._layers = [FilledLayer(len(prompts), self._filled + room) for _ in range(layers)]
-        self._cache = Cache(layers=self._layers)
+        self._forward = NextLogits(model, Cache(layers=self._layers))
 
     def begin(self) -> torch.Tensor:
         """Logits (B, V) of each row's first new token."""
@@ -127,9 +126,6 @@ class Batch:
         self._seen_BT, self._position_B1 = self._seen_BT[rows_B], self._position_B1[rows_B]
         for layer in self._layers:
             layer.keep(rows_B)
-
-    def _forward(self, ids_BT: torch.Tensor, seen_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
-        return next_logits(self._model, ids_BT, seen_BT, positions_BT, self._cache)
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:
@@ -156,18 +152,22 @@ def _positions(seen_BT: torch.Tensor) -> torch.Tensor:
     return (seen_BT.cumsum(-1) - 1).clamp(min=0)
 
 
-def next_logits(
-    model: Any, ids_BT: torch.Tensor, seen_BT: torch.Tensor, positions_BT: torch.Tensor, cache: Any
-) -> torch.Tensor:
-    """Logits (B, V) of the token after the last."""
-    last: dict[str, Any] = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    out = model(
-        input_ids=ids_BT,
-        attention_mask=seen_BT,
-        position_ids=positions_BT,
-        past_key_values=cache,
-        use_cache=True,
-        **last,
-    )
-    logits_BV: torch.Tensor = out.logits[:, -1]
-    return logits_BV
+class NextLogits:
+    """Logits (B, V) of the token after the last, from a model and its cache."""
+
+    def __init__(self, model: Any, cache: Any) -> None:
+        self._model, self._cache = model, cache
+        # Asks for the signature, which takes as long as a layer of a small model.
+        self._last: dict[str, Any] = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+
+    def __call__(self, ids_BT: torch.Tensor, seen_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+        out = self._model(
+            input_ids=ids_BT,
+            attention_mask=seen_BT,
+            position_ids=positions_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._last,
+        )
+        logits_BV: torch.Tensor = out.logits[:, -1]
+        return logits_BV
