@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from easydistill.jobs._row_paths import absent_paths as absent
 from easydistill.jobs._row_paths import row_path_issues
 
 if TYPE_CHECKING:
+    from easydistill.doctor.finding import Finding
     from easydistill.migration import Migration
     from easydistill.signals.verify import Verification
 
@@ -200,36 +199,15 @@ def job_schema() -> dict[str, Any]:
     }
 
 
-def doctor() -> list[tuple[str, str, bool]]:
-    """(what, state, good) for everything a run may need on this machine."""
-    from easydistill.engine.run_directory import package_versions
-    from easydistill.evaluation.metrics import METRICS
-    from easydistill.losses import LOSSES
-    from easydistill.rewards import REWARDS
-    from easydistill.synthesis.operators import OPERATORS
+def doctor(*, measure: bool = True) -> Iterator[Finding]:
+    """What is installed, what this machine has and how fast it is, and what to expect of it; see `doctor/`.
 
-    lines = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
-    lines += [(name, version, True) for name, version in package_versions().items()]
-    for extra, modules in (
-        ("train", ("torch", "transformers", "accelerate", "peft", "gguf", "rapidfuzz")),
-        ("trl", ("trl",)),
-        ("synth", ("rensa", "rapidfuzz", "math_verify", "selectolax", "pypdf")),
-        ("vllm", ("vllm",)),
-    ):
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        state = (
-            f"missing: {', '.join(missing)}  (pip install 'easydistill-toolkit[{extra}]')" if missing else "installed"
-        )
-        lines.append((f"extra {extra}", state, not missing))
-    for registry in (JOBS, OPERATORS, LOSSES, REWARDS, METRICS):
-        lines += [(f"{registry.kind}: {name}", problem, False) for name, problem in sorted(registry.unusable().items())]
-    if importlib.util.find_spec("torch") is not None:
-        from easydistill.models.loading import computes_well_in_bf16, device
+    Args:
+        measure: without it nothing is measured, which takes up to a minute.
+    """
+    from easydistill.doctor.check import findings
 
-        on = device()
-        numbers = "bfloat16" if computes_well_in_bf16(on) else "float32"
-        lines.append(("device", f"{on.type}, computes in {numbers}", True))
-    return lines
+    return findings(measure=measure)
 
 
 def inspect_signals(directory: str | Path) -> dict[str, Any]:

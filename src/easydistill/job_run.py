@@ -75,7 +75,7 @@ class JobRun:
             self._reporter.say(f"note: {note}")
         stages = stages_of(self._loaded.job)
         run_stage = stage_runner(self._loaded.job)
-        runner = Runner(self._directory, self._reporter, self._redactor, self._stop, run_stage)
+        runner = Runner(self._directory, self._reporter, self._redactor, self._stop, run_stage=run_stage)
         runner.preflight(stages)
         with self._directory.locked():
             if again is not None:

@@ -226,6 +226,79 @@ def test_a_student_is_loaded_before_a_teacher_is_asked(
     assert not RunDirectory(tmp_path / "run").stage_directories()
 
 
+def labelling(rows: Path, student: Any, output: Path, **training: Any) -> dict[str, Any]:
+    """A job whose teacher does not answer: whatever is told is told before it is asked."""
+    return {
+        "job_type": "black_box_kd_api",
+        "dataset": {"instruction_path": str(rows)},
+        "inference": {"base_url": "http://127.0.0.1:9/v1", "model": "nobody"},
+        "models": {"student": student},
+        "training": {"max_steps": 1, "max_length": 128, **training},
+        "output_dir": str(output),
+    }
+
+
+def refused(config: dict[str, Any]) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as told:
+        api.run(config, quiet=True)
+    assert not RunDirectory(Path(config["output_dir"])).stage_directories()
+    return [(issue.path, issue.problem) for issue in told.value.issues]
+
+
+def test_answers_that_a_teacher_replaces_are_not_looked_at(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The thoughts of a file's own answers are no reason to refuse it as prompts."""
+    told = notes(labelling(rows, str(tiny_model), tmp_path / "run"))
+    assert "thoughts of" not in told
+    with pytest.raises(DataError, match="the teacher gave no usable answer"):
+        api.run(labelling(rows, str(tiny_model), tmp_path / "run"), quiet=True)
+
+
+def test_a_student_that_cannot_be_made_is_told_before_a_teacher_is_asked(
+    rows: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    small = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    name = str(tiny_model)
+    for student, key in (
+        ({"from": name, "keep_layers": 99}, "models.student.keep_layers"),
+        ({"config": {**small, "num_attention_heads": 5}, "tokenizer": name}, "models.student.config"),
+        ({"config": {**small, "vocab_size": 100}, "tokenizer": name}, "models.student.config.vocab_size"),
+    ):
+        ((where, _),) = refused(labelling(rows, student, tmp_path / "run"))
+        assert where == key
+    assert notes(labelling(rows, {"from": name, "keep_layers": 2}, tmp_path / "run"))
+
+
+def test_rows_that_cannot_be_packed_are_told_before_a_teacher_is_asked(
+    rows: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    leaking = tmp_path / "leaking"
+    shutil.copytree(tiny_model, leaking)
+    AutoConfig.for_model("lfm2", layer_types=["conv", "full_attention"], num_hidden_layers=2).save_pretrained(leaking)
+    ((where, problem),) = refused(labelling(rows, str(leaking), tmp_path / "run", packing=True))
+    assert where == "training.packing" and "sees the one before it" in problem
+
+
+def test_the_ends_of_a_student_are_told_before_a_teacher_is_asked(tiny_model: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    asked = [{"instruction": "Why?"}, {"instruction": "Is that so?"}, {"instruction": "Why? " * 100}]
+    rows = write(tmp_path / "rows.jsonl", asked)
+    told = notes(labelling(rows, str(student), tmp_path / "run"))
+    assert "the student has 64 positions and training.max_length is 128" in told and "1 of 3 rows are longer" in told
+    assert "the prompt alone fills the student's 64 positions in 1 of 3 rows" in told
+    assert "positions" not in notes(labelling(rows, str(student), tmp_path / "run", max_length=64))
+    vocabulary = json.loads((student / "tokenizer.json").read_text())["model"]["vocab"]
+    last, rare = max((at, token) for token, at in vocabulary.items() if token.isascii() and token.isalpha())
+    (student / "config.json").write_text(json.dumps(config | {"vocab_size": last}))
+    rows = write(tmp_path / "rows.jsonl", [{"instruction": "Why?"}, {"instruction": rare}])
+    told = notes(labelling(rows, str(student), tmp_path / "run"))
+    assert "1 of 2 rows have tokens that the student's embedding" in told
+
+
 def test_the_date_is_that_of_the_first_start(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text(

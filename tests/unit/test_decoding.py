@@ -10,7 +10,7 @@ import torch
 from tests.support.tiny import tiny_llama
 from torch import Tensor
 
-from easydistill.models.decoding.attention import NAME, grouped_attention
+from easydistill.models.decoding.attention import NAME, by_kernel, grouped_attention, multiplied
 from easydistill.models.decoding.batch import Batch, shared_prefix
 from easydistill.models.decoding.check import decodes
 from easydistill.models.decoding.graphs import CHECK_EVERY, DecodeGraphs, recordable
@@ -74,6 +74,24 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("attend", [multiplied, by_kernel])
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_attention_by_groups_is_that_of_transformers(attend: Any, kind: str, scaling: float | None) -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, heads, tokens, 8) for heads, tokens in ((6, 1), (2, 11), (2, 11)))
+    seen = torch.rand(3, 1, 1, 11) > 0.3
+    added = torch.zeros(3, 1, 1, 11).masked_fill(~seen, -torch.inf)
+    mask = {"none": None, "bool": seen, "float": added}[kind]
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3  # type: ignore[assignment]
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    found = attend(query.reshape(3, 2, 3, 8), key, value, mask, scaling)
+    torch.testing.assert_close(found.reshape(3, 1, 6, 8), expected)
+
+
 def test_models_with_windows_or_states_go_through_generate() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
@@ -116,6 +134,20 @@ def test_rows_that_leave_do_not_change_the_others() -> None:
         fewer.keep([1, 4, 8])
         both = whole.step(steps + 7), fewer.step((steps + 7)[[1, 4, 8]])
     torch.testing.assert_close(both[0][[1, 4, 8]], both[1])
+
+
+def test_under_autocast_the_cache_is_in_the_dtype_of_attention() -> None:
+    model, prompts = made("llama", torch.float32), [PREFIX + prompt for prompt in PROMPTS]
+    tokens = torch.arange(60, 60 + len(prompts))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), grouped_attention(model):
+        batch = Batch(model, prompts, 2)
+        batch.begin()
+        own = batch.step(tokens).float()
+        cached = {(layer.keys.dtype, layer.values.dtype) for layer in batch._layers}
+        rows = [[*prompt, token] for prompt, token in zip(prompts, tokens.tolist(), strict=True)]
+        whole = torch.stack([model(torch.tensor([row])).logits[0, -1].float() for row in rows])
+    assert cached == {(torch.bfloat16, torch.bfloat16)}
+    assert float((own - whole).abs().mean()) < 0.03 * float(whole.std())
 
 
 def test_common_beginnings() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +180,37 @@ def test_the_kernel_computes_the_references_statistics() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "equal\n"
+
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from easydistill.signals.block_kernel import BLOCK, BLOCKS, _statistics_kernel
+
+types = ["*{dtype}", "i32", "*fp32", "*fp32", "*fp32", "i32", "fp32", "constexpr", "constexpr"]
+signature = dict(zip(_statistics_kernel.arg_names, types, strict=True))
+source = ASTSource(_statistics_kernel, signature, constexprs={{"BLOCKS": BLOCKS, "BLOCK": BLOCK}})
+made = triton.compile(source, target=GPUTarget("cuda", {capability}, 32), options={{"enable_fp_fusion": False}})
+assert made.asm["cubin"]
+print("compiled")
+"""
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [("bf16", 90), ("fp16", 75), ("fp32", 80)])
+def test_the_kernel_compiles_for_gpus(tmp_path: Path, dtype: str, capability: int) -> None:
+    """Down to the machine's code, which needs no GPU: the interpreter accepts what the compiler does not."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILED.format(dtype=dtype, capability=capability)],
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "compiled\n"
 
 
 def test_the_switch_for_deterministic_operations_is_put_back() -> None:

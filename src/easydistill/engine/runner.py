@@ -43,6 +43,7 @@ class Runner:
     """Runs a job's stages inside a run directory.
 
     Args:
+        said: what the user knows already; lines that are said are added.
         run_stage: how a stage is run; by default in this process.
     """
 
@@ -52,6 +53,7 @@ class Runner:
         reporter: Reporter,
         redactor: Redactor,
         stop: StopSignal,
+        said: set[str] | None = None,
         run_stage: Callable[[Stage, StageContext], StageResult] | None = None,
     ) -> None:
         self._run_in = run_stage or (lambda stage, context: stage.run(context))
@@ -59,7 +61,7 @@ class Runner:
         self._reporter = reporter
         self._redactor = redactor
         self._stop = stop
-        self._said: set[str] = set()
+        self._said: set[str] = set() if said is None else said
 
     @classmethod
     def silent(cls, run: RunDirectory) -> Runner:

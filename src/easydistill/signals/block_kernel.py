@@ -6,8 +6,6 @@ give equal bits.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
@@ -18,18 +16,19 @@ from easydistill.signals.block_statistics import BLOCK, BlockStatistics
 BLOCKS = 32
 
 
+# Triton would evaluate other annotations of the arguments.
 @triton.jit
-def _statistics_kernel(
-    logits: Any,
-    row_stride: Any,
-    maxima: Any,
-    sums: Any,
-    moments: Any,
-    blocks: Any,
-    scale: Any,
+def _statistics_kernel(  # type: ignore[no-untyped-def]
+    logits,
+    row_stride,
+    maxima,
+    sums,
+    moments,
+    blocks,
+    scale,
     BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     row = tl.program_id(0).to(tl.int64)
     block_B = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     exists_B = block_B < blocks
@@ -56,5 +55,15 @@ def fused_statistics(logits_NV: Tensor, scale: float) -> BlockStatistics:
     found = [torch.empty((rows, blocks), dtype=torch.float32, device=logits_NV.device) for _ in range(3)]
     if rows:
         grid = (rows, triton.cdiv(blocks, BLOCKS))
-        _statistics_kernel[grid](logits_NV, logits_NV.stride(0), *found, blocks, scale, BLOCKS=BLOCKS, BLOCK=BLOCK)
+        # Without fused multiplication and addition, so that a block's maximum minus itself is zero at any scale.
+        _statistics_kernel[grid](
+            logits_NV,
+            logits_NV.stride(0),
+            *found,
+            blocks,
+            scale,
+            BLOCKS=BLOCKS,
+            BLOCK=BLOCK,
+            enable_fp_fusion=False,
+        )
     return BlockStatistics(*found)

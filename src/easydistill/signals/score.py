@@ -42,6 +42,9 @@ from easydistill.signals.store import (
 )
 from easydistill.signals.unusable import check_usable, without_unusable
 
+BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 8192
+
 
 @dataclass(frozen=True)
 class RowToScore:
@@ -144,6 +147,7 @@ class ModelScorer:
         weights: their shares in the mixture.
         vocabulary: token ids below this are real for teacher and student.
         temperature: of the kept distribution.
+        models: the teachers themselves, on this machine's device, if they are loaded.
     """
 
     def __init__(
@@ -155,10 +159,11 @@ class ModelScorer:
         temperature: float,
         *,
         trust_remote_code: bool = False,
+        models: Sequence[Any] | None = None,
     ) -> None:
         self._device = device()
         dtype = choose_dtype(config.dtype, self._device)
-        self._models = [
+        self._models = list(models or ()) or [
             load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
             for reference in references
         ]
@@ -199,6 +204,13 @@ class ModelScorer:
         self._models = []
 
 
+def batch_tokens(config: SignalsConfig) -> int:
+    """Most tokens of one forward pass on this machine."""
+    if config.max_batch_tokens is not None:
+        return config.max_batch_tokens
+    return GPU_BATCH_TOKENS if device().type == "cuda" else BATCH_TOKENS
+
+
 @dataclass(frozen=True)
 class Shard:
     """The batches of one file."""
@@ -211,11 +223,11 @@ class Shard:
         return sum(map(len, self.batches))
 
 
-def plan_shards(lengths: Sequence[int], batch_tokens: int, shard_tokens: int) -> list[Shard]:
-    """Group rows by length into batches of at most `batch_tokens` (padding included), and batches into shards."""
+def plan_shards(lengths: Sequence[int], most_tokens: int, shard_tokens: int) -> list[Shard]:
+    """Group rows by length into batches of at most `most_tokens` (padding included), and batches into shards."""
     shards: list[Shard] = []
     filled = shard_tokens
-    for batch in batches_by_length(lengths, None, batch_tokens, 0):
+    for batch in batches_by_length(lengths, None, most_tokens, 0):
         tokens = sum(lengths[index] for index in batch)
         if filled + tokens > shard_tokens:
             shards.append(Shard(len(shards), []))
@@ -238,7 +250,7 @@ def score_rows(
 
     `advance(rows, tokens)` is called as rows are finished. Returns early, between batches, once `stop` is requested.
     """
-    shards = plan_shards([row.length for row in rows], config.max_batch_tokens, config.shard_tokens)
+    shards = plan_shards([row.length for row in rows], batch_tokens(config), config.shard_tokens)
     missing = [shard for shard in shards if not _is_complete(shard, rows, directory)]
     remove_shards_from(directory, len(shards))
     if missing:

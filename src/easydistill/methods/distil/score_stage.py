@@ -30,6 +30,7 @@ from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
+from easydistill.models.template_files import teacher_shows_date
 from easydistill.signals.config import SignalsConfig, TopKSignals
 
 if TYPE_CHECKING:
@@ -198,7 +199,16 @@ class ScoreStage:
         return {name: value for name, value in given.items() if value}
 
     def shows_date(self) -> bool:
-        return template_shows_date(self._rows.dataset, student_references(self._scoring.models))
+        scoring, dataset = self._scoring, self._rows.dataset
+        if template_shows_date(dataset, student_references(scoring.models)):
+            return True
+        if not scoring.aligned:
+            # The teacher reads the student's tokens.
+            return False
+        return any(
+            teacher_shows_date(reference, scoring.teacher_template, dataset.template)
+            for reference, _ in scoring.teachers
+        )
 
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]

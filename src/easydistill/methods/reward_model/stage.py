@@ -44,6 +44,7 @@ class RewardStage(PairStage):
 
     classifies = True
     """The model scores texts and generates none."""
+    cuts = False
     _training: RewardTrainingConfig
 
     def __init__(

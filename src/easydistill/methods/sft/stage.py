@@ -22,6 +22,7 @@ from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
     loaded_student,
+    optimiser_issues,
     save_student,
     show_student,
     student_of_stage,
@@ -64,7 +65,8 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
-        self._foresight = Foresight(models, rows.dataset, rows.preview, rows.awaits_thoughts)
+        awaits = rows.awaits_thoughts or rows.are_cited
+        self._foresight = Foresight(models, rows.dataset, rows.preview, awaits, max_length=training.max_length)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -74,11 +76,17 @@ class TrainStage:
             issues += unreadable_rows("dataset.labeled_path", dataset.labeled_path)
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
+        issues += optimiser_issues(self._training)
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
-        """Load the student's tokenizer and render the first rows."""
-        return self._foresight.issues()
+        """Load the student's tokenizer, render the first rows, and try whether rows can be packed."""
+        issues = self._foresight.issues()
+        if issues or not isinstance(self._training, TrainingConfig) or not self._training.packing:
+            return issues
+        from easydistill.methods.sft.packing import packing_issues
+
+        return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
         return self._foresight.lines()
@@ -106,7 +114,7 @@ class TrainStage:
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = loaded_student(models, self._training.max_length, context)
+        student = loaded_student(models, self._training.max_length, context, self._training.weights)
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
         found, too_long = training_rows(
             renderer, samples, self._training.max_length, self.name, context.directory, student.limits
@@ -149,7 +157,9 @@ class TrainStage:
             student=student.description,
         )
 
-    def _distillation(self, rows: Sequence[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:
+    def _distillation(
+        self, rows: Sequence[TokenRow], chunk_bytes: int | None, context: StageContext
+    ) -> Distillation | None:
         from easydistill.methods.distil.row_loss import Distillation
         from easydistill.signals.store import SignalStore
 

@@ -3,29 +3,30 @@
     loss = (1/N) Σ_n loss_n,   N = answer tokens of the optimiser step
 
 where loss_n is −log p_student(answer token n | the tokens before it), or that combined with the teacher's signal
-(`methods/distil/row_loss.py`). In: token rows and a student. Out: the student, trained in place. Weights and
-optimiser are in float32; the computation is in bfloat16 on devices that are fast at it.
+(`methods/distil/row_loss.py`). In: token rows and a student. Out: the student, trained in place. Weights are in the
+student's dtype; the computation is in bfloat16 on devices that are fast at it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Sampler
+import torch
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError
+from easydistill.errors import ConfigError, DataError
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, pack, unlearned
+from easydistill.methods.sft.batching import TokenRow, pack
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.feeding import Feed
 from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
-from easydistill.methods.sft.rank_batches import RankBatchSampler
-from easydistill.methods.sft.token_batches import Batch, BatchDataset, token_batch_sampler
+from easydistill.methods.sft.varlen import attention_of, can_attend, collate_flat, use_varlen
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
@@ -35,50 +36,19 @@ from easydistill.methods.shared.compat import (
     fuse_loss,
     training_arguments,
     unfuse_loss,
+    uses_bf16,
 )
-from easydistill.methods.shared.ranks import check_ranks, world_size
+from easydistill.methods.shared.compiling import (
+    LENGTH_MULTIPLE,
+    CompiledLayers,
+    fast_matrix_products,
+    pass_through,
+    wants_compiling,
+)
+from easydistill.methods.shared.ranks import check_ranks
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
-
-
-def batches(
-    items: Sequence[list[TokenRow]],
-    config: TrainingConfig,
-    batch_of: Callable[[Sequence[list[TokenRow]]], dict[str, Any]],
-    ranks: int = 1,
-) -> dict[str, Any]:
-    """Dataset, sampler and collator for a `FusedTrainer`, as arguments by their names.
-
-    Args:
-        items: rows, or the rows of packs.
-        batch_of: makes a micro-batch of items.
-        ranks: processes that train together.
-    """
-    grouped = config.group_by_length and not config.packing
-    lengths = [sum(len(row) for row in item) for item in items]
-    if config.max_tokens_per_batch is None and ranks == 1:
-        sampler = epoch_sampler(lengths, config, grouped=grouped)
-        return {"train_dataset": RowDataset(items), "sampler": sampler, "data_collator": batch_of}
-    if config.max_tokens_per_batch is None:
-        size = config.per_device_train_batch_size * ranks
-        together = config.model_copy(update={"per_device_train_batch_size": size})
-        split: Sampler[Batch] = RankBatchSampler(epoch_sampler(lengths, together, grouped=grouped), size, ranks)
-    else:
-        split = token_batch_sampler(lengths, config.max_tokens_per_batch, config, grouped=grouped, ranks=ranks)
-    return {
-        "train_dataset": BatchDataset(items),
-        "sampler": split,
-        "data_collator": partial(_whole_batch, batch_of, items[0]),
-    }
-
-
-def _whole_batch(
-    batch_of: Callable[[Any], dict[str, Any]], any_item: list[TokenRow], found: list[list[Any]]
-) -> dict[str, Any]:
-    """A data loader's "batch" of one, which is a whole micro-batch already; without items, one that is not learned."""
-    (items,) = found
-    return batch_of(items) if items else unlearned(batch_of([any_item]))
 
 
 def train(
@@ -91,7 +61,7 @@ def train(
     distillation: Distillation | None = None,
     stage: str = "train",
 ) -> TrainingOutcome:
-    """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
+    """Train `student` in place (on the CPU and in `training.weights` when it enters); adapters are merged at the end.
 
     Resumes from the last complete checkpoint in `checkpoints`, with the same final weights as an uninterrupted run.
     Returns early, after a checkpoint, once `stop` is requested.
@@ -105,35 +75,35 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
-    on = device()
+    arguments = training_arguments(config, checkpoints, device())
+    bf16 = uses_bf16(config, arguments.device)
     items = pack(rows, config.max_length) if config.packing else Items(rows)
+    pad = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
     check_head(student.model)
-    if config.packing and any(len(item) > 1 for item in items):
-        check_packing(student.model, config.max_length)
+    feed = Feed(items, config, pad, distillation, arguments.world_size)
+    feed, undo = _packed(student.model, feed, arguments.device, bf16, reporter)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
-    arguments = training_arguments(config, checkpoints, on)
-    ranks = world_size()
-    if ranks > 1:
-        # An item of the data set is a whole micro-batch.
+    if feed.whole_batches:
         arguments.per_device_train_batch_size = 1
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
         check_ranks(resume)
-    pad_id = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
-
-    def batch_of(items: Sequence[list[TokenRow]]) -> dict[str, Any]:
-        extra = distillation.collate([row for item in items for row in item]) if distillation else {}
-        return {**collate(items, pad_id), **extra}
-
-    with Watch(reporter, stop, config, distillation.means if distillation else None, stage) as callback:
+    with (
+        fast_matrix_products(arguments.device, bf16),
+        _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),
+        Watch(reporter, stop, config, distillation.means if distillation else None, stage, layers) as callback,
+    ):
         trainer = FusedTrainer(
             model=model,
             args=arguments,
+            train_dataset=feed.dataset,
+            data_collator=feed.collate,
             callbacks=[callback],
-            **batches(items, config, batch_of, ranks),
+            sampler=feed.sampler,
         )
         run_trainer(trainer, resume)
+    undo()
     trained_tokens = sum(int(row.learned.sum()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
     # Merging does not call forward, but later users of the model expect logits.
@@ -142,3 +112,58 @@ def train(
         student.model = model.merge_and_unload()
     student.model.eval()
     return outcome
+
+
+def _packed(
+    model: Any, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter
+) -> tuple[Feed, Callable[[], object]]:
+    """Check that packed rows stay apart, and let them be one sequence where attention by their bounds is to be had.
+
+    Returns:
+        The feed, and what undoes the change of the model.
+
+    Raises:
+        ConfigError: packed rows would see each other.
+    """
+    longest = feed.config.max_length
+    if not feed.config.packing or all(len(item) == 1 for item in feed.items):
+        return feed, lambda: None
+    dtype = torch.bfloat16 if bf16 else next(model.parameters()).dtype
+    if not can_attend(on, dtype, model, longest):
+        check_packing(model, longest)
+        return feed, lambda: None
+    flat = replace(feed, flat=True)
+    before = attention_of(model)
+    model.to(on)
+    try:
+        with torch.autocast(on.type, torch.bfloat16, enabled=bf16):
+            check_packing(
+                model, longest, lambda items, pad: collate_flat(items, pad, longest), lambda: use_varlen(model)
+            )
+    except ConfigError as error:
+        model.set_attn_implementation(before)
+        check_packing(model, longest)
+        reporter.say(f"  note: packed rows are kept apart with a mask, which is slower: {error.issues[0].problem}")
+        return feed, lambda: None
+    return flat, lambda: model.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _compiled(
+    student: Student, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter
+) -> Iterator[tuple[Feed, CompiledLayers | None]]:
+    """The feed for compiled layers, and the layers, if `training.compile` asks for it."""
+    if not wants_compiling(feed.config.compile, on, feed.expected_batches):
+        yield feed, None
+        return
+    widest = max(replace(feed, multiple=LENGTH_MULTIPLE).lengths)
+    if student.limits.within(widest) == widest:
+        feed = replace(feed, multiple=LENGTH_MULTIPLE)
+    layers = CompiledLayers(student.model, dynamic=not feed.same_shape, say=reporter.say)
+    student.model.to(on).train()
+    layers.warm_up(lambda: pass_through(student.model, feed.first(), bf16))
+    student.model.zero_grad()
+    try:
+        yield feed, layers
+    finally:
+        layers.restore()

@@ -13,8 +13,9 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.rendering import LostThoughts, TemplateSettings, rendering_lines
+from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
-from easydistill.models.student import student_references
+from easydistill.models.student import making_issues, student_references
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Missing, Rendered
@@ -54,11 +55,15 @@ class Foresight:
     awaits_thoughts: bool = False
     counted: str = "rows"
     """What the chats are, in words."""
+    max_length: int | None = None
+    """Tokens after which rows are cut off."""
 
     def issues(self) -> list[ConfigIssue]:
         """Why the student cannot be trained: it cannot be loaded, or its template takes none of the rows."""
         try:
             self._renderer  # noqa: B018 (loading it is the check)
+            if issues := making_issues(self.models):
+                return issues
         except MissingExtra:
             # Told by the stage's other checks.
             return []
@@ -80,7 +85,7 @@ class Foresight:
             if "_renderer" not in vars(self) and not self._is_at_hand():
                 return list(self._first.lines)
             found = [*self._first.lines, *self._refusals(), *self._missing(), *self._disagreement()]
-            return [*found, *self._unshown_thoughts()]
+            return [*found, *self._unshown_thoughts(), *self._beyond_limits()]
         except EasyDistillError as error:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
             LOGGER.info("the rows were not looked at beforehand: %s", error)
@@ -156,6 +161,32 @@ class Foresight:
             "the student's chat template shows no thoughts; if the teacher's answers have some, training waits until "
             'it is told what to do with them\n    → if the teacher thinks: set dataset.thoughts to "inline" or "drop"'
         ]
+
+    def _beyond_limits(self) -> list[str]:
+        """Rows that the student cannot read whole: tokens that it does not know, and rows beyond its last position."""
+        limits = Limits.of_student(self.models)
+        longest = self.max_length if self.max_length is None else limits.within(self.max_length)
+        rows = [row for row in self._rows if not isinstance(row, DataError)]
+        found: list[str] = []
+        if longest is not None and longest != self.max_length:
+            problem = f"the student has {longest} positions and training.max_length is {self.max_length}"
+            found.append(f"{problem}: rows end after {longest} tokens")
+            if longer := sum(len(row.ids) > longest for row in rows):
+                found.append(
+                    f"{longer} of {len(rows)} {self.counted} are longer than the student's {longest} positions"
+                )
+        if full := sum(not any(row.mask[1:longest]) for row in rows):
+            end = f"the student's {longest} positions" if longest != self.max_length else "training.max_length"
+            found.append(
+                f"the prompt alone fills {end} in {full} of {len(rows)} {self.counted}, which will be rejected\n"
+                "    → raise training.max_length as far as the student reads, or shorten the prompts"
+            )
+        if strange := sum(limits.stranger(row.ids) is not None for row in rows):
+            found.append(
+                f"{strange} of {len(rows)} {self.counted} have tokens that the student's embedding, of {limits.tokens} "
+                "rows, does not know, and will be rejected\n    → take the tokenizer that belongs to the student"
+            )
+        return found
 
     def _endless(self, rendered: Sequence[Rendered]) -> list[str]:
         """Rows of which no end token is learned: the template's own marks may leave it out."""

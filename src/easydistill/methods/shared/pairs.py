@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
@@ -24,7 +24,7 @@ from easydistill.errors import ConfigIssue, DataError
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import training_estimate, training_fingerprint
+from easydistill.methods.shared.student import optimiser_issues, training_estimate, training_fingerprint
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -137,17 +137,21 @@ class PairStage:
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
+    cuts: ClassVar[bool] = True
+    """Whether rows that are too long are cut off; otherwise they are rejected."""
 
     def __init__(self, rows: PairRows, models: ModelsConfig, training: TrainerConfig, name: str = "train") -> None:
         self.name = name
         self._rows, self._models, self._training = rows, models, training
-        self._foresight = Foresight(models, rows.dataset, rows.preview, counted=_COUNTED)
+        self._foresight = Foresight(
+            models, rows.dataset, rows.preview, counted=_COUNTED, max_length=training.max_length if self.cuts else None
+        )
         self.inputs = rows.inputs
 
     def preflight(self) -> list[ConfigIssue]:
         issues = missing_file("dataset.template", self._rows.dataset.template)
         issues += self._rows.issues()
-        issues += student_issues(self._models) + check_student(self._models)
+        issues += student_issues(self._models) + check_student(self._models) + optimiser_issues(self._training)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
     def examine(self) -> list[ConfigIssue]:

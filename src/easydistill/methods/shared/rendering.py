@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from easydistill.data.files import hash_file
 from easydistill.data.messages import HasChat, Message, is_learned
 from easydistill.engine.stage import StageContext
-from easydistill.errors import ConfigError, ConfigIssue, ModelError
-from easydistill.models.reference import ModelSource, converted_directory, resolve
+from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.models.template_files import file_shows_date, model_shows_date
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Missing, Rendered
 
 NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
 """Metrics of a stage: rows by the kind of part that the template leaves out, and answers that are not learned."""
-_CLOCK = b"strftime_now"
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-_GGUF_HEADER = 64 << 20
-"""The metadata of a GGUF file, among them the template, are within its first bytes."""
 
 
 class TemplateSettings(Protocol):
@@ -65,32 +61,8 @@ def template_identity(settings: TemplateSettings) -> dict[str, Any]:
 def template_shows_date(settings: TemplateSettings, references: Iterable[str]) -> bool:
     """Whether the template reads the date, according to its file or the student's files; nothing is loaded."""
     if settings.template is not None:
-        path = Path(settings.template)
-        return path.is_file() and _CLOCK in path.read_bytes()
-    return any(_model_shows_date(reference) for reference in references)
-
-
-def _model_shows_date(reference: str) -> bool:
-    try:
-        source = resolve(reference)
-    except ModelError:
-        return False
-    if source.path is None:
-        return False
-    return any(_CLOCK in text for text in _template_texts(source))
-
-
-def _template_texts(source: ModelSource) -> Iterable[bytes]:
-    assert source.path is not None
-    directory = source.path
-    if source.is_gguf:
-        directory = converted_directory(source)
-        if not directory.is_dir():
-            with source.path.open("rb") as handle:
-                yield handle.read(_GGUF_HEADER)
-    for name in _TEMPLATE_FILES:
-        if (path := directory / name).is_file():
-            yield path.read_bytes()
+        return file_shows_date(settings.template)
+    return any(map(model_shows_date, references))
 
 
 @dataclass

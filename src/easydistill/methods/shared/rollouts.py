@@ -207,7 +207,7 @@ class TeacherScores(Protocol):
 class LocalScores:
     """Scores by a model in this process, with one forward pass over the sequences."""
 
-    def __init__(self, model: Any, pad: int, chunk_bytes: int) -> None:
+    def __init__(self, model: Any, pad: int, chunk_bytes: int | None) -> None:
         self._model, self._pad, self._chunk_bytes = model.eval(), pad, chunk_bytes
 
     @torch.no_grad()
@@ -216,7 +216,7 @@ class LocalScores:
 
 
 def scored(
-    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int
+    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int | None
 ) -> list[tuple[list[float], list[float]]]:
     """(log-probabilities, entropies) of each sequence's scored tokens."""
     found: dict[int, tuple[list[float], list[float]]] = {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
@@ -50,6 +51,11 @@ class LabelledRows:
     def inputs(self) -> tuple[str, ...]:
         return ("label",) if self.from_stage else ()
 
+    @property
+    def are_cited(self) -> bool:
+        """Whether another job of a pipeline is yet to make them."""
+        return not self.from_stage and Citation.read(self.dataset.labeled_path) is not None
+
     def fingerprint(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             "seed": self.dataset.seed,
@@ -77,7 +83,7 @@ class LabelledRows:
     def preview(self, most: int) -> FirstRows:
         """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
         path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _first_rows(self.dataset, path, None if self.from_stage else True, most)
+        return _first_rows(self.dataset, path, not self.from_stage, most)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
@@ -99,7 +105,8 @@ def _first_rows(dataset: RowsConfig, path: str | None, labelled: bool | None, mo
         return FirstRows()
     limit = min(most, dataset.max_samples or most)
     found = read_rows(path, labelled=labelled, limit=limit, columns=dataset.column_names)
-    return FirstRows([Chat.of(sample) for sample in found.samples], found.lines())
+    # Answers that need not be there are not learned.
+    return FirstRows([Chat.of(row) if labelled else row.prompt_chat for row in found.samples], found.lines())
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:

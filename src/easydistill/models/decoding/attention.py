@@ -1,8 +1,8 @@
-"""Attention of one new token per row on a CPU, for models whose query heads share keys.
+"""Attention of one new token per row, for models whose query heads share keys.
 
-torch's kernel for a CPU wants as many key heads as query heads, so transformers copies keys and values once per group,
-and the kernel packs them again: two thirds of a step of a small model. Here the queries that share keys are multiplied
-with them together. The scores are those of transformers' `sdpa`, up to rounding.
+With a mask, transformers copies keys and values once per query head at every token; on a CPU torch's kernel then packs
+the copies again, together two thirds of a step of a small model. Here the queries that share keys are multiplied with
+them together. The scores are those of transformers' `sdpa`, up to rounding.
 
 Shapes: B rows, H key heads, G query heads per key head, D head width, T tokens seen.
 """
@@ -32,7 +32,6 @@ def _grouped(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: queries (B, H·G, 1, D) on keys and values (B, H, T, D) → (B, 1, H·G, D)."""
-    import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     biased = options.get("position_bias") is not None
@@ -43,25 +42,53 @@ def _grouped(
         return plain
     rows, heads, _, width = query.shape
     query_BHGD = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
-    scores_BHGT = (query_BHGD @ key.transpose(-1, -2)).float()
-    scores_BHGT = scores_BHGT * (width**-0.5 if scaling is None else scaling)
-    if attention_mask is not None:
-        seen = attention_mask.dtype == torch.bool
-        # A mask has one entry for all heads; one per head would have to be split into groups.
-        assert attention_mask.shape[1] == 1
-        masked = scores_BHGT.masked_fill(~attention_mask, -torch.inf) if seen else scores_BHGT + attention_mask
-        scores_BHGT = masked
-    mixed_BHGD = scores_BHGT.softmax(-1).to(value.dtype) @ value
+    # A mask has one entry for all heads; one per head would have to be split into groups.
+    assert attention_mask is None or attention_mask.shape[1] == 1
+    attend = multiplied if query.device.type == "cpu" else by_kernel
+    mixed_BHGD = attend(query_BHGD, key, value, attention_mask, scaling)
     return mixed_BHGD.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+def multiplied(
+    query_BHGD: torch.Tensor,
+    key_BHTD: torch.Tensor,
+    value_BHTD: torch.Tensor,
+    mask_B11T: torch.Tensor | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention as two matrix products, which are faster on a CPU than its kernel for so few queries."""
+    import torch
+
+    scores_BHGT = (query_BHGD @ key_BHTD.transpose(-1, -2)).float()
+    scores_BHGT = scores_BHGT * (query_BHGD.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask_B11T is not None and mask_B11T.dtype == torch.bool:
+        scores_BHGT = scores_BHGT.masked_fill(~mask_B11T, -torch.inf)
+    elif mask_B11T is not None:
+        scores_BHGT = scores_BHGT + mask_B11T
+    mixed_BHGD: torch.Tensor = scores_BHGT.softmax(-1).to(value_BHTD.dtype) @ value_BHTD
+    return mixed_BHGD
+
+
+def by_kernel(
+    query_BHGD: torch.Tensor,
+    key_BHTD: torch.Tensor,
+    value_BHTD: torch.Tensor,
+    mask_B11T: torch.Tensor | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention by torch's kernel, to which a group's queries are queries of one head."""
+    import torch
+
+    return torch.nn.functional.scaled_dot_product_attention(
+        query_BHGD, key_BHTD, value_BHTD, attn_mask=mask_B11T, scale=scaling
+    )
 
 
 @contextlib.contextmanager
 def grouped_attention(model: Any) -> Iterator[None]:
-    """Let `model` use this attention, if it is on a CPU and uses `sdpa`."""
-    configs = {}
-    if model.device.type == "cpu":
-        found = [part.config for part in model.modules() if hasattr(part, "config")]
-        configs = {id(config): config for config in found if implementation(config) == _REPLACED}
+    """Let `model` use this attention, if it uses `sdpa`."""
+    found = [part.config for part in model.modules() if hasattr(part, "config")]
+    configs = {id(config): config for config in found if implementation(config) == _REPLACED}
     if configs:
         _register()
     for config in configs.values():

@@ -42,29 +42,42 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
         start, end = self._filled, self._filled + key_states.shape[2]
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            _, heads, _, width = key_states.shape
-            # Transposed, as a product with queries reads them.
-            self._keys_BHDT = key_states.new_empty(self._rows, heads, width, self._capacity)
-            self._values_BHTD = value_states.new_empty(self._rows, heads, self._capacity, value_states.shape[-1])
-        self._keys_BHDT[..., start:end] = key_states.transpose(-1, -2)
+            self._room(key_states, value_states)
+        self._keys_BHTD[:, :, start:end] = key_states
         self._values_BHTD[:, :, start:end] = value_states
         self._show(end)
         return (key_states, value_states) if start == 0 else (self.keys, self.values)
 
+    def _room(self, keys_BHTD: torch.Tensor, values_BHTD: torch.Tensor) -> None:
+        """Make room for all tokens of the rows, in tensors like these."""
+        import torch
+
+        _, heads, _, width = keys_BHTD.shape
+        on = keys_BHTD.device.type
+        if torch.is_autocast_enabled(on):
+            # Attention would cast everything that is cached, at every token.
+            keys_BHTD, values_BHTD = (part.to(torch.get_autocast_dtype(on)) for part in (keys_BHTD, values_BHTD))
+        if on == "cpu":
+            # Token beside token in memory, as the product with queries reads keys.
+            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, width, self._capacity).transpose(-1, -2)
+        else:
+            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, self._capacity, width)
+        shape = (self._rows, values_BHTD.shape[1], self._capacity, values_BHTD.shape[-1])
+        self._values_BHTD = values_BHTD.new_empty(shape)
+
     def _show(self, filled: int) -> None:
         self._filled = filled
-        self.keys = self._keys_BHDT[..., :filled].transpose(-1, -2)
+        self.keys = self._keys_BHTD[:, :, :filled]
         self.values = self._values_BHTD[:, :, :filled]
 
     def keep(self, rows_B: torch.Tensor) -> None:
         """Drop all but these rows."""
-        keys_BHDT, values_BHTD, filled = self._keys_BHDT, self._values_BHTD, self._filled
+        keys_BHTD, values_BHTD = self.keys, self.values
         self._rows = len(rows_B)
-        self._keys_BHDT = keys_BHDT.new_empty(self._rows, *keys_BHDT.shape[1:])
-        self._values_BHTD = values_BHTD.new_empty(self._rows, *values_BHTD.shape[1:])
-        self._keys_BHDT[..., :filled] = keys_BHDT[..., :filled].index_select(0, rows_B)
-        self._values_BHTD[:, :, :filled] = values_BHTD[:, :, :filled].index_select(0, rows_B)
-        self._show(filled)
+        self._room(keys_BHTD, values_BHTD)
+        self._keys_BHTD[:, :, : self._filled] = keys_BHTD.index_select(0, rows_B)
+        self._values_BHTD[:, :, : self._filled] = values_BHTD.index_select(0, rows_B)
+        self._show(self._filled)
 
 
 class Batch:
@@ -79,7 +92,6 @@ class Batch:
     def __init__(self, model: Any, prompts: Sequence[list[int]], room: int) -> None:
         import torch
 
-        self._model = model
         self._prefix = shared_prefix(prompts)
         rests = [list(prompt[self._prefix :]) for prompt in prompts]
         width = max(map(len, rests))
@@ -91,7 +103,7 @@ class Batch:
         self._position_B1 = self._seen_BT[:, : self._filled].sum(1, keepdim=True) - 1
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self._layers = [FilledLayer(len(prompts), self._filled + room) for _ in range(layers)]
-        self._cache = Cache(layers=self._layers)
+        self._forward = NextLogits(model, Cache(layers=self._layers))
 
     def begin(self) -> torch.Tensor:
         """Logits (B, V) of each row's first new token."""
@@ -114,9 +126,6 @@ class Batch:
         self._seen_BT, self._position_B1 = self._seen_BT[rows_B], self._position_B1[rows_B]
         for layer in self._layers:
             layer.keep(rows_B)
-
-    def _forward(self, ids_BT: torch.Tensor, seen_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
-        return next_logits(self._model, ids_BT, seen_BT, positions_BT, self._cache)
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:
@@ -143,18 +152,22 @@ def _positions(seen_BT: torch.Tensor) -> torch.Tensor:
     return (seen_BT.cumsum(-1) - 1).clamp(min=0)
 
 
-def next_logits(
-    model: Any, ids_BT: torch.Tensor, seen_BT: torch.Tensor, positions_BT: torch.Tensor, cache: Any
-) -> torch.Tensor:
-    """Logits (B, V) of the token after the last."""
-    last: dict[str, Any] = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    out = model(
-        input_ids=ids_BT,
-        attention_mask=seen_BT,
-        position_ids=positions_BT,
-        past_key_values=cache,
-        use_cache=True,
-        **last,
-    )
-    logits_BV: torch.Tensor = out.logits[:, -1]
-    return logits_BV
+class NextLogits:
+    """Logits (B, V) of the token after the last, from a model and its cache."""
+
+    def __init__(self, model: Any, cache: Any) -> None:
+        self._model, self._cache = model, cache
+        # Asks for the signature, which takes as long as a layer of a small model.
+        self._last: dict[str, Any] = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+
+    def __call__(self, ids_BT: torch.Tensor, seen_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+        out = self._model(
+            input_ids=ids_BT,
+            attention_mask=seen_BT,
+            position_ids=positions_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._last,
+        )
+        logits_BV: torch.Tensor = out.logits[:, -1]
+        return logits_BV

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from transformers.cache_utils import StaticCache
 
 from easydistill.engine.run_directory import LOGGER
-from easydistill.models.decoding.batch import next_logits, padded_left
+from easydistill.models.decoding.attention import grouped_attention
+from easydistill.models.decoding.batch import NextLogits, padded_left
 from easydistill.models.decoding.check import decodes
 from easydistill.models.draws import DrawRule, SeededSampler, draw
 
@@ -42,8 +43,8 @@ class StaticBatch:
     def __init__(self, model: Any, rows: int, capacity: int) -> None:
         import torch
 
-        self._model = model
         self._cache = StaticCache(config=model.config, max_cache_len=capacity)
+        self._forward = NextLogits(model, self._cache)
         self._seen_BT = torch.ones(rows, capacity, dtype=torch.long, device=model.device)
         self._position_B1 = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
         self._ids_BT = self._position_B1
@@ -67,12 +68,12 @@ class StaticBatch:
         self._cache.reset()
         positions_BT = (self._seen_BT[:, : self._ids_BT.shape[1]].cumsum(-1) - 1).clamp(min=0)
         self._position_B1.copy_(positions_BT[:, -1:])
-        return next_logits(self._model, self._ids_BT, self._seen_BT, positions_BT, self._cache)
+        return self._forward(self._ids_BT, self._seen_BT, positions_BT)
 
     def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
         """Logits (B, V) of the tokens after `tokens_B`."""
         self._position_B1.add_(1)
-        return next_logits(self._model, tokens_B[:, None], self._seen_BT, self._position_B1, self._cache)
+        return self._forward(tokens_B[:, None], self._seen_BT, self._position_B1)
 
 
 class RecordedStep:
@@ -152,7 +153,7 @@ class RecordedStep:
         import torch
 
         # Libraries allocate their workspaces at the first step, which must not be recorded.
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream(self._heat_B1.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
@@ -217,7 +218,7 @@ class DecodeGraphs:
         rows = _rounded(len(prompts), ROWS_STEP)
         capacity = _rounded(max(map(len, prompts)) + room, CAPACITY_STEP)
         shape = (model, rows, capacity, room, eos_ids, sampler.rule)
-        with torch.no_grad():
+        with torch.no_grad(), grouped_attention(model):
             if shape != self._shape:
                 # The old one first: two caches might not fit.
                 self._step = None
