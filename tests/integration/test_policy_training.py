@@ -131,6 +131,10 @@ def test_a_verifiable_reward_rises(name: str, seed: int, tokenizer: Any, tmp_pat
     wanted |= {"zero_variance_groups"} if name == "grpo" else {"value", "return", "value_loss"}
     assert wanted <= seen
     assert "kl" not in seen, "KL is only measured if it has a price"
+    spent = [entry for entry in entries if entry["stage"] == "seconds"]
+    assert [entry["step"] for entry in spent] == [entry["step"] for entry in logged]
+    assert all(entry[phase] > 0 for entry in spent for phase in ("rollouts", "rewards", "scores", "update"))
+    assert any("heldout" in entry for entry in spent)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------
