@@ -254,7 +254,7 @@ class AlignedScorer:
 
     def _signal(self, rows: Sequence[AlignedRow]) -> TeacherSignal:
         hidden_ND = self._hidden(rows)
-        targets = [int(row.ids[int(t)]) for row in rows for t in row.pairs[:, 0]]
+        targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
         target_N = torch.tensor(targets, dtype=torch.int64, device=self._device)
         teacher = TeacherRows([hidden_ND], [self._head], [0.0])
         return concatenate(

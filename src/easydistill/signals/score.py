@@ -105,7 +105,7 @@ class ModelScorer:
         scored: list[ScoredSample] = []
         at = 0
         for row in rows:
-            count = row.learned_tokens
+            count = sum(row.learned)
             present = np.ones(count, bool)
             scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, at + count), present))
             at += count
@@ -114,7 +114,7 @@ class ModelScorer:
     def _signal(self, rows: Sequence[RowToScore]) -> TeacherSignal:
         ids_BT = torch.tensor(padded([row.ids for row in rows], 0), device=self._device)
         keep_BT = torch.tensor(padded([row.learned for row in rows], False), device=self._device)[:, 1:]
-        uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, row.learned_tokens)]
+        uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, sum(row.learned))]
         with torch.inference_mode():
             hidden_ND = [
                 body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1][keep_BT]
