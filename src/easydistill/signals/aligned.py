@@ -257,7 +257,7 @@ class AlignedScorer:
 
     def _signal(self, rows: Sequence[AlignedRow]) -> DeviceSignal:
         hidden_ND = self._hidden(rows)
-        targets = [int(row.ids[int(t)]) for row in rows for t in row.pairs[:, 0]]
+        targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
         target_N = _on(self._device, np.array(targets, np.int64))
         teacher = TeacherRows([hidden_ND], [self._head], [0.0])
         return DeviceSignal.concatenate(

@@ -167,6 +167,40 @@ def roll_out(
     return [found[index] for index in range(len(prompts))]
 
 
+class Writer(Protocol):
+    """What generates the student's answers."""
+
+    def load(self, model: Any) -> None:
+        """Take over the student's present weights."""
+
+    def write(
+        self,
+        model: Any,
+        prompts: Sequence[tuple[str, list[int]]],
+        step: int,
+        eos_ids: frozenset[int],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[Written]:
+        """As `roll_out`."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class ModelWriter:
+    """The model in training generates, through transformers."""
+
+    def load(self, model: Any) -> None:
+        """Nothing to do: its weights are the present ones."""
+
+    write = staticmethod(roll_out)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def repetition(ids: Sequence[int]) -> float:
     """Share of an answer's n-grams that occur earlier in it."""
     grams = Counter(tuple(ids[at : at + REPEATED]) for at in range(len(ids) - REPEATED + 1))
