@@ -135,7 +135,7 @@ class TrainStage:
             self.name,
         )
         context.stop.raise_if_requested()
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
             outcome,
