@@ -38,11 +38,11 @@ class Limits:
     @classmethod
     def of_student(cls, models: ModelsConfig) -> Limits:
         """The limits of the student that a config describes, without its weights. Equal to those once it is loaded."""
-        student = models.student
-        if isinstance(student, FreshStudent):
-            return cls(position_limit(_fresh_config(student)))
-        reference = student.from_model if isinstance(student, PrunedStudent) else student
-        return cls.of_reference(reference, trust_remote_code=models.trust_remote_code)
+        config = student_config(models)
+        if isinstance(models.student, FreshStudent):
+            # The size of its embedding may be that of its tokenizer.
+            return cls(position_limit(config))
+        return cls(position_limit(config), getattr(config, "vocab_size", None))
 
     @classmethod
     def of_reference(cls, reference: str, *, trust_remote_code: bool = False) -> Limits:
@@ -86,7 +86,12 @@ def position_limit(config: Any) -> int | None:
     return max(longest, int(original * float(rope.get("factor") or 1.0)))
 
 
-def _fresh_config(student: FreshStudent) -> Any:
+def student_config(models: ModelsConfig) -> Any:
+    """The text config of the student that a config describes, or of the model whose layers it takes."""
+    student = models.student
+    if not isinstance(student, FreshStudent):
+        reference = student.from_model if isinstance(student, PrunedStudent) else student
+        return model_config(reference, trust_remote_code=models.trust_remote_code)[0]
     import_torch()
     from transformers import AutoConfig
 

@@ -22,7 +22,7 @@ from easydistill.models.reference import model_directory, resolve
 from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import TopKSignals
-from easydistill.signals.score import RowToScore
+from easydistill.signals.score import RowToScore, batch_tokens
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample
 
@@ -124,7 +124,7 @@ def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_rem
         "trust_remote_code": trust_remote_code,
         "enforce_eager": on_cpu,
         "max_model_len": room,
-        "max_num_batched_tokens": max(room, config.max_batch_tokens),
+        "max_num_batched_tokens": max(room, batch_tokens(config)),
         "max_logprobs": k,
         "tensor_parallel_size": tensor_parallel_size(on_cpu=on_cpu),
         # A prompt in the prefix cache has no log-probabilities.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,44 +117,87 @@ def shard_path(directory: Path, number: int) -> Path:
     return directory / f"shard-{number:05d}.safetensors"
 
 
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as its shard stores it."""
+
+    id: str
+    hash: bytes
+    tokens: int
+    learned: int
+    rows: int
+    """Rows of its signal."""
+    packed: dict[str, Bytes]
+    """The `_PACKED` arrays."""
+    signal: EncodedSignal
+
+    @classmethod
+    def of(cls, sample: ScoredSample, codec: Codec) -> EncodedSample:
+        signal = codec.encode(sample.signal)
+        learned = np.asarray(sample.learned, bool)
+        return cls(
+            id=sample.id,
+            hash=token_hash(sample.token_ids, sample.learned),
+            tokens=len(sample.token_ids),
+            learned=int(learned.sum()),
+            rows=len(sample.signal),
+            packed={
+                "tokens": pack(np.asarray(sample.token_ids, np.int64), bits_for(codec.vocabulary)),
+                "learned": np.packbits(learned),
+                "present": np.packbits(sample.present),
+                "head": signal.head,
+                "draws": signal.draws,
+            },
+            signal=signal,
+        )
+
+
 def write_shard(path: Path, samples: Sequence[ScoredSample], codec: Codec) -> int:
     """Write one shard; returns its size in bytes."""
+    return write_encoded(path, [EncodedSample.of(sample, codec) for sample in samples])
+
+
+def write_encoded(path: Path, samples: Sequence[EncodedSample]) -> int:
+    """`write_shard` of samples that are already encoded."""
     from safetensors.numpy import save_file
 
-    encoded = [codec.encode(sample.signal) for sample in samples]
-    hashes = b"".join(token_hash(sample.token_ids, sample.learned) for sample in samples)
+    hashes = b"".join(sample.hash for sample in samples)
     tensors: dict[str, NDArray[Any]] = {
         "hash": np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES),
-        "token_offsets": _offsets(sample.token_ids for sample in samples),
-        "learned_counts": np.array([int(np.sum(sample.learned)) for sample in samples], np.int64),
-        "row_offsets": _offsets(sample.signal for sample in samples),
+        "token_offsets": _offsets(sample.tokens for sample in samples),
+        "learned_counts": np.array([sample.learned for sample in samples], np.int64),
+        "row_offsets": _offsets(sample.rows for sample in samples),
     }
-    packed = [_packed(sample, item, bits_for(codec.vocabulary)) for sample, item in zip(samples, encoded, strict=True)]
     for name in _PACKED:
-        parts = [of_sample[name] for of_sample in packed]
+        parts = [sample.packed[name] for sample in samples]
         tensors[name] = np.concatenate(parts)
-        tensors[f"{name}_at"] = _offsets(parts)
+        tensors[f"{name}_at"] = _offsets(map(len, parts))
     for name in _ROW_ARRAYS:
-        tensors[name] = np.concatenate([getattr(item, name) for item in encoded])
+        tensors[name] = np.concatenate([getattr(sample.signal, name) for sample in samples])
     metadata = {"ids": json.dumps([sample.id for sample in samples], ensure_ascii=True)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
     return path.stat().st_size
 
 
-def _packed(sample: ScoredSample, encoded: EncodedSignal, width: int) -> dict[str, Bytes]:
-    """The `_PACKED` arrays of one sample."""
-    return {
-        "tokens": pack(np.asarray(sample.token_ids, np.int64), width),
-        "learned": np.packbits(np.asarray(sample.learned, bool)),
-        "present": np.packbits(sample.present),
-        "head": encoded.head,
-        "draws": encoded.draws,
-    }
+def remove_shards_from(directory: Path, number: int) -> None:
+    """Remove shards with this number or a higher one, which a plan with smaller shards left."""
+    for path in directory.glob("shard-*.safetensors"):
+        if int(path.stem.removeprefix("shard-")) >= number:
+            path.unlink()
 
 
-def _offsets(parts: Iterable[Sized]) -> Ints:
-    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+def shard_ids(path: Path) -> list[str]:
+    """The ids of a shard's samples, in order.
+
+    Raises:
+        DataError: the file is no shard.
+    """
+    return _Shard(path).ids
+
+
+def _offsets(lengths: Iterable[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.int64)
 
 
 class _Shard:

@@ -32,10 +32,10 @@ class Distillation:
     Args:
         store: signals of all training rows.
         config: the divergence and its weight.
-        chunk_bytes: memory for a slice of the logits.
+        chunk_bytes: memory for a slice of the logits; None for what suits the device.
     """
 
-    def __init__(self, store: SignalStore, config: DistillationConfig, chunk_bytes: int) -> None:
+    def __init__(self, store: SignalStore, config: DistillationConfig, chunk_bytes: int | None) -> None:
         self._store = store
         self._config = config
         self._chunk_bytes = chunk_bytes

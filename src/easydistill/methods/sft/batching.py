@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from easydistill.config.training import TrainerConfig
 from easydistill.data.batches import padded
 from easydistill.data.tokens import Ids, Mask, TokenIds, Tokens
+from easydistill.methods.sft.items import Items
 
 IGNORE = -100
 BOUNDS = ("cu_seq_lens_q", "max_length_q")
@@ -69,24 +70,25 @@ class RowDataset(Dataset[list[TokenRow]]):
         return [sum(len(row) for row in item) for item in self.items]
 
 
-def pack(rows: Sequence[TokenRow], max_length: int) -> list[list[TokenRow]]:
-    """Pack rows into packs of at most `max_length` tokens: best fit, longest rows first."""
-    by_room: dict[int, list[list[TokenRow]]] = {}
-    packs: list[list[TokenRow]] = []
-    for row in sorted(rows, key=lambda item: (-len(item), item.id)):
-        size = len(row)
+def pack(rows: Sequence[TokenRow], max_length: int) -> Items[TokenRow]:
+    """Packs of at most `max_length` tokens: best fit, longest rows first."""
+    by_room: dict[int, list[list[int]]] = {}
+    packs: list[list[int]] = []
+    sizes = [(len(row), row.id) for row in rows]
+    for number in sorted(range(len(rows)), key=lambda number: (-sizes[number][0], sizes[number][1])):
+        size, _ = sizes[number]
         room = min((space for space in by_room if space >= size), default=None)
         if room is None:
-            target: list[TokenRow] = []
+            target: list[int] = []
             packs.append(target)
             room = max(max_length, size)
         else:
             target = by_room[room].pop()
             if not by_room[room]:
                 del by_room[room]
-        target.append(row)
+        target.append(number)
         by_room.setdefault(room - size, []).append(target)
-    return packs
+    return Items(rows, packs)
 
 
 def collate(items: Sequence[list[TokenRow]], pad: int, multiple: int = 1) -> dict[str, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,13 +27,17 @@ class TrainingConfig(TrainerConfig):
     """Compile the student's layers (torch.compile), which takes up to a minute before the first step and makes the
     steps faster; `auto`: on a GPU, for trainings of at least 1,000 micro-batches."""
     packing: bool = False
-    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. Before
-    the first step this is checked with the student itself, and an architecture whose packed rows see each other (LFM2,
-    Mamba, gpt-oss, and all with convolutions, recurrent states or positions that are counted otherwise) is refused."""
+    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. This is
+    checked before a teacher is asked with a tiny model of the student's architecture, and before the first step with
+    the student itself: an architecture whose packed rows see each other (LFM2, Mamba, gpt-oss, and all with
+    convolutions, recurrent states or positions that are counted otherwise) is refused."""
     group_by_length: bool = True
     """Batch rows of similar length, to save padding. Off with `packing`."""
-    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
-    """Bytes of logits that the loss holds at once; they are computed slice by slice."""
+    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] | None = None
+    """Bytes of logits that the loss holds at once; they are computed slice by slice. Unset: 64 MiB on a CPU, and 512
+    MiB on a GPU, which needs larger slices to be busy."""
+
+    recorded_for_none: ClassVar[Mapping[str, Any]] = {"loss_chunk_bytes": 64 << 20}
 
     @model_validator(mode="after")
     def _weights_can_learn(self) -> Self:

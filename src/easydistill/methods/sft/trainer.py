@@ -24,6 +24,7 @@ from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import TokenRow, pack
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.feeding import Feed
+from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.sft.varlen import attention_of, can_attend, collate_flat, use_varlen
 from easydistill.methods.shared.adapters import with_adapters
@@ -75,7 +76,7 @@ def train(
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
     arguments = training_arguments(config, checkpoints, device())
     bf16 = uses_bf16(config, arguments.device)
-    items = pack(rows, config.max_length) if config.packing else [[row] for row in rows]
+    items = pack(rows, config.max_length) if config.packing else Items(rows)
     pad = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
     check_head(student.model)
     feed = Feed(items, config, pad, distillation, arguments.world_size)
@@ -120,7 +121,7 @@ def _packed(
         ConfigError: packed rows would see each other.
     """
     longest = feed.config.max_length
-    if all(len(item) == 1 for item in feed.items):
+    if not feed.config.packing or all(len(item) == 1 for item in feed.items):
         return feed, lambda: None
     dtype = torch.bfloat16 if bf16 else next(model.parameters()).dtype
     if not can_attend(on, dtype, model, longest):

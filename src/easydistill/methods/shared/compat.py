@@ -150,7 +150,7 @@ class RowLoss(Protocol):
         """Row n of `rows_ND` predicts `target_N[n]`; `extra` holds the collator's other tensors."""
 
 
-def cross_entropy_loss(chunk_bytes: int) -> RowLoss:
+def cross_entropy_loss(chunk_bytes: int | None) -> RowLoss:
     """Cross-entropy, the row loss of supervised fine-tuning."""
 
     def loss(rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:

@@ -25,8 +25,8 @@ _STATE_BYTES = {"adamw_8bit": 2.1, "paged_adamw_8bit": 2.1, "adafactor": 0.0, "s
 """Optimiser state per weight, where it is not AdamW's two float32 moments."""
 _AVAILABLE = 0.95
 """Share of a device's memory that a training can fill; the rest goes to the driver and to fragments."""
-_LOSS_CHUNK_BYTES = 64 << 20
-"""Of a slice of the logits, for methods without a setting for it."""
+_SLICES_BYTES = 1 << 30
+"""Of slices of logits where the device decides how large they are: what a GPU takes; a CPU takes less."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _activation_bytes(shape: ModelShape, each: int, computed: int, checkpointing
 
 def _loss_bytes(training: TrainerConfig, head: int, each: int, computed: int) -> int:
     """Three slices of logits; the output layer's gradient in float32, what is added to it, and the layer's copy."""
-    slices = 3 * (getattr(training, "loss_chunk_bytes", None) or _LOSS_CHUNK_BYTES)
+    chunk = getattr(training, "loss_chunk_bytes", None)
+    slices = _SLICES_BYTES if chunk is None else 3 * chunk
     copy = 2 * head if computed < each else 0
     if training.lora is not None:
         return slices + copy

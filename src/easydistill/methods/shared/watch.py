@@ -19,6 +19,7 @@ from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import DataError
 from easydistill.methods.shared.checkpoints import mark_whole, rotate, step_of
 from easydistill.methods.shared.compiling import CompiledLayers
+from easydistill.methods.shared.phases import Phases
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Watch(TrainerCallback):
         self._context: Any = None
         self._step_at = (0, time.monotonic())
         self.last_loss: float | None = None
+        self.phases: Phases | None = None
+        """Where the seconds go, for trainings that tell."""
 
     def __enter__(self) -> Watch:
         return self
@@ -118,6 +121,8 @@ class Watch(TrainerCallback):
         self._context = self._reporter.task("Training", state.max_steps, done=state.global_step, unit="steps")
         self._task = self._context.__enter__()
         self._step_at = (state.global_step, time.monotonic())
+        if self.phases is not None:
+            self.phases.begin()
         if state.global_step >= state.max_steps:
             raise AllStepsDone
 
@@ -162,6 +167,8 @@ class Watch(TrainerCallback):
             seconds_per_step=round(seconds, 4),
             **(self._figures() if self._figures else {}),
         )
+        if self.phases is not None:
+            self._reporter.metric("seconds", step=state.global_step, **self.phases.take())
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
