@@ -21,6 +21,7 @@ from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
     loaded_student,
+    memory_notes,
     optimiser_issues,
     save_student,
     show_student,
@@ -88,7 +89,7 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        return self._foresight.lines()
+        return [*memory_notes(self._models, self._training), *self._foresight.lines()]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
