@@ -233,3 +233,7 @@ def test_the_switch_for_deterministic_operations_is_put_back() -> None:
 def test_running_sums(size: Any) -> None:
     values = torch.arange(int(np.prod(size)), dtype=torch.float64).view(size)
     assert torch.equal(running_sums(values), values.cumsum(-1))
+    # Elsewhere the same by another way, which leaves shape and settings as they were.
+    before = torch.are_deterministic_algorithms_enabled()
+    assert running_sums(values.to("meta")).shape == values.shape
+    assert torch.are_deterministic_algorithms_enabled() == before
