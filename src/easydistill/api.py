@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +17,15 @@ from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
-from easydistill.errors import ConfigError
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
+from easydistill.jobs._row_paths import absent_paths as absent
 from easydistill.jobs._row_paths import row_path_issues
 
 if TYPE_CHECKING:
+    from easydistill.doctor.finding import Finding
     from easydistill.migration import Migration
     from easydistill.signals.verify import Verification
 
@@ -59,8 +59,9 @@ def load(config: Source, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 
 def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
-    """Check a config without network and models. Of files of rows, names and first bytes are looked at; they may be
-    missing, as a config may be checked on another machine.
+    """Check a config without network and models. Of files of rows, names and first bytes are looked at, and as far as
+    that is cheap, whether they are whole. They may be missing, as a config may be checked on another machine; see
+    `absent_paths`.
 
     Raises:
         ConfigError: lists every issue.
@@ -78,6 +79,11 @@ def check_row_paths(job: JobConfig) -> None:
     """
     if issues := row_path_issues(job):
         raise ConfigError(issues)
+
+
+def absent_paths(job: JobConfig) -> list[ConfigIssue]:
+    """What a loaded config names and is not on this machine: files of rows, templates, directories of models."""
+    return absent(job)
 
 
 def migrate(old: str | Path) -> Migration:
@@ -193,36 +199,15 @@ def job_schema() -> dict[str, Any]:
     }
 
 
-def doctor() -> list[tuple[str, str, bool]]:
-    """(what, state, good) for everything a run may need on this machine."""
-    from easydistill.engine.run_directory import package_versions
-    from easydistill.evaluation.metrics import METRICS
-    from easydistill.losses import LOSSES
-    from easydistill.rewards import REWARDS
-    from easydistill.synthesis.operators import OPERATORS
+def doctor(*, measure: bool = True) -> Iterator[Finding]:
+    """What is installed, what this machine has and how fast it is, and what to expect of it; see `doctor/`.
 
-    lines = [("python", sys.version.split()[0], sys.version_info >= (3, 11))]
-    lines += [(name, version, True) for name, version in package_versions().items()]
-    for extra, modules in (
-        ("train", ("torch", "transformers", "accelerate", "peft", "gguf", "rapidfuzz")),
-        ("trl", ("trl",)),
-        ("synth", ("rensa", "rapidfuzz", "math_verify", "selectolax", "pypdf")),
-        ("vllm", ("vllm",)),
-    ):
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        state = (
-            f"missing: {', '.join(missing)}  (pip install 'easydistill-toolkit[{extra}]')" if missing else "installed"
-        )
-        lines.append((f"extra {extra}", state, not missing))
-    for registry in (JOBS, OPERATORS, LOSSES, REWARDS, METRICS):
-        lines += [(f"{registry.kind}: {name}", problem, False) for name, problem in sorted(registry.unusable().items())]
-    if importlib.util.find_spec("torch") is not None:
-        from easydistill.models.loading import computes_well_in_bf16, device
+    Args:
+        measure: without it nothing is measured, which takes up to a minute.
+    """
+    from easydistill.doctor.check import findings
 
-        on = device()
-        numbers = "bfloat16" if computes_well_in_bf16(on) else "float32"
-        lines.append(("device", f"{on.type}, computes in {numbers}", True))
-    return lines
+    return findings(measure=measure)
 
 
 def inspect_signals(directory: str | Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line. `easydistill -config=kd.json` is the paper's own command; the rest are subcommands.
 
-Exit codes: 0 done, 1 failed at run time, 2 bad config, 3 more rejected rows than allowed, 130 interrupted.
+Exit codes: 0 done, 1 failed at run time (`doctor`: this machine computes wrongly), 2 bad config, 3 more rejected rows
+than allowed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from easydistill.errors import EXIT_FAILED, EXIT_OK, EasyDistillError, Interrupt
 
 if TYPE_CHECKING:
     from easydistill.data.messages import Message
+    from easydistill.doctor.finding import Finding
     from easydistill.engine.stage import Previewed
 
 COMMANDS = ("run", "retry", "validate", "plan", "preview", "init", "migrate", "schema", "report", "doctor", "signals")
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     add("schema", "print the JSON Schema of all configs, for editor completion")
     report = add("report", "rebuild report.html and report.md from the files of a run")
     report.add_argument("run_directory")
-    add("doctor", "show what is installed, and which backends and devices work here")
+    doctor = add("doctor", "check this machine in a minute: what is installed, how fast it is, what to expect of it")
+    doctor.add_argument("--quick", action="store_true", help="measure nothing, only look")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
     _add_actions(add("signals", "inspect a store of teacher signals, or verify it with the teacher"))
     return parser
 
@@ -185,9 +189,16 @@ def _validate(arguments: argparse.Namespace) -> int:
     job = loaded.job
     _say(loaded.notes)
     api.check_row_paths(job)
+    _say(
+        [f"not on this machine: {issue.path}: {issue.problem}{_way_out(issue.hint)}" for issue in api.absent_paths(job)]
+    )
     stages = " → ".join(stage.name for stage in stages_of(job))
     print(f"{config}: valid ({job.job_type}: {stages})")
     return EXIT_OK
+
+
+def _way_out(hint: str) -> str:
+    return f"\n    → {hint}" if hint else ""
 
 
 def _say(notes: Sequence[str]) -> None:
@@ -310,11 +321,22 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from easydistill import api
+    from easydistill.doctor.check import as_json, lines
 
-    lines = api.doctor()
-    for name, state, good in lines:
-        print(f"{'ok ' if good else '-- '} {name:<22} {state}")
-    return EXIT_OK
+    found = []
+
+    def kept() -> Iterator[Finding]:
+        for finding in api.doctor(measure=not arguments.quick):
+            found.append(finding)
+            yield finding
+
+    if arguments.json:
+        print(json.dumps(as_json(kept()), indent=2, ensure_ascii=False))
+    else:
+        for line in lines(kept()):
+            # Measurements take their time; each is shown when it is there.
+            print(line, flush=True)
+    return EXIT_FAILED if any(finding.failed for finding in found) else EXIT_OK
 
 
 def _signals(arguments: argparse.Namespace) -> int:

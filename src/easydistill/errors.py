@@ -69,6 +69,10 @@ class RunDirectoryBusy(EasyDistillError, RuntimeError):
     """Another process is working in the same run directory."""
 
 
+class NotDeterministic(EasyDistillError, RuntimeError):
+    """`deterministic` is set, and an operation cannot give the same result every time."""
+
+
 class MissingExtra(EasyDistillError, ImportError):
     """An optional part of easydistill is needed but not installed."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from easydistill.config.reading import LoadedConfig
 from easydistill.data.files import show_directory
+from easydistill.engine.determinism import deterministic
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import LOGGER, RunDirectory
@@ -96,7 +97,7 @@ class JobRun:
         self._directory.write_environment()
         LOGGER.info("run of %s starts", self._loaded.job.job_type)
         try:
-            with self._stop.listening():
+            with self._stop.listening(), deterministic(self._loaded.job.computes_deterministically):
                 self._records = runner.execute(stages, self._keep)
         except Interrupted as error:
             self._finish("interrupted", EXIT_INTERRUPTED, str(error))

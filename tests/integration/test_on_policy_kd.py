@@ -36,7 +36,7 @@ from easydistill.methods.sft.trainer import train as fine_tune
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.restored import trim_vocabulary, trimmed_vocabulary
-from easydistill.methods.shared.rollouts import LocalScores, PromptOrder, PromptRow, assign, roll_out
+from easydistill.methods.shared.rollouts import LocalScores, PromptOrder, PromptRow, Writer, assign, roll_out
 from easydistill.models.loading import load_model, load_tokenizer
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
@@ -121,10 +121,12 @@ def train(
     training: TrainingConfig | None = None,
     stop: StopSignal | None = None,
     reporter: Reporter | None = None,
+    writer: Writer | None = None,
     **settings: Any,
 ) -> Any:
     section = OnPolicyConfig(objective=objective, **({"max_new_tokens": 12} | settings))
-    shared = (training or config(), section, folder, reporter or Reporter(None, quiet=True), stop or StopSignal())
+    told = reporter or Reporter(None, quiet=True)
+    shared = (training or config(), section, folder, told, stop or StopSignal(), writer)
     if objective == "generalized_jsd":
         return on_policy_trl.train(trained, rows, teacher, *shared)
     return on_policy.train(trained, rows, LocalScores(teacher, END, CHUNK), *shared)
@@ -289,6 +291,13 @@ def test_a_student_moves_towards_its_teacher(objective: str, seed: int, tokenize
         "time", "stage", "step", "ended", "entropy", "repetition", "reverse_kl", "rollout_length",
     }  # fmt: skip
     assert watched[-1]["reverse_kl"] < watched[0]["reverse_kl"]
+    spent = [line for line in lines if line["stage"] == "seconds"]
+    assert [line["step"] for line in spent] == [20, 40, 60]
+    assert all(line[phase] > 0 for line in spent for phase in ("rollouts", "teacher", "update"))
+    # Each second is in one phase.
+    taken = [20 * line["seconds_per_step"] for line in lines if line["stage"] == "train"]
+    phases = [sum(value for name, value in line.items() if name not in {"time", "step", "stage"}) for line in spent]
+    assert phases == pytest.approx(taken, rel=0.2)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -131,6 +131,14 @@ def test_a_verifiable_reward_rises(name: str, seed: int, tokenizer: Any, tmp_pat
     wanted |= {"zero_variance_groups"} if name == "grpo" else {"value", "return", "value_loss"}
     assert wanted <= seen
     assert "kl" not in seen, "KL is only measured if it has a price"
+    spent = [entry for entry in entries if entry["stage"] == "seconds"]
+    assert [entry["step"] for entry in spent] == [entry["step"] for entry in logged]
+    assert all(entry["update"] > 0 for entry in spent)
+    # A round is generated once, and trained on in several steps.
+    rounds = [{phase for phase in ("rollouts", "rewards", "scores") if phase in entry} for entry in spent]
+    assert {len(phases) for phases in rounds} <= {0, 3}
+    assert {"rollouts", "rewards", "scores"} in rounds
+    assert any("heldout" in entry for entry in spent)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------

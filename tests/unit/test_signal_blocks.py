@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ import torch
 from easydistill.models.head import Head
 from easydistill.signals import block_statistics as statistics
 from easydistill.signals.block_statistics import BLOCK, block_statistics, reference
-from easydistill.signals.blocks import running_sums
 from easydistill.signals.determinism import deterministic_operations
 from easydistill.signals.extract import SignalShape, TeacherRows, extract, lazy_signal, rows_at_once
 from easydistill.signals.signal import TeacherSignal
@@ -227,13 +225,3 @@ def test_the_switch_for_deterministic_operations_is_put_back() -> None:
         assert now() == (True, True)
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-@pytest.mark.parametrize("size", [(1, 5), (3, 5), (1, 1, 5), (2, 3, 5)])
-def test_running_sums(size: Any) -> None:
-    values = torch.arange(int(np.prod(size)), dtype=torch.float64).view(size)
-    assert torch.equal(running_sums(values), values.cumsum(-1))
-    # Elsewhere the same by another way, which leaves shape and settings as they were.
-    before = torch.are_deterministic_algorithms_enabled()
-    assert running_sums(values.to("meta")).shape == values.shape
-    assert torch.are_deterministic_algorithms_enabled() == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -14,12 +14,23 @@ from easydistill.config.dataset import PairsConfig, RowsConfig
 class JobConfig(Section):
     """What every job has. A job's own class, in `jobs/`, adds its sections and a literal `job_type`."""
 
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic"})
+
     schema_uri: str | None = Field(default=None, alias="$schema")
     """Used by editors only."""
     job_type: str
     """Which job to run."""
     output_dir: NonEmptyStr | None = None
     """Run directory; defaults to `training.output_dir`, else `runs/<name of the config>`."""
+
+    deterministic: bool = False
+    """The same files run for run and resume for resume on one kind of GPU, which otherwise rounds otherwise each time;
+    slower there. On a CPU they are the same anyway. See docs/determinism.md."""
+
+    @property
+    def computes_deterministically(self) -> bool:
+        """Whether its process is to compute deterministically."""
+        return self.deterministic
 
     @property
     def max_rejected_share(self) -> float:

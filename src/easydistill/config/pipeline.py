@@ -41,6 +41,12 @@ class PipelineConfig(JobConfig):
     shared: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (pydantic copies it)
     """Sections given to every job that knows them; a job's own keys take precedence."""
 
+    @property
+    def computes_deterministically(self) -> bool:
+        """Whether it or one of its jobs asks for that: they share a process, in which it is set once."""
+        inner = (job for job in self.jobs.values() if isinstance(job, JobConfig))
+        return self.deterministic or any(job.computes_deterministically for job in inner)
+
 
 @dataclass(frozen=True)
 class Citation:

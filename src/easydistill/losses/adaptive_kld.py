@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from easydistill.config.base import PositiveShare
 from easydistill.contracts.loss import Outcomes, WholeMassConfig, expected_ratio
+from easydistill.models.prefix_sum import prefix_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ def head_share(teacher_NM: Tensor, student_NM: Tensor, head_mass: float, has_buc
     gap_NM = (teacher_NM - student_NM).abs()
     listed_NM = teacher_NM[:, :-1] if has_bucket else teacher_NM
     sorted_NM, order_NM = listed_NM.sort(dim=-1, descending=True, stable=True)
-    in_head_NM = (sorted_NM.cumsum(-1) - sorted_NM) < head_mass
+    in_head_NM = (prefix_sum(sorted_NM) - sorted_NM) < head_mass
     head_gap_N = (gap_NM.gather(1, order_NM) * in_head_NM).sum(-1)
     total_N = gap_NM.sum(-1)
     even_N = total_N == 0

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 
+from easydistill.engine.determinism import BATCH_INVARIANT
+
 CPU_KV_CACHE_GIB = "4"
 
 
 def prepare_environment(*, on_cpu: bool) -> None:
     """Set the environment variables that vLLM reads, unless the user has set them."""
+    import torch
+
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB)
         # Run the engine in this process: a killed run must not leave an engine process behind.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    elif torch.are_deterministic_algorithms_enabled():
+        # An answer then does not depend on which others are computed beside it, which is a matter of timing.
+        os.environ[BATCH_INVARIANT] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 

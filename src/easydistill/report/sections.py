@@ -18,6 +18,7 @@ from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
 from easydistill.report.metrics import metrics_table, verdict
 from easydistill.report.not_shown import not_shown
+from easydistill.report.phases import read_spent
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
@@ -258,7 +259,10 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
 def _time(facts: Facts) -> Iterator[doc.Section]:
     if facts.stages:
         intro = doc.Text("Wall time of each stage, over all attempts.")
-        yield doc.Section("time", "Time and tokens", "Time and tokens", (intro, tables.stage_table(facts)))
+        blocks: list[doc.Block] = [intro, tables.stage_table(facts)]
+        if (spent := read_spent(facts.directory / "metrics.jsonl")) is not None:
+            blocks += [doc.Text(spent.told), spent.table]
+        yield doc.Section("time", "Time and tokens", "Time and tokens", tuple(blocks))
 
 
 def _rejected(facts: Facts) -> Iterator[doc.Section]:

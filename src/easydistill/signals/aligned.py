@@ -34,8 +34,8 @@ from easydistill.errors import DataError
 from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
+from easydistill.models.prefix_sum import prefix_sum
 from easydistill.signals.alignment import Ids, align, shared_vocabulary, token_bytes
-from easydistill.signals.blocks import running_sums
 from easydistill.signals.codec import Codec
 from easydistill.signals.columns import ColumnMap
 from easydistill.signals.config import SignalsConfig
@@ -119,7 +119,7 @@ class Aligner:
             theirs = self.teacher.render(chat)
         except DataError as error:
             return AlignedRow(row.id, row.ids, row.learned, (), np.zeros((0, 2), np.int64), str(error))
-        ids, mask = row.ids, row.learned
+        ids, mask = [*map(int, row.ids)], [*map(bool, row.learned)]
         if truncated:
             whole = self.student.render(chat)
             ids, mask = whole.ids, whole.mask
@@ -154,7 +154,7 @@ def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
             "%s: its template refuses %d of %d chats, which are learned from their labels alone: %s",
             *(reference, len(refused), len(rows), refused[0]),
         )
-    tokens, learned = sum(len(row.pairs) for row in rows), sum(sum(row.learned) for row in rows)
+    tokens, learned = sum(len(row.pairs) for row in rows), sum(row.learned_tokens for row in rows)
     if rows and not tokens:
         raise DataError(
             f"{reference}: not one token of the rows begins where one of the teacher's does"
@@ -257,7 +257,7 @@ class AlignedScorer:
 
     def _signal(self, rows: Sequence[AlignedRow]) -> DeviceSignal:
         hidden_ND = self._hidden(rows)
-        targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
+        targets = [int(row.ids[int(t)]) for row in rows for t in row.pairs[:, 0]]
         target_N = _on(self._device, np.array(targets, np.int64))
         teacher = TeacherRows([hidden_ND], [self._head], [0.0])
         return DeviceSignal.concatenate(
@@ -343,7 +343,7 @@ def listed(logprobs_NV: Tensor, log_unmapped_N: Tensor, shape: SignalShape) -> t
     head_NK, ids_NK = logprobs_NV.topk(min(shape.head, logprobs_NV.shape[1]))
     if shape.top_p < 1.0:
         probs_NK = head_NK.exp()
-        head_NK = head_NK.masked_fill(running_sums(probs_NK) - probs_NK >= shape.top_p, -torch.inf)
+        head_NK = head_NK.masked_fill(prefix_sum(probs_NK) - probs_NK >= shape.top_p, -torch.inf)
     left_NK = logprobs_NV.gather(1, ids_NK).masked_fill(~head_NK.isneginf(), -torch.inf)
     others_N = logprobs_NV.scatter(1, ids_NK, left_NK).logsumexp(-1)
     return ids_NK, head_NK, others_N.logaddexp(log_unmapped_N).clamp_max(0.0)

@@ -23,9 +23,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from easydistill.models.prefix_sum import prefix_sum
 from easydistill.models.sampling import first_above
 from easydistill.signals.block_statistics import BLOCK, block_statistics
-from easydistill.signals.determinism import deterministic_operations
 
 
 class Blocks(Protocol):
@@ -105,7 +105,7 @@ def draw(blocks: Blocks, draws: int, uniform_N: Tensor, *, of_everything: bool) 
     if draws == 0:
         empty = blocks.max_NB.new_zeros((len(uniform_N), 0), dtype=torch.long)
         return empty, empty
-    cumulative_NB = running_sums(blocks.rest_NB)
+    cumulative_NB = prefix_sum(blocks.rest_NB)
     rest_N1 = cumulative_NB[:, -1:]
     over_N1 = (blocks.log_total_N - blocks.max_N).double().exp()[:, None] if of_everything else rest_N1
     most = draws
@@ -120,7 +120,7 @@ def draw(blocks: Blocks, draws: int, uniform_N: Tensor, *, of_everything: bool) 
     block_ND = first_above(cumulative_NB, target_ND, blocks.rest_NB)
     before_ND = (cumulative_NB - blocks.rest_NB).gather(1, block_ND)
     inside_NDC = blocks.exponentials_of(block_ND).double()
-    place_ND = first_above(running_sums(inside_NDC), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
+    place_ND = first_above(prefix_sum(inside_NDC), (target_ND - before_ND)[:, :, None], inside_NDC)[:, :, 0]
     drawn_ND = (block_ND * BLOCK + place_ND).masked_fill(missed_ND, -1)
     return _counted(blocks, drawn_ND, once=of_everything)
 
@@ -146,21 +146,6 @@ def _counted(blocks: Blocks, ids_ND: Tensor, *, once: bool) -> tuple[Tensor, Ten
     width = blocks.places(lambda: kept_ND >= 0, ids_ND.shape[1])
     kept_ND, counts_ND = kept_ND[:, :width].clamp_min(0), counts_ND[:, :width]
     return kept_ND, counts_ND.clamp_max(1) if once else counts_ND
-
-
-def running_sums(values: Tensor) -> Tensor:
-    """`values.cumsum(-1)`, also where PyTorch may only use deterministic operations.
-
-    It counts every sum of floats on a GPU as nondeterministic. Only the sum of a tensor with a single row is: each of
-    several rows is summed by one group of threads, in a fixed order.
-    """
-    if values.device.type == "cpu":
-        return values.cumsum(-1)
-    flat_MC = values.flatten(0, -2)
-    rows = len(flat_MC)
-    with deterministic_operations(False):
-        sums_MC = (flat_MC.expand(2, -1) if rows == 1 else flat_MC).cumsum(-1)[:rows]
-    return sums_MC.view(values.shape)
 
 
 def _wide(index_NM: Tensor) -> Tensor:

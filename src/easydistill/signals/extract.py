@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.prefix_sum import prefix_sum
 from easydistill.signals.block_statistics import BLOCK
-from easydistill.signals.blocks import Blocks, DenseBlocks, LazyBlocks, above, draw, log_rest, remove, running_sums, top
+from easydistill.signals.blocks import Blocks, DenseBlocks, LazyBlocks, above, draw, log_rest, remove, top
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import (
     SampledSignals,
@@ -276,5 +277,5 @@ def _until(probs_NK: Tensor, top_p: float) -> Tensor:
     """True for the entries of the smallest leading set with mass `top_p`; for all if `top_p` is 1."""
     if top_p >= 1.0:
         return torch.ones_like(probs_NK, dtype=torch.bool)
-    before_NK = running_sums(probs_NK) - probs_NK
+    before_NK = prefix_sum(probs_NK) - probs_NK
     return before_NK < top_p

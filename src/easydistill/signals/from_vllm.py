@@ -62,7 +62,7 @@ class VllmScorer:
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=self._k, detokenize=False)
-        prompts = [{"prompt_token_ids": list(row.ids)} for row in rows]
+        prompts = [{"prompt_token_ids": [*map(int, row.ids)]} for row in rows]
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [
             ScoredSample(row.id, row.ids, row.learned, self._signal(row, output.prompt_logprobs), _all_of(row))
@@ -104,7 +104,7 @@ def real_entries(entries: Mapping[int, Any], vocabulary: int) -> tuple[np.ndarra
 
 
 def _all_of(row: RowToScore) -> np.ndarray[Any, Any]:
-    return np.ones(sum(row.learned), bool)
+    return np.ones(row.learned_tokens, bool)
 
 
 def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_remote_code: bool) -> Any:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from easydistill.data.batches import batches_by_length
+from easydistill.data.tokens import Mask, TokenIds
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
@@ -50,13 +51,17 @@ class RowToScore:
     """A tokenised row; `learned[t]` says whether token t is learned (never the first)."""
 
     id: str
-    ids: Sequence[int]
-    learned: Sequence[bool]
+    ids: TokenIds
+    learned: Mask
 
     @property
     def length(self) -> int:
         """Tokens of the teacher's forward pass; at least one."""
         return len(self.ids)
+
+    @property
+    def learned_tokens(self) -> int:
+        return int(np.count_nonzero(self.learned))
 
 
 RowT = TypeVar("RowT", bound=RowToScore)
@@ -128,7 +133,7 @@ def _samples(rows: Sequence[RowToScore], signal: TeacherSignal) -> list[ScoredSa
     scored: list[ScoredSample] = []
     at = 0
     for row in rows:
-        count = int(np.count_nonzero(row.learned))
+        count = row.learned_tokens
         scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, at + count), np.ones(count, bool)))
         at += count
     return scored

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easydistill.data.files import read_json, replacing, write_json
+from easydistill.data.tokens import Bools, Mask, TokenIds
 from easydistill.errors import DataError
 from easydistill.signals.codec import Bytes, Codec, EncodedSignal, bits_for, decode_words, pack, unpack
 from easydistill.signals.signal import Ints, TeacherSignal
@@ -31,16 +32,14 @@ HASH_BYTES = 16
 _ROW_ARRAYS = ("log_rest", "realised", "entropy", "head_counts", "draw_counts")
 _PACKED = ("tokens", "learned", "present", "head", "draws")
 
-Bools = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
 class ScoredSample:
     """A sample's tokens and the teacher's signal for them."""
 
     id: str
-    token_ids: Sequence[int]
-    learned: Sequence[bool]
+    token_ids: TokenIds
+    learned: Mask
     """For each token, whether the student learns it; never true for the first, which nothing predicts."""
     signal: TeacherSignal
     """A row for every learned token that is present, in order."""
@@ -48,7 +47,7 @@ class ScoredSample:
     """For each learned token, whether it has a signal (with an aligned teacher, some may have none)."""
 
 
-def token_hash(token_ids: Sequence[int], learned: Sequence[bool]) -> bytes:
+def token_hash(token_ids: TokenIds, learned: Mask) -> bytes:
     """A hash of ids and mask, which ties a signal to its tokens."""
     digest = hashlib.sha256(np.asarray(token_ids, "<i8").tobytes())
     digest.update(np.asarray(learned, np.uint8).tobytes())
@@ -286,7 +285,7 @@ class SignalStore:
         learned = np.unpackbits(shard.packed("learned", position), count=count)
         return ids.tolist(), learned.astype(bool).tolist()
 
-    def read(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> tuple[TeacherSignal, Bools]:
+    def read(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> tuple[TeacherSignal, Bools]:
         """The signal of a sample, and for each learned token whether it has a row in it.
 
         Args:
@@ -302,7 +301,7 @@ class SignalStore:
         present = np.unpackbits(shard.packed("present", position), count=shard.learned_count(position))
         return signal, present.astype(bool)
 
-    def check(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> None:
+    def check(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> None:
         """Refuse a sample whose tokens are not those that the teacher scored.
 
         Raises:
@@ -320,7 +319,7 @@ class SignalStore:
                 "    → the rows, the tokenizer, the chat template or the maximum length changed: score again"
             )
 
-    def _difference(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> str:
+    def _difference(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> str:
         scored, scored_learned = self.tokens(sample_id)
         if len(scored) != len(token_ids):
             return f"{len(scored)} tokens were scored, the row has {len(token_ids)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,8 @@ class OnPolicyConfig(Section):
     rows. The student answers a share of them; the rest come with the teacher's answer.
     """
 
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"vllm_gpu_memory_utilization"})
+
     objective: Objective = "generalized_jsd"
     """`generalized_jsd` compares whole distributions and needs the teacher on this machine. `sampled_reverse_kl` needs
     only the log-probabilities of the student's own tokens, from a teacher here or behind a vLLM server."""
@@ -55,6 +57,11 @@ class OnPolicyConfig(Section):
     steps_per_rollout: PositiveInt = 1
     """sampled_reverse_kl: optimiser steps per rollout. More steps generate less often, in larger batches, and train on
     answers of a slightly older student."""
+    rollouts: Literal["transformers", "vllm"] = "transformers"
+    """The engine that generates the student's answers. `vllm` runs in the training's process and takes over the
+    student's weights before each round of answers; one process trains."""
+    vllm_gpu_memory_utilization: PositiveShare = 0.3
+    """vllm: share of the GPU's memory that its engine takes, beside teacher and training."""
     sft_steps: NonNegativeInt = 0
     """Cold start: number of supervised fine-tuning steps on the teacher's answers that come first. Recommended for a
     student that cannot answer yet, for instance after layers were removed: scores of noise teach little."""
@@ -68,4 +75,6 @@ class OnPolicyConfig(Section):
                     f"`{name}` has no effect with the objective {self.objective}",
                     f'remove {name}, or set "objective": "{objective}"',
                 )
+        if self.rollouts != "vllm" and "vllm_gpu_memory_utilization" in self.model_fields_set:
+            raise Unfit("`vllm_gpu_memory_utilization` has no effect without vLLM", 'set "rollouts": "vllm"')
         return self

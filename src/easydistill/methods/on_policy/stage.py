@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.methods.shared.rollouts import PromptRow, TeacherScores
+    from easydistill.methods.shared.rollouts import PromptRow, TeacherScores, Writer
     from easydistill.methods.shared.watch import TrainingOutcome
 
 
@@ -78,6 +79,8 @@ class OnPolicyStage(TrainStage):
             issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
         if self._on_policy.objective == "generalized_jsd":
             issues += needs_extra("trl", "trl")
+        if self._on_policy.rollouts == "vllm":
+            issues += needs_extra("vllm", "vllm")
         return issues
 
     def fingerprint(self) -> dict[str, Any]:
@@ -191,7 +194,7 @@ class OnPolicyStage(TrainStage):
             context.reporter.say(f"  cold start: {self._on_policy.sft_steps} steps on the teacher's answers")
             fine_tune(
                 student,
-                [TokenRow(name, row.ids, row.mask) for name, row in labels.items()],
+                [TokenRow(name, row.ids_T, row.mask_T) for name, row in labels.items()],
                 self._training.model_copy(update={"max_steps": self._on_policy.sft_steps}),
                 checkpoints / "cold_start",
                 context.reporter,
@@ -200,11 +203,27 @@ class OnPolicyStage(TrainStage):
             )
             context.stop.raise_if_requested()
         shared = (self._training, self._on_policy, following, context.reporter, context.stop)
-        if self._on_policy.objective == "generalized_jsd":
-            from easydistill.methods.on_policy import trl_trainer as on_policy_trl
+        with contextlib.closing(self._writer(student)) as writer:
+            if self._on_policy.objective == "generalized_jsd":
+                from easydistill.methods.on_policy import trl_trainer as on_policy_trl
 
-            return on_policy_trl.train(student, rows, self._local_teacher(student, vocabulary), *shared)
-        return sampled.train(student, rows, self._scores(student, vocabulary, context), *shared)
+                return on_policy_trl.train(student, rows, self._local_teacher(student, vocabulary), *shared, writer)
+            return sampled.train(student, rows, self._scores(student, vocabulary, context), *shared, writer)
+
+    def _writer(self, student: Student) -> Writer:
+        """What generates the student's answers."""
+        if self._on_policy.rollouts == "transformers":
+            from easydistill.methods.shared.rollouts import ModelWriter
+
+            return ModelWriter()
+        from easydistill.methods.shared.vllm_rollouts import VllmWriter
+
+        return VllmWriter(
+            student,
+            self._training.max_length,
+            self._on_policy.vllm_gpu_memory_utilization,
+            trust_remote_code=self._models.trust_remote_code,
+        )
 
     def _scores(self, student: Student, vocabulary: int, context: StageContext) -> TeacherScores:
         if self._server is not None:
@@ -242,6 +261,7 @@ class OnPolicyStage(TrainStage):
 
 def split_label(label: Rendered) -> tuple[list[int], list[int]]:
     """(context, final answer) of a tokenised chat, without what follows the answer's end token."""
-    end = max(at for at, on in enumerate(label.mask) if on) + 1
-    start = next((at + 1 for at in range(end - 1, -1, -1) if not label.mask[at]), 1)
-    return label.ids[:start], label.ids[start:end]
+    mask, ids = label.mask, label.ids
+    end = max(at for at, on in enumerate(mask) if on) + 1
+    start = next((at + 1 for at in range(end - 1, -1, -1) if not mask[at]), 1)
+    return ids[:start], ids[start:end]

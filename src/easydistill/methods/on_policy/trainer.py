@@ -41,16 +41,18 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import check_head, training_arguments, uses_bf16
+from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
+    ModelWriter,
     PromptOrder,
     PromptRow,
     TeacherScores,
+    Writer,
     Written,
     assign,
     batch_rows,
     describe,
-    roll_out,
     rolled_positions,
     scored,
 )
@@ -87,11 +89,15 @@ def train(
     checkpoints: Path,
     reporter: Reporter,
     stop: StopSignal,
+    writer: Writer | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place by sampled reverse KL (float32 on the CPU when it enters).
 
     Resumes from the last complete checkpoint, with the same final weights as an uninterrupted run if the teacher's
     scores are reproducible (a model in this process; a server's rounding depends on its batches).
+
+    Args:
+        writer: what generates the student's answers; by default the student, through transformers.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
@@ -102,7 +108,7 @@ def train(
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
     check_head(student.model)
     with kept_settings(student.model):
-        loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter)
+        loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer)
         loop.run(stop)
     outcome = loop.outcome()
     if config.lora is not None:
@@ -123,10 +129,12 @@ class SampledTraining:
         on_policy: OnPolicyConfig,
         checkpoints: Path,
         reporter: Reporter,
+        writer: Writer | None = None,
     ) -> None:
         self._student, self._rows, self._scores = student, rows, scores
         self._config, self._on_policy = config, on_policy
         self._checkpoints, self._reporter = checkpoints, reporter
+        self._writer = writer or ModelWriter()
         self._device = device()
         self._order = PromptOrder(len(rows), batch_rows(config), config.seed)
         self.total = config.max_steps or math.ceil(config.num_train_epochs * self._order.steps)
@@ -143,10 +151,12 @@ class SampledTraining:
         self._pending: list[list[Written]] = []
         self._window: list[dict[str, float]] = []
         self._final_loss: float | None = None
+        self._phases = Phases(self._device)
 
     def run(self, stop: StopSignal) -> None:
         self._load()
         since = (self._step, time.monotonic())
+        self._phases.begin()
         with self._reporter.task("On-policy training", self.total, done=self._step, unit="steps") as task:
             while self._step < self.total:
                 try:
@@ -156,7 +166,8 @@ class SampledTraining:
                     self._save()
                     raise
                 batch = self._pending.pop(0)
-                measured |= self.update(batch)
+                with self._phases.during("update"):
+                    measured |= self.update(batch)
                 self._step += 1
                 tokens = sum(sum(item.learned) for item in batch)
                 self._tokens += tokens
@@ -173,8 +184,11 @@ class SampledTraining:
         steps = range(self._step, min(self.total, self._step + self._on_policy.steps_per_rollout))
         written = {step: self._assigned(step) for step in steps}
         prompts = [(item.id, item.prompt) for step in steps for item in written[step] if item.rolled]
-        with self._autocast():
-            rollouts = roll_out(
+        if prompts:
+            with self._phases.during("weights"):
+                self._writer.load(self._student.model)
+        with self._phases.during("rollouts"), self._autocast():
+            rollouts = self._writer.write(
                 self._student.model,
                 prompts,
                 self._step,
@@ -202,9 +216,10 @@ class SampledTraining:
             return [], 0.0
         asked = [(item.ids, len(item.prompt)) for item in rollouts]
         self._student.model.eval()
-        with self._autocast():
+        with self._phases.during("scores"), self._autocast():
             own = scored(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
-        by_teacher = [[usable_logprob(value) for value in row] for row in self._scores.score(asked, stop)]
+        with self._phases.during("teacher"):
+            by_teacher = [[usable_logprob(value) for value in row] for row in self._scores.score(asked, stop)]
         if all(math.isnan(value) for row in by_teacher for value in row):
             raise TeacherError(
                 "the teacher gives no usable log-probability: all are placeholders or not finite\n"
@@ -238,7 +253,7 @@ class SampledTraining:
             )
         limit = self._config.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self._trainable.values(), limit))
-        rate = self._scheduler.get_last_lr()[0]
+        rate = float(self._scheduler.get_last_lr()[0])
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad()
@@ -279,6 +294,7 @@ class SampledTraining:
         )
         if means:
             self._reporter.metric("rollouts", step=self._step, **means)
+        self._reporter.metric("seconds", step=self._step, **self._phases.take())
         self._window = []
 
     # --- checkpoints --------------------------------------------------------------------------------------------

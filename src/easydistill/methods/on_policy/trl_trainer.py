@@ -28,15 +28,18 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, check_head, importing_trl
+from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
+    BATCH_TOKENS,
+    ModelWriter,
     PromptOrder,
     PromptRow,
+    Writer,
     Written,
     assign,
     batch_rows,
     describe,
-    roll_out,
     rolled_positions,
 )
 from easydistill.methods.shared.trl_parts import WritingTrainer
@@ -45,12 +48,17 @@ from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
 from easydistill.models.logprobs import target_logprobs
 from easydistill.models.student import Student
+from easydistill.teachers.transformers import MAX_BATCH_ROWS
 
 try:
     with importing_trl():
         from trl import DistillationConfig, DistillationTrainer
 except ImportError:
     raise MissingExtra("trl", "Generalised JSD") from None
+
+
+TEACHER_READ = "teacher_hidden"
+"""Of a step's sequences, the teacher's last hidden states, beside their tokens."""
 
 
 def train(
@@ -62,10 +70,14 @@ def train(
     checkpoints: Path,
     reporter: Reporter,
     stop: StopSignal,
+    writer: Writer | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary.
 
     Resumes from the last complete checkpoint. Returns early, after a checkpoint, once `stop` is requested.
+
+    Args:
+        writer: what generates the student's answers; by default the student, through transformers.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
@@ -78,7 +90,7 @@ def train(
     model = with_adapters(student.model, config)
     watch = RolloutWatch(reporter, stop, config)
     with watch, kept_settings(student.model):
-        trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch)
+        trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch, writer)
         run_trainer(trainer, resume)
     outcome = training_outcome(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
     if config.lora is not None:
@@ -141,11 +153,14 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         on_policy: OnPolicyConfig,
         checkpoints: Path,
         watch: RolloutWatch,
+        writer: Writer | None = None,
     ) -> None:
         self._rows, self._config, self._on_policy, self._student = rows, config, on_policy, student
-        self._watch = watch
+        self._watch, self._writer = watch, writer or ModelWriter()
+        self.phases = watch.phases = Phases(device())
         self._sequences: list[Written] = []
         self._hidden: list[Tensor] = []
+        self._teacher_read: Tensor | None = None
         super().__init__(
             model=model,
             teacher_model=teacher,
@@ -176,8 +191,10 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         asked = [(item.id, item.prompt) for item in self._sequences if item.rolled]
         rollouts: list[Written] = []
         if asked:
-            with self._generating() as model:
-                rollouts = roll_out(
+            with self.phases.during("weights"):
+                self._writer.load(self.accelerator.unwrap_model(self.model))
+            with self.phases.during("rollouts"), self._generating() as model:
+                rollouts = self._writer.write(
                     model,
                     asked,
                     self.state.global_step,
@@ -192,23 +209,47 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Also record which sequences the student generated, because TRL shuffles them next."""
-        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        with self.phases.during("scores"):
+            found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         rolled = [item.rolled for item in self._sequences]
-        return {**found, "rolled": torch.tensor(rolled, device=self.accelerator.device)}
+        with self.phases.during("teacher"):
+            hidden_BTD = self._read_by_teacher(found)
+        return {**found, "rolled": torch.tensor(rolled, device=self.accelerator.device), TEACHER_READ: hidden_BTD}
 
-    def _get_last_hidden_state(self, *args: Any, **kwargs: Any) -> Tensor:
-        hidden_BTD: Tensor = super()._get_last_hidden_state(*args, **kwargs)
+    @torch.no_grad()
+    def _read_by_teacher(self, found: dict[str, Any]) -> Tensor:
+        """The teacher's hidden states of the step's answers: more rows at once than a micro-batch has."""
+        ids_BL = torch.cat([found["prompt_ids"], found["completion_ids"]], dim=1)
+        mask_BL = torch.cat([found["prompt_mask"], found["completion_mask"]], dim=1)
+        size = min(MAX_BATCH_ROWS, max(self._config.per_device_train_batch_size, BATCH_TOKENS // ids_BL.shape[1]))
+        teacher = self.accelerator.unwrap_model(self.teacher_model.eval())
+        tokens = found["completion_ids"].shape[1]
+        read = super()._get_last_hidden_state
+        with self._autocast():
+            parts = [
+                self._forward_redirection(
+                    self.teacher_model, teacher, read, teacher, ids_BL[at : at + size], mask_BL[at : at + size], tokens
+                )
+                for at in range(0, len(ids_BL), size)
+            ]
+        return torch.cat(parts)
+
+    def _get_last_hidden_state(self, unwrapped_model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self._teacher_read is not None and unwrapped_model is self.accelerator.unwrap_model(self.teacher_model):
+            hidden_BTD = self._teacher_read
+        else:
+            hidden_BTD = super()._get_last_hidden_state(unwrapped_model, *args, **kwargs)
         self._hidden.append(hidden_BTD.detach())
         return hidden_BTD
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         """On steps that are logged, also estimate the reverse KL from the student's own tokens."""
-        self._hidden = []
+        self._hidden, self._teacher_read = [], inputs[TEACHER_READ]
         found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
         if (self.state.global_step + 1) % self._config.logging_steps == 0:
             keep_BT = inputs["completion_mask"].bool() & inputs["rolled"][:, None]
             self._watch.described += self._reverse_kl(unwrapped_student, inputs["completion_ids"], keep_BT)
-        self._hidden = []
+        self._hidden, self._teacher_read = [], None
         return found
 
     @torch.no_grad()
@@ -217,7 +258,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         if not keep_BT.any():
             return []
         heads = [Head.of(model) for model in (unwrapped_student, self.accelerator.unwrap_model(self.teacher_model))]
-        step = rows_per_chunk(heads[0].weight_VD.shape[0], self._config.loss_chunk_bytes)
+        step = rows_per_chunk(heads[0].weight_VD.shape[0], self._config.loss_chunk_bytes, ids_BT.device)
         target_N = ids_BT[keep_BT]
         student_N, teacher_N = (
             torch.cat(

@@ -120,6 +120,10 @@ class PpoTrainer(PolicyTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Add values and returns, and replace the advantages of answers by those of tokens."""
+        with self.phases.during("scores"):
+            return self._with_values(inputs)
+
+    def _with_values(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mask_BT = found["completion_mask"]
         ids_BL = torch.cat([found["prompt_ids"], found["completion_ids"]], 1)

@@ -29,6 +29,7 @@ from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
+from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.trl_parts import WritingTrainer
@@ -175,6 +176,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
     ) -> None:
         self._student, self._explorer, self._config, self._policy = student, explorer, config, policy
         self._watch = watch
+        self.phases = watch.phases = Phases(device())
         self._asked: list[int] = []
         self._ended: list[bool] = []
         self._round_end: tuple[int, RandomState, int | float] | None = None
@@ -251,16 +253,17 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
     ) -> tuple[list[list[int]], Any]:
         """Answers, end token included, each drawn from its own random stream."""
         if self.use_vllm:
-            completions, logprobs = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
+            with self.phases.during("rollouts"):
+                completions, logprobs = super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+                )
             self._ended = [ids[-1] in self._student.eos_ids for ids in completions]
             return completions, logprobs
         first = self.accelerator.process_index * len(prompt_ids)
         asked = [
             (f"{self._explorer.rows[index].id}:{first + at}", prompt_ids[at]) for at, index in enumerate(self._asked)
         ]
-        with self._generating() as model:
+        with self.phases.during("rollouts"), self._generating() as model:
             written = self._write(model, asked, self.state.global_step, self._policy.temperature)
         self._ended = [item.ended for item in written]
         return [item.completion for item in written], None
@@ -278,7 +281,8 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         """The reward of each answer, (answers, 1), over all processes; NaN where every reward abstains."""
         rows = [self._explorer.rows[index] for index in self._asked]
         parts = zip(rows, completion_ids_list, self._texts(completion_ids_list), self._ended, strict=True)
-        scored = self._explorer.rewards.score([rollout_of(*part) for part in parts])
+        with self.phases.during("rewards"):
+            scored = self._explorer.rewards.score([rollout_of(*part) for part in parts])
         self._watch.rewards.append({name: value for name, value in scored.summary().items() if name != "reward"})
         totals = [float("nan") if total is None else total for total in scored.totals]
         mine_B1 = torch.tensor(totals, dtype=torch.float32, device=self.accelerator.device)[:, None]
@@ -286,6 +290,11 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         if (group := self._policy.num_generations) > 1:
             # TRL's own figure counts groups without any known reward as informative.
             self._watch.rewards.append({"zero_variance_groups": zero_variance(found[:, 0].tolist(), group)})
+        return found
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with self.phases.during("scores"):
+            found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         return found
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -301,6 +310,10 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
 
     def measure(self) -> dict[str, Any]:
         """Figures of greedy answers to the held-out prompts; other random draws are not affected."""
+        with self.phases.during("heldout"):
+            return self._measured()
+
+    def _measured(self) -> dict[str, Any]:
         rows = self._explorer.heldout
         was_training = self.model.training
         with self._generating() as model:

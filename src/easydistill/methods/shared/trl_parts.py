@@ -15,6 +15,7 @@ from transformers import Trainer
 from easydistill.config.training import TrainerConfig
 from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.shared.compat import uses_bf16
+from easydistill.methods.shared.phases import Phases
 
 
 class QuietTrainer:
@@ -47,12 +48,35 @@ class PairsTrainer(QuietTrainer):
 class WritingTrainer(QuietTrainer):
     """For models that generate what they are trained on. Subclasses set `_config` before TRL's `__init__` runs."""
 
+    phases: Phases
+    """Where the seconds go; set before TRL's `__init__` runs."""
+
     accelerator: Any
     args: Any
     model_wrapped: Any
     state: Any
     _config: TrainerConfig
     _dist: Any
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Gradients of a micro-batch, and the answers and scores of a round where it begins one."""
+        with self.phases.during("update"):
+            return super().training_step(*args, **kwargs)  # type: ignore[misc]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Its steps are counted as part of the update."""
+        optimiser = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        opened = contextlib.ExitStack()
+
+        def begin(*given: Any) -> None:
+            opened.enter_context(self.phases.during("update"))
+
+        def end(*given: Any) -> None:
+            opened.close()
+
+        optimiser.register_step_pre_hook(begin)
+        optimiser.register_step_post_hook(end)
+        return optimiser
 
     @contextlib.contextmanager
     def _generating(self) -> Iterator[Any]:

@@ -18,6 +18,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import DataError
 from easydistill.methods.shared.checkpoints import mark_whole, rotate, step_of
+from easydistill.methods.shared.compiling import CompiledLayers
+from easydistill.methods.shared.phases import Phases
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ class Watch(TrainerCallback):
         config: TrainerConfig,
         figures: Callable[[], dict[str, float]] | None = None,
         stage: str = "train",
+        layers: CompiledLayers | None = None,
     ) -> None:
+        self._layers = layers
         self._reporter = reporter
         self._figures = figures
         self._stop = stop
@@ -98,6 +102,8 @@ class Watch(TrainerCallback):
         self._context: Any = None
         self._step_at = (0, time.monotonic())
         self.last_loss: float | None = None
+        self.phases: Phases | None = None
+        """Where the seconds go, for trainings that tell."""
 
     def __enter__(self) -> Watch:
         return self
@@ -115,6 +121,8 @@ class Watch(TrainerCallback):
         self._context = self._reporter.task("Training", state.max_steps, done=state.global_step, unit="steps")
         self._task = self._context.__enter__()
         self._step_at = (state.global_step, time.monotonic())
+        if self.phases is not None:
+            self.phases.begin()
         if state.global_step >= state.max_steps:
             raise AllStepsDone
 
@@ -143,6 +151,8 @@ class Watch(TrainerCallback):
                 "    → lower training.learning_rate or the weights of the loss, or set training.bf16=false"
             )
         self.last_loss = loss
+        if self._layers is not None:
+            self._layers.watch()
         step, at = self._step_at
         now = time.monotonic()
         seconds = (now - at) / max(1, state.global_step - step)
@@ -157,6 +167,8 @@ class Watch(TrainerCallback):
             seconds_per_step=round(seconds, 4),
             **(self._figures() if self._figures else {}),
         )
+        if self.phases is not None:
+            self._reporter.metric("seconds", step=state.global_step, **self.phases.take())
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
