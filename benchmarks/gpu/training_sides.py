@@ -1,4 +1,4 @@
-"""The sides of `benchmarks/gpu/training.py`: seconds of the steps of our `train` and of TRL's trainers on the same work."""
+"""The sides of `benchmarks/gpu/training.py`: seconds of the steps of our `train` and of TRL's on the same work."""
 
 from __future__ import annotations
 
