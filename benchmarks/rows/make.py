@@ -47,6 +47,8 @@ def rows(count: int, kind: str, seed: int) -> Iterator[dict[str, object]]:
             "task": draw.choice(TASKS),
             **{name: draw.randrange(10) for name in ("informativeness", "helpfulness", "generalisation")},
             "correctness": draw.randrange(2),
+            **{name: draw.randrange(10) for name in ("rv", "cd")},
+            "correct": draw.randrange(2),
         }
 
 

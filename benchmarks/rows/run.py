@@ -1,9 +1,11 @@
 """Seconds and peak memory of jobs over many rows, and whether they grow faster than the rows.
 
-    python -m benchmarks.rows.run [--rows 25000 50000 100000 …] [--kind sentences|words] [--jobs deduplicate …]
+    python -m benchmarks.rows.run [--rows 25000 100000 …] [--kind sentences|words] [--jobs deduplicate …] [--folder F]
 
 Each job runs as a user runs it, in a process of its own, on a file of rows of 600 bytes (`make.py`). `journal` writes
-the journal of a label job with so many answers, opens it again and looks up each.
+the journal of a label job with so many answers, opens it again and looks up each. Each measurement is saved when it is
+made, beside those of other jobs and sizes that the result file holds. With `--folder`, the files of rows stay there for
+the next time.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +25,7 @@ from benchmarks.common import real_data, save
 from benchmarks.rows.make import write_rows
 
 HERE = Path(__file__).parent
-JOBS = ("deduplicate", "decontaminate", "task_balancing", "instruction_selection", "journal")
+JOBS = ("deduplicate", "decontaminate", "task_balancing", "instruction_selection", "cot_selection", "journal")
 TARGETS = {"Math": 2, "Reasoning": 2, "Code Generation": 1, "Writing": 1, "History": 1}
 
 
@@ -32,18 +35,28 @@ def main() -> None:
     parser.add_argument("--kind", choices=("sentences", "words"), default="sentences")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--name", default="rows")
+    parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {job: {} for job in arguments.jobs}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for count in arguments.rows:
-            source = Path(folder) / f"rows-{count}.jsonl"
-            write_rows(source, count, arguments.kind)
+            source = (arguments.folder or Path(folder)) / f"{arguments.kind}-{count}.jsonl"
+            if not source.exists():
+                write_rows(source, count, arguments.kind)
             for job in arguments.jobs:
-                measured = measure(job, source, Path(folder) / f"{job}-{count}", count)
-                found[job][str(count)] = measured
+                run = Path(folder) / f"{job}-{count}"
+                measured = measure(job, source, run, count)
+                shutil.rmtree(run)
                 print(f"{job:22} {count:>9,} rows  {measured}", flush=True)
-            source.unlink()
-    save(HERE, arguments.name, {"kind": arguments.kind, "seed": 0, "jobs": found})
+                keep(arguments.name, arguments.kind, job, count, measured)
+
+
+def keep(name: str, kind: str, job: str, count: int, measured: dict[str, Any]) -> None:
+    """Save one measurement, beside those of the same kind of rows that are there."""
+    path = HERE / "results" / f"{name}.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    jobs = held["jobs"] if held.get("kind") == kind else {}
+    jobs.setdefault(job, {})[str(count)] = measured
+    save(HERE, name, {"kind": kind, "seed": 0, "jobs": jobs})
 
 
 def measure(job: str, source: Path, run: Path, count: int) -> dict[str, Any]:
@@ -54,7 +67,7 @@ def measure(job: str, source: Path, run: Path, count: int) -> dict[str, Any]:
             "job_type": job,
             "output_dir": str(run),
             "dataset": {"instruction_path": str(source)},
-            "synthesis": settings(job),
+            "synthesis": settings(job, count),
         }
         run.mkdir(parents=True)
         path = run.with_suffix(".json")
@@ -76,10 +89,12 @@ def measure(job: str, source: Path, run: Path, count: int) -> dict[str, Any]:
     }
 
 
-def settings(job: str) -> dict[str, Any]:
-    """The `synthesis` section of a job."""
+def settings(job: str, count: int) -> dict[str, Any]:
+    """The `synthesis` section of a job over so many rows."""
     if job == "decontaminate":
         return {"benchmarks": [str(real_data() / "gsm8k_test.jsonl")]}
+    if job == "cot_selection":
+        return {"mix": {"shares": [0.1, 0.2, 0.1], "total": count // 20}}
     return {"targets": TARGETS} if job == "task_balancing" else {}
 
 

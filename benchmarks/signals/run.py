@@ -206,6 +206,7 @@ def main() -> None:
     from benchmarks.common import save, spread
 
     from easydistill.models.loading import load_model
+    from easydistill.signals.score import batch_tokens
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=48)
@@ -226,7 +227,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as directory:
             speeds["scoring"].append(store_of(rows, chosen["default"], Path(directory))[1])
-        speeds["bare_forward"].append(bare_forward(teacher, rows, chosen["default"].max_batch_tokens))
+        speeds["bare_forward"].append(bare_forward(teacher, rows, batch_tokens(chosen["default"])))
     result["tokens_per_second"] = {name: spread(values) for name, values in speeds.items()}
     result["scoring_over_bare_forward"] = round(
         result["tokens_per_second"]["scoring"]["median"] / result["tokens_per_second"]["bare_forward"]["median"], 4

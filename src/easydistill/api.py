@@ -17,10 +17,11 @@ from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Composite, PlannedStage, Previewed, notes_of, preview_of
-from easydistill.errors import ConfigError
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
+from easydistill.jobs._row_paths import absent_paths as absent
 from easydistill.jobs._row_paths import row_path_issues
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ def load(config: Source, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 
 def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
-    """Check a config without network and models. Of files of rows, names and first bytes are looked at; they may be
-    missing, as a config may be checked on another machine.
+    """Check a config without network and models. Of files of rows, names and first bytes are looked at, and as far as
+    that is cheap, whether they are whole. They may be missing, as a config may be checked on another machine; see
+    `absent_paths`.
 
     Raises:
         ConfigError: lists every issue.
@@ -77,6 +79,11 @@ def check_row_paths(job: JobConfig) -> None:
     """
     if issues := row_path_issues(job):
         raise ConfigError(issues)
+
+
+def absent_paths(job: JobConfig) -> list[ConfigIssue]:
+    """What a loaded config names and is not on this machine: files of rows, templates, directories of models."""
+    return absent(job)
 
 
 def migrate(old: str | Path) -> Migration:

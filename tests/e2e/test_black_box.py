@@ -51,6 +51,8 @@ def test_api_job_end_to_end(server: Running, tiny_model: Path, tmp_path: Path, m
     job = api_job(
         tmp_path, server.base_url, tiny_model, prompts, api_key="${env:TEST_KEY}", stream="true", max_retries=2
     )
+    # One answer has thoughts, and the student's template shows none.
+    job["dataset"]["thoughts"] = "drop"
     config = write_config(tmp_path, job)
     code, out = run(config, "--set", f"inference.api_key={KEY}", TEST_KEY="sk-the-other-key-000")
     # 6 of 50 rows is more than the allowed twentieth.

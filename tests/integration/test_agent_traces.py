@@ -17,6 +17,7 @@ import easydistill
 from easydistill.data.files import read_jsonl
 from easydistill.data.messages import call_text, is_learned
 from easydistill.data.reading import read_samples
+from easydistill.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/agent_traces"
@@ -193,30 +194,57 @@ def test_cut_answers_are_counted_wherever_people_look(tmp_path: Path, capsys: py
     assert "cut_answers" not in summary["stages"]["label"]["metrics"]
 
 
-def test_thoughts_of_labels_that_the_template_drops_are_told_before_training(
+def test_thoughts_of_labels_that_the_template_drops_wait_for_a_decision(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The labels are paid: they are kept, and the run goes on from them once it is decided."""
     server = ScriptedServer()
     server.say = lambda text, number: f"<think>\nI thought of it.\n</think>\n\nAn answer to {text}"
     rows = [{"instruction": f"Question {number}?"} for number in range(4)]
     (tmp_path / "prompts.json").write_text(json.dumps(rows))
+    config: dict[str, Any] = {
+        "job_type": "black_box_kd_api",
+        "dataset": {
+            "instruction_path": str(tmp_path / "prompts.json"),
+            "labeled_path": str(tmp_path / "labels.json"),
+        },
+        "inference": {"base_url": server.url, "model": "m"},
+        "models": {"student": str(tiny_model)},
+        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 1},
+        "evaluation": {"enabled": False},
+    }
+    told = [note for stage in easydistill.plan(config) for note in stage.notes]
+    assert any("the student's chat template shows no thoughts" in note and "dataset.thoughts" in note for note in told)
     try:
-        easydistill.run(
-            {
-                "job_type": "black_box_kd_api",
-                "dataset": {
-                    "instruction_path": str(tmp_path / "prompts.json"),
-                    "labeled_path": str(tmp_path / "labels.json"),
-                },
-                "inference": {"base_url": server.url, "model": "m"},
-                "models": {"student": str(tiny_model)},
-                "training": {"output_dir": str(tmp_path / "run"), "max_steps": 1},
-                "evaluation": {"enabled": False},
-            }
-        )
+        with pytest.raises(ConfigError, match="thoughts of 4 of 4 rows") as refused:
+            easydistill.run(config)
+        (issue,) = refused.value.issues
+        assert issue.path == "dataset.thoughts" and "the answers are kept" in issue.hint
+        assert "Training" not in capsys.readouterr().err
+        assert len(server.asked) == 4
+        for how in ("inline", "drop"):
+            decided = config | {"dataset": {**config["dataset"], "thoughts": how}}
+            assert [stage.state for stage in easydistill.plan(decided)] == ["done", "pending"]
+            assert not any("thoughts" in note for stage in easydistill.plan(decided) for note in stage.notes)
+            assert easydistill.run(decided, quiet=True).student.is_dir()
+        assert len(server.asked) == 4
     finally:
         server.close()
-    shown = capsys.readouterr().err
-    told = next(line for line in shown.splitlines() if "thoughts" in line)
-    assert "4 of 4 rows" in told and "dataset.thoughts" in shown
-    assert shown.index("] train") < shown.index(told) < shown.index("Training")
+
+
+def test_a_teacher_that_does_not_think_needs_no_decision(tmp_path: Path, tiny_model: Path) -> None:
+    server = ScriptedServer()
+    server.say = lambda text, number: f"An answer to {text}"
+    (tmp_path / "prompts.json").write_text(json.dumps([{"instruction": f"Question {n}?"} for n in range(4)]))
+    try:
+        config = {
+            "job_type": "black_box_kd_api",
+            "dataset": {"instruction_path": str(tmp_path / "prompts.json")},
+            "inference": {"base_url": server.url, "model": "m"},
+            "models": {"student": str(tiny_model)},
+            "training": {"output_dir": str(tmp_path / "run"), "max_steps": 1},
+            "evaluation": {"enabled": False},
+        }
+        assert easydistill.run(config, quiet=True).student.is_dir()
+    finally:
+        server.close()

@@ -17,7 +17,7 @@ from tests.support.scripted_server import ScriptedServer
 
 import easydistill
 from easydistill.data.files import hash_file
-from easydistill.errors import ConfigError, DataError
+from easydistill.errors import ConfigError
 
 STAGES = ["synthesise", "train-1", "train-2"]
 WORDS = "Let us look at it slowly, step after step, and write down what each step gives before we go on. "
@@ -346,7 +346,7 @@ def test_reasoning_that_the_template_omits_is_an_error(tiny_model: Path, tmp_pat
         "training": {"max_steps": 1, "max_length": 128, "gradient_accumulation_steps": 1},
         "evaluation": {"enabled": False},
     }
-    with pytest.raises(DataError, match=r"(?s)leaves out `reasoning_content`.*→ set dataset.template"):
+    with pytest.raises(ConfigError, match=r"(?s)thoughts of 8 of 8 answers.*dataset\.template"):
         easydistill.run(config, quiet=True)
     config["dataset"]["template"] = str(template)
     assert easydistill.run(config, quiet=True).summary["stages"]["train"]["metrics"]["train_rows"] == 4

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from easydistill.api import load
 from easydistill.asking.answers import read_answer
 from easydistill.config.inference import SamplingConfig, TransformersInferenceConfig
 from easydistill.contracts.teacher import Completion, Failure, GenerationRequest, Outcome
 from easydistill.data.messages import Chat, Message
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.stage import Dated
 from easydistill.errors import TeacherError
+from easydistill.jobs import stages_of
 from easydistill.models.sampling import Answer
 from easydistill.teachers.backends.transformers import plan
 from easydistill.teachers.transformers import TransformersTeacher
@@ -151,6 +155,36 @@ def test_a_template_s_text_is_part_of_the_teacher_s_identity(tiny_model: Path, t
     config = TransformersInferenceConfig(backend="transformers", template=str(tmp_path / "missing.jinja"))
     (issue,) = plan(config, str(tiny_model), None).preflight()
     assert issue.path == "inference.template"
+
+
+CLOCK = "{{ strftime_now('%Y') }}" + LEADING
+
+
+@pytest.mark.parametrize(("where", "shown"), [("inference", True), ("own", True), ("dataset", True), ("beside", False)])
+def test_the_date_that_a_teacher_is_shown_is_part_of_the_label_stage(
+    where: str, shown: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """As it is of training, where the student's template writes it."""
+    clock, teacher = tmp_path / "clock.jinja", tmp_path / "teacher"
+    clock.write_text(CLOCK)
+    shutil.copytree(tiny_model, teacher)
+    if where == "own":
+        (teacher / "chat_template.jinja").write_text(CLOCK)
+    if where == "dataset":
+        (teacher / "chat_template.jinja").unlink()
+    inference: dict[str, Any] = {"backend": "transformers"}
+    job = {
+        "job_type": "black_box_kd_local",
+        "dataset": {"instruction_path": "rows.json"},
+        "inference": inference | ({"template": str(clock)} if where == "inference" else {}),
+        "models": {"teacher": str(teacher), "student": str(tiny_model)},
+    }
+    if where in ("dataset", "beside"):
+        # For a teacher that has none of its own.
+        job["dataset"] = {"instruction_path": "rows.json", "template": str(clock)}
+    label, train = stages_of(load(job).job)[:2]
+    assert isinstance(label, Dated) and label.shows_date() is shown
+    assert isinstance(train, Dated) and train.shows_date() is (where in ("dataset", "beside"))
 
 
 def test_the_defaults_change_no_reading() -> None:

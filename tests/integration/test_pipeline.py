@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from tests.support.jobs import TRAINING
 from tests.support.scripted_server import ScriptedServer
+from transformers import AutoConfig
 
 import easydistill
 from easydistill.data.reading import read_samples
@@ -214,3 +216,59 @@ def test_only_reward_models_can_be_cited_as_reward_models(
     section[key] = cited
     with pytest.raises(ConfigError, match=f"{re.escape(where)}: {re.escape(words)}"):
         easydistill.plan(job)
+
+
+def refused(job: dict[str, Any], server: ScriptedServer) -> list[tuple[str, str]]:
+    """What is said against a pipeline before anything of it runs."""
+    with pytest.raises(ConfigError) as told:
+        easydistill.run(job, quiet=True)
+    assert not server.asked
+    return [(issue.path, issue.problem) for issue in told.value.issues]
+
+
+def test_later_jobs_are_examined_before_the_first_one_runs(
+    tmp_path: Path, server: ScriptedServer, tiny_model: Path
+) -> None:
+    """A student that cannot be loaded, a template that takes no chats, a student of a student that cannot be packed."""
+    job = pipeline(tmp_path, server.url, tiny_model)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    (broken / "tokenizer.json").write_text("{}")
+    job["jobs"]["sft"]["models"] = {"student": str(broken)}
+    # Said of the job that names it, not of the one that cites it.
+    assert [path for path, _ in refused(job, server)] == ["jobs.sft.models.student"]
+    job = pipeline(tmp_path, server.url, tiny_model)
+    (tmp_path / "none.jinja").write_text("{{ raise_exception('no chats') }}")
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "Why?", "output": "So."}]))
+    job["jobs"]["again"]["dataset"] = {
+        "labeled_path": str(tmp_path / "rows.json"),
+        "template": str(tmp_path / "none.jinja"),
+    }
+    ((path, problem),) = refused(job, server)
+    assert path == "jobs.again.dataset.template" and "no chats" in problem
+    leaking = tmp_path / "leaking"
+    shutil.copytree(tiny_model, leaking)
+    AutoConfig.for_model("lfm2", layer_types=["conv", "full_attention"], num_hidden_layers=2).save_pretrained(leaking)
+    job = pipeline(tmp_path, server.url, leaking)
+    job["jobs"]["again"]["training"]["packing"] = True
+    assert [path for path, _ in refused(job, server)] == ["jobs.again.training.packing"]
+
+
+def test_plan_tells_of_later_jobs_and_a_run_says_it_once(
+    tmp_path: Path, server: ScriptedServer, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = pipeline(tmp_path, server.url, tiny_model)
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 80}))
+    job["shared"]["models"]["student"] = str(short)
+    told = {stage.name: " ".join(stage.notes) for stage in easydistill.plan(job)}
+    assert "80 positions" in told["sft.train"] and "positions" not in told["again.train"]
+    # Rows that another job labels may come with thoughts.
+    assert "shows no thoughts" in told["sft.train"] and "shows no thoughts" in told["again.train"]
+    easydistill.run(job)
+    shown = capsys.readouterr().err
+    assert shown.count("note: the student has 80 positions and training.max_length is 96") == 1
+    assert shown.count("shows no thoughts") == 1
+    assert shown.index("shows no thoughts") < shown.index("--- dedup")

@@ -49,13 +49,106 @@ def notes(config: dict[str, Any]) -> str:
     return "\n".join(note for stage in api.plan(config) for note in stage.notes)
 
 
-def test_plan_and_report_tell_of_thoughts_that_are_not_shown(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_thoughts_that_are_not_shown_are_refused(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
     config = training(rows, tiny_model, tmp_path / "run")
     assert "the chat template does not show the thoughts of 4 of 4 rows" in notes(config)
     assert "dataset.thoughts" in notes(config)
+    with pytest.raises(ConfigError, match="does not show the thoughts of 4 of 4 rows") as refused:
+        api.run(config, quiet=True)
+    (issue,) = refused.value.issues
+    assert issue.path == "dataset.thoughts" and '"inline"' in issue.hint and '"drop"' in issue.hint
+    assert not RunDirectory(tmp_path / "run").stage_directories()
+    for how in ("inline", "drop"):
+        assert api.run(training(rows, tiny_model, tmp_path / how, thoughts=how), quiet=True).fresh
+
+
+def in_two_rounds(first: str | None, last: str | None) -> dict[str, Any]:
+    """A chat of two rounds with thoughts in some of its answers."""
+    answers = [{"role": "assistant", "content": "Because."} for _ in range(2)]
+    for answer, thoughts in zip(answers, (first, last), strict=True):
+        if thoughts:
+            answer["reasoning_content"] = thoughts
+    asked = {"role": "user", "content": "Why?"}
+    return {"messages": [asked, answers[0], asked, answers[1]]}
+
+
+LAST_THOUGHTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.reasoning_content %}<think>"
+    "{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_may_leave_out_the_thoughts_of_earlier_rounds(tiny_model: Path, tmp_path: Path) -> None:
+    """As Qwen3's does: generation is given no more. It is told, and no reason to refuse the rows."""
+    template = tmp_path / "t.jinja"
+    template.write_text(LAST_THOUGHTS)
+    rows = write(tmp_path / "rows.jsonl", [in_two_rounds("At first.", "In the end.")])
+    config = training(rows, tiny_model, tmp_path / "run", template=str(template))
+    assert "does not show the thoughts of 1 of 1 rows" in notes(config)
     result = api.run(config, quiet=True)
-    assert result.summary["stages"]["train"]["metrics"]["not_shown"] == {"thoughts": 4}
+    assert result.summary["stages"]["train"]["metrics"]["not_shown"] == {"thoughts": 1}
     assert "What the chat template does not show" in result.report.read_text()
+
+
+def test_thoughts_beyond_the_first_rows_are_found_before_training(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easydistill.methods.shared.foretelling.FORETOLD", 3)
+    rows = write(tmp_path / "rows.jsonl", [*[{"instruction": "Why?", "output": "Because."}] * 3, THOUGHTFUL[0]])
+    with pytest.raises(ConfigError, match="does not show the thoughts of 1 of 4 rows"):
+        api.run(training(rows, tiny_model, tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run/student").exists()
+
+
+def test_a_context_that_was_thought_about_is_no_reason_to_refuse(tiny_model: Path, tmp_path: Path) -> None:
+    chat = in_two_rounds("At first.", "")
+    chat["messages"][1]["weight"] = 0
+    rows = write(tmp_path / "rows.jsonl", [chat])
+    assert api.run(training(rows, tiny_model, tmp_path / "run"), quiet=True).fresh
+
+
+def test_thoughts_that_a_template_cuts_out_of_the_answer(tiny_model: Path, tmp_path: Path) -> None:
+    """`inline` is no way out where the template cuts the thoughts out again; `drop` is."""
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    inline = {"instruction": "Why?", "output": "<think>It is so.</think>Because."}
+    rows = write(tmp_path / "rows.jsonl", [inline])
+    with pytest.raises(ConfigError) as refused:
+        api.run(training(rows, tiny_model, tmp_path / "run", template=str(template)), quiet=True)
+    (issue,) = refused.value.issues
+    assert "drop" in issue.hint and "inline" not in issue.hint
+    rows = write(tmp_path / "rows.jsonl", THOUGHTFUL)
+    with pytest.raises(ConfigError) as refused:
+        api.run(training(rows, tiny_model, tmp_path / "run", template=str(template), thoughts="inline"), quiet=True)
+    assert "inline" not in refused.value.issues[0].hint
+    assert api.run(training(rows, tiny_model, tmp_path / "run", template=str(template), thoughts="drop"), quiet=True)
+
+
+@pytest.mark.parametrize("job", ["dpo", "reward_model"])
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_thoughts_of_pairs_that_are_not_shown_are_refused(
+    job: str, side: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pair(number: int) -> dict[str, Any]:
+        answers = {name: {"role": "assistant", "content": f"{name} {number}"} for name in ("chosen", "rejected")}
+        return {"prompt": f"Why {number}?", **{name: [answer] for name, answer in answers.items()}}
+
+    rows = [pair(number) for number in range(3)]
+    rows[2][side][0]["reasoning_content"] = "It is so."
+    config = training(write(tmp_path / "pairs.jsonl", rows), tiny_model, tmp_path / "run") | {"job_type": job}
+    with pytest.raises(ConfigError, match=r"thoughts of 1 of 6 answers.*\n.*inline"):
+        api.run(config, quiet=True)
+    assert not RunDirectory(tmp_path / "run").stage_directories()
+    monkeypatch.setattr("easydistill.methods.shared.foretelling.FORETOLD", 2)
+    with pytest.raises(ConfigError, match="does not show the thoughts of 1 of 1 answers"):
+        api.run(config, quiet=True)
+    assert not (tmp_path / "run/student").exists()
+    config["dataset"]["thoughts"] = "drop"
+    assert api.run(config, quiet=True).fresh
 
 
 @pytest.mark.parametrize("how", ["inline", "drop"])
@@ -64,8 +157,8 @@ def test_nothing_is_told_once_it_is_decided(how: str, rows: Path, tiny_model: Pa
 
 
 def test_how_chats_are_rendered_is_part_of_what_was_trained(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
-    api.run(training(rows, tiny_model, tmp_path / "run"), quiet=True)
-    assert not api.run(training(rows, tiny_model, tmp_path / "run"), quiet=True).fresh
+    api.run(training(rows, tiny_model, tmp_path / "run", thoughts="inline"), quiet=True)
+    assert not api.run(training(rows, tiny_model, tmp_path / "run", thoughts="inline"), quiet=True).fresh
     for more in ({"thoughts": "drop"}, {"template_kwargs": {"enable_thinking": False}}):
         (stage,) = api.plan(training(rows, tiny_model, tmp_path / "run", **more))
         assert stage.state == "pending"
@@ -81,6 +174,7 @@ def test_rows_that_the_template_refuses_are_told_with_its_reason(tiny_model: Pat
 def test_rejected_rows_are_on_disk_when_none_is_left(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     config = training(rows, tiny_model, tmp_path / "run")
     config["training"]["max_length"] = 3
+    config["dataset"]["thoughts"] = "drop"
     with pytest.raises(DataError, match=r"no_trainable_tokens, 4 of 4.*\n *→ raise training\.max_length"):
         api.run(config, quiet=True)
     (stage,) = RunDirectory(tmp_path / "run").stage_directories()
@@ -130,6 +224,79 @@ def test_a_student_is_loaded_before_a_teacher_is_asked(
         api.run(config, quiet=True)
     assert [issue.path for issue in told.value.issues] == [where]
     assert not RunDirectory(tmp_path / "run").stage_directories()
+
+
+def labelling(rows: Path, student: Any, output: Path, **training: Any) -> dict[str, Any]:
+    """A job whose teacher does not answer: whatever is told is told before it is asked."""
+    return {
+        "job_type": "black_box_kd_api",
+        "dataset": {"instruction_path": str(rows)},
+        "inference": {"base_url": "http://127.0.0.1:9/v1", "model": "nobody"},
+        "models": {"student": student},
+        "training": {"max_steps": 1, "max_length": 128, **training},
+        "output_dir": str(output),
+    }
+
+
+def refused(config: dict[str, Any]) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as told:
+        api.run(config, quiet=True)
+    assert not RunDirectory(Path(config["output_dir"])).stage_directories()
+    return [(issue.path, issue.problem) for issue in told.value.issues]
+
+
+def test_answers_that_a_teacher_replaces_are_not_looked_at(rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The thoughts of a file's own answers are no reason to refuse it as prompts."""
+    told = notes(labelling(rows, str(tiny_model), tmp_path / "run"))
+    assert "thoughts of" not in told
+    with pytest.raises(DataError, match="the teacher gave no usable answer"):
+        api.run(labelling(rows, str(tiny_model), tmp_path / "run"), quiet=True)
+
+
+def test_a_student_that_cannot_be_made_is_told_before_a_teacher_is_asked(
+    rows: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    small = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    name = str(tiny_model)
+    for student, key in (
+        ({"from": name, "keep_layers": 99}, "models.student.keep_layers"),
+        ({"config": {**small, "num_attention_heads": 5}, "tokenizer": name}, "models.student.config"),
+        ({"config": {**small, "vocab_size": 100}, "tokenizer": name}, "models.student.config.vocab_size"),
+    ):
+        ((where, _),) = refused(labelling(rows, student, tmp_path / "run"))
+        assert where == key
+    assert notes(labelling(rows, {"from": name, "keep_layers": 2}, tmp_path / "run"))
+
+
+def test_rows_that_cannot_be_packed_are_told_before_a_teacher_is_asked(
+    rows: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    leaking = tmp_path / "leaking"
+    shutil.copytree(tiny_model, leaking)
+    AutoConfig.for_model("lfm2", layer_types=["conv", "full_attention"], num_hidden_layers=2).save_pretrained(leaking)
+    ((where, problem),) = refused(labelling(rows, str(leaking), tmp_path / "run", packing=True))
+    assert where == "training.packing" and "sees the one before it" in problem
+
+
+def test_the_ends_of_a_student_are_told_before_a_teacher_is_asked(tiny_model: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    asked = [{"instruction": "Why?"}, {"instruction": "Is that so?"}, {"instruction": "Why? " * 100}]
+    rows = write(tmp_path / "rows.jsonl", asked)
+    told = notes(labelling(rows, str(student), tmp_path / "run"))
+    assert "the student has 64 positions and training.max_length is 128" in told and "1 of 3 rows are longer" in told
+    assert "the prompt alone fills the student's 64 positions in 1 of 3 rows" in told
+    assert "positions" not in notes(labelling(rows, str(student), tmp_path / "run", max_length=64))
+    vocabulary = json.loads((student / "tokenizer.json").read_text())["model"]["vocab"]
+    last, rare = max((at, token) for token, at in vocabulary.items() if token.isascii() and token.isalpha())
+    (student / "config.json").write_text(json.dumps(config | {"vocab_size": last}))
+    rows = write(tmp_path / "rows.jsonl", [{"instruction": "Why?"}, {"instruction": rare}])
+    told = notes(labelling(rows, str(student), tmp_path / "run"))
+    assert "1 of 2 rows have tokens that the student's embedding" in told
 
 
 def test_the_date_is_that_of_the_first_start(rows: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ Chats are rendered by transformers' own renderer, with the student's template or
   and what follows an end token never are.
 - **Variables.** `dataset.template_kwargs`, such as `{{"enable_thinking": false}}`; a row's own
   `chat_template_kwargs` win. The date that a template writes is that of the run's first start; it is part of the
-  fingerprint where a template writes it.
+  fingerprint where the template of the student, or of a teacher on this machine, writes it.
 - **Thoughts** are given under the name that the template reads. `dataset.thoughts: "inline"` writes them into the
-  answer as `<think>…</think>` instead, `"drop"` leaves them out.
+  answer as `<think>…</think>` instead, `"drop"` leaves them out. Answers whose thoughts would be left out without
+  either are not trained on (see [data](data.md)).
 - **Tool calls** are given as the template reads them: with arguments as an object or as JSON text, the content
   empty, None or absent.
 - **What a template does not show** is told by `plan` and when a run starts, with the number of rows, and in the

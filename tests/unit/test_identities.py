@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -327,6 +327,19 @@ def test_a_field_that_is_gone_says_its_recorded_default(record: Callable[..., No
     assert Around(others={"x": Early(kept=2)}).identity() == {"others": {"x": nested}}
 
 
+def test_a_recorded_field_may_leave_its_value_to_the_device(record: Callable[..., None]) -> None:
+    class Early(Section):
+        identity_name = "test.early"
+        recorded_for_none: ClassVar[Mapping[str, Any]] = {"size": 64}
+        size: int | None = None
+        other: int | None = None
+
+    record("test.early", {"size": 64, "other": None})
+    assert Early().identity() == Early(size=64).identity() == {"size": 64, "other": None}
+    assert Early(size=65).identity() == {"size": 65, "other": None}
+    assert TrainingConfig().identity() == TrainingConfig(loss_chunk_bytes=64 << 20).identity()
+
+
 @pytest.mark.parametrize("gone", ["packing", "group_by_length", "loss_chunk_bytes"])
 def test_a_training_section_may_lose_what_it_ignored(gone: str) -> None:
     """A section made anew without the field, which states the name of the old one."""
@@ -336,6 +349,7 @@ def test_a_training_section_may_lose_what_it_ignored(gone: str) -> None:
     hidden = TrainingConfig.runtime_only
     fewer = create_model("Fewer", __base__=_Named, **fields)
     fewer.runtime_only = hidden  # type: ignore[misc]
+    fewer.recorded_for_none = TrainingConfig.recorded_for_none  # type: ignore[misc]
     assert gone not in fewer.model_fields
     assert fewer.model_validate({"learning_rate": 1e-4}).identity() == TrainingConfig(learning_rate=1e-4).identity()
 

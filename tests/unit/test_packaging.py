@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 lowest = runpy.run_path(str(ROOT / "constraints/lowest.py"))["lowest"]
-# pydantic pins its core to the one release that fits.
-PINNED_BY_ANOTHER = {"pydantic-core", "sympy"}
+# pydantic pins its core to the one release that fits, as torch for CUDA does Triton, which no other torch needs.
+PINNED_BY_ANOTHER = {"pydantic-core", "sympy", "triton"}
 
 
 def name_of(requirement: str) -> str:

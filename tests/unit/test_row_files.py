@@ -29,7 +29,8 @@ from easydistill.data.files import hash_file
 from easydistill.data.reading import read_samples
 from easydistill.data.row_files import BrokenRow, rows_of
 from easydistill.data.row_files.identity import hash_rows
-from easydistill.data.row_files.places import place_of
+from easydistill.data.row_files.places import Format, place_of
+from easydistill.data.row_files.wholeness import NotWhole, check_whole
 from easydistill.engine.checks import unreadable_rows
 from easydistill.errors import DataError
 
@@ -460,6 +461,99 @@ def test_a_file_that_is_not_what_it_says(name: str, content: bytes, problem: str
     assert problem in found and hint in advice
     with pytest.raises(DataError):
         read_samples(tmp_path / name, labelled=False)
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst", ".bz2", ".xz"])
+def test_a_compressed_file_that_is_cut_or_damaged_is_told_before_it_is_read(packing: str, tmp_path: Path) -> None:
+    path = tmp_path / f"r.jsonl{packing}"
+    content = PACKERS[packing](jsonl_text([{"instruction": os.urandom(64).hex()} for _ in range(500)]))
+    for part in (content, content + content, PACKERS[packing](b'{"instruction": "short"}\n')):
+        path.write_bytes(part)
+        assert issues(path) == []
+    for part in (content[:-12], content[: len(content) // 2], content + content[:-12], content[:20]):
+        path.write_bytes(part)
+        ((found, advice),) = issues(path)
+        assert "cut off or damaged" in found and "again" in advice
+        with pytest.raises(DataError):
+            list(rows_of(path))
+    path.write_bytes(content[:50] + bytes(200) + content[250:])
+    if packing != ".zst":
+        assert "cut off or damaged" in issues(path)[0][0]
+
+
+@pytest.mark.parametrize("packing", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"<html><body>", "is a web page"), (b'[\n{"instruction": "a"}\n]', "not a line each")]
+)
+def test_what_is_compressed_is_looked_at_too(packing: str, content: bytes, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / f"r.jsonl{packing}"
+    path.write_bytes(PACKERS[packing](content))
+    assert problem in issues(path)[0][0]
+
+
+def test_an_empty_compressed_file(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert "it is empty" in issues(tmp_path / "r.jsonl.gz")[0][0]
+    (tmp_path / "s.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "a"}\n'))
+    assert issues(tmp_path) == []
+
+
+def zstd_stream(text: bytes) -> bytes:
+    """Compressed piece by piece: a frame that does not say how long its text is."""
+    made = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(made, "zstd") as stream:
+        stream.write(text)
+    return made.getvalue().to_pybytes()
+
+
+ZSTD_BY_HAND = b"".join(
+    [
+        b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc",  # a frame to skip
+        b"\x28\xb5\x2f\xfd\x00\x58",  # a frame of blocks: its window, no size
+        (5 << 3).to_bytes(3, "little") + b'{"a":',  # a raw block
+        ((2 << 3) | (1 << 1)).to_bytes(3, "little") + b"1",  # a byte twice
+        ((2 << 3) | 1).to_bytes(3, "little") + b"}\n",  # the last one
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ZSTD_BY_HAND,
+        ZSTD_BY_HAND + ZSTD_BY_HAND,
+        zstd_stream(b'{"a": 1}\n'),
+        zstd_stream(b'{"a": 1}\n' * 100_000),
+        pa.Codec("zstd", compression_level=19).compress(b'{"a": 1}\n' * 100_000, asbytes=True),
+        pa.Codec("zstd").compress(b'{"a": 1}\n', asbytes=True),
+    ],
+    ids=["by hand", "two by hand", "stream", "long stream", "long", "short"],
+)
+def test_frames_of_zstandard_of_all_kinds(content: bytes, tmp_path: Path) -> None:
+    path, named = tmp_path / "r.jsonl.zst", Format(".jsonl", ".zst")
+    path.write_bytes(content)
+    assert all(row["a"] in (1, 11) for row in rows_of(path))
+    check_whole(path, named)
+    for cut in (1, 4, 9):
+        path.write_bytes(content[:-cut])
+        with pytest.raises(NotWhole):
+            check_whole(path, named)
+    path.write_bytes(content + b"something else")
+    with pytest.raises(NotWhole):
+        check_whole(path, named)
+
+
+@pytest.mark.parametrize("name", ["r.parquet", "r.arrow"])
+def test_a_table_that_was_cut_is_told_before_it_is_read(name: str, tmp_path: Path) -> None:
+    table, path = pa.Table.from_pylist([{"instruction": "a"}]), tmp_path / name
+    if name == "r.parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    assert issues(path) == []
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "cut off or damaged" in issues(path)[0][0]
 
 
 def test_places_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

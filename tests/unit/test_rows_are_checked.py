@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from easydistill import api
+from easydistill.cli import main
 from easydistill.errors import ConfigError
 
 API = {"base_url": "http://localhost:9/v1", "model": "m"}
@@ -56,11 +57,17 @@ def test_validate_tells_what_names_and_first_bytes_tell(
     # What is not there may be there where the config runs.
     for where in ("nowhere.jsonl.gz", "nowhere/*.csv", "folder", "folder.v3", "rows.v2", "hf://owner/name"):
         assert problems(job, where, api.validate) == []
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "x"}\n' * 99)[:-9])
+    (tmp_path / "page.csv").write_text("<!doctype html>")
     for where, problem in {
         "nowhere.xlsx": "not that of a supported format",
         "nowhere.parquet.gz": "not that of a supported format",
         "page.json": "it is a web page",
         "mixed": "several formats",
+        "empty": "no file of rows in this folder",
+        "cut.jsonl.gz": "cut off or damaged",
+        "*.csv": "page.csv is a web page",
         "hf://owner/name?shard=1": "shard=1 is not understood",
     }.items():
         (found,) = problems(job, where, api.validate)
@@ -75,6 +82,58 @@ def test_validate_looks_into_pipelines(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError) as caught:
         api.validate(config)
     assert [issue.path for issue in caught.value.issues] == ["jobs.clean.dataset.instruction_path"]
+
+
+def absent(job: str, where: str) -> list[tuple[str, str]]:
+    """(key, problem and hint) of what `validate` says is not on this machine."""
+    found: list[tuple[str, str]] = []
+
+    def look(config: Any) -> None:
+        issues = api.absent_paths(api.load(config).job)
+        found.extend((issue.path, f"{issue.problem} → {issue.hint}") for issue in issues)
+
+    problems(job, where, look)
+    return found
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_validate_says_what_is_not_on_this_machine(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "a.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "x"}\n'))
+    for where in ("good", "good/*.gz", "good/a.jsonl.gz", "hf://owner/name"):
+        assert absent(job, where) == []
+    for where, problem in {"nowhere.jsonl": "no such file", "nowhere/*.jsonl": "no file matches it"}.items():
+        ((key, told),) = absent(job, where)
+        assert key == JOBS[job][0] and problem in told and "working directory" in told
+
+
+def test_validate_says_which_templates_and_models_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "x", "output": "y"}')
+    train = {
+        "job_type": "black_box_kd_local",
+        "dataset": {"labeled_path": "rows.jsonl", "template": "gone.jinja"},
+        "models": {"student": "./gone"},
+    }
+    more = {
+        "job_type": "black_box_kd_local",
+        "dataset": {"labeled_path": "@train/labeled"},
+        "models": {"student": "@train/student"},
+    }
+    told = api.absent_paths(api.load(train).job)
+    assert [issue.path for issue in told] == ["dataset.template", "models.student"]
+    config = {"job_type": "pipeline", "output_dir": "run", "jobs": {"train": train, "more": more}}
+    assert [issue.path for issue in api.absent_paths(api.load(config).job)] == [
+        "jobs.train.dataset.template",
+        "jobs.train.models.student",
+    ]
+    (tmp_path / "config.json").write_text(json.dumps(train))
+    assert main(["validate", "config.json"]) == 0
+    shown = capsys.readouterr()
+    assert "not on this machine: dataset.template" in shown.err and "→" in shown.err and "valid" in shown.out
 
 
 def test_texts_are_no_rows(tmp_path: Path) -> None:

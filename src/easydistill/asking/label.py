@@ -76,6 +76,9 @@ class LabelStage:
             **self._inference.reading(),
         }
 
+    def shows_date(self) -> bool:
+        return self._teacher.shows_date()
+
     def estimate(self, directory: Path) -> Estimate:
         from easydistill.asking.forecast import forecast_calls
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -26,6 +27,9 @@ class Section(BaseModel):
 
     runtime_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how a stage runs but not what it produces; they stay out of fingerprints."""
+
+    recorded_for_none: ClassVar[Mapping[str, Any]] = {}
+    """What None stands for in the identity of a recorded field, where it came to mean that the device decides."""
 
     identity_name: ClassVar[str]
     """Names the section in `recorded_identities.json`; defaults to the class name. See `config/identity.py`."""

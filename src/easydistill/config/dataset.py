@@ -134,7 +134,7 @@ class DatasetConfig(RowsConfig):
     """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
     thoughts: Literal["inline", "drop"] | None = None
     """What becomes of an assistant's thoughts: `inline` writes them into its text as `<think>…</think>`, `drop` leaves
-    them out, by default the template shows them or not."""
+    them out. By default the template shows them, and answers whose thoughts it does not show are not trained on."""
     seed: Seed = 42
     """Seed for choosing the rows held out for evaluation."""
 
@@ -157,7 +157,7 @@ class PairsConfig(Section):
     """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
     thoughts: Literal["inline", "drop"] | None = None
     """What becomes of an assistant's thoughts: `inline` writes them into its text as `<think>…</think>`, `drop` leaves
-    them out, by default the template shows them or not."""
+    them out. By default the template shows them, and answers whose thoughts it does not show are not trained on."""
     seed: Seed = 42
     """Seed for choosing the pairs held out for evaluation."""
     columns: PairColumnsConfig | None = None

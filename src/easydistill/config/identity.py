@@ -7,7 +7,8 @@ part of the identity once it has another value.
 The fields of that earlier time have to stay. `recorded_identities.json` lists them for each class, with the defaults
 they had. The file is never generated again:
 
-- a recorded field is always part of the identity, with its present value, so a changed default shows by itself;
+- a recorded field is always part of the identity, with its present value, so a changed default shows by itself
+  (`Section.recorded_for_none` names values for which None stands);
 - a recorded field that its class has lost, or that no longer changes what a stage produces, contributes its recorded
   default: the default is what every run had in which the field did nothing;
 - every other field is left out at its default.
@@ -102,6 +103,8 @@ def _identity(section: BaseModel, dumped: dict[str, Any], *, nested: bool) -> di
         if name in hidden:
             continue
         kept = _inner(getattr(section, name), value)
+        if kept is None:
+            kept = getattr(cls, "recorded_for_none", {}).get(name)
         if name in always or not _is_default(section, name, kept):
             found[name] = kept
     # Not `dumped`: a section may be dumped as the class that its field names, and be one that has more fields.

@@ -79,13 +79,16 @@ class TrainerConfig(Section):
         "cosine_with_restarts",
     ] = "cosine"
     """Learning-rate schedule after the warm-up."""
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
-    """Optimiser."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
+        "adamw_torch_fused"
+    )
+    """Optimiser. `adamw_8bit` (torchao) keeps AdamW's two moments in 2 bytes a weight instead of 8; `paged_adamw_8bit`
+    (bitsandbytes) too, and moves them to the CPU's memory where the GPU's is short. Both need the extra `optim`."""
     max_length: PositiveInt = 1024
     """Longest training row, in tokens. A longer row loses the end of its answer; the report says how many were cut. A
     student with fewer positions ends rows where it ends itself."""
     bf16: bool | Literal["auto"] = "auto"
-    """Compute in bfloat16 (weights and optimiser state stay float32); `auto`: where the device is fast in it."""
+    """Compute in bfloat16 (weights and optimiser state stay as they are); `auto`: where the device is fast in it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: uses less memory, is about a third slower."""
     lora: LoraConfig | None = None

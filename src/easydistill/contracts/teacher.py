@@ -201,6 +201,8 @@ class TeacherPlan:
     """Problems that can be found before anything is loaded or asked: a missing library, a missing model."""
     memory_bytes: Callable[[], int | None] = lambda: None
     """Memory that its weights need on this machine; None if it runs elsewhere, or the size is unknown."""
+    shows_date: Callable[[], bool] = lambda: False
+    """Whether its prompts are rendered here with a template that writes the date: the fingerprint then has the date."""
 
 
 def prompt_or_failure(chat: ChatRenderer, request: GenerationRequest, context: int | None) -> list[int] | Failure:

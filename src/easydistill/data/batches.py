@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def batches_by_length(
@@ -34,7 +35,12 @@ def batches_by_length(
     return batches
 
 
-def padded(rows: Sequence[Sequence[T]], fill: T) -> list[list[T]]:
-    """The rows with `fill` after them, as long as the longest; causal attention does not look there."""
+def padded(rows: Sequence[Sequence[Any] | NDArray[Any]], fill: int | bool) -> NDArray[Any]:
+    """[rows, longest], int64 or bool: the rows with `fill` after them; causal attention does not look there."""
+    import numpy as np
+
     width = max(map(len, rows))
-    return [[*row, *[fill] * (width - len(row))] for row in rows]
+    found: NDArray[Any] = np.full((len(rows), width), fill, np.bool_ if isinstance(fill, bool) else np.int64)
+    for at, row in enumerate(rows):
+        found[at, : len(row)] = row
+    return found

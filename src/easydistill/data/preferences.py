@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.messages import Chat, Message, Tool, identity_of
-from easydistill.data.reading.pairs import PairChat, Vote, pair_of
+from easydistill.data.reading.pairs import SIDES, PairChat, Vote, pair_of
+from easydistill.data.reading.row import RowChat
 from easydistill.data.reading.samples import notices_of, refuse_unknown_columns, refused_lines
 from easydistill.data.reading.verdicts import Tie
-from easydistill.data.records import IdAssigner, Rejection, content_hash
+from easydistill.data.records import CUT, FINISH_REASON, IdAssigner, Rejection, content_hash, cut_key, cut_marks
 from easydistill.data.row_files import own_id, parse_rows, plain_value
 from easydistill.errors import DataError
 
@@ -59,6 +60,12 @@ class Preference:
     @property
     def prompt_hash(self) -> str:
         return content_hash(identity_of(self.prompt, self.prompt_chat))
+
+    @property
+    def cut(self) -> tuple[bool, bool]:
+        """Whether the chosen and the rejected answer were cut off: they have no end that could be learned."""
+        chosen, rejected = (self.meta.get(cut_key(side)) == CUT for side in SIDES)
+        return chosen, rejected
 
 
 @dataclass
@@ -178,8 +185,14 @@ def _pair_votes(
             chat = better.chat
             names = own_id(better_row), own_id(worse_row)
             own = f"{names[0]}-{names[1]}" if names[0] and names[1] else None
-            parsed = PairChat(prompt, chosen, rejected, chat.tools, chat.template_kwargs, None, chat.rest)
+            rest = {name: value for name, value in chat.rest.items() if name != FINISH_REASON}
+            rest |= cut_marks(chosen=_is_cut(better.chat), rejected=_is_cut(worse.chat))
+            parsed = PairChat(prompt, chosen, rejected, chat.tools, chat.template_kwargs, None, rest)
             found.pairs.append(_preference(parsed, own, ids))
+
+
+def _is_cut(chat: RowChat) -> bool:
+    return chat.rest.get(FINISH_REASON) == CUT
 
 
 def _rejection(path: str | Path, number: int, row: Any, reason: str, detail: str, ids: IdAssigner) -> Rejection:

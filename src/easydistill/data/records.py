@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from easydistill.data.messages import Chat, Message, Tool, as_context, identity_of
+from easydistill.data.spool import Rows, like
 
 
 def canonical_json(value: Any) -> str:
@@ -79,6 +80,16 @@ def marked(sample: Sample, *, cut: bool) -> Sample:
     return replace(sample, meta=meta | ({FINISH_REASON: CUT} if cut else {}))
 
 
+def cut_key(side: str) -> str:
+    """Key of the same mark in a pair, for its `chosen` or its `rejected` answer."""
+    return f"{side}_{FINISH_REASON}"
+
+
+def cut_marks(**sides: bool) -> dict[str, str]:
+    """The marks of a pair whose answers were cut off or not."""
+    return {cut_key(side): CUT for side, cut in sides.items() if cut}
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A rejected row, and why. `raw` is what was received, if anything."""
@@ -138,10 +149,11 @@ class Prompted(Protocol):
 Row = TypeVar("Row", bound=Prompted)
 
 
-def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
+def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[Rows[Row], list[Row]]:
     """Split rows into (train, held out) by hash, so that the split does not depend on their order.
 
-    Rows with the same prompt stay on one side. At least one prompt always stays in training.
+    Rows with the same prompt stay on one side. At least one prompt always stays in training. Training rows are on disk
+    if `samples` are.
     """
     prompts = [sample.prompt_hash for sample in samples]
     rows_of = Counter(prompts)
@@ -152,7 +164,8 @@ def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[list
             break
         held.add(prompt)
         count += rows_of[prompt]
-    train, out = list[Row](), list[Row]()
+    train: Rows[Row] = like(samples)
+    out: list[Row] = []
     for sample, prompt in zip(samples, prompts, strict=True):
         (out if prompt in held else train).append(sample)
     return train, out

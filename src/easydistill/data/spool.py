@@ -8,11 +8,14 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
 MOST_IN_MEMORY = 200_000
 """Rows of a file that are read into memory; more are read onto disk."""
+MOST_TEXT_IN_MEMORY = 64 << 20
+"""Characters of the rows of a file that are read into memory, the same."""
 _BUFFER = 1 << 20
 
 
@@ -20,9 +23,13 @@ class Blobs(Sequence[bytes]):
     """A growing sequence of byte strings in a temporary file, which disappears with it.
 
     In memory are eight bytes a string, and up to a megabyte that is not written yet.
+
+    Args:
+        directory: of the file; by default the system's for temporary files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory
         self._file: Any = None
         self._ends = array("Q")
         self._waiting: list[bytes] = []
@@ -37,7 +44,7 @@ class Blobs(Sequence[bytes]):
 
     def _flush(self) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="easydistill-", buffering=0)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="easydistill-", dir=self._directory, buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
         view = memoryview(b"".join(self._waiting))
         while view:
@@ -80,8 +87,8 @@ class Blobs(Sequence[bytes]):
 class Spool(Sequence[T], Generic[T]):
     """A growing sequence of values in a temporary file. Each one that is read is a copy of its own."""
 
-    def __init__(self, values: Iterable[T] = ()) -> None:
-        self._blobs = Blobs()
+    def __init__(self, values: Iterable[T] = (), directory: Path | None = None) -> None:
+        self._blobs = Blobs(directory)
         self.extend(values)
 
     def append(self, value: T) -> None:

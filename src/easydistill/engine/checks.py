@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 from pathlib import Path
@@ -36,7 +37,7 @@ def unreadable_rows(key: str, path: str | None, *, only_present: bool = False) -
     Args:
         only_present: tell only of what is there: neither of a missing file nor of a missing library.
     """
-    if path is None or (only_present and not Path(path).exists()):
+    if path is None or (only_present and not is_there(path)):
         return []
     try:
         place = place_of(path)
@@ -46,6 +47,14 @@ def unreadable_rows(key: str, path: str | None, *, only_present: bool = False) -
     except PlaceError as error:
         return [_issue(key, path, error)]
     return []
+
+
+def is_there(path: str) -> bool:
+    """Whether a path of files is that of a file or folder, or a glob that matches something."""
+    if Path(path).exists():
+        return True
+    # Patterns of pathlib cannot be absolute.
+    return glob.has_magic(path) and next(glob.iglob(path, recursive=True), None) is not None  # noqa: PTH207
 
 
 def _issue(key: str, path: str, error: PlaceError) -> ConfigIssue:

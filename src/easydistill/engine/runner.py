@@ -42,12 +42,23 @@ class StageRecord:
 class Runner:
     """Runs a job's stages inside a run directory."""
 
-    def __init__(self, run: RunDirectory, reporter: Reporter, redactor: Redactor, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        reporter: Reporter,
+        redactor: Redactor,
+        stop: StopSignal,
+        said: set[str] | None = None,
+    ) -> None:
+        """
+        Args:
+            said: what the user knows already; lines that are said are added.
+        """
         self._run = run
         self._reporter = reporter
         self._redactor = redactor
         self._stop = stop
-        self._said: set[str] = set()
+        self._said: set[str] = set() if said is None else said
 
     @classmethod
     def silent(cls, run: RunDirectory) -> Runner:

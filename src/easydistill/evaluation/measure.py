@@ -11,9 +11,11 @@ from torch import Tensor
 
 from easydistill.contracts.metric import MetricConfig, TokenObserver, TokenRows, make_metric
 from easydistill.data.batches import batches_by_length, padded
+from easydistill.data.tokens import Mask, TokenIds
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
+from easydistill.models.decoding.graphs import DecodeGraphs
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
@@ -38,7 +40,7 @@ def token_metrics(
     student: Measured,
     teacher: Measured | None,
     shared_vocabulary: int,
-    rows: Sequence[tuple[list[int], list[bool]]],
+    rows: Sequence[tuple[TokenIds, Mask]],
     pad: int,
     batch_size: int,
     task: Task,
@@ -82,7 +84,7 @@ def _slices(
     student: Measured,
     teacher: Measured | None,
     shared: int,
-    rows: Sequence[tuple[list[int], list[bool]]],
+    rows: Sequence[tuple[TokenIds, Mask]],
     batch: Sequence[int],
     pad: int,
 ) -> Iterator[TokenRows]:
@@ -135,11 +137,13 @@ def answers(
     texts: list[str] = [""] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
     equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0])
+    graphs = DecodeGraphs()
     with torch.inference_mode():
         for chosen in batches_by_length(lengths, batch_size, sys.maxsize, max_new_tokens, equal=equal):
             stop.raise_if_requested()
             sampler = SeededSampler([0] * len(chosen), temperature=0.0)
-            batch = generate_batch(model, [prompts[index] for index in chosen], eos_ids, max_new_tokens, sampler)
+            asked = [prompts[index] for index in chosen]
+            batch = generate_batch(model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs)
             for index, answer in zip(chosen, batch, strict=True):
                 texts[index] = decode(index, answer.ids)
             task.advance(len(chosen), tokens=sum(len(answer.ids) for answer in batch))

@@ -98,7 +98,7 @@ class Measurement:
             Measured(model, body_of(model)),
             Measured(self._teacher, body_of(self._teacher)) if self._teacher is not None else None,
             shared,
-            [(row.ids, row.mask) for row in heldout.rows],
+            [(row.ids_T, row.mask_T) for row in heldout.rows],
             pad,
             self._config.batch_size,
             self._task,

@@ -10,11 +10,12 @@ from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
-from easydistill.methods.shared.rendering import TemplateSettings, template_identity
+from easydistill.methods.shared.rendering import TemplateSettings, template_identity, template_shows_date
 from easydistill.methods.shared.student import student_of_stage
 from easydistill.models.checks import student_issues
 from easydistill.models.size import student_parameters
-from easydistill.models.student import check_student, student_identity
+from easydistill.models.student import check_student, student_identity, student_references
+from easydistill.models.template_files import model_shows_date
 from easydistill.synthesis.config import StudentInferenceConfig
 
 
@@ -68,4 +69,9 @@ def local_student(
         parameters = student_parameters(models)
         return None if parameters is None else parameters * (4 if inference.dtype == "float32" else 2)
 
-    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes), settled)
+    def shows_date() -> bool:
+        if chats is not None:
+            return template_shows_date(chats, student_references(models))
+        return any(map(model_shows_date, student_references(models)))
+
+    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes, shows_date), settled)

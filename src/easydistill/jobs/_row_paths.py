@@ -1,16 +1,20 @@
-"""What a config's paths of rows tell without running it: names that no reader knows, files that are not what they say.
+"""What a config's paths tell without running it: names that no reader knows, files that are not what they say or not
+whole, and what is not there.
 
-Paths that are not there are told before a run: a config may be checked on another machine than the one it runs on.
+What is not there is no error yet: a config may be checked on another machine than the one it runs on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig
-from easydistill.engine.checks import misnamed_rows, unreadable_rows
+from easydistill.data.row_files.hub_place import is_hub
+from easydistill.engine.checks import is_there, misnamed_rows, missing_file, unreadable_rows
 from easydistill.errors import ConfigIssue
 
 _OF_TEXTS = frozenset({"instruction_response_extraction"})
@@ -19,21 +23,71 @@ _OF_TEXTS = frozenset({"instruction_response_extraction"})
 
 def row_path_issues(job: JobConfig) -> list[ConfigIssue]:
     """Issues with the paths of rows of a job, or of the jobs of a pipeline."""
-    if isinstance(job, PipelineConfig):
-        return [
-            replace(issue, path=f"jobs.{name}.{issue.path}")
-            for name, inner in job.jobs.items()
-            for issue in row_path_issues(inner)
-        ]
-    dataset: Any = getattr(job, "dataset", None)
-    prompts, rows = (getattr(dataset, name, None) for name in ("instruction_path", "labeled_path"))
-    issues = [] if getattr(job, "job_type", None) in _OF_TEXTS else _issues("dataset.instruction_path", prompts)
-    if prompts is None:
-        issues += _issues("dataset.labeled_path", rows)
-    return issues
+    return _of_every_job(job, _row_issues)
 
 
-def _issues(key: str, path: str | None) -> list[ConfigIssue]:
-    if path is None or Citation.read(path) is not None:
-        return []
+def absent_paths(job: JobConfig) -> list[ConfigIssue]:
+    """What a job, or the jobs of a pipeline, name and is not on this machine: rows, templates, models, signals."""
+    return _of_every_job(job, _absent)
+
+
+def _of_every_job(job: JobConfig, look: Callable[[JobConfig], list[ConfigIssue]]) -> list[ConfigIssue]:
+    if not isinstance(job, PipelineConfig):
+        return look(job)
+    return [
+        replace(issue, path=f"jobs.{name}.{issue.path}")
+        for name, inner in job.jobs.items()
+        for issue in _of_every_job(inner, look)
+    ]
+
+
+def _row_issues(job: JobConfig) -> list[ConfigIssue]:
+    return [issue for key, path in _rows(job) for issue in _issues(key, path)]
+
+
+def _absent(job: JobConfig) -> list[ConfigIssue]:
+    found: list[ConfigIssue] = []
+    for key, path in _rows(job):
+        if not is_hub(path) and not is_there(path):
+            found += unreadable_rows(key, path)
+    if getattr(job, "job_type", None) in _OF_TEXTS:
+        texts = _named(job, "dataset.instruction_path")
+        found += [issue for key, path in texts if not is_there(path) for issue in missing_file(key, path)]
+    for key, path in _named(job, "dataset.template", "inference.template"):
+        found += missing_file(key, path)
+    for key, path in _named(job, "models.student", "models.student.from_model", "models.teacher"):
+        if _is_path(path) and not Path(path).expanduser().exists():
+            found.append(ConfigIssue("config", key, f"{path}: no such directory", "name the directory of a model"))
+    return found
+
+
+def _rows(job: JobConfig) -> Iterator[tuple[str, str]]:
+    """(key, path) of everything that a job reads rows from, but for what another job makes."""
+    prompts = list(_named(job, "dataset.instruction_path"))
+    if getattr(job, "job_type", None) not in _OF_TEXTS:
+        yield from prompts
+    if not prompts:
+        yield from _named(job, "dataset.labeled_path")
+    benchmarks = getattr(getattr(job, "synthesis", None), "benchmarks", None)
+    for number, path in enumerate(benchmarks if isinstance(benchmarks, list) else ()):
+        if Citation.read(path) is None:
+            yield f"synthesis.benchmarks.{number}", path
+
+
+def _named(job: JobConfig, *keys: str) -> Iterator[tuple[str, str]]:
+    """(key, text) of those keys that hold a text, but for what another job of a pipeline makes."""
+    for key in keys:
+        value: Any = job
+        for name in key.split("."):
+            value = getattr(value, name, None)
+        if isinstance(value, str) and Citation.read(value) is None:
+            yield key, value
+
+
+def _is_path(reference: str) -> bool:
+    """Whether a model reference cannot be a hub's id."""
+    return Path(reference).is_absolute() or reference.startswith(("./", "../", "~", ".\\"))
+
+
+def _issues(key: str, path: str) -> list[ConfigIssue]:
     return misnamed_rows(key, path) or unreadable_rows(key, path, only_present=True)

@@ -140,14 +140,14 @@ def plan(job: Job) -> list[Stage]:
     """synthesise → train-1 (fine-tuning) → train-2 (pairs); just `train` if there is only one training."""
     models, training, preference = job.models, job.training, job.preference
     if job.dataset.instruction_path is None:
-        return [DpoStage(PairRows(job.dataset, job.evaluation), models, training, preference, thoughts=True)]
+        return [DpoStage(PairRows(job.dataset, job.evaluation), models, training, preference)]
     pairs = PairRows(job.dataset, job.evaluation, SynthesiseStage.name)
     stages: list[Stage] = [_synthesis(job, job.dataset.instruction_path)]
     if not job.sft.enabled:
-        return [*stages, DpoStage(pairs, models, training, preference, thoughts=True)]
+        return [*stages, DpoStage(pairs, models, training, preference)]
     suited = RowsBesidePairs(job.dataset, job.evaluation, True, pairs, cogpo.SFT)
     tuning = TrainStage(suited, models, job.sft, name="train-1")
-    last = DpoStage(pairs, models, training, preference, name="train-2", start=tuning.name, thoughts=True)
+    last = DpoStage(pairs, models, training, preference, name="train-2", start=tuning.name)
     return [*stages, tuning, last]
 
 

@@ -67,6 +67,9 @@ class Job(JobConfig):
             )
         if self.training.packing:
             raise Unfit("rollouts cannot be packed", "remove training.packing")
+        for name in ("max_tokens_per_batch", "weights", "compile"):
+            if getattr(self.training, name) != TrainingConfig.model_fields[name].default:
+                raise Unfit(f"training.{name} is not for rollouts", f"remove training.{name}")
         return self
 
 

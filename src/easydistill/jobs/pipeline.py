@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import BaseModel
 
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig, citations
@@ -20,6 +18,7 @@ from easydistill.engine.run_directory import RunDirectory
 from easydistill.engine.runner import Runner, StageRecord
 from easydistill.engine.stage import (
     Estimate,
+    Examining,
     PlannedStage,
     Previewed,
     Stage,
@@ -31,10 +30,12 @@ from easydistill.engine.stage import (
 from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.jobs import stages_of
+from easydistill.jobs._citations import Resolved, concerns, replaced, untrained, values_of
 
 LABELED = "labeled"
 _NAMES = {LABELED: "labeled.parquet"}
 """File names of artifacts that are cited by a shorter name."""
+_STUDENT: KeyPath = ("models", "student")
 _NEEDED: dict[KeyPath, str] = {("models",): "a language model", ("rewards", "reward_model"): "a reward model"}
 """Section of a job → the kind of model that it takes."""
 
@@ -57,12 +58,12 @@ def plan(job: Job) -> list[Stage]:
     issues = [issue for name in job.jobs for issue in _miscited(name, job.jobs)]
     if issues:
         raise ConfigError(issues)
-    return [_JobStage(name, inner, run, list(job.jobs)) for name, inner in job.jobs.items()]
+    return [_JobStage(name, job.jobs, run) for name in job.jobs]
 
 
 def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]:
     """Citations of artifacts that the cited job does not make, or that are the wrong kind of model."""
-    for path, citation in citations(_values(jobs[name])):
+    for path, citation in citations(values_of(jobs[name])):
         cited = jobs[citation.job]
         stages = stages_of(cited)
         where, who = f"jobs.{name}.{dotted(path)}", f"{citation.job} ({cited.job_type})"
@@ -78,38 +79,24 @@ def _miscited(name: str, jobs: Mapping[str, JobConfig]) -> Iterator[ConfigIssue]
             yield ConfigIssue("config", where, problem, f"cite a job that makes {needed}")
 
 
-def _values(job: BaseModel) -> dict[str, Any]:
-    """A config's explicitly set values in their serialised form, including secrets."""
-    return job.model_dump(by_alias=True, exclude_unset=True)
-
-
-@dataclass(frozen=True)
-class _Resolved:
-    """A job with its citations replaced by paths."""
-
-    job: JobConfig
-    waits_for: tuple[str, ...]
-    """Cited jobs whose artifacts do not exist yet; these citations are left as written."""
-    unresolved: tuple[KeyPath, ...]
-
-
 class _JobStage:
     """A job of a pipeline as a stage, whose directory is the job's run directory."""
 
     offers: tuple[str, ...] = ()
     classifies = False
 
-    def __init__(self, name: str, job: JobConfig, run: RunDirectory, order: Sequence[str]) -> None:
+    def __init__(self, name: str, jobs: Mapping[str, JobConfig], run: RunDirectory) -> None:
         self.name = name
-        self._job = job
+        self._jobs = jobs
+        self._job = jobs[name]
         self._run = run
-        self._numbers = {other: number for number, other in enumerate(order, start=1)}
-        self._cited = dict(citations(_values(job)))
+        self._numbers = {other: number for number, other in enumerate(jobs, start=1)}
+        self._cited = dict(citations(values_of(self._job)))
         self.inputs = tuple(dict.fromkeys(citation.job for citation in self._cited.values()))
 
     # --- citations ------------------------------------------------------------------------------------------------
 
-    def _resolve(self) -> _Resolved:
+    def _resolve(self) -> Resolved:
         found: dict[KeyPath, str] = {}
         missing: dict[KeyPath, str] = {}
         for path, citation in self._cited.items():
@@ -118,9 +105,9 @@ class _JobStage:
                 missing[path] = citation.job
             else:
                 found[path] = str(artifact)
-        values = _replaced(_values(self._job), found)
+        values = replaced(values_of(self._job), found)
         waits_for = tuple(dict.fromkeys(missing.values()))
-        return _Resolved(type(self._job).model_validate(values), waits_for, tuple(missing))
+        return Resolved(type(self._job).model_validate(values), waits_for, tuple(missing))
 
     def _artifact(self, citation: Citation) -> Path | None:
         """Path of a cited artifact; None if the cited job has not made it."""
@@ -139,16 +126,57 @@ class _JobStage:
                 return stage / wanted
         return None
 
+    def _foreseen(self) -> Resolved:
+        """The job as far as it is known: in place of a student that is yet to be trained, the one it is made of."""
+        resolved = self._resolve()
+        if _STUDENT not in resolved.unresolved:
+            return resolved
+        base = untrained(self._cited[_STUDENT], self._jobs)
+        if base is None:
+            return resolved
+        values = replaced(values_of(resolved.job), {_STUDENT: base})
+        try:
+            job = type(self._job).model_validate(values)
+        except ValueError:
+            # Not every job makes its student.
+            return resolved
+        unresolved = tuple(path for path in resolved.unresolved if path != _STUDENT)
+        return Resolved(job, resolved.waits_for, unresolved)
+
+    def _known_stages(self) -> list[Stage]:
+        """The job's stages that are to run, if its models are known."""
+        foreseen = self._foreseen()
+        if any(path[0] == "models" for path in foreseen.unresolved):
+            return []
+        stages = stages_of(foreseen.job)
+        if foreseen.waits_for:
+            return stages
+        run = RunDirectory(self._run.stage_directory(self._numbers[self.name], self.name))
+        records = Runner.silent(run).completed(stages)
+        return [stage for stage, record in zip(stages, records, strict=True) if record is None]
+
     # --- the `Stage` protocol -------------------------------------------------------------------------------------
 
     def preflight(self) -> list[ConfigIssue]:
         resolved = self._resolve()
+        found = [issue for stage in stages_of(resolved.job) for issue in stage.preflight()]
+        return self._own(found, resolved)
+
+    def examine(self) -> list[ConfigIssue]:
+        """The checks of the job's stages, before the first job of the pipeline starts."""
+        stages = [stage for stage in self._known_stages() if isinstance(stage, Examining)]
+        return self._own([issue for stage in stages for issue in stage.examine()], self._resolve())
+
+    def foretell(self) -> list[str]:
+        return [line for stage in self._known_stages() for line in notes_of(stage)]
+
+    def _own(self, issues: Sequence[ConfigIssue], resolved: Resolved) -> list[ConfigIssue]:
+        """Issues of the job's stages as the pipeline's, less those about what is not known yet."""
         waiting = {dotted(path) for path in resolved.unresolved}
         return [
             replace(issue, path=f"jobs.{self.name}.{issue.path}" if issue.path else f"jobs.{self.name}")
-            for stage in stages_of(resolved.job)
-            for issue in stage.preflight()
-            if not _concerns(issue.path, waiting)
+            for issue in issues
+            if not concerns(issue.path, waiting)
         ]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -166,7 +194,11 @@ class _JobStage:
         waits_for = [name for name in self.inputs if name in pending or name in resolved.waits_for]
         if waits_for:
             state = f"waits for {', '.join(waits_for)}"
-            return [PlannedStage(f"{self.name}.{stage.name}", state, Estimate()) for stage in stages]
+            known = {stage.name: notes_of(stage) for stage in self._known_stages()}
+            return [
+                PlannedStage(f"{self.name}.{stage.name}", state, Estimate(), known.get(stage.name, ()))
+                for stage in stages
+            ]
         records = Runner.silent(run).completed(stages)
         return [
             PlannedStage(
@@ -209,7 +241,7 @@ class _InnerRun:
     def execute(self) -> StageResult:
         context = self._context
         reporter: Reporter = context.reporter.writing_to(self._directory.metrics)
-        runner = Runner(self._directory, reporter, context.redactor, context.stop)
+        runner = Runner(self._directory, reporter, context.redactor, context.stop, context.said)
         stages = stages_of(self._job)
         runner.preflight(stages)
         records = runner.completed(stages)
@@ -254,18 +286,3 @@ class _InnerRun:
             tokens=tokens,
             metrics={JOB: reported},
         )
-
-
-def _concerns(key: str, cited: set[str]) -> bool:
-    """Whether an issue is about a value that is not known yet."""
-    return any(key == path or path.startswith(f"{key}.") or key.startswith(f"{path}.") for path in cited)
-
-
-def _replaced(value: Any, by_path: Mapping[KeyPath, str], path: KeyPath = ()) -> Any:
-    if path in by_path:
-        return by_path[path]
-    if isinstance(value, Mapping):
-        return {key: _replaced(item, by_path, (*path, key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replaced(item, by_path, (*path, index)) for index, item in enumerate(value)]
-    return value

@@ -54,6 +54,7 @@ def plan(job: Job) -> list[Stage]:
     asked = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
     prompts_given = job.dataset.instruction_path is not None
     rows = LabelledRows(job.dataset, job.evaluation, prompts_given)
+    apart = job.inference.thoughts == "apart"
     stages: list[Stage] = []
     if prompts_given:
         stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan))
@@ -61,7 +62,7 @@ def plan(job: Job) -> list[Stage]:
     for number in range(1, job.curriculum.rounds + 1):
         student = local_student(job.models, job.student_inference, job.dataset, trained)
         stages.append(CurriculumStage(number, job.curriculum, rows, {**asked, "student": student}, trained))
-        round_rows = RoundRows(job.dataset, job.evaluation, prompts_given, number)
+        round_rows = RoundRows(job.dataset, job.evaluation, prompts_given, number, awaits_thoughts=apart)
         stage = TrainStage(round_rows, job.models, job.training, name=f"train-{number}", start=trained)
         stages.append(stage)
         trained = stage.name

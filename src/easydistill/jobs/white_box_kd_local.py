@@ -143,7 +143,8 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
-    rows = LabelledRows(job.dataset, job.evaluation, job.labels)
+    apart = job.labels and job.inference.thoughts == "apart"
+    rows = LabelledRows(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart)
     training = job.training.model_copy(update={"max_length": job.max_length})
     stages: list[Stage] = []
     if job.labels:
@@ -153,7 +154,7 @@ def plan(job: Job) -> list[Stage]:
     labelled = rows
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
-        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels)
+        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart)
     if job.scores:
         scoring = Scoring(
             job.models,

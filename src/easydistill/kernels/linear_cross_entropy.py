@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easydistill.kernels.head_pass import DEFAULT_CHUNK_BYTES, HeadPass, scaled_gradients
+from easydistill.kernels.devices import uses_triton
+from easydistill.kernels.head_pass import HeadPass, scaled_gradients
+from easydistill.kernels.rows import rows_class
 from easydistill.models.head import Head
 
 
-def linear_cross_entropy(
-    hidden_ND: Tensor, head: Head, target_N: Tensor, chunk_bytes: int = DEFAULT_CHUNK_BYTES
-) -> Tensor:
+def linear_cross_entropy(hidden_ND: Tensor, head: Head, target_N: Tensor, chunk_bytes: int | None = None) -> Tensor:
     """Sum of the cross-entropies of N rows, as a float32 scalar in nats.
 
     Row n of `hidden_ND` predicts `target_N[n]`; callers have already shifted and dropped masked rows.
-    Log-sum-exp is computed in float32 regardless of the hidden states' dtype.
+    Log-sum-exp is computed in float32 regardless of the hidden states' dtype. A slice of logits takes about
+    `chunk_bytes`; None for what suits the device.
     """
     return _LinearCrossEntropy.apply(
         hidden_ND, head.weight_VD, head.bias_V, target_N, (head.scale, head.softcap), chunk_bytes
@@ -41,20 +42,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         target_N: Tensor,
         scaling: tuple[float, float | None],
-        chunk_bytes: int,
+        chunk_bytes: int | None,
     ) -> Tensor:
         head = Head(weight_VD, bias_V, *scaling)
-        head_pass = HeadPass(hidden_ND, head, ctx.needs_input_grad[:3], chunk_bytes)
+        raw = uses_triton(hidden_ND)
+        rows_of = rows_class(raw)
+        head_pass = HeadPass(hidden_ND, head, ctx.needs_input_grad[:3], chunk_bytes, raw)
         loss = hidden_ND.new_zeros((), dtype=head_pass.exact)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for part in head_pass.slices():
-                logprobs_NV = head_pass.log_softmax(part.logits_NV, "logprobs")
+                rows = rows_of(head_pass, part)
                 target_N1 = target_N[part.rows, None]
-                loss -= logprobs_NV.gather(1, target_N1).sum()
+                logprobs_N1, _ = rows.at(target_N1)
+                loss -= logprobs_N1.sum()
                 if head_pass.wanted:
-                    dlogits_NV = logprobs_NV.exp_()
-                    dlogits_NV.scatter_add_(1, target_N1, torch.full_like(target_N1, -1, dtype=head_pass.exact))
-                    head_pass.add(part, dlogits_NV)
+                    rows.propagate_labels(target_N1)
         head_pass.save(ctx, head)
         return loss
 

@@ -24,7 +24,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from easydistill.kernels.head_pass import DEFAULT_CHUNK_BYTES, HeadPass, scaled_gradients
+from easydistill.kernels.devices import uses_triton
+from easydistill.kernels.head_pass import HeadPass, HeadSlice, scaled_gradients
+from easydistill.kernels.rows import Rows, rows_class
+from easydistill.kernels.torch_rows import TorchRows
 from easydistill.models.head import Head
 
 Divergence = Callable[[Tensor, Tensor, bool, slice], Tensor]
@@ -49,6 +52,17 @@ class Targets:
     """bool; False for rows without a divergence."""
     labelled_N: Tensor
     """bool; False if the label is not learned (an answer that the student wrote itself)."""
+
+    def part(self, rows: slice) -> Targets:
+        """Those of some rows."""
+        return Targets(
+            self.ids_NM[rows],
+            self.logweights_NM[rows],
+            self.log_rest_N[rows],
+            self.offset_N[rows],
+            self.present_N[rows],
+            self.labelled_N[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -81,14 +95,15 @@ def linear_distillation(
     target_N: Tensor,
     teacher: Targets | Callable[[slice], Tensor],
     objective: Objective,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> DistillationLoss:
     """The loss of N rows, as float32 scalars in nats.
 
     Args:
         hidden_ND: row n predicts `target_N[n]`; callers have already shifted and dropped masked rows.
         teacher: listed tokens; or a function that gives the log-probabilities [n, V] of some rows, at the
-            objective's temperature, for the exact loss over the whole vocabulary.
+            objective's temperature, for the exact loss over the whole vocabulary (plain PyTorch on every device).
+        chunk_bytes: about what a slice of logits takes; None for what suits the device.
     """
     return DistillationLoss(
         *_LinearDistillation.apply(
@@ -115,18 +130,19 @@ class _LinearDistillation(torch.autograd.Function):
         teacher: Targets | Callable[[slice], Tensor],
         objective: Objective,
         scaling: tuple[float, float | None],
-        chunk_bytes: int,
+        chunk_bytes: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = Head(weight_VD, bias_V, *scaling)
-        head_pass = HeadPass(hidden_ND, head, ctx.needs_input_grad[:3], chunk_bytes)
+        raw = isinstance(teacher, Targets) and uses_triton(hidden_ND)
+        head_pass = HeadPass(hidden_ND, head, ctx.needs_input_grad[:3], chunk_bytes, raw)
         sums = hidden_ND.new_zeros(2, dtype=head_pass.exact)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for part in head_pass.slices():
-                chunk = _Chunk(head_pass, part.logits_NV, target_N[part.rows], objective)
-                found, dlogits_NV = chunk.run(_part(teacher, part.rows), part.rows)
-                sums += found
-                if head_pass.wanted:
-                    head_pass.add(part, dlogits_NV)
+                chunk = _Chunk(head_pass, part, target_N[part.rows], objective)
+                if isinstance(teacher, Targets):
+                    sums += chunk.listed(teacher.part(part.rows), rows_class(raw))
+                else:
+                    sums += chunk.whole(teacher(part.rows))
         head_pass.save(ctx, head)
         ratio, scale = objective.kd_ratio, objective.temperature**2
         cross_entropy, divergence = sums[0].clone(), sums[1].clone()
@@ -138,98 +154,60 @@ class _LinearDistillation(torch.autograd.Function):
         return *scaled_gradients(ctx, outer[0]), None, None, None, None, None
 
 
-def _part(teacher: Targets | Callable[[slice], Tensor], rows: slice) -> Targets | Tensor:
-    if not isinstance(teacher, Targets):
-        return teacher(rows)
-    return Targets(
-        teacher.ids_NM[rows],
-        teacher.logweights_NM[rows],
-        teacher.log_rest_N[rows],
-        teacher.offset_N[rows],
-        teacher.present_N[rows],
-        teacher.labelled_N[rows],
-    )
-
-
 class _Chunk:
-    """A slice of n rows: their losses and ∂loss/∂logits.
+    """A slice of n rows: their losses, and the way back of their gradient.
 
     Cross-entropy covers all of the head's logits; the divergence only the real vocabulary.
     """
 
-    def __init__(self, head_pass: HeadPass, logits_NV: Tensor, target_N: Tensor, objective: Objective) -> None:
+    def __init__(self, head_pass: HeadPass, part: HeadSlice, target_N: Tensor, objective: Objective) -> None:
+        self._head_pass, self._part = head_pass, part
         self._target_N1 = target_N[:, None]
         self._objective = objective
         self._exact = head_pass.exact
         self._kd_share = objective.kd_ratio * objective.temperature
-        self._real = min(objective.vocabulary or logits_NV.shape[1], logits_NV.shape[1])
-        self._logprobs_NV = head_pass.log_softmax(logits_NV, "logprobs")
-        self._one_softmax = objective.temperature == 1.0
-        if self._one_softmax:
-            padding_NP = self._logprobs_NV[:, self._real :]
-            self._log_real_N1 = torch.log1p(-padding_NP.exp().sum(-1, keepdim=True).clamp_max(1 - 1e-6))
-            self._soft_NV = self._logprobs_NV[:, : self._real]
-        else:
-            self._log_real_N1 = torch.zeros_like(self._logprobs_NV[:, :1])
-            real_NV = logits_NV[:, : self._real]
-            self._soft_NV = head_pass.log_softmax(real_NV, "soft_logprobs", objective.temperature)
 
-    def _student(self, ids_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's log-probabilities of some tokens: over the whole head; over real tokens, at the temperature."""
-        logprobs_NC = self._logprobs_NV.gather(1, ids_NC)
-        soft_NC = logprobs_NC if self._one_softmax else self._soft_NV.gather(1, ids_NC)
-        return logprobs_NC, soft_NC - self._log_real_N1
-
-    def run(self, teacher: Targets | Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """((Σ cross-entropy, Σ divergence), ∂loss/∂logits [n, V])."""
-        label_N1 = self._target_N1.new_ones(self._target_N1.shape, dtype=self._exact)
-        if isinstance(teacher, Targets):
-            label_N1 = teacher.labelled_N[:, None].to(self._exact)
-        cross_entropy = -(self._logprobs_NV.gather(1, self._target_N1) * label_N1).sum()
-        ce_share_N1 = (1.0 - self._objective.kd_ratio) * label_N1
-        if isinstance(teacher, Targets):
-            value, dlogits_NV = self._listed(teacher, rows, ce_share_N1)
-        else:
-            value, dlogits_NV = self._whole(teacher, rows, ce_share_N1)
-        return torch.stack([cross_entropy, value]), dlogits_NV
-
-    # --- the teacher's whole distribution -------------------------------------------------------------------
-
-    def _whole(self, teacher_NV: Tensor, rows: slice, ce_share_N1: Tensor) -> tuple[Tensor, Tensor]:
-        student_NV = self._soft_NV - self._log_real_N1
+    def whole(self, teacher_NV: Tensor) -> Tensor:
+        """(Σ cross-entropy, Σ divergence) with the teacher's whole distribution; their gradient is propagated."""
+        rows = TorchRows(self._head_pass, self._part, self._objective.temperature, self._objective.vocabulary)
+        logprobs_N1, _ = rows.at(self._target_N1)
+        student_NV = rows.everywhere()
         everywhere_N = torch.ones_like(self._target_N1[:, 0], dtype=torch.bool)
-        value, g_NV = self._divergence(teacher_NV.to(self._exact), student_NV, False, rows, everywhere_N)
-        dlogits_NV = self._logprobs_NV.exp() * ce_share_N1
-        dlogits_NV.scatter_add_(1, self._target_N1, -ce_share_N1)
-        dlogits_NV[:, : self._real] += self._kd_share * (g_NV - student_NV.exp() * g_NV.sum(-1, keepdim=True))
-        return value, dlogits_NV
+        value, g_NV = self._divergence(teacher_NV.to(self._exact), student_NV, False, everywhere_N)
+        if self._head_pass.wanted:
+            label_N1 = self._target_N1.new_ones(self._target_N1.shape, dtype=self._exact)
+            whole_NV = self._kd_share * (g_NV - student_NV.exp() * g_NV.sum(-1, keepdim=True))
+            rows.propagate_whole(whole_NV, self._target_N1, (1.0 - self._objective.kd_ratio) * label_N1)
+        return torch.stack([-logprobs_N1.sum(), value])
 
-    # --- listed tokens --------------------------------------------------------------------------------------
-
-    def _listed(self, teacher: Targets, rows: slice, ce_share_N1: Tensor) -> tuple[Tensor, Tensor]:
-        ids_NM = teacher.ids_NM
-        if self._objective.by_rank:
-            ids_NM = self._soft_NV.topk(ids_NM.shape[1]).indices
+    def listed(self, teacher: Targets, rows_of: type[Rows]) -> Tensor:
+        """(Σ cross-entropy, Σ divergence) with the teacher's listed tokens; their gradient is propagated."""
+        rows = rows_of(self._head_pass, self._part, self._objective.temperature, self._objective.vocabulary)
+        ids_NM = rows.top(teacher.ids_NM.shape[1]) if self._objective.by_rank else teacher.ids_NM
         unused_NM = teacher.logweights_NM.isneginf()
         # The label is an extra column.
         ids_NC = torch.cat([ids_NM, self._target_N1], dim=1)
-        logprobs_NC, student_NC = self._student(ids_NC)
-        student_NM = student_NC[:, :-1].masked_fill(unused_NM, -torch.inf)
+        student = rows.at(ids_NC)
+        student_NM = student[1][:, :-1].masked_fill(unused_NM, -torch.inf)
         teacher_NM = teacher.logweights_NM.to(self._exact)
         if self._objective.tail == "bucket":
-            value, g_NM = self._with_bucket(teacher, teacher_NM, student_NM, rows)
+            value, g_NM = self._with_bucket(teacher, teacher_NM, student_NM)
         else:
             if self._objective.tail == "renormalise_teacher":
                 # A row without a signal has no mass to renormalise.
                 teacher_NM = teacher_NM - teacher_NM.logsumexp(-1, keepdim=True).nan_to_num(neginf=0.0)
-            value, g_NM = self._divergence(teacher_NM, student_NM, False, rows, teacher.present_N)
+            value, g_NM = self._divergence(teacher_NM, student_NM, False, teacher.present_N)
         value = value + (teacher.offset_N * teacher.present_N).sum()
-        g_NM = g_NM.masked_fill(unused_NM, 0.0)
-        return value, self._dlogits(ids_NC, (logprobs_NC, student_NC), unused_NM, g_NM, ce_share_N1)
+        label_N1 = teacher.labelled_N[:, None].to(self._exact)
+        if self._head_pass.wanted:
+            share_N1 = (1.0 - self._objective.kd_ratio) * label_N1
+            g_NM = g_NM.masked_fill(unused_NM, 0.0)
+            everywhere_N1 = -self._kd_share * g_NM.sum(-1, keepdim=True)
+            special_NC = self._special(ids_NC, student, unused_NM, g_NM, share_N1, everywhere_N1)
+            rows.propagate(ids_NC, special_NC, share_N1, everywhere_N1)
+        return torch.stack([-(student[0][:, -1:] * label_N1).sum(), value])
 
-    def _with_bucket(
-        self, teacher: Targets, teacher_NM: Tensor, student_NM: Tensor, rows: slice
-    ) -> tuple[Tensor, Tensor]:
+    def _with_bucket(self, teacher: Targets, teacher_NM: Tensor, student_NM: Tensor) -> tuple[Tensor, Tensor]:
         """(Σ divergence, G): the bucket's gradient is propagated to the listed tokens."""
         probs_NM = student_NM.exp()
         # 1 − P loses precision as P approaches 1; the floor keeps the bucket's gradient finite there.
@@ -242,45 +220,39 @@ class _Chunk:
             torch.cat([teacher_NM, teacher_rest_N1], dim=1),
             torch.cat([student_NM, student_rest_N1], dim=1),
             True,
-            rows,
             teacher.present_N,
         )
         return value, g_NM[:, :-1] - g_NM[:, -1:] * probs_NM / rest_N1
 
-    def _dlogits(
-        self, ids_NC: Tensor, student: tuple[Tensor, Tensor], unused_NM: Tensor, g_NM: Tensor, ce_share_N1: Tensor
+    def _special(
+        self,
+        ids_NC: Tensor,
+        student: tuple[Tensor, Tensor],
+        unused_NM: Tensor,
+        g_NM: Tensor,
+        share_N1: Tensor,
+        everywhere_N1: Tensor,
     ) -> Tensor:
-        """A multiple of the student's probabilities everywhere, with extra terms at listed tokens and the label.
-
-        These few values are overwritten, not added to, because a token may be in several columns.
-        """
+        """∂loss/∂z at the listed tokens and the label; elsewhere it is a multiple of the student's probabilities."""
         logprobs_NC, student_NC = student
-        everywhere_N1 = -self._kd_share * g_NM.sum(-1, keepdim=True)
         # If the label is listed, its column includes that token's gradient.
         is_label_NM = (ids_NC[:, :-1] == self._target_N1) & ~unused_NM
         label_g_N1 = (g_NM * is_label_NM).sum(-1, keepdim=True)
         special_NC = self._kd_share * torch.cat([g_NM, label_g_N1], dim=1)
-        special_NC[:, :-1] -= ce_share_N1 * is_label_NM
-        special_NC[:, -1:] -= ce_share_N1
-        special_NC += ce_share_N1 * logprobs_NC.exp() + everywhere_N1 * student_NC.exp()
+        special_NC[:, :-1] -= share_N1 * is_label_NM
+        special_NC[:, -1:] -= share_N1
+        special_NC += share_N1 * logprobs_NC.exp() + everywhere_N1 * student_NC.exp()
         # Unused places repeat the first token, and must write the same value.
         special_NC[:, :-1] = torch.where(unused_NM, special_NC[:, :1], special_NC[:, :-1])
-        dlogits_NV = self._logprobs_NV.exp_()
-        if self._one_softmax:
-            dlogits_NV[:, : self._real] *= ce_share_N1 + everywhere_N1 * (-self._log_real_N1).exp()
-            dlogits_NV[:, self._real :] *= ce_share_N1
-        else:
-            dlogits_NV *= ce_share_N1
-            dlogits_NV[:, : self._real] += self._soft_NV.exp_().mul_(everywhere_N1)
-        return dlogits_NV.scatter_(1, ids_NC, special_NC)
+        return special_NC
 
     def _divergence(
-        self, teacher_NM: Tensor, student_NM: Tensor, has_bucket: bool, rows: slice, present_N: Tensor
+        self, teacher_NM: Tensor, student_NM: Tensor, has_bucket: bool, present_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(Σ divergence over rows with a signal, its gradient with respect to the student's log-probabilities)."""
         with torch.enable_grad():
             student_NM = student_NM.detach().requires_grad_()
-            value_N = self._objective.divergence(teacher_NM, student_NM, has_bucket, rows)
+            value_N = self._objective.divergence(teacher_NM, student_NM, has_bucket, self._part.rows)
             value = (value_N * present_N).sum()
             (g_NM,) = torch.autograd.grad(value, student_NM)
         return value.detach(), g_NM

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DEFAULT_CHUNK_BYTES = 64 << 20
+GPU_CHUNK_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
 class Head:
@@ -51,8 +54,13 @@ class Head:
         return logits_NV
 
 
-def rows_per_chunk(vocabulary: int, chunk_bytes: int) -> int:
-    """How many rows of float32 logits fit into a byte budget; at least one."""
+def rows_per_chunk(vocabulary: int, chunk_bytes: int | None, device: torch.device | None = None) -> int:
+    """How many rows of float32 logits fit into a byte budget, or without one into what suits the device; at least one.
+
+    Large slices keep a GPU busy; small ones stay nearer to a CPU's cache.
+    """
+    if chunk_bytes is None:
+        chunk_bytes = GPU_CHUNK_BYTES if device is not None and device.type == "cuda" else DEFAULT_CHUNK_BYTES
     return max(1, chunk_bytes // (4 * vocabulary))
 
 

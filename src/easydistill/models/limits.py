@@ -6,12 +6,14 @@ seen. So rows are cut or rejected at these ends, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.models.loading import import_torch, model_config
+
+if TYPE_CHECKING:
+    from easydistill.data.tokens import TokenIds
 
 _STRETCHED = frozenset({"yarn", "linear", "dynamic"})
 """Rotary scalings whose `max_position_embeddings` is often left at the length before scaling."""
@@ -36,11 +38,11 @@ class Limits:
     @classmethod
     def of_student(cls, models: ModelsConfig) -> Limits:
         """The limits of the student that a config describes, without its weights. Equal to those once it is loaded."""
-        student = models.student
-        if isinstance(student, FreshStudent):
-            return cls(position_limit(_fresh_config(student)))
-        reference = student.from_model if isinstance(student, PrunedStudent) else student
-        return cls.of_reference(reference, trust_remote_code=models.trust_remote_code)
+        config = student_config(models)
+        if isinstance(models.student, FreshStudent):
+            # The size of its embedding may be that of its tokenizer.
+            return cls(position_limit(config))
+        return cls(position_limit(config), getattr(config, "vocab_size", None))
 
     @classmethod
     def of_reference(cls, reference: str, *, trust_remote_code: bool = False) -> Limits:
@@ -57,9 +59,14 @@ class Limits:
         """The longest row: `max_length`, or less if the model ends before."""
         return max_length if self.positions is None else min(max_length, self.positions)
 
-    def stranger(self, ids: Iterable[int]) -> int | None:
+    def stranger(self, ids: TokenIds) -> int | None:
         """The first token without a row in the embedding; None if there is none."""
-        return None if self.tokens is None else next((token for token in ids if token >= self.tokens), None)
+        if self.tokens is None:
+            return None
+        import numpy as np
+
+        ids_T = np.asarray(ids)
+        return next(map(int, ids_T[ids_T >= self.tokens]), None)
 
 
 def position_limit(config: Any) -> int | None:
@@ -79,7 +86,12 @@ def position_limit(config: Any) -> int | None:
     return max(longest, int(original * float(rope.get("factor") or 1.0)))
 
 
-def _fresh_config(student: FreshStudent) -> Any:
+def student_config(models: ModelsConfig) -> Any:
+    """The text config of the student that a config describes, or of the model whose layers it takes."""
+    student = models.student
+    if not isinstance(student, FreshStudent):
+        reference = student.from_model if isinstance(student, PrunedStudent) else student
+        return model_config(reference, trust_remote_code=models.trust_remote_code)[0]
     import_torch()
     from transformers import AutoConfig
 

@@ -20,7 +20,7 @@ def completion_logprobs(
     model: Any,
     sequences: Sequence[tuple[list[int], int]],
     pad: int,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
     *,
     vocabulary: int | None = None,
     with_entropy: bool = True,
@@ -31,6 +31,7 @@ def completion_logprobs(
     no entropies.
 
     Args:
+        chunk_bytes: memory for a slice of logits; None for what suits the device.
         vocabulary: the distributions are over the first `vocabulary` tokens; None for all that the model has.
         with_entropy: if False, or with gradients, the entropies are zeros.
     """
@@ -41,7 +42,7 @@ def completion_logprobs(
     hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
     hidden_ND, target_N = hidden_BTD[:, :-1][keep_BT], ids_BT[:, 1:][keep_BT]
     head = Head.of(model)
-    step = rows_per_chunk(head.weight_VD.shape[0], chunk_bytes)
+    step = rows_per_chunk(head.weight_VD.shape[0], chunk_bytes, on)
     parts = []
     for at in range(0, len(target_N), step):
         arguments = (hidden_ND[at : at + step], head, target_N[at : at + step])

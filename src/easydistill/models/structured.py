@@ -78,20 +78,31 @@ class SchemaMasks:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """From token ids (B, T) and logits (B, V): the logits, −inf for masked tokens."""
+        return self.applied(scores, input_ids[:, -1].tolist() if self._started else [None] * len(self._matchers))
+
+    def applied(self, logits_BV: torch.Tensor, drawn: Sequence[int | None]) -> torch.Tensor:
+        """The logits, −inf for masked tokens.
+
+        Args:
+            drawn: each row's last token; None before its first.
+        """
         import numpy as np
         import torch
 
-        drawn = input_ids[:, -1].tolist() if self._started else [None] * len(self._matchers)
         self._started = True
-        allowed_BV = np.ones(scores.shape, dtype=bool)
+        allowed_BV = np.ones(logits_BV.shape, dtype=bool)
         for row, (matcher, token) in enumerate(zip(self._matchers, drawn, strict=True)):
             if matcher is None:
                 continue
-            # After its end a row is padded with end tokens.
+            # After its end a row may be padded with end tokens.
             if token is not None and not matcher.is_stopped():
                 matcher.consume_token(token)
             # Beyond llguidance's limits a row continues unconstrained; its form is checked later, like any other's.
             if not matcher.is_error():
                 bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-                allowed_BV[row] = np.unpackbits(bits, bitorder="little", count=scores.shape[1])
-        return scores.masked_fill(torch.from_numpy(~allowed_BV).to(scores.device), -torch.inf)
+                allowed_BV[row] = np.unpackbits(bits, bitorder="little", count=logits_BV.shape[1])
+        return logits_BV.masked_fill(torch.from_numpy(~allowed_BV).to(logits_BV.device), -torch.inf)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._matchers = [self._matchers[row] for row in rows]

@@ -9,7 +9,7 @@ from typing import Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.errors import ConfigError, ConfigIssue, ModelError
-from easydistill.models.limits import Limits
+from easydistill.models.limits import Limits, student_config
 from easydistill.models.loading import eos_ids, import_torch, load_model, load_tokenizer, stored_dtype
 from easydistill.models.reference import resolve
 from easydistill.models.saving import make_savable
@@ -69,6 +69,37 @@ def check_student(models: ModelsConfig) -> list[ConfigIssue]:
     return issues
 
 
+def making_issues(models: ModelsConfig) -> list[ConfigIssue]:
+    """Why this student could not be made, as far as configs and tokenizers tell; weights are neither read nor made.
+
+    Raises:
+        ModelError: a config or tokenizer cannot be loaded.
+    """
+    student = models.student
+    if isinstance(student, PrunedStudent):
+        total = getattr(student_config(models), "num_hidden_layers", None)
+        if isinstance(total, int) and student.keep_layers > total:
+            return [_too_few_layers(student.from_model, student.keep_layers, total)]
+        return []
+    if not isinstance(student, FreshStudent):
+        return []
+    reference = student.tokenizer or models.teacher
+    if reference is None:
+        # `check_student` refuses this.
+        return []
+    try:
+        with import_torch().device("meta"):
+            _fresh_model(student, load_tokenizer(reference))
+    except ConfigError as error:
+        return list(error.issues)
+    return []
+
+
+def _too_few_layers(reference: str, keep: int, total: int) -> ConfigIssue:
+    problem = f"{keep} layers cannot be kept, {reference} has {total}"
+    return ConfigIssue("config", "models.student.keep_layers", problem, f"use 2 to {total}")
+
+
 def build_student(models: ModelsConfig, dtype: Any) -> Student:
     """Make the student that a config describes, in eval mode, on the CPU.
 
@@ -110,8 +141,7 @@ def prune_layers(model: Any, keep: int, reference: str) -> int:
         raise ModelError(f"{reference}: keep_layers does not support this architecture (it has no `layers`)")
     total = len(layers)
     if keep > total:
-        problem = f"{keep} layers cannot be kept, {reference} has {total}"
-        raise ConfigError(ConfigIssue("config", "models.student.keep_layers", problem, f"use 2 to {total}"))
+        raise ConfigError(_too_few_layers(reference, keep, total))
     kept = kept_layers(total, keep)
     body.layers = torch.nn.ModuleList(layers[index] for index in kept)
     _number(body.layers)
@@ -133,13 +163,23 @@ def _number(layers: Any) -> None:
 
 
 def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:
+    reference = student.tokenizer or models.teacher
+    assert reference is not None, "check_student refuses this"
+    tokenizer = load_tokenizer(reference)
+    model = _fresh_model(student, tokenizer)
+    return _student(model.to(dtype).eval(), tokenizer, "bfloat16", f"random weights, {model.config.model_type}")
+
+
+def _fresh_model(student: FreshStudent, tokenizer: Any) -> Any:
+    """A student with random weights, in float32.
+
+    Raises:
+        ConfigError: transformers cannot make it, or it does not know all tokens.
+    """
     torch = import_torch()
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    reference = student.tokenizer or models.teacher
-    assert reference is not None, "check_student refuses this"
-    tokenizer = load_tokenizer(reference)
     values = copy.deepcopy(student.config)
     values.setdefault("vocab_size", student.vocab_size or len(tokenizer))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -155,4 +195,4 @@ def _fresh(student: FreshStudent, models: ModelsConfig, dtype: Any) -> Student:
     if config.vocab_size < len(tokenizer):
         problem = f"vocab_size {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
         raise ConfigError(ConfigIssue("config", "models.student.config.vocab_size", problem, "leave it out"))
-    return _student(model.to(dtype).eval(), tokenizer, "bfloat16", f"random weights, {config.model_type}")
+    return model

@@ -88,9 +88,12 @@ def _training(section: Section) -> str:
     words += _phrases(section, {"max_steps": "{:,} steps"}) or _phrases(
         section, {"num_train_epochs": "{:g} epoch" if section.get("num_train_epochs") == 1 else "{:g} epochs"}
     )
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    batch, accumulated = (as_int(section.get(name)) for name in names)
-    if batch is not None and accumulated is not None:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_batch")
+    batch, accumulated, budget = (as_int(section.get(name)) for name in names)
+    if budget is not None:
+        how = f" × {accumulated} accumulated" if accumulated is not None and accumulated > 1 else ""
+        words.append(f"batch of {budget:,} tokens{how} per device")
+    elif batch is not None and accumulated is not None:
         how = f" ({batch} × {accumulated} accumulated)" if accumulated > 1 else ""
         words.append(f"batch of {batch * accumulated} per device{how}")
     rate, schedule = as_float(section.get("learning_rate")), as_text(section.get("lr_scheduler_type"))

@@ -35,13 +35,15 @@ from easydistill.models.compatibility import PROBE, Difference, Side, fatal, out
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.models.prefix_sum import prefix_sum
-from easydistill.signals.alignment import Ids, align, merge_columns, shared_vocabulary, token_bytes
+from easydistill.signals.alignment import Ids, align, shared_vocabulary, token_bytes
 from easydistill.signals.codec import Codec
+from easydistill.signals.columns import ColumnMap
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows
-from easydistill.signals.score import RowToScore
-from easydistill.signals.signal import TeacherSignal, concatenate
+from easydistill.signals.score import Found, RowToScore
+from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample
+from easydistill.signals.transfer import DeviceSignal, start_copy
 
 LEAST_SHARED = 0.01
 """With a smaller share of the teacher's tokens in the student's vocabulary, almost nothing could be learned."""
@@ -117,7 +119,7 @@ class Aligner:
             theirs = self.teacher.render(chat)
         except DataError as error:
             return AlignedRow(row.id, row.ids, row.learned, (), np.zeros((0, 2), np.int64), str(error))
-        ids, mask = row.ids, row.learned
+        ids, mask = [*map(int, row.ids)], [*map(bool, row.learned)]
         if truncated:
             whole = self.student.render(chat)
             ids, mask = whole.ids, whole.mask
@@ -152,7 +154,7 @@ def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
             "%s: its template refuses %d of %d chats, which are learned from their labels alone: %s",
             *(reference, len(refused), len(rows), refused[0]),
         )
-    tokens, learned = sum(len(row.pairs) for row in rows), sum(sum(row.learned) for row in rows)
+    tokens, learned = sum(len(row.pairs) for row in rows), sum(row.learned_tokens for row in rows)
     if rows and not tokens:
         raise DataError(
             f"{reference}: not one token of the rows begins where one of the teacher's does"
@@ -235,33 +237,33 @@ class AlignedScorer:
         dtype = choose_dtype(config.dtype, self._device)
         self._model: Any = load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
         self._head = Head.of(self._model)
-        self._to_student = to_student
         self._to_student_T = torch.from_numpy(to_student).to(self._device)
+        self._columns = ColumnMap.of(to_student, len(to_student), vocabulary, self._device)
         self._shape = SignalShape.of(config, vocabulary)
-        self._vocabulary = vocabulary
         self._temperature = temperature
         self._by_rank = by_rank
 
-    def score(self, rows: Sequence[AlignedRow]) -> list[ScoredSample]:
-        with torch.inference_mode():
-            signal = self._signal([row for row in rows if len(row.pairs)])
-        scored: list[ScoredSample] = []
-        at = 0
-        for row in rows:
-            stop = at + len(row.pairs)
-            scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, stop), row.present))
-            at = stop
-        return scored
+    @property
+    def ahead(self) -> int:
+        return 2 if self._device.type == "cuda" else 0
 
-    def _signal(self, rows: Sequence[AlignedRow]) -> TeacherSignal:
+    def score(self, rows: Sequence[AlignedRow]) -> list[ScoredSample]:
+        return self.start(rows)()
+
+    def start(self, rows: Sequence[AlignedRow]) -> Found:
+        with torch.inference_mode():
+            signal_of_batch = start_copy(self._signal([row for row in rows if len(row.pairs)]))
+        return lambda: _samples(rows, signal_of_batch())
+
+    def _signal(self, rows: Sequence[AlignedRow]) -> DeviceSignal:
         hidden_ND = self._hidden(rows)
         targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
-        target_N = torch.tensor(targets, dtype=torch.int64, device=self._device)
+        target_N = _on(self._device, np.array(targets, np.int64))
         teacher = TeacherRows([hidden_ND], [self._head], [0.0])
-        return concatenate(
+        return DeviceSignal.concatenate(
             [
                 self._signal_of_logits(logits_NT, target_N[part])
-                for part, logits_NT in teacher.slices(len(self._to_student))
+                for part, logits_NT in teacher.slices(len(self._to_student_T))
             ]
         )
 
@@ -271,16 +273,16 @@ class AlignedScorer:
             return self._head.weight_VD.new_zeros((0, self._head.weight_VD.shape[1]))
         width = max(len(row.teacher_ids) for row in rows)
         # Padding is on the right, where causal attention does not look.
-        padded = [[*row.teacher_ids, *[0] * (width - len(row.teacher_ids))] for row in rows]
-        keep_BW = torch.zeros((len(rows), width), dtype=torch.bool)
+        ids_BW = np.zeros((len(rows), width), np.int64)
         for at, row in enumerate(rows):
-            keep_BW[at, row.pairs[:, 1] - 1] = True
+            ids_BW[at, : len(row.teacher_ids)] = row.teacher_ids
+        place_N = np.concatenate([at * width + row.pairs[:, 1] - 1 for at, row in enumerate(rows)])
         hidden_BWD: Tensor = body_of(self._model)(
-            input_ids=torch.tensor(padded, device=self._device), use_cache=False
+            input_ids=_on(self._device, ids_BW), use_cache=False
         ).last_hidden_state
-        return hidden_BWD[keep_BW.to(self._device)]
+        return hidden_BWD.flatten(0, 1).index_select(0, _on(self._device, place_N))
 
-    def _signal_of_logits(self, logits_NT: Tensor, target_N: Tensor) -> TeacherSignal:
+    def _signal_of_logits(self, logits_NT: Tensor, target_N: Tensor) -> DeviceSignal:
         logprobs_NT = _normalised(logits_NT)
         is_target_NT = self._to_student_T == target_N[:, None]
         target_logprob_N = logprobs_NT.masked_fill(~is_target_NT, -torch.inf).logsumexp(-1)
@@ -291,16 +293,38 @@ class AlignedScorer:
             _, head_NK, rest_N = listed(logprobs_NT, unmapped_N, self._shape)
             ids_NK = torch.arange(head_NK.shape[1], device=head_NK.device).expand_as(head_NK)
         else:
-            ids_NK, head_NK, rest_N = listed(
-                *merge_columns(logprobs_NT, self._to_student, self._vocabulary), self._shape
-            )
-        return TeacherSignal.without_draws(
-            ids_NK.masked_fill(head_NK.isneginf(), 0).cpu().numpy(),
-            *(tensor.float().cpu().numpy() for tensor in (head_NK, rest_N, target_logprob_N)),
+            ids_NK, head_NK, rest_N = listed(*self._columns.merge(logprobs_NT), self._shape)
+        none_ND = ids_NK[:, :0]
+        return DeviceSignal.of(
+            head_ids_NK=ids_NK.masked_fill(head_NK.isneginf(), 0),
+            head_logprobs_NK=head_NK,
+            log_rest_N=rest_N,
+            draw_ids_ND=none_ND,
+            draw_counts_ND=none_ND,
+            draws=0,
+            fixed=False,
+            target_logprob_N=target_logprob_N,
+            entropy_N=torch.full_like(target_logprob_N, torch.nan),
         )
 
     def close(self) -> None:
         self._model = None
+
+
+def _on(where: torch.device, array: Any) -> Tensor:
+    """An array on a device; on a GPU the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else tensor.to(where)
+
+
+def _samples(rows: Sequence[AlignedRow], signal: TeacherSignal) -> list[ScoredSample]:
+    scored: list[ScoredSample] = []
+    at = 0
+    for row in rows:
+        stop = at + len(row.pairs)
+        scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, stop), row.present))
+        at = stop
+    return scored
 
 
 def _normalised(logits_NV: Tensor) -> Tensor:

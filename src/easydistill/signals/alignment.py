@@ -7,8 +7,7 @@ distribution over the student's ids with the mass that maps to none.
 Row t−1 of a model's output predicts token t. A pair (t, u) therefore joins the student's row t−1 and the
 teacher's row u−1.
 
-Shapes: N rows, V a vocabulary, S the student's, T the teacher's; P pairs, K kept probabilities, M selected columns of
-T, C student ids to which several of the teacher's map.
+Shapes: N rows, V a vocabulary, S the student's, T the teacher's; P pairs, K kept probabilities.
 """
 
 from __future__ import annotations
@@ -353,35 +352,8 @@ def align(
 
 
 def merge_columns(logprobs_NT: Tensor, teacher_to_student: Ids, student_vocabulary: int) -> tuple[Tensor, Tensor]:
-    """A teacher's log-probabilities over the student's ids.
+    """`ColumnMap.merge` with a map for this call alone."""
+    from easydistill.signals.columns import ColumnMap
 
-    Returns (log-probabilities [N, S], −inf for ids to which nothing maps; log of the unmapped mass [N]), in float64 for
-    float64 inputs, else in float32. An id to which several of the teacher's tokens map gets their sum; the others are
-    copied, so that no value underflows. Columns beyond the map (a padded vocabulary) are unmapped.
-
-    Args:
-        logprobs_NT: normalised over the teacher's full vocabulary.
-        teacher_to_student: from `shared_vocabulary`; −1 for none.
-        student_vocabulary: S, the number of the student model's columns.
-    """
-    import torch
-
-    logprobs_NT = logprobs_NT if logprobs_NT.dtype == torch.float64 else logprobs_NT.float()
-    rows, columns = logprobs_NT.shape
-    target_T = torch.full((columns,), -1, dtype=torch.int64)
-    target_T[: len(teacher_to_student)] = torch.from_numpy(teacher_to_student)
-    target_T = target_T.to(logprobs_NT.device)
-    mapped_T = target_T >= 0
-    sources_S = torch.bincount(target_T[mapped_T], minlength=student_vocabulary)
-    alone_T = mapped_T & (sources_S[target_T.clamp(min=0)] == 1)
-    alone_M, together_M, nowhere_M = (which.nonzero()[:, 0] for which in (alone_T, mapped_T & ~alone_T, ~mapped_T))
-
-    merged_NS = logprobs_NT.new_full((rows, student_vocabulary), -torch.inf)
-    merged_NS.index_copy_(1, target_T[alone_M], logprobs_NT.index_select(1, alone_M))
-    ids_C, group_M = torch.unique(target_T[together_M], return_inverse=True)
-    part_NM = logprobs_NT.index_select(1, together_M)
-    highest_NC = logprobs_NT.new_full((rows, len(ids_C)), -torch.inf)
-    highest_NC = highest_NC.scatter_reduce(1, group_M.expand(rows, -1), part_NM, "amax").nan_to_num(neginf=0.0)
-    sum_NC = torch.zeros_like(highest_NC).index_add(1, group_M, (part_NM - highest_NC[:, group_M]).exp())
-    merged_NS.index_copy_(1, ids_C, highest_NC + sum_NC.log())
-    return merged_NS, logprobs_NT.index_select(1, nowhere_M).logsumexp(1)
+    columns = logprobs_NT.shape[1]
+    return ColumnMap.of(teacher_to_student, columns, student_vocabulary, logprobs_NT.device).merge(logprobs_NT)

@@ -35,9 +35,9 @@ def bits_for(count: int) -> int:
 
 def pack(values: Ints, width: int) -> Bytes:
     """Non-negative integers below 2^width, `width` bits each, the highest bit first; ends at a full byte."""
-    shifts = np.arange(width - 1, -1, -1, dtype=np.uint64)
-    bits = (values.astype(np.uint64)[:, None] >> shifts) & np.uint64(1)
-    return np.packbits(bits.astype(np.uint8).ravel())
+    word = np.dtype(">u4" if width <= 32 else ">u8")
+    bits = np.unpackbits(values.astype(word).view(np.uint8).reshape(-1, word.itemsize), axis=1)
+    return np.packbits(bits[:, 8 * word.itemsize - width :])
 
 
 def unpack(data: Bytes, count: int, width: int) -> Ints:

@@ -28,13 +28,14 @@ class _Signals(Section):
     runtime_only: ClassVar[frozenset[str]] = frozenset({"max_batch_tokens", "shard_tokens"})
 
     backend: Literal["transformers", "vllm"] = "transformers"
-    """The engine that computes them. vLLM's `prompt_logprobs` are far slower than a forward pass and give no draws."""
+    """The engine that computes them. vLLM gives the most probable tokens only: `top_k` signals at temperature 1, of one
+    teacher with the student's vocabulary."""
     teachers: Annotated[list[WeightedTeacher], Field(min_length=1)] | None = None
     """Several teachers, mixed by weight; defaults to `models.teacher` alone."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Data type of the teacher's weights; `auto` is bfloat16 where the device is fast in it, else float32."""
-    max_batch_tokens: PositiveInt = 4096
-    """Most tokens of one forward pass, padding included."""
+    max_batch_tokens: PositiveInt | None = None
+    """Most tokens of one forward pass, padding included; by default 4,096, and 8,192 on a GPU."""
     shard_tokens: PositiveInt = 32_768
     """Tokens per file of the store; a killed run loses at most one such file."""
     seed: Seed = 0

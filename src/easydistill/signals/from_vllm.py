@@ -22,7 +22,7 @@ from easydistill.models.reference import model_directory, resolve
 from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import TopKSignals
-from easydistill.signals.score import RowToScore
+from easydistill.signals.score import RowToScore, batch_tokens
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample
 
@@ -62,7 +62,7 @@ class VllmScorer:
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=self._k, detokenize=False)
-        prompts = [{"prompt_token_ids": list(row.ids)} for row in rows]
+        prompts = [{"prompt_token_ids": [*map(int, row.ids)]} for row in rows]
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [
             ScoredSample(row.id, row.ids, row.learned, self._signal(row, output.prompt_logprobs), _all_of(row))
@@ -104,7 +104,7 @@ def real_entries(entries: Mapping[int, Any], vocabulary: int) -> tuple[np.ndarra
 
 
 def _all_of(row: RowToScore) -> np.ndarray[Any, Any]:
-    return np.ones(sum(row.learned), bool)
+    return np.ones(row.learned_tokens, bool)
 
 
 def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_remote_code: bool) -> Any:
@@ -124,7 +124,7 @@ def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_rem
         "trust_remote_code": trust_remote_code,
         "enforce_eager": on_cpu,
         "max_model_len": room,
-        "max_num_batched_tokens": max(room, config.max_batch_tokens),
+        "max_num_batched_tokens": max(room, batch_tokens(config)),
         "max_logprobs": k,
         "tensor_parallel_size": tensor_parallel_size(on_cpu=on_cpu),
         # A prompt in the prefix cache has no log-probabilities.

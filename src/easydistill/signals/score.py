@@ -3,30 +3,47 @@
 Rows are batched by length in an order that depends only on the whole list, each row's draws depend on its own id, and
 batches are grouped into shards of a fixed number of tokens. So killed scoring resumes with the first missing shard,
 and ends with the same store as scoring that was not interrupted.
+
+On a GPU the next batches are started while another thread turns the signals of the last one into the bits of the store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from easydistill.data.batches import batches_by_length, padded
+from easydistill.data.batches import batches_by_length
+from easydistill.data.tokens import Mask, TokenIds
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import SignalsConfig
-from easydistill.signals.extract import SignalShape, TeacherRows, extract
+from easydistill.signals.extract import SignalShape, TeacherRows, start_extracting
 from easydistill.signals.signal import TeacherSignal
-from easydistill.signals.store import ScoredSample, shard_path, write_shard
+from easydistill.signals.store import (
+    EncodedSample,
+    ScoredSample,
+    remove_shards_from,
+    shard_ids,
+    shard_path,
+    write_encoded,
+)
 from easydistill.signals.unusable import check_usable, without_unusable
+
+BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -34,13 +51,17 @@ class RowToScore:
     """A tokenised row; `learned[t]` says whether token t is learned (never the first)."""
 
     id: str
-    ids: Sequence[int]
-    learned: Sequence[bool]
+    ids: TokenIds
+    learned: Mask
 
     @property
     def length(self) -> int:
         """Tokens of the teacher's forward pass; at least one."""
         return len(self.ids)
+
+    @property
+    def learned_tokens(self) -> int:
+        return int(np.count_nonzero(self.learned))
 
 
 RowT = TypeVar("RowT", bound=RowToScore)
@@ -55,11 +76,67 @@ class Scorer(Protocol[ReadT]):
     def close(self) -> None: ...
 
 
+Found = Callable[[], list[ScoredSample]]
+"""Waits for the signals of a batch; may be called in another thread."""
+
+
+@runtime_checkable
+class RunsAhead(Protocol):
+    """A scorer that can start a batch before earlier ones are finished."""
+
+    ahead: int
+    """How many batches may be unfinished when the next is started."""
+
+    def start(self, rows: Sequence[Any]) -> Found: ...
+
+
 def uniform_numbers(seed: int, row_id: str, count: int) -> list[float]:
     """A number in [0, 1) for each token's draws, which depends only on the seed and the row's id."""
     digest = hashlib.sha256(f"{seed}:{row_id}".encode("utf-8", "surrogatepass")).digest()
     stream = random.Random(int.from_bytes(digest[:8], "big"))
     return [stream.random() for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows on a device, padded on the right, where causal attention does not look."""
+
+    ids_BT: Tensor
+    place_N: Tensor
+    """Where, in the flattened [B, T], each learned token is predicted."""
+    target_N: Tensor
+    uniform_N: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[RowToScore], seed: int, on: torch.device) -> Batch:
+        """One copy brings a batch to its device, and on a GPU the host does not wait for it."""
+        width = max(row.length for row in rows)
+        ids_BT = np.zeros((len(rows), width), np.int64)
+        places, targets, uniform = [], [], []
+        for at, row in enumerate(rows):
+            ids_T, learned = np.asarray(row.ids, np.int64), np.flatnonzero(row.learned)
+            ids_BT[at, : len(ids_T)] = ids_T
+            places.append(at * width + learned - 1)
+            targets.append(ids_T[learned])
+            uniform.append(np.array(uniform_numbers(seed, row.id, len(learned)), np.float64))
+        uniform_N = np.concatenate(uniform)
+        words = torch.from_numpy(np.concatenate([ids_BT.ravel(), *places, *targets, uniform_N.view(np.int64)]))
+        if on.type == "cuda":
+            words = words.pin_memory()
+        words = words.to(on, non_blocking=True)
+        count = len(uniform_N)
+        ids, place_N, target_N, uniform_bits_N = words.split([ids_BT.size, count, count, count])
+        return cls(ids.view(ids_BT.shape), place_N, target_N, uniform_bits_N.view(torch.float64))
+
+
+def _samples(rows: Sequence[RowToScore], signal: TeacherSignal) -> list[ScoredSample]:
+    scored: list[ScoredSample] = []
+    at = 0
+    for row in rows:
+        count = row.learned_tokens
+        scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, at + count), np.ones(count, bool)))
+        at += count
+    return scored
 
 
 class ModelScorer:
@@ -70,6 +147,7 @@ class ModelScorer:
         weights: their shares in the mixture.
         vocabulary: token ids below this are real for teacher and student.
         temperature: of the kept distribution.
+        models: the teachers themselves, on this machine's device, if they are loaded.
     """
 
     def __init__(
@@ -81,10 +159,11 @@ class ModelScorer:
         temperature: float,
         *,
         trust_remote_code: bool = False,
+        models: Sequence[Any] | None = None,
     ) -> None:
         self._device = device()
         dtype = choose_dtype(config.dtype, self._device)
-        self._models = [
+        self._models = list(models or ()) or [
             load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
             for reference in references
         ]
@@ -95,37 +174,41 @@ class ModelScorer:
         self._vocabulary = vocabulary
         self._temperature = temperature
 
-    def score(self, rows: Sequence[RowToScore]) -> list[ScoredSample]:
-        signal = self._signal(rows)
-        scored: list[ScoredSample] = []
-        at = 0
-        for row in rows:
-            count = sum(row.learned)
-            present = np.ones(count, bool)
-            scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, at + count), present))
-            at += count
-        return scored
+    @property
+    def ahead(self) -> int:
+        return 2 if self._device.type == "cuda" else 0
 
-    def _signal(self, rows: Sequence[RowToScore]) -> TeacherSignal:
-        ids_BT = torch.tensor(padded([row.ids for row in rows], 0), device=self._device)
-        keep_BT = torch.tensor(padded([row.learned for row in rows], False), device=self._device)[:, 1:]
-        uniform = [u for row in rows for u in uniform_numbers(self._seed, row.id, sum(row.learned))]
+    def score(self, rows: Sequence[RowToScore]) -> list[ScoredSample]:
+        return self.start(rows)()
+
+    def start(self, rows: Sequence[RowToScore]) -> Found:
+        batch = Batch.of(rows, self._seed, self._device)
         with torch.inference_mode():
             hidden_ND = [
-                body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1][keep_BT]
+                body_of(model)(input_ids=batch.ids_BT, use_cache=False)
+                .last_hidden_state.flatten(0, 1)
+                .index_select(0, batch.place_N)
                 for model in self._models
             ]
-            return extract(
+            signal_of_batch = start_extracting(
                 TeacherRows(hidden_ND, [Head.of(model) for model in self._models], self._log_weights),
-                ids_BT[:, 1:][keep_BT],
-                torch.tensor(uniform, dtype=torch.float64, device=self._device),
+                batch.target_N,
+                batch.uniform_N,
                 self._shape,
                 self._vocabulary,
                 self._temperature,
             )
+        return lambda: _samples(rows, signal_of_batch())
 
     def close(self) -> None:
         self._models = []
+
+
+def batch_tokens(config: SignalsConfig) -> int:
+    """Most tokens of one forward pass on this machine."""
+    if config.max_batch_tokens is not None:
+        return config.max_batch_tokens
+    return GPU_BATCH_TOKENS if device().type == "cuda" else BATCH_TOKENS
 
 
 @dataclass(frozen=True)
@@ -140,11 +223,11 @@ class Shard:
         return sum(map(len, self.batches))
 
 
-def plan_shards(lengths: Sequence[int], batch_tokens: int, shard_tokens: int) -> list[Shard]:
-    """Group rows by length into batches of at most `batch_tokens` (padding included), and batches into shards."""
+def plan_shards(lengths: Sequence[int], most_tokens: int, shard_tokens: int) -> list[Shard]:
+    """Group rows by length into batches of at most `most_tokens` (padding included), and batches into shards."""
     shards: list[Shard] = []
     filled = shard_tokens
-    for batch in batches_by_length(lengths, None, batch_tokens, 0):
+    for batch in batches_by_length(lengths, None, most_tokens, 0):
         tokens = sum(lengths[index] for index in batch)
         if filled + tokens > shard_tokens:
             shards.append(Shard(len(shards), []))
@@ -167,32 +250,75 @@ def score_rows(
 
     `advance(rows, tokens)` is called as rows are finished. Returns early, between batches, once `stop` is requested.
     """
-    shards = plan_shards([row.length for row in rows], config.max_batch_tokens, config.shard_tokens)
-    scorer: Scorer[RowT] | None = None
-    try:
-        for shard in shards:
-            path = shard_path(directory, shard.number)
-            if path.is_file():
-                continue
-            scorer = scorer or make_scorer()
-            scored: list[ScoredSample] = []
-            for batch in _until_stopped(shard.batches, stop):
-                found = scorer.score([rows[index] for index in batch])
-                kept = [without_unusable(sample) for sample in found]
-                check_usable(found, kept)
-                scored += kept
-                advance(len(batch), sum(rows[index].length for index in batch))
-            if len(scored) < shard.rows:
-                break
-            write_shard(path, scored, codec)
-    finally:
-        if scorer is not None:
-            scorer.close()
+    shards = plan_shards([row.length for row in rows], batch_tokens(config), config.shard_tokens)
+    missing = [shard for shard in shards if not _is_complete(shard, rows, directory)]
+    remove_shards_from(directory, len(shards))
+    if missing:
+        with contextlib.closing(make_scorer()) as scorer:
+            _score_shards(rows, missing, scorer, _ShardWriter(directory, codec), advance, stop)
     return len(shards)
 
 
-def _until_stopped(batches: Sequence[list[int]], stop: StopSignal) -> Iterator[list[int]]:
-    for batch in batches:
-        if stop.requested:
-            return
-        yield batch
+def _is_complete(shard: Shard, rows: Sequence[RowToScore], directory: Path) -> bool:
+    """Whether a shard exists and holds the rows that it should: plans with other sizes may have been made before."""
+    path = shard_path(directory, shard.number)
+    return path.is_file() and shard_ids(path) == [rows[index].id for batch in shard.batches for index in batch]
+
+
+class _ShardWriter:
+    """Encodes the batches of shards, which come in order, and writes each shard after its last batch."""
+
+    def __init__(self, directory: Path, codec: Codec) -> None:
+        self._directory, self._codec = directory, codec
+        self._shard = -1
+        self._samples: list[EncodedSample] = []
+
+    def add(self, shard: Shard, found: Found) -> None:
+        samples = found()
+        kept = [without_unusable(sample) for sample in samples]
+        check_usable(samples, kept)
+        if shard.number != self._shard:
+            self._shard, self._samples = shard.number, []
+        self._samples += [EncodedSample.of(sample, self._codec) for sample in kept]
+        if len(self._samples) == shard.rows:
+            write_encoded(shard_path(self._directory, shard.number), self._samples)
+
+
+def _score_shards(
+    rows: Sequence[RowT],
+    shards: Sequence[Shard],
+    scorer: Scorer[RowT],
+    writer: _ShardWriter,
+    advance: Callable[[int, int], Any],
+    stop: StopSignal,
+) -> None:
+    ahead = scorer.ahead if isinstance(scorer, RunsAhead) else 0
+    unfinished: deque[tuple[Future[None], list[int]]] = deque()
+
+    def finish_some(left: int) -> None:
+        while len(unfinished) > left:
+            future, batch = unfinished.popleft()
+            future.result()
+            advance(len(batch), sum(rows[index].length for index in batch))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="signals") as thread:
+        for shard, batch in _until_stopped(shards, stop):
+            found = _started(scorer, [rows[index] for index in batch])
+            unfinished.append((thread.submit(writer.add, shard, found), batch))
+            finish_some(ahead)
+        finish_some(0)
+
+
+def _started(scorer: Scorer[RowT], rows: Sequence[RowT]) -> Found:
+    if isinstance(scorer, RunsAhead):
+        return scorer.start(rows)
+    samples = scorer.score(rows)
+    return lambda: samples
+
+
+def _until_stopped(shards: Sequence[Shard], stop: StopSignal) -> Iterator[tuple[Shard, list[int]]]:
+    for shard in shards:
+        for batch in shard.batches:
+            if stop.requested:
+                return
+            yield shard, batch

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easydistill.data.files import read_json, replacing, write_json
+from easydistill.data.tokens import Bools, Mask, TokenIds
 from easydistill.errors import DataError
 from easydistill.signals.codec import Bytes, Codec, EncodedSignal, bits_for, decode_words, pack, unpack
 from easydistill.signals.signal import Ints, TeacherSignal
@@ -31,16 +32,14 @@ HASH_BYTES = 16
 _ROW_ARRAYS = ("log_rest", "realised", "entropy", "head_counts", "draw_counts")
 _PACKED = ("tokens", "learned", "present", "head", "draws")
 
-Bools = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
 class ScoredSample:
     """A sample's tokens and the teacher's signal for them."""
 
     id: str
-    token_ids: Sequence[int]
-    learned: Sequence[bool]
+    token_ids: TokenIds
+    learned: Mask
     """For each token, whether the student learns it; never true for the first, which nothing predicts."""
     signal: TeacherSignal
     """A row for every learned token that is present, in order."""
@@ -48,7 +47,7 @@ class ScoredSample:
     """For each learned token, whether it has a signal (with an aligned teacher, some may have none)."""
 
 
-def token_hash(token_ids: Sequence[int], learned: Sequence[bool]) -> bytes:
+def token_hash(token_ids: TokenIds, learned: Mask) -> bytes:
     """A hash of ids and mask, which ties a signal to its tokens."""
     digest = hashlib.sha256(np.asarray(token_ids, "<i8").tobytes())
     digest.update(np.asarray(learned, np.uint8).tobytes())
@@ -118,44 +117,87 @@ def shard_path(directory: Path, number: int) -> Path:
     return directory / f"shard-{number:05d}.safetensors"
 
 
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as its shard stores it."""
+
+    id: str
+    hash: bytes
+    tokens: int
+    learned: int
+    rows: int
+    """Rows of its signal."""
+    packed: dict[str, Bytes]
+    """The `_PACKED` arrays."""
+    signal: EncodedSignal
+
+    @classmethod
+    def of(cls, sample: ScoredSample, codec: Codec) -> EncodedSample:
+        signal = codec.encode(sample.signal)
+        learned = np.asarray(sample.learned, bool)
+        return cls(
+            id=sample.id,
+            hash=token_hash(sample.token_ids, sample.learned),
+            tokens=len(sample.token_ids),
+            learned=int(learned.sum()),
+            rows=len(sample.signal),
+            packed={
+                "tokens": pack(np.asarray(sample.token_ids, np.int64), bits_for(codec.vocabulary)),
+                "learned": np.packbits(learned),
+                "present": np.packbits(sample.present),
+                "head": signal.head,
+                "draws": signal.draws,
+            },
+            signal=signal,
+        )
+
+
 def write_shard(path: Path, samples: Sequence[ScoredSample], codec: Codec) -> int:
     """Write one shard; returns its size in bytes."""
+    return write_encoded(path, [EncodedSample.of(sample, codec) for sample in samples])
+
+
+def write_encoded(path: Path, samples: Sequence[EncodedSample]) -> int:
+    """`write_shard` of samples that are already encoded."""
     from safetensors.numpy import save_file
 
-    encoded = [codec.encode(sample.signal) for sample in samples]
-    hashes = b"".join(token_hash(sample.token_ids, sample.learned) for sample in samples)
+    hashes = b"".join(sample.hash for sample in samples)
     tensors: dict[str, NDArray[Any]] = {
         "hash": np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES),
-        "token_offsets": _offsets(sample.token_ids for sample in samples),
-        "learned_counts": np.array([int(np.sum(sample.learned)) for sample in samples], np.int64),
-        "row_offsets": _offsets(sample.signal for sample in samples),
+        "token_offsets": _offsets(sample.tokens for sample in samples),
+        "learned_counts": np.array([sample.learned for sample in samples], np.int64),
+        "row_offsets": _offsets(sample.rows for sample in samples),
     }
-    packed = [_packed(sample, item, bits_for(codec.vocabulary)) for sample, item in zip(samples, encoded, strict=True)]
     for name in _PACKED:
-        parts = [of_sample[name] for of_sample in packed]
+        parts = [sample.packed[name] for sample in samples]
         tensors[name] = np.concatenate(parts)
-        tensors[f"{name}_at"] = _offsets(parts)
+        tensors[f"{name}_at"] = _offsets(map(len, parts))
     for name in _ROW_ARRAYS:
-        tensors[name] = np.concatenate([getattr(item, name) for item in encoded])
+        tensors[name] = np.concatenate([getattr(sample.signal, name) for sample in samples])
     metadata = {"ids": json.dumps([sample.id for sample in samples], ensure_ascii=True)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
     return path.stat().st_size
 
 
-def _packed(sample: ScoredSample, encoded: EncodedSignal, width: int) -> dict[str, Bytes]:
-    """The `_PACKED` arrays of one sample."""
-    return {
-        "tokens": pack(np.asarray(sample.token_ids, np.int64), width),
-        "learned": np.packbits(np.asarray(sample.learned, bool)),
-        "present": np.packbits(sample.present),
-        "head": encoded.head,
-        "draws": encoded.draws,
-    }
+def remove_shards_from(directory: Path, number: int) -> None:
+    """Remove shards with this number or a higher one, which a plan with smaller shards left."""
+    for path in directory.glob("shard-*.safetensors"):
+        if int(path.stem.removeprefix("shard-")) >= number:
+            path.unlink()
 
 
-def _offsets(parts: Iterable[Sized]) -> Ints:
-    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+def shard_ids(path: Path) -> list[str]:
+    """The ids of a shard's samples, in order.
+
+    Raises:
+        DataError: the file is no shard.
+    """
+    return _Shard(path).ids
+
+
+def _offsets(lengths: Iterable[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.int64)
 
 
 class _Shard:
@@ -243,7 +285,7 @@ class SignalStore:
         learned = np.unpackbits(shard.packed("learned", position), count=count)
         return ids.tolist(), learned.astype(bool).tolist()
 
-    def read(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> tuple[TeacherSignal, Bools]:
+    def read(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> tuple[TeacherSignal, Bools]:
         """The signal of a sample, and for each learned token whether it has a row in it.
 
         Args:
@@ -259,7 +301,7 @@ class SignalStore:
         present = np.unpackbits(shard.packed("present", position), count=shard.learned_count(position))
         return signal, present.astype(bool)
 
-    def check(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> None:
+    def check(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> None:
         """Refuse a sample whose tokens are not those that the teacher scored.
 
         Raises:
@@ -277,7 +319,7 @@ class SignalStore:
                 "    → the rows, the tokenizer, the chat template or the maximum length changed: score again"
             )
 
-    def _difference(self, sample_id: str, token_ids: Sequence[int], learned: Sequence[bool]) -> str:
+    def _difference(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> str:
         scored, scored_learned = self.tokens(sample_id)
         if len(scored) != len(token_ids):
             return f"{len(scored)} tokens were scored, the row has {len(token_ids)}"

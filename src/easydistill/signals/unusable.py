@@ -12,9 +12,10 @@ from dataclasses import replace
 import numpy as np
 
 from easydistill.data.numbers import PLACEHOLDER
+from easydistill.data.tokens import Bools
 from easydistill.errors import DataError
 from easydistill.signals.signal import TeacherSignal
-from easydistill.signals.store import Bools, ScoredSample
+from easydistill.signals.store import ScoredSample
 
 
 def usable_rows(signal: TeacherSignal) -> Bools:

@@ -8,7 +8,7 @@ from typing import Any
 
 from easydistill.contracts.operator import Reply, Result
 from easydistill.data.messages import Message, answer_message
-from easydistill.data.records import Rejection, Sample
+from easydistill.data.records import Rejection, Sample, marked
 from easydistill.verification.fields import (
     Form,
     Language,
@@ -52,7 +52,7 @@ def text_of(reply: Reply) -> str:
 
 def answered(row: Sample, reply: Reply) -> Sample:
     """The row with a complete reply as its answer; raises as `text_of`."""
-    return replace(row, messages=(*row.prompt, message_of(reply)))
+    return marked(replace(row, messages=(*row.prompt, message_of(reply))), cut=False)
 
 
 def message_of(reply: Reply) -> Message:

@@ -17,7 +17,6 @@ Tokens and signatures are in temporary files. In memory are, for each text, abou
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -50,25 +49,42 @@ class Near(NamedTuple):
     """Id of the most similar text."""
 
 
-@dataclass(frozen=True)
+class Spelling(NamedTuple):
+    """What is compared of a text: its normalised spelling (`text.normalise`)."""
+
+    text: str
+    has_tokens: bool
+
+    @classmethod
+    def of(cls, text: str) -> Spelling:
+        units = tokens(text)
+        return cls(" ".join(units), True) if units else cls(normalise(text), False)
+
+    def encode(self) -> bytes:
+        return self.text.encode("utf-8", "surrogatepass")
+
+
 class _Features:
     """The features by which a text is compared, each computed when first used."""
 
-    text: str
+    def __init__(self, text: str | Spelling) -> None:
+        self.text = text
+        self._spelling = Spelling.of(text) if isinstance(text, str) else text
 
     @cached_property
     def units(self) -> list[str]:
-        return tokens(self.text)
+        return self._spelling.text.split(" ") if self._spelling.has_tokens else []
 
     @cached_property
     def spelling(self) -> bytes:
         """A hash of the normalised spelling."""
-        spelling = " ".join(self.units) or normalise(self.text)
-        return hashlib.blake2b(spelling.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return hashlib.blake2b(self._spelling.encode(), digest_size=16).digest()
 
     @cached_property
     def shingles(self) -> list[str]:
-        solid = "".join(self.units) or normalise(self.text)
+        solid = self._spelling.text
+        if self._spelling.has_tokens:
+            solid = solid.replace(" ", "")
         return [solid[start : start + SHINGLE] for start in range(max(1, len(solid) - SHINGLE + 1))]
 
 
@@ -106,7 +122,7 @@ class Novelty:
         """Checks in which a text that is too similar may have been missed: none in pools of ordinary size."""
         return self._subsequences.cut
 
-    def check(self, text: str) -> Near | None:
+    def check(self, text: str | Spelling) -> Near | None:
         """Why a text is not new, or None. Names the nearest text; among equally near ones, that with the least id."""
         features = self._features(text)
         equal = self._by_spelling.get(features.spelling)
@@ -122,7 +138,7 @@ class Novelty:
             return Near("too_similar", f"ROUGE-L {score:.2f} to {nearest}", nearest)
         return None
 
-    def add(self, identity: str, text: str) -> None:
+    def add(self, identity: str, text: str | Spelling) -> None:
         """Add a text to the pool, new or not."""
         features = self._features(text)
         number = len(self._ids)
@@ -140,7 +156,7 @@ class Novelty:
             self.add(identity, text)
         return near
 
-    def _features(self, text: str) -> _Features:
+    def _features(self, text: str | Spelling) -> _Features:
         # A text that was just checked is usually the next to be added.
         if self._last is None or self._last.text != text:
             self._last = _Features(text)

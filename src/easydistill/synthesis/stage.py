@@ -96,6 +96,9 @@ class SynthesiseStage:
             "labeled_path": self._labeled_path,
         }
 
+    def shows_date(self) -> bool:
+        return any(model.plan.shows_date() for model in self._models.values())
+
     def first_questions(self, limit: int | None = None) -> tuple[Sequence[Sample], list[Ask]]:
         """The rows (at most `limit`), and the operator's first requests about them."""
         rows = self._read().samples[:limit]

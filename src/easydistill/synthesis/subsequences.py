@@ -22,6 +22,8 @@ is rare that one is missed, but it is no longer certain: `cut` counts such searc
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -41,6 +43,21 @@ _PATIENCE = 500
 """Checks between two decisions."""
 _MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93)
 """Odd factors that spread numbers over 64 bits."""
+
+
+@dataclass
+class _Text:
+    """A text's tokens as numbers, and what is made of them when it is first used."""
+
+    units: list[str]
+    size: int
+    """Number of different tokens in the pool when this was made."""
+    known: list[int]
+    new: dict[str, int]
+    """Numbers of tokens that the pool lacks."""
+    sketch: Any = None
+    token_keys: Any = None
+    pair_keys: Any = None
 
 
 class Subsequences:
@@ -66,76 +83,92 @@ class Subsequences:
         self._numbers: dict[str, int] = {}
         self._rows = Blobs()
         self._lengths = array("I")
+        # Copies of parts of these are read: while there are views, arrays cannot grow.
         self._sketches = array("Q")
+        self._folded = array("Q"), array("Q")
         self._by_token = Postings()
         self._by_pair: Postings | None = None
         self._read = self._checks = 0
         self.cut = 0
         """Searches in which a text that is too similar may have been missed."""
         self._sure: dict[int, int] = {}
+        self._last: _Text | None = None
 
     def add(self, number: int, units: list[str]) -> None:
         """Add the next text's tokens."""
-        known = [self._numbers.setdefault(unit, len(self._numbers)) for unit in units]
-        self._rows.append(array("I", known).tobytes())
-        self._lengths.append(len(known))
-        self._sketches.frombytes(self._sketch(known).tobytes())
-        self._index(number, known)
+        text = self._numbered(units)
+        self._numbers.update(text.new)
+        self._rows.append(array("I", text.known).tobytes())
+        self._lengths.append(len(text.known))
+        self._sketches.frombytes(self._sketch(text).tobytes())
+        for word, words in zip(_fold(self._sketch(text)).tolist(), self._folded, strict=True):
+            words.append(word)
+        self._index(number, text)
 
-    def nearest(self, units: list[str], ids: list[str]) -> tuple[float, str] | None:
+    def nearest(self, units: list[str], ids: Sequence[str]) -> tuple[float, str] | None:
         """(F-measure, id) of the most similar text above the threshold, the least id among equals; None without one."""
-        # Tokens that the pool lacks get numbers that nothing in it has.
-        new: dict[str, int] = {}
-        size = len(self._numbers)
-        ours = [
-            known if (known := self._numbers.get(unit)) is not None else new.setdefault(unit, size + len(new))
-            for unit in units
-        ]
+        text = self._numbered(units)
         best: tuple[float, str] | None = None
-        m = len(ours)
-        for row, needed in self._possible(ours):
-            common = self._common(ours, array("I", self._rows[row]).tolist(), score_cutoff=needed)
+        m = len(text.known)
+        for row, needed in self._possible(text):
+            common = self._common(text.known, array("I", self._rows[row]).tolist(), score_cutoff=needed)
             if common >= needed:
                 best = nearer(best, (2 * common / (m + self._lengths[row]), ids[row]))
         return best
 
-    def _possible(self, ours: list[int]) -> list[tuple[int, int]]:
+    def _numbered(self, units: list[str]) -> _Text:
+        """A text's tokens as numbers. Those that the pool lacks get the numbers that they would have in it."""
+        # A text that was just compared is usually the next to be added.
+        if self._last is None or self._last.units is not units or self._last.size != len(self._numbers):
+            size, new = len(self._numbers), dict[str, int]()
+            known = [
+                found if (found := self._numbers.get(unit)) is not None else new.setdefault(unit, size + len(new))
+                for unit in units
+            ]
+            self._last = _Text(units, size, known, new)
+        return self._last
+
+    def _possible(self, text: _Text) -> list[tuple[int, int]]:
         """Texts that may be too similar, each with the LCS that would make it so.
 
         A bit set in one text's sketch alone stands for at least one token that the other text lacks.
         """
         numpy = self._numpy
-        rows = self._candidates(ours)
+        rows = self._candidates(text)
         if not len(rows):
             return []
-        m = len(ours)
-        # Copies: views would keep the arrays from growing.
-        n = numpy.frombuffer(self._lengths, numpy.uint32)[rows].astype(numpy.int64)
+        m, sketch = len(text.known), self._sketch(text)
+        n = numpy.frombuffer(self._lengths, numpy.uint32).take(rows).astype(numpy.int64)
         needed = self._p * (m + n) // (2 * self._q) + 1
-        theirs = numpy.frombuffer(self._sketches, numpy.uint64).reshape(-1, _WORDS)[rows]
-        sketch = self._sketch(ours)
-        lacking = numpy.bitwise_count(sketch & ~theirs).sum(axis=1, dtype=numpy.int64)
+        ours = _fold(sketch)
+        common = numpy.zeros(len(rows), numpy.uint8)
+        for word, words in zip(ours, self._folded, strict=True):
+            common += numpy.bitwise_count(numpy.frombuffer(words, numpy.uint64).take(rows) & word)
+        lacking = int(numpy.bitwise_count(ours).sum()) - common.astype(numpy.int64)
         fit = numpy.flatnonzero(needed <= numpy.minimum(m - lacking, n))
-        missing = numpy.bitwise_count(theirs[fit] & ~sketch).sum(axis=1, dtype=numpy.int64)
-        fit = fit[needed[fit] <= n[fit] - missing]
+        rows, n, needed = rows[fit], n[fit], needed[fit]
+        theirs = numpy.frombuffer(self._sketches, numpy.uint64).reshape(-1, _WORDS).take(rows, axis=0)
+        fit = needed <= numpy.minimum(m - _bits(numpy, sketch & ~theirs), n - _bits(numpy, theirs & ~sketch))
         return list(zip(rows[fit].tolist(), needed[fit].tolist(), strict=True))
 
-    def _sketch(self, known: list[int]) -> Any:
+    def _sketch(self, text: _Text) -> Any:
         """A bit for each token, by its hash."""
-        numpy = self._numpy
-        mixed = numpy.array(known, dtype=numpy.uint64) * _MIX[0]
-        sketch = numpy.zeros(_WORDS * 64, dtype=numpy.uint8)
-        sketch[(mixed >> numpy.uint64(64 - _WORDS.bit_length() - 5)).astype(numpy.intp)] = 1
-        return numpy.packbits(sketch).view(numpy.uint64)
+        if text.sketch is None:
+            numpy = self._numpy
+            mixed = numpy.array(text.known, dtype=numpy.uint64) * _MIX[0]
+            sketch = numpy.zeros(_WORDS * 64, dtype=numpy.uint8)
+            sketch[(mixed >> numpy.uint64(64 - _WORDS.bit_length() - 5)).astype(numpy.intp)] = 1
+            text.sketch = numpy.packbits(sketch).view(numpy.uint64)
+        return text.sketch
 
-    def _candidates(self, ours: list[int]) -> Any:
+    def _candidates(self, text: _Text) -> Any:
         """All texts that may be too similar, and others."""
-        if self._by_pair is not None and self._sure_pairs(len(ours)) > 0:
-            keys, whole = self._pair_keys(ours)
+        if self._by_pair is not None and self._sure_pairs(len(text.known)) > 0:
+            keys, whole = self._pair_keys(text)
             found, _, cut = self._by_pair.find(keys, BUDGET)
             self.cut += cut or not whole
             return found
-        found, entries, cut = self._by_token.find(self._token_keys(ours), None if self._by_pair is None else BUDGET)
+        found, entries, cut = self._by_token.find(self._token_keys(text), None if self._by_pair is None else BUDGET)
         self.cut += cut
         self._read += entries
         self._checks += 1
@@ -145,11 +178,11 @@ class Subsequences:
             self._read = self._checks = 0
         return found
 
-    def _index(self, number: int, known: list[int]) -> None:
+    def _index(self, number: int, text: _Text) -> None:
         if self._by_pair is not None:
-            self._by_pair.add(number, self._pair_keys(known)[0])
-        if self._by_pair is None or len(known) <= self._shares_no_pair:
-            self._by_token.add(number, self._token_keys(known))
+            self._by_pair.add(number, self._pair_keys(text)[0])
+        if self._by_pair is None or len(text.known) <= self._shares_no_pair:
+            self._by_token.add(number, self._token_keys(text))
 
     def _turn_to_pairs(self) -> None:
         """Index all texts by pairs, and by tokens only those that a text may be near without sharing a pair."""
@@ -162,7 +195,7 @@ class Subsequences:
         self._shares_no_pair = (2 * self._q - self._p) * longest // self._p + 1
         self._by_pair, self._by_token = Postings(), Postings()
         for number, data in enumerate(self._rows):
-            self._index(number, array("I", data).tolist())
+            self._index(number, _Text([], 0, array("I", data).tolist(), {}))
 
     def _least(self, m: int, n: int) -> int:
         """The least LCS of texts of m and n tokens that are too similar."""
@@ -180,35 +213,57 @@ class Subsequences:
             self._sure[m] = min(3 * self._least(m, n) - m - n - 1 for n in lengths)
         return self._sure[m]
 
-    def _token_keys(self, known: list[int]) -> Any:
+    def _token_keys(self, text: _Text) -> Any:
         """Keys of the tokens, with the number of the occurrence of each, that are the text's prefix.
 
         Tokens are numbered as they appear, so mostly, the larger a number, the rarer the token. Any order that never
         changes would be right.
         """
         numpy = self._numpy
-        m = len(known)
+        m = len(text.known)
         least = self._least(m, self._shortest(m))
         if least > m:
             return numpy.empty(0, numpy.uint32)
-        ordered = numpy.sort(numpy.array(known, dtype=numpy.uint64))
-        occurrence = numpy.arange(m, dtype=numpy.uint64) - ordered.searchsorted(ordered).astype(numpy.uint64)
-        kept = slice(least - 1, m)
-        return self._keys(ordered[kept] * _MIX[0] + occurrence[kept] * _MIX[1])
+        if text.token_keys is None:
+            ordered = numpy.array(text.known, dtype=numpy.uint64)
+            ordered.sort()
+            kept = slice(least - 1, m)
+            text.token_keys = self._keys(ordered[kept] * _MIX[0] + self._occurrences(ordered)[kept] * _MIX[1])
+        return text.token_keys
 
-    def _pair_keys(self, known: list[int]) -> tuple[Any, bool]:
+    def _pair_keys(self, text: _Text) -> tuple[Any, bool]:
         """(keys of the rarest pairs of neighbouring tokens, whether they are the whole prefix)."""
         numpy = self._numpy
-        numbers = numpy.array(known, dtype=numpy.uint64)
-        pairs = numpy.sort(numbers[1:] * _MIX[0] + numbers[:-1] * _MIX[1])
-        occurrence = numpy.arange(len(pairs), dtype=numpy.uint64) - pairs.searchsorted(pairs).astype(numpy.uint64)
-        # By a hash: the tokens' numbers say little of how rare a pair is.
-        mixed = numpy.sort((pairs + occurrence * _MIX[2]) * _MIX[2])
-        prefix = len(mixed) - max(1, self._sure_pairs(len(known))) + 1
-        return (mixed[:_RAREST] >> numpy.uint64(32)).astype(numpy.uint32), prefix <= _RAREST
+        if text.pair_keys is None:
+            numbers = numpy.array(text.known, dtype=numpy.uint64)
+            pairs = numbers[1:] * _MIX[0] + numbers[:-1] * _MIX[1]
+            pairs.sort()
+            # By a hash: the tokens' numbers say little of how rare a pair is.
+            mixed = (pairs + self._occurrences(pairs) * _MIX[2]) * _MIX[2]
+            mixed.sort()
+            text.pair_keys = (mixed[:_RAREST] >> numpy.uint64(32)).astype(numpy.uint32)
+        prefix = max(0, len(text.known) - 1) - max(1, self._sure_pairs(len(text.known))) + 1
+        return text.pair_keys, prefix <= _RAREST
+
+    def _occurrences(self, ordered: Any) -> Any:
+        """How many equal values stand before each value of a sorted array."""
+        numpy = self._numpy
+        return numpy.arange(len(ordered), dtype=numpy.uint64) - ordered.searchsorted(ordered).astype(numpy.uint64)
 
     def _keys(self, mixed: Any) -> Any:
         return ((mixed * _MIX[2]) >> self._numpy.uint64(32)).astype(self._numpy.uint32)
+
+
+def _fold(sketch: Any) -> Any:
+    """A sketch in two words, with fewer bits for the same tokens: most texts are too far by this one already."""
+    first, second = sketch[: _WORDS // 2], sketch[_WORDS // 2 :]
+    quarter = first | second
+    return quarter[: _WORDS // 4] | quarter[_WORDS // 4 :]
+
+
+def _bits(numpy: Any, words: Any) -> Any:
+    """How many bits are set in each row of words."""
+    return numpy.bitwise_count(words).sum(axis=1, dtype=numpy.int64)
 
 
 def nearer(best: tuple[float, str] | None, other: tuple[float, str]) -> tuple[float, str]:

@@ -29,6 +29,8 @@ _TOKEN = re.compile(
     rf"|(?<=\d)\s*([-*/%])|([-*/%])(?=\s*\d)"
     rf"|[{_SIGNS}{_EMOJI}]"
 )
+# The same for text in ASCII, which is most text: in half the time.
+_ASCII_TOKEN = re.compile(r"\d+(?:[.,]\d+)+|[a-z\d]+(?:(?<=[a-z])#)?|(?<=\d)\s*[-*/%]|[-*/%](?=\s*\d)|[+<>=^$]")
 _UNSPACED_TOKEN = re.compile(rf"[{_UNSPACED}]")
 _HAN_TOKEN = re.compile(rf"[{_HAN}]")
 _KANA_TOKEN = re.compile(rf"[{_KANA}]")
@@ -42,6 +44,8 @@ def fold(text: str) -> str:
 
 def tokens(text: str) -> list[str]:
     """Words, single characters of scripts without spaces, and signs, in order."""
+    if text.isascii():
+        return list(map(str.lstrip, _ASCII_TOKEN.findall(text.lower())))
     return [match[match.lastindex or 0] for match in _TOKEN.finditer(fold(text))]
 
 

@@ -217,6 +217,8 @@ def test_only_certainly_wrong_answers_are_rejected_ones() -> None:
         World(alone=lambda ask, a, b: said[ask.index]), [problem(1)], student_samples=2, truncated_are_wrong=True
     )
     assert [pair.meta["rejected"]["content"] for pair in cut.accepted] == ["I count 4, 5, 6"]
+    assert [as_preference(pair).cut for pair in cut.accepted] == [(False, True)]
+    assert not any(any(as_preference(pair).cut) for pair in result.accepted)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from easydistill.contracts.operator import answer_with
@@ -15,7 +17,8 @@ from easydistill.data.records import Sample
 from easydistill.data.writing import write_parquet
 from easydistill.errors import DataError
 from easydistill.synthesis.operators import OPERATORS
-from easydistill.synthesis.operators.decontaminate import Config, decontaminate
+from easydistill.synthesis.operators.decontaminate import Config, _Parts, decontaminate
+from easydistill.synthesis.text import ngrams
 
 DUCKS = (
     "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes muffins for her friends "
@@ -105,6 +108,20 @@ def test_the_problem_with_the_most_shared_runs_is_named(tmp_path: Path) -> None:
     config = Config(benchmarks=[benchmark(tmp_path, " ".join(words[:16]), " ".join(words[:30]))])
     found = judged(config, row("1", " ".join(words)))["1"]
     assert found is not None and found[1].startswith("18 runs of 13 tokens shared with bench.jsonl, row 2")
+
+
+@given(
+    st.integers(1, 9), st.lists(st.lists(st.sampled_from("abc"), max_size=12), max_size=3), st.text("abc", max_size=40)
+)
+def test_runs_are_found_as_by_looking_at_every_place(size: int, problems: list[list[str]], text: str) -> None:
+    known = {run for problem in problems for run in ngrams(problem, size)}
+    parts = _Parts(size)
+    for run in known:
+        parts.add(run)
+    starts = list(parts.starts(list(text)))
+    assert starts == sorted(set(starts))
+    assert all(0 <= start <= len(text) - size for start in starts)
+    assert {start for start, run in enumerate(ngrams(list(text), size)) if run in known} <= set(starts)
 
 
 def test_common_phrases_are_ignored(tmp_path: Path) -> None:

@@ -268,6 +268,7 @@ def test_a_cut_off_answer_is_rejected_only_if_it_never_says_the_right_one(cut: s
     options: dict[str, Any] = {"method": "verifiable", "student_samples": 2}
     result, _ = drive(SUMS[:1], say, **options, allow_truncated=True)
     assert len(result.accepted) == is_pair
+    assert all(as_preference(pair).cut == (False, True) for pair in result.accepted)
     result, _ = drive(SUMS[:1], say, **options)
     assert not result.accepted and result.facts["answers_dropped"] == {"truncated": 1}
     # It is never a chosen answer, even if it is right.

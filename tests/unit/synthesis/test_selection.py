@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from easydistill.contracts.operator import answer_with
 from easydistill.data.records import Sample
+from easydistill.data.spool import Spool
 from easydistill.synthesis.operators import OPERATORS, instruction_selection
 from easydistill.synthesis.operators.cot_selection import Config, Mix, select
 
@@ -116,6 +117,17 @@ def test_rows_outside_the_mixture_are_rejected_with_the_reason() -> None:
         ("low", "difficulty", "cd 1 is in no bin of [3, 6]"),
         ("far", "not_selected", "rv 9: 1 of 2 rows with 3 ≤ cd < 6 are nearer to rv 5, or as near"),
     ]
+
+
+def test_rows_on_disk_stay_there_and_give_the_same_result() -> None:
+    rows = [cot(f"{number}", number % 10, number % 7, number % 5 != 0) for number in range(60)]
+    config = Config(rv=(1, 9), mix=Mix(bins=(0, 3, 5), rv=(2, 5), counts=(4, 3)))
+    held, found = select(config, rows), select(config, Spool(rows))
+    assert isinstance(found.accepted, Spool)
+    assert isinstance(found.rejected, Spool)
+    assert (list(found.accepted), list(found.rejected)) == (held.accepted, held.rejected)
+    assert found.facts == held.facts
+    assert [len(held.accepted), len(held.rejected)] == [7, 53]
 
 
 @pytest.mark.parametrize(

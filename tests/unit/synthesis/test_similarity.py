@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easydistill.errors import MissingExtra
+from easydistill.synthesis import postings as postings_module
 from easydistill.synthesis import subsequences
 from easydistill.synthesis.postings import Postings
 from easydistill.synthesis.similarity import Novelty, _Features, _Signatures
@@ -227,7 +228,10 @@ def test_searches_by_pairs_find_what_comparison_with_all_finds(
     assert pool.cut == 0
 
 
-def test_postings_in_segments_give_what_a_dictionary_gives() -> None:
+@pytest.mark.parametrize("large", [postings_module._LARGE, 4])
+def test_postings_in_segments_give_what_a_dictionary_gives(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postings_module, "_BLOCK", 4)
+    monkeypatch.setattr(postings_module, "_LARGE", large)
     draw = random.Random(0)
     postings, plain = Postings(recent=50), dict[int, list[int]]()
     for number in range(400):

@@ -32,6 +32,11 @@ def test_tokens(text: str, expected: list[str]) -> None:
     assert tokens(text) == expected
 
 
+@given(st.text(alphabet="ab1 2.,3_-*/%#$+<>=^\n\t\x1c\x0bZ'\"C", max_size=20))
+def test_ascii_has_the_tokens_that_it_has_beside_other_letters(text: str) -> None:
+    assert tokens(text) == tokens(f"{text} 漢")[:-1]
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

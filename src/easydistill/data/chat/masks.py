@@ -6,9 +6,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from easydistill.data.chat.templates import Span
+import numpy as np
 
-Masked = tuple[list[int], list[bool]]
+from easydistill.data.chat.encoding import Encoder
+from easydistill.data.chat.templates import Span
+from easydistill.data.tokens import Bools, Ids
+
+Masked = tuple[Ids, Bools]
 """Token ids, and whether each is learned."""
 
 
@@ -17,14 +21,11 @@ class Pieces:
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int]) -> None:
         self._tokenizer, self._eos_ids = tokenizer, eos_ids
-        # One integer object for each token of the vocabulary: a token of a row then takes 8 bytes instead of 36.
-        self._shared: dict[int, int] = {}
+        self._encoder = Encoder(tokenizer)
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of one text."""
-        # The template itself writes BOS if the model expects one; adding special tokens would double it.
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self._encoder.one(text)
 
     @cached_property
     def splits_cleanly(self) -> bool:
@@ -75,43 +76,36 @@ class Pieces:
                         pieces.append(piece)
                         kinds[-1].append(learned)
                 at = end
-        tokenised = iter(self._batch(pieces))
+        tokenised = iter(self._encoder.many(pieces))
         for own in kinds:
-            ids: list[int] = []
-            mask: list[bool] = []
-            for learned in own:
-                tokens = next(tokenised)
-                ids += tokens
-                mask += self._until_end_of_turn(tokens) if learned else [False] * len(tokens)
-            yield self._closed(ids, mask)
-
-    def _batch(self, pieces: list[str]) -> list[list[int]]:
-        shared = self._shared
-        found: list[list[int]] = self._tokenizer(pieces, add_special_tokens=False, return_attention_mask=False)[
-            "input_ids"
-        ]
-        return [[shared.setdefault(token, token) for token in tokens] for tokens in found]
+            parts = [next(tokenised) for _ in own]
+            ids_T = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+            mask_T = np.zeros(len(ids_T), np.bool_)
+            at = 0
+            for part, learned in zip(parts, own, strict=True):
+                if learned:
+                    mask_T[at : at + self._until_end_of_turn(part)] = True
+                at += len(part)
+            yield self._closed(ids_T, mask_T)
 
     def _by_offsets(self, chats: Sequence[tuple[str, Sequence[Span]]]) -> Iterator[Masked]:
-        texts = [text for text, _ in chats]
-        encoded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        for (_, spans), ids, offsets in zip(chats, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            mask = [False] * len(ids)
+        encoded = self._encoder.with_ends([text for text, _ in chats])
+        for (_, spans), (ids_T, ends_T) in zip(chats, encoded, strict=True):
+            mask_T = np.zeros(len(ids_T), np.bool_)
             for start, end in spans:
-                inside = [t for t, (_, stop) in enumerate(offsets) if start < stop <= end]
-                kept = self._until_end_of_turn([ids[t] for t in inside])
-                for t, keep in zip(inside, kept, strict=True):
-                    mask[t] = keep
-            yield self._closed(list(ids), mask)
+                inside = np.flatnonzero((start < ends_T) & (ends_T <= end))
+                mask_T[inside[: self._until_end_of_turn(ids_T[inside])]] = True
+            yield self._closed(ids_T, mask_T)
 
-    def _until_end_of_turn(self, tokens: list[int]) -> list[bool]:
-        """True up to and including the first end token; nothing after it is ever generated."""
-        last = next((t for t, token in enumerate(tokens) if token in self._eos_ids), len(tokens) - 1)
-        return [t <= last for t in range(len(tokens))]
+    def _until_end_of_turn(self, ids: Ids) -> int:
+        """The number of tokens up to and including the first end token; nothing after it is ever generated."""
+        # A few comparisons cost less than `np.isin`.
+        firsts = [int(found[0]) for end in self._eos_ids if len(found := np.flatnonzero(ids == end))]
+        return min(firsts) + 1 if firsts else len(ids)
 
-    def _closed(self, ids: list[int], mask: list[bool]) -> Masked:
+    def _closed(self, ids_T: Ids, mask_T: Bools) -> Masked:
         """Append the end token if the template writes none after the final answer: the model must learn to stop."""
-        last = max((t for t, on in enumerate(mask) if on), default=None)
-        if last is None or last + 1 < len(ids) or ids[last] in self._eos_ids or self._tokenizer.eos_token_id is None:
-            return ids, mask
-        return [*ids, self._tokenizer.eos_token_id], [*mask, True]
+        if not len(mask_T) or not mask_T[-1] or int(ids_T[-1]) in self._eos_ids:
+            return ids_T, mask_T
+        end = self._tokenizer.eos_token_id
+        return (ids_T, mask_T) if end is None else (np.append(ids_T, np.int32(end)), np.append(mask_T, True))

@@ -7,26 +7,52 @@ from dataclasses import dataclass
 from easydistill.data.chat.masks import Masked
 from easydistill.data.chat.shown import Missing
 from easydistill.data.chat.templates import Span
+from easydistill.data.tokens import Mask, TokenIds, Tokens
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A tokenised chat.
+class Rendered(Tokens):
+    """A tokenised chat; `mask` says of each token whether it is learned.
 
-    `mask[t]` says whether token t is learned; row t−1 of the model's output predicts it.
+    Args:
+        truncated: whether it was cut off at the longest length.
+        lost_turns: turns that were to be learned and are only context: the template does not show them, or not to be
+            found.
+        missing: what the template does not show of the chat.
     """
 
-    ids: list[int]
-    mask: list[bool]
-    truncated: bool = False
-    lost_turns: int = 0
-    """Turns that were to be learned and are only context: the template does not show them, or not to be found."""
-    missing: tuple[Missing, ...] = ()
-    """What the template does not show of the chat."""
+    __slots__ = ("lost_turns", "missing", "truncated")
+
+    def __init__(
+        self,
+        ids: TokenIds,
+        mask: Mask,
+        truncated: bool = False,
+        lost_turns: int = 0,
+        missing: tuple[Missing, ...] = (),
+    ) -> None:
+        super().__init__(ids, mask)
+        self.truncated = truncated
+        self.lost_turns = lost_turns
+        self.missing = missing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rendered) and self._facts() == other._facts()
+
+    def __hash__(self) -> int:
+        return hash(self._facts())
+
+    def _facts(self) -> tuple[object, ...]:
+        return self.ids_T.tobytes(), self.mask_T.tobytes(), self.truncated, self.lost_turns, self.missing
 
     @property
     def trained_tokens(self) -> int:
-        return sum(self.mask)
+        return int(self.mask_T.sum())
+
+    def first(self, length: int, *, truncated: bool) -> Rendered:
+        """The chat's first tokens."""
+        # Copies: a slice would keep the whole row in memory.
+        ids_T, mask_T = self.ids_T[:length].copy(), self.mask_T[:length].copy()
+        return Rendered(ids_T, mask_T, truncated, self.lost_turns, self.missing)
 
 
 @dataclass(frozen=True)
@@ -40,7 +66,5 @@ class Shown:
 
     def row(self, masked: Masked, max_length: int | None) -> Rendered:
         """The tokenised chat, cut off at `max_length`."""
-        ids, mask = masked
-        if max_length is not None and len(ids) > max_length:
-            return Rendered(ids[:max_length], mask[:max_length], True, self.lost_turns, self.missing)
-        return Rendered(ids, mask, False, self.lost_turns, self.missing)
+        row = Rendered(*masked, False, self.lost_turns, self.missing)
+        return row if max_length is None or len(row) <= max_length else row.first(max_length, truncated=True)

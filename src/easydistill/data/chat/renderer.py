@@ -7,6 +7,7 @@ answer token is sampled, so no token may span the boundary.
 from __future__ import annotations
 
 import datetime
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -25,6 +26,8 @@ from easydistill.data.messages import Chat, HasChat, Message, is_learned
 from easydistill.errors import DataError
 
 _BATCH = 128
+_AHEAD = 3
+"""Batches on their way through the tokenizer: one at work, one that waits for it, one that waits for the caller."""
 
 
 class ChatRenderer:
@@ -200,19 +203,18 @@ class ChatRenderer:
     ) -> Iterator[Rendered | DataError]:
         """`render` of many chats, in their order; the error of a chat stands in its place.
 
-        One batch is tokenised, which holds no lock of Python's, while the template renders the next one. Whenever a row
-        is given out, the tokenizer is free.
+        While the template renders a batch, those before it are tokenised, which holds no lock of Python's. At most
+        `_AHEAD` batches are rendered and not yet given out, whatever the number of chats.
         """
         remaining = iter(chats)
         with ThreadPoolExecutor(1) as pool:
-            pending: Future[list[Rendered | DataError]] | None = None
+            waiting: deque[Future[list[Rendered | DataError]]] = deque()
             while batch := list(islice(remaining, _BATCH)):
-                shown = [self._attempt(chat) for chat in batch]
-                if pending is not None:
-                    yield from pending.result()
-                pending = pool.submit(self._tokenised, shown, max_length)
-            if pending is not None:
-                yield from pending.result()
+                waiting.append(pool.submit(self._tokenised, [self._attempt(chat) for chat in batch], max_length))
+                if len(waiting) == _AHEAD:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
 
     def _attempt(self, chat: HasChat | Sequence[Message]) -> Shown | DataError:
         try:

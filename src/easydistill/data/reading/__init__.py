@@ -6,6 +6,7 @@
 - `turns.py`, `parts.py`, `marks.py`: lists of turns (OpenAI's messages, ShareGPT), what a message's content holds, and
   whether it is learned.
 - `prompts.py`, `answers.py`: rows with a column for the prompt and one for the answer.
+- `texts.py`: a whole chat in one text.
 - `calls.py`: tool calls and tools. `checks.py`: what a row must have.
 - `unread.py`: what could carry meaning and is not read.
 - `samples.py`: files → `Sample`s. `pairs.py`, `verdicts.py`: rows with two answers, of which one is better.

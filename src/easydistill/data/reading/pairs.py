@@ -22,6 +22,7 @@ from easydistill.data.reading.row import RowChat, chat_of, chats_of, drop_filler
 from easydistill.data.reading.turns import Turns, turns_of
 from easydistill.data.reading.values import as_turns, is_given, names_of
 from easydistill.data.reading.verdicts import Judged, Tie, judged
+from easydistill.data.records import CUT, FINISH_REASON, cut_marks
 from easydistill.data.row_files import BrokenRow, MalformedRow
 
 SIDES = ("chosen", "rejected")
@@ -134,7 +135,9 @@ def _beside_a_chat(row: dict[str, Any], name: str) -> PairChat:
         raise MalformedRow(f"there is `{name}`, and no better answer: `chosen`, or one at the end of `messages`")
     prompt, chosen, rejected = _split(chat.messages[:start], chat.messages[start:], side_messages(row[name], name))
     chat.messages = prompt
-    return _made(rest, chat, chosen, rejected, {})
+    # The row's own mark is that of the chat's answer.
+    cut = chat.rest.pop(FINISH_REASON, None) == CUT
+    return _made(rest, chat, chosen, rejected, cut_marks(chosen=cut))
 
 
 def _answer_start(messages: list[Message]) -> int:

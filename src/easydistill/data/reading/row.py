@@ -24,6 +24,7 @@ from easydistill.data.reading.checks import (
 from easydistill.data.reading.columns import under_known_names
 from easydistill.data.reading.parts import content_of
 from easydistill.data.reading.prompts import prompt_of
+from easydistill.data.reading.texts import hint_of_text, with_messages
 from easydistill.data.reading.turns import Turns, alternating, turns_of, with_system
 from easydistill.data.reading.unread import unread_fields
 from easydistill.data.reading.values import as_list, as_object, as_turns, is_given, names_of, text_field, without_nulls
@@ -135,12 +136,15 @@ def chat_of(row: Any, *, with_answer: bool = True) -> RowChat:
         MalformedRow: it has none of the known shapes.
     """
     row = fields_of(row)
+    if _prompt_column(row) is None:
+        row = with_messages(row)
     column = _chat_column(row)
     if column is None and _prompt_column(row) is None:
         lowered = {name.lower() if isinstance(name, str) else name: value for name, value in row.items()}
         if _chat_column(lowered) is None and _prompt_column(lowered) is None:
             raise MalformedRow(
-                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); {hint_of(row)}"
+                f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); "
+                f"{hint_of_text(row) or hint_of(row)}"
             )
         row, column = lowered, _chat_column(lowered)
     if column is None:

@@ -14,7 +14,7 @@ from easydistill.data.reading.row import SHAPES, RowChat, chats_of
 from easydistill.data.reading.unread import unread_lines
 from easydistill.data.records import IdAssigner, Rejection, Sample, count_reasons
 from easydistill.data.row_files import own_id, parse_rows, rows_of
-from easydistill.data.spool import MOST_IN_MEMORY, Rows, Spool
+from easydistill.data.spool import MOST_IN_MEMORY, MOST_TEXT_IN_MEMORY, Rows, Spool
 from easydistill.errors import DataError
 
 ROW = "_row"
@@ -72,7 +72,7 @@ def read_rows(
     ids = IdAssigner()
     found = Reading()
     unread: Counter[str] = Counter()
-    rows = 0
+    rows = text = 0
 
     def parse(row: Any) -> list[RowChat]:
         return chats_of(row, labelled=labelled, columns=columns)
@@ -85,7 +85,8 @@ def read_rows(
         names = own_ids(row, len(chats))
         for name, chat in zip(names, chats, strict=True):
             found.samples.append(_sample(chat, number, name, ids))
-        if len(found.samples) > MOST_IN_MEMORY and not isinstance(found.samples, Spool):
+            text += sum(len(message["content"]) for message in chat.messages)
+        if not isinstance(found.samples, Spool) and (len(found.samples) > MOST_IN_MEMORY or text > MOST_TEXT_IN_MEMORY):
             found.samples = Spool(found.samples)
         unread.update(_unread(chats))
     refuse_unknown_columns(path, columns, limit)

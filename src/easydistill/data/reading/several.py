@@ -26,6 +26,10 @@ _TEXTS = ("full_response", "response", "output", "text", "content", "generation"
 _BY_INDEX = re.compile(r"correct|complete|model|finish|verif|generator", re.IGNORECASE)
 """Lists beside a list of answers that have an entry for each."""
 _SCORES = re.compile(r"score|rating|rank|reward|preference", re.IGNORECASE)
+_JUDGEMENT = re.compile(
+    r"score|rating|rank|reward|prefer|feedback|critique|criticism|comment|review|judg|evaluation|grade", re.IGNORECASE
+)
+"""Names of columns that say what an answer is worth."""
 _VERBOSITY, _DIFFICULTY = "Reasoning_Verbosity", "Cognitive_Difficulty"
 
 
@@ -169,6 +173,13 @@ def _numbered(row: dict[str, Any]) -> tuple[str, list[Answer], set[str]] | None:
         if match and is_given(value) and (isinstance(value, str) or as_turns(value)):
             groups.setdefault(match["name"], []).append((int(match["number"]), key))
     for name, members in groups.items():
+        judged = _judged_beside(row, members)
+        if judged is not None:
+            raise MalformedRow(
+                f"`{members[0][1]}` and its like are answers that are judged (`{judged}`), not all to imitate: name "
+                'the one to learn: dataset.columns: {"answer": …}, or the better and the worse one, in the jobs dpo '
+                'and reward_model: {"chosen": …, "rejected": …}'
+            )
         if any(row.get(key) is not None for key in keys.PAIRED):
             raise MalformedRow(
                 f"`{members[0][1]}` and its like are answers to compare, not to imitate: read the file as pairs (jobs "
@@ -177,6 +188,17 @@ def _numbered(row: dict[str, Any]) -> tuple[str, list[Answer], set[str]] | None:
         chosen = [key for _, key in sorted(members)]
         return name, [Answer(row[key], meta={"answer_column": key}) for key in chosen], set(chosen)
     return None
+
+
+def _judged_beside(row: dict[str, Any], members: list[tuple[int, str]]) -> str | None:
+    """A column that says what one of several numbered answers is worth: `feedback1`, `score_2`, `response_1_rating`."""
+    beside = (key for key, value in row.items() if isinstance(key, str) and is_given(value) and _JUDGEMENT.search(key))
+    return next((key for key in beside for number, name in members if _is_about(key, number, name)), None)
+
+
+def _is_about(key: str, number: int, answer: str) -> bool:
+    last = re.search(r"\d+\Z", key)
+    return key.startswith(f"{answer}_") or (last is not None and int(last[0]) == number)
 
 
 def _trajectories(row: dict[str, Any]) -> tuple[str, list[Answer], set[str]] | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from easydistill.data.numbers import as_float
 from easydistill.data.reading import several
+from easydistill.data.records import CUT, FINISH_REASON, cut_marks
 from easydistill.data.row_files import MalformedRow
 
 _STEMS = ("response", "answer", "output", "completion", "generation", "conversation", "human_ref")
@@ -162,7 +163,9 @@ def _best_and_worst(
     worst = min(known, key=lambda item: (sign * item[0], item[1]))
     if best[0] == worst[0]:
         return Tie(f"all answers in `{name}` have the same {key}")
-    meta = {"chosen_score": sign * best[0], "rejected_score": sign * worst[0]}
+    cut = [answers[at].meta.get(FINISH_REASON) == CUT for _, at in (best, worst)]
+    meta: dict[str, Any] = {"chosen_score": sign * best[0], "rejected_score": sign * worst[0]}
+    meta |= cut_marks(chosen=cut[0], rejected=cut[1])
     chosen, rejected = (side_of(answers[at]) for _, at in (best, worst))
     return Judged(chosen, rejected, frozenset(used), meta)
 

@@ -1,11 +1,13 @@
-"""What the first bytes of a file tell: whether it holds what its name says. Cheap enough for `validate`."""
+"""Whether a file holds what its name says, and is whole, as far as a first look tells. Cheap enough for `validate`."""
 
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 
 from easydistill.data.row_files.broken import PlaceError
 from easydistill.data.row_files.places import FilesPlace, Format, format_of
+from easydistill.data.row_files.wholeness import NotWhole, check_whole
 
 _MAGIC = {
     ".gz": (b"\x1f\x8b",),
@@ -19,15 +21,17 @@ _NAMES = {".gz": "gzip", ".zst": "Zstandard", ".bz2": "bzip2", ".xz": "xz", ".pa
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _HEAD = 512
+_OPENED = 256
+"""Files of a folder that are looked at beyond their first bytes."""
 
 
 def check_files(where: str, place: FilesPlace) -> None:
     """Refuse files that cannot be what their names say.
 
     Raises:
-        PlaceError: one cannot be opened, is empty though it is the only one, or holds something else.
+        PlaceError: one cannot be opened, is empty though it is the only one, holds something else, or is cut off.
     """
-    for path in place.files:
+    for number, path in enumerate(place.files):
         found = format_of(path) or Format(path.suffix)
         try:
             with path.open("rb") as handle:
@@ -37,6 +41,8 @@ def check_files(where: str, place: FilesPlace) -> None:
         if not head and place.single:
             raise PlaceError(where, "there are no rows in it: the file is empty")
         problem = _problem(found, head) if head else None
+        if head and problem is None and number < _OPENED:
+            problem = _damage(path, found, place.single)
         if problem is not None:
             subject = "it" if place.single else path.name
             raise PlaceError(where, f"{subject} {problem[0]}", problem[1])
@@ -59,6 +65,21 @@ def _problem(found: Format, head: bytes) -> tuple[str, str] | None:
     if head.startswith(_WIDE) or b"\x00" in head:
         return "is not UTF-8 text", "save it as UTF-8"
     return _not_rows(found, head.removeprefix(codecs.BOM_UTF8).lstrip())
+
+
+def _damage(path: Path, found: Format, single: bool) -> tuple[str, str] | None:
+    """What is wrong behind the first bytes, as (problem, hint), or None."""
+    try:
+        text = check_whole(path, found)
+    except NotWhole as damage:
+        return f"is cut off or damaged ({damage})", "copy or download it again"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}", ""
+    if not text:
+        return ("holds no rows: it is empty", "") if text is not None and single else None
+    if text.startswith(_WIDE) or b"\x00" in text[:_HEAD]:
+        return "is not UTF-8 text", "save it as UTF-8"
+    return _not_rows(found, text.removeprefix(codecs.BOM_UTF8).lstrip())
 
 
 def _not_rows(found: Format, text: bytes) -> tuple[str, str] | None:

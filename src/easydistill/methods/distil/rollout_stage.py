@@ -18,10 +18,10 @@ from easydistill.data.writing import write_parquet
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.rows import ROLLOUTS, SUFFIX
-from easydistill.methods.shared.rendering import template_identity
+from easydistill.methods.shared.rendering import template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows
 from easydistill.models.checks import student_issues
-from easydistill.models.student import build_student, student_identity
+from easydistill.models.student import build_student, student_identity, student_references
 
 
 class RolloutStage:
@@ -47,6 +47,9 @@ class RolloutStage:
             "inference": self._inference.sampling(),
             **template_identity(self._rows.dataset),
         }
+
+    def shows_date(self) -> bool:
+        return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
         return Estimate()

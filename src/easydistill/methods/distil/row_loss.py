@@ -18,7 +18,7 @@ from torch import Tensor
 from easydistill.contracts.loss import DistillationConfig, Outcomes
 from easydistill.kernels.linear_distillation import Divergence, Objective, Targets, linear_distillation
 from easydistill.losses import LOSSES
-from easydistill.methods.sft.batching import IGNORE, TokenRow
+from easydistill.methods.sft.batching import TokenRow
 from easydistill.models.head import Head
 from easydistill.signals.signal import concatenate, weight_arrays
 from easydistill.signals.store import SignalStore
@@ -32,14 +32,15 @@ class Distillation:
     Args:
         store: signals of all training rows.
         config: the divergence and its weight.
-        chunk_bytes: memory for a slice of the logits.
+        chunk_bytes: memory for a slice of the logits; None for what suits the device.
     """
 
-    def __init__(self, store: SignalStore, config: DistillationConfig, chunk_bytes: int) -> None:
+    def __init__(self, store: SignalStore, config: DistillationConfig, chunk_bytes: int | None) -> None:
         self._store = store
         self._config = config
         self._chunk_bytes = chunk_bytes
-        self._sums = torch.zeros(4, dtype=torch.float64)
+        self._sums: Tensor | None = None
+        """Of cross-entropy, labels, divergence and signals, on the device until they are read."""
 
     def check(self, rows: Sequence[TokenRow]) -> None:
         """Check that every row has a signal for exactly its tokens.
@@ -48,16 +49,16 @@ class Distillation:
             DataError: a row has none.
         """
         for row in rows:
-            self._store.check(row.id, row.ids, _learned(row))
+            self._store.check(row.id, row.ids_T, row.learned)
 
     def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """The signals of a batch's rows: in every tensor one row per learned token, in order."""
-        read = [self._store.read(row.id, row.ids, _learned(row)) for row in rows]
+        read = [self._store.read(row.id, row.ids_T, row.learned) for row in rows]
         arrays = weight_arrays(
             concatenate([signal for signal, _ in read]), np.concatenate([present for _, present in read])
         )
-        own = [[row.wrote_itself] * sum(_learned(row)) for row in rows]
-        arrays["labelled_N"] = ~np.concatenate([np.array(part, bool) for part in own])
+        learned = [int(row.learned.sum()) for row in rows]
+        arrays["labelled_N"] = np.repeat([not row.wrote_itself for row in rows], learned)
         return {f"{PREFIX}{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 
     def row_loss(self, rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
@@ -76,21 +77,23 @@ class Distillation:
         )
         loss = linear_distillation(rows_ND, head, target_N, targets, objective, self._chunk_bytes)
         sums = [loss.cross_entropy, targets.labelled_N.sum(), loss.divergence, targets.present_N.sum()]
-        self._sums += torch.stack([value.double() for value in sums]).detach().cpu()
+        # Apple's GPUs have no float64.
+        exact = torch.float32 if rows_ND.device.type == "mps" else torch.float64
+        with torch.no_grad():
+            found = torch.stack([value.to(exact) for value in sums])
+            self._sums = found if self._sums is None else self._sums + found
         return loss.total
 
     def means(self) -> dict[str, float]:
         """Mean cross-entropy and divergence per token since the last call, for the log."""
+        if self._sums is None:
+            return {"cross_entropy": 0.0, "divergence": 0.0}
         cross_entropy, labels, divergence, signals = self._sums.tolist()
-        self._sums.zero_()
+        self._sums = None
         return {
             "cross_entropy": round(cross_entropy / max(1, labels), 6),
             "divergence": round(divergence / max(1, signals), 6),
         }
-
-
-def _learned(row: TokenRow) -> list[bool]:
-    return [label != IGNORE for label in row.labels()]
 
 
 def _divergence(config: DistillationConfig, targets: Targets) -> Divergence:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.methods.shared.rows import LabelledRows
 
@@ -27,7 +28,8 @@ class RowsWithRollouts(LabelledRows):
     def inputs(self) -> tuple[str, ...]:
         return (*super().inputs, "rollout")
 
-    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+    def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         train, heldout, rejected = super().read(context)
         own, _ = read_samples(context.input_path("rollout", ROLLOUTS), labelled=True)
-        return [*train, *own], heldout, rejected
+        train.extend(own)
+        return train, heldout, rejected

@@ -23,13 +23,14 @@ from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
-from easydistill.methods.shared.rendering import template_identity, template_shows_date
+from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import student_references
+from easydistill.models.template_files import teacher_shows_date
 from easydistill.signals.config import SignalsConfig, TopKSignals
 
 if TYPE_CHECKING:
@@ -198,7 +199,16 @@ class ScoreStage:
         return {name: value for name, value in given.items() if value}
 
     def shows_date(self) -> bool:
-        return template_shows_date(self._rows.dataset, student_references(self._scoring.models))
+        scoring, dataset = self._scoring, self._rows.dataset
+        if template_shows_date(dataset, student_references(scoring.models)):
+            return True
+        if not scoring.aligned:
+            # The teacher reads the student's tokens.
+            return False
+        return any(
+            teacher_shows_date(reference, scoring.teacher_template, dataset.template)
+            for reference, _ in scoring.teachers
+        )
 
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
@@ -219,6 +229,9 @@ class ScoreStage:
         limits = Limits.of_student(self._scoring.models)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
         keep_rejected(rejected, rendered, context, "score")
+        # Here, not in training: a teacher's signals of the rows without them would be of no use.
+        shown = ((sample, row.missing) for sample, row in rendered)
+        LostThoughts.of(shown).refuse(self._rows.dataset, made=self._rows.from_stage)
         if self._scoring.aligned:
             work = self._aligned_work(student, rendered, context.started)
         else:
@@ -379,7 +392,7 @@ class ScoreStage:
         for note in notes:
             LOGGER.info("%s", note)
         outputs = sorted(path.name for path in store.directory.iterdir() if path.name != MARK)
-        learned = sum(sum(row.learned) for row in work.rows)
+        learned = sum(row.learned_tokens for row in work.rows)
         if not self._scoring.aligned and (missing := learned - manifest.tokens):
             note = f"{missing} of {learned} tokens have no signal: the teacher's probabilities are not finite there"
             LOGGER.warning("%s", note)
@@ -405,4 +418,4 @@ class ScoreStage:
 def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
     from easydistill.signals.score import RowToScore
 
-    return [RowToScore(sample.id, row.ids, [False, *row.mask[1:]]) for sample, row in rendered]
+    return [RowToScore(sample.id, row.ids_T, row.learned) for sample, row in rendered]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import GAP, PLAIN
-from easydistill.methods.shared.rows import UNLIMITED, length_words, unknown_token
+from easydistill.methods.shared.rows import UNLIMITED, endless, length_words, unknown_token
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairRow:
-    """A tokenised pair. Answers include their end token."""
+    """A tokenised pair. Answers include their end token, unless they were cut off."""
 
     id: str
     prompt: list[int]
@@ -59,7 +59,8 @@ def render_pairs(
 ) -> tuple[list[PairRow], list[Rejection]]:
     """Tokenise pairs, cut after `max_length` tokens or at the model's end, whichever comes first.
 
-    Rejected are pairs that the template refuses, those with a token that the model does not know, and those whose
+    No end is learned behind an answer that was cut off, neither as a good one nor as a bad one. Rejected are pairs that
+    the template refuses, those with a token that the model does not know, and those whose
     answers are empty or equal within that length.
     """
     words, max_length = length_words(max_length, limits), limits.within(max_length)
@@ -69,8 +70,8 @@ def render_pairs(
     for pair, *both in zip(pairs, written, written, strict=True):
         try:
             chosen, worse = (
-                _side(rendered, pair.prompt, answer)
-                for rendered, answer in zip(both, (pair.chosen, pair.rejected), strict=True)
+                _side(rendered, pair.prompt, answer, renderer.eos_ids if cut else None)
+                for rendered, answer, cut in zip(both, (pair.chosen, pair.rejected), pair.cut, strict=True)
             )
         except DataError as error:
             rejected.append(Rejection(pair.id, stage, TEMPLATE_REFUSED, str(error)))
@@ -105,9 +106,17 @@ class _Side:
         return frozenset(at for at in range(len(self.answer(max_length))) if not self.mask[self.start + at])
 
 
-def _side(rendered: Rendered | DataError, prompt: Sequence[Message], answer: Sequence[Message]) -> _Side:
+def _side(
+    rendered: Rendered | DataError,
+    prompt: Sequence[Message],
+    answer: Sequence[Message],
+    ends: frozenset[int] | None,
+) -> _Side:
+    """An answer in its chat; `ends` are the end tokens if it is to have none."""
     if isinstance(rendered, DataError):
         raise rendered
+    if ends is not None:
+        rendered = endless(rendered, ends)
     return _Side(rendered.ids, rendered.mask, *_span(rendered.mask, prompt, answer))
 
 
@@ -134,30 +143,6 @@ def _row(pair: Preference, chosen: _Side, worse: _Side, max_length: int) -> Pair
         max(chosen.end, worse.end) > max_length,
         (chosen.unlearned(max_length), worse.unlearned(max_length)),
     )
-
-
-def check_thoughts(renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
-    """Check that the template renders `reasoning_content` of chosen answers, if there is any.
-
-    Raises:
-        DataError: the template leaves it out.
-    """
-    from easydistill.data.chat.sentinels import THOUGHTS
-
-    for pair in pairs:
-        if not any(message.get("reasoning_content") for message in pair.chosen):
-            continue
-        try:
-            missing = renderer.missing(pair.chats[0])
-        except DataError:
-            # `render_pairs` rejects such pairs.
-            continue
-        if any(part.kind == THOUGHTS and part.message >= len(pair.prompt) for part in missing):
-            raise DataError(
-                f"the chat template leaves out `reasoning_content` (pair {pair.id}), so no chain of thought would be "
-                "learned\n    → set dataset.template to one that shows it, or dataset.thoughts to inline"
-            )
-        return
 
 
 def _span(mask: Sequence[bool], prompt: Sequence[Message], answer: Sequence[Message]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.data.manifest import RowCounts
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
-from easydistill.methods.dpo.rows import check_thoughts, render_pairs
+from easydistill.methods.dpo.rows import render_pairs
 from easydistill.methods.shared.pairs import PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import keep_rejected
@@ -37,16 +37,14 @@ class DpoStage(PairStage):
         *,
         name: str = "train",
         start: str | None = None,
-        thoughts: bool = False,
     ) -> None:
         """
         Args:
             name: the stage's name, for jobs that train more than once.
             start: an earlier train stage whose student is trained further; by default a new student.
-            thoughts: whether chains of thought are to be learned: a template that leaves them out is refused.
         """
         super().__init__(rows, models, training, name)
-        self._preference, self._start, self._thoughts = preference, start, thoughts
+        self._preference, self._start = preference, start
         self.inputs = (*self.inputs, *((start,) if start else ()))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -63,8 +61,7 @@ class DpoStage(PairStage):
         student = loaded_student(models, self._training.max_length, context)
         limits = student.limits
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
-        if self._thoughts:
-            check_thoughts(renderer, [*train_pairs, *heldout])
+        self._refuse_lost_thoughts(renderer, [*train_pairs, *heldout])
         rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name, limits)
         held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name, limits)
         rejected = [*unreadable, *too_long, *held_rejected]

@@ -194,7 +194,7 @@ class OnPolicyStage(TrainStage):
             context.reporter.say(f"  cold start: {self._on_policy.sft_steps} steps on the teacher's answers")
             fine_tune(
                 student,
-                [TokenRow(name, row.ids, row.mask) for name, row in labels.items()],
+                [TokenRow(name, row.ids_T, row.mask_T) for name, row in labels.items()],
                 self._training.model_copy(update={"max_steps": self._on_policy.sft_steps}),
                 checkpoints / "cold_start",
                 context.reporter,
@@ -261,6 +261,7 @@ class OnPolicyStage(TrainStage):
 
 def split_label(label: Rendered) -> tuple[list[int], list[int]]:
     """(context, final answer) of a tokenised chat, without what follows the answer's end token."""
-    end = max(at for at, on in enumerate(label.mask) if on) + 1
-    start = next((at + 1 for at in range(end - 1, -1, -1) if not label.mask[at]), 1)
-    return label.ids[:start], label.ids[start:end]
+    mask, ids = label.mask, label.ids
+    end = max(at for at, on in enumerate(mask) if on) + 1
+    start = next((at + 1 for at in range(end - 1, -1, -1) if not mask[at]), 1)
+    return ids[:start], ids[start:end]

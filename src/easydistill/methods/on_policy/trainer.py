@@ -253,7 +253,7 @@ class SampledTraining:
             )
         limit = self._config.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self._trainable.values(), limit))
-        rate = self._scheduler.get_last_lr()[0]
+        rate = float(self._scheduler.get_last_lr()[0])
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad()

@@ -258,7 +258,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         if not keep_BT.any():
             return []
         heads = [Head.of(model) for model in (unwrapped_student, self.accelerator.unwrap_model(self.teacher_model))]
-        step = rows_per_chunk(heads[0].weight_VD.shape[0], self._config.loss_chunk_bytes)
+        step = rows_per_chunk(heads[0].weight_VD.shape[0], self._config.loss_chunk_bytes, ids_BT.device)
         target_N = ids_BT[keep_BT]
         student_N, teacher_N = (
             torch.cat(

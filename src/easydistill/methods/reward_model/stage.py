@@ -44,6 +44,7 @@ class RewardStage(PairStage):
 
     classifies = True
     """The model scores texts and generates none."""
+    cuts = False
     _training: RewardTrainingConfig
 
     def __init__(
@@ -71,6 +72,7 @@ class RewardStage(PairStage):
         student = loaded_student(self._models, self._training.max_length, context)
         limits = student.limits
         renderer = self._renderer(student, context)
+        self._refuse_lost_thoughts(renderer, [*train_pairs, *heldout])
         student = with_scalar_head(student, self._training.seed)
         rows, train_rejected = self._tokenise(renderer, train_pairs, limits)
         held_rows, held_rejected = self._tokenise(renderer, heldout, limits)

@@ -8,36 +8,50 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import pad as pad_right
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.config.training import TrainerConfig
 from easydistill.data.batches import padded
+from easydistill.data.tokens import Ids, Mask, TokenIds, Tokens
+from easydistill.methods.sft.items import Items
 
 IGNORE = -100
+BOUNDS = ("cu_seq_lens_q", "max_length_q")
+"""transformers' names for the bounds of the rows in one long sequence, and for the length of the longest."""
 MEGABATCHES = 8
 """Rows are sorted by length within windows of this many optimiser steps; wider windows pad less and mix less."""
 
 
-@dataclass(frozen=True)
-class TokenRow:
-    """A tokenised row; `mask[t]` says whether token t is learned (from the output of position t−1)."""
+class TokenRow(Tokens):
+    """A tokenised row; `mask` says of each token whether it is learned (from the output of the one before it).
 
-    id: str
-    ids: list[int]
-    mask: list[bool]
-    wrote_itself: bool = False
-    """Whether the answer is the student's own: its tokens count in the divergence, but are not labels."""
+    Args:
+        wrote_itself: whether the answer is the student's own: its tokens count in the divergence, but are not labels.
+    """
 
-    def labels(self) -> list[int]:
-        """Token ids where they are learned, −100 elsewhere and on the first token, which nothing predicts."""
-        return [
-            IGNORE,
-            *(token if on else IGNORE for token, on in zip(self.ids[1:], self.mask[1:], strict=True)),
-        ]
+    __slots__ = ("id", "wrote_itself")
+
+    def __init__(self, id: str, ids: TokenIds, mask: Mask, wrote_itself: bool = False) -> None:
+        super().__init__(ids, mask)
+        self.id = id
+        self.wrote_itself = wrote_itself
+
+    def labels(self) -> Ids:
+        """[T]: token ids where they are learned, −100 elsewhere and on the first token, which nothing predicts."""
+        return np.where(self.learned, self.ids_T, np.int32(IGNORE))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.id, self.ids_T.tobytes(), self.mask_T.tobytes(), self.wrote_itself)
+
+
+def _restored(id: str, ids: bytes, mask: bytes, wrote_itself: bool) -> TokenRow:
+    return TokenRow(id, np.frombuffer(ids, np.int32), np.frombuffer(mask, np.bool_), wrote_itself)
 
 
 class RowDataset(Dataset[list[TokenRow]]):
@@ -53,50 +67,65 @@ class RowDataset(Dataset[list[TokenRow]]):
         return self.items[index]
 
     def lengths(self) -> list[int]:
-        return [sum(len(row.ids) for row in item) for item in self.items]
+        return [sum(len(row) for row in item) for item in self.items]
 
 
-def pack(rows: Sequence[TokenRow], max_length: int) -> list[list[TokenRow]]:
-    """Pack rows into packs of at most `max_length` tokens: best fit, longest rows first."""
-    by_room: dict[int, list[list[TokenRow]]] = {}
-    packs: list[list[TokenRow]] = []
-    for row in sorted(rows, key=lambda item: (-len(item.ids), item.id)):
-        size = len(row.ids)
+def pack(rows: Sequence[TokenRow], max_length: int) -> Items[TokenRow]:
+    """Packs of at most `max_length` tokens: best fit, longest rows first."""
+    by_room: dict[int, list[list[int]]] = {}
+    packs: list[list[int]] = []
+    sizes = [(len(row), row.id) for row in rows]
+    for number in sorted(range(len(rows)), key=lambda number: (-sizes[number][0], sizes[number][1])):
+        size, _ = sizes[number]
         room = min((space for space in by_room if space >= size), default=None)
         if room is None:
-            target: list[TokenRow] = []
+            target: list[int] = []
             packs.append(target)
             room = max(max_length, size)
         else:
             target = by_room[room].pop()
             if not by_room[room]:
                 del by_room[room]
-        target.append(row)
+        target.append(number)
         by_room.setdefault(room - size, []).append(target)
-    return packs
+    return Items(rows, packs)
 
 
-def collate(items: Sequence[list[TokenRow]], pad: int) -> dict[str, torch.Tensor]:
-    """One micro-batch.
+def collate(items: Sequence[list[TokenRow]], pad: int, multiple: int = 1) -> dict[str, torch.Tensor]:
+    """One micro-batch, padded to a multiple of `multiple` tokens.
 
     Single rows are padded on the right and need no attention mask: causal attention does not look ahead, and padding
     is not learned. The rows of a pack are concatenated, with positions that restart at every row, from which
     transformers derives attention that stays within the rows.
+
+    `learned_N` and `target_N` say what is learned: the output at position `learned_N` of the flattened batch predicts
+    `target_N`. They are made here because finding them on a GPU would make the CPU wait for it.
     """
-    batch = {
-        "input_ids": padded([[*chain(*(row.ids for row in item))] for item in items], pad),
-        "labels": padded([[*chain(*(row.labels() for row in item))] for item in items], IGNORE),
-    }
+    ids_BT = torch.from_numpy(padded([np.concatenate([row.ids_T for row in item]) for item in items], pad))
+    labels_BT = torch.from_numpy(padded([np.concatenate([row.labels() for row in item]) for item in items], IGNORE))
+    if (more := -ids_BT.shape[1] % multiple) > 0:
+        ids_BT, labels_BT = pad_right(ids_BT, (0, more), value=pad), pad_right(labels_BT, (0, more), value=IGNORE)
+    batch = {"input_ids": ids_BT, "labels": labels_BT, **learned(labels_BT)}
     if any(len(item) > 1 for item in items):
-        width = len(batch["input_ids"][0])
-        batch["position_ids"] = [_positions(item, width) for item in items]
-    return {name: torch.tensor(value) for name, value in batch.items()}
+        positions = np.stack([_positions(item, ids_BT.shape[1]) for item in items])
+        batch["position_ids"] = torch.from_numpy(positions)
+    return batch
 
 
-def _positions(item: Sequence[TokenRow], width: int) -> list[int]:
-    """Positions that restart at every row. Padding forms one more segment."""
-    lengths = [len(row.ids) for row in item]
-    return [*chain(*map(range, [*lengths, width - sum(lengths)]))]
+def learned(labels_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`learned_N` and `target_N` of a batch's labels: the output at t predicts the label at t+1.
+
+    The first label of a row is −100, so no target is found across rows.
+    """
+    labels = labels_BT.flatten()
+    at_N = (labels != IGNORE).nonzero().squeeze(1)
+    return {"learned_N": at_N - 1, "target_N": labels[at_N]}
+
+
+def _positions(item: Sequence[TokenRow], width: int) -> NDArray[np.int64]:
+    """[width]: positions that restart at every row. Padding forms one more segment."""
+    lengths = [len(row) for row in item]
+    return np.concatenate([np.arange(length) for length in (*lengths, width - sum(lengths))])
 
 
 class EpochSampler(Sampler[int]):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from easydistill.config.base import PositiveInt
+from easydistill.config.base import PositiveInt, Unfit
 from easydistill.config.training import TrainerConfig
 
 
@@ -15,11 +16,58 @@ class TrainingConfig(TrainerConfig):
 
     per_device_train_batch_size: PositiveInt = 1
     """Rows (packs with `packing`) per device and micro-batch."""
+    max_tokens_per_batch: PositiveInt | None = None
+    """Tokens per device and micro-batch, padding included, instead of a number of rows: short rows go together in large
+    batches, long ones in small batches. At least `max_length`. In place of `per_device_train_batch_size`."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the weights in training. In bfloat16 weights and gradients take half of the memory; updates too
+    small for it are rounded up or down at random, so that they count on average. That needs `optim: "adamw_8bit"`; with
+    `lora`, whose adapters stay float32, any optimiser does."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the student's layers (torch.compile), which takes up to a minute before the first step and makes the
+    steps faster; `auto`: on a GPU, for trainings of at least 1,000 micro-batches."""
     packing: bool = False
-    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. Before
-    the first step this is checked with the student itself, and an architecture whose packed rows see each other (LFM2,
-    Mamba, gpt-oss, and all with convolutions, recurrent states or positions that are counted otherwise) is refused."""
+    """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. This is
+    checked before a teacher is asked with a tiny model of the student's architecture, and before the first step with
+    the student itself: an architecture whose packed rows see each other (LFM2, Mamba, gpt-oss, and all with
+    convolutions, recurrent states or positions that are counted otherwise) is refused."""
     group_by_length: bool = True
     """Batch rows of similar length, to save padding. Off with `packing`."""
-    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] = 64 << 20
-    """Bytes of logits that the loss holds at once; they are computed slice by slice."""
+    loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] | None = None
+    """Bytes of logits that the loss holds at once; they are computed slice by slice. Unset: 64 MiB on a CPU, and 512
+    MiB on a GPU, which needs larger slices to be busy."""
+
+    recorded_for_none: ClassVar[Mapping[str, Any]] = {"loss_chunk_bytes": 64 << 20}
+
+    @model_validator(mode="after")
+    def _weights_can_learn(self) -> Self:
+        if self.weights == "float32":
+            return self
+        if self.lora is None and self.optim != "adamw_8bit":
+            raise Unfit(
+                f"bfloat16 weights do not learn with {self.optim}, which rounds small updates away",
+                'set training.optim="adamw_8bit" or training.lora, or leave training.weights at float32',
+            )
+        if self.bf16 is False:
+            raise Unfit(
+                "bfloat16 weights are computed with in bfloat16, but training.bf16 is false",
+                "remove training.bf16, or leave training.weights at float32",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        budget = self.max_tokens_per_batch
+        if budget is None:
+            return self
+        if budget < self.max_length:
+            raise Unfit(
+                f"max_tokens_per_batch ({budget}) is less than one row of max_length ({self.max_length}) tokens",
+                "raise training.max_tokens_per_batch, or lower training.max_length",
+            )
+        if self.per_device_train_batch_size != 1:
+            raise Unfit(
+                "per_device_train_batch_size and max_tokens_per_batch both say how large a micro-batch is",
+                "remove one of the two",
+            )
+        return self

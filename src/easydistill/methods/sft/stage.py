@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,16 @@ from easydistill.data.manifest import RowCounts
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
-from easydistill.methods.distil.rows import wrote_itself
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.foretelling import Foresight
-from easydistill.methods.shared.rendering import rendering_lines, student_renderer, template_shows_date
-from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all, rendering_metrics
+from easydistill.methods.shared.rendering import student_renderer, template_shows_date
+from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
     loaded_student,
+    optimiser_issues,
     save_student,
     show_student,
     student_of_stage,
@@ -63,7 +64,8 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
-        self._foresight = Foresight(models, rows.dataset, rows.preview)
+        awaits = rows.awaits_thoughts or rows.are_cited
+        self._foresight = Foresight(models, rows.dataset, rows.preview, awaits, max_length=training.max_length)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
 
     def preflight(self) -> list[ConfigIssue]:
@@ -73,11 +75,17 @@ class TrainStage:
             issues += unreadable_rows("dataset.labeled_path", dataset.labeled_path)
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
+        issues += optimiser_issues(self._training)
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
-        """Load the student's tokenizer and render the first rows."""
-        return self._foresight.issues()
+        """Load the student's tokenizer, render the first rows, and try whether rows can be packed."""
+        issues = self._foresight.issues()
+        if issues or not isinstance(self._training, TrainingConfig) or not self._training.packing:
+            return issues
+        from easydistill.methods.sft.packing import packing_issues
+
+        return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
         return self._foresight.lines()
@@ -95,21 +103,27 @@ class TrainStage:
         return training_estimate(self._models, self._training)
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.methods.sft.batching import TokenRow
+        from easydistill.methods.sft.rows import training_rows
         from easydistill.methods.sft.trainer import train
 
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
-        student = loaded_student(models, self._training.max_length, context)
+        student = loaded_student(models, self._training.max_length, context, self._training.weights)
         renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
-        rendered, too_long = render_all(renderer, samples, self._training.max_length, self.name, student.limits)
+        found, too_long = training_rows(
+            renderer, samples, self._training.max_length, self.name, context.directory, student.limits
+        )
+        entered = len(samples) + len(rejected)
+        # Training does not read them, and takes long.
+        del samples
         rejected += too_long
-        keep_rejected(rejected, rendered, context)
+        rows, figures = found.rows, found.figures
+        keep_rejected(rejected, rows, context)
+        found.thoughts.refuse(self._rows.dataset, made=self._rows.from_stage)
         # Labels were not there when the run began.
-        for line in rendering_lines([row for _, row in rendered]):
+        for line in figures.lines():
             context.reporter.say(line)
-        rows = [TokenRow(sample.id, row.ids, row.mask, wrote_itself(sample)) for sample, row in rendered]
         outcome = train(
             student,
             rows,
@@ -126,17 +140,19 @@ class TrainStage:
         return training_result(
             outcome,
             files,
-            RowCounts(len(samples) + len(rejected) - len(too_long), len(rendered)),
+            RowCounts(entered, len(rows)),
             rejected,
-            read=sum(len(row.ids) for _, row in rendered),
-            train_rows=len(rendered),
+            read=figures.tokens,
+            train_rows=len(rows),
             heldout_rows=len(heldout),
-            truncated_rows=sum(row.truncated for _, row in rendered),
-            **rendering_metrics(row for _, row in rendered),
+            truncated_rows=figures.truncated,
+            **figures.metrics(),
             student=student.description,
         )
 
-    def _distillation(self, rows: list[TokenRow], chunk_bytes: int, context: StageContext) -> Distillation | None:
+    def _distillation(
+        self, rows: Sequence[TokenRow], chunk_bytes: int | None, context: StageContext
+    ) -> Distillation | None:
         from easydistill.methods.distil.row_loss import Distillation
         from easydistill.signals.store import SignalStore
 

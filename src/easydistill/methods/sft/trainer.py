@@ -3,23 +3,30 @@
     loss = (1/N) Σ_n loss_n,   N = answer tokens of the optimiser step
 
 where loss_n is −log p_student(answer token n | the tokens before it), or that combined with the teacher's signal
-(`methods/distil/row_loss.py`). In: token rows and a student. Out: the student, trained in place. Weights and
-optimiser are in float32; the computation is in bfloat16 on devices that are fast at it.
+(`methods/distil/row_loss.py`). In: token rows and a student. Out: the student, trained in place. Weights are in the
+student's dtype; the computation is in bfloat16 on devices that are fast at it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError
+from easydistill.errors import ConfigError, DataError
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.sft.batching import IGNORE, RowDataset, TokenRow, collate, epoch_sampler, pack
+from easydistill.methods.sft.batching import TokenRow, pack
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.feeding import Feed
+from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
+from easydistill.methods.sft.varlen import attention_of, can_attend, collate_flat, use_varlen
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
@@ -29,6 +36,14 @@ from easydistill.methods.shared.compat import (
     fuse_loss,
     training_arguments,
     unfuse_loss,
+    uses_bf16,
+)
+from easydistill.methods.shared.compiling import (
+    LENGTH_MULTIPLE,
+    CompiledLayers,
+    fast_matrix_products,
+    pass_through,
+    wants_compiling,
 )
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
@@ -45,7 +60,7 @@ def train(
     distillation: Distillation | None = None,
     stage: str = "train",
 ) -> TrainingOutcome:
-    """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
+    """Train `student` in place (on the CPU and in `training.weights` when it enters); adapters are merged at the end.
 
     Resumes from the last complete checkpoint in `checkpoints`, with the same final weights as an uninterrupted run.
     Returns early, after a checkpoint, once `stop` is requested.
@@ -59,34 +74,32 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
-    on = device()
-    items = pack(rows, config.max_length) if config.packing else [[row] for row in rows]
-    dataset = RowDataset(items)
-    sampler = epoch_sampler(dataset.lengths(), config, grouped=config.group_by_length and not config.packing)
+    arguments = training_arguments(config, checkpoints, device())
+    bf16 = uses_bf16(config, arguments.device)
+    items = pack(rows, config.max_length) if config.packing else Items(rows)
+    pad = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
     check_head(student.model)
-    if any(len(item) > 1 for item in items):
-        check_packing(student.model, config.max_length)
+    feed = Feed(items, config, pad, distillation, arguments.world_size)
+    feed, undo = _packed(student.model, feed, arguments.device, bf16, reporter)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
-    arguments = training_arguments(config, checkpoints, on)
     resume = last_whole_checkpoint(checkpoints)
-    pad_id = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
-
-    def batch_of(items: list[list[TokenRow]]) -> dict[str, Any]:
-        extra = distillation.collate([row for item in items for row in item]) if distillation else {}
-        return {**collate(items, pad_id), **extra}
-
-    with Watch(reporter, stop, config, distillation.means if distillation else None, stage) as callback:
+    with (
+        fast_matrix_products(arguments.device, bf16),
+        _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),
+        Watch(reporter, stop, config, distillation.means if distillation else None, stage, layers) as callback,
+    ):
         trainer = FusedTrainer(
             model=model,
             args=arguments,
-            train_dataset=dataset,
-            data_collator=batch_of,
+            train_dataset=feed.dataset,
+            data_collator=feed.collate,
             callbacks=[callback],
-            sampler=sampler,
+            sampler=feed.sampler,
         )
         run_trainer(trainer, resume)
-    trained_tokens = sum(sum(label != IGNORE for label in row.labels()) for row in rows)
+    undo()
+    trained_tokens = sum(int(row.learned.sum()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)
     # Merging does not call forward, but later users of the model expect logits.
     unfuse_loss(student.model)
@@ -94,3 +107,58 @@ def train(
         student.model = model.merge_and_unload()
     student.model.eval()
     return outcome
+
+
+def _packed(
+    model: Any, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter
+) -> tuple[Feed, Callable[[], object]]:
+    """Check that packed rows stay apart, and let them be one sequence where attention by their bounds is to be had.
+
+    Returns:
+        The feed, and what undoes the change of the model.
+
+    Raises:
+        ConfigError: packed rows would see each other.
+    """
+    longest = feed.config.max_length
+    if not feed.config.packing or all(len(item) == 1 for item in feed.items):
+        return feed, lambda: None
+    dtype = torch.bfloat16 if bf16 else next(model.parameters()).dtype
+    if not can_attend(on, dtype, model, longest):
+        check_packing(model, longest)
+        return feed, lambda: None
+    flat = replace(feed, flat=True)
+    before = attention_of(model)
+    model.to(on)
+    try:
+        with torch.autocast(on.type, torch.bfloat16, enabled=bf16):
+            check_packing(
+                model, longest, lambda items, pad: collate_flat(items, pad, longest), lambda: use_varlen(model)
+            )
+    except ConfigError as error:
+        model.set_attn_implementation(before)
+        check_packing(model, longest)
+        reporter.say(f"  note: packed rows are kept apart with a mask, which is slower: {error.issues[0].problem}")
+        return feed, lambda: None
+    return flat, lambda: model.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _compiled(
+    student: Student, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter
+) -> Iterator[tuple[Feed, CompiledLayers | None]]:
+    """The feed for compiled layers, and the layers, if `training.compile` asks for it."""
+    if not wants_compiling(feed.config.compile, on, feed.expected_batches):
+        yield feed, None
+        return
+    widest = max(replace(feed, multiple=LENGTH_MULTIPLE).lengths)
+    if student.limits.within(widest) == widest:
+        feed = replace(feed, multiple=LENGTH_MULTIPLE)
+    layers = CompiledLayers(student.model, dynamic=not feed.same_shape, say=reporter.say)
+    student.model.to(on).train()
+    layers.warm_up(lambda: pass_through(student.model, feed.first(), bf16))
+    student.model.zero_grad()
+    try:
+        yield feed, layers
+    finally:
+        layers.restore()

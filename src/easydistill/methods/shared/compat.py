@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
-from easydistill.methods.sft.batching import IGNORE, EpochSampler
+from easydistill.methods.sft.batching import BOUNDS
 from easydistill.models import loading
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import computes_well_in_bf16
@@ -48,6 +49,11 @@ def importing_trl() -> Iterator[None]:
             import_utils.is_vllm_available = known
 
 
+_OPTIMISERS = {"adamw_8bit": "adamw_torch_8bit"}
+"""transformers' names of optimisers, where they are not ours. Its own `adamw_8bit` is bitsandbytes', which does not
+round updates of bfloat16 weights at random."""
+
+
 def training_arguments(config: TrainerConfig, directory: Path, device: torch.device) -> TrainingArguments:
     """The training section as arguments of the installed transformers.
 
@@ -69,7 +75,9 @@ def training_arguments(config: TrainerConfig, directory: Path, device: torch.dev
         "max_grad_norm": config.max_grad_norm,
         "warmup_steps": warmup,
         "lr_scheduler_type": config.lr_scheduler_type,
-        "optim": config.optim,
+        "optim": _OPTIMISERS.get(config.optim, config.optim),
+        # For bfloat16 weights, whose smaller updates would else be lost; read by torchao's optimisers alone.
+        "optim_args": "bf16_stochastic_round=True" if config.optim == "adamw_8bit" else None,
         "bf16": uses_bf16(config, device),
         "gradient_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
@@ -87,6 +95,7 @@ def training_arguments(config: TrainerConfig, directory: Path, device: torch.dev
         "report_to": [],
         "disable_tqdm": True,
         "use_cpu": device.type == "cpu",
+        "accelerator_config": {"non_blocking": device.type == "cuda"},
     }
     unknown = set(values) - accepted
     if unknown:
@@ -141,7 +150,7 @@ class RowLoss(Protocol):
         """Row n of `rows_ND` predicts `target_N[n]`; `extra` holds the collator's other tensors."""
 
 
-def cross_entropy_loss(chunk_bytes: int) -> RowLoss:
+def cross_entropy_loss(chunk_bytes: int | None) -> RowLoss:
     """Cross-entropy, the row loss of supervised fine-tuning."""
 
     def loss(rows_ND: Tensor, head: Head, target_N: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
@@ -162,16 +171,17 @@ def fuse_loss(model: Any, row_loss: RowLoss) -> None:
         self: Any,
         input_ids: Tensor,
         labels: Tensor,
+        learned_N: Tensor,
+        target_N: Tensor,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **extra: Any,
     ) -> dict[str, Tensor]:
-        hidden_BTD = body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        # Row t predicts token t+1.
-        target_BT = labels[:, 1:]
-        keep_BT = target_BT != IGNORE
-        total = row_loss(hidden_BTD[:, :-1][keep_BT], Head.of(self), target_BT[keep_BT], extra)
-        count = keep_BT.sum() if num_items_in_batch is None else num_items_in_batch
+        bounds = {name: extra.pop(name) for name in BOUNDS if name in extra}
+        hidden_BTD = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds).last_hidden_state
+        rows_ND = hidden_BTD.flatten(0, 1).index_select(0, learned_N)
+        total = row_loss(rows_ND, Head.of(self), target_N, extra)
+        count = len(target_N) if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
     model.forward = types.MethodType(forward, model)
@@ -185,8 +195,10 @@ def unfuse_loss(model: Any) -> None:
 class FusedTrainer(Trainer):
     """transformers' Trainer with our sampler and a loss that is already divided by the global token count."""
 
-    def __init__(self, *args: Any, sampler: EpochSampler, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sampler: Sampler[Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # One process, one device: on several, Trainer would copy the model, and the copies would call its forward.
+        self.args._n_gpu = min(1, self.args.n_gpu)
         self._epoch_sampler = sampler
         # `fuse_loss` divides by num_items_in_batch; these three make Trainer count it and not divide again.
         self.model_accepts_loss_kwargs = True
@@ -195,3 +207,7 @@ class FusedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._epoch_sampler
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: nobody reads the figure, and counting walks through all modules in every micro-batch."""
+        return 0

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from easydistill.config.models import ModelsConfig
-from easydistill.data.messages import Chat, answer_message
+from easydistill.data.messages import Chat, Message, answer_message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
-from easydistill.methods.shared.rendering import TemplateSettings, rendering_lines
+from easydistill.methods.shared.rendering import LostThoughts, TemplateSettings, rendering_lines
+from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
-from easydistill.models.student import student_references
+from easydistill.models.student import making_issues, student_references
 
 if TYPE_CHECKING:
-    from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.data.chat import ChatRenderer, Missing, Rendered
 
 _PROMPTS = 100
 """Rows whose prompts are compared with what is trained."""
 _ANSWER = answer_message("Yes.")
+_THOUGHTFUL: tuple[Message, ...] = (
+    {"role": "user", "content": "Is it so?"},
+    answer_message("Yes.", "Let me think about that."),
+)
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,24 @@ class Foresight:
         models: the student.
         settings: its template.
         read: gives the first rows, at most as many as it is told; prompts without an answer get one.
+        awaits_thoughts: whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart.
     """
 
     models: ModelsConfig
     settings: TemplateSettings
     read: Callable[[int], FirstRows]
+    awaits_thoughts: bool = False
+    counted: str = "rows"
+    """What the chats are, in words."""
+    max_length: int | None = None
+    """Tokens after which rows are cut off."""
 
     def issues(self) -> list[ConfigIssue]:
         """Why the student cannot be trained: it cannot be loaded, or its template takes none of the rows."""
         try:
             self._renderer  # noqa: B018 (loading it is the check)
+            if issues := making_issues(self.models):
+                return issues
         except MissingExtra:
             # Told by the stage's other checks.
             return []
@@ -63,14 +76,16 @@ class Foresight:
             shown = f"the chat template takes none of the first {len(refused)} rows: {refused[0]}"
             problem, _, hint = shown.partition("\n    → ")
             return [ConfigIssue("config", "dataset.template", problem, hint or "name a template that takes such chats")]
-        return []
+        lost = LostThoughts.of(self._shown).issue(self.settings, self.counted)
+        return [] if lost is None else [lost]
 
     def lines(self) -> list[str]:
         """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""
         try:
             if "_renderer" not in vars(self) and not self._is_at_hand():
                 return list(self._first.lines)
-            return [*self._first.lines, *self._refusals(), *self._missing(), *self._disagreement()]
+            found = [*self._first.lines, *self._refusals(), *self._missing(), *self._disagreement()]
+            return [*found, *self._unshown_thoughts(), *self._beyond_limits()]
         except EasyDistillError as error:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
             LOGGER.info("the rows were not looked at beforehand: %s", error)
@@ -112,6 +127,13 @@ class Foresight:
         return list(self._renderer.render_many(map(_answered, self._chats)))
 
     @property
+    def _shown(self) -> Iterator[tuple[Chat, Sequence[Missing]]]:
+        """Every chat that is rendered, with what the template does not show of it."""
+        for chat, row in zip(self._chats, self._rows, strict=True):
+            if not isinstance(row, DataError):
+                yield _answered(chat), row.missing
+
+    @property
     def _refused(self) -> list[DataError]:
         return [row for row in self._rows if isinstance(row, DataError)]
 
@@ -127,13 +149,49 @@ class Foresight:
         rendered = [row for row in self._rows if not isinstance(row, DataError)]
         return [*rendering_lines(rendered), *self._endless(rendered)]
 
+    def _unshown_thoughts(self) -> list[str]:
+        """What becomes of the thoughts of answers that are yet to be made, if the template shows none."""
+        if not self.awaits_thoughts or self.settings.thoughts is not None:
+            return []
+        from easydistill.data.chat.sentinels import THOUGHTS
+
+        if not any(part.kind == THOUGHTS for part in self._renderer.missing(_THOUGHTFUL)):
+            return []
+        return [
+            "the student's chat template shows no thoughts; if the teacher's answers have some, training waits until "
+            'it is told what to do with them\n    → if the teacher thinks: set dataset.thoughts to "inline" or "drop"'
+        ]
+
+    def _beyond_limits(self) -> list[str]:
+        """Rows that the student cannot read whole: tokens that it does not know, and rows beyond its last position."""
+        limits = Limits.of_student(self.models)
+        longest = self.max_length if self.max_length is None else limits.within(self.max_length)
+        rows = [row for row in self._rows if not isinstance(row, DataError)]
+        found: list[str] = []
+        if longest is not None and longest != self.max_length:
+            problem = f"the student has {longest} positions and training.max_length is {self.max_length}"
+            found.append(f"{problem}: rows end after {longest} tokens")
+            if longer := sum(len(row.ids) > longest for row in rows):
+                found.append(
+                    f"{longer} of {len(rows)} {self.counted} are longer than the student's {longest} positions"
+                )
+        if full := sum(not any(row.mask[1:longest]) for row in rows):
+            end = f"the student's {longest} positions" if longest != self.max_length else "training.max_length"
+            found.append(
+                f"the prompt alone fills {end} in {full} of {len(rows)} {self.counted}, which will be rejected\n"
+                "    → raise training.max_length as far as the student reads, or shorten the prompts"
+            )
+        if strange := sum(limits.stranger(row.ids) is not None for row in rows):
+            found.append(
+                f"{strange} of {len(rows)} {self.counted} have tokens that the student's embedding, of {limits.tokens} "
+                "rows, does not know, and will be rejected\n    → take the tokenizer that belongs to the student"
+            )
+        return found
+
     def _endless(self, rendered: Sequence[Rendered]) -> list[str]:
         """Rows of which no end token is learned: the template's own marks may leave it out."""
         ends = self._renderer.eos_ids
-        endless = sum(
-            not row.truncated and not any(on and token in ends for token, on in zip(row.ids, row.mask, strict=True))
-            for row in rendered
-        )
+        endless = sum(not row.truncated and ends.isdisjoint(row.ids_T[row.mask_T].tolist()) for row in rendered)
         if not endless:
             return []
         return [

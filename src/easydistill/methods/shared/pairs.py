@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
+from easydistill.data.messages import Chat
 from easydistill.data.preferences import Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.data.row_files.identity import hash_rows
+from easydistill.data.spool import Rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigIssue, DataError
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
-from easydistill.methods.shared.rendering import template_shows_date
+from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import training_estimate, training_fingerprint
+from easydistill.methods.shared.student import optimiser_issues, training_estimate, training_fingerprint
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
+if TYPE_CHECKING:
+    from easydistill.data.chat import ChatRenderer, Missing
+
+_COUNTED = "answers"
 GAP = "gap"
 """Field of a pair that names its kind."""
 PLAIN = "pairs"
@@ -73,7 +80,7 @@ class PairRows:
         found = read_pairs(self._path, limit=limit, columns=self.dataset.column_names)
         return FirstRows([chat for pair in found.pairs for chat in pair.chats], found.lines())
 
-    def read(self, context: StageContext | None = None) -> tuple[list[Preference], list[Preference], list[Rejection]]:
+    def read(self, context: StageContext | None = None) -> tuple[Rows[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
 
         Args:
@@ -130,17 +137,21 @@ class PairStage:
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
+    cuts: ClassVar[bool] = True
+    """Whether rows that are too long are cut off; otherwise they are rejected."""
 
     def __init__(self, rows: PairRows, models: ModelsConfig, training: TrainerConfig, name: str = "train") -> None:
         self.name = name
         self._rows, self._models, self._training = rows, models, training
-        self._foresight = Foresight(models, rows.dataset, rows.preview)
+        self._foresight = Foresight(
+            models, rows.dataset, rows.preview, counted=_COUNTED, max_length=training.max_length if self.cuts else None
+        )
         self.inputs = rows.inputs
 
     def preflight(self) -> list[ConfigIssue]:
         issues = missing_file("dataset.template", self._rows.dataset.template)
         issues += self._rows.issues()
-        issues += student_issues(self._models) + check_student(self._models)
+        issues += student_issues(self._models) + check_student(self._models) + optimiser_issues(self._training)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
     def examine(self) -> list[ConfigIssue]:
@@ -150,6 +161,15 @@ class PairStage:
     def foretell(self) -> list[str]:
         return self._foresight.lines()
 
+    def _refuse_lost_thoughts(self, renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
+        """Refuse pairs with thoughts that the template leaves out: they would compare other answers.
+
+        Raises:
+            ConfigError: there are some, and `dataset.thoughts` does not say what becomes of them.
+        """
+        made = self._rows.stage is not None
+        LostThoughts.of(_thoughtful(renderer, pairs)).refuse(self._rows.dataset, _COUNTED, made=made)
+
     def fingerprint(self) -> dict[str, Any]:
         return training_fingerprint(self._rows, self._models, self._training)
 
@@ -158,3 +178,16 @@ class PairStage:
 
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)
+
+
+def _thoughtful(renderer: ChatRenderer, pairs: Iterable[Preference]) -> Iterator[tuple[Chat, list[Missing]]]:
+    """The chats of the pairs' answers that have thoughts, with what the template does not show of each."""
+    for pair in pairs:
+        for chat, answer in zip(pair.chats, (pair.chosen, pair.rejected), strict=True):
+            if not any(has_thoughts(message) for message in answer):
+                continue
+            try:
+                yield chat, renderer.missing(chat)
+            except DataError:
+                # Such pairs are rejected.
+                continue

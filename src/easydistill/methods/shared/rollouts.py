@@ -18,13 +18,13 @@ from statistics import fmean
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from easydistill.config.training import TrainerConfig
 from easydistill.contracts.teacher import row_seed
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
+from easydistill.models.decoding.graphs import DecodeGraphs
 from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
@@ -138,19 +138,6 @@ def batch_rows(config: TrainerConfig) -> int:
 # --- rollouts -----------------------------------------------------------------------------------------------------
 
 
-class _RecordingSampler(SeededSampler):
-    """Records what it draws: `generate_batch` reports that an answer ended, but not with which token."""
-
-    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
-        super().__init__(seeds, temperature=temperature)
-        self.drawn: list[list[int]] = []
-
-    def choose(self, logits_BV: Tensor) -> Tensor:
-        chosen_B = super().choose(logits_BV)
-        self.drawn.append(chosen_B.tolist())
-        return chosen_B
-
-
 @torch.no_grad()
 def roll_out(
     model: Any,
@@ -167,12 +154,14 @@ def roll_out(
     found: dict[int, Written] = {}
     lengths = [len(prompt) for _, prompt in prompts]
     equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
+    graphs = DecodeGraphs()
     for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
         seeds = [row_seed(seed, f"{step}:{index}:{prompts[index][0]}") for index in batch]
-        sampler = _RecordingSampler(seeds, temperature)
-        answers = generate_batch(model, [prompts[index][1] for index in batch], eos_ids, max_new_tokens, sampler)
-        for row, (index, answer) in enumerate(zip(batch, answers, strict=True)):
-            end = [sampler.drawn[len(answer.ids)][row]] if answer.ended else []
+        sampler = SeededSampler(seeds, temperature=temperature)
+        asked = [prompts[index][1] for index in batch]
+        answers = generate_batch(model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs)
+        for index, answer in zip(batch, answers, strict=True):
+            end = [] if answer.end is None else [answer.end]
             found[index] = Written(*prompts[index], [*answer.ids, *end], rolled=True, ended=answer.ended)
     model.train(was_training)
     return [found[index] for index in range(len(prompts))]
@@ -252,7 +241,7 @@ class TeacherScores(Protocol):
 class LocalScores:
     """Scores by a model in this process, with one forward pass over the sequences."""
 
-    def __init__(self, model: Any, pad: int, chunk_bytes: int) -> None:
+    def __init__(self, model: Any, pad: int, chunk_bytes: int | None) -> None:
         self._model, self._pad, self._chunk_bytes = model.eval(), pad, chunk_bytes
 
     @torch.no_grad()
@@ -261,7 +250,7 @@ class LocalScores:
 
 
 def scored(
-    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int
+    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int | None
 ) -> list[tuple[list[float], list[float]]]:
     """(log-probabilities, entropies) of each sequence's scored tokens."""
     found: dict[int, tuple[list[float], list[float]]] = {}

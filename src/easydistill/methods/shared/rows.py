@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import tee
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
@@ -18,6 +20,7 @@ from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
 from easydistill.methods.shared.foretelling import FirstRows
+from easydistill.methods.shared.rendering import RenderingFigures
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
 UNLIMITED = Limits()
 UNKNOWN_TOKEN = "unknown_token"
 """Reason of the rejection of a row with a token that the model's embedding has no row for."""
-NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
-"""Metrics of a stage: rows by the kind of part that the template leaves out, and answers that are not learned."""
 _HINTS = {
     TEMPLATE_REFUSED: "\n    → set dataset.template to a chat template that takes these chats, or change the rows",
     "no_trainable_tokens": "\n    → raise training.max_length, or shorten the prompts",
@@ -43,10 +44,17 @@ class LabelledRows:
     dataset: DatasetConfig
     evaluation: HeldoutConfig
     from_stage: bool
+    awaits_thoughts: bool = field(default=False, kw_only=True)
+    """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return ("label",) if self.from_stage else ()
+
+    @property
+    def are_cited(self) -> bool:
+        """Whether another job of a pipeline is yet to make them."""
+        return not self.from_stage and Citation.read(self.dataset.labeled_path) is not None
 
     def fingerprint(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -63,7 +71,7 @@ class LabelledRows:
             }
         return found
 
-    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+    def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         """(training rows, held-out rows, rejected rows of the file)."""
         if self.from_stage:
             samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
@@ -75,7 +83,7 @@ class LabelledRows:
     def preview(self, most: int) -> FirstRows:
         """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
         path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _first_rows(self.dataset, path, None if self.from_stage else True, most)
+        return _first_rows(self.dataset, path, not self.from_stage, most)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
@@ -97,7 +105,8 @@ def _first_rows(dataset: RowsConfig, path: str | None, labelled: bool | None, mo
         return FirstRows()
     limit = min(most, dataset.max_samples or most)
     found = read_rows(path, labelled=labelled, limit=limit, columns=dataset.column_names)
-    return FirstRows([Chat.of(sample) for sample in found.samples], found.lines())
+    # Answers that need not be there are not learned.
+    return FirstRows([Chat.of(row) if labelled else row.prompt_chat for row in found.samples], found.lines())
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -119,23 +128,31 @@ def render_all(
     Rejected are those that the template refuses, with no answer token within that length, or with a token that the
     model does not know.
     """
-    longest = limits.within(max_length)
     rendered: list[tuple[Sample, Rendered]] = []
     rejected: list[Rejection] = []
-    for sample, found in zip(samples, renderer.render_many(samples, longest), strict=True):
+    for item in rendered_one_by_one(renderer, samples, max_length, stage, limits):
+        if isinstance(item, Rejection):
+            rejected.append(item)
+        else:
+            rendered.append(item)
+    return rendered, rejected
+
+
+def rendered_one_by_one(
+    renderer: ChatRenderer, samples: Sequence[Sample], max_length: int, stage: str, limits: Limits
+) -> Iterator[tuple[Sample, Rendered] | Rejection]:
+    """What `render_all` returns, in the order of the samples, of which few are under way at a time."""
+    entering, waiting = tee(samples)
+    for sample, found in zip(waiting, renderer.render_many(entering, limits.within(max_length)), strict=True):
         if isinstance(found, DataError):
-            rejected.append(Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found)))
-            continue
-        if (token := limits.stranger(found.ids)) is not None:
-            rejected.append(unknown_token(sample.id, stage, token, limits))
-            continue
-        row = without_end(found, sample, renderer.eos_ids)
-        if any(row.mask[1:]):
-            rendered.append((sample, row))
+            yield Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found))
+        elif (token := limits.stranger(found.ids_T)) is not None:
+            yield unknown_token(sample.id, stage, token, limits)
+        elif (row := without_end(found, sample, renderer.eos_ids)).learned.any():
+            yield sample, row
         else:
             detail = f"the prompt alone fills {length_words(max_length, limits)}"
-            rejected.append(Rejection(sample.id, stage, "no_trainable_tokens", detail))
-    return rendered, rejected
+            yield Rejection(sample.id, stage, "no_trainable_tokens", detail)
 
 
 def unknown_token(row: str, stage: str, token: int, limits: Limits) -> Rejection:
@@ -152,20 +169,22 @@ def length_words(max_length: int, limits: Limits) -> str:
 
 def without_end(row: Rendered, sample: Sample, eos_ids: frozenset[int]) -> Rendered:
     """The row without the end of an answer that was cut off: no model is to learn to stop in mid-sentence."""
-    last = max((t for t, on in enumerate(row.mask) if on), default=None)
-    if not is_cut(sample) or row.truncated or last is None or row.ids[last] not in eos_ids:
+    return endless(row, eos_ids) if is_cut(sample) else row
+
+
+def endless(row: Rendered, eos_ids: frozenset[int]) -> Rendered:
+    """A row without the token that ends it, and what follows that."""
+    if row.truncated:
         return row
-    return replace(row, ids=row.ids[:last], mask=row.mask[:last])
+    learned = row.mask_T.nonzero()[0]
+    if not len(learned) or int(row.ids_T[learned[-1]]) not in eos_ids:
+        return row
+    return row.first(int(learned[-1]), truncated=False)
 
 
 def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:
     """What the template left out of the rows: nothing where it shows them whole."""
-    from easydistill.data.chat import count_kinds
-
-    rows = list(rows)
-    not_shown = count_kinds(row.missing for row in rows)
-    lost = sum(row.lost_turns for row in rows)
-    return {**({NOT_SHOWN: not_shown} if not_shown else {}), **({LOST_TURNS: lost} if lost else {})}
+    return RenderingFigures.of(rows).metrics()
 
 
 def keep_rejected(
@@ -212,7 +231,7 @@ class PromptRows(LabelledRows):
     def preview(self, most: int) -> FirstRows:
         return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most)
 
-    def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
+    def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         samples, rejected = read_file(self.dataset, self.dataset.instruction_path, self.labelled, context)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected

@@ -12,7 +12,9 @@ from easydistill.config.training import TrainerConfig
 from easydistill.data.files import show_directory
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, count_reasons
+from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
+from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rendering import template_identity
 from easydistill.models.size import student_parameters
 from easydistill.models.student import Student, student_identity
@@ -45,12 +47,19 @@ def student_of_stage(models: ModelsConfig, stage: str | None, context: StageCont
     return models.model_copy(update={"student": str(context.input_path(stage, MODEL))})
 
 
-def loaded_student(models: ModelsConfig, max_length: int, context: StageContext) -> Student:
-    """The student in float32, to be trained on rows of up to `max_length` tokens; what the user should know is said."""
+def optimiser_issues(training: TrainerConfig) -> list[ConfigIssue]:
+    """An issue if the library of the optimiser is not installed."""
+    libraries = {"adamw_8bit": "torchao", "paged_adamw_8bit": "bitsandbytes"}
+    library = libraries.get(training.optim)
+    return needs_extra("optim", library) if library is not None else []
+
+
+def loaded_student(models: ModelsConfig, max_length: int, context: StageContext, dtype: str = "float32") -> Student:
+    """The student in `dtype`, to be trained on rows of up to `max_length` tokens; what the user should know is said."""
     from easydistill.models.loading import choose_dtype, device
     from easydistill.models.student import build_student
 
-    student = build_student(models, choose_dtype("float32", device()))
+    student = build_student(models, choose_dtype(dtype, device()))
     longest = student.limits.within(max_length)
     for note in student.notes:
         context.reporter.say(f"  note: {note}")
@@ -80,7 +89,7 @@ def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate
     return Estimate(
         # The student in two bytes per value, and checkpoints with weights and moments.
         disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
-        memory_bytes=parameters * bytes_each + 3 * getattr(training, "loss_chunk_bytes", LOSS_CHUNK_BYTES),
+        memory_bytes=parameters * bytes_each + 3 * (getattr(training, "loss_chunk_bytes", None) or LOSS_CHUNK_BYTES),
     )
 
 

@@ -18,6 +18,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, Task
 from easydistill.errors import DataError
 from easydistill.methods.shared.checkpoints import mark_whole, rotate, step_of
+from easydistill.methods.shared.compiling import CompiledLayers
 from easydistill.methods.shared.phases import Phases
 
 
@@ -89,7 +90,9 @@ class Watch(TrainerCallback):
         config: TrainerConfig,
         figures: Callable[[], dict[str, float]] | None = None,
         stage: str = "train",
+        layers: CompiledLayers | None = None,
     ) -> None:
+        self._layers = layers
         self._reporter = reporter
         self._figures = figures
         self._stop = stop
@@ -148,6 +151,8 @@ class Watch(TrainerCallback):
                 "    → lower training.learning_rate or the weights of the loss, or set training.bf16=false"
             )
         self.last_loss = loss
+        if self._layers is not None:
+            self._layers.watch()
         step, at = self._step_at
         now = time.monotonic()
         seconds = (now - at) / max(1, state.global_step - step)

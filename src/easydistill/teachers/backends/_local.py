@@ -15,6 +15,7 @@ from easydistill.errors import ConfigIssue
 from easydistill.models.checks import model_issues
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
+from easydistill.models.template_files import teacher_shows_date
 
 
 def plan_local(
@@ -23,10 +24,13 @@ def plan_local(
     model: str,
     make: Callable[[StageContext], Teacher],
     extras: Callable[[], list[ConfigIssue]] = list,
+    *,
+    template: str | None = None,
 ) -> TeacherPlan:
     """A teacher whose weights are loaded on this machine.
 
     Args:
+        template: the file for a teacher without a template of its own.
         extras: issues for libraries that it needs beside torch and transformers.
     """
 
@@ -41,7 +45,10 @@ def plan_local(
         parameters = model_parameters(model)
         return None if parameters is None else parameters * (4 if config.dtype == "float32" else 2)
 
-    return TeacherPlan(make, identity, preflight, memory_bytes)
+    def shows_date() -> bool:
+        return teacher_shows_date(model, config.template, template)
+
+    return TeacherPlan(make, identity, preflight, memory_bytes, shows_date)
 
 
 def template_identity(config: LocalInferenceConfig) -> dict[str, Any]:

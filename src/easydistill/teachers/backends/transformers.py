@@ -18,4 +18,4 @@ def plan(config: TransformersOptions, model: str, template: str | None) -> Teach
 
         return TransformersTeacher(model, config, template_file(template), date=context.started)
 
-    return plan_local("transformers", config, model, make)
+    return plan_local("transformers", config, model, make, template=template_file(template))

@@ -19,4 +19,6 @@ def plan(config: VllmOptions, model: str, template: str | None) -> TeacherPlan:
 
         return VllmTeacher(model, config, template_file(template), date=context.started)
 
-    return plan_local("vllm", config, model, make, lambda: needs_extra("vllm", "vllm"))
+    return plan_local(
+        "vllm", config, model, make, lambda: needs_extra("vllm", "vllm"), template=template_file(template)
+    )

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from easydistill.config.base import Beta, PositiveInt
 from easydistill.contracts.operator import Reply, Result, Steps
 from easydistill.data.messages import Message
-from easydistill.data.records import Rejection, Sample
+from easydistill.data.records import FINISH_REASON, Rejection, Sample, cut_marks, is_cut
 from easydistill.synthesis.chains import known_answer, verify
 from easydistill.synthesis.operators import cot_generation
 from easydistill.synthesis.operators.cogpo import critic as _critic
@@ -58,7 +58,7 @@ SFT = "sft"
 ALSO = (SFT,)
 Gap = Literal["small", "medium", "large"]
 GAPS: tuple[Gap, ...] = ("small", "medium", "large")
-_PAIR_FIELDS = frozenset({"prompt", "chosen", "rejected", "beta"})
+_PAIR_FIELDS = frozenset({"prompt", "chosen", "rejected", "beta", FINISH_REASON})
 """Fields of a pair; a problem's own fields of these names are dropped."""
 
 
@@ -182,6 +182,8 @@ def _pairs(config: Config, suited: Suited) -> Iterator[Sample]:
 def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message, rejected: Message) -> Sample:
     row = suited.first.chain.row
     rewritten = suited.rewritten and gap != "medium"
+    own = row.messages[-1] if is_cut(row) else None
+    rejected_cut = rejected == own if gap == "small" else rejected["content"] in suited.first.alone.cut
     meta = {
         **{name: value for name, value in row.meta.items() if name not in _PAIR_FIELDS},
         "operator": STAGE,
@@ -192,6 +194,7 @@ def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message
         "chosen_by": "rethinker" if rewritten else "teacher",
         "rejected_by": "teacher" if gap == "small" else "student",
         "final_answer": suited.first.chain.known,
+        **cut_marks(chosen=chosen == own, rejected=rejected_cut),
         **_critic_meta(suited),
     }
     return replace(row, id=f"{row.id}-{gap}-{number + 1}", messages=(*row.prompt, chosen), meta=meta)

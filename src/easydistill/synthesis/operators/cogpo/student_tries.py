@@ -15,7 +15,7 @@ from typing import Any
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
 from easydistill.data.messages import Message, answer_message
-from easydistill.data.records import Sample
+from easydistill.data.records import CUT, Sample
 from easydistill.synthesis.chains import may_say_later, thought_of, verify
 from easydistill.synthesis.replies import Unusable
 from easydistill.synthesis.text import prompt_text
@@ -63,6 +63,8 @@ class Tries:
     """How many were `right`, `wrong`, `unsure`, `undecided`, `truncated`, `no_answer`."""
     wrong: tuple[Message, ...]
     """The distinct wrong answers."""
+    cut: frozenset[str] = frozenset()
+    """The texts of those that were cut off."""
 
     @property
     def asked(self) -> int:
@@ -150,8 +152,11 @@ def _tries(kinds: Sequence[str | Unusable], replies: Sequence[Reply]) -> Tries |
     if failed is not None:
         return failed
     wrong: dict[str, Message] = {}
+    cut: set[str] = set()
     for kind, reply in zip(kinds, replies, strict=True):
         if kind == "wrong":
             text = (reply.text or "").strip()
+            if text not in wrong and reply.finish_reason == CUT:
+                cut.add(text)
             wrong.setdefault(text, answer_message(text, reply.reasoning, reply.tool_calls))
-    return Tries(Counter(kind for kind in kinds if isinstance(kind, str)), tuple(wrong.values()))
+    return Tries(Counter(kind for kind in kinds if isinstance(kind, str)), tuple(wrong.values()), frozenset(cut))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from easydistill.config.base import NonNegativeInt, PositiveInt, Section, Seed, Share, Unfit
 from easydistill.contracts.operator import Result, Steps
 from easydistill.data.records import Rejection, Sample, count_reasons, draw_key
+from easydistill.data.spool import like
 from easydistill.synthesis.selection import ANY, LARGEST, NotScored, Score, ScoreRange, score, verdict
 from easydistill.synthesis.tools import Tools
 
@@ -27,6 +28,8 @@ PROMPTS: tuple[str, ...] = ()
 REASONS = ("not_scored", "incorrect", "verbosity", "difficulty", "not_selected")
 LABELLED = True
 MAKES_PROMPTS = False
+Problem = tuple[str, str]
+"""Why a row is rejected, as (reason, detail)."""
 RV, CD, CORRECT = "rv", "cd", "correct"
 """Keys of a row's `meta` with its scores."""
 
@@ -90,22 +93,25 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 def select(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order; the facts include how many rows each bin lacks."""
-    rejected: dict[str, Rejection] = {}
-    for row in rows:
-        problem = _problem(config, row)
-        if problem is not None:
-            rejected[row.id] = Rejection(row.id, STAGE, *problem, 1, row.answer)
-    facts: dict[str, Any] = {"correct_and_in_range": len(rows) - len(rejected)}
+    # Few problems are different, and rows many.
+    same: dict[Problem | None, Problem | None] = {}
+    problems = [same.setdefault(problem, problem) for problem in (_problem(config, row) for row in rows)]
+    facts: dict[str, Any] = {"correct_and_in_range": problems.count(None)}
     if config.mix is not None:
-        bins, left = _mixed(config.mix, config.seed, [row for row in rows if row.id not in rejected])
-        facts["bins"] = bins
-        rejected.update((each.id, each) for each in left)
-    dropped = [rejected[row.id] for row in rows if row.id in rejected]
-    facts["dropped"] = count_reasons(dropped)
-    return Result([row for row in rows if row.id not in rejected], dropped, len(rows), facts)
+        facts["bins"], left = _mixed(config.mix, config.seed, rows, problems)
+        for number, why in left:
+            problems[number] = same.setdefault(why, why)
+    result = Result(like(rows), like(rows), len(rows), facts)
+    for row, problem in zip(rows, problems, strict=True):
+        if problem is None:
+            result.accepted.append(row)
+        else:
+            result.rejected.append(Rejection(row.id, STAGE, *problem, 1, row.answer))
+    facts["dropped"] = count_reasons(result.rejected)
+    return result
 
 
-def _problem(config: Config, row: Sample) -> tuple[str, str] | None:
+def _problem(config: Config, row: Sample) -> Problem | None:
     """Why a row is rejected, as (reason, detail); None if it is not."""
     try:
         correct, rv, cd = verdict(row, CORRECT), score(row, RV), score(row, CD)
@@ -119,23 +125,28 @@ def _problem(config: Config, row: Sample) -> tuple[str, str] | None:
     return None
 
 
-def _mixed(mix: Mix, seed: int, rows: Sequence[Sample]) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Facts about each bin, and rejections of the rows that are not in the mixture."""
-    members: list[list[Sample]] = [[] for _ in mix.rv]
-    left: list[Rejection] = []
-    for row in rows:
+def _mixed(
+    mix: Mix, seed: int, rows: Sequence[Sample], problems: Sequence[Problem | None]
+) -> tuple[list[dict[str, Any]], Iterator[tuple[int, Problem]]]:
+    """Facts about each bin, and why rows without a problem so far are not in the mixture, by their numbers."""
+    members: list[list[tuple[float, bytes, int, float]]] = [[] for _ in mix.rv]
+    left: list[Iterator[tuple[int, Problem]]] = []
+    outside: list[tuple[int, Problem]] = []
+    for number, (row, problem) in enumerate(zip(rows, problems, strict=True)):
+        if problem is not None:
+            continue
         place = bisect_right(mix.bins, score(row, CD)) - 1
         if 0 <= place < len(members):
-            members[place].append(row)
+            rv = score(row, RV)
+            members[place].append((abs(rv - mix.rv[place]), draw_key(seed, row.id), number, rv))
         else:
-            detail = f"cd {score(row, CD):g} is in no bin of {list(mix.bins)}"
-            left.append(Rejection(row.id, STAGE, "difficulty", detail, 1, row.answer))
+            outside.append((number, ("difficulty", f"cd {score(row, CD):g} is in no bin of {list(mix.bins)}")))
     facts: list[dict[str, Any]] = []
     for bounds, target, wanted, found in zip(pairwise(mix.bins), mix.rv, mix.wanted(), members, strict=True):
-        order = sorted(found, key=lambda row: (abs(score(row, RV) - target), draw_key(seed, row.id)))
-        left += _surplus(order, wanted, bounds, target)
-        taken = order[:wanted]
-        off = sum(abs(score(row, RV) - target) for row in taken)
+        found.sort()
+        left.append(_surplus(found, wanted, bounds, target))
+        taken = found[:wanted]
+        off = sum(distance for distance, *_ in taken)
         facts.append(
             {
                 "cd": list(bounds),
@@ -147,14 +158,16 @@ def _mixed(mix: Mix, seed: int, rows: Sequence[Sample]) -> tuple[list[dict[str, 
                 "mean_rv_distance": round(off / len(taken), 4) if taken else None,
             }
         )
-    return facts, left
+    return facts, chain(outside, *left)
 
 
-def _surplus(order: Sequence[Sample], wanted: int, bounds: tuple[int, int], target: float) -> Iterator[Rejection]:
+def _surplus(
+    order: Sequence[tuple[float, bytes, int, float]], wanted: int, bounds: tuple[int, int], target: float
+) -> Iterator[tuple[int, Problem]]:
     low, high = bounds
-    for row in order[wanted:]:
+    for _, _, number, rv in order[wanted:]:
         detail = f"{wanted} of {len(order)} rows with {low} ≤ cd < {high} are nearer to rv {target:g}, or as near"
-        yield Rejection(row.id, STAGE, "not_selected", f"rv {score(row, RV):g}: {detail}", 1, row.answer)
+        yield number, ("not_selected", f"rv {rv:g}: {detail}")
 
 
 def _exactly(share: float) -> Fraction:

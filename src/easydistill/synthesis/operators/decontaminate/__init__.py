@@ -9,7 +9,7 @@ messages of a row are checked, so a problem quoted in an answer is found too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -32,6 +32,8 @@ PROMPTS: tuple[str, ...] = ()
 REASONS = ("benchmark_exact", "benchmark_overlap")
 LABELLED = None
 MAKES_PROMPTS = False
+PART = 5
+"""Tokens of the parts by which runs are looked up."""
 Run = tuple[str, ...]
 
 
@@ -98,21 +100,23 @@ class Benchmarks:
             for problem in problems:
                 self._index(config, f"{path.name}, row {problem.meta[ROW]}", prompt_text(problem))
         self._by_run = {run: numbers for run, numbers in self._by_run.items() if len(numbers) <= config.boilerplate}
-        self._sizes = sorted({len(run) for run in self._by_run})
+        self._parts = {size: _Parts(size) for size in sorted({len(run) for run in self._by_run})}
+        for run in self._by_run:
+            self._parts[len(run)].add(run)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def find(self, text: str) -> Contamination | None:
         """The problem that a text contains; among several, that with the most shared runs, then the first."""
-        equal = self._by_spelling.get(normalise(text))
+        units = tokens(text)
+        equal = self._by_spelling.get(" ".join(units) or normalise(text))
         if equal is not None:
             return Contamination("benchmark_exact", f"the same text as {self._names[equal]}")
-        units = tokens(text)
         shared: Counter[int] = Counter()
         first: dict[int, Run] = {}
-        for size in self._sizes:
-            for run in dict.fromkeys(ngrams(units, size)):
+        for size, parts in self._parts.items():
+            for run in dict.fromkeys(tuple(units[start : start + size]) for start in parts.starts(units)):
                 for problem in self._by_run.get(run, ()):
                     shared[problem] += 1
                     first.setdefault(problem, run)
@@ -132,6 +136,31 @@ class Benchmarks:
         size = config.characters if by_character(units) else config.words
         for run in dict.fromkeys(ngrams(units, size)):
             self._by_run.setdefault(run, []).append(number)
+
+
+class _Parts:
+    """Where in a text runs of one size can be, by shorter parts of them.
+
+    A run of n tokens has n − k + 1 parts of k tokens. Of as many neighbouring places of a text, one is a multiple of
+    n − k + 1, so only the parts at multiples are looked up.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._length = min(PART, size)
+        self._step = size - self._length + 1
+        self._known: set[Run] = set()
+
+    def add(self, run: Run) -> None:
+        self._known.update(ngrams(run, self._length))
+
+    def starts(self, units: Sequence[str]) -> Iterator[int]:
+        """Places of a text, in order, where a known run may begin; no known run begins at another place."""
+        last, after = len(units) - self._size, 0
+        for place in range(0, len(units) - self._length + 1, self._step):
+            if tuple(units[place : place + self._length]) in self._known:
+                yield from range(max(after, place - self._step + 1), min(place, last) + 1)
+                after = place + 1
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:

@@ -24,9 +24,9 @@ from easydistill.contracts.operator import Result, Steps, UnfitRows
 from easydistill.data.messages import identity_of, said
 from easydistill.data.reading import ROW
 from easydistill.data.records import Rejection, Sample, canonical_json
-from easydistill.data.spool import like
+from easydistill.data.spool import Spool, like
 from easydistill.synthesis.meaning import Meanings, embeddings
-from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Near, Novelty
+from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Near, Novelty, Spelling
 from easydistill.synthesis.text import normalise, prompt_text
 from easydistill.synthesis.tools import Tools
 
@@ -70,50 +70,92 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 def deduplicate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order; see the module's docstring."""
-    near: dict[int, Near] = {}
-    cut = 0
     vectors = None
     if config.embeddings is not None:
         vectors = embeddings(config.embeddings, [_compared(config, row) for row in rows])
-    for group in _groups(config, rows):
+    visits = _Visits(config, rows)
+    # Of each row: 0 if it is kept, otherwise the place of why it is not, from 1.
+    why = array("L", bytes(array("L").itemsize * len(rows)))
+    nears = Spool[Near]()
+    cut = 0
+    for group in visits.groups():
         pool = Novelty(config.near_duplicate, config.too_similar)
         meanings = None if vectors is None else Meanings(vectors, config.same_meaning)
         for number in group:
-            row = rows[number]
-            text = _compared(config, row)
-            found = pool.check(text) or (meanings.check(text) if meanings else None)
+            identity, spelling = visits.row(number)
+            text = _compared(config, rows[number]) if meanings else ""
+            found = pool.check(spelling) or (meanings.check(text) if meanings else None)
             if found is not None:
-                near[number] = found
+                nears.append(found)
+                why[number] = len(nears)
                 continue
-            pool.add(row.id, text)
+            pool.add(identity, spelling)
             if meanings:
-                meanings.add(row.id, text)
+                meanings.add(identity, text)
         cut += pool.cut
     kept, dropped, counts = like(rows), like(rows), Counter[str]()
     for number, row in enumerate(rows):
-        if number not in near:
+        if not why[number]:
             kept.append(row)
             continue
-        reason, detail, _ = near[number]
+        reason, detail, _ = nears[why[number] - 1]
         counts[reason] += 1
         dropped.append(Rejection(row.id, STAGE, reason, detail, 1, _compared(config, row)))
     facts = {"kept": len(kept), "dropped": dict(counts.most_common())}
     return Result(kept, dropped, len(rows), facts | ({"searches_cut": cut} if cut else {}))
 
 
-def _groups(config: Config, rows: Sequence[Sample]) -> Iterator[list[int]]:
-    """Numbers of the rows that are compared with each other, in visiting order. A row without its like is in none."""
-    order = _visiting_order(config, rows)
-    if config.compare == "answer":
-        yield order
-        return
-    # Numbered, as hashes of all rows would take more memory than the rows' own numbers.
-    numbers: dict[bytes, int] = {}
-    where = array("l", (numbers.setdefault(_surroundings(row), len(numbers)) for row in rows))
-    found: dict[int, list[int]] = {}
-    for number in order:
-        found.setdefault(where[number], []).append(number)
-    yield from (group for group in found.values() if len(group) > 1)
+class _Visits:
+    """What is compared of each row, on disk, and the order in which rows are visited."""
+
+    def __init__(self, config: Config, rows: Sequence[Sample]) -> None:
+        self._rows = rows
+        self._read = Spool[tuple[str, str, bool]]()
+        self._prefixes = array("Q")
+        """The first eight bytes of each row's hash."""
+        self._groups = array("L")
+        numbers: dict[bytes, int] = {}
+        for row in rows:
+            spelling = Spelling.of(_compared(config, row))
+            self._read.append((row.id, *spelling))
+            self._prefixes.append(int.from_bytes(_hash(spelling.encode())[:8]))
+            around = b"" if config.compare == "answer" else _surroundings(row)
+            self._groups.append(numbers.setdefault(around, len(numbers)))
+
+    def row(self, number: int) -> tuple[str, Spelling]:
+        """A row's id, and what is compared of it."""
+        identity, text, has_tokens = self._read[number]
+        return identity, Spelling(text, has_tokens)
+
+    def groups(self) -> Iterator[Iterator[int]]:
+        """Numbers of rows that are compared with each other, in visiting order. A row without its like is in none."""
+        import numpy
+
+        order = self._order()
+        groups = numpy.array(self._groups)[order]
+        order = order[numpy.argsort(groups, kind="stable")]
+        for begin, end in _runs(numpy.sort(groups)):
+            yield map(int, order[begin:end])
+
+    def _order(self) -> Any:
+        """Numbers of the rows, by the hash of the compared spelling, then that of the messages, then the id."""
+        import numpy
+
+        prefixes = numpy.array(self._prefixes)
+        order = numpy.argsort(prefixes, kind="stable")
+        for begin, end in _runs(prefixes[order]):
+            order[begin:end] = sorted(order[begin:end].tolist(), key=self._sort_key)
+        return order
+
+    def _sort_key(self, number: int) -> tuple[bytes, bytes, str]:
+        identity, spelling = self.row(number)
+        row = self._rows[number]
+        messages = canonical_json(identity_of(row.messages, row)).encode("utf-8", "surrogatepass")
+        return _hash(spelling.encode()), _hash(messages), identity
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _surroundings(row: Sample) -> bytes:
@@ -132,23 +174,6 @@ def _compared(config: Config, row: Sample) -> str:
         raise UnfitRows(f"row {row.meta.get(ROW, row.id)} has no answer to compare: label it, or set compare to prompt")
     answer = said(row.messages[-1])
     return answer if config.compare == "answer" else f"{prompt_text(row)}\n{answer}"
-
-
-def _visiting_order(config: Config, rows: Sequence[Sample]) -> list[int]:
-    """Numbers of the rows, by the hash of the compared text's spelling, then that of the messages, then the id."""
-    import numpy
-
-    keys = numpy.fromiter((_sort_key(config, row) for row in rows), "S64", len(rows))
-    order = numpy.argsort(keys, kind="stable").tolist()
-    for begin, end in _runs(keys[order]):
-        order[begin:end] = sorted(order[begin:end], key=lambda number: rows[number].id)
-    return order
-
-
-def _sort_key(config: Config, row: Sample) -> bytes:
-    spelling = normalise(_compared(config, row)).encode("utf-8", "surrogatepass")
-    messages = canonical_json(identity_of(row.messages, row)).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(spelling).digest() + hashlib.sha256(messages).digest()
 
 
 def _runs(ordered: Any) -> Iterator[tuple[int, int]]:

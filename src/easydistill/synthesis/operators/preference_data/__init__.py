@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from easydistill.contracts.operator import Result, Steps
-from easydistill.data.records import Sample
+from easydistill.data.records import FINISH_REASON, Sample, cut_marks, is_cut
 from easydistill.synthesis.operators.preference_data import configs as _configs
 from easydistill.synthesis.operators.preference_data.choice import cap_lengths, choose, length_facts, surplus
 from easydistill.synthesis.operators.preference_data.configs import (
@@ -28,7 +28,7 @@ from easydistill.synthesis.operators.preference_data.configs import (
     VerifiableConfig,
 )
 from easydistill.synthesis.operators.preference_data.methods import contrastive, rank, student, verifiable
-from easydistill.synthesis.operators.preference_data.pairs import Pair, RowPairs
+from easydistill.synthesis.operators.preference_data.pairs import BY_ROW, Pair, RowPairs
 from easydistill.synthesis.replies import Unusable, rejection
 from easydistill.synthesis.tools import Tools
 
@@ -44,7 +44,9 @@ REASONS = (
 LABELLED = None
 MAKES_PROMPTS = False
 PAIRS = True
-_PAIR_FIELDS = frozenset({"chosen", "rejected", "beta", "gap", "margin", "chosen_score", "rejected_score"})
+_PAIR_FIELDS = frozenset(
+    {"chosen", "rejected", "beta", "gap", "margin", "chosen_score", "rejected_score", FINISH_REASON}
+)
 """Fields of a pair; a row's own fields of these names are dropped."""
 
 
@@ -97,6 +99,11 @@ def _row_pairs(config: PairsConfig, rows: Sequence[Sample], tools: Tools) -> Ste
 
 def _row(config: Config, row: Sample, pair: Pair, number: int) -> Sample:
     meta = {name: value for name, value in row.meta.items() if name not in _PAIR_FIELDS}
+    # The row's own mark is that of its own answer.
+    chosen_cut, rejected_cut = (
+        answer.truncated or (answer.by == BY_ROW and is_cut(row)) for answer in (pair.chosen, pair.rejected)
+    )
+    meta |= cut_marks(chosen=chosen_cut, rejected=rejected_cut)
     meta |= {"operator": STAGE, "method": config.method, "source": row.id}
     if pair.scores is not None:
         meta |= {"margin": pair.margin, "chosen_score": pair.scores[0], "rejected_score": pair.scores[1]}

@@ -1,0 +1,94 @@
+"""What the trainer is fed: items (rows, or the rows of packs) as micro-batches, padded as this training needs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch.utils.data import Dataset, Sampler
+
+from easydistill.methods.distil.row_loss import Distillation
+from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
+from easydistill.methods.sft.varlen import collate_flat
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The micro-batches of a training, and what a `FusedTrainer` needs to draw them."""
+
+    items: Sequence[list[TokenRow]]
+    """Rows, or the rows of packs."""
+    config: TrainingConfig
+    pad: int
+    """The padding token."""
+    distillation: Distillation | None = None
+    ranks: int = 1
+    """Processes that train together."""
+    multiple: int = 1
+    """Batches are padded to a multiple of this many tokens."""
+    flat: bool = False
+    """One sequence of all rows of a micro-batch, for attention by their bounds."""
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Tokens of each item."""
+        return [sum(len(row) for row in item) for item in self.items]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens that each item takes in a batch."""
+        return [math.ceil(size / self.multiple) * self.multiple for size in self.sizes]
+
+    @property
+    def same_shape(self) -> bool:
+        """Whether all full micro-batches have one shape."""
+        return not self.flat and self.config.max_tokens_per_batch is None and len(set(self.lengths)) == 1
+
+    @property
+    def expected_batches(self) -> float:
+        """About how many micro-batches a process trains on in all."""
+        config = self.config
+        if config.max_steps is not None:
+            return config.max_steps * config.gradient_accumulation_steps
+        budget = config.max_tokens_per_batch
+        batches = len(self.items) / config.per_device_train_batch_size if budget is None else sum(self.lengths) / budget
+        return batches * config.num_train_epochs / self.ranks
+
+    @cached_property
+    def dataset(self) -> Dataset[Any]:
+        if self.config.max_tokens_per_batch is None:
+            return RowDataset(self.items)
+        return BatchDataset(self.items)
+
+    @cached_property
+    def sampler(self) -> Sampler[Any]:
+        grouped = self.config.group_by_length and not self.config.packing
+        budget = self.config.max_tokens_per_batch
+        if budget is None:
+            return epoch_sampler(self.sizes, self.config, grouped=grouped)
+        return token_batch_sampler(self.lengths, budget, self.config, grouped=grouped, ranks=self.ranks)
+
+    def collate(self, drawn: list[Any]) -> dict[str, Any]:
+        """The micro-batch that a data loader draws: items, or one list of them."""
+        items = drawn if self.config.max_tokens_per_batch is None else drawn[0]
+        extra = self.distillation.collate([row for item in items for row in item]) if self.distillation else {}
+        return {**self.tokens(items), **extra}
+
+    def tokens(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
+        """A micro-batch without a teacher's signals."""
+        if self.flat:
+            return collate_flat(items, self.pad, self.config.max_length, self.multiple)
+        return dict(collate(items, self.pad, self.multiple))
+
+    def first(self) -> dict[str, Any]:
+        """The first micro-batch of the first epoch, without a teacher's signals."""
+        draw = iter(self.sampler)
+        if self.config.max_tokens_per_batch is not None:
+            return self.tokens([self.items[index] for index in next(draw)])
+        size = min(self.config.per_device_train_batch_size, len(self.items))
+        return self.tokens([self.items[next(draw)] for _ in range(size)])
