@@ -22,6 +22,7 @@ from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
     loaded_student,
+    memory_notes,
     optimiser_issues,
     save_student,
     show_student,
@@ -89,7 +90,7 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        return self._foresight.lines()
+        return [*memory_notes(self._models, self._training), *self._foresight.lines()]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -142,7 +143,7 @@ class TrainStage:
         context.stop.raise_if_requested()
         if context.rank > 0:
             return StageResult([])
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
             outcome,
