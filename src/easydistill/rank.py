@@ -15,6 +15,7 @@ import threading
 import traceback
 from typing import IO, Any
 
+from easydistill.engine.determinism import deterministic
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import RunDirectory
@@ -73,6 +74,7 @@ def _run(task: Task, rank: int, stop: StopSignal) -> Outcome:
     with contextlib.ExitStack() as held:
         if rank == 0:
             held.enter_context(RunDirectory(task.run_directory).logging(task.redactor))
+        held.enter_context(deterministic(task.deterministic))
         _join()
         result = stage.run(context)
     return Outcome(rank, result if rank == 0 else None, context.notices)

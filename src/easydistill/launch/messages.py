@@ -39,6 +39,7 @@ class Task:
     said: frozenset[str]
     metrics: Path | None
     quiet: bool
+    deterministic: bool
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from easydistill.config.job import JobConfig
 from easydistill.config.launch import LaunchConfig
+from easydistill.engine.determinism import is_deterministic
 from easydistill.engine.stage import Stage, StageContext, StageResult
 from easydistill.launch.messages import Task
 from easydistill.launch.processes import run_processes
@@ -44,6 +45,7 @@ def stage_runner(job: JobConfig) -> RunStage:
             said=frozenset(context.said),
             metrics=context.reporter.metrics_path,
             quiet=context.reporter.quiet,
+            deterministic=is_deterministic(),
         )
         outcome = run_processes(task, count, context.directory / "processes", context.stop)
         assert outcome.result is not None, "the first process's errors are raised"
