@@ -243,11 +243,14 @@ SUSPECTS = re.compile(
 """Operations that torch refuses on a GPU, or whose results depend on timing or on the memory that is free."""
 ALLOWED = {
     ("evaluation/measure.py", "mask_BT.long().cumsum(1)"): "of integers",
-    ("signals/extract.py", "new_ND.cumsum(-1)"): "of integers",
+    ("models/decoding/batch.py", "seen_BT.cumsum(-1)"): "of integers",
+    ("models/decoding/graphs.py", "self._ids_BT.shape[1]].cumsum(-1)"): "of integers",
+    ("signals/blocks.py", "new_ND.cumsum(-1)"): "of integers",
+    ("signals/columns.py", "np.bincount("): "NumPy",
+    ("signals/columns.py", 'part_NM, "amax")'): "a maximum is exact",
     ("signals/store.py", "np.cumsum("): "NumPy",
+    ("signals/transfer.py", "np.cumsum("): "NumPy",
     ("synthesis/postings.py", "numpy.cumsum("): "NumPy",
-    ("signals/alignment.py", "torch.bincount(target_T[mapped_T]"): "of integers, without weights",
-    ("signals/alignment.py", 'scatter_reduce(1, group_M.expand(rows, -1), part_NM, "amax")'): "a maximum is exact",
     ("models/prefix_sum.py", "weights.cumsum(-1)"): "where determinism is not asked for",
 }
 

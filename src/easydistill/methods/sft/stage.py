@@ -14,6 +14,7 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
@@ -103,6 +104,10 @@ class TrainStage:
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)
 
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished."""
+        last_whole_checkpoint(checkpoints_of(context))
+
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.sft.rows import training_rows
         from easydistill.methods.sft.trainer import train
@@ -136,7 +141,9 @@ class TrainStage:
             self.name,
         )
         context.stop.raise_if_requested()
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        if context.rank > 0:
+            return StageResult([])
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
             outcome,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,8 +17,9 @@ from easydistill.data.records import Rejection, count_reasons
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.chat_settings import write_chat_settings
 from easydistill.methods.shared.memory import device_memory, memory_lines, training_memory
-from easydistill.methods.shared.rendering import template_identity
+from easydistill.methods.shared.rendering import TemplateSettings, template_identity
 from easydistill.models.size import student_parameters, student_shape
 from easydistill.models.student import Student, student_identity
 
@@ -155,18 +157,35 @@ def training_result(
     )
 
 
-def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:
+def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettings, target: Path) -> list[str]:
     """Save model and tokenizer in `target`; returns the files' paths relative to the parent of `target`.
 
+    Its chat template is the one it was trained with, with the variables that it was trained with as defaults, so that
+    whoever renders chats for it renders them as in training.
+
     Args:
-        template: file with a chat template that replaces the tokenizer's own, if any.
+        chats: the `dataset` section: its `template`, if any, replaces the tokenizer's own.
     """
     from easydistill.models.loading import import_torch
 
     torch = import_torch()
     shutil.rmtree(target, ignore_errors=True)
     student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
-    if template is not None and not renderer.single_turn:
-        student.tokenizer.chat_template = renderer.template
+    if not renderer.single_turn:
+        if chats.template is not None:
+            student.tokenizer.chat_template = renderer.template
+        _set_defaults(student.tokenizer, chats.template_kwargs or {})
     student.tokenizer.save_pretrained(target)
+    write_chat_settings(target, chats)
     return [f"{target.name}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]
+
+
+def _set_defaults(tokenizer: Any, variables: Mapping[str, Any]) -> None:
+    """Let variables of the chat templates be what they were in training, where nobody sets them."""
+    from easydistill.data.chat.defaults import with_defaults
+
+    own = tokenizer.chat_template
+    if variables and isinstance(own, str):
+        tokenizer.chat_template = with_defaults(own, variables)
+    elif variables and isinstance(own, Mapping):
+        tokenizer.chat_template = {name: with_defaults(text, variables) for name, text in own.items()}
