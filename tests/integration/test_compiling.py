@@ -79,7 +79,7 @@ def test_an_epoch_of_mixed_lengths_gives_the_plain_weights_and_is_compiled_once(
     # for each of the layers and lengths.
     assert 1 <= layers.compilations <= 5
     assert any("Compiling" in line for line in said) and any("compiled in" in line for line in said)
-    assert not any("times more" in line for line in said)
+    assert not any("more times" in line for line in said)
     for name, value in plain.items():
         torch.testing.assert_close(value, compiled[name], rtol=1e-4, atol=1e-6)
 
@@ -123,18 +123,23 @@ def test_a_compiler_that_fails_is_told_and_done_without(
         torch.testing.assert_close(value, found[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_layers_that_are_compiled_again_and_again_are_told_once(
     tiny_model: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With code for one shape at a time, and lengths that differ by one."""
+    """With code for one shape at a time, for lengths that differ by one; what is compiled runs as it is."""
+
+    def counted(self: CompiledLayers, graph: Any, inputs: Any) -> Any:
+        self.compilations += 1
+        return graph
+
+    monkeypatch.setattr(CompiledLayers, "_backend", counted)
     monkeypatch.setattr(compiling, "_MANY", 2)
     monkeypatch.setattr(supervised, "LENGTH_MULTIPLE", 1)
     fixed = lambda *args, dynamic, **kwargs: CompiledLayers(*args, dynamic=False, **kwargs)  # noqa: E731
     monkeypatch.setattr(supervised, "CompiledLayers", fixed)
     some = rows(12, longest=60)
     run(tiny_model, tmp_path, some, max_tokens_per_batch=None, max_length=64, gradient_accumulation_steps=1)
-    assert sum("times more" in line for line in said) == 1
+    assert sum("more times" in line for line in said) == 1
 
 
 def test_auto_is_for_long_trainings_on_gpus() -> None:
