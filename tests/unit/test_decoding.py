@@ -180,6 +180,14 @@ def test_the_distribution_is_inverted_exactly(width: int) -> None:
     assert bool((before <= uniform + 1e-6).all())
 
 
+@pytest.mark.parametrize("width", [3, BLOCK + 5])
+def test_a_row_without_a_distribution_gets_some_token(width: int) -> None:
+    """An index beyond the vocabulary would stop a GPU."""
+    weights = torch.stack([torch.full((width,), torch.nan), torch.zeros(width)])
+    found = invert_cdf(weights, torch.full((2, 1), 0.5, dtype=torch.float64))
+    assert bool(((found >= 0) & (found < width)).all())
+
+
 def test_draws_over_many_blocks_follow_the_distribution() -> None:
     logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
     uniform = torch.rand(60_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
