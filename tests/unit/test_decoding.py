@@ -9,11 +9,12 @@ import pytest
 import torch
 from tests.support.tiny import tiny_llama
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from easydistill.models.decoding.attention import NAME, by_kernel, grouped_attention, multiplied
 from easydistill.models.decoding.batch import Batch, shared_prefix
 from easydistill.models.decoding.check import decodes
-from easydistill.models.decoding.graphs import CHECK_EVERY, DecodeGraphs, recordable
+from easydistill.models.decoding.graphs import CHECK_EVERY, DecodeGraphs, RecordedStep, recordable
 from easydistill.models.decoding.loop import decode
 from easydistill.models.draws import BLOCK, DrawRule, SeededSampler, draw, invert_cdf
 from easydistill.models.sampling import _by_generate, generate_batch
@@ -179,6 +180,14 @@ def test_the_distribution_is_inverted_exactly(width: int) -> None:
     assert bool((before <= uniform + 1e-6).all())
 
 
+@pytest.mark.parametrize("width", [3, BLOCK + 5])
+def test_a_row_without_a_distribution_gets_some_token(width: int) -> None:
+    """An index beyond the vocabulary would stop a GPU."""
+    weights = torch.stack([torch.full((width,), torch.nan), torch.zeros(width)])
+    found = invert_cdf(weights, torch.full((2, 1), 0.5, dtype=torch.float64))
+    assert bool(((found >= 0) & (found < width)).all())
+
+
 def test_draws_over_many_blocks_follow_the_distribution() -> None:
     logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
     uniform = torch.rand(60_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -239,6 +248,62 @@ def test_a_batch_of_the_same_shape_uses_the_same_step() -> None:
     first = step(PROMPTS)
     assert step(PROMPTS[2:]) is first
     assert step([[5] * 300]) is not first
+
+
+class Operations(TorchDispatchMode):
+    """Remembers the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+WAITING = {
+    "_local_scalar_dense",
+    "is_nonzero",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "repeat_interleave",
+    "lift_fresh",
+}
+"""Operations whose result the host reads, or whose input it makes: a graph cannot hold them."""
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("values", [{}, {"temperature": 0.0}, {"temperature": 0.7}, {"top_k": 30}], ids=str)
+def test_a_recorded_step_never_waits_and_its_tensors_stay(kind: str, values: dict[str, Any]) -> None:
+    model, asked = made(kind), PROMPTS[:4]
+    draws = sampler(4, **values)
+    step = RecordedStep(model, 4, 64, 8, ENDS, draws.rule)
+
+    def places() -> list[int]:
+        own = [step._uniform_BN, step._heat_B1, step._written_BN, step._ended_B, step._at_1, step._logits_BV]
+        batch = step._batch
+        cached = [part for layer in batch._cache.layers for part in (layer.keys, layer.values, layer.cumulative_length)]
+        return [part.data_ptr() for part in (*own, *cached, batch._seen_BT, batch._position_B1)]
+
+    step.answer(asked, draws, record=False)
+    before = places()
+    with torch.no_grad(), grouped_attention(model):
+        step._start(4)
+        with Operations() as operations:
+            step._step()
+    step.answer(asked[::-1], draws, record=False)
+    assert "searchsorted" in operations.seen or values == {"temperature": 0.0}
+    assert not operations.seen & WAITING
+    assert places() == before
+
+
+def test_what_waits_would_be_seen() -> None:
+    with Operations() as operations:
+        bool((torch.ones(3) > 0).all())
+        torch.tensor([1.0])
+    assert operations.seen & WAITING == {"_local_scalar_dense", "lift_fresh"}
 
 
 def test_models_that_are_not_on_a_gpu_are_not_recorded() -> None:

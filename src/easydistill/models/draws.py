@@ -108,7 +108,8 @@ def invert_cdf(weights_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tens
     ids_BK = block_B1 * BLOCK + torch.arange(BLOCK, device=weights_BV.device)
     inside_BK = weights_BV.gather(1, ids_BK.clamp(max=width - 1)).masked_fill(ids_BK >= width, 0.0)
     place_B1, _ = _find(inside_BK.to(exact), share_B1)
-    return (block_B1 * BLOCK + place_B1).squeeze(1)
+    # Without any finite weight the place may be behind the last entry.
+    return (block_B1 * BLOCK + place_B1).clamp(max=width - 1).squeeze(1)
 
 
 def _find(weights_BN: torch.Tensor, uniform_B1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
