@@ -20,7 +20,7 @@ LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/in
 	tests/unit/test_raw_text.py tests/unit/test_structured.py tests/unit/synthesis/test_similarity.py \
 	tests/unit/rewards/test_verify_reward.py
 
-.PHONY: help quickstart test test-slow test-lowest lint format bench docs clean
+.PHONY: help quickstart test test-slow test-lowest lint format bench bench-gpu docs clean
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-lowest  some tests, with the lowest versions that pyproject.toml declares"
 	@echo "make lint         style, types, layers, documents"
 	@echo "make bench        the benchmarks; results in benchmarks/*/results"
+	@echo "make bench-gpu    what only a GPU can show, in ten minutes on one card; results in benchmarks/gpu/results"
 	@echo "make docs         the documents as a site, in docs/_build"
 
 $(VENV)/.made:
@@ -103,6 +104,9 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.reward_model.run
 	$(RUN) $(BIN)/python -m benchmarks.rl.step
 	$(RUN) $(BIN)/python -m benchmarks.rl.run
+
+bench-gpu: $(VENV)/.dev
+	$(RUN) $(BIN)/python -m benchmarks.gpu.run
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py

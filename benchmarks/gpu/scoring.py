@@ -57,7 +57,7 @@ FULL = Setup(
     },
     row_tokens=1024,
     batch_tokens=8192,
-    batches=8,
+    batches=16,
     rounds=3,
 )
 TINY = Setup(

@@ -154,7 +154,8 @@ def main() -> None:
     }
     print(compared)
     summary = {"prompts": len(prompts), "tokens": arguments.tokens, **result, **compared}
-    print(save(Path(__file__).parent, "vllm_path" if "vllm" in arms else "transformers_path", summary))
+    name = "vllm_path" if set(arms) == set(ARMS) else "_beside_".join(arms)
+    print(save(Path(__file__).parent, name, summary))
 
 
 if __name__ == "__main__":

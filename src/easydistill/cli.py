@@ -189,11 +189,10 @@ def _validate(arguments: argparse.Namespace) -> int:
     job = loaded.job
     _say(loaded.notes)
     api.check_row_paths(job)
-    _say(
-        [f"not on this machine: {issue.path}: {issue.problem}{_way_out(issue.hint)}" for issue in api.absent_paths(job)]
-    )
     stages = " → ".join(stage.name for stage in stages_of(job))
     print(f"{config}: valid ({job.job_type}: {stages})")
+    for issue in api.absent_paths(job):
+        print(f"not on this machine: {issue.path}: {issue.problem}{_way_out(issue.hint)}")
     return EXIT_OK
 
 

@@ -22,6 +22,7 @@ from easydistill.engine.stage import Stage
 from easydistill.engine.summary import Clock, exit_code_of, summarise
 from easydistill.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EasyDistillError, Interrupted
 from easydistill.jobs import stages_of
+from easydistill.launch.stages import stage_runner
 
 LOGGED_IN = "__easydistill_log__"
 """Attribute of an error whose traceback was logged: the path of the log."""
@@ -73,7 +74,8 @@ class JobRun:
         for note in self._loaded.notes:
             self._reporter.say(f"note: {note}")
         stages = stages_of(self._loaded.job)
-        runner = Runner(self._directory, self._reporter, self._redactor, self._stop)
+        run_stage = stage_runner(self._loaded.job)
+        runner = Runner(self._directory, self._reporter, self._redactor, self._stop, run_stage=run_stage)
         runner.preflight(stages)
         with self._directory.locked():
             if again is not None:

@@ -77,7 +77,7 @@ def test_an_epoch_of_mixed_lengths_gives_the_plain_weights_and_is_compiled_once(
     (layers,) = made
     # For several rows and for a single one; with adapters also for the first layer, whose input takes no gradient. Not
     # for each of the layers and lengths.
-    assert 1 <= layers.compilations <= 4
+    assert 1 <= layers.compilations <= 5
     assert any("Compiling" in line for line in said) and any("compiled in" in line for line in said)
     assert not any("times more" in line for line in said)
     for name, value in plain.items():

@@ -27,6 +27,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import DataError, Interrupted, TeacherError
+from easydistill.kernels.logprobs import completion_logprobs
 from easydistill.methods.on_policy import trainer as on_policy
 from easydistill.methods.on_policy import trl_trainer as on_policy_trl
 from easydistill.methods.on_policy.config import OnPolicyConfig
@@ -38,7 +39,6 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.restored import trim_vocabulary, trimmed_vocabulary
 from easydistill.methods.shared.rollouts import LocalScores, PromptOrder, PromptRow, Writer, assign, roll_out
 from easydistill.models.loading import load_model, load_tokenizer
-from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 from easydistill.report.curve import read_curve
 from easydistill.teachers.openai.scores import ServerScores

@@ -373,3 +373,55 @@ def test_marks_without_the_end_of_a_turn_are_told(tiny_model: Path, rows: Path, 
     told = notes(training(rows, tiny_model, tmp_path / "run", template=str(template)))
     assert "no end token is learned in" in told
     assert "whose marks include the end of a turn" in told
+
+
+SWITCHED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("where", ["own", "dataset"])
+def test_a_saved_student_is_rendered_as_it_was_trained(where: str, tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    rows = write(tmp_path / "rows.jsonl", THOUGHTFUL)
+    base, template = tmp_path / "base", tmp_path / "t.jinja"
+    shutil.copytree(tiny_model, base)
+    (base / "chat_template.jinja").write_text(SWITCHED)
+    template.write_text(SWITCHED)
+    chats: dict[str, Any] = {"template_kwargs": {"enable_thinking": False}, "thoughts": "drop"}
+    chats |= {"template": str(template)} if where == "dataset" else {}
+    found = api.run(training(rows, base if where == "own" else tiny_model, tmp_path / "run", **chats), quiet=True)
+    student = AutoTokenizer.from_pretrained(found.student)
+    prompt = student.apply_chat_template(
+        [{"role": "user", "content": "Why?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert prompt.endswith("<think>\n\n</think>\n\n")
+    thinking = student.apply_chat_template(
+        [{"role": "user", "content": "Why?"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    assert thinking.endswith("assistant\n")
+    said = json.loads((found.student / "chat_settings.json").read_text())
+    assert said == {"thoughts": "drop", "template_kwargs": {"enable_thinking": False}}
+    card, report = (found.student / "README.md").read_text(), found.report.read_text()
+    assert "enable\\_thinking=false, thoughts left out" in card and "enable_thinking=false" in report
+    assert "Its chat template sets the variables" in card
+    # A job that goes on from this student says what it was trained with.
+    more = training(rows, found.student, tmp_path / "more", thoughts="inline")
+    assert 'trained with dataset.thoughts "drop", which is "inline" here' in notes(more)
+    assert "template_kwargs" not in notes(more)
+    more["dataset"]["template"] = str(template)
+    assert 'trained with dataset.template_kwargs {"enable_thinking": false}' in notes(more)
+    more["dataset"] |= chats
+    assert "trained with" not in notes(more)
+
+
+def test_a_student_of_the_defaults_is_saved_as_before(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"instruction": "Why?", "output": "Because."}])
+    found = api.run(training(rows, tiny_model, tmp_path / "run"), quiet=True)
+    assert not (found.student / "chat_settings.json").exists()
+    assert (found.student / "chat_template.jinja").read_text() == (tiny_model / "chat_template.jinja").read_text()
+    assert "Chats:" not in (found.student / "README.md").read_text()

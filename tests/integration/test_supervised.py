@@ -361,6 +361,19 @@ def test_trainer_uses_our_sampler_and_counts_tokens_itself(tiny_model: Path, tmp
     )
 
 
+def test_rows_that_are_not_packed_are_not_searched_for_packs(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search would make the CPU wait for a GPU in every step."""
+
+    def searched(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", searched)
+    made = rows(4)
+    fused(**collate([[row] for row in made], pad=0))
+    with pytest.raises(AssertionError):
+        fused(**collate([made], pad=0))
+
+
 def test_a_head_that_is_not_linear_is_refused(tiny_model: Path) -> None:
     model = student(tiny_model).model
     check_head(model)

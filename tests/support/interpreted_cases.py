@@ -13,6 +13,8 @@ from easydistill.kernels.devices import SWITCH
 from easydistill.kernels.head_pass import HeadPass
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.kernels.linear_distillation import linear_distillation
+from easydistill.kernels.linear_logprobs import linear_logprobs
+from easydistill.kernels.logprobs import target_logprobs
 from easydistill.kernels.torch_rows import TorchRows
 from easydistill.kernels.triton_rows import TritonRows
 from easydistill.models.head import Head
@@ -167,3 +169,33 @@ def test_one_slice_of_products_is_all_that_is_allocated():
     assert [rows for rows, _ in slices] == [10, 10]
     assert len({memory for _, memory in slices}) == 1
     assert head_pass._buffers.keys() == {"products"}
+
+
+@pytest.mark.parametrize("vocabulary", [None, 25])
+@pytest.mark.parametrize(("scale", "softcap", "bias"), [(1.0, None, False), (0.5, 4.0, True)])
+def test_log_probabilities_of_given_tokens(scale, softcap, bias, vocabulary):
+    hidden, head, target, _ = problem(21, bias=bias, scale=scale, softcap=softcap)
+    target = target % 25
+    factors = normal(4, len(target), dtype=torch.float64)
+    leaves = (hidden, head.weight_VD, head.bias_V)
+    # The reference computes its softmax in float32.
+    wanted = target_logprobs(hidden, head, target, False, vocabulary)[0]
+    found = linear_logprobs(hidden, head, target, vocabulary, 31 * 8 * 3)
+    torch.testing.assert_close(found.float(), wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+        gradients((found * factors).sum(), *leaves), gradients((wanted * factors).sum(), *leaves), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_log_probabilities_under_autocast_are_propagated_in_its_dtype():
+    hidden, weight = normal(0, 9, 8).requires_grad_(), normal(1, 40, 8).requires_grad_()
+    target = torch.arange(9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_logprobs(hidden, Head(weight), target)
+    found.sum().backward()
+    exact = target_logprobs(hidden, Head(weight), target, False)[0]
+    torch.testing.assert_close(found, exact, rtol=2e-2, atol=5e-2)
+    (wanted,) = gradients(exact.sum(), weight)
+    assert weight.grad.dtype == torch.float32
+    assert 1e-4 < float((weight.grad - wanted).norm() / wanted.norm()) < 2e-2

@@ -24,8 +24,10 @@ Chats are rendered by transformers' own renderer, with the student's template or
   the turn. The opening or the end of a thought is learned where the prompt does not have it. Prompts, tool results
   and what follows an end token never are.
 - **Variables.** `dataset.template_kwargs`, such as `{{"enable_thinking": false}}`; a row's own
-  `chat_template_kwargs` win. The date that a template writes is that of the run's first start; it is part of the
-  fingerprint where the template of the student, or of a teacher on this machine, writes it.
+  `chat_template_kwargs` win. The saved student's template has them as defaults, so others render its chats as in
+  training; `chat_settings.json` beside it and the model card name them, and what became of thoughts. The date that a
+  template writes is that of the run's first start; it is part of the fingerprint where the template of the student,
+  or of a teacher on this machine, writes it.
 - **Thoughts** are given under the name that the template reads. `dataset.thoughts: "inline"` writes them into the
   answer as `<think>…</think>` instead, `"drop"` leaves them out. Answers whose thoughts would be left out without
   either are not trained on (see [data](data.md)).

@@ -134,6 +134,26 @@ def test_a_template_that_hides_the_answer_is_refused(tokenizer: Any) -> None:
         renderer.render([USER, ANSWER])
 
 
+REPEATING = (
+    "{% if not add_generation_prompt %}To be said: {{ messages[-1].content }}\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_an_answer_that_is_shown_again_is_learned_once_with_marks(tokenizer: Any) -> None:
+    unmarked = REPEATING.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    with pytest.raises(DataError, match=r"shows it again elsewhere\n *→ .*\{% generation %\}"):
+        make(tokenizer, unmarked).render([USER, ANSWER])
+    # The way out that is named leads out.
+    renderer = make(tokenizer, REPEATING)
+    chat = [USER, ANSWER, said("user", "Sure?"), said("assistant", "Yes.")]
+    row = renderer.render(chat)
+    assert learned(renderer, row) == ["Because.<|im_end|>", "Yes.<|im_end|>"]
+    assert renderer.tokenizer.decode(row.ids) == make(tokenizer, unmarked).text(chat, add_generation_prompt=False)
+
+
 def test_nothing_after_the_first_end_token_is_learned(tokenizer: Any) -> None:
     other_end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     template = CHATML.replace("<|im_end|>\n{% endfor %}", "<|im_end|>\n<|endoftext|>{% endfor %}")

@@ -30,11 +30,22 @@ MEANT_FOR_TORCH = (
 
 
 @pytest.mark.parametrize(
-    "tests", ["unit/test_linear_cross_entropy.py", "unit/test_linear_distillation.py", "support/interpreted_cases.py"]
+    "tests",
+    [
+        ["unit/test_linear_cross_entropy.py"],
+        ["unit/test_linear_distillation.py"],
+        [
+            "support/interpreted_cases.py",
+            "integration/test_on_policy_kd.py::test_scores_are_the_models_own_whatever_the_batch_and_the_slices",
+            "integration/test_on_policy_kd.py::test_slices_do_not_change_the_gradient",
+        ],
+    ],
+    ids=["cross_entropy", "distillation", "others"],
 )
 def test_interpreted_kernels_pass_the_tests_of_the_reference(tests):
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "tests.support.interpreted", f"tests/{tests}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "tests.support.interpreted"]
     command += ["-p", "no:cacheprovider", *(f"--deselect={name}" for name in MEANT_FOR_TORCH)]
+    command += [f"tests/{name}" for name in tests]
     done = subprocess.run(
         command, env=os.environ | ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500
     )

@@ -47,6 +47,12 @@ def deterministic(wanted: bool) -> Iterator[None]:
             raise
 
 
+def is_deterministic() -> bool:
+    """Whether this process computes deterministically now."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and bool(torch.are_deterministic_algorithms_enabled())
+
+
 def _check() -> None:
     set_to = os.environ.get(CUBLAS)
     if set_to is not None and set_to not in REPRODUCIBLE:

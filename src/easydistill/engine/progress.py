@@ -85,6 +85,14 @@ class Reporter:
 
             self._console = Console(file=self._stream)
 
+    @property
+    def metrics_path(self) -> Path | None:
+        return self._metrics_path
+
+    @property
+    def quiet(self) -> bool:
+        return self._quiet
+
     def writing_to(self, metrics_path: Path) -> Reporter:
         """A reporter for the same screen and another `metrics.jsonl`."""
         return Reporter(metrics_path, quiet=self._quiet, stream=self._stream)

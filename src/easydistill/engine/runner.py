@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter, duration
 from easydistill.engine.run_directory import LOGGER, RunDirectory, package_versions
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext
+from easydistill.engine.stage import Artifact, Dated, Examining, Foretelling, Stage, StageContext, StageResult
 from easydistill.errors import ConfigError, DataError
 
 TIME_SPENT = "seconds.json"
@@ -40,7 +40,12 @@ class StageRecord:
 
 
 class Runner:
-    """Runs a job's stages inside a run directory."""
+    """Runs a job's stages inside a run directory.
+
+    Args:
+        said: what the user knows already; lines that are said are added.
+        run_stage: how a stage is run; by default in this process.
+    """
 
     def __init__(
         self,
@@ -49,11 +54,9 @@ class Runner:
         redactor: Redactor,
         stop: StopSignal,
         said: set[str] | None = None,
+        run_stage: Callable[[Stage, StageContext], StageResult] | None = None,
     ) -> None:
-        """
-        Args:
-            said: what the user knows already; lines that are said are added.
-        """
+        self._run_in = run_stage or (lambda stage, context: stage.run(context))
         self._run = run
         self._reporter = reporter
         self._redactor = redactor
@@ -194,7 +197,7 @@ class Runner:
                 said=self._said,
                 started=self._run.started,
             )
-            result = stage.run(context)
+            result = self._run_in(stage, context)
             self._stop.raise_if_requested()
         context.keep_rejected(result.rejected)
         missing = [name for name in result.outputs if not (directory / name).is_file()]

@@ -55,6 +55,8 @@ class StageContext:
     """What the user should know of what the stage reads; the manifest and the report show it."""
     said: set[str] = field(default_factory=set)
     """Notices of the whole run: stages that read the same file say them once."""
+    rank: int = 0
+    """Of this process, if the stage runs in several: only rank 0 writes files."""
 
     def notice(self, notices: Iterable[str]) -> None:
         """Say what the user should know, and record it."""
@@ -67,6 +69,8 @@ class StageContext:
 
     def keep_rejected(self, rejected: Iterable[Rejection]) -> None:
         """Write the rejected rows now, so that they are on disk even if the stage fails."""
+        if self.rank > 0:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         write_jsonl(self.directory / REJECTED, (self.redactor.value(rejection.as_row()) for rejection in rejected))
 

@@ -10,6 +10,7 @@ from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
@@ -29,6 +30,8 @@ class Job(JobConfig):
     """How the teacher is asked. Without it, the job trains on `dataset.labeled_path`."""
     models: ModelsConfig
     training: TrainingConfig = TrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ from easydistill.engine.summary import JOB, Clock, exit_code_of, summarise
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.jobs import stages_of
 from easydistill.jobs._citations import Resolved, concerns, replaced, untrained, values_of
+from easydistill.launch.stages import stage_runner
 
 LABELED = "labeled"
 _NAMES = {LABELED: "labeled.parquet"}
@@ -241,7 +242,9 @@ class _InnerRun:
     def execute(self) -> StageResult:
         context = self._context
         reporter: Reporter = context.reporter.writing_to(self._directory.metrics)
-        runner = Runner(self._directory, reporter, context.redactor, context.stop, context.said)
+        runner = Runner(
+            self._directory, reporter, context.redactor, context.stop, context.said, stage_runner(self._job)
+        )
         stages = stages_of(self._job)
         runner.preflight(stages)
         records = runner.completed(stages)

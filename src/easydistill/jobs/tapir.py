@@ -10,6 +10,7 @@ from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
@@ -38,6 +39,8 @@ class Job(JobConfig):
     student_inference: StudentInferenceConfig = StudentInferenceConfig()
     curriculum: tapir.Config = tapir.Config()
     training: TrainingConfig = TrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     """Training in each round."""
     evaluation: EvaluationSection = EvaluationSection()
 

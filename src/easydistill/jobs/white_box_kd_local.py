@@ -11,6 +11,7 @@ from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
 from easydistill.config.inference import AutoInferenceConfig, for_student
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.engine.stage import Stage
@@ -48,6 +49,8 @@ class Job(JobConfig):
     distillation: Distillation = Field(default_factory=ForwardKld, validate_default=True)
     """The divergence, and its weight in the loss."""
     training: TrainingConfig = TrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: EvaluationSection = EvaluationSection()
 
     @property

@@ -49,12 +49,19 @@ class HeadPass:
         wanted: whether hidden states, weight and bias need a gradient.
         chunk_bytes: memory of a slice of logits (exact ones, unless raw); None for what suits the device.
         raw: slices hold raw products, without bias, scale and soft cap.
+        dtype: of matrix products, if not what autocast says.
     """
 
     def __init__(
-        self, hidden_ND: Tensor, head: Head, wanted: tuple[bool, bool, bool], chunk_bytes: int | None, raw: bool = False
+        self,
+        hidden_ND: Tensor,
+        head: Head,
+        wanted: tuple[bool, bool, bool],
+        chunk_bytes: int | None,
+        raw: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self._dtype = product_dtype(hidden_ND)
+        self._dtype = dtype or product_dtype(hidden_ND)
         self.exact = torch.float64 if self._dtype == torch.float64 else torch.float32
         self.head = Head(head.weight_VD.to(self._dtype), head.bias_V, head.scale, head.softcap)
         self._hidden_ND = hidden_ND

@@ -1,4 +1,4 @@
-"""How large a model is, read from its files' headers without loading anything."""
+"""How large a model is, and of what shape, read from its files' headers and config without loading anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import math
 import re
 import struct
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.errors import ModelError
@@ -51,7 +54,67 @@ def student_parameters(models: ModelsConfig) -> int | None:
     """Parameters of the student that a config describes; None if they cannot be counted cheaply."""
     student = models.student
     if isinstance(student, FreshStudent):
-        return None
+        shape = student_shape(models)
+        return None if shape is None else shape.parameters
     if isinstance(student, PrunedStudent):
         return model_parameters(student.from_model, student.keep_layers)
     return model_parameters(student)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The measures of a dense decoder with a gated MLP."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    key_width: int
+    """Width of the keys of all heads."""
+    vocabulary: int
+    tied: bool
+    """Whether the output layer is the embedding."""
+
+
+def student_shape(models: ModelsConfig) -> ModelShape | None:
+    """The shape of the student that a config describes; None if its files do not tell."""
+    student = models.student
+    if isinstance(student, FreshStudent):
+        values = {**student.config, **({"vocab_size": student.vocab_size} if student.vocab_size else {})}
+        return _shape(values, None, None)
+    reference = student.from_model if isinstance(student, PrunedStudent) else student
+    parameters = student_parameters(models)
+    found = _config_values(reference)
+    if parameters is None or found is None:
+        return None
+    return _shape(found, parameters, student.keep_layers if isinstance(student, PrunedStudent) else None)
+
+
+def _config_values(reference: str) -> dict[str, Any] | None:
+    try:
+        source = resolve(reference)
+    except ModelError:
+        return None
+    directory = converted_directory(source) if source.is_gguf else source.path
+    path = None if directory is None else directory / "config.json"
+    if path is None or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    inner = found.get("text_config")
+    # A tied head is stated outside of the text's part by some families.
+    return {**found, **inner} if isinstance(inner, dict) else found
+
+
+def _shape(values: Mapping[str, Any], parameters: int | None, layers: int | None) -> ModelShape | None:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    if not all(isinstance(values.get(name), int) for name in names):
+        return None
+    hidden, intermediate, all_layers, heads, vocabulary = (int(values[name]) for name in names)
+    layers = layers or all_layers
+    head_width = values.get("head_dim") or hidden // heads
+    key_width = (values.get("num_key_value_heads") or heads) * head_width
+    tied = bool(values.get("tie_word_embeddings", False))
+    query_width = heads * head_width
+    per_layer = 2 * hidden * (query_width + key_width) + 3 * hidden * intermediate + 2 * hidden
+    counted = vocabulary * hidden * (1 if tied else 2) + layers * per_layer + hidden
+    return ModelShape(parameters or counted, layers, hidden, intermediate, key_width, vocabulary, tied)

@@ -21,7 +21,7 @@ from easydistill.report.values import as_int, as_text
 from easydistill.report.words import student_words, teacher_words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SETTINGS = {"Asking the teacher", "Training", "Student's size", "Seeds"}
+_SETTINGS = {"Asking the teacher", "Chats", "Training", "Student's size", "Seeds"}
 
 
 def write_model_card(run_directory: Path) -> None:
@@ -126,6 +126,9 @@ def _limits(facts: Facts) -> str:
         is not None,
         f"It was trained on only {plural(rows or 0, 'row')}: treat it as a demonstration.": rows is not None
         and rows < 1000,
+        "Its chat template sets the variables named above where nobody else does.": bool(
+            facts.setting("dataset.template_kwargs")
+        ),
         f"The figures above {compared} on held-out rows of the same data.": bool(facts.metrics),
         "Only differences between scores of answers to one prompt are meaningful.": facts.scores,
         f"The terms of use follow from its {origin}base model and its data; none are stated here.": True,

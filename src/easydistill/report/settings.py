@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from easydistill.data.numbers import as_float
 from easydistill.report.collect import Facts
 from easydistill.report.figures import MISSING, plain, plural, rate_text
-from easydistill.report.values import as_int, as_text
+from easydistill.report.values import as_int, as_text, shown
 
 Section = dict[str, Any]
 
@@ -27,6 +28,7 @@ def settings(facts: Facts) -> list[tuple[str, str]]:
         ("Asking the student", of("student_inference", _sampling)),
         ("Distillation", of("distillation", _distillation)),
         ("Teacher's signals", _signals(facts)),
+        ("Chats", of("dataset", _chats)),
         ("Preferences", of("preference", _preference)),
         ("Reward model", of("reward_model", _reward_model)),
         ("Training", of("training", _training)),
@@ -130,6 +132,17 @@ def _preference(section: Section) -> str:
     loss = section.get("loss_type")
     names = ", ".join(map(str, loss)) if isinstance(loss, list) else as_text(loss)
     return f"{names} loss, β {plain(section.get('beta'))} for pairs without their own"
+
+
+def _chats(section: Section) -> str:
+    """How chats were rendered, where that was not the default."""
+    variables = section.get("template_kwargs")
+    words: list[str] = []
+    if isinstance(variables, dict):
+        words += [f"{name}={shown(json.dumps(value, ensure_ascii=False), 80)}" for name, value in variables.items()]
+    thoughts = {"inline": "thoughts written into the answers as <think>…</think>", "drop": "thoughts left out"}
+    words += [text for name, text in thoughts.items() if section.get("thoughts") == name]
+    return ", ".join(words)
 
 
 def _reward_model(section: Section) -> str:

@@ -104,7 +104,7 @@ class _TeacherKl:
 
     def _means(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Mean log-probability of each answer's tokens, over the vocabulary that both models share."""
-        from easydistill.models.logprobs import completion_logprobs
+        from easydistill.kernels.logprobs import completion_logprobs
 
         torch = import_torch()
         rows = [([*rollout.prompt_ids, *rollout.answer_ids], len(rollout.prompt_ids)) for rollout in rollouts]

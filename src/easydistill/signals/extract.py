@@ -11,6 +11,8 @@ Shapes: N rows, V vocabulary, W padded vocabulary, K head, D draws.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -109,22 +111,20 @@ class TeacherRows:
                 part = [logits_NV[at : at + small] for logits_NV in products]
                 yield slice(start + at, start + at + len(part[0])), self._mixed(part)
 
-    def padded_slices(self, vocabulary: int, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """(the rows, at most `rows` of them; their logits [n, W] in the dtype of the matrix product).
+    def padded_logits(self, part: slice, vocabulary: int) -> Tensor:
+        """The logits of some rows [n, W] in the dtype of the matrix product; they may be changed.
 
-        W is a multiple of `BLOCK`, and logits of padding are −inf. The logits may be changed.
+        W is a multiple of `BLOCK`, and logits of padding are −inf.
         """
         width = -(-vocabulary // BLOCK) * BLOCK
-        for start in range(0, max(1, len(self)), rows):
-            products = self._products(start, start + rows)
-            if len(products) > 1:
-                logits_NV = self._mixed([logits_NV[:, :vocabulary] for logits_NV in products])
-            else:
-                logits_NV = products[0][:, :width]
-                logits_NV[:, vocabulary:] = -torch.inf
-            missing = width - logits_NV.shape[1]
-            logits_NW = torch.nn.functional.pad(logits_NV, (0, missing), value=-torch.inf) if missing else logits_NV
-            yield slice(start, start + len(logits_NW)), logits_NW
+        products = self._products(part.start, part.stop)
+        if len(products) > 1:
+            logits_NV = self._mixed([logits_NV[:, :vocabulary] for logits_NV in products])
+        else:
+            logits_NV = products[0][:, :width]
+            logits_NV[:, vocabulary:] = -torch.inf
+        missing = width - logits_NV.shape[1]
+        return torch.nn.functional.pad(logits_NV, (0, missing), value=-torch.inf) if missing else logits_NV
 
     def _products(self, start: int, stop: int) -> list[Tensor]:
         return [head.logits(hidden_ND[start:stop]) for hidden_ND, head in zip(self.hidden_ND, self.heads, strict=True)]
@@ -151,7 +151,7 @@ def slice_budget(on: torch.device) -> int:
 
 
 def rows_at_once(rows: TeacherRows, shape: SignalShape, vocabulary: int, budget: int) -> int:
-    """How many rows of `padded_slices` fit into a byte budget, with what is computed from them; at least one."""
+    """How many rows of `padded_logits` fit into a byte budget, with what is computed from them; at least one."""
     widest = max(vocabulary, *(len(head.weight_VD) for head in rows.heads))
     mixed = 4 * (len(rows.heads) + 1) * widest if len(rows.heads) > 1 else 0
     product = rows.hidden_ND[0].element_size() * widest
@@ -208,14 +208,33 @@ def lazy_signal(
     temperature: float,
     step: int,
 ) -> DeviceSignal:
-    """`extract` by `step` rows at a time, without a shape that depends on a number on the device."""
-    parts: list[DeviceSignal] = []
-    for part, logits_NW in rows.padded_slices(vocabulary, step):
-        target_logit_N = logits_NW.gather(1, target_N[part, None])[:, 0].float()
-        blocks = LazyBlocks(logits_NW, 1.0 / temperature)
-        log_total_N = blocks.log_total_N if temperature == 1.0 else LazyBlocks(logits_NW).log_total_N
-        parts.append(_signal_of_blocks(blocks, target_logit_N - log_total_N, uniform_N[part], shape))
-    return DeviceSignal.concatenate(parts)
+    """`extract` by at most `step` rows at a time, without a shape that depends on a number on the device."""
+    count = len(rows)
+    slices = max(1, math.ceil(count / step))
+    # Equal ones: a product of few rows takes as long as one of many.
+    ends = [count * number // slices for number in range(slices + 1)]
+    return DeviceSignal.concatenate(
+        [
+            _lazy_slice(rows, slice(start, stop), target_N, uniform_N, shape, vocabulary, temperature)
+            for start, stop in itertools.pairwise(ends)
+        ]
+    )
+
+
+def _lazy_slice(
+    rows: TeacherRows,
+    part: slice,
+    target_N: Tensor,
+    uniform_N: Tensor,
+    shape: SignalShape,
+    vocabulary: int,
+    temperature: float,
+) -> DeviceSignal:
+    logits_NW = rows.padded_logits(part, vocabulary)
+    target_logit_N = logits_NW.gather(1, target_N[part, None])[:, 0].float()
+    blocks = LazyBlocks(logits_NW, 1.0 / temperature)
+    log_total_N = blocks.log_total_N if temperature == 1.0 else LazyBlocks(logits_NW).log_total_N
+    return _signal_of_blocks(blocks, target_logit_N - log_total_N, uniform_N[part], shape)
 
 
 def signal_of_logits(

@@ -85,7 +85,8 @@ class Subsequences:
         self._lengths = array("I")
         # Copies of parts of these are read: while there are views, arrays cannot grow.
         self._sketches = array("Q")
-        self._folded = array("Q"), array("Q")
+        # One array for each word: gathered several times as fast as rows of words.
+        self._folded = [array("Q") for _ in range(_WORDS // 2)]
         self._by_token = Postings()
         self._by_pair: Postings | None = None
         self._read = self._checks = 0
@@ -141,7 +142,7 @@ class Subsequences:
         n = numpy.frombuffer(self._lengths, numpy.uint32).take(rows).astype(numpy.int64)
         needed = self._p * (m + n) // (2 * self._q) + 1
         ours = _fold(sketch)
-        common = numpy.zeros(len(rows), numpy.uint8)
+        common = numpy.zeros(len(rows), numpy.uint16)
         for word, words in zip(ours, self._folded, strict=True):
             common += numpy.bitwise_count(numpy.frombuffer(words, numpy.uint64).take(rows) & word)
         lacking = int(numpy.bitwise_count(ours).sum()) - common.astype(numpy.int64)
@@ -255,10 +256,8 @@ class Subsequences:
 
 
 def _fold(sketch: Any) -> Any:
-    """A sketch in two words, with fewer bits for the same tokens: most texts are too far by this one already."""
-    first, second = sketch[: _WORDS // 2], sketch[_WORDS // 2 :]
-    quarter = first | second
-    return quarter[: _WORDS // 4] | quarter[_WORDS // 4 :]
+    """A sketch in half as many bits, by which most texts are too far already."""
+    return sketch[: _WORDS // 2] | sketch[_WORDS // 2 :]
 
 
 def _bits(numpy: Any, words: Any) -> Any:

@@ -28,6 +28,11 @@ from easydistill.errors import DataError
 _BATCH = 128
 _AHEAD = 3
 """Batches on their way through the tokenizer: one at work, one that waits for it, one that waits for the caller."""
+_NOT_FOUND = (
+    "the chat template does not show the final answer unchanged, or shows it again elsewhere\n"
+    "    → set dataset.template to a copy of it in which {% generation %} and {% endgeneration %} stand around what "
+    "the assistant writes, or to a template that shows an answer once"
+)
 
 
 class ChatRenderer:
@@ -250,7 +255,7 @@ class ChatRenderer:
             raise DataError(problem)
         spans = {index: own for index, own in turns.learned.items() if not _is_empty(chat, index, missing)}
         if learned[-1] not in spans:
-            raise DataError("the chat template does not show the final answer unchanged")
+            raise DataError(_NOT_FOUND)
         return Shown(text, [span for own in spans.values() for span in own], len(learned) - len(spans), tuple(missing))
 
     def _found(self, chat: Chat, learned: list[int]) -> tuple[str, Turns]:

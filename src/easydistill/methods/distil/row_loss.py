@@ -19,6 +19,7 @@ from easydistill.contracts.loss import DistillationConfig, Outcomes
 from easydistill.kernels.linear_distillation import Divergence, Objective, Targets, linear_distillation
 from easydistill.losses import LOSSES
 from easydistill.methods.sft.batching import TokenRow
+from easydistill.methods.shared.ranks import sum_over_ranks
 from easydistill.models.head import Head
 from easydistill.signals.signal import concatenate, weight_arrays
 from easydistill.signals.store import SignalStore
@@ -88,7 +89,7 @@ class Distillation:
         """Mean cross-entropy and divergence per token since the last call, for the log."""
         if self._sums is None:
             return {"cross_entropy": 0.0, "divergence": 0.0}
-        cross_entropy, labels, divergence, signals = self._sums.tolist()
+        cross_entropy, labels, divergence, signals = sum_over_ranks(self._sums).tolist()
         self._sums = None
         return {
             "cross_entropy": round(cross_entropy / max(1, labels), 6),

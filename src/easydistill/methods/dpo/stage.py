@@ -93,7 +93,7 @@ class DpoStage(PairStage):
                 "after": measure(held_rows, now, start),
                 "gaps": measure_gaps(held_rows, now, start),
             }
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
             outcome,

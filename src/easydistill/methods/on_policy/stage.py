@@ -116,7 +116,7 @@ class OnPolicyStage(TrainStage):
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)
             context.stop.raise_if_requested()
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
             outcome,

@@ -36,6 +36,7 @@ from easydistill.data.numbers import usable_logprob
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
+from easydistill.kernels.logprobs import completion_logprobs
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
@@ -58,7 +59,6 @@ from easydistill.methods.shared.rollouts import (
 )
 from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
 from easydistill.models.loading import device
-from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.student import Student
 
 STATE = "state.pt"

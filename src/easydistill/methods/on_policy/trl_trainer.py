@@ -23,6 +23,7 @@ from transformers import TrainerControl, TrainerState
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
+from easydistill.kernels.logprobs import target_logprobs
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
@@ -46,7 +47,6 @@ from easydistill.methods.shared.trl_parts import WritingTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
-from easydistill.models.logprobs import target_logprobs
 from easydistill.models.student import Student
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
 

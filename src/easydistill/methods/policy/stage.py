@@ -136,7 +136,7 @@ class PolicyStage(TrainStage):
             explorer = self._explorer(student, rows, held_rows, context, opened)
             outcome = self._train_policy(student, explorer, context)
         context.stop.raise_if_requested()
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         steps = sorted(explorer.measured)
         measured: dict[str, Any] = (

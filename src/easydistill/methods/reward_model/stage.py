@@ -98,7 +98,7 @@ class RewardStage(PairStage):
             context.stop,
         )
         context.stop.raise_if_requested()
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         metrics: dict[str, Any] = {}
         if held_rows:
             # Measure what is saved: the weights are rounded to their dtype.

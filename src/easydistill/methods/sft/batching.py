@@ -7,7 +7,7 @@ uninterrupted one.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,13 @@ def learned(labels_BT: torch.Tensor) -> dict[str, torch.Tensor]:
     labels = labels_BT.flatten()
     at_N = (labels != IGNORE).nonzero().squeeze(1)
     return {"learned_N": at_N - 1, "target_N": labels[at_N]}
+
+
+def unlearned(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same micro-batch without anything to learn."""
+    of_rows = {"input_ids", "position_ids", *BOUNDS}
+    found = {name: value if name in of_rows else value[:0] for name, value in batch.items()}
+    return {**found, "labels": torch.full_like(batch["labels"], IGNORE)}
 
 
 def _positions(item: Sequence[TokenRow], width: int) -> NDArray[np.int64]:

@@ -11,8 +11,9 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.methods.distil.row_loss import Distillation
-from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler
+from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, unlearned
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
 from easydistill.methods.sft.varlen import collate_flat
 
@@ -59,23 +60,35 @@ class Feed:
         batches = len(self.items) / config.per_device_train_batch_size if budget is None else sum(self.lengths) / budget
         return batches * config.num_train_epochs / self.ranks
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether the data set's items are whole micro-batches."""
+        return self.config.max_tokens_per_batch is not None or self.ranks > 1
+
     @cached_property
     def dataset(self) -> Dataset[Any]:
-        if self.config.max_tokens_per_batch is None:
-            return RowDataset(self.items)
-        return BatchDataset(self.items)
+        return BatchDataset(self.items) if self.whole_batches else RowDataset(self.items)
 
     @cached_property
     def sampler(self) -> Sampler[Any]:
         grouped = self.config.group_by_length and not self.config.packing
         budget = self.config.max_tokens_per_batch
         if budget is None:
-            return epoch_sampler(self.sizes, self.config, grouped=grouped)
+            size = self.config.per_device_train_batch_size * self.ranks
+            together = self.config.model_copy(update={"per_device_train_batch_size": size})
+            order = epoch_sampler(self.sizes, together, grouped=grouped)
+            return order if self.ranks == 1 else RankBatchSampler(order, size, self.ranks)
         return token_batch_sampler(self.lengths, budget, self.config, grouped=grouped, ranks=self.ranks)
 
     def collate(self, drawn: list[Any]) -> dict[str, Any]:
         """The micro-batch that a data loader draws: items, or one list of them."""
-        items = drawn if self.config.max_tokens_per_batch is None else drawn[0]
+        items = drawn[0] if self.whole_batches else drawn
+        if not items:
+            # This rank has no row in the step, and computes one with the others.
+            return unlearned(self._with_signals(self.items[0:1]))
+        return self._with_signals(items)
+
+    def _with_signals(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
         extra = self.distillation.collate([row for item in items for row in item]) if self.distillation else {}
         return {**self.tokens(items), **extra}
 
@@ -88,7 +101,7 @@ class Feed:
     def first(self) -> dict[str, Any]:
         """The first micro-batch of the first epoch, without a teacher's signals."""
         draw = iter(self.sampler)
-        if self.config.max_tokens_per_batch is not None:
+        if self.whole_batches:
             return self.tokens([self.items[index] for index in next(draw)])
         size = min(self.config.per_device_train_batch_size, len(self.items))
         return self.tokens([self.items[next(draw)] for _ in range(size)])

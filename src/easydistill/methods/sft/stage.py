@@ -14,6 +14,7 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
@@ -21,6 +22,7 @@ from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
     loaded_student,
+    memory_notes,
     optimiser_issues,
     save_student,
     show_student,
@@ -88,7 +90,7 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        return self._foresight.lines()
+        return [*memory_notes(self._models, self._training), *self._foresight.lines()]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -101,6 +103,10 @@ class TrainStage:
 
     def estimate(self, directory: Path) -> Estimate:
         return training_estimate(self._models, self._training)
+
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished."""
+        last_whole_checkpoint(checkpoints_of(context))
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.sft.rows import training_rows
@@ -135,7 +141,9 @@ class TrainStage:
             self.name,
         )
         context.stop.raise_if_requested()
-        files = save_student(student, renderer, self._rows.dataset.template, context.directory / MODEL)
+        if context.rank > 0:
+            return StageResult([])
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
             outcome,

@@ -45,6 +45,7 @@ from easydistill.methods.shared.compiling import (
     pass_through,
     wants_compiling,
 )
+from easydistill.methods.shared.ranks import check_ranks
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -83,7 +84,11 @@ def train(
     feed, undo = _packed(student.model, feed, arguments.device, bf16, reporter)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
+    if feed.whole_batches:
+        arguments.per_device_train_batch_size = 1
     resume = last_whole_checkpoint(checkpoints)
+    if resume is not None:
+        check_ranks(resume)
     with (
         fast_matrix_products(arguments.device, bf16),
         _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),

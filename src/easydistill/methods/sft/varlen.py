@@ -60,11 +60,10 @@ def use_varlen(model: Any, attend: Attend | None = None) -> None:
     Args:
         attend: the operator; by default torch's.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
+    # An attention without a mask function of its own gets no mask: the bounds say it all.
     AttentionInterface.register(NAME, _attention(attend or flash_attend))
-    # The bounds say it all, so no mask is made.
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
     model.set_attn_implementation(NAME)
 
 

@@ -23,9 +23,19 @@ def is_whole(checkpoint: Path) -> bool:
     return (checkpoint / WHOLE).is_file()
 
 
-def mark_whole(checkpoint: Path) -> None:
-    """Mark a checkpoint as complete."""
-    (checkpoint / WHOLE).write_text(json.dumps({"step": step_of(checkpoint)}), encoding="utf-8")
+def mark_whole(checkpoint: Path, ranks: int = 1) -> None:
+    """Mark a checkpoint as complete.
+
+    Args:
+        ranks: processes that train together, each of which has written its part.
+    """
+    about = {"step": step_of(checkpoint), **({"ranks": ranks} if ranks > 1 else {})}
+    (checkpoint / WHOLE).write_text(json.dumps(about), encoding="utf-8")
+
+
+def ranks_of(checkpoint: Path) -> int:
+    """Processes that wrote a complete checkpoint."""
+    return int(json.loads((checkpoint / WHOLE).read_text(encoding="utf-8")).get("ranks", 1))
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, masking_utils
 
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
@@ -178,13 +178,34 @@ def fuse_loss(model: Any, row_loss: RowLoss) -> None:
         **extra: Any,
     ) -> dict[str, Tensor]:
         bounds = {name: extra.pop(name) for name in BOUNDS if name in extra}
-        hidden_BTD = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds).last_hidden_state
+        with contextlib.nullcontext() if position_ids is not None else not_packed():
+            hidden_BTD = body(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds
+            ).last_hidden_state
         rows_ND = hidden_BTD.flatten(0, 1).index_select(0, learned_N)
         total = row_loss(rows_ND, Head.of(self), target_N, extra)
         count = len(target_N) if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
     model.forward = types.MethodType(forward, model)
+
+
+@contextlib.contextmanager
+def not_packed() -> Iterator[None]:
+    """Spare transformers the search for packs in positions that it has counted itself.
+
+    It looks at the result of that search in every forward pass, for which the CPU would wait for the GPU.
+    """
+    name = "find_packed_sequence_indices"
+    search = getattr(masking_utils, name, None)
+    if search is None:
+        yield
+        return
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, search)
 
 
 def unfuse_loss(model: Any) -> None:

@@ -12,6 +12,7 @@ from easydistill.data.messages import Chat, Message, answer_message
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
+from easydistill.methods.shared.chat_settings import inherited_lines
 from easydistill.methods.shared.rendering import LostThoughts, TemplateSettings, rendering_lines
 from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
@@ -84,7 +85,8 @@ class Foresight:
         try:
             if "_renderer" not in vars(self) and not self._is_at_hand():
                 return list(self._first.lines)
-            found = [*self._first.lines, *self._refusals(), *self._missing(), *self._disagreement()]
+            found = inherited_lines(student_references(self.models), self.settings)
+            found += [*self._first.lines, *self._refusals(), *self._missing(), *self._disagreement()]
             return [*found, *self._unshown_thoughts(), *self._beyond_limits()]
         except EasyDistillError as error:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.

@@ -177,7 +177,7 @@ class PairStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training)
+        return training_estimate(self._models, self._training, sequences_per_row=2)
 
 
 def _thoughtful(renderer: ChatRenderer, pairs: Iterable[Preference]) -> Iterator[tuple[Chat, list[Missing]]]:

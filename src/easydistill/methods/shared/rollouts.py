@@ -24,8 +24,8 @@ from easydistill.config.training import TrainerConfig
 from easydistill.contracts.teacher import row_seed
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
+from easydistill.kernels.logprobs import completion_logprobs
 from easydistill.models.decoding.graphs import DecodeGraphs
-from easydistill.models.logprobs import completion_logprobs
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.transformers import MAX_BATCH_ROWS

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,8 +17,10 @@ from easydistill.data.records import Rejection, count_reasons
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
-from easydistill.methods.shared.rendering import template_identity
-from easydistill.models.size import student_parameters
+from easydistill.methods.shared.chat_settings import write_chat_settings
+from easydistill.methods.shared.memory import device_memory, memory_lines, training_memory
+from easydistill.methods.shared.rendering import TemplateSettings, template_identity
+from easydistill.models.size import student_parameters, student_shape
 from easydistill.models.student import Student, student_identity
 
 if TYPE_CHECKING:
@@ -25,8 +29,6 @@ if TYPE_CHECKING:
 
 
 MODEL = "model"
-LOSS_CHUNK_BYTES = 64 << 20
-"""Memory for a slice of the logits, for methods without a setting for it."""
 
 
 class TrainingRows(Protocol):
@@ -79,18 +81,39 @@ def training_fingerprint(rows: TrainingRows, models: ModelsConfig, training: Tra
     }
 
 
-def training_estimate(models: ModelsConfig, training: TrainerConfig) -> Estimate:
-    """Disk and memory for training the student; unknown if its size is."""
+def training_estimate(models: ModelsConfig, training: TrainerConfig, sequences_per_row: int = 1) -> Estimate:
+    """Disk and memory for training the student; unknown if its size is.
+
+    Args:
+        sequences_per_row: 2 for pairs.
+    """
     parameters = student_parameters(models)
     if parameters is None:
         return Estimate()
-    # Weights, gradients and Adam's two moments in float32; adapters are small beside frozen weights.
-    bytes_each = 4 if training.lora is not None else 16
+    shape = student_shape(models)
+    memory = None
+    if shape is not None:
+        memory = training_memory(shape, training, bf16=_bf16(training), sequences_per_row=sequences_per_row).total
+    # The student in two bytes per value, and checkpoints with weights and moments.
+    state = 12 if training.optim.startswith("adamw_torch") else 6
     return Estimate(
-        # The student in two bytes per value, and checkpoints with weights and moments.
-        disk_bytes=parameters * (2 + (0 if training.lora else 12) * (training.save_total_limit + 1)),
-        memory_bytes=parameters * bytes_each + 3 * (getattr(training, "loss_chunk_bytes", None) or LOSS_CHUNK_BYTES),
+        disk_bytes=parameters * (2 + (0 if training.lora else state) * (training.save_total_limit + 1)),
+        memory_bytes=memory,
     )
+
+
+def memory_notes(models: ModelsConfig, training: TrainerConfig) -> list[str]:
+    """A line if the training does not fit into this machine's GPU, or without one into its memory."""
+    return memory_lines(student_shape(models), training, device_memory(), bf16=_bf16(training))
+
+
+def _bf16(training: TrainerConfig) -> bool:
+    """Whether the training would compute in bfloat16 on this machine."""
+    if training.bf16 != "auto":
+        return training.bf16
+    from easydistill.models.loading import computes_well_in_bf16, device
+
+    return importlib.util.find_spec("torch") is not None and computes_well_in_bf16(device())
 
 
 def checkpoints_of(context: StageContext) -> Path:
@@ -134,18 +157,35 @@ def training_result(
     )
 
 
-def save_student(student: Student, renderer: ChatRenderer, template: str | None, target: Path) -> list[str]:
+def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettings, target: Path) -> list[str]:
     """Save model and tokenizer in `target`; returns the files' paths relative to the parent of `target`.
 
+    Its chat template is the one it was trained with, with the variables that it was trained with as defaults, so that
+    whoever renders chats for it renders them as in training.
+
     Args:
-        template: file with a chat template that replaces the tokenizer's own, if any.
+        chats: the `dataset` section: its `template`, if any, replaces the tokenizer's own.
     """
     from easydistill.models.loading import import_torch
 
     torch = import_torch()
     shutil.rmtree(target, ignore_errors=True)
     student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
-    if template is not None and not renderer.single_turn:
-        student.tokenizer.chat_template = renderer.template
+    if not renderer.single_turn:
+        if chats.template is not None:
+            student.tokenizer.chat_template = renderer.template
+        _set_defaults(student.tokenizer, chats.template_kwargs or {})
     student.tokenizer.save_pretrained(target)
+    write_chat_settings(target, chats)
     return [f"{target.name}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]
+
+
+def _set_defaults(tokenizer: Any, variables: Mapping[str, Any]) -> None:
+    """Let variables of the chat templates be what they were in training, where nobody sets them."""
+    from easydistill.data.chat.defaults import with_defaults
+
+    own = tokenizer.chat_template
+    if variables and isinstance(own, str):
+        tokenizer.chat_template = with_defaults(own, variables)
+    elif variables and isinstance(own, Mapping):
+        tokenizer.chat_template = {name: with_defaults(text, variables) for name, text in own.items()}

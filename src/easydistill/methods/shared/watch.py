@@ -20,6 +20,7 @@ from easydistill.errors import DataError
 from easydistill.methods.shared.checkpoints import mark_whole, rotate, step_of
 from easydistill.methods.shared.compiling import CompiledLayers
 from easydistill.methods.shared.phases import Phases
+from easydistill.methods.shared.ranks import any_rank, wait_for_all, world_size
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         if self._task is not None:
             self._task.advance(note=f"loss {self.last_loss:.3f}" if self.last_loss is not None else None)
-        if self._stop.requested:
+        # Together: a rank that went on alone would wait for the others in its next step.
+        if any_rank(self._stop.requested):
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -171,8 +173,10 @@ class Watch(TrainerCallback):
             self._reporter.metric("seconds", step=state.global_step, **self.phases.take())
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Every rank has written its part.
+        wait_for_all()
         if not state.is_world_process_zero:
             return
         directory = Path(args.output_dir)
-        mark_whole(directory / f"checkpoint-{state.global_step}")
+        mark_whole(directory / f"checkpoint-{state.global_step}", world_size())
         rotate(directory, self._config.save_total_limit)

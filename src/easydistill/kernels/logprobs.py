@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from easydistill.data.batches import padded
+from easydistill.kernels.devices import uses_triton
+from easydistill.kernels.linear_logprobs import linear_logprobs
 from easydistill.models.head import Head, body_of, rows_per_chunk
 
 
@@ -42,6 +44,9 @@ def completion_logprobs(
     hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
     hidden_ND, target_N = hidden_BTD[:, :-1][keep_BT], ids_BT[:, 1:][keep_BT]
     head = Head.of(model)
+    if (torch.is_grad_enabled() or not with_entropy) and uses_triton(hidden_ND):
+        logprobs_N = linear_logprobs(hidden_ND, head, target_N, vocabulary, chunk_bytes)
+        return logprobs_N, torch.zeros_like(logprobs_N)
     step = rows_per_chunk(head.weight_VD.shape[0], chunk_bytes, on)
     parts = []
     for at in range(0, len(target_N), step):

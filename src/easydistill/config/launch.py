@@ -1,0 +1,19 @@
+"""The `launch` section: how many processes train, on how many machines, and how they share the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from easydistill.config.base import PositiveInt, Section
+
+Strategy = Literal["ddp"]
+
+
+class LaunchConfig(Section):
+    """Several processes for the stages that train. What they learn depends on their number only as one process does on
+    its batch size: a step has `per_device_train_batch_size` rows for each of them."""
+
+    processes: PositiveInt | Literal["auto"] = "auto"
+    """Processes on this machine; `auto`: one for each GPU, one without a GPU."""
+    strategy: Strategy = "ddp"
+    """How the processes share the model: `ddp` keeps a whole copy of it in each."""

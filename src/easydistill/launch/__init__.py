@@ -1,0 +1,1 @@
+"""Stages in several processes: the parent's side. A process's own side is `easydistill/rank.py`."""
