@@ -12,7 +12,7 @@ from typing import Any
 
 from easydistill.config.reading import LoadedConfig
 from easydistill.data.files import show_directory
-from easydistill.engine.determinism import deterministic
+from easydistill.engine.determinism import deterministic, explained_refusals
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import LOGGER, RunDirectory
@@ -71,6 +71,10 @@ class JobRun:
         Args:
             again: first ask again for rows rejected for these reasons; None to skip this.
         """
+        with deterministic(self._loaded.job.computes_deterministically):
+            return self._locked(again)
+
+    def _locked(self, again: Sequence[str] | None) -> RunResult:
         for note in self._loaded.notes:
             self._reporter.say(f"note: {note}")
         stages = stages_of(self._loaded.job)
@@ -99,7 +103,7 @@ class JobRun:
         self._directory.write_environment()
         LOGGER.info("run of %s starts", self._loaded.job.job_type)
         try:
-            with self._stop.listening(), deterministic(self._loaded.job.computes_deterministically):
+            with self._stop.listening(), explained_refusals():
                 self._records = runner.execute(stages, self._keep)
         except Interrupted as error:
             self._finish("interrupted", EXIT_INTERRUPTED, str(error))

@@ -19,7 +19,7 @@ from torch import Tensor
 from easydistill.config.job import JobConfig
 from easydistill.data.manifest import Manifest
 from easydistill.engine import runner as runners
-from easydistill.engine.determinism import BATCH_INVARIANT, CUBLAS, VARIABLES, deterministic
+from easydistill.engine.determinism import BATCH_INVARIANT, CUBLAS, VARIABLES, deterministic, explained_refusals
 from easydistill.errors import ConfigError, NotDeterministic
 from easydistill.jobs.pipeline import Job as Pipeline
 from easydistill.models.prefix_sum import BLOCK, by_doubling, prefix_sum
@@ -98,6 +98,10 @@ def test_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_operation_that_cannot_is_named() -> None:
     with pytest.raises(NotDeterministic, match=r"no deterministic implementation of put_ "), deterministic(True):
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+    with pytest.raises(NotDeterministic, match="put_") as told, deterministic(True), explained_refusals():
+        torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+    assert isinstance(told.value.__cause__, RuntimeError)
+    assert not isinstance(told.value.__cause__, NotDeterministic)
     with pytest.raises(RuntimeError, match="another") as raised, deterministic(True):
         raise RuntimeError("another error")
     assert not isinstance(raised.value, NotDeterministic)
@@ -148,6 +152,14 @@ def test_every_stage_computes_so_and_twice_the_same(
         return run_stage(self, stage, *arguments)
 
     monkeypatch.setattr(runners.Runner, "_run_stage", watched)
+    preflight = runners.Runner.preflight
+
+    def looking(self: Any, stages: Any) -> None:
+        # What looks at the machine before the first stage may start CUDA.
+        assert (state()["algorithms"], state()[CUBLAS]) == (True, VARIABLES[CUBLAS])
+        preflight(self, stages)
+
+    monkeypatch.setattr(runners.Runner, "preflight", looking)
     hashes = []
     for name in ("one", "two"):
         folder = tmp_path / name
@@ -243,6 +255,7 @@ SUSPECTS = re.compile(
 """Operations that torch refuses on a GPU, or whose results depend on timing or on the memory that is free."""
 ALLOWED = {
     ("evaluation/measure.py", "mask_BT.long().cumsum(1)"): "of integers",
+    ("methods/shared/memory.py", "torch.cuda.mem_get_info()[1]"): "all memory, for an estimate; not what is free",
     ("models/decoding/batch.py", "seen_BT.cumsum(-1)"): "of integers",
     ("models/decoding/graphs.py", "self._ids_BT.shape[1]].cumsum(-1)"): "of integers",
     ("signals/blocks.py", "new_ND.cumsum(-1)"): "of integers",

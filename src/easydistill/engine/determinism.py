@@ -1,7 +1,7 @@
 """`deterministic: true`: the same files run for run and resume for resume, on one kind of device.
 
-Everything here is set before a stage runs, hence before CUDA starts: cuBLAS reads its variable once. Children inherit
-the variables; each rank of a distributed training runs the job, and comes here itself.
+Everything here is set before a run looks at anything, hence before CUDA starts (to ask a GPU for its memory starts it):
+cuBLAS reads its variable once. Children inherit the variables; a process that runs a stage comes here itself.
 """
 
 from __future__ import annotations
@@ -38,13 +38,25 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
         return
     _check()
-    with _variables(), _flags():
-        try:
-            yield
-        except RuntimeError as error:
-            if any(text in str(error) for text in _REFUSED):
-                raise NotDeterministic(_explained(str(error))) from error
-            raise
+    with _variables(), _flags(), explained_refusals():
+        yield
+
+
+@contextlib.contextmanager
+def explained_refusals() -> Iterator[None]:
+    """torch's errors about operations that cannot be deterministic, in words.
+
+    Raises:
+        NotDeterministic: in place of such an error.
+    """
+    try:
+        yield
+    except NotDeterministic:
+        raise
+    except RuntimeError as error:
+        if any(text in str(error) for text in _REFUSED):
+            raise NotDeterministic(_explained(str(error))) from error
+        raise
 
 
 def is_deterministic() -> bool:

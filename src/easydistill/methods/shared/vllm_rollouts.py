@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from easydistill.contracts.teacher import row_seed
-from easydistill.errors import ConfigError, ConfigIssue, MissingExtra, TeacherError
+from easydistill.errors import ConfigError, ConfigIssue, MissingExtra, ModelError
 from easydistill.methods.shared.restored import RandomState
 from easydistill.methods.shared.rollouts import Written
 from easydistill.models.loading import choose_dtype, device
@@ -47,7 +47,7 @@ class VllmWriter:
     Raises:
         ConfigError: several processes train.
         MissingExtra: vLLM is not installed.
-        TeacherError: vLLM cannot run such a model, or has no room for it.
+        ModelError: vLLM cannot run such a model, or has no room for it.
     """
 
     def __init__(self, student: Student, longest: int, memory_share: float, *, trust_remote_code: bool = False) -> None:
@@ -79,10 +79,11 @@ class VllmWriter:
         # vLLM seeds the global generators when it starts.
         state = RandomState.now()
         try:
-            self._llm = _engine_here(options)
-        except (ValueError, RuntimeError, OSError) as error:
+            with _explained():
+                self._llm = _engine_here(options)
+        except ModelError:
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise TeacherError(f"vLLM cannot run the student: {str(error).strip().splitlines()[0]}") from error
+            raise
         finally:
             state.restore()
 
@@ -94,7 +95,8 @@ class VllmWriter:
         # It warns of each layer without weights of its own, such as rotary embeddings.
         logger.setLevel(logging.ERROR)
         try:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": plain_weights(model)})
+            with _explained():
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": plain_weights(model)})
         finally:
             logger.setLevel(level)
 
@@ -125,7 +127,7 @@ class VllmWriter:
 
         state = RandomState.now()
         torch.manual_seed(row_seed(seed, f"{step}:vllm"))
-        with torch.autocast(device().type, enabled=False):
+        with torch.autocast(device().type, enabled=False), _explained():
             outputs = self._llm.generate(
                 [{"prompt_token_ids": ids} for _, ids in prompts],
                 [sampling(index) for index in range(len(prompts))],
@@ -144,6 +146,16 @@ class VllmWriter:
         del self._llm
         cleanup_dist_env_and_memory()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What vLLM cannot do, in words."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"vLLM cannot run the student: {reason}\n    → set on_policy.rollouts=transformers") from error
 
 
 def _written(prompt: tuple[str, list[int]], completion: list[int], eos_ids: frozenset[int]) -> Written:
