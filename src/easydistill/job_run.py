@@ -12,7 +12,7 @@ from typing import Any
 
 from easydistill.config.reading import LoadedConfig
 from easydistill.data.files import show_directory
-from easydistill.engine.determinism import deterministic
+from easydistill.engine.determinism import deterministic, refusals_named
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.run_directory import LOGGER, RunDirectory
@@ -88,10 +88,12 @@ class JobRun:
             if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
                 self._reporter.say(f"everything is already done: {self._directory.report}")
                 return self._result(found, fresh=False)
-            runner.examine(stages, records)
-            runner.foretell(stages, records)
-            with self._directory.logging(self._redactor):
-                return self._execute(runner, stages)
+            # Already for the checks: they ask the GPU what it can do and has, which starts CUDA.
+            with deterministic(self._loaded.job.computes_deterministically):
+                runner.examine(stages, records)
+                runner.foretell(stages, records)
+                with self._directory.logging(self._redactor):
+                    return self._execute(runner, stages)
 
     def _execute(self, runner: Runner, stages: list[Stage]) -> RunResult:
         resolved = self._loaded.job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
@@ -99,7 +101,7 @@ class JobRun:
         self._directory.write_environment()
         LOGGER.info("run of %s starts", self._loaded.job.job_type)
         try:
-            with self._stop.listening(), deterministic(self._loaded.job.computes_deterministically):
+            with self._stop.listening(), refusals_named():
                 self._records = runner.execute(stages, self._keep)
         except Interrupted as error:
             self._finish("interrupted", EXIT_INTERRUPTED, str(error))

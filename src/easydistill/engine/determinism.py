@@ -38,13 +38,23 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
         return
     _check()
-    with _variables(), _flags():
-        try:
-            yield
-        except RuntimeError as error:
-            if any(text in str(error) for text in _REFUSED):
-                raise NotDeterministic(_explained(str(error))) from error
-            raise
+    with _variables(), _flags(), refusals_named():
+        yield
+
+
+@contextlib.contextmanager
+def refusals_named() -> Iterator[None]:
+    """Raise torch's refusals of an operation as errors that users can read.
+
+    Raises:
+        NotDeterministic: an operation has no deterministic implementation.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(text in str(error) for text in _REFUSED):
+            raise NotDeterministic(_explained(str(error))) from error
+        raise
 
 
 def is_deterministic() -> bool:
