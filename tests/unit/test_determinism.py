@@ -22,6 +22,7 @@ from easydistill.engine import runner as runners
 from easydistill.engine.determinism import BATCH_INVARIANT, CUBLAS, VARIABLES, deterministic, explained_refusals
 from easydistill.errors import ConfigError, NotDeterministic
 from easydistill.jobs.pipeline import Job as Pipeline
+from easydistill.methods.shared import student as students
 from easydistill.models.prefix_sum import BLOCK, by_doubling, prefix_sum
 from easydistill.models.vllm import prepare_environment
 
@@ -146,6 +147,14 @@ def test_every_stage_computes_so_and_twice_the_same(
 ) -> None:
     seen: dict[str, list[dict[str, Any]]] = {}
     run_stage: Callable[..., Manifest] = runners.Runner._run_stage
+    device_memory = students.device_memory
+
+    def asked() -> tuple[int, str] | None:
+        """What asks a GPU for its memory, and so starts CUDA, before the first stage runs."""
+        seen.setdefault("foretell", []).append({**state(), "cuda": torch.cuda.is_initialized()})
+        return device_memory()
+
+    monkeypatch.setattr(students, "device_memory", asked)
 
     def watched(self: Any, stage: Any, *arguments: Any) -> Manifest:
         seen.setdefault(stage.name, []).append({**state(), "cuda": torch.cuda.is_initialized()})
@@ -168,7 +177,7 @@ def test_every_stage_computes_so_and_twice_the_same(
         assert code == 0, printed
         manifests = sorted((folder / "run" / "stages").glob("*/manifest.json"))
         hashes.append({path.parent.name: json.loads(path.read_text())["outputs"] for path in manifests})
-    assert list(seen) == ["label", "score", "train", "evaluate"]
+    assert list(seen) == ["foretell", "label", "score", "train", "evaluate"]
     for found in (each for entries in seen.values() for each in entries):
         assert found["algorithms"]
         assert not found["warn_only"]

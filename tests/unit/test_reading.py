@@ -149,6 +149,31 @@ def test_columns_that_are_not_clear(values: dict[str, str], words: str) -> None:
         ColumnsConfig(**values)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
+        {"Messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
+        {"messages": '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]'},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]},
+        {"instruction": "Hi", "output": "Hello."},
+        {"Instruction": "Hi", "Output": "Hello."},
+        {"data": ["Hi", "Hello."]},
+    ],
+)
+def test_a_rendered_text_beside_a_chat_does_not_take_its_place(row: dict[str, Any], tmp_path: Path) -> None:
+    """As files have it that were prepared for other trainers; ids would change, and teachers be asked again."""
+    text = "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nOther.<|im_end|>\n"
+    found = {}
+    for name, each in {"plain": row, "rendered": {**row, "text": text}}.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(each) + "\n")
+        (found[name],) = read_rows(path, labelled=True).samples
+    assert found["rendered"].messages == found["plain"].messages
+    assert found["rendered"].messages[-1]["content"] == "Hello."
+    assert found["rendered"].id == found["plain"].id
+
+
 def test_named_columns_take_the_place_of_known_ones(tmp_path: Path) -> None:
     row = {
         "q": "Which?",

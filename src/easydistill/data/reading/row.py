@@ -136,11 +136,11 @@ def chat_of(row: Any, *, with_answer: bool = True) -> RowChat:
         MalformedRow: it has none of the known shapes.
     """
     row = fields_of(row)
-    if _prompt_column(row) is None:
+    if not _is_laid_out(row):
         row = with_messages(row)
     column = _chat_column(row)
     if column is None and _prompt_column(row) is None:
-        lowered = {name.lower() if isinstance(name, str) else name: value for name, value in row.items()}
+        lowered = _lowered(row)
         if _chat_column(lowered) is None and _prompt_column(lowered) is None:
             raise MalformedRow(
                 f"no `instruction`, `messages` or `conversations` in it (it has: {names_of(row)}); "
@@ -203,6 +203,21 @@ def drop_fillers(messages: list[Message], tools: tuple[Tool, ...]) -> None:
 def has_chat(row: dict[str, Any]) -> bool:
     """Whether a row has a column for a chat or a prompt."""
     return _chat_column(row) is not None or _prompt_column(row) is not None
+
+
+def _lowered(row: dict[str, Any]) -> dict[str, Any]:
+    return {name.lower() if isinstance(name, str) else name: value for name, value in row.items()}
+
+
+def _is_laid_out(row: dict[str, Any]) -> bool:
+    """Whether a row has columns for its prompt or its messages; a text beside them says the same once more."""
+    if _prompt_column(row) is not None:
+        return True
+    row = _lowered(row)
+    column = _chat_column(row)
+    if column is None:
+        return _prompt_column(row) is not None
+    return not isinstance(row[column], str) or bool(as_turns(row[column]))
 
 
 # --- chats ------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def device_memory() -> tuple[int, str] | None:
         import torch
 
         if torch.cuda.is_available():
-            return int(torch.cuda.mem_get_info()[1]), "the GPU"
+            return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), "the GPU"
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
     except (AttributeError, ValueError, OSError):
