@@ -140,6 +140,7 @@ def test_a_killed_parent_takes_its_ranks_along(in_two: Path, tiny_model: Path, t
     assert weights(tmp_path) == weights(in_two)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_after_a_checkpoint(in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
     run = start(config)

@@ -229,6 +229,12 @@ class FusedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._epoch_sampler
 
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+        """Tell the sampler its epoch: accelerate does not reach it behind the parts of several processes and the batches
+        that a resumed run skips."""
+        self._epoch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: nobody reads the figure, and counting walks through all modules in every micro-batch."""
         return 0
