@@ -12,6 +12,7 @@ import pytest
 from easydistill import api
 from easydistill.engine.run_directory import RunDirectory
 from easydistill.errors import ConfigError, DataError
+from easydistill.methods.on_policy.stage import OnPolicyStage
 
 THOUGHTFUL = [
     {
@@ -251,6 +252,30 @@ def test_answers_that_a_teacher_replaces_are_not_looked_at(rows: Path, tiny_mode
     assert "thoughts of" not in told
     with pytest.raises(DataError, match="the teacher gave no usable answer"):
         api.run(labelling(rows, str(tiny_model), tmp_path / "run"), quiet=True)
+
+
+def on_policy(rows: Path, student: Path, output: Path, share: float) -> dict[str, Any]:
+    return {
+        "job_type": "on_policy_kd",
+        "dataset": {"labeled_path": str(rows)},
+        "models": {"teacher": str(student), "student": str(student)},
+        "on_policy": {"rollout_share": share, "max_new_tokens": 4},
+        "training": {"max_steps": 1, "max_length": 128, "gradient_accumulation_steps": 1},
+        "evaluation": {"enabled": False},
+        "output_dir": str(output),
+    }
+
+
+def test_thoughts_matter_to_on_policy_training_where_answers_are_learned(
+    rows: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused(on_policy(rows, tiny_model, tmp_path / "half", 0.5))[0][0] == "dataset.thoughts"
+    # As where a teacher gives the answers, or only later rows have thoughts.
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="does not show the thoughts of 4 of 4 rows"):
+        patch.setattr(OnPolicyStage, "examine", lambda stage: [])
+        api.run(on_policy(rows, tiny_model, tmp_path / "late", 0.5), quiet=True)
+    # The student answers all prompts itself.
+    assert api.run(on_policy(rows, tiny_model, tmp_path / "all", 1.0), quiet=True).fresh
 
 
 def test_a_student_that_cannot_be_made_is_told_before_a_teacher_is_asked(

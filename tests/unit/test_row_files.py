@@ -543,6 +543,19 @@ def test_frames_of_zstandard_of_all_kinds(content: bytes, tmp_path: Path) -> Non
         check_whole(path, named)
 
 
+def test_an_array_of_rows_that_was_cut_is_told_before_it_is_read(tmp_path: Path) -> None:
+    path, whole = tmp_path / "r.json", json.dumps([{"instruction": f"Name {n} rivers."} for n in range(9000)]).encode()
+    for content in (whole, b"\xef\xbb\xbf \n" + whole + b" \r\n", b"[]", b'{"instruction": "a"}\n{"instruction": "b"}'):
+        path.write_bytes(content)
+        assert issues(path) == []
+    for content in (whole[:-1], whole[: len(whole) // 2], whole[:200], b"["):
+        path.write_bytes(content)
+        ((found, advice),) = issues(path)
+        assert "cut off or damaged" in found and "again" in advice
+        with pytest.raises(DataError):
+            list(rows_of(path))
+
+
 @pytest.mark.parametrize("name", ["r.parquet", "r.arrow"])
 def test_a_table_that_was_cut_is_told_before_it_is_read(name: str, tmp_path: Path) -> None:
     table, path = pa.Table.from_pylist([{"instruction": "a"}]), tmp_path / name

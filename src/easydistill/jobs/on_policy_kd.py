@@ -45,7 +45,7 @@ class Job(JobConfig):
     @property
     def needs_labels(self) -> bool:
         """Whether the teacher's own answers are used, or are to be written to `dataset.labeled_path`."""
-        used = self.on_policy.rollout_share < 1 or self.on_policy.sft_steps > 0 or self.evaluation.enabled
+        used = self.on_policy.learns_answers or self.evaluation.enabled
         return used or self.dataset.labeled_path is not None
 
     @model_validator(mode="after")
@@ -78,7 +78,8 @@ def plan(job: Job) -> list[Stage]:
     prompts_given = job.dataset.instruction_path is not None
     labels = prompts_given and job.needs_labels
     kind = PromptRows if prompts_given and not labels else LabelledRows
-    rows = kind(job.dataset, job.evaluation, labels)
+    apart = labels and job.on_policy.learns_answers and job.inference.thoughts == "apart"
+    rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart)
     stages: list[Stage] = []
     if labels:
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)

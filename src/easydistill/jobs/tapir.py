@@ -39,9 +39,9 @@ class Job(JobConfig):
     student_inference: StudentInferenceConfig = StudentInferenceConfig()
     curriculum: tapir.Config = tapir.Config()
     training: TrainingConfig = TrainingConfig()
+    """Training in each round."""
     launch: LaunchConfig | None = None
     """Train in several processes."""
-    """Training in each round."""
     evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Whether a compressed file or a table is whole, as far as that can be told without reading all of it.
+"""Whether a compressed file, a table or an array is whole, as far as that can be told without reading all of it.
 
 Small files are decompressed to their end, of large ones the beginning; of Zstandard, which needs a library to be
 decompressed, the headers of its blocks are followed instead, which tell where it has to end (RFC 8878).
@@ -6,6 +6,7 @@ decompressed, the headers of its blocks are followed instead, which tell where i
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -48,6 +49,9 @@ def check_whole(path: Path, found: Format) -> bytes | None:
     if found.suffix in _ENDS:
         with path.open("rb") as handle:
             _check_end(handle, found.suffix)
+    elif found.suffix == ".json":
+        with path.open("rb") as handle:
+            _check_array(handle, path.stat().st_size)
     return None
 
 
@@ -70,6 +74,15 @@ def _check_end(handle: BinaryIO, suffix: str) -> None:
         return
     handle.seek(-len(ends[0]), os.SEEK_END)
     if handle.read() not in ends:
+        raise NotWhole(_CUT)
+
+
+def _check_array(handle: BinaryIO, size: int) -> None:
+    """Refuse an array of rows, which is read as a whole or not at all, without an end."""
+    if not handle.read(_HEAD).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return
+    handle.seek(max(0, size - _HEAD))
+    if not handle.read().rstrip().endswith(b"]"):
         raise NotWhole(_CUT)
 
 

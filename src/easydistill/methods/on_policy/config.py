@@ -66,6 +66,11 @@ class OnPolicyConfig(Section):
     """Cold start: number of supervised fine-tuning steps on the teacher's answers that come first. Recommended for a
     student that cannot answer yet, for instance after layers were removed: scores of noise teach little."""
 
+    @property
+    def learns_answers(self) -> bool:
+        """Whether the teacher's own answers are learned, too."""
+        return self.rollout_share < 1 or self.sft_steps > 0
+
     @model_validator(mode="after")
     def _only_what_the_objective_reads(self) -> OnPolicyConfig:
         for name, objective in _BELONGS.items():

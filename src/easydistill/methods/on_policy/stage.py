@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.methods.shared.rendering import rendering_lines, student_renderer
+from easydistill.methods.shared.rendering import LostThoughts, rendering_lines, student_renderer
 from easydistill.methods.shared.rows import (
     LabelledRows,
     PromptRows,
@@ -63,6 +64,9 @@ class OnPolicyStage(TrainStage):
         super().__init__(rows, models, training)
         self._on_policy = on_policy
         self._inference = inference
+        if not on_policy.learns_answers:
+            # Answers in the file do not matter then.
+            self._foresight = replace(self._foresight, read=rows.preview_prompts)
 
     @property
     def _server(self) -> ApiInferenceConfig | None:
@@ -110,8 +114,11 @@ class OnPolicyStage(TrainStage):
         rows, labels, rejected = self._prepare(renderer, samples, self._limits(student))
         rejected = [*unreadable, *rejected]
         keep_rejected(rejected, rows, context)
-        for line in rendering_lines(list(labels.values())):
-            context.reporter.say(line)
+        if self._on_policy.learns_answers:
+            chats = ((sample, labels[sample.id].missing) for sample in samples if sample.id in labels)
+            LostThoughts.of(chats).refuse(self._rows.dataset, made=self._rows.from_stage)
+            for line in rendering_lines(labels.values()):
+                context.reporter.say(line)
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)

@@ -85,6 +85,11 @@ class LabelledRows:
         path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
         return _first_rows(self.dataset, path, not self.from_stage, most)
 
+    def preview_prompts(self, most: int) -> FirstRows:
+        """The first rows without their answers."""
+        path = self.dataset.instruction_path or self.dataset.labeled_path
+        return _first_rows(self.dataset, path, False, most)
+
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
