@@ -230,8 +230,8 @@ class FusedTrainer(Trainer):
         return self._epoch_sampler
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
-        """Tell the sampler its epoch: accelerate does not reach it behind several processes' parts and the batches
-        that a resumed run skips."""
+        """Tell the sampler its epoch: accelerate does not reach it behind several processes' parts and the batches that
+        a resumed run skips."""
         self._epoch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
