@@ -23,10 +23,10 @@ from easydistill.errors import DataError
 from easydistill.signals.alignment import (
     TokenBytes,
     align,
-    merge_columns,
     shared_vocabulary,
     token_bytes,
 )
+from easydistill.signals.columns import ColumnMap
 
 LLAMA_2 = (
     "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content.strip() }} [/INST]"
@@ -515,6 +515,10 @@ def test_a_thinking_block_is_aligned_whether_its_tags_are_tokens_or_letters() ->
 def drawn(rows: int, columns: int, seed: int, scale: float = 5, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     logits = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=dtype) * scale
     return logits.log_softmax(-1)
+
+
+def merge_columns(logprobs_NT: torch.Tensor, targets: Any, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return ColumnMap.of(targets, logprobs_NT.shape[1], vocabulary, logprobs_NT.device).merge(logprobs_NT)
 
 
 @settings(max_examples=100, deadline=None)

@@ -329,3 +329,12 @@ def test_a_spaced_tokenizer_reads_the_chat_as_a_whole(answer: str, spaced: Any) 
     prompt = renderer.prompt_ids(chat[:1])
     assert row.ids[: len(prompt)] == prompt
     assert not any(row.mask[: len(prompt)])
+
+
+@pytest.mark.parametrize("text", ["<think>\nHm.\n</think>\n\nYes.", "Hm.\n</think>\nYes.", "Yes."])
+def test_dropped_thoughts_are_dropped_from_texts_too(tokenizer: Any, text: str) -> None:
+    ends = frozenset({tokenizer.eos_token_id})
+    question = said("user", "<think>\nIs it so?\n</think>\nYes or no?")
+    expected = ChatRenderer(tokenizer, ends).render([question, said("assistant", "Yes.")])
+    row = ChatRenderer(tokenizer, ends, thoughts="drop").render([question, said("assistant", text)])
+    assert row.ids == expected.ids

@@ -264,7 +264,6 @@ SUSPECTS = re.compile(
 """Operations that torch refuses on a GPU, or whose results depend on timing or on the memory that is free."""
 ALLOWED = {
     ("evaluation/measure.py", "mask_BT.long().cumsum(1)"): "of integers",
-    ("methods/shared/memory.py", "torch.cuda.mem_get_info()[1]"): "all memory, for an estimate; not what is free",
     ("models/decoding/batch.py", "seen_BT.cumsum(-1)"): "of integers",
     ("models/decoding/graphs.py", "self._ids_BT.shape[1]].cumsum(-1)"): "of integers",
     ("signals/blocks.py", "new_ND.cumsum(-1)"): "of integers",

@@ -1,13 +1,12 @@
 """Two tokenizers on one text: where their tokens begin at the same byte, and which tokens are equal.
 
 What enters: tokenizers, or rows of ids and masks as `data/chat.py` renders them. What leaves: the exact bytes of every
-token, a map from the teacher's ids to the student's, pairs of tokens that begin at the same byte, and the teacher's
-distribution over the student's ids with the mass that maps to none.
+token, a map from the teacher's ids to the student's, and pairs of tokens that begin at the same byte.
 
 Row t−1 of a model's output predicts token t. A pair (t, u) therefore joins the student's row t−1 and the
 teacher's row u−1.
 
-Shapes: N rows, V a vocabulary, S the student's, T the teacher's; P pairs, K kept probabilities.
+Shapes: V a vocabulary, S the student's, T the teacher's; P pairs.
 """
 
 from __future__ import annotations
@@ -17,15 +16,12 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from easydistill.errors import DataError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TokenBytes = list[bytes | None]
 """Bytes by token id; None if a token stands for no text."""
@@ -346,14 +342,3 @@ def align(
     student = _turns(student_ids, student_mask, student_bytes, student_ends)
     teacher = _turns(teacher_ids, teacher_mask, teacher_bytes, teacher_ends)
     return np.array(_matched(student, teacher, truncated).pairs, dtype=np.int64).reshape(-1, 2)
-
-
-# --- one distribution in the other --------------------------------------------------------------------------
-
-
-def merge_columns(logprobs_NT: Tensor, teacher_to_student: Ids, student_vocabulary: int) -> tuple[Tensor, Tensor]:
-    """`ColumnMap.merge` with a map for this call alone."""
-    from easydistill.signals.columns import ColumnMap
-
-    columns = logprobs_NT.shape[1]
-    return ColumnMap.of(teacher_to_student, columns, student_vocabulary, logprobs_NT.device).merge(logprobs_NT)

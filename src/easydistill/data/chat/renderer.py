@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.config.dataset import RESERVED
+from easydistill.data.answers import split_thoughts
 from easydistill.data.chat.masks import Pieces
 from easydistill.data.chat.rendered import Rendered, Shown
 from easydistill.data.chat.shown import TURN, Missing, missing_parts, refusal
@@ -142,7 +143,7 @@ class ChatRenderer:
     def _prepared(self, chat: HasChat | Sequence[Message]) -> Chat:
         """The chat with its thoughts where `thoughts` wants them."""
         chat = Chat.of(chat)
-        if self._thoughts is None or not any("reasoning_content" in message for message in chat.messages):
+        if self._thoughts is None:
             return chat
         return chat.with_messages(_with_thoughts(message, self._thoughts) for message in chat.messages)
 
@@ -293,7 +294,10 @@ def _is_empty(chat: Chat, index: int, missing: list[Missing]) -> bool:
 
 
 def _with_thoughts(message: Message, how: str) -> Message:
-    """A message with its thoughts inside its text, or without them."""
+    """A message with its thoughts inside its text; or without them, also without those that its text begins with."""
+    if how == "drop" and message["role"] == "assistant":
+        message = message.copy()
+        message["content"] = split_thoughts(message["content"])[1]
     if "reasoning_content" not in message:
         return message
     changed: Message = message.copy()

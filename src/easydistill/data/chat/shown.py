@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ _WAYS_OUT = {
     TOOLS: "set dataset.template to a template of the family that shows tools",
 }
 _OTHERWISE = "set dataset.template to a template that shows it, or take it out of the rows"
-_INLINE = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 Text = Callable[[Chat], str]
 """A chat's text, without a generation prompt."""

@@ -16,6 +16,7 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
 from easydistill.methods.sft.varlen import collate_flat
+from easydistill.methods.shared.compiling import LENGTH_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ class Feed:
             together = self.config.model_copy(update={"per_device_train_batch_size": size})
             order = epoch_sampler(self.sizes, together, grouped=grouped)
             return order if self.ranks == 1 else RankBatchSampler(order, size, self.ranks)
-        return token_batch_sampler(self.lengths, budget, self.config, grouped=grouped, ranks=self.ranks)
+        # The same batches whether or not layers are compiled, which decides `multiple`: a resumed run skips as many.
+        sizes = [math.ceil(size / LENGTH_MULTIPLE) * LENGTH_MULTIPLE for size in self.sizes]
+        return token_batch_sampler(sizes, budget, self.config, grouped=grouped, ranks=self.ranks)
 
     def collate(self, drawn: list[Any]) -> dict[str, Any]:
         """The micro-batch that a data loader draws: items, or one list of them."""

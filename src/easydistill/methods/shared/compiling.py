@@ -98,7 +98,8 @@ class CompiledLayers:
         self._told = True
         again = self.compilations - self._settled
         self._say(
-            f"  note: the layers were compiled {again} more times; if steps stay slow, set training.compile=false"
+            f"  note: the layers were compiled {again} more times; if steps stay slow, training.compile=false trains "
+            "without, from the start again"
         )
 
     def restore(self) -> None:

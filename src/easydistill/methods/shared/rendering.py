@@ -55,6 +55,8 @@ def template_identity(settings: TemplateSettings) -> dict[str, Any]:
         "template": hash_file(Path(settings.template)) if settings.template else None,
         **({"template_kwargs": dict(settings.template_kwargs)} if settings.template_kwargs else {}),
         **({"thoughts": settings.thoughts} if settings.thoughts else {}),
+        # Once, thoughts in an answer's text were learned with "drop" too.
+        **({"dropped": "in texts too"} if settings.thoughts == "drop" else {}),
     }
 
 
