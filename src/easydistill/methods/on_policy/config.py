@@ -80,6 +80,7 @@ class OnPolicyConfig(Section):
                     f"`{name}` has no effect with the objective {self.objective}",
                     f'remove {name}, or set "objective": "{objective}"',
                 )
-        if self.rollouts != "vllm" and "vllm_gpu_memory_utilization" in self.model_fields_set:
-            raise Unfit("`vllm_gpu_memory_utilization` has no effect without vLLM", 'set "rollouts": "vllm"')
+        name = "vllm_gpu_memory_utilization"
+        if self.rollouts != "vllm" and getattr(self, name) != type(self).model_fields[name].default:
+            raise Unfit(f"`{name}` has no effect without vLLM", 'set "rollouts": "vllm"')
         return self
