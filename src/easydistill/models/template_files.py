@@ -9,6 +9,7 @@ from easydistill.errors import ModelError
 from easydistill.models.reference import converted_directory, resolve
 
 _CLOCK = b"strftime_now"
+_THOUGHTS = (b"<think", b"</think", b"[THINK]", b"<|channel", b"<|begin_of_thought|>", b"reasoning_content")
 _KEY = b"chat_template"
 _FILE = "chat_template.jinja"
 _TEMPLATE_FILES = (_FILE, "chat_template.json", "tokenizer_config.json")
@@ -24,6 +25,13 @@ def file_shows_date(path: str) -> bool:
 def model_shows_date(reference: str) -> bool:
     """Whether a model's own template reads the date; not known of one that must first be downloaded."""
     return any(_CLOCK in text for _, text in _template_texts(reference))
+
+
+def model_may_think(reference: str) -> bool:
+    """Whether a model's template or tokens know thoughts, as those of models that write some do; True if its files are
+    not at hand."""
+    texts = [text for _, text in _template_texts(reference)]
+    return not texts or any(mark in text for text in texts for mark in _THOUGHTS)
 
 
 def has_template(reference: str) -> bool:

@@ -17,6 +17,7 @@ from easydistill.methods.shared.rendering import LostThoughts, TemplateSettings,
 from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.student import making_issues, student_references
+from easydistill.models.template_files import model_may_think
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Missing, Rendered
@@ -154,6 +155,8 @@ class Foresight:
     def _unshown_thoughts(self) -> list[str]:
         """What becomes of the thoughts of answers that are yet to be made, if the template shows none."""
         if not self.awaits_thoughts or self.settings.thoughts is not None:
+            return []
+        if self.models.teacher is not None and not model_may_think(self.models.teacher):
             return []
         from easydistill.data.chat.sentinels import THOUGHTS
 
