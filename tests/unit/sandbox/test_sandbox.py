@@ -496,11 +496,16 @@ def test_an_interrupt_ends_the_program(here: Way) -> None:
         time.sleep(0.5)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    # A shell's background job ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupting = threading.Thread(target=interrupt)
     interrupting.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_program("import time\ntime.sleep(60)", limits=dataclasses.replace(SMALL, seconds=60))
-    interrupting.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_program("import time\ntime.sleep(60)", limits=dataclasses.replace(SMALL, seconds=60))
+        interrupting.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     here.world.is_as_it_was()
 
 
