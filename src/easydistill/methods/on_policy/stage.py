@@ -19,14 +19,13 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
-from easydistill.methods.shared.rendering import LostThoughts, rendering_lines, student_renderer
+from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, student_renderer
 from easydistill.methods.shared.rows import (
     LabelledRows,
     PromptRows,
     fitting_prompt,
     keep_rejected,
     render_all,
-    rendering_metrics,
 )
 from easydistill.methods.shared.student import (
     MODEL,
@@ -114,10 +113,11 @@ class OnPolicyStage(TrainStage):
         rows, labels, rejected = self._prepare(renderer, samples, self._limits(student))
         rejected = [*unreadable, *rejected]
         keep_rejected(rejected, rows, context)
+        figures = RenderingFigures.of(labels.values())
         if self._on_policy.learns_answers:
             chats = ((sample, labels[sample.id].missing) for sample in samples if sample.id in labels)
             LostThoughts.of(chats).refuse(self._rows.dataset, made=self._rows.from_stage)
-            for line in rendering_lines(labels.values()):
+            for line in figures.lines():
                 context.reporter.say(line)
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
@@ -133,8 +133,8 @@ class OnPolicyStage(TrainStage):
             read=sum(len(row.prompt) for row in rows),
             train_rows=len(rows),
             heldout_rows=len(heldout),
-            truncated_rows=sum(row.truncated for row in labels.values()),
-            **rendering_metrics(labels.values()),
+            truncated_rows=figures.truncated,
+            **figures.metrics(),
             student=student.description,
         )
 

@@ -156,9 +156,10 @@ def _compiled(
     if not wants_compiling(feed.config.compile, on, feed.expected_batches):
         yield feed, None
         return
-    widest = max(replace(feed, multiple=LENGTH_MULTIPLE).lengths)
+    widened = replace(feed, multiple=LENGTH_MULTIPLE)
+    widest = max(widened.lengths)
     if student.limits.within(widest) == widest:
-        feed = replace(feed, multiple=LENGTH_MULTIPLE)
+        feed = widened
     layers = CompiledLayers(student.model, dynamic=not feed.same_shape, say=reporter.say)
     student.model.to(on).train()
     layers.warm_up(lambda: pass_through(student.model, feed.first(), bf16))

@@ -13,7 +13,7 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.chat_settings import inherited_lines
-from easydistill.methods.shared.rendering import LostThoughts, TemplateSettings, rendering_lines
+from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, TemplateSettings
 from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.student import making_issues, student_references
@@ -150,7 +150,7 @@ class Foresight:
 
     def _missing(self) -> list[str]:
         rendered = [row for row in self._rows if not isinstance(row, DataError)]
-        return [*rendering_lines(rendered), *self._endless(rendered)]
+        return [*RenderingFigures.of(rendered).lines(), *self._endless(rendered)]
 
     def _unshown_thoughts(self) -> list[str]:
         """What becomes of the thoughts of answers that are yet to be made, if the template shows none."""

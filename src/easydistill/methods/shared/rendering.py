@@ -112,11 +112,6 @@ class RenderingFigures:
         return {name: value for name, value in shown.items() if value}
 
 
-def rendering_lines(rows: Iterable[Rendered]) -> list[str]:
-    """What to tell of what the template leaves out of the rows, with the ways out."""
-    return RenderingFigures.of(rows).lines()
-
-
 @dataclass
 class LostThoughts:
     """Counts chats whose answers would be learned without the thoughts that led to them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,6 @@ from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
 from easydistill.methods.shared.foretelling import FirstRows
-from easydistill.methods.shared.rendering import RenderingFigures
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -185,11 +184,6 @@ def endless(row: Rendered, eos_ids: frozenset[int]) -> Rendered:
     if not len(learned) or int(row.ids_T[learned[-1]]) not in eos_ids:
         return row
     return row.first(int(learned[-1]), truncated=False)
-
-
-def rendering_metrics(rows: Iterable[Rendered]) -> dict[str, Any]:
-    """What the template left out of the rows: nothing where it shows them whole."""
-    return RenderingFigures.of(rows).metrics()
 
 
 def keep_rejected(
