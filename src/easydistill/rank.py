@@ -23,6 +23,7 @@ from easydistill.engine.stage import Stage, StageContext
 from easydistill.errors import EXIT_FAILED
 from easydistill.jobs import JOBS, stages_of
 from easydistill.launch.messages import Outcome, Task, receive, send, sendable
+from easydistill.methods.shared.strategies import base as strategies
 
 PARENT_GONE = 3
 """Exit code; nobody is left to read it."""
@@ -76,6 +77,7 @@ def _run(task: Task, rank: int, stop: StopSignal) -> Outcome:
             held.enter_context(RunDirectory(task.run_directory).logging(task.redactor))
         held.enter_context(deterministic(task.deterministic))
         _join()
+        strategies.use(task.launch)
         result = stage.run(context)
     return Outcome(rank, result if rank == 0 else None, context.notices)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from easydistill.config.base import PositiveInt, Section
+from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 
-Strategy = Literal["ddp"]
+StrategyName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 
 class LaunchConfig(Section):
@@ -15,5 +15,9 @@ class LaunchConfig(Section):
 
     processes: PositiveInt | Literal["auto"] = "auto"
     """Processes on this machine; `auto`: one for each GPU, one without a GPU."""
-    strategy: Strategy = "ddp"
+    strategy: StrategyName = "ddp"
     """How the processes share the model: `ddp` keeps a whole copy of it in each."""
+    offload: tuple[Literal["optimizer", "parameters"], ...] = ()
+    """What waits in the CPU's memory while the GPU does not need it."""
+    deepspeed: NonEmptyStr | None = None
+    """A config of DeepSpeed's own (JSON), with its "auto" filled from `training`."""

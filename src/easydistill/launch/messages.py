@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from easydistill.config.launch import LaunchConfig
 from easydistill.engine.secrets import Redactor
 from easydistill.engine.stage import Artifact, StageResult
 from easydistill.errors import EXIT_FAILED, EasyDistillError
@@ -29,6 +30,7 @@ class Task:
     job_type: str
     job: Mapping[str, Any]
     """The fields that the config sets, by alias; secrets as `SecretStr`."""
+    launch: LaunchConfig
     stage: str
     directory: Path
     run_directory: Path

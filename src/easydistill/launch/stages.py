@@ -28,13 +28,18 @@ def stage_runner(job: JobConfig) -> RunStage:
     launch: LaunchConfig | None = getattr(job, "launch", None)
 
     def run(stage: Stage, context: StageContext) -> StageResult:
-        if launch is None or not isinstance(stage, Distributed) or (count := process_count(launch)) == 1:
+        if launch is None or not isinstance(stage, Distributed):
+            return stage.run(context)
+        count = process_count(launch)
+        # A process alone shares the model with nobody, but may have parts of it wait in the CPU's memory.
+        if count == 1 and launch.strategy == "ddp":
             return stage.run(context)
         context.reporter.say(f"  {count} processes ({launch.strategy})")
         stage.prepare(context)
         task = Task(
             job_type=job.job_type,
             job=job.model_dump(by_alias=True, exclude_unset=True),
+            launch=launch,
             stage=stage.name,
             directory=context.directory,
             run_directory=context.run_directory,

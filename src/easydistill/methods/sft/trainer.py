@@ -46,6 +46,7 @@ from easydistill.methods.shared.compiling import (
     wants_compiling,
 )
 from easydistill.methods.shared.ranks import check_ranks
+from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -103,6 +104,7 @@ def train(
             sampler=feed.sampler,
         )
         run_trainer(trainer, resume)
+    strategy().whole(trainer, model)
     undo()
     trained_tokens = sum(int(row.learned.sum()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)

@@ -23,6 +23,7 @@ from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.methods.sft.batching import BOUNDS
+from easydistill.methods.shared.strategies.base import strategy
 from easydistill.models import loading
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import computes_well_in_bf16
@@ -96,6 +97,7 @@ def training_arguments(config: TrainerConfig, directory: Path, device: torch.dev
         "disable_tqdm": True,
         "use_cpu": device.type == "cpu",
         "accelerator_config": {"non_blocking": device.type == "cuda"},
+        **strategy().arguments(config),
     }
     unknown = set(values) - accepted
     if unknown:

@@ -58,10 +58,12 @@ def optimiser_issues(training: TrainerConfig) -> list[ConfigIssue]:
 
 def loaded_student(models: ModelsConfig, max_length: int, context: StageContext, dtype: str = "float32") -> Student:
     """The student in `dtype`, to be trained on rows of up to `max_length` tokens; what the user should know is said."""
+    from easydistill.methods.shared.strategies.base import strategy
     from easydistill.models.loading import choose_dtype, device
     from easydistill.models.student import build_student
 
-    student = build_student(models, choose_dtype(dtype, device()))
+    with strategy().loading():
+        student = build_student(models, choose_dtype(dtype, device()))
     longest = student.limits.within(max_length)
     for note in student.notes:
         context.reporter.say(f"  note: {note}")

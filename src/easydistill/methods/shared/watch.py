@@ -21,6 +21,7 @@ from easydistill.methods.shared.checkpoints import mark_whole, rotate, step_of
 from easydistill.methods.shared.compiling import CompiledLayers
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import any_rank, wait_for_all, world_size
+from easydistill.methods.shared.strategies.base import strategy
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TrainingOutcome:
 def run_trainer(trainer: Any, resume: Path | None) -> None:
     """Train with a `Watch` among the callbacks, from a checkpoint if there is one, to the end or a requested stop."""
     trainer.remove_callback(PrinterCallback)
+    strategy().prepared(trainer)
     with contextlib.suppress(AllStepsDone):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 

@@ -1,0 +1,60 @@
+"""What a strategy does around a training; this one is `ddp`, and a process alone: each holds the whole student.
+
+A trainer calls, in this order: `loading` around making the student, `arguments` for transformers' Trainer, `prepared`
+with the trainer before its first step, and `whole` after its last one. The model is checked, packed and given its
+adapters between `loading` and `prepared`, while it is an ordinary module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from easydistill.config.launch import LaunchConfig
+from easydistill.config.training import TrainerConfig
+
+
+class Strategy:
+    """A whole copy of the student in each process."""
+
+    shards: ClassVar[bool] = False
+    """Whether a process holds only a part of the weights while it trains."""
+
+    def __init__(self, launch: LaunchConfig) -> None:
+        self.launch = launch
+
+    def loading(self) -> AbstractContextManager[None]:
+        """A context for making the student, in every process."""
+        return contextlib.nullcontext()
+
+    def arguments(self, config: TrainerConfig) -> dict[str, Any]:
+        """What transformers' TrainingArguments take besides those that all trainings take."""
+        return {}
+
+    def prepared(self, trainer: Any) -> None:
+        """Take part in a trainer (transformers' or a subclass) that is about to train."""
+
+    def whole(self, trainer: Any, model: Any) -> None:
+        """Make `model`, which the trainer has trained, an ordinary module with all its weights, in the first process.
+
+        All processes call it. In the others the model is not used again.
+        """
+
+
+_current = Strategy(LaunchConfig())
+
+
+def strategy() -> Strategy:
+    """The strategy of this process."""
+    return _current
+
+
+def use(launch: LaunchConfig) -> None:
+    """Set this process's strategy, before it loads a model."""
+    global _current
+    _current = _strategy_of(launch)
+
+
+def _strategy_of(launch: LaunchConfig) -> Strategy:
+    return Strategy(launch)
