@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from easydistill.config.base import NonEmptyStr, PositiveInt, Section
+from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Section
 
 StrategyName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -21,3 +21,5 @@ class LaunchConfig(Section):
     """What waits in the CPU's memory while the GPU does not need it."""
     deepspeed: NonEmptyStr | None = None
     """A config of DeepSpeed's own (JSON), with its "auto" filled from `training`."""
+    gpu_memory_gb: PositiveFloat | None = None
+    """Memory of a GPU where the run will take place, for a `plan` made elsewhere; by default that of this machine's."""

@@ -46,7 +46,9 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """label (unless only `labeled_path` is given) → train → evaluate."""
-    after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_by=job.inference)
+    after = train_and_evaluate(
+        job.dataset, job.models, job.training, job.evaluation, labels_by=job.inference, launch=job.launch
+    )
     if job.inference is None:
         return after
     return [LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None)), *after]

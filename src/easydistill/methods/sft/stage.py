@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
@@ -54,11 +55,13 @@ class TrainStage:
         *,
         name: str = "train",
         start: str | None = None,
+        launch: LaunchConfig | None = None,
     ) -> None:
         """
         Args:
             name: the stage's name, for jobs that train more than once.
             start: an earlier train stage whose student is trained further; by default a new student.
+            launch: the processes that train.
         """
         self.name = name
         self._rows = rows
@@ -66,6 +69,7 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
+        self._launch = launch
         awaits = rows.awaits_thoughts or rows.are_cited
         self._foresight = Foresight(models, rows.dataset, rows.preview, awaits, max_length=training.max_length)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
@@ -90,7 +94,7 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        return [*memory_notes(self._models, self._training), *self._foresight.lines()]
+        return [*memory_notes(self._models, self._training, self._launch), *self._foresight.lines()]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -102,7 +106,7 @@ class TrainStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training)
+        return training_estimate(self._models, self._training, launch=self._launch)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""

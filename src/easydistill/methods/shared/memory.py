@@ -21,6 +21,8 @@ from easydistill.config.training import LoraConfig, TrainerConfig
 from easydistill.models.size import ModelShape
 
 GB = 10**9
+GPU = "the GPU"
+"""Whose memory it is, in words."""
 _STATE_BYTES = {"adamw_8bit": 2.1, "paged_adamw_8bit": 2.1, "adafactor": 0.0, "sgd": 0.0}
 """Optimiser state per weight, where it is not AdamW's two float32 moments."""
 _AVAILABLE = 0.95
@@ -40,10 +42,13 @@ class TrainingMemory:
     optimiser: int
     activations: int
     loss: int
+    exchange: int = 0
+    """What processes exchange: buckets of gradients, and weights gathered for as long as they are computed with."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.copies + self.gradients + self.optimiser + self.activations + self.loss
+        held = self.weights + self.copies + self.gradients + self.optimiser
+        return held + self.activations + self.loss + self.exchange
 
     def parts(self) -> str:
         """The larger parts in words."""
@@ -53,6 +58,7 @@ class TrainingMemory:
             "optimiser": self.optimiser,
             "activations": self.activations,
             "output layer": self.loss,
+            "exchange": self.exchange,
         }
         return ", ".join(f"{name} {size / GB:.1f}" for name, size in named.items() if size >= 0.05 * self.total)
 
@@ -150,7 +156,7 @@ def device_memory() -> tuple[int, str] | None:
         import torch
 
         if torch.cuda.is_available():
-            return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), "the GPU"
+            return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), GPU
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
     except (AttributeError, ValueError, OSError):
