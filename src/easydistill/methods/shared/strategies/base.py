@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any
 
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
@@ -18,7 +18,9 @@ from easydistill.config.training import TrainerConfig
 class Strategy:
     """A whole copy of the student in each process."""
 
-    shards: ClassVar[bool] = False
+    name: str = "ddp"
+    """Marks its checkpoints, which no other strategy reads."""
+    shards: bool = False
     """Whether a process holds only a part of the weights while it trains."""
 
     def __init__(self, launch: LaunchConfig) -> None:
@@ -61,4 +63,8 @@ def _strategy_of(launch: LaunchConfig) -> Strategy:
         from easydistill.methods.shared.strategies.fsdp2 import Fsdp2
 
         return Fsdp2(launch)
+    if launch.uses_deepspeed:
+        from easydistill.methods.shared.strategies.deepspeed import Zero
+
+        return Zero(launch)
     return Strategy(launch)
