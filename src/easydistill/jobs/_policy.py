@@ -10,6 +10,7 @@ from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import asked_model, need_judge
 from easydistill.methods.policy.config import PolicyConfig, PolicyTrainingConfig, check_rounds
@@ -32,6 +33,8 @@ class PolicyJob(JobConfig):
     """How the judge of `rewards.judge` is run: a server with `base_url`, else `models.judge` on this machine."""
     policy: PolicyConfig
     training: PolicyTrainingConfig = PolicyTrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: HeldoutConfig = HeldoutConfig()
 
     @model_validator(mode="after")

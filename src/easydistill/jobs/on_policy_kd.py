@@ -11,6 +11,7 @@ from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
@@ -35,6 +36,8 @@ class Job(JobConfig):
     models: ModelsConfig
     on_policy: OnPolicyConfig = OnPolicyConfig()
     training: TrainingConfig = TrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: EvaluationSection = EvaluationSection()
 
     @property
