@@ -26,7 +26,7 @@ PAIRS = [
 
 def pairs_job(folder: Path, student: Path, processes: int, batch: int, **changes: Any) -> dict[str, Any]:
     rows = folder / "pairs.json"
-    rows.write_text(json.dumps(PAIRS))
+    rows.write_text(json.dumps(changes.pop("rows", PAIRS)))
     training = changes.pop("training", {})
     return {
         "job_type": "dpo",
@@ -55,6 +55,7 @@ def assert_same_course(ours: Path, one: Path, *stages: str) -> None:
     for stage in stages:
         mine, other = logged(ours, stage), logged(one, stage)
         assert len(mine) == len(other) > 0
+        assert stage != "train" or all(line["grad_norm"] > 1e-3 for line in other), "something is learned"
         for found, wanted in zip(mine, other, strict=True):
             assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert_same_weights(ours, one)
@@ -86,5 +87,14 @@ def test_two_processes_learn_from_pairs_what_one_learns(tiny_model: Path, tmp_pa
 
 def heldout(folder: Path) -> dict[str, float]:
     (manifest,) = (folder / "run/stages").glob("*train*/manifest.json")
-    after: dict[str, float] = json.loads(manifest.read_text())["metrics"]["after"]
-    return after
+    after = json.loads(manifest.read_text())["metrics"]["after"]
+    return {name: value for name, value in after.items() if value is not None}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_to_score_what_one_learns(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{**row, "margin": 0.1 * (number % 4)} for number, row in enumerate(PAIRS)]
+    scoring = {"use_margin": True, "center_rewards_coefficient": 0.01}
+    two, one = both(tmp_path, tiny_model, rows=rows, job_type="reward_model", reward_model=scoring)
+    assert_same_course(two, one, "train", "reward_model")
+    assert heldout(two) == pytest.approx(heldout(one), rel=1e-3, abs=1e-4)

@@ -31,3 +31,28 @@ def check_pair_losses(launch: LaunchConfig | None, preference: PreferenceConfig)
     if preference.weighting and "sft" in preference.losses:
         problem = "weighting multiplies the `sft` loss of a whole batch, which several processes share"
         refuse_several(launch, problem, f"remove one of preference.weighting and `sft`, or {ALONE}")
+
+
+def check_rollouts(launch: LaunchConfig | None, section: str, engine: str) -> None:
+    """Refuse what trainings on the student's own answers cannot share.
+
+    Args:
+        section: the job's section that names the engine, as `rollouts`.
+
+    Raises:
+        Unfit: the engine is vLLM, which would draw other answers in each number of processes, or no process has all
+            weights to generate with.
+    """
+    if engine == "vllm":
+        problem = "answers of vLLM's engine inside the training cannot be shared by several processes"
+        refuse_several(launch, problem, f"set {section}.rollouts to transformers, or {ALONE}")
+    if launch is not None and launch.strategy in ("fsdp2", "zero3"):
+        problem = (
+            f"the student writes answers while it trains, for which {launch.strategy} leaves no process all weights"
+        )
+        raise Unfit(problem, "set launch.strategy to ddp, zero1 or zero2")
+
+
+def certain_processes(launch: LaunchConfig | None) -> int:
+    """The processes that a config names; 1 if only the machine will tell."""
+    return launch.processes if launch is not None and launch.processes != "auto" else 1

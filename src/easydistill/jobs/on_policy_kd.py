@@ -16,6 +16,7 @@ from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
+from easydistill.jobs._launch import check_rollouts
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
 from easydistill.methods.sft.config import TrainingConfig
@@ -68,6 +69,7 @@ class Job(JobConfig):
                 f"within training.max_length ({self.training.max_length})",
                 "raise training.max_length, or lower on_policy.max_new_tokens",
             )
+        check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
         if self.training.packing:
             raise Unfit("rollouts cannot be packed", "remove training.packing")
         for name in ("max_tokens_per_batch", "weights", "compile"):

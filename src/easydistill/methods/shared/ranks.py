@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import datetime
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from easydistill.engine.interrupt import StopSignal
-from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue, Interrupted, TeacherError
 from easydistill.methods.shared.checkpoints import ranks_of
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -100,6 +103,29 @@ def from_all(value: Any) -> list[Any]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value, group=_patient())
     return found
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """What each rank's work returns, on all ranks; one's interruption or failing teacher is raised by all alike.
+
+    So all of them can still save what they have done together.
+
+    Raises:
+        Interrupted, TeacherError: a rank's work raised it.
+    """
+    if world_size() == 1:
+        return [work()]
+    found: T | None = None
+    failed: Exception | None = None
+    try:
+        found = work()
+    except (Interrupted, TeacherError) as error:
+        failed = error
+    outcomes: list[tuple[Any, Exception | None]] = from_all((found, failed))
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [found for found, _ in outcomes]
 
 
 def wait_for_all() -> None:
