@@ -11,10 +11,12 @@ from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
+from easydistill.jobs._launch import check_rollouts
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
 from easydistill.methods.sft.config import TrainingConfig
@@ -35,6 +37,8 @@ class Job(JobConfig):
     models: ModelsConfig
     on_policy: OnPolicyConfig = OnPolicyConfig()
     training: TrainingConfig = TrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: EvaluationSection = EvaluationSection()
 
     @property
@@ -65,6 +69,7 @@ class Job(JobConfig):
                 f"within training.max_length ({self.training.max_length})",
                 "raise training.max_length, or lower on_policy.max_new_tokens",
             )
+        check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
         if self.training.packing:
             raise Unfit("rollouts cannot be packed", "remove training.packing")
         for name in ("max_tokens_per_batch", "weights", "compile"):

@@ -170,7 +170,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             callbacks=[watch],
         )
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _order(self) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
         return PromptOrder(
             len(self._rows), batch_rows(self._config), self._config.seed, self._config.gradient_accumulation_steps

@@ -21,10 +21,11 @@ from easydistill.data.spool import Rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue, DataError
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import optimiser_issues, training_estimate, training_fingerprint
+from easydistill.methods.shared.student import checkpoints_of, optimiser_issues, training_estimate, training_fingerprint
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -169,6 +170,10 @@ class PairStage:
         """
         made = self._rows.stage is not None
         LostThoughts.of(_thoughtful(renderer, pairs)).refuse(self._rows.dataset, _COUNTED, made=made)
+
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished."""
+        last_whole_checkpoint(checkpoints_of(context))
 
     def fingerprint(self) -> dict[str, Any]:
         return training_fingerprint(self._rows, self._models, self._training)

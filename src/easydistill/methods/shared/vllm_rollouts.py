@@ -109,6 +109,7 @@ class VllmWriter:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        first: int = 0,
     ) -> list[Written]:
         """As `roll_out`, from the weights that were loaded last."""
         from vllm import SamplingParams
@@ -121,7 +122,7 @@ class VllmWriter:
                 stop_token_ids=sorted(eos_ids),
                 # Only these end an answer, whatever the tokenizer says.
                 ignore_eos=True,
-                seed=None if self._on_cpu else row_seed(seed, f"{step}:{index}:{name}"),
+                seed=None if self._on_cpu else row_seed(seed, f"{step}:{first + index}:{name}"),
                 detokenize=False,
             )
 

@@ -1,0 +1,59 @@
+"""Learning from own answers in several processes: the same student as in one, however it is interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.test_launch_preferences import assert_same_course
+from tests.support.jobs import run_here, write_config
+
+PROMPTS = [{"instruction": f"What is {number} plus {number % 3}?", "output": "x"} for number in range(14)]
+
+
+def policy_job(folder: Path, student: Path, processes: int, batch: int, **changes: Any) -> dict[str, Any]:
+    rows = folder / "prompts.json"
+    rows.write_text(json.dumps(PROMPTS))
+    training, policy = changes.pop("training", {}), changes.pop("policy", {})
+    return {
+        "job_type": "grpo",
+        "output_dir": str(folder / "run"),
+        "dataset": {"instruction_path": str(rows)},
+        "models": {"student": str(student)},
+        # About every third answer of a student that knows nothing begins so.
+        "rewards": {"format": {"pattern": r"(?s)\s*[a-j].*"}, "length": {"max_tokens": 16, "buffer": 8, "weight": 0.5}},
+        "policy": {"max_new_tokens": 16, "eval_steps": 2, **policy},
+        "training": {
+            "max_steps": 4,
+            "per_device_train_batch_size": batch,
+            "learning_rate": 1e-3,
+            "max_length": 96,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "bf16": False,
+            **training,
+        },
+        "evaluation": {"heldout": 4},
+        "launch": {"processes": processes},
+        **changes,
+    }
+
+
+def both(tmp_path: Path, student: Path, **changes: Any) -> tuple[Path, Path]:
+    """The folders of a run in two processes, and of one with the same batches in one."""
+    folders = tmp_path / "two", tmp_path / "one"
+    for folder, processes, batch in zip(folders, (2, 1), (4, 8), strict=True):
+        folder.mkdir()
+        code, out = run_here(write_config(folder, policy_job(folder, student, processes, batch, **changes)))
+        assert code == 0, out
+        assert ("2 processes" in out) == (processes == 2)
+    return folders
+
+
+SPREAD = {"num_generations": 4, "mask_truncated": False, "steps_per_rollout": 2, "num_iterations": 2, "beta": 0.05}
+
+
+def test_two_processes_learn_from_rewards_what_one_learns(tiny_model: Path, tmp_path: Path) -> None:
+    two, one = both(tmp_path, tiny_model, policy=SPREAD)
+    assert_same_course(two, one, "train", "policy", "heldout")
