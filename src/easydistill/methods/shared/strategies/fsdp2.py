@@ -16,10 +16,11 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
@@ -37,7 +38,8 @@ _KEPT = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl",
 class Fsdp2(Strategy):
     """Weights, gradients and optimiser state in parts; with `launch.offload`, in the CPU's memory between uses."""
 
-    shards: ClassVar[bool] = True
+    name = "fsdp2"
+    shards = True
 
     def prepared(self, trainer: Any) -> None:
         self._device = trainer.args.device
@@ -46,6 +48,8 @@ class Fsdp2(Strategy):
         check_sharded(trainer.model)
         trainer.place_model_on_device = False
         accelerator = trainer.accelerator
+        # Copies in bfloat16 that are kept for the pass would hold all weights again.
+        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         accelerator.prepare_model = functools.partial(_only_autocast, accelerator.prepare_model)
         accelerator.clip_grad_norm_ = clip_gradients
         PartCheckpoints(trainer).attach()
@@ -132,7 +136,9 @@ def gather(model: nn.Module, device: torch.device) -> None:
 
     def whole(part: Tensor) -> Tensor:
         assert isinstance(part, DTensor)
-        found = part.detach().to(device).full_tensor()
+        moved = part.detach().to(device)
+        assert isinstance(moved, DTensor)
+        found = moved.full_tensor()
         return found.cpu() if first else found.to("meta")
 
     _replace_parameters(model, whole)

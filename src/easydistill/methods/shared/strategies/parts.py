@@ -77,7 +77,10 @@ def _read(file: Path) -> Any:
 
 
 def _local(value: Tensor) -> Tensor:
-    return value.detach().to_local() if isinstance(value, DTensor) else value
+    if isinstance(value, DTensor):
+        with torch.no_grad():
+            return value.to_local()
+    return value
 
 
 def _packed(value: Any) -> Any:
