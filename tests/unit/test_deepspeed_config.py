@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from easydistill.config.deepspeed_checks import batch_size_issues, deepspeed_iss
 from easydistill.config.launch import LaunchConfig
 from easydistill.errors import ConfigError
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.rank import _own_extensions
 
 USUAL: dict[str, Any] = {
     "bf16": {"enabled": "auto"},
@@ -196,6 +198,18 @@ def test_only_what_can_change_the_student_is_part_of_its_identity(tmp_path: Path
     learned = {"bf16": {"enabled": True}, "communication_data_type": "bf16", "zero_optimization": {"stage": 2}}
     found = deepspeed_identity(launch(tmp_path, {**USUAL, **learned}))
     assert found == {"bf16": {"enabled": True}, "communication_data_type": "bf16"}
+
+
+def test_a_killed_build_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    lock = tmp_path / "torch_extensions" / "async_io" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    _own_extensions(tmp_path / "torch_extensions", rank=1)
+    assert lock.exists()
+    _own_extensions(tmp_path / "torch_extensions", rank=0)
+    assert not lock.exists()
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "torch_extensions")
 
 
 def job(folder: Path, content: Any) -> dict[str, Any]:

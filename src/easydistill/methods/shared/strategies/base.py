@@ -21,6 +21,9 @@ class Strategy:
     shards: ClassVar[bool] = False
     """Whether a process holds only a part of the weights while it trains."""
 
+    compiles: ClassVar[bool] = True
+    """Whether layers may be compiled."""
+
     def __init__(self, launch: LaunchConfig) -> None:
         self.launch = launch
         self.name: str = launch.strategy

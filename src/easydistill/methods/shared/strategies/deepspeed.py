@@ -66,9 +66,10 @@ class Zero(Strategy):
 
 
 class Zero3(Zero):
-    """ZeRO of stage 3: weights in parts too."""
+    """ZeRO of stage 3: weights in parts too, gathered as modules run."""
 
     shards: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
 
     def prepared(self, trainer: Any) -> None:
         super().prepared(trainer)
