@@ -18,8 +18,8 @@ class LaunchConfig(Section):
     processes: PositiveInt | Literal["auto"] = "auto"
     """Processes on this machine; `auto`: one for each GPU, one without a GPU."""
     strategy: StrategyName = "ddp"
-    """How the processes share the model: `ddp` keeps a whole copy of it in each. By DeepSpeed, each keeps a part: of the
-    optimiser's state (`zero1`), of gradients too (`zero2`), of weights too (`zero3`). `fsdp2`: of all three."""
+    """How the processes share the model: `ddp` keeps a whole copy of it in each. By DeepSpeed, each keeps a part of the
+    optimiser's state (`zero1`), of gradients too (`zero2`), of weights too (`zero3`). `fsdp2`: parts of all three."""
     offload: tuple[Literal["optimizer", "parameters"], ...] = ()
     """What waits in the CPU's memory while the GPU does not need it: the optimiser's state, where it is in parts, and
     weights (`parameters`), with `zero3` or `fsdp2`."""
