@@ -18,11 +18,14 @@ class LaunchConfig(Section):
     processes: PositiveInt | Literal["auto"] = "auto"
     """Processes on this machine; `auto`: one for each GPU, one without a GPU."""
     strategy: StrategyName = "ddp"
-    """How the processes share the model: `ddp` keeps a whole copy of it in each."""
+    """How the processes share the model: `ddp` keeps a whole copy of it in each. By DeepSpeed, each keeps a part of the
+    optimiser's state (`zero1`), of gradients too (`zero2`), of weights too (`zero3`). `fsdp2`: parts of all three."""
     offload: tuple[Literal["optimizer", "parameters"], ...] = ()
-    """What waits in the CPU's memory while the GPU does not need it."""
+    """What waits in the CPU's memory while the GPU does not need it: the optimiser's state, where it is in parts, and
+    weights (`parameters`), with `zero3` or `fsdp2`."""
     deepspeed: NonEmptyStr | None = None
-    """A config of DeepSpeed's own (JSON), with its "auto" filled from `training`."""
+    """A config of DeepSpeed's own (JSON), with its "auto" filled from `training`. What both say must be the same; what
+    only the file says is passed on. Without `strategy`, the file names the stage of ZeRO."""
     gpu_memory_gb: PositiveFloat | None = None
     """Memory of a GPU where the run will take place, for a `plan` made elsewhere; by default that of this machine's."""
 

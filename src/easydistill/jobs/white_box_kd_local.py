@@ -170,7 +170,7 @@ def plan(job: Job) -> list[Stage]:
         )
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path
-    stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store), launch=job.launch))
+    stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length))
     return stages

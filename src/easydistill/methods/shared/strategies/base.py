@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
@@ -18,13 +18,16 @@ from easydistill.config.training import TrainerConfig
 class Strategy:
     """A whole copy of the student in each process."""
 
-    name: str = "ddp"
-    """Marks its checkpoints, which no other strategy reads."""
-    shards: bool = False
+    shards: ClassVar[bool] = False
     """Whether a process holds only a part of the weights while it trains."""
+
+    compiles: ClassVar[bool] = True
+    """Whether layers may be compiled."""
 
     def __init__(self, launch: LaunchConfig) -> None:
         self.launch = launch
+        self.name: str = launch.strategy
+        """Marks its checkpoints, which no other strategy reads."""
 
     def loading(self) -> AbstractContextManager[None]:
         """A context for making the student, in every process."""
@@ -64,7 +67,7 @@ def _strategy_of(launch: LaunchConfig) -> Strategy:
 
         return Fsdp2(launch)
     if launch.uses_deepspeed:
-        from easydistill.methods.shared.strategies.deepspeed import Zero
+        from easydistill.methods.shared.strategies.deepspeed import zero
 
-        return Zero(launch)
+        return zero(launch)
     return Strategy(launch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -25,14 +25,19 @@ _KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
 """Attributes of a module that stay as they are when it becomes an ordinary one again."""
 
 
-class Zero(Strategy):
-    """ZeRO of stage 1 (optimiser state in parts), 2 (gradients too) or 3 (weights too)."""
+def zero(launch: LaunchConfig) -> Zero:
+    """The strategy of a `launch` section that uses DeepSpeed."""
+    stage = zero_stage(launch)
+    return (Zero3 if stage == 3 else Zero)(launch, stage)
 
-    def __init__(self, launch: LaunchConfig) -> None:
+
+class Zero(Strategy):
+    """ZeRO of stage 1 (optimiser state in parts) or 2 (gradients too)."""
+
+    def __init__(self, launch: LaunchConfig, stage: int) -> None:
         super().__init__(launch)
-        self.stage = zero_stage(launch)
-        self.name = f"zero{self.stage}"
-        self.shards = self.stage == 3
+        # Not `launch.strategy`, which is unset where the file names the stage.
+        self.name = f"zero{stage}"
         deepspeed = _import_deepspeed()
         # On the group of processes that there is: else it counts one process where configs are checked.
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
@@ -51,23 +56,34 @@ class Zero(Strategy):
     def prepared(self, trainer: Any) -> None:
         # The engine's checkpoints hold the weights; beside them transformers would write all of them once more.
         trainer.save_model = _only_folder
-        if self.stage == 3:
-            self._plain = [(module, _attributes(module)) for module in trainer.model.modules()]
-            _take_parts(trainer)
 
     def whole(self, trainer: Any, model: Any) -> None:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        values = _gathered(model) if self.stage == 3 else {}
         trainer.model_wrapped.destroy()
-        if self.stage == 3:
-            for module, attributes in self._plain:
-                _make_ordinary(module, attributes, values)
-            del self._plain
-            # The buffers, which are not in parts.
-            model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
         # Models that are loaded from here on are not to be in parts.
         unset_hf_deepspeed_config()
+
+
+class Zero3(Zero):
+    """ZeRO of stage 3: weights in parts too, gathered as modules run."""
+
+    shards: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
+
+    def prepared(self, trainer: Any) -> None:
+        super().prepared(trainer)
+        self._plain = [(module, _attributes(module)) for module in trainer.model.modules()]
+        _take_parts(trainer)
+
+    def whole(self, trainer: Any, model: Any) -> None:
+        values = _gathered(model)
+        super().whole(trainer, model)
+        for module, attributes in self._plain:
+            _make_ordinary(module, attributes, values)
+        del self._plain
+        # The buffers, which are not in parts.
+        model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
 
 
 def _import_deepspeed() -> Any:
