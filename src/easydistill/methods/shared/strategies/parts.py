@@ -77,7 +77,7 @@ def _read(file: Path) -> Any:
 
 
 def _local(value: Tensor) -> Tensor:
-    return value.detach().to_local() if isinstance(value, DTensor) else value
+    return value.to_local().detach() if isinstance(value, DTensor) else value
 
 
 def _packed(value: Any) -> Any:
