@@ -30,7 +30,7 @@ from easydistill.methods.shared.compiling import decoder_layers
 from easydistill.methods.shared.strategies.base import Strategy
 from easydistill.methods.shared.strategies.parts import PartCheckpoints
 
-_KEPT = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl", "training"})
+_KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
 """Attributes of a module that stay as they are when sharding is undone."""
 
 
@@ -38,6 +38,7 @@ class Fsdp2(Strategy):
     """Weights, gradients and optimiser state in parts; with `launch.offload`, in the CPU's memory between uses."""
 
     shards: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
 
     def prepared(self, trainer: Any) -> None:
         self._device = trainer.args.device
