@@ -29,7 +29,7 @@ def row_path_issues(job: JobConfig) -> list[ConfigIssue]:
 
 
 def launch_issues(job: JobConfig) -> list[ConfigIssue]:
-    """What is wrong with how a job, or the jobs of a pipeline, are launched, as far as a file of DeepSpeed's is here."""
+    """What is wrong with how a job, or the jobs of a pipeline, are launched, as far as their files are here."""
     return _of_every_job(job, _launch_issues)
 
 
