@@ -61,6 +61,11 @@ class LaunchConfig(Section):
         if self.offload and self.strategy == "ddp":
             problem = "ddp keeps a whole copy of everything in each process, and offloads nothing"
             raise Unfit(problem, 'remove launch.offload, or set launch.strategy to "zero2", "zero3" or "fsdp2"')
+        if self.strategy == "fsdp2" and len(set(self.offload)) == 1:
+            problem = f'fsdp2 steps where the weights are, so it does not offload "{self.offload[0]}" alone'
+            raise Unfit(
+                problem, 'set launch.offload=["optimizer", "parameters"], or launch.strategy to "zero2" or "zero3"'
+            )
         if "parameters" in self.offload and self.strategy in ("zero1", "zero2"):
             problem = f"{self.strategy} keeps all weights in each process, and does not offload parameters"
             raise Unfit(problem, 'remove "parameters" from launch.offload, or set launch.strategy="zero3"')

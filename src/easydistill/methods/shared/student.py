@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.deepspeed import deepspeed_identity
 from easydistill.config.deepspeed_checks import deepspeed_issues
+from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
@@ -63,7 +64,7 @@ def optimiser_issues(training: TrainerConfig) -> list[ConfigIssue]:
 
 def launch_issues(launch: LaunchConfig | None, training: TrainerConfig) -> list[ConfigIssue]:
     """What is wrong with how a training is launched, and a library that it needs and is not installed."""
-    issues = deepspeed_issues(launch, training)
+    issues = deepspeed_issues(launch, training) + fsdp2_issues(launch, training)
     if launch is not None and launch.uses_deepspeed:
         issues += needs_extra("deepspeed", "deepspeed")
     return issues

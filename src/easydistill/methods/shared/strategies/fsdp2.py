@@ -31,7 +31,7 @@ from easydistill.methods.shared.compiling import decoder_layers
 from easydistill.methods.shared.strategies.base import Strategy
 from easydistill.methods.shared.strategies.parts import PartCheckpoints
 
-_KEPT = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl", "training"})
+_KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
 """Attributes of a module that stay as they are when sharding is undone."""
 
 
@@ -40,6 +40,7 @@ class Fsdp2(Strategy):
 
     name = "fsdp2"
     shards = True
+    compiles = False
 
     def prepared(self, trainer: Any) -> None:
         self._device = trainer.args.device
@@ -47,6 +48,8 @@ class Fsdp2(Strategy):
         shard(trainer.model, self._device, offload=bool(self.launch.offload))
         check_sharded(trainer.model)
         trainer.place_model_on_device = False
+        if trainer.args.optim == "adamw_torch_8bit":
+            _mend_views_of_8bit_states()
         accelerator = trainer.accelerator
         # Copies in bfloat16 that are kept for the pass would hold all weights again.
         accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
@@ -69,6 +72,17 @@ class Fsdp2(Strategy):
 def _only_autocast(prepare_model: Callable[..., Any], model: Any, **options: Any) -> Any:
     """accelerate's `prepare_model` without what it does to models that are not sharded: neither moved nor copied."""
     return prepare_model(model, device_placement=False, evaluation_mode=True)
+
+
+def _mend_views_of_8bit_states() -> None:
+    """Let a view of torchao's 8-bit states keep its number type: a part in bfloat16 would become a float32, which the
+    compiled step of the optimiser cannot read (torchao 0.18)."""
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    @OptimState8bit.implements(torch.ops.aten.view.default)  # type: ignore[untyped-decorator]
+    def view(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        state, shape = args
+        return OptimState8bit(state.codes.view(shape), state.scale, state.qmap, state.signed, dtype=state.dtype)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -135,10 +149,8 @@ def gather(model: nn.Module, device: torch.device) -> None:
             module.reshard()
 
     def whole(part: Tensor) -> Tensor:
-        assert isinstance(part, DTensor)
-        moved = part.detach().to(device)
-        assert isinstance(moved, DTensor)
-        found = moved.full_tensor()
+        moved: Any = part.detach().to(device)
+        found: Tensor = moved.full_tensor()
         return found.cpu() if first else found.to("meta")
 
     _replace_parameters(model, whole)

@@ -77,10 +77,7 @@ def _read(file: Path) -> Any:
 
 
 def _local(value: Tensor) -> Tensor:
-    if isinstance(value, DTensor):
-        with torch.no_grad():
-            return value.to_local()
-    return value
+    return value.to_local().detach() if isinstance(value, DTensor) else value
 
 
 def _packed(value: Any) -> Any:
