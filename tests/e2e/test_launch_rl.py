@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.e2e.test_launch_preferences import assert_same_course
 from tests.support.jobs import run_here, write_config
 
@@ -56,4 +57,23 @@ SPREAD = {"num_generations": 4, "mask_truncated": False, "steps_per_rollout": 2,
 
 def test_two_processes_learn_from_rewards_what_one_learns(tiny_model: Path, tmp_path: Path) -> None:
     two, one = both(tmp_path, tiny_model, policy=SPREAD)
+    assert_same_course(two, one, "train", "policy", "heldout")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ppo with a value head": {"job_type": "ppo", "policy": {"steps_per_rollout": 2, "critic_learning_rate": 1e-3}},
+    "grpo with lora": {
+        "policy": {"num_generations": 4, "mask_truncated": False, "beta": 0.05},
+        "training": {"lora": {"r": 4}, "gradient_accumulation_steps": 2, "max_steps": 3},
+    },
+    "grpo by the mean of each micro-batch's tokens": {
+        "policy": {"num_generations": 4, "mask_truncated": False, "loss_type": "bnpo"},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_learn_in_two_processes_what_they_learn_in_one(variant: str, tiny_model: Path, tmp_path: Path) -> None:
+    two, one = both(tmp_path, tiny_model, **VARIANTS[variant])
     assert_same_course(two, one, "train", "policy", "heldout")
