@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from tests.e2e.test_launch_preferences import assert_same_course
 from tests.support.jobs import run_here, write_config
 
@@ -57,3 +59,83 @@ SPREAD = {"num_generations": 4, "mask_truncated": False, "steps_per_rollout": 2,
 def test_two_processes_learn_from_rewards_what_one_learns(tiny_model: Path, tmp_path: Path) -> None:
     two, one = both(tmp_path, tiny_model, policy=SPREAD)
     assert_same_course(two, one, "train", "policy", "heldout")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ppo with a value head": {"job_type": "ppo", "policy": {"steps_per_rollout": 2, "critic_learning_rate": 1e-3}},
+    "grpo with lora": {
+        "policy": {"num_generations": 4, "mask_truncated": False, "beta": 0.05},
+        "training": {"lora": {"r": 4}, "gradient_accumulation_steps": 2, "max_steps": 3},
+    },
+    "grpo by the mean of each micro-batch's tokens": {
+        "policy": {"num_generations": 4, "mask_truncated": False, "loss_type": "bnpo"},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_learn_in_two_processes_what_they_learn_in_one(variant: str, tiny_model: Path, tmp_path: Path) -> None:
+    two, one = both(tmp_path, tiny_model, **VARIANTS[variant])
+    assert_same_course(two, one, "train", "policy", "heldout")
+
+
+def distillation_job(folder: Path, student: Path, teacher: Path, processes: int, batch: int, **on_policy: Any) -> Any:
+    """On-policy distillation, of which half of the sequences are the teacher's answers."""
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps([{**row, "output": f"It is {row['instruction'][8:12]}."} for row in PROMPTS]))
+    return {
+        "job_type": "on_policy_kd",
+        "output_dir": str(folder / "run"),
+        "dataset": {"labeled_path": str(rows)},
+        "models": {"student": str(student), "teacher": str(teacher)},
+        "inference": {"dtype": "float32"},
+        "on_policy": {"max_new_tokens": 12, **on_policy},
+        "training": {
+            "max_steps": 5,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1e-3,
+            "max_length": 64,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "bf16": False,
+        },
+        "evaluation": {"heldout": 0},
+        "launch": {"processes": processes},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "on_policy",
+    [
+        {"objective": "generalized_jsd", "sft_steps": 2},
+        {"objective": "sampled_reverse_kl", "steps_per_rollout": 2},
+    ],
+    ids=lambda on_policy: on_policy["objective"],
+)
+def test_two_processes_learn_from_their_own_answers_what_one_learns(
+    on_policy: dict[str, Any], tiny_model: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    folders = tmp_path / "two", tmp_path / "one"
+    for folder, processes, batch in zip(folders, (2, 1), (3, 6), strict=True):
+        folder.mkdir()
+        job = distillation_job(folder, tiny_model, tiny_teacher, processes, batch, **on_policy)
+        code, out = run_here(write_config(folder, job))
+        assert code == 0, out
+        assert ("2 processes" in out) == (processes == 2)
+    assert_same_course(*folders, "train", "rollouts")
+
+
+@pytest.fixture(scope="module")
+def tiny_teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the student's tokens, other weights, and opinions of its own."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-teacher")
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(tiny_model, initializer_range=0.4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder

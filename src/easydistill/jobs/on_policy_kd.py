@@ -70,6 +70,12 @@ class Job(JobConfig):
                 "raise training.max_length, or lower on_policy.max_new_tokens",
             )
         check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
+        sampled = self.on_policy.objective == "sampled_reverse_kl"
+        if self.launch is not None and self.launch.strategy != "ddp" and (sampled or self.on_policy.sft_steps):
+            problem = (
+                f"{'sampled_reverse_kl' if sampled else 'a cold start'} is not trained with {self.launch.strategy}"
+            )
+            raise Unfit(problem, "set launch.strategy to ddp")
         if self.training.packing:
             raise Unfit("rollouts cannot be packed", "remove training.packing")
         for name in ("max_tokens_per_batch", "weights", "compile"):

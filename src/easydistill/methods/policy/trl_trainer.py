@@ -32,7 +32,7 @@ from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
 from easydistill.methods.shared.phases import Phases
-from easydistill.methods.shared.ranks import any_rank, check_ranks, rank, together, world_size
+from easydistill.methods.shared.ranks import any_rank, check_ranks, numbers_of_share, rank, together, world_size
 from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.strategies.base import strategy
@@ -268,20 +268,26 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
                 )
             self._ended = [ids[-1] in self._student.eos_ids for ids in completions]
             return completions, logprobs
-        first = self.accelerator.process_index * len(prompt_ids)
+        numbers = numbers_of_share(len(prompt_ids))
         asked = [
-            (f"{self._explorer.rows[index].id}:{first + at}", prompt_ids[at]) for at, index in enumerate(self._asked)
+            (f"{self._explorer.rows[index].id}:{number}", ids)
+            for index, number, ids in zip(self._asked, numbers, prompt_ids, strict=True)
         ]
         with self.phases.during("rollouts"), self._generating() as model:
-            written = self._write(model, asked, self.state.global_step, self._policy.temperature, first)
+            written = self._write(model, asked, self.state.global_step, self._policy.temperature, numbers)
         self._ended = [item.ended for item in written]
         return [item.completion for item in written], None
 
     def _write(
-        self, model: Any, asked: Sequence[tuple[str, list[int]]], step: int, temperature: float, first: int = 0
+        self,
+        model: Any,
+        asked: Sequence[tuple[str, list[int]]],
+        step: int,
+        temperature: float,
+        numbers: Sequence[int] | None = None,
     ) -> list[Written]:
         longest = self._policy.max_new_tokens
-        return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed, first)
+        return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed, numbers)
 
     def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
         return [text_of(self.processing_class, ids, self._student.eos_ids) for ids in completions]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,11 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number among them, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def numbers_of_share(count: int) -> range:
+    """The numbers of this rank's items among all ranks', of which each has as many."""
+    return range(rank() * count, (rank() + 1) * count)
 
 
 @functools.cache
@@ -81,6 +86,16 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give every parameter the sum of its gradients over the ranks, for losses that are parts of one sum."""
+    if world_size() == 1:
+        return
+    for value in parameters:
+        if value.grad is None:
+            value.grad = torch.zeros_like(value)
+        dist.all_reduce(value.grad)
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -91,6 +91,17 @@ class UnevenRanks:
     gather_for_metrics = gather
 
 
+@contextlib.contextmanager
+def uneven_ranks(trainer: Any, counted: int, *, means: bool) -> Iterator[None]:
+    """Let a trainer gather its figures as `UnevenRanks` does."""
+    alone = trainer.accelerator
+    trainer.accelerator = UnevenRanks(alone, counted, means=means)
+    try:
+        yield
+    finally:
+        trainer.accelerator = alone
+
+
 class PairsTrainer(QuietTrainer):
     """For pairs that are tokenised already, with the template, mask and end token of `data/chat`.
 
@@ -132,12 +143,8 @@ class PairsTrainer(QuietTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         counted = int(inputs.pop(COUNTED))
         total = int(sum_over_ranks(torch.tensor(counted)))
-        alone = self.accelerator
-        self.accelerator = UnevenRanks(alone, counted, means=self.averages)
-        try:
+        with uneven_ranks(self, counted, means=self.averages):
             loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.accelerator = alone
         return loss * (counted * world_size() / total)
 
 
