@@ -47,7 +47,7 @@ def local_pool(
 
 def devices_of(engine: Engine, config: WorkersOptions) -> Devices:
     """The GPUs of each worker."""
-    gpus = _visible_gpus()
+    gpus = visible_gpus()
     if not gpus:
         return [() for _ in range(_stated(config) or 1)]
     each = _gpus_each(engine, config, len(gpus))
@@ -57,7 +57,7 @@ def devices_of(engine: Engine, config: WorkersOptions) -> Devices:
 
 def worker_issues(engine: Engine, config: WorkersOptions) -> list[ConfigIssue]:
     """An issue if the workers need more GPUs than there are."""
-    if config.workers is None or not (gpus := _visible_gpus()):
+    if config.workers is None or not (gpus := visible_gpus()):
         return []
     each = _gpus_each(engine, config, len(gpus))
     count = _stated(config) or 1
@@ -100,7 +100,7 @@ def _stated(config: WorkersOptions) -> int | None:
     return config.workers if isinstance(config.workers, int) else None
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Does not start CUDA."""
     if importlib.util.find_spec("torch") is None:
         return []

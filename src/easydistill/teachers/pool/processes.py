@@ -97,7 +97,7 @@ class ProcessCrew:
             try:
                 heard.append((worker.number, receive(worker.back)))
             except EOFError:
-                heard.append((worker.number, Gone(_how(worker.process.wait()), _tail(worker.log))))
+                heard.append((worker.number, Gone(_how(worker.process.wait()), tail_of(worker.log))))
             if isinstance(heard[-1][1], Gone):
                 self._clear(worker)
         return heard or [(worker.number, self._ended(worker)) for worker in self._silent()]
@@ -107,7 +107,7 @@ class ProcessCrew:
         return [worker for worker in self._processes.values() if worker.process.poll() is not None]
 
     def _ended(self, worker: _Process) -> Gone:
-        gone = Gone(_how(worker.process.wait()), _tail(worker.log))
+        gone = Gone(_how(worker.process.wait()), tail_of(worker.log))
         self._clear(worker)
         return gone
 
@@ -143,5 +143,8 @@ def _how(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _tail(log: Path) -> str:
+def tail_of(log: Path) -> str:
+    """The end of what a worker has printed, if that is here."""
+    if not log.is_file():
+        return ""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])

@@ -31,8 +31,9 @@ _LESS_MEMORY = "lower inference.batch_size or inference.max_batch_tokens if memo
 class Crew(Protocol):
     """Starts workers, which are known by their number from 0, and carries messages."""
 
-    size: int
-    """Most workers."""
+    @property
+    def size(self) -> int:
+        """Most workers."""
 
     def start(self, worker: int) -> None:
         """Start a worker, in place of one that has ended."""
