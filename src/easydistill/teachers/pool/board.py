@@ -76,10 +76,17 @@ class Board:
         """Note that a worker has answered a unit."""
         return self._in_hand[worker].pop(number)
 
-    def died(self, worker: int) -> list[Unit]:
-        """Note that a worker has died; the units that are given up."""
+    def died(self, worker: int, *, was_ready: bool = True) -> list[Unit]:
+        """Note that a worker has died; the units that are given up.
+
+        Args:
+            was_ready: whether it had loaded the model; if not, no unit is to blame.
+        """
         lost = list(self._in_hand.pop(worker, {}).values())
         given_up: list[Unit] = []
+        if not was_ready:
+            (self._suspects if lost and lost[0].is_suspect else self._waiting).extend(lost)
+            return []
         for unit in lost:
             unit.deaths += 1
             if not unit.is_suspect:

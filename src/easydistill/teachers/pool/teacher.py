@@ -70,6 +70,8 @@ class PooledTeacher:
         self._running: set[int] = set()
         self._given_up: set[int] = set()
         self._deaths: Counter[int] = Counter()
+        self._ready: set[int] = set()
+        """Workers with a model."""
         self._resting: set[int] = set()
         """Workers with a model and nothing to do."""
 
@@ -162,7 +164,9 @@ class PooledTeacher:
                     for unit in self._lost(worker, message, board):
                         given_up(unit, message)
                     continue
-                if not isinstance(message, Ready):
+                if isinstance(message, Ready):
+                    self._ready.add(worker)
+                else:
                     self._deaths[worker] = 0
                     answered(board.answered(worker, message.number), message)
                 if not board.has_any(worker):
@@ -203,7 +207,8 @@ class PooledTeacher:
         """
         self._running.discard(worker)
         self._resting.discard(worker)
-        given_up = board.died(worker)
+        given_up = board.died(worker, was_ready=worker in self._ready)
+        self._ready.discard(worker)
         told = self._text(f"worker {worker + 1} {lost.how}{_shown(lost)}")
         LOGGER.warning("%s", told)
         if given_up and lost.raised:

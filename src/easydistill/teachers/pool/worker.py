@@ -81,6 +81,7 @@ def _by_batch(teacher: Batching, inbox: Inbox, tell: Tell) -> None:
 
 def _stream(teacher: Streaming, inbox: Inbox, tell: Tell) -> None:
     numbers: dict[str, int] = {}
+    is_ready = False
     while True:
         for message in _arrived(inbox, wait=not teacher.in_flight):
             if message == STOP:
@@ -88,6 +89,10 @@ def _stream(teacher: Streaming, inbox: Inbox, tell: Tell) -> None:
             for request in message.requests:
                 numbers[request.key] = message.number
                 failure = teacher.submit(request)
+                if not is_ready:
+                    # The model is loaded for the first request.
+                    is_ready = True
+                    tell(Ready())
                 if failure is not None:
                     tell(Answered(numbers.pop(request.key), [failure]))
         if teacher.in_flight:
