@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
+from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig, WorkersOptions
 from easydistill.config.job import JobConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
@@ -56,6 +56,8 @@ class Job(JobConfig):
     def _fits_together(self) -> Job:
         if self.server is None and self.models.teacher is None:
             raise Unfit("there is no teacher", "set models.teacher, or inference.base_url (a vLLM server)")
+        if isinstance(self.inference, WorkersOptions) and self.inference.workers is not None:
+            raise Unfit("the teacher is in the process that trains, not in workers", "remove inference.workers")
         if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         if self.server is not None and self.on_policy.objective == "generalized_jsd":
