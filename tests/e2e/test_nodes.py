@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.e2e.test_launch import sft_job, weights
@@ -40,5 +39,5 @@ def test_two_nodes_learn_what_two_processes_learn(
     start_nodes(commands, config)
     assert commands.codes() == [0, 0], commands.all_said()
     assert weights(tmp_path) == weights(in_two)
-    assert "2 processes of 2 nodes" in commands.said(0)
+    assert "2 processes on 2 nodes (ddp)" in commands.said(0)
     assert not (tmp_path / "run/nodes.key").exists()

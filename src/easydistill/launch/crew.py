@@ -203,8 +203,8 @@ class Crew:
                 # Who has gone already is found by the thread that listens.
                 with contextlib.suppress(OSError):
                     helper.link.send(stage=sent, share=asdict(shares[index]))
-        world = shares[0].world
-        self._say(f"  {world} processes of {self.place.nodes} nodes ({task.launch.strategy})")
+        where = f" on {self.place.nodes} nodes" if self.place.nodes > 1 else ""
+        self._say(f"  {shares[0].world} processes{where} ({task.launch.strategy})")
         try:
             return run_processes(task, shares[0], logs, self._stop, self)
         except BaseException:
@@ -289,6 +289,9 @@ class Crew:
             until = time.monotonic() + FAREWELL
             while len(self._told) < self.place.count - 1 and time.monotonic() < until:
                 self._changed.wait(LOOK)
+        # Closing alone does not wake the thread that accepts.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         (self._directory / KEY).unlink(missing_ok=True)
 

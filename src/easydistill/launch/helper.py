@@ -82,13 +82,17 @@ class Helper:
         """
         self._link = self._connect(ranks)
         threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            return self._to_the_end()
+        finally:
+            self._link.close()
+
+    def _to_the_end(self) -> End:
         while True:
             message = self._next()
-            if message is None:
-                continue
-            if "end" in message:
+            if message is not None and "end" in message:
                 return End(**message["end"])
-            if "stage" in message:
+            if message is not None and "stage" in message:
                 self._train(message)
 
     # --- joining --------------------------------------------------------------------------------------------------

@@ -109,6 +109,8 @@ def check_place(job: JobConfig, environment: Mapping[str, str]) -> LaunchConfig:
     if found is not None and found.count > 1 and not sections:
         problem = f"{job.job_type} runs in one process, but {found.launcher} has started {found.count}"
         issues.append(ConfigIssue("environment", "", problem, "start it once, without the launcher"))
+    if found is not None and found.local_rank is not None:
+        issues += _of_accelerate(job, launch, environment)
     if issues:
         raise ConfigError(issues)
     return launch
@@ -138,6 +140,21 @@ def _contradictions(launch: LaunchConfig, found: Place) -> Iterator[ConfigIssue]
             yield _issue(
                 name, f"it is {asked}, but {found.launcher} says {value}", 'let both be the same, or set it to "auto"'
             )
+
+
+def _of_accelerate(job: JobConfig, launch: LaunchConfig, environment: Mapping[str, str]) -> Iterator[ConfigIssue]:
+    """What `accelerate launch` has been told to do, and the config does otherwise."""
+    for name, strategies in (("FSDP", ("fsdp2",)), ("DEEPSPEED", ("zero1", "zero2", "zero3"))):
+        if environment.get(f"ACCELERATE_USE_{name}") == "true" and launch.strategy not in strategies:
+            problem = f"it is {launch.strategy}, but accelerate says {name}"
+            hint = f"set it to {' or '.join(strategies)}, or start accelerate without {name}"
+            yield _issue("strategy", problem, hint)
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    bf16 = getattr(getattr(job, "training", None), "bf16", None)
+    if precision not in ("no", "bf16") or (precision == "bf16" and bf16 is False):
+        problem = f"accelerate says {precision}, but training.bf16 is {bf16}"
+        hint = "the config decides: start accelerate with --mixed_precision no"
+        yield ConfigIssue("environment", "ACCELERATE_MIXED_PRECISION", problem, hint)
 
 
 def _gaps(launch: LaunchConfig) -> Iterator[ConfigIssue]:
