@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except EasyDistillError as error:
-        print(_error_text(error), file=sys.stderr)
+        _tell(_error_text(error))
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has closed the pipe (`| head`), which is no failure.
@@ -146,6 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A bug, or a library's error.
         print(_unexpected(error, arguments), file=sys.stderr)
         return EXIT_FAILED
+
+
+def _tell(error: str) -> None:
+    """Print an error; where a launcher has started many commands on a machine, one tells it whole."""
+    from easydistill.launch.place import speaks
+
+    print(error if speaks(os.environ) else error.splitlines()[0], file=sys.stderr)
 
 
 def _unexpected(error: Exception, arguments: argparse.Namespace) -> str:

@@ -58,6 +58,13 @@ _NEEDED = {"processes": "LOCAL_RANK", "slurm": "SLURM_STEP_NUM_TASKS", "nodes": 
 """The variable by which a launcher is known."""
 
 
+def speaks(environment: Mapping[str, str]) -> bool:
+    """Whether a command is the one of its machine that talks to the user, as far as the environment alone says it."""
+    kind = _kind(environment)
+    number = {"processes": "LOCAL_RANK", "slurm": "SLURM_LOCALID"}.get(kind, "")
+    return environment.get(number, "0") == "0"
+
+
 def place_of(job: JobConfig, environment: Mapping[str, str], node_rank: int | None = None) -> Place:
     """This command's place.
 
