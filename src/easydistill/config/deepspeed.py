@@ -19,7 +19,7 @@ AUTO = "auto"
 STAGE = "zero_optimization.stage"
 OFFLOADS = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
 """What `launch.offload` names → keys of `zero_optimization`."""
-_BUCKET = 100_000_000
+BUCKET = 100_000_000
 """Values that are reduced, or gathered, at once: 400 MB in float32, where DeepSpeed's default is five times that."""
 _NOT_LEARNED = frozenset(
     {
@@ -171,7 +171,7 @@ def deepspeed_config(launch: LaunchConfig, training: TrainerConfig, *, bf16: boo
         elif value_at(config, f"zero_optimization.{part}.device") == AUTO:
             config["zero_optimization"][part]["device"] = "none"
     if launch.deepspeed is None:
-        config["zero_optimization"].update(reduce_bucket_size=_BUCKET, allgather_bucket_size=_BUCKET)
+        config["zero_optimization"].update(reduce_bucket_size=BUCKET, allgather_bucket_size=BUCKET)
     own_bf16 = value_at(config, "bf16.enabled") is True
     _fill(config, "bf16.enabled", False)
     _fill(config, "fp16.enabled", False)

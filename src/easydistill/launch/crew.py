@@ -204,7 +204,7 @@ class Crew:
                 with contextlib.suppress(OSError):
                     helper.link.send(stage=sent, share=asdict(shares[index]))
         where = f" on {self.place.nodes} nodes" if self.place.nodes > 1 else ""
-        self._say(f"  {shares[0].world} processes{where} ({task.launch.strategy})")
+        self._say(f"  {shares[0].world} processes{where} ({task.launch.sharing})")
         try:
             return run_processes(task, shares[0], logs, self._stop, self)
         except BaseException:

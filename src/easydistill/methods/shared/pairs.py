@@ -30,6 +30,7 @@ from easydistill.methods.shared.rows import LabelledRows, heldout_rows
 from easydistill.methods.shared.student import (
     checkpoints_of,
     launch_issues,
+    memory_notes,
     optimiser_issues,
     training_estimate,
     training_fingerprint,
@@ -170,7 +171,8 @@ class PairStage:
         return self._foresight.issues()
 
     def foretell(self) -> list[str]:
-        return [*deepspeed_notes(self.launch), *self._foresight.lines()]
+        notes = memory_notes(self._models, self._training, self.launch, sequences_per_row=2)
+        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
 
     def _refuse_lost_thoughts(self, renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
         """Refuse pairs with thoughts that the template leaves out: they would compare other answers.
@@ -192,7 +194,7 @@ class PairStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, sequences_per_row=2)
+        return training_estimate(self._models, self._training, 2, self.launch)
 
 
 def _thoughtful(renderer: ChatRenderer, pairs: Iterable[Preference]) -> Iterator[tuple[Chat, list[Missing]]]:

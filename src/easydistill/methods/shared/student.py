@@ -115,9 +115,9 @@ def training_estimate(
     shape = student_shape(models)
     memory = None
     if shape is not None:
-        how, ranks = launch or LaunchConfig(), 1 if launch is None else process_count(launch)
+        how, bf16 = launch or LaunchConfig(), _bf16(training)
         memory = process_memory(
-            shape, training, how, ranks, bf16=_bf16(training), sequences=sequences_per_row
+            shape, training, how, _ranks(launch), bf16=bf16, sequences=sequences_per_row
         ).device.total
     # The student in two bytes per value, and checkpoints with weights and moments.
     state = 12 if training.optim.startswith("adamw_torch") else 6
@@ -127,20 +127,34 @@ def training_estimate(
     )
 
 
-def memory_notes(models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None) -> list[str]:
+def memory_notes(
+    models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None, sequences_per_row: int = 1
+) -> list[str]:
     """A line if the training does not fit into this machine's GPU, or without one into its memory; with several
-    processes, a line in any case with what each of them holds."""
+    processes, a line in any case with what each of them holds.
+
+    Args:
+        sequences_per_row: 2 for pairs.
+    """
     shape, device, bf16 = student_shape(models), device_memory(), _bf16(training)
-    ranks = 1 if launch is None else process_count(launch)
-    if launch is None or (ranks == 1 and launch.strategy == "ddp"):
-        return memory_lines(shape, training, device, bf16=bf16)
+    ranks = _ranks(launch)
+    if launch is None or (ranks == 1 and not launch.shares):
+        return memory_lines(shape, training, device, bf16=bf16, sequences_per_row=sequences_per_row)
     available = None
     if launch.gpu_memory_gb is not None:
         available = round(launch.gpu_memory_gb * GB)
     elif device is not None:
         has, where = device
-        available = has if where == GPU else has // ranks
-    return process_lines(shape, training, launch, ranks, available, bf16=bf16)
+        available = has if where == GPU else has // process_count(launch)
+    return process_lines(shape, training, launch, ranks, available, bf16=bf16, sequences=sequences_per_row)
+
+
+def _ranks(launch: LaunchConfig | None) -> int:
+    """Processes that train together, as far as this machine tells."""
+    if launch is None:
+        return 1
+    nodes = 1 if launch.nodes == "auto" else launch.nodes
+    return nodes * process_count(launch)
 
 
 def _bf16(training: TrainerConfig) -> bool:
