@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.e2e.test_launch import assert_all_gone, wait_for_step, weights
 from tests.e2e.test_launch_preferences import assert_same_course
-from tests.support.jobs import run_here, write_config
+from tests.support.jobs import run_here, start, write_config
+from tests.support.scripted_server import ScriptedServer
 
 PROMPTS = [{"instruction": f"What is {number} plus {number % 3}?", "output": "x"} for number in range(14)]
 
@@ -80,6 +85,29 @@ def test_variants_learn_in_two_processes_what_they_learn_in_one(variant: str, ti
     assert_same_course(two, one, "train", "policy", "heldout")
 
 
+@pytest.mark.slow
+def test_a_judge_is_asked_once_about_an_answer_whatever_process_wrote_it(tiny_model: Path, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+    for processes, batch in ((2, 4), (1, 8)):
+        server = ScriptedServer()
+        server.say = lambda text, number: f"<score>{zlib.crc32(text.encode()) % 10}</score>"
+        folder = tmp_path / ("two" if processes == 2 else "one")
+        folder.mkdir()
+        judged = {
+            "rewards": {"judge": {}, "format": {"pattern": r"(?s)\s*[a-j].*"}},
+            "judge": {"inference": {"base_url": server.url, "temperature": 0.0}},
+            "policy": {"num_generations": 4, "mask_truncated": False},
+        }
+        code, out = run_here(write_config(folder, policy_job(folder, tiny_model, processes, batch, **judged)))
+        server.close()
+        assert code == 0, out
+        asked.append(sorted(server.asked))
+        assert [path.name for path in (folder / "run").rglob("judge-*.jsonl")] == ["judge-0.jsonl"]
+    assert_same_course(tmp_path / "two", tmp_path / "one", "train", "policy", "heldout")
+    assert asked[0] == asked[1]
+    assert len(set(asked[0])) == len(asked[0]) > 30
+
+
 def distillation_job(folder: Path, student: Path, teacher: Path, processes: int, batch: int, **on_policy: Any) -> Any:
     """On-policy distillation, of which half of the sequences are the teacher's answers."""
     rows = folder / "rows.json"
@@ -139,3 +167,62 @@ def tiny_teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
+
+
+LONG: dict[str, Any] = {"policy": SPREAD, "training": {"max_steps": 12}}
+
+
+@pytest.fixture(scope="module")
+def in_two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run in two processes, long enough to be interrupted."""
+    folder = tmp_path_factory.mktemp("grpo-in-two")
+    code, out = run_here(write_config(folder, policy_job(folder, tiny_model, 2, 4, **LONG)))
+    assert code == 0, out
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_run_and_it_resumes(victim: int, in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, policy_job(tmp_path, tiny_model, 2, 4, **LONG))
+    run = start(config)
+    ranks = wait_for_step(run, tmp_path, 6)
+    os.kill(ranks[victim], signal.SIGKILL)
+    err, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert f"process {victim} of the stage was killed by SIGKILL" in err
+    assert_all_gone(ranks)
+    code, out = run_here(config, "--set", "launch.processes=1", "--set", "training.per_device_train_batch_size=4")
+    assert code == 2, "the checkpoint is kept for as many processes as wrote it"
+    assert "set launch.processes=2" in out
+    assert run_here(config)[0] == 0
+    assert weights(tmp_path) == weights(in_two)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_at_the_end_of_a_round(in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, policy_job(tmp_path, tiny_model, 2, 4, **LONG))
+    run = start(config)
+    ranks = wait_for_step(run, tmp_path, 5)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert_all_gone(ranks)
+    assert run_here(config)[0] == 0
+    assert weights(tmp_path) == weights(in_two)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"policy": {"rollouts": "vllm"}}, "vLLM's engine inside the training cannot be shared"),
+        ({"launch": {"processes": 2, "strategy": "fsdp2"}}, "fsdp2 leaves no process all weights"),
+        ({"policy": {"num_generations": 7}}, "steps_per_rollout × launch.processes"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(
+    changes: dict[str, Any], told: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    code, out = run_here(write_config(tmp_path, policy_job(tmp_path, tiny_model, 2, 4, **changes)))
+    assert code == 2
+    assert told in out
