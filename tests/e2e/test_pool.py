@@ -165,4 +165,4 @@ def test_a_broken_teacher_ends_the_run_with_its_error(tiny_model: Path, tmp_path
     (tmp_path / "broken.jinja").write_text("{% for %}")
     code, out = run(write_config(tmp_path, job))
     assert code == 1
-    assert "broken.jinja" in out
+    assert "the chat template is not valid Jinja: line 1" in out

@@ -65,7 +65,7 @@ def test_two_teachers_share_a_cluster_until_both_are_done(tiny_model: Path, tmp_
         teachers[0].close()
         assert len(answers(tmp_path / "2", plans[1], second, prompts(6), teachers[1])) == 6
         elsewhere = ray_config(address="auto")
-        with pytest.raises(TeacherError, match="use one inference.address"):
+        with pytest.raises(TeacherError, match=r"use one inference\.address"):
             answers(tmp_path / "3", plan_teacher(elsewhere, str(tiny_model)), elsewhere, prompts(2))
     finally:
         teachers[1].close()
