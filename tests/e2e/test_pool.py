@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.test_launch import assert_all_gone
-from tests.support.jobs import local_job, run, start, write_config
+from tests.support.jobs import run, start, write_config, write_prompts
 from tests.support.pool import PROCESS, answers, assert_once, below, context_in, prompts, workers_of
 
 from easydistill.config.inference import TransformersInferenceConfig
@@ -104,11 +104,14 @@ def test_workers_killed_at_random_moments(tiny_model: Path, tmp_path: Path) -> N
 
 
 def pooled_job(folder: Path, tiny_model: Path, rows: int, **inference: Any) -> dict[str, Any]:
-    """A job that is over soon after its labels."""
-    job = local_job(folder, tiny_model, tiny_model, prompts(rows), **SETTINGS | inference)
-    job["training"] = {**job["training"], "max_steps": 1}
-    job["evaluation"] = {"heldout": 0}
-    return job
+    """A job that labels."""
+    return {
+        "job_type": "label",
+        "output_dir": str(folder / "run"),
+        "dataset": {"instruction_path": str(write_prompts(folder, prompts(rows)))},
+        "inference": {"backend": "transformers", **SETTINGS, **inference},
+        "models": {"teacher": str(tiny_model)},
+    }
 
 
 def labels(folder: Path) -> str:
@@ -162,4 +165,4 @@ def test_a_broken_teacher_ends_the_run_with_its_error(tiny_model: Path, tmp_path
     (tmp_path / "broken.jinja").write_text("{% for %}")
     code, out = run(write_config(tmp_path, job))
     assert code == 1
-    assert "broken.jinja" in out
+    assert "the chat template is not valid Jinja: line 1" in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from tests.e2e.test_launch import assert_all_gone
 from tests.e2e.test_pool import SETTINGS, Killer, config, labels, pooled_job, wait_for_answers
 from tests.support.jobs import run, start, write_config
-from tests.support.pool import ACTOR, answers, assert_once, below, prompts, workers_of
+from tests.support.pool import ACTOR, answers, assert_once, below, context_in, prompts, workers_of
 
 from easydistill.config.inference import RayInferenceConfig
 from easydistill.errors import MissingExtra, TeacherError
@@ -39,16 +40,36 @@ def test_two_actors_answer_as_one_process_does_though_one_is_killed(tiny_model: 
 
 
 def test_a_cluster_that_is_not_there_is_told(tiny_model: Path, tmp_path: Path) -> None:
-    in_ray = ray_config(address="auto")
-    with pytest.raises(TeacherError, match="there is no Ray cluster at auto"):
+    in_ray = ray_config(address="127.0.0.1:9")
+    with pytest.raises(TeacherError, match=r"there is no Ray cluster at 127\.0\.0\.1:9.*(?s:.*)`ray start`"):
         answers(tmp_path, plan_teacher(in_ray, str(tiny_model)), in_ray, prompts(2))
 
 
 def test_without_ray_the_extra_is_named(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     in_ray = ray_config()
     with pytest.raises(MissingExtra, match=r"easydistill-toolkit\[ray\]"):
         answers(tmp_path, plan_teacher(in_ray, str(tiny_model)), in_ray, prompts(2))
+
+
+@pytest.mark.slow
+def test_two_teachers_share_a_cluster_until_both_are_done(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = ray_config(num_actors=1), ray_config(num_actors=1, num_cpus=3, seed=3)
+    plans = [plan_teacher(section, str(tiny_model)) for section in (first, second)]
+    teachers = [plan.make(context_in(tmp_path / str(number))) for number, plan in enumerate(plans)]
+    before = set(below())
+    try:
+        found = answers(tmp_path / "0", plans[0], first, prompts(4), teachers[0])
+        other = answers(tmp_path / "1", plans[1], second, prompts(4), teachers[1])
+        assert found.keys() == other.keys() and found != other
+        teachers[0].close()
+        assert len(answers(tmp_path / "2", plans[1], second, prompts(6), teachers[1])) == 6
+        elsewhere = ray_config(address="auto")
+        with pytest.raises(TeacherError, match=r"use one inference\.address"):
+            answers(tmp_path / "3", plan_teacher(elsewhere, str(tiny_model)), elsewhere, prompts(2))
+    finally:
+        teachers[1].close()
+    assert_all_gone([child for child in below() if child not in before])
 
 
 @pytest.mark.slow

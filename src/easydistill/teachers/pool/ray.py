@@ -11,12 +11,13 @@ import functools
 import os
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -31,10 +32,24 @@ from easydistill.teachers.pool.worker import Inbox, serve
 
 PATIENCE = 30.0
 """Seconds without an actor after which the user is told what the cluster lacks."""
+CONNECT = 10.0
+"""Seconds in which a cluster's head has to accept a connection."""
 _PASSED_ON = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Variables that actors on other nodes have too."""
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
+
+@dataclass
+class _Connection:
+    """This process's connection, if a crew has made it. Ray allows one at a time."""
+
+    users: int = 0
+    """Crews that use it; the last one ends it."""
+    address: str | None = None
+    """None for a cluster of our own."""
+
+
+_connection = _Connection()
 
 _STARTED = "started"
 """What an actor tells first: that the cluster had room for it."""
@@ -95,7 +110,8 @@ class RayCrew:
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, int] = {}
         """The call under way to each actor → its number."""
-        self._ours = False
+        self._shares = False
+        """Whether its connection is ours."""
         self._quiet_since: float | None = None
 
     @cached_property
@@ -105,9 +121,19 @@ class RayCrew:
             import ray
         except ImportError:
             raise MissingExtra("ray", "inference.backend=ray") from None
+        wanted = self._config.address
         if not ray.is_initialized():
-            self._ours = True
             self._connect(ray)
+            _connection.users, _connection.address = 1, wanted
+            self._shares = True
+        elif _connection.users:
+            if _connection.address != wanted:
+                raise TeacherError(
+                    f"this run is connected to {_named(_connection.address)} already, and not to {_named(wanted)}\n"
+                    "    → use one inference.address for all models of the run"
+                )
+            _connection.users += 1
+            self._shares = True
         return ray
 
     def _connect(self, ray: Any) -> None:
@@ -117,16 +143,16 @@ class RayCrew:
         with _undisturbed():
             if config.address is not None:
                 try:
+                    _knock(config.address)
                     ray.init(address=config.address, **quiet)
-                except (ConnectionError, RuntimeError, ValueError) as error:
+                except (OSError, RuntimeError, ValueError) as error:
                     raise TeacherError(
                         f"there is no Ray cluster at {config.address}: {_first_line(error)}\n"
                         "    → start one (`ray start`), or remove inference.address to have one of this machine"
                     ) from error
                 return
-            cores = max(os.cpu_count() or 1, self._count(gpus) * config.num_cpus)
             with _own_token():
-                ray.init(address="local", num_cpus=cores, num_gpus=gpus, include_dashboard=False, **quiet)
+                ray.init(address="local", num_gpus=gpus, include_dashboard=False, **quiet)
 
     def _each(self, gpus: float) -> float:
         """GPUs of an actor in a cluster that has so many."""
@@ -141,6 +167,10 @@ class RayCrew:
         each = self._each(gpus)
         return max(1, int(gpus // each)) if each else 1
 
+    @property
+    def _is_own(self) -> bool:
+        return self._shares and self._config.address is None
+
     @cached_property
     def _gpus(self) -> float:
         return float(self._ray.cluster_resources().get("GPU", 0))
@@ -152,17 +182,18 @@ class RayCrew:
 
     def start(self, worker: int) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
+        variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        variables["OMP_NUM_THREADS"] = str(self._config.num_cpus)
         options: dict[str, Any] = {
-            "num_cpus": self._config.num_cpus,
+            # A cluster of our own has room for as many as are asked for.
+            "num_cpus": 0 if self._is_own else self._config.num_cpus,
             "num_gpus": self._each(self._gpus),
             "max_restarts": 0,
             "max_task_retries": 0,
             # One call waits for what the worker tells, while others bring messages.
             "max_concurrency": 2,
+            "runtime_env": {"env_vars": variables},
         }
-        passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        if passed_on:
-            options["runtime_env"] = {"env_vars": passed_on}
         actor = self._ray.remote(**options)(TeacherActor).remote(self._spec, self._logs / log_name(worker))
         self._actors[worker] = actor
         self._calls[actor.hear.remote()] = worker
@@ -215,8 +246,10 @@ class RayCrew:
             ray.kill(actor)
         self._actors.clear()
         self._calls.clear()
-        if self._ours:
-            ray.shutdown()
+        if self._shares:
+            _connection.users -= 1
+            if not _connection.users:
+                ray.shutdown()
         del self._ray
 
 
@@ -265,6 +298,13 @@ def _token_folder() -> Path:
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
+def _knock(address: str) -> None:
+    """Raise an OSError if nobody listens at `host:port`: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+
+
 def _absolute(spec: TeacherSpec) -> TeacherSpec:
     """The spec with absolute paths."""
 
@@ -275,6 +315,10 @@ def _absolute(spec: TeacherSpec) -> TeacherSpec:
     model = absolute(spec.model)
     assert model is not None
     return replace(spec, model=model, template=absolute(spec.template), inference=inference)
+
+
+def _named(address: str | None) -> str:
+    return "a Ray cluster of this machine" if address is None else f"the Ray cluster at {address}"
 
 
 def _how(error: Exception) -> str:

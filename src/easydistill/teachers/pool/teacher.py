@@ -104,7 +104,7 @@ class PooledTeacher:
             record(message.outcomes)
 
         def given_up(unit: Unit, lost: Gone) -> None:
-            detail = f"worker {lost.how}, and so did the one before; {_LESS_MEMORY}"
+            detail = f"two workers died with it, the last one {lost.how}; {_LESS_MEMORY}"
             record([Failure(request.key, WORKER_DIED, detail, unit.deaths, passing=True) for request in unit.requests])
 
         self._work(board, stop, lambda unit: Ask(unit.number, unit.requests), answered, given_up)
