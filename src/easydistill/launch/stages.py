@@ -23,6 +23,16 @@ class Distributed(Protocol):
         """What one process does before the others start: what an earlier attempt left unfinished is removed."""
 
 
+@runtime_checkable
+class Independent(Distributed, Protocol):
+    """A distributed stage whose processes each do a part of the work alone: they share no model, whatever the
+    strategy."""
+
+    @property
+    def most_processes(self) -> int | None:
+        """How many can have work; None if there is no limit."""
+
+
 def stage_runner(job: JobConfig) -> RunStage:
     """How a job's stages are run, as its `launch` section says."""
     launch: LaunchConfig | None = getattr(job, "launch", None)
@@ -30,16 +40,21 @@ def stage_runner(job: JobConfig) -> RunStage:
     def run(stage: Stage, context: StageContext) -> StageResult:
         if launch is None or not isinstance(stage, Distributed):
             return stage.run(context)
-        count = process_count(launch)
+        count, shared = process_count(launch), launch
+        if isinstance(stage, Independent):
+            count = min(count, stage.most_processes or count)
+            shared = launch.model_copy(update={"strategy": "ddp", "offload": (), "deepspeed": None})
         # A process alone shares the model with nobody, but may have parts of it wait in the CPU's memory.
-        if count == 1 and launch.strategy == "ddp":
+        if count == 1 and shared.strategy == "ddp":
             return stage.run(context)
-        context.reporter.say(f"  {count} processes ({launch.strategy})")
+        context.reporter.say(
+            f"  {count} processes" + ("" if isinstance(stage, Independent) else f" ({launch.strategy})")
+        )
         stage.prepare(context)
         task = Task(
             job_type=job.job_type,
             job=job.model_dump(by_alias=True, exclude_unset=True),
-            launch=launch,
+            launch=shared,
             stage=stage.name,
             directory=context.directory,
             run_directory=context.run_directory,
