@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -331,3 +332,55 @@ def test_replicas_are_no_part_of_an_answer_s_identity() -> None:
 def test_transformers_has_no_replicas() -> None:
     with pytest.raises(ValueError, match="replicas are vLLM servers"):
         TransformersInferenceConfig(backend="transformers", replicas=2)
+
+
+# --- vLLM itself -------------------------------------------------------------------------------------------------
+
+
+def engines(pid: int) -> list[int]:
+    """The processes of a server's group but the guard, by their parents' order."""
+    groups = [path.parent for path in Path("/proc").glob("[0-9]*/stat") if _group(path) == pid]
+    return [int(path.name) for path in groups if int(path.name) != pid]
+
+
+def _group(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rsplit(")", 1)[1].split()[2])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_itself(smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two real servers: one is killed, its engine with it, and all is answered; nothing is left of either."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    ask = Asking(smollm, tmp_path, max_model_len=512, max_new_tokens=16, dtype="bfloat16", startup_timeout=400)
+    schema = {"type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"]}
+    scored = GenerationRequest("scored", ({"role": "user", "content": "Give a score."},), schema=schema)
+    try:
+        thread = threading.Thread(target=ask, args=([*REQUESTS, scored],))
+        thread.start()
+        until(lambda: len(ask.outcomes) > 2, 500)
+        assert ask.teacher._fleet is not None
+        servers = [replica.server for replica in ask.teacher._fleet._replicas]
+        guards = [server._process.pid for server in servers if server._process is not None]
+        everything = [process for guard in guards for process in [guard, *engines(guard)]]
+        assert len(everything) >= 5
+        first = next(replica for replica in ask.teacher._fleet._replicas if not replica.endpoint.away)
+        assert first.server._process is not None
+        os.kill(max(engines(first.server._process.pid)), signal.SIGKILL)
+        thread.join(600)
+        everything += [pid for server in servers if server._process for pid in engines(server._process.pid)]
+    finally:
+        ask.teacher.close()
+    assert Counter(outcome.key for outcome in ask.outcomes) == Counter([*QUESTIONS, "scored"])
+    assert all(isinstance(outcome, Completion) and outcome.completion_tokens for outcome in ask.outcomes)
+    judged = next(outcome for outcome in ask.outcomes if outcome.key == "scored")
+    assert isinstance(judged, Completion) and judged.text is not None and judged.text.startswith('{"score":')
+    assert any("is started again (1 of 3)" in line for line in ask.said), ask.said
+    assert_all_gone(everything, 20)
+    printed = "".join(path.read_text() for path in (tmp_path / "servers").iterdir())
+    assert ask.redactor.text(printed) == printed, "the key is in a log"
