@@ -17,7 +17,8 @@ from easydistill.errors import DataError
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import ThresholdSignals
 from easydistill.signals.extract import SignalShape, signal_of_logits
-from easydistill.signals.score import Batch, Found, RowToScore, ShardPlan, score_rows, uniform_numbers
+from easydistill.signals.score import Batch, Found, RowToScore, uniform_numbers
+from easydistill.signals.shards import ShardPlan, score_rows
 from easydistill.signals.sharing import SharedWork
 from easydistill.signals.store import ScoredSample, SignalStore, StoreManifest, shard_path
 

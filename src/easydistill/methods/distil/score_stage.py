@@ -242,7 +242,7 @@ class ScoreStage:
         SharedWork.clear(context.directory / SHARED)
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.signals.score import ShardPlan
+        from easydistill.signals.shards import ShardPlan
         from easydistill.signals.store import SignalStore, StoreManifest
 
         share = self._share(context)
