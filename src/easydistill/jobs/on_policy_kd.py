@@ -65,6 +65,11 @@ class Job(JobConfig):
                 "generalized_jsd needs the teacher's full distributions, but a server gives single log-probabilities",
                 'set "on_policy": {"objective": "sampled_reverse_kl"}, or models.teacher without inference.base_url',
             )
+        if getattr(self.inference, "replicas", None) is not None and not (
+            self.needs_labels and self.dataset.instruction_path is not None
+        ):
+            problem = "inference.replicas answer prompts, but here the teacher only scores, in this process"
+            raise Unfit(problem, "remove inference.replicas, or start a vLLM server and set inference.base_url")
         if self.on_policy.max_new_tokens >= self.training.max_length:
             raise Unfit(
                 f"on_policy.max_new_tokens ({self.on_policy.max_new_tokens}) leaves no room for a prompt "

@@ -27,6 +27,16 @@ class Distributed(Protocol):
         """What one process does before the others start: what an earlier attempt left unfinished is removed."""
 
 
+@runtime_checkable
+class Independent(Distributed, Protocol):
+    """A distributed stage whose processes each do a part of the work alone: they share no model, whatever the
+    strategy."""
+
+    @property
+    def most_processes(self) -> int | None:
+        """How many can have work; None if there is no limit."""
+
+
 _place = ALONE
 _crew: Crew | None = None
 
@@ -73,15 +83,18 @@ def stage_runner(job: JobConfig) -> RunStage:
     def run(stage: Stage, context: StageContext) -> StageResult:
         if launch is None or not isinstance(stage, Distributed):
             return stage.run(context)
-        count = process_count(launch)
+        count, shared = process_count(launch), launch
+        if isinstance(stage, Independent):
+            count = min(count, stage.most_processes or count)
+            shared = launch.model_copy(update={"strategy": "ddp", "offload": (), "deepspeed": None})
         # A process alone shares the model with nobody, but may have parts of it wait in the CPU's memory.
-        if count == 1 and not launch.shares and _crew is None:
+        if count == 1 and not shared.shares and _crew is None:
             return stage.run(context)
         stage.prepare(context)
         task = Task(
             job_type=job.job_type,
             job=job.model_dump(by_alias=True, exclude_unset=True),
-            launch=launch,
+            launch=shared,
             stage=stage.name,
             directory=context.directory,
             run_directory=context.run_directory,
@@ -98,7 +111,8 @@ def stage_runner(job: JobConfig) -> RunStage:
         if _crew is not None:
             outcome = _crew.run(task, count, logs)
         else:
-            context.reporter.say(f"  {count} processes ({launch.sharing})")
+            sharing = "" if isinstance(stage, Independent) else f" ({launch.sharing})"
+            context.reporter.say(f"  {count} processes{sharing}")
             outcome = run_processes(task, count, logs, context.stop)
         assert outcome.result is not None, "the first process's errors are raised"
         context.notices.extend(outcome.notices)

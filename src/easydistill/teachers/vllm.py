@@ -25,7 +25,7 @@ from easydistill.contracts.teacher import (
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import MissingExtra, TeacherError
-from easydistill.models.loading import choose_dtype, device, eos_ids, load_tokenizer
+from easydistill.models.loading import choose_dtype, device, eos_ids, load_generation_config, load_tokenizer
 from easydistill.models.reference import model_directory, resolve
 from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.teachers.backends._local import template_identity
@@ -101,7 +101,7 @@ class VllmTeacher:
         self._engine = self._llm.llm_engine
         self._context = int(self._llm.model_config.max_model_len)
         self._tokenizer = load_tokenizer(self._reference, trust_remote_code=config.trust_remote_code)
-        self._ends = eos_ids(self._tokenizer, _generation_config(directory))
+        self._ends = eos_ids(self._tokenizer, load_generation_config(directory))
         self._chat = LocalChat(self._tokenizer, self._ends, config, self._template, self._date)
 
     def generate(
@@ -185,12 +185,3 @@ class VllmTeacher:
 
     def close(self) -> None:
         self._engine = self._llm = None
-
-
-def _generation_config(directory: str) -> Any:
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(directory)
-    except OSError:
-        return None

@@ -12,9 +12,14 @@ Config = VllmInferenceConfig
 
 
 def plan(config: WorkersOptions, model: str, template: str | None) -> TeacherPlan:
-    """`models.teacher`, in vLLM."""
+    """`models.teacher`, in vLLM: in this process, in workers of this machine, or in servers."""
 
     def make(context: StageContext) -> Teacher:
+        if config.replicas is not None:
+            from easydistill.teachers.replicas.teacher import ReplicaTeacher
+
+            say, file = context.reporter.say, template_file(template)
+            return ReplicaTeacher(model, config, context.directory, say, context.redactor, file, context.started)
         from easydistill.teachers.vllm import VllmTeacher
 
         return VllmTeacher(model, config, template_file(template), date=context.started)
