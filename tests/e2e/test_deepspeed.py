@@ -63,14 +63,14 @@ def trained(folder: Path, *arguments: Any, **training: Any) -> Result:
     return result(folder)
 
 
-def assert_same(found: Result, expected: Result) -> None:
+def assert_same(found: Result, expected: Result, within: float = 1e-4) -> None:
     assert len(found[0]) == len(expected[0])
     for ours, one in zip(found[0], expected[0], strict=True):
         # torch's own norm, in float32 on a CPU, is 8e-5 too small for these gradients; DeepSpeed's is exact.
-        assert ours == pytest.approx(one, rel=1e-4)
+        assert ours == pytest.approx(one, rel=within)
     assert found[1].keys() == expected[1].keys()
     for name, weight in expected[1].items():
-        assert (found[1][name].float() - weight.float()).abs().max() < 1e-4
+        assert (found[1][name].float() - weight.float()).abs().max() < within
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,10 @@ def test_bfloat16_is_that_of_whole_copies(
     (tmp_path / "ddp").mkdir()
     (tmp_path / "parts").mkdir()
     found = trained(tmp_path / "parts", tiny_model, 2, {"strategy": strategy}, **training)
-    assert_same(found, trained(tmp_path / "ddp", tiny_model, 2, {}, **training))
+    # The first steps agree to the last digits; then differences in the last bit of float32 come to be one of bfloat16.
+    expected = trained(tmp_path / "ddp", tiny_model, 2, {}, **training)
+    assert found[0][:2] == [pytest.approx(pair, rel=1e-4) for pair in expected[0][:2]]
+    assert_same(found, expected, within=2e-3)
 
 
 @pytest.mark.slow
