@@ -153,10 +153,10 @@ def test_a_stage_and_a_strategy(tmp_path: Path) -> None:
 
 
 def test_the_batch_size_is_that_of_all_processes(tmp_path: Path) -> None:
-    section = launch(tmp_path, {**USUAL, "train_batch_size": 32}, processes=2)
+    section = launch(tmp_path, {**USUAL, "train_batch_size": 32}, processes=2, nodes=1)
     (found,) = problems(section)
     assert "train_batch_size is 32" in found and "2 processes = 16" in found
-    assert problems(launch(tmp_path, {**USUAL, "train_batch_size": 16}, processes=2)) == []
+    assert problems(launch(tmp_path, {**USUAL, "train_batch_size": 16}, processes=2, nodes=1)) == []
     # Unknown here, but not where it runs.
     section = launch(tmp_path, {**USUAL, "train_batch_size": 32})
     assert problems(section) == []

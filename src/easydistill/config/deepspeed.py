@@ -19,7 +19,7 @@ STAGE = "zero_optimization.stage"
 OFFLOADS = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
 """What `launch.offload` names → keys of `zero_optimization`."""
 _SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-_BUCKET = 100_000_000
+BUCKET = 100_000_000
 """Values that are reduced, or gathered, at once: 400 MB in float32, where DeepSpeed's default is five times that."""
 _NOT_LEARNED = frozenset(
     {
@@ -177,7 +177,7 @@ def _fill_zero(config: dict[str, Any], launch: LaunchConfig) -> None:
         elif part in zero:
             _fill(zero, f"{part}.device", "none")
     if launch.deepspeed is None:
-        zero.update(reduce_bucket_size=_BUCKET, allgather_bucket_size=_BUCKET)
+        zero.update(reduce_bucket_size=BUCKET, allgather_bucket_size=BUCKET)
 
 
 def _fill_precision(config: dict[str, Any], bf16: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.config.deepspeed_checks import KEY, deepspeed_issues
+from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig
 from easydistill.data.row_files.hub_place import is_hub
@@ -28,12 +29,13 @@ def row_path_issues(job: JobConfig) -> list[ConfigIssue]:
 
 
 def launch_issues(job: JobConfig) -> list[ConfigIssue]:
-    """What is wrong with DeepSpeed's settings of a job, or of the jobs of a pipeline, as far as its file is here."""
-    return _of_every_job(job, _deepspeed_issues)
+    """What is wrong with how a job, or the jobs of a pipeline, are launched, as far as their files are here."""
+    return _of_every_job(job, _launch_issues)
 
 
-def _deepspeed_issues(job: JobConfig) -> list[ConfigIssue]:
-    return deepspeed_issues(getattr(job, "launch", None), getattr(job, "training", None), only_present=True)
+def _launch_issues(job: JobConfig) -> list[ConfigIssue]:
+    launch, training = getattr(job, "launch", None), getattr(job, "training", None)
+    return deepspeed_issues(launch, training, only_present=True) + fsdp2_issues(launch, training)
 
 
 def absent_paths(job: JobConfig) -> list[ConfigIssue]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from easydistill.config.inference import VllmInferenceConfig, VllmOptions
+from easydistill.config.inference import VllmInferenceConfig, WorkersOptions
 from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
@@ -11,7 +11,7 @@ from easydistill.teachers.backends._local import plan_local, template_file
 Config = VllmInferenceConfig
 
 
-def plan(config: VllmOptions, model: str, template: str | None) -> TeacherPlan:
+def plan(config: WorkersOptions, model: str, template: str | None) -> TeacherPlan:
     """`models.teacher`, in vLLM."""
 
     def make(context: StageContext) -> Teacher:

@@ -62,6 +62,10 @@ def use(launch: LaunchConfig) -> None:
 
 
 def _strategy_of(launch: LaunchConfig) -> Strategy:
+    if launch.strategy == "fsdp2":
+        from easydistill.methods.shared.strategies.fsdp2 import Fsdp2
+
+        return Fsdp2(launch)
     if launch.uses_deepspeed:
         from easydistill.methods.shared.strategies.deepspeed import zero
 
