@@ -208,7 +208,8 @@ class PairTrainer(PairsTrainer, DPOTrainer):
 
         The ranks share the pairs, and the first one writes; it computes them all if it alone has the weights.
         """
-        self.model.eval()
+        # A strategy may not have moved it yet.
+        self.model.to(self.args.device).eval()
         with Journal(self._journal_path) if rank() == 0 else contextlib.nullcontext() as journal:
             known = {} if journal is None else {int(key): journal.get(key) for key in journal}
             known = from_first(known)
@@ -226,6 +227,9 @@ class PairTrainer(PairsTrainer, DPOTrainer):
                         journal.append(*entries)
                     known |= {int(entry["key"]): entry for entry in entries}
                     task.advance(len(wanted))
+        if strategy().shards:
+            # Its parts go to the device one by one.
+            self.model.to("cpu")
         for side in ("chosen", "rejected"):
             dataset = dataset.add_column(f"ref_{side}_logps", [known[number][side] for number in range(len(dataset))])
         return dataset
