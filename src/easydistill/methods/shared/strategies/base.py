@@ -8,11 +8,14 @@ adapters between `loading` and `prepared`, while it is an ordinary module.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
+
+T = TypeVar("T")
 
 
 class Strategy:
@@ -32,6 +35,10 @@ class Strategy:
     def loading(self) -> AbstractContextManager[None]:
         """A context for making the student, in every process."""
         return contextlib.nullcontext()
+
+    def decided(self, ask: Callable[[], T]) -> T:
+        """What is found out with the student's weights, the same in all processes; all call it."""
+        return ask()
 
     def arguments(self, config: TrainerConfig) -> dict[str, Any]:
         """What transformers' TrainingArguments take besides those that all trainings take."""

@@ -13,10 +13,12 @@ bfloat16. (A `MixedPrecisionPolicy` would round norms and what flows between lay
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,8 +30,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from easydistill.errors import ModelError
 from easydistill.methods.shared.compiling import decoder_layers
-from easydistill.methods.shared.strategies.base import Strategy
+from easydistill.methods.shared.strategies.base import Strategy, T
 from easydistill.methods.shared.strategies.parts import PartCheckpoints
+from easydistill.models.loading import without_weights
 
 _KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
 """Attributes of a module that stay as they are when sharding is undone."""
@@ -41,6 +44,15 @@ class Fsdp2(Strategy):
     name = "fsdp2"
     shards = True
     compiles = False
+
+    def loading(self) -> AbstractContextManager[None]:
+        # The host's memory holds one whole student, however many processes there are.
+        return contextlib.nullcontext() if dist.get_rank() == 0 else without_weights()
+
+    def decided(self, ask: Callable[[], T]) -> T:
+        found = [ask() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, 0)
+        return cast(T, found[0])
 
     def prepared(self, trainer: Any) -> None:
         self._device = trainer.args.device
@@ -98,16 +110,20 @@ def shard(model: nn.Module, device: torch.device, *, offload: bool) -> None:
     """Shard a model over all ranks, in place, with the values that the first rank's has.
 
     Args:
-        model: whole, on the CPU; of the same structure on all ranks.
+        model: whole in the first rank; of the same structure in the others, without values.
         device: where this rank computes.
         offload: keep the parts in the CPU's memory between uses.
+
+    Raises:
+        ModelError: this rank has made another structure.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     first = dist.get_rank() == 0
     values = [parameter.detach() if first else None for parameter in model.parameters()]
     values.reverse()
-    _replace_parameters(model, lambda whole: torch.empty(whole.shape, dtype=whole.dtype, device="meta"))
+    dtypes = _dtypes(model)
+    _replace_parameters(model, lambda whole: torch.empty(whole.shape, dtype=next(dtypes), device="meta"))
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, offload_policy=policy)
     fully_shard(model, mesh=mesh, offload_policy=policy)
@@ -124,8 +140,26 @@ def shard(model: nn.Module, device: torch.device, *, offload: bool) -> None:
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = sent = buffer.to(device).contiguous()
+                sent = buffer.to(device).contiguous() if first else torch.empty_like(buffer, device=device)
                 dist.broadcast(sent, 0)
+                module._buffers[name] = sent
+
+
+def _dtypes(model: nn.Module) -> Iterator[torch.dtype]:
+    """The number types of the first rank's parameters, in order: loading may keep some in float32.
+
+    Raises:
+        ModelError: they have other names or shapes than this rank's.
+    """
+    own = [(name, value.shape, value.dtype) for name, value in model.named_parameters()]
+    told: list[Any] = [own]
+    dist.broadcast_object_list(told, 0)
+    if [parameter[:2] for parameter in own] != [parameter[:2] for parameter in told[0]]:
+        raise ModelError(
+            f"{type(model).__name__}: its structure is not the one that its config describes\n"
+            "    → set launch.strategy=ddp, and please report this architecture"
+        )
+    return iter([dtype for _, _, dtype in told[0]])
 
 
 def check_sharded(model: nn.Module) -> None:
