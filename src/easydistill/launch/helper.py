@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import socket
 import threading
@@ -15,11 +16,12 @@ from typing import Any
 
 from easydistill.config.job import JobConfig
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import EXIT_FAILED, EXIT_INTERRUPTED, EasyDistillError, Interrupted
 from easydistill.launch.failures import follows_another
 from easydistill.launch.network import interface_variables
 from easydistill.launch.place import Place
-from easydistill.launch.processes import Share, run_processes
+from easydistill.launch.processes import TRACEBACK, Share, run_processes
 from easydistill.launch.rendezvous import find
 from easydistill.launch.tasks import task_from_json
 from easydistill.launch.wire import KEY, VERSION, Link, Unseen, read_key
@@ -82,6 +84,8 @@ class Helper:
             Interrupted: stopped by the user while nobody else was there.
         """
         self._link = self._connect(ranks)
+        # Errors are told to the first command, whose log has them.
+        LOGGER.addHandler(logging.NullHandler())
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             return self._to_the_end()
@@ -243,5 +247,5 @@ def _as_message(error: Exception) -> dict[str, Any]:
         "text": text,
         "exit_code": code,
         "follows": follows_another(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": getattr(error, TRACEBACK, None) or "".join(traceback.format_exception(error)),
     }

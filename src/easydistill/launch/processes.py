@@ -29,6 +29,8 @@ from easydistill.launch.network import LOOPBACK
 
 LISTEN = 0.2
 """Seconds between two looks at the user's request to stop."""
+TRACEBACK = "__easydistill_traceback__"
+"""Attribute of a process's error: its traceback there."""
 TAIL = 12
 """Lines of a failed process's output that are shown."""
 
@@ -223,6 +225,7 @@ def _hear(rank: _Rank) -> BaseException | None:
     rank.outcome = outcome
     if outcome.error is not None:
         LOGGER.error("process %s failed:\n%s", rank.number, outcome.traceback)
+        setattr(outcome.error, TRACEBACK, outcome.traceback)
     return outcome.error
 
 
