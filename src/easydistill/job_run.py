@@ -109,7 +109,7 @@ class JobRun:
         say = self._reporter.say if self._place.speaks else lambda text: None
         helper = Helper(self._place, self._loaded.job, self._directory.path, self._stop, say)
         with self._stop.listening(patience=self._patience):
-            end = helper.help(ranks_of_command())
+            end = helper.help(ranks_of_command(self._loaded.job))
         if end.exit_code in (EXIT_OK, EXIT_TOO_MANY_REJECTED):
             return replace(self._result(self._directory.read_summary() or _NO_SUMMARY, fresh=True), leads=False)
         raise RunEnded(f"{self._place.title(0)} has ended the run: {end.text}", end.exit_code)

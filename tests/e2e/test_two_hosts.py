@@ -75,8 +75,10 @@ def test_torchrun_over_two_hosts(
     config = write_config(tmp_path, job)
     meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "a-run"]
     meeting += ["--rdzv_endpoint", f"{hosts[0].address}:{free_port()}"]
-    for host in hosts:
-        torchrun = [script("torchrun"), *meeting, "--local_addr", host.address]
+    for node, host in enumerate(hosts):
+        # Both hosts have one name, by which torchrun would tell who is to open the store.
+        told = ["--local_addr", host.address, "--rdzv_conf", f"is_host={1 - node}"]
+        torchrun = [script("torchrun"), *meeting, *told]
         commands.start(*host.command(*torchrun, "-m", "easydistill", f"-config={config}"))
     assert commands.codes(300) == [0, 0], commands.all_said()
     assert weights(tmp_path) == weights(in_two)

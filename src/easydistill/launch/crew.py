@@ -192,8 +192,8 @@ class Crew:
             NodeLost: a command has not come, or has gone.
             Exception: the error of the process that failed first.
         """
-        self._gather()
         with self._changed:
+            self._gather()
             shares = self._shares(own, task)
             sent = task_to_json(task, self._key)
             self._failures.clear()
@@ -287,6 +287,10 @@ class Crew:
             for index, helper in self._helpers.items():
                 self._tell_end(index, helper.link)
             until = time.monotonic() + FAREWELL
+            if missing := [self.place.title(index) for index in self._missing() if index not in self._told]:
+                self._say(
+                    f"  waiting {FAREWELL:.0f} seconds for {', '.join(missing)}, to tell them that the run has ended"
+                )
             while len(self._told) < self.place.count - 1 and time.monotonic() < until:
                 self._changed.wait(LOOK)
         # Closing alone does not wake the thread that accepts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import socket
 import threading
@@ -15,13 +16,15 @@ from typing import Any
 
 from easydistill.config.job import JobConfig
 from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import EXIT_FAILED, EXIT_INTERRUPTED, EasyDistillError, Interrupted
+from easydistill.launch.failures import follows_another
 from easydistill.launch.network import interface_variables
 from easydistill.launch.place import Place
-from easydistill.launch.processes import Share, follows_another, run_processes
+from easydistill.launch.processes import TRACEBACK, Share, run_processes
 from easydistill.launch.rendezvous import find
 from easydistill.launch.tasks import task_from_json
-from easydistill.launch.wire import VERSION, Link, Unseen, read_key
+from easydistill.launch.wire import KEY, VERSION, Link, Unseen, read_key
 
 ARRIVE = 600.0
 """Seconds that the first command may come later than this one."""
@@ -81,6 +84,8 @@ class Helper:
             Interrupted: stopped by the user while nobody else was there.
         """
         self._link = self._connect(ranks)
+        # Errors are told to the first command, whose log has them.
+        LOGGER.addHandler(logging.NullHandler())
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             return self._to_the_end()
@@ -108,7 +113,7 @@ class Helper:
             "local_size": self._place.local_size or ranks,
             "host": socket.gethostname(),
         }
-        until, unseen = time.monotonic() + ARRIVE, 0.0
+        until, unseen, told = time.monotonic() + ARRIVE, 0.0, False
         while True:
             if self._stop.requested:
                 raise Interrupted("stopped at the user's request")
@@ -125,6 +130,9 @@ class Helper:
                         f"{title} did not come within {ARRIVE:.0f} seconds: {error}\n"
                         "    → start the same command there; host and port must be those at which it can be reached"
                     ) from None
+                if not told:
+                    self._say(f"waiting for {self._place.title(0)}{self._where()}")
+                    told = True
             else:
                 self._say(f"{self._place.title(self._place.index)} of {self._place.count} has joined")
                 return link
@@ -147,10 +155,16 @@ class Helper:
 
     def _not_shared(self) -> str:
         found = "has another run's key here" if self._key else "is not here"
+        if not self._key and (self._directory / KEY).exists():
+            found = f"has a key that this user may not read here ({KEY})"
         return (
             f"the run directory of {self._place.title(0)} {found}: {self._directory.absolute()}\n"
             "    → put output_dir on storage that all machines see under the same path"
         )
+
+    def _where(self) -> str:
+        address = self._place.address
+        return f" at {address[0]}:{address[1]}" if address is not None else ""
 
     # --- messages -------------------------------------------------------------------------------------------------
 
@@ -233,5 +247,5 @@ def _as_message(error: Exception) -> dict[str, Any]:
         "text": text,
         "exit_code": code,
         "follows": follows_another(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": getattr(error, TRACEBACK, None) or "".join(traceback.format_exception(error)),
     }

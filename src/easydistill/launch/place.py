@@ -104,7 +104,7 @@ def check_place(job: JobConfig, environment: Mapping[str, str]) -> LaunchConfig:
     Raises:
         ConfigError: it does, or the job does not train in several processes although several were started.
     """
-    sections = list(_sections(job))
+    sections = sections_of(job)
     launch = sections[0] if sections else LaunchConfig()
     for name in ("nodes", "rendezvous", "launcher"):
         different = {getattr(section, name): None for section in sections}
@@ -123,12 +123,10 @@ def check_place(job: JobConfig, environment: Mapping[str, str]) -> LaunchConfig:
     return launch
 
 
-def _sections(job: JobConfig) -> Iterator[LaunchConfig]:
-    """The `launch` sections of the jobs that take one; the default where it is left out."""
+def sections_of(job: JobConfig) -> list[LaunchConfig]:
+    """The `launch` sections of a job, or of a pipeline's jobs, that take one; the default where it is left out."""
     jobs = job.jobs.values() if isinstance(job, PipelineConfig) else [job]
-    for one in jobs:
-        if "launch" in type(one).model_fields:
-            yield getattr(one, "launch", None) or LaunchConfig()
+    return [getattr(one, "launch", None) or LaunchConfig() for one in jobs if "launch" in type(one).model_fields]
 
 
 def _node_rank(problem: str, hint: str) -> ConfigIssue:

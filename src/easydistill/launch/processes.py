@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import selectors
 import signal
 import socket
@@ -24,23 +23,16 @@ from typing import IO, Protocol
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
-from easydistill.errors import EasyDistillError, Interrupted
+from easydistill.launch.failures import GRACE, Failures, RankLost
 from easydistill.launch.messages import STOP, Outcome, Task, receive, send
 from easydistill.launch.network import LOOPBACK
 
-GRACE = 10.0
-"""Seconds that the other processes get to end by themselves after one has stopped as it was asked to."""
-SETTLE = 3.0
-"""Seconds in which the reason why a process could not reach another one may still be heard."""
 LISTEN = 0.2
 """Seconds between two looks at the user's request to stop."""
+TRACEBACK = "__easydistill_traceback__"
+"""Attribute of a process's error: its traceback there."""
 TAIL = 12
 """Lines of a failed process's output that are shown."""
-_COLLECTIVE = r"(?i)gloo|nccl|Dist(Backend|Network|Store)Error|connection (closed|reset) by peer|broken pipe"
-
-
-class RankLost(EasyDistillError, RuntimeError):
-    """A process of the stage ended without saying why."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +197,7 @@ def _relay(printed: IO[bytes]) -> None:
 def _watch(ranks: Sequence[_Rank], stop: StopSignal, others: Others) -> None:
     """Wait until every process has told its outcome; raise the first one's error that has one."""
     told_to_stop = False
-    failures = _Failures()
+    failures = Failures()
     with selectors.DefaultSelector() as selector:
         for rank in ranks:
             selector.register(rank.back, selectors.EVENT_READ, rank)
@@ -224,45 +216,6 @@ def _watch(ranks: Sequence[_Rank], stop: StopSignal, others: Others) -> None:
     failures.raise_if_any()
 
 
-class _Failures:
-    """The errors of a stage's processes: the one that is the reason of the others is to be told.
-
-    When a process is gone, those that wait for it in a collective fail too, and their errors may be heard first.
-    """
-
-    def __init__(self) -> None:
-        self._held: Exception | None = None
-        self._until = 0.0
-
-    def add(self, error: BaseException | None) -> None:
-        """Raise an error that is a reason, keep the first one that may follow from another."""
-        if error is None:
-            return
-        if not isinstance(error, Exception) or not (follows_another(error) or isinstance(error, Interrupted)):
-            raise error
-        if self._held is None:
-            self._held = error
-            # Who has stopped as asked may be ahead of one that still writes its checkpoint.
-            self._until = time.monotonic() + (GRACE if isinstance(error, Interrupted) else SETTLE)
-
-    def raise_if_due(self) -> None:
-        if time.monotonic() >= self._until:
-            self.raise_if_any()
-
-    def raise_if_any(self) -> None:
-        if self._held is not None:
-            raise self._held
-
-
-def follows_another(error: BaseException) -> bool:
-    """Whether an error may be that of a collective, or of the processes' store, which another process has left."""
-    if isinstance(error, RankLost):
-        # NCCL's watchdog aborts a process whose partner is gone.
-        return "SIGABRT" in str(error)
-    text = f"{type(error).__name__}: {error}"
-    return isinstance(error, RuntimeError) and re.search(_COLLECTIVE, text) is not None
-
-
 def _hear(rank: _Rank) -> BaseException | None:
     """Read what a process tells at its end; its error, if it has one."""
     try:
@@ -272,6 +225,7 @@ def _hear(rank: _Rank) -> BaseException | None:
     rank.outcome = outcome
     if outcome.error is not None:
         LOGGER.error("process %s failed:\n%s", rank.number, outcome.traceback)
+        setattr(outcome.error, TRACEBACK, outcome.traceback)
     return outcome.error
 
 

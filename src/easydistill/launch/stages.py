@@ -13,7 +13,7 @@ from easydistill.engine.determinism import is_deterministic
 from easydistill.engine.stage import Stage, StageContext, StageResult
 from easydistill.launch.crew import Crew
 from easydistill.launch.messages import Task
-from easydistill.launch.place import ALONE, Place
+from easydistill.launch.place import ALONE, Place, sections_of
 from easydistill.launch.processes import run_processes
 
 RunStage = Callable[[Stage, StageContext], StageResult]
@@ -135,6 +135,9 @@ def process_count(launch: LaunchConfig) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def ranks_of_command() -> int:
+def ranks_of_command(job: JobConfig) -> int:
     """Processes that this command starts where the config leaves the number open."""
-    return process_count(LaunchConfig())
+    sections = sections_of(job)
+    # Where it does not, that is not asked, and to count the GPUs takes seconds.
+    fixed = all(section.processes != "auto" for section in sections)
+    return process_count(sections[0] if fixed else LaunchConfig())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +56,10 @@ def check_ranks(checkpoint: Path) -> None:
     wrote, now = ranks_of(checkpoint), world_size()
     if wrote != now:
         problem = f"training goes on from {checkpoint}, which {wrote} processes wrote, but there are {now} now"
-        hint = f"set launch.processes={wrote}, or remove {checkpoint.parent} to train from the beginning"
+        as_many = f"set launch.processes={wrote}"
+        if int(os.environ.get("LOCAL_WORLD_SIZE", now)) < now:
+            as_many = f"start {wrote} processes on all nodes together"
+        hint = f"{as_many}, or remove {checkpoint.parent} to train from the beginning"
         raise ConfigError(ConfigIssue("config", "launch.processes", problem, hint))
     was, is_now = strategy_of(checkpoint), strategy().name
     if was != is_now:
