@@ -22,7 +22,7 @@ from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
 from easydistill.jobs._row_paths import absent_paths as absent
-from easydistill.jobs._row_paths import row_path_issues
+from easydistill.jobs._row_paths import launch_issues, row_path_issues
 
 if TYPE_CHECKING:
     from easydistill.doctor.finding import Finding
@@ -72,12 +72,12 @@ def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
 
 
 def check_row_paths(job: JobConfig) -> None:
-    """Look at a loaded config's paths of rows, as `validate` does.
+    """Look at a loaded config's paths of rows, and into its config of DeepSpeed's, as `validate` does.
 
     Raises:
-        ConfigError: names that no reader knows, and files that are not what they say.
+        ConfigError: names that no reader knows, files that are not what they say, settings that contradict each other.
     """
-    if issues := row_path_issues(job):
+    if issues := row_path_issues(job) + launch_issues(job):
         raise ConfigError(issues)
 
 

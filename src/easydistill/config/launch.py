@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from easydistill.config.base import NonEmptyStr, PositiveInt, Section
+from pydantic import model_validator
+
+from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Unfit
 
 StrategyName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -16,8 +18,53 @@ class LaunchConfig(Section):
     processes: PositiveInt | Literal["auto"] = "auto"
     """Processes on this machine; `auto`: one for each GPU, one without a GPU."""
     strategy: StrategyName = "ddp"
-    """How the processes share the model: `ddp` keeps a whole copy of it in each."""
+    """How the processes share the model: `ddp` keeps a whole copy of it in each. By DeepSpeed, each keeps a part of the
+    optimiser's state (`zero1`), of gradients too (`zero2`), of weights too (`zero3`). `fsdp2`: parts of all three."""
     offload: tuple[Literal["optimizer", "parameters"], ...] = ()
-    """What waits in the CPU's memory while the GPU does not need it."""
+    """What waits in the CPU's memory while the GPU does not need it: the optimiser's state, where it is in parts, and
+    weights (`parameters`), with `zero3` or `fsdp2`."""
     deepspeed: NonEmptyStr | None = None
-    """A config of DeepSpeed's own (JSON), with its "auto" filled from `training`."""
+    """A config of DeepSpeed's own (JSON), with its "auto" filled from `training`. What both say must be the same; what
+    only the file says is passed on. Without `strategy`, the file names the stage of ZeRO."""
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether DeepSpeed trains."""
+        return self.deepspeed is not None or self.strategy.startswith("zero")
+
+    @property
+    def shares(self) -> bool:
+        """Whether a process alone trains otherwise than without this section: parts of the model wait elsewhere."""
+        return self.deepspeed is not None or self.strategy != "ddp"
+
+    @property
+    def sharing(self) -> str:
+        """The strategy, as it is shown."""
+        named = "strategy" in self.model_fields_set or self.deepspeed is None
+        return self.strategy if named else f"DeepSpeed, {self.deepspeed}"
+
+    @property
+    def known_ranks(self) -> int | None:
+        """Processes that train together; None if that is known only where they run."""
+        nodes = getattr(self, "nodes", 1)
+        return None if "auto" in (self.processes, nodes) else int(self.processes) * int(nodes)
+
+    @model_validator(mode="after")
+    def _strategy_can(self) -> Self:
+        if self.deepspeed is not None:
+            if "strategy" in self.model_fields_set and not self.strategy.startswith("zero"):
+                problem = f'strategy is "{self.strategy}", and deepspeed names a config of DeepSpeed\'s'
+                raise Unfit(problem, "remove launch.strategy, or launch.deepspeed")
+            return self
+        if self.offload and self.strategy == "ddp":
+            problem = "ddp keeps a whole copy of everything in each process, and offloads nothing"
+            raise Unfit(problem, 'remove launch.offload, or set launch.strategy to "zero2", "zero3" or "fsdp2"')
+        if self.strategy == "fsdp2" and len(set(self.offload)) == 1:
+            problem = f'fsdp2 steps where the weights are, so it does not offload "{self.offload[0]}" alone'
+            raise Unfit(
+                problem, 'set launch.offload=["optimizer", "parameters"], or launch.strategy to "zero2" or "zero3"'
+            )
+        if "parameters" in self.offload and self.strategy in ("zero1", "zero2"):
+            problem = f"{self.strategy} keeps all weights in each process, and does not offload parameters"
+            raise Unfit(problem, 'remove "parameters" from launch.offload, or set launch.strategy="zero3"')
+        return self

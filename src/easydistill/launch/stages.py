@@ -32,9 +32,9 @@ def stage_runner(job: JobConfig) -> RunStage:
             return stage.run(context)
         count = process_count(launch)
         # A process alone shares the model with nobody, but may have parts of it wait in the CPU's memory.
-        if count == 1 and launch.strategy == "ddp":
+        if count == 1 and not launch.shares:
             return stage.run(context)
-        context.reporter.say(f"  {count} processes ({launch.strategy})")
+        context.reporter.say(f"  {count} processes ({launch.sharing})")
         stage.prepare(context)
         task = Task(
             job_type=job.job_type,

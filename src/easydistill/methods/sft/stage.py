@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.config.deepspeed import deepspeed_notes
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
@@ -21,6 +23,7 @@ from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
+    launch_issues,
     loaded_student,
     memory_notes,
     optimiser_issues,
@@ -44,6 +47,7 @@ class TrainStage:
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
+    launch: LaunchConfig | None = None
 
     def __init__(
         self,
@@ -77,7 +81,7 @@ class TrainStage:
             issues += unreadable_rows("dataset.labeled_path", dataset.labeled_path)
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
-        issues += optimiser_issues(self._training)
+        issues += optimiser_issues(self._training) + launch_issues(self.launch, self._training)
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
@@ -90,11 +94,12 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        return [*memory_notes(self._models, self._training), *self._foresight.lines()]
+        notes = [*memory_notes(self._models, self._training), *deepspeed_notes(self.launch)]
+        return [*notes, *self._foresight.lines()]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
-            **training_fingerprint(self._rows, self._models, self._training),
+            **training_fingerprint(self._rows, self._models, self._training, self.launch),
             **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
         }
 

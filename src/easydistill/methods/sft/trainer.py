@@ -155,7 +155,7 @@ def _compiled(
     student: Student, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter
 ) -> Iterator[tuple[Feed, CompiledLayers | None]]:
     """The feed for compiled layers, and the layers, if `training.compile` asks for it."""
-    if not wants_compiling(feed.config.compile, on, feed.expected_batches):
+    if not strategy().compiles or not wants_compiling(feed.config.compile, on, feed.expected_batches):
         yield feed, None
         return
     widened = replace(feed, multiple=LENGTH_MULTIPLE)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
+from easydistill.config.deepspeed import deepspeed_notes
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.messages import Chat
@@ -25,7 +27,13 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import checkpoints_of, optimiser_issues, training_estimate, training_fingerprint
+from easydistill.methods.shared.student import (
+    checkpoints_of,
+    launch_issues,
+    optimiser_issues,
+    training_estimate,
+    training_fingerprint,
+)
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -138,6 +146,7 @@ class PairStage:
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
+    launch: LaunchConfig | None = None
     cuts: ClassVar[bool] = True
     """Whether rows that are too long are cut off; otherwise they are rejected."""
 
@@ -153,6 +162,7 @@ class PairStage:
         issues = missing_file("dataset.template", self._rows.dataset.template)
         issues += self._rows.issues()
         issues += student_issues(self._models) + check_student(self._models) + optimiser_issues(self._training)
+        issues += launch_issues(self.launch, self._training)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
     def examine(self) -> list[ConfigIssue]:
@@ -160,7 +170,7 @@ class PairStage:
         return self._foresight.issues()
 
     def foretell(self) -> list[str]:
-        return self._foresight.lines()
+        return [*deepspeed_notes(self.launch), *self._foresight.lines()]
 
     def _refuse_lost_thoughts(self, renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
         """Refuse pairs with thoughts that the template leaves out: they would compare other answers.
@@ -176,7 +186,7 @@ class PairStage:
         last_whole_checkpoint(checkpoints_of(context))
 
     def fingerprint(self) -> dict[str, Any]:
-        return training_fingerprint(self._rows, self._models, self._training)
+        return training_fingerprint(self._rows, self._models, self._training, self.launch)
 
     def shows_date(self) -> bool:
         return template_shows_date(self._rows.dataset, student_references(self._models))

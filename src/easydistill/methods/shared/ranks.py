@@ -18,7 +18,8 @@ from torch import Tensor
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, Interrupted, TeacherError
-from easydistill.methods.shared.checkpoints import ranks_of
+from easydistill.methods.shared.checkpoints import WHOLE_COPIES, ranks_of, strategy_of
+from easydistill.methods.shared.strategies.base import strategy
 
 T = TypeVar("T")
 
@@ -45,16 +46,23 @@ def _patient() -> Any:
 
 
 def check_ranks(checkpoint: Path) -> None:
-    """Check that as many processes go on as wrote a checkpoint: each has its own random state, and a step's rows.
+    """Check that processes go on as they wrote a checkpoint: as many, since each has its own random state and a step's
+    rows, and with the model shared in the same way.
 
     Raises:
-        ConfigError: they are more, or fewer.
+        ConfigError: they are more or fewer, or share it otherwise.
     """
     wrote, now = ranks_of(checkpoint), world_size()
     if wrote != now:
         problem = f"training goes on from {checkpoint}, which {wrote} processes wrote, but there are {now} now"
         hint = f"set launch.processes={wrote}, or remove {checkpoint.parent} to train from the beginning"
         raise ConfigError(ConfigIssue("config", "launch.processes", problem, hint))
+    was, is_now = strategy_of(checkpoint), strategy().name
+    if was != is_now:
+        problem = f"training goes on from {checkpoint}, which was written under {was}, and is {is_now} now"
+        back = f"set launch.strategy={was}" if was != WHOLE_COPIES else "set launch.strategy=ddp, or as it was,"
+        hint = f"{back} or remove {checkpoint.parent} to train from the beginning"
+        raise ConfigError(ConfigIssue("config", "launch.strategy", problem, hint))
 
 
 def any_rank(flag: bool) -> bool:

@@ -9,6 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from easydistill.config.deepspeed import deepspeed_identity
+from easydistill.config.deepspeed_checks import deepspeed_issues
+from easydistill.config.fsdp2_checks import fsdp2_issues
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import show_directory
@@ -56,6 +60,14 @@ def optimiser_issues(training: TrainerConfig) -> list[ConfigIssue]:
     return needs_extra("optim", library) if library is not None else []
 
 
+def launch_issues(launch: LaunchConfig | None, training: TrainerConfig) -> list[ConfigIssue]:
+    """What is wrong with how a training is launched, and a library that it needs and is not installed."""
+    issues = deepspeed_issues(launch, training) + fsdp2_issues(launch, training)
+    if launch is not None and launch.uses_deepspeed:
+        issues += needs_extra("deepspeed", "deepspeed")
+    return issues
+
+
 def loaded_student(models: ModelsConfig, max_length: int, context: StageContext, dtype: str = "float32") -> Student:
     """The student in `dtype`, to be trained on rows of up to `max_length` tokens; what the user should know is said."""
     from easydistill.methods.shared.strategies.base import strategy
@@ -73,13 +85,17 @@ def loaded_student(models: ModelsConfig, max_length: int, context: StageContext,
     return student
 
 
-def training_fingerprint(rows: TrainingRows, models: ModelsConfig, training: TrainerConfig) -> dict[str, Any]:
+def training_fingerprint(
+    rows: TrainingRows, models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None
+) -> dict[str, Any]:
     """What the trained student depends on, whatever the method: rows, the student, settings and the template."""
+    deepspeed = deepspeed_identity(launch)
     return {
         "rows": rows.fingerprint(),
         "student": student_identity(models),
         "training": training.identity(),
         **template_identity(rows.dataset),
+        **({"deepspeed": deepspeed} if deepspeed else {}),
     }
 
 

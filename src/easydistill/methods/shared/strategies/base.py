@@ -21,8 +21,13 @@ class Strategy:
     shards: ClassVar[bool] = False
     """Whether a process holds only a part of the weights while it trains."""
 
+    compiles: ClassVar[bool] = True
+    """Whether layers may be compiled."""
+
     def __init__(self, launch: LaunchConfig) -> None:
         self.launch = launch
+        self.name: str = launch.strategy
+        """Marks its checkpoints, which no other strategy reads."""
 
     def loading(self) -> AbstractContextManager[None]:
         """A context for making the student, in every process."""
@@ -57,4 +62,12 @@ def use(launch: LaunchConfig) -> None:
 
 
 def _strategy_of(launch: LaunchConfig) -> Strategy:
+    if launch.strategy == "fsdp2":
+        from easydistill.methods.shared.strategies.fsdp2 import Fsdp2
+
+        return Fsdp2(launch)
+    if launch.uses_deepspeed:
+        from easydistill.methods.shared.strategies.deepspeed import zero
+
+        return zero(launch)
     return Strategy(launch)
