@@ -95,7 +95,7 @@ def test_a_judge_is_asked_once_about_an_answer_whatever_process_wrote_it(tiny_mo
         folder.mkdir()
         judged = {
             "rewards": {"judge": {}, "format": {"pattern": r"(?s)\s*[a-j].*"}},
-            "judge": {"inference": {"base_url": server.url, "temperature": 0.0}},
+            "judge": {"inference": {"base_url": server.url, "model": "judge", "temperature": 0.0}},
             "policy": {"num_generations": 4, "mask_truncated": False},
         }
         code, out = run_here(write_config(folder, policy_job(folder, tiny_model, processes, batch, **judged)))
@@ -167,6 +167,17 @@ def tiny_teacher(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.slow
+def test_a_shared_optimiser_learns_what_a_whole_one_learns(tiny_model: Path, tmp_path: Path) -> None:
+    folders = tmp_path / "two", tmp_path / "one"
+    for folder, launch, batch in zip(folders, ({"processes": 2, "strategy": "zero2"}, None), (4, 8), strict=True):
+        folder.mkdir()
+        job = policy_job(folder, tiny_model, 2, batch, policy=SPREAD, launch=launch)
+        code, out = run_here(write_config(folder, job))
+        assert code == 0, out
+    assert_same_course(*folders, "train", "policy", "heldout")
 
 
 LONG: dict[str, Any] = {"policy": SPREAD, "training": {"max_steps": 12}}
