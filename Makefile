@@ -104,6 +104,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.reward_model.run
 	$(RUN) $(BIN)/python -m benchmarks.rl.step
 	$(RUN) $(BIN)/python -m benchmarks.rl.run
+	$(RUN) $(BIN)/python -m benchmarks.workers.run --ray
 
 bench-gpu: $(VENV)/.dev
 	$(RUN) $(BIN)/python -m benchmarks.gpu.run

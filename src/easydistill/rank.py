@@ -104,6 +104,9 @@ def _join() -> None:
     import torch
     import torch.distributed
 
+    if torch.cuda.device_count() == 1:
+        # With `srun --gpus-per-task` each process sees its own device only.
+        os.environ["LOCAL_RANK"] = "0"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

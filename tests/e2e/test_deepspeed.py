@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,32 @@ def trained(folder: Path, *arguments: Any, **training: Any) -> Result:
     return result(folder)
 
 
-def assert_same(found: Result, expected: Result) -> None:
+def assert_same(found: Result, expected: Result, within: float = 1e-4) -> None:
     assert len(found[0]) == len(expected[0])
     for ours, one in zip(found[0], expected[0], strict=True):
-        # torch's own norm, in float32 on a CPU, is 8e-5 too small for these gradients; DeepSpeed's is exact.
-        assert ours == pytest.approx(one, rel=1e-4)
+        assert ours == pytest.approx(one, rel=within)
     assert found[1].keys() == expected[1].keys()
     for name, weight in expected[1].items():
-        assert (found[1][name].float() - weight.float()).abs().max() < 1e-4
+        assert (found[1][name].float() - weight.float()).abs().max() < within
+
+
+@contextlib.contextmanager
+def exact_norms() -> Iterator[None]:
+    """Clip by norms that are summed in float64, as DeepSpeed does: torch's own, on a CPU, is 1e-4 too small here.
+
+    See `findings/norm_of_uneven_gradients_on_a_cpu.sh`.
+    """
+
+    def clip(parameters: Iterable[torch.nn.Parameter], max_norm: float, **options: Any) -> torch.Tensor:
+        learned = [parameter for parameter in parameters if parameter.grad is not None]
+        squares = [parameter.grad.double().pow(2).sum() for parameter in learned if parameter.grad is not None]
+        norm = torch.stack(squares).sum().sqrt().float()
+        torch.nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
+        return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +116,8 @@ def alone(tiny_model: Path, untied: Path, tmp_path_factory: pytest.TempPathFacto
         key = json.dumps([tied, training], sort_keys=True)
         if key not in known:
             folder = tmp_path_factory.mktemp("alone")
-            known[key] = trained(folder, tiny_model if tied else untied, 1, {}, **training)
+            with exact_norms():
+                known[key] = trained(folder, tiny_model if tied else untied, 1, {}, **training)
         return known[key]
 
     return find
@@ -168,7 +188,10 @@ def test_bfloat16_is_that_of_whole_copies(
     (tmp_path / "ddp").mkdir()
     (tmp_path / "parts").mkdir()
     found = trained(tmp_path / "parts", tiny_model, 2, {"strategy": strategy}, **training)
-    assert_same(found, trained(tmp_path / "ddp", tiny_model, 2, {}, **training))
+    # The first steps agree to the last digits; then differences in the last bit of float32 come to be one of bfloat16.
+    expected = trained(tmp_path / "ddp", tiny_model, 2, {}, **training)
+    assert found[0][:2] == [pytest.approx(pair, rel=1e-4) for pair in expected[0][:2]]
+    assert_same(found, expected, within=2e-3)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def problems(section: LaunchConfig, **training: Any) -> list[str]:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_strategy_says_what_transformers_fills(stage: int) -> None:
     section = LaunchConfig(strategy=f"zero{stage}", offload=("optimizer",))
-    told = deepspeed_config(section, TrainingConfig(), bf16=True)
+    told = deepspeed_config(section, bf16=True)
     assert told["zero_optimization"]["stage"] == stage
     assert told["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     assert "offload_param" not in told["zero_optimization"]
@@ -75,7 +75,7 @@ def test_autos_are_filled_and_the_rest_is_passed_on(tmp_path: Path) -> None:
     section = launch(tmp_path, {**USUAL, "unheard_of": {"deep": [1, 2]}})
     assert zero_stage(section) == 3
     assert problems(section) == []
-    told = deepspeed_config(section, TrainingConfig(), bf16=False)
+    told = deepspeed_config(section, bf16=False)
     assert told["unheard_of"] == {"deep": [1, 2]}
     assert told["zero_optimization"] == USUAL["zero_optimization"]
     assert (told["bf16"]["enabled"], told["fp16"]["enabled"], told["torch_autocast"]["enabled"]) == (False,) * 3
@@ -138,7 +138,7 @@ def test_equal_values_are_no_clash(tmp_path: Path) -> None:
     }
     section = launch(tmp_path, {**USUAL, **same})
     assert problems(section, bf16=True) == []
-    told = deepspeed_config(section, TrainingConfig(bf16=True), bf16=True)
+    told = deepspeed_config(section, bf16=True)
     assert (told["bf16"]["enabled"], told["torch_autocast"]["enabled"]) == (True, False)
 
 
@@ -149,14 +149,14 @@ def test_a_stage_and_a_strategy(tmp_path: Path) -> None:
     unset = {**USUAL, "zero_optimization": {"stage": "auto"}}
     section = launch(tmp_path, unset, strategy="zero1")
     assert problems(section) == []
-    assert deepspeed_config(section, TrainingConfig(), bf16=False)["zero_optimization"]["stage"] == 1
+    assert deepspeed_config(section, bf16=False)["zero_optimization"]["stage"] == 1
 
 
 def test_the_batch_size_is_that_of_all_processes(tmp_path: Path) -> None:
-    section = launch(tmp_path, {**USUAL, "train_batch_size": 32}, processes=2)
+    section = launch(tmp_path, {**USUAL, "train_batch_size": 32}, processes=2, nodes=1)
     (found,) = problems(section)
     assert "train_batch_size is 32" in found and "2 processes = 16" in found
-    assert problems(launch(tmp_path, {**USUAL, "train_batch_size": 16}, processes=2)) == []
+    assert problems(launch(tmp_path, {**USUAL, "train_batch_size": 16}, processes=2, nodes=1)) == []
     # Unknown here, but not where it runs.
     section = launch(tmp_path, {**USUAL, "train_batch_size": 32})
     assert problems(section) == []

@@ -102,7 +102,7 @@ class LabelStage:
         ]
 
     def foretell(self) -> list[str]:
-        return lines_of(self._read)
+        return [*lines_of(self._read), *self._teacher.notes()]
 
     def _read(self, most: int | None = None) -> Reading:
         assert self._dataset.instruction_path is not None

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.config.launch import LaunchConfig
-from easydistill.config.training import TrainerConfig
 
 AUTO = "auto"
 STAGE = "zero_optimization.stage"
 OFFLOADS = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
 """What `launch.offload` names → keys of `zero_optimization`."""
-_BUCKET = 100_000_000
+_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+BUCKET = 100_000_000
 """Values that are reduced, or gathered, at once: 400 MB in float32, where DeepSpeed's default is five times that."""
 _NOT_LEARNED = frozenset(
     {
@@ -146,44 +146,50 @@ def zero_stage(launch: LaunchConfig, content: Mapping[str, Any] | None = None) -
     return said if type(said) is int else 0
 
 
-def deepspeed_config(launch: LaunchConfig, training: TrainerConfig, *, bf16: bool) -> dict[str, Any]:
+def deepspeed_config(launch: LaunchConfig, *, bf16: bool) -> dict[str, Any]:
     """A config for DeepSpeed as transformers takes it, where "auto" stands for what its own arguments say.
-
-    Numbers are those of whole copies of the model: weights stay float32 and autocast computes in bfloat16, where
-    DeepSpeed's `bf16` would keep weights, and add up gradients, in bfloat16. Gradients are reduced as they are.
 
     Args:
         bf16: whether the training computes in bfloat16.
     """
     config = copy.deepcopy(read_deepspeed(launch.deepspeed)) if launch.deepspeed is not None else {}
-    stage = zero_stage(launch, config)
+    _fill_zero(config, launch)
+    _fill_precision(config, bf16)
     for block in ("optimizer", "scheduler"):
         # They say what `training` says, which makes both: DeepSpeed's own optimisers are compiled on first use.
         config.pop(block, None)
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        config.setdefault(key, AUTO)
-    config.setdefault("gradient_clipping", AUTO)
-    _fill(config, STAGE, stage)
+    missing = dict.fromkeys(_SIZES, AUTO) | {
+        # Any that `training.optim` names, also where it steps on the CPU; DeepSpeed's own would be compiled.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    return missing | config
+
+
+def _fill_zero(config: dict[str, Any], launch: LaunchConfig) -> None:
+    """The stage, what waits on the CPU, and sizes that suit more than the largest machines."""
+    _fill(config, STAGE, zero_stage(launch, config))
+    zero = config["zero_optimization"]
     for name, part in OFFLOADS.items():
         if name in launch.offload:
-            _fill(config, f"zero_optimization.{part}.device", "cpu")
-            config["zero_optimization"][part].setdefault("pin_memory", True)
-        elif value_at(config, f"zero_optimization.{part}.device") == AUTO:
-            config["zero_optimization"][part]["device"] = "none"
+            _fill(zero, f"{part}.device", "cpu")
+            zero[part].setdefault("pin_memory", True)
+        elif part in zero:
+            _fill(zero, f"{part}.device", "none")
     if launch.deepspeed is None:
-        config["zero_optimization"].update(reduce_bucket_size=_BUCKET, allgather_bucket_size=_BUCKET)
-    own_bf16 = value_at(config, "bf16.enabled") is True
+        zero.update(reduce_bucket_size=BUCKET, allgather_bucket_size=BUCKET)
+
+
+def _fill_precision(config: dict[str, Any], bf16: bool) -> None:
+    """Numbers as in whole copies of the model: weights stay float32, and autocast computes in bfloat16.
+
+    DeepSpeed's `bf16` keeps weights, and adds up gradients, in bfloat16: only a file that says so gets it.
+    """
     _fill(config, "bf16.enabled", False)
     _fill(config, "fp16.enabled", False)
-    if "torch_autocast" not in config:
-        # An empty list: no weight is gathered, and no gradient reduced, in fewer bits than it has.
-        named = {"dtype": "bfloat16", "lower_precision_safe_modules": []}
-        config["torch_autocast"] = {"enabled": bf16 and not own_bf16, **named}
-    _fill(config, "torch_autocast.enabled", bf16 and not own_bf16)
-    config.setdefault("zero_allow_untested_optimizer", True)
-    # The optimiser that `training.optim` names, also where it steps on the CPU; DeepSpeed's own would be compiled.
-    config.setdefault("zero_force_ds_cpu_optimizer", False)
-    return config
+    # An empty list: no weight is gathered, and no gradient reduced, in fewer bits than it has.
+    config.setdefault("torch_autocast", {"dtype": "bfloat16", "lower_precision_safe_modules": []})
+    _fill(config, "torch_autocast.enabled", bf16 and not config["bf16"]["enabled"])
 
 
 def deepspeed_identity(launch: LaunchConfig | None) -> dict[str, Any]:
@@ -222,6 +228,7 @@ def deepspeed_notes(launch: LaunchConfig | None) -> list[str]:
             f"{launch.deepspeed}: {named} say what training says, and are made from that: DeepSpeed's own optimisers "
             "would be compiled first, and take weight decay from biases and norms too"
         )
-    if any(value_at(content, f"zero_optimization.{part}.device") == "nvme" for part in OFFLOADS.values()):
-        notes.append(f"{launch.deepspeed}: offloading to NVMe compiles a part of DeepSpeed first, which takes a minute")
+    nvme = any(value_at(content, f"zero_optimization.{part}.device") == "nvme" for part in OFFLOADS.values())
+    if nvme or content.get("zero_force_ds_cpu_optimizer") is True:
+        notes.append(f"{launch.deepspeed}: a part of DeepSpeed is compiled before the first step, for about a minute")
     return notes

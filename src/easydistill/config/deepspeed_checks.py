@@ -29,8 +29,15 @@ SAME_IN_PARTS = frozenset({"adamw_torch", "adamw_torch_fused", "sgd"})
 
 _OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "sgd": "sgd"}
 _SCHEDULERS = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
-_FILLED_LATER = frozenset({"reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"})
-"""Of `zero_optimization`: filled from the width of the student, by transformers."""
+_FILLED_LATER = frozenset(
+    {
+        "reduce_bucket_size",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+        "stage3_gather_16bit_weights_on_model_save",
+    }
+)
+"""Of `zero_optimization`: filled from the width of the student by transformers, the last by accelerate."""
 _CLASHING = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Unfit
+from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Section, Unfit
 
 StrategyName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+LauncherName = Literal["auto", "none", "processes", "nodes", "slurm"]
 
 
 class LaunchConfig(Section):
@@ -16,7 +17,20 @@ class LaunchConfig(Section):
     its batch size: a step has `per_device_train_batch_size` rows for each of them."""
 
     processes: PositiveInt | Literal["auto"] = "auto"
-    """Processes on this machine; `auto`: one for each GPU, one without a GPU."""
+    """Processes on each machine; `auto`: as many as a launcher has started or says, else one for each GPU, one without
+    a GPU."""
+    nodes: PositiveInt | Literal["auto"] = "auto"
+    """Machines that train together, with the run directory on storage that all of them see. The same command is started
+    on each, by a launcher or with `--node-rank 0`, `--node-rank 1` and so on. `auto`: as many as a launcher says, else
+    one."""
+    rendezvous: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$")] | None = None
+    """`host:port` where the first machine awaits the others: a name or address of it, and a free port. A launcher says
+    it too."""
+    launcher: LauncherName = "auto"
+    """What the variables in the environment mean. `processes`: RANK and WORLD_SIZE count processes, as torchrun,
+    `accelerate launch` and DeepSpeed's launcher set them; `nodes`: they count machines, as in PAI-DLC and PyTorchJob;
+    `slurm`: srun's own variables; `none`: nothing. `auto`: `processes` if there is a LOCAL_RANK too, else `slurm` in a
+    step of srun, else `nodes` if there is a MASTER_ADDR too."""
     strategy: StrategyName = "ddp"
     """How the processes share the model: `ddp` keeps a whole copy of it in each. By DeepSpeed, each keeps a part of the
     optimiser's state (`zero1`), of gradients too (`zero2`), of weights too (`zero3`). `fsdp2`: parts of all three."""
@@ -26,6 +40,8 @@ class LaunchConfig(Section):
     deepspeed: NonEmptyStr | None = None
     """A config of DeepSpeed's own (JSON), with its "auto" filled from `training`. What both say must be the same; what
     only the file says is passed on. Without `strategy`, the file names the stage of ZeRO."""
+    gpu_memory_gb: PositiveFloat | None = None
+    """Memory of a GPU where the run will take place, for a `plan` made elsewhere; by default that of this machine's."""
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -46,8 +62,9 @@ class LaunchConfig(Section):
     @property
     def known_ranks(self) -> int | None:
         """Processes that train together; None if that is known only where they run."""
-        nodes = getattr(self, "nodes", 1)
-        return None if "auto" in (self.processes, nodes) else int(self.processes) * int(nodes)
+        if self.processes == "auto" or self.nodes == "auto":
+            return None
+        return self.processes * self.nodes
 
     @model_validator(mode="after")
     def _strategy_can(self) -> Self:

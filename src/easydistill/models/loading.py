@@ -189,6 +189,16 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
     return frozenset(found)
 
 
+def load_generation_config(directory: str) -> Any:
+    """The generation config in a model's folder; None if there is none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(directory)
+    except OSError:
+        return None
+
+
 def with_padding(tokenizer: Any, tokens: int | None = None) -> Any:
     """A copy of a tokenizer with a padding token. Which token it is does not matter, since padding is masked.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
-from easydistill.data.files import hash_file, link_or_copy, set_aside
+from easydistill.data.files import hash_file, link_or_copy, set_aside, write_text
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from easydistill.models.compatibility import Difference, Side
     from easydistill.signals.codec import Codec
     from easydistill.signals.score import RowToScore, Scorer
+    from easydistill.signals.sharing import SharedWork
     from easydistill.signals.store import SignalStore
 
 SIGNALS = "signals"
 STORE = "store.json"
+SHARED = "processes/score"
+"""Folder for what the processes that score tell each other."""
 MARK = "for.txt"
 """File with the fingerprint of the config that the shards belong to."""
 
@@ -216,12 +219,33 @@ class ScoreStage:
         known = [size for size in sizes if size is not None]
         return Estimate(memory_bytes=sum(known) * each if len(known) == len(sizes) else None)
 
+    @property
+    def most_processes(self) -> int | None:
+        """vLLM shares a teacher among all devices by itself."""
+        return 1 if self._scoring.signals.backend == "vllm" else None
+
     # --- the work -------------------------------------------------------------------------------------------
 
+    def prepare(self, context: StageContext) -> None:
+        """Make room for the store, and remove what earlier attempts at it left unfinished."""
+        from easydistill.signals.sharing import SharedWork
+
+        directory = context.directory / SIGNALS
+        mark = directory / MARK
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != context.fingerprint:
+            # Shards of an earlier config.
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            write_text(mark, context.fingerprint)
+        for path in directory.glob(".*.tmp"):
+            path.unlink()
+        SharedWork.clear(context.directory / SHARED)
+
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.signals.score import score_rows
+        from easydistill.signals.shards import ShardPlan
         from easydistill.signals.store import SignalStore, StoreManifest
 
+        share = self._share(context)
         samples, _, _ = self._rows.read(context)
         student = self._student
         renderer = student.renderer(context.started)
@@ -236,22 +260,29 @@ class ScoreStage:
             work = self._aligned_work(student, rendered, context.started)
         else:
             work = self._work(student, rendered)
-        directory = self._directory(context)
-        with context.reporter.task("Scoring", len(work.rows)) as task:
-            shards = score_rows(
-                work.rows,
-                self._scoring.signals,
-                work.codec,
-                directory,
-                work.make_scorer,
-                task.advance,
-                context.stop,
-            )
+        directory = context.directory / SIGNALS
+        plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
+        with context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows) as task:
+            plan.score(work.codec, work.make_scorer, task.advance, context.stop, share)
         context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         about = self._about(student, work.vocabulary, renderer)
-        StoreManifest.of(directory, work.codec, about, shards).write(directory)
+        StoreManifest.of(directory, work.codec, about, len(plan.shards)).write(directory)
         self._publish(directory)
+        if share is not None:
+            work.metrics.update(share.figures())
         return self._result(SignalStore(directory), len(samples), work, rejected)
+
+    def _share(self, context: StageContext) -> SharedWork | None:
+        """This process's part of the work, if there are several."""
+        from easydistill.methods.shared.ranks import world_size
+        from easydistill.signals.sharing import SharedWork
+
+        if world_size() > 1:
+            return SharedWork(context.directory / SHARED, context.rank, world_size())
+        self.prepare(context)
+        return None
 
     def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
         """The work for teachers with the student's vocabulary."""
@@ -327,16 +358,6 @@ class ScoreStage:
             ),
             coverage(reference, rows),
         )
-
-    def _directory(self, context: StageContext) -> Path:
-        """The directory of the store, without shards of an earlier config."""
-        directory = context.directory / SIGNALS
-        mark = directory / MARK
-        if not mark.is_file() or mark.read_text(encoding="utf-8") != context.fingerprint:
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
-            mark.write_text(context.fingerprint, encoding="utf-8")
-        return directory
 
     def _shared_ids(self, student: Side) -> int:
         """The bound below which token ids mean the same to the student and all teachers."""

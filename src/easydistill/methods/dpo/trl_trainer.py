@@ -10,9 +10,10 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,7 +30,9 @@ from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.shared.adapters import adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
-from easydistill.methods.shared.trl_parts import PairsTrainer
+from easydistill.methods.shared.ranks import check_ranks, from_all, from_first, raise_if_stopped, rank, world_size
+from easydistill.methods.shared.strategies.base import strategy
+from easydistill.methods.shared.trl_parts import COUNTED, PairsTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -78,10 +81,13 @@ def train(
     if not pairs:
         raise DataError("there is nothing to train on: no pair fits into training.max_length")
     resume = last_whole_checkpoint(checkpoints)
+    if resume is not None:
+        check_ranks(resume)
     watch = PairWatch(reporter, stop, config, stage)
     with watch:
         trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop)
         run_trainer(trainer, resume)
+    strategy().whole(trainer, trainer.model)
     trained_tokens = sum(sum(pair.learned_tokens) for pair in pairs)
     outcome = training_outcome(trainer.state, trainer.model, trained_tokens, resume)
     # TRL patches its own forward onto the instance; later users of the model expect logits.
@@ -124,7 +130,7 @@ class PairCollator(DataCollatorForPreference):
 
 def _for_model(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch without the keys that `PairCollator` adds, which the model does not accept."""
-    return {key: value for key, value in batch.items() if key not in ("beta", "pair")}
+    return {key: value for key, value in batch.items() if key not in ("beta", "pair", COUNTED)}
 
 
 class PairWatch(Watch):
@@ -152,6 +158,8 @@ class PairWatch(Watch):
 
 class PairTrainer(PairsTrainer, DPOTrainer):
     """TRL's trainer on tokenised pairs."""
+
+    loss_weights: Any
 
     def __init__(
         self,
@@ -193,32 +201,49 @@ class PairTrainer(PairsTrainer, DPOTrainer):
             peft_config=adapters(student.model, config),
             callbacks=[watch],
         )
+        self._share_pairs()
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Reference log-probabilities under the initial weights, continuing the journal of an earlier attempt."""
-        self.model.eval()
-        with Journal(self._journal_path) as journal:
-            known = [str(number) in journal for number in range(len(dataset))]
+        """Reference log-probabilities under the initial weights, continuing the journal of an earlier attempt.
+
+        The ranks share the pairs, and the first one writes; it computes them all if it alone has the weights.
+        """
+        # A strategy may not have moved it yet.
+        self.model.to(self.args.device).eval()
+        with Journal(self._journal_path) if rank() == 0 else contextlib.nullcontext() as journal:
+            known = {} if journal is None else {int(key): journal.get(key) for key in journal}
+            known = from_first(known)
             order = sorted(range(len(dataset)), key=lambda number: (self._pairs[number].longest, number))
-            with self._watch.task("Reference", len(dataset), sum(known)) as task:
-                for at in range(0, len(order), batch_size):
-                    numbers = [number for number in order[at : at + batch_size] if not known[number]]
-                    if not numbers:
+            window = batch_size * _sharing()
+            with self._watch.task("Reference", len(dataset), len(known)) as task:
+                for at in range(0, len(order), window):
+                    wanted = [number for number in order[at : at + window] if number not in known]
+                    if not wanted:
                         continue
-                    self._stop.raise_if_requested()
-                    batch = self._prepare_inputs(self.data_collator([dataset[number] for number in numbers]))
-                    sums = self.compute_ref_log_probs(self.model, batch)
-                    journal.append(
-                        *(
-                            {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
-                            for number, chosen, rejected in zip(numbers, *sums, strict=True)
-                        )
-                    )
-                    task.advance(len(numbers))
-            found = [journal.get(str(number)) for number in range(len(dataset))]
+                    raise_if_stopped(self._stop)
+                    found = from_all(self._reference_sums(dataset, _share_of(order[at : at + window], known)))
+                    entries = [entry for part in found for entry in part]
+                    if journal is not None:
+                        journal.append(*entries)
+                    known |= {int(entry["key"]): entry for entry in entries}
+                    task.advance(len(wanted))
+        if strategy().shards:
+            # Its parts go to the device one by one.
+            self.model.to("cpu")
         for side in ("chosen", "rejected"):
-            dataset = dataset.add_column(f"ref_{side}_logps", [entry[side] for entry in found])
+            dataset = dataset.add_column(f"ref_{side}_logps", [known[number][side] for number in range(len(dataset))])
         return dataset
+
+    def _reference_sums(self, dataset: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The journal's entries of some pairs."""
+        if not numbers:
+            return []
+        batch = self._prepare_inputs(self.data_collator([dataset[number] for number in numbers]))
+        sums = self.compute_ref_log_probs(self.model, batch)
+        return [
+            {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
+            for number, chosen, rejected in zip(numbers, *sums, strict=True)
+        ]
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         return super().compute_ref_log_probs(model, _for_model(inputs))
@@ -232,14 +257,44 @@ class PairTrainer(PairsTrainer, DPOTrainer):
             return seen[-1]
 
         common: Any = self.args.beta
+        weights = self.loss_weights
         try:
             self.beta = inputs["beta"]
+            self.loss_weights = self._weights_here(inputs)
             found = super()._compute_loss(watched, _for_model(inputs), return_outputs)
         finally:
-            self.beta = common
+            self.beta, self.loss_weights = common, weights
         width = inputs["completion_mask"].shape[1] - 1
         chosen_B, rejected_B = seen[0].log_probs[:, -width:].detach().sum(1).chunk(2)
         margin_B = chosen_B - inputs["ref_chosen_logps"] - rejected_B + inputs["ref_rejected_logps"]
-        for number, margin in zip(inputs["pair"].tolist(), margin_B.tolist(), strict=True):
+        margins, numbers = self.accelerator.gather(margin_B), self.accelerator.gather(inputs["pair"])
+        for number, margin in zip(numbers.tolist(), margins.tolist(), strict=True):
             self._watch.margins[self._pairs[number].gap].append(margin)
         return found
+
+    def _weights_here(self, inputs: dict[str, Any]) -> list[float]:
+        """The weights of the losses on this rank: `sft` is a mean over tokens, and the others are means over pairs."""
+        if world_size() == 1 or "sft" not in self.loss_types:
+            return list(self.loss_weights)
+        pairs = self.accelerator.gather(inputs["pair"])
+        tokens = inputs["completion_mask"][: len(inputs["pair"]), 1:].sum()
+        mean = int(self.accelerator.gather(tokens).sum()) / len(pairs)
+        by_tokens = int(tokens) / (len(inputs["pair"]) * mean)
+        return [
+            weight * by_tokens if loss == "sft" else weight
+            for loss, weight in zip(self.loss_types, self.loss_weights, strict=True)
+        ]
+
+
+def _sharing() -> int:
+    """Ranks that compute the reference, before the trainer has given each its part of the weights."""
+    return 1 if strategy().shards else world_size()
+
+
+def _share_of(window: Sequence[int], known: Container[int]) -> list[int]:
+    """This rank's part of some pairs, without those that are known: the same parts when a run is resumed."""
+    ranks, mine = _sharing(), rank()
+    if mine >= ranks:
+        return []
+    part = window[len(window) * mine // ranks : len(window) * (mine + 1) // ranks]
+    return [number for number in part if number not in known]

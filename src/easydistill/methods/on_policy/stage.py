@@ -19,6 +19,7 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, student_renderer
 from easydistill.methods.shared.rows import (
     LabelledRows,
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
     from easydistill.methods.shared.rollouts import PromptRow, TeacherScores, Writer
     from easydistill.methods.shared.watch import TrainingOutcome
+
+
+COLD_START, ON_POLICY = "cold_start", "on_policy"
+"""Folders of the checkpoints of the two parts of a training."""
 
 
 class OnPolicyStage(TrainStage):
@@ -104,6 +109,11 @@ class OnPolicyStage(TrainStage):
             disk_bytes=own.disk_bytes, memory_bytes=None if teacher is None else own.memory_bytes + 2 * teacher
         )
 
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished, of the cold start and of what follows it."""
+        for part in (COLD_START, ON_POLICY):
+            last_whole_checkpoint(checkpoints_of(context) / part)
+
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.shared.restored import trimmed_vocabulary
 
@@ -123,6 +133,8 @@ class OnPolicyStage(TrainStage):
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)
             context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
@@ -190,10 +202,9 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.on_policy import trainer as sampled
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train as fine_tune
-        from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 
         checkpoints = checkpoints_of(context)
-        following = checkpoints / "on_policy"
+        following = checkpoints / ON_POLICY
         # Checkpoints of the second part hold all weights. With LoRA they hold only the adapters, so the cold start is
         # replayed from its own last checkpoint.
         cold_start_done = self._training.lora is None and last_whole_checkpoint(following) is not None
@@ -203,7 +214,7 @@ class OnPolicyStage(TrainStage):
                 student,
                 [TokenRow(name, row.ids_T, row.mask_T) for name, row in labels.items()],
                 self._training.model_copy(update={"max_steps": self._on_policy.sft_steps}),
-                checkpoints / "cold_start",
+                checkpoints / COLD_START,
                 context.reporter,
                 context.stop,
                 stage="cold_start",

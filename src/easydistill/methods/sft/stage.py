@@ -94,7 +94,7 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        notes = [*memory_notes(self._models, self._training), *deepspeed_notes(self.launch)]
+        notes = [*memory_notes(self._models, self._training, self.launch), *deepspeed_notes(self.launch)]
         return [*notes, *self._foresight.lines()]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class TrainStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training)
+        return training_estimate(self._models, self._training, launch=self.launch)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""

@@ -21,6 +21,8 @@ from easydistill.config.training import LoraConfig, TrainerConfig
 from easydistill.models.size import ModelShape
 
 GB = 10**9
+GPU = "the GPU"
+"""Whose memory it is, in words."""
 _STATE_BYTES = {"adamw_8bit": 2.1, "paged_adamw_8bit": 2.1, "adafactor": 0.0, "sgd": 0.0}
 """Optimiser state per weight, where it is not AdamW's two float32 moments."""
 _AVAILABLE = 0.95
@@ -40,10 +42,13 @@ class TrainingMemory:
     optimiser: int
     activations: int
     loss: int
+    exchange: int = 0
+    """What processes exchange: buckets of gradients, and weights gathered for as long as they are computed with."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.copies + self.gradients + self.optimiser + self.activations + self.loss
+        held = self.weights + self.copies + self.gradients + self.optimiser
+        return held + self.activations + self.loss + self.exchange
 
     def parts(self) -> str:
         """The larger parts in words."""
@@ -53,6 +58,7 @@ class TrainingMemory:
             "optimiser": self.optimiser,
             "activations": self.activations,
             "output layer": self.loss,
+            "exchange": self.exchange,
         }
         return ", ".join(f"{name} {size / GB:.1f}" for name, size in named.items() if size >= 0.05 * self.total)
 
@@ -150,7 +156,7 @@ def device_memory() -> tuple[int, str] | None:
         import torch
 
         if torch.cuda.is_available():
-            return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), "the GPU"
+            return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory), GPU
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
     except (AttributeError, ValueError, OSError):
@@ -163,17 +169,22 @@ def fits(memory: TrainingMemory, available: int) -> bool:
 
 
 def memory_lines(
-    shape: ModelShape | None, training: TrainerConfig, device: tuple[int, str] | None, *, bf16: bool
+    shape: ModelShape | None,
+    training: TrainerConfig,
+    device: tuple[int, str] | None,
+    *,
+    bf16: bool,
+    sequences_per_row: int = 1,
 ) -> list[str]:
     """A line if a training does not fit into a device, with what it holds and the settings with which it would."""
     if shape is None or device is None:
         return []
     available, where = device
-    needed = training_memory(shape, training, bf16=bf16)
+    needed = training_memory(shape, training, bf16=bf16, sequences_per_row=sequences_per_row)
     if fits(needed, available):
         return []
     problem = f"training needs about {needed.total / GB:.0f} GB ({needed.parts()}); {where} has {available / GB:.0f} GB"
-    found = remedy(shape, training, available, bf16=bf16)
+    found = remedy(shape, training, available, bf16=bf16, sequences_per_row=sequences_per_row)
     if found is None:
         return [f"{problem}; none of our settings makes it fit: take a smaller student, or several GPUs"]
     words, less = found
@@ -181,12 +192,12 @@ def memory_lines(
 
 
 def remedy(
-    shape: ModelShape, training: TrainerConfig, available: int, *, bf16: bool
+    shape: ModelShape, training: TrainerConfig, available: int, *, bf16: bool, sequences_per_row: int = 1
 ) -> tuple[str, TrainingMemory] | None:
     """The first settings with which a training fits, from those that cost least, and its memory with them."""
     for changes in _changes(training):
         changed = training.model_copy(update=changes)
-        memory = training_memory(shape, changed, bf16=bf16)
+        memory = training_memory(shape, changed, bf16=bf16, sequences_per_row=sequences_per_row)
         if fits(memory, available):
             return ", ".join(f"training.{name}={_shown(value)}" for name, value in changes.items()), memory
     return None

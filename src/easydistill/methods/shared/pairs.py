@@ -23,10 +23,18 @@ from easydistill.data.spool import Rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue, DataError
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import launch_issues, optimiser_issues, training_estimate, training_fingerprint
+from easydistill.methods.shared.student import (
+    checkpoints_of,
+    launch_issues,
+    memory_notes,
+    optimiser_issues,
+    training_estimate,
+    training_fingerprint,
+)
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -163,7 +171,8 @@ class PairStage:
         return self._foresight.issues()
 
     def foretell(self) -> list[str]:
-        return [*deepspeed_notes(self.launch), *self._foresight.lines()]
+        notes = memory_notes(self._models, self._training, self.launch, sequences_per_row=2)
+        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
 
     def _refuse_lost_thoughts(self, renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
         """Refuse pairs with thoughts that the template leaves out: they would compare other answers.
@@ -174,6 +183,10 @@ class PairStage:
         made = self._rows.stage is not None
         LostThoughts.of(_thoughtful(renderer, pairs)).refuse(self._rows.dataset, _COUNTED, made=made)
 
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished."""
+        last_whole_checkpoint(checkpoints_of(context))
+
     def fingerprint(self) -> dict[str, Any]:
         return training_fingerprint(self._rows, self._models, self._training, self.launch)
 
@@ -181,7 +194,7 @@ class PairStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, sequences_per_row=2)
+        return training_estimate(self._models, self._training, 2, self.launch)
 
 
 def _thoughtful(renderer: ChatRenderer, pairs: Iterable[Preference]) -> Iterator[tuple[Chat, list[Missing]]]:

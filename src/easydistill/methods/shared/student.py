@@ -21,9 +21,11 @@ from easydistill.data.records import Rejection, count_reasons
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
+from easydistill.launch.stages import process_count
 from easydistill.methods.shared.chat_settings import write_chat_settings
-from easydistill.methods.shared.memory import device_memory, memory_lines, training_memory
+from easydistill.methods.shared.memory import GB, GPU, device_memory, memory_lines
 from easydistill.methods.shared.rendering import TemplateSettings, template_identity
+from easydistill.methods.shared.sharded_memory import process_lines, process_memory
 from easydistill.models.size import student_parameters, student_shape
 from easydistill.models.student import Student, student_identity
 
@@ -99,8 +101,10 @@ def training_fingerprint(
     }
 
 
-def training_estimate(models: ModelsConfig, training: TrainerConfig, sequences_per_row: int = 1) -> Estimate:
-    """Disk and memory for training the student; unknown if its size is.
+def training_estimate(
+    models: ModelsConfig, training: TrainerConfig, sequences_per_row: int = 1, launch: LaunchConfig | None = None
+) -> Estimate:
+    """Disk and memory for training the student, the latter in each process; unknown if its size is.
 
     Args:
         sequences_per_row: 2 for pairs.
@@ -111,7 +115,10 @@ def training_estimate(models: ModelsConfig, training: TrainerConfig, sequences_p
     shape = student_shape(models)
     memory = None
     if shape is not None:
-        memory = training_memory(shape, training, bf16=_bf16(training), sequences_per_row=sequences_per_row).total
+        how, bf16 = launch or LaunchConfig(), _bf16(training)
+        memory = process_memory(
+            shape, training, how, _ranks(launch), bf16=bf16, sequences=sequences_per_row
+        ).device.total
     # The student in two bytes per value, and checkpoints with weights and moments.
     state = 12 if training.optim.startswith("adamw_torch") else 6
     return Estimate(
@@ -120,9 +127,34 @@ def training_estimate(models: ModelsConfig, training: TrainerConfig, sequences_p
     )
 
 
-def memory_notes(models: ModelsConfig, training: TrainerConfig) -> list[str]:
-    """A line if the training does not fit into this machine's GPU, or without one into its memory."""
-    return memory_lines(student_shape(models), training, device_memory(), bf16=_bf16(training))
+def memory_notes(
+    models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None, sequences_per_row: int = 1
+) -> list[str]:
+    """A line if the training does not fit into this machine's GPU, or without one into its memory; with several
+    processes, a line in any case with what each of them holds.
+
+    Args:
+        sequences_per_row: 2 for pairs.
+    """
+    shape, device, bf16 = student_shape(models), device_memory(), _bf16(training)
+    ranks = _ranks(launch)
+    if launch is None or (ranks == 1 and not launch.shares):
+        return memory_lines(shape, training, device, bf16=bf16, sequences_per_row=sequences_per_row)
+    available = None
+    if launch.gpu_memory_gb is not None:
+        available = round(launch.gpu_memory_gb * GB)
+    elif device is not None:
+        has, where = device
+        available = has if where == GPU else has // process_count(launch)
+    return process_lines(shape, training, launch, ranks, available, bf16=bf16, sequences=sequences_per_row)
+
+
+def _ranks(launch: LaunchConfig | None) -> int:
+    """Processes that train together, as far as this machine tells."""
+    if launch is None:
+        return 1
+    nodes = 1 if launch.nodes == "auto" else launch.nodes
+    return nodes * process_count(launch)
 
 
 def _bf16(training: TrainerConfig) -> bool:

@@ -244,7 +244,7 @@ class OpenAITeacher:
                 except Exception as error:
                     run.end(bug=error)
 
-            watch = group.create_task(run.watch(POLL_SECONDS))
+            watch = group.create_task(run.watch(POLL_SECONDS, self._broken))
             tasks = [group.create_task(worker(pools[n // POOL_SIZE])) for n in range(workers)]
             await asyncio.wait(tasks)
             watch.cancel()
@@ -272,6 +272,7 @@ class OpenAITeacher:
             if ticket is None:
                 return None
             endpoint = ticket.endpoint
+            deaths = endpoint.deaths
             body = self._body(model, request)
             sent = endpoint.features.shape(body)
             try:
@@ -284,6 +285,9 @@ class OpenAITeacher:
                 run.breaker.add_answer()
                 return found
             fault: Fault = found
+            if await self._has_died(endpoint, deaths, fault):
+                run.dispatcher.dropped(ticket)
+                continue
             if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
                 self._refuses(endpoint, fault, run)
                 run.dispatcher.dropped(ticket)
@@ -335,6 +339,18 @@ class OpenAITeacher:
                 run.end(error)
             else:
                 LOGGER.warning("%s", error)
+
+    def _broken(self) -> TeacherError | None:
+        """Why no server can be asked any more, where a subclass knows; asked again and again."""
+        return None
+
+    async def _has_died(self, endpoint: Endpoint, deaths: int, fault: Fault) -> bool:
+        """Whether a fault is the death of a server, where a subclass starts it again: no attempt of the request's.
+
+        Args:
+            deaths: those of the endpoint before the attempt.
+        """
+        return False
 
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
         """The body to send; a subclass that asks for something other than answers overrides it."""

@@ -47,7 +47,7 @@ class Zero(Strategy):
         from easydistill.models.loading import computes_well_in_bf16, device
 
         bf16 = computes_well_in_bf16(device()) if config.bf16 == "auto" else config.bf16
-        told = deepspeed_config(self.launch, config, bf16=bf16)
+        told = deepspeed_config(self.launch, bf16=bf16)
         if issues := list(batch_size_issues(self.launch, told, config, world_size())):
             raise ConfigError(issues)
         # Else transformers lets accelerate, and that DeepSpeed, convert the weights.

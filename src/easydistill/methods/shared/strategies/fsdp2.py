@@ -18,10 +18,11 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
@@ -40,8 +41,9 @@ _KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
 class Fsdp2(Strategy):
     """Weights, gradients and optimiser state in parts; with `launch.offload`, in the CPU's memory between uses."""
 
-    shards: ClassVar[bool] = True
-    compiles: ClassVar[bool] = False
+    name = "fsdp2"
+    shards = True
+    compiles = False
 
     def loading(self) -> AbstractContextManager[None]:
         # The host's memory holds one whole student, however many processes there are.
@@ -61,6 +63,8 @@ class Fsdp2(Strategy):
         if trainer.args.optim == "adamw_torch_8bit":
             _mend_views_of_8bit_states()
         accelerator = trainer.accelerator
+        # Copies in bfloat16 that are kept for the pass would hold all weights again.
+        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         accelerator.prepare_model = functools.partial(_only_autocast, accelerator.prepare_model)
         accelerator.clip_grad_norm_ = clip_gradients
         PartCheckpoints(trainer).attach()

@@ -1,0 +1,184 @@
+"""What one of several processes that train together holds: a training's memory (`memory.py`) under each strategy.
+
+    strategy   weights   gradients       optimiser               exchange
+    ddp        whole     whole           whole                   gradients again, in buckets
+    zero1      whole     whole           1/R, with master copy   a bucket of gradients
+    zero2      whole     1/R             1/R, with master copy   a bucket of gradients
+    zero3      1/R       1/R             1/R, with master copy   up to 10⁹ gathered weights, a bucket of gradients
+    fsdp2      1/R       1/R             1/R                     the ends of the model and two layers, gathered
+
+R is the number of processes. The master copy is DeepSpeed's own, in float32, of the weights whose optimiser state a
+process keeps: it has one also where the weights are in float32 already. Activations and the loss are each process's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from easydistill.config.deepspeed import BUCKET, zero_stage
+from easydistill.config.launch import LaunchConfig, StrategyName
+from easydistill.config.training import TrainerConfig
+from easydistill.methods.shared.memory import GB, TrainingMemory, fits, training_memory
+from easydistill.models.size import ModelShape
+
+STRATEGIES: tuple[StrategyName, ...] = ("ddp", "zero1", "zero2", "fsdp2", "zero3")
+"""From the fastest to the one that holds least."""
+
+
+_LIVE = 1_000_000_000
+"""Weights that DeepSpeed keeps gathered because they are soon needed again."""
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of one process."""
+
+    device: TrainingMemory
+    host: int = 0
+    """In the CPU's memory, where `launch.offload` has moved them."""
+
+
+def process_memory(
+    shape: ModelShape, training: TrainerConfig, launch: LaunchConfig, ranks: int, *, bf16: bool, sequences: int = 1
+) -> ProcessMemory:
+    """The memory of one of `ranks` processes at the peak of a step.
+
+    Args:
+        bf16: whether it computes in bfloat16.
+        sequences: per row; 2 for pairs.
+    """
+    whole = training_memory(shape, training, bf16=bf16, sequences_per_row=sequences)
+    part = _part(whole, shape, training, _strategy(launch), ranks)
+    on_device, host = part, 0
+    if "optimizer" in launch.offload:
+        host += on_device.optimiser
+        on_device = replace(on_device, optimiser=0)
+    if "parameters" in launch.offload:
+        host += on_device.weights
+        on_device = replace(on_device, weights=0)
+    return ProcessMemory(on_device, host)
+
+
+def _strategy(launch: LaunchConfig) -> StrategyName:
+    """What a `launch` section means, where a file of DeepSpeed's says it too."""
+    if not launch.uses_deepspeed:
+        return launch.strategy
+    stages: dict[int, StrategyName] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+    return stages[zero_stage(launch)]
+
+
+def _part(
+    whole: TrainingMemory, shape: ModelShape, training: TrainerConfig, strategy: StrategyName, ranks: int
+) -> TrainingMemory:
+    each = 2 if getattr(training, "weights", "float32") == "bfloat16" else 4
+    trained_each = each if training.lora is None else 4
+    trained = whole.gradients // trained_each
+    if strategy == "ddp":
+        return replace(whole, exchange=whole.gradients if ranks > 1 else 0)
+    gathered = _ends(shape) + 2 * _layer(shape)
+    # Layers that are computed again need their weights in bfloat16 no longer than they are gathered.
+    copies = min(whole.copies, 2 * 2 * _layer(shape)) if training.gradient_checkpointing else whole.copies
+    if strategy == "fsdp2":
+        # What is gathered has gradients of the same size before they are shared out.
+        exchange = gathered * each + (gathered * trained_each if training.lora is None else 0)
+        return replace(
+            whole,
+            weights=whole.weights // ranks,
+            copies=copies,
+            gradients=whole.gradients // ranks,
+            optimiser=whole.optimiser // ranks,
+            exchange=exchange,
+        )
+    optimiser = (whole.optimiser + 4 * trained) // ranks
+    bucket = 2 * trained_each * min(trained, BUCKET)
+    gradients = whole.gradients if strategy == "zero1" else whole.gradients // ranks
+    if strategy != "zero3":
+        return replace(whole, gradients=gradients, optimiser=optimiser, exchange=bucket)
+    return replace(
+        whole,
+        weights=whole.weights // ranks,
+        copies=copies,
+        gradients=gradients,
+        optimiser=optimiser,
+        exchange=bucket + each * min(shape.parameters, max(gathered, _LIVE)),
+    )
+
+
+def _ends(shape: ModelShape) -> int:
+    """Parameters of the embedding and the output layer."""
+    return shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+
+
+def _layer(shape: ModelShape) -> int:
+    return (shape.parameters - _ends(shape)) // shape.layers
+
+
+# --- does it fit? ------------------------------------------------------------------------------------------------
+
+
+def process_lines(
+    shape: ModelShape | None,
+    training: TrainerConfig,
+    launch: LaunchConfig,
+    ranks: int,
+    available: int | None,
+    *,
+    bf16: bool,
+    sequences: int = 1,
+) -> list[str]:
+    """What each process holds; if that is more than it can have, the strategy with which it would fit.
+
+    Args:
+        ranks: processes that share the model.
+        available: bytes that a process can have: its GPU's, or its share of the machine's; None if they cannot be told.
+    """
+    if shape is None:
+        return []
+    needed = process_memory(shape, training, launch, ranks, bf16=bf16, sequences=sequences)
+    what = f"training holds about {_gb(needed.device.total)} in each of {ranks} processes under {_named(launch)}"
+    line = f"{what} ({needed.device.parts()}){_beside(needed)}"
+    if available is None:
+        return [line]
+    if fits(needed.device, available):
+        return [f"{line}; it can have {_gb(available)}"]
+    problem = f"{line}, but can have {_gb(available)}"
+    for changes in _changes(training):
+        changed = training.model_copy(update=changes)
+        for other in _others(launch):
+            memory = process_memory(shape, changed, other, ranks, bf16=bf16, sequences=sequences)
+            if not fits(memory.device, available):
+                continue
+            words = [f"launch.strategy={other.strategy}"] if other.strategy != launch.strategy else []
+            words += [f"launch.offload={json.dumps(other.offload)}"] if other.offload != launch.offload else []
+            words += [f"training.{name}={str(value).lower()}" for name, value in changes.items()]
+            return [f"{problem}; with {', '.join(words)} it holds about {_gb(memory.device.total)}{_beside(memory)}"]
+    return [f"{problem}; it fits under no strategy: take a smaller student, shorter rows, or more processes"]
+
+
+def _changes(training: TrainerConfig) -> Iterator[dict[str, object]]:
+    yield {}
+    if not training.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}
+
+
+def _others(launch: LaunchConfig) -> Iterator[LaunchConfig]:
+    """Ways to share the model that hold less, those that cost least first."""
+    for name in STRATEGIES:
+        if not launch.offload:
+            yield launch.model_copy(update={"strategy": name, "deepspeed": None})
+    yield launch.model_copy(update={"strategy": "zero2", "offload": ("optimizer",), "deepspeed": None})
+    yield launch.model_copy(update={"strategy": "zero3", "offload": ("optimizer", "parameters"), "deepspeed": None})
+
+
+def _named(launch: LaunchConfig) -> str:
+    return f"{launch.strategy}, with {' and '.join(launch.offload)} offloaded" if launch.offload else launch.strategy
+
+
+def _beside(memory: ProcessMemory) -> str:
+    return f", and {_gb(memory.host)} of the CPU's memory" if memory.host else ""
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.0f} GB" if size >= 10 * GB else f"{size / GB:.1f} GB"
