@@ -181,3 +181,18 @@ def test_losses_that_ranks_cannot_add_up_are_refused(
     assert code == 2
     assert told in out
     assert "set launch.processes to 1" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("job_type", ["dpo", "reward_model"])
+def test_a_shared_model_learns_what_a_whole_one_learns(
+    job_type: str, strategy: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folders = tmp_path / "two", tmp_path / "one"
+    for folder, launch, batch in zip(folders, ({"processes": 2, "strategy": strategy}, None), (2, 4), strict=True):
+        folder.mkdir()
+        job = pairs_job(folder, tiny_model, 2, batch, job_type=job_type, launch=launch)
+        code, out = run_here(write_config(folder, job))
+        assert code == 0, out
+    assert_same_course(*folders, "train", "preferences" if job_type == "dpo" else "reward_model")

@@ -15,7 +15,7 @@ def refuse_several(launch: LaunchConfig | None, problem: str, hint: str = ALONE)
     Raises:
         Unfit: it does.
     """
-    if launch is not None and launch.processes != 1:
+    if launch is not None and launch.known_ranks != 1:
         raise Unfit(problem, hint)
 
 
@@ -55,4 +55,4 @@ def check_rollouts(launch: LaunchConfig | None, section: str, engine: str) -> No
 
 def certain_processes(launch: LaunchConfig | None) -> int:
     """The processes that a config names; 1 if only the machine will tell."""
-    return launch.processes if launch is not None and launch.processes != "auto" else 1
+    return launch.known_ranks or 1 if launch is not None else 1

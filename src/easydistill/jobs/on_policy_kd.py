@@ -76,18 +76,21 @@ class Job(JobConfig):
                 f"within training.max_length ({self.training.max_length})",
                 "raise training.max_length, or lower on_policy.max_new_tokens",
             )
-        check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
-        sampled = self.on_policy.objective == "sampled_reverse_kl"
-        if self.launch is not None and self.launch.strategy != "ddp" and (sampled or self.on_policy.sft_steps):
-            problem = (
-                f"{'sampled_reverse_kl' if sampled else 'a cold start'} is not trained with {self.launch.strategy}"
-            )
-            raise Unfit(problem, "set launch.strategy to ddp")
         if self.training.packing:
             raise Unfit("rollouts cannot be packed", "remove training.packing")
         for name in ("max_tokens_per_batch", "weights", "compile"):
             if getattr(self.training, name) != TrainingConfig.model_fields[name].default:
                 raise Unfit(f"training.{name} is not for rollouts", f"remove training.{name}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_processes(self) -> Job:
+        check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
+        sampled = self.on_policy.objective == "sampled_reverse_kl"
+        if self.launch is not None and self.launch.shares and (sampled or self.on_policy.sft_steps):
+            what = "sampled_reverse_kl" if sampled else "a cold start"
+            problem = f"{what} is not trained with {self.launch.sharing}"
+            raise Unfit(problem, "set launch.strategy to ddp, without launch.deepspeed")
         return self
 
 

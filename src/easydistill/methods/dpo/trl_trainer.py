@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,12 +41,14 @@ try:
     with importing_trl():
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
+        from trl.trainer import dpo_trainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 except ImportError:
     raise MissingExtra("trl", "Training on pairs") from None
 
 REFERENCE = "reference.jsonl"
 """Journal of reference log-probabilities, beside the checkpoints."""
+_SIDES = ("chosen", "rejected")
 _KEPT = {
     "entropy": "entropy",
     "rewards/margins": "reward_margin",
@@ -114,7 +116,13 @@ def arguments(config: DpoTrainingConfig, preference: PreferenceConfig, checkpoin
 
 @dataclasses.dataclass
 class PairCollator(DataCollatorForPreference):
-    """TRL's batches, with the β and the index of every pair, and without what the model does not write in answers."""
+    """TRL's batches, with the β and the index of every pair, and without what the model does not write in answers.
+
+    Args:
+        reference: each pair's log-probabilities under the reference, once they are known.
+    """
+
+    reference: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = super().torch_call(examples)
@@ -124,6 +132,9 @@ class PairCollator(DataCollatorForPreference):
                 for at in example[name]:
                     found["completion_mask"][side * len(examples) + number, start + at] = 0
         found["beta"] = torch.tensor([example["beta"] for example in examples])
+        if self.reference:
+            sums = [self.reference[example["pair"]] for example in examples]
+            found |= {f"ref_{which}_logps": torch.tensor([pair[which] for pair in sums]) for which in _SIDES}
         found["pair"] = torch.tensor([example["pair"] for example in examples])
         return found
 
@@ -154,6 +165,18 @@ class PairWatch(Watch):
         found["reward_accuracy"] = fmean((margin > 0) + 0.5 * (margin == 0) for margin in margins)
         self._reporter.metric("preferences", step=state.global_step, **found)
         self.margins.clear()
+
+
+@contextlib.contextmanager
+def _unhashed() -> Iterator[None]:
+    """Spare TRL the hash of all weights, which names a cache of the reference that is not ours: processes that make the
+    structure alone have none."""
+    known = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = known
 
 
 class PairTrainer(PairsTrainer, DPOTrainer):
@@ -192,58 +215,79 @@ class PairTrainer(PairsTrainer, DPOTrainer):
             }
             for number, (pair, beta) in enumerate(zip(pairs, betas, strict=True))
         ]
-        super().__init__(
-            model=student.model,
-            args=arguments(config, preference, checkpoints),
-            train_dataset=Dataset.from_list(rows),
-            data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, max_length=config.max_length),
-            processing_class=tokenizer,
-            peft_config=adapters(student.model, config),
-            callbacks=[watch],
+        self._rows = Dataset.from_list(rows)
+        self._reference: dict[int, dict[str, Any]] = {}
+        self._collate = PairCollator(
+            pad_token_id=tokenizer.pad_token_id, max_length=config.max_length, reference=self._reference
         )
+        with _unhashed():
+            super().__init__(
+                model=student.model,
+                args=arguments(config, preference, checkpoints),
+                train_dataset=self._rows,
+                data_collator=self._collate,
+                processing_class=tokenizer,
+                peft_config=adapters(student.model, config),
+                callbacks=[watch],
+            )
         self._share_pairs()
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Compute the reference now, with the ordinary model, or later, where it is to be shared out in parts first."""
+        if not strategy().shards:
+            # A strategy may not have moved it yet.
+            self._compute_reference(self.model.to(self.args.device), dataset)
+        return dataset
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # A checkpoint is only written when the journal holds the whole reference, which is that of the first weights.
+        if strategy().shards and not self._reference:
+            self._compute_reference(self.model_wrapped, self._rows)
+        return super()._run_epoch(*args, **kwargs)
+
+    def _compute_reference(self, model: Any, dataset: Any) -> None:
         """Reference log-probabilities under the initial weights, continuing the journal of an earlier attempt.
 
-        The ranks share the pairs, and the first one writes; it computes them all if it alone has the weights.
+        The ranks share the pairs, and the first one writes.
         """
-        # A strategy may not have moved it yet.
-        self.model.to(self.args.device).eval()
+        model.eval()
+        size = self._config.per_device_train_batch_size
         with Journal(self._journal_path) if rank() == 0 else contextlib.nullcontext() as journal:
-            known = {} if journal is None else {int(key): journal.get(key) for key in journal}
-            known = from_first(known)
+            found = {} if journal is None else {int(key): journal.get(key) for key in journal}
+            known: dict[int, dict[str, Any]] = from_first(found)
             order = sorted(range(len(dataset)), key=lambda number: (self._pairs[number].longest, number))
-            window = batch_size * _sharing()
+            window = size * world_size()
             with self._watch.task("Reference", len(dataset), len(known)) as task:
                 for at in range(0, len(order), window):
-                    wanted = [number for number in order[at : at + window] if number not in known]
+                    numbers = order[at : at + window]
+                    wanted = [number for number in numbers if number not in known]
                     if not wanted:
                         continue
                     raise_if_stopped(self._stop)
-                    found = from_all(self._reference_sums(dataset, _share_of(order[at : at + window], known)))
-                    entries = [entry for part in found for entry in part]
+                    entries = self._reference_of(model, dataset, numbers, known)
                     if journal is not None:
                         journal.append(*entries)
                     known |= {int(entry["key"]): entry for entry in entries}
                     task.advance(len(wanted))
-        if strategy().shards:
-            # Its parts go to the device one by one.
-            self.model.to("cpu")
-        for side in ("chosen", "rejected"):
-            dataset = dataset.add_column(f"ref_{side}_logps", [known[number][side] for number in range(len(dataset))])
-        return dataset
+        self._reference.update(known)
 
-    def _reference_sums(self, dataset: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """The journal's entries of some pairs."""
-        if not numbers:
-            return []
-        batch = self._prepare_inputs(self.data_collator([dataset[number] for number in numbers]))
-        sums = self.compute_ref_log_probs(self.model, batch)
-        return [
-            {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
-            for number, chosen, rejected in zip(numbers, *sums, strict=True)
-        ]
+    def _reference_of(
+        self, model: Any, dataset: Any, numbers: Sequence[int], known: Container[int]
+    ) -> list[dict[str, Any]]:
+        """The journal's entries of some pairs, of which each rank computes a part; without those that are known."""
+        ranks, mine = world_size(), rank()
+        part = numbers[len(numbers) * mine // ranks : len(numbers) * (mine + 1) // ranks]
+        part = [number for number in part if number not in known]
+        entries: list[dict[str, Any]] = []
+        if part or strategy().shards:
+            # With parts of the weights, all ranks compute or none.
+            batch = self._prepare_inputs(self._collate([dataset[number] for number in part or numbers[:1]]))
+            sums = self.compute_ref_log_probs(model, batch)
+            entries = [
+                {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
+                for number, chosen, rejected in zip(part, *sums, strict=False)
+            ]
+        return [entry for found in from_all(entries) for entry in found]
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         return super().compute_ref_log_probs(model, _for_model(inputs))
@@ -284,17 +328,3 @@ class PairTrainer(PairsTrainer, DPOTrainer):
             weight * by_tokens if loss == "sft" else weight
             for loss, weight in zip(self.loss_types, self.loss_weights, strict=True)
         ]
-
-
-def _sharing() -> int:
-    """Ranks that compute the reference, before the trainer has given each its part of the weights."""
-    return 1 if strategy().shards else world_size()
-
-
-def _share_of(window: Sequence[int], known: Container[int]) -> list[int]:
-    """This rank's part of some pairs, without those that are known: the same parts when a run is resumed."""
-    ranks, mine = _sharing(), rank()
-    if mine >= ranks:
-        return []
-    part = window[len(window) * mine // ranks : len(window) * (mine + 1) // ranks]
-    return [number for number in part if number not in known]

@@ -45,7 +45,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
 )
 from easydistill.methods.shared.strategies.base import strategy
-from easydistill.methods.shared.trl_parts import WritingTrainer, uneven_ranks
+from easydistill.methods.shared.trl_parts import WritingTrainer, need_whole_weights, uneven_ranks
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
@@ -86,6 +86,7 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
+    need_whole_weights()
     check_head(student.model)
     check_head(teacher)
     resume = last_whole_checkpoint(checkpoints)

@@ -36,7 +36,7 @@ from easydistill.methods.shared.ranks import any_rank, check_ranks, numbers_of_s
 from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.strategies.base import strategy
-from easydistill.methods.shared.trl_parts import WritingTrainer
+from easydistill.methods.shared.trl_parts import WritingTrainer, need_whole_weights
 from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -82,6 +82,7 @@ def train(
     """
     if not explorer.rows:
         raise DataError("there is nothing to train on: no prompt is left")
+    need_whole_weights()
     if (learned := learned_positions(student.model)) is not None:
         problem = f"the student has absolute position embeddings ({learned}), which padding of prompts would shift"
         raise DataError(f"{problem}\n    → use a student with rotary positions, such as a Llama or Qwen model")

@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import Trainer
 
 from easydistill.config.training import TrainerConfig
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import BatchDataset
 from easydistill.methods.shared.compat import uses_bf16
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import gather_rows, sum_over_ranks, world_size
+from easydistill.methods.shared.strategies.base import strategy
 
 
 class QuietTrainer:
@@ -34,6 +36,11 @@ class QuietTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Without TRL's model card."""
         Trainer._save_checkpoint(self, model, trial)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """Not yet where each process holds a part: the whole may be more than the device has room for."""
+        if not strategy().shards:
+            super()._move_model_to_device(model, device)  # type: ignore[misc]
 
     def _order(self) -> Any:
         """A sampler with `set_epoch`."""
@@ -146,6 +153,20 @@ class PairsTrainer(QuietTrainer):
         with uneven_ranks(self, counted, means=self.averages):
             loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         return loss * (counted * world_size() / total)
+
+
+def need_whole_weights() -> None:
+    """Check that this process can generate with the model while it trains.
+
+    Raises:
+        ConfigError: each process holds a part of the weights, as a config of DeepSpeed's own says.
+    """
+    if strategy().shards:
+        problem = (
+            f"the student writes answers while it trains, for which {strategy().name} leaves no process all weights"
+        )
+        hint = "use stage 1 or 2 of ZeRO"
+        raise ConfigError(ConfigIssue("config", "launch.deepspeed", problem, hint))
 
 
 class WritingTrainer(QuietTrainer):
