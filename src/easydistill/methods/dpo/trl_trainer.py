@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,6 +41,7 @@ try:
     with importing_trl():
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
+        from trl.trainer import dpo_trainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 except ImportError:
     raise MissingExtra("trl", "Training on pairs") from None
@@ -166,6 +167,18 @@ class PairWatch(Watch):
         self.margins.clear()
 
 
+@contextlib.contextmanager
+def _unhashed() -> Iterator[None]:
+    """Spare TRL the hash of all weights, which names a cache of the reference that is not ours: processes that make the
+    structure alone have none."""
+    known = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = known
+
+
 class PairTrainer(PairsTrainer, DPOTrainer):
     """TRL's trainer on tokenised pairs."""
 
@@ -207,15 +220,16 @@ class PairTrainer(PairsTrainer, DPOTrainer):
         self._collate = PairCollator(
             pad_token_id=tokenizer.pad_token_id, max_length=config.max_length, reference=self._reference
         )
-        super().__init__(
-            model=student.model,
-            args=arguments(config, preference, checkpoints),
-            train_dataset=self._rows,
-            data_collator=self._collate,
-            processing_class=tokenizer,
-            peft_config=adapters(student.model, config),
-            callbacks=[watch],
-        )
+        with _unhashed():
+            super().__init__(
+                model=student.model,
+                args=arguments(config, preference, checkpoints),
+                train_dataset=self._rows,
+                data_collator=self._collate,
+                processing_class=tokenizer,
+                peft_config=adapters(student.model, config),
+                callbacks=[watch],
+            )
         self._share_pairs()
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:

@@ -91,7 +91,7 @@ def _mend_views_of_8bit_states() -> None:
     compiled step of the optimiser cannot read (torchao 0.18)."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
-    @OptimState8bit.implements(torch.ops.aten.view.default)  # type: ignore[untyped-decorator]
+    @OptimState8bit.implements(torch.ops.aten.view.default)
     def view(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         state, shape = args
         return OptimState8bit(state.codes.view(shape), state.scale, state.qmap, state.signed, dtype=state.dtype)
