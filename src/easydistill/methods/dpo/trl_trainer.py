@@ -239,7 +239,8 @@ class PairTrainer(PairsTrainer, DPOTrainer):
         if not numbers:
             return []
         batch = self._prepare_inputs(self.data_collator([dataset[number] for number in numbers]))
-        sums = self.compute_ref_log_probs(self.model, batch)
+        with strategy().still_whole():
+            sums = self.compute_ref_log_probs(self.model, batch)
         return [
             {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
             for number, chosen, rejected in zip(numbers, *sums, strict=True)

@@ -37,6 +37,10 @@ class Strategy:
         """What transformers' TrainingArguments take besides those that all trainings take."""
         return {}
 
+    def still_whole(self) -> AbstractContextManager[None]:
+        """A context for running the model between `arguments` and `prepared`, where libraries expect parts already."""
+        return contextlib.nullcontext()
+
     def prepared(self, trainer: Any) -> None:
         """Take part in a trainer (transformers' or a subclass) that is about to train."""
 

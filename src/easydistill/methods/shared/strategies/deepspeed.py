@@ -6,8 +6,10 @@ code runs with gloo on CPUs and NCCL on GPUs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,6 +72,18 @@ class Zero3(Zero):
 
     shards: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
+
+    @contextlib.contextmanager
+    def still_whole(self) -> Iterator[None]:
+        # Once there are arguments for ZeRO-3, TRL gathers weights that are not in parts yet.
+        from transformers.integrations import deepspeed
+
+        expected = deepspeed._hf_deepspeed_config_weak_ref
+        deepspeed.unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            deepspeed._hf_deepspeed_config_weak_ref = expected
 
     def prepared(self, trainer: Any) -> None:
         super().prepared(trainer)
