@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.e2e.test_launch import assert_all_gone, curve, sft_job, wait_for_step, weights
+from tests.e2e.test_launch_preferences import assert_same_course, pairs_job
 from tests.support.jobs import run_here, start, write_config
 from tests.support.tiny import SMALL_VOCABULARY, tiny_llama
 
@@ -161,10 +162,11 @@ def test_every_stage(
     [
         (False, {}),
         (True, LORA),
+        (True, {**LORA, "gradient_checkpointing": True}),
         (False, PACKED),
         (True, {"max_grad_norm": 0, "optim": "sgd"}),
     ],
-    ids=["untied", "lora", "packed", "unclipped"],
+    ids=["untied", "lora", "lora-checkpointing", "packed", "unclipped"],
 )
 def test_every_training(
     strategy: str,
@@ -198,6 +200,21 @@ def test_bfloat16_is_that_of_whole_copies(
 def test_one_process_may_offload(alone: Callable[..., Result], tiny_model: Path, tmp_path: Path) -> None:
     launch = {"strategy": "zero3", "offload": ["optimizer", "parameters"]}
     assert_same(trained(tmp_path, tiny_model, 1, launch), alone(True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_pairs(strategy: str, tiny_model: Path, tmp_path: Path) -> None:
+    folders = tmp_path / "parts", tmp_path / "one"
+    for folder, processes in zip(folders, (2, 1), strict=True):
+        folder.mkdir()
+        made = pairs_job(folder, tiny_model, processes, 4 // processes)
+        if processes == 2:
+            made["launch"]["strategy"] = strategy
+        with exact_norms():
+            code, out = run_here(write_config(folder, made))
+        assert code == 0, out
+    assert_same_course(*folders, "train", "preferences")
 
 
 @pytest.fixture(scope="module", params=["zero2", "zero3"])
