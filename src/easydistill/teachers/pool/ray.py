@@ -176,7 +176,7 @@ class RayCrew:
                 try:
                     _knock(config.address)
                     ray.init(address=config.address, **quiet)
-                except (OSError, RuntimeError, ValueError) as error:
+                except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                     raise TeacherError(
                         f"there is no Ray cluster at {config.address}: {_first_line(error)}\n"
                         "    → start one (`ray start`), or remove inference.address to have one of this machine"
@@ -292,11 +292,13 @@ def _undisturbed() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    if is_main:
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
