@@ -25,7 +25,7 @@ OF_RAY: dict[str, Any] = {"backend": "ray", "engine": "transformers", "num_actor
 
 
 def ray_config(**more: Any) -> RayInferenceConfig:
-    return RayInferenceConfig(**OF_RAY, **SETTINGS, **more)
+    return RayInferenceConfig(**OF_RAY | SETTINGS | more)
 
 
 def test_two_actors_answer_as_one_process_does_though_one_is_killed(tiny_model: Path, tmp_path: Path) -> None:

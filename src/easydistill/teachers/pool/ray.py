@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -34,6 +34,8 @@ PATIENCE = 30.0
 """Seconds without an actor after which the user is told what the cluster lacks."""
 CONNECT = 10.0
 """Seconds in which a cluster's head has to accept a connection."""
+ALIVE = 1.0
+"""Seconds between two looks of an actor at its node's Ray."""
 _PASSED_ON = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Variables that actors on other nodes have too."""
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -60,14 +62,17 @@ class TeacherActor:
 
     Args:
         log: file for what it prints, where its folder is there on the actor's node; else Ray keeps it.
+        is_own: whether the cluster is the run's own, and to end with it.
     """
 
-    def __init__(self, spec: TeacherSpec, log: Path) -> None:
+    def __init__(self, spec: TeacherSpec, log: Path, is_own: bool) -> None:
         if log.parent.is_dir():
             printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(printed, 1)
             os.dup2(printed, 2)
             os.close(printed)
+        watch = partial(_perish_without, os.getppid(), with_all=is_own)
+        threading.Thread(target=watch, daemon=True).start()
         self._inbox: Inbox = SimpleQueue()
         self._told: SimpleQueue[Any] = SimpleQueue()
         self._told.put(_STARTED)
@@ -91,6 +96,32 @@ class TeacherActor:
         """Let the worker free what it holds."""
         self._inbox.put(STOP)
         self._thread.join()
+
+
+def _perish_without(parent: int, *, with_all: bool) -> None:
+    """End this process once its node's Ray is gone; with `with_all` also what Ray has started beside it.
+
+    Ray sees to that too, but takes a minute: its agents try to tell the dead cluster first.
+    """
+    beside: set[int] = set()
+    while os.getppid() == parent:
+        beside = _children_of(parent) if with_all else beside
+        time.sleep(ALIVE)
+    for process in beside - {os.getpid()}:
+        # Not one that has got the number since.
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::"):
+                os.kill(process, signal.SIGKILL)
+    os._exit(1)
+
+
+def _children_of(process: int) -> set[int]:
+    """The processes that a process has started, on Linux."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found.update(map(int, children.read_text().split()))
+    return found
 
 
 class RayCrew:
@@ -145,7 +176,7 @@ class RayCrew:
                 try:
                     _knock(config.address)
                     ray.init(address=config.address, **quiet)
-                except (OSError, RuntimeError, ValueError) as error:
+                except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                     raise TeacherError(
                         f"there is no Ray cluster at {config.address}: {_first_line(error)}\n"
                         "    → start one (`ray start`), or remove inference.address to have one of this machine"
@@ -194,7 +225,9 @@ class RayCrew:
             "max_concurrency": 2,
             "runtime_env": {"env_vars": variables},
         }
-        actor = self._ray.remote(**options)(TeacherActor).remote(self._spec, self._logs / log_name(worker))
+        actor = self._ray.remote(**options)(TeacherActor).remote(
+            self._spec, self._logs / log_name(worker), self._is_own
+        )
         self._actors[worker] = actor
         self._calls[actor.hear.remote()] = worker
         self._quiet_since = self._quiet_since or time.monotonic()
@@ -259,11 +292,13 @@ def _undisturbed() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    if is_main:
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
