@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from easydistill.data.files import hash_file, read_json
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import StageContext, StageResult
+from easydistill.engine.stage import StageContext, StageResult, notes_of
 from easydistill.errors import DataError
 from easydistill.jobs import JOBS, stages_of
 from easydistill.launch.stages import stage_runner
@@ -89,6 +90,7 @@ def test_two_processes_make_the_store_of_one(alone: Path, tiny_model: Path, tmp_
     assert set(result.outputs) == {f"signals/{name}" for name in store(alone)} - {"signals/for.txt"}
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_scored_again(
     alone: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +107,17 @@ def test_what_is_there_is_not_scored_again(
     said = capfd.readouterr().err
     assert f"of {result.rows.left} rows already done" in said
     assert f"Scoring: {result.rows.left}/{result.rows.left} rows" in said
+
+
+def test_what_is_told_before(tiny_model: Path, tmp_path: Path) -> None:
+    def told(**sections: Any) -> tuple[str, ...]:
+        job: Any = JOBS.module("white_box_kd_local").Job.model_validate(job_of(tmp_path, tiny_model, 2, **sections))
+        return notes_of(next(stage for stage in stages_of(job) if stage.name == "score"))
+
+    assert re.fullmatch(r"each of 2 processes that scores loads the whole teacher \(\d\.\d GB\)", told()[0])
+    assert told(launch={"processes": 1}) == told(launch=None) == ()
+    vllm = {"kind": "top_k", "backend": "vllm"}
+    assert "vLLM scores in one process" in told(signals=vllm)[0]
 
 
 @pytest.mark.slow

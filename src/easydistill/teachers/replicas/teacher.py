@@ -85,8 +85,12 @@ class ReplicaTeacher:
         first = next((request.key for request in requests if not done(request.key)), None)
         if first is None or stop.requested:
             return
-        if self._fleet is None and not self._start(first, stop):
-            return
+        try:
+            if self._fleet is None and not self._start(first, stop):
+                return
+        except Exception:
+            self.close()
+            raise
         self._client.generate(requests, done, record, stop)
 
     def close(self) -> None:
