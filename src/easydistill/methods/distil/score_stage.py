@@ -253,7 +253,8 @@ class ScoreStage:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             write_text(mark, context.fingerprint)
-        for path in directory.glob(".*.tmp"):
+        # Temporary files: ours, and those that safetensors has beside them.
+        for path in directory.glob(".*"):
             path.unlink()
 
     def run(self, context: StageContext) -> StageResult:
