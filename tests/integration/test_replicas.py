@@ -108,6 +108,8 @@ def test_servers_share_the_rows(
     asking: Callable[..., Asking], folder: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     (folder / "latency").write_text("0.02")
     (folder / "slow-0").write_text("0")
     ask = asking(max_model_len=400)
