@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from easydistill.data.files import hash_file, read_json
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.engine.secrets import Redactor
-from easydistill.engine.stage import StageContext, StageResult
+from easydistill.engine.stage import StageContext, StageResult, notes_of
 from easydistill.errors import DataError
 from easydistill.jobs import JOBS, stages_of
 from easydistill.launch.stages import stage_runner
@@ -89,6 +90,7 @@ def test_two_processes_make_the_store_of_one(alone: Path, tiny_model: Path, tmp_
     assert set(result.outputs) == {f"signals/{name}" for name in store(alone)} - {"signals/for.txt"}
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_scored_again(
     alone: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +100,7 @@ def test_what_is_there_is_not_scored_again(
     for number in (1, 4):
         (signals / f"shard-{number:05d}.safetensors").unlink()
     (signals / ".shard-00001.safetensors.77.tmp").write_bytes(b"half")
+    (signals / ".tmpDkcVD0").touch()
     kept = {path.name: path.stat().st_ino for path in signals.glob("shard-*")}
     result = score(tmp_path, job_of(tmp_path, tiny_model, 2))
     assert store(tmp_path) == store(alone)
@@ -105,6 +108,17 @@ def test_what_is_there_is_not_scored_again(
     said = capfd.readouterr().err
     assert f"of {result.rows.left} rows already done" in said
     assert f"Scoring: {result.rows.left}/{result.rows.left} rows" in said
+
+
+def test_what_is_told_before(tiny_model: Path, tmp_path: Path) -> None:
+    def told(**sections: Any) -> tuple[str, ...]:
+        job: Any = JOBS.module("white_box_kd_local").Job.model_validate(job_of(tmp_path, tiny_model, 2, **sections))
+        return notes_of(next(stage for stage in stages_of(job) if stage.name == "score"))
+
+    assert re.fullmatch(r"each of 2 processes that scores loads the whole teacher \(\d\.\d GB\)", told()[0])
+    assert told(launch={"processes": 1}) == told(launch=None) == ()
+    vllm = {"kind": "top_k", "backend": "vllm"}
+    assert "vLLM scores in one process" in told(signals=vllm)[0]
 
 
 @pytest.mark.slow
@@ -121,51 +135,51 @@ def test_an_error_of_one_ends_all(tiny_model: Path, tmp_path: Path) -> None:
 # --- kill -9 -----------------------------------------------------------------------------------------------------
 
 
-def scoring(run: Any, folder: Path) -> list[int]:
-    """Wait until two processes score; their ids."""
-    ends = time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < ends:
-        if (folder / "run/stages/1-score/processes/score").is_dir() and len(ranks := ranks_of(run)) == 2:
-            return ranks
-        time.sleep(0.02)
-    return []
-
-
 def finished(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in (folder / "run" / SHARDS).glob("shard-*")}
+
+
+def until_more(run: Any, folder: Path, shards: int) -> list[int]:
+    """Wait until more shards are finished than so many; the ids of the processes that score."""
+    ends = time.monotonic() + 300
+    while run.poll() is None and time.monotonic() < ends:
+        if len(finished(folder)) > shards and len(ranks := ranks_of(run)) == 2:
+            return ranks
+        time.sleep(0.02)
+    raise AssertionError(run.communicate(timeout=30))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("victim", ["rank", "parent", "ctrl-c"])
 def test_killed_at_random_moments(victim: str, tiny_model: Path, tmp_path: Path) -> None:
-    """Every try goes on where the last one was, and the store is that of an uninterrupted run."""
+    """Every try goes on where the last one was, and the store is that of an uninterrupted run.
+
+    tests/unit/test_score_rows.py kills more often.
+    """
     whole = tmp_path / "whole"
     whole.mkdir()
-    sections: dict[str, Any] = {"rows": 600}
-    score(whole, job_of(whole, tiny_model, 1, **sections))
-    config = write_config(tmp_path, job_of(tmp_path, tiny_model, 2, **sections))
+    score(whole, job_of(whole, tiny_model, 1, rows=1500))
+    config = write_config(tmp_path, job_of(tmp_path, tiny_model, 2, rows=1500))
     generator = random.Random(victim)
-    longest, kills, kept = 20.0, 0, dict[str, int]()
-    while True:
+    kept = dict[str, int]()
+    for _ in range(3):
         run = start(config)
-        ranks = scoring(run, tmp_path)
-        time.sleep(generator.uniform(0, longest))
-        if run.poll() is not None or (tmp_path / "run/stages/1-score/manifest.json").is_file():
-            break
-        now = finished(tmp_path)
-        assert kept.items() <= now.items(), "a finished shard was lost, or scored again"
-        kept = now
+        ranks = until_more(run, tmp_path, len(kept))
+        time.sleep(generator.uniform(0, 1.0))
         if victim == "ctrl-c":
             run.send_signal(signal.SIGINT)
         else:
             os.kill(run.pid if victim == "parent" else generator.choice(ranks), signal.SIGKILL)
-        out, _ = run.communicate(timeout=30)
+        out, _ = run.communicate(timeout=60)
         assert run.returncode == {"rank": 1, "parent": -signal.SIGKILL, "ctrl-c": 130}[victim], out
         assert_all_gone(ranks)
-        kills += 1
-        longest *= 1.15
-    out, _ = run.communicate(timeout=200)
+        now = finished(tmp_path)
+        assert kept.items() < now.items(), "a finished shard was lost, or scored again"
+        assert len(now) < len(finished(whole)), "there was nothing left to interrupt"
+        kept = now
+    run = start(config)
+    out, _ = run.communicate(timeout=600)
     assert run.returncode == 0, out
-    assert kills
-    assert store(tmp_path).items() - {("for.txt", store(tmp_path)["for.txt"])} <= store(whole).items()
+    assert kept.items() <= finished(tmp_path).items()
+    assert {name: made for name, made in store(tmp_path).items() if name != "for.txt"}.items() <= store(whole).items()

@@ -24,6 +24,7 @@ from easydistill.contracts.teacher import Completion, Failure, GenerationRequest
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import ConfigError, TeacherError
+from easydistill.jobs import JOBS
 from easydistill.teachers.replicas import fleet
 from easydistill.teachers.replicas import teacher as replicas
 from easydistill.teachers.vllm import VllmTeacher
@@ -107,6 +108,8 @@ def test_servers_share_the_rows(
     asking: Callable[..., Asking], folder: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     (folder / "latency").write_text("0.02")
     (folder / "slow-0").write_text("0")
     ask = asking(max_model_len=400)
@@ -168,7 +171,7 @@ def test_a_killed_server_is_started_again(asking: Callable[..., Asking], folder:
 
 def test_a_single_server_that_dies_is_waited_for(asking: Callable[..., Asking], folder: Path) -> None:
     (folder / "latency").write_text("0.05")
-    (folder / "slow-1").write_text("3")
+    (folder / "slow-1").write_text("1.5")
     ask = asking(replicas=1)
     thread = threading.Thread(target=ask)
     thread.start()
@@ -327,6 +330,21 @@ def test_replicas_are_no_part_of_an_answer_s_identity() -> None:
     assert plain.identity() == several.identity() and plain.sampling() == several.sampling()
     # The student's own answers are generated in this process.
     assert for_student(several).replicas is None
+
+
+def test_replicas_do_not_score(tmp_path: Path) -> None:
+    job = {
+        "job_type": "on_policy_kd",
+        "output_dir": str(tmp_path),
+        "dataset": {"labeled_path": "rows.json"},
+        "inference": {"backend": "vllm", "replicas": 2},
+        "models": {"teacher": "a", "student": "b"},
+    }
+    model: Any = JOBS.module("on_policy_kd").Job
+    with pytest.raises(ValueError, match="here the teacher only scores"):
+        model.model_validate(job)
+    job["dataset"] = {"instruction_path": "prompts.json", "labeled_path": "labels.json"}
+    assert model.model_validate(job).inference.replicas == 2
 
 
 def test_transformers_has_no_replicas() -> None:

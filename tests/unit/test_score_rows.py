@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -218,6 +221,62 @@ def test_several_share_the_shards(tmp_path: Path, make: type[Plain]) -> None:
     in_threads(tmp_path, again)
     assert contents(tmp_path / "store") == contents(tmp_path / "alone")
     assert sum(bool(scorer.batches) for scorer in again) == 1
+
+
+@dataclass
+class Slow(Plain):
+    """A scorer that takes a moment for a batch."""
+
+    def score(self, rows: Sequence[RowToScore]) -> list[ScoredSample]:
+        time.sleep(0.02)
+        return super().score(rows)
+
+
+def one_of_three(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    plan = ShardPlan.of(ROWS, settings(60, 60), folder / "store")
+    plan.score(CODEC, Slow, lambda rows, tokens: None, StopSignal(), SharedWork(folder / "work", rank, 3))
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """Shards are complete or absent, finished ones are kept, and the end is that of an uninterrupted scoring."""
+    score(tmp_path / "alone", Plain(), settings(60, 60))
+    whole = contents(tmp_path / "alone")
+    store = tmp_path / "store"
+    store.mkdir()
+    generator, forks = np.random.default_rng(1), multiprocessing.get_context("fork")
+    kept: dict[str, int] = {}
+    interrupted = 0
+    while interrupted < 10:
+        SharedWork.clear(tmp_path / "work")
+        ranks = [forks.Process(target=one_of_three, args=(tmp_path, rank)) for rank in range(3)]
+        for rank in ranks:
+            rank.start()
+        time.sleep(float(generator.uniform(0.0, 0.1)))
+        for number in generator.permutation(3):
+            ranks[number].kill()
+            time.sleep(float(generator.uniform(0.0, 0.01)))
+        for rank in ranks:
+            rank.join()
+        for path in store.glob(".*"):
+            path.unlink()
+        assert contents(store).items() <= whole.items()
+        now = {path.name: path.stat().st_ino for path in store.iterdir()}
+        assert kept.items() <= now.items()
+        interrupted += len(kept) < len(now) < len(whole)
+        if len(now) == len(whole):
+            shutil.rmtree(store)
+            store.mkdir()
+        kept = now if len(now) < len(whole) else {}
+    SharedWork.clear(tmp_path / "work")
+    last = [forks.Process(target=one_of_three, args=(tmp_path, rank)) for rank in range(3)]
+    for rank in last:
+        rank.start()
+    for rank in last:
+        rank.join(60)
+        assert rank.exitcode == 0
+    assert contents(store) == whole
+    assert kept.items() <= {path.name: path.stat().st_ino for path in store.iterdir()}.items()
 
 
 def test_the_first_does_not_wait_for_others_when_it_is_to_stop(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def plan(job: Job) -> list[Stage]:
             job.dataset.logits_path,
             job.inference.template,
             job.inference.chat_template_kwargs or {},
+            processes=job.launch.processes if job.launch is not None else 1,
         )
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
@@ -64,6 +64,8 @@ class Scoring:
     teacher without one."""
     teacher_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Variables of that template, or of the teacher's own."""
+    processes: int | Literal["auto"] = 1
+    """How many score, unless vLLM does."""
 
     @property
     def teachers(self) -> list[tuple[str, float]]:
@@ -224,22 +226,36 @@ class ScoreStage:
         """vLLM shares a teacher among all devices by itself."""
         return 1 if self._scoring.signals.backend == "vllm" else None
 
+    def foretell(self) -> list[str]:
+        processes = self._scoring.processes
+        if processes == 1:
+            return []
+        if self.most_processes == 1:
+            return ["vLLM scores in one process, on all GPUs: launch.processes concerns the training alone"]
+        size = self.estimate(Path()).memory_bytes
+        each = "each process" if processes == "auto" else f"each of {processes} processes"
+        return [f"{each} that scores loads the whole teacher" + (f" ({size / 1e9:.1f} GB)" if size else "")]
+
     # --- the work -------------------------------------------------------------------------------------------
 
     def prepare(self, context: StageContext) -> None:
-        """Make room for the store, and remove what earlier attempts at it left unfinished."""
+        """Make room for the store, and for what the processes tell each other."""
         from easydistill.signals.sharing import SharedWork
 
+        self._make_room(context)
+        SharedWork.clear(context.directory / SHARED)
+
+    def _make_room(self, context: StageContext) -> None:
+        """Remove shards of an earlier config, and what an earlier attempt left unfinished."""
         directory = context.directory / SIGNALS
         mark = directory / MARK
         if not mark.is_file() or mark.read_text(encoding="utf-8") != context.fingerprint:
-            # Shards of an earlier config.
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
             write_text(mark, context.fingerprint)
-        for path in directory.glob(".*.tmp"):
+        # Temporary files: ours, and those that safetensors has beside them.
+        for path in directory.glob(".*"):
             path.unlink()
-        SharedWork.clear(context.directory / SHARED)
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.signals.shards import ShardPlan
@@ -281,7 +297,7 @@ class ScoreStage:
 
         if world_size() > 1:
             return SharedWork(context.directory / SHARED, context.rank, world_size())
-        self.prepare(context)
+        self._make_room(context)
         return None
 
     def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:

@@ -16,7 +16,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import openai
@@ -65,10 +65,13 @@ class OpenAITeacher:
 
     Attributes:
         ledger: the spending so far; answers of earlier attempts may be added before `generate`.
+        uses_proxies: whether the proxies that the environment names are between it and the servers.
 
     Args:
         batches: where batches are stored; required for `inference.batch`.
     """
+
+    uses_proxies: ClassVar[bool] = True
 
     def __init__(self, inference: ApiInferenceConfig, redactor: Redactor, batches: BatchStage | None = None) -> None:
         assert batches is not None or inference.batch is None
@@ -228,7 +231,7 @@ class OpenAITeacher:
         async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
 
             def make(url: str) -> openai.AsyncOpenAI:
-                http = openai.DefaultAsyncHttpxClient(limits=limits, verify=certificates)
+                http = openai.DefaultAsyncHttpxClient(limits=limits, verify=certificates, trust_env=self.uses_proxies)
                 return openai.AsyncOpenAI(**self._options(url), http_client=http)
 
             pools = [Clients(make, {}) for _ in range(0, workers, POOL_SIZE)]

@@ -52,6 +52,9 @@ class TokenClient(OpenAITeacher):
         broken: why no server is left, if so.
     """
 
+    # They are on this machine.
+    uses_proxies = False
+
     def __init__(
         self,
         inference: ApiInferenceConfig,

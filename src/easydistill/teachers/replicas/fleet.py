@@ -166,6 +166,15 @@ class Fleet:
     # --- the watch --------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        try:
+            self._watch_all()
+        except Exception as error:
+            # Requests would wait for ever for a server that nobody starts.
+            LOGGER.exception("the servers are not watched any more")
+            self.error = TeacherError(f"the servers of inference.replicas cannot be watched: {error}")
+            self._changed.set()
+
+    def _watch_all(self) -> None:
         told = time.monotonic()
         while not self._closing.wait(WATCH_SECONDS):
             now = time.monotonic()

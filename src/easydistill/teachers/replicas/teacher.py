@@ -7,13 +7,14 @@ of servers may change at any time.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import http.client
 import json
 import os
 import secrets
 import sys
-import urllib.request
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,12 @@ class ReplicaTeacher:
         first = next((request.key for request in requests if not done(request.key)), None)
         if first is None or stop.requested:
             return
-        if self._fleet is None and not self._start(first, stop):
-            return
+        try:
+            if self._fleet is None and not self._start(first, stop):
+                return
+        except Exception:
+            self.close()
+            raise
         self._client.generate(requests, done, record, stop)
 
     def close(self) -> None:
@@ -276,11 +281,15 @@ def _longest(url: str, key: str) -> int | None:
     Raises:
         TeacherError: it answers something else.
     """
-    request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
+    parts = urllib.parse.urlsplit(f"{url}/models")
+    # Not through a proxy that the environment may name.
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=ANSWER_SECONDS)) as connection:
+        try:
+            connection.request("GET", parts.path, headers={"Authorization": f"Bearer {key}"})
+            content = connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return None
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
-            return int(json.load(response)["data"][0]["max_model_len"])
-    except (OSError, http.client.HTTPException):
-        return None
+        return int(json.loads(content)["data"][0]["max_model_len"])
     except (ValueError, LookupError, TypeError) as error:
         raise TeacherError(f"{url}/models does not tell the model's length: {error}") from None
