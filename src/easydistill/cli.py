@@ -185,7 +185,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from easydistill import api
 
     config = _config(arguments)
-    how: dict[str, Any] = {"quiet": arguments.quiet, "node_rank": arguments.node_rank}
+    how: dict[str, Any] = {"quiet": arguments.quiet}
+    if arguments.node_rank is not None:
+        how["node_rank"] = arguments.node_rank
     if arguments.command == "retry":
         result = api.retry(config, arguments.overrides, only=arguments.only, **how)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from easydistill.config.job import JobConfig
 from easydistill.config.launch import LaunchConfig
@@ -28,7 +28,7 @@ class Place:
     count: int = 1
     """Commands in all."""
     launcher: str = ""
-    """How that is known, in words; empty: nothing in the environment says it."""
+    """How that is known, in words; empty: a launcher has left no variables."""
     nodes: int = 1
     ranks: int | None = None
     """Processes that this command starts, if the launcher says it."""
@@ -94,7 +94,8 @@ def place_of(job: JobConfig, environment: Mapping[str, str], node_rank: int | No
         hint = f"the last of {nodes} is {nodes - 1}" if nodes > 1 else "set launch.nodes"
         raise ConfigError(_node_rank(f"it is {node_rank}, but launch.nodes is {launch.nodes}", hint))
     if nodes == 1:
-        return ALONE
+        # Libraries would still believe the variables that mean nothing.
+        return replace(ALONE, launcher="none") if launch.launcher == "none" else ALONE
     return Place(node_rank or 0, nodes, "the config", nodes=nodes, address=_host_port(launch.rendezvous))
 
 

@@ -116,7 +116,9 @@ def test_a_rendezvous_of_the_config_is_used_under_a_launcher() -> None:
 
 
 def test_launcher_of_the_config() -> None:
-    assert place_of(job({"launcher": "none"}), TORCHRUN) == ALONE
+    alone = place_of(job({"launcher": "none"}), TORCHRUN)
+    # Not ALONE itself: the variables are to be hidden from libraries.
+    assert alone.count == 1 and alone.launcher
     nodes = place_of(job({"launcher": "nodes"}), {**DLC, "LOCAL_RANK": "0"})
     assert nodes.local_rank is None and nodes.ranks == 8
     with pytest.raises(ConfigError) as error:
