@@ -221,6 +221,21 @@ def job(folder: Path, content: Any) -> dict[str, Any]:
     }
 
 
+def test_a_student_that_writes_answers_has_all_weights(tmp_path: Path) -> None:
+    policy = {
+        "job_type": "grpo",
+        "dataset": {"instruction_path": str(tmp_path / "rows.json")},
+        "models": {"student": str(tmp_path)},
+        "rewards": {"length": {"max_tokens": 20}},
+        "training": {"per_device_train_batch_size": 8},
+    }
+    section = {"deepspeed": written(tmp_path, {"zero_optimization": {"stage": 2}})}
+    api.validate({**policy, "launch": section})
+    written(tmp_path, {"zero_optimization": {"stage": 3}})
+    with pytest.raises(ConfigError, match="no process has all weights"):
+        api.validate({**policy, "launch": section})
+
+
 def test_validate_tells_of_clashes(tmp_path: Path) -> None:
     api.validate(job(tmp_path, USUAL))
     with pytest.raises(ConfigError) as error:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
@@ -77,7 +78,7 @@ class OnPolicyStage(TrainStage):
         return self._inference if isinstance(self._inference, ApiInferenceConfig) else None
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight()
+        issues = super().preflight() + rollout_issues(self.launch)
         if isinstance(self._rows, PromptRows):
             issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         if self._server is None and self._models.teacher is not None:

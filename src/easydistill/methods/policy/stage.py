@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.model import AskedModel
+from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
@@ -81,7 +82,7 @@ class PolicyStage(TrainStage):
         self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight() + needs_extra("trl", "trl")
+        issues = super().preflight() + rollout_issues(self.launch) + needs_extra("trl", "trl")
         issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         for key, path in reward_files(self._rewards).items():
             issues += missing_file(f"rewards.{key}", path)
