@@ -33,8 +33,8 @@ class Independent(Distributed, Protocol):
     strategy."""
 
     @property
-    def most_processes(self) -> int | None:
-        """How many can have work; None if there is no limit."""
+    def works_alone(self) -> bool:
+        """Whether one process does it all, by the job's settings."""
 
 
 _place = ALONE
@@ -85,7 +85,8 @@ def stage_runner(job: JobConfig) -> RunStage:
             return stage.run(context)
         count, shared = process_count(launch), launch
         if isinstance(stage, Independent):
-            count = min(count, stage.most_processes or count)
+            if stage.works_alone:
+                return stage.run(context)
             shared = launch.model_copy(update={"strategy": "ddp", "offload": (), "deepspeed": None})
         # A process alone shares the model with nobody, but may have parts of it wait in the CPU's memory.
         if count == 1 and not shared.shares and _crew is None:

@@ -222,15 +222,15 @@ class ScoreStage:
         return Estimate(memory_bytes=sum(known) * each if len(known) == len(sizes) else None)
 
     @property
-    def most_processes(self) -> int | None:
-        """vLLM shares a teacher among all devices by itself."""
-        return 1 if self._scoring.signals.backend == "vllm" else None
+    def works_alone(self) -> bool:
+        """Whether one process scores: vLLM shares the teacher among all devices by itself."""
+        return self._scoring.signals.backend == "vllm"
 
     def foretell(self) -> list[str]:
         processes = self._scoring.processes
         if processes == 1:
             return []
-        if self.most_processes == 1:
+        if self.works_alone:
             return ["vLLM scores in one process, on all GPUs: launch.processes concerns the training alone"]
         size = self.estimate(Path()).memory_bytes
         each = "each process" if processes == "auto" else f"each of {processes} processes"
