@@ -175,3 +175,16 @@ def test_node_1_comes_later(tiny_model: Path, tmp_path: Path, commands: Commands
         time.sleep(0.1)
     commands.start("run", str(config), "--node-rank", "1")
     assert commands.codes(200) == [0, 0], commands.all_said()
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_pipeline_train_one_after_another(tiny_model: Path, tmp_path: Path, commands: Commands) -> None:
+    first = on_nodes(job_of(tmp_path, tiny_model), 2)
+    second = {**first, "models": {"student": "@one/student"}}
+    jobs = {name: {**job} for name, job in (("one", first), ("two", second))}
+    output = jobs["one"].pop("output_dir")
+    del jobs["two"]["output_dir"]
+    start_nodes(commands, write_config(tmp_path, {"job_type": "pipeline", "output_dir": output, "jobs": jobs}))
+    assert commands.codes(300) == [0, 0], commands.all_said()
+    assert commands.said(0).count("2 processes on 2 nodes (ddp)") == 2
+    assert (tmp_path / "run/student/model.safetensors").is_file()

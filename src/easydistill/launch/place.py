@@ -146,6 +146,9 @@ def _contradictions(launch: LaunchConfig, found: Place) -> Iterator[ConfigIssue]
             yield _issue(
                 name, f"it is {asked}, but {found.launcher} says {value}", 'let both be the same, or set it to "auto"'
             )
+    if found.count > 1 and found.address is None and found.store is None:
+        problem = f"{found.launcher} has no MASTER_ADDR and MASTER_PORT, so nothing says where the commands meet"
+        yield _issue("rendezvous", problem, "set it to host:port of the first machine")
 
 
 def _of_accelerate(job: JobConfig, launch: LaunchConfig, environment: Mapping[str, str]) -> Iterator[ConfigIssue]:

@@ -135,6 +135,11 @@ def test_launcher_of_the_config() -> None:
         ({"nodes": 4}, TORCHRUN, "launch.nodes: it is 4, but torchrun (WORLD_SIZE=8) says 2"),
         ({"nodes": 4}, DLC, "launch.nodes: it is 4, but the environment (WORLD_SIZE=2 nodes) says 2"),
         ({"processes": 8}, SRUN, "launch.processes: it is 8, but srun (SLURM_STEP_NUM_TASKS=7) says 3"),
+        (
+            {},
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"},
+            "launch.rendezvous: the environment (WORLD_SIZE=2 nodes)",
+        ),
         ({"nodes": 2}, {}, "launch.nodes: nodes is 2, but nothing says where they meet"),
         ({}, {**TORCHRUN, "ACCELERATE_USE_FSDP": "true"}, "launch.strategy: it is ddp, but accelerate says FSDP"),
         ({}, {**TORCHRUN, "ACCELERATE_MIXED_PRECISION": "fp16"}, "accelerate says fp16, but training.bf16 is auto"),
