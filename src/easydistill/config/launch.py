@@ -13,8 +13,8 @@ LauncherName = Literal["auto", "none", "processes", "nodes", "slurm"]
 
 
 class LaunchConfig(Section):
-    """Several processes for the stages that train. What they learn depends on their number only as one process does on
-    its batch size: a step has `per_device_train_batch_size` rows for each of them."""
+    """Several processes for the stages that train or score. What is learned depends on their number only as one process
+    does on its batch size: a step has `per_device_train_batch_size` rows for each of them."""
 
     processes: PositiveInt | Literal["auto"] = "auto"
     """Processes on each machine; `auto`: as many as a launcher has started or says, else one for each GPU, one without
