@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tests.e2e.test_launch import assert_all_gone, curve, sft_job, wait_for_step, weights
 from tests.e2e.test_launch_preferences import assert_same_course, pairs_job
+from tests.e2e.test_launch_rl import SPREAD, VARIANTS, policy_job
 from tests.support.jobs import run_here, start, write_config
 from tests.support.tiny import SMALL_VOCABULARY, tiny_llama
 
@@ -202,19 +204,42 @@ def test_one_process_may_offload(alone: Callable[..., Result], tiny_model: Path,
     assert_same(trained(tmp_path, tiny_model, 1, launch), alone(True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_pairs(strategy: str, tiny_model: Path, tmp_path: Path) -> None:
+def run_both(tmp_path: Path, strategy: str, make: Callable[[Path, int], dict[str, Any]]) -> tuple[Path, Path]:
+    """The folders of a run in two processes under a strategy, and of one in one process; `make` makes their jobs."""
     folders = tmp_path / "parts", tmp_path / "one"
     for folder, processes in zip(folders, (2, 1), strict=True):
         folder.mkdir()
-        made = pairs_job(folder, tiny_model, processes, 4 // processes)
+        made = make(folder, processes)
         if processes == 2:
             made["launch"]["strategy"] = strategy
         with exact_norms():
             code, out = run_here(write_config(folder, made))
         assert code == 0, out
-    assert_same_course(*folders, "train", "preferences")
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+def test_pairs(kind: str, strategy: str, tiny_model: Path, tmp_path: Path) -> None:
+    def make(folder: Path, processes: int) -> dict[str, Any]:
+        return pairs_job(folder, tiny_model, processes, 4 // processes, job_type=kind)
+
+    figures = {"dpo": "preferences", "reward_model": "reward_model"}[kind]
+    assert_same_course(*run_both(tmp_path, strategy, make), "train", figures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"policy": SPREAD}, VARIANTS["ppo with a value head"]],
+    ids=lambda changes: changes.get("job_type", "grpo"),
+)
+def test_own_answers(changes: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    def make(folder: Path, processes: int) -> dict[str, Any]:
+        return policy_job(folder, tiny_model, processes, 8 // processes, **copy.deepcopy(changes))
+
+    assert_same_course(*run_both(tmp_path, "zero2", make), "train", "policy", "heldout")
 
 
 @pytest.fixture(scope="module", params=["zero2", "zero3"])
