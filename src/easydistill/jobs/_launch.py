@@ -15,7 +15,7 @@ def refuse_several(launch: LaunchConfig | None, problem: str, hint: str = ALONE)
     Raises:
         Unfit: it does.
     """
-    if launch is not None and launch.known_ranks != 1:
+    if launch is not None and (launch.processes != 1 or launch.nodes not in (1, "auto")):
         raise Unfit(problem, hint)
 
 
@@ -54,5 +54,8 @@ def check_rollouts(launch: LaunchConfig | None, section: str, engine: str) -> No
 
 
 def certain_processes(launch: LaunchConfig | None) -> int:
-    """The processes that a config names; 1 if only the machine will tell."""
-    return launch.known_ranks or 1 if launch is not None else 1
+    """A number that the number of processes is a multiple of: what only the machines will tell counts as 1."""
+    if launch is None:
+        return 1
+    processes, nodes = (1 if count == "auto" else count for count in (launch.processes, launch.nodes))
+    return processes * nodes

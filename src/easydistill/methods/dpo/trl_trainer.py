@@ -82,6 +82,8 @@ def train(
     """
     if not pairs:
         raise DataError("there is nothing to train on: no pair fits into training.max_length")
+    if world_size() > 1 and (preference.sorting or (preference.weighting and "sft" in preference.losses)):
+        raise DataError("ranks cannot add up a loss of a whole batch\n    → train with it in one process")
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
         check_ranks(resume)

@@ -126,6 +126,9 @@ def arguments(config: TrainerConfig, policy: PolicyConfig, checkpoints: Path) ->
     if policy.rollouts == "vllm" and device().type == "cpu":
         problem, hint = "vLLM shares the training's GPU, and there is none here", "set policy.rollouts=transformers"
         raise ConfigError(ConfigIssue("config", "policy.rollouts", problem, hint))
+    if policy.rollouts == "vllm" and world_size() > 1:
+        problem, hint = "vLLM's answers cannot be shared by several processes", "set policy.rollouts=transformers"
+        raise ConfigError(ConfigIssue("config", "policy.rollouts", problem, hint))
     values = argument_values(config, checkpoints, device())
     # A resumed run starts with a new round, so checkpoints are only useful at the end of one.
     values["save_steps"] = -(-int(config.save_steps) // policy.steps_per_round) * policy.steps_per_round
