@@ -23,6 +23,7 @@ from easydistill.errors import ConfigError, DataError
 from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import TokenRow, pack
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.cpu_attention import attention_in_float32
 from easydistill.methods.sft.feeding import Feed
 from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
@@ -92,6 +93,7 @@ def train(
         check_ranks(resume)
     with (
         fast_matrix_products(arguments.device, bf16),
+        attention_in_float32(arguments.device, bf16),
         _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),
         Watch(reporter, stop, config, distillation.means if distillation else None, stage, layers) as callback,
     ):
