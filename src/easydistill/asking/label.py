@@ -60,6 +60,8 @@ NOT_TRAINED = (
 """Of rows with images, where labels are made for training."""
 CUT_ANSWERS = "cut_answers"
 """Metric of a label stage: how many labels were cut off at `max_new_tokens`."""
+IMAGE_ROWS = "image_rows"
+"""Metric of a label stage: how many labelled rows have images."""
 
 
 class LabelStage:
@@ -208,7 +210,7 @@ class LabelStage:
         write_parquet(context.directory / LABELED_PARQUET, labelled, context.images)
         if self._dataset.labeled_path is not None:
             publish_samples(context, Path(self._dataset.labeled_path), labelled)
-        cut = sum(map(is_cut, labelled))
+        cut, shown = sum(map(is_cut, labelled)), sum(bool(sample.images) for sample in labelled)
         if cut:
             context.reporter.say(cut_words(cut, len(labelled)))
         return StageResult(
@@ -216,7 +218,7 @@ class LabelStage:
             rows=RowCounts(entered, len(labelled), count_reasons(rejected)),
             rejected=rejected,
             tokens=tokens,
-            metrics={CUT_ANSWERS: cut} if cut else {},
+            metrics=({CUT_ANSWERS: cut} if cut else {}) | ({IMAGE_ROWS: shown} if shown else {}),
         )
 
 

@@ -199,7 +199,7 @@ def embedded(source: Any) -> bytes | None:
     if isinstance(source, Mapping):
         held = next((source[name] for name in ("bytes", "data") if source.get(name) is not None), None)
         # Readers of tables give bytes that no text spells as base 64.
-        return None if held is None else _bytes_in(held)
+        return embedded(name_of(source)) if held is None else _bytes_in(held)
     if not isinstance(source, str):
         return None
     text = source.strip()

@@ -114,7 +114,7 @@ def place_images(row: dict[str, Any], messages: list[Message]) -> set[str]:
             raise _count("a part of a message stands for an image, and the row has no column `images`")
         if places:
             _refuse_tags(messages, "beside parts with images")
-        elif any(name in row for name in keys.IMAGES) and _tags(messages):
+        elif any(row.get(name) is not None for name in keys.IMAGES) and _tags(messages):
             raise _count(f"its text has {IMAGE_TAG}, and its column of images is empty")
         return set()
     sources = _listed(row[column])
