@@ -181,8 +181,8 @@ class ApiInferenceConfig(InferenceConfig):
     """How often a request is retried after a transient error (429, 5xx, timeout, broken connection)."""
     max_retry_wait: PositiveFloat = 60.0
     """Longest wait before a retry, in seconds, unless the server's Retry-After asks for more."""
-    image: ImageConfig = ImageConfig()
-    """How images are sent."""
+    image: ImageConfig | None = None
+    """How images are sent; by default as they are."""
     batch: BatchConfig | None = None
     """Use the server's Batch API; `{}` takes the defaults. It can be set or removed at any time: answers stay valid,
     and batches in progress are collected either way."""
@@ -192,8 +192,13 @@ class ApiInferenceConfig(InferenceConfig):
         """All servers."""
         return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url)
 
+    @property
+    def images_sent(self) -> ImageConfig:
+        """How images are sent."""
+        return self.image or ImageConfig()
+
     def image_identity(self) -> dict[str, Any]:
-        return found if (found := self.image.identity()) else {}
+        return self.images_sent.identity()
 
     @model_validator(mode="after")
     def _has_prices(self) -> ApiInferenceConfig:

@@ -21,7 +21,7 @@ RAW_LIMIT = 4000
 
 def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequest) -> dict[str, Any]:
     """The body of a request. Digests stand in it for images: `ImageStore.filled` puts data URLs in their place."""
-    messages = [_with_image_urls(openai_message(message), config.image.detail) for message in request.messages]
+    messages = [_with_image_urls(openai_message(message), config.images_sent.detail) for message in request.messages]
     body: dict[str, Any] = {"model": model, "messages": messages}
     if request.tools:
         body["tools"] = list(request.tools)

@@ -374,7 +374,7 @@ class OpenAITeacher:
 
     def _with_images(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body as it is sent: until now images were digests, so that nothing else can show their bytes."""
-        return self._images.filled(body, self._config.image.max_pixels) if "messages" in body else body
+        return self._images.filled(body, self._config.images_sent.max_pixels) if "messages" in body else body
 
     async def _read_stream(self, response: httpx2.Response, guard: asyncio.Timeout, patience: float) -> dict[str, Any]:
         """The answer in a stream of events."""

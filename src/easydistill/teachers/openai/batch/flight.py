@@ -32,7 +32,7 @@ class BatchTools:
 
     def sent(self, line: bytes) -> bytes:
         """A line as it is uploaded: with images in the place of their digests."""
-        return self.images.filled_line(line, self.config.image.max_pixels)
+        return self.images.filled_line(line, self.config.images_sent.max_pixels)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """A request's body, before it is reduced to what the server supports."""
