@@ -140,8 +140,19 @@ def text_of(message: Message) -> str:
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
+def have_images(messages: Iterable[Message]) -> bool:
+    """Whether one of the messages has images."""
+    # A loop: rows of text are many, and this is asked of all.
+    for message in messages:  # noqa: SIM110
+        if type(message["content"]) is not str:
+            return True
+    return False
+
+
 def images_of(*messages: Message) -> tuple[str, ...]:
     """The digests of the images of messages, in order."""
+    if not have_images(messages):
+        return ()
     return tuple(
         part["image"]
         for message in messages

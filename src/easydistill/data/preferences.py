@@ -10,7 +10,7 @@ from typing import Any
 
 from easydistill.data.images import NoImages, RowImages
 from easydistill.data.images.reader import with_digests
-from easydistill.data.messages import Chat, Message, Tool, identity_of, images_of
+from easydistill.data.messages import Chat, Message, Tool, have_images, identity_of, images_of
 from easydistill.data.reading.pairs import SIDES, PairChat, Vote, pair_of
 from easydistill.data.reading.row import RowChat
 from easydistill.data.reading.samples import folder_of, notices_of, refuse_unknown_columns, refused_lines
@@ -120,11 +120,11 @@ def read_pairs(
 
     def parse(row: Any, source: str) -> PairChat | Vote | Tie:
         found = pair_of(row, columns=columns)
-        if isinstance(found, PairChat):
+        if isinstance(found, PairChat) and have_images((*found.prompt, *found.chosen, *found.rejected)):
             found.prompt = with_digests(found.prompt, images, folder_of(source))
             found.chosen = with_digests(found.chosen, images, folder_of(source))
             found.rejected = with_digests(found.rejected, images, folder_of(source))
-        elif isinstance(found, Vote):
+        elif isinstance(found, Vote) and have_images(found.chat.messages):
             found.chat.messages = with_digests(found.chat.messages, images, folder_of(source))
         return found
 

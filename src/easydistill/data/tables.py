@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+IMAGES = "images"
+"""Column of the paths of a row's images."""
 PARTS = "parts"
 """Key of the parts of a message with images."""
 TEXT_KEYS = frozenset({"role", "content", "reasoning_content", PARTS})
@@ -61,9 +63,9 @@ class Columns:
 
     def _fit_chats(self, rows: Sequence[dict[str, Any]]) -> None:
         self._named |= {name for row in rows for name in (TOOLS, KWARGS) if name in row}
-        messages = [message for row in rows for name in self._chats for message in row[name]]
+        messages = (message for row in rows for name in self._chats for message in row[name])
         self._rich = self._rich or bool(self._named) or any(message.keys() - TEXT_KEYS for message in messages)
-        self._shown = self._shown or any(PARTS in message for message in messages)
+        self._shown = self._shown or any(IMAGES in row for row in rows)
 
     def _chat_arrays(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The columns of the chats, their tools and their variables."""

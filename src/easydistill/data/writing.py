@@ -33,12 +33,10 @@ from easydistill.data.reading import ROW, Reading
 from easydistill.data.reading.keys import CHAT_KEYS
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.spool import Rows, like
-from easydistill.data.tables import KWARGS, PARTS, TEXT_KEYS, TOOLS, Columns
+from easydistill.data.tables import IMAGES, KWARGS, PARTS, TEXT_KEYS, TOOLS, Columns
 from easydistill.errors import DataError
 
 UNWRITABLE = "unwritable_row"
-IMAGES = "images"
-"""Column of the paths of a row's images."""
 _PAIR = ("prompt", "chosen", "rejected")
 BLOCK = 50_000
 """Rows of a table that are in memory at a time."""
@@ -60,8 +58,12 @@ def paths_beside(path: Path, images: ImageStore | None) -> Paths:
 
 def file_message(message: Message) -> dict[str, Any]:
     """A message as files hold it: as chat templates read it, with the mark of a turn that is not learned."""
-    marked = {"weight": message["weight"]} if "weight" in message else {}
-    return {**template_message(message), "content": file_text(message["content"]), **marked}
+    spelled = template_message(message)
+    if not isinstance(message["content"], str):
+        spelled["content"] = file_text(message["content"])
+    if "weight" in message:
+        spelled["weight"] = message["weight"]
+    return spelled
 
 
 def file_text(content: Content) -> str:
@@ -261,7 +263,11 @@ def write_parquet(
     A field whose values have no common type is written as JSON text. `images` and `at` are those of `write_paper_json`.
     """
     paths = paths_beside(at or path, images)
-    _write_tables(path, samples, lambda sample: chat_row(sample, paths, parts_message), ("messages",))
+
+    def row(sample: Sample) -> dict[str, Any]:
+        return chat_row(sample, paths, parts_message) if sample.images else chat_row(sample)
+
+    _write_tables(path, samples, row, ("messages",))
 
 
 def write_pairs_parquet(path: Path, pairs: Sequence[Preference], images: ImageStore | None = None) -> None:

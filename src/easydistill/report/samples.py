@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET
 from easydistill.data.row_files import rows_of
-from easydistill.data.writing import IMAGES
+from easydistill.data.tables import IMAGES
 from easydistill.engine.stage import REJECTED
 from easydistill.errors import DataError
 from easydistill.report.document import Sample

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from easydistill.data.messages import IMAGE_TAG, ImagePart, Message, Part, text_of
+from easydistill.data.messages import IMAGE_TAG, ImagePart, Message, Part, have_images, text_of
 from easydistill.data.reading import keys
 from easydistill.data.reading.values import as_list, is_given
 from easydistill.data.row_files import MalformedRow
@@ -103,8 +103,8 @@ def place_images(row: dict[str, Any], messages: list[Message]) -> set[str]:
     Raises:
         MalformedRow: there are more or fewer images than places, or a video or sound.
     """
-    if _MEDIA_KEYS.isdisjoint(row) and not any(map(_has_parts, messages)):
-        _refuse_numbered(row, messages)
+    if _MEDIA_KEYS.isdisjoint(row) and not have_images(messages):
+        _refuse_numbered(row)
         return set()
     _refuse_columns(row)
     column = next((name for name in keys.IMAGES if is_given(row.get(name))), None)
@@ -140,15 +140,13 @@ def _refuse_columns(row: dict[str, Any]) -> None:
             )
 
 
-def _refuse_numbered(row: dict[str, Any], messages: list[Message]) -> None:
+def _refuse_numbered(row: dict[str, Any]) -> None:
     """Refuse a row whose images are in columns of their own: nothing says where they belong."""
-    name = next((name for name in row if isinstance(name, str) and _is_numbered(name, row[name])), None)
-    if name is not None:
-        raise _count(f"`{name}` is an image in a column of its own: put the images of a row into one list, `images`")
-
-
-def _is_numbered(name: str, value: Any) -> bool:
-    return isinstance(value, dict) and _NUMBERED.fullmatch(name) is not None and is_given(value.get("bytes"))
+    for name, value in row.items():
+        if type(value) is dict and is_given(value.get("bytes")) and _NUMBERED.fullmatch(str(name)):
+            raise _count(
+                f"`{name}` is an image in a column of its own: put the images of a row into one list, `images`"
+            )
 
 
 def _listed(value: Any) -> list[Any]:
@@ -156,10 +154,6 @@ def _listed(value: Any) -> list[Any]:
         return [value]
     found = None if isinstance(value, dict | bytes) else as_list(value)
     return [value] if found is None else [source for source in found if source is not None]
-
-
-def _has_parts(message: Message) -> bool:
-    return not isinstance(message["content"], str)
 
 
 def _places(messages: list[Message]) -> Iterator[ImagePart]:
@@ -205,7 +199,7 @@ def _refuse_tags(messages: list[Message], beside: str) -> None:
 
 def refuse_tags_of_answers(messages: list[Message], answers: list[Message]) -> None:
     """Refuse answers that have tags, to a prompt with images."""
-    if any(map(_has_parts, messages)):
+    if have_images(messages):
         _tags(answers)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import IMAGE_TAG, Message, Tool, ToolCall, text_of
+from easydistill.data.messages import IMAGE_TAG, Message, Tool, ToolCall
 from easydistill.data.reading import keys, several
 from easydistill.data.reading.answers import Answered, answer_of, final_answer, is_thought
 from easydistill.data.reading.calls import parameters_of, tools_of, without_fillers
@@ -171,7 +171,7 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
     if final is not None:
         rest.setdefault("final_answer", final)
     unread = unread_fields(row, used, messages) | turns.unread
-    if any(message["role"] == "user" and IMAGE_TAG in text_of(message) for message in messages):
+    if any(IMAGE_TAG in message["content"] and message["role"] == "user" for message in messages):
         # Its image was in a column that the file no longer has.
         unread.add(f"{IMAGE_TAG} in a text")
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
@@ -256,7 +256,7 @@ def _from_turns(row: dict[str, Any], column: str, with_answer: bool) -> tuple[Tu
         beside = _answer_beside(row, with_answer)
         turns.messages += beside.messages
         used |= beside.used
-    elif last is not None and "reasoning_content" not in last and "<think>" not in text_of(last):
+    elif last is not None and "reasoning_content" not in last and "<think>" not in last["content"]:
         thoughts, name = _thoughts_beside(row)
         if name is not None:
             last["reasoning_content"] = thoughts

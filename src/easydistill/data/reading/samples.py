@@ -10,7 +10,7 @@ from typing import Any
 
 from easydistill.data.images import NoImages, RowImages
 from easydistill.data.images.reader import with_digests
-from easydistill.data.messages import Chat, identity_of, text_of
+from easydistill.data.messages import Chat, have_images, identity_of
 from easydistill.data.reading.columns import has_column
 from easydistill.data.reading.row import SHAPES, RowChat, chats_of
 from easydistill.data.reading.unread import unread_lines
@@ -87,7 +87,8 @@ def read_rows(
     def parse(row: Any, source: str) -> list[RowChat]:
         chats = chats_of(row, labelled=labelled, columns=columns)
         for chat in chats:
-            chat.messages = with_digests(chat.messages, images, folder_of(source))
+            if have_images(chat.messages):
+                chat.messages = with_digests(chat.messages, images, folder_of(source))
         return chats
 
     for number, row, chats in parse_rows(path, parse, ids, limit):
@@ -98,7 +99,7 @@ def read_rows(
         names = own_ids(row, len(chats))
         for name, chat in zip(names, chats, strict=True):
             found.samples.append(_sample(chat, number, name, ids))
-            text += sum(len(text_of(message)) for message in chat.messages)
+            text += sum(len(message["content"]) for message in chat.messages)
         if not isinstance(found.samples, Spool) and (len(found.samples) > MOST_IN_MEMORY or text > MOST_TEXT_IN_MEMORY):
             found.samples = Spool(found.samples)
         unread.update(_unread(chats))
