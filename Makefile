@@ -97,6 +97,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.signals.run
 	$(RUN) $(BIN)/python -m benchmarks.kd_step.run
 	$(RUN) $(BIN)/python -m benchmarks.quality.run
+	$(RUN) $(BIN)/python -m benchmarks.time_to_kl.run
 	$(RUN) $(BIN)/python -m benchmarks.engine.run
 	$(RUN) $(BIN)/python -m benchmarks.rendering.run
 	$(RUN) $(BIN)/python -m benchmarks.synthesis.run
@@ -104,6 +105,7 @@ bench: $(VENV)/.vllm
 	$(RUN) $(BIN)/python -m benchmarks.reward_model.run
 	$(RUN) $(BIN)/python -m benchmarks.rl.step
 	$(RUN) $(BIN)/python -m benchmarks.rl.run
+	$(RUN) $(BIN)/python -m benchmarks.workers.run --ray
 
 bench-gpu: $(VENV)/.dev
 	$(RUN) $(BIN)/python -m benchmarks.gpu.run

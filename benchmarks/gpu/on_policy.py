@@ -251,7 +251,8 @@ def _offline(work: Work, folder: Path) -> dict[str, Any]:
     from easydistill.methods.sft.trainer import train
     from easydistill.signals.config import ThresholdSignals
     from easydistill.signals.extract import SignalShape
-    from easydistill.signals.score import ModelScorer, RowToScore, score_rows
+    from easydistill.signals.score import ModelScorer, RowToScore
+    from easydistill.signals.shards import score_rows
     from easydistill.signals.store import SignalStore, StoreManifest
 
     teacher = folder / "teacher"

@@ -129,7 +129,7 @@ def forward(model: Any, rows: list[Any], batch_tokens: int, *, logits: bool) -> 
 
     from easydistill.models.head import Head, body_of
     from easydistill.models.loading import device
-    from easydistill.signals.score import plan_shards
+    from easydistill.signals.shards import plan_shards
 
     head = Head.of(model)
     step = max(1, (1 << 30) // (head.weight_VD.element_size() * len(head.weight_VD)))
@@ -146,7 +146,8 @@ def score(model: Any, rows: list[Any], kind: Any, batch_tokens: int) -> dict[str
     """Score into a store; hashes of its files."""
     from easydistill.engine.interrupt import StopSignal
     from easydistill.signals.extract import SignalShape
-    from easydistill.signals.score import ModelScorer, score_rows
+    from easydistill.signals.score import ModelScorer
+    from easydistill.signals.shards import score_rows
 
     config = kind.model_copy(update={"max_batch_tokens": batch_tokens})
     vocabulary = model.config.vocab_size

@@ -66,7 +66,8 @@ def teach(kind: str, vocabulary: int, directory: Path) -> Any:
     from easydistill.models.head import Head, body_of
     from easydistill.signals.config import ThresholdSignals, TopKSignals
     from easydistill.signals.extract import SignalShape, TeacherRows, extract
-    from easydistill.signals.score import RowToScore, score_rows
+    from easydistill.signals.score import RowToScore
+    from easydistill.signals.shards import score_rows
     from easydistill.signals.store import ScoredSample, SignalStore, StoreManifest
 
     config: Any = ThresholdSignals() if kind == "kd" else TopKSignals(kind="top_k", k=16)

@@ -47,8 +47,8 @@ class FixedVllm(VllmTeacher):
 class FixedTransformers(TransformersTeacher):
     """As `FixedVllm`."""
 
-    def _load(self) -> None:
-        super()._load()
+    def load(self) -> None:
+        super().load()
         self._ends = frozenset()
 
 

@@ -162,7 +162,8 @@ def store_of(rows: list[Any], kind: Any, directory: Path) -> tuple[Any, float]:
     """(the store, tokens a second while scoring, model loading left out)."""
     from easydistill.engine.interrupt import StopSignal
     from easydistill.signals.extract import SignalShape
-    from easydistill.signals.score import ModelScorer, score_rows
+    from easydistill.signals.score import ModelScorer
+    from easydistill.signals.shards import score_rows
     from easydistill.signals.store import SignalStore, StoreManifest
 
     codec = SignalShape.of(kind, VOCABULARY).codec(VOCABULARY)
@@ -178,7 +179,7 @@ def bare_forward(model: Any, rows: list[Any], batch_tokens: int) -> float:
     """Tokens a second of the model's own forward pass in the very batches that scoring makes."""
     import torch
 
-    from easydistill.signals.score import plan_shards
+    from easydistill.signals.shards import plan_shards
 
     shards = plan_shards([len(row.ids) for row in rows], batch_tokens, 1 << 30)
     started = time.perf_counter()

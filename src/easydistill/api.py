@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from easydistill.job_run import LOGGED_IN, JobRun
 from easydistill.job_run import RunResult as RunResult
 from easydistill.jobs import JOBS, stages_of
 from easydistill.jobs._row_paths import absent_paths as absent
-from easydistill.jobs._row_paths import row_path_issues
+from easydistill.jobs._row_paths import launch_issues, row_path_issues
+from easydistill.launch.place import check_place
 
 if TYPE_CHECKING:
     from easydistill.doctor.finding import Finding
@@ -67,17 +69,27 @@ def validate(config: Source, overrides: Sequence[str] = ()) -> JobConfig:
         ConfigError: lists every issue.
     """
     job = load(config, overrides).job
+    check_launch(job)
     check_row_paths(job)
     return job
 
 
-def check_row_paths(job: JobConfig) -> None:
-    """Look at a loaded config's paths of rows, as `validate` does.
+def check_launch(job: JobConfig) -> None:
+    """Compare a loaded config's `launch` with what the environment's launcher says, as `validate` does.
 
     Raises:
-        ConfigError: names that no reader knows, and files that are not what they say.
+        ConfigError: they contradict each other.
     """
-    if issues := row_path_issues(job):
+    check_place(job, os.environ)
+
+
+def check_row_paths(job: JobConfig) -> None:
+    """Look at a loaded config's paths of rows, and into its config of DeepSpeed's, as `validate` does.
+
+    Raises:
+        ConfigError: names that no reader knows, files that are not what they say, settings that contradict each other.
+    """
+    if issues := row_path_issues(job) + launch_issues(job):
         raise ConfigError(issues)
 
 
@@ -134,13 +146,16 @@ def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> 
     return [shown for stage in stages for shown in preview_of(stage, rows)]
 
 
-def run(config: Source, overrides: Sequence[str] = (), *, quiet: bool = False) -> RunResult:
+def run(
+    config: Source, overrides: Sequence[str] = (), *, quiet: bool = False, node_rank: int | None = None
+) -> RunResult:
     """Run a job to its end, resuming from what an earlier run of it left.
 
     Args:
         config: path of a config file, or the config as a mapping.
         overrides: `dotted.path=value`, applied on top of the config.
         quiet: print nothing.
+        node_rank: which of several machines (`launch.nodes`) this is, from 0; None: a launcher says it, or it is alone.
 
     Raises:
         ConfigError: the config cannot be run; nothing was started.
@@ -148,17 +163,24 @@ def run(config: Source, overrides: Sequence[str] = (), *, quiet: bool = False) -
         EasyDistillError: the run failed; finished work is kept, and the same call resumes.
     """
     loaded = load(config, overrides)
-    return JobRun(loaded, quiet).execute()
+    return JobRun(loaded, quiet, node_rank).execute()
 
 
-def retry(config: Source, overrides: Sequence[str] = (), *, only: Sequence[str] = (), quiet: bool = False) -> RunResult:
+def retry(
+    config: Source,
+    overrides: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    quiet: bool = False,
+    node_rank: int | None = None,
+) -> RunResult:
     """Ask again for rejected rows, then run the job from there; everything else is kept. Raises what `run` raises.
 
     Args:
         only: reasons as in `rejected.jsonl`, or `parse` for malformed replies; by default those for which asking again
             may help: transient errors, empty answers, malformed replies.
     """
-    return JobRun(load(config, overrides), quiet).execute(only)
+    return JobRun(load(config, overrides), quiet, node_rank).execute(only)
 
 
 def explain_unexpected(error: BaseException, config: Source | None = None, overrides: Sequence[str] = ()) -> str:

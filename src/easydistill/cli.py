@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     run = add_config("run", "run a job, resuming an earlier run of it")
     retry = add_config("retry", "ask again for rejected rows, then run the job from there")
     for command in (run, retry):
+        words = "which of several machines (launch.nodes) this is, from 0, unless a launcher says it"
+        command.add_argument("--node-rank", type=int, metavar="N", help=words)
         command.add_argument("--quiet", action="store_true", help="show nothing but errors")
     retry.add_argument(
         "--only",
@@ -108,12 +112,15 @@ def _names(text: str) -> list[str]:
 
 def _with_command(arguments: list[str]) -> list[str]:
     """Put `run` before bare arguments: `-config=kd.json`, `--config kd.json`, `kd.json`."""
+    if "LOCAL_RANK" in os.environ:
+        # DeepSpeed's launcher says it twice.
+        arguments = [given for given in arguments if not re.fullmatch(r"--local[-_]rank=\d+", given)]
     if not arguments:
         return ["--help"]
     first = arguments[0]
     if first in COMMANDS or first in {"-h", "--help", "--version"}:
         return arguments
-    is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet"}
+    is_option = first.split("=")[0] in {"-config", "--config", "--set", "--quiet", "--node-rank"}
     is_file = not first.startswith("-") and Path(first).suffix in {".json", ".jsonc", ".yaml", ".yml", ".toml"}
     return ["run", *arguments] if is_option or is_file else arguments
 
@@ -127,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except EasyDistillError as error:
-        print(_error_text(error), file=sys.stderr)
+        _tell(_error_text(error))
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has closed the pipe (`| head`), which is no failure.
@@ -139,6 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A bug, or a library's error.
         print(_unexpected(error, arguments), file=sys.stderr)
         return EXIT_FAILED
+
+
+def _tell(error: str) -> None:
+    """Print an error; where a launcher has started many commands on a machine, one tells it whole."""
+    from easydistill.launch.place import speaks
+
+    print(error if speaks(os.environ) else error.splitlines()[0], file=sys.stderr)
 
 
 def _unexpected(error: Exception, arguments: argparse.Namespace) -> str:
@@ -171,11 +185,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from easydistill import api
 
     config = _config(arguments)
+    how: dict[str, Any] = {"quiet": arguments.quiet}
+    if arguments.node_rank is not None:
+        how["node_rank"] = arguments.node_rank
     if arguments.command == "retry":
-        result = api.retry(config, arguments.overrides, only=arguments.only, quiet=arguments.quiet)
+        result = api.retry(config, arguments.overrides, only=arguments.only, **how)
     else:
-        result = api.run(config, arguments.overrides, quiet=arguments.quiet)
-    if not arguments.quiet:
+        result = api.run(config, arguments.overrides, **how)
+    if result.leads and not arguments.quiet:
         print("\n".join(api.summary_lines(result)))
     return result.exit_code
 
@@ -188,6 +205,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     loaded = api.load(config, arguments.overrides)
     job = loaded.job
     _say(loaded.notes)
+    api.check_launch(job)
     api.check_row_paths(job)
     stages = " → ".join(stage.name for stage in stages_of(job))
     print(f"{config}: valid ({job.job_type}: {stages})")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shlex
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,22 @@ from easydistill.engine.runner import Runner, StageRecord
 from easydistill.engine.secrets import MASK, Redactor, hide_secrets
 from easydistill.engine.stage import Stage
 from easydistill.engine.summary import Clock, exit_code_of, summarise
-from easydistill.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EasyDistillError, Interrupted
+from easydistill.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TOO_MANY_REJECTED,
+    EasyDistillError,
+    Interrupted,
+)
 from easydistill.jobs import stages_of
-from easydistill.launch.stages import stage_runner
+from easydistill.launch.crew import Crew
+from easydistill.launch.helper import Helper
+from easydistill.launch.place import place_of
+from easydistill.launch.stages import launched, ranks_of_command, stage_runner, use_crew
 
+_PATIENCE = 2.0
+_NO_SUMMARY: dict[str, Any] = {"exit_code": EXIT_OK, "metrics": {}}
 LOGGED_IN = "__easydistill_log__"
 """Attribute of an error whose traceback was logged: the path of the log."""
 
@@ -41,6 +56,8 @@ class RunResult:
     """The contents of `summary.json`."""
     fresh: bool = True
     """False if everything was already done."""
+    leads: bool = True
+    """False for a command that has helped another one's run."""
 
     @property
     def student(self) -> Path:
@@ -52,16 +69,26 @@ class RunResult:
         return self.run_directory / "report.html"
 
 
+class RunEnded(EasyDistillError, RuntimeError):
+    """The run that this command has helped has failed, or was interrupted."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
 class JobRun:
     """A job that runs in its run directory."""
 
-    def __init__(self, loaded: LoadedConfig, quiet: bool) -> None:
+    def __init__(self, loaded: LoadedConfig, quiet: bool, node_rank: int | None = None) -> None:
+        self._node_rank = node_rank
         self._loaded = loaded
         self._directory = RunDirectory(loaded.run_directory)
         self._redactor = Redactor()
         self._redactor.register_config(loaded.job)
         self._reporter = Reporter(self._directory.metrics, quiet=quiet)
         self._stop = StopSignal()
+        self._place = place_of(loaded.job, os.environ, node_rank)
         self._clock = Clock()
         self._records: list[StageRecord] = []
 
@@ -71,17 +98,46 @@ class JobRun:
         Args:
             again: first ask again for rows rejected for these reasons; None to skip this.
         """
-        with deterministic(self._loaded.job.computes_deterministically):
-            return self._locked(again)
+        with launched(self._place):
+            if self._place.index > 0:
+                return self._help()
+            with deterministic(self._loaded.job.computes_deterministically):
+                return self._lead(again)
 
-    def _locked(self, again: Sequence[str] | None) -> RunResult:
+    def _help(self) -> RunResult:
+        """Take part in the run that another command leads."""
+        say = self._reporter.say if self._place.speaks else lambda text: None
+        helper = Helper(self._place, self._loaded.job, self._directory.path, self._stop, say)
+        with self._stop.listening(patience=self._patience):
+            end = helper.help(ranks_of_command(self._loaded.job))
+        if end.exit_code in (EXIT_OK, EXIT_TOO_MANY_REJECTED):
+            return replace(self._result(self._directory.read_summary() or _NO_SUMMARY, fresh=True), leads=False)
+        raise RunEnded(f"{self._place.title(0)} has ended the run: {end.text}", end.exit_code)
+
+    def _lead(self, again: Sequence[str] | None) -> RunResult:
+        """Run the job, with the help of the other commands that share it, if there are any."""
+        if self._place.count == 1:
+            return self._prepared(again, self._directory.locked())
+        with self._directory.locked():
+            crew = Crew(self._place, self._directory.path, self._stop, self._reporter.say)
+            try:
+                with use_crew(crew):
+                    result = self._prepared(again, contextlib.nullcontext())
+            except BaseException as error:
+                code = error.exit_code if isinstance(error, EasyDistillError) else EXIT_FAILED
+                crew.end(code, self._redactor.text(str(error) or type(error).__name__))
+                raise
+            crew.end(result.exit_code, "")
+            return result
+
+    def _prepared(self, again: Sequence[str] | None, lock: AbstractContextManager[None]) -> RunResult:
         for note in self._loaded.notes:
             self._reporter.say(f"note: {note}")
         stages = stages_of(self._loaded.job)
         run_stage = stage_runner(self._loaded.job)
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop, run_stage=run_stage)
         runner.preflight(stages)
-        with self._directory.locked():
+        with lock:
             if again is not None:
                 from easydistill.asking.retry import mark_rejected
                 from easydistill.synthesis.operators import rejection_reasons
@@ -103,7 +159,7 @@ class JobRun:
         self._directory.write_environment()
         LOGGER.info("run of %s starts", self._loaded.job.job_type)
         try:
-            with self._stop.listening(), explained_refusals():
+            with self._stop.listening(patience=self._patience), explained_refusals():
                 self._records = runner.execute(stages, self._keep)
         except Interrupted as error:
             self._finish("interrupted", EXIT_INTERRUPTED, str(error))
@@ -147,6 +203,11 @@ class JobRun:
         LOGGER.info("run ends: %s, exit code %s", status, code)
         return summary
 
+    @property
+    def _patience(self) -> float:
+        """Seconds in which a second signal is the first one again: launchers pass on what a terminal sends to all."""
+        return _PATIENCE if self._place.launcher else 0.0
+
     def _inner_runs(self) -> list[RunDirectory]:
         """The runs of a pipeline's jobs, in order."""
         runs = [RunDirectory(path) for path in self._directory.stage_directories()]
@@ -161,6 +222,8 @@ class JobRun:
         if self._loaded.path is None:
             return "easydistill.run(…) with the same config"
         parts = ["easydistill", "run", str(self._loaded.path)]
+        if self._node_rank is not None:
+            parts += ["--node-rank", str(self._node_rank)]
         for override in self._loaded.overrides:
             name = override.partition("=")[0]
             hidden = name.strip().endswith("api_key")

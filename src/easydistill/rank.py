@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import IO, Any
 
 from easydistill.engine.determinism import deterministic
@@ -76,6 +77,8 @@ def _run(task: Task, rank: int, stop: StopSignal) -> Outcome:
         if rank == 0:
             held.enter_context(RunDirectory(task.run_directory).logging(task.redactor))
         held.enter_context(deterministic(task.deterministic))
+        if task.launch.uses_deepspeed:
+            _own_extensions(task.run_directory / "torch_extensions", rank)
         _join()
         strategies.use(task.launch)
         result = stage.run(context)
@@ -87,11 +90,23 @@ def _stage(task: Task) -> Stage:
     return next(stage for stage in stages_of(job) if stage.name == task.stage)
 
 
+def _own_extensions(directory: Path, rank: int) -> None:
+    """Where DeepSpeed keeps what it compiles, if anything: a build that is killed leaves a lock there, for which every
+    run that shares the folder would wait in silence. What this run has left, nobody holds."""
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(directory))
+    if rank == 0:
+        for lock in directory.glob("**/lock"):
+            lock.unlink()
+
+
 def _join() -> None:
     """Join the other ranks, before any model is loaded."""
     import torch
     import torch.distributed
 
+    if torch.cuda.device_count() == 1:
+        # With `srun --gpus-per-task` each process sees its own device only.
+        os.environ["LOCAL_RANK"] = "0"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

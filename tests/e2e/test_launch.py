@@ -61,6 +61,9 @@ def test_two_processes_learn_what_one_learns(alone: Path, tiny_model: Path, tmp_
     assert len(curve(tmp_path)) == len(curve(alone))
     for ours, one in zip(curve(tmp_path), curve(alone), strict=True):
         assert ours == pytest.approx(one, rel=1e-4)
+    # Whoever may read the config may load the student.
+    student = tmp_path / "run/student"
+    assert (student / "model.safetensors").stat().st_mode == (student / "config.json").stat().st_mode
 
 
 def ranks_of(run: Any) -> list[int]:

@@ -55,6 +55,12 @@ def run(tiny_model: Path, where: Path, made: list[TokenRow], **values: Any) -> d
     return weights(student)
 
 
+@pytest.fixture
+def as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are found and counted as ever; what is compiled runs as it is, without the seconds of a compiler."""
+    monkeypatch.setattr(compiling, "inductor", lambda graph, inputs: graph)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
@@ -75,6 +81,8 @@ def test_an_epoch_of_mixed_lengths_gives_the_plain_weights_and_is_compiled_once(
     assert not made
     compiled = run(tiny_model, tmp_path / "compiled", some, **values)
     (layers,) = made
+    start = weights(build_student(ModelsConfig(student=str(tiny_model)), torch.float32))
+    assert max(float((value - start[name]).abs().max()) for name, value in plain.items()) > 5e-3
     # For several rows and for a single one; with adapters also for the first layer, whose input takes no gradient. Not
     # for each of the layers and lengths.
     assert 1 <= layers.compilations <= 5
@@ -107,39 +115,68 @@ def test_batches_by_tokens_are_compiled_once_and_resume_bit_for_bit(
         assert torch.equal(value, resumed[name]), name
 
 
+@pytest.mark.usefixtures("as_written")
+def test_every_training_of_a_process_is_compiled(
+    tiny_model: Path, tmp_path: Path, said: list[str], made: list[CompiledLayers]
+) -> None:
+    """The compiler's limit holds for a function in a process; a training must not inherit what others used of it."""
+    some = rows(6, longest=60)
+    for index in range(2):
+        with torch._dynamo.config.patch(recompile_limit=1):
+            run(tiny_model, tmp_path / str(index), some, num_train_epochs=1, save_steps=99)
+    assert [layers.compilations for layers in made] == [1, 1]
+    assert not any("not compiled" in line for line in said)
+
+
+@pytest.mark.usefixtures("as_written")
+def test_layers_that_the_compiler_leaves_alone_are_told(
+    tiny_model: Path, tmp_path: Path, said: list[str], made: list[CompiledLayers]
+) -> None:
+    with torch.compiler.set_stance("force_eager"):
+        run(tiny_model, tmp_path, rows(8, longest=60))
+    assert made[0].compilations == 0 and not made[0].active
+    assert sum("not compiled" in line for line in said) == 1
+    assert not any("compiled in" in line for line in said)
+
+
 def test_a_compiler_that_fails_is_told_and_done_without(
     tiny_model: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = rows(16, longest=60)
     plain = run(tiny_model, tmp_path / "plain", some, compile=False)
 
-    def broken(self: Any, graph: Any, inputs: Any) -> Any:
+    def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no compiler on this machine")
 
-    monkeypatch.setattr(CompiledLayers, "_backend", broken)
+    monkeypatch.setattr(compiling, "inductor", broken)
     found = run(tiny_model, tmp_path / "broken", some)
     assert any("not compiled" in line and "no compiler on this machine" in line for line in said)
     for name, value in plain.items():
         torch.testing.assert_close(value, found[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("as_written")
+@pytest.mark.parametrize(("many", "full"), [(2, False), (100, True)])
 def test_layers_that_are_compiled_again_and_again_are_told_once(
-    tiny_model: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tmp_path: Path,
+    said: list[str],
+    made: list[CompiledLayers],
+    monkeypatch: pytest.MonkeyPatch,
+    many: int,
+    full: bool,
 ) -> None:
-    """With code for one shape at a time, for lengths that differ by one; what is compiled runs as it is."""
-
-    def counted(self: CompiledLayers, graph: Any, inputs: Any) -> Any:
-        self.compilations += 1
-        return graph
-
-    monkeypatch.setattr(CompiledLayers, "_backend", counted)
-    monkeypatch.setattr(compiling, "_MANY", 2)
+    """With code for one shape at a time, for lengths that differ by one."""
+    monkeypatch.setattr(compiling, "_MANY", many)
     monkeypatch.setattr(supervised, "LENGTH_MULTIPLE", 1)
-    fixed = lambda *args, dynamic, **kwargs: CompiledLayers(*args, dynamic=False, **kwargs)  # noqa: E731
+    kept = supervised.CompiledLayers
+    fixed = lambda *args, dynamic, **kwargs: kept(*args, dynamic=False, **kwargs)  # noqa: E731
     monkeypatch.setattr(supervised, "CompiledLayers", fixed)
     some = rows(12, longest=60)
     run(tiny_model, tmp_path, some, max_tokens_per_batch=None, max_length=64, gradient_accumulation_steps=1)
-    assert sum("more times" in line for line in said) == 1
+    (told,) = (line for line in said if "more times" in line)
+    assert ("run uncompiled" in told) is full
+    assert made[0].compilations == torch._dynamo.config.recompile_limit
 
 
 def test_auto_is_for_long_trainings_on_gpus() -> None:

@@ -33,7 +33,8 @@ from easydistill.models.head import Head, body_of
 from easydistill.models.student import Student, build_student
 from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
 from easydistill.signals.extract import SignalShape
-from easydistill.signals.score import ModelScorer, RowToScore, score_rows
+from easydistill.signals.score import ModelScorer, RowToScore
+from easydistill.signals.shards import score_rows
 from easydistill.signals.store import SignalStore, StoreManifest, shard_path
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.config.training import LoraConfig
+from easydistill.launch.processes import rank_environment
 from easydistill.methods.dpo.config import DpoTrainingConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.memory import GB, fits, memory_lines, remedy, training_memory
@@ -57,6 +60,48 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(config: dict[str, A
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(out.strip().splitlines()[-1])
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launch", "training"),
+    [
+        ({"strategy": "ddp"}, {}),
+        ({"strategy": "zero1"}, {}),
+        ({"strategy": "zero2"}, {}),
+        ({"strategy": "fsdp2"}, {}),
+        ({"strategy": "zero3"}, {}),
+        ({"strategy": "fsdp2"}, {"bf16": True, "gradient_checkpointing": True}),
+        ({"strategy": "zero3"}, {"bf16": True, "gradient_checkpointing": True}),
+        ({"strategy": "fsdp2"}, {"lora": {}}),
+    ],
+)
+def test_the_estimate_for_two_processes_is_near_their_peaks(launch: dict[str, Any], training: dict[str, Any]) -> None:
+    base = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "bf16": False}
+    base |= {"max_length": 512, "save_steps": 100_000, "loss_chunk_bytes": 1 << 23}
+    found = peaks_of_two(UNTIED, base | training, launch)
+    for one in found:
+        assert one["estimate"] == pytest.approx(one["peak"], rel=0.25), found
+
+
+def peaks_of_two(config: dict[str, Any], training: dict[str, Any], launch: dict[str, Any]) -> list[dict[str, int]]:
+    command = [sys.executable, "-m", "tests.support.peak_memory", *map(json.dumps, (config, training, launch))]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fixed = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **fixed, **rank_environment(number, 2, "127.0.0.1", port)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    told = [rank.communicate(timeout=500)[0] for rank in ranks]
+    assert not any(rank.returncode for rank in ranks)
+    return [json.loads(out.strip().splitlines()[-1]) for out in told]
 
 
 def test_parameters_are_counted_from_the_shape() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,23 @@ def test_adapters_stay_in_float32_on_bfloat16_weights(tiny_model: Path, tmp_path
 def test_what_cannot_learn_is_refused(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         TrainingConfig(**values)
+
+
+def test_what_installed_libraries_say_goes_to_the_log(tmp_path: Path) -> None:
+    """In a training, accelerate, PEFT and transformers import these wherever they are installed."""
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from easydistill.engine.run_directory import RunDirectory\nfrom easydistill.engine.secrets import Redactor\n"
+        "with RunDirectory(Path(sys.argv[1])).logging(Redactor()):\n"
+        "    import deepspeed, torchao, bitsandbytes.backends.cpu.ops\n"
+        "    from deepspeed.utils import logger\n    logger.warning('a remark')\n"
+    )
+    for name in ("deepspeed", "torchao", "bitsandbytes"):
+        pytest.importorskip(name)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert not done.stdout and "Failed to load" not in done.stderr
+    log = (tmp_path / "log.txt").read_text()
+    assert "DeepSpeed: a remark" in log
 
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])

@@ -15,7 +15,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.models.compatibility import real_vocabulary, side_of
 from easydistill.signals.aligned import AlignedRow, AlignedScorer, Aligner, codec_of
 from easydistill.signals.config import SignalsConfig, TopKSignals
-from easydistill.signals.score import RowToScore, score_rows
+from easydistill.signals.score import RowToScore
+from easydistill.signals.shards import score_rows
 from easydistill.signals.store import SignalStore, StoreManifest
 from tests.support import tokenizers as made
 from tests.support.tokenizers import CHATML, corpus

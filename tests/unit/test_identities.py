@@ -167,6 +167,7 @@ _VALUES = {name: entries[0][0] for name, entries in _frozen["sections"].items()}
     "TeacherDatasetConfig": {"instruction_path": "train.json"},
     **{f"{white}TransformersInferenceConfig": {"backend": "transformers"} for white in ("", "WhiteBox")},
     **{f"{white}VllmInferenceConfig": {"backend": "vllm"} for white in ("", "WhiteBox")},
+    "RayInferenceConfig": {"backend": "ray"},
     "RewardsSection": {"verify": {}},
 }
 _ABSTRACT = {
@@ -177,6 +178,7 @@ _ABSTRACT = {
         "TransformersOptions",
         "VllmOptions",
         "AnyLocalOptions",
+        "WorkersOptions",
         "WhiteBoxInferenceConfig",
     ),
 }

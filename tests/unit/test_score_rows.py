@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +20,9 @@ from easydistill.errors import DataError
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import ThresholdSignals
 from easydistill.signals.extract import SignalShape, signal_of_logits
-from easydistill.signals.score import Batch, Found, RowToScore, score_rows, uniform_numbers
+from easydistill.signals.score import Batch, Found, RowToScore, uniform_numbers
+from easydistill.signals.shards import ShardPlan, score_rows
+from easydistill.signals.sharing import SharedWork
 from easydistill.signals.store import ScoredSample, SignalStore, StoreManifest, shard_path
 
 VOCABULARY = 80
@@ -178,6 +184,114 @@ def test_a_complete_store_needs_no_scorer(tmp_path: Path) -> None:
     unused = Plain()
     score(tmp_path, unused)
     assert not unused.batches and not unused.closed
+
+
+def in_threads(directory: Path, scorers: Sequence[Plain]) -> list[list[int]]:
+    """Score as so many processes would; what each has told (rows finished)."""
+    told: list[list[int]] = [[] for _ in scorers]
+    SharedWork.clear(directory / "work")
+    store = directory / "store"
+    store.mkdir(exist_ok=True)
+
+    def one(rank: int) -> None:
+        share = SharedWork(directory / "work", rank, len(scorers))
+        plan = ShardPlan.of(ROWS, settings(), store)
+        told[rank].append(plan.finished_rows)
+        plan.score(CODEC, lambda: scorers[rank], lambda rows, tokens: told[rank].append(rows), StopSignal(), share)
+
+    with ThreadPoolExecutor(len(scorers)) as threads:
+        for done in [threads.submit(one, rank) for rank in range(len(scorers))]:
+            done.result(timeout=30)
+    return told
+
+
+@pytest.mark.parametrize("make", [Plain, Ahead])
+def test_several_share_the_shards(tmp_path: Path, make: type[Plain]) -> None:
+    alone = Plain()
+    score(tmp_path / "alone", alone)
+    scorers = [make() for _ in range(4)]
+    told = in_threads(tmp_path, scorers)
+    assert contents(tmp_path / "store") == contents(tmp_path / "alone")
+    assert sum(scorer.batches for scorer in scorers) == alone.batches
+    # The first tells of all rows, each once.
+    assert sum(told[0]) == len(ROWS)
+    # What is there is nobody's.
+    shard_path(tmp_path / "store", 2).unlink()
+    again = [make() for _ in range(2)]
+    in_threads(tmp_path, again)
+    assert contents(tmp_path / "store") == contents(tmp_path / "alone")
+    assert sum(bool(scorer.batches) for scorer in again) == 1
+
+
+@dataclass
+class Slow(Plain):
+    """A scorer that takes a moment for a batch."""
+
+    def score(self, rows: Sequence[RowToScore]) -> list[ScoredSample]:
+        time.sleep(0.02)
+        return super().score(rows)
+
+
+def one_of_three(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    plan = ShardPlan.of(ROWS, settings(60, 60), folder / "store")
+    plan.score(CODEC, Slow, lambda rows, tokens: None, StopSignal(), SharedWork(folder / "work", rank, 3))
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """Shards are complete or absent, finished ones are kept, and the end is that of an uninterrupted scoring."""
+    score(tmp_path / "alone", Plain(), settings(60, 60))
+    whole = contents(tmp_path / "alone")
+    store = tmp_path / "store"
+    store.mkdir()
+    generator, forks = np.random.default_rng(1), multiprocessing.get_context("fork")
+    kept: dict[str, int] = {}
+    interrupted = 0
+    while interrupted < 10:
+        SharedWork.clear(tmp_path / "work")
+        ranks = [forks.Process(target=one_of_three, args=(tmp_path, rank)) for rank in range(3)]
+        for rank in ranks:
+            rank.start()
+        time.sleep(float(generator.uniform(0.0, 0.1)))
+        for number in generator.permutation(3):
+            ranks[number].kill()
+            time.sleep(float(generator.uniform(0.0, 0.01)))
+        for rank in ranks:
+            rank.join()
+        for path in store.glob(".*"):
+            path.unlink()
+        assert contents(store).items() <= whole.items()
+        now = {path.name: path.stat().st_ino for path in store.iterdir()}
+        assert kept.items() <= now.items()
+        interrupted += len(kept) < len(now) < len(whole)
+        if len(now) == len(whole):
+            shutil.rmtree(store)
+            store.mkdir()
+        kept = now if len(now) < len(whole) else {}
+    SharedWork.clear(tmp_path / "work")
+    last = [forks.Process(target=one_of_three, args=(tmp_path, rank)) for rank in range(3)]
+    for rank in last:
+        rank.start()
+    for rank in last:
+        rank.join(60)
+        assert rank.exitcode == 0
+    assert contents(store) == whole
+    assert kept.items() <= {path.name: path.stat().st_ino for path in store.iterdir()}.items()
+
+
+def test_the_first_does_not_wait_for_others_when_it_is_to_stop(tmp_path: Path) -> None:
+    SharedWork.clear(tmp_path / "work")
+    (tmp_path / "store").mkdir()
+    other = SharedWork(tmp_path / "work", 1, 2)
+    assert other.take(0) and not other.take(0)
+    stop = StopSignal()
+    plan = ShardPlan.of(ROWS, settings(), tmp_path / "store")
+    share = SharedWork(tmp_path / "work", 0, 2)
+    timer = threading.Timer(0.5, stop.request)
+    timer.start()
+    plan.score(CODEC, Plain, lambda rows, tokens: None, stop, share)
+    assert 0 not in share.taken and not shard_path(tmp_path / "store", 0).exists()
+    assert len(contents(tmp_path / "store")) == len(plan.shards) - 1
 
 
 @pytest.mark.parametrize("as_arrays", [False, True])

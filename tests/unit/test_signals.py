@@ -28,7 +28,7 @@ from easydistill.signals.codec import (
 )
 from easydistill.signals.config import SampledSignals, ThresholdSignals, TopKSampledSignals, TopKSignals, TopPSignals
 from easydistill.signals.extract import SignalShape, TeacherRows, extract, signal_of_logits
-from easydistill.signals.score import plan_shards
+from easydistill.signals.shards import plan_shards
 from easydistill.signals.signal import TeacherSignal, concatenate, weight_arrays
 from easydistill.signals.store import (
     ScoredSample,

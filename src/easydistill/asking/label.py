@@ -128,7 +128,7 @@ class LabelStage:
         ]
 
     def foretell(self) -> list[str]:
-        return lines_of(self._read)
+        return [*lines_of(self._read), *self._teacher.notes()]
 
     def _images(self, context: StageContext | None) -> RowImages:
         if not self._teacher.sees_images:

@@ -29,6 +29,7 @@ answers whose calls cannot be read."""
 NO_TEXT = ("empty_content", "null_content")
 KNOWN = (
     *("rate_limit", "timeout", "connection", "stream_dropped", "server_error", "garbage"),
+    "worker_died",
     *("batch_expired", "batch_cancelled", "batch_failed", "batch_completed"),
     *("content_filter", *NO_TEXT, "truncated", "prompt_too_long", "template_refused"),
     *GROUPS["parse"],

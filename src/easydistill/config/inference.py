@@ -7,7 +7,7 @@ built-in ones are here.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -292,10 +292,12 @@ class VllmOptions(LocalInferenceConfig):
         "enable_chunked_prefill",
         "chunk_size",
         "tensor_parallel_size",
+        "replicas",
+        "startup_timeout",
     }
 
     chunk_size: PositiveInt = 256
-    """vLLM: rows in progress at once. Each answer is on disk as soon as it is complete."""
+    """vLLM: rows in progress at once, in each of its `replicas`. Each answer is on disk as soon as it is complete."""
     enable_chunked_prefill: bool | None = None
     """vLLM: process long prompts in several steps."""
     gpu_memory_utilization: PositiveShare = 0.9
@@ -303,7 +305,12 @@ class VllmOptions(LocalInferenceConfig):
     enforce_eager: bool | None = None
     """vLLM: run without compiled graphs; by default only on CPUs, where compiling costs more than it gains."""
     tensor_parallel_size: NonNegativeInt | None = None
-    """vLLM: GPUs that share one copy of the teacher; defaults to all of them."""
+    """vLLM: GPUs that share one copy of the teacher; defaults to all of them, or an equal part for each replica."""
+    replicas: PositiveInt | None = None
+    """vLLM: start so many servers of the teacher on this machine, each on GPUs of its own, which share the rows. A
+    server that dies is started again. By default one engine in this process. Answers stay valid when it changes."""
+    startup_timeout: PositiveFloat = 1800.0
+    """vLLM: seconds within which a server of `replicas` must have loaded the teacher."""
 
 
 class AnyLocalOptions(TransformersOptions, VllmOptions):
@@ -313,21 +320,84 @@ class AnyLocalOptions(TransformersOptions, VllmOptions):
     runtime_only: ClassVar[frozenset[str]] = TransformersOptions.runtime_only | VllmOptions.runtime_only
 
 
-class TransformersInferenceConfig(AnyLocalOptions):
-    """A teacher in this process, through transformers."""
+class WorkersOptions(AnyLocalOptions):
+    """Keys of the backends on this machine, and how many copies of the teacher answer there."""
+
+    runtime_only: ClassVar[frozenset[str]] = AnyLocalOptions.runtime_only | {"workers"}
+
+    workers: PositiveInt | Literal["auto"] | None = None
+    """Answer in processes of their own, each with a copy of the teacher: this many, or with `auto` as many as the GPUs
+    allow, one without a GPU. Each takes one GPU; under vLLM `tensor_parallel_size` GPUs, or an equal share of all. By
+    default one copy answers in the run's own process. The answers are the same however many there are."""
+
+    @model_validator(mode="after")
+    def _workers_or_replicas(self) -> Self:
+        if self.workers is not None and self.replicas is not None:
+            problem = "workers and replicas are both given: copies of the teacher in processes of ours, or in servers"
+            raise Unfit(problem, "remove one of them")
+        return self
+
+
+class TransformersInferenceConfig(WorkersOptions):
+    """A teacher on this machine, through transformers."""
 
     backend: Literal["transformers"]
-    """In this process, through transformers."""
+    """On this machine, through transformers."""
+
+    @model_validator(mode="after")
+    def _starts_no_servers(self) -> TransformersInferenceConfig:
+        if self.replicas is not None:
+            problem = "replicas are vLLM servers, and backend transformers runs in this process"
+            raise Unfit(problem, 'set backend to "vllm", or remove replicas')
+        return self
 
 
-class VllmInferenceConfig(AnyLocalOptions):
+class VllmInferenceConfig(WorkersOptions):
     """A teacher in vLLM's engine, on this machine."""
 
     backend: Literal["vllm"]
     """vLLM's engine on this machine."""
 
 
-class AutoInferenceConfig(AnyLocalOptions):
+class RayInferenceConfig(AnyLocalOptions):
+    """Copies of the teacher in the actors of a Ray cluster. A run's answers stay valid when it changes between this
+    backend and those on this machine."""
+
+    scores: ClassVar[bool] = False
+    runtime_only: ClassVar[frozenset[str]] = AnyLocalOptions.runtime_only | {
+        "engine",
+        "address",
+        "num_actors",
+        "num_gpus",
+        "num_cpus",
+    }
+
+    backend: Literal["ray"]
+    """Actors of a Ray cluster."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What runs the teacher in an actor; `auto`: vLLM if it is installed where the run starts, else transformers."""
+    address: NonEmptyStr | None = None
+    """A running cluster, of which this machine is a node: `auto`, or `host:port` of its head. By default a cluster of
+    this machine is started, and ended with the run. On the nodes of a running cluster this package has to be installed
+    with what the engine needs, and `models.teacher` has to be readable under the same name: a folder that all nodes
+    share, or a model in each node's cache."""
+    num_actors: PositiveInt | Literal["auto"] = "auto"
+    """Actors, each with a copy of the teacher; `auto`: as many as the cluster's GPUs allow, one without a GPU."""
+    num_gpus: NonNegativeFloat | None = None
+    """GPUs that Ray reserves for an actor; defaults to `tensor_parallel_size`, else 1, and to 0 in a cluster without
+    GPUs."""
+    num_cpus: PositiveInt = 1
+    """CPU cores that Ray reserves for an actor, and the threads with which it computes without a GPU."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_of_a_node(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise Unfit(f"{show(value)} is the address of a Ray client", "run on a node of the cluster, with `auto`")
+        return value
+
+
+class AutoInferenceConfig(WorkersOptions):
     """A teacher on this machine, through vLLM if it is installed, else through transformers."""
 
     backend: Literal["auto"] = "auto"
@@ -345,6 +415,6 @@ class WhiteBoxInferenceConfig(LocalInferenceConfig):
 
 def for_student(config: LocalInferenceConfig) -> TransformersInferenceConfig:
     """The settings by which the student answers in this process: the teacher's, but for what concerns its template."""
-    of_teacher = {"backend", "template", "chat_template_kwargs"}
+    of_teacher = {"backend", "template", "chat_template_kwargs", "workers", "replicas", "startup_timeout"}
     known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - of_teacher
     return TransformersInferenceConfig(backend="transformers", **{name: getattr(config, name) for name in known})

@@ -209,6 +209,8 @@ class TeacherPlan:
     """Memory that its weights need on this machine; None if it runs elsewhere, or the size is unknown."""
     shows_date: Callable[[], bool] = lambda: False
     """Whether its prompts are rendered here with a template that writes the date: the fingerprint then has the date."""
+    notes: Callable[[], list[str]] = list
+    """What users should know of how it runs, a line each."""
     sees_images: bool = False
     """Whether it is given the images of requests. Rows with images are not sent to a teacher that is not."""
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -32,16 +33,25 @@ class StopSignal:
             raise Interrupted("stopped at the user's request")
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a request; a second signal ends the process at once."""
+    def listening(self, patience: float = 0.0) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into a request; a second signal ends the process at once.
+
+        Args:
+            patience: seconds after the first signal in which another one changes nothing.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
+        first: list[float] = []
+
         def handle(number: int, frame: FrameType | None) -> None:
+            if first and time.monotonic() < first[0] + patience:
+                return
             if self.requested:
                 os._exit(EXIT_INTERRUPTED)
             self.request()
+            first.append(time.monotonic())
             sys.stderr.write("\nstopping: finishing the work in progress (press again to stop at once)\n")
 
         previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -20,6 +20,7 @@ from easydistill.engine.secrets import RedactingFormatter, Redactor
 from easydistill.errors import RunDirectoryBusy
 
 LOGGER = logging.getLogger("easydistill")
+_LIBRARIES = ("transformers", "vllm", "accelerate", "torchao", "bitsandbytes")
 _PACKAGES = (
     "easydistill-toolkit",
     "torch",
@@ -45,6 +46,18 @@ def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
 def _stage_name(directory: Path) -> str | None:
     number, _, name = directory.name.partition("-")
     return name if number.isdecimal() and name else None
+
+
+class _OnlyTo(logging.Filter):
+    """Gives a logger's records to one handler and to no other."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._handler.handle(record)
+        return False
 
 
 class RunDirectory:
@@ -114,18 +127,22 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def logging(self, redactor: Redactor) -> Iterator[None]:
-        """Write the package's log and the libraries' warnings to `log.txt`."""
+        """Write the package's log and the libraries' warnings to `log.txt`; the latter are not shown."""
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", redactor))
         LOGGER.setLevel(logging.INFO)
-        loggers = [LOGGER, *(logging.getLogger(name) for name in ("transformers", "vllm", "accelerate"))]
+        loggers = [LOGGER, *(logging.getLogger(name) for name in _LIBRARIES)]
         for logger in loggers:
             logger.addHandler(handler)
+        # Its own handler writes to stdout, in every training: accelerate imports it wherever it is installed.
+        deepspeed, only = logging.getLogger("DeepSpeed"), _OnlyTo(handler)
+        deepspeed.addFilter(only)
         try:
             yield
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
+            deepspeed.removeFilter(only)
             handler.close()
 
     def write_config(self, source: dict[str, Any], resolved: dict[str, Any], redactor: Redactor) -> None:

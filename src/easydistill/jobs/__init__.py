@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from functools import cached_property
 from types import ModuleType
+from typing import Protocol, runtime_checkable
 
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.contracts.job import JOB
 from easydistill.engine.stage import Stage
 from easydistill.registry import Registry
@@ -46,7 +48,19 @@ class _Jobs(Registry):
 JOBS = _Jobs("jobs", __name__, JOB)
 
 
+@runtime_checkable
+class Launched(Protocol):
+    """A stage that may run in several processes, or with parts of the model elsewhere."""
+
+    launch: LaunchConfig | None
+    """The job's section."""
+
+
 def stages_of(job: JobConfig) -> list[Stage]:
     """A job's stages, in order."""
     stages: list[Stage] = JOBS.module(job.job_type).plan(job)
+    launch: LaunchConfig | None = getattr(job, "launch", None)
+    for stage in stages:
+        if isinstance(stage, Launched):
+            stage.launch = launch
     return stages

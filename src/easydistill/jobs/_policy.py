@@ -10,7 +10,9 @@ from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.engine.stage import Stage
+from easydistill.jobs._launch import certain_processes, check_rollouts
 from easydistill.jobs._synthesis import asked_model, need_judge
 from easydistill.methods.policy.config import PolicyConfig, PolicyTrainingConfig, check_rounds
 from easydistill.methods.policy.stage import ExplorationRows, PolicyStage
@@ -32,6 +34,8 @@ class PolicyJob(JobConfig):
     """How the judge of `rewards.judge` is run: a server with `base_url`, else `models.judge` on this machine."""
     policy: PolicyConfig
     training: PolicyTrainingConfig = PolicyTrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: HeldoutConfig = HeldoutConfig()
 
     @model_validator(mode="after")
@@ -44,7 +48,8 @@ class PolicyJob(JobConfig):
         if self.judge is not None and not rewards.needs_judge:
             raise Unfit("`judge` is not used without rewards.judge", "remove it, or add the reward")
         need_judge(self.judge, self.models.judge, self.models.teacher)
-        check_rounds(self.policy, self.training)
+        check_rollouts(self.launch, "policy", self.policy.rollouts)
+        check_rounds(self.policy, self.training, certain_processes(self.launch))
         return self
 
 

@@ -1,5 +1,5 @@
 """What a config's paths tell without running it: names that no reader knows, files that are not what they say or not
-whole, and what is not there.
+whole, a config of DeepSpeed's that contradicts the job's, and what is not there.
 
 What is not there is no error yet: a config may be checked on another machine than the one it runs on.
 """
@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from easydistill.config.deepspeed_checks import KEY, deepspeed_issues, rollout_issues
+from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig
 from easydistill.data.row_files.hub_place import is_hub
@@ -24,6 +26,17 @@ _OF_TEXTS = frozenset({"instruction_response_extraction"})
 def row_path_issues(job: JobConfig) -> list[ConfigIssue]:
     """Issues with the paths of rows of a job, or of the jobs of a pipeline."""
     return _of_every_job(job, _row_issues)
+
+
+def launch_issues(job: JobConfig) -> list[ConfigIssue]:
+    """What is wrong with how a job, or the jobs of a pipeline, are launched, as far as their files are here."""
+    return _of_every_job(job, _launch_issues)
+
+
+def _launch_issues(job: JobConfig) -> list[ConfigIssue]:
+    launch, training = getattr(job, "launch", None), getattr(job, "training", None)
+    found = deepspeed_issues(launch, training, only_present=True) + fsdp2_issues(launch, training)
+    return found + (rollout_issues(launch) if hasattr(job, "policy") or hasattr(job, "on_policy") else [])
 
 
 def absent_paths(job: JobConfig) -> list[ConfigIssue]:
@@ -54,6 +67,8 @@ def _absent(job: JobConfig) -> list[ConfigIssue]:
         texts = _named(job, "dataset.instruction_path")
         found += [issue for key, path in texts if not is_there(path) for issue in missing_file(key, path)]
     for key, path in _named(job, "dataset.template", "inference.template"):
+        found += missing_file(key, path)
+    for key, path in _named(job, KEY):
         found += missing_file(key, path)
     for key, path in _named(job, "models.student", "models.student.from_model", "models.teacher"):
         if _is_path(path) and not Path(path).expanduser().exists():

@@ -46,9 +46,7 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """label (unless only `labeled_path` is given) → train → evaluate."""
-    after = train_and_evaluate(
-        job.dataset, job.models, job.training, job.evaluation, labels_by=job.inference, launch=job.launch
-    )
+    after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_by=job.inference)
     if job.inference is None:
         return after
     return [LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None), images_for=NOT_TRAINED), *after]

@@ -52,9 +52,7 @@ class Job(JobConfig):
 def plan(job: Job) -> list[Stage]:
     """label (unless only `labeled_path` is given) → train → evaluate."""
     labels_by = job.inference if job.labels else None
-    after = train_and_evaluate(
-        job.dataset, job.models, job.training, job.evaluation, labels_by=labels_by, launch=job.launch
-    )
+    after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_by=labels_by)
     if not job.labels:
         return after
     assert job.models.teacher is not None

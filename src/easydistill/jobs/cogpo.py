@@ -16,7 +16,9 @@ from easydistill.config.dataset import DatasetConfig, PairColumnsConfig, Synthes
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.inference import AutoInferenceConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.engine.stage import Stage
+from easydistill.jobs._launch import check_pair_losses
 from easydistill.jobs._local_student import local_student
 from easydistill.jobs._synthesis import asked_models, need_models
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
@@ -88,6 +90,8 @@ class Job(JobConfig):
     preference: PreferenceConfig = PreferenceConfig()
     training: DpoTrainingConfig = DpoTrainingConfig()
     """Training on pairs."""
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: HeldoutConfig = HeldoutConfig()
 
     @model_validator(mode="after")
@@ -95,6 +99,7 @@ class Job(JobConfig):
         if self.preference.sorting:
             problem = f"{self.preference.sorting[0]} sorts the answers of a batch, but each pair has its own β"
             raise Unfit(problem, "use another preference.loss_type")
+        check_pair_losses(self.launch, self.preference)
         if self.dataset.instruction_path is None:
             self._only_trains()
             return self

@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from easydistill.asking.label import NOT_TRAINED, LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig
+from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig, WorkersOptions
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
+from easydistill.jobs._launch import check_rollouts
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
 from easydistill.methods.sft.config import TrainingConfig
@@ -35,6 +37,8 @@ class Job(JobConfig):
     models: ModelsConfig
     on_policy: OnPolicyConfig = OnPolicyConfig()
     training: TrainingConfig = TrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: EvaluationSection = EvaluationSection()
 
     @property
@@ -52,6 +56,8 @@ class Job(JobConfig):
     def _fits_together(self) -> Job:
         if self.server is None and self.models.teacher is None:
             raise Unfit("there is no teacher", "set models.teacher, or inference.base_url (a vLLM server)")
+        if isinstance(self.inference, WorkersOptions) and self.inference.workers is not None:
+            raise Unfit("the teacher is in the process that trains, not in workers", "remove inference.workers")
         if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         if self.server is not None and self.on_policy.objective == "generalized_jsd":
@@ -59,6 +65,11 @@ class Job(JobConfig):
                 "generalized_jsd needs the teacher's full distributions, but a server gives single log-probabilities",
                 'set "on_policy": {"objective": "sampled_reverse_kl"}, or models.teacher without inference.base_url',
             )
+        if getattr(self.inference, "replicas", None) is not None and not (
+            self.needs_labels and self.dataset.instruction_path is not None
+        ):
+            problem = "inference.replicas answer prompts, but here the teacher only scores, in this process"
+            raise Unfit(problem, "remove inference.replicas, or start a vLLM server and set inference.base_url")
         if self.on_policy.max_new_tokens >= self.training.max_length:
             raise Unfit(
                 f"on_policy.max_new_tokens ({self.on_policy.max_new_tokens}) leaves no room for a prompt "
@@ -70,6 +81,16 @@ class Job(JobConfig):
         for name in ("max_tokens_per_batch", "weights", "compile"):
             if getattr(self.training, name) != TrainingConfig.model_fields[name].default:
                 raise Unfit(f"training.{name} is not for rollouts", f"remove training.{name}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_processes(self) -> Job:
+        check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
+        sampled = self.on_policy.objective == "sampled_reverse_kl"
+        if self.launch is not None and self.launch.shares and (sampled or self.on_policy.sft_steps):
+            what = "sampled_reverse_kl" if sampled else "a cold start"
+            problem = f"{what} is not trained with {self.launch.sharing}"
+            raise Unfit(problem, "set launch.strategy to ddp, without launch.deepspeed")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from easydistill.config.dataset import PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
@@ -23,6 +24,8 @@ class Job(JobConfig):
     models: ModelsConfig
     reward_model: RewardModelConfig = RewardModelConfig()
     training: RewardTrainingConfig = RewardTrainingConfig()
+    launch: LaunchConfig | None = None
+    """Train in several processes."""
     evaluation: HeldoutConfig = HeldoutConfig()
 
 

@@ -66,9 +66,7 @@ def plan(job: Job) -> list[Stage]:
         student = local_student(job.models, job.student_inference, job.dataset, trained)
         stages.append(CurriculumStage(number, job.curriculum, rows, {**asked, "student": student}, trained))
         round_rows = RoundRows(job.dataset, job.evaluation, prompts_given, number, awaits_thoughts=apart)
-        stage = TrainStage(
-            round_rows, job.models, job.training, name=f"train-{number}", start=trained, launch=job.launch
-        )
+        stage = TrainStage(round_rows, job.models, job.training, name=f"train-{number}", start=trained)
         stages.append(stage)
         trained = stage.name
     if job.evaluation.enabled:

@@ -167,10 +167,11 @@ def plan(job: Job) -> list[Stage]:
             job.dataset.logits_path,
             job.inference.template,
             job.inference.chat_template_kwargs or {},
+            processes=job.launch.processes if job.launch is not None else 1,
         )
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path
-    stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store), launch=job.launch))
+    stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length))
     return stages

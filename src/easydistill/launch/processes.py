@@ -16,26 +16,69 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
-from easydistill.errors import EasyDistillError
+from easydistill.launch.failures import GRACE, Failures, RankLost
 from easydistill.launch.messages import STOP, Outcome, Task, receive, send
+from easydistill.launch.network import LOOPBACK
 
-GRACE = 10.0
-"""Seconds that the other processes get to end by themselves after one has failed."""
 LISTEN = 0.2
 """Seconds between two looks at the user's request to stop."""
+TRACEBACK = "__easydistill_traceback__"
+"""Attribute of a process's error: its traceback there."""
 TAIL = 12
 """Lines of a failed process's output that are shown."""
 
 
-class RankLost(EasyDistillError, RuntimeError):
-    """A process of the stage ended without saying why."""
+@dataclass(frozen=True)
+class Share:
+    """The processes of a stage that run on this machine, or are started by this command, among all of them."""
+
+    count: int
+    first: int = 0
+    world: int | None = None
+    """Processes in all; None: these are all."""
+    first_here: int = 0
+    """Number of the first among those of its machine."""
+    here: int | None = None
+    """Processes of this machine; None: these are all."""
+    address: str = "127.0.0.1"
+    """Where the first process of all awaits the others."""
+    port: int | None = None
+    """None: any that is free."""
+    network: Mapping[str, str] = field(default_factory=lambda: {"GLOO_SOCKET_IFNAME": LOOPBACK})
+    """Variables that choose the network interface, unless the environment has them."""
+
+
+class Others(Protocol):
+    """The processes of the stage that other commands have started."""
+
+    def failure(self) -> Exception | None:
+        """Why the stage cannot go on, if they know it."""
+
+    def finished(self) -> bool:
+        """Whether there is nothing to wait for."""
+
+    def ask_to_stop(self) -> None:
+        """Have them stop after a checkpoint."""
+
+
+class Nobody:
+    """There are no others."""
+
+    def failure(self) -> Exception | None:
+        return None
+
+    def finished(self) -> bool:
+        return True
+
+    def ask_to_stop(self) -> None:
+        pass
 
 
 @dataclass
@@ -49,26 +92,31 @@ class _Rank:
     outcome: Outcome | None = None
 
 
-def run_processes(task: Task, count: int, logs: Path, stop: StopSignal) -> Outcome:
-    """Run a stage in `count` processes of this machine; the outcome of the first.
+def run_processes(
+    task: Task, count: int | Share, logs: Path, stop: StopSignal, others: Others | None = None
+) -> Outcome:
+    """Run a stage in `count` processes of this machine, or a share of its processes; the outcome of the first of them.
 
     Args:
-        logs: folder for what the processes but the first print.
+        logs: folder for what the processes but the first of all print.
+        others: the processes of the stage that other commands run; None: there are none.
 
     Raises:
         RankLost: a process was killed, or crashed.
         Exception: the error of the process that failed first, as it was raised there.
     """
-    port = _free_port()
+    share = count if isinstance(count, Share) else Share(count)
+    if share.port is None:
+        share = replace(share, port=free_port())
     ranks: list[_Rank] = []
     try:
-        for number in range(count):
-            ranks.append(_start(number, count, port, logs))
+        for number in range(share.count):
+            ranks.append(_start(share, number, logs))
         for rank in ranks:
             # One that has died already is found below.
             with contextlib.suppress(BrokenPipeError):
                 send(rank.to, task)
-        _watch(ranks, stop)
+        _watch(ranks, stop, others or Nobody())
     finally:
         _end(ranks)
     first = ranks[0].outcome
@@ -76,30 +124,35 @@ def run_processes(task: Task, count: int, logs: Path, stop: StopSignal) -> Outco
     return first
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
-def rank_environment(number: int, count: int, address: str, port: int) -> dict[str, str]:
-    """The variables from which torch.distributed, accelerate and DeepSpeed know their place."""
+def rank_environment(share: Share, number: int) -> dict[str, str]:
+    """The variables from which torch.distributed, accelerate and DeepSpeed know their place.
+
+    Args:
+        number: of the process within the share.
+    """
     named = {
-        "RANK": number,
-        "LOCAL_RANK": number,
-        "WORLD_SIZE": count,
-        "LOCAL_WORLD_SIZE": count,
-        "MASTER_ADDR": address,
-        "MASTER_PORT": port,
+        "RANK": share.first + number,
+        "LOCAL_RANK": share.first_here + number,
+        "WORLD_SIZE": share.world or share.count,
+        "LOCAL_WORLD_SIZE": share.here or share.count,
+        "MASTER_ADDR": share.address,
+        "MASTER_PORT": share.port,
     }
     return {name: str(value) for name, value in named.items()}
 
 
-def _start(number: int, count: int, port: int, logs: Path) -> _Rank:
-    environment = {**os.environ, **rank_environment(number, count, "127.0.0.1", port)}
+def _start(share: Share, position: int, logs: Path) -> _Rank:
+    environment = {**share.network, **os.environ, **rank_environment(share, position)}
     # With a thread for every core each, the processes would wait for one another.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (share.here or share.count))))
+    number = share.first + position
     log = logs / f"rank-{number}.log" if number else None
     receiving, sending = os.pipe()
     with contextlib.ExitStack() as files:
@@ -141,38 +194,39 @@ def _relay(printed: IO[bytes]) -> None:
             sys.stderr.write(line.decode("utf-8", "replace"))
 
 
-def _watch(ranks: Sequence[_Rank], stop: StopSignal) -> None:
+def _watch(ranks: Sequence[_Rank], stop: StopSignal, others: Others) -> None:
     """Wait until every process has told its outcome; raise the first one's error that has one."""
     told_to_stop = False
+    failures = Failures()
     with selectors.DefaultSelector() as selector:
         for rank in ranks:
             selector.register(rank.back, selectors.EVENT_READ, rank)
-        while selector.get_map():
+        while selector.get_map() or not others.finished():
             if stop.requested and not told_to_stop:
                 told_to_stop = True
+                others.ask_to_stop()
                 for rank in ranks:
                     with contextlib.suppress(BrokenPipeError):
                         send(rank.to, STOP)
             for key, _ in selector.select(LISTEN):
                 selector.unregister(key.fileobj)
-                _hear(key.data)
+                failures.add(_hear(key.data))
+            failures.add(others.failure())
+            failures.raise_if_due()
+    failures.raise_if_any()
 
 
-def _hear(rank: _Rank) -> None:
-    """Read what a process tells at its end.
-
-    Raises:
-        RankLost: it has ended without a word.
-        Exception: its own error.
-    """
+def _hear(rank: _Rank) -> BaseException | None:
+    """Read what a process tells at its end; its error, if it has one."""
     try:
         outcome: Outcome = receive(rank.back)
     except EOFError:
-        raise RankLost(_lost(rank)) from None
+        return RankLost(_lost(rank))
     rank.outcome = outcome
     if outcome.error is not None:
         LOGGER.error("process %s failed:\n%s", rank.number, outcome.traceback)
-        raise outcome.error
+        setattr(outcome.error, TRACEBACK, outcome.traceback)
+    return outcome.error
 
 
 def _lost(rank: _Rank) -> str:

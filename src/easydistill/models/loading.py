@@ -68,6 +68,26 @@ def _explained(reference: str) -> Iterator[None]:
         raise ModelError(f"{reference}: cannot be loaded: {text}") from error
 
 
+_structure_only = False
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Make models on the meta device in this context: their structure, for processes that get their part of the weights
+    from another one."""
+    global _structure_only
+    before, _structure_only = _structure_only, True
+    try:
+        yield
+    finally:
+        _structure_only = before
+
+
+def making() -> contextlib.AbstractContextManager[Any]:
+    """A context in which modules are made where `without_weights` wants them."""
+    return import_torch().device("meta") if _structure_only else contextlib.nullcontext()
+
+
 def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model."""
     import_torch()
@@ -115,8 +135,25 @@ def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool
     directory = model_directory(resolve(reference))
     with _explained(reference):
         auto = getattr(transformers, kind)
+        if _structure_only:
+            return _structure(auto, directory, dtype, trust_remote_code, **options)
         # In eval mode already.
         return auto.from_pretrained(directory, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+
+
+def _structure(
+    auto: Any, directory: Any, dtype: torch.dtype, trust_remote_code: bool, output_loading_info: bool = False
+) -> Any:
+    """What `from_pretrained` makes, on the meta device."""
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    with making():
+        model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+    if model.can_generate():
+        with contextlib.suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+    return (model, {"missing_keys": []}) if output_loading_info else model
 
 
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -150,6 +187,16 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
         value = getattr(source, "eos_token_id", None)
         found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
     return frozenset(found)
+
+
+def load_generation_config(directory: str) -> Any:
+    """The generation config in a model's folder; None if there is none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(directory)
+    except OSError:
+        return None
 
 
 def with_padding(tokenizer: Any, tokens: int | None = None) -> Any:

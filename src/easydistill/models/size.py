@@ -85,8 +85,9 @@ def student_shape(models: ModelsConfig) -> ModelShape | None:
     reference = student.from_model if isinstance(student, PrunedStudent) else student
     parameters = student_parameters(models)
     found = _config_values(reference)
-    if parameters is None or found is None:
+    if found is None:
         return None
+    # Without weights on this machine they are counted from the config.
     return _shape(found, parameters, student.keep_layers if isinstance(student, PrunedStudent) else None)
 
 

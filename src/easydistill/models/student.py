@@ -10,7 +10,7 @@ from typing import Any
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.errors import ConfigError, ConfigIssue, ModelError
 from easydistill.models.limits import Limits, student_config
-from easydistill.models.loading import eos_ids, import_torch, load_model, load_tokenizer, stored_dtype
+from easydistill.models.loading import eos_ids, import_torch, load_model, load_tokenizer, making, stored_dtype
 from easydistill.models.reference import resolve
 from easydistill.models.saving import make_savable
 
@@ -188,7 +188,8 @@ def _fresh_model(student: FreshStudent, tokenizer: Any) -> Any:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
         with torch.random.fork_rng():
             torch.manual_seed(student.seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            with making():
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         problem = f"transformers cannot build a model from it: {' '.join(str(error).split())}"
         raise ConfigError(ConfigIssue("config", "models.student.config", problem)) from error

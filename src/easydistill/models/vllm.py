@@ -23,6 +23,20 @@ def prepare_environment(*, on_cpu: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
+def server_environment(*, on_cpu: bool) -> dict[str, str]:
+    """The variables of a vLLM server that are not this process's."""
+    import torch
+
+    found = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO")}
+    if on_cpu:
+        found["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_KV_CACHE_GIB)
+        # A server's engine is a process of its own, whatever was set for an engine in this one.
+        found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    elif torch.are_deterministic_algorithms_enabled():
+        found[BATCH_INVARIANT] = "1"
+    return found
+
+
 def tensor_parallel_size(*, on_cpu: bool) -> int:
     """Number of GPUs that share a model by default: all of them; vLLM needs 1 on a CPU."""
     import torch

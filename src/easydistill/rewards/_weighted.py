@@ -60,14 +60,25 @@ class WeightedRewards:
         Raises:
             EasyDistillError: a reward returned something other than a finite number, None or `UNJUDGED` per rollout.
         """
-        given = {name: _checked(name, reward(rollouts), len(rollouts)) for name, reward in self._rewards.items()}
+        return self.combined(self.values(rollouts))
+
+    def values(self, rollouts: Sequence[Rollout]) -> dict[str, list[float | None]]:
+        """Each reward's own values.
+
+        Raises:
+            EasyDistillError: as `score`.
+        """
+        return {name: _checked(name, reward(rollouts), len(rollouts)) for name, reward in self._rewards.items()}
+
+    def combined(self, given: Mapping[str, list[float | None]]) -> RewardScores:
+        """The weighted sums of `values`; those of several calls may be joined first."""
         weighted = [
             (self._weights[name], _with_lowest_for_unjudged(values))
             for name, values in given.items()
             if self._weights[name]
         ]
         totals: list[float | None] = []
-        for row in range(len(rollouts)):
+        for row in range(len(next(iter(given.values()), []))):
             parts = [weight * value for weight, values in weighted if (value := values[row]) is not None]
             totals.append(None if not parts or UNJUDGED in parts else math.fsum(parts))
         return RewardScores(totals, {name: list(map(_judged, values)) for name, values in given.items()})

@@ -1,46 +1,27 @@
 """Teacher forcing: one forward pass over exactly the tokens that the student will train on, stored as signals.
 
-Rows are batched by length in an order that depends only on the whole list, each row's draws depend on its own id, and
-batches are grouped into shards of a fixed number of tokens. So killed scoring resumes with the first missing shard,
-and ends with the same store as scoring that was not interrupted.
-
-On a GPU the next batches are started while another thread turns the signals of the last one into the bits of the store.
+Each row's draws depend on its own id. Which rows are scored together is decided in `shards.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from easydistill.data.batches import batches_by_length
 from easydistill.data.tokens import Mask, TokenIds
-from easydistill.engine.interrupt import StopSignal
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
-from easydistill.signals.codec import Codec
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows, start_extracting
 from easydistill.signals.signal import TeacherSignal
-from easydistill.signals.store import (
-    EncodedSample,
-    ScoredSample,
-    remove_shards_from,
-    shard_ids,
-    shard_path,
-    write_encoded,
-)
-from easydistill.signals.unusable import check_usable, without_unusable
+from easydistill.signals.store import ScoredSample
 
 BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 8192
@@ -209,116 +190,3 @@ def batch_tokens(config: SignalsConfig) -> int:
     if config.max_batch_tokens is not None:
         return config.max_batch_tokens
     return GPU_BATCH_TOKENS if device().type == "cuda" else BATCH_TOKENS
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The batches of one file."""
-
-    number: int
-    batches: list[list[int]]
-
-    @property
-    def rows(self) -> int:
-        return sum(map(len, self.batches))
-
-
-def plan_shards(lengths: Sequence[int], most_tokens: int, shard_tokens: int) -> list[Shard]:
-    """Group rows by length into batches of at most `most_tokens` (padding included), and batches into shards."""
-    shards: list[Shard] = []
-    filled = shard_tokens
-    for batch in batches_by_length(lengths, None, most_tokens, 0):
-        tokens = sum(lengths[index] for index in batch)
-        if filled + tokens > shard_tokens:
-            shards.append(Shard(len(shards), []))
-            filled = 0
-        shards[-1].batches.append(batch)
-        filled += tokens
-    return shards
-
-
-def score_rows(
-    rows: Sequence[RowT],
-    config: SignalsConfig,
-    codec: Codec,
-    directory: Path,
-    make_scorer: Callable[[], Scorer[RowT]],
-    advance: Callable[[int, int], Any],
-    stop: StopSignal,
-) -> int:
-    """Score every row into shards in `directory`, skipping those that exist; returns the number of shards.
-
-    `advance(rows, tokens)` is called as rows are finished. Returns early, between batches, once `stop` is requested.
-    """
-    shards = plan_shards([row.length for row in rows], batch_tokens(config), config.shard_tokens)
-    missing = [shard for shard in shards if not _is_complete(shard, rows, directory)]
-    remove_shards_from(directory, len(shards))
-    if missing:
-        with contextlib.closing(make_scorer()) as scorer:
-            _score_shards(rows, missing, scorer, _ShardWriter(directory, codec), advance, stop)
-    return len(shards)
-
-
-def _is_complete(shard: Shard, rows: Sequence[RowToScore], directory: Path) -> bool:
-    """Whether a shard exists and holds the rows that it should: plans with other sizes may have been made before."""
-    path = shard_path(directory, shard.number)
-    return path.is_file() and shard_ids(path) == [rows[index].id for batch in shard.batches for index in batch]
-
-
-class _ShardWriter:
-    """Encodes the batches of shards, which come in order, and writes each shard after its last batch."""
-
-    def __init__(self, directory: Path, codec: Codec) -> None:
-        self._directory, self._codec = directory, codec
-        self._shard = -1
-        self._samples: list[EncodedSample] = []
-
-    def add(self, shard: Shard, found: Found) -> None:
-        samples = found()
-        kept = [without_unusable(sample) for sample in samples]
-        check_usable(samples, kept)
-        if shard.number != self._shard:
-            self._shard, self._samples = shard.number, []
-        self._samples += [EncodedSample.of(sample, self._codec) for sample in kept]
-        if len(self._samples) == shard.rows:
-            write_encoded(shard_path(self._directory, shard.number), self._samples)
-
-
-def _score_shards(
-    rows: Sequence[RowT],
-    shards: Sequence[Shard],
-    scorer: Scorer[RowT],
-    writer: _ShardWriter,
-    advance: Callable[[int, int], Any],
-    stop: StopSignal,
-) -> None:
-    ahead = scorer.ahead if isinstance(scorer, RunsAhead) else 0
-    unfinished: deque[tuple[Future[None], list[int]]] = deque()
-
-    def finish_some(left: int) -> None:
-        while len(unfinished) > left:
-            future, batch = unfinished.popleft()
-            future.result()
-            advance(len(batch), sum(rows[index].length for index in batch))
-
-    with ThreadPoolExecutor(1, thread_name_prefix="signals") as thread:
-        for shard, batch in _until_stopped(shards, stop):
-            found = _started(scorer, [rows[index] for index in batch])
-            unfinished.append((thread.submit(writer.add, shard, found), batch))
-            finish_some(ahead)
-        finish_some(0)
-
-
-def _started(scorer: Scorer[RowT], rows: Sequence[RowT]) -> Found:
-    if isinstance(scorer, RunsAhead):
-        return scorer.start(rows)
-    samples = scorer.score(rows)
-    return lambda: samples
-
-
-def _until_stopped(shards: Sequence[Shard], stop: StopSignal) -> Iterator[tuple[Shard, list[int]]]:
-    for shard in shards:
-        for batch in shard.batches:
-            if stop.requested:
-                return
-            yield shard, batch

@@ -153,7 +153,8 @@ class SynthesiseStage:
         return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
     def foretell(self) -> list[str]:
-        return lines_of(self._read)
+        plans = {id(model): model.plan for model in self._models.values()}.values()
+        return [*lines_of(self._read), *(note for plan in plans for note in plan.notes())]
 
     def _read(self, most: int | None = None) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""

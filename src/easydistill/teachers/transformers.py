@@ -76,7 +76,8 @@ class TransformersTeacher:
         weights = self._weights if self._weights is not None else resolve(self._reference).identity()
         return {"backend": "transformers", **weights, **template_identity(self._inference)}
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Load the model, unless it is here already."""
         if self._model is not None:
             return
         self._device: torch.device = device()
@@ -103,19 +104,35 @@ class TransformersTeacher:
     ) -> None:
         if all(done(request.key) for request in requests):
             return
-        self._load()
+        self.load()
         self._load_grammars(requests)
-        config = self._inference
-        fitting = self._fitting(requests, done, record)
-        lengths = [len(prompt) for _, prompt in fitting]
-        rows = config.batch_size or MAX_BATCH_ROWS
-        longest, most = config.max_new_tokens, config.max_batch_tokens
-        for batch in batches_by_length(lengths, rows, most, longest, equal=self._reads_padding(fitting)):
+        fitting, failures = self._fitting(requests)
+        for failure in failures:
+            if not done(failure.key):
+                record([failure])
+        for batch in self._batches(fitting):
             if stop.requested:
                 return
             chosen = [fitting[position] for position in batch]
             if not all(done(request.key) for request, _ in chosen):
                 record(self._answer(chosen))
+
+    def batches(self, requests: Sequence[GenerationRequest]) -> tuple[list[list[str]], list[Failure]]:
+        """The batches in which requests are answered, as keys, and those that do not fit the model.
+
+        `generate` with the requests of one batch, in this order, answers them as that batch: whoever answers it, the
+        answers are those of `generate` with all requests.
+        """
+        self.load()
+        fitting, failures = self._fitting(requests)
+        return [[fitting[position][0].key for position in batch] for batch in self._batches(fitting)], failures
+
+    def _batches(self, asked: Sequence[_Asked]) -> list[list[int]]:
+        config = self._inference
+        lengths = [len(prompt) for _, prompt in asked]
+        rows = config.batch_size or MAX_BATCH_ROWS
+        longest, most = config.max_new_tokens, config.max_batch_tokens
+        return batches_by_length(lengths, rows, most, longest, equal=self._reads_padding(asked))
 
     def _reads_padding(self, asked: Sequence[_Asked]) -> bool:
         """Whether prompts of different lengths must not share a batch."""
@@ -131,19 +148,18 @@ class TransformersTeacher:
                 self._tokenizer, self._ends, self._model.config.get_text_config().vocab_size
             )
 
-    def _fitting(
-        self, requests: Sequence[GenerationRequest], done: Callable[[str], bool], record: RecordOutcomes
-    ) -> list[_Asked]:
-        """Requests with their prompt tokens; those that do not fit the model are recorded as failures."""
+    def _fitting(self, requests: Sequence[GenerationRequest]) -> tuple[list[_Asked], list[Failure]]:
+        """Requests with their prompt tokens, and those that do not fit the model."""
         context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
         fitting: list[_Asked] = []
+        failures: list[Failure] = []
         for request in requests:
             prompt = self._chat.prompt(request, context)
-            if not isinstance(prompt, Failure):
+            if isinstance(prompt, Failure):
+                failures.append(prompt)
+            else:
                 fitting.append((request, prompt))
-            elif not done(request.key):
-                record([prompt])
-        return fitting
+        return fitting, failures
 
     def _answer(self, asked: list[_Asked]) -> list[Completion]:
         torch = import_torch()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from easydistill.config.inference import VllmOptions
@@ -25,7 +25,7 @@ from easydistill.contracts.teacher import (
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import MissingExtra, TeacherError
-from easydistill.models.loading import choose_dtype, device, eos_ids, load_tokenizer
+from easydistill.models.loading import choose_dtype, device, eos_ids, load_generation_config, load_tokenizer
 from easydistill.models.reference import model_directory, resolve
 from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.teachers.backends._local import template_identity
@@ -56,6 +56,7 @@ class VllmTeacher:
         self._template = template
         self._date = date
         self._engine: Any = None
+        self._started: dict[str, _Started] = {}
 
     def identity(self) -> dict[str, Any]:
         weights = resolve(self._reference).identity()
@@ -100,7 +101,7 @@ class VllmTeacher:
         self._engine = self._llm.llm_engine
         self._context = int(self._llm.model_config.max_model_len)
         self._tokenizer = load_tokenizer(self._reference, trust_remote_code=config.trust_remote_code)
-        self._ends = eos_ids(self._tokenizer, _generation_config(directory))
+        self._ends = eos_ids(self._tokenizer, load_generation_config(directory))
         self._chat = LocalChat(self._tokenizer, self._ends, config, self._template, self._date)
 
     def generate(
@@ -111,32 +112,40 @@ class VllmTeacher:
         stop: StopSignal,
     ) -> None:
         waiting = (request for request in requests if not done(request.key))
-        first = next(waiting, None)
-        if first is None:
-            return
-        self._load(first.key)
-        started: dict[str, _Started] = {}
-        self._submit(first, started, record)
-        while started or not stop.requested:
-            while len(started) < self._inference.chunk_size and not stop.requested:
+        while True:
+            while self.in_flight < self._inference.chunk_size and not stop.requested:
                 request = next(waiting, None)
                 if request is None:
                     break
-                self._submit(request, started, record)
-            if not started:
+                failure = self.submit(request)
+                if failure is not None:
+                    record([failure])
+            if not self.in_flight:
                 return
-            for output in self._finished():
-                record([self._completion(output, started.pop(output.request_id))])
+            for completion in self.step():
+                record([completion])
 
-    def _submit(self, request: GenerationRequest, started: dict[str, _Started], record: RecordOutcomes) -> None:
+    @property
+    def in_flight(self) -> int:
+        """Requests that have been submitted and not been answered."""
+        return len(self._started)
+
+    def submit(self, request: GenerationRequest) -> Failure | None:
+        """Begin to answer a request; the failure if it does not fit the model."""
+        self._load(request.key)
         prompt = self._chat.prompt(request, self._context)
         if isinstance(prompt, Failure):
-            record([prompt])
-            return
+            return prompt
         room = min(self._inference.max_new_tokens, self._context - len(prompt))
         params = self._params(request, room)
         self._engine.add_request(request.key, {"prompt_token_ids": prompt}, params)
-        started[request.key] = request, time.monotonic()
+        self._started[request.key] = request, time.monotonic()
+        return None
+
+    def step(self) -> list[Completion]:
+        """Compute the next tokens; the answers that they complete."""
+        finished = [output for output in self._engine.step() if output.finished]
+        return [self._completion(output, self._started.pop(output.request_id)) for output in finished]
 
     def _params(self, request: GenerationRequest, max_tokens: int) -> Any:
         from vllm import SamplingParams
@@ -160,9 +169,6 @@ class VllmTeacher:
             detokenize=False,
         )
 
-    def _finished(self) -> Iterator[Any]:
-        return (output for output in self._engine.step() if output.finished)
-
     def _completion(self, output: Any, asked: _Started) -> Completion:
         answer = output.outputs[0]
         request, started = asked
@@ -179,12 +185,3 @@ class VllmTeacher:
 
     def close(self) -> None:
         self._engine = self._llm = None
-
-
-def _generation_config(directory: str) -> Any:
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(directory)
-    except OSError:
-        return None

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.loss import DistillationConfig
-from easydistill.data.files import hash_file, link_or_copy, set_aside
+from easydistill.data.files import hash_file, link_or_copy, set_aside, write_text
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, is_cut
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from easydistill.models.compatibility import Difference, Side
     from easydistill.signals.codec import Codec
     from easydistill.signals.score import RowToScore, Scorer
+    from easydistill.signals.sharing import SharedWork
     from easydistill.signals.store import SignalStore
 
 SIGNALS = "signals"
 STORE = "store.json"
+SHARED = "processes/score"
+"""Folder for what the processes that score tell each other."""
 MARK = "for.txt"
 """File with the fingerprint of the config that the shards belong to."""
 
@@ -61,6 +64,8 @@ class Scoring:
     teacher without one."""
     teacher_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Variables of that template, or of the teacher's own."""
+    processes: int | Literal["auto"] = 1
+    """How many score, unless vLLM does."""
 
     @property
     def teachers(self) -> list[tuple[str, float]]:
@@ -216,12 +221,47 @@ class ScoreStage:
         known = [size for size in sizes if size is not None]
         return Estimate(memory_bytes=sum(known) * each if len(known) == len(sizes) else None)
 
+    @property
+    def works_alone(self) -> bool:
+        """Whether one process scores: vLLM shares the teacher among all devices by itself."""
+        return self._scoring.signals.backend == "vllm"
+
+    def foretell(self) -> list[str]:
+        processes = self._scoring.processes
+        if processes == 1:
+            return []
+        if self.works_alone:
+            return ["vLLM scores in one process, on all GPUs: launch.processes concerns the training alone"]
+        size = self.estimate(Path()).memory_bytes
+        each = "each process" if processes == "auto" else f"each of {processes} processes"
+        return [f"{each} that scores loads the whole teacher" + (f" ({size / 1e9:.1f} GB)" if size else "")]
+
     # --- the work -------------------------------------------------------------------------------------------
 
+    def prepare(self, context: StageContext) -> None:
+        """Make room for the store, and for what the processes tell each other."""
+        from easydistill.signals.sharing import SharedWork
+
+        self._make_room(context)
+        SharedWork.clear(context.directory / SHARED)
+
+    def _make_room(self, context: StageContext) -> None:
+        """Remove shards of an earlier config, and what an earlier attempt left unfinished."""
+        directory = context.directory / SIGNALS
+        mark = directory / MARK
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != context.fingerprint:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            write_text(mark, context.fingerprint)
+        # Temporary files: ours, and those that safetensors has beside them.
+        for path in directory.glob(".*"):
+            path.unlink()
+
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.signals.score import score_rows
+        from easydistill.signals.shards import ShardPlan
         from easydistill.signals.store import SignalStore, StoreManifest
 
+        share = self._share(context)
         samples, _, _ = self._rows.read(context)
         student = self._student
         renderer = student.renderer(context.started)
@@ -236,22 +276,29 @@ class ScoreStage:
             work = self._aligned_work(student, rendered, context.started)
         else:
             work = self._work(student, rendered)
-        directory = self._directory(context)
-        with context.reporter.task("Scoring", len(work.rows)) as task:
-            shards = score_rows(
-                work.rows,
-                self._scoring.signals,
-                work.codec,
-                directory,
-                work.make_scorer,
-                task.advance,
-                context.stop,
-            )
+        directory = context.directory / SIGNALS
+        plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
+        with context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows) as task:
+            plan.score(work.codec, work.make_scorer, task.advance, context.stop, share)
         context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         about = self._about(student, work.vocabulary, renderer)
-        StoreManifest.of(directory, work.codec, about, shards).write(directory)
+        StoreManifest.of(directory, work.codec, about, len(plan.shards)).write(directory)
         self._publish(directory)
+        if share is not None:
+            work.metrics.update(share.figures())
         return self._result(SignalStore(directory), len(samples), work, rejected)
+
+    def _share(self, context: StageContext) -> SharedWork | None:
+        """This process's part of the work, if there are several."""
+        from easydistill.methods.shared.ranks import world_size
+        from easydistill.signals.sharing import SharedWork
+
+        if world_size() > 1:
+            return SharedWork(context.directory / SHARED, context.rank, world_size())
+        self._make_room(context)
+        return None
 
     def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
         """The work for teachers with the student's vocabulary."""
@@ -327,16 +374,6 @@ class ScoreStage:
             ),
             coverage(reference, rows),
         )
-
-    def _directory(self, context: StageContext) -> Path:
-        """The directory of the store, without shards of an earlier config."""
-        directory = context.directory / SIGNALS
-        mark = directory / MARK
-        if not mark.is_file() or mark.read_text(encoding="utf-8") != context.fingerprint:
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
-            mark.write_text(context.fingerprint, encoding="utf-8")
-        return directory
 
     def _shared_ids(self, student: Side) -> int:
         """The bound below which token ids mean the same to the student and all teachers."""

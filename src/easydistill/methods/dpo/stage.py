@@ -72,8 +72,8 @@ class DpoStage(PairStage):
             model = student.model.to(device()).eval()
             return score_pairs(LocalScores(model, pad, self._training.loss_chunk_bytes), held_rows, context.stop)
 
-        # The reference is the untrained student.
-        start = scores()
+        # The reference is the untrained student. The others wait where they first meet the first rank.
+        start = scores() if context.rank == 0 else []
         outcome = train(
             student,
             rows,
@@ -85,6 +85,8 @@ class DpoStage(PairStage):
             self.name,
         )
         context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         metrics: dict[str, Any] = {}
         if held_rows:
             now = scores()

@@ -10,9 +10,10 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,7 +30,9 @@ from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.shared.adapters import adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
-from easydistill.methods.shared.trl_parts import PairsTrainer
+from easydistill.methods.shared.ranks import check_ranks, from_all, from_first, raise_if_stopped, rank, world_size
+from easydistill.methods.shared.strategies.base import strategy
+from easydistill.methods.shared.trl_parts import COUNTED, PairsTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -38,12 +41,14 @@ try:
     with importing_trl():
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
+        from trl.trainer import dpo_trainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 except ImportError:
     raise MissingExtra("trl", "Training on pairs") from None
 
 REFERENCE = "reference.jsonl"
 """Journal of reference log-probabilities, beside the checkpoints."""
+_SIDES = ("chosen", "rejected")
 _KEPT = {
     "entropy": "entropy",
     "rewards/margins": "reward_margin",
@@ -78,10 +83,13 @@ def train(
     if not pairs:
         raise DataError("there is nothing to train on: no pair fits into training.max_length")
     resume = last_whole_checkpoint(checkpoints)
+    if resume is not None:
+        check_ranks(resume)
     watch = PairWatch(reporter, stop, config, stage)
     with watch:
         trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop)
         run_trainer(trainer, resume)
+    strategy().whole(trainer, trainer.model)
     trained_tokens = sum(sum(pair.learned_tokens) for pair in pairs)
     outcome = training_outcome(trainer.state, trainer.model, trained_tokens, resume)
     # TRL patches its own forward onto the instance; later users of the model expect logits.
@@ -108,7 +116,13 @@ def arguments(config: DpoTrainingConfig, preference: PreferenceConfig, checkpoin
 
 @dataclasses.dataclass
 class PairCollator(DataCollatorForPreference):
-    """TRL's batches, with the β and the index of every pair, and without what the model does not write in answers."""
+    """TRL's batches, with the β and the index of every pair, and without what the model does not write in answers.
+
+    Args:
+        reference: each pair's log-probabilities under the reference, once they are known.
+    """
+
+    reference: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = super().torch_call(examples)
@@ -118,13 +132,16 @@ class PairCollator(DataCollatorForPreference):
                 for at in example[name]:
                     found["completion_mask"][side * len(examples) + number, start + at] = 0
         found["beta"] = torch.tensor([example["beta"] for example in examples])
+        if self.reference:
+            sums = [self.reference[example["pair"]] for example in examples]
+            found |= {f"ref_{which}_logps": torch.tensor([pair[which] for pair in sums]) for which in _SIDES}
         found["pair"] = torch.tensor([example["pair"] for example in examples])
         return found
 
 
 def _for_model(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch without the keys that `PairCollator` adds, which the model does not accept."""
-    return {key: value for key, value in batch.items() if key not in ("beta", "pair")}
+    return {key: value for key, value in batch.items() if key not in ("beta", "pair", COUNTED)}
 
 
 class PairWatch(Watch):
@@ -150,8 +167,22 @@ class PairWatch(Watch):
         self.margins.clear()
 
 
+@contextlib.contextmanager
+def _unhashed() -> Iterator[None]:
+    """Spare TRL the hash of all weights, which names a cache of the reference that is not ours: processes that make the
+    structure alone have none."""
+    known = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = known
+
+
 class PairTrainer(PairsTrainer, DPOTrainer):
     """TRL's trainer on tokenised pairs."""
+
+    loss_weights: Any
 
     def __init__(
         self,
@@ -184,41 +215,79 @@ class PairTrainer(PairsTrainer, DPOTrainer):
             }
             for number, (pair, beta) in enumerate(zip(pairs, betas, strict=True))
         ]
-        super().__init__(
-            model=student.model,
-            args=arguments(config, preference, checkpoints),
-            train_dataset=Dataset.from_list(rows),
-            data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id, max_length=config.max_length),
-            processing_class=tokenizer,
-            peft_config=adapters(student.model, config),
-            callbacks=[watch],
+        self._rows = Dataset.from_list(rows)
+        self._reference: dict[int, dict[str, Any]] = {}
+        self._collate = PairCollator(
+            pad_token_id=tokenizer.pad_token_id, max_length=config.max_length, reference=self._reference
         )
+        with _unhashed():
+            super().__init__(
+                model=student.model,
+                args=arguments(config, preference, checkpoints),
+                train_dataset=self._rows,
+                data_collator=self._collate,
+                processing_class=tokenizer,
+                peft_config=adapters(student.model, config),
+                callbacks=[watch],
+            )
+        self._share_pairs()
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Reference log-probabilities under the initial weights, continuing the journal of an earlier attempt."""
-        self.model.eval()
-        with Journal(self._journal_path) as journal:
-            known = [str(number) in journal for number in range(len(dataset))]
-            order = sorted(range(len(dataset)), key=lambda number: (self._pairs[number].longest, number))
-            with self._watch.task("Reference", len(dataset), sum(known)) as task:
-                for at in range(0, len(order), batch_size):
-                    numbers = [number for number in order[at : at + batch_size] if not known[number]]
-                    if not numbers:
-                        continue
-                    self._stop.raise_if_requested()
-                    batch = self._prepare_inputs(self.data_collator([dataset[number] for number in numbers]))
-                    sums = self.compute_ref_log_probs(self.model, batch)
-                    journal.append(
-                        *(
-                            {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
-                            for number, chosen, rejected in zip(numbers, *sums, strict=True)
-                        )
-                    )
-                    task.advance(len(numbers))
-            found = [journal.get(str(number)) for number in range(len(dataset))]
-        for side in ("chosen", "rejected"):
-            dataset = dataset.add_column(f"ref_{side}_logps", [entry[side] for entry in found])
+        """Compute the reference now, with the ordinary model, or later, where it is to be shared out in parts first."""
+        if not strategy().shards:
+            # A strategy may not have moved it yet.
+            self._compute_reference(self.model.to(self.args.device), dataset)
         return dataset
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # A checkpoint is only written when the journal holds the whole reference, which is that of the first weights.
+        if strategy().shards and not self._reference:
+            self._compute_reference(self.model_wrapped, self._rows)
+        return super()._run_epoch(*args, **kwargs)
+
+    def _compute_reference(self, model: Any, dataset: Any) -> None:
+        """Reference log-probabilities under the initial weights, continuing the journal of an earlier attempt.
+
+        The ranks share the pairs, and the first one writes.
+        """
+        model.eval()
+        size = self._config.per_device_train_batch_size
+        with Journal(self._journal_path) if rank() == 0 else contextlib.nullcontext() as journal:
+            found = {} if journal is None else {int(key): journal.get(key) for key in journal}
+            known: dict[int, dict[str, Any]] = from_first(found)
+            order = sorted(range(len(dataset)), key=lambda number: (self._pairs[number].longest, number))
+            window = size * world_size()
+            with self._watch.task("Reference", len(dataset), len(known)) as task:
+                for at in range(0, len(order), window):
+                    numbers = order[at : at + window]
+                    wanted = [number for number in numbers if number not in known]
+                    if not wanted:
+                        continue
+                    raise_if_stopped(self._stop)
+                    entries = self._reference_of(model, dataset, numbers, known)
+                    if journal is not None:
+                        journal.append(*entries)
+                    known |= {int(entry["key"]): entry for entry in entries}
+                    task.advance(len(wanted))
+        self._reference.update(known)
+
+    def _reference_of(
+        self, model: Any, dataset: Any, numbers: Sequence[int], known: Container[int]
+    ) -> list[dict[str, Any]]:
+        """The journal's entries of some pairs, of which each rank computes a part; without those that are known."""
+        ranks, mine = world_size(), rank()
+        part = numbers[len(numbers) * mine // ranks : len(numbers) * (mine + 1) // ranks]
+        part = [number for number in part if number not in known]
+        entries: list[dict[str, Any]] = []
+        if part or strategy().shards:
+            # With parts of the weights, all ranks compute or none.
+            batch = self._prepare_inputs(self._collate([dataset[number] for number in part or numbers[:1]]))
+            sums = self.compute_ref_log_probs(model, batch)
+            entries = [
+                {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
+                for number, chosen, rejected in zip(part, *sums, strict=False)
+            ]
+        return [entry for found in from_all(entries) for entry in found]
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         return super().compute_ref_log_probs(model, _for_model(inputs))
@@ -232,14 +301,30 @@ class PairTrainer(PairsTrainer, DPOTrainer):
             return seen[-1]
 
         common: Any = self.args.beta
+        weights = self.loss_weights
         try:
             self.beta = inputs["beta"]
+            self.loss_weights = self._weights_here(inputs)
             found = super()._compute_loss(watched, _for_model(inputs), return_outputs)
         finally:
-            self.beta = common
+            self.beta, self.loss_weights = common, weights
         width = inputs["completion_mask"].shape[1] - 1
         chosen_B, rejected_B = seen[0].log_probs[:, -width:].detach().sum(1).chunk(2)
         margin_B = chosen_B - inputs["ref_chosen_logps"] - rejected_B + inputs["ref_rejected_logps"]
-        for number, margin in zip(inputs["pair"].tolist(), margin_B.tolist(), strict=True):
+        margins, numbers = self.accelerator.gather(margin_B), self.accelerator.gather(inputs["pair"])
+        for number, margin in zip(numbers.tolist(), margins.tolist(), strict=True):
             self._watch.margins[self._pairs[number].gap].append(margin)
         return found
+
+    def _weights_here(self, inputs: dict[str, Any]) -> list[float]:
+        """The weights of the losses on this rank: `sft` is a mean over tokens, and the others are means over pairs."""
+        if world_size() == 1 or "sft" not in self.loss_types:
+            return list(self.loss_weights)
+        pairs = self.accelerator.gather(inputs["pair"])
+        tokens = inputs["completion_mask"][: len(inputs["pair"]), 1:].sum()
+        mean = int(self.accelerator.gather(tokens).sum()) / len(pairs)
+        by_tokens = int(tokens) / (len(inputs["pair"]) * mean)
+        return [
+            weight * by_tokens if loss == "sft" else weight
+            for loss, weight in zip(self.loss_types, self.loss_weights, strict=True)
+        ]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
@@ -19,6 +20,7 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, student_renderer
 from easydistill.methods.shared.rows import (
     LabelledRows,
@@ -47,6 +49,10 @@ if TYPE_CHECKING:
     from easydistill.methods.shared.watch import TrainingOutcome
 
 
+COLD_START, ON_POLICY = "cold_start", "on_policy"
+"""Folders of the checkpoints of the two parts of a training."""
+
+
 class OnPolicyStage(TrainStage):
     """On-policy distillation of the student, under the same name and with the same outputs as `TrainStage`."""
 
@@ -72,7 +78,7 @@ class OnPolicyStage(TrainStage):
         return self._inference if isinstance(self._inference, ApiInferenceConfig) else None
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight()
+        issues = super().preflight() + rollout_issues(self.launch)
         if isinstance(self._rows, PromptRows):
             issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         if self._server is None and self._models.teacher is not None:
@@ -104,6 +110,11 @@ class OnPolicyStage(TrainStage):
             disk_bytes=own.disk_bytes, memory_bytes=None if teacher is None else own.memory_bytes + 2 * teacher
         )
 
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished, of the cold start and of what follows it."""
+        for part in (COLD_START, ON_POLICY):
+            last_whole_checkpoint(checkpoints_of(context) / part)
+
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.shared.restored import trimmed_vocabulary
 
@@ -123,6 +134,8 @@ class OnPolicyStage(TrainStage):
         with trimmed_vocabulary(student.model, size):
             outcome = self._train(student, rows, labels, size, context)
             context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
@@ -190,10 +203,9 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.on_policy import trainer as sampled
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train as fine_tune
-        from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 
         checkpoints = checkpoints_of(context)
-        following = checkpoints / "on_policy"
+        following = checkpoints / ON_POLICY
         # Checkpoints of the second part hold all weights. With LoRA they hold only the adapters, so the cold start is
         # replayed from its own last checkpoint.
         cold_start_done = self._training.lora is None and last_whole_checkpoint(following) is not None
@@ -203,7 +215,7 @@ class OnPolicyStage(TrainStage):
                 student,
                 [TokenRow(name, row.ids_T, row.mask_T) for name, row in labels.items()],
                 self._training.model_copy(update={"max_steps": self._on_policy.sft_steps}),
-                checkpoints / "cold_start",
+                checkpoints / COLD_START,
                 context.reporter,
                 context.stop,
                 stage="cold_start",

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -43,6 +43,18 @@ from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import check_head, training_arguments, uses_bf16
 from easydistill.methods.shared.phases import Phases
+from easydistill.methods.shared.ranks import (
+    check_ranks,
+    from_all,
+    numbers_of_share,
+    raise_if_stopped,
+    rank,
+    sum_gradients,
+    sum_over_ranks,
+    together,
+    wait_for_all,
+    world_size,
+)
 from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
     ModelWriter,
@@ -117,6 +129,30 @@ def train(
     return outcome
 
 
+def _over_ranks(count: int) -> int:
+    """The sum of all ranks' counts."""
+    return int(sum_over_ranks(torch.tensor(count)))
+
+
+def _share(count: int) -> slice:
+    """This rank's part of a step's sequences, of which each rank has as many."""
+    numbers = numbers_of_share(count // world_size())
+    return slice(numbers.start, numbers.stop)
+
+
+def _numbers(steps: Iterable[Sequence[Written]]) -> list[int]:
+    """Which of all ranks' rollouts this rank's are, in the order of the steps."""
+    found: list[int] = []
+    before = 0
+    for items in steps:
+        share = _share(len(items))
+        for at, item in enumerate(items):
+            if item.rolled:
+                found += [before] if share.start <= at < share.stop else []
+                before += 1
+    return found
+
+
 class SampledTraining:
     """The training loop: optimiser steps over rollouts, logging, checkpoints."""
 
@@ -136,7 +172,7 @@ class SampledTraining:
         self._checkpoints, self._reporter = checkpoints, reporter
         self._writer = writer or ModelWriter()
         self._device = device()
-        self._order = PromptOrder(len(rows), batch_rows(config), config.seed)
+        self._order = PromptOrder(len(rows), batch_rows(config) * world_size(), config.seed)
         self.total = config.max_steps or math.ceil(config.num_train_epochs * self._order.steps)
         self.model = with_adapters(student.model, config)
         if config.gradient_checkpointing:
@@ -160,7 +196,7 @@ class SampledTraining:
         with self._reporter.task("On-policy training", self.total, done=self._step, unit="steps") as task:
             while self._step < self.total:
                 try:
-                    stop.raise_if_requested()
+                    raise_if_stopped(stop)
                     measured = {} if self._pending else self._fill_pending(stop)
                 except (Interrupted, TeacherError):
                     self._save()
@@ -169,7 +205,7 @@ class SampledTraining:
                 with self._phases.during("update"):
                     measured |= self.update(batch)
                 self._step += 1
-                tokens = sum(sum(item.learned) for item in batch)
+                tokens = _over_ranks(sum(sum(item.learned) for item in batch))
                 self._tokens += tokens
                 self._window.append(measured)
                 task.advance(tokens=tokens, note=f"loss {measured['loss']:.3f}")
@@ -182,7 +218,8 @@ class SampledTraining:
     def _fill_pending(self, stop: StopSignal) -> dict[str, float]:
         """Fill `_pending` with the sequences of the next steps, scored by the teacher; returns their figures."""
         steps = range(self._step, min(self.total, self._step + self._on_policy.steps_per_rollout))
-        written = {step: self._assigned(step) for step in steps}
+        everything = {step: self._assigned(step) for step in steps}
+        written = {step: items[_share(len(items))] for step, items in everything.items()}
         prompts = [(item.id, item.prompt) for step in steps for item in written[step] if item.rolled]
         if prompts:
             with self._phases.during("weights"):
@@ -197,30 +234,33 @@ class SampledTraining:
                 # The estimate is of the student's own distribution, so sampling must not sharpen or flatten it.
                 1.0,
                 self._config.seed,
+                _numbers(everything.values()),
             )
-        scored_rollouts, entropy = self._score(rollouts, stop)
+        scored_rollouts, entropies = self._score(rollouts, stop)
         answers = iter(scored_rollouts)
         self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
-        return {**describe(scored_rollouts), **({"entropy": entropy} if scored_rollouts else {})}
+        everyone = [item for part in from_all(scored_rollouts) for item in part]
+        entropies = [value for part in from_all(entropies) for value in part]
+        return {**describe(everyone), **({"entropy": fmean(entropies)} if everyone else {})}
 
     def _assigned(self, step: int) -> list[Written]:
-        """A step's sequences; those that the student is to generate are still empty."""
+        """A step's sequences of all ranks; those that the student is to generate are still empty."""
         chosen = self._order.batches(step // self._order.steps)[step % self._order.steps]
         rolled = rolled_positions(self._on_policy.rollout_share, step, len(chosen), self._config.seed)
         return [assign(self._rows[index], at in rolled) for at, index in enumerate(chosen)]
 
     @torch.no_grad()
-    def _score(self, rollouts: list[Written], stop: StopSignal) -> tuple[list[Written], float]:
-        """The rollouts with log p_old and log p_T of their tokens, and the student's mean entropy in nats."""
-        if not rollouts:
-            return [], 0.0
+    def _score(self, rollouts: list[Written], stop: StopSignal) -> tuple[list[Written], list[float]]:
+        """The rollouts with log p_old and log p_T of their tokens, and the student's entropy at each, in nats."""
         asked = [(item.ids, len(item.prompt)) for item in rollouts]
         self._student.model.eval()
         with self._phases.during("scores"), self._autocast():
-            own = scored(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
+            own = scored(self._student.model, asked, self._pad, self._config.loss_chunk_bytes) if asked else []
         with self._phases.during("teacher"):
-            by_teacher = [[usable_logprob(value) for value in row] for row in self._scores.score(asked, stop)]
-        if all(math.isnan(value) for row in by_teacher for value in row):
+            given = together(lambda: self._scores.score(asked, stop) if asked else [])
+        usable = [[[usable_logprob(value) for value in row] for row in part] for part in given]
+        by_teacher = usable[rank()]
+        if any(usable) and all(math.isnan(value) for part in usable for row in part for value in row):
             raise TeacherError(
                 "the teacher gives no usable log-probability: all are placeholders or not finite\n"
                 "    → check the server with one request for prompt_logprobs, or load the teacher in float32"
@@ -229,13 +269,13 @@ class SampledTraining:
             replace(item, old=old, teacher=teacher)
             for item, (old, _), teacher in zip(rollouts, own, by_teacher, strict=True)
         ]
-        return found, fmean(value for _, entropies in own for value in entropies)
+        return found, [value for _, entropies in own for value in entropies]
 
     def update(self, batch: list[Written]) -> dict[str, float]:
         """Take one optimiser step; returns its figures."""
         self.model.train()
         # A step of one short answer may have no score at all; it then has no gradient.
-        count = max(1, sum(sum(item.learned) for item in batch))
+        count = max(1, _over_ranks(sum(sum(item.learned) for item in batch)))
         batch = sorted(batch, key=lambda item: len(item.ids), reverse=True)
         size = self._config.per_device_train_batch_size
         total = 0.0
@@ -246,6 +286,8 @@ class SampledTraining:
                 loss = self._loss(batch[at : at + size]) / count
                 loss.backward()
                 total += float(loss.detach())
+        total = float(sum_over_ranks(torch.tensor(total, dtype=torch.float64)))
+        sum_gradients(self._trainable.values())
         if not math.isfinite(total):
             raise DataError(
                 f"the training loss is {total} at step {self._step + 1}\n"
@@ -302,34 +344,41 @@ class SampledTraining:
     def _save(self) -> None:
         """Save the state after `_step` steps; the marker is written last, then old checkpoints are removed."""
         target = self._checkpoints / f"checkpoint-{self._step}"
-        if self._step == self._resumed or is_whole(target):
-            return
+        pending = from_all([[asdict(item) for item in batch] for batch in self._pending])
+        if rank() == 0 and self._step != self._resumed and not is_whole(target):
+            self._write(target, pending)
+        wait_for_all()
+
+    def _write(self, target: Path, pending: list[Any]) -> None:
+        """Write a checkpoint; `pending` is each rank's."""
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         state = {
             "weights": self._trainable,
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
-            "pending": [[asdict(item) for item in batch] for batch in self._pending],
+            "pending": pending[0] if world_size() == 1 else pending,
             "window": self._window,
             "tokens": self._tokens,
             "final_loss": self._final_loss,
         }
         torch.save(state, target / STATE)
-        mark_whole(target)
+        mark_whole(target, world_size())
         rotate(self._checkpoints, self._config.save_total_limit)
 
     def _load(self) -> None:
         found = last_whole_checkpoint(self._checkpoints)
         if found is None:
             return
+        check_ranks(found)
         state = torch.load(found / STATE, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, value in state["weights"].items():
                 self._trainable[name].copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
-        self._pending = [[Written(**item) for item in batch] for batch in state["pending"]]
+        pending = state["pending"] if world_size() == 1 else state["pending"][rank()]
+        self._pending = [[Written(**item) for item in batch] for batch in pending]
         self._window, self._tokens, self._final_loss = state["window"], state["tokens"], state["final_loss"]
         self._step = self._resumed = step_of(found)
 

@@ -30,6 +30,7 @@ from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, check_head, importing_trl
 from easydistill.methods.shared.phases import Phases
+from easydistill.methods.shared.ranks import check_ranks, from_all, numbers_of_share, sum_over_ranks, world_size
 from easydistill.methods.shared.restored import kept_settings
 from easydistill.methods.shared.rollouts import (
     BATCH_TOKENS,
@@ -43,7 +44,8 @@ from easydistill.methods.shared.rollouts import (
     describe,
     rolled_positions,
 )
-from easydistill.methods.shared.trl_parts import WritingTrainer
+from easydistill.methods.shared.strategies.base import strategy
+from easydistill.methods.shared.trl_parts import WritingTrainer, need_whole_weights, uneven_ranks
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
@@ -84,14 +86,18 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
+    need_whole_weights()
     check_head(student.model)
     check_head(teacher)
     resume = last_whole_checkpoint(checkpoints)
+    if resume is not None:
+        check_ranks(resume)
     model = with_adapters(student.model, config)
     watch = RolloutWatch(reporter, stop, config)
     with watch, kept_settings(student.model):
         trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch, writer)
         run_trainer(trainer, resume)
+    strategy().whole(trainer, model)
     outcome = training_outcome(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
     if config.lora is not None:
         student.model = model.merge_and_unload()
@@ -159,6 +165,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self._watch, self._writer = watch, writer or ModelWriter()
         self.phases = watch.phases = Phases(device())
         self._sequences: list[Written] = []
+        self._numbers: list[int] = []
         self._hidden: list[Tensor] = []
         self._teacher_read: Tensor | None = None
         super().__init__(
@@ -170,18 +177,20 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             callbacks=[watch],
         )
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _order(self) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
-        return PromptOrder(
-            len(self._rows), batch_rows(self._config), self._config.seed, self._config.gradient_accumulation_steps
-        )
+        size = batch_rows(self._config) * world_size()
+        return PromptOrder(len(self._rows), size, self._config.seed, self._config.gradient_accumulation_steps)
 
     def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Token ids of rows given by index; also decides which of them the student answers."""
         rolled = rolled_positions(
-            self._on_policy.rollout_share, self.state.global_step, len(prompts), self._config.seed
+            self._on_policy.rollout_share, self.state.global_step, len(prompts) * world_size(), self._config.seed
         )
-        self._sequences = [assign(self._rows[index], at in rolled) for at, index in enumerate(prompts)]
+        numbers = numbers_of_share(len(prompts))
+        self._sequences = [assign(self._rows[index], at in rolled) for at, index in zip(numbers, prompts, strict=True)]
+        # Of the sequences that the student writes.
+        self._numbers = [before for before, at in enumerate(sorted(rolled)) if at in numbers]
         return [item.prompt for item in self._sequences], None, {}
 
     def _generate_single_turn(
@@ -202,8 +211,10 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
                     self._on_policy.max_new_tokens,
                     self._on_policy.temperature,
                     self._config.seed,
+                    self._numbers,
                 )
-        self._watch.described += [describe(rollouts)] if rollouts else []
+        if everyone := [item for part in from_all(rollouts) for item in part]:
+            self._watch.described.append(describe(everyone))
         answers = iter(rollouts)
         return [next(answers).completion if item.rolled else item.completion for item in self._sequences]
 
@@ -242,6 +253,13 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self._hidden.append(hidden_BTD.detach())
         return hidden_BTD
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, with the entropy of a last batch over all ranks: accelerate would leave some of them out."""
+        if world_size() == 1:
+            return super().compute_loss(*args, **kwargs)
+        with uneven_ranks(self, 1, means=False):
+            return super().compute_loss(*args, **kwargs)
+
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         """On steps that are logged, also estimate the reverse KL from the student's own tokens."""
         self._hidden, self._teacher_read = [], inputs[TEACHER_READ]
@@ -255,7 +273,8 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
     @torch.no_grad()
     def _reverse_kl(self, unwrapped_student: Any, ids_BT: Tensor, keep_BT: Tensor) -> list[dict[str, float]]:
         """The mean of log p_S − log p_T at temperature 1, from the hidden states that the loss has computed."""
-        if not keep_BT.any():
+        count = int(sum_over_ranks(keep_BT.sum()))
+        if not count:
             return []
         heads = [Head.of(model) for model in (unwrapped_student, self.accelerator.unwrap_model(self.teacher_model))]
         step = rows_per_chunk(heads[0].weight_VD.shape[0], self._config.loss_chunk_bytes, ids_BT.device)
@@ -266,7 +285,10 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
                     target_logprobs(hidden_BTD[keep_BT][at : at + step], head, target_N[at : at + step])[0]
                     for at in range(0, len(target_N), step)
                 ]
+                or [torch.zeros(0, device=ids_BT.device)]
             )
             for head, hidden_BTD in zip(heads, self._hidden, strict=True)
         )
-        return [{"reverse_kl": float((student_N - teacher_N).mean())}]
+        gaps_N = student_N - teacher_N
+        mean = gaps_N.mean() if world_size() == 1 else sum_over_ranks(gaps_N.sum()) / count
+        return [{"reverse_kl": float(mean)}]

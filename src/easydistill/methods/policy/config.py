@@ -150,17 +150,22 @@ class PolicyTrainingConfig(TrainerConfig):
     """Longest prompt with its answer, in tokens; prompts without room for an answer are rejected."""
 
 
-def check_rounds(policy: PolicyConfig, training: TrainerConfig) -> None:
+def check_rounds(policy: PolicyConfig, training: TrainerConfig, processes: int = 1) -> None:
     """Check that a round consists of whole groups, and that prompts have room.
+
+    Args:
+        processes: that train together, each with its part of a round.
 
     Raises:
         Unfit: a round has incomplete groups, or answers fill `max_length`.
     """
     answers = training.per_device_train_batch_size * training.gradient_accumulation_steps * policy.steps_per_rollout
+    answers *= processes
     if answers % policy.num_generations:
+        shared = " × launch.processes" if processes > 1 else ""
         raise Unfit(
             f"a round has {answers} answers (per_device_train_batch_size × gradient_accumulation_steps × "
-            f"steps_per_rollout), which cannot be divided into whole groups of {policy.num_generations}",
+            f"steps_per_rollout{shared}), which cannot be divided into whole groups of {policy.num_generations}",
             "make it a multiple of policy.num_generations",
         )
     if policy.max_new_tokens >= training.max_length:

@@ -5,6 +5,8 @@ Shapes: B answers, T tokens (padded on the right); `mask_BT` is 1 on tokens of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,15 +37,28 @@ def advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: fl
     return found_BT
 
 
-def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """The mean over the answers' tokens; 0 if there are none."""
-    return (values_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+def alone(values: Tensor) -> Tensor:
+    """What a process that trains alone takes from the others."""
+    return values
 
 
-def whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Normalise to mean 0 and standard deviation 1 over the answers' tokens; padding becomes 0."""
-    mean = masked_mean(values_BT, mask_BT)
-    variance = masked_mean((values_BT - mean) ** 2, mask_BT)
+def masked_mean(values_BT: Tensor, mask_BT: Tensor, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
+    """The mean over the answers' tokens; 0 if there are none.
+
+    Args:
+        total: the sum of a tensor over the processes that share the answers.
+    """
+    return total((values_BT * mask_BT).sum()) / total(mask_BT.sum()).clamp(min=1)
+
+
+def whiten(values_BT: Tensor, mask_BT: Tensor, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
+    """Normalise to mean 0 and standard deviation 1 over the answers' tokens; padding becomes 0.
+
+    Args:
+        total: as for `masked_mean`.
+    """
+    mean = masked_mean(values_BT, mask_BT, total)
+    variance = masked_mean((values_BT - mean) ** 2, mask_BT, total)
     return (values_BT - mean) * (variance + 1e-8).rsqrt() * mask_BT
 
 
@@ -54,10 +69,16 @@ def value_loss(values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor, mask_BT: T
     return 0.5 * (worst_BT * mask_BT).sum()
 
 
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float | None:
-    """1 − Var(R − V) / Var(R) over the answers' tokens: 1 for a perfect critic, 0 for an uninformed one."""
+def explained_variance(
+    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, joined: Callable[[Tensor], Tensor] = alone
+) -> float | None:
+    """1 − Var(R − V) / Var(R) over the answers' tokens: 1 for a perfect critic, 0 for an uninformed one.
+
+    Args:
+        joined: the rows of a tensor of all processes that share the answers.
+    """
     keep_BT = mask_BT.bool()
-    returns_N, errors_N = returns_BT[keep_BT], (returns_BT - values_BT)[keep_BT]
+    returns_N, errors_N = joined(returns_BT[keep_BT]), joined((returns_BT - values_BT)[keep_BT])
     if len(returns_N) < 2 or not float(returns_N.var()) > 0:
         return None
     return float(1 - errors_N.var() / returns_N.var())

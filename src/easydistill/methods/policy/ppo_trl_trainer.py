@@ -21,6 +21,7 @@ from easydistill.methods.policy import ppo
 from easydistill.methods.policy.config import PpoConfig
 from easydistill.methods.policy.trl_trainer import PolicyTrainer
 from easydistill.methods.policy.watch import Explorer, PolicyWatch
+from easydistill.methods.shared.ranks import gather_rows, sum_over_ranks, world_size
 from easydistill.models.head import body_of
 from easydistill.models.student import Student
 
@@ -141,7 +142,7 @@ class PpoTrainer(PolicyTrainer):
         returns_BT = (advantages_BT + values_BT) * mask_BT
         self._record(values_BT, returns_BT, learned_BT, (old_BT - reference_BT) * mask_BT)
         if self._policy.whiten:
-            advantages_BT = ppo.whiten(advantages_BT, learned_BT)
+            advantages_BT = ppo.whiten(advantages_BT, learned_BT, sum_over_ranks)
         found |= {
             "advantages": advantages_BT * learned_BT,
             "old_per_token_logps": old_BT,
@@ -179,10 +180,10 @@ class PpoTrainer(PolicyTrainer):
 
     def _record(self, values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, kl_BT: Tensor) -> None:
         figures = {
-            "kl": float(ppo.masked_mean(kl_BT, mask_BT)) if self._needs_reference else None,
-            "value": float(ppo.masked_mean(values_BT, mask_BT)),
-            "return": float(ppo.masked_mean(returns_BT, mask_BT)),
-            "explained_variance": ppo.explained_variance(values_BT, returns_BT, mask_BT),
+            "kl": float(ppo.masked_mean(kl_BT, mask_BT, sum_over_ranks)) if self._needs_reference else None,
+            "value": float(ppo.masked_mean(values_BT, mask_BT, sum_over_ranks)),
+            "return": float(ppo.masked_mean(returns_BT, mask_BT, sum_over_ranks)),
+            "explained_variance": ppo.explained_variance(values_BT, returns_BT, mask_BT, gather_rows),
         }
         self._watch.figures.append({name: value for name, value in figures.items() if value is not None})
 
@@ -198,7 +199,8 @@ class PpoTrainer(PolicyTrainer):
         )
         rounds = self.args.steps_per_generation / self.current_gradient_accumulation_steps
         value_loss = total * rounds * self.accelerator.num_processes / inputs["num_items_in_batch"].clamp(min=1)
-        logged = float(value_loss.detach()) * self.current_gradient_accumulation_steps
+        shared = sum_over_ranks(value_loss.detach().clone()) / world_size()
+        logged = float(shared) * self.current_gradient_accumulation_steps
         self._watch.figures.append({"value_loss": logged})
         return policy_loss + self._policy.vf_coef * value_loss
 

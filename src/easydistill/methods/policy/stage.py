@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.model import AskedModel
+from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
@@ -36,7 +36,7 @@ from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.student import Student
-from easydistill.rewards import RewardContext, build, malformed, unjudged, verify
+from easydistill.rewards import RewardContext, WeightedRewards, build, malformed, unjudged, verify
 from easydistill.rewards import files as reward_files
 from easydistill.rewards import issues as reward_issues
 from easydistill.rewards import models as reward_models
@@ -82,7 +82,7 @@ class PolicyStage(TrainStage):
         self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight() + needs_extra("trl", "trl")
+        issues = super().preflight() + rollout_issues(self.launch) + needs_extra("trl", "trl")
         issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         for key, path in reward_files(self._rewards).items():
             issues += missing_file(f"rewards.{key}", path)
@@ -136,6 +136,8 @@ class PolicyStage(TrainStage):
             explorer = self._explorer(student, rows, held_rows, context, opened)
             outcome = self._train_policy(student, explorer, context)
         context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         steps = sorted(explorer.measured)
@@ -204,6 +206,9 @@ class PolicyStage(TrainStage):
         """The rows with their rewards; everything opened here is closed by `opened`."""
         from easydistill.methods.policy.watch import Explorer
 
+        by_first = self._judge is not None
+        if by_first and context.rank > 0:
+            return Explorer(rows, heldout, WeightedRewards({}, {}), None, by_first=True)
         judge = None
         if self._judge is not None:
             judge = self._judge.plan.make(context)
@@ -214,10 +219,10 @@ class PolicyStage(TrainStage):
             judge=judge,
             judge_sampling=self._judge.inference.sampling() if self._judge is not None else {},
             judge_system_prompt=self._judge.inference.system_prompt if self._judge is not None else None,
-            journal=context.directory / f"judge-{os.environ.get('RANK', '0')}.jsonl" if judge is not None else None,
+            journal=context.directory / "judge-0.jsonl" if judge is not None else None,
         )
         rewards = opened.enter_context(build(self._rewards, given))
-        return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened))
+        return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened), by_first=by_first)
 
     def _verifier(self, heldout: Sequence[PolicyRow], given: RewardContext, opened: ExitStack) -> Reward | None:
         """A verifier of held-out answers (1 right, 0 wrong), like `rewards.verify`; None without known answers."""

@@ -9,6 +9,7 @@ Written against TRL 1.16.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +25,18 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted, MissingExtra, TeacherError
 from easydistill.methods.policy.config import GrpoConfig, PolicyConfig
 from easydistill.methods.policy.measure import measure, zero_variance
+from easydistill.methods.policy.rounds import dealt, score_round
 from easydistill.methods.policy.rows import GroupOrder, rollout_of
 from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
 from easydistill.methods.shared.phases import Phases
+from easydistill.methods.shared.ranks import any_rank, check_ranks, numbers_of_share, rank, together, world_size
 from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
-from easydistill.methods.shared.trl_parts import WritingTrainer
+from easydistill.methods.shared.strategies.base import strategy
+from easydistill.methods.shared.trl_parts import WritingTrainer, need_whole_weights
 from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -78,15 +82,18 @@ def train(
     """
     if not explorer.rows:
         raise DataError("there is nothing to train on: no prompt is left")
+    need_whole_weights()
     if (learned := learned_positions(student.model)) is not None:
         problem = f"the student has absolute position embeddings ({learned}), which padding of prompts would shift"
         raise DataError(f"{problem}\n    → use a student with rotary positions, such as a Llama or Qwen model")
     resume = last_whole_checkpoint(checkpoints)
+    if resume is not None:
+        check_ranks(resume)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    journal = Journal(checkpoints / HELDOUT)
+    journal = Journal(checkpoints / HELDOUT) if rank() == 0 else None
     watch = PolicyWatch(reporter, stop, config, policy, explorer, journal)
     watch.recall(resume)
-    with journal, watch, kept_settings(student.model):
+    with contextlib.nullcontext() if journal is None else journal, watch, kept_settings(student.model):
         made = trainer_class or PolicyTrainer
         trainer = made(student, explorer, config, policy, checkpoints, watch, **extra)
         watch.trainer = trainer
@@ -96,9 +103,10 @@ def train(
             # The judge failed, or waiting for it was interrupted: keep all rounds before.
             trainer.keep()
             raise
-        if not stop.requested:
+        if not any_rank(stop.requested):
             watch.measure_now(trainer.state.global_step)
         trainer.finish()
+    strategy().whole(trainer, trainer.model)
     outcome = training_outcome(trainer.state, trainer.model, int(trainer.state.num_input_tokens_seen), resume)
     student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
     # TRL patches its own forward onto the instance; later users of the model expect logits.
@@ -165,6 +173,8 @@ def _named(name: str) -> Any:
 class PolicyTrainer(WritingTrainer, GRPOTrainer):
     """TRL's trainer with our answers and rewards."""
 
+    _buffered_inputs: Any
+
     def __init__(
         self,
         student: Student,
@@ -228,7 +238,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             return None
         return copy.deepcopy(student.model).eval().requires_grad_(False)
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _order(self) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
         group = self._policy.num_generations
         return GroupOrder(
@@ -259,20 +269,26 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
                 )
             self._ended = [ids[-1] in self._student.eos_ids for ids in completions]
             return completions, logprobs
-        first = self.accelerator.process_index * len(prompt_ids)
+        numbers = numbers_of_share(len(prompt_ids))
         asked = [
-            (f"{self._explorer.rows[index].id}:{first + at}", prompt_ids[at]) for at, index in enumerate(self._asked)
+            (f"{self._explorer.rows[index].id}:{number}", ids)
+            for index, number, ids in zip(self._asked, numbers, prompt_ids, strict=True)
         ]
         with self.phases.during("rollouts"), self._generating() as model:
-            written = self._write(model, asked, self.state.global_step, self._policy.temperature)
+            written = self._write(model, asked, self.state.global_step, self._policy.temperature, numbers)
         self._ended = [item.ended for item in written]
         return [item.completion for item in written], None
 
     def _write(
-        self, model: Any, asked: Sequence[tuple[str, list[int]]], step: int, temperature: float
+        self,
+        model: Any,
+        asked: Sequence[tuple[str, list[int]]],
+        step: int,
+        temperature: float,
+        numbers: Sequence[int] | None = None,
     ) -> list[Written]:
         longest = self._policy.max_new_tokens
-        return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed)
+        return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed, numbers)
 
     def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
         return [text_of(self.processing_class, ids, self._student.eos_ids) for ids in completions]
@@ -282,11 +298,11 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         rows = [self._explorer.rows[index] for index in self._asked]
         parts = zip(rows, completion_ids_list, self._texts(completion_ids_list), self._ended, strict=True)
         with self.phases.during("rewards"):
-            scored = self._explorer.rewards.score([rollout_of(*part) for part in parts])
+            rollouts = [rollout_of(*part) for part in parts]
+            scored = score_round(self._explorer.rewards, rollouts, by_first=self._explorer.by_first)
         self._watch.rewards.append({name: value for name, value in scored.summary().items() if name != "reward"})
         totals = [float("nan") if total is None else total for total in scored.totals]
-        mine_B1 = torch.tensor(totals, dtype=torch.float32, device=self.accelerator.device)[:, None]
-        found: Tensor = self.accelerator.gather(mine_B1)
+        found = torch.tensor(totals, dtype=torch.float32, device=self.accelerator.device)[:, None]
         if (group := self._policy.num_generations) > 1:
             # TRL's own figure counts groups without any known reward as informative.
             self._watch.rewards.append({"zero_variance_groups": zero_variance(found[:, 0].tolist(), group)})
@@ -297,10 +313,24 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         return found
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, but for the shuffle of a round whose answers are spread over ranks."""
+        if world_size() == 1 or not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            found = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = dealt(found, steps, self.processing_class.pad_token_id)
+        return self._buffered_inputs[self._step % steps]
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """TRL's loss; the figures of a micro-batch without any counted token, which are all 0, are dropped."""
         loss = super()._compute_loss(model, inputs)
-        counted: Any = self.accelerator.reduce(inputs["completion_mask"].sum(), reduction="sum")
+        mine = inputs["completion_mask"].sum()
+        counted: Any = self.accelerator.reduce(mine, reduction="sum")
+        if self.loss_type == "bnpo":
+            # A mean over this rank's tokens; the mean over ranks is to be that over all tokens.
+            loss = loss * (mine.clamp(min=1) * world_size() / counted.clamp(min=1)) if world_size() > 1 else loss
         if model.training and not counted:
             for name in _OF_TOKENS:
                 figures = self._metrics["train"].pop(name, [])[:-1]
@@ -317,8 +347,14 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         rows = self._explorer.heldout
         was_training = self.model.training
         with self._generating() as model:
-            written = self._write(model, [(row.id, row.prompt) for row in rows], 0, 0.0)
+            asked = [(row.id, row.prompt) for row in rows]
+            written = self._write(model, asked, 0, 0.0) if rank() == 0 else []
         self.model.train(was_training)
+        return together(lambda: self._of_heldout(written) if rank() == 0 else {})[0]
+
+    def _of_heldout(self, written: Sequence[Written]) -> dict[str, Any]:
+        """Figures of answers to the held-out prompts."""
+        rows = self._explorer.heldout
         texts = self._texts([item.completion for item in written])
         rollouts = [
             rollout_of(row, item.completion, text, item.ended)

@@ -20,6 +20,7 @@ from easydistill.methods.policy.config import PolicyConfig
 from easydistill.methods.policy.measure import without_zero_abstentions
 from easydistill.methods.policy.rows import PolicyRow
 from easydistill.methods.shared.checkpoints import step_of
+from easydistill.methods.shared.ranks import any_rank, from_first
 from easydistill.methods.shared.watch import Watch, mean_figures
 from easydistill.rewards import WeightedRewards
 
@@ -62,11 +63,15 @@ class Explorer:
         heldout: Sequence[PolicyRow],
         rewards: WeightedRewards,
         verify: Reward | None,
+        *,
+        by_first: bool = False,
     ) -> None:
         """
         Args:
             verify: verifies held-out answers, 1 for right and 0 for wrong; None if that is impossible.
+            by_first: whether the first of several processes scores all answers, because it keeps the judge's journal.
         """
+        self.by_first = by_first
         self.rows, self.heldout, self.rewards, self.verify = rows, heldout, rewards, verify
         self.measured: dict[int, dict[str, Any]] = {}
         """Held-out figures, by step."""
@@ -83,8 +88,12 @@ class PolicyWatch(Watch):
         config: TrainerConfig,
         policy: PolicyConfig,
         explorer: Explorer,
-        journal: Journal,
+        journal: Journal | None,
     ) -> None:
+        """
+        Args:
+            journal: of held-out figures, in the first process.
+        """
         super().__init__(reporter, stop, config)
         self._policy, self._explorer, self._journal = policy, explorer, journal
         self.trainer: Watched | None = None
@@ -107,6 +116,9 @@ class PolicyWatch(Watch):
         # A run that stops here measures when it resumes.
         if round_ends and self.trainer is not None:
             self.trainer.remember()
+        # All processes or none measure, and stop.
+        if any_rank(self._stop.requested):
+            self._stop.request()
         if self._due(state.global_step) and not (round_ends and self._stop.requested):
             self.measure_now(state.global_step)
         requested, self._stop = self._stop, self._stop if round_ends else StopSignal()
@@ -142,7 +154,8 @@ class PolicyWatch(Watch):
         if not self._explorer.heldout or self.trainer is None or step in self._explorer.measured:
             return
         figures = self.trainer.measure()
-        self._journal.append({"key": str(step), "figures": figures})
+        if self._journal is not None:
+            self._journal.append({"key": str(step), "figures": figures})
         self._explorer.measured[step] = figures
         self._reporter.metric("heldout", step=step, **figures)
         self._warn(self._explorer.alarms.heldout(step, figures))
@@ -159,10 +172,12 @@ class PolicyWatch(Watch):
             return
         alarms = self._explorer.alarms
         alarms.restore(json.loads((checkpoint / ALARMS).read_text(encoding="utf-8")))
-        for step in sorted(map(int, self._journal)):
+        journal = self._journal
+        known = {} if journal is None else {int(step): journal.get(step)["figures"] for step in journal}
+        for step, figures in sorted(from_first(known).items()):
             if step <= step_of(checkpoint):
-                self._explorer.measured[step] = self._journal.get(str(step))["figures"]
-                alarms.heldout(step, self._explorer.measured[step])
+                self._explorer.measured[step] = figures
+                alarms.heldout(step, figures)
 
     def _warn(self, sentences: Sequence[str]) -> None:
         for sentence in sentences:

@@ -87,7 +87,8 @@ class RewardStage(PairStage):
         def scores(model: Any) -> Any:
             return score_rows(model.to(device()), held_rows, pad, context.stop)
 
-        before = scores(student.model)
+        # The others wait where they first meet the first rank.
+        before = scores(student.model) if context.rank == 0 else []
         outcome = train(
             student,
             rows,
@@ -98,6 +99,8 @@ class RewardStage(PairStage):
             context.stop,
         )
         context.stop.raise_if_requested()
+        if context.rank > 0:
+            return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         metrics: dict[str, Any] = {}
         if held_rows:

@@ -24,6 +24,8 @@ from easydistill.methods.reward_model.rows import RewardRow
 from easydistill.methods.shared.adapters import lora_config
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
+from easydistill.methods.shared.ranks import check_ranks
+from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.trl_parts import PairsTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device
@@ -69,9 +71,12 @@ def train(
     if not rows:
         raise DataError("there is nothing to train on: no pair fits into training.max_length")
     resume = last_whole_checkpoint(checkpoints)
+    if resume is not None:
+        check_ranks(resume)
     with ScoreWatch(reporter, stop, config) as watch:
         trainer = ScoreTrainer(student, rows, config, reward, checkpoints, watch)
         run_trainer(trainer, resume)
+    strategy().whole(trainer, trainer.model)
     outcome = training_outcome(trainer.state, trainer.model, sum(sum(row.answer_tokens) for row in rows), resume)
     # Accelerate leaves a bfloat16 forward on the instance; later users choose their own precision.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -118,6 +123,8 @@ class ScoreWatch(Watch):
 class ScoreTrainer(PairsTrainer, RewardTrainer):
     """TRL's trainer on tokenised pairs."""
 
+    averages = True
+
     def __init__(
         self,
         student: Student,
@@ -145,6 +152,7 @@ class ScoreTrainer(PairsTrainer, RewardTrainer):
             peft_config=adapters(student.model, config),
             callbacks=[watch],
         )
+        self._share_pairs()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Keep `margin` from the model, which some architectures refuse."""

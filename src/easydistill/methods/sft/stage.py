@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.config.deepspeed import deepspeed_notes
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
@@ -22,6 +23,7 @@ from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
+    launch_issues,
     loaded_student,
     memory_notes,
     optimiser_issues,
@@ -45,6 +47,7 @@ class TrainStage:
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
+    launch: LaunchConfig | None = None
 
     def __init__(
         self,
@@ -55,13 +58,11 @@ class TrainStage:
         *,
         name: str = "train",
         start: str | None = None,
-        launch: LaunchConfig | None = None,
     ) -> None:
         """
         Args:
             name: the stage's name, for jobs that train more than once.
             start: an earlier train stage whose student is trained further; by default a new student.
-            launch: the processes that train.
         """
         self.name = name
         self._rows = rows
@@ -69,7 +70,6 @@ class TrainStage:
         self._training = training
         self._teaching = teaching
         self._start = start
-        self._launch = launch
         awaits = rows.awaits_thoughts or rows.are_cited
         self._foresight = Foresight(models, rows.dataset, rows.preview, awaits, max_length=training.max_length)
         self.inputs = (*rows.inputs, *(teaching.inputs if teaching else ()), *((start,) if start else ()))
@@ -81,7 +81,7 @@ class TrainStage:
             issues += unreadable_rows("dataset.labeled_path", dataset.labeled_path)
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
-        issues += optimiser_issues(self._training)
+        issues += optimiser_issues(self._training) + launch_issues(self.launch, self._training)
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
@@ -94,11 +94,12 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        return [*memory_notes(self._models, self._training, self._launch), *self._foresight.lines()]
+        notes = [*memory_notes(self._models, self._training, self.launch), *deepspeed_notes(self.launch)]
+        return [*notes, *self._foresight.lines()]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
-            **training_fingerprint(self._rows, self._models, self._training),
+            **training_fingerprint(self._rows, self._models, self._training, self.launch),
             **({"teaching": self._teaching.fingerprint()} if self._teaching else {}),
         }
 
@@ -106,7 +107,7 @@ class TrainStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, launch=self._launch)
+        return training_estimate(self._models, self._training, launch=self.launch)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""

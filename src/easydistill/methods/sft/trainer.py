@@ -80,7 +80,7 @@ def train(
     bf16 = uses_bf16(config, arguments.device)
     items = pack(rows, config.max_length) if config.packing else Items(rows)
     pad = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
-    check_head(student.model)
+    strategy().decided(lambda: check_head(student.model))
     feed = Feed(items, config, pad, distillation, arguments.world_size)
     feed, undo = _packed(student.model, feed, arguments.device, bf16, reporter)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
@@ -132,10 +132,21 @@ def _packed(
         return feed, lambda: None
     dtype = torch.bfloat16 if bf16 else next(model.parameters()).dtype
     if not can_attend(on, dtype, model, longest):
-        check_packing(model, longest)
+        strategy().decided(lambda: check_packing(model, longest))
         return feed, lambda: None
-    flat = replace(feed, flat=True)
     before = attention_of(model)
+    problem = strategy().decided(lambda: _varlen_problem(model, on, bf16, longest))
+    if problem is not None:
+        model.set_attn_implementation(before)
+        strategy().decided(lambda: check_packing(model, longest))
+        reporter.say(f"  note: packed rows are kept apart with a mask, which is slower: {problem}")
+        return feed, lambda: None
+    use_varlen(model)
+    return replace(feed, flat=True), lambda: model.set_attn_implementation(before)
+
+
+def _varlen_problem(model: Any, on: torch.device, bf16: bool, longest: int) -> str | None:
+    """Why a model's packed rows cannot be kept apart by their bounds; None if they can."""
     model.to(on)
     try:
         with torch.autocast(on.type, torch.bfloat16, enabled=bf16):
@@ -143,11 +154,8 @@ def _packed(
                 model, longest, lambda items, pad: collate_flat(items, pad, longest), lambda: use_varlen(model)
             )
     except ConfigError as error:
-        model.set_attn_implementation(before)
-        check_packing(model, longest)
-        reporter.say(f"  note: packed rows are kept apart with a mask, which is slower: {error.issues[0].problem}")
-        return feed, lambda: None
-    return flat, lambda: model.set_attn_implementation(before)
+        return error.issues[0].problem
+    return None
 
 
 @contextlib.contextmanager
@@ -155,7 +163,7 @@ def _compiled(
     student: Student, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter
 ) -> Iterator[tuple[Feed, CompiledLayers | None]]:
     """The feed for compiled layers, and the layers, if `training.compile` asks for it."""
-    if not wants_compiling(feed.config.compile, on, feed.expected_batches):
+    if not strategy().compiles or not wants_compiling(feed.config.compile, on, feed.expected_batches):
         yield feed, None
         return
     widened = replace(feed, multiple=LENGTH_MULTIPLE)

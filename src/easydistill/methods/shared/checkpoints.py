@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+WHOLE_COPIES = "ddp"
+"""The strategy of a process alone, too."""
 WHOLE = "whole.json"
 """Marker file, written last; a checkpoint without it was cut off by a kill."""
 
@@ -23,19 +26,34 @@ def is_whole(checkpoint: Path) -> bool:
     return (checkpoint / WHOLE).is_file()
 
 
-def mark_whole(checkpoint: Path, ranks: int = 1) -> None:
+def mark_whole(checkpoint: Path, ranks: int = 1, strategy: str = WHOLE_COPIES) -> None:
     """Mark a checkpoint as complete.
 
     Args:
         ranks: processes that train together, each of which has written its part.
+        strategy: how they share the model.
     """
-    about = {"step": step_of(checkpoint), **({"ranks": ranks} if ranks > 1 else {})}
+    about: dict[str, int | str] = {"step": step_of(checkpoint)}
+    if ranks > 1:
+        about["ranks"] = ranks
+    if strategy != WHOLE_COPIES:
+        about["strategy"] = strategy
     (checkpoint / WHOLE).write_text(json.dumps(about), encoding="utf-8")
 
 
 def ranks_of(checkpoint: Path) -> int:
     """Processes that wrote a complete checkpoint."""
-    return int(json.loads((checkpoint / WHOLE).read_text(encoding="utf-8")).get("ranks", 1))
+    return int(_about(checkpoint).get("ranks", 1))
+
+
+def strategy_of(checkpoint: Path) -> str:
+    """How the processes shared the model that wrote a complete checkpoint."""
+    return str(_about(checkpoint).get("strategy", WHOLE_COPIES))
+
+
+def _about(checkpoint: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
+    return found
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:

@@ -4,12 +4,18 @@ The layers of a model run the same code, so it is compiled once for all of them,
 minutes. Where all batches have one shape it is compiled for that shape; where they differ, once for every shape, so
 that an epoch of mixed lengths does not compile again and again. What the compiler fuses are norms, activations, rotary
 embeddings and casts; matrix products and attention stay the libraries' own.
+
+The compiler keeps what it made with the code of a function, not with a model, makes at most
+`torch._dynamo.config.recompile_limit` versions of it, and then runs that function uncompiled for the rest of the
+process. So every training starts and ends with an empty compiler. What others have compiled in this process is compiled
+again when they call it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +34,11 @@ _EXPECTED = "half a minute to two"
 _MANY = 4
 """So many times the compilations before the first step are more than other shapes explain: a batch of one row, the
 last batch of an epoch."""
+
+
+def inductor(graph: Any, inputs: Any) -> Any:
+    """PyTorch's own compiler."""
+    return torch._dynamo.lookup_backend("inductor")(graph, inputs)
 
 
 def wants_compiling(setting: bool | str, on: torch.device, micro_batches: float) -> bool:
@@ -57,17 +68,23 @@ class CompiledLayers:
         self.compilations = 0
         self._layers = decoder_layers(model)
         self._say = say
+        self._versions: Counter[int | None] = Counter()
         self._settled: int | None = None
         self._told = False
         if not self._layers:
             self._say(f"  note: {type(model).__name__} is not compiled: it has no layers that repeat")
+            return
+        torch.compiler.reset()
         for layer in self._layers:
             layer.compile(backend=self._backend, dynamic=dynamic)
 
     def _backend(self, graph: Any, inputs: Any) -> Any:
-        """Inductor, counted."""
+        """Inductor, counted: in all, and for each function that the compiler took apart."""
+        compiled = inductor(graph, inputs)
         self.compilations += 1
-        return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+        current = torch._guards.CompileContext.current_compile_id()
+        self._versions[current.frame_id if current else None] += 1
+        return compiled
 
     @property
     def active(self) -> bool:
@@ -88,25 +105,39 @@ class CompiledLayers:
             what = " ".join(str(error).split())[:200]
             self._say(f"  note: the layers are not compiled, the steps are slower: {type(error).__name__}: {what}")
             return
+        if not self.compilations:
+            self.restore()
+            self._say(
+                "  note: the layers are not compiled, the steps are slower: PyTorch's compiler left them as they are "
+                "(is it turned off by TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE?)"
+            )
+            return
         self._say(f"  compiled in {time.monotonic() - start:.0f} s")
         self._settled = self.compilations
 
     def watch(self) -> None:
-        """Say, once, if the layers have been compiled again and again since."""
-        if self._settled is None or self._told or self.compilations <= _MANY * self._settled:
+        """Say, once, if the layers have been compiled again and again since, or as often as the compiler allows."""
+        if self._settled is None or self._told:
+            return
+        full = max(self._versions.values()) >= torch._dynamo.config.recompile_limit
+        if not full and self.compilations <= _MANY * self._settled:
             return
         self._told = True
         again = self.compilations - self._settled
+        limit = "; that is the most, and other shapes now run uncompiled" if full else ""
         self._say(
-            f"  note: the layers were compiled {again} more times; if steps stay slow, training.compile=false trains "
-            "without, from the start again"
+            f"  note: the layers were compiled {again} more times{limit}; if steps stay slow, training.compile=false "
+            "trains without, from the start again"
         )
 
     def restore(self) -> None:
         """Run the layers' own code again."""
+        if not self._layers:
+            return
         for layer in self._layers:
             layer._compiled_call_impl = None
         self._layers = []
+        torch.compiler.reset()
 
 
 def pass_through(model: Any, batch: Mapping[str, Any], autocast: bool) -> Tensor:

@@ -169,17 +169,22 @@ def fits(memory: TrainingMemory, available: int) -> bool:
 
 
 def memory_lines(
-    shape: ModelShape | None, training: TrainerConfig, device: tuple[int, str] | None, *, bf16: bool
+    shape: ModelShape | None,
+    training: TrainerConfig,
+    device: tuple[int, str] | None,
+    *,
+    bf16: bool,
+    sequences_per_row: int = 1,
 ) -> list[str]:
     """A line if a training does not fit into a device, with what it holds and the settings with which it would."""
     if shape is None or device is None:
         return []
     available, where = device
-    needed = training_memory(shape, training, bf16=bf16)
+    needed = training_memory(shape, training, bf16=bf16, sequences_per_row=sequences_per_row)
     if fits(needed, available):
         return []
     problem = f"training needs about {needed.total / GB:.0f} GB ({needed.parts()}); {where} has {available / GB:.0f} GB"
-    found = remedy(shape, training, available, bf16=bf16)
+    found = remedy(shape, training, available, bf16=bf16, sequences_per_row=sequences_per_row)
     if found is None:
         return [f"{problem}; none of our settings makes it fit: take a smaller student, or several GPUs"]
     words, less = found
@@ -187,12 +192,12 @@ def memory_lines(
 
 
 def remedy(
-    shape: ModelShape, training: TrainerConfig, available: int, *, bf16: bool
+    shape: ModelShape, training: TrainerConfig, available: int, *, bf16: bool, sequences_per_row: int = 1
 ) -> tuple[str, TrainingMemory] | None:
     """The first settings with which a training fits, from those that cost least, and its memory with them."""
     for changes in _changes(training):
         changed = training.model_copy(update=changes)
-        memory = training_memory(shape, changed, bf16=bf16)
+        memory = training_memory(shape, changed, bf16=bf16, sequences_per_row=sequences_per_row)
         if fits(memory, available):
             return ", ".join(f"training.{name}={_shown(value)}" for name, value in changes.items()), memory
     return None

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
+from easydistill.config.deepspeed import deepspeed_notes
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.images import NoImages
@@ -23,10 +25,18 @@ from easydistill.data.spool import Rows
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue, DataError
+from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.student import optimiser_issues, training_estimate, training_fingerprint
+from easydistill.methods.shared.student import (
+    checkpoints_of,
+    launch_issues,
+    memory_notes,
+    optimiser_issues,
+    training_estimate,
+    training_fingerprint,
+)
 from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
@@ -143,6 +153,7 @@ class PairStage:
 
     offers: tuple[str, ...] = ("student",)
     classifies = False
+    launch: LaunchConfig | None = None
     cuts: ClassVar[bool] = True
     """Whether rows that are too long are cut off; otherwise they are rejected."""
 
@@ -158,6 +169,7 @@ class PairStage:
         issues = missing_file("dataset.template", self._rows.dataset.template)
         issues += self._rows.issues()
         issues += student_issues(self._models) + check_student(self._models) + optimiser_issues(self._training)
+        issues += launch_issues(self.launch, self._training)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
     def examine(self) -> list[ConfigIssue]:
@@ -165,7 +177,8 @@ class PairStage:
         return self._foresight.issues()
 
     def foretell(self) -> list[str]:
-        return self._foresight.lines()
+        notes = memory_notes(self._models, self._training, self.launch, sequences_per_row=2)
+        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
 
     def _refuse_lost_thoughts(self, renderer: ChatRenderer, pairs: Iterable[Preference]) -> None:
         """Refuse pairs with thoughts that the template leaves out: they would compare other answers.
@@ -176,14 +189,18 @@ class PairStage:
         made = self._rows.stage is not None
         LostThoughts.of(_thoughtful(renderer, pairs)).refuse(self._rows.dataset, _COUNTED, made=made)
 
+    def prepare(self, context: StageContext) -> None:
+        """Remove what an earlier attempt left unfinished."""
+        last_whole_checkpoint(checkpoints_of(context))
+
     def fingerprint(self) -> dict[str, Any]:
-        return training_fingerprint(self._rows, self._models, self._training)
+        return training_fingerprint(self._rows, self._models, self._training, self.launch)
 
     def shows_date(self) -> bool:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, sequences_per_row=2)
+        return training_estimate(self._models, self._training, 2, self.launch)
 
 
 def _thoughtful(renderer: ChatRenderer, pairs: Iterable[Preference]) -> Iterator[tuple[Chat, list[Missing]]]:

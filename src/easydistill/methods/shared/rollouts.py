@@ -147,8 +147,14 @@ def roll_out(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    numbers: Sequence[int] | None = None,
 ) -> list[Written]:
-    """The student's answers to (id, prompt) pairs, each drawn from its own random stream (seed, step, row)."""
+    """The student's answers to (id, prompt) pairs, each drawn from its own random stream (seed, step, row).
+
+    Args:
+        numbers: of the prompts among all that are answered now, if other processes answer a part of them.
+    """
+    numbers = range(len(prompts)) if numbers is None else numbers
     was_training = model.training
     model.eval()
     found: dict[int, Written] = {}
@@ -156,7 +162,7 @@ def roll_out(
     equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
     graphs = DecodeGraphs()
     for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
-        seeds = [row_seed(seed, f"{step}:{index}:{prompts[index][0]}") for index in batch]
+        seeds = [row_seed(seed, f"{step}:{numbers[index]}:{prompts[index][0]}") for index in batch]
         sampler = SeededSampler(seeds, temperature=temperature)
         asked = [prompts[index][1] for index in batch]
         answers = generate_batch(model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs)
@@ -182,6 +188,7 @@ class Writer(Protocol):
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        numbers: Sequence[int] | None = None,
     ) -> list[Written]:
         """As `roll_out`."""
 

@@ -4,7 +4,7 @@
     ddp        whole     whole           whole                   gradients again, in buckets
     zero1      whole     whole           1/R, with master copy   a bucket of gradients
     zero2      whole     1/R             1/R, with master copy   a bucket of gradients
-    zero3      1/R       1/R             1/R, with master copy   gathered weights, a bucket of gradients
+    zero3      1/R       1/R             1/R, with master copy   up to 10⁹ gathered weights, a bucket of gradients
     fsdp2      1/R       1/R             1/R                     the ends of the model and two layers, gathered
 
 R is the number of processes. The master copy is DeepSpeed's own, in float32, of the weights whose optimiser state a
@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from easydistill.config.deepspeed import BUCKET, zero_stage
 from easydistill.config.launch import LaunchConfig, StrategyName
 from easydistill.config.training import TrainerConfig
 from easydistill.methods.shared.memory import GB, TrainingMemory, fits, training_memory
@@ -24,6 +25,10 @@ from easydistill.models.size import ModelShape
 
 STRATEGIES: tuple[StrategyName, ...] = ("ddp", "zero1", "zero2", "fsdp2", "zero3")
 """From the fastest to the one that holds least."""
+
+
+_LIVE = 1_000_000_000
+"""Weights that DeepSpeed keeps gathered because they are soon needed again."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def process_memory(
         sequences: per row; 2 for pairs.
     """
     whole = training_memory(shape, training, bf16=bf16, sequences_per_row=sequences)
-    part = _part(whole, shape, training, launch.strategy, ranks)
+    part = _part(whole, shape, training, _strategy(launch), ranks)
     on_device, host = part, 0
     if "optimizer" in launch.offload:
         host += on_device.optimiser
@@ -54,6 +59,14 @@ def process_memory(
         host += on_device.weights
         on_device = replace(on_device, weights=0)
     return ProcessMemory(on_device, host)
+
+
+def _strategy(launch: LaunchConfig) -> StrategyName:
+    """What a `launch` section means, where a file of DeepSpeed's says it too."""
+    if not launch.uses_deepspeed:
+        return launch.strategy
+    stages: dict[int, StrategyName] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+    return stages[zero_stage(launch)]
 
 
 def _part(
@@ -79,8 +92,7 @@ def _part(
             exchange=exchange,
         )
     optimiser = (whole.optimiser + 4 * trained) // ranks
-    # transformers sets DeepSpeed's buckets to the square of the width.
-    bucket = 2 * trained_each * min(trained, shape.hidden**2)
+    bucket = 2 * trained_each * min(trained, BUCKET)
     gradients = whole.gradients if strategy == "zero1" else whole.gradients // ranks
     if strategy != "zero3":
         return replace(whole, gradients=gradients, optimiser=optimiser, exchange=bucket)
@@ -90,7 +102,7 @@ def _part(
         copies=copies,
         gradients=gradients,
         optimiser=optimiser,
-        exchange=bucket + gathered * each,
+        exchange=bucket + each * min(shape.parameters, max(gathered, _LIVE)),
     )
 
 

@@ -9,6 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from easydistill.config.deepspeed import deepspeed_identity
+from easydistill.config.deepspeed_checks import deepspeed_issues
+from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
@@ -59,6 +62,14 @@ def optimiser_issues(training: TrainerConfig) -> list[ConfigIssue]:
     return needs_extra("optim", library) if library is not None else []
 
 
+def launch_issues(launch: LaunchConfig | None, training: TrainerConfig) -> list[ConfigIssue]:
+    """What is wrong with how a training is launched, and a library that it needs and is not installed."""
+    issues = deepspeed_issues(launch, training) + fsdp2_issues(launch, training)
+    if launch is not None and launch.uses_deepspeed:
+        issues += needs_extra("deepspeed", "deepspeed")
+    return issues
+
+
 def loaded_student(models: ModelsConfig, max_length: int, context: StageContext, dtype: str = "float32") -> Student:
     """The student in `dtype`, to be trained on rows of up to `max_length` tokens; what the user should know is said."""
     from easydistill.methods.shared.strategies.base import strategy
@@ -76,13 +87,17 @@ def loaded_student(models: ModelsConfig, max_length: int, context: StageContext,
     return student
 
 
-def training_fingerprint(rows: TrainingRows, models: ModelsConfig, training: TrainerConfig) -> dict[str, Any]:
+def training_fingerprint(
+    rows: TrainingRows, models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None
+) -> dict[str, Any]:
     """What the trained student depends on, whatever the method: rows, the student, settings and the template."""
+    deepspeed = deepspeed_identity(launch)
     return {
         "rows": rows.fingerprint(),
         "student": student_identity(models),
         "training": training.identity(),
         **template_identity(rows.dataset),
+        **({"deepspeed": deepspeed} if deepspeed else {}),
     }
 
 
@@ -100,9 +115,9 @@ def training_estimate(
     shape = student_shape(models)
     memory = None
     if shape is not None:
-        how, ranks = launch or LaunchConfig(), 1 if launch is None else process_count(launch)
+        how, bf16 = launch or LaunchConfig(), _bf16(training)
         memory = process_memory(
-            shape, training, how, ranks, bf16=_bf16(training), sequences=sequences_per_row
+            shape, training, how, _ranks(launch), bf16=bf16, sequences=sequences_per_row
         ).device.total
     # The student in two bytes per value, and checkpoints with weights and moments.
     state = 12 if training.optim.startswith("adamw_torch") else 6
@@ -112,20 +127,34 @@ def training_estimate(
     )
 
 
-def memory_notes(models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None) -> list[str]:
+def memory_notes(
+    models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None, sequences_per_row: int = 1
+) -> list[str]:
     """A line if the training does not fit into this machine's GPU, or without one into its memory; with several
-    processes, a line in any case with what each of them holds."""
+    processes, a line in any case with what each of them holds.
+
+    Args:
+        sequences_per_row: 2 for pairs.
+    """
     shape, device, bf16 = student_shape(models), device_memory(), _bf16(training)
-    ranks = 1 if launch is None else process_count(launch)
-    if launch is None or (ranks == 1 and launch.strategy == "ddp"):
-        return memory_lines(shape, training, device, bf16=bf16)
+    ranks = _ranks(launch)
+    if launch is None or (ranks == 1 and not launch.shares):
+        return memory_lines(shape, training, device, bf16=bf16, sequences_per_row=sequences_per_row)
     available = None
     if launch.gpu_memory_gb is not None:
         available = round(launch.gpu_memory_gb * GB)
     elif device is not None:
         has, where = device
-        available = has if where == GPU else has // ranks
-    return process_lines(shape, training, launch, ranks, available, bf16=bf16)
+        available = has if where == GPU else has // process_count(launch)
+    return process_lines(shape, training, launch, ranks, available, bf16=bf16, sequences=sequences_per_row)
+
+
+def _ranks(launch: LaunchConfig | None) -> int:
+    """Processes that train together, as far as this machine tells."""
+    if launch is None:
+        return 1
+    nodes = 1 if launch.nodes == "auto" else launch.nodes
+    return nodes * process_count(launch)
 
 
 def _bf16(training: TrainerConfig) -> bool:
@@ -192,6 +221,10 @@ def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettin
     torch = import_torch()
     shutil.rmtree(target, ignore_errors=True)
     student.model.to(getattr(torch, student.save_dtype)).save_pretrained(target)
+    # safetensors lets nobody but the owner read what it saves.
+    mode = (target / "config.json").stat().st_mode
+    for weights in target.glob("*.safetensors"):
+        weights.chmod(mode)
     if not renderer.single_turn:
         if chats.template is not None:
             student.tokenizer.chat_template = renderer.template

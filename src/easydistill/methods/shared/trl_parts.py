@@ -6,20 +6,29 @@ They come before TRL's class among the bases. Written against TRL 1.16.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import Trainer
 
 from easydistill.config.training import TrainerConfig
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.sft.batching import epoch_sampler
+from easydistill.methods.sft.rank_batches import RankBatchSampler
+from easydistill.methods.sft.token_batches import BatchDataset
 from easydistill.methods.shared.compat import uses_bf16
 from easydistill.methods.shared.phases import Phases
+from easydistill.methods.shared.ranks import gather_rows, sum_over_ranks, world_size
+from easydistill.methods.shared.strategies.base import strategy
 
 
 class QuietTrainer:
-    """No telemetry, and no model card in checkpoints."""
+    """No telemetry, and no model card in checkpoints. Subclasses say in which order rows come."""
+
+    _sampler: Any = None
 
     def _send_telemetry(self) -> None:
         """easydistill sends no telemetry."""
@@ -28,21 +37,136 @@ class QuietTrainer:
         """Without TRL's model card."""
         Trainer._save_checkpoint(self, model, trial)
 
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """Not yet where each process holds a part: the whole may be more than the device has room for."""
+        if not strategy().shards:
+            super()._move_model_to_device(model, device)  # type: ignore[misc]
+
+    def _order(self) -> Any:
+        """A sampler with `set_epoch`."""
+        raise NotImplementedError
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = self._order()
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
+        """Tell the sampler its epoch: accelerate does not reach it behind several processes' parts and the batches that
+        a resumed run skips."""
+        self._sampler.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)  # type: ignore[misc]
+
+
+COUNTED = "counted"
+"""Of a rank's micro-batch of pairs: how many of them are learned; 0 if it only computes along with the others."""
+
+
+@dataclass(frozen=True)
+class RankPairs:
+    """Collates the pairs that a rank has in a step; if it has none, another one that is not learned."""
+
+    collate: Callable[[list[Any]], dict[str, Any]]
+    spare: Any
+
+    def __call__(self, drawn: list[list[Any]]) -> dict[str, Any]:
+        (pairs,) = drawn
+        return {**self.collate(pairs or [self.spare]), COUNTED: torch.tensor(len(pairs))}
+
+
+class UnevenRanks:
+    """accelerate's Accelerator for TRL's figures of a step: ranks with unequal numbers of pairs gather them all.
+
+    Args:
+        counted: pairs that this rank learns from.
+        means: whether the numbers that TRL gathers are means over a rank's pairs; otherwise they are sums.
+    """
+
+    def __init__(self, accelerator: Any, counted: int, *, means: bool) -> None:
+        self._accelerator, self._counted, self._means = accelerator, counted, means
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """All ranks' values of pairs that are learned, or one number of each rank."""
+        if values.ndim == 0:
+            # A mean counts once for each pair; whole numbers are sums.
+            repeated = self._counted if self._means and values.is_floating_point() else 1
+            return gather_rows((values if self._counted else torch.zeros_like(values)).repeat(repeated))
+        return gather_rows(values if self._counted else values[:0])
+
+    gather_for_metrics = gather
+
+
+@contextlib.contextmanager
+def uneven_ranks(trainer: Any, counted: int, *, means: bool) -> Iterator[None]:
+    """Let a trainer gather its figures as `UnevenRanks` does."""
+    alone = trainer.accelerator
+    trainer.accelerator = UnevenRanks(alone, counted, means=means)
+    try:
+        yield
+    finally:
+        trainer.accelerator = alone
+
 
 class PairsTrainer(QuietTrainer):
     """For pairs that are tokenised already, with the template, mask and end token of `data/chat`.
 
-    Subclasses set `_pairs`, each with the length of its `longest` side, and `_config` before TRL's `__init__` runs.
+    Ranks share each micro-batch's pairs, as `methods/sft/rank_batches.py` shares rows; the loss is a mean over all
+    ranks' pairs. Subclasses set `_pairs`, each with the length of its `longest` side, and `_config` before TRL's
+    `__init__` runs, and call `_share_pairs` after it.
     """
 
+    averages: ClassVar[bool] = False
+    """Whether the numbers that TRL gathers over ranks are means over a rank's pairs."""
+
+    accelerator: Any
+    args: Any
+    train_dataset: Any
+    data_collator: Any
     _pairs: Sequence[Any]
     _config: Any
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return epoch_sampler([pair.longest for pair in self._pairs], self._config, grouped=self._config.group_by_length)
+    def _order(self) -> Any:
+        size = self._config.per_device_train_batch_size * world_size()
+        together = self._config.model_copy(update={"per_device_train_batch_size": size})
+        lengths = [pair.longest for pair in self._pairs]
+        order = epoch_sampler(lengths, together, grouped=self._config.group_by_length)
+        return order if world_size() == 1 else RankBatchSampler(order, size, world_size())
+
+    def _share_pairs(self) -> None:
+        """Let the data loader draw a rank's part of a step at once."""
+        if world_size() > 1:
+            self.args.per_device_train_batch_size = self._train_batch_size = 1
+            self.data_collator = RankPairs(self.data_collator, self.train_dataset[0])
+            self.train_dataset = BatchDataset(self.train_dataset)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The mean over this rank's pairs, weighed so that the mean over ranks is that over all pairs."""
+        if world_size() == 1:
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        counted = int(inputs.pop(COUNTED))
+        total = int(sum_over_ranks(torch.tensor(counted)))
+        with uneven_ranks(self, counted, means=self.averages):
+            loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        return loss * (counted * world_size() / total)
+
+
+def need_whole_weights() -> None:
+    """Check that this process can generate with the model while it trains.
+
+    Raises:
+        ConfigError: each process holds a part of the weights, as a config of DeepSpeed's own says.
+    """
+    if strategy().shards:
+        problem = (
+            f"the student writes answers while it trains, for which {strategy().name} leaves no process all weights"
+        )
+        hint = "use stage 1 or 2 of ZeRO"
+        raise ConfigError(ConfigIssue("config", "launch.deepspeed", problem, hint))
 
 
 class WritingTrainer(QuietTrainer):

@@ -109,19 +109,21 @@ class VllmWriter:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        numbers: Sequence[int] | None = None,
     ) -> list[Written]:
         """As `roll_out`, from the weights that were loaded last."""
         from vllm import SamplingParams
 
         def sampling(index: int) -> Any:
             name, ids = prompts[index]
+            number = index if numbers is None else numbers[index]
             return SamplingParams(
                 temperature=temperature,
                 max_tokens=min(max_new_tokens, self._longest - len(ids)),
                 stop_token_ids=sorted(eos_ids),
                 # Only these end an answer, whatever the tokenizer says.
                 ignore_eos=True,
-                seed=None if self._on_cpu else row_seed(seed, f"{step}:{index}:{name}"),
+                seed=None if self._on_cpu else row_seed(seed, f"{step}:{number}:{name}"),
                 detokenize=False,
             )
 

@@ -180,5 +180,5 @@ class Watch(TrainerCallback):
         if not state.is_world_process_zero:
             return
         directory = Path(args.output_dir)
-        mark_whole(directory / f"checkpoint-{state.global_step}", world_size())
+        mark_whole(directory / f"checkpoint-{state.global_step}", world_size(), strategy().name)
         rotate(directory, self._config.save_total_limit)

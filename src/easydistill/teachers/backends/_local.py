@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.inference import LocalInferenceConfig
+from easydistill.config.inference import LocalInferenceConfig, WorkersOptions
 from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.data.files import hash_file
 from easydistill.engine.checks import missing_file, needs_extra
@@ -16,39 +16,63 @@ from easydistill.models.checks import model_issues
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.template_files import teacher_shows_date
+from easydistill.teachers.pool.local import local_pool, spec_of, worker_count, worker_issues, worker_notes
+from easydistill.teachers.pool.messages import Engine
 
 
 def plan_local(
-    backend: str,
-    config: LocalInferenceConfig,
+    engine: Engine,
+    config: WorkersOptions,
     model: str,
     make: Callable[[StageContext], Teacher],
     extras: Callable[[], list[ConfigIssue]] = list,
     *,
     template: str | None = None,
 ) -> TeacherPlan:
-    """A teacher whose weights are loaded on this machine.
+    """A teacher on this machine: in this process, or in workers.
 
     Args:
+        make: the teacher in this process.
         template: the file for a teacher without a template of its own.
         extras: issues for libraries that it needs beside torch and transformers.
     """
 
     def identity() -> dict[str, Any]:
-        return {"backend": backend, **resolve(model).identity(), **template_identity(config)}
+        return local_identity(engine, config, model)
+
+    def made(context: StageContext) -> Teacher:
+        if config.workers is None:
+            return make(context)
+        return local_pool(spec_of(engine, model, config, template, context), config, identity, context)
 
     def preflight() -> list[ConfigIssue]:
-        needed = extras() + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", model)
-        return needed + (missing_file("inference.template", config.template) if config.template else [])
+        return local_issues(config, model, extras()) + worker_issues(engine, config)
 
     def memory_bytes() -> int | None:
-        parameters = model_parameters(model)
-        return None if parameters is None else parameters * (4 if config.dtype == "float32" else 2)
+        weights = weight_bytes(config, model)
+        return None if weights is None else weights * worker_count(engine, config)
 
     def shows_date() -> bool:
         return teacher_shows_date(model, config.template, template)
 
-    return TeacherPlan(make, identity, preflight, memory_bytes, shows_date)
+    return TeacherPlan(made, identity, preflight, memory_bytes, shows_date, lambda: worker_notes(engine, config))
+
+
+def local_identity(engine: Engine, config: LocalInferenceConfig, model: str) -> dict[str, Any]:
+    """Identifies a teacher whose weights are read from files, wherever it runs."""
+    return {"backend": engine, **resolve(model).identity(), **template_identity(config)}
+
+
+def local_issues(config: LocalInferenceConfig, model: str, extras: list[ConfigIssue]) -> list[ConfigIssue]:
+    """What is missing on this machine: libraries, the model, the template."""
+    needed = extras + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", model)
+    return needed + (missing_file("inference.template", config.template) if config.template else [])
+
+
+def weight_bytes(config: LocalInferenceConfig, model: str) -> int | None:
+    """Memory that one copy of the weights needs; None if the size is unknown."""
+    parameters = model_parameters(model)
+    return None if parameters is None else parameters * (4 if config.dtype == "float32" else 2)
 
 
 def template_identity(config: LocalInferenceConfig) -> dict[str, Any]:

@@ -13,5 +13,7 @@ Config = AutoInferenceConfig
 
 def plan(config: AutoInferenceConfig, model: str, template: str | None) -> TeacherPlan:
     """`models.teacher`, by what is installed. It is known by the backend that is chosen."""
-    chosen = transformers if importlib.util.find_spec("vllm") is None else vllm
+    # Servers are asked for by `replicas`: without vLLM, its plan says what is missing.
+    by_transformers = importlib.util.find_spec("vllm") is None and config.replicas is None
+    chosen = transformers if by_transformers else vllm
     return chosen.plan(config, model, template)

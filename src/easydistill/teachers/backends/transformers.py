@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from easydistill.config.inference import TransformersInferenceConfig, TransformersOptions
+from easydistill.config.inference import TransformersInferenceConfig, WorkersOptions
 from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.engine.stage import StageContext
 from easydistill.teachers.backends._local import plan_local, template_file
@@ -10,7 +10,7 @@ from easydistill.teachers.backends._local import plan_local, template_file
 Config = TransformersInferenceConfig
 
 
-def plan(config: TransformersOptions, model: str, template: str | None) -> TeacherPlan:
+def plan(config: WorkersOptions, model: str, template: str | None) -> TeacherPlan:
     """`models.teacher`, loaded into this process."""
 
     def make(context: StageContext) -> Teacher:

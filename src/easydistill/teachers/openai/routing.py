@@ -20,6 +20,8 @@ FAILURES = 5
 """Faults in a row after which a server rests."""
 FIRST_REST = 1.0
 LONGEST_REST = 30.0
+AWAY_SECONDS = 0.2
+"""Time between two looks at whether a server that is away is back."""
 
 
 class Endpoint:
@@ -32,13 +34,22 @@ class Endpoint:
         self.pending = 0
         self.refusal: Fault | None = None
         """Why it refuses all requests, if it does."""
+        self.away = False
+        """Whether it does not run at present, and will."""
+        self.deaths = 0
+        """How often it has gone away."""
         self._failures = 0
         self._rest = 0.0
         self._resting_until = -math.inf
 
     def is_well(self) -> bool:
         """Whether it works, as far as is known."""
-        return self.refusal is None and self._rest == 0
+        return self.refusal is None and not self.away and self._rest == 0
+
+    def went_away(self) -> None:
+        """It has died; who watches it starts it again."""
+        self.away = True
+        self.deaths += 1
 
     def may_be_tried(self, now: float) -> bool:
         """Whether it works, or has rested long enough to be tried with one request."""
@@ -112,13 +123,14 @@ class Router:
         Args:
             avoid: chosen only if no other server works.
         """
-        open_ones = [endpoint for endpoint in self.endpoints if endpoint.refusal is None]
+        open_ones = [endpoint for endpoint in self.endpoints if endpoint.refusal is None and not endpoint.away]
         free = [endpoint for endpoint in _usable(open_ones, now) if endpoint.pending < endpoint.window.limit]
         ready = [endpoint for endpoint in free if endpoint.window.delay(now) == 0]
         if ready:
             return min(ready, key=lambda endpoint: (endpoint is avoid, endpoint.pending))
         waits = [endpoint.window.delay(now) for endpoint in free]
         waits += [left for endpoint in open_ones if (left := endpoint.rest_left(now)) > 0]
+        waits += [AWAY_SECONDS for endpoint in self.endpoints if endpoint.away and endpoint.refusal is None]
         return min(waits, default=math.inf)
 
 

@@ -16,7 +16,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import openai
@@ -66,11 +66,14 @@ class OpenAITeacher:
 
     Attributes:
         ledger: the spending so far; answers of earlier attempts may be added before `generate`.
+        uses_proxies: whether the proxies that the environment names are between it and the servers.
 
     Args:
         batches: where batches are stored; required for `inference.batch`.
         images: holds those of requests.
     """
+
+    uses_proxies: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -238,7 +241,7 @@ class OpenAITeacher:
         async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
 
             def make(url: str) -> openai.AsyncOpenAI:
-                http = openai.DefaultAsyncHttpxClient(limits=limits, verify=certificates)
+                http = openai.DefaultAsyncHttpxClient(limits=limits, verify=certificates, trust_env=self.uses_proxies)
                 return openai.AsyncOpenAI(**self._options(url), http_client=http)
 
             pools = [Clients(make, {}) for _ in range(0, workers, POOL_SIZE)]
@@ -254,7 +257,7 @@ class OpenAITeacher:
                 except Exception as error:
                     run.end(bug=error)
 
-            watch = group.create_task(run.watch(POLL_SECONDS))
+            watch = group.create_task(run.watch(POLL_SECONDS, self._broken))
             tasks = [group.create_task(worker(pools[n // POOL_SIZE])) for n in range(workers)]
             await asyncio.wait(tasks)
             watch.cancel()
@@ -282,6 +285,7 @@ class OpenAITeacher:
             if ticket is None:
                 return None
             endpoint = ticket.endpoint
+            deaths = endpoint.deaths
             body = self._body(model, request)
             sent = endpoint.features.shape(body)
             try:
@@ -294,6 +298,9 @@ class OpenAITeacher:
                 run.breaker.add_answer()
                 return found
             fault: Fault = found
+            if await self._has_died(endpoint, deaths, fault):
+                run.dispatcher.dropped(ticket)
+                continue
             if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
                 self._refuses(endpoint, fault, run)
                 run.dispatcher.dropped(ticket)
@@ -345,6 +352,18 @@ class OpenAITeacher:
                 run.end(error)
             else:
                 LOGGER.warning("%s", error)
+
+    def _broken(self) -> TeacherError | None:
+        """Why no server can be asked any more, where a subclass knows; asked again and again."""
+        return None
+
+    async def _has_died(self, endpoint: Endpoint, deaths: int, fault: Fault) -> bool:
+        """Whether a fault is the death of a server, where a subclass starts it again: no attempt of the request's.
+
+        Args:
+            deaths: those of the endpoint before the attempt.
+        """
+        return False
 
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
         """The body to send; a subclass that asks for something other than answers overrides it."""

@@ -38,11 +38,11 @@ class Run:
         self.halt.set()
         self.dispatcher.wake()
 
-    async def watch(self, poll_seconds: float) -> None:
-        """End the run, waking all workers, once the user asks to stop."""
-        while not self.stop.requested:
+    async def watch(self, poll_seconds: float, broken: Callable[[], TeacherError | None]) -> None:
+        """End the run, waking all workers, once the user asks to stop, or something is `broken`."""
+        while not self.stop.requested and (error := broken()) is None:
             await asyncio.sleep(poll_seconds)
-        self.end()
+        self.end(None if self.stop.requested else error)
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep; False if the run is over before that."""

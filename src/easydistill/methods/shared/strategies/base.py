@@ -8,11 +8,14 @@ adapters between `loading` and `prepared`, while it is an ordinary module.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
+
+T = TypeVar("T")
 
 
 class Strategy:
@@ -21,12 +24,21 @@ class Strategy:
     shards: ClassVar[bool] = False
     """Whether a process holds only a part of the weights while it trains."""
 
+    compiles: ClassVar[bool] = True
+    """Whether layers may be compiled."""
+
     def __init__(self, launch: LaunchConfig) -> None:
         self.launch = launch
+        self.name: str = launch.strategy
+        """Marks its checkpoints, which no other strategy reads."""
 
     def loading(self) -> AbstractContextManager[None]:
         """A context for making the student, in every process."""
         return contextlib.nullcontext()
+
+    def decided(self, ask: Callable[[], T]) -> T:
+        """What is found out with the student's weights, the same in all processes; all call it."""
+        return ask()
 
     def arguments(self, config: TrainerConfig) -> dict[str, Any]:
         """What transformers' TrainingArguments take besides those that all trainings take."""
@@ -57,4 +69,12 @@ def use(launch: LaunchConfig) -> None:
 
 
 def _strategy_of(launch: LaunchConfig) -> Strategy:
+    if launch.strategy == "fsdp2":
+        from easydistill.methods.shared.strategies.fsdp2 import Fsdp2
+
+        return Fsdp2(launch)
+    if launch.uses_deepspeed:
+        from easydistill.methods.shared.strategies.deepspeed import zero
+
+        return zero(launch)
     return Strategy(launch)

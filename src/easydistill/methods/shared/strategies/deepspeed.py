@@ -1,0 +1,158 @@
+"""ZeRO, by DeepSpeed: each process holds a part of the optimiser's state, of gradients too, or of weights too.
+
+Numbers are those of whole copies (`config/deepspeed.py`); the optimiser and its schedule are those of `ddp`. The same
+code runs with gloo on CPUs and NCCL on GPUs.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from easydistill.config.deepspeed import deepspeed_config, zero_stage
+from easydistill.config.deepspeed_checks import batch_size_issues
+from easydistill.config.launch import LaunchConfig
+from easydistill.config.training import TrainerConfig
+from easydistill.errors import ConfigError, MissingExtra
+from easydistill.methods.shared.strategies.base import Strategy
+
+_KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
+"""Attributes of a module that stay as they are when it becomes an ordinary one again."""
+
+
+def zero(launch: LaunchConfig) -> Zero:
+    """The strategy of a `launch` section that uses DeepSpeed."""
+    stage = zero_stage(launch)
+    return (Zero3 if stage == 3 else Zero)(launch, stage)
+
+
+class Zero(Strategy):
+    """ZeRO of stage 1 (optimiser state in parts) or 2 (gradients too)."""
+
+    def __init__(self, launch: LaunchConfig, stage: int) -> None:
+        super().__init__(launch)
+        # Not `launch.strategy`, which is unset where the file names the stage.
+        self.name = f"zero{stage}"
+        deepspeed = _import_deepspeed()
+        # On the group of processes that there is: else it counts one process where configs are checked.
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+    def arguments(self, config: TrainerConfig) -> dict[str, Any]:
+        from easydistill.methods.shared.ranks import world_size
+        from easydistill.models.loading import computes_well_in_bf16, device
+
+        bf16 = computes_well_in_bf16(device()) if config.bf16 == "auto" else config.bf16
+        told = deepspeed_config(self.launch, bf16=bf16)
+        if issues := list(batch_size_issues(self.launch, told, config, world_size())):
+            raise ConfigError(issues)
+        # Else transformers lets accelerate, and that DeepSpeed, convert the weights.
+        return {"bf16": bool(told["bf16"]["enabled"]), "deepspeed": told}
+
+    def prepared(self, trainer: Any) -> None:
+        # The engine's checkpoints hold the weights; beside them transformers would write all of them once more.
+        trainer.save_model = _only_folder
+
+    def whole(self, trainer: Any, model: Any) -> None:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        trainer.model_wrapped.destroy()
+        # Models that are loaded from here on are not to be in parts.
+        unset_hf_deepspeed_config()
+
+
+class Zero3(Zero):
+    """ZeRO of stage 3: weights in parts too, gathered as modules run."""
+
+    shards: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
+
+    def prepared(self, trainer: Any) -> None:
+        super().prepared(trainer)
+        self._plain = [(module, _attributes(module)) for module in trainer.model.modules()]
+        _take_parts(trainer)
+
+    def whole(self, trainer: Any, model: Any) -> None:
+        values = _gathered(model)
+        super().whole(trainer, model)
+        for module, attributes in self._plain:
+            _make_ordinary(module, attributes, values)
+        del self._plain
+        # The buffers, which are not in parts.
+        model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, for this machine's kind of device.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    if not torch.cuda.is_available():
+        # Before the first import, which looks for devices.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        import deepspeed
+        from deepspeed import ops
+    except ImportError:
+        raise MissingExtra("deepspeed", "launch.strategy") from None
+    # Sums over shared memory, on CPUs, for inference alone: compiled, by every process, before the first step.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _only_folder(output_dir: str | None = None, _internal_call: bool = False) -> None:
+    """In place of the trainer's `save_model`, in a checkpoint."""
+    assert output_dir is not None, "only checkpoints are saved"
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+
+
+def _take_parts(trainer: Any) -> None:
+    """Let each process keep its part of every weight, before the whole is moved to a device.
+
+    The values are those of the first process.
+    """
+    import deepspeed
+
+    config = trainer.args.hf_deepspeed_config
+    config.trainer_config_finalize(trainer.args, trainer.model, num_training_steps=1)
+    deepspeed.zero.Init(module=trainer.model, config_dict_or_path=config.config)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What an engine may change of a module: its hooks, above all."""
+    return {
+        name: copy.copy(value) if isinstance(value, dict) else value
+        for name, value in module.__dict__.items()
+        if name not in _KEPT
+    }
+
+
+def _gathered(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    """Each parameter's whole value: on the CPU in the first process, without values in the others. All must call it."""
+    import deepspeed
+
+    first = torch.distributed.get_rank() == 0
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    for parameter in model.parameters():
+        # One at a time: a device need not have room for all.
+        with deepspeed.zero.GatheredParameters([parameter]):
+            value = parameter.detach()
+            value = value.to("cpu", copy=True) if first else value.to("meta")
+        found[parameter] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+    return found
+
+
+def _make_ordinary(module: nn.Module, attributes: dict[str, Any], values: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Undo what an engine has made of a module; parameters that modules share stay shared."""
+    for name in module.__dict__.keys() - attributes.keys() - _KEPT:
+        del module.__dict__[name]
+    module.__dict__.update(attributes)
+    # DeepSpeed's own mapping gathers on access.
+    module.__dict__["_parameters"] = {
+        name: None if parameter is None else values[parameter] for name, parameter in module._parameters.items()
+    }

@@ -1,0 +1,208 @@
+"""Fully sharded data parallelism (`torch.distributed.fsdp.fully_shard`): each process holds a part of every weight.
+
+A layer's weights are gathered for its forward and its backward pass, and dropped after each. Embeddings, the last norm
+and the output layer are one group with the model itself, gathered for the whole pass, because the fused loss reads the
+output layer's weight outside that layer's own forward.
+
+The same code runs with gloo on CPUs and NCCL on GPUs. transformers' Trainer knows nothing of it: its own FSDP, which is
+accelerate's, trains whole copies on a CPU.
+
+Numbers are those of whole copies: weights are gathered and gradients reduced as they are, and autocast computes in
+bfloat16. (A `MixedPrecisionPolicy` would round norms and what flows between layers too.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import AutocastKwargs
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from easydistill.errors import ModelError
+from easydistill.methods.shared.compiling import decoder_layers
+from easydistill.methods.shared.strategies.base import Strategy, T
+from easydistill.methods.shared.strategies.parts import PartCheckpoints
+from easydistill.models.loading import without_weights
+
+_KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
+"""Attributes of a module that stay as they are when sharding is undone."""
+
+
+class Fsdp2(Strategy):
+    """Weights, gradients and optimiser state in parts; with `launch.offload`, in the CPU's memory between uses."""
+
+    name = "fsdp2"
+    shards = True
+    compiles = False
+
+    def loading(self) -> AbstractContextManager[None]:
+        # The host's memory holds one whole student, however many processes there are.
+        return contextlib.nullcontext() if dist.get_rank() == 0 else without_weights()
+
+    def decided(self, ask: Callable[[], T]) -> T:
+        found = [ask() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, 0)
+        return cast(T, found[0])
+
+    def prepared(self, trainer: Any) -> None:
+        self._device = trainer.args.device
+        self._plain = [(module, type(module), _attributes(module)) for module in trainer.model.modules()]
+        shard(trainer.model, self._device, offload=bool(self.launch.offload))
+        check_sharded(trainer.model)
+        trainer.place_model_on_device = False
+        if trainer.args.optim == "adamw_torch_8bit":
+            _mend_views_of_8bit_states()
+        accelerator = trainer.accelerator
+        # Copies in bfloat16 that are kept for the pass would hold all weights again.
+        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        accelerator.prepare_model = functools.partial(_only_autocast, accelerator.prepare_model)
+        accelerator.clip_grad_norm_ = clip_gradients
+        PartCheckpoints(trainer).attach()
+
+    def whole(self, trainer: Any, model: Any) -> None:
+        gather(model, self._device)
+        for module, kind, attributes in self._plain:
+            for name in module.__dict__.keys() - attributes.keys() - _KEPT:
+                del module.__dict__[name]
+            module.__dict__.update(attributes)
+            module.__class__ = kind
+        del self._plain
+        # The buffers, which no rank holds in parts.
+        model.to("cpu" if dist.get_rank() == 0 else "meta")
+
+
+def _only_autocast(prepare_model: Callable[..., Any], model: Any, **options: Any) -> Any:
+    """accelerate's `prepare_model` without what it does to models that are not sharded: neither moved nor copied."""
+    return prepare_model(model, device_placement=False, evaluation_mode=True)
+
+
+def _mend_views_of_8bit_states() -> None:
+    """Let a view of torchao's 8-bit states keep its number type: a part in bfloat16 would become a float32, which the
+    compiled step of the optimiser cannot read (torchao 0.18)."""
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    @OptimState8bit.implements(torch.ops.aten.view.default)
+    def view(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        state, shape = args
+        return OptimState8bit(state.codes.view(shape), state.scale, state.qmap, state.signed, dtype=state.dtype)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What sharding and training may change of a module: its hooks, above all."""
+    return {
+        name: copy.copy(value) if isinstance(value, dict) else value
+        for name, value in module.__dict__.items()
+        if name not in _KEPT
+    }
+
+
+def shard(model: nn.Module, device: torch.device, *, offload: bool) -> None:
+    """Shard a model over all ranks, in place, with the values that the first rank's has.
+
+    Args:
+        model: whole in the first rank; of the same structure in the others, without values.
+        device: where this rank computes.
+        offload: keep the parts in the CPU's memory between uses.
+
+    Raises:
+        ModelError: this rank has made another structure.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
+    first = dist.get_rank() == 0
+    values = [parameter.detach() if first else None for parameter in model.parameters()]
+    values.reverse()
+    dtypes = _dtypes(model)
+    _replace_parameters(model, lambda whole: torch.empty(whole.shape, dtype=next(dtypes), device="meta"))
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh, offload_policy=policy)
+    fully_shard(model, mesh=mesh, offload_policy=policy)
+
+    def part(empty: Tensor) -> Tensor:
+        assert isinstance(empty, DTensor)
+        value = values.pop()
+        whole = torch.empty(empty.shape, dtype=empty.dtype, device=device) if value is None else value.to(device)
+        # One weight at a time: the first rank sends each its part.
+        found = distribute_tensor(whole.contiguous(), mesh, empty.placements)
+        return found.to("cpu") if offload else found
+
+    _replace_parameters(model, part)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                sent = buffer.to(device).contiguous() if first else torch.empty_like(buffer, device=device)
+                dist.broadcast(sent, 0)
+                module._buffers[name] = sent
+
+
+def _dtypes(model: nn.Module) -> Iterator[torch.dtype]:
+    """The number types of the first rank's parameters, in order: loading may keep some in float32.
+
+    Raises:
+        ModelError: they have other names or shapes than this rank's.
+    """
+    own = [(name, value.shape, value.dtype) for name, value in model.named_parameters()]
+    told: list[Any] = [own]
+    dist.broadcast_object_list(told, 0)
+    if [parameter[:2] for parameter in own] != [parameter[:2] for parameter in told[0]]:
+        raise ModelError(
+            f"{type(model).__name__}: its structure is not the one that its config describes\n"
+            "    → set launch.strategy=ddp, and please report this architecture"
+        )
+    return iter([dtype for _, _, dtype in told[0]])
+
+
+def check_sharded(model: nn.Module) -> None:
+    """Check that this rank holds its part of every parameter, and not more.
+
+    Raises:
+        ModelError: it holds a whole one.
+    """
+    ranks = dist.get_world_size()
+    for name, parameter in model.named_parameters():
+        most = -(-parameter.shape[0] // ranks) * parameter[:1].numel() if parameter.dim() else 0
+        if not isinstance(parameter, DTensor) or parameter.to_local().numel() > most:
+            raise ModelError(f"{name} is not sharded over the {ranks} processes\n    → please report this architecture")
+
+
+def gather(model: nn.Module, device: torch.device) -> None:
+    """Make all parameters whole: on the CPU in the first rank, without values in the others."""
+    first = dist.get_rank() == 0
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+    def whole(part: Tensor) -> Tensor:
+        moved: Any = part.detach().to(device)
+        found: Tensor = moved.full_tensor()
+        return found.cpu() if first else found.to("meta")
+
+    _replace_parameters(model, whole)
+
+
+def _replace_parameters(model: nn.Module, made: Callable[[Tensor], Tensor]) -> None:
+    """Replace each parameter by what is made of it; one that several modules share stays shared."""
+    new: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is None:
+                continue
+            if old not in new:
+                new[old] = nn.Parameter(made(old), requires_grad=old.requires_grad)
+            module._parameters[name] = new[old]
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm_type: float = 2.0) -> Tensor:
+    """`clip_grad_norm_` of sharded gradients: by the norm of the whole ones, which it returns."""
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters), max_norm, norm_type)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
