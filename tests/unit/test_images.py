@@ -270,6 +270,21 @@ def test_a_folder_of_images_may_be_named_from_anywhere_but_not_any_folder(tmp_pa
     assert stored_digest(store.path(digest)) is None
 
 
+def test_a_folder_of_images_that_came_with_foreign_rows_is_not_trusted(tmp_path: Path) -> None:
+    """It may hold a bomb, or what is no normalised copy, under a name of ours."""
+    images = tmp_path / "images"
+    store = ImageStore(images)
+    store.add(picture(RED))
+    names = {name: images / f"{letter * 64}.png" for name, letter in (("bomb", "a"), ("grey", "b"), ("cut", "c"))}
+    names["bomb"].write_bytes(bomb(8_000))
+    names["grey"].write_bytes(encoded(Image.new("L", (3, 3), 8)))
+    names["cut"].write_bytes(encoded(Image.effect_noise((90, 90), 60).convert("RGB"))[:-3000])
+    rows = {name: {"instruction": "What?", "images": [f"images/{path.name}"]} for name, path in names.items()}
+    assert refused(tmp_path, rows["bomb"])[0] == "image_too_large"
+    assert refused(tmp_path, rows["cut"])[0] == "image_unreadable"
+    assert only(tmp_path, rows["grey"]).images == (digest_of(names["grey"].read_bytes()),)
+
+
 def test_a_reader_that_no_one_gave_images_refuses_them(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "What?", "images": ["a.png"]}]))
     with pytest.raises(DataError, match="the row has an image; images are not read here: remove the row"):
@@ -422,6 +437,7 @@ def test_each_shape_of_row_is_read(row: Any, message: Message, folder: Path) -> 
         (user("<image>What?", images=[]), "image_count"),
         (user([{"type": "text", "text": "The tag <image>"}, URL]), "image_count"),
         (user("What?", images=["r.png", ""]), "image_count"),
+        (user("What?", images=["r.png", None]), "image_count"),
         ({"image_1": {"bytes": "AAAA"}, "question": "What?", "answer": "A."}, "image_count"),
         ({"instruction": "<image>", "output": "Behold: <image>", "images": ["r.png"]}, "image_place"),
         ({"messages": [{"role": "system", "content": [URL]}, {"role": "user", "content": "?"}]}, "image_place"),

@@ -87,6 +87,20 @@ def normalise(data: bytes) -> Normalised:
         return Normalised(as_png(plain), ".png", *plain.size)
 
 
+def is_normalised(data: bytes) -> bool:
+    """Whether an image is a copy that `normalise` could have made.
+
+    Raises:
+        ImageProblem: it cannot be used at all.
+    """
+    with _reading():
+        # A copy may have more bytes than an image that is given.
+        image = _opened(data, most_bytes=None)
+        plain = _is_plain(image)
+        image.load()
+        return plain
+
+
 def as_png(image: Any) -> bytes:
     """A Pillow image as PNG."""
     written = io.BytesIO()
@@ -127,9 +141,9 @@ class _reading:  # noqa: N801 (a context manager)
             raise ImageProblem(UNREADABLE, f"the image is broken or cut off ({said[:120]})") from None
 
 
-def _opened(data: bytes) -> Any:
-    if len(data) > MOST_BYTES:
-        raise ImageProblem(TOO_LARGE, f"the image has {len(data):,} bytes; at most {MOST_BYTES:,} are read")
+def _opened(data: bytes, most_bytes: int | None = MOST_BYTES) -> Any:
+    if most_bytes is not None and len(data) > most_bytes:
+        raise ImageProblem(TOO_LARGE, f"the image has {len(data):,} bytes; at most {most_bytes:,} are read")
     if not data:
         raise ImageProblem(UNREADABLE, "the image is empty")
     if (named := _other_format(data)) is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import link_or_copy, read_json, replacing, write_json
-from easydistill.data.images.normalise import NORMALISER, SUFFIXES, as_png, inspect, normalise, pillow
+from easydistill.data.images.normalise import NORMALISER, SUFFIXES, as_png, inspect, is_normalised, normalise, pillow
 from easydistill.errors import DataError
 
 FOLDER = "images"
@@ -87,10 +87,16 @@ class ImageStore:
         """Take in a file of a folder of images, by its name; returns its digest, or None if it is no such file.
 
         Args:
-            copied: the file is copied, for users may change the one that is made; else it is linked.
+            copied: the file is one of ours, and is copied, for users may change the one that is made. Another file is
+                looked at, for it may have come with foreign rows, and linked.
+
+        Raises:
+            ImageProblem: it cannot be used.
         """
         digest = stored_digest(path)
         if digest is not None and self.folder is not None and self._found(digest) is None:
+            if not copied and not is_normalised(path.read_bytes()):
+                return None
             target = self._prepared() / path.name
             if copied:
                 with replacing(target) as temporary:

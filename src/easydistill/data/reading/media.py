@@ -153,7 +153,7 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, str) and value.lstrip()[:1] != "[":
         return [value]
     found = None if isinstance(value, dict | bytes) else as_list(value)
-    return [value] if found is None else [source for source in found if source is not None]
+    return [value] if found is None else found
 
 
 def _places(messages: list[Message]) -> Iterator[ImagePart]:
