@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.batch_server import BatchServer, batch_server
 from tests.support.pictures import BLUE, GREEN, RED, LookingServer, data_url, looking, opened, picture, sent_images
 
 import easydistill
@@ -20,7 +21,7 @@ from easydistill.data.images.store import digest_of
 from easydistill.data.messages import tagged_text
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Sample
-from easydistill.errors import DataError
+from easydistill.errors import ConfigError, DataError
 from easydistill.teachers.openai.batch.book import batch_line
 from easydistill.teachers.openai.chat_completion import request_body
 
@@ -31,13 +32,16 @@ def server() -> Iterator[LookingServer]:
         yield made
 
 
-def job(folder: Path, server: LookingServer, rows: list[dict[str, Any]], **inference: Any) -> dict[str, Any]:
+def job(
+    folder: Path, server: LookingServer | BatchServer, rows: list[dict[str, Any]], **inference: Any
+) -> dict[str, Any]:
+    url = server.url if isinstance(server, LookingServer) else server.base_url
     (folder / "rows.json").write_text(json.dumps(rows))
     return {
         "job_type": "label",
         "output_dir": str(folder / "run"),
         "dataset": {"instruction_path": str(folder / "rows.json"), "labeled_path": str(folder / "out" / "labels.json")},
-        "inference": {"base_url": server.url, "model": "m", "max_retries": 1, "max_retry_wait": 0.1, **inference},
+        "inference": {"base_url": url, "model": "m", "max_retries": 1, "max_retry_wait": 0.1, **inference},
     }
 
 
@@ -230,6 +234,13 @@ def test_images_go_into_batches(tmp_path: Path) -> None:
     assert store.filled_line(text) == text
 
 
+def test_a_folder_of_images_that_is_not_there_is_told_before_the_run(tmp_path: Path, server: LookingServer) -> None:
+    config = job(tmp_path, server, [{"instruction": "<image>?", "images": ["r.png"]}])
+    config["dataset"]["image_folder"] = str(tmp_path / "absent")
+    with pytest.raises(ConfigError, match=r"dataset\.image_folder.*no such folder"):
+        easydistill.run(config)
+
+
 # --- where nobody would look ------------------------------------------------------------------------------------
 
 
@@ -276,3 +287,14 @@ def test_an_operator_does_not_take_other_images_for_the_same_row(tmp_path: Path,
     refused = [json.loads(line) for line in (stage / "rejected.jsonl").read_text().splitlines()]
     assert [row["reason"] for row in refused] == ["image_not_supported"] * 2
     assert [row["id"] for row in json.loads((stage / "labeled.json").read_text())] == ["text"]
+
+
+def test_a_batch_is_uploaded_with_its_images_and_kept_without(tmp_path: Path) -> None:
+    made = pictures(tmp_path)
+    rows = [{"id": name, "instruction": f"<image>{name}?", "images": [f"{name}.png"]} for name in "rg"]
+    with batch_server() as server:
+        config = job(tmp_path, server, rows, batch={"poll_interval": 0.02})
+        assert easydistill.run(config).exit_code == 0
+        sent = [sent_images(line["body"]) for line in server.lines]
+    assert sorted(sent) == sorted([[made["r.png"]], [made["g.png"]]]) and not server.singles
+    assert [sample.images for sample in labelled(tmp_path)] == [(digest_of(made[f"{name}.png"]),) for name in "rg"]

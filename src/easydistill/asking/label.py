@@ -46,7 +46,7 @@ from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.writing import only_writable, write_paper_json, write_parquet
-from easydistill.engine.checks import unreadable_rows
+from easydistill.engine.checks import missing_folder, unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, lines_of
 from easydistill.errors import ConfigIssue, DataError
 
@@ -87,6 +87,7 @@ class LabelStage:
 
     def preflight(self) -> list[ConfigIssue]:
         issues = unreadable_rows("dataset.instruction_path", self._dataset.instruction_path)
+        issues += missing_folder("dataset.image_folder", self._dataset.image_folder)
         return issues + labeled_path_issues(self._dataset.labeled_path) + self._teacher.preflight()
 
     def fingerprint(self) -> dict[str, Any]:
