@@ -4,6 +4,7 @@
 - `store.py`: the copies of a run, by digest; as files, and as data URLs for servers.
 - `reader.py`: what a row holds (a path, a data URL, bytes, an address) → digests, and which of these may be read.
 - `fetching.py`: images from the network, where the config asks for that.
+- `sources.py`: the files that a stage has read, so that a changed one is noticed.
 """
 
 from easydistill.data.images.normalise import NORMALISER
