@@ -12,7 +12,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.messages import Message
+from PIL import Image
+
+from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.messages import Message, images_of
 from easydistill.data.preferences import read_pairs
 from easydistill.data.reading import read_rows
 from easydistill.errors import DataError
@@ -58,9 +61,12 @@ def _written(folder: Path, case: dict[str, Any]) -> Path:
 def _rows(case: dict[str, Any]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = _written(Path(folder), case)
+        if "image" in case:
+            Image.new("RGB", (8, 8)).save(path.with_name(case["image"]))
+        images = ImageReader(ImageStore())
         labelled = not (isinstance(case["expect"], dict) and "prompt" in case["expect"])
         try:
-            found = read_rows(path, labelled=labelled, columns=case.get("columns"))
+            found = read_rows(path, labelled=labelled, columns=case.get("columns"), images=images)
         except DataError as error:
             return [_refused(str(error))]
     chats = [_chat(sample.messages, len(sample.tools)) for sample in found.samples]
@@ -90,6 +96,7 @@ def _chat(messages: tuple[Message, ...], tools: int) -> str:
 
 def _turn(message: Message) -> str:
     parts = [
+        *(["image"] * len(images_of(message))),
         *(["thoughts"] if "reasoning_content" in message else []),
         *(["call"] * len(message.get("tool_calls", ()))),
         *(["not learned"] if message.get("weight") == 0 else []),

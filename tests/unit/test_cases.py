@@ -2,8 +2,8 @@
 
 `tests/support/cases/rows.jsonl` holds a schema a line: its name, its container, its rows, and in `expect` either the
 chats that they are (`messages`, with `weight` 0 on turns that are not learned; the number of `tools`; `final_answer`
-and other `meta`), or what is said of them (`refuse`), or the prompt that they are (`prompt`). `pairs.jsonl` does the
-same for preference rows.
+and other `meta`), or what is said of them (`refuse`), or the prompt that they are (`prompt`). `image` names a picture
+that lies beside the rows. `pairs.jsonl` does the same for preference rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from tests.support.pictures import picture
 
+from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.images.reader import name_of
 from easydistill.data.messages import as_context
 from easydistill.data.preferences import read_pairs
 from easydistill.data.reading import read_rows
@@ -46,10 +49,30 @@ def written(folder: Path, rows: list[Any], container: str) -> Path:
     return path
 
 
-def refusals(path: Path, columns: dict[str, str] | None) -> list[str]:
+class Named:
+    """Reads images, and calls them what the row calls them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = ImageReader(ImageStore(folder / "store"))
+
+    def digest(self, source: Any, folder: Path | None) -> str:
+        assert self._reader.digest(source, folder).startswith("sha256:")
+        name = name_of(source)
+        assert name is not None
+        return name
+
+
+def images_beside(path: Path, case: dict[str, Any]) -> Named:
+    if "image" in case:
+        (path.parent / case["image"]).write_bytes(picture(kind="JPEG"))
+    return Named(path.parent)
+
+
+def refusals(path: Path, case: dict[str, Any]) -> list[str]:
     """Why rows are refused; a file without a readable row is an error that quotes the first."""
+    columns, images = case.get("columns"), images_beside(path, case)
     try:
-        return [each.detail for each in read_rows(path, labelled=True, columns=columns).rejected]
+        return [each.detail for each in read_rows(path, labelled=True, columns=columns, images=images).rejected]
     except DataError as error:
         return [str(error)]
 
@@ -59,7 +82,7 @@ def test_a_row_is_read_whole_or_refused(case: dict[str, Any], tmp_path: Path) ->
     path = written(tmp_path, case["rows"], case["container"])
     expected, columns = case["expect"], case.get("columns")
     if isinstance(expected, dict) and "refuse" in expected:
-        told = refusals(path, columns)
+        told = refusals(path, case)
         assert len(told) == expected.get("rows", len(case["rows"]))
         assert all(expected["refuse"] in words for words in told)
         return
@@ -68,7 +91,7 @@ def test_a_row_is_read_whole_or_refused(case: dict[str, Any], tmp_path: Path) ->
         assert list(sample.messages) == expected["prompt"] and sample.answer is None
         assert sample.meta.get("final_answer") == expected.get("final_answer")
         return
-    found = read_rows(path, labelled=True, columns=columns)
+    found = read_rows(path, labelled=True, columns=columns, images=images_beside(path, case))
     assert not found.rejected and len(found.samples) == len(expected)
     assert len({sample.id for sample in found.samples}) == len(expected)
     for sample, chat in zip(found.samples, expected, strict=True):
@@ -96,7 +119,8 @@ def test_a_row_is_the_same_in_every_container(case: dict[str, Any], container: s
         except pa.ArrowException:
             pytest.skip("a column of Parquet cannot hold values of several kinds")
         try:
-            found = read_rows(path, labelled=None, columns=case.get("columns"))
+            images = images_beside(path, case)
+            found = read_rows(path, labelled=None, columns=case.get("columns"), images=images)
         except DataError:
             readings.append(None)
             continue
@@ -110,8 +134,9 @@ def test_prompts_of_the_rows_lose_nothing_but_the_answer(case: dict[str, Any], t
     if isinstance(case["expect"], dict):
         return
     path = written(tmp_path, case["rows"], case["container"])
-    prompts = read_rows(path, labelled=False, columns=case.get("columns")).samples
-    labelled = read_rows(path, labelled=True, columns=case.get("columns")).samples
+    images = images_beside(path, case)
+    prompts = read_rows(path, labelled=False, columns=case.get("columns"), images=images).samples
+    labelled = read_rows(path, labelled=True, columns=case.get("columns"), images=images).samples
     for row in labelled:
         whole = [as_context(row.messages[: len(one.messages)]) == as_context(one.messages) for one in prompts]
         beginnings = [one for one, fits in zip(prompts, whole, strict=True) if fits]

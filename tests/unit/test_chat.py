@@ -56,6 +56,13 @@ def test_the_prompt_is_exactly_what_generation_is_given(chat: ChatRenderer, toke
     assert prompt == tokenizer.apply_chat_template([USER], add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
+def test_a_chat_with_images_is_refused_and_not_rendered_blind(chat: ChatRenderer) -> None:
+    content = [{"type": "image", "image": "sha256:0"}, {"type": "text", "text": "Why?"}]
+    for render in (chat.prompt_ids, chat.render, chat.chat_ids):
+        with pytest.raises(DataError, match="it would not see them"):
+            render([{"role": "user", "content": content}, ANSWER])
+
+
 def test_an_answer_that_starts_with_a_line_break_does_not_merge_with_the_prompt(chat: ChatRenderer) -> None:
     row = chat.render([USER, {"role": "assistant", "content": "\n\nBecause"}])
     assert row.ids[: len(chat.prompt_ids([USER]))] == chat.prompt_ids([USER])

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.unit.test_cases import CASES, written
+from tests.unit.test_cases import CASES, images_beside, written
 
 from easydistill.config.dataset import ColumnsConfig, DatasetConfig, PairColumnsConfig, PairsConfig
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.data.images import ImageReader, ImageStore
 from easydistill.data.messages import Message
 from easydistill.data.preferences import read_pairs
 from easydistill.data.reading import Reading, read_rows, read_samples
 from easydistill.data.reading.columns import KNOWN_AS
 from easydistill.data.reading.keys import CHAT_KEYS
 from easydistill.data.records import Sample
-from easydistill.data.writing import paper_row, write_parquet
+from easydistill.data.writing import paper_row, paths_beside, write_parquet
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import PairRows
 from easydistill.methods.shared.rows import LabelledRows, PromptRows
@@ -265,15 +266,19 @@ def text_cases() -> list[Any]:
 def test_a_row_that_is_written_is_read_as_the_same_chat(case: dict[str, Any], tmp_path: Path) -> None:
     """No field that is kept beside a chat is taken for a part of it later."""
     path = written(tmp_path, case["rows"], case["container"])
-    labelled = read_rows(path, labelled=True, columns=case.get("columns")).samples
-    prompts = read_rows(path, labelled=False, columns=case.get("columns")).samples
+    images_beside(path, case)
+    store = ImageStore(tmp_path / "images")
+    images = ImageReader(store)
+    labelled = read_rows(path, labelled=True, columns=case.get("columns"), images=images).samples
+    prompts = read_rows(path, labelled=False, columns=case.get("columns"), images=images).samples
     answer: Message = {"role": "assistant", "content": "A new answer."}
     answered = [replace(prompt, messages=(*prompt.messages, answer)) for prompt in prompts]
     for samples in (labelled, answered):
-        write_parquet(tmp_path / "again.parquet", samples)
-        (tmp_path / "again.json").write_text(json.dumps([paper_row(sample) for sample in samples]))
+        write_parquet(tmp_path / "again.parquet", samples, store)
+        paths = paths_beside(tmp_path / "again.json", store)
+        (tmp_path / "again.json").write_text(json.dumps([paper_row(sample, paths) for sample in samples]))
         for name in ("again.parquet", "again.json"):
-            again, rejected = read_samples(tmp_path / name, labelled=True)
+            again, rejected = read_samples(tmp_path / name, labelled=True, images=images)
             assert not rejected
             assert [(row.id, row.messages) for row in again] == [(row.id, row.messages) for row in samples]
 

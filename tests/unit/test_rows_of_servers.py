@@ -62,11 +62,26 @@ def test_gemini_calls_results_and_thoughts() -> None:
     assert found.tools == ({"type": "function", "function": COUNT},)
 
 
-def test_a_file_in_gemini_parts_is_refused() -> None:
+def test_an_image_in_gemini_parts_is_read() -> None:
     parts = [{"inlineData": {"mimeType": "image/png", "data": "AA=="}}, {"text": "What is it?"}]
     row = {"contents": [{"role": "user", "parts": parts}, {"role": "model", "parts": [{"text": "A spider."}]}]}
-    with pytest.raises(MalformedRow, match="cannot be read yet: remove the row"):
+    held = [{"type": "image", "image": {"bytes": "AA=="}}, {"type": "text", "text": "What is it?"}]
+    assert chat(row).messages[0]["content"] == held
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({"inlineData": {"mimeType": "audio/wav", "data": "AA=="}}, "audio_not_supported"),
+        ({"fileData": {"mimeType": "video/mp4", "fileUri": "gs://a/b"}}, "video_not_supported"),
+        ({"fileData": {"mimeType": "application/pdf", "fileUri": "gs://a/b"}}, "file_not_supported"),
+    ],
+)
+def test_another_file_in_gemini_parts_is_refused(part: dict[str, Any], reason: str) -> None:
+    row = {"contents": [{"role": "user", "parts": [part, {"text": "What is it?"}]}]}
+    with pytest.raises(MalformedRow, match="not read") as refused:
         chat(row)
+    assert refused.value.reason == reason
 
 
 @pytest.mark.parametrize("name", ["input_schema", "inputSchema"])

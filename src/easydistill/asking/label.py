@@ -21,7 +21,13 @@ from easydistill.asking.answers import (
     worth_another_try,
 )
 from easydistill.asking.model import with_system_prompt
-from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
+from easydistill.asking.outputs import (
+    LABELED_JSON,
+    LABELED_PARQUET,
+    labeled_path_issues,
+    publish_samples,
+    write_rejected,
+)
 from easydistill.config.dataset import RowsConfig
 from easydistill.config.inference import SamplingConfig
 from easydistill.contracts.teacher import (
@@ -32,19 +38,30 @@ from easydistill.contracts.teacher import (
     TeacherPlan,
     request_key,
 )
+from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Chat, as_context
 from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import CUT, Rejection, Sample, count_reasons, is_cut, marked
 from easydistill.data.row_files.identity import hash_rows
-from easydistill.data.writing import only_writable, paper_rows, write_paper_json, write_parquet
-from easydistill.engine.checks import unreadable_rows
+from easydistill.data.writing import only_writable, write_paper_json, write_parquet
+from easydistill.engine.checks import missing_folder, unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult, lines_of
 from easydistill.errors import ConfigIssue, DataError
 
+BLIND_TEACHER = (
+    "the teacher is given text alone and would not see it: label such rows by an API (inference.base_url), or remove "
+    "them"
+)
+NOT_TRAINED = (
+    "students are trained on text alone and would not see it: label such rows in the job `label`, or remove them"
+)
+"""Of rows with images, where labels are made for training."""
 CUT_ANSWERS = "cut_answers"
 """Metric of a label stage: how many labels were cut off at `max_new_tokens`."""
+IMAGE_ROWS = "image_rows"
+"""Metric of a label stage: how many labelled rows have images."""
 
 
 class LabelStage:
@@ -55,13 +72,22 @@ class LabelStage:
     offers = (LABELED_PARQUET, LABELED_JSON)
     classifies = False
 
-    def __init__(self, dataset: RowsConfig, inference: SamplingConfig, teacher: TeacherPlan) -> None:
+    def __init__(
+        self, dataset: RowsConfig, inference: SamplingConfig, teacher: TeacherPlan, *, images_for: str | None = None
+    ) -> None:
+        """
+        Args:
+            images_for: what would become of labelled rows with images, if they cannot be used: such rows are then
+                refused before they are paid for.
+        """
+        self._unused_images = images_for
         self._dataset = dataset
         self._inference = inference
         self._teacher = teacher
 
     def preflight(self) -> list[ConfigIssue]:
         issues = unreadable_rows("dataset.instruction_path", self._dataset.instruction_path)
+        issues += missing_folder("dataset.image_folder", self._dataset.image_folder)
         return issues + labeled_path_issues(self._dataset.labeled_path) + self._teacher.preflight()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -74,6 +100,7 @@ class LabelStage:
             "teacher": self._teacher.identity(),
             "labeled_path": self._dataset.labeled_path,
             **self._inference.reading(),
+            **({"image": image} if (image := self._inference.image_identity()) else {}),
         }
 
     def shows_date(self) -> bool:
@@ -104,10 +131,20 @@ class LabelStage:
     def foretell(self) -> list[str]:
         return [*lines_of(self._read), *self._teacher.notes()]
 
-    def _read(self, most: int | None = None) -> Reading:
+    def _images(self, context: StageContext | None) -> RowImages:
+        if not self._teacher.sees_images:
+            return NoImages(BLIND_TEACHER)
+        if self._unused_images is not None:
+            return NoImages(self._unused_images)
+        if context is None:
+            return ImageReader.of(self._dataset, ImageStore())
+        return ImageReader.of(self._dataset, context.images, context.image_sources)
+
+    def _read(self, most: int | None = None, context: StageContext | None = None) -> Reading:
         assert self._dataset.instruction_path is not None
         path, columns = self._dataset.instruction_path, self._dataset.column_names
-        found = read_rows(path, labelled=False, limit=at_most(most, self._dataset.max_samples), columns=columns)
+        limit = at_most(most, self._dataset.max_samples)
+        found = read_rows(path, labelled=False, limit=limit, columns=columns, images=self._images(context))
         # Before they are asked, not when the answers are written.
         return only_writable(found, self.name)
 
@@ -117,10 +154,12 @@ class LabelStage:
         return chat.with_messages(with_system_prompt(as_context(chat.messages), self._inference.system_prompt))
 
     def _key(self, identity: dict[str, Any], sample: Sample) -> str:
-        return request_key(identity, self._inference.sampling(), self._asked(sample))
+        return request_key(
+            identity, self._inference.sampling(), self._asked(sample), image=self._inference.image_identity()
+        )
 
     def run(self, context: StageContext) -> StageResult:
-        found = self._read()
+        found = self._read(context=context)
         samples, rejected = found.samples, found.rejected
         context.notice(found.notices)
         teacher = self._teacher.make(context)
@@ -168,11 +207,11 @@ class LabelStage:
             raise DataError(
                 f"the teacher gave no usable answer to any of {entered} rows: {reasons}\n    e.g. {rejected[0].detail}"
             )
-        write_paper_json(context.directory / LABELED_JSON, labelled)
-        write_parquet(context.directory / LABELED_PARQUET, labelled)
+        write_paper_json(context.directory / LABELED_JSON, labelled, context.images)
+        write_parquet(context.directory / LABELED_PARQUET, labelled, context.images)
         if self._dataset.labeled_path is not None:
-            publish(context.directory, Path(self._dataset.labeled_path), paper_rows(labelled))
-        cut = sum(map(is_cut, labelled))
+            publish_samples(context, Path(self._dataset.labeled_path), labelled)
+        cut, shown = sum(map(is_cut, labelled)), sum(bool(sample.images) for sample in labelled)
         if cut:
             context.reporter.say(cut_words(cut, len(labelled)))
         return StageResult(
@@ -180,7 +219,7 @@ class LabelStage:
             rows=RowCounts(entered, len(labelled), count_reasons(rejected)),
             rejected=rejected,
             tokens=tokens,
-            metrics={CUT_ANSWERS: cut} if cut else {},
+            metrics=({CUT_ANSWERS: cut} if cut else {}) | ({IMAGE_ROWS: shown} if shown else {}),
         )
 
 

@@ -26,7 +26,11 @@ class AskedModel:
     inference: SamplingConfig
 
     def identity(self) -> dict[str, Any]:
-        return {"teacher": self.plan.identity(), "inference": self._sampling(), **self.inference.reading()}
+        return {"teacher": self.plan.identity(), "inference": self._sampling(), **self._reading()}
+
+    def _reading(self) -> dict[str, Any]:
+        image = self.inference.image_identity()
+        return self.inference.reading() | ({"image": image} if image else {})
 
     def _sampling(self) -> dict[str, Any]:
         return {"system_prompt": self.inference.system_prompt, **self.inference.sampling()}
@@ -47,6 +51,6 @@ class AskedModel:
             identity: the running teacher's; a plan may not know the model's name yet.
         """
         chat = Chat(self.messages(ask), ask.tools, ask.template_kwargs)
-        key = request_key(identity, self.sampling(ask), chat, ask.index, ask.schema)
+        key = request_key(identity, self.sampling(ask), chat, ask.index, ask.schema, self.inference.image_identity())
         asked = GenerationRequest.of(key, chat)
         return replace(asked, schema=ask.schema, index=ask.index, temperature=ask.temperature)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import hash_file, replacing, set_aside, write_jsonl
-from easydistill.data.records import Rejection
+from easydistill.data.images import ImageStore
+from easydistill.data.records import Rejection, Sample
+from easydistill.data.writing import paper_rows, paths_beside, write_paper_json, write_parquet
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import REJECTED, StageContext
 from easydistill.errors import ConfigIssue
@@ -23,6 +25,26 @@ def write_rejected(context: StageContext, rejected: Sequence[Rejection]) -> None
     write_jsonl(context.directory / REJECTED, (context.redactor.value(row.as_row()) for row in rejected))
 
 
+def publish_samples(context: StageContext, target: Path, samples: Sequence[Sample]) -> None:
+    """Write a stage's rows to `target`; see `publish`. Their images are copied into a folder beside it."""
+    digests = dict.fromkeys(digest for sample in samples for digest in sample.images)
+    if not digests:
+        publish(context.directory, target, paper_rows(samples))
+        return
+    beside = ImageStore(target.with_name(f"{target.stem}.images"))
+    for digest in digests:
+        beside.take(context.images.path(digest), copied=True)
+    suffix = target.suffix.lower()
+    made = context.directory / f"published{suffix}"
+    if suffix == ".parquet":
+        write_parquet(made, samples, beside, target)
+    elif suffix == ".json":
+        write_paper_json(made, samples, beside, target)
+    else:
+        write_jsonl(made, paper_rows(samples, paths_beside(target, beside)))
+    _put(made, target)
+
+
 def publish(directory: Path, target: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a stage's rows to `target`, in the format its suffix names; a file that was there before is kept."""
     source = {".json": LABELED_JSON, ".parquet": LABELED_PARQUET}.get(target.suffix.lower())
@@ -31,6 +53,10 @@ def publish(directory: Path, target: Path, rows: Iterable[dict[str, Any]]) -> No
         made = directory / source
     else:
         write_jsonl(made, rows)
+    _put(made, target)
+
+
+def _put(made: Path, target: Path) -> None:
     if target.exists():
         if hash_file(target) == hash_file(made):
             return

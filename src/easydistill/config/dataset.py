@@ -39,7 +39,7 @@ class ColumnsConfig(Section):
     template_kwargs: NonEmptyStr | None = None
     """The row's own variables of the chat template."""
     images: NonEmptyStr | None = None
-    """Images. Rows that have some are refused."""
+    """Images: one or a list of paths, data URLs or `{"bytes": …}`. `<image>` in the text says where they stand."""
     label: NonEmptyStr | None = None
     """Whether the answer is a good one, as in data for KTO."""
 
@@ -114,6 +114,11 @@ class RowsConfig(Section):
     """If more than this share of all rows is rejected, the run ends with exit code 3."""
     columns: ColumnsConfig | None = None
     """Names of the columns, if they are not among those that are known."""
+    image_folder: NonEmptyStr | None = None
+    """Folder that the paths of images in the rows are relative to, and must not lead out of; by default the folder of
+    the rows' file."""
+    fetch_images: bool = False
+    """Fetch images that rows name by an http or https address. Without it, such rows are rejected."""
 
     @property
     def column_names(self) -> dict[str, str]:
@@ -122,7 +127,10 @@ class RowsConfig(Section):
 
     def reading_identity(self) -> dict[str, Any]:
         """What decides how a file is read, for fingerprints; nothing at the defaults."""
-        return {"columns": self.column_names} if self.column_names else {}
+        found: dict[str, Any] = {"columns": self.column_names} if self.column_names else {}
+        if self.image_folder is not None:
+            found["image_folder"] = self.image_folder
+        return found | ({"fetch_images": True} if self.fetch_images else {})
 
 
 class DatasetConfig(RowsConfig):

@@ -31,6 +31,15 @@ Truncation = Literal["keep", "reject"]
 Thoughts = Literal["apart", "inline"]
 
 
+class ImageConfig(Section):
+    """How images are sent to a teacher."""
+
+    max_pixels: PositiveInt | None = None
+    """Scale images with more pixels down to this number, keeping their shape; by default they are sent as they are."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """How closely the server is asked to look; defaults to the server's own choice. OpenAI's models know it."""
+
+
 class SamplingConfig(Section):
     """System prompt and sampling settings of every model that answers prompts."""
 
@@ -54,7 +63,12 @@ class SamplingConfig(Section):
         The model's location and name belong to the teacher's identity, the system prompt to the messages.
         """
         elsewhere = {"base_url", "model", "backend", "trust_remote_code", "system_prompt", "truncation", "thoughts"}
+        elsewhere.add("image")
         return {name: value for name, value in self.identity().items() if name not in elsewhere}
+
+    def image_identity(self) -> dict[str, Any]:
+        """How images are sent, for fingerprints and the keys of requests with images; nothing at the defaults."""
+        return {}
 
     def reading(self) -> dict[str, Any]:
         """How answers become labels, for fingerprints: what differs from the defaults."""
@@ -167,6 +181,8 @@ class ApiInferenceConfig(InferenceConfig):
     """How often a request is retried after a transient error (429, 5xx, timeout, broken connection)."""
     max_retry_wait: PositiveFloat = 60.0
     """Longest wait before a retry, in seconds, unless the server's Retry-After asks for more."""
+    image: ImageConfig | None = None
+    """How images are sent; by default as they are."""
     batch: BatchConfig | None = None
     """Use the server's Batch API; `{}` takes the defaults. It can be set or removed at any time: answers stay valid,
     and batches in progress are collected either way."""
@@ -175,6 +191,14 @@ class ApiInferenceConfig(InferenceConfig):
     def base_urls(self) -> tuple[str, ...]:
         """All servers."""
         return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url)
+
+    @property
+    def images_sent(self) -> ImageConfig:
+        """How images are sent."""
+        return self.image or ImageConfig()
+
+    def image_identity(self) -> dict[str, Any]:
+        return self.images_sent.identity()
 
     @model_validator(mode="after")
     def _has_prices(self) -> ApiInferenceConfig:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, LocalInferenceConfig
 from easydistill.contracts._sections import names_itself
-from easydistill.data.messages import Chat, HasChat, Message, Tool, identity_of
+from easydistill.data.images.normalise import NORMALISER
+from easydistill.data.messages import Chat, HasChat, Message, Tool, identity_of, images_of
 from easydistill.data.records import content_hash
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import DataError
@@ -65,6 +66,7 @@ def request_key(
     chat: HasChat | Sequence[Message],
     index: int = 0,
     schema: dict[str, Any] | None = None,
+    image: Mapping[str, Any] | None = None,
 ) -> str:
     """The key of a request.
 
@@ -74,9 +76,13 @@ def request_key(
         chat: the whole prompt as sent, with its tools and template variables.
         index: number of the sample, where a prompt is sampled several times.
         schema: JSON schema of the answer, if the request has one.
+        image: how images are sent. It is part of the key of a chat that has some, with the version of what sees to it
+            that everybody looks at the same copy.
     """
-    structure = [] if schema is None else [schema]
+    structure: list[Any] = [] if schema is None else [schema]
     whole = Chat.of(chat)
+    if images_of(*whole.messages):
+        structure.append({"images": {"normaliser": NORMALISER, **(image or {})}})
     return content_hash([teacher, sampling, identity_of(whole.messages, whole), index, *structure])[:32]
 
 
@@ -205,6 +211,8 @@ class TeacherPlan:
     """Whether its prompts are rendered here with a template that writes the date: the fingerprint then has the date."""
     notes: Callable[[], list[str]] = list
     """What users should know of how it runs, a line each."""
+    sees_images: bool = False
+    """Whether it is given the images of requests. Rows with images are not sent to a teacher that is not."""
 
 
 def prompt_or_failure(chat: ChatRenderer, request: GenerationRequest, context: int | None) -> list[int] | Failure:

@@ -1,7 +1,9 @@
-"""The messages of a chat: text, thoughts, tool calls and their results, and what a chat template is given with them.
+"""The messages of a chat: text, images, thoughts, tool calls and their results, and what a chat template is given with
+them.
 
-A message is a JSON object. A message of text alone has `role` and `content` and nothing else: ids, request keys and
-signals of plain text rows are hashed from just these. Every other key is there only where it says something.
+A message is a JSON object. A message of text alone has `role` and `content` and nothing else, and its content is a
+text: ids, request keys and signals of plain text rows are hashed from just these. Every other key is there only where
+it says something. Only the content of a message with images is a list of parts.
 """
 
 from __future__ import annotations
@@ -9,7 +11,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
+
+IMAGE_TAG = "<image>"
+"""Where an image stands, in a text: in files, and where people read a chat."""
+
+
+class TextPart(TypedDict):
+    """Text between images."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(TypedDict):
+    """An image among the parts of a message."""
+
+    type: Literal["image"]
+    image: str
+    """`sha256:<hex>`, of the image's bytes as they were given (`data/images`)."""
+
+
+Part = TextPart | ImagePart
+Content = str | list[Part]
+"""Of a message: a text; or parts, at least one of which is an image."""
 
 
 class ToolCall(TypedDict):
@@ -28,7 +53,7 @@ class Message(TypedDict, total=False):
 
     role: str
     """system, developer, user, assistant or tool."""
-    content: str
+    content: Content
     reasoning_content: str
     """The assistant's thoughts before `content`, without the marks that templates put around them."""
     tool_calls: list[ToolCall]
@@ -107,9 +132,49 @@ def is_learned(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight", 1) != 0
 
 
+def text_of(message: Message) -> str:
+    """The text of a message, without its images. For a message of text alone, the content itself."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def have_images(messages: Iterable[Message]) -> bool:
+    """Whether one of the messages has images."""
+    # A loop: rows of text are many, and this is asked of all.
+    for message in messages:  # noqa: SIM110
+        if type(message["content"]) is not str:
+            return True
+    return False
+
+
+def images_of(*messages: Message) -> tuple[str, ...]:
+    """The digests of the images of messages, in order."""
+    if not have_images(messages):
+        return ()
+    return tuple(
+        part["image"]
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == "image"
+    )
+
+
+def tagged_text(message: Message) -> str:
+    """The text of a message with `<image>` where each image stands. For a message of text alone, the content itself."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else IMAGE_TAG for part in content)
+
+
 def says_something(message: Message) -> bool:
-    """Whether a message has text or calls; thoughts alone are no answer."""
-    return bool(message["content"].strip()) or bool(message.get("tool_calls"))
+    """Whether a message has text, images or calls; thoughts alone are no answer."""
+    content = message["content"]
+    said = bool(content.strip()) if isinstance(content, str) else bool(content)
+    return said or bool(message.get("tool_calls"))
 
 
 def as_context(messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -124,15 +189,15 @@ def as_context(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 def full_text(message: Message) -> str:
     """Everything that a message says, as one text: its thoughts, its content, its calls. For a message of text alone,
-    the content itself."""
-    parts = [message.get("reasoning_content", ""), message["content"], *map(call_text, message.get("tool_calls", ()))]
+    the content itself; an image is `<image>`."""
+    parts = [message.get("reasoning_content", ""), tagged_text(message), *map(call_text, message.get("tool_calls", ()))]
     return "\n".join(part for part in parts if part)
 
 
 def said(message: Message) -> str:
     """What a message says to whoever reads the chat: its content and its calls, as one text. For a message of text
-    alone, the content itself."""
-    parts = [message["content"], *map(call_text, message.get("tool_calls", ()))]
+    alone, the content itself; an image is `<image>`."""
+    parts = [tagged_text(message), *map(call_text, message.get("tool_calls", ()))]
     return "\n".join(part for part in parts if part)
 
 
@@ -147,7 +212,8 @@ def openai_message(message: Message) -> dict[str, Any]:
 
 
 def template_message(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it: calls under `function`, arguments as an object."""
+    """A message as chat templates read it: calls under `function`, arguments as an object. Images are parts as they
+    are here."""
     spelled = _spelled(message, dict)
     spelled.pop("weight", None)
     return spelled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -11,6 +12,15 @@ from typing import Any
 
 DEEPEST = 64
 """Levels of lists and objects that a field of a row may have."""
+
+
+_SHORTEST = 200
+_BASE64 = re.compile(
+    r"(?P<head>data:[\w.+/-]*(?:;[\w.+=-]+)*?;base64,)(?P<body>[A-Za-z0-9+/=\s%\\]+)"
+    rf"|(?<![A-Za-z0-9+/])(?P<bare>(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s\\]{{{_SHORTEST},}}={{0,2}})",
+    re.IGNORECASE,
+)
+"""Data URLs, and images in base 64 without one's head."""
 
 
 class TooDeep(ValueError):
@@ -84,3 +94,28 @@ def _text(value: bytes) -> str:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return base64.b64encode(value).decode("ascii")
+
+
+def without_base64(text: str) -> str:
+    """A text with a mark in the place of data URLs and of images in base 64: for journals, logs and reports."""
+    return text if len(text) < _SHORTEST and "base64," not in text else _BASE64.sub(_left_out, text)
+
+
+def _left_out(found: re.Match[str]) -> str:
+    return f"{found['head'] or ''}[{len(found['body'] or found['bare']):,} characters]"
+
+
+def without_image_bytes(value: Any, level: int = 0) -> Any:
+    """A value of a row with a mark in the place of bytes, data URLs and base 64 of images; the value itself if it holds
+    none."""
+    if isinstance(value, str):
+        return without_base64(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"[{len(value):,} bytes]"
+    if level > DEEPEST or not isinstance(value, dict | list | tuple):
+        return value
+    if isinstance(value, dict):
+        parts = {name: without_image_bytes(item, level + 1) for name, item in value.items()}
+        return parts if any(parts[name] is not item for name, item in value.items()) else value
+    items = [without_image_bytes(item, level + 1) for item in value]
+    return items if any(kept is not item for kept, item in zip(items, value, strict=True)) else value

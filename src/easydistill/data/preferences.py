@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.messages import Chat, Message, Tool, identity_of
+from easydistill.data.images import NoImages, RowImages
+from easydistill.data.images.reader import with_digests
+from easydistill.data.messages import Chat, Message, Tool, have_images, identity_of, images_of
 from easydistill.data.reading.pairs import SIDES, PairChat, Vote, pair_of
 from easydistill.data.reading.row import RowChat
-from easydistill.data.reading.samples import notices_of, refuse_unknown_columns, refused_lines
+from easydistill.data.reading.samples import folder_of, notices_of, refuse_unknown_columns, refused_lines
 from easydistill.data.reading.verdicts import Tie
 from easydistill.data.records import CUT, FINISH_REASON, IdAssigner, Rejection, content_hash, cut_key, cut_marks
 from easydistill.data.row_files import own_id, parse_rows, plain_value
@@ -62,6 +64,11 @@ class Preference:
         return content_hash(identity_of(self.prompt, self.prompt_chat))
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """The digests of the pair's images."""
+        return images_of(*self.prompt, *self.chosen, *self.rejected)
+
+    @property
     def cut(self) -> tuple[bool, bool]:
         """Whether the chosen and the rejected answer were cut off: they have no end that could be learned."""
         chosen, rejected = (self.meta.get(cut_key(side)) == CUT for side in SIDES)
@@ -82,13 +89,20 @@ class PairReading:
         return [*refused_lines(len(self.pairs), self.rejected), *self.notices]
 
 
-def read_pairs(path: str | Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None) -> PairReading:
+def read_pairs(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    images: RowImages | None = None,
+) -> PairReading:
     """Read pairs, giving each its id. Rows with a label (KTO) become pairs where two answers to a prompt differ in it.
 
     Args:
         path: of one file or several; see `row_files`.
         limit: read only this many rows.
         columns: `dataset.columns`: names of the columns, by what they hold.
+        images: reads the images of rows; by default such rows are refused.
 
     Returns:
         The pairs, a rejection for each row that is not part of one, and what of the rows is not read.
@@ -102,8 +116,17 @@ def read_pairs(path: str | Path, *, limit: int | None = None, columns: Mapping[s
     votes: dict[str, list[tuple[int, Any, Vote]]] = {}
     rows = 0
 
-    def parse(row: Any) -> PairChat | Vote | Tie:
-        return pair_of(row, columns=columns)
+    images = images or NoImages()
+
+    def parse(row: Any, source: str) -> PairChat | Vote | Tie:
+        found = pair_of(row, columns=columns)
+        if isinstance(found, PairChat) and have_images((*found.prompt, *found.chosen, *found.rejected)):
+            found.prompt = with_digests(found.prompt, images, folder_of(source))
+            found.chosen = with_digests(found.chosen, images, folder_of(source))
+            found.rejected = with_digests(found.rejected, images, folder_of(source))
+        elif isinstance(found, Vote) and have_images(found.chat.messages):
+            found.chat.messages = with_digests(found.chat.messages, images, folder_of(source))
+        return found
 
     for number, row, parsed in parse_rows(path, parse, ids, limit):
         rows += 1
@@ -127,10 +150,14 @@ def read_pairs(path: str | Path, *, limit: int | None = None, columns: Mapping[s
 
 
 def read_preferences(
-    path: str | Path, *, limit: int | None = None, columns: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    images: RowImages | None = None,
 ) -> tuple[list[Preference], list[Rejection]]:
     """The pairs and rejections of `read_pairs`, for files that were written here."""
-    found = read_pairs(path, limit=limit, columns=columns)
+    found = read_pairs(path, limit=limit, columns=columns, images=images)
     return found.pairs, found.rejected
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from easydistill.data.messages import Chat, Message, Tool, as_context, identity_of
+from easydistill.data.messages import Chat, Message, Tool, as_context, identity_of, images_of, text_of
 from easydistill.data.spool import Rows, like
 
 
@@ -55,11 +55,16 @@ class Sample:
     def answer(self) -> str | None:
         """The text of the final assistant message, if there is one; empty if it only calls tools."""
         last = self.messages[-1] if self.messages else None
-        return last["content"] if last is not None and last["role"] == "assistant" else None
+        return text_of(last) if last is not None and last["role"] == "assistant" else None
 
     @property
     def prompt_hash(self) -> str:
         return content_hash(identity_of(self.prompt, self))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The digests of the chat's images, in order."""
+        return images_of(*self.messages)
 
 
 FINISH_REASON, CUT = "finish_reason", "length"
@@ -145,17 +150,42 @@ class Prompted(Protocol):
     @property
     def prompt_hash(self) -> str: ...
 
+    @property
+    def images(self) -> tuple[str, ...]: ...
+
 
 Row = TypeVar("Row", bound=Prompted)
+
+
+def _joined_by_images(prompts: list[str], images: Sequence[tuple[str, ...]]) -> list[str]:
+    """For each row the smallest of the prompts that are joined with its own by images which rows share."""
+    if not any(images):
+        return prompts
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = name = parents[parent]
+        return name
+
+    for prompt, shown in zip(prompts, images, strict=True):
+        for image in shown:
+            parents[root(image)] = root(prompt)
+    smallest: dict[str, str] = {}
+    for prompt in prompts:
+        at = root(prompt)
+        smallest[at] = min(prompt, smallest.get(at, prompt))
+    return [smallest[root(prompt)] for prompt in prompts]
 
 
 def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[Rows[Row], list[Row]]:
     """Split rows into (train, held out) by hash, so that the split does not depend on their order.
 
-    Rows with the same prompt stay on one side. At least one prompt always stays in training. Training rows are on disk
-    if `samples` are.
+    Rows with the same prompt stay on one side, and so do rows that share an image. At least one prompt always stays in
+    training. Training rows are on disk if `samples` are.
     """
     prompts = [sample.prompt_hash for sample in samples]
+    prompts = _joined_by_images(prompts, [sample.images for sample in samples])
     rows_of = Counter(prompts)
     held: set[str] = set()
     count = 0

@@ -6,7 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-TEXT_KEYS = frozenset({"role", "content", "reasoning_content"})
+IMAGES = "images"
+"""Column of the paths of a row's images."""
+PARTS = "parts"
+"""Key of the parts of a message with images."""
+TEXT_KEYS = frozenset({"role", "content", "reasoning_content", PARTS})
 """Of messages that are written as objects; `writing.py` says why others are JSON text."""
 TOOLS, KWARGS = "tools", "chat_template_kwargs"
 
@@ -20,7 +24,7 @@ class Columns:
 
     def __init__(self, chats: Sequence[str]) -> None:
         self._chats = chats
-        self._rich = False
+        self._rich = self._shown = False
         self._named: set[str] = set()
         self._types: dict[str, Any] = {}
 
@@ -61,13 +65,16 @@ class Columns:
         self._named |= {name for row in rows for name in (TOOLS, KWARGS) if name in row}
         messages = (message for row in rows for name in self._chats for message in row[name])
         self._rich = self._rich or bool(self._named) or any(message.keys() - TEXT_KEYS for message in messages)
+        self._shown = self._shown or any(IMAGES in row for row in rows)
 
     def _chat_arrays(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The columns of the chats, their tools and their variables."""
         import pyarrow as pa
 
         if not self._rich:
-            message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+            fields = [(name, pa.string()) for name in ("role", "content", "reasoning_content")]
+            part = pa.struct([("type", pa.string()), ("text", pa.string())])
+            message = pa.struct([*fields, *([(PARTS, pa.list_(part))] if self._shown else [])])
             return {name: pa.array([row[name] for row in rows], pa.list_(message)) for name in self._chats}
         columns = {name: _json_lists([row[name] for row in rows]) for name in self._chats}
         if TOOLS in self._named:

@@ -9,6 +9,10 @@ Parquet: the same columns. Arrow gives objects of one column one type and fills 
 in which Llama 3.1's template sees a call. So messages with calls, and tools, are written as JSON text of Arrow's type
 `arrow.json`, which `datasets` (its `Json`) gives back as the objects that were written, and pyarrow and pandas as text.
 Chats of text alone are objects with `role`, `content` and `reasoning_content`.
+
+Images: `<image>` in the text, and the list `images` of paths relative to the file, as LLaMA-Factory and ms-swift read
+them. In Parquet, messages with images also have `parts`, the list that processors' templates take as `content`: Arrow
+cannot mix texts and lists in one field.
 """
 
 from __future__ import annotations
@@ -21,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import replacing
-from easydistill.data.messages import Chat, Message, template_message
+from easydistill.data.images import ImageStore
+from easydistill.data.messages import IMAGE_TAG, Chat, Content, Message, images_of, template_message
 from easydistill.data.plain import plain_json
 from easydistill.data.preferences import Preference
 from easydistill.data.reading import ROW, Reading
 from easydistill.data.reading.keys import CHAT_KEYS
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.spool import Rows, like
-from easydistill.data.tables import KWARGS, TEXT_KEYS, TOOLS, Columns
+from easydistill.data.tables import IMAGES, KWARGS, PARTS, TEXT_KEYS, TOOLS, Columns
 from easydistill.errors import DataError
 
 UNWRITABLE = "unwritable_row"
@@ -37,23 +42,70 @@ BLOCK = 50_000
 """Rows of a table that are in memory at a time."""
 
 
+Paths = Callable[[Iterable[str]], list[str]]
+"""Digests of images → their paths, as a file names them."""
+
+
+def _no_images(digests: Iterable[str]) -> list[str]:
+    assert not list(digests), "rows with images are written with their paths"
+    return []
+
+
+def paths_beside(path: Path, images: ImageStore | None) -> Paths:
+    """The paths of images as the file at `path` names them."""
+    return _no_images if images is None else lambda digests: images.paths_from(path.parent, digests)
+
+
 def file_message(message: Message) -> dict[str, Any]:
     """A message as files hold it: as chat templates read it, with the mark of a turn that is not learned."""
-    marked = {"weight": message["weight"]} if "weight" in message else {}
-    return {**template_message(message), **marked}
+    spelled = template_message(message)
+    if not isinstance(message["content"], str):
+        spelled["content"] = file_text(message["content"])
+    if "weight" in message:
+        spelled["weight"] = message["weight"]
+    return spelled
 
 
-def paper_row(sample: Sample) -> dict[str, Any]:
+def file_text(content: Content) -> str:
+    """The content of a message as files hold it, with tags for images. A line break behind a tag, and one before a tag
+    that ends the text, are read as part of the tag, so one is written there that is the text's own."""
+    if isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for number, part in enumerate(content):
+        if part["type"] == "image":
+            texts.append(IMAGE_TAG)
+            continue
+        text = part["text"]
+        before_last = number == len(content) - 2 and content[-1]["type"] == "image"
+        texts.append("\n" * (number > 0 and text[:1] == "\n") + text + "\n" * (before_last and text[-1:] == "\n"))
+    return "".join(texts)
+
+
+def parts_message(message: Message) -> dict[str, Any]:
+    """A message as tables hold it: with its parts, if it has images."""
+    content = message["content"]
+    if isinstance(content, str):
+        return file_message(message)
+    parts = [{"type": "image"} if part["type"] == "image" else dict(part) for part in content]
+    return {**file_message(message), PARTS: parts}
+
+
+def paper_row(sample: Sample, paths: Paths = _no_images) -> dict[str, Any]:
     """A row in the paper's format `{"instruction", "output"}` if that holds the whole chat, else with `messages`."""
     roles = [message["role"] for message in sample.messages]
     if roles not in (["user"], ["user", "assistant"]) or _is_rich(sample):
-        return chat_row(sample)
-    row: dict[str, Any] = {"id": sample.id, "instruction": sample.messages[0]["content"]}
+        return chat_row(sample, paths)
+    row: dict[str, Any] = {"id": sample.id, "instruction": file_text(sample.messages[0]["content"])}
     for answer in sample.messages[1:]:
-        row["output"] = answer["content"]
+        row["output"] = file_text(answer["content"])
         if "reasoning_content" in answer:
             row["reasoning_content"] = answer["reasoning_content"]
-    return {**row, **written_meta(sample)}
+    return {**row, **_image_column(sample.images, paths), **written_meta(sample)}
+
+
+def _image_column(images: Sequence[str], paths: Paths) -> dict[str, Any]:
+    return {IMAGES: paths(images)} if images else {}
 
 
 def _is_rich(sample: Sample) -> bool:
@@ -62,26 +114,30 @@ def _is_rich(sample: Sample) -> bool:
     return bool(beside) or any(message.keys() - TEXT_KEYS for message in sample.messages)
 
 
-def paper_rows(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+def paper_rows(samples: Sequence[Sample], paths: Paths = _no_images) -> Iterator[dict[str, Any]]:
     """The rows of one JSON file. If a chat of it holds more than text, all have `messages`.
 
     If a chat has template variables, all have a `chat_template_kwargs`: `datasets` gives a row that lacks the column
     null, which TRL's trainers do not take.
     """
     if not any(map(_is_rich, samples)):
-        yield from map(paper_row, samples)
+        yield from (paper_row(sample, paths) for sample in samples)
         return
     given: dict[str, Any] = {KWARGS: {}} if any(sample.template_kwargs for sample in samples) else {}
     for sample in samples:
-        row = chat_row(sample)
+        row = chat_row(sample, paths)
         yield row if KWARGS in row else {**row, **given}
 
 
-def chat_row(sample: Sample) -> dict[str, Any]:
-    """A row with `messages`, and the chat's tools and variables where it has any."""
+Spelling = Callable[[Message], dict[str, Any]]
+
+
+def chat_row(sample: Sample, paths: Paths = _no_images, spelled: Spelling = file_message) -> dict[str, Any]:
+    """A row with `messages`, and the chat's images, tools and variables where it has any."""
     return {
         "id": sample.id,
-        "messages": list(map(file_message, sample.messages)),
+        "messages": list(map(spelled, sample.messages)),
+        **_image_column(sample.images, paths),
         **_chat_columns(sample),
         **written_meta(sample),
     }
@@ -157,25 +213,34 @@ def as_preference(sample: Sample) -> Preference:
     )
 
 
-def pair_row(pair: Preference) -> dict[str, Any]:
+def pair_row(pair: Preference, paths: Paths = _no_images, spelled: Spelling = file_message) -> dict[str, Any]:
     """A pair as it is written to a file."""
     own = {} if pair.beta is None else {"beta": pair.beta}
     sides = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    written = {name: list(map(file_message, messages)) for name, messages in sides.items()}
-    return {"id": pair.id, **written, **_chat_columns(pair), **own, **plain_json(pair.meta)}
+    written = {name: list(map(spelled, messages)) for name, messages in sides.items()}
+    images = _image_column(images_of(*pair.prompt), paths)
+    return {"id": pair.id, **written, **images, **_chat_columns(pair), **own, **plain_json(pair.meta)}
 
 
 # --- JSON -------------------------------------------------------------------------------------------------
 
 
-def write_paper_json(path: Path, samples: Sequence[Sample]) -> None:
-    """Write the paper's format; see `paper_rows`."""
-    write_json_rows(path, paper_rows(samples))
+def write_paper_json(
+    path: Path, samples: Sequence[Sample], images: ImageStore | None = None, at: Path | None = None
+) -> None:
+    """Write the paper's format; see `paper_rows`.
+
+    Args:
+        images: holds those of the rows, if there are any.
+        at: where the file will be read, if not at `path`.
+    """
+    write_json_rows(path, paper_rows(samples, paths_beside(at or path, images)))
 
 
-def write_pairs_json(path: Path, pairs: Iterable[Preference]) -> None:
+def write_pairs_json(path: Path, pairs: Iterable[Preference], images: ImageStore | None = None) -> None:
     """Write a JSON array, one pair per line."""
-    write_json_rows(path, map(pair_row, pairs))
+    paths = paths_beside(path, images)
+    write_json_rows(path, (pair_row(pair, paths) for pair in pairs))
 
 
 def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -190,17 +255,25 @@ def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 # --- Parquet ----------------------------------------------------------------------------------------------
 
 
-def write_parquet(path: Path, samples: Sequence[Sample]) -> None:
+def write_parquet(
+    path: Path, samples: Sequence[Sample], images: ImageStore | None = None, at: Path | None = None
+) -> None:
     """Write `id`, `messages`, the chats' tools and variables, and a column for each field of `meta` as Parquet.
 
-    A field whose values have no common type is written as JSON text.
+    A field whose values have no common type is written as JSON text. `images` and `at` are those of `write_paper_json`.
     """
-    _write_tables(path, samples, chat_row, ("messages",))
+    paths = paths_beside(at or path, images)
+
+    def row(sample: Sample) -> dict[str, Any]:
+        return chat_row(sample, paths, parts_message) if sample.images else chat_row(sample)
+
+    _write_tables(path, samples, row, ("messages",))
 
 
-def write_pairs_parquet(path: Path, pairs: Sequence[Preference]) -> None:
+def write_pairs_parquet(path: Path, pairs: Sequence[Preference], images: ImageStore | None = None) -> None:
     """Write Parquet; a field whose values have no common type is written as JSON text."""
-    _write_tables(path, pairs, pair_row, _PAIR)
+    paths = paths_beside(path, images)
+    _write_tables(path, pairs, lambda pair: pair_row(pair, paths, parts_message), _PAIR)
 
 
 def _write_tables(

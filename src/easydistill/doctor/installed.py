@@ -16,6 +16,7 @@ EXTRAS = (
     ("trl", ("trl",)),
     ("synth", ("rensa", "rapidfuzz", "math_verify", "selectolax", "pypdf")),
     ("vllm", ("vllm",)),
+    ("images", ("PIL",)),
     ("optim", ("torchao", "bitsandbytes")),
 )
 """Extra → the modules that it brings."""

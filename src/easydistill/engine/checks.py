@@ -22,6 +22,14 @@ def missing_file(key: str, path: str | None) -> list[ConfigIssue]:
     return [ConfigIssue("config", key, f"{json.dumps(path)}: no such file", hint)]
 
 
+def missing_folder(key: str, path: str | None) -> list[ConfigIssue]:
+    """An issue if the folder that `key` names does not exist."""
+    if path is None or Path(path).is_dir():
+        return []
+    hint = f"paths are relative to the working directory, {Path.cwd().name}/"
+    return [ConfigIssue("config", key, f"{json.dumps(path)}: no such folder", hint)]
+
+
 def misnamed_rows(key: str, path: str) -> list[ConfigIssue]:
     """Issues if `path` cannot name rows, whatever is there."""
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.data.files import hash_file
+from easydistill.data.images.sources import changed_sources
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.manifest import Manifest
 from easydistill.data.records import content_hash
@@ -163,14 +164,15 @@ class Runner:
         manifest = Manifest.read(directory)
         if manifest is None or manifest.fingerprint != fingerprint or not manifest.outputs_present(directory):
             return None
-        return manifest
+        return None if changed_sources(directory) else manifest
 
     def _announce(self, directory: Path, name: str, number: int, total: int, now: dict[str, Any]) -> None:
         old = Manifest.read(directory)
         why = ""
         if old is not None:
             changed = _changed_keys(old.fingerprint_of, now)
-            why = f" again: {', '.join(changed[:5])} changed" if changed else " again: its files are gone"
+            gone = "its images changed" if changed_sources(directory) else "its files are gone"
+            why = f" again: {', '.join(changed[:5])} changed" if changed else f" again: {gone}"
         self._reporter.say(f"[{number}/{total}] {name}{why}")
         LOGGER.info("stage %s starts%s", name, why)
 
@@ -199,6 +201,7 @@ class Runner:
             )
             result = self._run_in(stage, context)
             self._stop.raise_if_requested()
+        context.image_sources.write(directory)
         context.keep_rejected(result.rejected)
         missing = [name for name in result.outputs if not (directory / name).is_file()]
         if missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -17,6 +18,8 @@ from easydistill.engine.secrets import Redactor
 from easydistill.errors import ConfigIssue, EasyDistillError
 
 if TYPE_CHECKING:
+    from easydistill.data.images import ImageStore
+    from easydistill.data.images.sources import SourceRecord
     from easydistill.data.reading import Reading
 
 REJECTED = "rejected.jsonl"
@@ -57,6 +60,20 @@ class StageContext:
     """Notices of the whole run: stages that read the same file say them once."""
     rank: int = 0
     """Of this process, if the stage runs in several: only rank 0 writes files."""
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """The images of the run's rows."""
+        from easydistill.data.images.store import FOLDER, ImageStore
+
+        return ImageStore(self.run_directory / FOLDER)
+
+    @cached_property
+    def image_sources(self) -> SourceRecord:
+        """The image files beside the rows that the stage reads. The runner writes them down."""
+        from easydistill.data.images.sources import SourceRecord
+
+        return SourceRecord()
 
     def notice(self, notices: Iterable[str]) -> None:
         """Say what the user should know, and record it."""

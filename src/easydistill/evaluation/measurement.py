@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.contracts.metric import MetricConfig
 from easydistill.data.answers import split_thoughts
-from easydistill.data.messages import Message, said
+from easydistill.data.messages import Message, said, text_of
 from easydistill.data.records import Sample
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import StageContext
@@ -36,7 +36,7 @@ class Heldout:
 
 def _spoken(answer: Message) -> str:
     """What an answer says beside its thoughts, wherever they are."""
-    return said({**answer, "content": split_thoughts(answer["content"])[1]})
+    return said({**answer, "content": split_thoughts(text_of(answer))[1]})
 
 
 class Measurement:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from easydistill.asking.label import LabelStage
+from easydistill.asking.label import NOT_TRAINED, LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
@@ -49,4 +49,4 @@ def plan(job: Job) -> list[Stage]:
     after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_by=job.inference)
     if job.inference is None:
         return after
-    return [LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None)), *after]
+    return [LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None), images_for=NOT_TRAINED), *after]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from easydistill.asking.label import LabelStage
+from easydistill.asking.label import NOT_TRAINED, LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import AutoInferenceConfig
@@ -57,4 +57,4 @@ def plan(job: Job) -> list[Stage]:
         return after
     assert job.models.teacher is not None
     teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-    return [LabelStage(job.dataset, job.inference, teacher), *after]
+    return [LabelStage(job.dataset, job.inference, teacher, images_for=NOT_TRAINED), *after]

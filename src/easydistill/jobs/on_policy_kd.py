@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import LabelStage
+from easydistill.asking.label import NOT_TRAINED, LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig, WorkersOptions
@@ -104,7 +104,7 @@ def plan(job: Job) -> list[Stage]:
     stages: list[Stage] = []
     if labels:
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher))
+        stages.append(LabelStage(job.dataset, job.inference, teacher, images_for=NOT_TRAINED))
     stages.append(OnPolicyStage(rows, job.models, job.training, job.on_policy, job.inference))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import LabelStage
+from easydistill.asking.label import NOT_TRAINED, LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
@@ -60,7 +60,7 @@ def plan(job: Job) -> list[Stage]:
     apart = job.inference.thoughts == "apart"
     stages: list[Stage] = []
     if prompts_given:
-        stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan))
+        stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan, images_for=NOT_TRAINED))
     trained: str | None = None
     for number in range(1, job.curriculum.rounds + 1):
         student = local_student(job.models, job.student_inference, job.dataset, trained)

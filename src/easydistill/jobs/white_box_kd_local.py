@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import LabelStage
+from easydistill.asking.label import NOT_TRAINED, LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
 from easydistill.config.inference import AutoInferenceConfig, for_student
@@ -153,7 +153,7 @@ def plan(job: Job) -> list[Stage]:
     if job.labels:
         assert job.models.teacher is not None
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher))
+        stages.append(LabelStage(job.dataset, job.inference, teacher, images_for=NOT_TRAINED))
     labelled = rows
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))

@@ -1,4 +1,5 @@
-"""Builds `report.html`, a single file that loads nothing from elsewhere, and the same report as `report.md`."""
+"""Builds `report.html`, a single file that loads nothing but thumbnails of images beside it, and the same report as
+`report.md`."""
 
 from __future__ import annotations
 
@@ -89,9 +90,14 @@ def _html(facts: Facts, head: Report) -> str:
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         # Whatever an answer contains, only this script runs and nothing is fetched.
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" + _images_policy(facts),
         curve_json=Markup(json_in_html(_curve_data(facts.curve))) if len(facts.curve.points) > 1 else "",
     )
+
+
+def _images_policy(facts: Facts) -> str:
+    """Thumbnails lie beside the report, which is opened as a file or from a server."""
+    return "; img-src 'self' file:" if any(row.images for row in facts.pictured) else ""
 
 
 def json_in_html(value: Any) -> str:

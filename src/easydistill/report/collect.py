@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.asking.label import IMAGE_ROWS
 from easydistill.data.numbers import as_float
 from easydistill.engine.stage import REJECTED, kind_of
 from easydistill.report.curve import Curve, read_curve
 from easydistill.report.disagreement import Disagreement, read_disagreement
 from easydistill.report.document import Block, Sample
-from easydistill.report.samples import Turn, optional_text, rejected_row, turns_of
+from easydistill.report.samples import Turn, optional_text, rejected_row, rows_with_images, turns_of
 from easydistill.report.synthesis import Synthesis, is_synthesis, read_synthesis
-from easydistill.report.values import as_dict, as_text, dig, json_lines, json_object, record
+from easydistill.report.values import as_dict, as_int, as_text, dig, json_lines, json_object, record
 
 EXAMPLES_PER_REASON = 5
 TEXT_LIMIT = 2000
@@ -141,6 +142,8 @@ class Facts:
     rejected: tuple[RejectedReason, ...]
     """Without those of synthesis stages, which are in `synthesis`."""
     synthesis: tuple[Synthesis, ...]
+    pictured: tuple[Sample, ...]
+    """Labelled rows with images."""
     answers: tuple[Answer, ...]
     answers_total: int
     disagreement: Disagreement | None
@@ -214,6 +217,7 @@ def collect(directory: Path) -> Facts:
             for stage, folder in zip(stages, complete, strict=True)
             if is_synthesis(stage.metrics)
         ),
+        pictured=tuple(_pictured(directory, stages, complete)),
         answers=answers,
         answers_total=total,
         disagreement=read_disagreement(complete),
@@ -221,6 +225,12 @@ def collect(directory: Path) -> Facts:
         environment=json_object(directory / "environment.json"),
         has_student=(directory / "student" / "config.json").is_file(),
     )
+
+
+def _pictured(directory: Path, stages: tuple[StageFacts, ...], complete: list[Path]) -> Iterator[Sample]:
+    for stage, folder in zip(stages, complete, strict=True):
+        if as_int(stage.metrics.get(IMAGE_ROWS)):
+            yield from rows_with_images(folder, directory)
 
 
 def _stage(name: str, value: dict[str, Any]) -> StageFacts:

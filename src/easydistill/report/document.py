@@ -164,6 +164,8 @@ class Sample(Block):
     reason: str = ""
     """Why it was rejected."""
     detail: str = ""
+    images: tuple[str, ...] = ()
+    """Thumbnails, by their paths from the report."""
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,9 @@ def _sample(block: doc.Sample) -> str:
         head = f"{code(block.reason)}: {md(beginning(block.detail))}" if block.detail else code(block.reason)
     else:
         head = "; ".join([code(block.id) if block.id else "no id", *(f"{md(n)}: {md(v)}" for n, v in block.marks)])
+    images = " ".join(f"![image]({path})" for path in block.images)
     texts = (part for name, text, _ in block.parts for part in (f"{name}:" if name else "", fenced(beginning(text))))
-    return _joined([head, *texts])
+    return _joined([head, images, *texts])
 
 
 def _answers(block: Answers) -> Iterator[str]:

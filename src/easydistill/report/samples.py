@@ -10,16 +10,18 @@ import hashlib
 import json
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET
 from easydistill.data.row_files import rows_of
+from easydistill.data.tables import IMAGES
 from easydistill.engine.stage import REJECTED
 from easydistill.errors import DataError
 from easydistill.report.document import Sample
+from easydistill.report.thumbnails import thumbnails
 from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
 
 KEPT_SHOWN = 5
@@ -30,7 +32,7 @@ TURN_LIMIT = 8000
 FIELD_LIMIT = 160
 FIELDS_SHOWN = 12
 _TOOLS = frozenset({"tools", "tool_calls"})
-_CHAT_FIELDS = _TOOLS | {"id", "instruction", "output", "reasoning_content", "messages", "operator"}
+_CHAT_FIELDS = _TOOLS | {"id", "instruction", "output", "reasoning_content", "messages", "operator", IMAGES}
 _PAIR_FIELDS = _TOOLS | {"id", "prompt", "chosen", "rejected", "operator"}
 
 T = TypeVar("T")
@@ -117,6 +119,17 @@ def kept_rows(folder: Path) -> tuple[Sample, ...]:
     """At most `KEPT_SHOWN` rows of a stage's output; none if it has no readable output."""
     drawn = draw(_rows(folder), KEPT_SHOWN, _id, lambda _: "")
     return tuple(map(_kept, drawn.get("", ())))
+
+
+def rows_with_images(folder: Path, run: Path) -> tuple[Sample, ...]:
+    """At most `KEPT_SHOWN` rows with images of a stage's output, with thumbnails of these.
+
+    Args:
+        run: the run directory.
+    """
+    shown = (row for row in _rows(folder) if isinstance(row.get(IMAGES), list) and row[IMAGES])
+    drawn = draw(shown, KEPT_SHOWN, _id, lambda _: "").get("", ())
+    return tuple(replace(_kept(row), images=thumbnails(map(as_text, row[IMAGES]), folder, run)) for row in drawn)
 
 
 def rejected_rows(folder: Path, reasons: Collection[str]) -> dict[str, tuple[Sample, ...]]:

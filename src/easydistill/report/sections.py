@@ -58,6 +58,7 @@ def sections(facts: Facts) -> list[doc.Section]:
         *_notices(facts),
         *not_shown(facts),
         *(_synthesis(facts, number) for number in range(len(facts.synthesis))),
+        *_pictured(facts),
         *_left_to_learn(facts),
         *_answers(facts),
         *_time(facts),
@@ -195,6 +196,16 @@ def _rejected_samples(check: Check, rows: tuple[doc.Sample, ...], *, is_open: bo
     shown = f", {'all' if len(rows) == check.lost else f'{len(rows)} of them'} here" if rows else ""
     none = doc.Text("n/a: no such row is in rejected.jsonl.", "soft", only="html")
     return doc.Fold(f"{check.reason}: {check.lost:,} rejected{shown}", rows or (none,), is_open)
+
+
+def _pictured(facts: Facts) -> Iterator[doc.Section]:
+    """Rows with images, as the teacher saw and answered them."""
+    if facts.pictured:
+        words = doc.Text(
+            "Drawn by the hash of their ids. Thumbnails lie in report_images/, the images themselves in images/.",
+            "soft",
+        )
+        yield doc.Section("images", "Rows with images", "Images", (words, *facts.pictured))
 
 
 def _left_to_learn(facts: Facts) -> Iterator[doc.Section]:

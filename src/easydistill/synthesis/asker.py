@@ -10,6 +10,7 @@ from easydistill.asking.model import AskedModel
 from easydistill.contracts.operator import Ask, Reply, Role
 from easydistill.contracts.teacher import Failure, GenerationRequest, Teacher
 from easydistill.data.journal import Journal
+from easydistill.data.messages import text_of
 from easydistill.engine.stage import StageContext
 
 
@@ -67,7 +68,7 @@ class Asker:
             return Reply(outcome.text, outcome.reasoning, outcome.finish_reason, answer, raw, key)
         calls = tuple(answer.get("tool_calls", ()))
         return Reply(
-            answer["content"], answer.get("reasoning_content"), outcome.finish_reason, None, raw, key, tool_calls=calls
+            text_of(answer), answer.get("reasoning_content"), outcome.finish_reason, None, raw, key, tool_calls=calls
         )
 
     def spent(self) -> dict[str, Any]:

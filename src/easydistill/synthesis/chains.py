@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, text_of
 from easydistill.data.records import Sample
 from easydistill.synthesis.replies import Unusable
 from easydistill.synthesis.text import tokens
@@ -77,7 +77,7 @@ def _is_prose(value: str) -> bool:
 def thought_of(row: Sample) -> str:
     """The chain of thought of a labelled row: its `reasoning_content` if it has one, else its answer."""
     last = row.messages[-1]
-    return last.get("reasoning_content") or last["content"]
+    return last.get("reasoning_content") or text_of(last)
 
 
 def with_thought(row: Sample, thought: str) -> Sample:

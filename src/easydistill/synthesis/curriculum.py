@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
+from easydistill.data.images import NoImages
 from easydistill.data.reading import Reading, at_most, read_rows, read_samples
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.writing import writable
@@ -72,7 +74,8 @@ class _SeedRows:
         path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
         assert path is not None
         columns = self._dataset.column_names
-        return read_rows(path, labelled=None, limit=at_most(most, self._dataset.max_samples), columns=columns)
+        limit = at_most(most, self._dataset.max_samples)
+        return read_rows(path, labelled=None, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
 
 
 class CurriculumStage(SynthesiseStage):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.data.files import hash_file
+from easydistill.data.images import NoImages
 from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import Sample
 from easydistill.data.row_files.identity import hash_rows
@@ -33,6 +34,12 @@ class RowSource(Protocol):
 
     def read(self, most: int | None = None) -> Reading:
         """The rows, rejections of those that could not be read, and what is not read of them."""
+
+
+TEXT_ALONE = (
+    "operators read text alone, so rows that differ in their images would be the same to them: remove the row, or "
+    "describe in words what its image shows"
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class FileSource:
 
     def read(self, most: int | None = None) -> Reading:
         path, columns = self.dataset.instruction_path, self.dataset.column_names
-        return read_rows(path, labelled=self.labelled, limit=at_most(most, self.dataset.max_samples), columns=columns)
+        limit = at_most(most, self.dataset.max_samples)
+        return read_rows(path, labelled=self.labelled, limit=limit, columns=columns, images=NoImages(TEXT_ALONE))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ _PER_MESSAGE = 4
 _FIRST_RATIO = 0.25
 _FIRST_WORST_RATIO = 0.5
 _MARGIN = 1.1
+IMAGE_BYTES = 3000
+"""Bytes of text that an image counts as: at 4 bytes a token, what servers count for one of a megapixel, some 750
+tokens."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,13 @@ def _json_bytes(value: Any) -> int:
 
 
 def text_bytes(content: Any) -> int:
-    """Bytes of a message's text in UTF-8; for a list of parts, of the text parts."""
+    """Bytes of a message's text in UTF-8; of a list of parts, those of the texts, and `IMAGE_BYTES` for an image."""
     if isinstance(content, str):
         return len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
     if isinstance(content, list):
-        return sum(text_bytes(part.get("text")) for part in content if isinstance(part, dict))
+        return sum(_part_bytes(part) for part in content if isinstance(part, dict))
     return 0
+
+
+def _part_bytes(part: dict[str, Any]) -> int:
+    return IMAGE_BYTES if part.get("type") in ("image", "image_url") else text_bytes(part.get("text"))

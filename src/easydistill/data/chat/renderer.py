@@ -23,7 +23,7 @@ from easydistill.data.chat.shown import TURN, Missing, missing_parts, refusal
 from easydistill.data.chat.spelling import Spelling, calling_spelling, plain_spelling
 from easydistill.data.chat.templates import CLOCK, Clock, Template, named_templates
 from easydistill.data.chat.turns import TurnFinder, Turns
-from easydistill.data.messages import Chat, HasChat, Message, is_learned
+from easydistill.data.messages import Chat, HasChat, Message, images_of, is_learned, text_of
 from easydistill.errors import DataError
 
 _BATCH = 128
@@ -33,6 +33,12 @@ _NOT_FOUND = (
     "the chat template does not show the final answer unchanged, or shows it again elsewhere\n"
     "    → set dataset.template to a copy of it in which {% generation %} and {% endgeneration %} stand around what "
     "the assistant writes, or to a template that shows an answer once"
+)
+
+
+NO_IMAGES = (
+    "the chat has images, and this model is given text alone: it would not see them\n"
+    "    → label such rows by an API (inference.base_url) in the job `label`, or remove them"
 )
 
 
@@ -104,6 +110,8 @@ class ChatRenderer:
         return self._text(self._prepared(chat), add_generation_prompt)
 
     def _text(self, chat: Chat, add_generation_prompt: bool) -> str:
+        if images_of(*chat.messages):
+            raise DataError(NO_IMAGES)
         if self.single_turn:
             return self._single_turn_text(chat, add_generation_prompt)
         template = self._template(chat)
@@ -152,13 +160,13 @@ class ChatRenderer:
         answered = messages[-1]["role"] == "assistant"
         prompt = messages[:-1] if answered else messages
         # These templates have one instruction and one output; system text goes before the instruction.
-        content = "\n\n".join(message["content"] for message in prompt)
+        content = "\n\n".join(map(text_of, prompt))
         return self._templates["default"].render(
             [],
             {
                 **self._variables,
                 **chat.template_kwargs,
-                "message": {"content": content, "output": messages[-1]["content"] if answered else ""},
+                "message": {"content": content, "output": text_of(messages[-1]) if answered else ""},
                 "add_generation_prompt": add_generation_prompt and not answered,
                 "add_output": answered,
             },
@@ -297,11 +305,11 @@ def _with_thoughts(message: Message, how: str) -> Message:
     """A message with its thoughts inside its text; or without them, also without those that its text begins with."""
     if how == "drop" and message["role"] == "assistant":
         message = message.copy()
-        message["content"] = split_thoughts(message["content"])[1]
+        message["content"] = split_thoughts(text_of(message))[1]
     if "reasoning_content" not in message:
         return message
     changed: Message = message.copy()
     thoughts = changed.pop("reasoning_content")
     if how == "inline" and thoughts.strip():
-        changed["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{message['content']}"
+        changed["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{text_of(message)}"
     return changed

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, text_of
 
 CONTENT, THOUGHTS, CALLS = "content", "thoughts", "calls"
 
@@ -87,7 +87,7 @@ def replaced(
     """A message of the same shape with other texts."""
     # A copy with a changed key or two costs less than a new message.
     changed: Message = message.copy()
-    changed["content"] = content(message["content"])
+    changed["content"] = content(text_of(message))
     if "reasoning_content" in message:
         changed["reasoning_content"] = thoughts(message["reasoning_content"])
     if message.get("tool_calls"):

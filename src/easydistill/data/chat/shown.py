@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from easydistill.data.chat.sentinels import CALLS, CONTENT, THOUGHTS, Located, replaced, wrapped
-from easydistill.data.messages import Chat, Message, is_learned
+from easydistill.data.messages import Chat, Message, is_learned, text_of
 
 TURN, TOOL_CALL, TOOLS, TOOL_RESULT, SYSTEM, DEVELOPER, TEXT = (
     "turn",
@@ -90,8 +90,8 @@ def _missing(message: Message, kind: str, at: int) -> Missing:
 def _inline_thoughts(chat: Chat, text: str) -> Iterator[Missing]:
     """Thoughts in an answer's own text: some templates cut them out."""
     for at, message in enumerate(chat.messages):
-        if message["role"] == "assistant" and "</think>" in message["content"]:
-            thought = message["content"].partition("</think>")[0].rpartition("<think>")[2].strip()
+        if message["role"] == "assistant" and "</think>" in text_of(message):
+            thought = text_of(message).partition("</think>")[0].rpartition("<think>")[2].strip()
             if thought and thought not in text:
                 yield Missing(THOUGHTS, at)
 

@@ -15,7 +15,7 @@ from easydistill.data.chat.cuts import Cuts, Render
 from easydistill.data.chat.sentinels import Located, common_prefix, located, wrapped
 from easydistill.data.chat.substitution import substituted
 from easydistill.data.chat.templates import Span
-from easydistill.data.messages import Chat, Message
+from easydistill.data.messages import Chat, Message, text_of
 from easydistill.errors import DataError
 
 
@@ -242,7 +242,7 @@ def _shape(message: Message) -> Hashable:
     """What a template may decide by: the role, and which parts a message has."""
     return (
         message["role"],
-        bool(message["content"].strip()),
+        bool(text_of(message).strip()),
         bool(message.get("reasoning_content")),
         bool(message.get("tool_calls")),
     )

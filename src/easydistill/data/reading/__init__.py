@@ -5,6 +5,7 @@
 - `several.py`: rows with several answers or prompts.
 - `turns.py`, `parts.py`, `marks.py`: lists of turns (OpenAI's messages, ShareGPT), what a message's content holds, and
   whether it is learned.
+- `media.py`: images, and where they stand in a chat; sound and video are refused.
 - `prompts.py`, `answers.py`: rows with a column for the prompt and one for the answer.
 - `texts.py`: a whole chat in one text.
 - `calls.py`: tool calls and tools. `checks.py`: what a row must have.

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from easydistill.data.messages import Message, is_learned, says_something
+from easydistill.data.messages import Message, is_learned, says_something, text_of
 from easydistill.data.reading import keys
-from easydistill.data.reading.parts import IMAGE_HINT
-from easydistill.data.reading.values import is_given
 from easydistill.data.row_files import MalformedRow, has_lone_surrogates
 
 PAIR_HINT = (
@@ -18,20 +15,6 @@ PAIR_HINT = (
     'learn: dataset.columns: {"answer": …}'
 )
 MAPPING_HINT = 'if a column holds it under another name, say so: dataset.columns: {"prompt": …, "answer": …}'
-_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
-_MEDIA = frozenset(keys.MEDIA)
-
-
-def refuse_media(row: dict[str, Any], messages: list[Message]) -> None:
-    """Refuse a row with an image, sound or video beside its chat."""
-    if _MEDIA.isdisjoint(row):
-        return
-    name = next((name for name in keys.MEDIA if is_given(row.get(name))), None)
-    if name is None:
-        return
-    shown = any(_PLACEHOLDER.search(message["content"]) for message in messages)
-    mark = ", for which a placeholder stands in its text" if shown else ""
-    raise MalformedRow(f"the row has `{name}`{mark}; {IMAGE_HINT}, or the column if the text does without it")
 
 
 def vote_of(row: dict[str, Any], name: str) -> bool | None:
@@ -62,6 +45,7 @@ def refuse_lone_surrogates(messages: list[Message], beside: Sequence[Any] = ()) 
         beside: tools and template variables.
     """
     texts = [value for message in messages for value in message.values() if isinstance(value, str)]
+    texts += [text_of(message) for message in messages if not isinstance(message["content"], str)]
     values = [*(message["tool_calls"] for message in messages if "tool_calls" in message), *filter(None, beside)]
     if values:
         try:
@@ -86,7 +70,7 @@ def check_chat(messages: list[Message], row: dict[str, Any], *, labelled: bool) 
     users = [message for message in messages if message["role"] == "user"]
     if not users:
         raise MalformedRow("there is no user message")
-    if not users[-1]["content"].strip():
+    if not says_something(users[-1]):
         raise MalformedRow("the instruction is empty")
     if not labelled:
         return

@@ -53,7 +53,10 @@ FINALS = ("final_answer", "expected_answer", "ground_truth", "reference_answer")
 """A known answer: the first of these that is a text or a number."""
 LABELS = ("label", "kto_tag")
 """Whether a row's answer is a good one (KTO)."""
-MEDIA = ("images", "image", "videos", "video", "audios", "audio", "image_url", "image_path", "image_file")
+IMAGES = ("images", "image", "image_path", "image_file", "image_url")
+"""Columns of images: the first of these is read."""
+VIDEOS, AUDIOS = ("videos", "video", "video_url", "video_path"), ("audios", "audio", "audio_url", "audio_path")
+MEDIA = (*IMAGES, *VIDEOS, *AUDIOS)
 
 CHAT_KEYS = frozenset(
     (

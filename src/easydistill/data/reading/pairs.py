@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.config.base import BETAS
-from easydistill.data.messages import Message, Tool, as_context, is_learned, says_something
+from easydistill.data.messages import Message, Tool, as_context, is_learned, says_something, text_of
 from easydistill.data.numbers import as_float
 from easydistill.data.reading import keys
 from easydistill.data.reading.checks import refuse_lone_surrogates, vote_of
 from easydistill.data.reading.columns import under_known_names
+from easydistill.data.reading.media import place_images, refuse_tags_of_answers
 from easydistill.data.reading.prompts import dialogue
 from easydistill.data.reading.row import RowChat, chat_of, chats_of, drop_fillers, fields_of, has_chat, whole
 from easydistill.data.reading.turns import Turns, turns_of
@@ -115,6 +116,9 @@ def _with_thoughts(row: dict[str, Any], name: str) -> tuple[Any, list[str]]:
 def _pair(row: dict[str, Any], found: Judged) -> PairChat:
     rest = {name: value for name, value in row.items() if name not in found.used}
     chosen, rejected = (side_messages(value, name) for value, name in zip(_values(found), SIDES, strict=True))
+    for side in (chosen, rejected):
+        if _repeats_prompt(side):
+            place_images(rest, side)
     asked = _asked(rest)
     prompt, chosen, rejected = _split(None if asked is None else asked.messages, chosen, rejected)
     if asked is None or prompt != asked.messages:
@@ -159,8 +163,9 @@ def _made(
     for name, side in zip(SIDES, (chosen, rejected), strict=True):
         _check_answer(side, name)
         drop_fillers(side, asked.tools)
+        refuse_tags_of_answers(prompt, side)
     refuse_lone_surrogates([*prompt, *chosen, *rejected], (asked.tools, asked.template_kwargs))
-    if not any(message["role"] == "user" and message["content"].strip() for message in prompt):
+    if not any(message["role"] == "user" and says_something(message) for message in prompt):
         raise MalformedRow("there is no prompt")
     if not says_something(chosen[-1]) or not says_something(rejected[-1]):
         raise MalformedRow("an answer is empty: there is neither text nor a tool call")
@@ -252,7 +257,7 @@ def _contains(side: list[Message], asked: list[Message]) -> bool:
     """Whether a whole chat holds the last message of the prompt, which may be all that the row repeats of it."""
     last = asked[-1] if asked else None
     return last is not None and any(
-        message["role"] == last["role"] and message["content"].strip() == last["content"].strip() for message in side
+        message["role"] == last["role"] and text_of(message).strip() == text_of(last).strip() for message in side
     )
 
 
@@ -264,7 +269,7 @@ def _with_own_system(prompt: list[Message], asked: list[Message] | None) -> list
     own = [message for message in prompt if message["role"] == "system"]
     if not own:
         return [*texts, *prompt]
-    if own[0]["content"].strip() != texts[0]["content"].strip():
+    if text_of(own[0]).strip() != text_of(texts[0]).strip():
         raise MalformedRow("the prompt and the answers' messages have two system texts that differ: remove one of them")
     return prompt
 

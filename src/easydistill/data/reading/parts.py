@@ -1,4 +1,5 @@
-"""The content of a message: a text, nothing, or a list of parts → text, and the calls, results and thoughts in it."""
+"""The content of a message: a text, nothing, or a list of parts → text and images, and the calls, results and thoughts
+in it."""
 
 from __future__ import annotations
 
@@ -6,14 +7,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import Message, ToolCall
+from easydistill.data.messages import Content as MessageContent
+from easydistill.data.messages import Message, Part, ToolCall
 from easydistill.data.reading.calls import calls_of
+from easydistill.data.reading.media import is_media, media_part, of_mime, refused_place
 from easydistill.data.reading.values import as_list, is_given, names_of
 from easydistill.data.row_files import MalformedRow
 
-IMAGE_HINT = "images, sound and video cannot be read yet: remove the row, or describe in words what it shows"
 _TEXT_TYPES = frozenset({"text", "input_text", "output_text", ""})
-_MEDIA = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_image", "input_audio", "file")
 _THOUGHT_TYPES = ("thinking", "reasoning")
 _GEMINI_CALLS, _GEMINI_RESULTS = ("functionCall", "function_call"), ("functionResponse", "function_response")
 _GEMINI = (*_GEMINI_CALLS, *_GEMINI_RESULTS, "thought", "inlineData", "inline_data", "fileData", "file_data")
@@ -31,6 +32,23 @@ class Content:
     """Results of tools, which some formats put into the user's message."""
     given: bool = True
     """False if there is no content at all."""
+    parts: list[Part] = field(default_factory=list)
+    """Texts and images in order, if there are images. What the row holds of an image stands in place of its digest."""
+
+    @property
+    def said(self) -> MessageContent:
+        """The content of the message that this is."""
+        return self.parts or self.text
+
+    def of_text(self, where: str) -> Content:
+        """This content, where only text may stand.
+
+        Raises:
+            MalformedRow: it holds an image.
+        """
+        if self.parts:
+            raise refused_place(where)
+        return self
 
 
 def content_of(value: Any, where: str) -> Content:
@@ -40,7 +58,7 @@ def content_of(value: Any, where: str) -> Content:
         where: what it is the content of, for messages: "the content of the user message".
 
     Raises:
-        MalformedRow: it is neither text nor parts of text, or it holds an image.
+        MalformedRow: it is neither text nor parts of text and images.
     """
     if value is None:
         return Content(given=False)
@@ -50,12 +68,21 @@ def content_of(value: Any, where: str) -> Content:
     if parts is None:
         raise MalformedRow(f"{where} is not text")
     content = Content()
-    texts: list[str] = []
+    found: list[Part] = []
     for part in parts:
-        texts.append(_text_of(part, content, where))
-    # Chat templates that take parts write them without anything in between.
-    content.text = "".join(texts)
+        image = media_part(part, where) if is_media(part) else None
+        text = _text_of(part, content, where) if image is None else ""
+        if image is not None:
+            found.append(image)
+        elif found and found[-1]["type"] == "text":
+            # Chat templates that take parts write them without anything in between.
+            found[-1]["text"] += text
+        elif text:
+            found.append({"type": "text", "text": text})
+    content.text = "".join(part["text"] for part in found if part["type"] == "text")
     content.given = bool(parts)
+    if any(part["type"] == "image" for part in found):
+        content.parts = found
     return content
 
 
@@ -68,8 +95,6 @@ def _text_of(part: Any, content: Content, where: str) -> str:
     kind = str(part.get("type") or "")
     if not kind and any(name in part for name in _GEMINI):
         return _gemini(part, content, where)
-    if kind in _MEDIA or any(is_given(part.get(name)) for name in _MEDIA):
-        raise MalformedRow(f"{where} holds a part of type {kind or 'image'!r}; {IMAGE_HINT}")
     if kind in _TEXT_TYPES:
         return _own_text(part, ("text", "content"), where)
     _add(part, kind, content, where)
@@ -99,8 +124,8 @@ def _gemini(part: dict[str, Any], content: Content, where: str) -> str:
             message["name"] = result["name"]
         content.results.append(message)
         return ""
-    if _first(part, ("inlineData", "inline_data", "fileData", "file_data")):
-        raise MalformedRow(f"{where} holds a file; {IMAGE_HINT}")
+    if file := _first(part, ("fileData", "file_data")):
+        raise of_mime(file, where)
     text = _own_text(part, ("text",), where)
     if part.get("thought"):
         content.thoughts += text
@@ -141,7 +166,8 @@ def result_text(value: Any) -> str:
         return value
     parts = as_list(value)
     if parts and all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in parts):
-        return content_of(parts, "the content of the tool message").text
+        where = "the content of the tool message"
+        return content_of(parts, where).of_text(where).text
     try:
         return json.dumps(value if parts is None else parts, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import Message, Tool, ToolCall
+from easydistill.data.messages import IMAGE_TAG, Message, Tool, ToolCall
 from easydistill.data.reading import keys, several
 from easydistill.data.reading.answers import Answered, answer_of, final_answer, is_thought
 from easydistill.data.reading.calls import parameters_of, tools_of, without_fillers
@@ -18,10 +18,10 @@ from easydistill.data.reading.checks import (
     hint_of,
     refuse_bad,
     refuse_lone_surrogates,
-    refuse_media,
     vote_of,
 )
 from easydistill.data.reading.columns import under_known_names
+from easydistill.data.reading.media import place_images
 from easydistill.data.reading.parts import content_of
 from easydistill.data.reading.prompts import prompt_of
 from easydistill.data.reading.texts import hint_of_text, with_messages
@@ -34,7 +34,6 @@ SHAPES = (
     'rows are {"instruction": …, "output": …}, {"messages": [{"role": …, "content": …}]} or '
     '{"conversations": [{"from": …, "value": …}]}, or dataset.columns names their columns'
 )
-_PLACEHOLDER = "<image>"
 _THOUGHTS, _SYSTEMS = frozenset(keys.THOUGHTS), frozenset(keys.SYSTEMS)
 
 
@@ -161,8 +160,7 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
     messages = with_system(turns.messages, systems)
     tools, tool_columns = _tools(row, turns)
     kwargs = _kwargs(row)
-    used |= {*systems, *tool_columns, *keys.KWARGS}
-    refuse_media(row, messages)
+    used |= {*systems, *tool_columns, *keys.KWARGS, *place_images(row, messages)}
     drop_fillers(messages, tools)
     rest = {
         str(name): value
@@ -173,9 +171,9 @@ def whole(row: dict[str, Any], turns: Turns, used: set[str]) -> RowChat:
     if final is not None:
         rest.setdefault("final_answer", final)
     unread = unread_fields(row, used, messages) | turns.unread
-    if any(message["role"] == "user" and _PLACEHOLDER in message["content"] for message in messages):
+    if any(IMAGE_TAG in message["content"] and message["role"] == "user" for message in messages):
         # Its image was in a column that the file no longer has.
-        unread.add(f"{_PLACEHOLDER} in a text")
+        unread.add(f"{IMAGE_TAG} in a text")
     return RowChat(messages, tools, kwargs, rest, frozenset(unread))
 
 
@@ -185,7 +183,7 @@ def _system_text(row: dict[str, Any], name: str) -> str:
     if isinstance(value, dict):
         value = next((value[key] for key in ("parts", "content", "text") if is_given(value.get(key))), value)
     if isinstance(value, list | tuple) and value:
-        return content_of(value, f"`{name}`").text
+        return content_of(value, f"`{name}`").of_text(f"`{name}`").text
     return value if isinstance(value, str) else text_field(row, name)
 
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easydistill.data.messages import Chat, identity_of
+from easydistill.data.images import NoImages, RowImages
+from easydistill.data.images.reader import with_digests
+from easydistill.data.messages import Chat, have_images, identity_of
 from easydistill.data.reading.columns import has_column
 from easydistill.data.reading.row import SHAPES, RowChat, chats_of
 from easydistill.data.reading.unread import unread_lines
 from easydistill.data.records import IdAssigner, Rejection, Sample, count_reasons
 from easydistill.data.row_files import own_id, parse_rows, rows_of
+from easydistill.data.row_files.hub_place import is_hub
 from easydistill.data.spool import MOST_IN_MEMORY, MOST_TEXT_IN_MEMORY, Rows, Spool
 from easydistill.errors import DataError
 
@@ -51,7 +54,12 @@ def refused_lines(kept: int, rejected: Sequence[Rejection]) -> list[str]:
 
 
 def read_rows(
-    path: str | Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    labelled: bool | None,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    images: RowImages | None = None,
 ) -> Reading:
     """Read rows, giving each its id. A row's other fields are kept in `Sample.meta`, and written again.
 
@@ -61,6 +69,7 @@ def read_rows(
             taken as they are.
         limit: read only this many rows.
         columns: `dataset.columns`: names of the columns, by what they hold.
+        images: reads the images of rows; by default such rows are refused.
 
     Returns:
         The samples, a rejection for each row that has none of the known shapes, and what of the rows is not read. A row
@@ -73,9 +82,14 @@ def read_rows(
     found = Reading()
     unread: Counter[str] = Counter()
     rows = text = 0
+    images = images or NoImages()
 
-    def parse(row: Any) -> list[RowChat]:
-        return chats_of(row, labelled=labelled, columns=columns)
+    def parse(row: Any, source: str) -> list[RowChat]:
+        chats = chats_of(row, labelled=labelled, columns=columns)
+        for chat in chats:
+            if have_images(chat.messages):
+                chat.messages = with_digests(chat.messages, images, folder_of(source))
+        return chats
 
     for number, row, chats in parse_rows(path, parse, ids, limit):
         rows += 1
@@ -109,11 +123,21 @@ def _no_samples(path: str | Path, rejected: Sequence[Rejection]) -> DataError:
     return DataError(f"{path}: none of its {len(rejected)} rows can be used; {SHAPES}\n    {rejected[0].detail}")
 
 
+def folder_of(source: str) -> Path | None:
+    """The folder that the paths in rows are relative to; None for a hub's data set."""
+    return None if is_hub(source) else Path(source).parent
+
+
 def read_samples(
-    path: str | Path, *, labelled: bool | None, limit: int | None = None, columns: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    labelled: bool | None,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    images: RowImages | None = None,
 ) -> tuple[Rows[Sample], list[Rejection]]:
     """The samples and rejections of `read_rows`, for files that were written here."""
-    found = read_rows(path, labelled=labelled, limit=limit, columns=columns)
+    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     return found.samples, found.rejected
 
 

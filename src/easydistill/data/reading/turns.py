@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import Message, Tool, says_something
+from easydistill.data.messages import Message, Tool, says_something, text_of
 from easydistill.data.reading.calls import are_calls, calls_of, tools_of
 from easydistill.data.reading.marks import FLAGS, is_off, is_on
-from easydistill.data.reading.parts import IMAGE_HINT, Content, content_of, result_text, thought_in
+from easydistill.data.reading.media import IMAGE_PLACE
+from easydistill.data.reading.parts import Content, content_of, result_text, thought_in
 from easydistill.data.reading.values import ROLE_KEYS, as_list, is_given, is_text, names_of, turn_list
 from easydistill.data.row_files import MalformedRow
 
@@ -116,7 +117,8 @@ def _turn(item: dict[str, Any], column: str, found: Turns) -> tuple[list[Message
     if calling:
         return [_calling_message(item, found)], True
     if role == "assistant":
-        return [_assistant_message(item, content_of(_content(item), _where(role, item)), found)], False
+        content = content_of(_content(item), _where(role, item)).of_text(_where(role, item))
+        return [_assistant_message(item, content, found)], False
     found.unread |= {f"{name} of a {role} turn" for name in (*THOUGHTS, "tool_calls") if is_given(item.get(name))}
     return [_tool_message(item)] if role == "tool" else _asking_messages(item, role, found), False
 
@@ -124,6 +126,8 @@ def _turn(item: dict[str, Any], column: str, found: Turns) -> tuple[list[Message
 def _asking_messages(item: dict[str, Any], role: str, found: Turns) -> list[Message]:
     """The message of a turn of the user or the system, after the results of tools in it."""
     content = content_of(_content(item), _where(role, item))
+    if role != "user":
+        content.of_text(_where(role, item))
     if not content.given and not content.results:
         # Some templates are given an empty system message for the tools in it.
         if role in ("system", "developer"):
@@ -132,8 +136,8 @@ def _asking_messages(item: dict[str, Any], role: str, found: Turns) -> list[Mess
     if content.calls or content.thoughts:
         raise MalformedRow(f"the {role} message makes tool calls or has thoughts, which only the assistant can")
     _note_learned(item, role, found)
-    own = [_named({"role": role, "content": content.text}, item)]
-    return [*content.results, *(own if content.text or not content.results else [])]
+    own = [_named({"role": role, "content": content.said}, item)]
+    return [*content.results, *(own if content.said or not content.results else [])]
 
 
 def _role(item: dict[str, Any], column: str) -> tuple[str, bool]:
@@ -171,7 +175,12 @@ def _refuse_unreadable(item: dict[str, Any]) -> None:
             )
     for name in _MEDIA:
         if is_given(item.get(name)):
-            raise MalformedRow(f"a message holds `{name}`; {IMAGE_HINT}")
+            raise MalformedRow(
+                f"a message holds `{name}`: put its images into the message's content, as parts "
+                '{"type": "image_url", "image_url": …}, or into the column `images` of the row; videos and sound are '
+                "not read",
+                IMAGE_PLACE,
+            )
     channel = item.get("channel")
     if isinstance(channel, str) and channel.strip().lower() not in ("", "final"):
         raise MalformedRow(
@@ -308,7 +317,7 @@ def with_system(messages: Iterable[Message], texts: dict[str, str]) -> list[Mess
     for other, words in others:
         if words.strip() != text.strip():
             raise MalformedRow(f"`{name}` and `{other}` hold two system texts that differ: remove one of the columns")
-    own = [message["content"] for message in chat if message["role"] == "system"]
+    own = [text_of(message) for message in chat if message["role"] == "system"]
     if own:
         if own[0].strip() == text.strip():
             return chat

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from easydistill.data.plain import without_image_bytes
 from easydistill.data.records import IdAssigner, Rejection
-from easydistill.data.row_files.broken import BrokenRow, MalformedRow
+from easydistill.data.row_files.broken import MALFORMED, BrokenRow, MalformedRow
 from easydistill.data.row_files.hub_place import HubPlace
 from easydistill.data.row_files.opening import open_bytes, reading
 from easydistill.data.row_files.places import FORMATS, Format, format_of, place_of
@@ -33,7 +34,6 @@ __all__ = [
 
 Parsed = TypeVar("Parsed")
 
-MALFORMED = "malformed_row"
 SUFFIXES = FORMATS
 """Suffixes of readable files; those of text may be followed by one of a compression."""
 
@@ -116,7 +116,8 @@ def has_lone_surrogates(text: str) -> bool:
 
 
 def plain_value(row: Any) -> Any:
-    """A row in a form that JSON can store, for rejected rows."""
+    """A row in a form that JSON can store, for rejected rows: without the bytes of images."""
+    row = without_image_bytes(row)
     try:
         json.dumps(row, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -125,11 +126,12 @@ def plain_value(row: Any) -> Any:
 
 
 def parse_rows(
-    where: str | Path, parse: Callable[[Any], Parsed], ids: IdAssigner, limit: int | None
+    where: str | Path, parse: Callable[[Any, str], Parsed], ids: IdAssigner, limit: int | None
 ) -> Iterator[tuple[int, Any, Parsed | Rejection]]:
     """(number from 1, row, result of `parse` or the rejection if it raises `MalformedRow`), row by row.
 
-    The number counts through all files; a rejection names the file and the row's number in it.
+    `parse` is given the row and the file, or the hub's data set, that it is from. The number counts through all files;
+    a rejection names the file and the row's number in it.
 
     Raises:
         DataError: a file cannot be read.
@@ -138,8 +140,8 @@ def parse_rows(
         if limit is not None and number > limit:
             return
         try:
-            yield number, row, parse(row)
+            yield number, row, parse(row, source)
         except MalformedRow as problem:
             identity = ids.assign([number, str(row)[:1000]])
             detail = f"{source}, row {own}: {problem}"
-            yield number, row, Rejection(identity, "read", MALFORMED, detail, 1, plain_value(row))
+            yield number, row, Rejection(identity, "read", problem.reason, detail, 1, plain_value(row))

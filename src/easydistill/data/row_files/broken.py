@@ -15,8 +15,20 @@ class PlaceError(DataError):
         self.problem, self.hint = problem, hint
 
 
+MALFORMED = "malformed_row"
+"""Reason for which rows are rejected that have none of the known shapes."""
+
+
 class MalformedRow(Exception):
-    """Says why a row has none of the known shapes."""
+    """Says why a row has none of the known shapes, or cannot be read whole.
+
+    Attributes:
+        reason: under which it is rejected.
+    """
+
+    def __init__(self, problem: str, reason: str = MALFORMED) -> None:
+        super().__init__(problem)
+        self.reason = reason
 
 
 class BrokenRow(dict[str, Any]):

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from easydistill.config.models import ModelsConfig
-from easydistill.data.messages import Chat, Message, answer_message
+from easydistill.data.messages import Chat, Message, answer_message, text_of
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
@@ -242,7 +242,7 @@ def _answered(chat: Chat) -> Chat:
 
 def _is_plain(chat: Chat) -> bool:
     answer = chat.messages[-1]
-    return not answer.get("reasoning_content") and "</think>" not in answer["content"] and len(chat.messages) > 1
+    return not answer.get("reasoning_content") and "</think>" not in text_of(answer) and len(chat.messages) > 1
 
 
 def _issue(key: str, error: Exception) -> ConfigIssue:

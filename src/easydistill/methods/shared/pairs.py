@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.deepspeed import deepspeed_notes
@@ -14,8 +15,9 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
+from easydistill.data.images import NoImages
 from easydistill.data.messages import Chat
-from easydistill.data.preferences import Preference, read_pairs, read_preferences
+from easydistill.data.preferences import PairReading, Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, split_heldout
 from easydistill.data.row_files.identity import hash_rows
@@ -87,8 +89,12 @@ class PairRows:
         if self.stage is not None:
             return FirstRows()
         limit = min(most, self.dataset.max_samples or most)
-        found = read_pairs(self._path, limit=limit, columns=self.dataset.column_names)
+        found = self._found(limit)
         return FirstRows([chat for pair in found.pairs for chat in pair.chats], found.lines())
+
+    def _found(self, limit: int | None) -> PairReading:
+        columns, images = self.dataset.column_names, NoImages(NOT_TRAINED)
+        return read_pairs(self._path, limit=limit, columns=columns, images=images)
 
     def read(self, context: StageContext | None = None) -> tuple[Rows[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
@@ -97,7 +103,7 @@ class PairRows:
             context: of a stage with these `inputs`; not needed if the pairs are in a file.
         """
         if self.stage is None:
-            found = read_pairs(self._path, limit=self.dataset.max_samples, columns=self.dataset.column_names)
+            found = self._found(self.dataset.max_samples)
             pairs, rejected = found.pairs, found.rejected
             if context is not None:
                 context.notice(found.notices)

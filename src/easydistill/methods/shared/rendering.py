@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.data.files import hash_file
-from easydistill.data.messages import HasChat, Message, is_learned
+from easydistill.data.messages import HasChat, Message, is_learned, text_of
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.template_files import file_shows_date, model_shows_date
@@ -175,7 +175,7 @@ class LostThoughts:
 
 def has_thoughts(message: Message) -> bool:
     """Whether a message has thoughts, beside its text or in it."""
-    return bool(message.get("reasoning_content", "").strip()) or "</think>" in message["content"]
+    return bool(message.get("reasoning_content", "").strip()) or "</think>" in text_of(message)
 
 
 def _loses_thoughts(messages: Sequence[Message], missing: Sequence[Missing]) -> bool:

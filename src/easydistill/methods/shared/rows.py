@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from itertools import tee
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
+from easydistill.data.images import NoImages
 from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
@@ -99,7 +101,8 @@ def read_file(
 ) -> tuple[Rows[Sample], list[Rejection]]:
     """The rows of the user's file, read as the `dataset` section says. What is not read of them is told."""
     assert path is not None, "checked by the job's validators"
-    found = read_rows(path, labelled=labelled, limit=dataset.max_samples, columns=dataset.column_names)
+    limit, columns = dataset.max_samples, dataset.column_names
+    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
     context.notice(found.notices)
     return found.samples, found.rejected
 
@@ -108,7 +111,8 @@ def _first_rows(dataset: RowsConfig, path: str | None, labelled: bool | None, mo
     if path is None:
         return FirstRows()
     limit = min(most, dataset.max_samples or most)
-    found = read_rows(path, labelled=labelled, limit=limit, columns=dataset.column_names)
+    columns = dataset.column_names
+    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
     # Answers that need not be there are not learned.
     return FirstRows([Chat.of(row) if labelled else row.prompt_chat for row in found.samples], found.lines())
 

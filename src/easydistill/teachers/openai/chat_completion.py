@@ -20,8 +20,9 @@ RAW_LIMIT = 4000
 
 
 def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequest) -> dict[str, Any]:
-    """The body of a request."""
-    body: dict[str, Any] = {"model": model, "messages": [openai_message(message) for message in request.messages]}
+    """The body of a request. Digests stand in it for images: `ImageStore.filled` puts data URLs in their place."""
+    messages = [_with_image_urls(openai_message(message), config.images_sent.detail) for message in request.messages]
+    body: dict[str, Any] = {"model": model, "messages": messages}
     if request.tools:
         body["tools"] = list(request.tools)
     if variables := (config.chat_template_kwargs or {}) | request.template_kwargs:
@@ -41,6 +42,17 @@ def request_body(config: ApiInferenceConfig, model: str, request: GenerationRequ
     if request.schema is not None:
         body["response_format"] = json_schema_format(request.schema)
     return body
+
+
+def _with_image_urls(message: dict[str, Any], detail: str | None) -> dict[str, Any]:
+    if isinstance(message["content"], str):
+        return message
+    asked = {} if detail is None else {"detail": detail}
+    parts = [
+        {"type": "image_url", "image_url": {"url": part["image"], **asked}} if part["type"] == "image" else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
 
 
 def garbage(problem: str, raw: str) -> Fault:

@@ -9,6 +9,7 @@ import openai
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Failure, bare_url
+from easydistill.data.plain import without_base64
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import QuotaExhausted, TeacherError
 from easydistill.teachers.openai.chat_completion import RAW_LIMIT
@@ -47,12 +48,13 @@ class FaultReader:
         raise error
 
     def shown(self, text: str) -> str:
-        """A server's text for display. It is redacted before it is cut: half a key would not be recognised."""
-        return " ".join(str(self._redactor.value(text)).split())[:DETAIL_LIMIT]
+        """A server's text for display, without images that it sends back. It is redacted before it is cut: half a key
+        would not be recognised."""
+        return " ".join(without_base64(str(self._redactor.value(text))).split())[:DETAIL_LIMIT]
 
     def failure(self, key: str, fault: Fault, attempts: int) -> Failure:
         """The failure to record for a request that is given up because of `fault`."""
-        raw = None if fault.raw is None else self._redactor.value(fault.raw)[:RAW_LIMIT]
+        raw = None if fault.raw is None else without_base64(self._redactor.value(fault.raw))[:RAW_LIMIT]
         return Failure(key, fault.reason, self.shown(fault.detail), attempts, fault.verdict is Verdict.RETRY, raw)
 
     def error(self, fault: Fault, url: str) -> TeacherError:

@@ -31,6 +31,7 @@ from easydistill.contracts.teacher import (
     bare_url,
     endpoint_name,
 )
+from easydistill.data.images import ImageStore
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
@@ -69,14 +70,22 @@ class OpenAITeacher:
 
     Args:
         batches: where batches are stored; required for `inference.batch`.
+        images: holds those of requests.
     """
 
     uses_proxies: ClassVar[bool] = True
 
-    def __init__(self, inference: ApiInferenceConfig, redactor: Redactor, batches: BatchStage | None = None) -> None:
+    def __init__(
+        self,
+        inference: ApiInferenceConfig,
+        redactor: Redactor,
+        batches: BatchStage | None = None,
+        images: ImageStore | None = None,
+    ) -> None:
         assert batches is not None or inference.batch is None
         self._config = inference
         self._batches = batches
+        self._images = images or ImageStore()
         self._redactor = redactor
         self._faults = FaultReader(inference, redactor)
         self._model = inference.model
@@ -214,6 +223,7 @@ class OpenAITeacher:
             self.ledger,
             self._estimator,
             endpoint.features,
+            self._images,
         )
         async with openai.AsyncOpenAI(**self._options(endpoint.url)) as client:
             patience = PATIENCE * config.timeout
@@ -362,6 +372,7 @@ class OpenAITeacher:
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
         """One request; the arguments of a `Completion`."""
         patience = PATIENCE * self._config.timeout
+        body = self._with_images(body)
         try:
             async with asyncio.timeout(patience) as guard:
                 # The SDK's client without its models and decoders, which cost more than the call.
@@ -379,6 +390,10 @@ class OpenAITeacher:
             if not guard.expired():
                 raise
             raise Fault("timeout", f"no answer after {patience:g} s", Verdict.RETRY) from None
+
+    def _with_images(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body as it is sent: until now images were digests, so that nothing else can show their bytes."""
+        return self._images.filled(body, self._config.images_sent.max_pixels) if "messages" in body else body
 
     async def _read_stream(self, response: httpx2.Response, guard: asyncio.Timeout, patience: float) -> dict[str, Any]:
         """The answer in a stream of events."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.data.answers import MalformedCall, opened_thoughts, read_calls, split_thoughts
 from easydistill.data.messages import Message, Tool, ToolCall, answer_message, openai_message
+from easydistill.data.messages import text_of as message_text
 from easydistill.errors import DataError, TeacherError
 from easydistill.teachers.parsing.form import Form
 from easydistill.teachers.parsing.forms import form_of, shows_tools
@@ -191,7 +192,7 @@ class AnswerReader:
             return ""
         shown = whole[len(before) :]
         ends = [self._tokenizer.decode([token]) for token in self._ends]
-        said = shown.rfind(answer["content"])
+        said = shown.rfind(message_text(answer))
         return shown[: min((at for end in ends if end and (at := shown.find(end, said)) >= 0), default=len(shown))]
 
     def _unframed(self, said: str) -> str:

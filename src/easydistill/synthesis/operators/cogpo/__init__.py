@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from easydistill.config.base import Beta, PositiveInt
 from easydistill.contracts.operator import Reply, Result, Steps
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, text_of
 from easydistill.data.records import FINISH_REASON, Rejection, Sample, cut_marks, is_cut
 from easydistill.synthesis.chains import known_answer, verify
 from easydistill.synthesis.operators import cot_generation
@@ -183,7 +183,7 @@ def _pair(config: Config, suited: Suited, gap: Gap, number: int, chosen: Message
     row = suited.first.chain.row
     rewritten = suited.rewritten and gap != "medium"
     own = row.messages[-1] if is_cut(row) else None
-    rejected_cut = rejected == own if gap == "small" else rejected["content"] in suited.first.alone.cut
+    rejected_cut = rejected == own if gap == "small" else text_of(rejected) in suited.first.alone.cut
     meta = {
         **{name: value for name, value in row.meta.items() if name not in _PAIR_FIELDS},
         "operator": STAGE,

@@ -14,7 +14,7 @@ from typing import Any
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
-from easydistill.data.messages import Message, answer_message
+from easydistill.data.messages import Message, answer_message, text_of
 from easydistill.data.records import CUT, Sample
 from easydistill.synthesis.chains import may_say_later, thought_of, verify
 from easydistill.synthesis.replies import Unusable
@@ -94,7 +94,7 @@ def try_with_chain(
     asks: list[Ask] = []
     for chain in chains:
         text, (*before, last) = prompt_text(chain.row), chain.row.prompt
-        values: dict[str, Any] = {"instruction": last["content"], "thought": chain.redacted, "redacted": REDACTED}
+        values: dict[str, Any] = {"instruction": text_of(last), "thought": chain.redacted, "redacted": REDACTED}
         asks += [
             tools.ask(PROMPT, text, role="student", index=number, before=before, boxed=config.boxed, **values)
             for number in range(config.student_samples)

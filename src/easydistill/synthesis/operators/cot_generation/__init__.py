@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
+from easydistill.data.messages import text_of as message_text
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, length_of, verify
 from easydistill.synthesis.replies import Unusable, message_of, rejection, text_of
@@ -88,7 +89,7 @@ def question(row: Sample, tools: Tools, *, boxed: bool, answer: str | None = Non
         number: number of the try.
     """
     *before, last = row.prompt
-    values: dict[str, Any] = {"instruction": last["content"], "answer": answer, "boxed": boxed}
+    values: dict[str, Any] = {"instruction": message_text(last), "answer": answer, "boxed": boxed}
     return tools.ask(STAGE, prompt_text(row), index=number, before=before, **values)
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 from easydistill.contracts.operator import Result, Steps
-from easydistill.data.messages import call_text
+from easydistill.data.messages import call_text, text_of
 from easydistill.data.reading import ROW, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files.identity import hash_rows
@@ -190,6 +190,6 @@ def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
 def _texts(row: Sample) -> list[str]:
     """All texts of a row except system messages: contents, thoughts, and each call."""
     said = [message for message in row.messages if message["role"] != "system"]
-    texts = [message["content"] for message in said if message["content"] or "tool_calls" not in message]
+    texts = [text_of(message) for message in said if message["content"] or "tool_calls" not in message]
     thoughts = [message["reasoning_content"] for message in said if message.get("reasoning_content")]
     return texts + thoughts + [call_text(call) for message in said for call in message.get("tool_calls", ())]

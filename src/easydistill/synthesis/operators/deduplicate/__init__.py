@@ -21,7 +21,7 @@ from typing import Any, Literal
 from easydistill.config.base import PositiveShare, Section, Share
 from easydistill.config.models import ModelRef
 from easydistill.contracts.operator import Result, Steps, UnfitRows
-from easydistill.data.messages import identity_of, said
+from easydistill.data.messages import identity_of, said, text_of
 from easydistill.data.reading import ROW
 from easydistill.data.records import Rejection, Sample, canonical_json
 from easydistill.data.spool import Spool, like
@@ -160,7 +160,7 @@ def _hash(data: bytes) -> bytes:
 
 def _surroundings(row: Sample) -> bytes:
     """A hash of what stands around a row's prompt; nothing where nothing does."""
-    system = "\n".join(normalise(message["content"]) for message in row.prompt if message["role"] == "system")
+    system = "\n".join(normalise(text_of(message)) for message in row.prompt if message["role"] == "system")
     if not system and not row.tools and not row.template_kwargs:
         return b""
     around = canonical_json([system, list(row.tools), row.template_kwargs])

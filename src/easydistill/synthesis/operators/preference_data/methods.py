@@ -13,7 +13,7 @@ from itertools import combinations, product
 from statistics import fmean
 
 from easydistill.contracts.operator import Ask, Reply, Steps, each
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, text_of
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, may_say_later, verify
 from easydistill.synthesis.difficulty import SCORES as BOTH_SCORES
@@ -218,7 +218,7 @@ def _verdicts(tried: Iterable[_Tried]) -> dict[tuple[str, str], Verdict]:
 def _problem_samples(config: VerifiableConfig, row: Sample, tools: Tools) -> list[tuple[str, Ask]]:
     messages = row.prompt
     if config.boxed:
-        asked = messages[-1]["content"]
+        asked = text_of(messages[-1])
         messages = tools.ask(BOXED, asked, before=messages[:-1], instruction=asked).messages
     chat = row.prompt_chat.with_messages(messages)
     return [one for role, count in config.most_samples.items() for one in sample(role, chat, count)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from easydistill.contracts.operator import Ask, Reply, Steps
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, text_of
 from easydistill.data.records import Rejection, Sample
 from easydistill.synthesis.chains import known_answer, unchanged
 from easydistill.synthesis.replies import Unusable, field_of, rejection
@@ -72,7 +72,7 @@ def _question(row: Sample, style: Style, tools: Tools) -> Ask:
         text,
         wants=("rewritten_answer",),
         instruction=text,
-        answer=row.messages[-1]["content"],
+        answer=text_of(row.messages[-1]),
         style=style,
         boxed=row.meta["task"] in _WITH_FINAL_ANSWER,
     )
@@ -81,7 +81,7 @@ def _question(row: Sample, style: Style, tools: Tools) -> Ask:
 def _read(row: Sample, style: Style, reply: Reply, form: Form) -> _Rewriting | Unusable:
     try:
         text = field_of(reply, "rewritten_answer", form)
-        if style == "commented_code" and FENCE in row.messages[-1]["content"] and FENCE not in text:
+        if style == "commented_code" and FENCE in text_of(row.messages[-1]) and FENCE not in text:
             raise Unusable("code_lost", "the answer had a code block, its rewriting has none")
         known = known_answer(row, of_rewriting=True) if row.meta["task"] in _WITH_FINAL_ANSWER else None
         if known is None:

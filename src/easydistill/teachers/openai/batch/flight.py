@@ -7,6 +7,7 @@ from typing import Any
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import GenerationRequest
+from easydistill.data.images import ImageStore
 from easydistill.engine.secrets import Redactor
 from easydistill.teachers.ledger import Ledger
 from easydistill.teachers.openai.batch.book import BatchRecord
@@ -27,6 +28,11 @@ class BatchTools:
     ledger: Ledger
     estimator: TokenEstimator
     features: Features
+    images: ImageStore
+
+    def sent(self, line: bytes) -> bytes:
+        """A line as it is uploaded: with images in the place of their digests."""
+        return self.images.filled_line(line, self.config.images_sent.max_pixels)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """A request's body, before it is reduced to what the server supports."""

@@ -162,28 +162,32 @@ class BatchRun:
             row = self._queue[0]
             size = self._tools.estimator.size(row.request.messages, row.request.tools)
             line = batch_line(row.request.key, self._tools.features.shape(self._tools.body(row.request)))
-            if len(line) + 1 > self._batch.max_bytes:
+            length = len(self._tools.sent(line))
+            if length + 1 > self._batch.max_bytes:
                 self._queue.popleft()
-                detail = f"its line has {len(line):,} bytes, inference.batch.max_bytes is {self._batch.max_bytes:,}"
+                detail = f"its line has {length:,} bytes, inference.batch.max_bytes is {self._batch.max_bytes:,}"
                 self._record([Failure(row.request.key, "prompt_too_long", detail, row.attempt, passing=False)])
                 continue
-            if total + len(line) + 1 > self._batch.max_bytes or not self._tools.ledger.has_room(size):
+            if total + length + 1 > self._batch.max_bytes or not self._tools.ledger.has_room(size):
                 return
             self._queue.popleft()
             self._tools.ledger.reserve(size)
-            rows, total, attempt = rows + 1, total + len(line) + 1, row.attempt
+            rows, total, attempt = rows + 1, total + length + 1, row.attempt
             yield _Line(row, size, line)
 
     async def _submit(self, lines: list[_Line]) -> None:
         attempt = lines[0].row.attempt
         record = self._book.add(self._tools.identity, attempt, [line.content for line in lines])
-        file_id = await self._calls.upload(f"{record.token}.jsonl", self._book.content(record))
+        file_id = await self._calls.upload(f"{record.token}.jsonl", self._uploaded(record))
         record = self._book.save(record, file_id=file_id)
         made = await self._calls.create(file_id, self._batch.completion_window, record.token, record.created)
         record = self._book.save(record, batch_id=made.id, status=made.status)
         self._flights.append(Flight(record, made.id, {line.row.request.key: line.size for line in lines}))
         again = f", attempt {attempt} of {self._batch.max_rounds}" if attempt > 1 else ""
         self._say(f"  batch {made.id}: {len(lines):,} rows submitted{again}")
+
+    def _uploaded(self, record: BatchRecord) -> bytes:
+        return b"".join(self._tools.sent(line) + b"\n" for line in self._book.content(record).splitlines())
 
     # --- collecting -------------------------------------------------------------------------------------------
 
