@@ -97,7 +97,11 @@ def test_its_section_is_validated_by_its_own_class_in_every_job(tmp_path: Path) 
     wrong: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
         ({}, {"repeats": 0}, ("inference.repeats", "at least 1")),
         ({}, {"repeat": 2}, ("inference.repeat:", "did you mean 'repeats'")),
-        ({}, {"top_k": 2}, ("inference.top_k", 'key of backend "auto" or "ray" or "transformers" or "vllm", not of "echo"')),
+        (
+            {},
+            {"top_k": 2},
+            ("inference.top_k", 'key of backend "auto" or "ray" or "transformers" or "vllm", not of "echo"'),
+        ),
         ({}, {"backend": "ecko"}, ('backend "ecko" is not one of', '"openai"', 'did you mean "echo"')),
         ({}, {"backend": "vllm"}, ("inference.asked_path", 'key of backend "echo", not of "vllm"')),
         (
