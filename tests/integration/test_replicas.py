@@ -25,7 +25,8 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import ConfigError, TeacherError
 from easydistill.jobs import JOBS
-from easydistill.teachers.replicas import fleet
+from easydistill.teachers.backends import vllm
+from easydistill.teachers.replicas import devices, fleet
 from easydistill.teachers.replicas import teacher as replicas
 from easydistill.teachers.vllm import VllmTeacher
 
@@ -247,6 +248,41 @@ def test_a_server_that_dies_again_and_again_ends_the_run(
     assert all(isinstance(outcome, Completion) for outcome in ask.outcomes)
 
 
+def deadly(ask: Asking, folder: Path, *texts: str) -> list[GenerationRequest]:
+    """Requests that kill whichever server gets them."""
+    poisons = [GenerationRequest(text, ({"role": "user", "content": text},)) for text in texts]
+    probes = [GenerationRequest(f"probe of {poison.key}", poison.messages) for poison in poisons]
+    ask(probes)
+    ask.outcomes.clear()
+    prompts = [body["prompt"] for path in folder.glob("asked-*") for body in lines(path)]
+    assert len(prompts) == len(poisons)
+    (folder / "deadly").write_text(json.dumps(prompts))
+    return poisons
+
+
+@pytest.mark.parametrize("servers, poisons, says_so", [(2, 1, False), (2, 1, True), (1, 2, True)])
+def test_a_request_that_kills_servers_is_rejected_and_the_others_are_answered(
+    asking: Callable[..., Asking], folder: Path, servers: int, poisons: int, says_so: bool
+) -> None:
+    (folder / "latency").write_text("0.15")
+    if says_so:
+        (folder / "says-so").touch()
+    ask = asking(replicas=servers)
+    first, *more = deadly(ask, folder, *(f"deadly {number}" for number in range(poisons)))
+    ask([*REQUESTS[:5], first, *REQUESTS[5:12], *more, *REQUESTS[12:20]])
+    good = [outcome for outcome in ask.outcomes if isinstance(outcome, Completion)]
+    failures = [outcome for outcome in ask.outcomes if isinstance(outcome, Failure)]
+    assert Counter(outcome.key for outcome in good) == Counter(QUESTIONS[:20])
+    assert all(outcome.attempts == 1 for outcome in good)
+    assert {failure.key for failure in failures} == {first.key, *(one.key for one in more)}
+    assert len(failures) == poisons
+    assert all(failure.reason == "worker_died" and failure.passing and failure.attempts == 3 for failure in failures)
+    assert sum("over a single request" in line for line in ask.said) == poisons
+    # Deaths of a request's making do not count: the run goes on, at all servers.
+    ask(REQUESTS[:40])
+    assert len(ask.outcomes) == 40 + poisons and not any("given up" in line for line in ask.said)
+
+
 def test_a_stop_while_they_start(asking: Callable[..., Asking], folder: Path) -> None:
     for number in range(2):
         (folder / f"slow-{number}").write_text("60")
@@ -322,6 +358,38 @@ def test_each_server_has_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> Non
     assert replicas.device_parts(6, 1, on_cpu=True) == [{}] * 6
     with pytest.raises(ConfigError, match="no GPU"):
         replicas.device_parts(1, 2, on_cpu=True)
+
+
+@pytest.mark.parametrize(
+    "replicas_, each, gpus, field",
+    [
+        (5, None, 4, "replicas"),
+        (3, 2, 4, "replicas"),
+        (1, 2, 0, "tensor_parallel_size"),
+        (2, 2, 4, None),
+        (3, 1, 0, None),
+    ],
+)
+def test_too_few_devices_are_told_before_anything_starts(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, replicas_: int, each: int | None, gpus: int, field: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "gpus", lambda: gpus)
+    config = VllmInferenceConfig(backend="vllm", replicas=replicas_, tensor_parallel_size=each)
+    plans = (
+        vllm.plan(config, str(tiny_model), None),
+        vllm.plan(VllmInferenceConfig(backend="vllm"), str(tiny_model), None),
+    )
+    found = [issue.path for issue in plans[0].preflight() if issue not in plans[1].preflight()]
+    assert found == ([f"inference.{field}"] if field else [])
+
+
+def test_every_replica_needs_the_weights(tiny_model: Path) -> None:
+    one, three = (
+        vllm.plan(VllmInferenceConfig(backend="vllm", replicas=count), str(tiny_model), None).memory_bytes()
+        for count in (None, 3)
+    )
+    assert one is not None and three == 3 * one
 
 
 def test_replicas_are_no_part_of_an_answer_s_identity() -> None:

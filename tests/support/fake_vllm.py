@@ -9,6 +9,8 @@ FAKE_VLLM, where it also writes what it was asked and which processes there are:
     slow-NUMBER        seconds that the NUMBERth start (from 0, of all servers) takes
     fails-NUMBER       the NUMBERth start ends with a message
     sick-PORT          its health is 503
+    deadly             prompts, as a list of lists of tokens, that kill the program 0.1 s after it gets one
+    says-so            …after which it answers 500 to all that it has, as vLLM does when its engine dies
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -29,11 +32,25 @@ LONGEST = 512
 FOLDER = Path(os.environ["FAKE_VLLM"])
 KEY = os.environ["VLLM_API_KEY"]
 LOCK = threading.Lock()
+DYING = threading.Event()
 
 
 def setting(name: str) -> float:
     path = FOLDER / name
     return float(path.read_text()) if path.exists() else 0.0
+
+
+def deadly() -> list[list[int]]:
+    path = FOLDER / "deadly"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def die() -> None:
+    time.sleep(0.1)
+    if (FOLDER / "says-so").exists():
+        DYING.set()
+        time.sleep(0.7)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def told(name: str, value: Any) -> int:
@@ -74,7 +91,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         assert self.path == "/v1/completions" and body["return_token_ids"] is True
         assert body["model"] == OPTIONS["served_model_name"]
-        time.sleep(setting("latency"))
+        if body["prompt"] in deadly():
+            threading.Thread(target=die).start()
+        DYING.wait(setting("latency"))
+        if DYING.is_set():
+            self.send(500, {"error": {"message": "EngineCore encountered an issue", "code": 500}})
+            return
         written = [*body["prompt"][-8:][::-1][: body["max_tokens"] - 1], END]
         told(f"asked-{self.server.server_port}", body)
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(written)}

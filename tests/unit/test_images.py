@@ -360,6 +360,25 @@ def test_an_address_is_fetched_once_where_the_config_asks(
     assert refused(tmp_path, large, fetch_images=True)[0] == "image_too_large"
 
 
+def test_a_line_that_a_kill_has_torn_costs_one_fetch_at_most(
+    web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "is_public", lambda address: True)
+    first, torn = (f"http://localhost:{web.server_address[1]}/{name}" for name in ("a.png", "moved"))
+    store = ImageStore(tmp_path)
+    for address in (first, torn):
+        fetching.Fetcher(store).digest(address)
+    known = tmp_path / "fetched.jsonl"
+    known.write_bytes(known.read_bytes()[:-20])
+    web.seen.clear()
+    for _ in range(3):
+        # A resumed run.
+        fetcher = fetching.Fetcher(store)
+        assert fetcher.digest(torn) == fetcher.digest(first) == digest_of(picture())
+    assert len(web.seen) == 2, "the torn one, with the address that it leads to, once more"
+    assert len(known.read_text().splitlines()) == 2
+
+
 def test_nothing_is_fetched_from_this_machine_or_its_network(
     web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

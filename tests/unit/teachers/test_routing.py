@@ -177,3 +177,18 @@ def test_the_breaker_forgives_what_is_long_past() -> None:
         for _ in range(40):
             breaker.add_answer()
     assert breaker.add_failure("timeout", "") is None
+
+
+def test_a_request_that_must_be_alone_has_nothing_beside_it() -> None:
+    first, second = Endpoint("a", Window(4, adaptive=False)), Endpoint("b", Window(4, adaptive=False))
+    routes = Router([first, second])
+    numbers = [first.started(0.0), second.started(0.0)]
+    assert routes.choose(0.0, alone=True) == math.inf
+    second.dropped(numbers[1])
+    assert routes.choose(0.0, alone=True) is second
+    number = second.started(0.0, alone=True)
+    # The other takes what comes, and one that is alone waits for either.
+    assert routes.choose(0.0) is first
+    assert routes.choose(0.0, alone=True) == math.inf
+    second.answered(number, 1.0, 10)
+    assert routes.choose(0.0, first) is second

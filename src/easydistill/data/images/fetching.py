@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ class Fetcher:
     def __init__(self, store: ImageStore) -> None:
         assert store.folder is not None
         self._store, self._path = store, store.folder / _KNOWN
+        _cut_torn_line(self._path)
         self._known = dict(_noted(self._path))
 
     def digest(self, address: str) -> str:
@@ -57,6 +59,15 @@ class Fetcher:
         return self._known[name]
 
 
+def _cut_torn_line(path: Path) -> None:
+    """Cut off what a kill has left after the last complete line: the next one would be appended to it."""
+    if not path.is_file():
+        return
+    found = path.read_bytes()
+    if not found.endswith(b"\n"):
+        os.truncate(path, found.rfind(b"\n") + 1)
+
+
 def _noted(path: Path) -> Iterator[tuple[str, str]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
@@ -64,7 +75,7 @@ def _noted(path: Path) -> Iterator[tuple[str, str]]:
             found = json.loads(line)
             yield found["address_sha256"], found["image"]
         except (ValueError, KeyError, TypeError):
-            # Cut off by a kill.
+            # Lost blocks after a power cut.
             continue
 
 

@@ -6,7 +6,9 @@ from easydistill.config.inference import VllmInferenceConfig, WorkersOptions
 from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
+from easydistill.errors import ConfigIssue
 from easydistill.teachers.backends._local import plan_local, template_file
+from easydistill.teachers.replicas.devices import replica_issues
 
 Config = VllmInferenceConfig
 
@@ -24,6 +26,7 @@ def plan(config: WorkersOptions, model: str, template: str | None) -> TeacherPla
 
         return VllmTeacher(model, config, template_file(template), date=context.started)
 
-    return plan_local(
-        "vllm", config, model, make, lambda: needs_extra("vllm", "vllm"), template=template_file(template)
-    )
+    def extras() -> list[ConfigIssue]:
+        return needs_extra("vllm", "vllm") + replica_issues(config)
+
+    return plan_local("vllm", config, model, make, extras, template=template_file(template))

@@ -20,6 +20,7 @@ _HINTS = {
     "timeout": "raise inference.timeout, or lower inference.max_concurrency",
     "connection": "check inference.base_url, and that the server runs",
     "server_error": "check the server's own log",
+    "worker_died": "check the server's own log",
 }
 
 

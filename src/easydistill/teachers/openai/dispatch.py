@@ -56,12 +56,12 @@ class Dispatcher:
         """Make the first in line check again."""
         self._changed.set()
 
-    async def start(self, size: Size, avoid: Endpoint | None) -> Ticket | None:
-        """Wait for room; None where the run is over before that."""
+    async def start(self, size: Size, avoid: Endpoint | None, *, alone: bool = False) -> Ticket | None:
+        """Wait for room, if `alone` for a server with nothing else in hand; None where the run is over before that."""
         async with self._turn:
             while not self._is_over():
                 self._changed.clear()
-                found = self._look(size, avoid)
+                found = self._look(size, avoid, alone=alone)
                 if isinstance(found, Ticket):
                     return found
                 try:
@@ -71,7 +71,7 @@ class Dispatcher:
                     continue
         return None
 
-    def _look(self, size: Size, avoid: Endpoint | None) -> Ticket | float:
+    def _look(self, size: Size, avoid: Endpoint | None, *, alone: bool) -> Ticket | float:
         """A ticket, or the seconds after which to check again."""
         now = self._clock()
         if not self._ledger.has_room(size):
@@ -82,12 +82,12 @@ class Dispatcher:
         wait = self._limits.delay(size.expected, now)
         if wait > 0:
             return wait
-        endpoint = self._router.choose(now, avoid)
+        endpoint = self._router.choose(now, avoid, alone=alone)
         if not isinstance(endpoint, Endpoint):
             return endpoint
         self._limits.start(size.expected, now)
         self._ledger.reserve(size)
-        return Ticket(endpoint, endpoint.started(now), size)
+        return Ticket(endpoint, endpoint.started(now, alone=alone), size)
 
     def answered(self, ticket: Ticket, answer: Completion) -> None:
         now, used = self._clock(), answer.prompt_tokens + answer.completion_tokens

@@ -38,6 +38,8 @@ class Endpoint:
         """Whether it does not run at present, and will."""
         self.deaths = 0
         """How often it has gone away."""
+        self.alone = False
+        """Whether it has a request that must have nothing beside it."""
         self._failures = 0
         self._rest = 0.0
         self._resting_until = -math.inf
@@ -58,22 +60,23 @@ class Endpoint:
     def rest_left(self, now: float) -> float:
         return max(0.0, self._resting_until - now) if self._rest else 0.0
 
-    def started(self, now: float) -> int:
+    def started(self, now: float, *, alone: bool = False) -> int:
         self.pending += 1
+        self.alone = alone
         return self.window.started(now)
 
     def dropped(self, number: int) -> None:
         """A request ended in a way that says nothing about the server."""
-        self.pending -= 1
+        self._ended()
         self.window.failed(number)
 
     def answered(self, number: int, seconds: float, tokens: int) -> None:
         self.window.answered(number, seconds, tokens, self.pending)
-        self.pending -= 1
+        self._ended()
         self._recovered()
 
     def faulted(self, number: int, fault: Fault, now: float) -> None:
-        self.pending -= 1
+        self._ended()
         if fault.retry_after is not None and fault.retry_after <= LONGEST_RETRY_AFTER:
             self.window.hold(now + fault.retry_after)
         if fault.overload:
@@ -84,6 +87,10 @@ class Endpoint:
             self._recovered()
         elif fault.verdict is Verdict.RETRY:
             self._failed(now)
+
+    def _ended(self) -> None:
+        self.pending -= 1
+        self.alone = False
 
     def _recovered(self) -> None:
         self._failures, self._rest = 0, 0.0
@@ -117,14 +124,16 @@ class Router:
         """Whether a server other than `than` works."""
         return any(endpoint is not than and endpoint.is_well() for endpoint in self.endpoints)
 
-    def choose(self, now: float, avoid: Endpoint | None = None) -> Endpoint | float:
+    def choose(self, now: float, avoid: Endpoint | None = None, *, alone: bool = False) -> Endpoint | float:
         """A server with room for a request, or the seconds until there may be one (∞: until a request ends).
 
         Args:
             avoid: chosen only if no other server works.
+            alone: whether the request must have nothing beside it.
         """
         open_ones = [endpoint for endpoint in self.endpoints if endpoint.refusal is None and not endpoint.away]
-        free = [endpoint for endpoint in _usable(open_ones, now) if endpoint.pending < endpoint.window.limit]
+        usable = [endpoint for endpoint in _usable(open_ones, now) if not endpoint.alone]
+        free = [one for one in usable if one.pending < (1 if alone else one.window.limit)]
         ready = [endpoint for endpoint in free if endpoint.window.delay(now) == 0]
         if ready:
             return min(ready, key=lambda endpoint: (endpoint is avoid, endpoint.pending))

@@ -48,6 +48,8 @@ from easydistill.teachers.openai.retry import Fault, Verdict, pause
 from easydistill.teachers.openai.routing import Endpoint, Router
 from easydistill.teachers.openai.window import Window
 from easydistill.teachers.openai.workers import Clients, Run, in_thread
+from easydistill.teachers.pool.board import MOST_DEATHS
+from easydistill.teachers.pool.teacher import WORKER_DIED
 from easydistill.teachers.sizes import Size, TokenEstimator
 
 POLL_SECONDS = 0.1
@@ -277,11 +279,15 @@ class OpenAITeacher:
         )
 
     async def _ask(self, clients: Clients, model: str, request: GenerationRequest, run: Run) -> Outcome | None:
-        """Ask until there is an answer or no attempt is left; None if the run is over before that."""
-        attempt = 1
+        """Ask until there is an answer or no attempt is left; None if the run is over before that.
+
+        A request that was in hand at several deaths of servers is suspected: it is asked with nothing beside it, and
+        given up if that server dies too. So what was only near a death is not lost.
+        """
+        attempt, died = 1, 0
         avoid: Endpoint | None = None
         while True:
-            ticket = await run.dispatcher.start(self._size(request), avoid)
+            ticket = await run.dispatcher.start(self._size(request), avoid, alone=died >= MOST_DEATHS)
             if ticket is None:
                 return None
             endpoint = ticket.endpoint
@@ -300,6 +306,9 @@ class OpenAITeacher:
             fault: Fault = found
             if await self._has_died(endpoint, deaths, fault):
                 run.dispatcher.dropped(ticket)
+                died, avoid = died + 1, endpoint
+                if died > MOST_DEATHS:
+                    return self._failure(request.key, _killed(died, fault), died, run)
                 continue
             if fault.verdict in {Verdict.QUOTA, Verdict.FATAL}:
                 self._refuses(endpoint, fault, run)
@@ -412,6 +421,12 @@ class OpenAITeacher:
         except Fault as fault:
             fault.raw = parser.raw
             raise
+
+
+def _killed(died: int, fault: Fault) -> Fault:
+    """The fault of a request that has killed servers."""
+    detail = f"{died} servers died with it, the last one with nothing else in hand: {fault.detail}"
+    return Fault(WORKER_DIED, detail, Verdict.RETRY, raw=fault.raw)
 
 
 async def _receive(response: httpx2.Response, parser: StreamParser, guard: asyncio.Timeout, patience: float) -> None:

@@ -85,7 +85,9 @@ def worker_notes(engine: Engine, config: WorkersOptions) -> list[str]:
 
 def worker_count(engine: Engine, config: WorkersOptions) -> int:
     """Copies of the teacher on this machine."""
-    return 1 if config.workers is None else max(1, len(devices_of(engine, config)))
+    if config.workers is None:
+        return config.replicas or 1
+    return max(1, len(devices_of(engine, config)))
 
 
 def _gpus_each(engine: Engine, config: WorkersOptions, gpus: int) -> int:

@@ -1,7 +1,7 @@
 """Asks the servers for tokens: `POST {base_url}/completions` of vLLM, with a prompt's token ids, and the answer's back.
 
 Concurrency, retries and the choice of a server are those of the API teacher. A request whose server dies is asked again
-elsewhere, and that is none of its attempts.
+elsewhere, and that is none of its attempts; one that kills every server that gets it is given up.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ IDS = "ids"
 """Key of `Completion.extra` with the tokens of an answer that has not been read."""
 NO_IDS = "no_token_ids"
 _ENDS = frozenset({"stop", "length"})
-SETTLE_SECONDS = 2.0
-"""How long after a broken connection it may be found that the server has died."""
+SETTLE_SECONDS = 10.0
+"""How long after a fault it may be found that the server has died: vLLM answers 500 to all that it has in hand when its
+engine dies, and ends after that."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class TokenClient(OpenAITeacher):
     async def _has_died(self, endpoint: Endpoint, deaths: int, fault: Fault) -> bool:
         if fault.verdict is not Verdict.RETRY:
             return False
-        until = time.monotonic() + (SETTLE_SECONDS if fault.reason == "connection" else 0.0)
+        until = time.monotonic() + (0.0 if fault.reason == "timeout" else SETTLE_SECONDS)
         while endpoint.deaths == deaths and endpoint.refusal is None and time.monotonic() < until:
             await asyncio.sleep(0.05)
         return endpoint.deaths > deaths

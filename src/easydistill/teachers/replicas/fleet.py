@@ -1,7 +1,8 @@
 """Several servers of the same model: started together, watched, and started again when they die.
 
 The first that is ready is asked at once; the others join when they are. A server that dies is away until it is ready
-again, and what it was asked is asked elsewhere. One that never was ready, or that dies too often, is given up.
+again, and what it was asked is asked elsewhere. One that never was ready, or that dies too often, is given up; deaths
+of a request's making do not count.
 """
 
 from __future__ import annotations
@@ -124,11 +125,20 @@ class Fleet:
 
     def _died(self, replica: _Replica, how: str, now: float) -> None:
         """Start it again, or give it up."""
+        # The request is given up as soon as the death is known.
+        to_blame = replica.endpoint.alone and not replica.endpoint.away
         replica.endpoint.went_away()
         tail = replica.server.tail()
         # What is left of it holds the device's memory.
         replica.server.stop(seconds=1.0)
         LOGGER.warning("server %s %s:\n%s", replica.number, how, self._shown("\n".join(tail)))
+        if to_blame:
+            # It has killed servers before, or it would not be alone.
+            for one in self._replicas:
+                one.deaths.clear()
+            self._say(f"  server {replica.number} {how} over a single request; it is started again")
+            self._start(replica)
+            return
         while replica.deaths and replica.deaths[0] < now - WITHIN:
             replica.deaths.popleft()
         replica.deaths.append(now)

@@ -11,11 +11,10 @@ import contextlib
 import datetime
 import http.client
 import json
-import os
 import secrets
 import sys
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ from easydistill.contracts.teacher import Completion, Failure, GenerationRequest
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.secrets import Redactor
-from easydistill.errors import ConfigError, ConfigIssue, TeacherError
+from easydistill.errors import TeacherError
 from easydistill.models.loading import choose_dtype, device, eos_ids, load_generation_config, load_tokenizer
 from easydistill.models.reference import model_directory, resolve
 from easydistill.models.vllm import server_environment
 from easydistill.teachers.backends._local import template_identity
 from easydistill.teachers.local import LocalChat
 from easydistill.teachers.replicas.client import IDS, TokenClient
+from easydistill.teachers.replicas.devices import device_parts, gpus
 from easydistill.teachers.replicas.fleet import Fleet
 from easydistill.teachers.replicas.server import Server
 
@@ -230,49 +230,7 @@ class ReplicaTeacher:
 
 def _tensor_parallel(config: VllmOptions, *, on_cpu: bool) -> int:
     assert config.replicas is not None
-    return config.tensor_parallel_size or (1 if on_cpu else _gpus() // config.replicas)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def device_parts(replicas: int, each: int | None, *, on_cpu: bool) -> list[Mapping[str, str]]:
-    """The variables that give each server its own devices: so many GPUs, or a part of the CPU's cores.
-
-    Args:
-        each: GPUs of a server; by default as many as there are for it.
-
-    Raises:
-        ConfigError: there are not enough.
-    """
-    if on_cpu:
-        if each is not None and each > 1:
-            problem = f"a server of {each} devices, but there is no GPU"
-            raise ConfigError(ConfigIssue("config", "inference.tensor_parallel_size", problem, "set it to 1"))
-        return _core_parts(replicas)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(_gpus())]
-    each = each or len(names) // replicas
-    if each * replicas > len(names) or not each:
-        problem = f"{replicas} servers of {max(1, each)} GPUs need {replicas * max(1, each)}, and {len(names)} are here"
-        hint = "lower replicas, or tensor_parallel_size"
-        raise ConfigError(ConfigIssue("config", "inference.replicas", problem, hint))
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(names[at * each : (at + 1) * each])} for at in range(replicas)]
-
-
-def _core_parts(replicas: int) -> list[Mapping[str, str]]:
-    name = "VLLM_CPU_OMP_THREADS_BIND"
-    if name in os.environ or not hasattr(os, "sched_getaffinity"):
-        return [{}] * replicas
-    cores = sorted(os.sched_getaffinity(0))
-    each = len(cores) // replicas
-    if replicas == 1 or not each:
-        return [{}] * replicas
-    # By default each would bind its threads to the same cores.
-    return [{name: ",".join(map(str, cores[at * each : (at + 1) * each]))} for at in range(replicas)]
+    return config.tensor_parallel_size or (1 if on_cpu else gpus() // config.replicas)
 
 
 def _longest(url: str, key: str) -> int | None:
