@@ -17,11 +17,14 @@ from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError
+from easydistill.methods.dpo import measure as measuring
 from easydistill.methods.dpo.config import DpoTrainingConfig, PairLoss, PreferenceConfig
 from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
 from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.dpo.trl_trainer import PairTrainer, PairWatch, train
+from easydistill.methods.shared import ranks
 from easydistill.methods.shared.rollouts import LocalScores
+from easydistill.methods.shared.strategies.base import Strategy
 from easydistill.models.student import Student, build_student
 
 F = torch.nn.functional
@@ -247,6 +250,49 @@ def test_the_job(tiny_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_trained_student_is_saved_before_it_is_measured(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def failing(*args: Any) -> Any:
+        called.append(args)
+        if len(called) == 2:
+            raise torch.OutOfMemoryError("no room to measure it")
+        return score_pairs(*args)
+
+    monkeypatch.setattr(measuring, "score_pairs", failing)
+    code, _ = run_here(write_config(tmp_path, job(tmp_path, tiny_model)))
+    assert code != 0 and len(called) == 2
+    (saved,) = (tmp_path / "run/stages").glob("*/model/model.safetensors")
+    assert saved.stat().st_size > 0
+
+
+def test_without_held_out_pairs_nothing_is_scored(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "score_pairs", lambda *args: pytest.fail("the student was moved and scored"))
+    code, out = run_here(write_config(tmp_path, job(tmp_path, tiny_model) | {"evaluation": {"heldout": 0}}))
+    assert code == 0, out
+
+
+def test_a_student_in_parts_is_measured_on_the_cpu(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device without memory, the whole student would lose its values."""
+    found = []
+    for folder in (tmp_path / "whole", tmp_path / "parts"):
+        folder.mkdir()
+        code, out = run_here(write_config(folder, job(folder, tiny_model)))
+        assert code == 0, out
+        found.append(json.loads((folder / "run/summary.json").read_text())["stages"]["train"]["metrics"])
+        monkeypatch.setattr(Strategy, "shards", True)
+        monkeypatch.setattr(ranks, "device", lambda: torch.device("meta"))
+    assert "scored on the CPU" in out
+    for name in ("before", "after", "gaps"):
+        assert found[0][name] == found[1][name]
+
+
 def test_a_killed_job_ends_with_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("whole", "torn"):
         (tmp_path / name).mkdir()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.jobs import start, write_config
+from tests.support.jobs import run_here, start, write_config
 from tests.support.rollouts import rollout
 from transformers import AutoTokenizer
 
@@ -22,11 +22,14 @@ from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError
+from easydistill.methods.reward_model import measure as measuring
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.measure import score_rows
 from easydistill.methods.reward_model.rows import RewardRow
 from easydistill.methods.reward_model.trl_trainer import ScoreTrainer, ScoreWatch, train
+from easydistill.methods.shared import ranks
 from easydistill.methods.shared.pairs import PairRows
+from easydistill.methods.shared.strategies.base import Strategy
 from easydistill.models.scalar_head import set_padding, with_scalar_head
 from easydistill.models.student import Student, build_student
 from easydistill.rewards import RewardContext
@@ -243,6 +246,29 @@ def test_the_job_learns_a_verifiable_rule_and_the_reward_loads_its_model(tiny_mo
     assert sum(margins) / 100 == pytest.approx(found["after"]["score_margin"], abs=1e-5)
     # Again: nothing to do.
     assert not easydistill.run(described, quiet=True).fresh
+
+
+def test_a_student_in_parts_is_measured_on_the_cpu(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device without memory, the whole student would lose its values."""
+    monkeypatch.setattr(Strategy, "shards", True)
+    monkeypatch.setattr(ranks, "device", lambda: torch.device("meta"))
+    described = job(tmp_path, tiny_model, even_numbers()[:40], max_steps=1) | {"evaluation": {"heldout": 8}}
+    code, out = run_here(write_config(tmp_path, described))
+    assert code == 0, out
+    assert out.count("scored on the CPU") == 1
+    metrics = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["train"]["metrics"]
+    assert {"before", "after"} <= metrics.keys()
+
+
+def test_without_held_out_pairs_nothing_is_scored(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "score_rows", lambda *args: pytest.fail("the student was moved and scored"))
+    described = job(tmp_path, tiny_model, even_numbers()[:40], max_steps=1) | {"evaluation": {"heldout": 0}}
+    code, out = run_here(write_config(tmp_path, described))
+    assert code == 0, out
 
 
 @pytest.mark.parametrize("made", ["pruned", "fresh"])

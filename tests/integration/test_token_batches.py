@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from pydantic import ValidationError
 from tests.integration.test_supervised import Killed, rows, weights
+from torch.utils.data import DataLoader
 
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.methods.sft import trainer as supervised
-from easydistill.methods.sft.batching import TokenRow
+from easydistill.methods.sft.batching import IGNORE, TokenRow
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.feeding import Feed
+from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.token_batches import TokenBatchSampler, token_batch_sampler
 from easydistill.models.student import build_student
 
@@ -61,6 +66,36 @@ def test_grouping_fills_the_budget() -> None:
 def test_ranks_share_the_batches_evenly(ranks: int) -> None:
     sampler = TokenBatchSampler(lengths(200), 512, 100, seed=0, epochs=3, ranks=ranks)
     assert len(sampler) % ranks == 0
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(10, 4), (3, 4), (5, 2), (12, 4)])
+def test_each_row_is_learned_once_where_all_are_as_large_as_the_budget(count: int, ranks: int) -> None:
+    """With the data loaders that accelerate makes of the trainer's."""
+    made = [TokenRow(str(n), [10 + n] * 48, [True] * 48) for n in range(count)]
+    config = TrainingConfig(max_length=48, max_tokens_per_batch=48, num_train_epochs=2)
+    for epoch in range(2):
+        learned: list[int] = []
+        drawn = []
+        for rank in range(ranks):
+            feed = Feed(Items(made), config, 0, ranks=ranks)
+            feed.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            loader: Any = DataLoader(feed.dataset, batch_size=1, sampler=feed.sampler, collate_fn=feed.collate)
+            parts: Any = prepare_data_loader(loader, num_processes=ranks, process_index=rank, put_on_device=False)
+            labels = [batch["labels"] for batch in parts]
+            drawn.append(len(labels))
+            for label_BT in labels:
+                learned += label_BT[label_BT != IGNORE].unique().tolist()
+        assert sorted(learned) == [10 + n for n in range(count)]
+        assert drawn == [math.ceil(count / ranks)] * ranks
+
+
+@pytest.mark.parametrize("budget", [48, None])
+def test_the_first_micro_batch_is_one_with_rows(budget: int | None) -> None:
+    """Fewer rows than ranks: with most seeds, or in rank order, an empty one comes first."""
+    made = [TokenRow(str(n), [10 + n] * 48, [True] * 48) for n in range(3)]
+    for seed in range(8):
+        config = TrainingConfig(max_length=48, max_tokens_per_batch=budget, seed=seed)
+        assert Feed(Items(made), config, 0, ranks=16).first()["input_ids"].shape == (1, 48)
 
 
 def test_epochs_are_counted_as_far_as_max_steps_reaches() -> None:

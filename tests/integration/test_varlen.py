@@ -26,6 +26,7 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.sft.varlen import attention_of, can_attend, collate_flat, use_varlen
 from easydistill.methods.shared.compat import cross_entropy_loss, fuse_loss
+from easydistill.methods.shared.strategies.base import Strategy
 from easydistill.models.student import build_student
 
 
@@ -175,6 +176,21 @@ def test_an_attention_that_does_not_suit_is_told_and_the_mask_used(
     monkeypatch.setattr(supervised, "can_attend", lambda *args: True)
     found = train(tiny_model, tmp_path / "fallen-back", made, said)
     assert any("kept apart with a mask" in line and "Ampere" in line for line in said)
+    for name, value in masked.items():
+        assert torch.equal(value, found[name])
+
+
+def test_a_student_in_parts_is_not_moved_whole_to_a_gpu_to_try_the_attention(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said = rows(40), list[str]()
+    masked = train(tiny_model, tmp_path / "masked", made, said)
+    monkeypatch.setattr(Strategy, "shards", True)
+    monkeypatch.setattr(varlen, "flash_attend", row_by_row)
+    monkeypatch.setattr(supervised, "can_attend", lambda *args: True)
+    monkeypatch.setattr(supervised, "_varlen_problem", lambda *args: pytest.fail("the whole student was moved"))
+    found = train(tiny_model, tmp_path / "parts", made, said)
+    assert any("kept apart with a mask" in line for line in said)
     for name, value in masked.items():
         assert torch.equal(value, found[name])
 

@@ -51,10 +51,10 @@ class DpoStage(PairStage):
         return {**super().fingerprint(), "preference": self._preference.identity()}
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.methods.dpo.measure import measure, measure_gaps, score_pairs
+        from easydistill.methods.dpo.measure import PairScore, measure, measure_gaps, score_pairs
         from easydistill.methods.dpo.trl_trainer import train
+        from easydistill.methods.shared.ranks import together, whole_student_device
         from easydistill.methods.shared.rollouts import LocalScores
-        from easydistill.models.loading import device
 
         train_pairs, heldout, unreadable = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
@@ -68,12 +68,16 @@ class DpoStage(PairStage):
         keep_rejected(rejected, rows, context)
         pad = min(student.eos_ids, default=0)
 
-        def scores() -> Any:
-            model = student.model.to(device()).eval()
+        scored_on = whole_student_device(context.reporter.say) if held_rows and context.rank == 0 else None
+
+        def scores() -> list[PairScore]:
+            if scored_on is None:
+                return []
+            model = student.model.to(scored_on).eval()
             return score_pairs(LocalScores(model, pad, self._training.loss_chunk_bytes), held_rows, context.stop)
 
-        # The reference is the untrained student. The others wait where they first meet the first rank.
-        start = scores() if context.rank == 0 else []
+        # The reference is the untrained student. The others wait for it.
+        start = together(scores)[0]
         outcome = train(
             student,
             rows,
@@ -87,15 +91,18 @@ class DpoStage(PairStage):
         context.stop.raise_if_requested()
         if context.rank > 0:
             return StageResult([])
+        trained_in = student.model.dtype
+        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         metrics: dict[str, Any] = {}
         if held_rows:
+            # Measure what is saved: the weights are rounded to their dtype.
+            student.model.to(trained_in)
             now = scores()
             metrics = {
                 "before": measure(held_rows, start, start),
                 "after": measure(held_rows, now, start),
                 "gaps": measure_gaps(held_rows, now, start),
             }
-        files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         show_student(context)
         return training_result(
             outcome,

@@ -62,8 +62,9 @@ class RewardStage(PairStage):
         return {**super().fingerprint(), "reward_model": self._reward.identity()}
 
     def run(self, context: StageContext) -> StageResult:
-        from easydistill.methods.reward_model.measure import describe, measure, measure_gaps, score_rows
+        from easydistill.methods.reward_model.measure import RowScore, describe, measure, measure_gaps, score_rows
         from easydistill.methods.reward_model.trl_trainer import train
+        from easydistill.methods.shared.ranks import together, whole_student_device
         from easydistill.models.loading import choose_dtype, device, load_classifier
         from easydistill.models.scalar_head import set_padding, with_scalar_head
 
@@ -84,11 +85,13 @@ class RewardStage(PairStage):
             )
         pad = set_padding(student, {chat[-1] for row in (*rows, *held_rows) for chat in (row.chosen, row.rejected)})
 
-        def scores(model: Any) -> Any:
-            return score_rows(model.to(device()), held_rows, pad, context.stop)
+        scored_on = whole_student_device(context.reporter.say) if held_rows and context.rank == 0 else None
 
-        # The others wait where they first meet the first rank.
-        before = scores(student.model) if context.rank == 0 else []
+        def scores(model: Any) -> list[RowScore]:
+            return [] if scored_on is None else score_rows(model.to(scored_on), held_rows, pad, context.stop)
+
+        # The others wait for the first rank.
+        before = together(lambda: scores(student.model))[0]
         outcome = train(
             student,
             rows,

@@ -105,6 +105,7 @@ class Feed:
         """The first micro-batch of the first epoch, without a teacher's signals."""
         draw = iter(self.sampler)
         if self.whole_batches:
-            return self.tokens([self.items[index] for index in next(draw)])
+            # Some may be empty.
+            return self.tokens([self.items[index] for index in next(batch for batch in draw if batch)])
         size = min(self.config.per_device_train_batch_size, len(self.items))
         return self.tokens([self.items[next(draw)] for _ in range(size)])

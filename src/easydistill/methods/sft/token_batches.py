@@ -24,7 +24,7 @@ WINDOW_BATCHES = 64
 """Items are sorted by length within windows of about this many micro-batches, and of no less than eight steps."""
 
 Batch = tuple[int, ...]
-"""Indices of the items of a micro-batch."""
+"""Indices of the items of a micro-batch; none for a rank that has nothing left to do in a step."""
 
 
 class TokenBatchSampler(Sampler[Batch]):
@@ -79,7 +79,7 @@ class TokenBatchSampler(Sampler[Batch]):
         while epoch < epochs or most * epoch < batches:
             most = max(most, len(self._filled(self._generator(epoch))))
             epoch += 1
-        return min(len(self._lengths), math.ceil(most / ranks) * ranks)
+        return math.ceil(most / ranks) * ranks
 
     def _filled(self, generator: random.Random) -> list[list[int]]:
         """Batches filled one after the other, in shuffled windows of items from the longest to the shortest."""
@@ -107,7 +107,11 @@ class TokenBatchSampler(Sampler[Batch]):
         yield batch
 
     def _split(self, batches: list[list[int]]) -> list[list[int]]:
-        """Exactly `len(self)` batches: those with the most items are halved until there are enough."""
+        """Exactly `len(self)` batches: those with the most items are halved until there are enough.
+
+        Where all have a single item, as many empty ones as are missing. Of a number that ranks cannot share evenly
+        accelerate would make one that they can, with batches from the epoch's beginning: rows that are learned twice.
+        """
         heap = [(-len(batch), at, batch) for at, batch in enumerate(batches)]
         heapq.heapify(heap)
         for at in range(len(batches), self._count):

@@ -136,6 +136,11 @@ def _packed(
     if not can_attend(on, dtype, model, longest):
         strategy().decided(lambda: check_packing(model, longest))
         return feed, lambda: None
+    if strategy().shards:
+        # The operator could only be tried with the whole student on a GPU, which need not have room for it.
+        strategy().decided(lambda: check_packing(model, longest))
+        reporter.say(f"  note: under {strategy().name} packed rows are kept apart with a mask, which is slower")
+        return feed, lambda: None
     before = attention_of(model)
     problem = strategy().decided(lambda: _varlen_problem(model, on, bf16, longest))
     if problem is not None:

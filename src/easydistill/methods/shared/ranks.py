@@ -21,6 +21,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, Interrupted, TeacherError
 from easydistill.methods.shared.checkpoints import WHOLE_COPIES, ranks_of, strategy_of
 from easydistill.methods.shared.strategies.base import strategy
+from easydistill.models.loading import device
 
 T = TypeVar("T")
 
@@ -93,10 +94,18 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Give every parameter the sum of its gradients over the ranks, for losses that are parts of one sum."""
+    """Give every parameter the sum of its gradients over the ranks, for losses that are parts of one sum.
+
+    One that has no gradient on any rank gets none, not zeros: for those an optimiser would still decay weights.
+    """
     if world_size() == 1:
         return
-    for value in parameters:
+    values = list(parameters)
+    learned = torch.tensor([value.grad is not None for value in values], dtype=torch.uint8)
+    dist.all_reduce(learned, dist.ReduceOp.MAX, group=_patient())
+    for value, any_learned in zip(values, learned.tolist(), strict=True):
+        if not any_learned:
+            continue
         if value.grad is None:
             value.grad = torch.zeros_like(value)
         dist.all_reduce(value.grad)
@@ -153,6 +162,15 @@ def together(work: Callable[[], T]) -> list[T]:
         if failure is not None:
             raise failure
     return [found for found, _ in outcomes]
+
+
+def whole_student_device(say: Callable[[str], object]) -> torch.device:
+    """Where the first rank computes with a whole student before and after the training; told if that is slow."""
+    on = device()
+    if not strategy().shards or on.type == "cpu":
+        return on
+    say("  note: held-out rows are scored on the CPU, which is slow: a GPU need not have room for the whole student")
+    return torch.device("cpu")
 
 
 def wait_for_all() -> None:
