@@ -116,6 +116,7 @@ def plan(config: Source, overrides: Sequence[str] = ()) -> list[PlannedStage]:
         ConfigError: the config is wrong, or something it names is missing.
     """
     loaded = load(config, overrides)
+    check_launch(loaded.job)
     run_directory = RunDirectory(loaded.run_directory)
     stages = stages_of(loaded.job)
     runner = Runner.silent(run_directory)
@@ -141,6 +142,7 @@ def preview(config: Source, overrides: Sequence[str] = (), *, rows: int = 5) -> 
         ConfigError: the config is wrong, or something it names is missing.
     """
     loaded = load(config, overrides)
+    check_launch(loaded.job)
     stages = stages_of(loaded.job)
     Runner.silent(RunDirectory(loaded.run_directory)).preflight(stages)
     return [shown for stage in stages for shown in preview_of(stage, rows)]

@@ -32,10 +32,13 @@ PARENT_GONE = 3
 
 def main() -> int:
     """Entry point; returns the exit code."""
+    stop = StopSignal()
     # The parent hears Ctrl-C and asks all ranks alike to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Launchers, Slurm and systemd send this one to every process. It has been held back since this one started.
+    signal.signal(signal.SIGTERM, lambda *_: stop.request())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     rank = int(os.environ["RANK"])
-    stop = StopSignal()
     with os.fdopen(int(sys.argv[1]), "wb") as back:
         try:
             task: Task = receive(sys.stdin.buffer)

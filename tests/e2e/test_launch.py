@@ -157,6 +157,25 @@ def test_ctrl_c_stops_all_after_a_checkpoint(in_two: Path, tiny_model: Path, tmp
 
 
 @pytest.mark.slow
+def test_sigterm_to_every_process_stops_all_after_a_checkpoint(in_two: Path, tiny_model: Path, tmp_path: Path) -> None:
+    # As DeepSpeed's launcher, Slurm and systemd end what they have started.
+    config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
+    run = start(config)
+    ranks = wait_for_step(run, tmp_path, 4)
+    for process in (*reversed(ranks), run.pid):
+        os.kill(process, signal.SIGTERM)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130, out
+    assert "stopped; finished work is kept" in out
+    assert_all_gone(ranks)
+    steps = len(curve(tmp_path))
+    assert run_here(config)[0] == 0
+    assert weights(tmp_path) == weights(in_two)
+    # It did not begin anew.
+    assert len(curve(tmp_path)) == len(curve(in_two)) > steps
+
+
+@pytest.mark.slow
 def test_another_number_of_processes_does_not_go_on(tiny_model: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, sft_job(tmp_path, tiny_model, 2, 2, num_train_epochs=6))
     run = start(config)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, Section, Unfit
 
 StrategyName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 LauncherName = Literal["auto", "none", "processes", "nodes", "slurm"]
+LAST_PORT = 65535
+
+
+def _port_exists(address: str) -> str:
+    port = address.rpartition(":")[2]
+    if not 0 < int(port) <= LAST_PORT:
+        raise Unfit(f"{port} is no port of TCP's", f"write host:port, with a port from 1 to {LAST_PORT}")
+    return address
 
 
 class LaunchConfig(Section):
@@ -23,7 +31,7 @@ class LaunchConfig(Section):
     """Machines that train together, with the run directory on storage that all of them see. The same command is started
     on each, by a launcher or with `--node-rank 0`, `--node-rank 1` and so on. `auto`: as many as a launcher says, else
     one."""
-    rendezvous: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$")] | None = None
+    rendezvous: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$"), AfterValidator(_port_exists)] | None = None
     """`host:port` where the first machine awaits the others: a name or address of it, and a free port. A launcher says
     it too."""
     launcher: LauncherName = "auto"

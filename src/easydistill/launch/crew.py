@@ -19,6 +19,7 @@ from typing import Any
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import EXIT_INTERRUPTED, ConfigError, ConfigIssue, EasyDistillError, Interrupted
+from easydistill.launch.failures import FollowingError
 from easydistill.launch.messages import LostError, Outcome, Task
 from easydistill.launch.network import interface_variables
 from easydistill.launch.place import Place
@@ -37,10 +38,6 @@ LOOK = 0.2
 
 class NodeLost(EasyDistillError, RuntimeError):
     """Another command of the run is gone."""
-
-
-class _Collective(LostError):
-    """A failure elsewhere that may follow from another one."""
 
 
 @dataclass
@@ -74,6 +71,7 @@ class Crew:
         self._training = False
         self._ended: dict[str, Any] | None = None
         self._told: set[int] = set()
+        self._refused: set[str] = set()
         self._changed = threading.Condition()
         try:
             self._listener = listen(place)
@@ -106,7 +104,7 @@ class Crew:
                 link.close()
                 return
         except Refused as error:
-            self._say(f"  refused: {error}")
+            self._say_refused(str(error))
             link.close()
             return
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
@@ -114,6 +112,14 @@ class Crew:
             link.close()
             return
         self._listen_to(index, link)
+
+    def _say_refused(self, why: str) -> None:
+        """Once: who is refused may try again, twice a second."""
+        with self._changed:
+            if why in self._refused:
+                return
+            self._refused.add(why)
+        self._say(f"  refused: {why}")
 
     def _admit(self, index: int, about: dict[str, Any], link: Link) -> str | None:
         """Let a command take its place; a reason why not."""
@@ -163,7 +169,7 @@ class Crew:
             return Interrupted(failed["text"])
         alone = self.place.local_rank is not None
         text = failed["text"] if alone else f"{self.place.title(index)}: {failed['text']}"
-        return (_Collective if failed["follows"] else LostError)(text, failed["exit_code"])
+        return (FollowingError if failed["follows"] else LostError)(text, failed["exit_code"])
 
     def _lose(self, index: int, link: Link, why: str) -> None:
         title = self.place.title(index)

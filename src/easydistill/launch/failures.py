@@ -9,6 +9,7 @@ import re
 import time
 
 from easydistill.errors import EasyDistillError, Interrupted
+from easydistill.launch.messages import LostError
 
 GRACE = 10.0
 """Seconds that the other processes get to end by themselves after one has stopped as it was asked to."""
@@ -19,6 +20,10 @@ _COLLECTIVE = r"(?i)gloo|nccl|Dist(Backend|Network|Store)Error|connection (close
 
 class RankLost(EasyDistillError, RuntimeError):
     """A process of the stage ended without saying why."""
+
+
+class FollowingError(LostError):
+    """A failure of another command's process that may follow from another one, as that command has found."""
 
 
 class Failures:
@@ -50,6 +55,8 @@ class Failures:
 
 def follows_another(error: BaseException) -> bool:
     """Whether an error may be that of a collective, or of the processes' store, which another process has left."""
+    if isinstance(error, FollowingError):
+        return True
     if isinstance(error, RankLost):
         # NCCL's watchdog aborts a process whose partner is gone.
         return "SIGABRT" in str(error)

@@ -8,11 +8,11 @@ srun), and then starts one. The first command leads the run, the others help.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from easydistill.config.job import JobConfig
-from easydistill.config.launch import LaunchConfig
+from easydistill.config.launch import LAST_PORT, LaunchConfig
 from easydistill.config.pipeline import PipelineConfig
 from easydistill.errors import ConfigError, ConfigIssue
 
@@ -85,6 +85,9 @@ def place_of(job: JobConfig, environment: Mapping[str, str], node_rank: int | No
     if launch.launcher not in ("auto", "none"):
         problem = f"it is {launch.launcher}, but the environment has not {_NEEDED[launch.launcher]}"
         raise ConfigError(_issue("launcher", problem, "start this command with the launcher, or set it to auto"))
+    if node_rank is not None and launch.nodes == "auto":
+        hint = "set launch.nodes" if sections_of(job) else f"leave it out: {job.job_type} runs in one process"
+        raise ConfigError(_node_rank(f"it is {node_rank}, but launch.nodes is auto and no launcher is found", hint))
     nodes = 1 if launch.nodes == "auto" else launch.nodes
     if node_rank is None and nodes > 1:
         problem = f"there are {nodes} nodes, and nothing says which of them this is"
@@ -113,12 +116,12 @@ def check_place(job: JobConfig, environment: Mapping[str, str]) -> LaunchConfig:
             shown = " and ".join(str(value) for value in different)
             raise ConfigError(_issue(name, f"the jobs have {shown}", "the jobs share the machines: set it in `shared`"))
     found = _launched(launch, environment)
-    issues = list(_contradictions(launch, found) if found is not None else _gaps(launch))
+    issues = list(_contradictions(sections or [launch], found) if found is not None else _gaps(launch))
     if found is not None and found.count > 1 and not sections:
         problem = f"{job.job_type} runs in one process, but {found.launcher} has started {found.count}"
         issues.append(ConfigIssue("environment", "", problem, "start it once, without the launcher"))
     if found is not None and found.local_rank is not None:
-        issues += _of_accelerate(job, launch, environment)
+        issues += _of_accelerate(job, sections or [launch], environment)
     if issues:
         raise ConfigError(issues)
     return launch
@@ -138,26 +141,35 @@ def _issue(field: str, problem: str, hint: str) -> ConfigIssue:
     return ConfigIssue("config", f"launch.{field}", problem, hint)
 
 
-def _contradictions(launch: LaunchConfig, found: Place) -> Iterator[ConfigIssue]:
-    # How many processes a command for a whole machine starts is the config's to say.
-    for name, value in (("processes", found.local_size), ("nodes", found.nodes)):
-        asked = getattr(launch, name)
-        if asked != "auto" and value is not None and asked != value:
-            yield _issue(
-                name, f"it is {asked}, but {found.launcher} says {value}", 'let both be the same, or set it to "auto"'
-            )
+def _contradictions(sections: Sequence[LaunchConfig], found: Place) -> Iterator[ConfigIssue]:
+    processes = (found.local_size, found.launcher)
+    if found.local_rank is None:
+        # A command for a whole machine: how many it starts is the config's to say, but for one launcher.
+        processes = (found.ranks, "NPROC_PER_NODE")
+    for name, (value, by) in {"processes": processes, "nodes": (found.nodes, found.launcher)}.items():
+        # The jobs of a pipeline may have different ones.
+        for asked in dict.fromkeys(getattr(section, name) for section in sections):
+            if asked != "auto" and value is not None and asked != value:
+                yield _issue(name, f"it is {asked}, but {by} says {value}", 'let both be the same, or set it to "auto"')
     if found.count > 1 and found.address is None and found.store is None:
         problem = f"{found.launcher} has no MASTER_ADDR and MASTER_PORT, so nothing says where the commands meet"
         yield _issue("rendezvous", problem, "set it to host:port of the first machine")
 
 
-def _of_accelerate(job: JobConfig, launch: LaunchConfig, environment: Mapping[str, str]) -> Iterator[ConfigIssue]:
+def _of_accelerate(
+    job: JobConfig, sections: Sequence[LaunchConfig], environment: Mapping[str, str]
+) -> Iterator[ConfigIssue]:
     """What `accelerate launch` has been told to do, and the config does otherwise."""
-    for name, strategies in (("FSDP", ("fsdp2",)), ("DEEPSPEED", ("zero1", "zero2", "zero3"))):
-        if environment.get(f"ACCELERATE_USE_{name}") == "true" and launch.strategy not in strategies:
-            problem = f"it is {launch.strategy}, but accelerate says {name}"
-            hint = f"set it to {' or '.join(strategies)}, or start accelerate without {name}"
-            yield _issue("strategy", problem, hint)
+    fits: Mapping[str, tuple[str, Callable[[LaunchConfig], bool]]] = {
+        "FSDP": ("fsdp2", lambda launch: launch.strategy == "fsdp2"),
+        "DEEPSPEED": ("zero1 or zero2 or zero3", lambda launch: launch.uses_deepspeed),
+    }
+    for name, (strategies, does) in fits.items():
+        if environment.get(f"ACCELERATE_USE_{name}") != "true":
+            continue
+        for sharing in dict.fromkeys(launch.sharing for launch in sections if not does(launch)):
+            hint = f"set it to {strategies}, or start accelerate without {name}"
+            yield _issue("strategy", f"it is {sharing}, but accelerate says {name}", hint)
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     bf16 = getattr(getattr(job, "training", None), "bf16", None)
     if precision not in ("no", "bf16") or (precision == "bf16" and bf16 is False):
@@ -168,10 +180,15 @@ def _of_accelerate(job: JobConfig, launch: LaunchConfig, environment: Mapping[st
 
 def _gaps(launch: LaunchConfig) -> Iterator[ConfigIssue]:
     """What is missing if nothing but the section says how many machines there are."""
-    many = launch.nodes not in ("auto", 1)
-    if many and launch.rendezvous is None and launch.launcher in ("auto", "none"):
+    if launch.launcher not in ("auto", "none"):
+        return
+    if launch.nodes not in ("auto", 1) and launch.rendezvous is None:
         problem = f"nodes is {launch.nodes}, but nothing says where they meet"
         hint = "set launch.rendezvous to host:port of the first; if a launcher is to say it, name it in launch.launcher"
+        yield _issue("nodes", problem, hint)
+    if launch.nodes == "auto" and launch.rendezvous is not None:
+        problem = f"rendezvous is {launch.rendezvous}, but nothing says how many machines meet there"
+        hint = "set launch.nodes; if a launcher is to say it, name it in launch.launcher"
         yield _issue("nodes", problem, hint)
 
 
@@ -190,8 +207,11 @@ def _launched(launch: LaunchConfig, environment: Mapping[str, str]) -> Place | N
         kind = _kind(environment)
     try:
         if kind != "none" and _NEEDED[kind] in environment:
-            return _READERS[kind](environment, rendezvous)
-    except (KeyError, ValueError) as error:
+            found = _READERS[kind](environment, rendezvous)
+            if not 0 <= found.index < found.count:
+                raise ValueError(f"number {found.index} of {found.count} is none of them")
+            return found
+    except (KeyError, ValueError, IndexError) as error:
         problem = f"the variables of {kind} are not complete: {error}"
         hint = "set launch.launcher to what has started this command, or to none"
         raise ConfigError(_issue("launcher", problem, hint)) from None
@@ -211,14 +231,29 @@ def _kind(environment: Mapping[str, str]) -> str:
 def _master(environment: Mapping[str, str]) -> Address | None:
     if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
         return None
-    return environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    port = _number(environment, "MASTER_PORT")
+    if port > LAST_PORT:
+        raise ValueError(f"MASTER_PORT={port}")
+    return environment["MASTER_ADDR"], port
+
+
+def _number(environment: Mapping[str, str], *names: str, default: int | None = None) -> int:
+    """The first of some variables that has a value: a number of something that there is."""
+    name = next((name for name in names if environment.get(name)), None)
+    if name is None:
+        if default is None:
+            raise KeyError(names[0])
+        return default
+    if (number := int(environment[name])) < 1:
+        raise ValueError(f"{name}={number}")
+    return number
 
 
 def _of_processes(environment: Mapping[str, str], rendezvous: Address | None) -> Place:
-    rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    rank, world = int(environment["RANK"]), _number(environment, "WORLD_SIZE")
     # Torchrun's name, DeepSpeed's.
-    local = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world)
-    nodes = int(environment.get("GROUP_WORLD_SIZE") or environment.get("CROSS_SIZE") or -(-world // local))
+    local = _number(environment, "LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=world)
+    nodes = _number(environment, "GROUP_WORLD_SIZE", "CROSS_SIZE", default=-(-world // local))
     launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "the launcher"
     if "CROSS_SIZE" in environment:
         launcher = "DeepSpeed's launcher"
@@ -240,7 +275,7 @@ def _of_processes(environment: Mapping[str, str], rendezvous: Address | None) ->
 
 
 def _of_nodes(environment: Mapping[str, str], rendezvous: Address | None) -> Place:
-    node, nodes = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    node, nodes = int(environment["RANK"]), _number(environment, "WORLD_SIZE")
     each = environment.get("NPROC_PER_NODE", "")
     return Place(
         node,
@@ -253,7 +288,7 @@ def _of_nodes(environment: Mapping[str, str], rendezvous: Address | None) -> Pla
 
 
 def _of_slurm(environment: Mapping[str, str], rendezvous: Address | None) -> Place:
-    tasks, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_STEP_NUM_NODES"])
+    tasks, nodes = _number(environment, "SLURM_STEP_NUM_TASKS"), _number(environment, "SLURM_STEP_NUM_NODES")
     index = int(environment["SLURM_PROCID"])
     first = (
         _first_host(environment["SLURM_STEP_NODELIST"]),

@@ -2,7 +2,7 @@
 
 No process outlives the others by more than `GRACE` seconds, and none outlives the parent: each reads the parent's pipe,
 whose end ends it. They are in sessions of their own, so Ctrl-C on a terminal reaches the parent alone, which asks them
-to stop.
+to stop. SIGTERM, which launchers send to all, asks them too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Protocol
@@ -161,6 +161,7 @@ def _start(share: Share, position: int, logs: Path) -> _Rank:
         if log is not None:
             logs.mkdir(parents=True, exist_ok=True)
             printed = files.enter_context(log.open("wb")).fileno()
+        files.enter_context(_holding_back(signal.SIGTERM))
         process = subprocess.Popen(
             [sys.executable, "-m", "easydistill.rank", str(sending)],
             stdin=subprocess.PIPE,
@@ -177,6 +178,16 @@ def _start(share: Share, position: int, logs: Path) -> _Rank:
         relay.start()
     assert process.stdin is not None
     return _Rank(number, process, process.stdin, os.fdopen(receiving, "rb"), log, relay)
+
+
+@contextlib.contextmanager
+def _holding_back(number: signal.Signals) -> Iterator[None]:
+    """What is started meanwhile gets a signal only once it asks for it, when its handler is there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _screen() -> int:

@@ -143,10 +143,13 @@ def test_storage_that_is_not_shared(other_key: bool, run: Run, tmp_path: Path, m
     if other_key:
         (elsewhere / "nodes.key").write_text("of another run")
     run.lead()
+    monkeypatch.setattr(helper_module, "AGAIN", 0.05)
     error = run.help(directory=elsewhere).ended()
     assert isinstance(error, NotShared)
     assert str(elsewhere) in str(error) and "put output_dir on storage that all machines see" in str(error)
     run.wait_until_said("127.0.0.1 does not see this run directory")
+    # It has tried several times.
+    assert sum("refused" in line for line in run.said) == 1
 
 
 def test_another_path_to_the_same_storage(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -140,7 +141,20 @@ def test_launcher_of_the_config() -> None:
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"},
             "launch.rendezvous: the environment (WORLD_SIZE=2 nodes)",
         ),
+        ({"processes": 4}, DLC, "launch.processes: it is 4, but NPROC_PER_NODE says 8"),
         ({"nodes": 2}, {}, "launch.nodes: nodes is 2, but nothing says where they meet"),
+        ({"rendezvous": "h:29400"}, {}, "launch.nodes: rendezvous is h:29400, but nothing says how many machines"),
+        ({"rendezvous": "h:29400", "launcher": "none"}, TORCHRUN, "launch.nodes: rendezvous is h:29400, but nothing"),
+        ({"deepspeed": "ds.json"}, {**TORCHRUN, "ACCELERATE_USE_FSDP": "true"}, "it is DeepSpeed, ds.json, but"),
+        ({"strategy": "fsdp2"}, {**TORCHRUN, "ACCELERATE_USE_DEEPSPEED": "true"}, "it is fsdp2, but accelerate says"),
+        ({}, {**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, "the variables of processes are not complete: LOCAL_WORLD_SIZE=0"),
+        ({}, {**DEEPSPEED, "LOCAL_SIZE": "-2"}, "the variables of processes are not complete: LOCAL_SIZE=-2"),
+        ({}, {**TORCHRUN, "WORLD_SIZE": "0"}, "the variables of processes are not complete: WORLD_SIZE=0"),
+        ({}, {**TORCHRUN, "RANK": "8"}, "the variables of processes are not complete: number 8 of 8 is none of them"),
+        ({}, {**DLC, "MASTER_PORT": "99999"}, "the variables of nodes are not complete: MASTER_PORT=99999"),
+        ({}, {**DLC, "MASTER_PORT": "0"}, "the variables of nodes are not complete: MASTER_PORT=0"),
+        ({}, {**SRUN, "SLURM_NODEID": "2"}, "the variables of slurm are not complete"),
+        ({}, {**SRUN, "SLURM_STEP_NUM_NODES": "0"}, "the variables of slurm are not complete: SLURM_STEP_NUM_NODES=0"),
         ({}, {**TORCHRUN, "ACCELERATE_USE_FSDP": "true"}, "launch.strategy: it is ddp, but accelerate says FSDP"),
         ({}, {**TORCHRUN, "ACCELERATE_MIXED_PRECISION": "fp16"}, "accelerate says fp16, but training.bf16 is auto"),
         ({"launcher": "nodes"}, {"WORLD_SIZE": "2"}, "the variables of nodes are not complete: 'RANK'"),
@@ -165,6 +179,8 @@ def test_contradictions_are_told_with_both_values(
         ({"nodes": 2, "rendezvous": "a:1"}, {}, None, "there are 2 nodes, and nothing says which of them this is"),
         ({"nodes": 2, "rendezvous": "a:1"}, {}, 2, "it is 2, but launch.nodes is 2"),
         ({}, {}, 1, "it is 1, but launch.nodes is auto"),
+        ({}, {}, 0, "it is 0, but launch.nodes is auto and no launcher is found\n    → set launch.nodes"),
+        ({"nodes": 1}, {}, 1, "it is 1, but launch.nodes is 1"),
         ({}, DLC, 0, "it is 0, but the environment (WORLD_SIZE=2 nodes) has started this command on node 1"),
         ({}, TORCHRUN, 0, "it is 0, but torchrun (WORLD_SIZE=8) has started this command"),
     ],
@@ -173,6 +189,33 @@ def test_node_ranks(launch: dict[str, Any], environment: dict[str, str], node_ra
     with pytest.raises(ConfigError) as error:
         place_of(job(launch), environment, node_rank)
     assert told in problems(error)
+
+
+def test_one_machine_that_is_asked_for() -> None:
+    assert place_of(job({"nodes": 1, "rendezvous": "h:29400"}), {}, 0) == ALONE
+    # On a laptop the config is valid.
+    check_place(job({"launcher": "processes", "rendezvous": "h:29400"}), {})
+
+
+def test_accelerate_says_deepspeed_and_the_config_too() -> None:
+    for launch in ({"deepspeed": "ds.json"}, {"strategy": "zero2"}):
+        assert place_of(job(launch), {**TORCHRUN, "ACCELERATE_USE_DEEPSPEED": "true"}).count == 8
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_ports_that_do_not_exist(port: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        job({"nodes": 2, "rendezvous": f"h:{port}"})
+    assert f"launch.rendezvous: {port} is no port" in problems(error) and "from 1 to 65535" in problems(error)
+    assert place_of(job({"nodes": 2, "rendezvous": "h:65535"}), {}, 0).address == ("h", 65535)
+
+
+@pytest.mark.parametrize("ask", [api.validate, api.plan, api.preview])
+def test_what_only_shows_a_run_refuses_what_the_run_does(ask: Callable[[Any], Any]) -> None:
+    config = job({"nodes": 2}).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    with pytest.raises(ConfigError) as error:
+        ask(config)
+    assert "launch.nodes: nodes is 2, but nothing says where they meet" in problems(error)
 
 
 def test_a_job_for_one_process_is_refused_under_a_launcher() -> None:
@@ -186,6 +229,9 @@ def test_a_job_for_one_process_is_refused_under_a_launcher() -> None:
         place_of(synthesis, TORCHRUN)
     assert "runs in one process, but torchrun (WORLD_SIZE=8) has started 8" in problems(error)
     assert place_of(synthesis, {**DLC, "WORLD_SIZE": "1", "RANK": "0"}).count == 1
+    with pytest.raises(ConfigError) as error:
+        place_of(synthesis, {}, 0)
+    assert "leave it out: instruction_expansion runs in one process" in problems(error)
 
 
 def pipeline(first: dict[str, Any] | None, second: dict[str, Any] | None) -> JobConfig:
@@ -205,3 +251,12 @@ def test_the_jobs_of_a_pipeline_share_the_machines() -> None:
     with pytest.raises(ConfigError) as error:
         place_of(pipeline(shared, None), {}, 1)
     assert "launch.nodes: the jobs have 2 and auto" in problems(error)
+
+
+def test_every_job_of_a_pipeline_is_compared() -> None:
+    with pytest.raises(ConfigError) as error:
+        check_place(pipeline({"processes": 4}, {"processes": 2}), TORCHRUN)
+    assert "launch.processes: it is 2, but torchrun (WORLD_SIZE=8) says 4" in problems(error)
+    with pytest.raises(ConfigError) as error:
+        check_place(pipeline({"strategy": "fsdp2"}, {}), {**TORCHRUN, "ACCELERATE_USE_FSDP": "true"})
+    assert "launch.strategy: it is ddp, but accelerate says FSDP" in problems(error)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from easydistill.errors import DataError, Interrupted
-from easydistill.launch.failures import Failures, RankLost, follows_another
+from easydistill.launch.failures import Failures, FollowingError, RankLost, follows_another
 from easydistill.launch.messages import LostError
 from easydistill.launch.place import ALONE, Place
-from easydistill.launch.processes import Share, rank_environment
+from easydistill.launch.processes import Share, _start, free_port, rank_environment
 from easydistill.launch.stages import launched
 
 
@@ -38,6 +43,7 @@ GONE = RuntimeError("[../gloo/transport/tcp/pair.cc:544] Connection closed by pe
         (LostError("DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1"), True),
         (RankLost("process 1 of the stage was killed by SIGABRT"), True),
         (RankLost("process 1 of the stage was killed by SIGKILL\n    gloo"), False),
+        (FollowingError("node 1: process 3 of the stage was killed by SIGABRT"), True),
         (DataError("the training loss is nan"), False),
         (RuntimeError("CUDA out of memory"), False),
         (ValueError("gloo"), False),
@@ -89,3 +95,36 @@ def test_a_launcher_s_variables_are_out_of_sight(monkeypatch: pytest.MonkeyPatch
     assert {name: os.environ[name] for name in values} == values
     with launched(ALONE):
         assert os.environ["RANK"] == "0"
+
+
+def test_a_rank_that_hears_sigterm_as_it_starts_lives_on(tmp_path: Path) -> None:
+    rank = _start(Share(1, first=1, world=2, port=free_port()), 0, tmp_path)
+    rank.process.send_signal(signal.SIGTERM)
+    # Nobody has work for it, which ends it with an error.
+    rank.to.close()
+    assert rank.process.wait(60) == 1
+    rank.back.close()
+
+
+def test_a_worker_of_the_pool_outlives_sigterm() -> None:
+    receiving, sending = os.pipe()
+    command = [sys.executable, "-m", "easydistill.teachers.pool.process", str(sending)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sending])
+    assert worker.stdin is not None
+    ends = time.monotonic() + 60
+    while not _ignores(worker.pid, signal.SIGINT):
+        assert worker.poll() is None and time.monotonic() < ends
+        time.sleep(0.05)
+    # The handler is set in the same breath.
+    time.sleep(0.2)
+    worker.send_signal(signal.SIGTERM)
+    worker.stdin.close()
+    assert worker.wait(60) == 0
+    for end in (receiving, sending):
+        os.close(end)
+
+
+def _ignores(process: int, number: int) -> bool:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    ignored = next(line.split()[1] for line in lines if line.startswith("SigIgn:"))
+    return bool(int(ignored, 16) >> (number - 1) & 1)

@@ -21,6 +21,9 @@ def main() -> None:
     """Serve until told to stop."""
     # The parent hears Ctrl-C; what is in hand is finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Launchers, Slurm and systemd send this one to every process. A handler, as what is started here would inherit that
+    # a signal is ignored.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     back = os.fdopen(int(sys.argv[1]), "wb")
     try:
         spec = receive(sys.stdin.buffer)
