@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 from tests.integration.test_memory import CARD, QWEN_7B, shape_of
 
+from easydistill import api
 from easydistill.config.deepspeed_checks import deepspeed_issues
 from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import LoraConfig
+from easydistill.errors import ConfigError
+from easydistill.jobs import stages_of
 from easydistill.launch.place import Place
 from easydistill.launch.stages import launched
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.memory import GB, fits
 from easydistill.methods.shared.sharded_memory import (
     STRATEGIES,
@@ -128,6 +132,35 @@ def test_a_student_that_writes_answers_is_not_advised_to_part_its_weights() -> N
         (line,) = process_lines(shape, LONG, LaunchConfig(), 8, 64 * GB, bf16=True, strategies=strategies)
         assert "=fsdp2" not in line and "=zero3" not in line
         assert ("launch.strategy=zero2" in line) == ("zero2" in strategies)
+
+
+ANSWERING: dict[str, dict[str, Any]] = {
+    "grpo": {"job_type": "grpo", "rewards": {"length": {"max_tokens": 20}}},
+    "jsd": {"job_type": "on_policy_kd", "on_policy": {"objective": "generalized_jsd"}},
+    "sampled": {"job_type": "on_policy_kd", "on_policy": {"objective": "sampled_reverse_kl"}},
+    "cold start": {"job_type": "on_policy_kd", "on_policy": {"objective": "generalized_jsd", "sft_steps": 2}},
+    "supervised": {"job_type": "black_box_kd_local"},
+}
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_a_stage_knows_the_strategies_that_its_job_accepts(name: str, tmp_path: Path) -> None:
+    config = {
+        "dataset": {"instruction_path": str(tmp_path / "rows.json")},
+        "models": {"student": str(tmp_path), **({} if name == "grpo" else {"teacher": str(tmp_path)})},
+        "training": {"per_device_train_batch_size": 8},
+        **ANSWERING[name],
+    }
+    accepted = set()
+    for strategy in STRATEGIES:
+        try:
+            loaded = api.load({**config, "launch": {"strategy": strategy}})
+        except ConfigError:
+            continue
+        accepted.add(strategy)
+        (train,) = (stage for stage in stages_of(loaded.job) if isinstance(stage, TrainStage))
+        known = set(train.strategies)
+    assert accepted == known
 
 
 def with_file(folder: Path, zero: dict[str, Any], **launch: Any) -> LaunchConfig:

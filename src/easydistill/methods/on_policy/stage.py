@@ -95,7 +95,7 @@ class OnPolicyStage(TrainStage):
         return issues
 
     @property
-    def _strategies(self) -> Collection[StrategyName]:
+    def strategies(self) -> Collection[StrategyName]:
         alone = self._on_policy.objective == "sampled_reverse_kl" or self._on_policy.sft_steps
         return ("ddp",) if alone else WITH_WHOLE_WEIGHTS
 

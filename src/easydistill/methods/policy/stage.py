@@ -101,7 +101,7 @@ class PolicyStage(TrainStage):
         return issues
 
     @property
-    def _strategies(self) -> Collection[StrategyName]:
+    def strategies(self) -> Collection[StrategyName]:
         return WITH_WHOLE_WEIGHTS
 
     def fingerprint(self) -> dict[str, Any]:

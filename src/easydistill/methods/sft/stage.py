@@ -95,11 +95,11 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        notes = memory_notes(self._models, self._training, self.launch, strategies=self._strategies)
+        notes = memory_notes(self._models, self._training, self.launch, strategies=self.strategies)
         return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
 
     @property
-    def _strategies(self) -> Collection[StrategyName]:
+    def strategies(self) -> Collection[StrategyName]:
         """Those of `launch` with which it can train."""
         return STRATEGIES
 
