@@ -90,8 +90,9 @@ def peaks_of_two(config: dict[str, Any], training: dict[str, Any], launch: dict[
         probe.bind(("127.0.0.1", 0))
         share = Share(count=2, port=probe.getsockname()[1])
     fixed = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-    # What is freed goes back at once. Else malloc keeps layers that were gathered, in a heap that it cannot shrink.
-    fixed |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
+    if launch["strategy"] == "fsdp2":
+        # What is freed goes back at once. Else malloc keeps layers that were gathered, in a heap that it cannot shrink.
+        fixed |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
     ranks = [
         subprocess.Popen(
             command,
