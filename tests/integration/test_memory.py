@@ -13,7 +13,7 @@ import pytest
 
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.config.training import LoraConfig
-from easydistill.launch.processes import rank_environment
+from easydistill.launch.processes import Share, rank_environment
 from easydistill.methods.dpo.config import DpoTrainingConfig
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.memory import GB, fits, memory_lines, remedy, training_memory
@@ -88,12 +88,15 @@ def peaks_of_two(config: dict[str, Any], training: dict[str, Any], launch: dict[
     command = [sys.executable, "-m", "tests.support.peak_memory", *map(json.dumps, (config, training, launch))]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        share = Share(count=2, port=probe.getsockname()[1])
     fixed = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    if launch["strategy"] == "fsdp2":
+        # What is freed goes back at once. Else malloc keeps layers that were gathered, in a heap that it cannot shrink.
+        fixed |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
     ranks = [
         subprocess.Popen(
             command,
-            env={**os.environ, **fixed, **rank_environment(number, 2, "127.0.0.1", port)},
+            env={**os.environ, **fixed, **rank_environment(share, number)},
             stdout=subprocess.PIPE,
             text=True,
         )

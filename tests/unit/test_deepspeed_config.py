@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 
 from easydistill import api
-from easydistill.config.deepspeed import deepspeed_config, deepspeed_identity, deepspeed_notes, zero_stage
-from easydistill.config.deepspeed_checks import batch_size_issues, deepspeed_issues
+from easydistill.config.deepspeed import (
+    deepspeed_config,
+    deepspeed_identity,
+    deepspeed_notes,
+    offload_devices,
+    zero_stage,
+)
+from easydistill.config.deepspeed_checks import batch_size_issues, deepspeed_issues, rollout_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.errors import ConfigError
 from easydistill.methods.sft.config import TrainingConfig
@@ -127,6 +133,82 @@ def test_clashes_name_both_values(
         del content["optimizer"]
     (found,) = problems(launch(tmp_path, content), **training)
     assert all(part in found for part in said)
+
+
+READ = (
+    *(f"{name}.params" for name in ("optimizer", "scheduler")),
+    *(f"{name}.type" for name in ("optimizer", "scheduler")),
+    *("optimizer.params.lr", "optimizer.params.betas", "scheduler.params.warmup_num_steps"),
+    *("zero_optimization.stage", "zero_optimization.reduce_bucket_size"),
+    *(f"zero_optimization.{part}" for part in ("offload_optimizer", "offload_param")),
+    *(f"zero_optimization.{part}.device" for part in ("offload_optimizer", "offload_param")),
+    *(f"{name}.enabled" for name in ("bf16", "fp16", "torch_autocast")),
+    *("torch_autocast.dtype", "torch_autocast.lower_precision_safe_modules"),
+    *("optimizer", "scheduler", "zero_optimization", "bf16", "fp16", "torch_autocast"),
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping", "zero_force_ds_cpu_optimizer"),
+)
+"""Every key of a file that is read or filled."""
+
+
+def with_value(key: str, value: Any) -> dict[str, Any]:
+    content = json.loads(json.dumps(USUAL))
+    *above, name = key.split(".")
+    inner = content
+    for part in above:
+        inner = inner.setdefault(part, {})
+    inner[name] = value
+    return dict(content)
+
+
+@pytest.mark.parametrize("value", [[1], "cpu", 7, 1.5, None, True, {"a": [1]}, "auto"], ids=json.dumps)
+@pytest.mark.parametrize("key", READ)
+def test_a_malformed_value_is_explained_or_can_be_used(key: str, value: Any, tmp_path: Path) -> None:
+    for more in ({}, {"strategy": "zero3", "offload": ("optimizer", "parameters")}):
+        section = launch(tmp_path, with_value(key, value), processes=2, nodes=1, **more)
+        found = deepspeed_issues(section, TrainingConfig())
+        assert all(issue.problem and issue.hint for issue in found)
+        assert len({issue.problem for issue in found}) == len(found)
+        deepspeed_identity(section), deepspeed_notes(section), rollout_issues(section), zero_stage(section)
+        offload_devices(section)
+        if found:
+            continue
+        told = deepspeed_config(section, bf16=True)
+        zero = told["zero_optimization"]
+        assert zero["stage"] in (1, 2, 3)
+        for part in {"offload_optimizer", "offload_param"} & zero.keys():
+            assert zero[part]["device"] in ("cpu", "nvme", "none")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("optimizer.params", [1], "optimizer.params is [1]"),
+        ("scheduler.params", "auto", 'scheduler.params is "auto"'),
+        ("zero_optimization.offload_param", "cpu", 'zero_optimization.offload_param is "cpu"'),
+        ("zero_optimization.offload_optimizer.device", "gpu", 'offload_optimizer.device is "gpu"'),
+        ("bf16", "auto", 'bf16 is "auto"'),
+    ],
+)
+def test_validate_tells_of_malformed_blocks(key: str, value: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        api.validate(job(tmp_path, with_value(key, value)))
+    (issue,) = error.value.issues
+    assert said in issue.problem
+
+
+def test_an_offload_that_is_null_is_none(tmp_path: Path) -> None:
+    content = {"zero_optimization": {"stage": 3, "offload_param": None, "offload_optimizer": {"device": None}}}
+    assert problems(launch(tmp_path, content)) == []
+    told = deepspeed_config(launch(tmp_path, content), bf16=True)["zero_optimization"]
+    assert told["offload_param"] == told["offload_optimizer"] == {"device": "none"}
+    assert offload_devices(launch(tmp_path, content)) == {}
+
+
+def test_a_stage_is_a_whole_number(tmp_path: Path) -> None:
+    for said in (True, 1.0):
+        content = {"zero_optimization": {"stage": said}}
+        (found,) = problems(launch(tmp_path, content, strategy="zero1"))
+        assert f"stage is {json.dumps(said)}" in found
 
 
 def test_equal_values_are_no_clash(tmp_path: Path) -> None:

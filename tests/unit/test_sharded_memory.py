@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.integration.test_memory import CARD, QWEN_7B, shape_of
 
+from easydistill import api
+from easydistill.config.deepspeed_checks import deepspeed_issues
+from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import LoraConfig
+from easydistill.errors import ConfigError
+from easydistill.jobs import stages_of
+from easydistill.launch.place import Place
+from easydistill.launch.stages import launched
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.memory import GB, fits
-from easydistill.methods.shared.sharded_memory import STRATEGIES, process_lines, process_memory
+from easydistill.methods.shared.sharded_memory import (
+    STRATEGIES,
+    WITH_WHOLE_WEIGHTS,
+    process_lines,
+    process_memory,
+)
+from easydistill.methods.shared.student import launch_issues
 
 LONG = TrainingConfig(max_length=4096, gradient_checkpointing=True)
 QWEN_32B = QWEN_7B | {
@@ -78,3 +94,130 @@ def test_the_line_names_the_first_strategy_that_fits() -> None:
     (line,) = process_lines(shape, LONG, LaunchConfig(), 8, None, bf16=True)
     assert "can have" not in line
     assert process_lines(None, LONG, LaunchConfig(), 8, CARD, bf16=True) == []
+
+
+def advice(line: str) -> dict[str, str]:
+    """The settings that a line names, which is to hold less with them."""
+    words = line.rsplit("; ", 1)[1].split(" it holds")[0].split(" and without")[0].removeprefix("with ")
+    return dict(part.split("=") for part in words.split(", ") if "=" in part and "launch.offload" not in part)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_8bit", "adafactor", "paged_adamw_8bit"])
+@pytest.mark.parametrize("available", [10, 24, 40, 80, 120])
+@pytest.mark.parametrize("compiled", [None, True])
+def test_what_is_advised_is_not_refused(optim: str, available: int, compiled: bool | None) -> None:
+    training = LONG.model_copy(update={"optim": optim, "compile": compiled})
+    (line,) = process_lines(shape_of(QWEN_7B), training, LaunchConfig(), 8, available * GB, bf16=True)
+    if "it fits under no strategy" in line or line.endswith(f"it can have {available} GB"):
+        return
+    named = advice(line)
+    other = LaunchConfig(strategy=named["launch.strategy"])  # type: ignore[arg-type]
+    assert deepspeed_issues(other, training) + fsdp2_issues(other, training) == []
+
+
+def test_eight_bit_moments_are_advised_fsdp2() -> None:
+    training = LONG.model_copy(update={"optim": "adamw_8bit"})
+    (line,) = process_lines(shape_of(QWEN_7B), training, LaunchConfig(), 8, 40 * GB, bf16=True)
+    assert "with launch.strategy=fsdp2 it holds" in line
+    training = LONG.model_copy(update={"optim": "adafactor"})
+    (line,) = process_lines(shape_of(QWEN_7B), training, LaunchConfig(), 8, 40 * GB, bf16=True)
+    assert "it fits under no strategy that goes with this training" in line
+
+
+def test_a_student_that_writes_answers_is_not_advised_to_part_its_weights() -> None:
+    shape = shape_of(QWEN_7B)
+    (any_line,) = process_lines(shape, LONG, LaunchConfig(), 8, 64 * GB, bf16=True)
+    assert "launch.strategy=fsdp2" in any_line
+    for strategies in (WITH_WHOLE_WEIGHTS, ("ddp",)):
+        (line,) = process_lines(shape, LONG, LaunchConfig(), 8, 64 * GB, bf16=True, strategies=strategies)
+        assert "=fsdp2" not in line and "=zero3" not in line
+        assert ("launch.strategy=zero2" in line) == ("zero2" in strategies)
+
+
+ANSWERING: dict[str, dict[str, Any]] = {
+    "grpo": {"job_type": "grpo", "rewards": {"length": {"max_tokens": 20}}},
+    "jsd": {"job_type": "on_policy_kd", "on_policy": {"objective": "generalized_jsd"}},
+    "sampled": {"job_type": "on_policy_kd", "on_policy": {"objective": "sampled_reverse_kl"}},
+    "cold start": {"job_type": "on_policy_kd", "on_policy": {"objective": "generalized_jsd", "sft_steps": 2}},
+    "supervised": {"job_type": "black_box_kd_local"},
+}
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_a_stage_knows_the_strategies_that_its_job_accepts(name: str, tmp_path: Path) -> None:
+    config = {
+        "dataset": {"instruction_path": str(tmp_path / "rows.json")},
+        "models": {"student": str(tmp_path), **({} if name == "grpo" else {"teacher": str(tmp_path)})},
+        "training": {"per_device_train_batch_size": 8},
+        **ANSWERING[name],
+    }
+    accepted = set()
+    for strategy in STRATEGIES:
+        try:
+            loaded = api.load({**config, "launch": {"strategy": strategy}})
+        except ConfigError:
+            continue
+        accepted.add(strategy)
+        (train,) = (stage for stage in stages_of(loaded.job) if isinstance(stage, TrainStage))
+        known = set(train.strategies)
+    assert accepted == known
+
+
+def with_file(folder: Path, zero: dict[str, Any], **launch: Any) -> LaunchConfig:
+    (folder / "ds.json").write_text(json.dumps({"zero_optimization": zero}))
+    return LaunchConfig(deepspeed=str(folder / "ds.json"), **launch)
+
+
+def test_a_file_is_named_with_its_stage_and_has_to_go(tmp_path: Path) -> None:
+    shape = shape_of(QWEN_7B)
+    given = with_file(tmp_path, {"stage": 1})
+    (line,) = process_lines(shape, LONG, given, 8, None, bf16=True)
+    assert "under DeepSpeed, " in line and "ds.json (zero1)" in line and "ddp" not in line
+    (line,) = process_lines(shape, LONG, given, 8, CARD, bf16=True)
+    assert "with launch.strategy=zero2 and without launch.deepspeed it holds" in line
+    # Named already, beside the file.
+    given = with_file(tmp_path, {"stage": 2, "offload_optimizer": {"device": "none"}}, strategy="zero2")
+    (line,) = process_lines(shape, LONG, given, 8, 64 * GB, bf16=True, strategies=WITH_WHOLE_WEIGHTS)
+    assert " under zero2 (" in line and 'with launch.offload=["optimizer"] and without launch.deepspeed it' in line
+
+
+def test_what_a_file_offloads_is_not_the_gpu_s(tmp_path: Path) -> None:
+    shape = shape_of(QWEN_7B)
+    whole = process_memory(shape, LONG, LaunchConfig(strategy="zero3"), 8, bf16=True).device
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "nvme"}}
+    given = with_file(tmp_path, zero)
+    found = process_memory(shape, LONG, given, 8, bf16=True)
+    assert (found.device.optimiser, found.device.weights) == (0, 0)
+    assert (found.host, found.disk) == (whole.optimiser, whole.weights)
+    (line,) = process_lines(shape, LONG, given, 8, CARD, bf16=True)
+    assert "(zero3), with optimizer and parameters offloaded" in line
+    assert "GB of the CPU's memory, and" in line and "on its disk" in line
+    # Weights that are whole stay where they are.
+    given = with_file(tmp_path, {"stage": 2, "offload_param": {"device": "cpu"}})
+    assert process_memory(shape, LONG, given, 8, bf16=True).host == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "launch", "said"),
+    [
+        (4, {"processes": 8}, "launch.processes is 8, and this machine has 4 GPUs"),
+        (1, {"processes": 2}, "launch.processes is 2, and this machine has 1 GPU"),
+        (8, {"processes": 8}, None),
+        (0, {"processes": 8}, None),
+        (4, {"processes": "auto"}, None),
+        (4, {"processes": 8, "gpu_memory_gb": 80}, None),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_before_anything_starts(
+    gpus: int, launch: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    found = launch_issues(LaunchConfig(**launch), LONG)
+    assert [issue.problem for issue in found] == ([said] if said else [])
+    assert all(f"launch.processes={gpus}" in issue.hint for issue in found)
+
+
+def test_a_process_of_a_launcher_s_may_see_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with launched(Place(launcher="srun", local_rank=3, local_size=8)):
+        assert launch_issues(LaunchConfig(processes=8), LONG) == []

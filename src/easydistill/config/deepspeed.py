@@ -130,11 +130,13 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _fill(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key that is missing or "auto"."""
+    """Set a dotted key that is missing, null or "auto"."""
     *above, name = key.split(".")
     for inner in above:
-        config = config.setdefault(inner, {})
-    if config.get(name, AUTO) == AUTO:
+        if config.get(inner) is None:
+            config[inner] = {}
+        config = config[inner]
+    if config.get(name) in (None, AUTO):
         config[name] = value
 
 
@@ -144,6 +146,24 @@ def zero_stage(launch: LaunchConfig, content: Mapping[str, Any] | None = None) -
         return int(launch.strategy.removeprefix("zero"))
     said = value_at(content if content is not None else read_deepspeed(launch.deepspeed or ""), STAGE)
     return said if type(said) is int else 0
+
+
+def offload_devices(launch: LaunchConfig) -> dict[str, str]:
+    """What waits elsewhere than on the GPU, as `launch.offload` names it → "cpu" or "nvme", by the section or its file.
+
+    Raises:
+        DeepSpeedFileError: the file cannot be read.
+    """
+    found: dict[str, str] = dict.fromkeys(launch.offload, "cpu")
+    if launch.deepspeed is None:
+        return found
+    content = read_deepspeed(launch.deepspeed)
+    for name, part in OFFLOADS.items():
+        device = value_at(content, f"zero_optimization.{part}.device")
+        # DeepSpeed moves weights where they are in parts alone.
+        if device in ("cpu", "nvme") and (name != "parameters" or zero_stage(launch, content) == 3):
+            found[name] = device
+    return found
 
 
 def deepspeed_config(launch: LaunchConfig, *, bf16: bool) -> dict[str, Any]:

@@ -27,6 +27,22 @@ KEY = "launch.deepspeed"
 SAME_IN_PARTS = frozenset({"adamw_torch", "adamw_torch_fused", "sgd"})
 """Optimisers that treat each weight by itself, so that ZeRO's parts of flattened weights are no other algorithm."""
 
+_BLOCKS = (
+    "zero_optimization",
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.offload_param",
+    "optimizer",
+    "optimizer.params",
+    "scheduler",
+    "scheduler.params",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+)
+"""What holds keys of its own that are read here, or filled in."""
+_MAY_BE_NULL = frozenset(name for name in _BLOCKS if "." in name)
+"""Of these: DeepSpeed takes null for what is not there."""
+_OFFLOAD_DEVICES = (None, AUTO, "none", "cpu", "nvme")
 _OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "sgd": "sgd"}
 _SCHEDULERS = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 _FILLED_LATER = frozenset(
@@ -92,17 +108,26 @@ def rollout_issues(launch: LaunchConfig | None) -> list[ConfigIssue]:
 
 
 def _structure_issues(path: str, content: Mapping[str, Any]) -> Iterator[ConfigIssue]:
-    for name in ("zero_optimization", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"):
-        if name in content and not isinstance(content[name], Mapping):
-            yield ConfigIssue("config", KEY, f"{path}: {name} is {json.dumps(content[name])}", "write { … }")
+    for name in _BLOCKS:
+        above, _, key = name.rpartition(".")
+        block = value_at(content, above) if above else content
+        if not isinstance(block, Mapping) or key not in block or isinstance(block[key], Mapping):
+            continue
+        if block[key] is not None or name not in _MAY_BE_NULL:
+            yield ConfigIssue("config", KEY, f"{path}: {name} is {json.dumps(block[key])}", "write { … }, or remove it")
     for name, value in content.items():
-        if value == AUTO and name not in _CLASHING:
+        if value == AUTO and name not in _CLASHING and name not in _BLOCKS:
             yield _nothing_fills(path, name)
     zero = content.get("zero_optimization")
-    known = _FILLED_LATER | {"stage"}
+    known = _FILLED_LATER | {"stage", *OFFLOADS.values()}
     for name, value in zero.items() if isinstance(zero, Mapping) else ():
         if value == AUTO and name not in known:
             yield _nothing_fills(path, f"zero_optimization.{name}")
+    for part in OFFLOADS.values():
+        device = value_at(content, f"zero_optimization.{part}.device")
+        if device not in _OFFLOAD_DEVICES:
+            problem = f"{path}: zero_optimization.{part}.device is {json.dumps(device)}"
+            yield ConfigIssue("config", KEY, problem, 'write "cpu", "nvme" or "none"')
 
 
 def _nothing_fills(path: str, key: str) -> ConfigIssue:
@@ -116,7 +141,7 @@ def _stage_issues(launch: LaunchConfig, content: Mapping[str, Any], stage: int) 
         yield ConfigIssue(
             "config", KEY, problem, "write 1, 2 or 3 there, or set launch.strategy to zero1, zero2, zero3"
         )
-    elif said not in (None, AUTO, stage):
+    elif said not in (None, AUTO) and (type(said) is not int or said != stage):
         problem = f'{path}: {STAGE} is {json.dumps(said)}, launch.strategy is "{launch.strategy}"'
         yield ConfigIssue("config", KEY, problem, f"leave launch.strategy out, or write {stage} in the file")
     for name, part in OFFLOADS.items():

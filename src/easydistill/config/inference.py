@@ -389,6 +389,20 @@ class RayInferenceConfig(AnyLocalOptions):
     num_cpus: PositiveInt = 1
     """CPU cores that Ray reserves for an actor, and the threads with which it computes without a GPU."""
 
+    @model_validator(mode="after")
+    def _starts_no_servers(self) -> RayInferenceConfig:
+        if self.replicas is not None:
+            problem = "replicas are vLLM servers of this machine, and backend ray answers in actors"
+            raise Unfit(problem, "set num_actors instead of replicas")
+        return self
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _is_what_ray_shares(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and not value.is_integer():
+            raise Unfit(f"{show(value)} is a fraction above 1, which Ray does not share out", "use a whole number")
+        return value
+
     @field_validator("address")
     @classmethod
     def _is_of_a_node(cls, value: str | None) -> str | None:

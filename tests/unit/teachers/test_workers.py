@@ -222,6 +222,10 @@ def test_the_number_of_workers_and_where_they_are_change_no_key(tiny_model: Path
     assert len(keys) == 1
 
 
+def test_ray_shares_out_parts_of_a_gpu_and_whole_ones() -> None:
+    assert [RayInferenceConfig(backend="ray", num_gpus=value).num_gpus for value in (0, 0.5, 1, 2)] == [0, 0.5, 1, 2]
+
+
 def with_gpus(monkeypatch: pytest.MonkeyPatch, gpus: list[str]) -> None:
     monkeypatch.setattr(local, "visible_gpus", lambda: gpus)
 
@@ -289,6 +293,8 @@ def test_keys_where_they_have_no_effect_are_refused() -> None:
         (job(backend="ray", workers=2), "`workers` is a key of backend"),
         (job(backend="vllm", num_actors=2), '`num_actors` is a key of backend "ray"'),
         (job(backend="ray", address="ray://head:10001"), "is the address of a Ray client"),
+        (job(backend="ray", replicas=2), "set num_actors instead of replicas"),
+        (job(backend="ray", num_gpus=1.5), "1.5 is a fraction above 1"),
         (job(workers=0), "at least 1"),
         ({**job(backend="ray"), "job_type": "white_box_kd_local"}, "gives no distributions over tokens"),
         ({**job(workers=2), "job_type": "on_policy_kd"}, "in the process that trains"),

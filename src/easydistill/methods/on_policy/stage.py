@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
+from easydistill.config.launch import StrategyName
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
 from easydistill.data.manifest import RowCounts
@@ -29,6 +30,7 @@ from easydistill.methods.shared.rows import (
     keep_rejected,
     render_all,
 )
+from easydistill.methods.shared.sharded_memory import WITH_WHOLE_WEIGHTS
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -91,6 +93,11 @@ class OnPolicyStage(TrainStage):
         if self._on_policy.rollouts == "vllm":
             issues += needs_extra("vllm", "vllm")
         return issues
+
+    @property
+    def strategies(self) -> Collection[StrategyName]:
+        alone = self._on_policy.objective == "sampled_reverse_kl" or self._on_policy.sft_steps
+        return ("ddp",) if alone else WITH_WHOLE_WEIGHTS
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "on_policy": self._on_policy.identity(), "teacher": self._teacher_identity()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.deepspeed import deepspeed_notes
-from easydistill.config.launch import LaunchConfig
+from easydistill.config.launch import LaunchConfig, StrategyName
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
@@ -20,6 +20,7 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
+from easydistill.methods.shared.sharded_memory import STRATEGIES
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -94,8 +95,13 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        notes = [*memory_notes(self._models, self._training, self.launch), *deepspeed_notes(self.launch)]
-        return [*notes, *self._foresight.lines()]
+        notes = memory_notes(self._models, self._training, self.launch, strategies=self.strategies)
+        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
+
+    @property
+    def strategies(self) -> Collection[StrategyName]:
+        """Those of `launch` with which it can train."""
+        return STRATEGIES
 
     def fingerprint(self) -> dict[str, Any]:
         return {

@@ -14,10 +14,12 @@ process keeps: it has one also where the weights are in float32 already. Activat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from easydistill.config.deepspeed import BUCKET, zero_stage
+from easydistill.config.deepspeed import BUCKET, offload_devices, zero_stage
+from easydistill.config.deepspeed_checks import deepspeed_issues
+from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.launch import LaunchConfig, StrategyName
 from easydistill.config.training import TrainerConfig
 from easydistill.methods.shared.memory import GB, TrainingMemory, fits, training_memory
@@ -25,7 +27,8 @@ from easydistill.models.size import ModelShape
 
 STRATEGIES: tuple[StrategyName, ...] = ("ddp", "zero1", "zero2", "fsdp2", "zero3")
 """From the fastest to the one that holds least."""
-
+WITH_WHOLE_WEIGHTS: tuple[StrategyName, ...] = ("ddp", "zero1", "zero2")
+"""Those under which each process has all weights, with which a student writes answers while it trains."""
 
 _LIVE = 1_000_000_000
 """Weights that DeepSpeed keeps gathered because they are soon needed again."""
@@ -37,7 +40,9 @@ class ProcessMemory:
 
     device: TrainingMemory
     host: int = 0
-    """In the CPU's memory, where `launch.offload` has moved them."""
+    """In the CPU's memory, where `launch.offload` or a file of DeepSpeed's has moved them."""
+    disk: int = 0
+    """On a disk, where such a file has moved them."""
 
 
 def process_memory(
@@ -51,14 +56,16 @@ def process_memory(
     """
     whole = training_memory(shape, training, bf16=bf16, sequences_per_row=sequences)
     part = _part(whole, shape, training, _strategy(launch), ranks)
-    on_device, host = part, 0
-    if "optimizer" in launch.offload:
-        host += on_device.optimiser
-        on_device = replace(on_device, optimiser=0)
-    if "parameters" in launch.offload:
-        host += on_device.weights
-        on_device = replace(on_device, weights=0)
-    return ProcessMemory(on_device, host)
+    moved = {"cpu": 0, "nvme": 0}
+    on_device = part
+    for name, where in offload_devices(launch).items():
+        if name == "optimizer":
+            moved[where] += part.optimiser
+            on_device = replace(on_device, optimiser=0)
+        else:
+            moved[where] += part.weights
+            on_device = replace(on_device, weights=0)
+    return ProcessMemory(on_device, host=moved["cpu"], disk=moved["nvme"])
 
 
 def _strategy(launch: LaunchConfig) -> StrategyName:
@@ -127,12 +134,14 @@ def process_lines(
     *,
     bf16: bool,
     sequences: int = 1,
+    strategies: Collection[StrategyName] = STRATEGIES,
 ) -> list[str]:
     """What each process holds; if that is more than it can have, the strategy with which it would fit.
 
     Args:
         ranks: processes that share the model.
         available: bytes that a process can have: its GPU's, or its share of the machine's; None if they cannot be told.
+        strategies: those that the stage can train with.
     """
     if shape is None:
         return []
@@ -146,15 +155,23 @@ def process_lines(
     problem = f"{line}, but can have {_gb(available)}"
     for changes in _changes(training):
         changed = training.model_copy(update=changes)
-        for other in _others(launch):
+        for other in _others(launch, changed, strategies):
             memory = process_memory(shape, changed, other, ranks, bf16=bf16, sequences=sequences)
             if not fits(memory.device, available):
                 continue
-            words = [f"launch.strategy={other.strategy}"] if other.strategy != launch.strategy else []
-            words += [f"launch.offload={json.dumps(other.offload)}"] if other.offload != launch.offload else []
-            words += [f"training.{name}={str(value).lower()}" for name, value in changes.items()]
-            return [f"{problem}; with {', '.join(words)} it holds about {_gb(memory.device.total)}{_beside(memory)}"]
-    return [f"{problem}; it fits under no strategy: take a smaller student, shorter rows, or more processes"]
+            how = _difference(launch, other, changes)
+            return [f"{problem}; {how} it holds about {_gb(memory.device.total)}{_beside(memory)}"]
+    hint = "take a smaller student, shorter rows, or more processes"
+    return [f"{problem}; it fits under no strategy that goes with this training: {hint}"]
+
+
+def _difference(launch: LaunchConfig, other: LaunchConfig, changes: dict[str, object]) -> str:
+    """What to write otherwise, in words."""
+    words = [f"launch.strategy={other.strategy}"] if other.strategy != launch.strategy else []
+    words += [f"launch.offload={json.dumps(other.offload)}"] if other.offload != launch.offload else []
+    words += [f"training.{name}={str(value).lower()}" for name, value in changes.items()]
+    found = [f"with {', '.join(words)}"] if words else []
+    return " and ".join(found + (["without launch.deepspeed"] if launch.deepspeed is not None else []))
 
 
 def _changes(training: TrainerConfig) -> Iterator[dict[str, object]]:
@@ -163,21 +180,30 @@ def _changes(training: TrainerConfig) -> Iterator[dict[str, object]]:
         yield {"gradient_checkpointing": True}
 
 
-def _others(launch: LaunchConfig) -> Iterator[LaunchConfig]:
-    """Ways to share the model that hold less, those that cost least first."""
-    for name in STRATEGIES:
-        if not launch.offload:
-            yield launch.model_copy(update={"strategy": name, "deepspeed": None})
-    yield launch.model_copy(update={"strategy": "zero2", "offload": ("optimizer",), "deepspeed": None})
-    yield launch.model_copy(update={"strategy": "zero3", "offload": ("optimizer", "parameters"), "deepspeed": None})
+def _others(
+    launch: LaunchConfig, training: TrainerConfig, strategies: Collection[StrategyName]
+) -> Iterator[LaunchConfig]:
+    """Ways to share the model that go with a training, those that cost least first."""
+    ways: list[tuple[StrategyName, tuple[str, ...]]] = []
+    if not offload_devices(launch):
+        ways += [(name, ()) for name in STRATEGIES]
+    ways += [("zero2", ("optimizer",)), ("zero3", ("optimizer", "parameters"))]
+    for name, offload in ways:
+        other = launch.model_copy(update={"strategy": name, "offload": offload, "deepspeed": None})
+        if name in strategies and not deepspeed_issues(other, training) and not fsdp2_issues(other, training):
+            yield other
 
 
 def _named(launch: LaunchConfig) -> str:
-    return f"{launch.strategy}, with {' and '.join(launch.offload)} offloaded" if launch.offload else launch.strategy
+    strategy = _strategy(launch)
+    named = launch.sharing if launch.sharing == strategy else f"{launch.sharing} ({strategy})"
+    offloaded = " and ".join(offload_devices(launch))
+    return f"{named}, with {offloaded} offloaded" if offloaded else named
 
 
 def _beside(memory: ProcessMemory) -> str:
-    return f", and {_gb(memory.host)} of the CPU's memory" if memory.host else ""
+    found = f", and {_gb(memory.host)} of the CPU's memory" if memory.host else ""
+    return f"{found}, and {_gb(memory.disk)} on its disk" if memory.disk else found
 
 
 def _gb(size: int) -> str:

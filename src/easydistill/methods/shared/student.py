@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from easydistill.config.deepspeed import deepspeed_identity
 from easydistill.config.deepspeed_checks import deepspeed_issues
 from easydistill.config.fsdp2_checks import fsdp2_issues
-from easydistill.config.launch import LaunchConfig
+from easydistill.config.launch import LaunchConfig, StrategyName
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import show_directory
@@ -25,7 +25,7 @@ from easydistill.launch.stages import process_count
 from easydistill.methods.shared.chat_settings import write_chat_settings
 from easydistill.methods.shared.memory import GB, GPU, device_memory, memory_lines
 from easydistill.methods.shared.rendering import TemplateSettings, template_identity
-from easydistill.methods.shared.sharded_memory import process_lines, process_memory
+from easydistill.methods.shared.sharded_memory import STRATEGIES, process_lines, process_memory
 from easydistill.models.size import student_parameters, student_shape
 from easydistill.models.student import Student, student_identity
 
@@ -67,7 +67,28 @@ def launch_issues(launch: LaunchConfig | None, training: TrainerConfig) -> list[
     issues = deepspeed_issues(launch, training) + fsdp2_issues(launch, training)
     if launch is not None and launch.uses_deepspeed:
         issues += needs_extra("deepspeed", "deepspeed")
-    return issues
+    return issues + _gpu_issues(launch)
+
+
+def _gpu_issues(launch: LaunchConfig | None) -> list[ConfigIssue]:
+    """An issue if this command would start more processes than this machine has GPUs, each of which needs one."""
+    # With `gpu_memory_gb`, the run takes place elsewhere.
+    if launch is None or launch.processes == "auto" or launch.gpu_memory_gb is not None:
+        return []
+    wanted = process_count(launch)
+    if wanted == 1 or importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if not 0 < gpus < wanted:
+        return []
+    problem = f"launch.processes is {wanted}, and this machine has {gpus} GPU{'s' if gpus > 1 else ''}"
+    hint = (
+        f"set launch.processes={gpus}, or remove it; to plan a run on another machine, set launch.gpu_memory_gb to the "
+        "memory of a GPU there"
+    )
+    return [ConfigIssue("config", "launch.processes", problem, hint)]
 
 
 def loaded_student(models: ModelsConfig, max_length: int, context: StageContext, dtype: str = "float32") -> Student:
@@ -128,13 +149,18 @@ def training_estimate(
 
 
 def memory_notes(
-    models: ModelsConfig, training: TrainerConfig, launch: LaunchConfig | None = None, sequences_per_row: int = 1
+    models: ModelsConfig,
+    training: TrainerConfig,
+    launch: LaunchConfig | None = None,
+    sequences_per_row: int = 1,
+    strategies: Collection[StrategyName] = STRATEGIES,
 ) -> list[str]:
     """A line if the training does not fit into this machine's GPU, or without one into its memory; with several
     processes, a line in any case with what each of them holds.
 
     Args:
         sequences_per_row: 2 for pairs.
+        strategies: those that the stage can train with.
     """
     shape, device, bf16 = student_shape(models), device_memory(), _bf16(training)
     ranks = _ranks(launch)
@@ -146,7 +172,16 @@ def memory_notes(
     elif device is not None:
         has, where = device
         available = has if where == GPU else has // process_count(launch)
-    return process_lines(shape, training, launch, ranks, available, bf16=bf16, sequences=sequences_per_row)
+    return process_lines(
+        shape,
+        training,
+        launch,
+        ranks,
+        available,
+        bf16=bf16,
+        sequences=sequences_per_row,
+        strategies=strategies,
+    )
 
 
 def _ranks(launch: LaunchConfig | None) -> int:
