@@ -99,7 +99,7 @@ def _part(
             exchange=exchange,
         )
     optimiser = (whole.optimiser + 4 * trained) // ranks
-    bucket = 2 * trained_each * min(trained, BUCKET)
+    bucket = trained_each * min(trained, BUCKET)
     gradients = whole.gradients if strategy == "zero1" else whole.gradients // ranks
     if strategy != "zero3":
         return replace(whole, gradients=gradients, optimiser=optimiser, exchange=bucket)
