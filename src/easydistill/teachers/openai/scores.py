@@ -9,15 +9,11 @@ Concurrency, retries and error messages are those of the API teacher.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import httpx2
-import openai
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome
@@ -25,8 +21,8 @@ from easydistill.data.numbers import as_float, usable_logprob
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
+from easydistill.teachers.openai.completions import CompletionsClient
 from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
-from easydistill.teachers.openai.teacher import PATIENCE, OpenAITeacher
 from easydistill.teachers.sizes import Size
 
 NO_LOGPROBS = "no_prompt_logprobs"
@@ -105,7 +101,7 @@ class ServerScores:
         self._compared = len(plain) * MAX_STRANGE >= 1
 
 
-class _Client(OpenAITeacher):
+class _Client(CompletionsClient):
     """The API teacher, asking for scores instead of answers."""
 
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
@@ -118,18 +114,7 @@ class _Client(OpenAITeacher):
         return Size(len(request.ids), 1, len(request.ids), 1)
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
-        patience = PATIENCE * self._config.timeout
-        try:
-            async with asyncio.timeout(patience):
-                response = await client.post(
-                    "/completions", cast_to=httpx2.Response, body=body, stream=True, stream_cls=openai.AsyncStream
-                )
-                try:
-                    content = await response.aread()
-                finally:
-                    await response.aclose()
-        except TimeoutError:
-            raise Fault("timeout", f"no scores after {patience:g} s", Verdict.RETRY) from None
+        content = await self._content(client, body, "scores")
         return {"text": None, "extra": {"tokens": target_logprobs(content, body["prompt"])}}
 
     def given_up(self, failure: Failure) -> TeacherError:

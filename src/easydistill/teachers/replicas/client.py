@@ -13,16 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-import openai
-
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Completion, Failure, GenerationRequest, Outcome
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
+from easydistill.teachers.openai.completions import CompletionsClient
 from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
 from easydistill.teachers.openai.routing import Endpoint
-from easydistill.teachers.openai.teacher import PATIENCE, OpenAITeacher
 from easydistill.teachers.openai.workers import Clients, Run
 from easydistill.teachers.sizes import Size
 
@@ -43,7 +40,7 @@ class _Rendered(GenerationRequest):
     whole: GenerationRequest | None = None
 
 
-class TokenClient(OpenAITeacher):
+class TokenClient(CompletionsClient):
     """Sends prompts as tokens.
 
     Args:
@@ -102,18 +99,7 @@ class TokenClient(OpenAITeacher):
         return Size(len(request.ids), most, len(request.ids), most)
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
-        patience = PATIENCE * self._config.timeout
-        try:
-            async with asyncio.timeout(patience):
-                response = await client.post(
-                    "/completions", cast_to=httpx2.Response, body=body, stream=True, stream_cls=openai.AsyncStream
-                )
-                try:
-                    content = await response.aread()
-                finally:
-                    await response.aclose()
-        except TimeoutError:
-            raise Fault("timeout", f"no answer after {patience:g} s", Verdict.RETRY) from None
+        content = await self._content(client, body, "answer")
         return answer_in(content)
 
 

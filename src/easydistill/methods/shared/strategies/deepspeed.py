@@ -6,7 +6,6 @@ code runs with gloo on CPUs and NCCL on GPUs.
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +19,7 @@ from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ConfigError, MissingExtra
 from easydistill.methods.shared.strategies.base import Strategy
-
-_KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
-"""Attributes of a module that stay as they are when it becomes an ordinary one again."""
+from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
 
 
 def zero(launch: LaunchConfig) -> Zero:
@@ -73,15 +70,15 @@ class Zero3(Zero):
 
     def prepared(self, trainer: Any) -> None:
         super().prepared(trainer)
-        self._plain = [(module, _attributes(module)) for module in trainer.model.modules()]
+        self._modules = OrdinaryModules(trainer.model)
         _take_parts(trainer)
 
     def whole(self, trainer: Any, model: Any) -> None:
         values = _gathered(model)
         super().whole(trainer, model)
-        for module, attributes in self._plain:
-            _make_ordinary(module, attributes, values)
-        del self._plain
+        self._modules.restore()
+        del self._modules
+        _put_whole(model, values)
         # The buffers, which are not in parts.
         model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
 
@@ -123,15 +120,6 @@ def _take_parts(trainer: Any) -> None:
     deepspeed.zero.Init(module=trainer.model, config_dict_or_path=config.config)
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What an engine may change of a module: its hooks, above all."""
-    return {
-        name: copy.copy(value) if isinstance(value, dict) else value
-        for name, value in module.__dict__.items()
-        if name not in _KEPT
-    }
-
-
 def _gathered(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
     """Each parameter's whole value: on the CPU in the first process, without values in the others. All must call it."""
     import deepspeed
@@ -147,12 +135,10 @@ def _gathered(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
     return found
 
 
-def _make_ordinary(module: nn.Module, attributes: dict[str, Any], values: dict[nn.Parameter, nn.Parameter]) -> None:
-    """Undo what an engine has made of a module; parameters that modules share stay shared."""
-    for name in module.__dict__.keys() - attributes.keys() - _KEPT:
-        del module.__dict__[name]
-    module.__dict__.update(attributes)
-    # DeepSpeed's own mapping gathers on access.
-    module.__dict__["_parameters"] = {
-        name: None if parameter is None else values[parameter] for name, parameter in module._parameters.items()
-    }
+def _put_whole(model: nn.Module, values: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Replace each parameter by its whole value; one that several modules share stays shared."""
+    for module in model.modules():
+        # DeepSpeed's own mapping gathers on access.
+        module.__dict__["_parameters"] = {
+            name: None if parameter is None else values[parameter] for name, parameter in module._parameters.items()
+        }

@@ -14,7 +14,6 @@ bfloat16. (A `MixedPrecisionPolicy` would round norms and what flows between lay
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -31,11 +30,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from easydistill.errors import ModelError
 from easydistill.methods.shared.compiling import decoder_layers
 from easydistill.methods.shared.strategies.base import Strategy, T
+from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
 from easydistill.methods.shared.strategies.parts import PartCheckpoints
 from easydistill.models.loading import without_weights
-
-_KEPT = frozenset({"_parameters", "_buffers", "_modules", "training"})
-"""Attributes of a module that stay as they are when sharding is undone."""
 
 
 class Fsdp2(Strategy):
@@ -56,7 +53,7 @@ class Fsdp2(Strategy):
 
     def prepared(self, trainer: Any) -> None:
         self._device = trainer.args.device
-        self._plain = [(module, type(module), _attributes(module)) for module in trainer.model.modules()]
+        self._modules = OrdinaryModules(trainer.model)
         shard(trainer.model, self._device, offload=bool(self.launch.offload))
         check_sharded(trainer.model)
         trainer.place_model_on_device = False
@@ -71,12 +68,8 @@ class Fsdp2(Strategy):
 
     def whole(self, trainer: Any, model: Any) -> None:
         gather(model, self._device)
-        for module, kind, attributes in self._plain:
-            for name in module.__dict__.keys() - attributes.keys() - _KEPT:
-                del module.__dict__[name]
-            module.__dict__.update(attributes)
-            module.__class__ = kind
-        del self._plain
+        self._modules.restore()
+        del self._modules
         # The buffers, which no rank holds in parts.
         model.to("cpu" if dist.get_rank() == 0 else "meta")
 
@@ -95,15 +88,6 @@ def _mend_views_of_8bit_states() -> None:
     def view(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         state, shape = args
         return OptimState8bit(state.codes.view(shape), state.scale, state.qmap, state.signed, dtype=state.dtype)
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What sharding and training may change of a module: its hooks, above all."""
-    return {
-        name: copy.copy(value) if isinstance(value, dict) else value
-        for name, value in module.__dict__.items()
-        if name not in _KEPT
-    }
 
 
 def shard(model: nn.Module, device: torch.device, *, offload: bool) -> None:
