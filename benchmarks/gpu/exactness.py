@@ -32,8 +32,28 @@ def measure(budget_seconds: float, tiny: bool = False) -> dict[str, Any]:
 
 
 def _run(blocks: str, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.on_gpu", "-p", "no:cacheprovider", "-rfE"]
-    command += ["--tb=short", "-k", f"not {' and not '.join(MEANT_FOR_TORCH)}", "-n", "12", "--timeout=120", *TESTS]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "tests.support.on_gpu",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+    ]
+    command += [
+        "-rfE",
+        "--tb=short",
+        "-k",
+        f"not {' and not '.join(MEANT_FOR_TORCH)}",
+        "-n",
+        "12",
+        "--timeout=120",
+        *TESTS,
+    ]
     environment = os.environ | {"EASYDISTILL_TEST_BLOCKS": blocks}
     started = time.monotonic()
     try:
