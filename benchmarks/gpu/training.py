@@ -28,6 +28,7 @@ from benchmarks.common import spread
 from benchmarks.gpu.training_sides import (
     HALF_B,
     LISTED,
+    NOTES,
     ONE_AND_A_HALF_B,
     SEED,
     TINY,
@@ -44,7 +45,7 @@ SIDES = "EASYDISTILL_BENCH_SIDES"
 
 
 def measured(run: Callable[[], list[float]]) -> dict[str, Any]:
-    """Seconds of the steps after the first ones, and the peak of memory; or why there are none."""
+    """Seconds of the steps after the first ones, and the peak of memory (in use, and held); or why there are none."""
     started = time.monotonic()
     gc.collect()
     if torch.cuda.is_available():
@@ -60,9 +61,11 @@ def measured(run: Callable[[], list[float]]) -> dict[str, Any]:
     else:
         # Of the whole process so far.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    reserved = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else peak
     kept = seconds[min(WARM_UP, len(seconds) - 1) :]
     whole = round(time.monotonic() - started, 1)
-    return {"seconds": kept, "steps": len(seconds), "whole_seconds": whole, "peak_gib": round(peak / 2**30, 2)}
+    found = {"seconds": kept, "steps": len(seconds), "whole_seconds": whole}
+    return {**found, "peak_gib": round(peak / 2**30, 2), "reserved_gib": round(reserved / 2**30, 2)}
 
 
 def compared(
@@ -97,6 +100,7 @@ def summed(runs: list[dict[str, Any]], tokens: Callable[[int], float]) -> dict[s
         "seconds_per_step": found,
         "tokens_per_second": round(rate),
         "peak_gib": max(run["peak_gib"] for run in runs),
+        "reserved_gib": max(run["reserved_gib"] for run in runs),
         "whole_seconds": [run["whole_seconds"] for run in runs],
     }
 
@@ -168,4 +172,4 @@ def measure(budget_seconds: float, tiny: bool = False) -> dict[str, Any]:
             runnable = chosen
         results = compared(runnable, per_step, rounds, started + shares[part] * budget_seconds)
         found[part] = {name: results.get(name, {"skipped": reason}) for name, (_, reason) in sides.items()}
-    return found
+    return {**found, "notes": sorted(set(NOTES))}
