@@ -20,7 +20,7 @@ class GpuGenerator(torch.Generator):
     """What `torch.Generator()` makes: it has to be where the numbers are."""
 
     def __new__(cls, device: Any = GPU) -> Any:
-        return torch.Generator.__new__(cls, device=device)
+        return super().__new__(cls, device=device)
 
 
 def pytest_configure(config: pytest.Config) -> None:

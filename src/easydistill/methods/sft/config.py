@@ -26,10 +26,6 @@ class TrainingConfig(TrainerConfig):
     compile: Literal["auto"] | bool = "auto"
     """Compile the student's layers (torch.compile), which takes up to a minute before the first step and makes the
     steps faster; `auto`: on a GPU, for trainings of at least 1,000 micro-batches."""
-    cuda_graphs: Literal["auto"] | bool = "auto"
-    """On a GPU, record the student's layers once for each shape of batch and replay them, which spares Python the
-    launch of thousands of kernels a step. `auto`: where they can be (one process, no packing, no dropout, no
-    gradient_checkpointing). The result is the same."""
     packing: bool = False
     """Put several rows into one sequence of `max_length`; neither attention nor positions cross between rows. This is
     checked before a teacher is asked with a tiny model of the student's architecture, and before the first step with
@@ -40,8 +36,6 @@ class TrainingConfig(TrainerConfig):
     loss_chunk_bytes: Annotated[PositiveInt, Field(ge=1 << 20)] | None = None
     """Bytes of logits that the loss holds at once; they are computed slice by slice. Unset: 64 MiB on a CPU, and 512
     MiB on a GPU, which needs larger slices to be busy."""
-
-    runtime_only: ClassVar[frozenset[str]] = TrainerConfig.runtime_only | {"cuda_graphs"}
 
     recorded_for_none: ClassVar[Mapping[str, Any]] = {"loss_chunk_bytes": 64 << 20}
 

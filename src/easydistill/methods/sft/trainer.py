@@ -29,7 +29,6 @@ from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.sft.varlen import attention_of, can_attend, collate_flat, use_varlen
 from easydistill.methods.shared.adapters import with_adapters
-from easydistill.methods.shared.body_graphs import BodyGraphs, draws_random_numbers
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import (
     FusedTrainer,
@@ -85,9 +84,7 @@ def train(
     strategy().decided(lambda: check_head(student.model))
     feed = Feed(items, config, pad, distillation, arguments.world_size)
     feed, undo = _packed(student.model, feed, arguments.device, bf16, reporter)
-    graphs = _graphs(student.model, config, arguments, reporter)
-    row_loss = distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes)
-    fuse_loss(student.model, row_loss, graphs)
+    fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
     if feed.whole_batches:
         arguments.per_device_train_batch_size = 1
@@ -97,7 +94,7 @@ def train(
     with (
         fast_matrix_products(arguments.device, bf16),
         attention_in_float32(arguments.device, bf16),
-        _compiled(student, feed, arguments.device, bf16, reporter, graphs is not None) as (feed, layers),
+        _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),
         Watch(reporter, stop, config, distillation.means if distillation else None, stage, layers) as callback,
     ):
         trainer = FusedTrainer(
@@ -168,40 +165,18 @@ def _varlen_problem(model: Any, on: torch.device, bf16: bool, longest: int) -> s
     return None
 
 
-def _graphs(model: Any, config: TrainingConfig, arguments: Any, reporter: Reporter) -> BodyGraphs | None:
-    """What records the student's layers, if `training.cuda_graphs` asks for it and they can be recorded."""
-    if config.cuda_graphs is False:
-        return None
-    obstacles = {
-        "here is no CUDA device": arguments.device.type != "cuda",
-        "several processes train together": arguments.world_size > 1 or strategy().shards,
-        "of packing": config.packing,
-        "of gradient_checkpointing": config.gradient_checkpointing,
-        "it draws random numbers (dropout)": draws_random_numbers(model)
-        or (config.lora is not None and config.lora.dropout > 0),
-    }
-    reason = next((why for why, holds in obstacles.items() if holds), None)
-    if reason is None:
-        return BodyGraphs(model, reporter.say)
-    if config.cuda_graphs is True:
-        reporter.say(f"  note: the student's layers are not recorded as CUDA graphs, because {reason}")
-    return None
-
-
 @contextlib.contextmanager
 def _compiled(
-    student: Student, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter, recorded: bool
+    student: Student, feed: Feed, on: torch.device, bf16: bool, reporter: Reporter
 ) -> Iterator[tuple[Feed, CompiledLayers | None]]:
-    """The feed for compiled or recorded layers, and the compiled layers, if `training.compile` asks for it."""
-    compiles = strategy().compiles and wants_compiling(feed.config.compile, on, feed.expected_batches)
-    if compiles or recorded:
-        widened = replace(feed, multiple=LENGTH_MULTIPLE)
-        widest = max(widened.lengths)
-        if student.limits.within(widest) == widest:
-            feed = widened
-    if not compiles:
+    """The feed for compiled layers, and the layers, if `training.compile` asks for it."""
+    if not strategy().compiles or not wants_compiling(feed.config.compile, on, feed.expected_batches):
         yield feed, None
         return
+    widened = replace(feed, multiple=LENGTH_MULTIPLE)
+    widest = max(widened.lengths)
+    if student.limits.within(widest) == widest:
+        feed = widened
     layers = CompiledLayers(student.model, dynamic=not feed.same_shape, say=reporter.say)
     student.model.to(on).train()
     layers.warm_up(lambda: pass_through(student.model, feed.first(), bf16))

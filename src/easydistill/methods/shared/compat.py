@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,14 +161,11 @@ def cross_entropy_loss(chunk_bytes: int | None) -> RowLoss:
     return loss
 
 
-def fuse_loss(model: Any, row_loss: RowLoss, replayed: Callable[[Tensor], Tensor | None] | None = None) -> None:
+def fuse_loss(model: Any, row_loss: RowLoss) -> None:
     """Make `model.forward` return `row_loss`, in place, without materialising the logits of all rows.
 
     Patched on the instance, so that wrappers (DDP, FSDP, PEFT, autocast) call it as usual. The loss is the sum over
     learned tokens divided by `num_items_in_batch`, the count over the whole optimiser step.
-
-    Args:
-        replayed: hidden states of a batch by other means than the body's own forward pass, or None for that.
     """
     body = body_of(model)
 
@@ -184,11 +181,9 @@ def fuse_loss(model: Any, row_loss: RowLoss, replayed: Callable[[Tensor], Tensor
     ) -> dict[str, Tensor]:
         bounds = {name: extra.pop(name) for name in BOUNDS if name in extra}
         with contextlib.nullcontext() if position_ids is not None else not_packed():
-            simple = replayed is not None and position_ids is None and not bounds
-            hidden_BTD = replayed(input_ids) if simple and replayed else None
-            if hidden_BTD is None:
-                found = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds)
-                hidden_BTD = found.last_hidden_state
+            hidden_BTD = body(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds
+            ).last_hidden_state
         rows_ND = hidden_BTD.flatten(0, 1).index_select(0, learned_N)
         total = row_loss(rows_ND, Head.of(self), target_N, extra)
         count = len(target_N) if num_items_in_batch is None else num_items_in_batch
