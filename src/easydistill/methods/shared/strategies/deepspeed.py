@@ -72,8 +72,11 @@ class Zero3(Zero):
         super().prepared(trainer)
         self._modules = OrdinaryModules(trainer.model)
         _take_parts(trainer)
+        # Copies in bfloat16 that are kept for the pass would hold all weights again.
+        torch.set_autocast_cache_enabled(False)
 
     def whole(self, trainer: Any, model: Any) -> None:
+        torch.set_autocast_cache_enabled(True)
         values = _gathered(model)
         super().whole(trainer, model)
         self._modules.restore()

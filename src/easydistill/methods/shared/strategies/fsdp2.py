@@ -21,7 +21,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
@@ -61,12 +60,13 @@ class Fsdp2(Strategy):
             _mend_views_of_8bit_states()
         accelerator = trainer.accelerator
         # Copies in bfloat16 that are kept for the pass would hold all weights again.
-        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        torch.set_autocast_cache_enabled(False)
         accelerator.prepare_model = functools.partial(_only_autocast, accelerator.prepare_model)
         accelerator.clip_grad_norm_ = clip_gradients
         PartCheckpoints(trainer).attach()
 
     def whole(self, trainer: Any, model: Any) -> None:
+        torch.set_autocast_cache_enabled(True)
         gather(model, self._device)
         self._modules.restore()
         del self._modules
