@@ -45,7 +45,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
 )
 from easydistill.methods.shared.strategies.base import strategy
-from easydistill.methods.shared.trl_parts import WritingTrainer, need_whole_weights, uneven_ranks
+from easydistill.methods.shared.trl_parts import WritingTrainer, uneven_ranks
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
@@ -86,8 +86,7 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
-    need_whole_weights()
-    check_head(student.model)
+    strategy().decided(lambda: check_head(student.model))
     check_head(teacher)
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
@@ -170,12 +169,13 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self._teacher_read: Tensor | None = None
         super().__init__(
             model=model,
-            teacher_model=teacher,
             args=_arguments(config, on_policy, checkpoints),
             train_dataset=_Rows(len(rows)),
             processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
         )
+        # Whole in each process, which reads its answers in as many passes as they need; TRL lets DeepSpeed part it.
+        self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
 
     def _order(self) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
