@@ -165,6 +165,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self.phases = watch.phases = Phases(device())
         self._sequences: list[Written] = []
         self._numbers: list[int] = []
+        self._rolls = False
         self._hidden: list[Tensor] = []
         self._teacher_read: Tensor | None = None
         super().__init__(
@@ -175,7 +176,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             callbacks=[watch],
         )
         # Whole in each process, which reads its answers in as many passes as they need; TRL lets DeepSpeed part it.
-        self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        self.teacher_model = self.accelerator.prepare_model(strategy().beside(teacher), evaluation_mode=True)
 
     def _order(self) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
@@ -189,6 +190,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         )
         numbers = numbers_of_share(len(prompts))
         self._sequences = [assign(self._rows[index], at in rolled) for at, index in zip(numbers, prompts, strict=True)]
+        self._rolls = bool(rolled)
         # Of the sequences that the student writes.
         self._numbers = [before for before, at in enumerate(sorted(rolled)) if at in numbers]
         return [item.prompt for item in self._sequences], None, {}
@@ -199,7 +201,8 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         """Completions, end token included: the student's rollouts and the teacher's answers."""
         asked = [(item.id, item.prompt) for item in self._sequences if item.rolled]
         rollouts: list[Written] = []
-        if asked:
+        # A rank without any still has a part of the weights.
+        if self._rolls:
             with self.phases.during("weights"):
                 self._writer.load(self.accelerator.unwrap_model(self.model))
             with self.phases.during("rollouts"), self._generating() as model:

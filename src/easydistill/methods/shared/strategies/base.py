@@ -67,6 +67,10 @@ class Strategy:
         """
         return None
 
+    def beside(self, model: Any) -> Any:
+        """`model`, which every process holds whole and which computes beside the trained one."""
+        return model
+
     def prepared(self, trainer: Any) -> None:
         """Take part in a trainer (transformers' or a subclass) that is about to train."""
 

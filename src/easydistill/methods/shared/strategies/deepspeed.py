@@ -73,13 +73,21 @@ class Zero3(Zero):
 
     def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered:
         on, dtypes = device(), number_types(model, computed)
-        return Gathered(model, lambda: _whole_values(model, on, dtypes), _unknown_to_transformers)
+        return Gathered(model, lambda: _whole_values(model, on, dtypes), _unnoticed)
 
     def kept_as_it_is(self, model: Any, computed: torch.dtype | None) -> Gathered:
         on = device()
         home = torch.device("cpu") if "parameters" in offload_devices(self.launch) else on
         parts = KeptInParts(model, number_types(model, computed), on, home)
-        return Gathered(model, parts.values, _unknown_to_transformers)
+        return Gathered(model, parts.values, _unnoticed)
+
+    def beside(self, model: Any) -> Any:
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        # TRL asks each weight that it multiplies with whether it must be gathered.
+        for parameter in model.parameters():
+            parameter.ds_status = ZeroParamStatus.AVAILABLE
+        return model
 
     def prepared(self, trainer: Any) -> None:
         super().prepared(trainer)
@@ -100,8 +108,8 @@ class Zero3(Zero):
 
 
 @contextlib.contextmanager
-def _unknown_to_transformers() -> Iterator[None]:
-    """Let transformers and TRL take a model for what it is, here one with all its weights.
+def _unnoticed() -> Iterator[None]:
+    """Let transformers and TRL take models for what they are, here ones with all weights.
 
     They ask whether ZeRO-3 is used, not by which model: `generate` would keep the passes of all processes in step.
     """
