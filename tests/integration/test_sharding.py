@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,19 @@ def test_layers_are_groups_of_their_own_and_the_rest_is_the_models(tiny_model: P
     for name, value in model.named_parameters():
         assert isinstance(value, DTensor)
         assert torch.equal(value.full_tensor(), before[name])
+
+
+@pytest.mark.parametrize("strategy", ["zero3", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_copies_of_gathered_weights_are_not_kept_for_the_pass(strategy: str, tiny_model: Path) -> None:
+    if strategy == "zero3":
+        pytest.importorskip("deepspeed")
+    command = [sys.executable, "-m", "tests.support.autocast_seen", strategy, str(tiny_model)]
+    fixed = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **fixed}, timeout=300)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    assert found["inside"] and not any(found["inside"])
+    assert found["before"] and found["after"]
 
 
 def test_whole_parameters_are_not_trained(tiny_model: Path, alone: None) -> None:

@@ -92,21 +92,6 @@ def deepspeed_issues(
     return found
 
 
-def rollout_issues(launch: LaunchConfig | None) -> list[ConfigIssue]:
-    """An issue if a file of DeepSpeed's keeps weights in parts and the student is to write answers while it trains."""
-    if launch is None or launch.deepspeed is None:
-        return []
-    try:
-        stage = zero_stage(launch)
-    except DeepSpeedFileError:
-        # `deepspeed_issues` tells.
-        return []
-    if stage != 3:
-        return []
-    problem = f"{launch.deepspeed}: with {STAGE} 3 no process has all weights, with which the student writes answers"
-    return [ConfigIssue("config", KEY, problem, "write 1 or 2 there")]
-
-
 def _structure_issues(path: str, content: Mapping[str, Any]) -> Iterator[ConfigIssue]:
     for name in _BLOCKS:
         above, _, key = name.rpartition(".")

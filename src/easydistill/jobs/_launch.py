@@ -40,17 +40,16 @@ def check_rollouts(launch: LaunchConfig | None, section: str, engine: str) -> No
         section: the job's section that names the engine, as `rollouts`.
 
     Raises:
-        Unfit: the engine is vLLM, which would draw other answers in each number of processes, or no process has all
-            weights to generate with.
+        Unfit: the engine is vLLM, which would draw other answers in each number of processes, and takes over whole
+            weights.
     """
-    if engine == "vllm":
-        problem = "answers of vLLM's engine inside the training cannot be shared by several processes"
-        refuse_several(launch, problem, f"set {section}.rollouts to transformers, or {ALONE}")
-    if launch is not None and launch.strategy in ("fsdp2", "zero3"):
-        problem = (
-            f"the student writes answers while it trains, for which {launch.strategy} leaves no process all weights"
-        )
-        raise Unfit(problem, "set launch.strategy to ddp, zero1 or zero2")
+    if engine != "vllm" or launch is None:
+        return
+    problem = "answers of vLLM's engine inside the training cannot be shared by several processes"
+    refuse_several(launch, problem, f"set {section}.rollouts to transformers, or {ALONE}")
+    if launch.shares:
+        problem = f"vLLM's engine takes over weights from a training that has them whole, and not with {launch.sharing}"
+        raise Unfit(problem, f"set {section}.rollouts to transformers, or remove `launch`")
 
 
 def certain_processes(launch: LaunchConfig | None) -> int:

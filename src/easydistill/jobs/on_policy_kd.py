@@ -86,11 +86,6 @@ class Job(JobConfig):
     @model_validator(mode="after")
     def _fits_its_processes(self) -> Job:
         check_rollouts(self.launch, "on_policy", self.on_policy.rollouts)
-        sampled = self.on_policy.objective == "sampled_reverse_kl"
-        if self.launch is not None and self.launch.shares and (sampled or self.on_policy.sft_steps):
-            what = "sampled_reverse_kl" if sampled else "a cold start"
-            problem = f"{what} is not trained with {self.launch.sharing}"
-            raise Unfit(problem, "set launch.strategy to ddp, without launch.deepspeed")
         return self
 
 

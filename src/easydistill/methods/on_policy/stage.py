@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
-from easydistill.config.launch import StrategyName
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
 from easydistill.data.manifest import RowCounts
@@ -30,7 +28,6 @@ from easydistill.methods.shared.rows import (
     keep_rejected,
     render_all,
 )
-from easydistill.methods.shared.sharded_memory import WITH_WHOLE_WEIGHTS
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -80,7 +77,7 @@ class OnPolicyStage(TrainStage):
         return self._inference if isinstance(self._inference, ApiInferenceConfig) else None
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight() + rollout_issues(self.launch)
+        issues = super().preflight()
         if isinstance(self._rows, PromptRows):
             issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         if self._server is None and self._models.teacher is not None:
@@ -93,11 +90,6 @@ class OnPolicyStage(TrainStage):
         if self._on_policy.rollouts == "vllm":
             issues += needs_extra("vllm", "vllm")
         return issues
-
-    @property
-    def strategies(self) -> Collection[StrategyName]:
-        alone = self._on_policy.objective == "sampled_reverse_kl" or self._on_policy.sft_steps
-        return ("ddp",) if alone else WITH_WHOLE_WEIGHTS
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "on_policy": self._on_policy.identity(), "teacher": self._teacher_identity()}

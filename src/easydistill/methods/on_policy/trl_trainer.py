@@ -45,7 +45,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
 )
 from easydistill.methods.shared.strategies.base import strategy
-from easydistill.methods.shared.trl_parts import WritingTrainer, need_whole_weights, uneven_ranks
+from easydistill.methods.shared.trl_parts import WritingTrainer, uneven_ranks
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.loading import device, with_padding
@@ -86,8 +86,7 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
-    need_whole_weights()
-    check_head(student.model)
+    strategy().decided(lambda: check_head(student.model))
     check_head(teacher)
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
@@ -166,16 +165,18 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self.phases = watch.phases = Phases(device())
         self._sequences: list[Written] = []
         self._numbers: list[int] = []
+        self._rolls = False
         self._hidden: list[Tensor] = []
         self._teacher_read: Tensor | None = None
         super().__init__(
             model=model,
-            teacher_model=teacher,
             args=_arguments(config, on_policy, checkpoints),
             train_dataset=_Rows(len(rows)),
             processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
         )
+        # Whole in each process, which reads its answers in as many passes as they need; TRL lets DeepSpeed part it.
+        self.teacher_model = self.accelerator.prepare_model(strategy().beside(teacher), evaluation_mode=True)
 
     def _order(self) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
@@ -189,6 +190,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         )
         numbers = numbers_of_share(len(prompts))
         self._sequences = [assign(self._rows[index], at in rolled) for at, index in zip(numbers, prompts, strict=True)]
+        self._rolls = bool(rolled)
         # Of the sequences that the student writes.
         self._numbers = [before for before, at in enumerate(sorted(rolled)) if at in numbers]
         return [item.prompt for item in self._sequences], None, {}
@@ -199,7 +201,8 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         """Completions, end token included: the student's rollouts and the teacher's answers."""
         asked = [(item.id, item.prompt) for item in self._sequences if item.rolled]
         rollouts: list[Written] = []
-        if asked:
+        # A rank without any still has a part of the weights.
+        if self._rolls:
             with self.phases.during("weights"):
                 self._writer.load(self.accelerator.unwrap_model(self.model))
             with self.phases.during("rollouts"), self._generating() as model:

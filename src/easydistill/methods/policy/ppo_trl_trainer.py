@@ -224,8 +224,8 @@ class PpoTrainer(PolicyTrainer):
             state = {"critic": self._critic.state_dict(), "optimizer": self._critic_optimizer.state_dict()}
             torch.save(state, Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / CRITIC)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        state = torch.load(Path(resume_from_checkpoint) / CRITIC, map_location="cpu", weights_only=True)
+    def recall_critic(self, checkpoint: Path) -> None:
+        """Read the critic and its optimiser again: whole in each process, whatever shares the policy."""
+        state = torch.load(checkpoint / CRITIC, map_location="cpu", weights_only=True)
         self._critic.load_state_dict(state["critic"])
         self._critic_optimizer.load_state_dict(state["optimizer"])

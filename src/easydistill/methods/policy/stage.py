@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.model import AskedModel
-from easydistill.config.deepspeed_checks import rollout_issues
-from easydistill.config.launch import StrategyName
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
@@ -24,7 +22,6 @@ from easydistill.methods.policy.config import PolicyConfig, PpoConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import PromptRows, fitting_prompt, nothing_left
-from easydistill.methods.shared.sharded_memory import WITH_WHOLE_WEIGHTS
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -84,7 +81,7 @@ class PolicyStage(TrainStage):
         self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight() + rollout_issues(self.launch) + needs_extra("trl", "trl")
+        issues = super().preflight() + needs_extra("trl", "trl")
         issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         for key, path in reward_files(self._rewards).items():
             issues += missing_file(f"rewards.{key}", path)
@@ -99,10 +96,6 @@ class PolicyStage(TrainStage):
         if self._policy.rollouts == "vllm":
             issues += needs_extra("vllm", "vllm")
         return issues
-
-    @property
-    def strategies(self) -> Collection[StrategyName]:
-        return WITH_WHOLE_WEIGHTS
 
     def fingerprint(self) -> dict[str, Any]:
         named = reward_files(self._rewards).items()

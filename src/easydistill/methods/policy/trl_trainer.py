@@ -36,7 +36,8 @@ from easydistill.methods.shared.ranks import any_rank, check_ranks, numbers_of_s
 from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
 from easydistill.methods.shared.strategies.base import strategy
-from easydistill.methods.shared.trl_parts import WritingTrainer, need_whole_weights
+from easydistill.methods.shared.strategies.gathered import Gathered
+from easydistill.methods.shared.trl_parts import WritingTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
@@ -82,7 +83,6 @@ def train(
     """
     if not explorer.rows:
         raise DataError("there is nothing to train on: no prompt is left")
-    need_whole_weights()
     if (learned := learned_positions(student.model)) is not None:
         problem = f"the student has absolute position embeddings ({learned}), which padding of prompts would shift"
         raise DataError(f"{problem}\n    → use a student with rotary positions, such as a Llama or Qwen model")
@@ -97,6 +97,8 @@ def train(
         made = trainer_class or PolicyTrainer
         trainer = made(student, explorer, config, policy, checkpoints, watch, **extra)
         watch.trainer = trainer
+        if resume is not None:
+            trainer.recall_critic(resume)
         try:
             run_trainer(trainer, resume)
         except (Interrupted, TeacherError):
@@ -105,8 +107,8 @@ def train(
             raise
         if not any_rank(stop.requested):
             watch.measure_now(trainer.state.global_step)
-        trainer.finish()
     strategy().whole(trainer, trainer.model)
+    trainer.finish()
     outcome = training_outcome(trainer.state, trainer.model, int(trainer.state.num_input_tokens_seen), resume)
     student.model = trainer.model.merge_and_unload() if config.lora is not None else trainer.model
     # TRL patches its own forward onto the instance; later users of the model expect logits.
@@ -205,8 +207,10 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         if self._needs_reference:
             self.beta = getattr(policy, "beta", 0.0)
             if reference is not None:
-                add_fused_lm_head(reference, temperature=self.temperature)
-                self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+                model = reference.structure if isinstance(reference, Gathered) else reference
+                add_fused_lm_head(model, temperature=self.temperature)
+                whole = isinstance(reference, Gathered)
+                self.ref_model = reference if whole else self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def remember(self) -> None:
         """Record what the next round changes before its first step: random generators and the count of tokens."""
@@ -228,6 +232,9 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
     def step_critic(self) -> None:
         """GRPO has no critic."""
 
+    def recall_critic(self, checkpoint: Path) -> None:
+        """GRPO has none."""
+
     def finish(self) -> None:
         """GRPO leaves nothing on the model that must be removed."""
 
@@ -239,7 +246,8 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         """A copy of the untrained student; not needed with LoRA, whose adapters can be switched off."""
         if not self._needs_reference or self._config.lora is not None:
             return None
-        return copy.deepcopy(student.model).eval().requires_grad_(False)
+        found = strategy().kept_as_it_is(student.model, self._computed())
+        return copy.deepcopy(student.model).eval().requires_grad_(False) if found is None else found
 
     def _order(self) -> Any:
         """Ours, because TRL's generator advances with every epoch and restarts in a resumed run."""
@@ -316,6 +324,12 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         return found
 
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """In bfloat16 if configured, as in the loss; by a model in parts with all its weights."""
+        whole = model.whole() if isinstance(model, Gathered) else contextlib.nullcontext(model)
+        with whole as model, self._autocast():
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, but for the shuffle of a round whose answers are spread over ranks."""
         if world_size() == 1 or not self.model.training:
@@ -349,7 +363,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
     def _measured(self) -> dict[str, Any]:
         rows = self._explorer.heldout
         was_training = self.model.training
-        with self._generating() as model:
+        with self._generating(first_only=True) as model:
             asked = [(row.id, row.prompt) for row in rows]
             written = self._write(model, asked, 0, 0.0) if rank() == 0 else []
         self.model.train(was_training)

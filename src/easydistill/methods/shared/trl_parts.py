@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import Trainer
 
 from easydistill.config.training import TrainerConfig
-from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.sft.batching import epoch_sampler
 from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import BatchDataset
@@ -23,6 +22,7 @@ from easydistill.methods.shared.compat import uses_bf16
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import gather_rows, sum_over_ranks, world_size
 from easydistill.methods.shared.strategies.base import strategy
+from easydistill.models.loading import device
 
 
 class QuietTrainer:
@@ -155,20 +155,6 @@ class PairsTrainer(QuietTrainer):
         return loss * (counted * world_size() / total)
 
 
-def need_whole_weights() -> None:
-    """Check that this process can generate with the model while it trains.
-
-    Raises:
-        ConfigError: each process holds a part of the weights, as a config of DeepSpeed's own says.
-    """
-    if strategy().shards:
-        problem = (
-            f"the student writes answers while it trains, for which {strategy().name} leaves no process all weights"
-        )
-        hint = "use stage 1 or 2 of ZeRO"
-        raise ConfigError(ConfigIssue("config", "launch.deepspeed", problem, hint))
-
-
 class WritingTrainer(QuietTrainer):
     """For models that generate what they are trained on. Subclasses set `_config` before TRL's `__init__` runs."""
 
@@ -179,8 +165,17 @@ class WritingTrainer(QuietTrainer):
     args: Any
     model_wrapped: Any
     state: Any
+    model: Any
     _config: TrainerConfig
     _dist: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gathered = strategy().gathering(self.model, self._computed())
+
+    def _computed(self) -> torch.dtype | None:
+        """The number type of autocast; None without."""
+        return torch.bfloat16 if uses_bf16(self._config, device()) else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Gradients of a micro-batch, and the answers and scores of a round where it begins one."""
@@ -203,8 +198,16 @@ class WritingTrainer(QuietTrainer):
         return optimiser
 
     @contextlib.contextmanager
-    def _generating(self) -> Iterator[Any]:
-        """The model, unwrapped and without gradients, to generate with."""
+    def _generating(self, *, first_only: bool = False) -> Iterator[Any]:
+        """The model, unwrapped and without gradients, to generate with. All ranks enter.
+
+        Args:
+            first_only: the first rank alone generates.
+        """
+        if self._gathered is not None:
+            with self._gathered.whole(first_only=first_only) as model, self._autocast(cached=True), torch.no_grad():
+                yield model
+            return
         from trl.models.utils import unwrap_model_for_generation
 
         with (
@@ -234,6 +237,11 @@ class WritingTrainer(QuietTrainer):
         with self._autocast():
             return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
 
-    def _autocast(self) -> Any:
+    def _autocast(self, *, cached: bool | None = None) -> Any:
+        """
+        Args:
+            cached: whether weights that were cast are kept for the context; by default as the strategy says.
+        """
         on = self.accelerator.device
-        return torch.autocast(on.type, dtype=torch.bfloat16, enabled=uses_bf16(self._config, on))
+        enabled = uses_bf16(self._config, on)
+        return torch.autocast(on.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=cached)

@@ -1,8 +1,8 @@
 """What a strategy does around a training; this one is `ddp`, and a process alone: each holds the whole student.
 
 A trainer calls, in this order: `loading` around making the student, `arguments` for transformers' Trainer, `prepared`
-with the trainer before its first step, and `whole` after its last one. The model is checked, packed and given its
-adapters between `loading` and `prepared`, while it is an ordinary module.
+with the trainer before its first step, and `whole` after its last one. Between `loading` and `prepared` the model is an
+ordinary module: it is checked, packed and given its adapters, and `gathering` and `kept_as_it_is` are called.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from easydistill.methods.shared.strategies.gathered import Gathered
 
 T = TypeVar("T")
 
@@ -43,6 +48,28 @@ class Strategy:
     def arguments(self, config: TrainerConfig) -> dict[str, Any]:
         """What transformers' TrainingArguments take besides those that all trainings take."""
         return {}
+
+    def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered | None:
+        """The model that a trainer is about to train, to compute with all its weights; None where it has them itself.
+
+        Args:
+            model: not prepared yet.
+            computed: the number type of autocast; None without.
+        """
+        return None
+
+    def kept_as_it_is(self, model: Any, computed: torch.dtype | None) -> Gathered | None:
+        """A copy of `model` that is not trained, in parts too; None where each process may keep its own.
+
+        Args:
+            model: not prepared yet.
+            computed: as for `gathering`.
+        """
+        return None
+
+    def beside(self, model: Any) -> Any:
+        """`model`, which every process holds whole and which computes beside the trained one."""
+        return model
 
     def prepared(self, trainer: Any) -> None:
         """Take part in a trainer (transformers' or a subclass) that is about to train."""

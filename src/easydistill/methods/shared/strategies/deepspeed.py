@@ -6,20 +6,24 @@ code runs with gloo on CPUs and NCCL on GPUs.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from easydistill.config.deepspeed import deepspeed_config, zero_stage
+from easydistill.config.deepspeed import deepspeed_config, offload_devices, zero_stage
 from easydistill.config.deepspeed_checks import batch_size_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ConfigError, MissingExtra
 from easydistill.methods.shared.strategies.base import Strategy
+from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, number_types
 from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
+from easydistill.models.loading import computes_well_in_bf16, device
 
 
 def zero(launch: LaunchConfig) -> Zero:
@@ -41,7 +45,6 @@ class Zero(Strategy):
 
     def arguments(self, config: TrainerConfig) -> dict[str, Any]:
         from easydistill.methods.shared.ranks import world_size
-        from easydistill.models.loading import computes_well_in_bf16, device
 
         bf16 = computes_well_in_bf16(device()) if config.bf16 == "auto" else config.bf16
         told = deepspeed_config(self.launch, bf16=bf16)
@@ -68,12 +71,33 @@ class Zero3(Zero):
     shards: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
 
+    def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered:
+        on, dtypes = device(), number_types(model, computed)
+        return Gathered(model, lambda: _whole_values(model, on, dtypes), _unnoticed)
+
+    def kept_as_it_is(self, model: Any, computed: torch.dtype | None) -> Gathered:
+        on = device()
+        home = torch.device("cpu") if "parameters" in offload_devices(self.launch) else on
+        parts = KeptInParts(model, number_types(model, computed), on, home)
+        return Gathered(model, parts.values, _unnoticed)
+
+    def beside(self, model: Any) -> Any:
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        # TRL asks each weight that it multiplies with whether it must be gathered.
+        for parameter in model.parameters():
+            parameter.ds_status = ZeroParamStatus.AVAILABLE
+        return model
+
     def prepared(self, trainer: Any) -> None:
         super().prepared(trainer)
         self._modules = OrdinaryModules(trainer.model)
         _take_parts(trainer)
+        # Copies in bfloat16 that are kept for the pass would hold all weights again.
+        torch.set_autocast_cache_enabled(False)
 
     def whole(self, trainer: Any, model: Any) -> None:
+        torch.set_autocast_cache_enabled(True)
         values = _gathered(model)
         super().whole(trainer, model)
         self._modules.restore()
@@ -81,6 +105,22 @@ class Zero3(Zero):
         _put_whole(model, values)
         # The buffers, which are not in parts.
         model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
+
+
+@contextlib.contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Let transformers and TRL take models for what they are, here ones with all weights.
+
+    They ask whether ZeRO-3 is used, not by which model: `generate` would keep the passes of all processes in step.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    reference = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = reference
 
 
 def _import_deepspeed() -> Any:
@@ -133,6 +173,16 @@ def _gathered(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
             value = value.to("cpu", copy=True) if first else value.to("meta")
         found[parameter] = nn.Parameter(value, requires_grad=parameter.requires_grad)
     return found
+
+
+def _whole_values(model: nn.Module, on: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
+    """The whole value of each parameter, in all processes."""
+    import deepspeed
+
+    for parameter, dtype in zip(model.parameters(), dtypes, strict=True):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            value = parameter.detach().to(on, dtype, copy=True)
+        yield value
 
 
 def _put_whole(model: nn.Module, values: dict[nn.Parameter, nn.Parameter]) -> None:

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
@@ -30,9 +29,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from easydistill.errors import ModelError
 from easydistill.methods.shared.compiling import decoder_layers
 from easydistill.methods.shared.strategies.base import Strategy, T
+from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, number_types
 from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
 from easydistill.methods.shared.strategies.parts import PartCheckpoints
-from easydistill.models.loading import without_weights
+from easydistill.models.loading import device, without_weights
 
 
 class Fsdp2(Strategy):
@@ -51,6 +51,15 @@ class Fsdp2(Strategy):
         dist.broadcast_object_list(found, 0)
         return cast(T, found[0])
 
+    def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered:
+        on, dtypes = device(), number_types(model, computed)
+        return Gathered(model, lambda: whole_values(model, on, dtypes))
+
+    def kept_as_it_is(self, model: Any, computed: torch.dtype | None) -> Gathered:
+        on = device()
+        home = torch.device("cpu") if self.launch.offload else on
+        return Gathered(model, KeptInParts(model, number_types(model, computed), on, home).values)
+
     def prepared(self, trainer: Any) -> None:
         self._device = trainer.args.device
         self._modules = OrdinaryModules(trainer.model)
@@ -61,12 +70,13 @@ class Fsdp2(Strategy):
             _mend_views_of_8bit_states()
         accelerator = trainer.accelerator
         # Copies in bfloat16 that are kept for the pass would hold all weights again.
-        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        torch.set_autocast_cache_enabled(False)
         accelerator.prepare_model = functools.partial(_only_autocast, accelerator.prepare_model)
         accelerator.clip_grad_norm_ = clip_gradients
         PartCheckpoints(trainer).attach()
 
     def whole(self, trainer: Any, model: Any) -> None:
+        torch.set_autocast_cache_enabled(True)
         gather(model, self._device)
         self._modules.restore()
         del self._modules
@@ -172,6 +182,18 @@ def gather(model: nn.Module, device: torch.device) -> None:
         return found.cpu() if first else found.to("meta")
 
     _replace_parameters(model, whole)
+
+
+def whole_values(model: nn.Module, device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
+    """The whole value of each parameter of a sharded model, in all ranks; in the number types of the first rank."""
+    box = [list(dtypes)]
+    dist.broadcast_object_list(box, 0)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    for part, dtype in zip(model.parameters(), box[0], strict=True):
+        moved: Any = part.detach().to(device, dtype)
+        yield moved.full_tensor()
 
 
 def _replace_parameters(model: nn.Module, made: Callable[[Tensor], Tensor]) -> None:

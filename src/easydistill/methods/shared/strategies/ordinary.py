@@ -22,13 +22,19 @@ class OrdinaryModules:
         for module, kind, attributes in self._before:
             for name in module.__dict__.keys() - attributes.keys() - _KEPT:
                 del module.__dict__[name]
-            module.__dict__.update(attributes)
+            for name, (value, content) in attributes.items():
+                if isinstance(value, dict):
+                    # The same one, which the handles of hooks refer to.
+                    value.clear()
+                    value.update(content)
+                module.__dict__[name] = value
             module.__class__ = kind
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Each attribute and, of a dictionary, what it contains now."""
     return {
-        name: copy.copy(value) if isinstance(value, dict) else value
+        name: (value, copy.copy(value) if isinstance(value, dict) else None)
         for name, value in module.__dict__.items()
         if name not in _KEPT
     }
