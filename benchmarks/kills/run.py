@@ -15,44 +15,60 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import save
 from tests.conftest import TEACHER, _make_tiny
 from tests.support.kill_jobs import JOBS
-from tests.support.random_kills import During, trial, uninterrupted
+from tests.support.random_kills import During, Uninterrupted, Victim, trial, uninterrupted
 from tests.support.tiny import SMALL_VOCABULARY
 
 from easydistill.models.reference import model_directory, resolve
 
+VICTIMS: tuple[Victim, ...] = ("rank", "parent")
 
-def measure(folder: Path, student: Path, strategy: str, kind: str, rounds: int, seed: int) -> dict[str, Any]:
-    """All trials of a job under a strategy."""
 
-    def make(where: Path) -> dict[str, Any]:
-        return JOBS[kind](where, student, strategy)
+@dataclass
+class Arm:
+    """A job under a strategy."""
 
-    whole = uninterrupted(folder / "whole", make)
-    print(f"{kind}, {strategy}: {whole.ended_at:.1f} s uninterrupted", file=sys.stderr, flush=True)
-    trials = []
-    for number in range(rounds):
-        for victim in ("rank", "parent"):
-            where = folder / f"{victim}-{number}"
-            during: During = "steps" if number % 2 == 0 else "run"
-            found = trial(where, make, whole, victim, during, f"{seed}:{kind}:{strategy}:{victim}:{number}")
-            trials.append(found)
-            print(f"  {found}", file=sys.stderr, flush=True)
-            if not found["wrong"]:
-                shutil.rmtree(where)
-    slowest = max(found["seconds_to_end"] for found in trials)
-    return {
-        "uninterrupted_seconds": round(whole.ended_at, 2),
-        "killed": sum(found["killed"] for found in trials),
-        "wrong": sum(bool(found["wrong"]) for found in trials),
-        "slowest_end_seconds": slowest,
-        "trials": trials,
-    }
+    folder: Path
+    student: Path
+    kind: str
+    strategy: str
+    trials: list[dict[str, Any]] = field(default_factory=list)
+
+    def make(self, where: Path) -> dict[str, Any]:
+        return JOBS[self.kind](where, self.student, self.strategy)
+
+    @cached_property
+    def whole(self) -> Uninterrupted:
+        return uninterrupted(self.folder / "whole", self.make)
+
+    def kill(self, victim: Victim, number: int, seed: int) -> None:
+        """One trial; the folder of one that was wrong is kept."""
+        during: During = "steps" if number % 2 == 0 else "run"
+        where = self.folder / f"{victim}-{number}"
+        name = f"{seed}:{self.kind}:{self.strategy}:{victim}:{number}"
+        found = trial(where, self.make, self.whole, victim, during, name)
+        self.trials.append(found)
+        print(f"{self.kind}, {self.strategy}: {found}", file=sys.stderr, flush=True)
+        if not found["wrong"]:
+            shutil.rmtree(where)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "uninterrupted_seconds": round(self.whole.ended_at, 2),
+            "killed": {
+                victim: sum(one["killed"] for one in self.trials if one["victim"] == victim) for victim in VICTIMS
+            },
+            "wrong": sum(bool(one["wrong"]) for one in self.trials),
+            "slowest_end_seconds": max(one["seconds_to_end"] for one in self.trials),
+            "trials": self.trials,
+        }
 
 
 def main() -> None:
@@ -67,18 +83,23 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     student = _make_tiny(folder / "student", Path(model_directory(resolve(TEACHER))), SMALL_VOCABULARY)
-    results: dict[str, Any] = {"seed": arguments.seed, "load_average": os.getloadavg()[0], "results": {}}
-    for kind in arguments.jobs:
-        for strategy in arguments.strategies:
-            name = f"{kind}, {strategy}"
-            where = folder / f"{kind}-{strategy}"
-            results["results"][name] = measure(where, student, strategy, kind, arguments.rounds, arguments.seed)
+    arms = [
+        Arm(folder / f"{kind}-{strategy}", student, kind, strategy)
+        for kind in arguments.jobs
+        for strategy in arguments.strategies
+    ]
+    for number in range(arguments.rounds):
+        for arm in arms:
+            for victim in VICTIMS:
+                arm.kill(victim, number, arguments.seed)
             if not arguments.no_save:
-                # After each, so that a long benchmark that is ended has what it found.
-                print(save(Path(__file__).parent, arguments.name, results), file=sys.stderr)
+                # Each time, so that a long benchmark that is ended has what it found.
+                tried = {f"{one.kind}, {one.strategy}": one.summary() for one in arms if one.trials}
+                result = {"seed": arguments.seed, "load_average": os.getloadavg()[0], "results": tried}
+                save(Path(__file__).parent, arguments.name, result)
     if arguments.folder is None:
         shutil.rmtree(folder)
-    wrong = sum(found["wrong"] for found in results["results"].values())
+    wrong = sum(arm.summary()["wrong"] for arm in arms)
     print(f"{wrong} trials were wrong", file=sys.stderr)
     sys.exit(1 if wrong else 0)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.e2e.test_scoring_in_processes import job_of, score, store
 from tests.support.aligned import aligner_of, chats, make_teacher, rows_of
 from tests.support.jobs import TRAINING, run_here, write_config
 from tests.support.tiny import SMALL_VOCABULARY, tiny_llama
@@ -195,6 +196,26 @@ def test_a_job_makes_the_same_and_is_known_by_the_same(untied: Path, tiny_model:
     code, out = run_here(write_config(spread, given))
     assert code == 0, out
     assert len(before) == 4 and all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+@pytest.mark.slow
+def test_of_two_processes_as_many_score_as_there_are_copies(tiny_model: Path, tmp_path: Path) -> None:
+    stores, reports = [], []
+    for name, processes, inference in (
+        ("alone", 1, {}),
+        ("one", 2, {"device_map": {"": "disk"}}),
+        ("two", 2, {"device_map": {"": "disk"}, "workers": 2}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        score(folder, job_of(folder, tiny_model, processes, inference=inference))
+        stores.append(store(folder))
+        found = sorted((folder / "run/stages/1-score/processes/score").glob("rank-*.json"))
+        reports.append([json.loads(path.read_text())["shards"] for path in found])
+    assert stores[0] == stores[1] == stores[2]
+    shards = sum(name.endswith(".safetensors") for name in stores[0])
+    assert reports[:2] == [[], [shards, 0]]
+    assert sum(reports[2]) == shards and all(reports[2])
 
 
 def test_an_aligned_teacher_may_be_spread(tiny_whole: Path, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class Spread:
 
     def of_rank(self) -> Spread | None:
         """The copy of this process, which is one of several of its machine; None if it has none."""
-        copies, number = min(self.copies, int(os.environ["LOCAL_WORLD_SIZE"])), int(os.environ["LOCAL_RANK"])
+        processes, number = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+        copies = min(self.copies, processes, import_torch().cuda.device_count() or processes)
         return replace(self, copies=copies, number=number) if number < copies else None
 
     def gpus(self) -> range:

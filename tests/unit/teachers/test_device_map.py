@@ -39,6 +39,11 @@ def test_copies_share_the_gpus_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [list(copy.gpus()) for copy in found[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     # The other processes of the machine have none.
     assert found[2:] == [None, None]
+    # There are no more copies than GPUs.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    last = Spread("auto", copies=12).of_rank()
+    assert last is not None and list(last.gpus()) == [7]
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     alone = given.of_rank()
