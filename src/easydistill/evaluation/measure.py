@@ -16,9 +16,10 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
 from easydistill.models.decoding.graphs import DecodeGraphs
-from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.head import rows_per_chunk
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.models.spread import head_of, input_device
 
 SLICE_BYTES = 64 << 20
 
@@ -29,11 +30,22 @@ class Measured:
     def __init__(self, model: Any, body: Any) -> None:
         self.model = model
         self.body = body
-        self.head = Head.of(model)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
-        hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return hidden_BTD
+        """The last hidden states [B, T, D], on the device of the token ids."""
+        given_BT = ids_BT.to(input_device(self.model))
+        hidden_BTD: Tensor = self.body(input_ids=given_BT, use_cache=False).last_hidden_state
+        return hidden_BTD.to(ids_BT.device)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] in float32, on the device of the hidden states."""
+        with head_of(self.model) as head:
+            return head.logits(hidden_ND.to(head.weight_VD.device)).float().to(hidden_ND.device)
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the output layer, V."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
 
 
 def token_metrics(
@@ -99,14 +111,14 @@ def _slices(
     row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
     student_ND = student.hidden(ids_BT)[:, :-1][keep_BT]
     teacher_ND = teacher.hidden(ids_BT)[:, :-1][keep_BT] if teacher is not None else None
-    step = rows_per_chunk(student.head.weight_VD.shape[0], SLICE_BYTES)
+    step = rows_per_chunk(student.outputs, SLICE_BYTES)
     for start in range(0, len(target_N), step):
         part = slice(start, start + step)
-        logits_NV = student.head.logits(student_ND[part]).float()
+        logits_NV = student.logits(student_ND[part])
         full_NV = logits_NV.log_softmax(-1)
         teacher_NV = shared_NV = None
         if teacher is not None and teacher_ND is not None:
-            teacher_NV = teacher.head.logits(teacher_ND[part]).float()[:, :shared].log_softmax(-1)
+            teacher_NV = teacher.logits(teacher_ND[part])[:, :shared].log_softmax(-1)
             same = shared == logits_NV.shape[1]
             shared_NV = full_NV if same else logits_NV[:, :shared].log_softmax(-1)
         yield TokenRows(target_N[part], full_NV, shared_NV, teacher_NV, row_N[part], column_N[part], position_N[part])

@@ -59,7 +59,8 @@ class Measurement:
         self._metrics = metrics
         self._heldout = heldout
         self._device = device()
-        self._teacher = teacher.to(self._device) if teacher is not None else None
+        # It is on its device, or devices.
+        self._teacher = teacher
         self.renderer = renderer
         self._reader = AnswerReader(renderer)
         self._task = task

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.inference import DeviceMap
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.data.files import read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
@@ -55,9 +56,11 @@ class EvaluateStage:
         max_length: int,
         *,
         trained: str = "train",
+        device_map: DeviceMap | None = None,
     ) -> None:
         """
         Args:
+            device_map: where the teacher's layers lie, if it is too large for one device.
             trained: name of the last stage that trained the student.
         """
         self._rows = rows
@@ -66,6 +69,7 @@ class EvaluateStage:
         self._metrics = chosen_metrics(evaluation)
         self._max_length = max_length
         self._trained = trained
+        self._device_map = device_map
         self.inputs = (*rows.inputs, trained)
 
     def preflight(self) -> list[ConfigIssue]:
@@ -108,7 +112,7 @@ class EvaluateStage:
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
         renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context)
-        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
+        teacher, why_not = self._teacher(start.tokenizer, dtype, load_tokenizer)
         # A student made by other layers or a later stage has the same positions and tokens.
         limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
         rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
@@ -130,9 +134,10 @@ class EvaluateStage:
             after = measure.run(load_model(str(trained), dtype), start.eos_ids)
         return self._result(heldout, before, after, why_not, rejected, context)
 
-    def _teacher(self, tokenizer: Any, dtype: Any, load_model: Any, load_tokenizer: Any) -> tuple[Any, str]:
+    def _teacher(self, tokenizer: Any, dtype: Any, load_tokenizer: Any) -> tuple[Any, str]:
         """(the teacher's model, ""), or (None, why the student cannot be compared with it)."""
         from easydistill.models.loading import same_vocabulary
+        from easydistill.models.spread import load_placed, spread_of
 
         reference = self._models.teacher
         if reference is None:
@@ -140,7 +145,7 @@ class EvaluateStage:
         own_tokenizer = self._models.student.tokenizer if isinstance(self._models.student, FreshStudent) else True
         if own_tokenizer is not None and not same_vocabulary(tokenizer, load_tokenizer(reference)):
             return None, "teacher and student have different vocabularies"
-        return load_model(reference, dtype), ""
+        return load_placed(reference, dtype, spread_of(self._device_map)), ""
 
     def _before(self, measure: Measurement, model: Any, context: StageContext) -> dict[str, Any]:
         """The untrained student's figures, reused from an earlier run of this stage if they still apply."""

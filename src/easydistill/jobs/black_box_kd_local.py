@@ -52,7 +52,10 @@ class Job(JobConfig):
 def plan(job: Job) -> list[Stage]:
     """label (unless only `labeled_path` is given) → train → evaluate."""
     labels_by = job.inference if job.labels else None
-    after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_by=labels_by)
+    spread = getattr(job.inference, "device_map", None)
+    after = train_and_evaluate(
+        job.dataset, job.models, job.training, job.evaluation, labels_by=labels_by, device_map=spread
+    )
     if not job.labels:
         return after
     assert job.models.teacher is not None

@@ -58,6 +58,9 @@ class Job(JobConfig):
             raise Unfit("there is no teacher", "set models.teacher, or inference.base_url (a vLLM server)")
         if isinstance(self.inference, WorkersOptions) and self.inference.workers is not None:
             raise Unfit("the teacher is in the process that trains, not in workers", "remove inference.workers")
+        if getattr(self.inference, "device_map", None) is not None:
+            problem = "the teacher is beside the student that trains, on one device"
+            raise Unfit(problem, "remove inference.device_map, or start a vLLM server and set inference.base_url")
         if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         if self.server is not None and self.on_policy.objective == "generalized_jsd":

@@ -71,5 +71,14 @@ def plan(job: Job) -> list[Stage]:
         trained = stage.name
     if job.evaluation.enabled:
         assert trained is not None, "there is at least one round"
-        stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length, trained=trained))
+        stages.append(
+            EvaluateStage(
+                rows,
+                job.models,
+                job.evaluation,
+                job.training.max_length,
+                trained=trained,
+                device_map=getattr(job.inference, "device_map", None),
+            )
+        )
     return stages

@@ -26,6 +26,7 @@ from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
+from easydistill.models.spread import spread_of
 from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import WhiteBoxInference, white_box
@@ -68,6 +69,12 @@ class Job(JobConfig):
         """Maximum length of a row, in tokens."""
         loss: DistillationConfig = self.distillation
         return loss.max_seq_length or self.training.max_length
+
+    @property
+    def copies(self) -> int:
+        """Copies of a teacher on each machine, if each is on several devices."""
+        workers = getattr(self.inference, "workers", None)
+        return workers if isinstance(workers, int) else 1
 
     def kept(self) -> SignalsConfig:
         """What is stored of the teacher's distributions."""
@@ -149,6 +156,7 @@ def plan(job: Job) -> list[Stage]:
     apart = job.labels and job.inference.thoughts == "apart"
     rows = LabelledRows(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart)
     training = job.training.model_copy(update={"max_length": job.max_length})
+    device_map = getattr(job.inference, "device_map", None)
     stages: list[Stage] = []
     if job.labels:
         assert job.models.teacher is not None
@@ -168,10 +176,12 @@ def plan(job: Job) -> list[Stage]:
             job.inference.template,
             job.inference.chat_template_kwargs or {},
             processes=job.launch.processes if job.launch is not None else 1,
+            spread=spread_of(device_map, job.copies),
+            gpu_memory_gb=job.launch.gpu_memory_gb if job.launch is not None else None,
         )
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path
     stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))
     if job.evaluation.enabled:
-        stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length))
+        stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length, device_map=device_map))
     return stages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from easydistill.errors import MissingExtra, ModelError
@@ -98,8 +98,17 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
-def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+def load_model(
+    reference: str,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    placement: Mapping[str, Any] | None = None,
+) -> Any:
     """A causal language model, in eval mode, on the CPU.
+
+    Args:
+        placement: what `from_pretrained` takes to put it elsewhere (see `spread.py`).
 
     Raises:
         ModelError: it cannot be loaded, or some of its weights would be random: it is a classifier without a language
@@ -108,7 +117,8 @@ def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = 
     names = model_config(reference, trust_remote_code=trust_remote_code)[0].architectures or []
     if found := classifier_problem(reference, names):
         raise ModelError("\n    → ".join(found))
-    model, info = _load("AutoModelForCausalLM", reference, dtype, trust_remote_code, output_loading_info=True)
+    options = {**(placement or {}), "output_loading_info": True}
+    model, info = _load("AutoModelForCausalLM", reference, dtype, trust_remote_code, **options)
     if missing := sorted(info["missing_keys"]):
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         problem = f"{reference}: its files lack {listed}, which would be random"

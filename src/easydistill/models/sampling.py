@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.models.draws import SeededSampler, first_above
 from easydistill.models.limits import position_limit
+from easydistill.models.spread import given_where_it_begins, input_device
 
 if TYPE_CHECKING:
     from easydistill.models.decoding.graphs import DecodeGraphs
@@ -118,9 +119,9 @@ def _by_generate(
 
     ends = sorted(eos_ids)
     pad = ends[0] if ends else 0
-    ids_BT, mask_BT = padded_left(prompts, pad, model.device)
+    ids_BT, mask_BT = padded_left(prompts, pad, input_device(model))
     config = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=ends or None, pad_token_id=pad)
-    with _own_distribution(model):
+    with _own_distribution(model), given_where_it_begins():
         out_BT = model.generate(
             ids_BT,
             attention_mask=mask_BT,

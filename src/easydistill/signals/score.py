@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from easydistill.data.tokens import Mask, TokenIds
 from easydistill.models.head import Head, body_of
-from easydistill.models.loading import choose_dtype, device, load_model
+from easydistill.models.loading import choose_dtype, device
+from easydistill.models.spread import Spread, head_of, input_device, load_placed
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows, start_extracting
 from easydistill.signals.signal import TeacherSignal
@@ -129,6 +131,7 @@ class ModelScorer:
         vocabulary: token ids below this are real for teacher and student.
         temperature: of the kept distribution.
         models: the teachers themselves, on this machine's device, if they are loaded.
+        spread: how each lies on several devices.
     """
 
     def __init__(
@@ -141,13 +144,13 @@ class ModelScorer:
         *,
         trust_remote_code: bool = False,
         models: Sequence[Any] | None = None,
+        spread: Spread | None = None,
     ) -> None:
-        self._device = device()
-        dtype = choose_dtype(config.dtype, self._device)
+        dtype = choose_dtype(config.dtype, device())
         self._models = list(models or ()) or [
-            load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
-            for reference in references
+            load_placed(reference, dtype, spread, trust_remote_code=trust_remote_code) for reference in references
         ]
+        self._device = input_device(self._models[0])
         total = sum(weights)
         self._log_weights = [float(np.log(weight / total)) for weight in weights]
         self._seed = config.seed
@@ -164,17 +167,14 @@ class ModelScorer:
 
     def start(self, rows: Sequence[RowToScore]) -> Found:
         batch = Batch.of(rows, self._seed, self._device)
-        with torch.inference_mode():
-            hidden_ND = [
-                body_of(model)(input_ids=batch.ids_BT, use_cache=False)
-                .last_hidden_state.flatten(0, 1)
-                .index_select(0, batch.place_N)
-                for model in self._models
-            ]
+        with torch.inference_mode(), ExitStack() as held:
+            hidden_ND = [_hidden(model, batch) for model in self._models]
+            heads = [held.enter_context(head_of(model)) for model in self._models]
+            on = heads[0].weight_VD.device
             signal_of_batch = start_extracting(
-                TeacherRows(hidden_ND, [Head.of(model) for model in self._models], self._log_weights),
-                batch.target_N,
-                batch.uniform_N,
+                TeacherRows(_beside(hidden_ND, heads), heads, self._log_weights),
+                batch.target_N.to(on),
+                batch.uniform_N.to(on),
                 self._shape,
                 self._vocabulary,
                 self._temperature,
@@ -183,6 +183,18 @@ class ModelScorer:
 
     def close(self) -> None:
         self._models = []
+
+
+def _hidden(model: Any, batch: Batch) -> Tensor:
+    """The hidden states [N, D] that predict the learned tokens, on the device of the model's last layer."""
+    ids_BT = batch.ids_BT.to(input_device(model))
+    hidden_BTD: Tensor = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden_BTD.flatten(0, 1).index_select(0, batch.place_N.to(hidden_BTD.device))
+
+
+def _beside(hidden_ND: Sequence[Tensor], heads: Sequence[Head]) -> list[Tensor]:
+    """Hidden states where the output layers are."""
+    return [hidden.to(head.weight_VD.device) for hidden, head in zip(hidden_ND, heads, strict=True)]
 
 
 def batch_tokens(config: SignalsConfig) -> int:

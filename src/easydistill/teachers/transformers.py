@@ -22,10 +22,11 @@ from easydistill.contracts.teacher import (
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
-from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
+from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_tokenizer
 from easydistill.models.padding import reads_padding
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.models.spread import is_spread, load_placed, spread_of
 from easydistill.models.structured import SchemaGrammars
 from easydistill.teachers.backends._local import template_identity
 from easydistill.teachers.local import LocalChat
@@ -82,7 +83,7 @@ class TransformersTeacher:
             return
         self._device: torch.device = device()
         model, self._tokenizer = self._make() if self._make is not None else self._read()
-        self._model = model.to(self._device)
+        self._model = model if is_spread(model) else model.to(self._device)
         from easydistill.models.decoding.graphs import DecodeGraphs
 
         self._graphs = DecodeGraphs()
@@ -93,7 +94,8 @@ class TransformersTeacher:
         trust = self._inference.trust_remote_code
         dtype = choose_dtype(self._inference.dtype, self._device)
         tokenizer = load_tokenizer(self._reference, trust_remote_code=trust)
-        return load_model(self._reference, dtype, trust_remote_code=trust), tokenizer
+        spread = spread_of(self._inference.device_map)
+        return load_placed(self._reference, dtype, spread, trust_remote_code=trust), tokenizer
 
     def generate(
         self,

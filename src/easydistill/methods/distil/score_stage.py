@@ -29,6 +29,7 @@ from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
+from easydistill.models.spread import Spread, spread_note, visible_gpus
 from easydistill.models.student import student_references
 from easydistill.models.template_files import teacher_shows_date
 from easydistill.signals.config import SignalsConfig, TopKSignals
@@ -66,6 +67,10 @@ class Scoring:
     """Variables of that template, or of the teacher's own."""
     processes: int | Literal["auto"] = 1
     """How many score, unless vLLM does."""
+    spread: Spread | None = None
+    """Where the copies of each teacher lie, if they are not on one device each."""
+    gpu_memory_gb: float | None = None
+    """Memory of a GPU where the run will take place, if that is known."""
 
     @property
     def teachers(self) -> list[tuple[str, float]]:
@@ -228,13 +233,24 @@ class ScoreStage:
 
     def foretell(self) -> list[str]:
         processes = self._scoring.processes
+        if self._scoring.spread is not None and not self.works_alone:
+            return [self._spread_note(self._scoring.spread)]
         if processes == 1:
             return []
         if self.works_alone:
             return ["vLLM scores in one process, on all GPUs: launch.processes concerns the training alone"]
-        size = self.estimate(Path()).memory_bytes
         each = "each process" if processes == "auto" else f"each of {processes} processes"
+        size = self.estimate(Path()).memory_bytes
         return [f"{each} that scores loads the whole teacher" + (f" ({size / 1e9:.1f} GB)" if size else "")]
+
+    def _spread_note(self, spread: Spread) -> str:
+        elsewhere, copies = self._scoring.gpu_memory_gb, spread.copies
+        if isinstance(self._scoring.processes, int):
+            copies = min(copies, self._scoring.processes)
+        size = self.estimate(Path()).memory_bytes
+        if elsewhere is not None:
+            return spread_note(replace(spread, copies=copies), size, 0, round(elsewhere * 1e9))
+        return spread_note(replace(spread, copies=copies), size, len(visible_gpus()), None)
 
     # --- the work -------------------------------------------------------------------------------------------
 
@@ -296,7 +312,8 @@ class ScoreStage:
         from easydistill.signals.sharing import SharedWork
 
         if world_size() > 1:
-            return SharedWork(context.directory / SHARED, context.rank, world_size())
+            scores = self._scoring.spread is None or self._scoring.spread.of_rank() is not None
+            return SharedWork(context.directory / SHARED, context.rank, world_size(), scores=scores)
         self._make_room(context)
         return None
 
@@ -325,8 +342,26 @@ class ScoreStage:
             rows,
             vocabulary,
             SignalShape.of(signals, vocabulary).codec(vocabulary),
-            lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
+            lambda: ModelScorer(
+                references,
+                weights,
+                signals,
+                vocabulary,
+                temperature,
+                trust_remote_code=self._trust,
+                spread=self._spread(),
+            ),
         )
+
+    def _spread(self) -> Spread | None:
+        """Where this process's copy of each teacher lies."""
+        from easydistill.methods.shared.ranks import world_size
+
+        spread = self._scoring.spread
+        if spread is None or world_size() > 1:
+            return spread and spread.of_rank()
+        # A process alone has all devices.
+        return Spread(spread.device_map)
 
     def _check_lengths(self, rows: Sequence[RowToScore]) -> None:
         """Check that every teacher has learned as many positions as the longest row has tokens.
@@ -371,6 +406,7 @@ class ScoreStage:
                 scoring.distillation.temperature,
                 by_rank=scoring.by_rank,
                 trust_remote_code=self._trust,
+                spread=self._spread(),
             ),
             coverage(reference, rows),
         )

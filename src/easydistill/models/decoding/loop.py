@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from easydistill.models.decoding.attention import grouped_attention
 from easydistill.models.decoding.batch import Batch
 from easydistill.models.draws import SeededSampler, draw
+from easydistill.models.spread import input_device
 
 if TYPE_CHECKING:
     from easydistill.models.structured import SchemaMasks
@@ -31,7 +32,7 @@ def decode(
     """
     import torch
 
-    on = model.device
+    on = input_device(model)
     uniform_BN, heat_B1 = sampler.uniforms(room), sampler.temperatures()
     if on.type == "mps":
         uniform_BN = uniform_BN.float()

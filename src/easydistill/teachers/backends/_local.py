@@ -55,7 +55,10 @@ def plan_local(
     def shows_date() -> bool:
         return teacher_shows_date(model, config.template, template)
 
-    return TeacherPlan(made, identity, preflight, memory_bytes, shows_date, lambda: worker_notes(engine, config))
+    def notes() -> list[str]:
+        return worker_notes(engine, config, weight_bytes(config, model))
+
+    return TeacherPlan(made, identity, preflight, memory_bytes, shows_date, notes)
 
 
 def local_identity(engine: Engine, config: LocalInferenceConfig, model: str) -> dict[str, Any]:
