@@ -38,6 +38,10 @@ class FirstRows:
     chats: Sequence[Chat] = ()
     lines: Sequence[str] = ()
     """What a user would not expect of how they are read."""
+    unseen: int = 0
+    """How many more rows there are with images that the student would not see."""
+    blindness: str = ""
+    """Why it would not see them."""
 
 
 @dataclass
@@ -73,6 +77,8 @@ class Foresight:
             return [_issue("models.student", error)]
         except DataError as error:
             return [_issue("dataset.template", error)]
+        if issue := self._unseen():
+            return [issue]
         refused = self._refused
         if refused and len(refused) == len(self._rows):
             shown = f"the chat template takes none of the first {len(refused)} rows: {refused[0]}"
@@ -80,6 +86,16 @@ class Foresight:
             return [ConfigIssue("config", "dataset.template", problem, hint or "name a template that takes such chats")]
         lost = LostThoughts.of(self._shown).issue(self.settings, self.counted)
         return [] if lost is None else [lost]
+
+    def _unseen(self) -> ConfigIssue | None:
+        """Why rows with images cannot be trained on: before their answers are paid for, not one by one."""
+        first = self._first
+        if not first.unseen:
+            return None
+        total = len(first.chats) + first.unseen
+        why, _, ways = first.blindness.partition(": ")
+        problem = f"{first.unseen} of the first {total} {self.counted} have an image; {why}"
+        return ConfigIssue("config", "models.student", problem, ways)
 
     def lines(self) -> list[str]:
         """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""

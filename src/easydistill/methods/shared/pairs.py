@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.deepspeed import deepspeed_notes
@@ -29,6 +28,7 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.methods.shared.student import (
     checkpoints_of,
     launch_issues,
@@ -93,7 +93,7 @@ class PairRows:
         return FirstRows([chat for pair in found.pairs for chat in pair.chats], found.lines())
 
     def _found(self, limit: int | None) -> PairReading:
-        columns, images = self.dataset.column_names, NoImages(NOT_TRAINED)
+        columns, images = self.dataset.column_names, NoImages(TRAINS_ON_TEXT)
         return read_pairs(self._path, limit=limit, columns=columns, images=images)
 
     def read(self, context: StageContext | None = None) -> tuple[Rows[Preference], list[Preference], list[Rejection]]:
