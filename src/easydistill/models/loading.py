@@ -58,7 +58,8 @@ def choose_dtype(name: str, on: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _explained(reference: str) -> Iterator[None]:
+def explained(reference: str) -> Iterator[None]:
+    """Turns what loading a model raises into a `ModelError`."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -94,7 +95,7 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     directory = model_directory(resolve(reference))
-    with _explained(reference):
+    with explained(reference):
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
@@ -133,7 +134,7 @@ def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool
     import transformers
 
     directory = model_directory(resolve(reference))
-    with _explained(reference):
+    with explained(reference):
         auto = getattr(transformers, kind)
         if _structure_only:
             return _structure(auto, directory, dtype, trust_remote_code, **options)
@@ -158,16 +159,23 @@ def _structure(
 
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A model's text config, and its generation config (None if it has none); no weights are read."""
-    import_torch()
-    from transformers import AutoConfig, GenerationConfig
+    config = full_config(reference, trust_remote_code=trust_remote_code).get_text_config()
+    from transformers import GenerationConfig
 
-    directory = model_directory(resolve(reference))
-    with _explained(reference):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config()
     try:
-        return config, GenerationConfig.from_pretrained(directory)
+        return config, GenerationConfig.from_pretrained(model_directory(resolve(reference)))
     except OSError:
         return config, None
+
+
+def full_config(reference: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's config with all its parts; no weights are read."""
+    import_torch()
+    from transformers import AutoConfig
+
+    directory = model_directory(resolve(reference))
+    with explained(reference):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
 def stored_dtype(source: ModelSource) -> str:
