@@ -14,7 +14,7 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.images import NoImages
+from easydistill.data.images import ImageStore, NoImages
 from easydistill.data.messages import Chat
 from easydistill.data.preferences import PairReading, Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
@@ -84,7 +84,7 @@ class PairRows:
             "max_heldout": self.evaluation.max_heldout,
         }
 
-    def preview(self, most: int) -> FirstRows:
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
         """The first chats of the file; none if a stage makes the pairs."""
         if self.stage is not None:
             return FirstRows()
@@ -129,7 +129,7 @@ class RowsBesidePairs(LabelledRows):
     def inputs(self) -> tuple[str, ...]:
         return self.pairs.inputs
 
-    def preview(self, most: int) -> FirstRows:
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
         return FirstRows()
 
     def fingerprint(self) -> dict[str, Any]:

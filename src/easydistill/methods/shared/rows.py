@@ -90,31 +90,29 @@ class LabelledRows:
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
-    def preview(self, most: int) -> FirstRows:
-        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
-        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _first_rows(self.dataset, path, not self.from_stage, most, self.shown_to)
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
+        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers.
 
-    def preview_prompts(self, most: int) -> FirstRows:
+        Args:
+            store: their images are looked at in it.
+        """
+        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
+        return _first_rows(self.dataset, path, not self.from_stage, most, store, self.shown_to)
+
+    def preview_prompts(self, most: int, store: ImageStore) -> FirstRows:
         """The first rows without their answers."""
         path = self.dataset.instruction_path or self.dataset.labeled_path
-        return _first_rows(self.dataset, path, False, most, self.shown_to)
+        return _first_rows(self.dataset, path, False, most, store, self.shown_to)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
 
 
-def images_for(dataset: RowsConfig, student: ModelsConfig | None, context: StageContext | None = None) -> RowImages:
-    """Reads the images of a file's rows for a student, or refuses them if it would not see them.
-
-    Args:
-        context: of the stage that reads the rows; without one, images are only looked at.
-    """
+def images_for(dataset: RowsConfig, student: ModelsConfig | None, context: StageContext) -> RowImages:
+    """Reads the images of a file's rows for a student, or refuses them if it would not see them."""
     if (why_not := blindness(student)) is not None:
         return NoImages(why_not)
-    if context is None:
-        return ImageReader.of(dataset, ImageStore())
     return ImageReader.of(dataset, context.images, context.image_sources)
 
 
@@ -154,13 +152,18 @@ def read_file(
 
 
 def _first_rows(
-    dataset: RowsConfig, path: str | None, labelled: bool | None, most: int, student: ModelsConfig | None = None
+    dataset: RowsConfig,
+    path: str | None,
+    labelled: bool | None,
+    most: int,
+    store: ImageStore,
+    student: ModelsConfig | None = None,
 ) -> FirstRows:
     if path is None:
         return FirstRows()
     limit = min(most, dataset.max_samples or most)
     columns, why_not = dataset.column_names, blindness(student)
-    images = images_for(dataset, student) if why_not is None else _Unseen(why_not)
+    images = ImageReader.of(dataset, store) if why_not is None else _Unseen(why_not)
     try:
         found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     except DataError:
@@ -305,8 +308,8 @@ class PromptRows(LabelledRows):
             **self.dataset.reading_identity(),
         }
 
-    def preview(self, most: int) -> FirstRows:
-        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, self.shown_to)
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
+        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, store, self.shown_to)
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         with one_writer(context, may_have_images=blindness(self.shown_to) is None):
