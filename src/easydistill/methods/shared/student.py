@@ -254,7 +254,7 @@ def training_result(
 
 
 def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettings, target: Path) -> list[str]:
-    """Save model and tokenizer in `target`; returns the files' paths relative to the parent of `target`.
+    """Save model, tokenizer and processor in `target`; returns the files' paths relative to the parent of `target`.
 
     Its chat template is the one it was trained with, with the variables that it was trained with as defaults, so that
     whoever renders chats for it renders them as in training.
@@ -275,7 +275,10 @@ def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettin
         if chats.template is not None:
             student.tokenizer.chat_template = renderer.template
         _set_defaults(student.tokenizer, chats.template_kwargs or {})
-    student.tokenizer.save_pretrained(target)
+    if student.processor is None:
+        student.tokenizer.save_pretrained(target)
+    else:
+        student.processor.save(target)
     write_chat_settings(target, chats)
     return [f"{target.name}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]
 

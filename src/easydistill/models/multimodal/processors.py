@@ -1,4 +1,4 @@
-"""Which models see images, and the processors that turn images into what these models are given.
+"""The processors that turn images into what models that see are given.
 
 A chat template writes one placeholder (`mark`) where an image stands. A processor replaces it by a run of image tokens,
 with marks around them, whose number depends on the image; the model puts the image's features in the place of the image
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.data.records import content_hash
 from easydistill.errors import ModelError
-from easydistill.models.loading import explained, full_config, import_torch
+from easydistill.models.loading import explained, full_config, import_torch, is_multimodal
 from easydistill.models.reference import model_directory, resolve
 
 if TYPE_CHECKING:
@@ -30,20 +30,6 @@ OF_TEXT = frozenset({"input_ids", "attention_mask", "text_replacement_offsets", 
 _CONFIG = "processor_config.json"
 _VIDEO_CONFIG = "video_preprocessor_config.json"
 _VIDEO = "video_processor"
-
-
-def is_multimodal(config: Any) -> bool:
-    """Whether a model of this config sees images: transformers has a class for it that takes images and text, and goes
-    on with them as a decoder does.
-
-    Args:
-        config: the whole config of a model, not its text part.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    if getattr(config, "vision_config", None) is None or getattr(config, "is_encoder_decoder", False):
-        return False
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +113,7 @@ class Processor:
     def save(self, directory: Path) -> None:
         """Write the processor with its tokenizer, so that transformers' `AutoProcessor` and `load_processor` read
         it."""
+        self.wrapped.chat_template = self.tokenizer.chat_template
         self.wrapped.save_pretrained(directory)
         if self.video is not None:
             path = directory / _CONFIG
@@ -148,6 +135,9 @@ def load_processor(reference: str, *, trust_remote_code: bool = False) -> Proces
     directory = model_directory(resolve(reference))
     with explained(reference):
         wrapped, video = _loaded(directory, trust_remote_code)
+    if wrapped.chat_template is not None:
+        # Old files hold it beside the tokenizer's.
+        wrapped.tokenizer.chat_template = wrapped.chat_template
     processor = Processor(wrapped, _inputs(config), video)
     _check(processor, reference)
     return processor
