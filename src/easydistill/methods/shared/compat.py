@@ -120,19 +120,25 @@ def uses_bf16(config: TrainerConfig, device: torch.device) -> bool:
     return computes_well_in_bf16(device) if config.bf16 == "auto" else config.bf16
 
 
-def check_head(model: Any) -> None:
+def check_head(model: Any, shown: Mapping[str, Any] | None = None) -> None:
     """Check that body and `Head` together give the model's own logits.
+
+    Args:
+        shown: `input_ids` and what the model is given with them, of a row with images; by default a few tokens.
 
     Raises:
         ModelError: the architecture does something to its logits that `Head` does not know.
     """
-    ids_BT = torch.arange(6, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    on = next(model.parameters()).device
+    if shown is None:
+        shown = {"input_ids": torch.arange(6)[None] % model.config.get_text_config().vocab_size}
+    inputs = {name: value.to(on) if isinstance(value, Tensor) else value for name, value in shown.items()}
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        own_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        own_BTV = model(**inputs, use_cache=False).logits
         try:
-            hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+            hidden_BTD = body_of(model)(**inputs, use_cache=False).last_hidden_state
             ours_BTV = Head.of(model).logits(hidden_BTD)
             same = torch.allclose(own_BTV.float(), ours_BTV.float(), rtol=1e-2, atol=1e-2)
         except (AttributeError, TypeError, RuntimeError):

@@ -201,9 +201,20 @@ def _bf16(training: TrainerConfig) -> bool:
     return importlib.util.find_spec("torch") is not None and computes_well_in_bf16(device())
 
 
-def checkpoints_of(context: StageContext) -> Path:
-    """The directory of the checkpoints of a training as it is configured now."""
-    return context.directory / "checkpoints" / context.fingerprint[:12]
+def checkpoints_of(context: StageContext, images: str = "") -> Path:
+    """The directory of the checkpoints of a training as it is configured now.
+
+    Args:
+        images: a hash of the images of its rows, if they have some. A training does not go on with others.
+    """
+    folder = context.directory / "checkpoints"
+    return folder / "-".join(filter(None, (context.fingerprint[:12], images[:12])))
+
+
+def all_checkpoints_of(context: StageContext) -> list[Path]:
+    """The directories of the checkpoints of a training as it is configured now, whatever its images are."""
+    folder = context.directory / "checkpoints"
+    return sorted(folder.glob(f"{context.fingerprint[:12]}*"))
 
 
 def show_student(context: StageContext) -> None:
