@@ -29,7 +29,7 @@ def train_and_evaluate(
         device_map: where the layers of a teacher on this machine lie.
     """
     apart = labels_by is not None and labels_by.thoughts == "apart"
-    rows = LabelledRows(dataset, evaluation, labels_by is not None, awaits_thoughts=apart)
+    rows = LabelledRows(dataset, evaluation, labels_by is not None, awaits_thoughts=apart, shown_to=models)
     stages: list[Stage] = [TrainStage(rows, models, training)]
     if evaluation.enabled:
         stages.append(EvaluateStage(rows, models, evaluation, training.max_length, device_map=device_map))
