@@ -168,6 +168,9 @@ def test_settings_for_videos_are_kept(family: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(vision_model(family), source)
     settings = {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 3.0}
+    load_processor(str(source)).save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "processor_config.json").read_text())
+    assert saved["video_processor"] == saved["image_processor"], "as transformers reads such files"
     (source / "video_preprocessor_config.json").write_text(json.dumps(settings))
     load_processor(str(source)).save(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "processor_config.json").read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.errors import ConfigError, ConfigIssue, MissingExtra, ModelError
@@ -20,9 +20,11 @@ from easydistill.models.loading import (
     making,
     stored_dtype,
 )
-from easydistill.models.multimodal.processors import Processor, load_processor
 from easydistill.models.reference import resolve
 from easydistill.models.saving import make_savable
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Processor
 
 
 @dataclass
@@ -142,6 +144,8 @@ def _processor(reference: str, *, trust_remote_code: bool) -> tuple[Processor | 
     """The processor of a model that sees images; without one that can be used, why."""
     if not is_multimodal(full_config(reference, trust_remote_code=trust_remote_code)):
         return None, []
+    from easydistill.models.multimodal import load_processor
+
     try:
         return load_processor(reference, trust_remote_code=trust_remote_code), []
     except (ModelError, MissingExtra) as error:

@@ -159,7 +159,9 @@ def _loaded(directory: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any
     found = _class_of(directory, trust_remote_code)
     if found is None or _VIDEO not in found.get_attributes():
         return AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code), None
-    return without_videos(found).from_pretrained(directory), _video_settings(directory)
+    wrapped = without_videos(found).from_pretrained(directory)
+    # Where there are none, transformers takes those for images.
+    return wrapped, _video_settings(directory) or wrapped.image_processor.to_dict()
 
 
 def _class_of(directory: str, trust_remote_code: bool) -> Any | None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from easydistill.data.images.normalise import pillow
 from easydistill.errors import DataError
 from easydistill.models.multimodal.processors import OF_TEXT, Processor
@@ -144,6 +142,8 @@ class Vision:
         return self.processor.type_ids(ids_BT)
 
     def _count(self, ids: TokenIds | Any) -> int:
+        import numpy as np
+
         return int(np.isin(np.asarray(ids), self.processor.image_token_ids).sum())
 
     def _image(self, digest: str) -> Any:
