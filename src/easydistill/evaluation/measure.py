@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,19 +20,36 @@ from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
 SLICE_BYTES = 64 << 20
 
 
 class Measured:
-    """A model split into body and head, as measurement needs it."""
+    """A model split into body and head, as measurement needs it.
 
-    def __init__(self, model: Any, body: Any) -> None:
+    Args:
+        vision: of a model that sees images.
+    """
+
+    def __init__(self, model: Any, body: Any, vision: Vision | None = None) -> None:
         self.model = model
         self.body = body
+        self.vision = vision
         self.head = Head.of(model)
 
-    def hidden(self, ids_BT: Tensor) -> Tensor:
-        hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
+    def hidden(self, ids_BT: Tensor, images: Sequence[Sequence[str]] = ()) -> Tensor:
+        """
+        Args:
+            images: the digests of each row's images, for a model that sees them.
+        """
+        seen: dict[str, Tensor] = {}
+        if self.vision is not None:
+            rows = list(zip(ids_BT.cpu().numpy(), images, strict=True))
+            seen = {**self.vision.type_ids(ids_BT), **self.vision.batch(rows)}
+            seen = {name: value.to(ids_BT.device) for name, value in seen.items()}
+        hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False, **seen).last_hidden_state
         return hidden_BTD
 
 
@@ -47,6 +64,7 @@ def token_metrics(
     stop: StopSignal,
     observers: Sequence[TokenObserver] = (),
     chosen: Mapping[str, MetricConfig] | None = None,
+    images: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, float | None]:
     """Metrics of kind "tokens"; None for metrics that need a teacher where there is none.
 
@@ -55,7 +73,9 @@ def token_metrics(
         rows: token ids and the mask of answer tokens of each row.
         observers: shown every slice after the metrics.
         chosen: the metrics by name; by default all.
+        images: the digests of each row's images; by default none has any.
     """
+    shown = [()] * len(rows) if images is None else images
     metrics = _made(chosen, "tokens")
     active = {name: metric for name, metric in metrics.items() if teacher is not None or not metric.needs_teacher}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
@@ -63,7 +83,7 @@ def token_metrics(
         for start in range(0, len(order), batch_size):
             stop.raise_if_requested()
             batch = order[start : start + batch_size]
-            for part in _slices(student, teacher, shared_vocabulary, rows, batch, pad):
+            for part in _slices(student, teacher, shared_vocabulary, rows, shown, batch, pad):
                 for observer in (*active.values(), *observers):
                     observer.update(part)
             task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
@@ -85,6 +105,7 @@ def _slices(
     teacher: Measured | None,
     shared: int,
     rows: Sequence[tuple[TokenIds, Mask]],
+    images: Sequence[Sequence[str]],
     batch: Sequence[int],
     pad: int,
 ) -> Iterator[TokenRows]:
@@ -97,8 +118,9 @@ def _slices(
     target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
     at_N, before_N = keep_BT.nonzero(as_tuple=True)
     row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
-    student_ND = student.hidden(ids_BT)[:, :-1][keep_BT]
-    teacher_ND = teacher.hidden(ids_BT)[:, :-1][keep_BT] if teacher is not None else None
+    shown = [images[index] for index in batch]
+    student_ND = student.hidden(ids_BT, shown)[:, :-1][keep_BT]
+    teacher_ND = teacher.hidden(ids_BT, shown)[:, :-1][keep_BT] if teacher is not None else None
     step = rows_per_chunk(student.head.weight_VD.shape[0], SLICE_BYTES)
     for start in range(0, len(target_N), step):
         part = slice(start, start + step)
@@ -128,11 +150,15 @@ def answers(
     decode: Callable[[int, list[int]], str],
     task: Task,
     stop: StopSignal,
+    vision: Vision | None = None,
+    images: Sequence[Sequence[str]] = (),
 ) -> list[str]:
     """Greedy answers to the prompts, in the same order.
 
     Args:
         decode: (number of the prompt, token ids) → the answer's text.
+        vision: of a model that sees images.
+        images: the digests of each prompt's images, for such a model.
     """
     texts: list[str] = [""] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
@@ -143,11 +169,22 @@ def answers(
             stop.raise_if_requested()
             sampler = SeededSampler([0] * len(chosen), temperature=0.0)
             asked = [prompts[index] for index in chosen]
-            batch = generate_batch(model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs)
+            shown = [images[index] for index in chosen] if vision is not None else None
+            batch = generate_batch(
+                model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs, vision=vision, images=shown
+            )
             for index, answer in zip(chosen, batch, strict=True):
                 texts[index] = decode(index, answer.ids)
             task.advance(len(chosen), tokens=sum(len(answer.ids) for answer in batch))
     return texts
+
+
+def image_metrics(
+    means: tuple[float, float] | None, chosen: Mapping[str, MetricConfig] | None = None
+) -> dict[str, float | None]:
+    """Metrics of kind "images", of the cross-entropies with the rows' own images and with others; None without rows."""
+    metrics = _made(chosen, "images")
+    return {name: None if means is None else metric.value(*means) for name, metric in metrics.items()}
 
 
 def answer_metrics(

@@ -27,7 +27,7 @@ def train_and_evaluate(
         labels_by: how a teacher is asked for the labels, if a stage makes them.
     """
     apart = labels_by is not None and labels_by.thoughts == "apart"
-    rows = LabelledRows(dataset, evaluation, labels_by is not None, awaits_thoughts=apart)
+    rows = LabelledRows(dataset, evaluation, labels_by is not None, awaits_thoughts=apart, shown_to=models)
     stages: list[Stage] = [TrainStage(rows, models, training)]
     if evaluation.enabled:
         stages.append(EvaluateStage(rows, models, evaluation, training.max_length))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import NOT_TRAINED, LabelStage
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
 from easydistill.config.inference import AutoInferenceConfig, for_student
@@ -26,6 +26,7 @@ from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import WhiteBoxInference, white_box
@@ -153,7 +154,7 @@ def plan(job: Job) -> list[Stage]:
     if job.labels:
         assert job.models.teacher is not None
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher, images_for=NOT_TRAINED))
+        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: TRAINS_ON_TEXT))
     labelled = rows
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset, Sampler
 
@@ -17,6 +17,9 @@ from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
 from easydistill.methods.sft.varlen import collate_flat
 from easydistill.methods.shared.compiling import LENGTH_MULTIPLE
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Feed:
     """Batches are padded to a multiple of this many tokens."""
     flat: bool = False
     """One sequence of all rows of a micro-batch, for attention by their bounds."""
+    vision: Vision | None = None
+    """Of a student that sees images: makes what it is given with a batch's tokens."""
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -88,7 +93,7 @@ class Feed:
         items = drawn[0] if self.whole_batches else drawn
         if not items:
             # This rank has no row in the step, and computes one with the others.
-            return unlearned(self._with_signals(self.items[0:1]))
+            return unlearned(self._with_signals(self.items[0:1]), self.seen(self.items[0:1]))
         return self._with_signals(items)
 
     def _with_signals(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
@@ -99,7 +104,15 @@ class Feed:
         """A micro-batch without a teacher's signals."""
         if self.flat:
             return collate_flat(items, self.pad, self.config.max_length, self.multiple)
-        return dict(collate(items, self.pad, self.multiple))
+        return {**collate(items, self.pad, self.multiple), **self.seen(items)}
+
+    def seen(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
+        """What a student that sees images is given beside a micro-batch's ids; nothing for a model of text."""
+        if self.vision is None:
+            return {}
+        rows = [row for item in items for row in item]
+        ids_BT = collate(items, self.pad, self.multiple)["input_ids"]
+        return {**self.vision.type_ids(ids_BT), **self.vision.batch([(row.ids_T, row.images) for row in rows])}
 
     def first(self) -> dict[str, Any]:
         """The first micro-batch of the first epoch, without a teacher's signals."""

@@ -10,10 +10,10 @@ student's dtype; the computation is in bfloat16 on devices that are fast at it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,10 +47,17 @@ from easydistill.methods.shared.compiling import (
     wants_compiling,
 )
 from easydistill.methods.shared.ranks import check_ranks
+from easydistill.methods.shared.sight import images_are_not_packed
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
+LOOKED_AT = 200
+"""Rows among which one with an image is looked for, to see whether the student sees it."""
 
 
 def train(
@@ -62,6 +69,7 @@ def train(
     stop: StopSignal,
     distillation: Distillation | None = None,
     stage: str = "train",
+    vision: Vision | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place (on the CPU and in `training.weights` when it enters); adapters are merged at the end.
 
@@ -70,19 +78,22 @@ def train(
 
     Args:
         stage: name of the steps in `metrics.jsonl`; the report draws the curve of `train`.
+        vision: of a student that sees images.
 
     Raises:
-        ConfigError: packed rows would see each other in this architecture.
+        ConfigError: packed rows would see each other in this architecture, or have images.
         DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
+    if config.packing and vision is not None:
+        raise ConfigError(images_are_not_packed())
     arguments = training_arguments(config, checkpoints, device())
     bf16 = uses_bf16(config, arguments.device)
     items = pack(rows, config.max_length) if config.packing else Items(rows)
     pad = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
-    strategy().decided(lambda: check_head(student.model))
-    feed = Feed(items, config, pad, distillation, arguments.world_size)
+    feed = Feed(items, config, pad, distillation, arguments.world_size, vision=vision)
+    strategy().decided(lambda: check_head(student.model, _sight_test(feed)))
     feed, undo = _packed(student.model, feed, arguments.device, bf16, reporter)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
@@ -116,6 +127,18 @@ def train(
         student.model = model.merge_and_unload()
     student.model.eval()
     return outcome
+
+
+def _sight_test(feed: Feed) -> Mapping[str, Any] | None:
+    """What a student that sees images is given with a short row that has some; None where none of the first rows
+    does."""
+    if feed.vision is None:
+        return None
+    rows = [item for item in feed.items[:LOOKED_AT] if item[0].images]
+    if not rows:
+        return None
+    shown = [min(rows, key=lambda item: len(item[0]))]
+    return {"input_ids": feed.tokens(shown)["input_ids"], **feed.seen(shown)}
 
 
 def _packed(

@@ -25,8 +25,9 @@ from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.methods.sft.batching import BOUNDS
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.models import loading
-from easydistill.models.head import Head, body_of
+from easydistill.models.head import Head, body_of, image_inputs
 from easydistill.models.loading import computes_well_in_bf16
+from easydistill.models.multimodal.processors import TYPE_IDS
 
 
 @contextlib.contextmanager
@@ -119,19 +120,25 @@ def uses_bf16(config: TrainerConfig, device: torch.device) -> bool:
     return computes_well_in_bf16(device) if config.bf16 == "auto" else config.bf16
 
 
-def check_head(model: Any) -> None:
+def check_head(model: Any, shown: Mapping[str, Any] | None = None) -> None:
     """Check that body and `Head` together give the model's own logits.
+
+    Args:
+        shown: `input_ids` and what the model is given with them, of a row with images; by default a few tokens.
 
     Raises:
         ModelError: the architecture does something to its logits that `Head` does not know.
     """
-    ids_BT = torch.arange(6, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    on = next(model.parameters()).device
+    if shown is None:
+        shown = {"input_ids": torch.arange(6)[None] % model.config.get_text_config().vocab_size}
+    inputs = {name: value.to(on) if isinstance(value, Tensor) else value for name, value in shown.items()}
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        own_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        own_BTV = model(**inputs, use_cache=False).logits
         try:
-            hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+            hidden_BTD = body_of(model)(**inputs, use_cache=False).last_hidden_state
             ours_BTV = Head.of(model).logits(hidden_BTD)
             same = torch.allclose(own_BTV.float(), ours_BTV.float(), rtol=1e-2, atol=1e-2)
         except (AttributeError, TypeError, RuntimeError):
@@ -167,7 +174,8 @@ def fuse_loss(model: Any, row_loss: RowLoss) -> None:
     Patched on the instance, so that wrappers (DDP, FSDP, PEFT, autocast) call it as usual. The loss is the sum over
     learned tokens divided by `num_items_in_batch`, the count over the whole optimiser step.
     """
-    body = body_of(model)
+    body, seen = body_of(model), image_inputs(model)
+    typed = seen & frozenset(TYPE_IDS)
 
     def forward(
         self: Any,
@@ -180,9 +188,11 @@ def fuse_loss(model: Any, row_loss: RowLoss) -> None:
         **extra: Any,
     ) -> dict[str, Tensor]:
         bounds = {name: extra.pop(name) for name in BOUNDS if name in extra}
+        images = {name: extra.pop(name) for name in seen if name in extra}
+        assert not images or typed <= images.keys(), f"the model would take images for text without {sorted(typed)}"
         with contextlib.nullcontext() if position_ids is not None else not_packed():
             hidden_BTD = body(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds, **images
             ).last_hidden_state
         rows_ND = hidden_BTD.flatten(0, 1).index_select(0, learned_N)
         total = row_loss(rows_ND, Head.of(self), target_N, extra)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, RowsConfig
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.models import ModelsConfig
 from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
-from easydistill.data.images import NoImages
+from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
 from easydistill.data.messages import Chat
 from easydistill.data.reading import read_rows, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
@@ -22,6 +24,7 @@ from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
 from easydistill.methods.shared.foretelling import FirstRows
+from easydistill.methods.shared.sight import blindness
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ class LabelledRows:
     from_stage: bool
     awaits_thoughts: bool = field(default=False, kw_only=True)
     """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
+    shown_to: ModelsConfig | None = field(default=None, kw_only=True)
+    """The student that is shown the images of rows, if it sees any; without one such rows are refused."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -74,47 +79,112 @@ class LabelledRows:
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         """(training rows, held-out rows, rejected rows of the file)."""
-        if self.from_stage:
-            samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
-        else:
-            samples, rejected = read_file(self.dataset, self.dataset.labeled_path, True, context)
+        with one_writer(context, may_have_images=blindness(self.shown_to) is None):
+            if self.from_stage:
+                images = ImageReader(context.images)
+                path = context.input_path("label", LABELED_PARQUET)
+                samples, rejected = read_samples(path, labelled=True, images=images)
+            else:
+                given = self.dataset.labeled_path
+                samples, rejected = read_file(self.dataset, given, True, context, self.shown_to)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
-    def preview(self, most: int) -> FirstRows:
-        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
-        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _first_rows(self.dataset, path, not self.from_stage, most)
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
+        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers.
 
-    def preview_prompts(self, most: int) -> FirstRows:
+        Args:
+            store: their images are looked at in it.
+        """
+        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
+        return _first_rows(self.dataset, path, not self.from_stage, most, store, self.shown_to)
+
+    def preview_prompts(self, most: int, store: ImageStore) -> FirstRows:
         """The first rows without their answers."""
         path = self.dataset.instruction_path or self.dataset.labeled_path
-        return _first_rows(self.dataset, path, False, most)
+        return _first_rows(self.dataset, path, False, most, store, self.shown_to)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
 
 
+def images_for(dataset: RowsConfig, student: ModelsConfig | None, context: StageContext) -> RowImages:
+    """Reads the images of a file's rows for a student, or refuses them if it would not see them."""
+    if (why_not := blindness(student)) is not None:
+        return NoImages(why_not)
+    return ImageReader.of(dataset, context.images, context.image_sources)
+
+
+@contextlib.contextmanager
+def one_writer(context: StageContext, *, may_have_images: bool) -> Iterator[None]:
+    """Among processes that read the same rows, the first one goes first: the others find the images that it stores."""
+    if not may_have_images:
+        yield
+        return
+    from easydistill.methods.shared.ranks import wait_for_all
+
+    if context.rank > 0:
+        wait_for_all()
+    yield
+    if context.rank == 0:
+        wait_for_all()
+
+
 def read_file(
-    dataset: RowsConfig, path: str | None, labelled: bool | None, context: StageContext
+    dataset: RowsConfig,
+    path: str | None,
+    labelled: bool | None,
+    context: StageContext,
+    student: ModelsConfig | None = None,
 ) -> tuple[Rows[Sample], list[Rejection]]:
-    """The rows of the user's file, read as the `dataset` section says. What is not read of them is told."""
+    """The rows of the user's file, read as the `dataset` section says. What is not read of them is told.
+
+    Args:
+        student: is shown their images, if it sees any.
+    """
     assert path is not None, "checked by the job's validators"
     limit, columns = dataset.max_samples, dataset.column_names
-    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
+    images = images_for(dataset, student, context)
+    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     context.notice(found.notices)
     return found.samples, found.rejected
 
 
-def _first_rows(dataset: RowsConfig, path: str | None, labelled: bool | None, most: int) -> FirstRows:
+def _first_rows(
+    dataset: RowsConfig,
+    path: str | None,
+    labelled: bool | None,
+    most: int,
+    store: ImageStore,
+    student: ModelsConfig | None = None,
+) -> FirstRows:
     if path is None:
         return FirstRows()
     limit = min(most, dataset.max_samples or most)
-    columns = dataset.column_names
-    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
+    columns, why_not = dataset.column_names, blindness(student)
+    images = ImageReader.of(dataset, store) if why_not is None else _Unseen(why_not)
+    try:
+        found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
+    except DataError:
+        if isinstance(images, _Unseen) and images.rows:
+            return FirstRows(unseen=images.rows, blindness=images.why)
+        raise
     # Answers that need not be there are not learned.
-    return FirstRows([Chat.of(row) if labelled else row.prompt_chat for row in found.samples], found.lines())
+    chats = [Chat.of(row) if labelled else row.prompt_chat for row in found.samples]
+    return FirstRows(chats, found.lines(), images.rows if isinstance(images, _Unseen) else 0, why_not or "")
+
+
+class _Unseen(NoImages):
+    """Counts the rows that it refuses."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why, self.rows = why, 0
+
+    def digest(self, source: Any, folder: Path | None) -> str:
+        self.rows += 1
+        return super().digest(source, folder)
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -153,7 +223,7 @@ def rendered_one_by_one(
     entering, waiting = tee(samples)
     for sample, found in zip(waiting, renderer.render_many(entering, limits.within(max_length)), strict=True):
         if isinstance(found, DataError):
-            yield Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found))
+            yield Rejection(sample.id, stage, refusal_reason(found), str(found))
         elif (token := limits.stranger(found.ids_T)) is not None:
             yield unknown_token(sample.id, stage, token, limits)
         elif (row := without_end(found, sample, renderer.eos_ids)).learned.any():
@@ -161,6 +231,13 @@ def rendered_one_by_one(
         else:
             detail = f"the prompt alone fills {length_words(max_length, limits)}"
             yield Rejection(sample.id, stage, "no_trainable_tokens", detail)
+
+
+def refusal_reason(error: DataError) -> str:
+    """The reason for which a row is rejected that cannot be rendered."""
+    from easydistill.data.chat import ImageRefused
+
+    return error.reason if isinstance(error, ImageRefused) else TEMPLATE_REFUSED
 
 
 def unknown_token(row: str, stage: str, token: int, limits: Limits) -> Rejection:
@@ -231,11 +308,13 @@ class PromptRows(LabelledRows):
             **self.dataset.reading_identity(),
         }
 
-    def preview(self, most: int) -> FirstRows:
-        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most)
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
+        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, store, self.shown_to)
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
-        samples, rejected = read_file(self.dataset, self.dataset.instruction_path, self.labelled, context)
+        with one_writer(context, may_have_images=blindness(self.shown_to) is None):
+            path = self.dataset.instruction_path
+            samples, rejected = read_file(self.dataset, path, self.labelled, context, self.shown_to)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
@@ -252,7 +331,7 @@ def fitting_prompt(
     try:
         prompt = renderer.prompt_ids(sample.prompt_chat)
     except DataError as error:
-        return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
+        return Rejection(sample.id, stage, refusal_reason(error), str(error))
     if (token := limits.stranger(prompt)) is not None:
         return unknown_token(sample.id, stage, token, limits)
     room = limits.within(max_length) - max_new_tokens

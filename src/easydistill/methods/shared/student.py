@@ -201,9 +201,20 @@ def _bf16(training: TrainerConfig) -> bool:
     return importlib.util.find_spec("torch") is not None and computes_well_in_bf16(device())
 
 
-def checkpoints_of(context: StageContext) -> Path:
-    """The directory of the checkpoints of a training as it is configured now."""
-    return context.directory / "checkpoints" / context.fingerprint[:12]
+def checkpoints_of(context: StageContext, images: str = "") -> Path:
+    """The directory of the checkpoints of a training as it is configured now.
+
+    Args:
+        images: a hash of the images of its rows, if they have some. A training does not go on with others.
+    """
+    folder = context.directory / "checkpoints"
+    return folder / "-".join(filter(None, (context.fingerprint[:12], images[:12])))
+
+
+def all_checkpoints_of(context: StageContext) -> list[Path]:
+    """The directories of the checkpoints of a training as it is configured now, whatever its images are."""
+    folder = context.directory / "checkpoints"
+    return sorted(folder.glob(f"{context.fingerprint[:12]}*"))
 
 
 def show_student(context: StageContext) -> None:
@@ -243,7 +254,7 @@ def training_result(
 
 
 def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettings, target: Path) -> list[str]:
-    """Save model and tokenizer in `target`; returns the files' paths relative to the parent of `target`.
+    """Save model, tokenizer and processor in `target`; returns the files' paths relative to the parent of `target`.
 
     Its chat template is the one it was trained with, with the variables that it was trained with as defaults, so that
     whoever renders chats for it renders them as in training.
@@ -264,7 +275,10 @@ def save_student(student: Student, renderer: ChatRenderer, chats: TemplateSettin
         if chats.template is not None:
             student.tokenizer.chat_template = renderer.template
         _set_defaults(student.tokenizer, chats.template_kwargs or {})
-    student.tokenizer.save_pretrained(target)
+    if student.processor is None:
+        student.tokenizer.save_pretrained(target)
+    else:
+        student.processor.save(target)
     write_chat_settings(target, chats)
     return [f"{target.name}/{path.name}" for path in sorted(target.iterdir()) if path.is_file()]
 

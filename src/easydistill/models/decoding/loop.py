@@ -10,7 +10,7 @@ from easydistill.models.decoding.batch import Batch
 from easydistill.models.draws import SeededSampler, draw
 
 if TYPE_CHECKING:
-    from easydistill.models.structured import SchemaMasks
+    from easydistill.models.sampling import Allowed
 
 ENDED_SHARE = 0.2
 """When this share of the rows has ended they leave the batch, which copies the cache of the others."""
@@ -22,7 +22,7 @@ def decode(
     eos_ids: frozenset[int],
     room: int,
     sampler: SeededSampler,
-    masks: SchemaMasks | None,
+    masks: Allowed | None,
 ) -> list[list[int]]:
     """New tokens of each prompt, with the end token if there is one.
 
