@@ -12,7 +12,7 @@ shape costs, and so does one too many. What a pair is worth is the `score`:
 - `hit`: 1 if that is at least `threshold`, 0.5 by default, as detectors are measured; the value is then an F1 score;
 - `point`: 1 if the point, or the centre of the predicted box, is in the known box (UI-R1, arXiv 2503.21620), or not
   farther than `radius` from the known point;
-- `distance`: exp(−½ · ((x − x̂)² / σx² + (y − ŷ)² / σy²)) of the point and the known box's centre, with σ = `spread`
+- `distance`: exp(−½ · ((x − x̂)² / σx² + (y − ŷ)² / σy²)) of that point and the known box's centre, with σ = `spread`
   times the box's width and height (GUI-G², arXiv 2507.15846), or `radius` for a known point.
 
 The answer is what follows the thoughts, in `<answer>…</answer>` if it has that; `_boxes.py` says what is read in it. An
