@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +87,7 @@ class ImageSizes(ImageStore):
     def __init__(self) -> None:
         super().__init__()
         self._sizes: dict[str, tuple[int, int]] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._blank: Path | None = None
 
     def add(self, data: bytes) -> str:
         digest = digest_of(data)
@@ -101,10 +103,11 @@ class ImageSizes(ImageStore):
 
     def path(self, digest: str) -> Path:
         """A blank image of the size of one that was added."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="easydistill-")
+        if self._blank is None:
+            self._blank = Path(tempfile.mkdtemp(prefix="easydistill-"))
+            weakref.finalize(self, shutil.rmtree, self._blank, ignore_errors=True)
         width, height = self._sizes[digest]
-        path = Path(self._folder.name) / f"{width}x{height}.png"
+        path = self._blank / f"{width}x{height}.png"
         if not path.is_file():
             pillow().new("RGB", (width, height)).save(path)
         return path
