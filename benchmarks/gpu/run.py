@@ -31,6 +31,7 @@ PARTS = {
     "generation": 3,
     "determinism": 3,
     "profiled": 1,
+    "capture": 3,
     "on_policy": 2,
 }
 """Part → its share of the time, in the order in which they run."""
