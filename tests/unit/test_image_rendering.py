@@ -23,7 +23,7 @@ from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.feeding import Feed
 from easydistill.methods.shared.rows import rendered_one_by_one
-from easydistill.methods.shared.sight import ImageSizes, foreseen, sees_images
+from easydistill.methods.shared.sight import ImageSizes, sees_images, sight_of
 from easydistill.models.limits import Limits
 from easydistill.models.multimodal import Vision, load_processor
 
@@ -201,7 +201,7 @@ def test_tokens_are_foreseen_from_sizes_alone(store: ImageStore, digests: list[s
     for family in FAMILIES:
         models = ModelsConfig(student=str(vision_model(family)))
         assert sees_images(models)
-        before, then = foreseen(models, sizes), Vision(processor(family), kept.path)
+        before, then = sight_of(models, sizes.path), Vision(processor(family), kept.path)
         assert before is not None
         for reader, vision in ((ImageReader(sizes), before), (ImageReader(kept), then)):
             digest = reader.digest("turned.jpg", tmp_path)
@@ -219,7 +219,7 @@ def exif(orientation: int) -> bytes:
 
 def test_a_model_of_text_foresees_no_images(tiny_model: Path) -> None:
     models = ModelsConfig(student=str(tiny_model))
-    assert not sees_images(models) and foreseen(models, ImageSizes()) is None
+    assert not sees_images(models) and sight_of(models, ImageSizes().path) is None
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
