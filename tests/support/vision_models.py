@@ -160,14 +160,18 @@ def make_config(family: str, tokenizer: Any, **text: Any) -> Any:
             **ends,
         )
     tower = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    width = {**values, **text}["hidden_size"]
+    half = width // {**values, **text}["num_attention_heads"] // 2
+    sections = [half - 2 * (half // 4), half // 4, half // 4]
+    rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
+    tower |= {"out_hidden_size": width}
     if family == "qwen2_5_vl":
-        tower |= {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16}
+        tower |= {"hidden_size": 16, "intermediate_size": 32, "window_size": 16}
         tower |= {"fullatt_block_indexes": [1]}
     else:
-        tower |= {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16}
+        tower |= {"hidden_size": 16, "intermediate_size": 32, "num_position_embeddings": 16}
         tower |= {"deepstack_visual_indexes": [0]}
-        values |= {"head_dim": 8}
+        values |= {"head_dim": 2 * half}
         rope |= {"mrope_interleaved": True}
     return AutoConfig.for_model(
         family,
@@ -204,13 +208,20 @@ def _root() -> Path:
     return root
 
 
+def save_processor(family: str, processor: Any, directory: Path) -> None:
+    """Write a processor as models of the family have it: with settings for videos, if it takes some."""
+    from easydistill.models.multimodal import Processor
+
+    video = processor.image_processor.to_dict() if family.startswith("qwen") else None
+    Processor(processor, frozenset(), video).save(directory)
+
+
 @cache
 def vision_model(family: str, seed: int = 0, layers: int = 2) -> Path:
     """The directory of a tiny model of a family, with weights, processor, tokenizer and chat template."""
     directory = _root() / f"{family}-{seed}-{layers}"
     processor = make_processor(family)
-    processor.save_pretrained(directory)
-    processor.tokenizer.save_pretrained(directory)
+    save_processor(family, processor, directory)
     make_model(family, processor.tokenizer, seed, num_hidden_layers=layers).save_pretrained(directory)
     return directory
 

@@ -150,12 +150,9 @@ def _inputs(config: Any) -> frozenset[str]:
 
 
 def _loaded(directory: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any] | None]:
-    """The processor, and the settings of a part for videos that cannot be made here."""
+    """The processor, and the settings of its part for videos, which is left out."""
     from transformers import AutoProcessor
-    from transformers.utils import is_torchvision_available
 
-    if is_torchvision_available():
-        return AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code), None
     found = _class_of(directory, trust_remote_code)
     if found is None or _VIDEO not in found.get_attributes():
         return AutoProcessor.from_pretrained(directory, trust_remote_code=trust_remote_code), None
@@ -183,7 +180,7 @@ def _class_of(directory: str, trust_remote_code: bool) -> Any | None:
 
 def without_videos(kind: Any) -> Any:
     """A class of processors without its part for videos, which cannot even be imported where torchvision is not
-    installed. It is named and saved as the class itself."""
+    installed, and has no settings in some models. It is named and saved as the class itself."""
 
     def get_attributes(cls: Any) -> list[str]:
         return [name for name in super(made, cls).get_attributes() if name != _VIDEO]

@@ -103,7 +103,7 @@ class Vision:
 
     def _processed_run(self, digest: str) -> tuple[str, int]:
         mark = self.processor.mark
-        made = self.processor.called([mark], [[self._image(digest)]], return_text_replacement_offsets=True)
+        made = self.processor.called([mark], [[self.image(digest)]], return_text_replacement_offsets=True)
         (replaced,) = made["text_replacement_offsets"][0]
         return str(replaced["replacement"]), self._count(made["input_ids"][0])
 
@@ -131,7 +131,7 @@ class Vision:
             return {}
         # As one text: texts with fewer images than others would be filled up with empty ones.
         text = self.processor.mark * len(digests)
-        made = self.processor.called([text], [[self._image(digest) for digest in digests]], return_tensors="pt")
+        made = self.processor.called([text], [[self.image(digest) for digest in digests]], return_tensors="pt")
         expected, found = self._count(made["input_ids"][0]), sum(self._count(ids) for ids, _ in rows)
         if expected != found:
             raise DataError(_mismatch(found, expected, digests))
@@ -146,7 +146,8 @@ class Vision:
 
         return int(np.isin(np.asarray(ids), self.processor.image_token_ids).sum())
 
-    def _image(self, digest: str) -> Any:
+    def image(self, digest: str) -> Any:
+        """An image as Pillow reads it."""
         with pillow().open(self._files(digest)) as image:
             return image.convert("RGB")
 

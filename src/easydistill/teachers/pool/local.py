@@ -31,7 +31,7 @@ def spec_of(
     plain = VllmInferenceConfig if engine == "vllm" else TransformersInferenceConfig
     # Not the section itself, whose class may have been made at run time and cannot be sent.
     inference = plain(backend=engine, **values)  # type: ignore[arg-type]
-    return TeacherSpec(engine, model, inference, template, context.started, is_deterministic())
+    return TeacherSpec(engine, model, inference, template, context.started, is_deterministic(), context.images.folder)
 
 
 def local_pool(
