@@ -41,8 +41,8 @@ TEXT_ALONE = (
     "describe in words what its image shows"
 )
 BLIND_MODEL = (
-    "the {role} is given text alone and would not see it: ask one behind an API that sees images "
-    "(inference.base_url), or remove the row"
+    "the {role} is given text alone and would not see it: take a vision-language model, on this machine or behind an "
+    "API, or remove the row"
 )
 
 
