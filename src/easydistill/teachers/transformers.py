@@ -186,7 +186,7 @@ class TransformersTeacher:
         masks = None if self._grammars is None else self._grammars.masks([request.schema for request, _ in asked])
         with torch.inference_mode():
             images = [images_of(*request.messages) for request, _ in asked]
-            seen = {"vision": self._vision, "images": images} if any(images) else {}
+            seen: dict[str, Any] = {"vision": self._vision, "images": images} if any(images) else {}
             answers = generate_batch(
                 self._model,
                 [prompt for _, prompt in asked],
