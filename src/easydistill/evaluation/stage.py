@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.evaluation import EvaluationConfig
 from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.contracts.metric import MetricConfig
 from easydistill.data.files import read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import content_hash, count_reasons
@@ -67,10 +69,14 @@ class EvaluateStage:
         self._rows = rows
         self._models = models
         self._config = evaluation
-        self._metrics = chosen_metrics(evaluation, sees_images=sees_images(models))
         self._max_length = max_length
         self._trained = trained
         self.inputs = (*rows.inputs, trained)
+
+    @cached_property
+    def _metrics(self) -> dict[str, MetricConfig]:
+        # Whether the student sees images is found in its files, which are not looked for while a job is planned.
+        return chosen_metrics(self._config, sees_images=sees_images(self._models))
 
     def preflight(self) -> list[ConfigIssue]:
         issues = needs_extra("train", "rapidfuzz")

@@ -152,18 +152,23 @@ def expanded(
     return "".join(pieces), found
 
 
+def image_beyond(expander: Expander | None, ids: TokenIds, length: int) -> int | None:
+    """Where the last image of a chat ends, in tokens, if that is beyond its first `length`; else None."""
+    if expander is None or len(ids) <= length:
+        return None
+    places = np.flatnonzero(np.isin(np.asarray(ids), list(expander.processor.image_token_ids)))
+    return int(places[-1]) + 1 if len(places) and int(places[-1]) >= length else None
+
+
 def refuse_cut(expander: Expander | None, ids: TokenIds, length: int) -> None:
     """Check that no image is cut off where only a chat's first `length` tokens are read.
 
     Raises:
         ImageRefused: one is.
     """
-    if expander is None or len(ids) <= length:
-        return
-    places = np.flatnonzero(np.isin(np.asarray(ids), list(expander.processor.image_token_ids)))
-    if len(places) and int(places[-1]) >= length:
+    if (end := image_beyond(expander, ids, length)) is not None:
         problem = (
-            f"an image ends at token {int(places[-1]) + 1}, and only {length} are read\n"
+            f"an image ends at token {end}, and only {length} are read\n"
             "    → raise training.max_length, or use smaller images"
         )
         raise ImageRefused(TRUNCATED, problem)

@@ -14,7 +14,7 @@ from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.chat_settings import inherited_lines
 from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, TemplateSettings
-from easydistill.methods.shared.sight import ImageSizes, foreseen
+from easydistill.methods.shared.sight import ImageSizes, sight_of
 from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.student import making_issues, student_references
@@ -129,7 +129,7 @@ class Foresight:
         side = student_side(self.models)
         settings = self.settings
         tokenizer, images = side.tokenizer, None
-        if (vision := foreseen(self.models, self.sizes)) is not None:
+        if (vision := sight_of(self.models, self.sizes.path)) is not None:
             tokenizer, images = vision.processor.tokenizer, vision
         return ChatRenderer.from_file(
             tokenizer, side.eos_ids, settings.template, settings.template_kwargs, None, settings.thoughts, images
@@ -208,12 +208,28 @@ class Foresight:
                 f"the prompt alone fills {end} in {full} of {len(rows)} {self.counted}, which will be rejected\n"
                 "    → raise training.max_length as far as the student reads, or shorten the prompts"
             )
+        if longest is not None:
+            found += self._cut_images(rows, longest)
         if strange := sum(limits.stranger(row.ids) is not None for row in rows):
             found.append(
                 f"{strange} of {len(rows)} {self.counted} have tokens that the student's embedding, of {limits.tokens} "
                 "rows, does not know, and will be rejected\n    → take the tokenizer that belongs to the student"
             )
         return found
+
+    def _cut_images(self, rows: Sequence[Rendered], longest: int) -> list[str]:
+        """Rows that are rejected because an image is not read whole."""
+        from easydistill.data.chat.images import image_beyond
+
+        images = self._renderer.images
+        cut = sum(image_beyond(images, row.ids_T, longest) is not None for row in rows if row.images)
+        if not cut:
+            return []
+        end = f"the student's {longest} positions" if longest != self.max_length else "training.max_length"
+        return [
+            f"an image is not within {end} in {cut} of {len(rows)} {self.counted}, which will be rejected\n"
+            "    → raise training.max_length as far as the student reads, or use smaller images"
+        ]
 
     def _endless(self, rendered: Sequence[Rendered]) -> list[str]:
         """Rows of which no end token is learned: the template's own marks may leave it out."""

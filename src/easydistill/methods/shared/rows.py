@@ -16,15 +16,15 @@ from easydistill.config.models import ModelsConfig
 from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
 from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
-from easydistill.data.messages import Chat
+from easydistill.data.messages import Chat, have_images
 from easydistill.data.reading import read_rows, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
-from easydistill.engine.stage import StageContext
-from easydistill.errors import DataError
+from easydistill.engine.stage import FORETOLD, StageContext
+from easydistill.errors import DataError, EasyDistillError
 from easydistill.methods.shared.foretelling import FirstRows
-from easydistill.methods.shared.sight import blindness
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT, ImageSizes, blindness
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class LabelledRows:
     """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
     shown_to: ModelsConfig | None = field(default=None, kw_only=True)
     """The student that is shown the images of rows, if it sees any; without one such rows are refused."""
+    unseen: str | None = field(default=None, kw_only=True)
+    """Why they are refused, whatever the student is."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -61,6 +63,19 @@ class LabelledRows:
     def are_cited(self) -> bool:
         """Whether another job of a pipeline is yet to make them."""
         return not self.from_stage and Citation.read(self.dataset.labeled_path) is not None
+
+    @property
+    def refuses_images(self) -> str | None:
+        """Why rows with images are refused; None if they are not."""
+        return self.unseen or blindness(self.shown_to)
+
+    def show_images(self) -> bool:
+        """Whether the first rows show any."""
+        try:
+            return any(have_images(chat.messages) for chat in self.preview(FORETOLD, ImageSizes()).chats)
+        except (EasyDistillError, OSError):
+            # Told by the stage that reads them.
+            return False
 
     def fingerprint(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -79,14 +94,14 @@ class LabelledRows:
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         """(training rows, held-out rows, rejected rows of the file)."""
-        with one_writer(context, may_have_images=blindness(self.shown_to) is None):
+        with one_writer(context, may_have_images=self.refuses_images is None):
             if self.from_stage:
                 images = ImageReader(context.images)
                 path = context.input_path("label", LABELED_PARQUET)
                 samples, rejected = read_samples(path, labelled=True, images=images)
             else:
                 given = self.dataset.labeled_path
-                samples, rejected = read_file(self.dataset, given, True, context, self.shown_to)
+                samples, rejected = read_file(self.dataset, given, True, context, self.refuses_images)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
@@ -97,21 +112,21 @@ class LabelledRows:
             store: their images are looked at in it.
         """
         path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _first_rows(self.dataset, path, not self.from_stage, most, store, self.shown_to)
+        return _first_rows(self.dataset, path, not self.from_stage, most, store, self.refuses_images)
 
     def preview_prompts(self, most: int, store: ImageStore) -> FirstRows:
         """The first rows without their answers."""
         path = self.dataset.instruction_path or self.dataset.labeled_path
-        return _first_rows(self.dataset, path, False, most, store, self.shown_to)
+        return _first_rows(self.dataset, path, False, most, store, self.refuses_images)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
 
 
-def images_for(dataset: RowsConfig, student: ModelsConfig | None, context: StageContext) -> RowImages:
-    """Reads the images of a file's rows for a student, or refuses them if it would not see them."""
-    if (why_not := blindness(student)) is not None:
+def _images_for(dataset: RowsConfig, why_not: str | None, context: StageContext) -> RowImages:
+    """Reads the images of a file's rows, or refuses them."""
+    if why_not is not None:
         return NoImages(why_not)
     return ImageReader.of(dataset, context.images, context.image_sources)
 
@@ -136,16 +151,16 @@ def read_file(
     path: str | None,
     labelled: bool | None,
     context: StageContext,
-    student: ModelsConfig | None = None,
+    unseen: str | None = TRAINS_ON_TEXT,
 ) -> tuple[Rows[Sample], list[Rejection]]:
     """The rows of the user's file, read as the `dataset` section says. What is not read of them is told.
 
     Args:
-        student: is shown their images, if it sees any.
+        unseen: why rows with images are refused; None if they are not.
     """
     assert path is not None, "checked by the job's validators"
     limit, columns = dataset.max_samples, dataset.column_names
-    images = images_for(dataset, student, context)
+    images = _images_for(dataset, unseen, context)
     found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     context.notice(found.notices)
     return found.samples, found.rejected
@@ -157,13 +172,13 @@ def _first_rows(
     labelled: bool | None,
     most: int,
     store: ImageStore,
-    student: ModelsConfig | None = None,
+    unseen: str | None,
 ) -> FirstRows:
     if path is None:
         return FirstRows()
     limit = min(most, dataset.max_samples or most)
-    columns, why_not = dataset.column_names, blindness(student)
-    images = ImageReader.of(dataset, store) if why_not is None else _Unseen(why_not)
+    columns = dataset.column_names
+    images = ImageReader.of(dataset, store) if unseen is None else _Unseen(unseen)
     try:
         found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     except DataError:
@@ -172,7 +187,7 @@ def _first_rows(
         raise
     # Answers that need not be there are not learned.
     chats = [Chat.of(row) if labelled else row.prompt_chat for row in found.samples]
-    return FirstRows(chats, found.lines(), images.rows if isinstance(images, _Unseen) else 0, why_not or "")
+    return FirstRows(chats, found.lines(), images.rows if isinstance(images, _Unseen) else 0, unseen or "")
 
 
 class _Unseen(NoImages):
@@ -309,12 +324,12 @@ class PromptRows(LabelledRows):
         }
 
     def preview(self, most: int, store: ImageStore) -> FirstRows:
-        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, store, self.shown_to)
+        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, store, self.refuses_images)
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
-        with one_writer(context, may_have_images=blindness(self.shown_to) is None):
+        with one_writer(context, may_have_images=self.refuses_images is None):
             path = self.dataset.instruction_path
-            samples, rejected = read_file(self.dataset, path, self.labelled, context, self.shown_to)
+            samples, rejected = read_file(self.dataset, path, self.labelled, context, self.refuses_images)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
