@@ -243,6 +243,30 @@ def test_a_rank_without_rows_computes_one_with_its_images(family: str, store: Im
     assert nothing.item() == 0.0 and something.item() > 0
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_among_processes_every_batch_has_an_image(family: str, store: ImageStore, digests: list[str]) -> None:
+    """One that did not use its tower would not take part in what the others wait for. Nothing of it is learned."""
+    import torch
+
+    from easydistill.methods.shared.compat import cross_entropy_loss, fuse_loss
+
+    chats = renderer(family, store)
+    rows = [chats.render([asked(*shown, "?"), answer_message("A.")]) for shown in ((), (digests[0],), (digests[1],))]
+    items = [[TokenRow(str(n), row.ids_T, row.mask_T, images=row.images)] for n, row in enumerate(rows)]
+    config, vision = TrainingConfig(), Vision(processor(family), store.path)
+    alone, together = (Feed(items, config, 0, ranks=ranks, vision=vision) for ranks in (1, 2))
+    text, accompanied = alone.collate(items[:1]), together.collate([items[:1]])
+    assert "pixel_values" not in text and "pixel_values" in accompanied and len(accompanied["input_ids"]) == 2
+    assert torch.equal(text["target_N"], accompanied["target_N"])
+    # Rows with images need no company, and where there are none nobody uses the tower.
+    assert len(together.collate([items[1:2]])["input_ids"]) == 1
+    assert len(Feed(items[:1], config, 0, ranks=2, vision=vision).collate([items[:1]])["input_ids"]) == 1
+    model = copy.deepcopy(make_model(family, processor(family).tokenizer))
+    fuse_loss(model, cross_entropy_loss(None))
+    losses = [model(**batch)["loss"].item() for batch in (text, accompanied)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_budgets_count_what_images_take(store: ImageStore, digests: list[str]) -> None:
     chats = renderer("idefics3", store)
     rows = [chats.render([asked(*shown, "?"), answer_message("A.")]) for shown in ((), (digests[0],), tuple(digests))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import weakref
@@ -16,7 +15,7 @@ from easydistill.data.images.normalise import inspect, pillow
 from easydistill.data.images.store import digest_of
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue, MissingExtra, ModelError
-from easydistill.models.reference import resolve
+from easydistill.models.reference import sees_images as model_sees_images
 from easydistill.models.student import Student, student_references
 
 if TYPE_CHECKING:
@@ -26,23 +25,15 @@ TRAINS_ON_TEXT = "this job trains on text alone and would not see it: remove the
 """Of rows with images, in jobs that show them to no student."""
 _PROBES = ((64, 48), (640, 480), (300, 900))
 """Sizes of images that teacher and student must read alike."""
-_TOWER = "vision_config"
-"""Key of a model's config that only models with a vision tower have."""
 
 
 def sees_images(models: ModelsConfig) -> bool:
-    """Whether a student is a vision-language model, according to its config.json. One that is not on this machine yet
-    does not count as one."""
+    """Whether a student is a vision-language model, according to its files. One that is not on this machine yet does
+    not count as one."""
     if isinstance(models.student, FreshStudent):
         return False
-    try:
-        (source,) = (resolve(reference) for reference in student_references(models))
-        if source.path is None or source.is_gguf:
-            return False
-        return _TOWER in json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-    except (ModelError, OSError, ValueError, TypeError):
-        # Told by other checks.
-        return False
+    (reference,) = student_references(models)
+    return model_sees_images(reference)
 
 
 def blindness(models: ModelsConfig | None) -> str | None:
