@@ -240,6 +240,24 @@ def test_an_engine_that_reads_other_tokens_is_not_believed(
         answers(teacher, [request("image", digests[0])])
 
 
+def test_vllm_runs_transformers_classes_where_its_own_know_no_such_tower(tiny_model: Path) -> None:
+    """As LLaVA with a DINOv2 tower."""
+    asked: list[dict[str, Any]] = []
+
+    def engine(**options: Any) -> str:
+        asked.append(options)
+        if "model_impl" not in options:
+            raise NotImplementedError("Unsupported vision config")
+        return "engine"
+
+    config = VllmInferenceConfig(backend="vllm")
+    seeing = VllmTeacher(str(vision_model("llava")), config)
+    assert seeing._loaded(engine, {"model": "m"}) == "engine"
+    assert asked == [{"model": "m"}, {"model": "m", "model_impl": "transformers"}]
+    with pytest.raises(NotImplementedError):
+        VllmTeacher(str(tiny_model), config)._loaded(engine, {"model": "m"})
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl"])

@@ -188,6 +188,7 @@ class TransformersTeacher:
         masks = None if self._grammars is None else self._grammars.masks([request.schema for request, _ in asked])
         with torch.inference_mode():
             images = [images_of(*request.messages) for request, _ in asked]
+            seen: dict[str, Any] = {"vision": self._vision, "images": images} if any(images) else {}
             answers = generate_batch(
                 self._model,
                 [prompt for _, prompt in asked],
@@ -196,8 +197,7 @@ class TransformersTeacher:
                 sampler,
                 masks,
                 self._graphs,
-                vision=self._vision if any(images) else None,
-                images=images,
+                **seen,
             )
         seconds = time.monotonic() - started
         return [
