@@ -202,6 +202,7 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.on_policy import trainer as sampled
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train as fine_tune
+        from easydistill.methods.shared.strategies.base import strategy
 
         checkpoints = checkpoints_of(context)
         following = checkpoints / ON_POLICY
@@ -220,6 +221,7 @@ class OnPolicyStage(TrainStage):
                 stage="cold_start",
             )
             context.stop.raise_if_requested()
+            strategy().again(student.model)
         shared = (self._training, self._on_policy, following, context.reporter, context.stop)
         with contextlib.closing(self._writer(student)) as writer:
             if self._on_policy.objective == "generalized_jsd":

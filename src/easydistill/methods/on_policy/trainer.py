@@ -18,6 +18,7 @@ Shapes: N tokens, R of them the student's own.
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import time
@@ -29,7 +30,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
 
 from easydistill.contracts.teacher import row_seed
 from easydistill.data.numbers import usable_logprob
@@ -38,18 +38,19 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.kernels.logprobs import completion_logprobs
 from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.steps import steps_of
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
-from easydistill.methods.shared.compat import check_head, training_arguments, uses_bf16
+from easydistill.methods.shared.compat import check_head, uses_bf16
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import (
     check_ranks,
     from_all,
+    from_first,
     numbers_of_share,
     raise_if_stopped,
     rank,
-    sum_gradients,
     sum_over_ranks,
     together,
     wait_for_all,
@@ -69,6 +70,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
+from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
 from easydistill.models.loading import device
 from easydistill.models.student import Student
@@ -118,10 +120,11 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
-    check_head(student.model)
+    strategy().decided(lambda: check_head(student.model))
     with kept_settings(student.model):
         loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer)
         loop.run(stop)
+    loop.steps.finish()
     outcome = loop.outcome()
     if config.lora is not None:
         student.model = loop.model.merge_and_unload()
@@ -177,11 +180,7 @@ class SampledTraining:
         self.model = with_adapters(student.model, config)
         if config.gradient_checkpointing:
             student.model.gradient_checkpointing_enable()
-        # transformers' Trainer only creates optimiser and schedule here, by their names in the config.
-        maker = Trainer(model=self.model, args=training_arguments(config, checkpoints, self._device))
-        maker.create_optimizer_and_scheduler(self.total)
-        self._optimizer, self._scheduler = maker.optimizer, maker.lr_scheduler
-        self._trainable = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self.steps = steps_of(student.model, self.model, config, checkpoints, self.total)
         self._pad = min(student.eos_ids, default=0)
         self._step = self._resumed = self._tokens = 0
         self._pending: list[list[Written]] = []
@@ -224,9 +223,22 @@ class SampledTraining:
         if prompts:
             with self._phases.during("weights"):
                 self._writer.load(self._student.model)
-        with self._phases.during("rollouts"), self._autocast():
+        with self._phases.during("rollouts"), self.steps.whole() as model:
+            rollouts, own = self._write(model, prompts, _numbers(everything.values()))
+        scored_rollouts, entropies = self._score(rollouts, own, stop)
+        answers = iter(scored_rollouts)
+        self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
+        everyone = [item for part in from_all(scored_rollouts) for item in part]
+        entropies = [value for part in from_all(entropies) for value in part]
+        return {**describe(everyone), **({"entropy": fmean(entropies)} if everyone else {})}
+
+    def _write(
+        self, model: Any, prompts: Sequence[tuple[str, list[int]]], numbers: Sequence[int]
+    ) -> tuple[list[Written], list[tuple[list[float], list[float]]]]:
+        """The student's answers, and of each the (log p_old, entropy) of its tokens."""
+        with self._autocast(cached=True):
             rollouts = self._writer.write(
-                self._student.model,
+                model,
                 prompts,
                 self._step,
                 self._student.eos_ids,
@@ -234,14 +246,13 @@ class SampledTraining:
                 # The estimate is of the student's own distribution, so sampling must not sharpen or flatten it.
                 1.0,
                 self._config.seed,
-                _numbers(everything.values()),
+                numbers,
             )
-        scored_rollouts, entropies = self._score(rollouts, stop)
-        answers = iter(scored_rollouts)
-        self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
-        everyone = [item for part in from_all(scored_rollouts) for item in part]
-        entropies = [value for part in from_all(entropies) for value in part]
-        return {**describe(everyone), **({"entropy": fmean(entropies)} if everyone else {})}
+        asked = [(item.ids, len(item.prompt)) for item in rollouts]
+        model.eval()
+        with self._phases.during("scores"), torch.no_grad(), self._autocast(cached=True):
+            own = scored(model, asked, self._pad, self._config.loss_chunk_bytes) if asked else []
+        return rollouts, own
 
     def _assigned(self, step: int) -> list[Written]:
         """A step's sequences of all ranks; those that the student is to generate are still empty."""
@@ -249,13 +260,11 @@ class SampledTraining:
         rolled = rolled_positions(self._on_policy.rollout_share, step, len(chosen), self._config.seed)
         return [assign(self._rows[index], at in rolled) for at, index in enumerate(chosen)]
 
-    @torch.no_grad()
-    def _score(self, rollouts: list[Written], stop: StopSignal) -> tuple[list[Written], list[float]]:
+    def _score(
+        self, rollouts: list[Written], own: Sequence[tuple[list[float], list[float]]], stop: StopSignal
+    ) -> tuple[list[Written], list[float]]:
         """The rollouts with log p_old and log p_T of their tokens, and the student's entropy at each, in nats."""
         asked = [(item.ids, len(item.prompt)) for item in rollouts]
-        self._student.model.eval()
-        with self._phases.during("scores"), self._autocast():
-            own = scored(self._student.model, asked, self._pad, self._config.loss_chunk_bytes) if asked else []
         with self._phases.during("teacher"):
             given = together(lambda: self._scores.score(asked, stop) if asked else [])
         usable = [[[usable_logprob(value) for value in row] for row in part] for part in given]
@@ -283,23 +292,18 @@ class SampledTraining:
         with torch.random.fork_rng():
             torch.manual_seed(row_seed(self._config.seed, f"{self._step}:dropout"))
             for at in range(0, len(batch), size):
-                loss = self._loss(batch[at : at + size]) / count
-                loss.backward()
+                part = batch[at : at + size]
+                loss = self.steps.forward(functools.partial(self._loss, part)) / count
+                self.steps.backward(loss, last=at + size >= len(batch))
                 total += float(loss.detach())
         total = float(sum_over_ranks(torch.tensor(total, dtype=torch.float64)))
-        sum_gradients(self._trainable.values())
         if not math.isfinite(total):
             raise DataError(
                 f"the training loss is {total} at step {self._step + 1}\n"
                 "    → lower training.learning_rate, or set training.bf16=false"
             )
-        limit = self._config.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trainable.values(), limit))
-        rate = float(self._scheduler.get_last_lr()[0])
-        self._optimizer.step()
-        self._scheduler.step()
-        self._optimizer.zero_grad()
-        return {"loss": total, "grad_norm": norm, "learning_rate": rate}
+        rate = self.steps.learning_rate
+        return {"loss": total, "grad_norm": self.steps.update(), "learning_rate": rate}
 
     def _loss(self, part: list[Written]) -> Tensor:
         """The summed loss of a micro-batch."""
@@ -317,8 +321,13 @@ class SampledTraining:
         kept_R, own_N = learned_N[rolled_N], logprobs_N[rolled_N & learned_N]
         return cross_entropy + sampled_reverse_kl(own_N, old_R[kept_R], teacher_R[kept_R], self._on_policy.ratio_clip)
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=uses_bf16(self._config, self._device))
+    def _autocast(self, *, cached: bool | None = None) -> Any:
+        """
+        Args:
+            cached: whether weights that were cast are kept for the context; by default as the strategy says.
+        """
+        enabled = uses_bf16(self._config, self._device)
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=cached)
 
     def _log(self, seconds: float) -> None:
         """Log means since the last entry: the training figures, and those of the rollouts."""
@@ -345,26 +354,31 @@ class SampledTraining:
         """Save the state after `_step` steps; the marker is written last, then old checkpoints are removed."""
         target = self._checkpoints / f"checkpoint-{self._step}"
         pending = from_all([[asdict(item) for item in batch] for batch in self._pending])
-        if rank() == 0 and self._step != self._resumed and not is_whole(target):
-            self._write(target, pending)
+        if from_first(self._step == self._resumed or is_whole(target)):
+            return
+        if rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+        wait_for_all()
+        self.steps.save_parts(target)
+        if rank() == 0:
+            self._write_state(target, pending)
+        wait_for_all()
+        if rank() == 0:
+            mark_whole(target, world_size(), strategy().name)
+            rotate(self._checkpoints, self._config.save_total_limit)
         wait_for_all()
 
-    def _write(self, target: Path, pending: list[Any]) -> None:
-        """Write a checkpoint; `pending` is each rank's."""
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
+    def _write_state(self, target: Path, pending: list[Any]) -> None:
+        """Write the first rank's file of a checkpoint; `pending` is each rank's."""
         state = {
-            "weights": self._trainable,
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
+            **self.steps.state(),
             "pending": pending[0] if world_size() == 1 else pending,
             "window": self._window,
             "tokens": self._tokens,
             "final_loss": self._final_loss,
         }
         torch.save(state, target / STATE)
-        mark_whole(target, world_size())
-        rotate(self._checkpoints, self._config.save_total_limit)
 
     def _load(self) -> None:
         found = last_whole_checkpoint(self._checkpoints)
@@ -372,11 +386,7 @@ class SampledTraining:
             return
         check_ranks(found)
         state = torch.load(found / STATE, map_location="cpu", weights_only=True)
-        with torch.no_grad():
-            for name, value in state["weights"].items():
-                self._trainable[name].copy_(value)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        self.steps.load(found, state)
         pending = state["pending"] if world_size() == 1 else state["pending"][rank()]
         self._pending = [[Written(**item) for item in batch] for batch in pending]
         self._window, self._tokens, self._final_loss = state["window"], state["tokens"], state["final_loss"]

@@ -38,7 +38,10 @@ def mark_whole(checkpoint: Path, ranks: int = 1, strategy: str = WHOLE_COPIES) -
         about["ranks"] = ranks
     if strategy != WHOLE_COPIES:
         about["strategy"] = strategy
-    (checkpoint / WHOLE).write_text(json.dumps(about), encoding="utf-8")
+    # At once, with its content: a kill may come at any moment.
+    made = checkpoint / f"{WHOLE}.tmp"
+    made.write_text(json.dumps(about), encoding="utf-8")
+    made.replace(checkpoint / WHOLE)
 
 
 def ranks_of(checkpoint: Path) -> int:

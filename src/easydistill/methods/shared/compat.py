@@ -228,11 +228,15 @@ def unfuse_loss(model: Any) -> None:
 class FusedTrainer(Trainer):
     """transformers' Trainer with our sampler and a loss that is already divided by the global token count."""
 
-    def __init__(self, *args: Any, sampler: Sampler[Any], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sampler: Sampler[Any] | None, **kwargs: Any) -> None:
+        """
+        Args:
+            sampler: with `set_epoch`; None for a loop of one's own.
+        """
         super().__init__(*args, **kwargs)
         # One process, one device: on several, Trainer would copy the model, and the copies would call its forward.
         self.args._n_gpu = min(1, self.args.n_gpu)
-        self._epoch_sampler = sampler
+        self._epoch_sampler: Any = sampler
         # `fuse_loss` divides by num_items_in_batch; these three make Trainer count it and not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -244,7 +248,7 @@ class FusedTrainer(Trainer):
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> Any:
         """Tell the sampler its epoch: accelerate does not reach it behind several processes' parts and the batches that
         a resumed run skips."""
-        self._epoch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        self._epoch_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
