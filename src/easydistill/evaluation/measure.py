@@ -16,6 +16,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
 from easydistill.models.decoding.graphs import DecodeGraphs
+from easydistill.models.flat_rows import FlatRows, flat_rows, takes_flat_rows
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
@@ -31,9 +32,12 @@ class Measured:
         self.body = body
         self.head = Head.of(model)
 
-    def hidden(self, ids_BT: Tensor) -> Tensor:
+    def hidden(self, ids_BT: Tensor, keep_BT: Tensor, flat: FlatRows | None) -> Tensor:
+        """Hidden states [N, D] of some places of rows, which are also given as one sequence if they are short."""
+        if flat is not None and takes_flat_rows(self.model):
+            return flat.hidden(self.body).index_select(0, flat.layout.places(*keep_BT.nonzero(as_tuple=True)))
         hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return hidden_BTD
+        return hidden_BTD[keep_BT]
 
 
 def token_metrics(
@@ -97,8 +101,10 @@ def _slices(
     target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
     at_N, before_N = keep_BT.nonzero(as_tuple=True)
     row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
-    student_ND = student.hidden(ids_BT)[:, :-1][keep_BT]
-    teacher_ND = teacher.hidden(ids_BT)[:, :-1][keep_BT] if teacher is not None else None
+    before_BT = torch.nn.functional.pad(keep_BT, (0, 1))
+    flat = flat_rows([rows[index][0] for index in batch], on)
+    student_ND = student.hidden(ids_BT, before_BT, flat)
+    teacher_ND = teacher.hidden(ids_BT, before_BT, flat) if teacher is not None else None
     step = rows_per_chunk(student.head.weight_VD.shape[0], SLICE_BYTES)
     for start in range(0, len(target_N), step):
         part = slice(start, start + step)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from easydistill.data.tokens import Mask, TokenIds
+from easydistill.models.flat_rows import flat_rows, takes_flat_rows
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.config import SignalsConfig
@@ -165,12 +166,7 @@ class ModelScorer:
     def start(self, rows: Sequence[RowToScore]) -> Found:
         batch = Batch.of(rows, self._seed, self._device)
         with torch.inference_mode():
-            hidden_ND = [
-                body_of(model)(input_ids=batch.ids_BT, use_cache=False)
-                .last_hidden_state.flatten(0, 1)
-                .index_select(0, batch.place_N)
-                for model in self._models
-            ]
+            hidden_ND = self._hidden(rows, batch)
             signal_of_batch = start_extracting(
                 TeacherRows(hidden_ND, [Head.of(model) for model in self._models], self._log_weights),
                 batch.target_N,
@@ -180,6 +176,20 @@ class ModelScorer:
                 self._temperature,
             )
         return lambda: _samples(rows, signal_of_batch())
+
+    def _hidden(self, rows: Sequence[RowToScore], batch: Batch) -> list[Tensor]:
+        """Each teacher's hidden states [N, D] from which the learned tokens are predicted."""
+        flat = flat_rows([row.ids for row in rows], self._device)
+        found = []
+        for model in self._models:
+            if flat is not None and takes_flat_rows(model):
+                width = batch.ids_BT.shape[1]
+                place_N = flat.layout.places(batch.place_N // width, batch.place_N % width)
+                found.append(flat.hidden(body_of(model)).index_select(0, place_N))
+            else:
+                hidden_BTD = body_of(model)(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+                found.append(hidden_BTD.flatten(0, 1).index_select(0, batch.place_N))
+        return found
 
     def close(self) -> None:
         self._models = []
