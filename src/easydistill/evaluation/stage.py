@@ -95,6 +95,7 @@ class EvaluateStage:
         return Estimate()
 
     def run(self, context: StageContext) -> StageResult:
+        from easydistill.models.allocation import reused_memory
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 
@@ -122,7 +123,7 @@ class EvaluateStage:
             notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
         passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
-        with context.reporter.task("Evaluating", passes) as task:
+        with reused_memory(device()), context.reporter.task("Evaluating", passes) as task:
             measure = Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
             before = self._before(measure, start.model, context)
             start.model = None
