@@ -25,7 +25,6 @@ from easydistill.models import allocation, flat_rows
 from easydistill.models.flat_rows import FlatRows, takes_flat_rows
 from easydistill.models.head import body_of
 from easydistill.models.rows_attention import RowsLayout, attend, rows_attention
-from easydistill.signals import score
 from easydistill.signals.config import ThresholdSignals
 from easydistill.signals.score import ModelScorer, RowToScore
 
@@ -45,7 +44,7 @@ def loss_and_gradients(model: Any, batch: dict[str, torch.Tensor]) -> tuple[floa
     with rows_attention():
         loss = model(**batch)["loss"]
     loss.backward()
-    return float(loss.detach()), [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+    return loss.item(), [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
 
 
 @pytest.mark.parametrize("shared", [0, 5])
@@ -109,7 +108,7 @@ def test_bfloat16_is_no_less_exact(tiny_model: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             _, found = loss_and_gradients(model, batch)
         square = sum(float((one - other).square().sum()) for one, other in zip(found, exact, strict=True))
-        return (square / sum(float(one.square().sum()) for one in exact)) ** 0.5
+        return float((square / sum(float(one.square().sum()) for one in exact)) ** 0.5)
 
     assert error(collate_short(items)) < 1.2 * error(collate(items, pad=0)) < 0.1
 
@@ -159,12 +158,14 @@ def test_models_that_are_not_known_to_suit_are_not_asked(tiny_model: Path) -> No
 
 
 def test_hidden_states_of_rows_that_end_in_the_beginning_of_others(tiny_model: Path) -> None:
-    body = body_of(student(tiny_model).model)
+    model = student(tiny_model).model
+    body = body_of(model)
     found = [np.arange(5, 5 + size) for size in (9, 30, 12)]
     flat = FlatRows.of(found)
     assert flat.layout.shared == 8
     with torch.no_grad():
-        hidden_ND = flat.hidden(body)
+        hidden_ND = flat.hidden(model)
+        assert hidden_ND is not None
         for number, ids in enumerate(found):
             alone_TD = body(input_ids=torch.from_numpy(ids)[None], use_cache=False).last_hidden_state[0]
             at = flat.layout.places(torch.full((len(ids),), number), torch.arange(len(ids)))
@@ -180,7 +181,7 @@ def test_signals_are_those_of_padded_rows(tiny_model: Path, monkeypatch: pytest.
         return [sample.signal for sample in scorer.score(asked)]
 
     usual = scored()
-    monkeypatch.setattr(score, "takes_flat_rows", lambda model: False)
+    monkeypatch.setattr(flat_rows, "takes_flat_rows", lambda model: False)
     for one, other in zip(usual, scored(), strict=True):
         assert np.allclose(one.target_logprob_N, other.target_logprob_N, atol=1e-4)
         assert np.allclose(one.entropy_N, other.entropy_N, atol=1e-4)

@@ -16,7 +16,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
 from easydistill.models.decoding.graphs import DecodeGraphs
-from easydistill.models.flat_rows import FlatRows, flat_rows, takes_flat_rows
+from easydistill.models.flat_rows import FlatRows, flat_rows
 from easydistill.models.head import Head, rows_per_chunk
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
@@ -34,8 +34,9 @@ class Measured:
 
     def hidden(self, ids_BT: Tensor, keep_BT: Tensor, flat: FlatRows | None) -> Tensor:
         """Hidden states [N, D] of some places of rows, which are also given as one sequence if they are short."""
-        if flat is not None and takes_flat_rows(self.model):
-            return flat.hidden(self.body).index_select(0, flat.layout.places(*keep_BT.nonzero(as_tuple=True)))
+        hidden_ND = flat.hidden(self.model) if flat is not None else None
+        if flat is not None and hidden_ND is not None:
+            return hidden_ND.index_select(0, flat.layout.places(*keep_BT.nonzero(as_tuple=True)))
         hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
         return hidden_BTD[keep_BT]
 

@@ -67,10 +67,16 @@ class FlatRows:
         shared = self.layout.shared
         return torch.cat([torch.arange(shared), *(torch.arange(size) + shared for size in self.layout.lengths)])
 
-    def hidden(self, body: Any) -> Tensor:
-        """The last hidden states [N, D] of a model's body."""
+    def hidden(self, model: Any) -> Tensor | None:
+        """The last hidden states [N, D] of a model's body; None if the model needs padded rows.
+
+        It also does where one is not finite: a product with zeros takes that from a row's tokens to those before them.
+        """
+        if not takes_flat_rows(model):
+            return None
         with rows_attention():
-            return flat_hidden(body, self.ids_N[None], self.positions[None], self.layout)
+            hidden_ND = flat_hidden(body_of(model), self.ids_N[None], self.positions[None], self.layout)
+        return hidden_ND if bool(torch.isfinite(hidden_ND).all()) else None
 
 
 def flat_rows(rows: Sequence[Any], on: torch.device) -> FlatRows | None:
@@ -136,7 +142,8 @@ def _agrees(model: Any) -> bool:
     model.eval()
     try:
         with torch.no_grad():
-            hidden_ND = flat.hidden(body)
+            with rows_attention():
+                hidden_ND = flat_hidden(body, flat.ids_N[None], flat.positions[None], flat.layout)
             last_B = torch.tensor([len(row) - 1 for row in rows])
             own_BD = hidden_ND[flat.layout.places(torch.arange(len(rows)), last_B)]
             whole_BD = torch.stack([_last_hidden(body, row) for row in rows])

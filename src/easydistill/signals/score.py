@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from easydistill.data.tokens import Mask, TokenIds
-from easydistill.models.flat_rows import flat_rows, takes_flat_rows
+from easydistill.models.flat_rows import flat_rows
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, load_model
 from easydistill.signals.config import SignalsConfig
@@ -182,10 +182,11 @@ class ModelScorer:
         flat = flat_rows([row.ids for row in rows], self._device)
         found = []
         for model in self._models:
-            if flat is not None and takes_flat_rows(model):
+            hidden_ND = flat.hidden(model) if flat is not None else None
+            if flat is not None and hidden_ND is not None:
                 width = batch.ids_BT.shape[1]
                 place_N = flat.layout.places(batch.place_N // width, batch.place_N % width)
-                found.append(flat.hidden(body_of(model)).index_select(0, place_N))
+                found.append(hidden_ND.index_select(0, place_N))
             else:
                 hidden_BTD = body_of(model)(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
                 found.append(hidden_BTD.flatten(0, 1).index_select(0, batch.place_N))
