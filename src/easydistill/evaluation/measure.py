@@ -16,6 +16,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
 from easydistill.models.decoding.graphs import DecodeGraphs
+from easydistill.models.flat_rows import FlatRows, flat_rows
 from easydistill.models.head import rows_per_chunk
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
@@ -39,12 +40,18 @@ class Measured:
         self.body = body
         self.vision = vision
 
-    def hidden(self, ids_BT: Tensor, images: Sequence[Sequence[str]] = ()) -> Tensor:
-        """The last hidden states [B, T, D], on the device of the token ids.
+    def hidden(
+        self, ids_BT: Tensor, keep_BT: Tensor, images: Sequence[Sequence[str]] = (), flat: FlatRows | None = None
+    ) -> Tensor:
+        """The last hidden states [N, D] of some places of rows, on the device of the token ids.
 
         Args:
+            keep_BT: the places.
             images: the digests of each row's images, for a model that sees them.
+            flat: the rows as one sequence, if they are short.
         """
+        if self.vision is None and flat is not None and (hidden_ND := flat.hidden(self.model)) is not None:
+            return hidden_ND.index_select(0, flat.layout.places(*keep_BT.nonzero(as_tuple=True)))
         on = input_device(self.model)
         seen: dict[str, Tensor] = {}
         if self.vision is not None:
@@ -52,7 +59,7 @@ class Measured:
             seen = {**self.vision.type_ids(ids_BT), **self.vision.batch(rows)}
             seen = {name: value.to(on) for name, value in seen.items()}
         hidden_BTD: Tensor = self.body(input_ids=ids_BT.to(on), use_cache=False, **seen).last_hidden_state
-        return hidden_BTD.to(ids_BT.device)
+        return hidden_BTD.to(ids_BT.device)[keep_BT]
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] in float32, on the device of the hidden states."""
@@ -131,8 +138,10 @@ def _slices(
     at_N, before_N = keep_BT.nonzero(as_tuple=True)
     row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
     shown = [images[index] for index in batch]
-    student_ND = student.hidden(ids_BT, shown)[:, :-1][keep_BT]
-    teacher_ND = teacher.hidden(ids_BT, shown)[:, :-1][keep_BT] if teacher is not None else None
+    before_BT = torch.nn.functional.pad(keep_BT, (0, 1))
+    flat = flat_rows([rows[index][0] for index in batch], on)
+    student_ND = student.hidden(ids_BT, before_BT, shown, flat)
+    teacher_ND = teacher.hidden(ids_BT, before_BT, shown, flat) if teacher is not None else None
     step = rows_per_chunk(student.outputs, SLICE_BYTES)
     for start in range(0, len(target_N), step):
         part = slice(start, start + step)

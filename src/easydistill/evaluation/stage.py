@@ -109,6 +109,7 @@ class EvaluateStage:
         return Estimate()
 
     def run(self, context: StageContext) -> StageResult:
+        from easydistill.models.allocation import reused_memory
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 
@@ -137,7 +138,8 @@ class EvaluateStage:
             write_json(context.directory / METRICS_FILE, {})
             notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
-        with context.reporter.task("Evaluating", 2 * heldout.passes(self._config)) as task:
+        passes = 2 * heldout.passes(self._config)
+        with reused_memory(device()), context.reporter.task("Evaluating", passes) as task:
             sights = (vision, theirs)
             measure = Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context, sights)
             before = self._before(measure, start.model, heldout.images, context)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from easydistill.data.tokens import Mask, TokenIds
 from easydistill.errors import DataError
+from easydistill.models.flat_rows import FlatRows, flat_rows
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device, is_multimodal
 from easydistill.models.spread import Spread, head_of, input_device, load_placed
@@ -206,8 +207,7 @@ class ModelScorer:
     def start(self, rows: Sequence[RowToScore]) -> Found:
         batch = Batch.of(rows, self._seed, self._device)
         with torch.inference_mode(), ExitStack() as held:
-            seen = [_seen(vision, rows, batch.ids_BT) for vision in self._visions]
-            hidden_ND = [_hidden(model, batch, given) for model, given in zip(self._models, seen, strict=True)]
+            hidden_ND = self._hidden(rows, batch)
             heads = [held.enter_context(head_of(model)) for model in self._models]
             on = heads[0].weight_VD.device
             signal_of_batch = start_extracting(
@@ -219,6 +219,15 @@ class ModelScorer:
                 self._temperature,
             )
         return lambda: _samples(rows, signal_of_batch())
+
+    def _hidden(self, rows: Sequence[RowToScore], batch: Batch) -> list[Tensor]:
+        """Each teacher's hidden states [N, D] from which the learned tokens are predicted."""
+        flat = flat_rows([row.ids for row in rows], self._device)
+        found = []
+        for model, vision in zip(self._models, self._visions, strict=True):
+            hidden_ND = None if vision is not None or flat is None else _flat_hidden(model, batch, flat)
+            found.append(_hidden(model, batch, _seen(vision, rows, batch.ids_BT)) if hidden_ND is None else hidden_ND)
+        return found
 
     def close(self) -> None:
         self._models = []
@@ -234,6 +243,15 @@ def _hidden(model: Any, batch: Batch, seen: Mapping[str, Tensor]) -> Tensor:
     given = {name: value.to(on) for name, value in {"input_ids": batch.ids_BT, **seen}.items()}
     hidden_BTD: Tensor = body_of(model)(**given, use_cache=False).last_hidden_state
     return hidden_BTD.flatten(0, 1).index_select(0, batch.place_N.to(hidden_BTD.device))
+
+
+def _flat_hidden(model: Any, batch: Batch, flat: FlatRows) -> Tensor | None:
+    """The same from rows in one sequence; None if the model needs padded rows."""
+    hidden_ND = flat.hidden(model)
+    if hidden_ND is None:
+        return None
+    width = batch.ids_BT.shape[1]
+    return hidden_ND.index_select(0, flat.layout.places(batch.place_N // width, batch.place_N % width))
 
 
 def _beside(hidden_ND: Sequence[Tensor], heads: Sequence[Head]) -> list[Tensor]:

@@ -23,6 +23,7 @@ from easydistill.data.batches import batches_by_length
 from easydistill.data.messages import images_of
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
+from easydistill.models.allocation import reused_memory
 from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_tokenizer
 from easydistill.models.padding import reads_padding
 from easydistill.models.reference import resolve
@@ -120,12 +121,13 @@ class TransformersTeacher:
         for failure in failures:
             if not done(failure.key):
                 record([failure])
-        for batch in self._batches(fitting):
-            if stop.requested:
-                return
-            chosen = [fitting[position] for position in batch]
-            if not all(done(request.key) for request, _ in chosen):
-                record(self._answer(chosen))
+        with reused_memory(self._device):
+            for batch in self._batches(fitting):
+                if stop.requested:
+                    return
+                chosen = [fitting[position] for position in batch]
+                if not all(done(request.key) for request, _ in chosen):
+                    record(self._answer(chosen))
 
     def batches(self, requests: Sequence[GenerationRequest]) -> tuple[list[list[str]], list[Failure]]:
         """The batches in which requests are answered, as keys, and those that do not fit the model.

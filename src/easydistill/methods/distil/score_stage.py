@@ -292,6 +292,8 @@ class ScoreStage:
             path.unlink()
 
     def run(self, context: StageContext) -> StageResult:
+        from easydistill.models.allocation import reused_memory
+        from easydistill.models.loading import device
         from easydistill.signals.shards import ShardPlan
         from easydistill.signals.store import SignalStore, StoreManifest
 
@@ -313,7 +315,8 @@ class ScoreStage:
             work = self._work(student, rendered, context)
         directory = context.directory / SIGNALS
         plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
-        with context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows) as task:
+        counted = context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows)
+        with reused_memory(device()), counted as task:
             plan.score(work.codec, work.make_scorer, task.advance, context.stop, share)
         context.stop.raise_if_requested()
         if context.rank > 0:

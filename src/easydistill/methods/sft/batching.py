@@ -24,6 +24,8 @@ from easydistill.methods.sft.items import Items
 IGNORE = -100
 BOUNDS = ("cu_seq_lens_q", "max_length_q")
 """transformers' names for the bounds of the rows in one long sequence, and for the length of the longest."""
+ROW_BOUNDS = "row_bounds"
+"""The bounds of rows that share their beginning (`flat_batches.py`)."""
 MEGABATCHES = 8
 """Rows are sorted by length within windows of this many optimiser steps; wider windows pad less and mix less."""
 
@@ -132,7 +134,7 @@ def unlearned(batch: Mapping[str, torch.Tensor], seen: Collection[str] = ()) -> 
     Args:
         seen: names of what the model is given with images.
     """
-    of_rows = {"input_ids", "position_ids", *BOUNDS, *seen}
+    of_rows = {"input_ids", "position_ids", *BOUNDS, ROW_BOUNDS, *seen}
     found = {name: value if name in of_rows else value[:0] for name, value in batch.items()}
     return {**found, "labels": torch.full_like(batch["labels"], IGNORE)}
 

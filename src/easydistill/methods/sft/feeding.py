@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, unlearned
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.flat_batches import collate_short, is_short
 from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
 from easydistill.methods.sft.varlen import collate_flat
@@ -41,6 +42,8 @@ class Feed:
     """Batches are padded to a multiple of this many tokens."""
     flat: bool = False
     """One sequence of all rows of a micro-batch, for attention by their bounds."""
+    unpadded: bool = False
+    """One sequence of the rows of a micro-batch if they are short, and what they begin with once."""
     vision: Vision | None = None
     """Of a student that sees images: makes what it is given with a batch's tokens."""
 
@@ -127,6 +130,8 @@ class Feed:
         """A micro-batch without a teacher's signals."""
         if self.flat:
             return collate_flat(items, self.pad, self.config.max_length, self.multiple)
+        if self.unpadded and is_short(items):
+            return dict(collate_short(items))
         batch: dict[str, Any] = dict(collate(items, self.pad, self.multiple))
         if self.vision is None:
             return batch

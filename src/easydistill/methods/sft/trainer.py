@@ -50,7 +50,9 @@ from easydistill.methods.shared.ranks import check_ranks
 from easydistill.methods.shared.sight import images_are_not_packed
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
+from easydistill.models.flat_rows import takes_flat_rows
 from easydistill.models.loading import device, with_padding
+from easydistill.models.rows_attention import rows_attention
 from easydistill.models.student import Student
 
 if TYPE_CHECKING:
@@ -99,12 +101,16 @@ def train(
     model = with_adapters(student.model, config)
     if feed.whole_batches:
         arguments.per_device_train_batch_size = 1
+    sees = student.processor is not None
+    if not config.packing and not sees and not strategy().shards and arguments.device.type == "cpu":
+        feed = replace(feed, unpadded=takes_flat_rows(model))
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
         check_ranks(resume)
     with (
         fast_matrix_products(arguments.device, bf16),
         attention_in_float32(arguments.device, bf16),
+        rows_attention(),
         _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),
         Watch(reporter, stop, config, distillation.means if distillation else None, stage, layers) as callback,
     ):
@@ -195,10 +201,9 @@ def _compiled(
     if not strategy().compiles or not wants_compiling(feed.config.compile, on, feed.expected_batches):
         yield feed, None
         return
-    widened = replace(feed, multiple=LENGTH_MULTIPLE)
+    widened = replace(feed, multiple=LENGTH_MULTIPLE, unpadded=False)
     widest = max(widened.lengths)
-    if student.limits.within(widest) == widest:
-        feed = widened
+    feed = widened if student.limits.within(widest) == widest else replace(feed, unpadded=False)
     layers = CompiledLayers(student.model, dynamic=not feed.same_shape, say=reporter.say)
     student.model.to(on).train()
     layers.warm_up(lambda: pass_through(student.model, feed.first(), bf16))

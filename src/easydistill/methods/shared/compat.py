@@ -17,17 +17,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments, masking_utils
+from transformers import Trainer, TrainingArguments
 
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
-from easydistill.methods.sft.batching import BOUNDS
+from easydistill.methods.sft.batching import BOUNDS, ROW_BOUNDS
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.models import loading
+from easydistill.models.flat_rows import flat_hidden, not_packed
 from easydistill.models.head import Head, body_of, image_inputs
 from easydistill.models.loading import computes_well_in_bf16
 from easydistill.models.multimodal.processors import TYPE_IDS
+from easydistill.models.rows_attention import RowsLayout
 
 
 @contextlib.contextmanager
@@ -190,34 +192,21 @@ def fuse_loss(model: Any, row_loss: RowLoss) -> None:
         bounds = {name: extra.pop(name) for name in BOUNDS if name in extra}
         images = {name: extra.pop(name) for name in seen if name in extra}
         assert not images or typed <= images.keys(), f"the model would take images for text without {sorted(typed)}"
-        with contextlib.nullcontext() if position_ids is not None else not_packed():
-            hidden_BTD = body(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds, **images
-            ).last_hidden_state
-        rows_ND = hidden_BTD.flatten(0, 1).index_select(0, learned_N)
+        rows = extra.pop(ROW_BOUNDS, None)
+        if rows is not None:
+            assert position_ids is not None and not images
+            shared, *lengths = rows.tolist()
+            hidden_ND = flat_hidden(body, input_ids, position_ids, RowsLayout(shared, tuple(lengths)))
+        else:
+            with contextlib.nullcontext() if position_ids is not None else not_packed():
+                out = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds, **images)
+            hidden_ND = out.last_hidden_state.flatten(0, 1)
+        rows_ND = hidden_ND.index_select(0, learned_N)
         total = row_loss(rows_ND, Head.of(self), target_N, extra)
         count = len(target_N) if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
     model.forward = types.MethodType(forward, model)
-
-
-@contextlib.contextmanager
-def not_packed() -> Iterator[None]:
-    """Spare transformers the search for packs in positions that it has counted itself.
-
-    It looks at the result of that search in every forward pass, for which the CPU would wait for the GPU.
-    """
-    name = "find_packed_sequence_indices"
-    search = getattr(masking_utils, name, None)
-    if search is None:
-        yield
-        return
-    setattr(masking_utils, name, lambda position_ids: None)
-    try:
-        yield
-    finally:
-        setattr(masking_utils, name, search)
 
 
 def unfuse_loss(model: Any) -> None:
