@@ -121,7 +121,7 @@ def takes_flat_rows(model: Any) -> bool:
 
 
 def _suits(model: Any) -> bool:
-    if any(part.device.type != "cpu" or hasattr(part, "device_mesh") for part in model.parameters()):
+    if not _computes_on_cpu(model):
         return False
     config = model.config.get_text_config()
     # Rows would share what is dropped of their common beginning.
@@ -129,6 +129,14 @@ def _suits(model: Any) -> bool:
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     whole = all(part >= LONGEST for part in windows if isinstance(part, int))
     return whole and not drops and not getattr(config, "attention_dropout", 0.0)
+
+
+def _computes_on_cpu(model: Any) -> bool:
+    """Also if its weights wait on the disk (see `spread.py`)."""
+    places = getattr(model, "hf_device_map", None)
+    if places:
+        return {str(place) for place in places.values()} <= {"cpu", "disk"}
+    return not any(part.device.type != "cpu" or hasattr(part, "device_mesh") for part in model.parameters())
 
 
 def _agrees(model: Any) -> bool:
