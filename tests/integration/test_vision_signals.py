@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.integration.test_vision_jobs import figures, made_rows, weights
 from tests.support.pictures import GREEN, RED, picture
 from tests.support.vision_models import END, FAMILIES, make_model, mark, vision_model
@@ -18,12 +19,16 @@ from tests.support.vision_models import END, FAMILIES, make_model, mark, vision_
 import easydistill
 from easydistill.config.models import ModelsConfig
 from easydistill.data.chat import ChatRenderer
-from easydistill.data.images import ImageStore
+from easydistill.data.images import ImageReader, ImageStore
 from easydistill.data.messages import answer_message
+from easydistill.data.reading import read_samples
 from easydistill.errors import ConfigError, DataError
 from easydistill.methods.distil.rescore import scorer_of_store
 from easydistill.methods.shared.sight import other_sight
+from easydistill.models.draws import SeededSampler
+from easydistill.models.loading import load_model
 from easydistill.models.multimodal import Vision, load_processor
+from easydistill.models.sampling import generate_batch
 from easydistill.signals.config import TopKSignals
 from easydistill.signals.extract import SignalShape
 from easydistill.signals.score import ModelScorer, RowToScore
@@ -50,8 +55,6 @@ def rendered(family: str, store: ImageStore, *images: str) -> RowToScore:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_signals_are_of_what_the_teacher_sees(family: str, tmp_path: Path) -> None:
     """Against the model's own forward, in a batch with rows of no and of two images."""
-    import torch
-
     store = ImageStore(tmp_path / "images")
     red, green = store.add(picture(RED, (24, 24))), store.add(picture(GREEN, (24, 24)))
     vocabulary = len(processor(family).tokenizer)
@@ -199,15 +202,40 @@ def test_teachers_that_see_otherwise_are_refused_before_the_run(tmp_path: Path, 
     assert mark("llava") == "<image>"
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"distillation": {"align": "bytes"}}, "shows the teacher text alone"),
-        ({"distillation": {"distillation_type": "contrastive"}}, "lets the student answer prompts of text alone"),
-    ],
-    ids=["bytes", "contrastive"],
-)
-def test_ways_that_show_no_images_say_so(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    config = white_box(tmp_path, vision_model("llava", 1), vision_model("llava"), **values)
-    with pytest.raises(ConfigError, match=words):
+def test_ways_that_show_no_images_say_so(tmp_path: Path) -> None:
+    config = white_box(tmp_path, vision_model("llava", 1), vision_model("llava"), distillation={"align": "bytes"})
+    with pytest.raises(ConfigError, match="shows the teacher text alone"):
         easydistill.run(config)
+
+
+def test_the_students_own_answers_are_to_the_images(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "distillation": {"distillation_type": "contrastive"},
+        "inference": {"backend": "transformers", "max_new_tokens": 6, "temperature": 0, "dtype": "float32"},
+        "evaluation": {"enabled": False},
+    }
+    config = white_box(tmp_path, vision_model("llava", 1), vision_model("llava"), **values)
+    assert easydistill.run(config).exit_code == 0
+    path = next((tmp_path / "run" / "stages").glob("*-rollout")) / "rollouts.parquet"
+    own, rejected = read_samples(path, labelled=True, images=ImageReader(ImageStore(tmp_path / "run" / "images")))
+    assert not rejected
+    vision = Vision(processor("llava"), ImageStore(tmp_path / "run" / "images").path)
+    tokenizer = processor("llava").tokenizer
+    end = tokenizer.convert_tokens_to_ids(END)
+    chats = ChatRenderer(tokenizer, frozenset({end}), images=vision)
+    model = load_model(str(vision_model("llava")), torch.float32)
+    seeing = [sample for sample in own if sample.images]
+    assert len(seeing) > 1
+    for sample in seeing:
+        (answer,) = generate_batch(
+            model,
+            [chats.prompt_ids(sample.prompt_chat)],
+            frozenset({end}),
+            6,
+            SeededSampler([0], temperature=[0.0]),
+            vision=vision,
+            images=[sample.images],
+        )
+        assert sample.messages[-1]["content"] == tokenizer.decode(answer.ids)
+    store = store_of_run(tmp_path)
+    assert all(store.images(sample.id) == sample.images for sample in seeing)

@@ -146,9 +146,6 @@ class Job(JobConfig):
 
 def _unseen(job: Job) -> str | None:
     """Why rows with images are refused, whatever the student is."""
-    if job.distillation.needs_student_answers:
-        named = job.distillation.distillation_type
-        return f"{named} lets the student answer prompts of text alone: remove the row, or take another divergence"
     if not job.scores or (job.distillation.align == "none" and job.kept().backend == "transformers"):
         return None
     return (
