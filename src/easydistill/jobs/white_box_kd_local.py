@@ -146,12 +146,9 @@ class Job(JobConfig):
 
 def _unseen(job: Job) -> str | None:
     """Why rows with images are refused, whatever the student is."""
-    if not job.scores or (job.distillation.align == "none" and job.kept().backend == "transformers"):
+    if not job.scores or job.distillation.align == "none":
         return None
-    return (
-        "this way of scoring shows the teacher text alone: remove the row, or set distillation.align to "
-        '"none" and signals.backend to "transformers"'
-    )
+    return 'this way of scoring shows the teacher text alone: remove the row, or set distillation.align to "none"'
 
 
 def plan(job: Job) -> list[Stage]:
