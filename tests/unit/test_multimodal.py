@@ -70,6 +70,16 @@ def test_expanded_ids_are_those_of_the_processor(
     assert ids_of(seeing, *own) == list(made["input_ids"][0])
 
 
+@pytest.mark.parametrize("images", [(), (0,), (1, 0), (2, 2)])
+def test_placeholders_can_be_put_back(seeing: Vision, digests: list[str], images: tuple[int, ...]) -> None:
+    own = tuple(digests[at] for at in images)
+    bare = seeing.processor.tokenizer(rendered(seeing, *own), add_special_tokens=False)["input_ids"]
+    assert seeing.marked(ids_of(seeing, *own), own) == bare
+    if images:
+        with pytest.raises(DataError, match="join with those around"):
+            seeing.marked(bare, own)
+
+
 def test_the_tensors_and_types_of_one_row_are_those_of_the_processor(
     seeing: Vision, store: ImageStore, digests: list[str]
 ) -> None:

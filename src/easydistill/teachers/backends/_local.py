@@ -58,9 +58,11 @@ def plan_local(
     def notes() -> list[str]:
         return worker_notes(engine, config, weight_bytes(config, model))
 
-    # Servers of `replicas` are sent tokens alone.
-    sees = config.replicas is None and sees_images(model)
-    return TeacherPlan(made, identity, preflight, memory_bytes, shows_date, notes, sees_images=sees)
+    def sees() -> bool:
+        # Servers of `replicas` are sent tokens alone.
+        return config.replicas is None and sees_images(model)
+
+    return TeacherPlan(made, identity, preflight, memory_bytes, shows_date, notes, sees)
 
 
 def local_identity(engine: Engine, config: LocalInferenceConfig, model: str) -> dict[str, Any]:
