@@ -23,7 +23,7 @@ from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.feeding import Feed
 from easydistill.methods.shared.rows import rendered_one_by_one
-from easydistill.methods.shared.sight import ImageSizes, foreseen, sees_images
+from easydistill.methods.shared.sight import ImageSizes, sees_images, sight_of
 from easydistill.models.limits import Limits
 from easydistill.models.multimodal import Vision, load_processor
 
@@ -201,7 +201,7 @@ def test_tokens_are_foreseen_from_sizes_alone(store: ImageStore, digests: list[s
     for family in FAMILIES:
         models = ModelsConfig(student=str(vision_model(family)))
         assert sees_images(models)
-        before, then = foreseen(models, sizes), Vision(processor(family), kept.path)
+        before, then = sight_of(models, sizes.path), Vision(processor(family), kept.path)
         assert before is not None
         for reader, vision in ((ImageReader(sizes), before), (ImageReader(kept), then)):
             digest = reader.digest("turned.jpg", tmp_path)
@@ -219,7 +219,7 @@ def exif(orientation: int) -> bytes:
 
 def test_a_model_of_text_foresees_no_images(tiny_model: Path) -> None:
     models = ModelsConfig(student=str(tiny_model))
-    assert not sees_images(models) and foreseen(models, ImageSizes()) is None
+    assert not sees_images(models) and sight_of(models, ImageSizes().path) is None
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -241,6 +241,30 @@ def test_a_rank_without_rows_computes_one_with_its_images(family: str, store: Im
     fuse_loss(model, cross_entropy_loss(None))
     nothing, something = model(**empty, num_items_in_batch=torch.tensor(3))["loss"], model(**full)["loss"]
     assert nothing.item() == 0.0 and something.item() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_among_processes_every_batch_has_an_image(family: str, store: ImageStore, digests: list[str]) -> None:
+    """One that did not use its tower would not take part in what the others wait for. Nothing of it is learned."""
+    import torch
+
+    from easydistill.methods.shared.compat import cross_entropy_loss, fuse_loss
+
+    chats = renderer(family, store)
+    rows = [chats.render([asked(*shown, "?"), answer_message("A.")]) for shown in ((), (digests[0],), (digests[1],))]
+    items = [[TokenRow(str(n), row.ids_T, row.mask_T, images=row.images)] for n, row in enumerate(rows)]
+    config, vision = TrainingConfig(), Vision(processor(family), store.path)
+    alone, together = (Feed(items, config, 0, ranks=ranks, vision=vision) for ranks in (1, 2))
+    text, accompanied = alone.collate(items[:1]), together.collate([items[:1]])
+    assert "pixel_values" not in text and "pixel_values" in accompanied and len(accompanied["input_ids"]) == 2
+    assert torch.equal(text["target_N"], accompanied["target_N"])
+    # Rows with images need no company, and where there are none nobody uses the tower.
+    assert len(together.collate([items[1:2]])["input_ids"]) == 1
+    assert len(Feed(items[:1], config, 0, ranks=2, vision=vision).collate([items[:1]])["input_ids"]) == 1
+    model = copy.deepcopy(make_model(family, processor(family).tokenizer))
+    fuse_loss(model, cross_entropy_loss(None))
+    losses = [model(**batch)["loss"].item() for batch in (text, accompanied)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_budgets_count_what_images_take(store: ImageStore, digests: list[str]) -> None:

@@ -26,7 +26,6 @@ from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
-from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import WhiteBoxInference, white_box
@@ -145,20 +144,31 @@ class Job(JobConfig):
             raise Unfit(problem, 'set signals.backend to "transformers", or distillation.temperature to 1')
 
 
+def _unseen(job: Job) -> str | None:
+    """Why rows with images are refused, whatever the student is."""
+    if not job.scores or job.distillation.align == "none":
+        return None
+    return 'this way of scoring shows the teacher text alone: remove the row, or set distillation.align to "none"'
+
+
 def plan(job: Job) -> list[Stage]:
     """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
     apart = job.labels and job.inference.thoughts == "apart"
-    rows = LabelledRows(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart)
+    rows = LabelledRows(
+        job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models, unseen=_unseen(job)
+    )
+    labelled = rows
     training = job.training.model_copy(update={"max_length": job.max_length})
     stages: list[Stage] = []
     if job.labels:
         assert job.models.teacher is not None
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: TRAINS_ON_TEXT))
-    labelled = rows
+        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: labelled.refuses_images))
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
-        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart)
+        rows = RowsWithRollouts(
+            job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models, unseen=_unseen(job)
+        )
     if job.scores:
         scoring = Scoring(
             job.models,

@@ -25,6 +25,7 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
+from easydistill.methods.shared.sight import other_sight, sight_of
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
@@ -36,6 +37,7 @@ from easydistill.signals.config import SignalsConfig, TopKSignals
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
     from easydistill.models.compatibility import Difference, Side
+    from easydistill.models.multimodal import Vision
     from easydistill.signals.codec import Codec
     from easydistill.signals.score import RowToScore, Scorer
     from easydistill.signals.sharing import SharedWork
@@ -131,11 +133,27 @@ class ScoreStage:
         if self._scoring.aligned:
             for name, difference in found:
                 LOGGER.info("%s: %s; %s", name, difference.problem, difference.hint)
-        return [
+        fatal = [
             ConfigIssue("config", "models", f"{name}: {difference.problem}", difference.hint)
             for name, difference in found
             if difference.fatal
         ]
+        return fatal or self._image_issues()
+
+    def _image_issues(self) -> list[ConfigIssue]:
+        """Teachers that would not see the images of rows, or read them as other tokens than the student."""
+        scoring = self._scoring
+        if self._rows.refuses_images is not None or not self._rows.show_images():
+            return []
+        return [
+            ConfigIssue("config", "models", f"{reference}: {problem}", hint)
+            for reference, _ in scoring.teachers
+            for problem, hint in other_sight(scoring.models, reference)
+        ]
+
+    def _vision(self, context: StageContext) -> Vision | None:
+        """What the student sees of images."""
+        return sight_of(self._scoring.models, context.images.path)
 
     @cached_property
     def _student(self) -> Side:
@@ -264,7 +282,8 @@ class ScoreStage:
         share = self._share(context)
         samples, _, _ = self._rows.read(context)
         student = self._student
-        renderer = student.renderer(context.started)
+        vision = self._vision(context)
+        renderer = student.renderer(context.started, vision)
         # The very tokens of the training stage, which cuts rows at the student's end too.
         limits = Limits.of_student(self._scoring.models)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
@@ -275,7 +294,7 @@ class ScoreStage:
         if self._scoring.aligned:
             work = self._aligned_work(student, rendered, context.started)
         else:
-            work = self._work(student, rendered)
+            work = self._work(student, rendered, context)
         directory = context.directory / SIGNALS
         plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
         with context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows) as task:
@@ -300,7 +319,7 @@ class ScoreStage:
         self._make_room(context)
         return None
 
-    def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+    def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]], context: StageContext) -> _Work:
         """The work for teachers with the student's vocabulary."""
         from easydistill.signals.extract import SignalShape
         from easydistill.signals.score import ModelScorer
@@ -318,14 +337,30 @@ class ScoreStage:
                 rows,
                 vocabulary,
                 codec_of(signals, vocabulary),
-                lambda: VllmScorer(references[0], signals, vocabulary, longest, trust_remote_code=self._trust),
+                lambda: VllmScorer(
+                    references[0],
+                    signals,
+                    vocabulary,
+                    longest,
+                    trust_remote_code=self._trust,
+                    # Both read every image as the same tokens.
+                    vision=self._vision(context),
+                ),
             )
         temperature = scoring.distillation.temperature
         return _Work(
             rows,
             vocabulary,
             SignalShape.of(signals, vocabulary).codec(vocabulary),
-            lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
+            lambda: ModelScorer(
+                references,
+                weights,
+                signals,
+                vocabulary,
+                temperature,
+                trust_remote_code=self._trust,
+                images=context.images.path,
+            ),
         )
 
     def _check_lengths(self, rows: Sequence[RowToScore]) -> None:
@@ -455,4 +490,4 @@ class ScoreStage:
 def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
     from easydistill.signals.score import RowToScore
 
-    return [RowToScore(sample.id, row.ids_T, row.learned) for sample, row in rendered]
+    return [RowToScore(sample.id, row.ids_T, row.learned, images=row.images) for sample, row in rendered]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.methods.distil.row_loss import Distillation
@@ -20,6 +21,8 @@ from easydistill.methods.shared.compiling import LENGTH_MULTIPLE
 
 if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
+
+_OF_TEXT = frozenset({"input_ids", "labels", "position_ids", "attention_mask"})
 
 
 @dataclass(frozen=True)
@@ -93,26 +96,46 @@ class Feed:
         items = drawn[0] if self.whole_batches else drawn
         if not items:
             # This rank has no row in the step, and computes one with the others.
-            return unlearned(self._with_signals(self.items[0:1]), self.seen(self.items[0:1]))
+            batch = self._with_signals(self.items[0:1])
+            return unlearned(batch, batch.keys() & self._seen_names)
         return self._with_signals(items)
 
     def _with_signals(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
         extra = self.distillation.collate([row for item in items for row in item]) if self.distillation else {}
+        if self._companion is not None and not any(row.images for item in items for row in item):
+            items = [*items, [self._companion]]
         return {**self.tokens(items), **extra}
+
+    @cached_property
+    def _companion(self) -> TokenRow | None:
+        """Where several processes train, a short row with an image, of which nothing is learned. It goes with batches
+        of text alone: a process that does not use its vision tower would not take part in what the others wait for."""
+        if self.vision is None or self.ranks == 1:
+            return None
+        rows = (row for item in self.items for row in item if row.images)
+        shortest = min(rows, key=len, default=None)
+        if shortest is None:
+            return None
+        return TokenRow(shortest.id, shortest.ids_T, np.zeros(len(shortest), np.bool_), images=shortest.images)
+
+    @property
+    def _seen_names(self) -> frozenset[str]:
+        """Names of what a student that sees images is given beside ids."""
+        return frozenset() if self.vision is None else self.vision.processor.inputs - _OF_TEXT
 
     def tokens(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
         """A micro-batch without a teacher's signals."""
         if self.flat:
             return collate_flat(items, self.pad, self.config.max_length, self.multiple)
-        return {**collate(items, self.pad, self.multiple), **self.seen(items)}
-
-    def seen(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
-        """What a student that sees images is given beside a micro-batch's ids; nothing for a model of text."""
+        batch: dict[str, Any] = dict(collate(items, self.pad, self.multiple))
         if self.vision is None:
-            return {}
-        rows = [row for item in items for row in item]
-        ids_BT = collate(items, self.pad, self.multiple)["input_ids"]
-        return {**self.vision.type_ids(ids_BT), **self.vision.batch([(row.ids_T, row.images) for row in rows])}
+            return batch
+        rows = [(row.ids_T, row.images) for item in items for row in item]
+        return {**batch, **self.vision.type_ids(batch["input_ids"]), **self.vision.batch(rows)}
+
+    def shown(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
+        """A micro-batch as the student's body is given it."""
+        return {name: value for name, value in self.tokens(items).items() if name in {"input_ids", *self._seen_names}}
 
     def first(self) -> dict[str, Any]:
         """The first micro-batch of the first epoch, without a teacher's signals."""

@@ -137,8 +137,7 @@ def _sight_test(feed: Feed) -> Mapping[str, Any] | None:
     rows = [item for item in feed.items[:LOOKED_AT] if item[0].images]
     if not rows:
         return None
-    shown = [min(rows, key=lambda item: len(item[0]))]
-    return {"input_ids": feed.tokens(shown)["input_ids"], **feed.seen(shown)}
+    return feed.shown([min(rows, key=lambda item: len(item[0]))])
 
 
 def _packed(

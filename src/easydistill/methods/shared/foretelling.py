@@ -14,7 +14,7 @@ from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.chat_settings import inherited_lines
 from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, TemplateSettings
-from easydistill.methods.shared.sight import ImageSizes, foreseen
+from easydistill.methods.shared.sight import ImageSizes, sight_of
 from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.student import making_issues, student_references
@@ -129,7 +129,7 @@ class Foresight:
         side = student_side(self.models)
         settings = self.settings
         tokenizer, images = side.tokenizer, None
-        if (vision := foreseen(self.models, self.sizes)) is not None:
+        if (vision := sight_of(self.models, self.sizes.path)) is not None:
             tokenizer, images = vision.processor.tokenizer, vision
         return ChatRenderer.from_file(
             tokenizer, side.eos_ids, settings.template, settings.template_kwargs, None, settings.thoughts, images

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import tee
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.outputs import LABELED_PARQUET
-from easydistill.config.dataset import DatasetConfig, RowsConfig
+from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
-from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
-from easydistill.data.messages import Chat
-from easydistill.data.reading import read_rows, read_samples
+from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.messages import have_images
+from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
-from easydistill.engine.stage import StageContext
-from easydistill.errors import DataError
+from easydistill.engine.stage import FORETOLD, StageContext
+from easydistill.errors import DataError, EasyDistillError
 from easydistill.methods.shared.foretelling import FirstRows
-from easydistill.methods.shared.sight import blindness
+from easydistill.methods.shared.row_reading import first_rows, one_writer, read_file
+from easydistill.methods.shared.sight import ImageSizes, blindness
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -52,6 +51,8 @@ class LabelledRows:
     """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
     shown_to: ModelsConfig | None = field(default=None, kw_only=True)
     """The student that is shown the images of rows, if it sees any; without one such rows are refused."""
+    unseen: str | None = field(default=None, kw_only=True)
+    """Why they are refused, whatever the student is."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -61,6 +62,19 @@ class LabelledRows:
     def are_cited(self) -> bool:
         """Whether another job of a pipeline is yet to make them."""
         return not self.from_stage and Citation.read(self.dataset.labeled_path) is not None
+
+    @property
+    def refuses_images(self) -> str | None:
+        """Why rows with images are refused; None if they are not."""
+        return self.unseen or blindness(self.shown_to)
+
+    def show_images(self) -> bool:
+        """Whether the first rows show any."""
+        try:
+            return any(have_images(chat.messages) for chat in self.preview(FORETOLD, ImageSizes()).chats)
+        except (EasyDistillError, OSError):
+            # Told by the stage that reads them.
+            return False
 
     def fingerprint(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -79,14 +93,14 @@ class LabelledRows:
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         """(training rows, held-out rows, rejected rows of the file)."""
-        with one_writer(context, may_have_images=blindness(self.shown_to) is None):
+        with one_writer(context, may_have_images=self.refuses_images is None):
             if self.from_stage:
                 images = ImageReader(context.images)
                 path = context.input_path("label", LABELED_PARQUET)
                 samples, rejected = read_samples(path, labelled=True, images=images)
             else:
                 given = self.dataset.labeled_path
-                samples, rejected = read_file(self.dataset, given, True, context, self.shown_to)
+                samples, rejected = read_file(self.dataset, given, True, context, self.refuses_images)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
@@ -97,94 +111,16 @@ class LabelledRows:
             store: their images are looked at in it.
         """
         path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _first_rows(self.dataset, path, not self.from_stage, most, store, self.shown_to)
+        return first_rows(self.dataset, path, not self.from_stage, most, store, self.refuses_images)
 
     def preview_prompts(self, most: int, store: ImageStore) -> FirstRows:
         """The first rows without their answers."""
         path = self.dataset.instruction_path or self.dataset.labeled_path
-        return _first_rows(self.dataset, path, False, most, store, self.shown_to)
+        return first_rows(self.dataset, path, False, most, store, self.refuses_images)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
-
-
-def images_for(dataset: RowsConfig, student: ModelsConfig | None, context: StageContext) -> RowImages:
-    """Reads the images of a file's rows for a student, or refuses them if it would not see them."""
-    if (why_not := blindness(student)) is not None:
-        return NoImages(why_not)
-    return ImageReader.of(dataset, context.images, context.image_sources)
-
-
-@contextlib.contextmanager
-def one_writer(context: StageContext, *, may_have_images: bool) -> Iterator[None]:
-    """Among processes that read the same rows, the first one goes first: the others find the images that it stores."""
-    if not may_have_images:
-        yield
-        return
-    from easydistill.methods.shared.ranks import wait_for_all
-
-    if context.rank > 0:
-        wait_for_all()
-    yield
-    if context.rank == 0:
-        wait_for_all()
-
-
-def read_file(
-    dataset: RowsConfig,
-    path: str | None,
-    labelled: bool | None,
-    context: StageContext,
-    student: ModelsConfig | None = None,
-) -> tuple[Rows[Sample], list[Rejection]]:
-    """The rows of the user's file, read as the `dataset` section says. What is not read of them is told.
-
-    Args:
-        student: is shown their images, if it sees any.
-    """
-    assert path is not None, "checked by the job's validators"
-    limit, columns = dataset.max_samples, dataset.column_names
-    images = images_for(dataset, student, context)
-    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
-    context.notice(found.notices)
-    return found.samples, found.rejected
-
-
-def _first_rows(
-    dataset: RowsConfig,
-    path: str | None,
-    labelled: bool | None,
-    most: int,
-    store: ImageStore,
-    student: ModelsConfig | None = None,
-) -> FirstRows:
-    if path is None:
-        return FirstRows()
-    limit = min(most, dataset.max_samples or most)
-    columns, why_not = dataset.column_names, blindness(student)
-    images = ImageReader.of(dataset, store) if why_not is None else _Unseen(why_not)
-    try:
-        found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
-    except DataError:
-        if isinstance(images, _Unseen) and images.rows:
-            return FirstRows(unseen=images.rows, blindness=images.why)
-        raise
-    # Answers that need not be there are not learned.
-    chats = [Chat.of(row) if labelled else row.prompt_chat for row in found.samples]
-    return FirstRows(chats, found.lines(), images.rows if isinstance(images, _Unseen) else 0, why_not or "")
-
-
-class _Unseen(NoImages):
-    """Counts the rows that it refuses."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why, self.rows = why, 0
-
-    def digest(self, source: Any, folder: Path | None) -> str:
-        self.rows += 1
-        return super().digest(source, folder)
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -309,12 +245,12 @@ class PromptRows(LabelledRows):
         }
 
     def preview(self, most: int, store: ImageStore) -> FirstRows:
-        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, store, self.shown_to)
+        return first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, store, self.refuses_images)
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
-        with one_writer(context, may_have_images=blindness(self.shown_to) is None):
+        with one_writer(context, may_have_images=self.refuses_images is None):
             path = self.dataset.instruction_path
-            samples, rejected = read_file(self.dataset, path, self.labelled, context, self.shown_to)
+            samples, rejected = read_file(self.dataset, path, self.labelled, context, self.refuses_images)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 

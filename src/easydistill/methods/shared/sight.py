@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from easydistill.data.images.normalise import inspect, pillow
 from easydistill.data.images.store import digest_of
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue, MissingExtra, ModelError
-from easydistill.models.reference import resolve
+from easydistill.models.reference import sees_images as model_sees_images
 from easydistill.models.student import Student, student_references
 
 if TYPE_CHECKING:
@@ -23,23 +23,17 @@ if TYPE_CHECKING:
 
 TRAINS_ON_TEXT = "this job trains on text alone and would not see it: remove the row, or take another job"
 """Of rows with images, in jobs that show them to no student."""
-_TOWER = "vision_config"
-"""Key of a model's config that only models with a vision tower have."""
+_PROBES = ((64, 48), (640, 480), (300, 900))
+"""Sizes of images that teacher and student must read alike."""
 
 
 def sees_images(models: ModelsConfig) -> bool:
-    """Whether a student is a vision-language model, according to its config.json. One that is not on this machine yet
-    does not count as one."""
+    """Whether a student is a vision-language model, according to its files. One that is not on this machine yet does
+    not count as one."""
     if isinstance(models.student, FreshStudent):
         return False
-    try:
-        (source,) = (resolve(reference) for reference in student_references(models))
-        if source.path is None or source.is_gguf:
-            return False
-        return _TOWER in json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-    except (ModelError, OSError, ValueError, TypeError):
-        # Told by other checks.
-        return False
+    (reference,) = student_references(models)
+    return model_sees_images(reference)
 
 
 def blindness(models: ModelsConfig | None) -> str | None:
@@ -101,6 +95,12 @@ class ImageSizes(ImageStore):
             self._sizes[digest] = inspect(path.read_bytes())
         return digest
 
+    def blank(self, width: int, height: int) -> str:
+        """The digest of an image of some size that no row has."""
+        digest = digest_of(f"{width}x{height}".encode())
+        self._sizes[digest] = width, height
+        return digest
+
     def path(self, digest: str) -> Path:
         """A blank image of the size of one that was added."""
         if self._blank is None:
@@ -113,15 +113,55 @@ class ImageSizes(ImageStore):
         return path
 
 
-def foreseen(models: ModelsConfig, sizes: ImageSizes) -> Vision | None:
-    """What a student will read of images that were only looked at; None for a model that would not see them."""
+def sight_of(models: ModelsConfig, files: Callable[[str], Path]) -> Vision | None:
+    """What a student that is not loaded sees of images; None for a model that would not see them.
+
+    Args:
+        files: gives the file of an image by its digest, or that of another one of its size.
+    """
     if not sees_images(models):
         return None
     from easydistill.models.multimodal import Vision, load_processor
 
     (reference,) = student_references(models)
     try:
-        return Vision(load_processor(reference, trust_remote_code=models.trust_remote_code), sizes.path)
+        return Vision(load_processor(reference, trust_remote_code=models.trust_remote_code), files)
     except (ModelError, MissingExtra):
         # It can still be trained on text; its rows with images are refused.
         return None
+
+
+def other_sight(models: ModelsConfig, teacher: str) -> list[tuple[str, str]]:
+    """Why a teacher cannot score the very tokens that a student reads of images, as (problem, hint).
+
+    Images of several sizes and shapes are tried.
+    """
+    from easydistill.models.loading import full_config, is_multimodal
+    from easydistill.models.multimodal import Vision, load_processor
+
+    if not is_multimodal(full_config(teacher, trust_remote_code=models.trust_remote_code)):
+        return [("this teacher reads text alone, and rows have images", "take one of the student's family")]
+    sizes = ImageSizes()
+    ours = sight_of(models, sizes.path)
+    try:
+        theirs = Vision(load_processor(teacher, trust_remote_code=models.trust_remote_code), sizes.path)
+    except (ModelError, MissingExtra) as error:
+        problem, _, hint = str(error).partition("\n    → ")
+        return [(problem, hint)]
+    if ours is None:
+        return []
+    for width, height in _PROBES:
+        digest = sizes.blank(width, height)
+        texts = [vision.expand(vision.processor.mark, [digest]) for vision in (ours, theirs)]
+        read = [
+            vision.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for vision, text in zip((ours, theirs), texts, strict=True)
+        ]
+        if read[0] != read[1] or ours.processor.image_token_ids != theirs.processor.image_token_ids:
+            counts = [vision.image_tokens(digest) for vision in (ours, theirs)]
+            problem = (
+                f"the student reads an image of {width}×{height} pixels as {counts[0]} image tokens of "
+                f"{len(read[0])}, this teacher as {counts[1]} of {len(read[1])}, or as other ones"
+            )
+            return [(problem, "take a teacher and a student with the same processor of images")]
+    return []
