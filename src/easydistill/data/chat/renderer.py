@@ -255,7 +255,8 @@ class ChatRenderer:
 
     def _with_images(self, shown: Shown, chat: Chat) -> Shown:
         """The same with what the model reads of the chat's images."""
-        images = images_of(*chat.messages)
+        # Without an expander there are none: `_prepared` refuses them.
+        images = () if self.images is None else images_of(*chat.messages)
         if not images:
             return shown
         text, spans = expanded(self.images, images, shown.text, shown.spans)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import Content, Message
+from easydistill.data.messages import Message
+from easydistill.data.messages import Part as MessagePart
 
 CONTENT, THOUGHTS, CALLS = "content", "thoughts", "calls"
 
@@ -87,7 +88,8 @@ def replaced(
     """A message of the same shape with other texts."""
     # A copy with a changed key or two costs less than a new message.
     changed: Message = message.copy()
-    changed["content"] = _content(message, content)
+    held = message["content"]
+    changed["content"] = content(held) if isinstance(held, str) else _parts(held, content)
     if "reasoning_content" in message:
         changed["reasoning_content"] = thoughts(message["reasoning_content"])
     if message.get("tool_calls"):
@@ -98,12 +100,9 @@ def replaced(
     return changed
 
 
-def _content(message: Message, change: Callable[[str], str]) -> Content:
-    """A content with other texts, its images as they are."""
-    held = message["content"]
-    if isinstance(held, str):
-        return change(held)
-    return [{**part, "text": change(part["text"])} if part["type"] == "text" else part for part in held]  # type: ignore[list-item]
+def _parts(parts: Sequence[MessagePart], change: Callable[[str], str]) -> list[MessagePart]:
+    """The parts of a content with other texts, and the images as they are."""
+    return [{**part, "text": change(part["text"])} if part["type"] == "text" else part for part in parts]  # type: ignore[list-item]
 
 
 def _texts(value: Any, change: Callable[[str], str]) -> Any:

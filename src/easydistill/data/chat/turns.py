@@ -240,10 +240,11 @@ def _plain(marked: str) -> str:
 
 def _shape(message: Message) -> Hashable:
     """What a template may decide by: the role, and which parts a message has."""
-    return (
+    content = message["content"]
+    shape = (
         message["role"],
         bool(text_of(message).strip()),
         bool(message.get("reasoning_content")),
         bool(message.get("tool_calls")),
-        None if isinstance(message["content"], str) else tuple(part["type"] for part in message["content"]),
     )
+    return shape if isinstance(content, str) else (*shape, *(part["type"] for part in content))
