@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +20,8 @@ from easydistill.config.deepspeed_checks import batch_size_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ConfigError, MissingExtra
-from easydistill.methods.shared.strategies.base import Strategy
-from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, number_types
+from easydistill.methods.shared.strategies.base import Strategy, T
+from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, decided_by_first, number_types
 from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
 from easydistill.models.loading import computes_well_in_bf16, device
 
@@ -71,6 +71,9 @@ class Zero3(Zero):
     shards: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
 
+    def decided(self, ask: Callable[[], T]) -> T:
+        return decided_by_first(ask)
+
     def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered:
         on, dtypes = device(), number_types(model, computed)
         return Gathered(model, lambda: _whole_values(model, on, dtypes), _unnoticed)
@@ -109,12 +112,16 @@ class Zero3(Zero):
     def again(self, model: Any) -> None:
         on = device()
         if torch.distributed.get_rank() > 0:
-            # The values come from the first process.
-            model.to_empty(device="cpu")
+            # The first process's values come when the weights are shared out.
+            empty = {
+                value: nn.Parameter(torch.empty_like(value, device="cpu"), value.requires_grad)
+                for value in model.parameters()
+            }
+            _put_whole(model, empty)
         for module in model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    sent = buffer.to(on).contiguous()
+                    sent = torch.empty_like(buffer, device=on) if buffer.is_meta else buffer.to(on).contiguous()
                     torch.distributed.broadcast(sent, 0)
                     module._buffers[name] = sent.cpu()
 

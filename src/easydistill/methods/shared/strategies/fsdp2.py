@@ -17,11 +17,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -29,7 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from easydistill.errors import ModelError
 from easydistill.methods.shared.compiling import decoder_layers
 from easydistill.methods.shared.strategies.base import Strategy, T
-from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, number_types
+from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, decided_by_first, number_types
 from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
 from easydistill.methods.shared.strategies.parts import PartCheckpoints
 from easydistill.models.loading import device, without_weights
@@ -47,9 +48,7 @@ class Fsdp2(Strategy):
         return contextlib.nullcontext() if dist.get_rank() == 0 else without_weights()
 
     def decided(self, ask: Callable[[], T]) -> T:
-        found = [ask() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(found, 0)
-        return cast(T, found[0])
+        return decided_by_first(ask)
 
     def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered:
         on, dtypes = device(), number_types(model, computed)
@@ -80,6 +79,9 @@ class Fsdp2(Strategy):
         gather(model, self._device)
         self._modules.restore()
         del self._modules
+        for module in model.modules():
+            # Else it could not be sharded again.
+            _module_state_mapping.pop(module, None)
         # The buffers, which no rank holds in parts.
         model.to("cpu" if dist.get_rank() == 0 else "meta")
 
