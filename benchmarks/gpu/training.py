@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from benchmarks.common import spread
 from benchmarks.gpu.training_sides import (
     HALF_B,
     LISTED,
+    NOTES,
     ONE_AND_A_HALF_B,
     SEED,
     TINY,
@@ -38,10 +40,13 @@ from benchmarks.gpu.training_sides import (
 )
 
 WARM_UP, STEPS = 3, 6
+SIDES = "EASYDISTILL_BENCH_SIDES"
+"""Environment variable: comparisons or sides to run alone, as `same` or `same.kd,larger`."""
 
 
 def measured(run: Callable[[], list[float]]) -> dict[str, Any]:
-    """Seconds of the steps after the first ones, and the peak of memory; or why there are none."""
+    """Seconds of the steps after the first ones, and the peak of memory (in use, and held); or why there are none."""
+    started = time.monotonic()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -56,8 +61,11 @@ def measured(run: Callable[[], list[float]]) -> dict[str, Any]:
     else:
         # Of the whole process so far.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    reserved = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else peak
     kept = seconds[min(WARM_UP, len(seconds) - 1) :]
-    return {"seconds": kept, "steps": len(seconds), "peak_gib": round(peak / 2**30, 2)}
+    whole = round(time.monotonic() - started, 1)
+    found = {"seconds": kept, "steps": len(seconds), "whole_seconds": whole}
+    return {**found, "peak_gib": round(peak / 2**30, 2), "reserved_gib": round(reserved / 2**30, 2)}
 
 
 def compared(
@@ -70,10 +78,13 @@ def compared(
         ends: the time after which no further run begins.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    longest = 0.0
     for number in range(rounds):
         for name in sides if number % 2 == 0 else reversed(sides):
-            if time.monotonic() < ends and not any("failed" in run for run in runs[name]):
+            if time.monotonic() + longest < ends and not any("failed" in run for run in runs[name]):
+                started = time.monotonic()
                 runs[name].append(measured(sides[name]))
+                longest = max(longest, time.monotonic() - started)
     return {name: summed(found, tokens) for name, found in runs.items()}
 
 
@@ -85,7 +96,13 @@ def summed(runs: list[dict[str, Any]], tokens: Callable[[int], float]) -> dict[s
     seconds = [second for run in runs for second in run["seconds"]]
     found = spread(seconds)
     rate = tokens(runs[0]["steps"]) / found["median"]
-    return {"seconds_per_step": found, "tokens_per_second": round(rate), "peak_gib": max(r["peak_gib"] for r in runs)}
+    return {
+        "seconds_per_step": found,
+        "tokens_per_second": round(rate),
+        "peak_gib": max(run["peak_gib"] for run in runs),
+        "reserved_gib": max(run["reserved_gib"] for run in runs),
+        "whole_seconds": [run["whole_seconds"] for run in runs],
+    }
 
 
 def missing(*modules: str) -> str | None:
@@ -111,31 +128,33 @@ def measure(budget_seconds: float, tiny: bool = False) -> dict[str, Any]:
     no_trl, no_liger = missing("trl", "datasets"), missing("liger_kernel")
     # Compiling takes longer than all the rest of a smoke test.
     skip_compiling = "not in the smoke test" if tiny else None
+    wanted = [one for one in os.environ.get(SIDES, "").split(",") if one]
     every: dict[str, dict[str, tuple[Callable[[], list[float]], str | None]]] = {
         "same": {
-            "sft": (lambda: ours(small, rows, **fixed), None),
             "sft_compiled": (lambda: ours(small, rows, **fixed, compile=True), skip_compiling),
-            "kd": (lambda: ours(small, rows, distil=True, **fixed), None),
-            "kd_compiled": (lambda: ours(small, rows, distil=True, **fixed, compile=True), skip_compiling),
             "trl_sft": (lambda: trl_sft(small, rows, batch), no_trl),
+            "kd_compiled": (lambda: ours(small, rows, distil=True, **fixed, compile=True), skip_compiling),
             "trl_sft_liger": (lambda: trl_sft(small, rows, batch, liger=True), no_trl or no_liger),
+            "sft": (lambda: ours(small, rows, **fixed), None),
+            "kd": (lambda: ours(small, rows, distil=True, **fixed), None),
         },
         "beside_teacher": {
-            "kd": (lambda: ours(small, few, distil=True, **half), None),
+            "kd_compiled": (lambda: ours(small, few, distil=True, **half, compile=True), skip_compiling),
             "trl_gkd": (lambda: trl_gkd(small, large, few, batch // 2), no_trl),
+            "kd": (lambda: ours(small, few, distil=True, **half), None),
             "trl_distillation": (list, "its steps generate what they train on, so it does not do the same work"),
         },
         "larger": {
-            "sft": (lambda: ours(large, rows, **fixed), None),
             "sft_compiled": (lambda: ours(large, rows, **fixed, compile=True), skip_compiling),
             "trl_sft": (lambda: trl_sft(large, rows, batch), no_trl),
+            "sft": (lambda: ours(large, rows, **fixed), None),
             "trl_sft_liger": (lambda: trl_sft(large, rows, batch, liger=True), no_trl or no_liger),
         },
         "packed": {
-            "sft": (lambda: ours(small, mixed, **by_tokens), None),
             "sft_compiled": (lambda: ours(small, mixed, **by_tokens, compile=True), skip_compiling),
-            "sft_rows": (lambda: ours(small, mixed, **fixed | {"max_length": longest}, group_by_length=True), None),
             "trl_sft": (lambda: trl_sft(small, mixed, 2, packing=True), no_trl),
+            "sft": (lambda: ours(small, mixed, **by_tokens), None),
+            "sft_rows": (lambda: ours(small, mixed, **fixed | {"max_length": longest}, group_by_length=True), None),
         },
     }
     tokens = {"same": batch * length, "beside_teacher": batch // 2 * length, "larger": batch * length}
@@ -147,6 +166,10 @@ def measure(budget_seconds: float, tiny: bool = False) -> dict[str, Any]:
             (lambda count, part=part: tokens[part]) if part in tokens else (lambda n: mixed_tokens / (n + WARM_UP))
         )
         runnable = {name: run for name, (run, reason) in sides.items() if reason is None}
+        if wanted and not any(one.startswith(part) for one in wanted):
+            continue
+        if chosen := {name: run for name, run in runnable.items() if f"{part}.{name}" in wanted}:
+            runnable = chosen
         results = compared(runnable, per_step, rounds, started + shares[part] * budget_seconds)
         found[part] = {name: results.get(name, {"skipped": reason}) for name, (_, reason) in sides.items()}
-    return found
+    return {**found, "notes": sorted(set(NOTES))}

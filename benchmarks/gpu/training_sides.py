@@ -119,6 +119,17 @@ class RandomSignals(Distillation):
         return {f"{PREFIX}{name}": value for name, value in arrays.items()}
 
 
+NOTES: list[str] = []
+"""What our trainings said."""
+
+
+class NotingReporter(Reporter):
+    """Keeps what a user would read."""
+
+    def say(self, text: str, *args: Any, **kwargs: Any) -> None:
+        NOTES.append(text.strip())
+
+
 def ours(shape: Shape, rows: Rows, *, distil: bool = False, **values: Any) -> list[float]:
     """Seconds of the steps of our `train`."""
     clock = Clock()
@@ -138,7 +149,9 @@ def ours(shape: Shape, rows: Rows, *, distil: bool = False, **values: Any) -> li
     made = [TokenRow(str(at), ids, mask) for at, (ids, mask) in enumerate(rows)]
     signals = RandomSignals(shape.vocabulary) if distil else None
     with tempfile.TemporaryDirectory() as directory, mock.patch.object(supervised, "Watch", TimedWatch):
-        supervised.train(student, made, config, Path(directory), Reporter(None, quiet=True), StopSignal(), signals)
+        supervised.train(
+            student, made, config, Path(directory), NotingReporter(None, quiet=True), StopSignal(), signals
+        )
     return clock.seconds
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.common import RESULT, run_worker, save
 
 HERE = Path(__file__).parent
-SIDES = ("ours", "trl_sft", "trl_gkd")
+SIDES = ("ours", "trl_gkd", "trl_sft")
 
 
 def worker(side: str, epochs: int, seed: int, arguments: argparse.Namespace) -> None:
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=400, help="longest training, by its clock")
     parser.add_argument("--every", type=int, default=4, help="steps between measurements")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--keep-labels", action="store_true", help="the answers in runs/time_to_kl, of another machine")
     parser.add_argument("--tiny", action="store_true", help="two layers and few rows, to see that it works; not saved")
     parser.add_argument("--json", action="store_true", help="print the result alone at the end")
     parser.add_argument("--worker", choices=SIDES)
@@ -99,7 +100,8 @@ def main() -> None:
         return
     from benchmarks.time_to_kl.work import make_labels
 
-    make_labels(arguments.tiny)
+    if not arguments.keep_labels:
+        make_labels(arguments.tiny)
     result: dict[str, Any] = {"target": arguments.target, "every": arguments.every, "most_seconds": arguments.seconds}
     result |= {"schedules": arguments.epochs, "seeds": {}}
     for seed in arguments.seeds:

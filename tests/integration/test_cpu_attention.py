@@ -68,7 +68,13 @@ def test_a_training_uses_it_where_it_computes_in_bfloat16(
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", seen)
     supervised.train(
-        student(tiny_model), rows(8), config(bf16=True), tmp_path, Reporter(None, quiet=True), StopSignal()
+        # Rows that are not packed go without it into one sequence.
+        student(tiny_model),
+        rows(8),
+        config(bf16=True, packing=True),
+        tmp_path,
+        Reporter(None, quiet=True),
+        StopSignal(),
     )
     assert autocasts and not any(autocasts)
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is seen

@@ -247,9 +247,9 @@ def test_a_folder_of_images_that_is_not_there_is_told_before_the_run(tmp_path: P
 def test_a_student_is_not_trained_blind(tmp_path: Path, server: LookingServer, tiny_model: Path) -> None:
     """The rows are refused before an answer is paid for."""
     pictures(tmp_path)
-    rows = [{"instruction": "<image>?", "images": ["r.png"]}]
+    rows = [{"instruction": "<image>?", "images": ["r.png"]}, {"instruction": "Say yes."}]
     config = job(tmp_path, server, rows) | {"job_type": "black_box_kd_api", "models": {"student": str(tiny_model)}}
-    with pytest.raises(DataError, match=r"students are trained on text alone and would not see it"):
+    with pytest.raises(ConfigError, match=r"1 of the first 2 rows have an image; .* text alone and would not see it"):
         easydistill.run(config)
     assert not server.bodies
 
@@ -264,7 +264,7 @@ def test_a_file_of_labelled_rows_with_images_is_not_trained_on_blind(tmp_path: P
         "dataset": {"labeled_path": str(tmp_path / "rows.json")},
         "models": {"student": str(tiny_model)},
     }
-    with pytest.raises(DataError, match=r"students are trained on text alone and would not see it"):
+    with pytest.raises(ConfigError, match=r"1 of the first 1 rows have an image; .* text alone and would not see it"):
         easydistill.run(config)
 
 

@@ -94,7 +94,11 @@ _AS_THEY_ARE: dict[str, Config] = {
     "kd_black_box_api": _kd("kd_black_box_api", {**API, "system_prompt": "Be kind."}, STUDENT),
     "kd_black_box_local": _kd("kd_black_box_local", VLLM, BOTH),
     "kd_white_box": {**_kd("kd_white_box", _TOP, BOTH, distillation=KD), "dataset": _LOGITS},
+    "mmkd_black_box_api": _kd("mmkd_black_box_api", {**API, "system_prompt": ""}, STUDENT),
+    "mmkd_black_box_local": _kd("mmkd_black_box_local", VLLM, BOTH),
+    "mmkd_white_box": {**_kd("mmkd_white_box", _TOP, BOTH, distillation=KD), "dataset": _LOGITS},
     "cot_eval_api": _scored("cot_eval_api"),
+    "mmcot_eval_api": _scored("mmcot_eval_api"),
     "instruct_eval_api": _scored("instruct_eval_api"),
     **{f"{job}_{way}": _synthesis(job, way) for job in PROMPTS for way in ("api", "batch")},
 }
@@ -129,11 +133,7 @@ _ANEW: dict[str, Config] = {
     },
 }
 _REFUSED: dict[str, tuple[Config, str]] = {
-    **{
-        job: (_kd(job, VLLM, BOTH), "images")
-        for job in ("mmkd_black_box_api", "mmkd_black_box_local", "mmkd_white_box", "mmkd_rl_grounding")
-    },
-    "mmcot_eval_api": (_scored("mmcot_eval_api"), "images"),
+    "mmkd_rl_grounding": (_kd("mmkd_rl_grounding", VLLM, BOTH), "rewards.grounding"),
     "speckd_local": (
         {
             "job_type": "speckd_local",

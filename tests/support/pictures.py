@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -51,11 +51,16 @@ def sent_images(body: dict[str, Any]) -> list[bytes]:
     return [base64.b64decode(url.partition(";base64,")[2], validate=True) for url in urls]
 
 
+def named(colours: list[Any]) -> str:
+    return " ".join(map(str, colours)) or "no image"
+
+
 class LookingServer:
-    """A chat API that names the colours of the images it is sent."""
+    """A chat API that looks at the images it is sent: `says` makes an answer of their colours."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.says: Callable[[list[Any]], str] = named
         self.status = 200
         self.error: Any = None
         """Gives the body of an error, of the request's text; with another status than 200."""
@@ -70,8 +75,8 @@ class LookingServer:
                 with lock:
                     outer.bodies.append(body)
                 colours = [opened(data).convert("RGB").getpixel((0, 0)) for data in sent_images(body)]
-                said = " ".join(map(str, colours)) or "no image"
-                choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+                message = {"role": "assistant", "content": outer.says(colours)}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
                 answer: Any = {
                     "id": "x",

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from easydistill.config.evaluation import EvaluationConfig
 from easydistill.contracts.metric import TokenRows
+from easydistill.evaluation.config import chosen_metrics
 from easydistill.evaluation.metrics import METRICS
 from easydistill.evaluation.metrics.rouge_l import Metric as RougeL
 from easydistill.evaluation.metrics.rouge_l import words
@@ -23,7 +25,18 @@ def rows() -> TokenRows:
 
 
 def test_all_metrics_are_found() -> None:
-    assert set(METRICS.names()) == {"agreement", "cross_entropy", "kl", "rouge_l"}
+    always = {"agreement", "cross_entropy", "kl", "rouge_l"}
+    assert set(METRICS.names()) == {*always, "exact_match", "image_gain"}
+    # A text student's evaluation, and with it its fingerprint, stays what it was.
+    assert set(chosen_metrics(EvaluationConfig())) == always
+    assert set(chosen_metrics(EvaluationConfig(), sees_images=True)) == set(METRICS.names())
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"), [("Blue", True), (" blue.\n", True), ("BLUE!", True), ("light blue", False), ("", False)]
+)
+def test_exact_match_compares_what_is_said(answer: str, same: bool) -> None:
+    assert METRICS.module("exact_match").Metric().score(answer, "Blue.") == float(same)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,16 @@ from tests.support.old_configs import (
     VERSION_2,
     Config,
 )
+from tests.support.pictures import RED, picture
 
 import easydistill
 from easydistill import api
 from easydistill.cli import main
 from easydistill.config.job import JobConfig
 from easydistill.config.reading.old_jobs import UNAVAILABLE
+from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.messages import tagged_text
+from easydistill.data.reading import read_samples
 from easydistill.errors import ConfigError
 from easydistill.jobs import stages_of
 from easydistill.migration import Migration
@@ -166,6 +170,52 @@ def test_what_counts_now_and_did_not_is_said() -> None:
     assert any("inference.temperature counts here" in note and "top_k" in note for note in notes)
     assert any("dataset.labeled_path is where the teacher's answers go" in note for note in notes)
     assert not any("temperature" in note for note in api.load(AS_THEY_ARE["kd_black_box_api"]).notes)
+
+
+def test_jobs_with_images_say_what_they_did_otherwise(anew: Any) -> None:
+    config = AS_THEY_ARE["mmkd_black_box_api"]
+    loaded = api.load(config)
+    assert loaded.job.inference.system_prompt == "You are a helpful assistant."  # type: ignore[attr-defined]
+    assert any("inference.system_prompt is read as" in note for note in loaded.notes)
+    assert any("learned the questions' text too" in note for note in loaded.notes)
+    assert any("dataset.template counts here" in note for note in loaded.notes)
+    given = copy.deepcopy(config)
+    given["inference"]["system_prompt"] = "Be kind."
+    del given["dataset"]["template"]
+    notes = api.load(given).notes
+    assert not any("system_prompt" in note or "template" in note for note in notes)
+    assert any("top_k" in note for note in api.load(AS_THEY_ARE["mmkd_black_box_local"]).notes)
+    made, job = anew(AS_THEY_ARE["mmkd_white_box"])
+    assert [*stages(job)][:2] == ["label", "score"], "the teacher answers first, as it did"
+    assert any("questions' text" in text for text in made.changed) and any("template" in text for text in made.changed)
+    assert job.inference.top_k == 1
+
+
+def test_rows_of_the_jobs_with_images_are_read(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(picture(RED))
+    asked = [{"type": "image", "image": "red.png"}, {"type": "text", "text": "Which colour?"}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Red."}]}
+    shapes: dict[str, list[Any]] = {
+        "local.json": [[{"role": "user", "content": asked}]],
+        "labelled.json": [[{"role": "user", "content": asked}, answer]],
+        "api.json": [{"instruction": "Which colour?", "image": "red.png"}],
+        "api_labelled.json": [{"instruction": "Which colour?", "image": "red.png", "output": "Red."}],
+        "mllm_demo.json": [
+            {
+                "messages": [
+                    {"role": "user", "content": "<image>Which colour?"},
+                    {"role": "assistant", "content": "Red."},
+                ],
+                "images": ["red.png"],
+            }
+        ],
+    }
+    for name, rows in shapes.items():
+        (tmp_path / name).write_text(json.dumps(rows))
+        samples, rejected = read_samples(tmp_path / name, labelled=None, images=ImageReader(ImageStore()))
+        assert not rejected, (name, rejected)
+        (sample,) = samples
+        assert len(sample.images) == 1 and tagged_text(sample.messages[0]) == "<image>Which colour?"
 
 
 def test_jobs_of_a_pipeline_may_be_old_ones() -> None:

@@ -6,7 +6,7 @@ the request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,14 @@ BLIND_TEACHER = (
     "the teacher is given text alone and would not see it: label such rows by an API (inference.base_url), or remove "
     "them"
 )
-NOT_TRAINED = (
-    "students are trained on text alone and would not see it: label such rows in the job `label`, or remove them"
-)
-"""Of rows with images, where labels are made for training."""
 CUT_ANSWERS = "cut_answers"
 """Metric of a label stage: how many labels were cut off at `max_new_tokens`."""
 IMAGE_ROWS = "image_rows"
 """Metric of a label stage: how many labelled rows have images."""
+
+
+def _seen() -> None:
+    """Rows with images are of use."""
 
 
 class LabelStage:
@@ -73,14 +73,19 @@ class LabelStage:
     classifies = False
 
     def __init__(
-        self, dataset: RowsConfig, inference: SamplingConfig, teacher: TeacherPlan, *, images_for: str | None = None
+        self,
+        dataset: RowsConfig,
+        inference: SamplingConfig,
+        teacher: TeacherPlan,
+        *,
+        unseen: Callable[[], str | None] = _seen,
     ) -> None:
         """
         Args:
-            images_for: what would become of labelled rows with images, if they cannot be used: such rows are then
-                refused before they are paid for.
+            unseen: says why labelled rows with images would be of no use, if so: they are then refused before they are
+                paid for. Asked once the rows are read.
         """
-        self._unused_images = images_for
+        self._unseen = unseen
         self._dataset = dataset
         self._inference = inference
         self._teacher = teacher
@@ -101,6 +106,8 @@ class LabelStage:
             "labeled_path": self._dataset.labeled_path,
             **self._inference.reading(),
             **({"image": image} if (image := self._inference.image_identity()) else {}),
+            # Rows with images are labelled that would else be refused.
+            **({"images_seen": True} if self._unseen is not _seen and self._unseen() is None else {}),
         }
 
     def shows_date(self) -> bool:
@@ -134,8 +141,8 @@ class LabelStage:
     def _images(self, context: StageContext | None) -> RowImages:
         if not self._teacher.sees_images:
             return NoImages(BLIND_TEACHER)
-        if self._unused_images is not None:
-            return NoImages(self._unused_images)
+        if (why := self._unseen()) is not None:
+            return NoImages(why)
         if context is None:
             return ImageReader.of(self._dataset, ImageStore())
         return ImageReader.of(self._dataset, context.images, context.image_sources)

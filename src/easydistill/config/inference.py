@@ -7,6 +7,7 @@ built-in ones are here.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -29,6 +30,8 @@ from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
 Thoughts = Literal["apart", "inline"]
+DeviceMap = Literal["auto"] | Mapping[NonEmptyStr | Literal[""], NonNegativeInt | Literal["cpu", "disk"]]
+"""Where the layers of a model lie: module → number of a GPU, the CPU's memory, or the disk."""
 
 
 class ImageConfig(Section):
@@ -275,12 +278,21 @@ class LocalInferenceConfig(InferenceConfig):
 class TransformersOptions(LocalInferenceConfig):
     """The keys of a local teacher, and those of transformers."""
 
-    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {"batch_size", "max_batch_tokens"}
+    runtime_only: ClassVar[frozenset[str]] = LocalInferenceConfig.runtime_only | {
+        "batch_size",
+        "max_batch_tokens",
+        "device_map",
+    }
 
     batch_size: PositiveInt | None = None
     """transformers: rows generated together; by default chosen from the rows' lengths and `max_batch_tokens`."""
     max_batch_tokens: PositiveInt = 16_384
     """transformers: most prompt and answer tokens in one batch."""
+    device_map: DeviceMap | None = None
+    """transformers: for a teacher too large for one GPU, where it answers and where its distributions are computed.
+    `auto` puts its layers one after the other on the GPUs of its process, then in the CPU's memory, then on the disk;
+    the GPUs of the machine are shared equally by its copies (`workers`, by default one). Or, as in transformers, the
+    number of a copy's GPU, `cpu` or `disk` for every module, such as `{"": "disk"}`. By default a copy is whole."""
 
 
 class VllmOptions(LocalInferenceConfig):
@@ -335,6 +347,13 @@ class WorkersOptions(AnyLocalOptions):
         if self.workers is not None and self.replicas is not None:
             problem = "workers and replicas are both given: copies of the teacher in processes of ours, or in servers"
             raise Unfit(problem, "remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_of_a_copy_are_known(self) -> Self:
+        if self.workers == "auto" and self.device_map is not None:
+            problem = 'workers is "auto", a copy for each GPU, and device_map spreads a copy over several'
+            raise Unfit(problem, "set workers to the number of copies, which share the GPUs equally, or remove it")
         return self
 
 
@@ -396,6 +415,13 @@ class RayInferenceConfig(AnyLocalOptions):
             raise Unfit(problem, "set num_actors instead of replicas")
         return self
 
+    @model_validator(mode="after")
+    def _devices_of_a_copy_are_known(self) -> RayInferenceConfig:
+        if self.device_map is not None and self.num_gpus is None and self.engine != "vllm":
+            problem = "device_map spreads a copy over the GPUs of its actor, and nothing says how many that has"
+            raise Unfit(problem, "set num_gpus, or remove device_map")
+        return self
+
     @field_validator("num_gpus")
     @classmethod
     def _is_what_ray_shares(cls, value: float | None) -> float | None:
@@ -430,5 +456,6 @@ class WhiteBoxInferenceConfig(LocalInferenceConfig):
 def for_student(config: LocalInferenceConfig) -> TransformersInferenceConfig:
     """The settings by which the student answers in this process: the teacher's, but for what concerns its template."""
     of_teacher = {"backend", "template", "chat_template_kwargs", "workers", "replicas", "startup_timeout"}
+    of_teacher.add("device_map")
     known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - of_teacher
     return TransformersInferenceConfig(backend="transformers", **{name: getattr(config, name) for name in known})

@@ -22,6 +22,14 @@ from easydistill.config.base import (
     share_or_count,
 )
 
+Part = Literal["language", "connector", "vision"]
+PARTS: tuple[Part, ...] = ("language", "connector", "vision")
+"""What a model that sees images is made of."""
+
+
+def _in_order(parts: list[Part]) -> list[Part]:
+    return [part for part in PARTS if part in parts]
+
 
 class LoraConfig(Section):
     """Low-rank adapters (PEFT) instead of full fine-tuning; merged into the student when it is saved."""
@@ -93,6 +101,10 @@ class TrainerConfig(Section):
     """Recompute activations in the backward pass: uses less memory, is about a third slower."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
+    train_parts: Annotated[list[Part], Field(min_length=1), AfterValidator(_in_order)] | None = None
+    """The parts of a student that sees images that are trained: its language model, its connector (which turns what is
+    seen into what the language model reads), its vision tower. Others stay as they are. By default `language` and
+    `connector`; with `lora`, whose adapters are in the listed parts alone, `language`."""
     seed: Seed = 42
     """Seed of data order, dropout and adapter weights."""
     logging_steps: PositiveInt = 10

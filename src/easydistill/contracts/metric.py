@@ -1,7 +1,8 @@
 """What a metric is, and what it receives.
 
 Metrics of kind "tokens" compare distributions over the tokens of the teacher's answers, a slice at a time; metrics of
-kind "answers" score generated texts, one at a time. Shapes: N tokens, V vocabulary.
+kind "answers" score generated texts, one at a time; metrics of kind "images" compare what a row's images change.
+Shapes: N tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -89,6 +90,16 @@ class AnswerMetric(Protocol):
     def score(self, answer: str, reference: str) -> float: ...
 
 
+class ImageMetric(Protocol):
+    """Compares the student's cross-entropy with the rows' own images to that with the images of other rows."""
+
+    kind: ClassVar[Literal["images"]]
+    needs_teacher: ClassVar[bool]
+
+    def value(self, own: float, other: float) -> float:
+        """Of two means over the same answer tokens, in nats."""
+
+
 class MetricConfig(Section):
     """A metric's parameters; most have none."""
 
@@ -97,8 +108,8 @@ class MetricModule(Protocol):
     """A module registered as a metric. It loads no torch when it is imported."""
 
     Metric: type
-    """A `TokenMetric` or an `AnswerMetric`, created for each measured model: `Metric()`, or `Metric(config)` if the
-    module declares a `Config`."""
+    """A `TokenMetric`, an `AnswerMetric` or an `ImageMetric`, created for each measured model: `Metric()`, or
+    `Metric(config)` if the module declares a `Config`."""
 
 
 class MetricDefaults:
@@ -107,20 +118,23 @@ class MetricDefaults:
     Config: type[MetricConfig] = MetricConfig
     """Its parameters, the metric's section in `evaluation.metrics`."""
 
+    MEASURED: Literal["always", "images"] = "always"
+    """Where it is measured unless metrics are named: always, or of students that see images."""
+
 
 def make_metric(module: ModuleType, config: MetricConfig) -> Any:
     """Create the metric of a checked module."""
     return module.Metric() if module.Config is MetricConfig else module.Metric(config)
 
 
-_METHODS = {"tokens": ("update", "value"), "answers": ("score",)}
+_METHODS = {"tokens": ("update", "value"), "answers": ("score",), "images": ("value",)}
 
 
 def _check(name: str, module: ModuleType) -> list[str]:
     metric = module.Metric
     kind = getattr(metric, "kind", None)
     if kind not in _METHODS:
-        return ['`Metric.kind` must be "tokens" or "answers"']
+        return ['`Metric.kind` must be "tokens", "answers" or "images"']
     problems = (
         [] if isinstance(getattr(metric, "needs_teacher", None), bool) else ["it declares no `Metric.needs_teacher`"]
     )

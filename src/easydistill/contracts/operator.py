@@ -222,6 +222,8 @@ class OperatorDefaults:
     """Whether its rows are pairs: a row ends with the chosen answer, and `meta["rejected"]` is the other message."""
     ALSO: tuple[str, ...] = ()
     """Names of the other kinds of rows that it makes, in `Result.also`."""
+    SHOWS_IMAGES: tuple[Role, ...] = ()
+    """Roles whose questions show the images of rows. Without any, rows with images are refused."""
     IDENTITY: str = ""
     """Its name in fingerprints, if it was renamed; defaults to its name."""
     SUMMARY: str = ""

@@ -9,7 +9,7 @@ it says something. Only the content of a message with images is a list of parts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
@@ -160,6 +160,21 @@ def images_of(*messages: Message) -> tuple[str, ...]:
         for part in message["content"]
         if part["type"] == "image"
     )
+
+
+def with_text(message: Message, change: Callable[[str], str]) -> Message:
+    """A message with another text: of a message with images, its first one, put before them if it has none."""
+    changed: Message = message.copy()
+    content = message["content"]
+    if isinstance(content, str):
+        changed["content"] = change(content)
+        return changed
+    texts = [at for at, part in enumerate(content) if part["type"] == "text"]
+    first = texts[0] if texts else 0
+    old = content[first : first + 1] if texts else []
+    new: TextPart = {"type": "text", "text": change("".join(part["text"] for part in old if part["type"] == "text"))}
+    changed["content"] = [*content[:first], new, *content[first + len(old) :]]
+    return changed
 
 
 def tagged_text(message: Message) -> str:

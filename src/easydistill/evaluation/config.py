@@ -34,7 +34,10 @@ class MetricsConfig(NamedSections):
 def _section() -> Any:
     """The type of a job's `evaluation` section."""
     metrics = section_of(METRICS, MetricsConfig, MetricConfig, "MetricsSection", __name__)
-    description = "The metrics to measure, each with its own keys; by default all that are installed."
+    description = (
+        "The metrics to measure, each with its own keys; by default all that are installed, but for `exact_match` and "
+        "`image_gain` of students that see no images."
+    )
     fields: Any = {"metrics": (metrics | None, Field(default=None, description=description))}
     made = create_model(
         "EvaluationSection", __base__=EvaluationConfig, __module__=__name__, __doc__=EvaluationConfig.__doc__, **fields
@@ -50,18 +53,32 @@ else:
     EvaluationSection = _section()
 
 
-def chosen_metrics(config: EvaluationConfig) -> dict[str, MetricConfig]:
-    """The metrics to measure, by name."""
+def chosen_metrics(config: EvaluationConfig, *, sees_images: bool = False) -> dict[str, MetricConfig]:
+    """The metrics to measure, by name.
+
+    Args:
+        sees_images: whether the student does; by default some metrics are measured of such students alone.
+    """
     section = getattr(config, "metrics", None)
     if section is not None:
         found: dict[str, MetricConfig] = section.chosen()
         return found
-    return {name: module.Config() for name, module in METRICS.loaded().items()}
+    measured = ("always", "images") if sees_images else ("always",)
+    return {name: module.Config() for name, module in METRICS.loaded().items() if module.MEASURED in measured}
 
 
 def answer_names(metrics: Iterable[str]) -> list[str]:
     """Those of the metrics that score generated answers."""
-    return [name for name in metrics if METRICS.module(name).Metric.kind == "answers"]
+    return _of_kind(metrics, "answers")
+
+
+def image_names(metrics: Iterable[str]) -> list[str]:
+    """Those of the metrics that compare what images change."""
+    return _of_kind(metrics, "images")
+
+
+def _of_kind(metrics: Iterable[str], kind: str) -> list[str]:
+    return [name for name in metrics if METRICS.module(name).Metric.kind == kind]
 
 
 def metrics_identity(measured: Mapping[str, MetricConfig]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,24 +16,60 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Task
 from easydistill.evaluation.metrics import METRICS
 from easydistill.models.decoding.graphs import DecodeGraphs
-from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.flat_rows import FlatRows, flat_rows
+from easydistill.models.head import rows_per_chunk
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.models.spread import head_of, input_device
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 SLICE_BYTES = 64 << 20
 
 
 class Measured:
-    """A model split into body and head, as measurement needs it."""
+    """A model split into body and head, as measurement needs it.
 
-    def __init__(self, model: Any, body: Any) -> None:
+    Args:
+        vision: of a model that sees images.
+    """
+
+    def __init__(self, model: Any, body: Any, vision: Vision | None = None) -> None:
         self.model = model
         self.body = body
-        self.head = Head.of(model)
+        self.vision = vision
 
-    def hidden(self, ids_BT: Tensor) -> Tensor:
-        hidden_BTD: Tensor = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return hidden_BTD
+    def hidden(
+        self, ids_BT: Tensor, keep_BT: Tensor, images: Sequence[Sequence[str]] = (), flat: FlatRows | None = None
+    ) -> Tensor:
+        """The last hidden states [N, D] of some places of rows, on the device of the token ids.
+
+        Args:
+            keep_BT: the places.
+            images: the digests of each row's images, for a model that sees them.
+            flat: the rows as one sequence, if they are short.
+        """
+        if self.vision is None and flat is not None and (hidden_ND := flat.hidden(self.model)) is not None:
+            return hidden_ND.index_select(0, flat.layout.places(*keep_BT.nonzero(as_tuple=True)))
+        on = input_device(self.model)
+        seen: dict[str, Tensor] = {}
+        if self.vision is not None:
+            rows = list(zip(ids_BT.cpu().numpy(), images, strict=True))
+            seen = {**self.vision.type_ids(ids_BT), **self.vision.batch(rows)}
+            seen = {name: value.to(on) for name, value in seen.items()}
+        hidden_BTD: Tensor = self.body(input_ids=ids_BT.to(on), use_cache=False, **seen).last_hidden_state
+        return hidden_BTD.to(ids_BT.device)[keep_BT]
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] in float32, on the device of the hidden states."""
+        with head_of(self.model) as head:
+            return head.logits(hidden_ND.to(head.weight_VD.device)).float().to(hidden_ND.device)
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the output layer, V."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
 
 
 def token_metrics(
@@ -47,6 +83,7 @@ def token_metrics(
     stop: StopSignal,
     observers: Sequence[TokenObserver] = (),
     chosen: Mapping[str, MetricConfig] | None = None,
+    images: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, float | None]:
     """Metrics of kind "tokens"; None for metrics that need a teacher where there is none.
 
@@ -55,7 +92,9 @@ def token_metrics(
         rows: token ids and the mask of answer tokens of each row.
         observers: shown every slice after the metrics.
         chosen: the metrics by name; by default all.
+        images: the digests of each row's images; by default none has any.
     """
+    shown = [()] * len(rows) if images is None else images
     metrics = _made(chosen, "tokens")
     active = {name: metric for name, metric in metrics.items() if teacher is not None or not metric.needs_teacher}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
@@ -63,7 +102,7 @@ def token_metrics(
         for start in range(0, len(order), batch_size):
             stop.raise_if_requested()
             batch = order[start : start + batch_size]
-            for part in _slices(student, teacher, shared_vocabulary, rows, batch, pad):
+            for part in _slices(student, teacher, shared_vocabulary, rows, shown, batch, pad):
                 for observer in (*active.values(), *observers):
                     observer.update(part)
             task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
@@ -85,6 +124,7 @@ def _slices(
     teacher: Measured | None,
     shared: int,
     rows: Sequence[tuple[TokenIds, Mask]],
+    images: Sequence[Sequence[str]],
     batch: Sequence[int],
     pad: int,
 ) -> Iterator[TokenRows]:
@@ -97,16 +137,19 @@ def _slices(
     target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
     at_N, before_N = keep_BT.nonzero(as_tuple=True)
     row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
-    student_ND = student.hidden(ids_BT)[:, :-1][keep_BT]
-    teacher_ND = teacher.hidden(ids_BT)[:, :-1][keep_BT] if teacher is not None else None
-    step = rows_per_chunk(student.head.weight_VD.shape[0], SLICE_BYTES)
+    shown = [images[index] for index in batch]
+    before_BT = torch.nn.functional.pad(keep_BT, (0, 1))
+    flat = flat_rows([rows[index][0] for index in batch], on)
+    student_ND = student.hidden(ids_BT, before_BT, shown, flat)
+    teacher_ND = teacher.hidden(ids_BT, before_BT, shown, flat) if teacher is not None else None
+    step = rows_per_chunk(student.outputs, SLICE_BYTES)
     for start in range(0, len(target_N), step):
         part = slice(start, start + step)
-        logits_NV = student.head.logits(student_ND[part]).float()
+        logits_NV = student.logits(student_ND[part])
         full_NV = logits_NV.log_softmax(-1)
         teacher_NV = shared_NV = None
         if teacher is not None and teacher_ND is not None:
-            teacher_NV = teacher.head.logits(teacher_ND[part]).float()[:, :shared].log_softmax(-1)
+            teacher_NV = teacher.logits(teacher_ND[part])[:, :shared].log_softmax(-1)
             same = shared == logits_NV.shape[1]
             shared_NV = full_NV if same else logits_NV[:, :shared].log_softmax(-1)
         yield TokenRows(target_N[part], full_NV, shared_NV, teacher_NV, row_N[part], column_N[part], position_N[part])
@@ -128,11 +171,15 @@ def answers(
     decode: Callable[[int, list[int]], str],
     task: Task,
     stop: StopSignal,
+    vision: Vision | None = None,
+    images: Sequence[Sequence[str]] = (),
 ) -> list[str]:
     """Greedy answers to the prompts, in the same order.
 
     Args:
         decode: (number of the prompt, token ids) → the answer's text.
+        vision: of a model that sees images.
+        images: the digests of each prompt's images, for such a model.
     """
     texts: list[str] = [""] * len(prompts)
     lengths = [len(prompt) for prompt in prompts]
@@ -143,11 +190,22 @@ def answers(
             stop.raise_if_requested()
             sampler = SeededSampler([0] * len(chosen), temperature=0.0)
             asked = [prompts[index] for index in chosen]
-            batch = generate_batch(model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs)
+            shown = [images[index] for index in chosen] if vision is not None else None
+            batch = generate_batch(
+                model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs, vision=vision, images=shown
+            )
             for index, answer in zip(chosen, batch, strict=True):
                 texts[index] = decode(index, answer.ids)
             task.advance(len(chosen), tokens=sum(len(answer.ids) for answer in batch))
     return texts
+
+
+def image_metrics(
+    means: tuple[float, float] | None, chosen: Mapping[str, MetricConfig] | None = None
+) -> dict[str, float | None]:
+    """Metrics of kind "images", of the cross-entropies with the rows' own images and with others; None without rows."""
+    metrics = _made(chosen, "images")
+    return {name: None if means is None else metric.value(*means) for name, metric in metrics.items()}
 
 
 def answer_metrics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ from easydistill.evaluation.config import answer_names
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.evaluation.measure import Measured
+    from easydistill.evaluation.swapping import CrossEntropies
+    from easydistill.models.multimodal import Vision
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class Heldout:
     samples: list[Sample]
     rows: list[Rendered]
     prompts: list[list[int]]
+    swapped: dict[int, Rendered] = field(default_factory=dict)
+    """Rows with other rows' images, by their number; only if a metric compares them."""
+
+    @property
+    def images(self) -> list[tuple[str, ...]]:
+        """The digests of each row's images."""
+        return [row.images for row in self.rows]
+
+    def passes(self, config: EvaluationConfig) -> int:
+        """How many rows one model is shown in all."""
+        return len(self.samples) * (2 if config.generate else 1) + len(self.swapped)
 
     @property
     def references(self) -> list[str]:
@@ -51,7 +65,12 @@ class Measurement:
         renderer: ChatRenderer,
         task: Task,
         context: StageContext,
+        sights: tuple[Vision | None, Vision | None] = (None, None),
     ) -> None:
+        """
+        Args:
+            sights: what the student and the teacher see of images, if they see any.
+        """
         from easydistill.models.loading import device
         from easydistill.teachers.parsing import AnswerReader
 
@@ -59,15 +78,17 @@ class Measurement:
         self._metrics = metrics
         self._heldout = heldout
         self._device = device()
-        self._teacher = teacher.to(self._device) if teacher is not None else None
+        # It is on its device, or devices.
+        self._teacher = teacher
         self.renderer = renderer
         self._reader = AnswerReader(renderer)
         self._task = task
         self._stop = context.stop
+        self._vision, self._teachers_vision = sights
 
     def skip(self) -> None:
         """Advance the progress bar over the passes of a model whose figures are known."""
-        self._task.advance(len(self._heldout.samples) * (2 if self._config.generate else 1))
+        self._task.advance(self._heldout.passes(self._config))
 
     def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         """`metrics`; `answers` and `scores`, lists in row order; `disagreement` with the teacher, or None."""
@@ -87,30 +108,55 @@ class Measurement:
     def _token_pass(self, model: Any, pad: int) -> tuple[dict[str, float | None], dict[str, Any] | None]:
         """Metrics over the tokens of the teacher's answers, and the disagreement of the two models on them."""
         from easydistill.evaluation.disagreement import Disagreement
-        from easydistill.evaluation.measure import Measured, token_metrics
+        from easydistill.evaluation.measure import Measured, image_metrics, token_metrics
+        from easydistill.evaluation.swapping import CrossEntropies
         from easydistill.evaluation.token_text import TokenText, described
         from easydistill.models.head import body_of
 
         tokenizer, heldout = self.renderer.tokenizer, self._heldout
         shared = max(tokenizer.get_vocab().values()) + 1
         watch = Disagreement(shared) if self._teacher is not None else None
+        student, teacher = Measured(model, body_of(model), self._vision), None
+        if self._teacher is not None:
+            teacher = Measured(self._teacher, body_of(self._teacher), self._teachers_vision)
+        own = CrossEntropies()
         metrics = token_metrics(
-            Measured(model, body_of(model)),
-            Measured(self._teacher, body_of(self._teacher)) if self._teacher is not None else None,
+            student,
+            teacher,
             shared,
             [(row.ids_T, row.mask_T) for row in heldout.rows],
             pad,
             self._config.batch_size,
             self._task,
             self._stop,
-            [watch] if watch is not None else [],
+            [*([watch] if watch is not None else []), *([own] if heldout.swapped else [])],
             self._metrics,
+            heldout.images,
         )
+        metrics |= image_metrics(self._cross_entropies(student, own, pad), self._metrics)
         figures = watch.figures() if watch is not None else None
         if figures is None:
             return metrics, None
         row_ids = [sample.id for sample in heldout.samples]
         return metrics, described(figures, row_ids, [row.ids for row in heldout.rows], TokenText(tokenizer))
+
+    def _cross_entropies(self, student: Measured, own: CrossEntropies, pad: int) -> tuple[float, float] | None:
+        """The student's means with the rows' own images and with those of others; None if there are no such rows.
+
+        Args:
+            own: of all rows as they are.
+        """
+        from easydistill.evaluation.measure import token_metrics
+        from easydistill.evaluation.swapping import CrossEntropies
+
+        swapped = self._heldout.swapped
+        if not swapped:
+            return None
+        other, rows = CrossEntropies(), list(swapped.values())
+        ids = [(row.ids_T, row.mask_T) for row in rows]
+        images, shown = [row.images for row in rows], self._config.batch_size
+        token_metrics(student, None, 0, ids, pad, shown, self._task, self._stop, [other], {}, images)
+        return own.mean(swapped), other.mean(range(len(rows)))
 
     def _said(self, index: int, ids: list[int]) -> str:
         """What a student said in answer to a row's prompt: its text and its calls, without its thoughts."""
@@ -130,4 +176,6 @@ class Measurement:
             self._said,
             self._task,
             self._stop,
+            self._vision,
+            self._heldout.images,
         )

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.evaluation import EvaluationConfig
+from easydistill.config.inference import DeviceMap
 from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.contracts.metric import MetricConfig
 from easydistill.data.files import read_json, show_directory, write_json, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import content_hash, count_reasons
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
-from easydistill.evaluation.config import answer_names, chosen_metrics, metrics_identity
+from easydistill.evaluation.config import answer_names, chosen_metrics, image_names, metrics_identity
 from easydistill.evaluation.measurement import Heldout, Measurement
+from easydistill.evaluation.seeing import teachers_sight
+from easydistill.evaluation.swapping import swapped
 from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
+from easydistill.methods.shared.sight import sees_images, vision_of
 from easydistill.methods.shared.student import MODEL
 from easydistill.models.checks import model_issues
 from easydistill.models.limits import Limits
@@ -30,7 +36,8 @@ from easydistill.models.reference import resolve
 from easydistill.models.student import student_identity, student_references
 
 if TYPE_CHECKING:
-    pass
+    from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.data.records import Sample
 
 ANSWERS = "answers.jsonl"
 METRICS_FILE = "metrics.json"
@@ -55,18 +62,25 @@ class EvaluateStage:
         max_length: int,
         *,
         trained: str = "train",
+        device_map: DeviceMap | None = None,
     ) -> None:
         """
         Args:
+            device_map: where the teacher's layers lie, if it is too large for one device.
             trained: name of the last stage that trained the student.
         """
         self._rows = rows
         self._models = models
         self._config = evaluation
-        self._metrics = chosen_metrics(evaluation)
         self._max_length = max_length
         self._trained = trained
+        self._device_map = device_map
         self.inputs = (*rows.inputs, trained)
+
+    @cached_property
+    def _metrics(self) -> dict[str, MetricConfig]:
+        # Whether the student sees images is found in its files, which are not looked for while a job is planned.
+        return chosen_metrics(self._config, sees_images=sees_images(self._models))
 
     def preflight(self) -> list[ConfigIssue]:
         issues = needs_extra("train", "rapidfuzz")
@@ -95,6 +109,7 @@ class EvaluateStage:
         return Estimate()
 
     def run(self, context: StageContext) -> StageResult:
+        from easydistill.models.allocation import reused_memory
         from easydistill.models.loading import choose_dtype, device, load_model, load_tokenizer
         from easydistill.models.student import build_student
 
@@ -107,32 +122,36 @@ class EvaluateStage:
         show_directory(trained, context.run_directory / "student")
         dtype = choose_dtype("auto", device())
         start = build_student(self._models, dtype)
-        renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context)
-        teacher, why_not = self._teacher(start.tokenizer, dtype, load_model, load_tokenizer)
+        vision = vision_of(start, context)
+        renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context, vision)
+        teacher, why_not = self._teacher(start.tokenizer, dtype, load_tokenizer)
         # A student made by other layers or a later stage has the same positions and tokens.
         limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
         rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
-        heldout = Heldout(
-            [sample for sample, _ in rendered],
-            [row for _, row in rendered],
-            [renderer.prompt_ids(sample.prompt_chat) for sample, _ in rendered],
-        )
+        heldout = self._heldout(renderer, rendered)
+        theirs = None
+        if teacher is not None:
+            assert self._models.teacher is not None
+            theirs, blind = teachers_sight(self._models.teacher, teacher, vision, heldout.rows, context)
+            teacher, why_not = (None, blind) if blind else (teacher, why_not)
         if not heldout.samples:
             write_json(context.directory / METRICS_FILE, {})
             notes = {"evaluation": str(nothing_left("evaluate", rejected)) if rejected else "no rows were held out"}
             return StageResult((METRICS_FILE,), RowCounts(), rejected, metrics={"notes": notes})
-        passes = 2 * len(heldout.samples) * (2 if self._config.generate else 1)
-        with context.reporter.task("Evaluating", passes) as task:
-            measure = Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context)
-            before = self._before(measure, start.model, context)
+        passes = 2 * heldout.passes(self._config)
+        with reused_memory(device()), context.reporter.task("Evaluating", passes) as task:
+            sights = (vision, theirs)
+            measure = Measurement(self._config, self._metrics, heldout, teacher, renderer, task, context, sights)
+            before = self._before(measure, start.model, heldout.images, context)
             start.model = None
             gc.collect()
             after = measure.run(load_model(str(trained), dtype), start.eos_ids)
         return self._result(heldout, before, after, why_not, rejected, context)
 
-    def _teacher(self, tokenizer: Any, dtype: Any, load_model: Any, load_tokenizer: Any) -> tuple[Any, str]:
+    def _teacher(self, tokenizer: Any, dtype: Any, load_tokenizer: Any) -> tuple[Any, str]:
         """(the teacher's model, ""), or (None, why the student cannot be compared with it)."""
         from easydistill.models.loading import same_vocabulary
+        from easydistill.models.spread import load_placed, spread_of
 
         reference = self._models.teacher
         if reference is None:
@@ -140,13 +159,22 @@ class EvaluateStage:
         own_tokenizer = self._models.student.tokenizer if isinstance(self._models.student, FreshStudent) else True
         if own_tokenizer is not None and not same_vocabulary(tokenizer, load_tokenizer(reference)):
             return None, "teacher and student have different vocabularies"
-        return load_model(reference, dtype), ""
+        return load_placed(reference, dtype, spread_of(self._device_map)), ""
 
-    def _before(self, measure: Measurement, model: Any, context: StageContext) -> dict[str, Any]:
+    def _heldout(self, renderer: ChatRenderer, rendered: Sequence[tuple[Sample, Rendered]]) -> Heldout:
+        samples, rows = [sample for sample, _ in rendered], [row for _, row in rendered]
+        prompts = [renderer.prompt_ids(sample.prompt_chat) for sample in samples]
+        compares = any(row.images for row in rows) and image_names(self._metrics)
+        return Heldout(samples, rows, prompts, swapped(samples, rows, renderer) if compares else {})
+
+    def _before(
+        self, measure: Measurement, model: Any, images: Sequence[Sequence[str]], context: StageContext
+    ) -> dict[str, Any]:
         """The untrained student's figures, reused from an earlier run of this stage if they still apply."""
         path = context.directory / BEFORE
         inputs = {name: context.inputs[name].manifest.output_hash() for name in self._rows.inputs}
-        key = content_hash([self._before_fingerprint(), inputs, BEFORE_HOLDS])
+        # Files of images are not part of the fingerprint.
+        key = content_hash([self._before_fingerprint(), inputs, BEFORE_HOLDS, *([images] if any(images) else [])])
         if path.is_file():
             saved: dict[str, Any] = read_json(path)
             if saved.get("key") == key:
@@ -173,6 +201,8 @@ class EvaluateStage:
         notes = {name: why_not for name, value in after["metrics"].items() if value is None and why_not}
         if not self._config.generate:
             notes |= dict.fromkeys(answer_names(self._metrics), "evaluation.generate is off")
+        if not heldout.swapped:
+            notes |= dict.fromkeys(image_names(self._metrics), "no two of the rows have different images")
         metrics = {"before": before["metrics"], "after": after["metrics"], "notes": notes}
         write_json(context.directory / METRICS_FILE, metrics)
         sides = {"before": before, "after": after}

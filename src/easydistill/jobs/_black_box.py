@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import SamplingConfig
+from easydistill.config.inference import DeviceMap, SamplingConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.stage import EvaluateStage
@@ -20,15 +20,17 @@ def train_and_evaluate(
     evaluation: EvaluationConfig,
     *,
     labels_by: SamplingConfig | None,
+    device_map: DeviceMap | None = None,
 ) -> list[Stage]:
     """The stages after labelling: train → evaluate.
 
     Args:
         labels_by: how a teacher is asked for the labels, if a stage makes them.
+        device_map: where the layers of a teacher on this machine lie.
     """
     apart = labels_by is not None and labels_by.thoughts == "apart"
-    rows = LabelledRows(dataset, evaluation, labels_by is not None, awaits_thoughts=apart)
+    rows = LabelledRows(dataset, evaluation, labels_by is not None, awaits_thoughts=apart, shown_to=models)
     stages: list[Stage] = [TrainStage(rows, models, training)]
     if evaluation.enabled:
-        stages.append(EvaluateStage(rows, models, evaluation, training.max_length))
+        stages.append(EvaluateStage(rows, models, evaluation, training.max_length, device_map=device_map))
     return stages

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from easydistill.asking.label import NOT_TRAINED, LabelStage
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
@@ -16,6 +16,7 @@ from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.sight import blindness
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import ServedInference
 
@@ -49,4 +50,7 @@ def plan(job: Job) -> list[Stage]:
     after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_by=job.inference)
     if job.inference is None:
         return after
-    return [LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None), images_for=NOT_TRAINED), *after]
+    return [
+        LabelStage(job.dataset, job.inference, plan_teacher(job.inference, None), unseen=lambda: blindness(job.models)),
+        *after,
+    ]

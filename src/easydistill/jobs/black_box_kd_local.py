@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from easydistill.asking.label import NOT_TRAINED, LabelStage
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import AutoInferenceConfig
@@ -17,6 +17,7 @@ from easydistill.engine.stage import Stage
 from easydistill.evaluation.config import EvaluationSection
 from easydistill.jobs._black_box import train_and_evaluate
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.sight import blindness
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import LocalInference
 
@@ -52,9 +53,12 @@ class Job(JobConfig):
 def plan(job: Job) -> list[Stage]:
     """label (unless only `labeled_path` is given) → train → evaluate."""
     labels_by = job.inference if job.labels else None
-    after = train_and_evaluate(job.dataset, job.models, job.training, job.evaluation, labels_by=labels_by)
+    spread = getattr(job.inference, "device_map", None)
+    after = train_and_evaluate(
+        job.dataset, job.models, job.training, job.evaluation, labels_by=labels_by, device_map=spread
+    )
     if not job.labels:
         return after
     assert job.models.teacher is not None
     teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-    return [LabelStage(job.dataset, job.inference, teacher, images_for=NOT_TRAINED), *after]
+    return [LabelStage(job.dataset, job.inference, teacher, unseen=lambda: blindness(job.models)), *after]

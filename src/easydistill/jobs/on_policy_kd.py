@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import NOT_TRAINED, LabelStage
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig, WorkersOptions
@@ -21,6 +21,7 @@ from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, PromptRows
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import ScoringInference
 
@@ -58,6 +59,9 @@ class Job(JobConfig):
             raise Unfit("there is no teacher", "set models.teacher, or inference.base_url (a vLLM server)")
         if isinstance(self.inference, WorkersOptions) and self.inference.workers is not None:
             raise Unfit("the teacher is in the process that trains, not in workers", "remove inference.workers")
+        if getattr(self.inference, "device_map", None) is not None:
+            problem = "the teacher is beside the student that trains, on one device"
+            raise Unfit(problem, "remove inference.device_map, or start a vLLM server and set inference.base_url")
         if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         if self.server is not None and self.on_policy.objective == "generalized_jsd":
@@ -99,7 +103,7 @@ def plan(job: Job) -> list[Stage]:
     stages: list[Stage] = []
     if labels:
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher, images_for=NOT_TRAINED))
+        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: TRAINS_ON_TEXT))
     stages.append(OnPolicyStage(rows, job.models, job.training, job.on_policy, job.inference))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length))

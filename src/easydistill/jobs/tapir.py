@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import NOT_TRAINED, LabelStage
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
@@ -19,6 +19,7 @@ from easydistill.jobs._synthesis import asked_models, need_models
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.synthesis.config import CurriculumModels, StudentInferenceConfig
 from easydistill.synthesis.curriculum import CurriculumStage, RoundRows
 from easydistill.synthesis.operators import tapir
@@ -60,7 +61,7 @@ def plan(job: Job) -> list[Stage]:
     apart = job.inference.thoughts == "apart"
     stages: list[Stage] = []
     if prompts_given:
-        stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan, images_for=NOT_TRAINED))
+        stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan, unseen=lambda: TRAINS_ON_TEXT))
     trained: str | None = None
     for number in range(1, job.curriculum.rounds + 1):
         student = local_student(job.models, job.student_inference, job.dataset, trained)
@@ -71,5 +72,14 @@ def plan(job: Job) -> list[Stage]:
         trained = stage.name
     if job.evaluation.enabled:
         assert trained is not None, "there is at least one round"
-        stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length, trained=trained))
+        stages.append(
+            EvaluateStage(
+                rows,
+                job.models,
+                job.evaluation,
+                job.training.max_length,
+                trained=trained,
+                device_map=getattr(job.inference, "device_map", None),
+            )
+        )
     return stages

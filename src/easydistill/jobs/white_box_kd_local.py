@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from easydistill.asking.label import NOT_TRAINED, LabelStage
+from easydistill.asking.label import LabelStage
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import WhiteBoxDatasetConfig
 from easydistill.config.inference import AutoInferenceConfig, for_student
@@ -26,6 +26,7 @@ from easydistill.methods.distil.teaching import Teaching
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
+from easydistill.models.spread import spread_of
 from easydistill.signals.config import SignalsConfig, ThresholdSignals, TopKSignals, TopPSignals
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import WhiteBoxInference, white_box
@@ -68,6 +69,12 @@ class Job(JobConfig):
         """Maximum length of a row, in tokens."""
         loss: DistillationConfig = self.distillation
         return loss.max_seq_length or self.training.max_length
+
+    @property
+    def copies(self) -> int:
+        """Copies of a teacher on each machine, if each is on several devices."""
+        workers = getattr(self.inference, "workers", None)
+        return workers if isinstance(workers, int) else 1
 
     def kept(self) -> SignalsConfig:
         """What is stored of the teacher's distributions."""
@@ -144,20 +151,38 @@ class Job(JobConfig):
             raise Unfit(problem, 'set signals.backend to "transformers", or distillation.temperature to 1')
 
 
+def _unseen(job: Job) -> str | None:
+    """Why rows with images are refused, whatever the student is."""
+    if job.distillation.needs_student_answers:
+        named = job.distillation.distillation_type
+        return f"{named} lets the student answer prompts of text alone: remove the row, or take another divergence"
+    if not job.scores or (job.distillation.align == "none" and job.kept().backend == "transformers"):
+        return None
+    return (
+        "this way of scoring shows the teacher text alone: remove the row, or set distillation.align to "
+        '"none" and signals.backend to "transformers"'
+    )
+
+
 def plan(job: Job) -> list[Stage]:
     """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
     apart = job.labels and job.inference.thoughts == "apart"
-    rows = LabelledRows(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart)
+    rows = LabelledRows(
+        job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models, unseen=_unseen(job)
+    )
+    labelled = rows
     training = job.training.model_copy(update={"max_length": job.max_length})
+    device_map = getattr(job.inference, "device_map", None)
     stages: list[Stage] = []
     if job.labels:
         assert job.models.teacher is not None
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher, images_for=NOT_TRAINED))
-    labelled = rows
+        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: labelled.refuses_images))
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
-        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart)
+        rows = RowsWithRollouts(
+            job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models, unseen=_unseen(job)
+        )
     if job.scores:
         scoring = Scoring(
             job.models,
@@ -168,10 +193,12 @@ def plan(job: Job) -> list[Stage]:
             job.inference.template,
             job.inference.chat_template_kwargs or {},
             processes=job.launch.processes if job.launch is not None else 1,
+            spread=spread_of(device_map, job.copies),
+            gpu_memory_gb=job.launch.gpu_memory_gb if job.launch is not None else None,
         )
         stages.append(ScoreStage(rows, scoring))
     store = None if job.scores else job.dataset.logits_path
     stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))
     if job.evaluation.enabled:
-        stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length))
+        stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length, device_map=device_map))
     return stages

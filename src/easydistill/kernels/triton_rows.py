@@ -20,7 +20,7 @@ class Launch:
     warps: int
 
 
-STATISTICS = Launch(4096, 8)
+STATISTICS = Launch(2048, 8)
 GRADIENT = Launch(4096, 8)
 LISTED = 32
 """Columns of interest that kernels have room for at least: each size is compiled anew."""

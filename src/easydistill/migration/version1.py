@@ -10,7 +10,7 @@ from typing import Any
 
 from easydistill.config.reading.aliases import JOB_TYPE_ALIASES, current_job_type, read_old_jobs, use_current_names
 from easydistill.config.reading.nodes import Issues, Node
-from easydistill.config.reading.version1 import GREEDY
+from easydistill.config.reading.version1 import GREEDY, QUESTIONS_LEARNED, TEMPLATE_COUNTS, WITH_IMAGES
 from easydistill.config.values import KeyPath
 from easydistill.errors import ConfigError
 from easydistill.migration import alignment1
@@ -85,7 +85,12 @@ def _one_job(document: Node, made: Draft) -> None:
     if isinstance(config.get("inference"), dict):
         without_key(config["inference"], made, ("inference",))
     if config["job_type"] == "white_box_kd_local":
-        _white_box(made)
+        # The teacher of the job with images answered first, as it does here.
+        _white_box(made, answers_there=old_type != "mmkd_white_box")
+    if old_type in WITH_IMAGES:
+        made.changed.append(f"training {QUESTIONS_LEARNED}")
+        if config.get("dataset", {}).get("template") is not None:
+            made.change(("dataset", "template"), TEMPLATE_COUNTS)
     _operator(made)
     if old.issues:
         raise ConfigError(old.issues)
@@ -116,7 +121,7 @@ def _operator(made: Draft) -> None:
         made.changed.append(CHUNKED)
 
 
-def _white_box(made: Draft) -> None:
+def _white_box(made: Draft, *, answers_there: bool = True) -> None:
     config = made.config
     dataset, distillation = config.get("dataset", {}), config.get("distillation", {})
     path = dataset.get("logits_path")
@@ -131,7 +136,7 @@ def _white_box(made: Draft) -> None:
         del distillation["max_seq_length"]
         said = f"training.max_length is the one limit of a row; distillation.max_seq_length {length} was another"
         made.change(("training", "max_length"), said)
-    if "instruction_path" in dataset and "labeled_path" in dataset:
+    if answers_there and "instruction_path" in dataset and "labeled_path" in dataset:
         prompts = dataset.pop("instruction_path")
         made.change(
             ("dataset", "labeled_path"),

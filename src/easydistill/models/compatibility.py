@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig
-from easydistill.data.chat import ChatRenderer
+from easydistill.data.chat import ChatRenderer, Expander
 from easydistill.data.messages import Message
 from easydistill.models.loading import eos_ids, load_tokenizer, model_config
 
@@ -47,11 +47,12 @@ class Side:
     thoughts: str | None = None
     """What becomes of an assistant's thoughts, as `dataset.thoughts` says."""
 
-    def renderer(self, date: datetime.date | None = None) -> ChatRenderer:
+    def renderer(self, date: datetime.date | None = None, images: Expander | None = None) -> ChatRenderer:
         """Renders chats for this model.
 
         Args:
             date: what a template that writes the date is given; by default the present.
+            images: of a model that sees images: writes what it reads of them.
 
         Raises:
             DataError: it has no template, or none that is valid.
@@ -63,6 +64,7 @@ class Side:
             template_kwargs=self.template_kwargs,
             date=date,
             thoughts=self.thoughts,
+            images=images,
         )
 
 

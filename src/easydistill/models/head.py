@@ -8,14 +8,23 @@ Shapes: N rows (one per token), D hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from easydistill.models.loading import is_multimodal
+
 DEFAULT_CHUNK_BYTES = 64 << 20
 GPU_CHUNK_BYTES = 256 << 20
+_OF_TOKENS = frozenset(
+    (
+        *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "labels"),
+        *("output_attentions", "output_hidden_states", "return_dict", "kwargs"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,26 @@ def rows_per_chunk(vocabulary: int, chunk_bytes: int | None, device: torch.devic
 
 
 def body_of(model: Any) -> Any:
-    """The part of a causal language model that ends in hidden states."""
+    """The part of a causal language model that ends in hidden states.
+
+    Of a model that sees images it takes these too, as `image_inputs` names them.
+    """
+    if is_multimodal(getattr(model, "config", None)) and model.base_model is not model:
+        # The decoder alone would take no notice of images, without a word.
+        return model.base_model
+    return decoder_of(model)
+
+
+def decoder_of(model: Any) -> Any:
+    """The part of a causal language model that reads embeddings of tokens and ends in hidden states."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     found = (decoder, model.base_model, getattr(model, "model", None))
     return next((body for body in found if body is not None and body is not model), model)
+
+
+def image_inputs(model: Any) -> frozenset[str]:
+    """Names of what the body of a model that sees images takes beside tokens, masks and positions; none for a model of
+    text."""
+    if not is_multimodal(getattr(model, "config", None)):
+        return frozenset()
+    return frozenset(inspect.signature(body_of(model).forward).parameters) - _OF_TOKENS

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.errors import MissingExtra, ModelError
@@ -58,7 +60,8 @@ def choose_dtype(name: str, on: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _explained(reference: str) -> Iterator[None]:
+def explained(reference: str) -> Iterator[None]:
+    """Turns what loading a model raises into a `ModelError`."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -94,21 +97,57 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     directory = model_directory(resolve(reference))
-    with _explained(reference):
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    with explained(reference):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        if (template := _template_of_processor(Path(directory))) is not None:
+            tokenizer.chat_template = template
+        return tokenizer
 
 
-def load_model(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """A causal language model, in eval mode, on the CPU.
+def _template_of_processor(directory: Path) -> Any:
+    """The chat template that the processor of an older model holds, which its tokenizer does not know."""
+    path = directory / "chat_template.json"
+    if not path.is_file() or (directory / "chat_template.jinja").is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+
+
+def is_multimodal(config: Any) -> bool:
+    """Whether a model of this config sees images: transformers has a class for it that takes images and text, and goes
+    on with them as a decoder does.
+
+    Args:
+        config: the whole config of a model, not its text part.
+    """
+    if getattr(config, "vision_config", None) is None or getattr(config, "is_encoder_decoder", False):
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def load_model(
+    reference: str,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    placement: Mapping[str, Any] | None = None,
+) -> Any:
+    """A causal language model, in eval mode, on the CPU; with its eyes, if it has some.
+
+    Args:
+        placement: what `from_pretrained` takes to put it elsewhere (see `spread.py`).
 
     Raises:
         ModelError: it cannot be loaded, or some of its weights would be random: it is a classifier without a language
             head, or its files lack them (a head that was shared with the embeddings and is not said to be).
     """
-    names = model_config(reference, trust_remote_code=trust_remote_code)[0].architectures or []
-    if found := classifier_problem(reference, names):
+    config = full_config(reference, trust_remote_code=trust_remote_code)
+    if found := classifier_problem(reference, config.architectures or []):
         raise ModelError("\n    → ".join(found))
-    model, info = _load("AutoModelForCausalLM", reference, dtype, trust_remote_code, output_loading_info=True)
+    kind = "AutoModelForImageTextToText" if is_multimodal(config) else "AutoModelForCausalLM"
+    options = {**(placement or {}), "output_loading_info": True}
+    model, info = _load(kind, reference, dtype, trust_remote_code, **options)
     if missing := sorted(info["missing_keys"]):
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         problem = f"{reference}: its files lack {listed}, which would be random"
@@ -133,7 +172,7 @@ def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool
     import transformers
 
     directory = model_directory(resolve(reference))
-    with _explained(reference):
+    with explained(reference):
         auto = getattr(transformers, kind)
         if _structure_only:
             return _structure(auto, directory, dtype, trust_remote_code, **options)
@@ -158,16 +197,23 @@ def _structure(
 
 def model_config(reference: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A model's text config, and its generation config (None if it has none); no weights are read."""
-    import_torch()
-    from transformers import AutoConfig, GenerationConfig
+    config = full_config(reference, trust_remote_code=trust_remote_code).get_text_config()
+    from transformers import GenerationConfig
 
-    directory = model_directory(resolve(reference))
-    with _explained(reference):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config()
     try:
-        return config, GenerationConfig.from_pretrained(directory)
+        return config, GenerationConfig.from_pretrained(model_directory(resolve(reference)))
     except OSError:
         return config, None
+
+
+def full_config(reference: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's config with all its parts; no weights are read."""
+    import_torch()
+    from transformers import AutoConfig
+
+    directory = model_directory(resolve(reference))
+    with explained(reference):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
 def stored_dtype(source: ModelSource) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from easydistill.models.spread import given_where_it_begins, input_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,10 +47,11 @@ def _next_logits(model: Any, ids: list[int], mask: list[int]) -> torch.Tensor:
     config = GenerationConfig(
         do_sample=False, max_new_tokens=1, output_logits=True, return_dict_in_generate=True, pad_token_id=ids[0]
     )
-    with torch.inference_mode():
+    on = input_device(model)
+    with torch.inference_mode(), given_where_it_begins():
         out = model.generate(
-            torch.tensor([ids], device=model.device),
-            attention_mask=torch.tensor([mask], device=model.device),
+            torch.tensor([ids], device=on),
+            attention_mask=torch.tensor([mask], device=on),
             generation_config=config,
         )
     logits_V: torch.Tensor = out.logits[0][0].float()

@@ -94,6 +94,20 @@ def architectures(source: ModelSource) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
+def sees_images(reference: str) -> bool:
+    """Whether a model sees images and can be given some, according to its files; one that is not on this machine yet
+    does not."""
+    try:
+        source = resolve(reference)
+        if source.path is None or source.is_gguf:
+            return False
+        config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    except (ModelError, OSError, ValueError):
+        return False
+    processors = ("processor_config.json", "preprocessor_config.json")
+    return "vision_config" in config and any((source.path / name).is_file() for name in processors)
+
+
 def is_classifier(names: Iterable[str]) -> bool:
     """Whether a model of these architectures outputs a score or a class instead of text."""
     return any("Classification" in name or "Reward" in name for name in names)

@@ -7,15 +7,20 @@ show. All others go through transformers' `generate`, in which a logits processo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from easydistill.models.draws import SeededSampler, first_above
 from easydistill.models.limits import position_limit
+from easydistill.models.spread import given_where_it_begins, input_device
 
 if TYPE_CHECKING:
+    import torch
+
     from easydistill.models.decoding.graphs import DecodeGraphs
+    from easydistill.models.multimodal import Vision
     from easydistill.models.structured import SchemaMasks
 
 __all__ = ["Answer", "SeededSampler", "first_above", "generate_batch"]
@@ -29,6 +34,39 @@ class Answer:
     ended: bool
     end: int | None = None
     """The end token, if there is one."""
+
+
+class Allowed(Protocol):
+    """Takes tokens out of distributions, as `SchemaMasks`."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor: ...
+
+    def applied(self, logits_BV: torch.Tensor, drawn: Sequence[int | None]) -> torch.Tensor: ...
+
+    def keep(self, rows: Sequence[int]) -> None: ...
+
+
+class WithoutTokens:
+    """Takes some tokens out of every distribution, and what schemas take out besides."""
+
+    def __init__(self, tokens: Sequence[int], masks: Allowed | None = None) -> None:
+        self._tokens, self._masks = list(tokens), masks
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self._without(scores if self._masks is None else self._masks(input_ids, scores))
+
+    def applied(self, logits_BV: torch.Tensor, drawn: Sequence[int | None]) -> torch.Tensor:
+        return self._without(logits_BV if self._masks is None else self._masks.applied(logits_BV, drawn))
+
+    def _without(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        tokens = torch.tensor(self._tokens, device=logits_BV.device)
+        return logits_BV.index_fill(-1, tokens, -torch.inf)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        if self._masks is not None:
+            self._masks.keep(rows)
 
 
 @contextlib.contextmanager
@@ -56,6 +94,8 @@ def generate_batch(
     sampler: SeededSampler,
     masks: SchemaMasks | None = None,
     graphs: DecodeGraphs | None = None,
+    vision: Vision | None = None,
+    images: Sequence[Sequence[str]] | None = None,
 ) -> list[Answer]:
     """Answer prompts together, padded on the left.
 
@@ -67,15 +107,23 @@ def generate_batch(
         sampler: one stream per prompt.
         masks: constrain answers to the schemas of prompts that have one.
         graphs: keeps what is recorded on a CUDA device for further batches; by default nothing is kept.
+        vision: of a model that sees images; it then writes no placeholders of any.
+        images: the digests of each prompt's images, whose placeholders are expanded in the prompt.
     """
     context = position_limit(model.config)
     width = max(map(len, prompts))
     room = max_new_tokens if context is None else max(1, min(max_new_tokens, context - width))
-    rows = None
-    if min(map(len, prompts)) > 0:
-        rows = _decoded(model, prompts, eos_ids, room, sampler, masks, graphs)
+    allowed: Allowed | None = masks
+    if vision is not None and vision.processor.reserved_ids:
+        allowed = WithoutTokens(vision.processor.reserved_ids, masks)
+    rows, seen = None, None
+    if images is not None and any(images):
+        assert vision is not None, "a model of text is never given images"
+        seen = partial(_seen, vision, list(zip(prompts, images, strict=True)), model)
+    elif min(map(len, prompts)) > 0:
+        rows = _decoded(model, prompts, eos_ids, room, sampler, allowed, graphs)
     if rows is None:
-        rows = _by_generate(model, prompts, eos_ids, room, sampler, masks)
+        rows = _by_generate(model, prompts, eos_ids, room, sampler, allowed, seen)
     return [_answer(row, eos_ids) for row in rows]
 
 
@@ -85,7 +133,7 @@ def _decoded(
     eos_ids: frozenset[int],
     room: int,
     sampler: SeededSampler,
-    masks: SchemaMasks | None,
+    masks: Allowed | None,
     graphs: DecodeGraphs | None,
 ) -> list[list[int]] | None:
     """New tokens of each prompt, those after an end token without meaning; None if the model needs `generate`."""
@@ -103,13 +151,24 @@ def _decoded(
     return decode(model, prompts, eos_ids, room, sampler, masks)
 
 
+def _seen(
+    vision: Vision, rows: Sequence[tuple[list[int], Sequence[str]]], model: Any, ids_BT: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What the model is given beside the padded ids of rows with images."""
+    found = {}
+    for name, value in {**vision.batch(rows), **vision.type_ids(ids_BT)}.items():
+        found[name] = value.to(device=model.device, dtype=model.dtype if value.is_floating_point() else None)
+    return found
+
+
 def _by_generate(
     model: Any,
     prompts: Sequence[list[int]],
     eos_ids: frozenset[int],
     room: int,
     sampler: SeededSampler,
-    masks: SchemaMasks | None,
+    masks: Allowed | None,
+    seen: Callable[[torch.Tensor], dict[str, torch.Tensor]] | None = None,
 ) -> list[list[int]]:
     """New tokens of each prompt; those after an end token mean nothing."""
     from transformers import GenerationConfig, LogitsProcessorList
@@ -118,13 +177,14 @@ def _by_generate(
 
     ends = sorted(eos_ids)
     pad = ends[0] if ends else 0
-    ids_BT, mask_BT = padded_left(prompts, pad, model.device)
+    ids_BT, mask_BT = padded_left(prompts, pad, input_device(model))
     config = GenerationConfig(do_sample=False, max_new_tokens=room, eos_token_id=ends or None, pad_token_id=pad)
-    with _own_distribution(model):
+    with _own_distribution(model), given_where_it_begins():
         out_BT = model.generate(
             ids_BT,
             attention_mask=mask_BT,
             generation_config=config,
+            **({} if seen is None else seen(ids_BT)),
             logits_processor=LogitsProcessorList([sampler] if masks is None else [masks, sampler]),
         )
     rows: list[list[int]] = out_BT[:, ids_BT.shape[1] :].tolist()

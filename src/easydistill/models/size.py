@@ -18,6 +18,8 @@ from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.student import kept_layers
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+_TOWER = re.compile(r"(?:^|\.)(?:vision|visual|image|audio)")
+"""In the names of what is not the language model's."""
 
 
 def parameter_shapes(directory: Path) -> dict[str, int]:
@@ -42,7 +44,7 @@ def model_parameters(reference: str, keep_layers: int | None = None) -> int | No
         return None
     by_layer: Counter[int | None] = Counter()
     for name, count in parameter_shapes(directory).items():
-        match = _LAYER.search(name)
+        match = None if _TOWER.search(name) else _LAYER.search(name)
         by_layer[None if match is None else int(match[1])] += count
     layers = len(by_layer.keys() - {None})
     if keep_layers is not None and keep_layers <= layers:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
-from easydistill.errors import ConfigError, ConfigIssue, ModelError
+from easydistill.errors import ConfigError, ConfigIssue, MissingExtra, ModelError
 from easydistill.models.limits import Limits, student_config
-from easydistill.models.loading import eos_ids, import_torch, load_model, load_tokenizer, making, stored_dtype
+from easydistill.models.loading import (
+    eos_ids,
+    full_config,
+    import_torch,
+    is_multimodal,
+    load_model,
+    load_tokenizer,
+    making,
+    stored_dtype,
+)
 from easydistill.models.reference import resolve
 from easydistill.models.saving import make_savable
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Processor
 
 
 @dataclass
@@ -27,6 +39,8 @@ class Student:
     description: str
     notes: tuple[str, ...] = ()
     """What was mended while it was loaded, and what it cannot do, for the user."""
+    processor: Processor | None = None
+    """What images are given to it with; its tokenizer is `tokenizer`. None for a model of text."""
 
     @property
     def limits(self) -> Limits:
@@ -110,14 +124,33 @@ def build_student(models: ModelsConfig, dtype: Any) -> Student:
     if isinstance(student, FreshStudent):
         return _fresh(student, models, dtype)
     reference = student.from_model if isinstance(student, PrunedStudent) else student
-    tokenizer = load_tokenizer(reference, trust_remote_code=models.trust_remote_code)
+    processor, notes = _processor(reference, trust_remote_code=models.trust_remote_code)
+    if processor is None:
+        tokenizer = load_tokenizer(reference, trust_remote_code=models.trust_remote_code)
+    else:
+        tokenizer = processor.tokenizer
     model = load_model(reference, dtype, trust_remote_code=models.trust_remote_code)
     description = reference
     if isinstance(student, PrunedStudent):
         total = prune_layers(model, student.keep_layers, reference)
         description = f"{reference}, {student.keep_layers} of {total} layers"
-    notes = make_savable(model, tokenizer, reference)
-    return _student(model, tokenizer, stored_dtype(resolve(reference)), description, notes)
+    notes += make_savable(model, tokenizer if processor is None else processor.wrapped, reference)
+    made = _student(model, tokenizer, stored_dtype(resolve(reference)), description, notes)
+    made.processor = processor
+    return made
+
+
+def _processor(reference: str, *, trust_remote_code: bool) -> tuple[Processor | None, list[str]]:
+    """The processor of a model that sees images; without one that can be used, why."""
+    if not is_multimodal(full_config(reference, trust_remote_code=trust_remote_code)):
+        return None, []
+    from easydistill.models.multimodal import load_processor
+
+    try:
+        return load_processor(reference, trust_remote_code=trust_remote_code), []
+    except (ModelError, MissingExtra) as error:
+        # Of its text alone nothing is lost; rows with images are refused.
+        return None, [f"rows with images cannot be shown to it: {str(error).splitlines()[0]}"]
 
 
 def _student(model: Any, tokenizer: Any, save_dtype: str, description: str, notes: Sequence[str] = ()) -> Student:

@@ -97,7 +97,8 @@ def _html(facts: Facts, head: Report) -> str:
 
 def _images_policy(facts: Facts) -> str:
     """Thumbnails lie beside the report, which is opened as a file or from a server."""
-    return "; img-src 'self' file:" if any(row.images for row in facts.pictured) else ""
+    shown = any(row.images for row in facts.pictured) or any(answer.images for answer in facts.answers)
+    return "; img-src 'self' file:" if shown else ""
 
 
 def json_in_html(value: Any) -> str:

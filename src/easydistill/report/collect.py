@@ -21,6 +21,7 @@ from easydistill.report.disagreement import Disagreement, read_disagreement
 from easydistill.report.document import Block, Sample
 from easydistill.report.samples import Turn, optional_text, rejected_row, rows_with_images, turns_of
 from easydistill.report.synthesis import Synthesis, is_synthesis, read_synthesis
+from easydistill.report.thumbnails import thumbnails_of
 from easydistill.report.values import as_dict, as_int, as_text, dig, json_lines, json_object, record
 
 EXAMPLES_PER_REASON = 5
@@ -118,6 +119,8 @@ class Answer:
     after: str | None
     rouge_l_before: float | None
     rouge_l_after: float | None
+    images: tuple[str, ...] = ()
+    """Thumbnails, by their paths from the report."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,11 @@ class Facts:
         return bool(self.section("reward_model"))
 
     @property
+    def sees(self) -> bool:
+        """Whether the student sees images."""
+        return (self.directory / "student" / "processor_config.json").is_file()
+
+    @property
     def on_pairs(self) -> bool:
         """Whether the student learned from pairs of answers."""
         return bool(self.section("preference")) or self.scores
@@ -198,7 +206,7 @@ def collect(directory: Path) -> Facts:
     summary = json_object(directory / "summary.json")
     stages = tuple(_stage(name, as_dict(value)) for name, value in as_dict(summary.get("stages")).items())
     complete = [directory / "stages" / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
-    answers, total = _answers(complete)
+    answers, total = _answers(directory, complete)
     return Facts(
         directory=directory,
         summary=record(
@@ -278,12 +286,14 @@ def _read_rejected(path: Path, known: dict[str, int] | None) -> tuple[dict[str, 
     return seen, examples
 
 
-def _answers(folders: list[Path]) -> tuple[tuple[Answer, ...], int]:
+def _answers(directory: Path, folders: list[Path]) -> tuple[tuple[Answer, ...], int]:
     rows = itertools.chain.from_iterable(json_lines(folder / ANSWERS_FILE) for folder in folders)
-    kept = tuple(map(_answer, itertools.islice(rows, ANSWERS_KEPT)))
+    kept = tuple(_answer(row, directory) for row in itertools.islice(rows, ANSWERS_KEPT))
     return kept, len(kept) + sum(1 for _ in rows)
 
 
-def _answer(row: dict[str, Any]) -> Answer:
+def _answer(row: dict[str, Any], directory: Path) -> Answer:
+    prompt = row.get("prompt")
+    images = thumbnails_of(map(as_dict, prompt), directory) if isinstance(prompt, list) else ()
     texts = {name: optional_text(row.get(name)) for name in ("teacher", "before", "after")}
-    return record(Answer, row, prompt=turns_of(row.get("prompt")), **texts)
+    return record(Answer, row, prompt=turns_of(prompt), images=images, **texts)

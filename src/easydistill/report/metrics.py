@@ -37,6 +37,13 @@ KINDS = {
     "ended": percentage("Answers that end by themselves", "share of answers", short="ended answers"),
     "repetition": percentage("Repeated 4-grams", "share", short="repetition"),
     "rouge_l": Figure("ROUGE-L against the teacher's answers", "F1", "higher", full=1.0, short="ROUGE-L"),
+    "exact_match": percentage("Same answer as the teacher's", "share of answers", "higher", "exact match"),
+    "image_gain": Figure(
+        "Cross-entropy with another row's image minus that with its own",
+        "nats per token",
+        "higher",
+        short="gain from the image",
+    ),
 }
 
 

@@ -33,8 +33,9 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
 from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids
 from easydistill.models.head import Head, body_of
-from easydistill.models.loading import choose_dtype, device, load_model
+from easydistill.models.loading import choose_dtype, device
 from easydistill.models.prefix_sum import prefix_sum
+from easydistill.models.spread import Spread, head_of, input_device, load_placed
 from easydistill.signals.alignment import Ids, align, shared_vocabulary, token_bytes
 from easydistill.signals.codec import Codec
 from easydistill.signals.columns import ColumnMap
@@ -219,6 +220,7 @@ class AlignedScorer:
         vocabulary: S; the student's token ids are below this.
         temperature: of the kept distribution.
         by_rank: keep the teacher's own largest probabilities, for a loss that compares by rank.
+        spread: how the teacher lies on several devices.
     """
 
     def __init__(
@@ -231,12 +233,14 @@ class AlignedScorer:
         *,
         by_rank: bool,
         trust_remote_code: bool = False,
+        spread: Spread | None = None,
     ) -> None:
         assert not config.drawn, "the job's validator refuses draws"
-        self._device = device()
-        dtype = choose_dtype(config.dtype, self._device)
-        self._model: Any = load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
-        self._head = Head.of(self._model)
+        dtype = choose_dtype(config.dtype, device())
+        self._model: Any = load_placed(reference, dtype, spread, trust_remote_code=trust_remote_code)
+        with head_of(self._model) as head:
+            # Where the output layer is, signals are made.
+            self._device = head.weight_VD.device
         self._to_student_T = torch.from_numpy(to_student).to(self._device)
         self._columns = ColumnMap.of(to_student, len(to_student), vocabulary, self._device)
         self._shape = SignalShape.of(config, vocabulary)
@@ -251,15 +255,15 @@ class AlignedScorer:
         return self.start(rows)()
 
     def start(self, rows: Sequence[AlignedRow]) -> Found:
-        with torch.inference_mode():
-            signal_of_batch = start_copy(self._signal([row for row in rows if len(row.pairs)]))
+        with torch.inference_mode(), head_of(self._model) as head:
+            signal_of_batch = start_copy(self._signal([row for row in rows if len(row.pairs)], head))
         return lambda: _samples(rows, signal_of_batch())
 
-    def _signal(self, rows: Sequence[AlignedRow]) -> DeviceSignal:
-        hidden_ND = self._hidden(rows)
+    def _signal(self, rows: Sequence[AlignedRow], head: Head) -> DeviceSignal:
+        hidden_ND = self._hidden(rows) if rows else head.weight_VD.new_zeros((0, head.weight_VD.shape[1]))
         targets = [row.ids[int(t)] for row in rows for t in row.pairs[:, 0]]
         target_N = _on(self._device, np.array(targets, np.int64))
-        teacher = TeacherRows([hidden_ND], [self._head], [0.0])
+        teacher = TeacherRows([hidden_ND.to(self._device)], [head], [0.0])
         return DeviceSignal.concatenate(
             [
                 self._signal_of_logits(logits_NT, target_N[part])
@@ -269,8 +273,6 @@ class AlignedScorer:
 
     def _hidden(self, rows: Sequence[AlignedRow]) -> Tensor:
         """The teacher's hidden states [N, D] that predict the aligned tokens, row by row."""
-        if not rows:
-            return self._head.weight_VD.new_zeros((0, self._head.weight_VD.shape[1]))
         width = max(len(row.teacher_ids) for row in rows)
         # Padding is on the right, where causal attention does not look.
         ids_BW = np.zeros((len(rows), width), np.int64)
@@ -278,9 +280,9 @@ class AlignedScorer:
             ids_BW[at, : len(row.teacher_ids)] = row.teacher_ids
         place_N = np.concatenate([at * width + row.pairs[:, 1] - 1 for at, row in enumerate(rows)])
         hidden_BWD: Tensor = body_of(self._model)(
-            input_ids=_on(self._device, ids_BW), use_cache=False
+            input_ids=_on(input_device(self._model), ids_BW), use_cache=False
         ).last_hidden_state
-        return hidden_BWD.flatten(0, 1).index_select(0, _on(self._device, place_N))
+        return hidden_BWD.flatten(0, 1).index_select(0, _on(hidden_BWD.device, place_N))
 
     def _signal_of_logits(self, logits_NT: Tensor, target_N: Tensor) -> DeviceSignal:
         logprobs_NT = _normalised(logits_NT)

@@ -130,7 +130,8 @@ class TeacherRows:
         return [head.logits(hidden_ND[start:stop]) for hidden_ND, head in zip(self.hidden_ND, self.heads, strict=True)]
 
     def _mixed(self, products: Sequence[Tensor]) -> Tensor:
-        first, *others = (_exact(logits_NV) for logits_NV in products)
+        # The output layers of teachers that are spread over devices may be on different ones.
+        first, *others = (_exact(logits_NV.to(products[0].device)) for logits_NV in products)
         if not others:
             return first
         mixed = first.log_softmax(-1) + self.log_weights[0]

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from easydistill.data.tokens import Mask, TokenIds
+from easydistill.errors import DataError
+from easydistill.models.flat_rows import FlatRows, flat_rows
 from easydistill.models.head import Head, body_of
-from easydistill.models.loading import choose_dtype, device, load_model
+from easydistill.models.loading import choose_dtype, device, is_multimodal
+from easydistill.models.spread import Spread, head_of, input_device, load_placed
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows, start_extracting
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+    from easydistill.models.multimodal.vision import ImageFiles
 
 BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 8192
@@ -34,6 +43,8 @@ class RowToScore:
     id: str
     ids: TokenIds
     learned: Mask
+    images: tuple[str, ...] = field(default=(), kw_only=True)
+    """The digests of its images, in the order of their tokens."""
 
     @property
     def length(self) -> int:
@@ -115,9 +126,33 @@ def _samples(rows: Sequence[RowToScore], signal: TeacherSignal) -> list[ScoredSa
     at = 0
     for row in rows:
         count = row.learned_tokens
-        scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, at + count), np.ones(count, bool)))
+        found, present = signal.rows(at, at + count), np.ones(count, bool)
+        scored.append(ScoredSample(row.id, row.ids, row.learned, found, present, row.images))
         at += count
     return scored
+
+
+def _vision(reference: str, model: Any, images: ImageFiles | None, trust_remote_code: bool) -> Vision | None:
+    """What a teacher sees of images; None for a model of text."""
+    if not is_multimodal(model.config):
+        return None
+    from easydistill.models.multimodal import Vision, load_processor
+
+    processor = load_processor(reference, trust_remote_code=trust_remote_code)
+    return Vision(processor, images or _no_images)
+
+
+def _no_images(digest: str) -> Path:
+    raise DataError(f"the image {digest} is not at hand")
+
+
+def _seen(vision: Vision | None, rows: Sequence[RowToScore], ids_BT: Tensor) -> dict[str, Tensor]:
+    """What a teacher is given beside the ids of rows."""
+    if vision is None:
+        assert not any(row.images for row in rows), "rows with images are refused for a teacher of text"
+        return {}
+    shown = vision.batch([(row.ids, row.images) for row in rows])
+    return {**vision.type_ids(ids_BT), **{name: value.to(ids_BT.device) for name, value in shown.items()}}
 
 
 class ModelScorer:
@@ -129,6 +164,8 @@ class ModelScorer:
         vocabulary: token ids below this are real for teacher and student.
         temperature: of the kept distribution.
         models: the teachers themselves, on this machine's device, if they are loaded.
+        spread: how each lies on several devices.
+        images: gives the file of an image by its digest, for rows with images.
     """
 
     def __init__(
@@ -141,12 +178,17 @@ class ModelScorer:
         *,
         trust_remote_code: bool = False,
         models: Sequence[Any] | None = None,
+        spread: Spread | None = None,
+        images: ImageFiles | None = None,
     ) -> None:
-        self._device = device()
-        dtype = choose_dtype(config.dtype, self._device)
+        dtype = choose_dtype(config.dtype, device())
         self._models = list(models or ()) or [
-            load_model(reference, dtype, trust_remote_code=trust_remote_code).to(self._device)
-            for reference in references
+            load_placed(reference, dtype, spread, trust_remote_code=trust_remote_code) for reference in references
+        ]
+        self._device = input_device(self._models[0])
+        self._visions = [
+            _vision(reference, model, images, trust_remote_code)
+            for reference, model in zip(references, self._models, strict=True)
         ]
         total = sum(weights)
         self._log_weights = [float(np.log(weight / total)) for weight in weights]
@@ -164,25 +206,57 @@ class ModelScorer:
 
     def start(self, rows: Sequence[RowToScore]) -> Found:
         batch = Batch.of(rows, self._seed, self._device)
-        with torch.inference_mode():
-            hidden_ND = [
-                body_of(model)(input_ids=batch.ids_BT, use_cache=False)
-                .last_hidden_state.flatten(0, 1)
-                .index_select(0, batch.place_N)
-                for model in self._models
-            ]
+        with torch.inference_mode(), ExitStack() as held:
+            hidden_ND = self._hidden(rows, batch)
+            heads = [held.enter_context(head_of(model)) for model in self._models]
+            on = heads[0].weight_VD.device
             signal_of_batch = start_extracting(
-                TeacherRows(hidden_ND, [Head.of(model) for model in self._models], self._log_weights),
-                batch.target_N,
-                batch.uniform_N,
+                TeacherRows(_beside(hidden_ND, heads), heads, self._log_weights),
+                batch.target_N.to(on),
+                batch.uniform_N.to(on),
                 self._shape,
                 self._vocabulary,
                 self._temperature,
             )
         return lambda: _samples(rows, signal_of_batch())
 
+    def _hidden(self, rows: Sequence[RowToScore], batch: Batch) -> list[Tensor]:
+        """Each teacher's hidden states [N, D] from which the learned tokens are predicted."""
+        flat = flat_rows([row.ids for row in rows], self._device)
+        found = []
+        for model, vision in zip(self._models, self._visions, strict=True):
+            hidden_ND = None if vision is not None or flat is None else _flat_hidden(model, batch, flat)
+            found.append(_hidden(model, batch, _seen(vision, rows, batch.ids_BT)) if hidden_ND is None else hidden_ND)
+        return found
+
     def close(self) -> None:
         self._models = []
+
+
+def _hidden(model: Any, batch: Batch, seen: Mapping[str, Tensor]) -> Tensor:
+    """The hidden states [N, D] that predict the learned tokens, on the device of the model's last layer.
+
+    Args:
+        seen: what it is given beside the ids.
+    """
+    on = input_device(model)
+    given = {name: value.to(on) for name, value in {"input_ids": batch.ids_BT, **seen}.items()}
+    hidden_BTD: Tensor = body_of(model)(**given, use_cache=False).last_hidden_state
+    return hidden_BTD.flatten(0, 1).index_select(0, batch.place_N.to(hidden_BTD.device))
+
+
+def _flat_hidden(model: Any, batch: Batch, flat: FlatRows) -> Tensor | None:
+    """The same from rows in one sequence; None if the model needs padded rows."""
+    hidden_ND = flat.hidden(model)
+    if hidden_ND is None:
+        return None
+    width = batch.ids_BT.shape[1]
+    return hidden_ND.index_select(0, flat.layout.places(batch.place_N // width, batch.place_N % width))
+
+
+def _beside(hidden_ND: Sequence[Tensor], heads: Sequence[Head]) -> list[Tensor]:
+    """Hidden states where the output layers are."""
+    return [hidden.to(head.weight_VD.device) for hidden, head in zip(hidden_ND, heads, strict=True)]
 
 
 def batch_tokens(config: SignalsConfig) -> int:

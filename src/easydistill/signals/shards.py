@@ -29,7 +29,15 @@ from easydistill.signals.codec import Codec
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.score import Found, RowT, RowToScore, RunsAhead, Scorer, batch_tokens
 from easydistill.signals.sharing import LOOK_SECONDS, SharedWork
-from easydistill.signals.store import EncodedSample, remove_shards_from, shard_ids, shard_path, write_encoded
+from easydistill.signals.store import (
+    EncodedSample,
+    remove_shards_from,
+    shard_hashes,
+    shard_ids,
+    shard_path,
+    token_hash,
+    write_encoded,
+)
 from easydistill.signals.unusable import check_usable, without_unusable
 
 
@@ -164,8 +172,13 @@ def score_rows(
 
 def _is_complete(shard: Shard, rows: Sequence[RowToScore], directory: Path) -> bool:
     """Whether a shard exists and holds the rows that it should: plans with other sizes may have been made before."""
-    path = shard_path(directory, shard.number)
-    return path.is_file() and shard_ids(path) == [rows[index].id for batch in shard.batches for index in batch]
+    path, wanted = shard_path(directory, shard.number), [rows[index] for batch in shard.batches for index in batch]
+    if not path.is_file() or shard_ids(path) != [row.id for row in wanted]:
+        return False
+    if not any(row.images for row in wanted):
+        return True
+    # Files of images may have changed under the same names.
+    return shard_hashes(path) == [token_hash(row.ids, row.learned, row.images) for row in wanted]
 
 
 class _ShardWriter:

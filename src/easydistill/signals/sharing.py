@@ -26,10 +26,12 @@ class SharedWork:
     Args:
         directory: where the files are; `clear` it before the first process starts.
         rank: this process among `ranks`.
+        scores: whether it takes shards; if not, the others' devices are all that there are.
     """
 
-    def __init__(self, directory: Path, rank: int, ranks: int) -> None:
+    def __init__(self, directory: Path, rank: int, ranks: int, *, scores: bool = True) -> None:
         self._directory = directory
+        self._scores = scores
         self.rank, self.ranks = rank, ranks
         self.taken: set[int] = set()
 
@@ -41,6 +43,8 @@ class SharedWork:
 
     def take(self, number: int) -> bool:
         """Whether this process is to score a shard: whether it is the first to ask."""
+        if not self._scores:
+            return False
         try:
             os.close(os.open(self._directory / f"shard-{number:05d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:

@@ -45,12 +45,16 @@ class ScoredSample:
     """A row for every learned token that is present, in order."""
     present: Bools
     """For each learned token, whether it has a signal (with an aligned teacher, some may have none)."""
+    images: tuple[str, ...] = ()
+    """The digests of the images that the teacher was shown, in the order of their tokens."""
 
 
-def token_hash(token_ids: TokenIds, learned: Mask) -> bytes:
-    """A hash of ids and mask, which ties a signal to its tokens."""
+def token_hash(token_ids: TokenIds, learned: Mask, images: Sequence[str] = ()) -> bytes:
+    """A hash of ids and mask, which ties a signal to its tokens; and of the images behind them, if there are any."""
     digest = hashlib.sha256(np.asarray(token_ids, "<i8").tobytes())
     digest.update(np.asarray(learned, np.uint8).tobytes())
+    for image in images:
+        digest.update(image.encode("ascii"))
     return digest.digest()[:HASH_BYTES]
 
 
@@ -130,6 +134,7 @@ class EncodedSample:
     packed: dict[str, Bytes]
     """The `_PACKED` arrays."""
     signal: EncodedSignal
+    images: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, sample: ScoredSample, codec: Codec) -> EncodedSample:
@@ -137,7 +142,7 @@ class EncodedSample:
         learned = np.asarray(sample.learned, bool)
         return cls(
             id=sample.id,
-            hash=token_hash(sample.token_ids, sample.learned),
+            hash=token_hash(sample.token_ids, sample.learned, sample.images),
             tokens=len(sample.token_ids),
             learned=int(learned.sum()),
             rows=len(sample.signal),
@@ -149,6 +154,7 @@ class EncodedSample:
                 "draws": signal.draws,
             },
             signal=signal,
+            images=sample.images,
         )
 
 
@@ -175,6 +181,8 @@ def write_encoded(path: Path, samples: Sequence[EncodedSample]) -> int:
     for name in _ROW_ARRAYS:
         tensors[name] = np.concatenate([getattr(sample.signal, name) for sample in samples])
     metadata = {"ids": json.dumps([sample.id for sample in samples], ensure_ascii=True)}
+    if any(sample.images for sample in samples):
+        metadata["images"] = json.dumps([sample.images for sample in samples])
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
     return path.stat().st_size
@@ -196,6 +204,16 @@ def shard_ids(path: Path) -> list[str]:
     return _Shard(path).ids
 
 
+def shard_hashes(path: Path) -> list[bytes]:
+    """The hashes of the tokens of a shard's samples, in order.
+
+    Raises:
+        DataError: the file is no shard.
+    """
+    shard = _Shard(path)
+    return [shard.hash(at) for at in range(len(shard.ids))]
+
+
 def _offsets(lengths: Iterable[int]) -> Ints:
     return np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.int64)
 
@@ -208,7 +226,10 @@ class _Shard:
 
         try:
             self._file = safe_open(path, framework="numpy")
-            self.ids: list[str] = json.loads(self._file.metadata()["ids"])
+            metadata = self._file.metadata()
+            self.ids: list[str] = json.loads(metadata["ids"])
+            shown = json.loads(metadata["images"]) if "images" in metadata else [[]] * len(self.ids)
+            self.images: list[tuple[str, ...]] = [tuple(images) for images in shown]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a readable shard of a signal store: {error}") from None
         names = ["hash", "token_offsets", "learned_counts", "row_offsets", *(f"{name}_at" for name in _PACKED)]
@@ -285,23 +306,36 @@ class SignalStore:
         learned = np.unpackbits(shard.packed("learned", position), count=count)
         return ids.tolist(), learned.astype(bool).tolist()
 
-    def read(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> tuple[TeacherSignal, Bools]:
+    def images(self, sample_id: str) -> tuple[str, ...]:
+        """The digests of the images that the teacher was shown with a sample."""
+        number, position = self._at[sample_id]
+        return self._shards[number].images[position]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the teacher was shown images with some sample."""
+        return any(any(shard.images) for shard in self._shards)
+
+    def read(
+        self, sample_id: str, token_ids: TokenIds, learned: Mask, images: Sequence[str] = ()
+    ) -> tuple[TeacherSignal, Bools]:
         """The signal of a sample, and for each learned token whether it has a row in it.
 
         Args:
             token_ids, learned: the caller's tokens; the signal must have been made for exactly these.
+            images: the digests of the images behind them.
 
         Raises:
             DataError: there is no such sample, or its signal is for other tokens; the message says what differs.
         """
-        self.check(sample_id, token_ids, learned)
+        self.check(sample_id, token_ids, learned, images)
         number, position = self._at[sample_id]
         shard = self._shards[number]
         signal = self.manifest.codec.decode(shard.encoded(position))
         present = np.unpackbits(shard.packed("present", position), count=shard.learned_count(position))
         return signal, present.astype(bool)
 
-    def check(self, sample_id: str, token_ids: TokenIds, learned: Mask) -> None:
+    def check(self, sample_id: str, token_ids: TokenIds, learned: Mask, images: Sequence[str] = ()) -> None:
         """Refuse a sample whose tokens are not those that the teacher scored.
 
         Raises:
@@ -312,7 +346,12 @@ class SignalStore:
                 f"{self.directory}: no signal for row {sample_id}\n    → let the teacher score the rows again"
             )
         number, position = self._at[sample_id]
-        if self._shards[number].hash(position) != token_hash(token_ids, learned):
+        if self._shards[number].hash(position) != token_hash(token_ids, learned, images):
+            if self.tokens(sample_id) == (list(token_ids), list(learned)) and self.images(sample_id) != tuple(images):
+                raise DataError(
+                    f"{self.directory}: the signal of row {sample_id} was made for other images\n"
+                    "    → the row's images changed: score again"
+                )
             raise DataError(
                 f"{self.directory}: the signal of row {sample_id} was made for other tokens: "
                 f"{self._difference(sample_id, token_ids, learned)}\n"

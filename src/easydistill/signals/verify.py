@@ -83,8 +83,9 @@ def verify(
         if seen >= tokens:
             break
         ids, learned = store.tokens(sample_id)
-        kept, present = store.read(sample_id, ids, learned)
-        fresh = without_unusable(scorer.score([RowToScore(sample_id, ids, learned)])[0])
+        images = store.images(sample_id)
+        kept, present = store.read(sample_id, ids, learned, images)
+        fresh = without_unusable(scorer.score([RowToScore(sample_id, ids, learned, images=images)])[0])
         if len(fresh.signal) != len(kept) or not np.array_equal(fresh.present, present):
             wrong.append(sample_id)
             continue

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
@@ -24,6 +23,7 @@ from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rows import LabelledRows
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.synthesis.operators import tapir
 from easydistill.synthesis.stage import SynthesiseStage
 from easydistill.synthesis.tools import Tools
@@ -75,7 +75,7 @@ class _SeedRows:
         assert path is not None
         columns = self._dataset.column_names
         limit = at_most(most, self._dataset.max_samples)
-        return read_rows(path, labelled=None, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
+        return read_rows(path, labelled=None, limit=limit, columns=columns, images=NoImages(TRAINS_ON_TEXT))
 
 
 class CurriculumStage(SynthesiseStage):

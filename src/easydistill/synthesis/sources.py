@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from easydistill.config.dataset import SynthesisDatasetConfig
 from easydistill.data.files import hash_file
-from easydistill.data.images import NoImages
+from easydistill.data.images import NoImages, RowImages
 from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import Sample
 from easydistill.data.row_files.identity import hash_rows
@@ -37,8 +37,12 @@ class RowSource(Protocol):
 
 
 TEXT_ALONE = (
-    "operators read text alone, so rows that differ in their images would be the same to them: remove the row, or "
+    "this operator reads text alone, so rows that differ in their images would be the same to it: remove the row, or "
     "describe in words what its image shows"
+)
+BLIND_MODEL = (
+    "the {role} is given text alone and would not see it: take a vision-language model, on this machine or behind an "
+    "API, or remove the row"
 )
 
 
@@ -64,10 +68,16 @@ class FileSource:
             **self.dataset.reading_identity(),
         }
 
-    def read(self, most: int | None = None) -> Reading:
+    def read(self, most: int | None = None, images: RowImages | None = None) -> Reading:
+        """As `RowSource.read`.
+
+        Args:
+            images: what reads the images of rows; without it, rows with images are refused.
+        """
         path, columns = self.dataset.instruction_path, self.dataset.column_names
         limit = at_most(most, self.dataset.max_samples)
-        return read_rows(path, labelled=self.labelled, limit=limit, columns=columns, images=NoImages(TEXT_ALONE))
+        images = images or NoImages(TEXT_ALONE)
+        return read_rows(path, labelled=self.labelled, limit=limit, columns=columns, images=images)
 
 
 @dataclass(frozen=True)

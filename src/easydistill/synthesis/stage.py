@@ -7,16 +7,25 @@ after a kill or with another threshold, only sends requests that have not been a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from easydistill.asking.answers import JOURNAL, worth_another_try
 from easydistill.asking.forecast import forecast_calls
 from easydistill.asking.model import AskedModel
-from easydistill.asking.outputs import LABELED_JSON, LABELED_PARQUET, labeled_path_issues, publish, write_rejected
+from easydistill.asking.outputs import (
+    LABELED_JSON,
+    LABELED_PARQUET,
+    labeled_path_issues,
+    publish,
+    publish_samples,
+    write_rejected,
+)
+from easydistill.config.dataset import RowsConfig
 from easydistill.contracts.operator import Ask, OperatorConfig, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.data.files import replacing
+from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.reading import Reading
@@ -27,7 +36,6 @@ from easydistill.data.writing import (
     as_preference,
     only_writable,
     pair_row,
-    paper_rows,
     write_pairs_json,
     write_pairs_parquet,
     write_paper_json,
@@ -39,7 +47,7 @@ from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.asker import Asker
 from easydistill.synthesis.dataset_card import dataset_card
 from easydistill.synthesis.operators import OPERATORS
-from easydistill.synthesis.sources import RowSource
+from easydistill.synthesis.sources import BLIND_MODEL, FileSource, RowSource
 from easydistill.synthesis.tools import Tools, prompt_hashes, prompt_issues
 
 CARD = "README.md"
@@ -148,7 +156,7 @@ class SynthesiseStage:
         )
 
     def run(self, context: StageContext) -> StageResult:
-        found = self._read()
+        found = self._read(context=context)
         context.notice(found.notices)
         return self._finish(found.samples, found.rejected, self._steps(found.samples), context)
 
@@ -156,10 +164,23 @@ class SynthesiseStage:
         plans = {id(model): model.plan for model in self._models.values()}.values()
         return [*lines_of(self._read), *(note for plan in plans for note in plan.notes())]
 
-    def _read(self, most: int | None = None) -> Reading:
+    def _read(self, most: int | None = None, context: StageContext | None = None) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
+        shows: tuple[Role, ...] = self._module.SHOWS_IMAGES
+        if shows and isinstance(self._source, FileSource):
+            found = self._source.read(most, self._images(self._source.dataset, shows, context))
+        else:
+            found = self._source.read(most)
         # Before models are asked, not when the result is written.
-        return only_writable(self._source.read(most), self.name)
+        return only_writable(found, self.name)
+
+    def _images(self, dataset: RowsConfig, shows: Sequence[Role], context: StageContext | None) -> RowImages:
+        blind = next((role for role in shows if not self._models[role].plan.sees_images), None)
+        if blind is not None:
+            return NoImages(BLIND_MODEL.format(role=blind))
+        if context is None:
+            return ImageReader.of(dataset, ImageStore())
+        return ImageReader.of(dataset, context.images, context.image_sources)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
@@ -190,9 +211,9 @@ class SynthesiseStage:
         return self._module.run(self._config, rows, tools)
 
     def _write(self, rows: Sequence[Sample], result: Result, asker: Asker, context: StageContext) -> StageResult:
-        files = self._write_rows(result, context.directory)
+        files = self._write_rows(result, context)
         if self._labeled_path is not None:
-            publish(context.directory, Path(self._labeled_path), self._published(result.accepted))
+            self._publish(result.accepted, Path(self._labeled_path), context)
         counts = RowCounts(result.entered, len(result.accepted), count_reasons(result.rejected))
         from easydistill.synthesis.diversity import diversity
 
@@ -221,15 +242,16 @@ class SynthesiseStage:
         """The rows; if they are pairs, only the first of each prompt."""
         return list({row.prompt_hash: row for row in reversed(rows)}.values())[::-1] if self._pairs else rows
 
-    def _write_rows(self, result: Result, directory: Path) -> list[str]:
+    def _write_rows(self, result: Result, context: StageContext) -> list[str]:
         """Write the accepted rows and those of other kinds; returns the file names."""
+        directory = context.directory
         if self._pairs:
             pairs = list(map(as_preference, result.accepted))
             write_pairs_json(directory / LABELED_JSON, pairs)
             write_pairs_parquet(directory / LABELED_PARQUET, pairs)
         else:
-            write_paper_json(directory / LABELED_JSON, result.accepted)
-            write_parquet(directory / LABELED_PARQUET, result.accepted)
+            write_paper_json(directory / LABELED_JSON, result.accepted, context.images)
+            write_parquet(directory / LABELED_PARQUET, result.accepted, context.images)
         files = [LABELED_JSON, LABELED_PARQUET]
         for name in self._also:
             write_paper_json(directory / f"{name}.json", result.also[name])
@@ -237,8 +259,11 @@ class SynthesiseStage:
             files += [f"{name}.json", f"{name}.parquet"]
         return files
 
-    def _published(self, rows: Sequence[Sample]) -> Iterable[dict[str, Any]]:
-        return map(pair_row, map(as_preference, rows)) if self._pairs else paper_rows(rows)
+    def _publish(self, rows: Sequence[Sample], target: Path, context: StageContext) -> None:
+        if self._pairs:
+            publish(context.directory, target, map(pair_row, map(as_preference, rows)))
+        else:
+            publish_samples(context, target, rows)
 
 
 def funnel(result: Result, order: Sequence[str]) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.inference import LocalInferenceConfig
 from easydistill.contracts.teacher import (
@@ -17,7 +17,14 @@ from easydistill.contracts.teacher import (
     prompt_or_failure,
 )
 from easydistill.data.chat import ChatRenderer
+from easydistill.engine.run_directory import LOGGER
+from easydistill.errors import ModelError
+from easydistill.models.reference import sees_images
 from easydistill.teachers.parsing import AnswerReader
+
+if TYPE_CHECKING:
+    from easydistill.data.images import ImageStore
+    from easydistill.models.multimodal import Vision
 
 WRITTEN = "written"
 """Key of `Completion.extra` with everything that the model wrote, where the answer's parts leave out some of it."""
@@ -30,6 +37,7 @@ class LocalChat:
         ends: tokens that end an answer.
         template: a file, for a teacher without a template of its own; `inference.template` replaces any.
         date: what the template's clock shows; by default the present.
+        vision: what the teacher sees of images; without it, requests with some are refused.
 
     Raises:
         DataError: there is no template, or it cannot be read.
@@ -42,10 +50,13 @@ class LocalChat:
         inference: LocalInferenceConfig,
         template: str | None,
         date: datetime.date | None = None,
+        vision: Vision | None = None,
     ) -> None:
         own = getattr(tokenizer, "chat_template", None)
         path = inference.template or (None if own else template)
-        self._renderer = ChatRenderer.from_file(tokenizer, ends, path, inference.chat_template_kwargs, date)
+        self._renderer = ChatRenderer.from_file(
+            tokenizer, ends, path, inference.chat_template_kwargs, date, images=vision
+        )
         self._reader = AnswerReader(self._renderer)
 
     def prompt(self, request: GenerationRequest, context: int | None) -> list[int] | Failure:
@@ -57,6 +68,12 @@ class LocalChat:
         if request.tools and self._refuses_tools is not None:
             return Failure(request.key, TEMPLATE_REFUSED, self._refuses_tools, 0, passing=False)
         return prompt_or_failure(self._renderer, request, context)
+
+    def marked(self, request: GenerationRequest) -> list[int]:
+        """A prompt's tokens with one placeholder for each image, which an engine expands itself."""
+        text = self._renderer.text(request, add_generation_prompt=True)
+        ids: list[int] = self._renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     @cached_property
     def _refuses_tools(self) -> str | None:
@@ -84,3 +101,20 @@ class LocalChat:
             extra=extra,
             **values,
         )
+
+
+def vision_of(reference: str, images: ImageStore | None, *, trust_remote_code: bool) -> Vision | None:
+    """What a teacher sees of a run's images; None for a model of text.
+
+    Args:
+        images: of the run; without them, nothing is seen.
+    """
+    if images is None or not sees_images(reference):
+        return None
+    from easydistill.models.multimodal import Vision, load_processor
+
+    try:
+        return Vision(load_processor(reference, trust_remote_code=trust_remote_code), images.path)
+    except ModelError as error:
+        LOGGER.warning("rows with images are refused: %s", error)
+        return None

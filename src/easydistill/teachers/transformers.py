@@ -20,20 +20,25 @@ from easydistill.contracts.teacher import (
     row_seed,
 )
 from easydistill.data.batches import batches_by_length
+from easydistill.data.messages import images_of
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
-from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_model, load_tokenizer
+from easydistill.models.allocation import reused_memory
+from easydistill.models.loading import choose_dtype, device, eos_ids, import_torch, load_tokenizer
 from easydistill.models.padding import reads_padding
 from easydistill.models.reference import resolve
 from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.models.spread import is_spread, load_placed, spread_of
 from easydistill.models.structured import SchemaGrammars
 from easydistill.teachers.backends._local import template_identity
-from easydistill.teachers.local import LocalChat
+from easydistill.teachers.local import LocalChat, vision_of
 
 if TYPE_CHECKING:
     import torch
 
+    from easydistill.data.images import ImageStore
     from easydistill.models.decoding.graphs import DecodeGraphs
+    from easydistill.models.multimodal import Vision
 
 MAX_BATCH_ROWS = 128
 """A step reads all weights, whatever the number of rows; beyond this it is hardly faster, and a kill loses more."""
@@ -50,6 +55,7 @@ class TransformersTeacher:
         make: returns model and tokenizer, if they are not those of `reference`.
         weights: identifies the weights, if `reference` does not.
         date: of the run, for templates that write it.
+        images: of the run, for a teacher that sees them.
     """
 
     def __init__(
@@ -60,7 +66,10 @@ class TransformersTeacher:
         make: Callable[[], tuple[Any, Any]] | None = None,
         weights: dict[str, Any] | None = None,
         date: datetime.date | None = None,
+        images: ImageStore | None = None,
     ) -> None:
+        self._images = images
+        self._vision: Vision | None = None
         self._reference = reference
         self._weights = weights
         self._make = make
@@ -82,18 +91,20 @@ class TransformersTeacher:
             return
         self._device: torch.device = device()
         model, self._tokenizer = self._make() if self._make is not None else self._read()
-        self._model = model.to(self._device)
+        self._model = model if is_spread(model) else model.to(self._device)
         from easydistill.models.decoding.graphs import DecodeGraphs
 
         self._graphs = DecodeGraphs()
         self._ends = eos_ids(self._tokenizer, self._model.generation_config)
-        self._chat = LocalChat(self._tokenizer, self._ends, self._inference, self._template, self._date)
+        self._chat = LocalChat(self._tokenizer, self._ends, self._inference, self._template, self._date, self._vision)
 
     def _read(self) -> tuple[Any, Any]:
         trust = self._inference.trust_remote_code
         dtype = choose_dtype(self._inference.dtype, self._device)
+        self._vision = vision_of(self._reference, self._images, trust_remote_code=trust)
         tokenizer = load_tokenizer(self._reference, trust_remote_code=trust)
-        return load_model(self._reference, dtype, trust_remote_code=trust), tokenizer
+        spread = spread_of(self._inference.device_map)
+        return load_placed(self._reference, dtype, spread, trust_remote_code=trust), tokenizer
 
     def generate(
         self,
@@ -110,12 +121,13 @@ class TransformersTeacher:
         for failure in failures:
             if not done(failure.key):
                 record([failure])
-        for batch in self._batches(fitting):
-            if stop.requested:
-                return
-            chosen = [fitting[position] for position in batch]
-            if not all(done(request.key) for request, _ in chosen):
-                record(self._answer(chosen))
+        with reused_memory(self._device):
+            for batch in self._batches(fitting):
+                if stop.requested:
+                    return
+                chosen = [fitting[position] for position in batch]
+                if not all(done(request.key) for request, _ in chosen):
+                    record(self._answer(chosen))
 
     def batches(self, requests: Sequence[GenerationRequest]) -> tuple[list[list[str]], list[Failure]]:
         """The batches in which requests are answered, as keys, and those that do not fit the model.
@@ -150,7 +162,9 @@ class TransformersTeacher:
 
     def _fitting(self, requests: Sequence[GenerationRequest]) -> tuple[list[_Asked], list[Failure]]:
         """Requests with their prompt tokens, and those that do not fit the model."""
-        context = self._inference.max_model_len or getattr(self._model.config, "max_position_embeddings", None)
+        context = self._inference.max_model_len or getattr(
+            self._model.config.get_text_config(), "max_position_embeddings", None
+        )
         fitting: list[_Asked] = []
         failures: list[Failure] = []
         for request in requests:
@@ -175,9 +189,17 @@ class TransformersTeacher:
         )
         masks = None if self._grammars is None else self._grammars.masks([request.schema for request, _ in asked])
         with torch.inference_mode():
-            prompts = [prompt for _, prompt in asked]
+            images = [images_of(*request.messages) for request, _ in asked]
+            seen: dict[str, Any] = {"vision": self._vision, "images": images} if any(images) else {}
             answers = generate_batch(
-                self._model, prompts, self._ends, config.max_new_tokens, sampler, masks, self._graphs
+                self._model,
+                [prompt for _, prompt in asked],
+                self._ends,
+                config.max_new_tokens,
+                sampler,
+                masks,
+                self._graphs,
+                **seen,
             )
         seconds = time.monotonic() - started
         return [

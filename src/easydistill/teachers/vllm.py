@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.inference import VllmOptions
 from easydistill.contracts.teacher import (
@@ -22,17 +22,24 @@ from easydistill.contracts.teacher import (
     RecordOutcomes,
     row_seed,
 )
+from easydistill.data.messages import images_of
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device, eos_ids, load_generation_config, load_tokenizer
-from easydistill.models.reference import model_directory, resolve
+from easydistill.models.reference import model_directory, resolve, sees_images
 from easydistill.models.vllm import prepare_environment, tensor_parallel_size
 from easydistill.teachers.backends._local import template_identity
-from easydistill.teachers.local import LocalChat
+from easydistill.teachers.local import LocalChat, vision_of
 
-_Started = tuple[GenerationRequest, float]
-"""A request, and when it was started."""
+if TYPE_CHECKING:
+    from easydistill.data.images import ImageStore
+    from easydistill.models.multimodal import Vision
+
+_NEVER = -100.0
+"""The least that vLLM adds to a logit."""
+_Started = tuple[GenerationRequest, list[int], float]
+"""A request, its prompt's tokens, and when it was started."""
 
 
 class VllmTeacher:
@@ -42,6 +49,7 @@ class VllmTeacher:
         reference: the teacher model.
         template: chat template for a teacher without one of its own.
         date: of the run, for templates that write it.
+        images: of the run, for a teacher that sees them.
     """
 
     def __init__(
@@ -50,7 +58,10 @@ class VllmTeacher:
         inference: VllmOptions,
         template: str | None = None,
         date: datetime.date | None = None,
+        images: ImageStore | None = None,
     ) -> None:
+        self._images = images
+        self._vision: Vision | None = None
         self._reference = reference
         self._inference = inference
         self._template = template
@@ -95,14 +106,26 @@ class VllmTeacher:
         if config.enable_chunked_prefill is not None:
             options["enable_chunked_prefill"] = config.enable_chunked_prefill
         try:
-            self._llm = LLM(**options)
+            self._llm = self._loaded(LLM, options)
         except (ValueError, RuntimeError, OSError) as error:
             raise TeacherError(f"vLLM cannot load {self._reference}: {str(error).splitlines()[0]}") from error
         self._engine = self._llm.llm_engine
         self._context = int(self._llm.model_config.max_model_len)
         self._tokenizer = load_tokenizer(self._reference, trust_remote_code=config.trust_remote_code)
         self._ends = eos_ids(self._tokenizer, load_generation_config(directory))
-        self._chat = LocalChat(self._tokenizer, self._ends, config, self._template, self._date)
+        self._vision = vision_of(self._reference, self._images, trust_remote_code=config.trust_remote_code)
+        self._chat = LocalChat(self._tokenizer, self._ends, config, self._template, self._date, self._vision)
+
+    def _loaded(self, engine: Any, options: dict[str, Any]) -> Any:
+        """vLLM's engine with its own class for the model, or with transformers' if its own knows no such tower."""
+        try:
+            return engine(**options)
+        except (ValueError, RuntimeError) as error:
+            if not sees_images(self._reference):
+                raise
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            LOGGER.warning("vLLM's class for %s fails (%s); it runs transformers' instead", self._reference, said)
+        return engine(**options, model_impl="transformers")
 
     def generate(
         self,
@@ -138,9 +161,23 @@ class VllmTeacher:
             return prompt
         room = min(self._inference.max_new_tokens, self._context - len(prompt))
         params = self._params(request, room)
-        self._engine.add_request(request.key, {"prompt_token_ids": prompt}, params)
-        self._started[request.key] = request, time.monotonic()
+        self._engine.add_request(request.key, self._given(request, prompt), params)
+        self._started[request.key] = request, prompt, time.monotonic()
         return None
+
+    def _given(self, request: GenerationRequest, prompt: list[int]) -> dict[str, Any]:
+        """What the engine is given: with images, a prompt with one placeholder for each, which it expands itself.
+        Expanded ones it would expand again, without a word."""
+        digests = images_of(*request.messages)
+        if not digests:
+            return {"prompt_token_ids": prompt}
+        assert self._vision is not None, "the chat has refused the request"
+        return {
+            "prompt_token_ids": self._chat.marked(request),
+            "multi_modal_data": {"image": [self._vision.image(digest) for digest in digests]},
+            # Its caches trust them; without them it reads an identifier in the image's own EXIF data first.
+            "multi_modal_uuids": {"image": list(digests)},
+        }
 
     def step(self) -> list[Completion]:
         """Compute the next tokens; the answers that they complete."""
@@ -164,14 +201,27 @@ class VllmTeacher:
             stop_token_ids=sorted(self._ends),
             seed=None if self._on_cpu or temperature == 0 else row_seed(config.seed, request.key),
             structured_outputs=structure,
+            logit_bias=self._never_written(request),
             output_kind=RequestOutputKind.FINAL_ONLY,
             # The answer is read from its tokens: special ones mark thoughts and calls.
             detokenize=False,
         )
 
+    def _never_written(self, request: GenerationRequest) -> dict[int, float] | None:
+        """Placeholders of images are no part of an answer to some."""
+        if self._vision is None or not images_of(*request.messages):
+            return None
+        return dict.fromkeys(self._vision.processor.reserved_ids, _NEVER)
+
     def _completion(self, output: Any, asked: _Started) -> Completion:
         answer = output.outputs[0]
-        request, started = asked
+        request, prompt, started = asked
+        if images_of(*request.messages) and list(output.prompt_token_ids) != prompt:
+            read, given = len(output.prompt_token_ids), len(prompt)
+            raise TeacherError(
+                f"{self._reference}: vLLM reads the images of a prompt otherwise than transformers: {read} tokens, not "
+                f'{given}\n    → set inference.backend="transformers"'
+            )
         return self._chat.completion(
             request,
             output.prompt_token_ids,

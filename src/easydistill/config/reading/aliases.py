@@ -10,8 +10,10 @@ from easydistill.config.reading.version1 import (
     BATCH_JOBS,
     GREEDY,
     TRAIN_ONLY,
+    WITH_IMAGES,
     drop_prompts,
     move_old_keys,
+    note_images,
     note_labels,
     note_sampling,
 )
@@ -23,8 +25,12 @@ JOB_TYPE_ALIASES: dict[str, str] = {
     "kd_black_box_train_only": "black_box_kd_local",
     "kd_white_box": "white_box_kd_local",
     "kd_white_box_train_only": "white_box_kd_local",
+    "mmkd_black_box_api": "black_box_kd_api",
+    "mmkd_black_box_local": "black_box_kd_local",
+    "mmkd_white_box": "white_box_kd_local",
     **{f"{name}_{way}": name for name in BATCH_JOBS for way in ("api", "batch")},
     "cot_eval_api": "cot_scoring",
+    "mmcot_eval_api": "cot_scoring",
     "instruct_eval_api": "instruction_scoring",
     "instruct_sample_api": "task_balancing",
     **{f"rank_dpo_{way}": "dpo" for way in ("api", "local")},
@@ -100,6 +106,8 @@ def read_old_jobs(root: Node, issues: Issues) -> None:
             note_sampling(job, issues)
         if written == "kd_white_box":
             note_labels(job, issues)
+        if written in WITH_IMAGES:
+            note_images(job, issues)
         move_old_keys(job, current_job_type(written), issues)
 
 

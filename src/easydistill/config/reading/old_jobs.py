@@ -10,7 +10,11 @@ from easydistill.config.reading.aliases import current_job_type
 from easydistill.config.reading.nodes import Node
 from easydistill.errors import ConfigError
 
-_IMAGES = "images are not read yet: teacher and student see text alone"
+_GROUNDING = "grpo does not take rows with images yet; the reward for boxes and points is there: rewards.grounding"
+_IMAGES = (
+    "its stages are not written anew; label, black_box_kd_api, black_box_kd_local, white_box_kd_local and cot_scoring "
+    "take rows with images"
+)
 _VIDEO = "videos and pictures are not generated or judged here: teacher and student see text alone"
 _AGENTS = "agents are not here yet: no tools are called while rows are made, and their calls are not trained on"
 _SEARCH = "search agents are not here yet: no searches are made while rows are made"
@@ -28,8 +32,8 @@ _DECISIONS = (
 )
 
 _NAMES = {
-    _IMAGES: "mmkd_black_box_api mmkd_black_box_local mmkd_white_box mmcot_eval_api mmkd_rl_grounding rl_grounding "
-    "mm_instruct_distill mm_cot_distill mm_cot_long2short mm_cot_short2long mm_instruct_eval mm_cot_eval "
+    _GROUNDING: "mmkd_rl_grounding rl_grounding",
+    _IMAGES: "mm_instruct_distill mm_cot_distill mm_cot_long2short mm_cot_short2long mm_instruct_eval mm_cot_eval "
     "advanced_mm_distill advanced_mm_cot_distill",
     _VIDEO: "t2i_distill prompt_optimize t2i_generation t2i_eval advanced_t2i_distill t2i_single_model_eval "
     "t2i_multi_model_eval ti2i_single_model_eval ti2i_multi_model_eval t2v_distill t2v_prompt_optimize t2v_generation "

@@ -6,6 +6,7 @@ the replies. Here a prompt is a Jinja template that shows the row itself and say
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field, replace
 
@@ -21,8 +22,19 @@ BATCH_JOBS = (
 )
 """Jobs that there were as `…_api`, with a server, and as `…_batch`, with a model in the process."""
 
-GREEDY = frozenset({"kd_black_box_local", "kd_white_box", *(f"{job}_batch" for job in BATCH_JOBS)})
+GREEDY = frozenset(
+    {
+        *("kd_black_box_local", "kd_white_box", "mmkd_black_box_local", "mmkd_white_box"),
+        *(f"{job}_batch" for job in BATCH_JOBS),
+    }
+)
 """Jobs whose teacher always took the most probable token (top_k 1), whatever the temperature."""
+
+WITH_IMAGES = frozenset({"mmkd_black_box_api", "mmkd_black_box_local", "mmkd_white_box"})
+"""Jobs that trained on rows with images."""
+
+OLD_SYSTEM_PROMPT = "You are a helpful assistant."
+"""What `mmkd_black_box_api` sent where the config's system prompt was empty."""
 
 MOVED: dict[str, dict[KeyPath, KeyPath]] = {
     "instruction_expansion": {
@@ -30,6 +42,9 @@ MOVED: dict[str, dict[KeyPath, KeyPath]] = {
     },
 }
 """Job type → old path → path now."""
+
+TEMPLATE_COUNTS = "counts here; the jobs with images of EasyDistill 1 used the models' own templates alone"
+QUESTIONS_LEARNED = "learns the answers alone; the jobs with images of EasyDistill 1 learned the questions' text too"
 
 _PROMPT: KeyPath = ("inference", "prompt")
 _JINJA = re.compile(r"\{[{%#]")
@@ -102,6 +117,18 @@ def note_labels(job: Node, issues: Issues) -> None:
     if job.at(("dataset", "labeled_path")) is not None and job.at(("dataset", "instruction_path")) is not None:
         text = "is where the teacher's answers go; EasyDistill 1 read it. To learn from it, remove instruction_path"
         issues.note(job.nearest(("dataset", "labeled_path"))[0], text)
+
+
+def note_images(job: Node, issues: Issues) -> None:
+    """Say what the jobs with images learned and read otherwise, and write out a system prompt that they sent."""
+    prompt = job.find(("inference", "system_prompt"))
+    if prompt is not None and prompt.value == "":
+        prompt.value = OLD_SYSTEM_PROMPT
+        issues.note(prompt, f"is read as {json.dumps(OLD_SYSTEM_PROMPT)}, which was sent where it was empty")
+    if (template := job.find(("dataset", "template"))) is not None and template.value is not None:
+        issues.note(template, TEMPLATE_COUNTS)
+    if (job_type := job.find(("job_type",))) is not None:
+        issues.note(job_type, QUESTIONS_LEARNED)
 
 
 def move_old_keys(job: Node, job_type: str, issues: Issues) -> None:

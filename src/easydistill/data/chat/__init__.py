@@ -9,8 +9,9 @@ and never anything after an end token.
 leaves out. `renderer` puts them together.
 """
 
+from easydistill.data.chat.images import Expander, ImageRefused
 from easydistill.data.chat.rendered import Rendered
 from easydistill.data.chat.renderer import ChatRenderer
 from easydistill.data.chat.shown import Missing, count_kinds, describe, tell
 
-__all__ = ["ChatRenderer", "Missing", "Rendered", "count_kinds", "describe", "tell"]
+__all__ = ["ChatRenderer", "Expander", "ImageRefused", "Missing", "Rendered", "count_kinds", "describe", "tell"]

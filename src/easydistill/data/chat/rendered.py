@@ -18,9 +18,10 @@ class Rendered(Tokens):
         lost_turns: turns that were to be learned and are only context: the template does not show them, or not to be
             found.
         missing: what the template does not show of the chat.
+        images: the digests of its images, in the order of their tokens.
     """
 
-    __slots__ = ("lost_turns", "missing", "truncated")
+    __slots__ = ("images", "lost_turns", "missing", "truncated")
 
     def __init__(
         self,
@@ -29,11 +30,13 @@ class Rendered(Tokens):
         truncated: bool = False,
         lost_turns: int = 0,
         missing: tuple[Missing, ...] = (),
+        images: tuple[str, ...] = (),
     ) -> None:
         super().__init__(ids, mask)
         self.truncated = truncated
         self.lost_turns = lost_turns
         self.missing = missing
+        self.images = images
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Rendered) and self._facts() == other._facts()
@@ -42,17 +45,17 @@ class Rendered(Tokens):
         return hash(self._facts())
 
     def _facts(self) -> tuple[object, ...]:
-        return self.ids_T.tobytes(), self.mask_T.tobytes(), self.truncated, self.lost_turns, self.missing
+        return self.ids_T.tobytes(), self.mask_T.tobytes(), self.truncated, self.lost_turns, self.missing, self.images
 
     @property
     def trained_tokens(self) -> int:
         return int(self.mask_T.sum())
 
     def first(self, length: int, *, truncated: bool) -> Rendered:
-        """The chat's first tokens."""
+        """The chat's first tokens, all of its images among them."""
         # Copies: a slice would keep the whole row in memory.
         ids_T, mask_T = self.ids_T[:length].copy(), self.mask_T[:length].copy()
-        return Rendered(ids_T, mask_T, truncated, self.lost_turns, self.missing)
+        return Rendered(ids_T, mask_T, truncated, self.lost_turns, self.missing, self.images)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Shown:
     spans: list[Span]
     lost_turns: int = 0
     missing: tuple[Missing, ...] = ()
+    images: tuple[str, ...] = ()
 
-    def row(self, masked: Masked, max_length: int | None) -> Rendered:
-        """The tokenised chat, cut off at `max_length`."""
-        row = Rendered(*masked, False, self.lost_turns, self.missing)
-        return row if max_length is None or len(row) <= max_length else row.first(max_length, truncated=True)
+    def row(self, masked: Masked) -> Rendered:
+        """The tokenised chat."""
+        return Rendered(*masked, False, self.lost_turns, self.missing, self.images)

@@ -10,6 +10,7 @@ import datetime
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any
 
 from easydistill.config.dataset import RESERVED
 from easydistill.data.answers import split_thoughts
-from easydistill.data.chat.masks import Pieces
+from easydistill.data.chat.images import Expander, check_images, expanded, refuse_cut
+from easydistill.data.chat.masks import Masked, Pieces
 from easydistill.data.chat.rendered import Rendered, Shown
 from easydistill.data.chat.shown import TURN, Missing, missing_parts, refusal
 from easydistill.data.chat.spelling import Spelling, calling_spelling, plain_spelling
 from easydistill.data.chat.templates import CLOCK, Clock, Template, named_templates
 from easydistill.data.chat.turns import TurnFinder, Turns
-from easydistill.data.messages import Chat, HasChat, Message, images_of, is_learned, text_of
+from easydistill.data.messages import Chat, HasChat, Message, images_of, is_learned, text_of, with_text
 from easydistill.errors import DataError
 
 _BATCH = 128
@@ -33,12 +35,6 @@ _NOT_FOUND = (
     "the chat template does not show the final answer unchanged, or shows it again elsewhere\n"
     "    → set dataset.template to a copy of it in which {% generation %} and {% endgeneration %} stand around what "
     "the assistant writes, or to a template that shows an answer once"
-)
-
-
-NO_IMAGES = (
-    "the chat has images, and this model is given text alone: it would not see them\n"
-    "    → label such rows by an API (inference.base_url) in the job `label`, or remove them"
 )
 
 
@@ -54,6 +50,7 @@ class ChatRenderer:
         date: what the template's clock shows; by default the present.
         thoughts: `inline` writes an assistant's thoughts into its text before a template sees them, `drop` leaves them
             out, None gives them to the template as they are.
+        images: of a model that sees images: writes what it reads of them. Without it, chats with images are refused.
 
     Raises:
         DataError: there is no template, or it is not valid Jinja.
@@ -68,7 +65,9 @@ class ChatRenderer:
         template_kwargs: Mapping[str, Any] | None = None,
         date: datetime.date | None = None,
         thoughts: str | None = None,
+        images: Expander | None = None,
     ) -> None:
+        self.images = images
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids or frozenset({tokenizer.eos_token_id} - {None})
         self._templates = named_templates(tokenizer, template)
@@ -95,23 +94,24 @@ class ChatRenderer:
         template_kwargs: Mapping[str, Any] | None = None,
         date: datetime.date | None = None,
         thoughts: str | None = None,
+        images: Expander | None = None,
     ) -> ChatRenderer:
         """The renderer with the template in `path`, or with the tokenizer's own if `path` is None."""
         try:
             text = None if path is None else Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"dataset.template: {path} cannot be read: {error}") from None
-        return cls(tokenizer, eos_ids, text, template_kwargs=template_kwargs, date=date, thoughts=thoughts)
+        return cls(
+            tokenizer, eos_ids, text, template_kwargs=template_kwargs, date=date, thoughts=thoughts, images=images
+        )
 
     # --- text -------------------------------------------------------------------------------------------
 
     def text(self, chat: HasChat | Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """The chat as the template renders it: what transformers' `apply_chat_template` gives."""
+        """The chat as the template renders it: what transformers' `apply_chat_template` gives. An image is one mark."""
         return self._text(self._prepared(chat), add_generation_prompt)
 
     def _text(self, chat: Chat, add_generation_prompt: bool) -> str:
-        if images_of(*chat.messages):
-            raise DataError(NO_IMAGES)
         if self.single_turn:
             return self._single_turn_text(chat, add_generation_prompt)
         template = self._template(chat)
@@ -149,8 +149,13 @@ class ChatRenderer:
         return self._spellings[key]
 
     def _prepared(self, chat: HasChat | Sequence[Message]) -> Chat:
-        """The chat with its thoughts where `thoughts` wants them."""
+        """The chat with its thoughts where `thoughts` wants them.
+
+        Raises:
+            ImageRefused: the model cannot be shown its images.
+        """
         chat = Chat.of(chat)
+        check_images(self.images, chat, self.single_turn)
         if self._thoughts is None:
             return chat
         return chat.with_messages(_with_thoughts(message, self._thoughts) for message in chat.messages)
@@ -184,7 +189,7 @@ class ChatRenderer:
 
     def prompt_ids(self, chat: HasChat | Sequence[Message]) -> list[int]:
         """Tokens of a prompt, up to the point where the assistant starts to write."""
-        return self._pieces.tokens(self.text(chat, add_generation_prompt=True))
+        return self._pieces.tokens(self._expanded_text(chat, True))
 
     def chat_ids(self, chat: HasChat | Sequence[Message]) -> list[int]:
         """Tokens of a whole chat, as `apply_chat_template` gives them: what a reward model reads.
@@ -196,7 +201,13 @@ class ChatRenderer:
         calls = any(message.get("tool_calls") for message in whole.messages)
         if calls and (problem := refusal(whole, self.missing(whole))):
             raise DataError(problem)
-        return self._pieces.tokens(self.text(chat, add_generation_prompt=False))
+        return self._pieces.tokens(self._expanded_text(chat, False))
+
+    def _expanded_text(self, chat: HasChat | Sequence[Message], add_generation_prompt: bool) -> str:
+        """The text that the model reads: images are what it reads of them."""
+        prepared = self._prepared(chat)
+        text = self._text(prepared, add_generation_prompt)
+        return expanded(self.images, images_of(*prepared.messages), text)[0]
 
     def render(self, chat: HasChat | Sequence[Message], max_length: int | None = None) -> Rendered:
         """Tokenise a chat and mark the assistant's tokens.
@@ -206,6 +217,7 @@ class ChatRenderer:
         Raises:
             DataError: the template refuses the chat, does not show the final answer, or not the calls of an answer
                 that is learned.
+            ImageRefused: the model cannot be shown the chat's images, or not all of them within `max_length`.
         """
         (found,) = self._tokenised([self._attempt(chat)], max_length)
         if isinstance(found, DataError):
@@ -232,13 +244,33 @@ class ChatRenderer:
 
     def _attempt(self, chat: HasChat | Sequence[Message]) -> Shown | DataError:
         try:
-            return self._shown(self._prepared(chat))
+            prepared = self._prepared(chat)
+            return self._with_images(self._shown(prepared), prepared)
         except DataError as error:
             return error
 
     def _tokenised(self, batch: Sequence[Shown | DataError], max_length: int | None) -> list[Rendered | DataError]:
         masked = self._pieces.masked([(one.text, one.spans) for one in batch if isinstance(one, Shown)])
-        return [one if isinstance(one, DataError) else one.row(next(masked), max_length) for one in batch]
+        return [one if isinstance(one, DataError) else self._row(one, next(masked), max_length) for one in batch]
+
+    def _with_images(self, shown: Shown, chat: Chat) -> Shown:
+        """The same with what the model reads of the chat's images."""
+        images = images_of(*chat.messages)
+        if not images:
+            return shown
+        text, spans = expanded(self.images, images, shown.text, shown.spans)
+        return replace(shown, text=text, spans=spans, images=images)
+
+    def _row(self, shown: Shown, masked: Masked, max_length: int | None) -> Rendered | DataError:
+        row = shown.row(masked)
+        if max_length is None or len(row) <= max_length:
+            return row
+        try:
+            if row.images:
+                refuse_cut(self.images, row.ids_T, max_length)
+        except DataError as error:
+            return error
+        return row.first(max_length, truncated=True)
 
     def missing(self, chat: HasChat | Sequence[Message]) -> list[Missing]:
         """What the template does not show of a chat.
@@ -304,12 +336,11 @@ def _is_empty(chat: Chat, index: int, missing: list[Missing]) -> bool:
 def _with_thoughts(message: Message, how: str) -> Message:
     """A message with its thoughts inside its text; or without them, also without those that its text begins with."""
     if how == "drop" and message["role"] == "assistant":
-        message = message.copy()
-        message["content"] = split_thoughts(text_of(message))[1]
+        message = with_text(message, lambda text: split_thoughts(text)[1])
     if "reasoning_content" not in message:
         return message
     changed: Message = message.copy()
     thoughts = changed.pop("reasoning_content")
     if how == "inline" and thoughts.strip():
-        changed["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{text_of(message)}"
+        changed = with_text(changed, lambda text: f"<think>\n{thoughts.strip()}\n</think>\n\n{text}")
     return changed

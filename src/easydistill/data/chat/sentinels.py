@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydistill.data.messages import Message, text_of
+from easydistill.data.messages import Content, Message
 
 CONTENT, THOUGHTS, CALLS = "content", "thoughts", "calls"
 
@@ -87,7 +87,7 @@ def replaced(
     """A message of the same shape with other texts."""
     # A copy with a changed key or two costs less than a new message.
     changed: Message = message.copy()
-    changed["content"] = content(text_of(message))
+    changed["content"] = _content(message, content)
     if "reasoning_content" in message:
         changed["reasoning_content"] = thoughts(message["reasoning_content"])
     if message.get("tool_calls"):
@@ -96,6 +96,14 @@ def replaced(
             for call in message["tool_calls"]
         ]
     return changed
+
+
+def _content(message: Message, change: Callable[[str], str]) -> Content:
+    """A content with other texts, its images as they are."""
+    held = message["content"]
+    if isinstance(held, str):
+        return change(held)
+    return [{**part, "text": change(part["text"])} if part["type"] == "text" else part for part in held]  # type: ignore[list-item]
 
 
 def _texts(value: Any, change: Callable[[str], str]) -> Any:

@@ -245,4 +245,5 @@ def _shape(message: Message) -> Hashable:
         bool(text_of(message).strip()),
         bool(message.get("reasoning_content")),
         bool(message.get("tool_calls")),
+        None if isinstance(message["content"], str) else tuple(part["type"] for part in message["content"]),
     )

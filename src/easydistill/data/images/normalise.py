@@ -26,7 +26,8 @@ WebP or GIF."""
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 """Of the formats that a copy may have."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-_ORIENTATION = 0x0112
+_ORIENTATION, _TURNED = 0x0112, frozenset({5, 6, 7, 8})
+"""EXIF's tag, and its values for images that lie on their side."""
 _OTHER_FORMATS = (
     (b"%PDF", "a PDF"),
     (b"BM", "a BMP"),
@@ -61,14 +62,19 @@ class Normalised:
     height: int
 
 
-def inspect(data: bytes) -> None:
+def inspect(data: bytes) -> tuple[int, int]:
     """Check what an image's beginning tells: its format and its size. Nothing is decoded.
+
+    Returns:
+        Width and height of its copy.
 
     Raises:
         ImageProblem: it cannot be used.
     """
     with _reading():
-        _opened(data)
+        image = _opened(data)
+        width, height = image.size
+        return (height, width) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (width, height)
 
 
 def normalise(data: bytes) -> Normalised:

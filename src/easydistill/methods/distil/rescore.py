@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from easydistill.data.images import ImageStore
+from easydistill.data.images.store import FOLDER
 from easydistill.errors import DataError
 from easydistill.models.reference import resolve
 from easydistill.signals.config import SignalsConfig
@@ -47,6 +51,7 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
                 f"{store.directory}: {len(teachers)} teachers made it, so --teacher cannot name one of them"
             )
         teachers = [(teacher, 1.0, teachers[0][2])]
+    images = _images_of(store)
     for reference, _, identity in teachers:
         if resolve(reference).identity() != identity:
             raise DataError(
@@ -60,7 +65,27 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
         vocabulary,
         temperature,
         trust_remote_code=bool(about.get("trust_remote_code", False)),
+        images=images,
     )
     exact = str(choose_dtype(signals.dtype, device())) in {"torch.float32", "torch.float64"}
     rounded = ENGINES_TOLERANCE if signals.backend == "vllm" else BF16_TOLERANCE
     return scorer, 5e-3 if exact else rounded
+
+
+def _images_of(store: SignalStore) -> Callable[[str], Path] | None:
+    """Gives the files of the images that the teacher was shown; None if it was shown none.
+
+    Raises:
+        DataError: they are not beside the store.
+    """
+    if not store.has_images:
+        return None
+    # <run>/stages/<stage>/signals
+    directory = store.directory.resolve()
+    folder = directory.parents[2] / FOLDER if len(directory.parents) > 2 else directory
+    if not folder.is_dir():
+        raise DataError(
+            f"{store.directory}: these signals cannot be verified here: the teacher was shown images, and they are "
+            "only in the directory of the run\n    → name the store in the run's directory, <run>/stages/…/signals"
+        )
+    return ImageStore(folder).path

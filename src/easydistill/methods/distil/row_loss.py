@@ -50,11 +50,11 @@ class Distillation:
             DataError: a row has none.
         """
         for row in rows:
-            self._store.check(row.id, row.ids_T, row.learned)
+            self._store.check(row.id, row.ids_T, row.learned, row.images)
 
     def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """The signals of a batch's rows: in every tensor one row per learned token, in order."""
-        read = [self._store.read(row.id, row.ids_T, row.learned) for row in rows]
+        read = [self._store.read(row.id, row.ids_T, row.learned, row.images) for row in rows]
         arrays = weight_arrays(
             concatenate([signal for signal, _ in read]), np.concatenate([present for _, present in read])
         )

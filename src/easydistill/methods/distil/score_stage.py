@@ -25,10 +25,12 @@ from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
+from easydistill.methods.shared.sight import other_sight, sight_of
 from easydistill.models.checks import model_issues, student_issues
 from easydistill.models.limits import Limits
 from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
+from easydistill.models.spread import Spread, spread_note, visible_gpus
 from easydistill.models.student import student_references
 from easydistill.models.template_files import teacher_shows_date
 from easydistill.signals.config import SignalsConfig, TopKSignals
@@ -36,6 +38,7 @@ from easydistill.signals.config import SignalsConfig, TopKSignals
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
     from easydistill.models.compatibility import Difference, Side
+    from easydistill.models.multimodal import Vision
     from easydistill.signals.codec import Codec
     from easydistill.signals.score import RowToScore, Scorer
     from easydistill.signals.sharing import SharedWork
@@ -66,6 +69,10 @@ class Scoring:
     """Variables of that template, or of the teacher's own."""
     processes: int | Literal["auto"] = 1
     """How many score, unless vLLM does."""
+    spread: Spread | None = None
+    """Where the copies of each teacher lie, if they are not on one device each."""
+    gpu_memory_gb: float | None = None
+    """Memory of a GPU where the run will take place, if that is known."""
 
     @property
     def teachers(self) -> list[tuple[str, float]]:
@@ -131,11 +138,27 @@ class ScoreStage:
         if self._scoring.aligned:
             for name, difference in found:
                 LOGGER.info("%s: %s; %s", name, difference.problem, difference.hint)
-        return [
+        fatal = [
             ConfigIssue("config", "models", f"{name}: {difference.problem}", difference.hint)
             for name, difference in found
             if difference.fatal
         ]
+        return fatal or self._image_issues()
+
+    def _image_issues(self) -> list[ConfigIssue]:
+        """Teachers that would not see the images of rows, or read them as other tokens than the student."""
+        scoring = self._scoring
+        if self._rows.refuses_images is not None or not self._rows.show_images():
+            return []
+        return [
+            ConfigIssue("config", "models", f"{reference}: {problem}", hint)
+            for reference, _ in scoring.teachers
+            for problem, hint in other_sight(scoring.models, reference)
+        ]
+
+    def _vision(self, context: StageContext) -> Vision | None:
+        """What the student sees of images."""
+        return sight_of(self._scoring.models, context.images.path)
 
     @cached_property
     def _student(self) -> Side:
@@ -228,13 +251,24 @@ class ScoreStage:
 
     def foretell(self) -> list[str]:
         processes = self._scoring.processes
+        if self._scoring.spread is not None and not self.works_alone:
+            return [self._spread_note(self._scoring.spread)]
         if processes == 1:
             return []
         if self.works_alone:
             return ["vLLM scores in one process, on all GPUs: launch.processes concerns the training alone"]
-        size = self.estimate(Path()).memory_bytes
         each = "each process" if processes == "auto" else f"each of {processes} processes"
+        size = self.estimate(Path()).memory_bytes
         return [f"{each} that scores loads the whole teacher" + (f" ({size / 1e9:.1f} GB)" if size else "")]
+
+    def _spread_note(self, spread: Spread) -> str:
+        elsewhere, copies = self._scoring.gpu_memory_gb, spread.copies
+        if isinstance(self._scoring.processes, int):
+            copies = min(copies, self._scoring.processes)
+        size = self.estimate(Path()).memory_bytes
+        if elsewhere is not None:
+            return spread_note(replace(spread, copies=copies), size, 0, round(elsewhere * 1e9))
+        return spread_note(replace(spread, copies=copies), size, len(visible_gpus()), None)
 
     # --- the work -------------------------------------------------------------------------------------------
 
@@ -258,13 +292,16 @@ class ScoreStage:
             path.unlink()
 
     def run(self, context: StageContext) -> StageResult:
+        from easydistill.models.allocation import reused_memory
+        from easydistill.models.loading import device
         from easydistill.signals.shards import ShardPlan
         from easydistill.signals.store import SignalStore, StoreManifest
 
         share = self._share(context)
         samples, _, _ = self._rows.read(context)
         student = self._student
-        renderer = student.renderer(context.started)
+        vision = self._vision(context)
+        renderer = student.renderer(context.started, vision)
         # The very tokens of the training stage, which cuts rows at the student's end too.
         limits = Limits.of_student(self._scoring.models)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
@@ -275,10 +312,11 @@ class ScoreStage:
         if self._scoring.aligned:
             work = self._aligned_work(student, rendered, context.started)
         else:
-            work = self._work(student, rendered)
+            work = self._work(student, rendered, context)
         directory = context.directory / SIGNALS
         plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
-        with context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows) as task:
+        counted = context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows)
+        with reused_memory(device()), counted as task:
             plan.score(work.codec, work.make_scorer, task.advance, context.stop, share)
         context.stop.raise_if_requested()
         if context.rank > 0:
@@ -296,11 +334,12 @@ class ScoreStage:
         from easydistill.signals.sharing import SharedWork
 
         if world_size() > 1:
-            return SharedWork(context.directory / SHARED, context.rank, world_size())
+            scores = self._scoring.spread is None or self._scoring.spread.of_rank() is not None
+            return SharedWork(context.directory / SHARED, context.rank, world_size(), scores=scores)
         self._make_room(context)
         return None
 
-    def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]]) -> _Work:
+    def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]], context: StageContext) -> _Work:
         """The work for teachers with the student's vocabulary."""
         from easydistill.signals.extract import SignalShape
         from easydistill.signals.score import ModelScorer
@@ -325,8 +364,27 @@ class ScoreStage:
             rows,
             vocabulary,
             SignalShape.of(signals, vocabulary).codec(vocabulary),
-            lambda: ModelScorer(references, weights, signals, vocabulary, temperature, trust_remote_code=self._trust),
+            lambda: ModelScorer(
+                references,
+                weights,
+                signals,
+                vocabulary,
+                temperature,
+                trust_remote_code=self._trust,
+                spread=self._spread(),
+                images=context.images.path,
+            ),
         )
+
+    def _spread(self) -> Spread | None:
+        """Where this process's copy of each teacher lies."""
+        from easydistill.methods.shared.ranks import world_size
+
+        spread = self._scoring.spread
+        if spread is None or world_size() > 1:
+            return spread and spread.of_rank()
+        # A process alone has all devices.
+        return Spread(spread.device_map)
 
     def _check_lengths(self, rows: Sequence[RowToScore]) -> None:
         """Check that every teacher has learned as many positions as the longest row has tokens.
@@ -371,6 +429,7 @@ class ScoreStage:
                 scoring.distillation.temperature,
                 by_rank=scoring.by_rank,
                 trust_remote_code=self._trust,
+                spread=self._spread(),
             ),
             coverage(reference, rows),
         )
@@ -455,4 +514,4 @@ class ScoreStage:
 def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
     from easydistill.signals.score import RowToScore
 
-    return [RowToScore(sample.id, row.ids_T, row.learned) for sample, row in rendered]
+    return [RowToScore(sample.id, row.ids_T, row.learned, images=row.images) for sample, row in rendered]

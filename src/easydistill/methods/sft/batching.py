@@ -7,7 +7,7 @@ uninterrupted one.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from easydistill.methods.sft.items import Items
 IGNORE = -100
 BOUNDS = ("cu_seq_lens_q", "max_length_q")
 """transformers' names for the bounds of the rows in one long sequence, and for the length of the longest."""
+ROW_BOUNDS = "row_bounds"
+"""The bounds of rows that share their beginning (`flat_batches.py`)."""
 MEGABATCHES = 8
 """Rows are sorted by length within windows of this many optimiser steps; wider windows pad less and mix less."""
 
@@ -33,25 +35,29 @@ class TokenRow(Tokens):
 
     Args:
         wrote_itself: whether the answer is the student's own: its tokens count in the divergence, but are not labels.
+        images: the digests of the row's images, in the order of their tokens.
     """
 
-    __slots__ = ("id", "wrote_itself")
+    __slots__ = ("id", "images", "wrote_itself")
 
-    def __init__(self, id: str, ids: TokenIds, mask: Mask, wrote_itself: bool = False) -> None:
+    def __init__(
+        self, id: str, ids: TokenIds, mask: Mask, wrote_itself: bool = False, images: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(ids, mask)
         self.id = id
         self.wrote_itself = wrote_itself
+        self.images = images
 
     def labels(self) -> Ids:
         """[T]: token ids where they are learned, −100 elsewhere and on the first token, which nothing predicts."""
         return np.where(self.learned, self.ids_T, np.int32(IGNORE))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.id, self.ids_T.tobytes(), self.mask_T.tobytes(), self.wrote_itself)
+        return _restored, (self.id, self.ids_T.tobytes(), self.mask_T.tobytes(), self.wrote_itself, self.images)
 
 
-def _restored(id: str, ids: bytes, mask: bytes, wrote_itself: bool) -> TokenRow:
-    return TokenRow(id, np.frombuffer(ids, np.int32), np.frombuffer(mask, np.bool_), wrote_itself)
+def _restored(id: str, ids: bytes, mask: bytes, wrote_itself: bool, images: tuple[str, ...] = ()) -> TokenRow:
+    return TokenRow(id, np.frombuffer(ids, np.int32), np.frombuffer(mask, np.bool_), wrote_itself, images)
 
 
 class RowDataset(Dataset[list[TokenRow]]):
@@ -122,9 +128,13 @@ def learned(labels_BT: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"learned_N": at_N - 1, "target_N": labels[at_N]}
 
 
-def unlearned(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same micro-batch without anything to learn."""
-    of_rows = {"input_ids", "position_ids", *BOUNDS}
+def unlearned(batch: Mapping[str, torch.Tensor], seen: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """The same micro-batch without anything to learn.
+
+    Args:
+        seen: names of what the model is given with images.
+    """
+    of_rows = {"input_ids", "position_ids", *BOUNDS, ROW_BOUNDS, *seen}
     found = {name: value if name in of_rows else value[:0] for name, value in batch.items()}
     return {**found, "labels": torch.full_like(batch["labels"], IGNORE)}
 

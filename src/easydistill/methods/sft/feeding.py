@@ -6,17 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from easydistill.methods.distil.row_loss import Distillation
 from easydistill.methods.sft.batching import RowDataset, TokenRow, collate, epoch_sampler, unlearned
 from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.sft.flat_batches import collate_short, is_short
 from easydistill.methods.sft.rank_batches import RankBatchSampler
 from easydistill.methods.sft.token_batches import BatchDataset, token_batch_sampler
 from easydistill.methods.sft.varlen import collate_flat
 from easydistill.methods.shared.compiling import LENGTH_MULTIPLE
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
+_OF_TEXT = frozenset({"input_ids", "labels", "position_ids", "attention_mask"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,10 @@ class Feed:
     """Batches are padded to a multiple of this many tokens."""
     flat: bool = False
     """One sequence of all rows of a micro-batch, for attention by their bounds."""
+    unpadded: bool = False
+    """One sequence of the rows of a micro-batch if they are short, and what they begin with once."""
+    vision: Vision | None = None
+    """Of a student that sees images: makes what it is given with a batch's tokens."""
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -88,18 +99,48 @@ class Feed:
         items = drawn[0] if self.whole_batches else drawn
         if not items:
             # This rank has no row in the step, and computes one with the others.
-            return unlearned(self._with_signals(self.items[0:1]))
+            batch = self._with_signals(self.items[0:1])
+            return unlearned(batch, batch.keys() & self._seen_names)
         return self._with_signals(items)
 
     def _with_signals(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
         extra = self.distillation.collate([row for item in items for row in item]) if self.distillation else {}
+        if self._companion is not None and not any(row.images for item in items for row in item):
+            items = [*items, [self._companion]]
         return {**self.tokens(items), **extra}
+
+    @cached_property
+    def _companion(self) -> TokenRow | None:
+        """Where several processes train, a short row with an image, of which nothing is learned. It goes with batches
+        of text alone: a process that does not use its vision tower would not take part in what the others wait for."""
+        if self.vision is None or self.ranks == 1:
+            return None
+        rows = (row for item in self.items for row in item if row.images)
+        shortest = min(rows, key=len, default=None)
+        if shortest is None:
+            return None
+        return TokenRow(shortest.id, shortest.ids_T, np.zeros(len(shortest), np.bool_), images=shortest.images)
+
+    @property
+    def _seen_names(self) -> frozenset[str]:
+        """Names of what a student that sees images is given beside ids."""
+        return frozenset() if self.vision is None else self.vision.processor.inputs - _OF_TEXT
 
     def tokens(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
         """A micro-batch without a teacher's signals."""
         if self.flat:
             return collate_flat(items, self.pad, self.config.max_length, self.multiple)
-        return dict(collate(items, self.pad, self.multiple))
+        if self.unpadded and is_short(items):
+            return dict(collate_short(items))
+        batch: dict[str, Any] = dict(collate(items, self.pad, self.multiple))
+        if self.vision is None:
+            return batch
+        rows = [(row.ids_T, row.images) for item in items for row in item]
+        return {**batch, **self.vision.type_ids(batch["input_ids"]), **self.vision.batch(rows)}
+
+    def shown(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
+        """A micro-batch as the student's body is given it."""
+        return {name: value for name, value in self.tokens(items).items() if name in {"input_ids", *self._seen_names}}
 
     def first(self) -> dict[str, Any]:
         """The first micro-batch of the first epoch, without a teacher's signals."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ class TrainingRows:
     rows: Rows[TokenRow] = field(default_factory=list)
     figures: RenderingFigures = field(default_factory=RenderingFigures)
     thoughts: LostThoughts = field(default_factory=LostThoughts)
+    images: str = ""
+    """A hash of which rows have which images; empty if none has any."""
 
 
 def training_rows(
@@ -44,14 +47,18 @@ def training_rows(
     """
     found = TrainingRows()
     rejected: list[Rejection] = []
+    shown = hashlib.sha256()
     for item in rendered_one_by_one(renderer, samples, max_length, stage, limits):
         if isinstance(item, Rejection):
             rejected.append(item)
             continue
         sample, row = item
         found.figures.add(row)
+        if row.images:
+            shown.update(f"{sample.id} {' '.join(row.images)}\n".encode())
+            found.images = shown.hexdigest()
         found.thoughts.add(sample, row.missing)
-        found.rows.append(TokenRow(sample.id, row.ids_T, row.mask_T, wrote_itself(sample)))
+        found.rows.append(TokenRow(sample.id, row.ids_T, row.mask_T, wrote_itself(sample), row.images))
         if found.figures.tokens > MOST_TOKENS_IN_MEMORY and not isinstance(found.rows, Spool):
             found.rows = Spool(found.rows, directory)
     return found, rejected

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.deepspeed import deepspeed_notes
-from easydistill.config.launch import LaunchConfig, StrategyName
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
@@ -20,9 +20,11 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
-from easydistill.methods.shared.sharded_memory import STRATEGIES
+from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides
+from easydistill.methods.shared.sight import packing_images_issues, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
+    all_checkpoints_of,
     checkpoints_of,
     launch_issues,
     loaded_student,
@@ -83,6 +85,7 @@ class TrainStage:
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
         issues += optimiser_issues(self._training) + launch_issues(self.launch, self._training)
+        issues += packing_images_issues(self._models, self._training)
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:
@@ -95,13 +98,13 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        notes = memory_notes(self._models, self._training, self.launch, strategies=self.strategies)
+        notes = memory_notes(self._models, self._training, self.launch, besides=self.besides)
         return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
 
     @property
-    def strategies(self) -> Collection[StrategyName]:
-        """Those of `launch` with which it can train."""
-        return STRATEGIES
+    def besides(self) -> Besides:
+        """What it holds beside its steps."""
+        return STEPS_ALONE
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -113,11 +116,12 @@ class TrainStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, launch=self.launch)
+        return training_estimate(self._models, self._training, launch=self.launch, besides=self.besides)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""
-        last_whole_checkpoint(checkpoints_of(context))
+        for directory in all_checkpoints_of(context):
+            last_whole_checkpoint(directory)
 
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.sft.rows import training_rows
@@ -127,7 +131,8 @@ class TrainStage:
         samples, heldout, rejected = self._rows.read(context)
         models = student_of_stage(self._models, self._start, context)
         student = loaded_student(models, self._training.max_length, context, self._training.weights)
-        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        vision = vision_of(student, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context, vision)
         found, too_long = training_rows(
             renderer, samples, self._training.max_length, self.name, context.directory, student.limits
         )
@@ -145,11 +150,12 @@ class TrainStage:
             student,
             rows,
             self._training,
-            checkpoints_of(context),
+            checkpoints_of(context, found.images),
             context.reporter,
             context.stop,
             self._distillation(rows, self._training.loss_chunk_bytes, context),
             self.name,
+            vision,
         )
         context.stop.raise_if_requested()
         if context.rank > 0:

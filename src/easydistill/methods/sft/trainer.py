@@ -10,10 +10,10 @@ student's dtype; the computation is in bfloat16 on devices that are fast at it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,10 +47,19 @@ from easydistill.methods.shared.compiling import (
     wants_compiling,
 )
 from easydistill.methods.shared.ranks import check_ranks
+from easydistill.methods.shared.sight import images_are_not_packed
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
+from easydistill.models.flat_rows import takes_flat_rows
 from easydistill.models.loading import device, with_padding
+from easydistill.models.rows_attention import rows_attention
 from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
+LOOKED_AT = 200
+"""Rows among which one with an image is looked for, to see whether the student sees it."""
 
 
 def train(
@@ -62,6 +71,7 @@ def train(
     stop: StopSignal,
     distillation: Distillation | None = None,
     stage: str = "train",
+    vision: Vision | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place (on the CPU and in `training.weights` when it enters); adapters are merged at the end.
 
@@ -70,30 +80,37 @@ def train(
 
     Args:
         stage: name of the steps in `metrics.jsonl`; the report draws the curve of `train`.
+        vision: of a student that sees images.
 
     Raises:
-        ConfigError: packed rows would see each other in this architecture.
+        ConfigError: packed rows would see each other in this architecture, or have images.
         DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
+    if config.packing and vision is not None:
+        raise ConfigError(images_are_not_packed())
     arguments = training_arguments(config, checkpoints, device())
     bf16 = uses_bf16(config, arguments.device)
     items = pack(rows, config.max_length) if config.packing else Items(rows)
     pad = with_padding(student.tokenizer, student.limits.tokens).pad_token_id
-    strategy().decided(lambda: check_head(student.model))
-    feed = Feed(items, config, pad, distillation, arguments.world_size)
+    feed = Feed(items, config, pad, distillation, arguments.world_size, vision=vision)
+    strategy().decided(lambda: check_head(student.model, _sight_test(feed)))
     feed, undo = _packed(student.model, feed, arguments.device, bf16, reporter)
     fuse_loss(student.model, distillation.row_loss if distillation else cross_entropy_loss(config.loss_chunk_bytes))
     model = with_adapters(student.model, config)
     if feed.whole_batches:
         arguments.per_device_train_batch_size = 1
+    sees = student.processor is not None
+    if not config.packing and not sees and not strategy().shards and arguments.device.type == "cpu":
+        feed = replace(feed, unpadded=takes_flat_rows(model))
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
         check_ranks(resume)
     with (
         fast_matrix_products(arguments.device, bf16),
         attention_in_float32(arguments.device, bf16),
+        rows_attention(),
         _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),
         Watch(reporter, stop, config, distillation.means if distillation else None, stage, layers) as callback,
     ):
@@ -116,6 +133,17 @@ def train(
         student.model = model.merge_and_unload()
     student.model.eval()
     return outcome
+
+
+def _sight_test(feed: Feed) -> Mapping[str, Any] | None:
+    """What a student that sees images is given with a short row that has some; None where none of the first rows
+    does."""
+    if feed.vision is None:
+        return None
+    rows = [item for item in feed.items[:LOOKED_AT] if item[0].images]
+    if not rows:
+        return None
+    return feed.shown([min(rows, key=lambda item: len(item[0]))])
 
 
 def _packed(
@@ -173,10 +201,9 @@ def _compiled(
     if not strategy().compiles or not wants_compiling(feed.config.compile, on, feed.expected_batches):
         yield feed, None
         return
-    widened = replace(feed, multiple=LENGTH_MULTIPLE)
+    widened = replace(feed, multiple=LENGTH_MULTIPLE, unpadded=False)
     widest = max(widened.lengths)
-    if student.limits.within(widest) == widest:
-        feed = widened
+    feed = widened if student.limits.within(widest) == widest else replace(feed, unpadded=False)
     layers = CompiledLayers(student.model, dynamic=not feed.same_shape, say=reporter.say)
     student.model.to(on).train()
     layers.warm_up(lambda: pass_through(student.model, feed.first(), bf16))

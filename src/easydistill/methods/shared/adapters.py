@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from easydistill.config.training import LoraConfig, TrainerConfig
+from easydistill.config.training import LoraConfig, Part, TrainerConfig
 from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.models.multimodal.parts import freeze_others, modules_outside, trained_parts
 
 
 def with_adapters(model: Any, config: TrainerConfig) -> Any:
     """`model` with new low-rank adapters, initialised from the seed; without `training.lora`, `model` itself.
 
     Raises:
-        ConfigError: the output layer would get adapters.
+        ConfigError: as `adapters`.
     """
     wanted = adapters(model, config)
     if wanted is None:
@@ -32,13 +33,33 @@ def with_adapters(model: Any, config: TrainerConfig) -> Any:
 def adapters(model: Any, config: TrainerConfig) -> Any:
     """PEFT's config of the adapters; None without `training.lora`.
 
+    Of a model that sees images, only parts that are trained get adapters; without any, the others are frozen.
+
     Raises:
-        ConfigError: the output layer would get adapters.
+        ConfigError: the output layer would get adapters; or a model of text is to be trained in parts that it lacks.
     """
+    parts = _parts(model, config)
     if config.lora is None:
+        if parts is not None:
+            freeze_others(model, parts)
         return None
     _check_targets(model, config.lora.target_modules)
-    return lora_config(config.lora, "CAUSAL_LM")
+    if parts is None:
+        return lora_config(config.lora, "CAUSAL_LM")
+    outside = modules_outside(model, parts)
+    _check_linear(model, outside, parts)
+    return lora_config(config.lora, "CAUSAL_LM", exclude_modules=outside)
+
+
+def _parts(model: Any, config: TrainerConfig) -> tuple[Part, ...] | None:
+    """The parts of a model that are trained, if it has several."""
+    wanted = config.train_parts
+    found = trained_parts(model, wanted, adapters=config.lora is not None)
+    if found is None and wanted is not None and wanted != ["language"]:
+        lacking = " or ".join(part for part in wanted if part != "language")
+        problem = f"the student is a model of text and has no {lacking}"
+        raise ConfigError(ConfigIssue("config", "training.train_parts", problem, "remove it"))
+    return found
 
 
 def lora_config(lora: LoraConfig, task_type: str, **extra: Any) -> Any:
@@ -53,6 +74,17 @@ def lora_config(lora: LoraConfig, task_type: str, **extra: Any) -> Any:
         target_modules=lora.target_modules,
         **extra,
     )
+
+
+def _check_linear(model: Any, outside: Sequence[str], parts: Sequence[Part]) -> None:
+    """Refuse adapters in parts that have no layer for them (Gemma 3's connector is a bare matrix)."""
+    import torch
+
+    left = set(outside)
+    if not any(isinstance(module, torch.nn.Linear) for name, module in model.named_modules() if name not in left):
+        problem = f"there is no linear layer for adapters in the student's {' and '.join(parts)}"
+        hint = 'add "language", or remove training.lora'
+        raise ConfigError(ConfigIssue("config", "training.train_parts", problem, hint))
 
 
 def _check_targets(model: Any, targets: Sequence[str]) -> None:

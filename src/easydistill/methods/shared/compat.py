@@ -17,16 +17,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments, masking_utils
+from transformers import Trainer, TrainingArguments
 
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
-from easydistill.methods.sft.batching import BOUNDS
+from easydistill.methods.sft.batching import BOUNDS, ROW_BOUNDS
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.models import loading
-from easydistill.models.head import Head, body_of
+from easydistill.models.flat_rows import flat_hidden, not_packed
+from easydistill.models.head import Head, body_of, image_inputs
 from easydistill.models.loading import computes_well_in_bf16
+from easydistill.models.multimodal.processors import TYPE_IDS
+from easydistill.models.rows_attention import RowsLayout
 
 
 @contextlib.contextmanager
@@ -119,19 +122,25 @@ def uses_bf16(config: TrainerConfig, device: torch.device) -> bool:
     return computes_well_in_bf16(device) if config.bf16 == "auto" else config.bf16
 
 
-def check_head(model: Any) -> None:
+def check_head(model: Any, shown: Mapping[str, Any] | None = None) -> None:
     """Check that body and `Head` together give the model's own logits.
+
+    Args:
+        shown: `input_ids` and what the model is given with them, of a row with images; by default a few tokens.
 
     Raises:
         ModelError: the architecture does something to its logits that `Head` does not know.
     """
-    ids_BT = torch.arange(6, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    on = next(model.parameters()).device
+    if shown is None:
+        shown = {"input_ids": torch.arange(6)[None] % model.config.get_text_config().vocab_size}
+    inputs = {name: value.to(on) if isinstance(value, Tensor) else value for name, value in shown.items()}
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        own_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        own_BTV = model(**inputs, use_cache=False).logits
         try:
-            hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+            hidden_BTD = body_of(model)(**inputs, use_cache=False).last_hidden_state
             ours_BTV = Head.of(model).logits(hidden_BTD)
             same = torch.allclose(own_BTV.float(), ours_BTV.float(), rtol=1e-2, atol=1e-2)
         except (AttributeError, TypeError, RuntimeError):
@@ -167,7 +176,8 @@ def fuse_loss(model: Any, row_loss: RowLoss) -> None:
     Patched on the instance, so that wrappers (DDP, FSDP, PEFT, autocast) call it as usual. The loss is the sum over
     learned tokens divided by `num_items_in_batch`, the count over the whole optimiser step.
     """
-    body = body_of(model)
+    body, seen = body_of(model), image_inputs(model)
+    typed = seen & frozenset(TYPE_IDS)
 
     def forward(
         self: Any,
@@ -180,34 +190,23 @@ def fuse_loss(model: Any, row_loss: RowLoss) -> None:
         **extra: Any,
     ) -> dict[str, Tensor]:
         bounds = {name: extra.pop(name) for name in BOUNDS if name in extra}
-        with contextlib.nullcontext() if position_ids is not None else not_packed():
-            hidden_BTD = body(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds
-            ).last_hidden_state
-        rows_ND = hidden_BTD.flatten(0, 1).index_select(0, learned_N)
+        images = {name: extra.pop(name) for name in seen if name in extra}
+        assert not images or typed <= images.keys(), f"the model would take images for text without {sorted(typed)}"
+        rows = extra.pop(ROW_BOUNDS, None)
+        if rows is not None:
+            assert position_ids is not None and not images
+            shared, *lengths = rows.tolist()
+            hidden_ND = flat_hidden(body, input_ids, position_ids, RowsLayout(shared, tuple(lengths)))
+        else:
+            with contextlib.nullcontext() if position_ids is not None else not_packed():
+                out = body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **bounds, **images)
+            hidden_ND = out.last_hidden_state.flatten(0, 1)
+        rows_ND = hidden_ND.index_select(0, learned_N)
         total = row_loss(rows_ND, Head.of(self), target_N, extra)
         count = len(target_N) if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
     model.forward = types.MethodType(forward, model)
-
-
-@contextlib.contextmanager
-def not_packed() -> Iterator[None]:
-    """Spare transformers the search for packs in positions that it has counted itself.
-
-    It looks at the result of that search in every forward pass, for which the CPU would wait for the GPU.
-    """
-    name = "find_packed_sequence_indices"
-    search = getattr(masking_utils, name, None)
-    if search is None:
-        yield
-        return
-    setattr(masking_utils, name, lambda position_ids: None)
-    try:
-        yield
-    finally:
-        setattr(masking_utils, name, search)
 
 
 def unfuse_loss(model: Any) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from easydistill.methods.sft.batching import BOUNDS
-from easydistill.models.head import body_of
+from easydistill.models.head import body_of, decoder_of
 
 LENGTH_MULTIPLE = 64
 """Batches are padded to a multiple of this many tokens, so that compiled code need not tell lengths apart by what they
@@ -52,7 +52,7 @@ def decoder_layers(model: Any) -> list[Any]:
     """The layers that repeat: what transformers itself recomputes with gradient checkpointing."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    return [module for module in body_of(model).modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [module for module in decoder_of(model).modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 class CompiledLayers:

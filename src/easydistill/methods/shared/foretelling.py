@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from easydistill.engine.stage import FORETOLD
 from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra, ModelError
 from easydistill.methods.shared.chat_settings import inherited_lines
 from easydistill.methods.shared.rendering import LostThoughts, RenderingFigures, TemplateSettings
+from easydistill.methods.shared.sight import ImageSizes, sight_of
 from easydistill.models.limits import Limits
 from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.student import making_issues, student_references
@@ -38,6 +39,10 @@ class FirstRows:
     chats: Sequence[Chat] = ()
     lines: Sequence[str] = ()
     """What a user would not expect of how they are read."""
+    unseen: int = 0
+    """How many more rows there are with images that the student would not see."""
+    blindness: str = ""
+    """Why it would not see them."""
 
 
 @dataclass
@@ -47,18 +52,20 @@ class Foresight:
     Args:
         models: the student.
         settings: its template.
-        read: gives the first rows, at most as many as it is told; prompts without an answer get one.
+        read: gives the first rows, at most as many as it is told, their images looked at in a store that it is given;
+            prompts without an answer get one.
         awaits_thoughts: whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart.
     """
 
     models: ModelsConfig
     settings: TemplateSettings
-    read: Callable[[int], FirstRows]
+    read: Callable[[int, ImageSizes], FirstRows]
     awaits_thoughts: bool = False
     counted: str = "rows"
     """What the chats are, in words."""
     max_length: int | None = None
     """Tokens after which rows are cut off."""
+    sizes: ImageSizes = field(default_factory=ImageSizes)
 
     def issues(self) -> list[ConfigIssue]:
         """Why the student cannot be trained: it cannot be loaded, or its template takes none of the rows."""
@@ -73,6 +80,8 @@ class Foresight:
             return [_issue("models.student", error)]
         except DataError as error:
             return [_issue("dataset.template", error)]
+        if issue := self._unseen():
+            return [issue]
         refused = self._refused
         if refused and len(refused) == len(self._rows):
             shown = f"the chat template takes none of the first {len(refused)} rows: {refused[0]}"
@@ -80,6 +89,16 @@ class Foresight:
             return [ConfigIssue("config", "dataset.template", problem, hint or "name a template that takes such chats")]
         lost = LostThoughts.of(self._shown).issue(self.settings, self.counted)
         return [] if lost is None else [lost]
+
+    def _unseen(self) -> ConfigIssue | None:
+        """Why rows with images cannot be trained on: before their answers are paid for, not one by one."""
+        first = self._first
+        if not first.unseen:
+            return None
+        total = len(first.chats) + first.unseen
+        why, _, ways = first.blindness.partition(": ")
+        problem = f"{first.unseen} of the first {total} {self.counted} have an image; {why}"
+        return ConfigIssue("config", "models.student", problem, ways)
 
     def lines(self) -> list[str]:
         """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""
@@ -109,14 +128,17 @@ class Foresight:
 
         side = student_side(self.models)
         settings = self.settings
+        tokenizer, images = side.tokenizer, None
+        if (vision := sight_of(self.models, self.sizes.path)) is not None:
+            tokenizer, images = vision.processor.tokenizer, vision
         return ChatRenderer.from_file(
-            side.tokenizer, side.eos_ids, settings.template, settings.template_kwargs, None, settings.thoughts
+            tokenizer, side.eos_ids, settings.template, settings.template_kwargs, None, settings.thoughts, images
         )
 
     @cached_property
     def _first(self) -> FirstRows:
         try:
-            return self.read(FORETOLD)
+            return self.read(FORETOLD, self.sizes)
         except (EasyDistillError, OSError):
             # A file that cannot be read is reported by the stage that reads it.
             return FirstRows()
@@ -186,12 +208,28 @@ class Foresight:
                 f"the prompt alone fills {end} in {full} of {len(rows)} {self.counted}, which will be rejected\n"
                 "    → raise training.max_length as far as the student reads, or shorten the prompts"
             )
+        if longest is not None:
+            found += self._cut_images(rows, longest)
         if strange := sum(limits.stranger(row.ids) is not None for row in rows):
             found.append(
                 f"{strange} of {len(rows)} {self.counted} have tokens that the student's embedding, of {limits.tokens} "
                 "rows, does not know, and will be rejected\n    → take the tokenizer that belongs to the student"
             )
         return found
+
+    def _cut_images(self, rows: Sequence[Rendered], longest: int) -> list[str]:
+        """Rows that are rejected because an image is not read whole."""
+        from easydistill.data.chat.images import image_beyond
+
+        images = self._renderer.images
+        cut = sum(image_beyond(images, row.ids_T, longest) is not None for row in rows if row.images)
+        if not cut:
+            return []
+        end = f"the student's {longest} positions" if longest != self.max_length else "training.max_length"
+        return [
+            f"an image is not within {end} in {cut} of {len(rows)} {self.counted}, which will be rejected\n"
+            "    → raise training.max_length as far as the student reads, or use smaller images"
+        ]
 
     def _endless(self, rendered: Sequence[Rendered]) -> list[str]:
         """Rows of which no end token is learned: the template's own marks may leave it out."""

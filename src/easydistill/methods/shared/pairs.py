@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.deepspeed import deepspeed_notes
@@ -15,7 +14,7 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.images import NoImages
+from easydistill.data.images import ImageStore, NoImages
 from easydistill.data.messages import Chat
 from easydistill.data.preferences import PairReading, Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
@@ -29,6 +28,7 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.methods.shared.student import (
     checkpoints_of,
     launch_issues,
@@ -84,7 +84,7 @@ class PairRows:
             "max_heldout": self.evaluation.max_heldout,
         }
 
-    def preview(self, most: int) -> FirstRows:
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
         """The first chats of the file; none if a stage makes the pairs."""
         if self.stage is not None:
             return FirstRows()
@@ -93,7 +93,7 @@ class PairRows:
         return FirstRows([chat for pair in found.pairs for chat in pair.chats], found.lines())
 
     def _found(self, limit: int | None) -> PairReading:
-        columns, images = self.dataset.column_names, NoImages(NOT_TRAINED)
+        columns, images = self.dataset.column_names, NoImages(TRAINS_ON_TEXT)
         return read_pairs(self._path, limit=limit, columns=columns, images=images)
 
     def read(self, context: StageContext | None = None) -> tuple[Rows[Preference], list[Preference], list[Rejection]]:
@@ -129,7 +129,7 @@ class RowsBesidePairs(LabelledRows):
     def inputs(self) -> tuple[str, ...]:
         return self.pairs.inputs
 
-    def preview(self, most: int) -> FirstRows:
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
         return FirstRows()
 
     def fingerprint(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.template_files import file_shows_date, model_shows_date
 
 if TYPE_CHECKING:
-    from easydistill.data.chat import ChatRenderer, Missing, Rendered
+    from easydistill.data.chat import ChatRenderer, Expander, Missing, Rendered
 
 NOT_SHOWN, LOST_TURNS = "not_shown", "lost_turns"
 """Metrics of a stage: rows by the kind of part that the template leaves out, and answers that are not learned."""
@@ -35,9 +35,16 @@ class TemplateSettings(Protocol):
 
 
 def student_renderer(
-    settings: TemplateSettings, tokenizer: Any, eos_ids: frozenset[int], context: StageContext
+    settings: TemplateSettings,
+    tokenizer: Any,
+    eos_ids: frozenset[int],
+    context: StageContext,
+    images: Expander | None = None,
 ) -> ChatRenderer:
     """The renderer of a stage's student.
+
+    Args:
+        images: of a student that sees images.
 
     Raises:
         DataError: there is no template, or it cannot be read.
@@ -45,7 +52,7 @@ def student_renderer(
     from easydistill.data.chat import ChatRenderer
 
     return ChatRenderer.from_file(
-        tokenizer, eos_ids, settings.template, settings.template_kwargs, context.started, settings.thoughts
+        tokenizer, eos_ids, settings.template, settings.template_kwargs, context.started, settings.thoughts, images
     )
 
 

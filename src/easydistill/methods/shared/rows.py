@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from itertools import tee
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from easydistill.asking.label import NOT_TRAINED
 from easydistill.asking.outputs import LABELED_PARQUET
-from easydistill.config.dataset import DatasetConfig, RowsConfig
+from easydistill.config.dataset import DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.models import ModelsConfig
 from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
-from easydistill.data.images import NoImages
-from easydistill.data.messages import Chat
-from easydistill.data.reading import read_rows, read_samples
+from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.messages import have_images
+from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
-from easydistill.engine.stage import StageContext
-from easydistill.errors import DataError
+from easydistill.engine.stage import FORETOLD, StageContext
+from easydistill.errors import DataError, EasyDistillError
 from easydistill.methods.shared.foretelling import FirstRows
+from easydistill.methods.shared.row_reading import first_rows, one_writer, read_file
+from easydistill.methods.shared.sight import ImageSizes, blindness
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -47,6 +49,10 @@ class LabelledRows:
     from_stage: bool
     awaits_thoughts: bool = field(default=False, kw_only=True)
     """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
+    shown_to: ModelsConfig | None = field(default=None, kw_only=True)
+    """The student that is shown the images of rows, if it sees any; without one such rows are refused."""
+    unseen: str | None = field(default=None, kw_only=True)
+    """Why they are refused, whatever the student is."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -56,6 +62,19 @@ class LabelledRows:
     def are_cited(self) -> bool:
         """Whether another job of a pipeline is yet to make them."""
         return not self.from_stage and Citation.read(self.dataset.labeled_path) is not None
+
+    @property
+    def refuses_images(self) -> str | None:
+        """Why rows with images are refused; None if they are not."""
+        return self.unseen or blindness(self.shown_to)
+
+    def show_images(self) -> bool:
+        """Whether the first rows show any."""
+        try:
+            return any(have_images(chat.messages) for chat in self.preview(FORETOLD, ImageSizes()).chats)
+        except (EasyDistillError, OSError):
+            # Told by the stage that reads them.
+            return False
 
     def fingerprint(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -74,47 +93,34 @@ class LabelledRows:
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         """(training rows, held-out rows, rejected rows of the file)."""
-        if self.from_stage:
-            samples, rejected = read_samples(context.input_path("label", LABELED_PARQUET), labelled=True)
-        else:
-            samples, rejected = read_file(self.dataset, self.dataset.labeled_path, True, context)
+        with one_writer(context, may_have_images=self.refuses_images is None):
+            if self.from_stage:
+                images = ImageReader(context.images)
+                path = context.input_path("label", LABELED_PARQUET)
+                samples, rejected = read_samples(path, labelled=True, images=images)
+            else:
+                given = self.dataset.labeled_path
+                samples, rejected = read_file(self.dataset, given, True, context, self.refuses_images)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
-    def preview(self, most: int) -> FirstRows:
-        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers."""
-        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
-        return _first_rows(self.dataset, path, not self.from_stage, most)
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
+        """The first rows, as far as they are known before anything runs: prompts, if a stage makes their answers.
 
-    def preview_prompts(self, most: int) -> FirstRows:
+        Args:
+            store: their images are looked at in it.
+        """
+        path = self.dataset.instruction_path if self.from_stage else self.dataset.labeled_path
+        return first_rows(self.dataset, path, not self.from_stage, most, store, self.refuses_images)
+
+    def preview_prompts(self, most: int, store: ImageStore) -> FirstRows:
         """The first rows without their answers."""
         path = self.dataset.instruction_path or self.dataset.labeled_path
-        return _first_rows(self.dataset, path, False, most)
+        return first_rows(self.dataset, path, False, most, store, self.refuses_images)
 
     def heldout_rows(self, total: int) -> int:
         """The number of `total` rows to hold out."""
         return heldout_rows(self.evaluation, total)
-
-
-def read_file(
-    dataset: RowsConfig, path: str | None, labelled: bool | None, context: StageContext
-) -> tuple[Rows[Sample], list[Rejection]]:
-    """The rows of the user's file, read as the `dataset` section says. What is not read of them is told."""
-    assert path is not None, "checked by the job's validators"
-    limit, columns = dataset.max_samples, dataset.column_names
-    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
-    context.notice(found.notices)
-    return found.samples, found.rejected
-
-
-def _first_rows(dataset: RowsConfig, path: str | None, labelled: bool | None, most: int) -> FirstRows:
-    if path is None:
-        return FirstRows()
-    limit = min(most, dataset.max_samples or most)
-    columns = dataset.column_names
-    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=NoImages(NOT_TRAINED))
-    # Answers that need not be there are not learned.
-    return FirstRows([Chat.of(row) if labelled else row.prompt_chat for row in found.samples], found.lines())
 
 
 def heldout_rows(config: HeldoutConfig, total: int) -> int:
@@ -153,7 +159,7 @@ def rendered_one_by_one(
     entering, waiting = tee(samples)
     for sample, found in zip(waiting, renderer.render_many(entering, limits.within(max_length)), strict=True):
         if isinstance(found, DataError):
-            yield Rejection(sample.id, stage, TEMPLATE_REFUSED, str(found))
+            yield Rejection(sample.id, stage, refusal_reason(found), str(found))
         elif (token := limits.stranger(found.ids_T)) is not None:
             yield unknown_token(sample.id, stage, token, limits)
         elif (row := without_end(found, sample, renderer.eos_ids)).learned.any():
@@ -161,6 +167,13 @@ def rendered_one_by_one(
         else:
             detail = f"the prompt alone fills {length_words(max_length, limits)}"
             yield Rejection(sample.id, stage, "no_trainable_tokens", detail)
+
+
+def refusal_reason(error: DataError) -> str:
+    """The reason for which a row is rejected that cannot be rendered."""
+    from easydistill.data.chat import ImageRefused
+
+    return error.reason if isinstance(error, ImageRefused) else TEMPLATE_REFUSED
 
 
 def unknown_token(row: str, stage: str, token: int, limits: Limits) -> Rejection:
@@ -231,11 +244,13 @@ class PromptRows(LabelledRows):
             **self.dataset.reading_identity(),
         }
 
-    def preview(self, most: int) -> FirstRows:
-        return _first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most)
+    def preview(self, most: int, store: ImageStore) -> FirstRows:
+        return first_rows(self.dataset, self.dataset.instruction_path, self.labelled, most, store, self.refuses_images)
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
-        samples, rejected = read_file(self.dataset, self.dataset.instruction_path, self.labelled, context)
+        with one_writer(context, may_have_images=self.refuses_images is None):
+            path = self.dataset.instruction_path
+            samples, rejected = read_file(self.dataset, path, self.labelled, context, self.refuses_images)
         train, heldout = split_heldout(samples, self.heldout_rows(len(samples)), self.dataset.seed)
         return train, heldout, rejected
 
@@ -252,7 +267,7 @@ def fitting_prompt(
     try:
         prompt = renderer.prompt_ids(sample.prompt_chat)
     except DataError as error:
-        return Rejection(sample.id, stage, TEMPLATE_REFUSED, str(error))
+        return Rejection(sample.id, stage, refusal_reason(error), str(error))
     if (token := limits.stranger(prompt)) is not None:
         return unknown_token(sample.id, stage, token, limits)
     room = limits.within(max_length) - max_new_tokens

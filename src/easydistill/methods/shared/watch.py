@@ -22,6 +22,7 @@ from easydistill.methods.shared.compiling import CompiledLayers
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import any_rank, wait_for_all, world_size
 from easydistill.methods.shared.strategies.base import strategy
+from easydistill.models.allocation import reused_memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def run_trainer(trainer: Any, resume: Path | None) -> None:
     """Train with a `Watch` among the callbacks, from a checkpoint if there is one, to the end or a requested stop."""
     trainer.remove_callback(PrinterCallback)
     strategy().prepared(trainer)
-    with contextlib.suppress(AllStepsDone):
+    with contextlib.suppress(AllStepsDone), reused_memory(trainer.args.device):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 

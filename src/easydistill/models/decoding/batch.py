@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import Cache, DynamicLayer
 
+from easydistill.models.spread import input_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -72,6 +74,8 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
 
     def keep(self, rows_B: torch.Tensor) -> None:
         """Drop all but these rows."""
+        # Layers of a model that is spread over devices are on different ones.
+        rows_B = rows_B.to(self.keys.device)
         keys_BHTD, values_BHTD = self.keys, self.values
         self._rows = len(rows_B)
         self._room(keys_BHTD, values_BHTD)
@@ -96,8 +100,9 @@ class Batch:
         rests = [list(prompt[self._prefix :]) for prompt in prompts]
         width = max(map(len, rests))
         self._first = list(prompts[0][: self._prefix])
-        self._ids_BT, seen_BT = padded_left(rests, 0, model.device)
-        ones_BT = torch.ones(len(prompts), self._prefix, dtype=torch.long, device=model.device)
+        on = input_device(model)
+        self._ids_BT, seen_BT = padded_left(rests, 0, on)
+        ones_BT = torch.ones(len(prompts), self._prefix, dtype=torch.long, device=on)
         self._seen_BT = torch.cat([ones_BT, seen_BT, ones_BT.new_ones(len(prompts), room)], dim=1)
         self._filled = self._prefix + width
         self._position_B1 = self._seen_BT[:, : self._filled].sum(1, keepdim=True) - 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from easydistill.models.decoding.attention import grouped_attention, implementation
 from easydistill.models.decoding.batch import SHARED_PREFIX, Batch
+from easydistill.models.spread import input_device
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def _agrees(model: Any, prompt: list[int], make: Make) -> bool:
             batch = make(model, [row[:-_STEPS] for row in rows], _STEPS)
             own_BV = batch.begin()
             for step in range(-_STEPS, 0):
-                own_BV = batch.step(torch.tensor([row[step] for row in rows], device=model.device))
+                own_BV = batch.step(torch.tensor([row[step] for row in rows], device=input_device(model)))
         whole_BV = torch.stack([_last_logits(model, row) for row in rows])
         alone_BV = torch.stack([_last_logits(model, row[-1:]) for row in rows])
     deviation_B = (own_BV.float() - whole_BV).abs().mean(-1)
@@ -88,5 +89,6 @@ def _agrees(model: Any, prompt: list[int], make: Make) -> bool:
 def _last_logits(model: Any, ids: list[int]) -> torch.Tensor:
     import torch
 
-    logits_V: torch.Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
+    ids_1T = torch.tensor([ids], device=input_device(model))
+    logits_V: torch.Tensor = model(input_ids=ids_1T, use_cache=False).logits[0, -1]
     return logits_V.float()

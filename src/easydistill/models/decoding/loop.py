@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from easydistill.models.decoding.attention import grouped_attention
 from easydistill.models.decoding.batch import Batch
 from easydistill.models.draws import SeededSampler, draw
+from easydistill.models.spread import input_device
 
 if TYPE_CHECKING:
-    from easydistill.models.structured import SchemaMasks
+    from easydistill.models.sampling import Allowed
 
 ENDED_SHARE = 0.2
 """When this share of the rows has ended they leave the batch, which copies the cache of the others."""
@@ -22,7 +23,7 @@ def decode(
     eos_ids: frozenset[int],
     room: int,
     sampler: SeededSampler,
-    masks: SchemaMasks | None,
+    masks: Allowed | None,
 ) -> list[list[int]]:
     """New tokens of each prompt, with the end token if there is one.
 
@@ -31,7 +32,7 @@ def decode(
     """
     import torch
 
-    on = model.device
+    on = input_device(model)
     uniform_BN, heat_B1 = sampler.uniforms(room), sampler.temperatures()
     if on.type == "mps":
         uniform_BN = uniform_BN.float()

@@ -13,7 +13,7 @@ from easydistill.engine.checks import missing_file, needs_extra
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.models.checks import model_issues
-from easydistill.models.reference import resolve
+from easydistill.models.reference import resolve, sees_images
 from easydistill.models.size import model_parameters
 from easydistill.models.template_files import teacher_shows_date
 from easydistill.teachers.pool.local import local_pool, spec_of, worker_count, worker_issues, worker_notes
@@ -55,7 +55,12 @@ def plan_local(
     def shows_date() -> bool:
         return teacher_shows_date(model, config.template, template)
 
-    return TeacherPlan(made, identity, preflight, memory_bytes, shows_date, lambda: worker_notes(engine, config))
+    def notes() -> list[str]:
+        return worker_notes(engine, config, weight_bytes(config, model))
+
+    # Servers of `replicas` are sent tokens alone.
+    sees = config.replicas is None and sees_images(model)
+    return TeacherPlan(made, identity, preflight, memory_bytes, shows_date, notes, sees_images=sees)
 
 
 def local_identity(engine: Engine, config: LocalInferenceConfig, model: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _too_few_gpus(config: RayInferenceConfig) -> list[ConfigIssue]:
     """An issue if a cluster of this machine alone will never have the GPUs."""
     if config.address is not None or not config.num_gpus:
         return []
-    from easydistill.teachers.pool.local import visible_gpus
+    from easydistill.models.spread import visible_gpus
 
     count = 1 if config.num_actors == "auto" else config.num_actors
     needed, found = config.num_gpus * count, len(visible_gpus())

@@ -16,6 +16,6 @@ def plan(config: WorkersOptions, model: str, template: str | None) -> TeacherPla
     def make(context: StageContext) -> Teacher:
         from easydistill.teachers.transformers import TransformersTeacher
 
-        return TransformersTeacher(model, config, template_file(template), date=context.started)
+        return TransformersTeacher(model, config, template_file(template), date=context.started, images=context.images)
 
     return plan_local("transformers", config, model, make, template=template_file(template))

@@ -24,7 +24,7 @@ def plan(config: WorkersOptions, model: str, template: str | None) -> TeacherPla
             return ReplicaTeacher(model, config, context.directory, say, context.redactor, file, context.started)
         from easydistill.teachers.vllm import VllmTeacher
 
-        return VllmTeacher(model, config, template_file(template), date=context.started)
+        return VllmTeacher(model, config, template_file(template), date=context.started, images=context.images)
 
     def extras() -> list[ConfigIssue]:
         return needs_extra("vllm", "vllm") + replica_issues(config)

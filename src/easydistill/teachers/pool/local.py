@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from easydistill.contracts.teacher import Teacher
 from easydistill.engine.determinism import is_deterministic
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
+from easydistill.models.spread import map_issue, spread_note, spread_of, visible_gpus
 from easydistill.teachers.pool.messages import Engine, TeacherSpec
 
 Devices = list[tuple[str, ...]]
@@ -31,7 +31,7 @@ def spec_of(
     plain = VllmInferenceConfig if engine == "vllm" else TransformersInferenceConfig
     # Not the section itself, whose class may have been made at run time and cannot be sent.
     inference = plain(backend=engine, **values)  # type: ignore[arg-type]
-    return TeacherSpec(engine, model, inference, template, context.started, is_deterministic())
+    return TeacherSpec(engine, model, inference, template, context.started, is_deterministic(), context.images.folder)
 
 
 def local_pool(
@@ -57,7 +57,12 @@ def devices_of(engine: Engine, config: WorkersOptions) -> Devices:
 
 def worker_issues(engine: Engine, config: WorkersOptions) -> list[ConfigIssue]:
     """An issue if the workers need more GPUs than there are."""
-    if config.workers is None or not (gpus := visible_gpus()):
+    gpus = visible_gpus()
+    if engine == "transformers" and config.device_map is not None:
+        found = map_issue(config.device_map, len(gpus) // (_stated(config) or 1))
+        if found is not None:
+            return [found]
+    if config.workers is None or not gpus:
         return []
     each = _gpus_each(engine, config, len(gpus))
     count = _stated(config) or 1
@@ -73,14 +78,25 @@ def worker_issues(engine: Engine, config: WorkersOptions) -> list[ConfigIssue]:
     return [ConfigIssue("this machine", "inference.workers", problem, hint)]
 
 
-def worker_notes(engine: Engine, config: WorkersOptions) -> list[str]:
-    """How many workers there will be, in words; nothing without `inference.workers`."""
-    if config.workers is None or importlib.util.find_spec("torch") is None:
+def worker_notes(engine: Engine, config: WorkersOptions, weights: int | None = None) -> list[str]:
+    """How many workers there will be, and what the devices of a copy hold, in words; nothing of one copy on one device.
+
+    Args:
+        weights: bytes of a copy, if that is known.
+    """
+    if importlib.util.find_spec("torch") is None:
         return []
+    notes = []
+    if engine == "transformers" and (spread := spread_of(config.device_map, _stated(config) or 1)) is not None:
+        notes = [spread_note(spread, weights, len(visible_gpus()), None)]
+    return notes if config.workers is None else [_workers_note(engine, config), *notes]
+
+
+def _workers_note(engine: Engine, config: WorkersOptions) -> str:
     devices = devices_of(engine, config)
     each = len(devices[0]) if devices else 0
     where = f"{each} GPU{'s' if each > 1 else ''} each" if each else "without GPUs"
-    return [f"{len(devices)} worker{'s' if len(devices) > 1 else ''} of the teacher, {where}"]
+    return f"{len(devices)} worker{'s' if len(devices) > 1 else ''} of the teacher, {where}"
 
 
 def worker_count(engine: Engine, config: WorkersOptions) -> int:
@@ -91,23 +107,13 @@ def worker_count(engine: Engine, config: WorkersOptions) -> int:
 
 
 def _gpus_each(engine: Engine, config: WorkersOptions, gpus: int) -> int:
-    if engine != "vllm":
-        return 1
     stated = _stated(config)
+    if engine != "vllm":
+        spread = config.device_map is not None
+        return max(1, gpus // (stated or 1)) if spread else 1
     return config.tensor_parallel_size or (max(1, gpus // stated) if stated else 1)
 
 
 def _stated(config: WorkersOptions) -> int | None:
     """The number of workers, if the config says it."""
     return config.workers if isinstance(config.workers, int) else None
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Does not start CUDA."""
-    if importlib.util.find_spec("torch") is None:
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else list(map(str, range(count)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from easydistill.config.inference import AnyLocalOptions
@@ -28,16 +29,21 @@ class TeacherSpec:
     date: datetime.datetime | None = None
     """What the template's clock shows."""
     deterministic: bool = False
+    images: Path | None = None
+    """The folder of the run's images."""
 
     def make(self) -> Teacher:
         """The teacher; its weights are not loaded yet."""
+        from easydistill.data.images import ImageStore
+
+        images = ImageStore(self.images)
         if self.engine == "vllm":
             from easydistill.teachers.vllm import VllmTeacher
 
-            return VllmTeacher(self.model, self.inference, self.template, self.date)
+            return VllmTeacher(self.model, self.inference, self.template, self.date, images)
         from easydistill.teachers.transformers import TransformersTeacher
 
-        return TransformersTeacher(self.model, self.inference, self.template, date=self.date)
+        return TransformersTeacher(self.model, self.inference, self.template, date=self.date, images=images)
 
 
 @dataclass(frozen=True)

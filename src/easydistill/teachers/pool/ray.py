@@ -25,7 +25,7 @@ from typing import Any
 
 from easydistill.config.inference import RayInferenceConfig
 from easydistill.errors import MissingExtra, TeacherError
-from easydistill.teachers.pool.local import visible_gpus
+from easydistill.models.spread import visible_gpus
 from easydistill.teachers.pool.messages import STOP, Gone, TeacherSpec
 from easydistill.teachers.pool.processes import GRACE, log_name, tail_of
 from easydistill.teachers.pool.worker import Inbox, serve

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,14 @@ from easydistill.config.launch import LaunchConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.errors import ConfigError, MissingExtra
 from easydistill.methods.shared.strategies.base import Strategy, T
-from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, decided_by_first, number_types
+from easydistill.methods.shared.strategies.from_first import (
+    decided_by_first,
+    number_types_of_first,
+    only_first_loads,
+    replace_parameters,
+    take_buffers_of_first,
+)
+from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, number_types
 from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
 from easydistill.models.loading import computes_well_in_bf16, device
 
@@ -71,6 +79,9 @@ class Zero3(Zero):
     shards: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
 
+    def loading(self) -> AbstractContextManager[None]:
+        return only_first_loads()
+
     def decided(self, ask: Callable[[], T]) -> T:
         return decided_by_first(ask)
 
@@ -108,22 +119,6 @@ class Zero3(Zero):
         _put_whole(model, values)
         # The buffers, which are not in parts.
         model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
-
-    def again(self, model: Any) -> None:
-        on = device()
-        if torch.distributed.get_rank() > 0:
-            # The first process's values come when the weights are shared out.
-            empty = {
-                value: nn.Parameter(torch.empty_like(value, device="cpu"), value.requires_grad)
-                for value in model.parameters()
-            }
-            _put_whole(model, empty)
-        for module in model.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    sent = torch.empty_like(buffer, device=on) if buffer.is_meta else buffer.to(on).contiguous()
-                    torch.distributed.broadcast(sent, 0)
-                    module._buffers[name] = sent.cpu()
 
 
 @contextlib.contextmanager
@@ -170,10 +165,15 @@ def _only_folder(output_dir: str | None = None, _internal_call: bool = False) ->
 def _take_parts(trainer: Any) -> None:
     """Let each process keep its part of every weight, before the whole is moved to a device.
 
-    The values are those of the first process.
+    The values are those of the first process, which sends them one at a time.
     """
     import deepspeed
 
+    dtypes = number_types_of_first(trainer.model)
+    if torch.distributed.get_rank() > 0:
+        # Memory that is not written to is not taken: what the first process sends is kept in part, and the rest freed.
+        replace_parameters(trainer.model, lambda whole: torch.empty(whole.shape, dtype=next(dtypes)))
+    take_buffers_of_first(trainer.model, trainer.args.device)
     config = trainer.args.hf_deepspeed_config
     config.trainer_config_finalize(trainer.args, trainer.model, num_training_steps=1)
     deepspeed.zero.Init(module=trainer.model, config_dict_or_path=config.config)
@@ -195,10 +195,12 @@ def _gathered(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
 
 
 def _whole_values(model: nn.Module, on: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
-    """The whole value of each parameter, in all processes."""
+    """The whole value of each parameter, in all processes; in the number types of the first one, which loaded them."""
     import deepspeed
 
-    for parameter, dtype in zip(model.parameters(), dtypes, strict=True):
+    box = [list(dtypes)]
+    torch.distributed.broadcast_object_list(box, 0)
+    for parameter, dtype in zip(model.parameters(), box[0], strict=True):
         with deepspeed.zero.GatheredParameters([parameter]):
             value = parameter.detach().to(on, dtype, copy=True)
         yield value

@@ -13,7 +13,6 @@ bfloat16. (A `MixedPrecisionPolicy` would round norms and what flows between lay
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -30,10 +29,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from easydistill.errors import ModelError
 from easydistill.methods.shared.compiling import decoder_layers
 from easydistill.methods.shared.strategies.base import Strategy, T
-from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, decided_by_first, number_types
+from easydistill.methods.shared.strategies.from_first import (
+    decided_by_first,
+    number_types_of_first,
+    only_first_loads,
+    replace_parameters,
+    take_buffers_of_first,
+)
+from easydistill.methods.shared.strategies.gathered import Gathered, KeptInParts, number_types
 from easydistill.methods.shared.strategies.ordinary import OrdinaryModules
 from easydistill.methods.shared.strategies.parts import PartCheckpoints
-from easydistill.models.loading import device, without_weights
+from easydistill.models.loading import device
 
 
 class Fsdp2(Strategy):
@@ -44,8 +50,7 @@ class Fsdp2(Strategy):
     compiles = False
 
     def loading(self) -> AbstractContextManager[None]:
-        # The host's memory holds one whole student, however many processes there are.
-        return contextlib.nullcontext() if dist.get_rank() == 0 else without_weights()
+        return only_first_loads()
 
     def decided(self, ask: Callable[[], T]) -> T:
         return decided_by_first(ask)
@@ -118,8 +123,8 @@ def shard(model: nn.Module, device: torch.device, *, offload: bool) -> None:
     first = dist.get_rank() == 0
     values = [parameter.detach() if first else None for parameter in model.parameters()]
     values.reverse()
-    dtypes = _dtypes(model)
-    _replace_parameters(model, lambda whole: torch.empty(whole.shape, dtype=next(dtypes), device="meta"))
+    dtypes = number_types_of_first(model)
+    replace_parameters(model, lambda whole: torch.empty(whole.shape, dtype=next(dtypes), device="meta"))
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, offload_policy=policy)
     fully_shard(model, mesh=mesh, offload_policy=policy)
@@ -132,30 +137,8 @@ def shard(model: nn.Module, device: torch.device, *, offload: bool) -> None:
         found = distribute_tensor(whole.contiguous(), mesh, empty.placements)
         return found.to("cpu") if offload else found
 
-    _replace_parameters(model, part)
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                sent = buffer.to(device).contiguous() if first else torch.empty_like(buffer, device=device)
-                dist.broadcast(sent, 0)
-                module._buffers[name] = sent
-
-
-def _dtypes(model: nn.Module) -> Iterator[torch.dtype]:
-    """The number types of the first rank's parameters, in order: loading may keep some in float32.
-
-    Raises:
-        ModelError: they have other names or shapes than this rank's.
-    """
-    own = [(name, value.shape, value.dtype) for name, value in model.named_parameters()]
-    told: list[Any] = [own]
-    dist.broadcast_object_list(told, 0)
-    if [parameter[:2] for parameter in own] != [parameter[:2] for parameter in told[0]]:
-        raise ModelError(
-            f"{type(model).__name__}: its structure is not the one that its config describes\n"
-            "    → set launch.strategy=ddp, and please report this architecture"
-        )
-    return iter([dtype for _, _, dtype in told[0]])
+    replace_parameters(model, part)
+    take_buffers_of_first(model, device)
 
 
 def check_sharded(model: nn.Module) -> None:
@@ -183,7 +166,7 @@ def gather(model: nn.Module, device: torch.device) -> None:
         found: Tensor = moved.full_tensor()
         return found.cpu() if first else found.to("meta")
 
-    _replace_parameters(model, whole)
+    replace_parameters(model, whole)
 
 
 def whole_values(model: nn.Module, device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
@@ -196,18 +179,6 @@ def whole_values(model: nn.Module, device: torch.device, dtypes: Sequence[torch.
     for part, dtype in zip(model.parameters(), box[0], strict=True):
         moved: Any = part.detach().to(device, dtype)
         yield moved.full_tensor()
-
-
-def _replace_parameters(model: nn.Module, made: Callable[[Tensor], Tensor]) -> None:
-    """Replace each parameter by what is made of it; one that several modules share stays shared."""
-    new: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, old in module._parameters.items():
-            if old is None:
-                continue
-            if old not in new:
-                new[old] = nn.Parameter(made(old), requires_grad=old.requires_grad)
-            module._parameters[name] = new[old]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm_type: float = 2.0) -> Tensor:

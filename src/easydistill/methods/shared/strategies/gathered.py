@@ -11,13 +11,11 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from easydistill.methods.shared.strategies.base import T
 
 _ALTERS = (
     "forward",
@@ -131,13 +129,6 @@ def number_types(model: nn.Module, computed: torch.dtype | None) -> list[torch.d
         computed if computed is not None and value in narrow and value.is_floating_point() else value.dtype
         for value in model.parameters()
     ]
-
-
-def decided_by_first(ask: Callable[[], T]) -> T:
-    """What the first process finds out, which alone has all values; all call it."""
-    found = [ask() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, 0)
-    return cast(T, found[0])
 
 
 class KeptInParts:

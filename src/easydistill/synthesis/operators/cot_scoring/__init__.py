@@ -1,6 +1,7 @@
 """Scores chains of thought (OmniThought; paper, 2.1.1): reasoning verbosity RV, cognitive difficulty CD, correctness.
 
-If a row has a reference answer in a field of its own, verification against it replaces the judge's correctness.
+If a row has a reference answer in a field of its own, verification against it replaces the judge's correctness. The
+judge is shown all images of a row, where they stand in the problem.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from easydistill.contracts.operator import Ask, OperatorConfig, Result, Steps
+from easydistill.data.messages import images_of
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import REFERENCES, known_answer, thought_of, verify
+from easydistill.synthesis.images import with_images
 from easydistill.synthesis.scoring import distribution, score_rows
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -22,6 +25,7 @@ PROMPTS = (STAGE,)
 REASONS = ("truncated", "malformed_score")
 LABELLED = True
 MAKES_PROMPTS = False
+SHOWS_IMAGES = ("judge",)
 SCORES = {"rv": (0, 9), "cd": (0, 9), "correct": (0, 1)}
 
 
@@ -38,8 +42,11 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     """Score each row: `rv`, `cd` 0–9 and `correct` 0 or 1, in `meta`."""
 
     def question(row: Sample) -> Ask:
-        text = prompt_text(row)
-        return tools.ask(STAGE, text, wants=SCORES, role="judge", instruction=text, thought=thought_of(row))
+        text, shown = prompt_text(row), images_of(*row.prompt)
+        ask = tools.ask(
+            STAGE, text, wants=SCORES, role="judge", instruction=text, thought=thought_of(row), images=len(shown)
+        )
+        return with_images(ask, shown)
 
     result = yield from score_rows(STAGE, config, rows, SCORES, question)
     if config.check_references:

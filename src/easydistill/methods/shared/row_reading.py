@@ -1,0 +1,103 @@
+"""The rows of the user's file as a stage reads them, its images included, and its first rows before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from easydistill.config.dataset import RowsConfig
+from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
+from easydistill.data.messages import Chat
+from easydistill.data.reading import read_rows
+from easydistill.data.records import Rejection, Sample
+from easydistill.data.spool import Rows
+from easydistill.engine.stage import StageContext
+from easydistill.errors import DataError
+from easydistill.methods.shared.foretelling import FirstRows
+from easydistill.methods.shared.sight import TRAINS_ON_TEXT
+
+
+def _images_for(dataset: RowsConfig, why_not: str | None, context: StageContext) -> RowImages:
+    """Reads the images of a file's rows, or refuses them."""
+    if why_not is not None:
+        return NoImages(why_not)
+    return ImageReader.of(dataset, context.images, context.image_sources)
+
+
+@contextlib.contextmanager
+def one_writer(context: StageContext, *, may_have_images: bool) -> Iterator[None]:
+    """Among processes that read the same rows, the first one goes first: the others find the images that it stores."""
+    if not may_have_images:
+        yield
+        return
+    from easydistill.methods.shared.ranks import wait_for_all
+
+    if context.rank > 0:
+        wait_for_all()
+    yield
+    if context.rank == 0:
+        wait_for_all()
+
+
+def read_file(
+    dataset: RowsConfig,
+    path: str | None,
+    labelled: bool | None,
+    context: StageContext,
+    unseen: str | None = TRAINS_ON_TEXT,
+) -> tuple[Rows[Sample], list[Rejection]]:
+    """The rows of the user's file, read as the `dataset` section says. What is not read of them is told.
+
+    Args:
+        unseen: why rows with images are refused; None if they are not.
+    """
+    assert path is not None, "checked by the job's validators"
+    limit, columns = dataset.max_samples, dataset.column_names
+    images = _images_for(dataset, unseen, context)
+    found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
+    context.notice(found.notices)
+    return found.samples, found.rejected
+
+
+def first_rows(
+    dataset: RowsConfig,
+    path: str | None,
+    labelled: bool | None,
+    most: int,
+    store: ImageStore,
+    unseen: str | None,
+) -> FirstRows:
+    """At most `most` rows of the user's file, for what is told before anything runs; none without a file.
+
+    Args:
+        store: images are looked at in it.
+        unseen: why rows with images are refused; None if they are not.
+    """
+    if path is None:
+        return FirstRows()
+    limit = min(most, dataset.max_samples or most)
+    columns = dataset.column_names
+    images = ImageReader.of(dataset, store) if unseen is None else _Unseen(unseen)
+    try:
+        found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
+    except DataError:
+        if isinstance(images, _Unseen) and images.rows:
+            return FirstRows(unseen=images.rows, blindness=images.why)
+        raise
+    # Answers that need not be there are not learned.
+    chats = [Chat.of(row) if labelled else row.prompt_chat for row in found.samples]
+    return FirstRows(chats, found.lines(), images.rows if isinstance(images, _Unseen) else 0, unseen or "")
+
+
+class _Unseen(NoImages):
+    """Counts the rows that it refuses."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why, self.rows = why, 0
+
+    def digest(self, source: Any, folder: Path | None) -> str:
+        self.rows += 1
+        return super().digest(source, folder)

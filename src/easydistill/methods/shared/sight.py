@@ -1,0 +1,167 @@
+"""Whether a student sees images, found in its config before anything is loaded, and what becomes of rows with some."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.data.images import ImageStore
+from easydistill.data.images.normalise import inspect, pillow
+from easydistill.data.images.store import digest_of
+from easydistill.engine.stage import StageContext
+from easydistill.errors import ConfigIssue, MissingExtra, ModelError
+from easydistill.models.reference import sees_images as model_sees_images
+from easydistill.models.student import Student, student_references
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
+TRAINS_ON_TEXT = "this job trains on text alone and would not see it: remove the row, or take another job"
+"""Of rows with images, in jobs that show them to no student."""
+_PROBES = ((64, 48), (640, 480), (300, 900))
+"""Sizes of images that teacher and student must read alike."""
+
+
+def sees_images(models: ModelsConfig) -> bool:
+    """Whether a student is a vision-language model, according to its files. One that is not on this machine yet does
+    not count as one."""
+    if isinstance(models.student, FreshStudent):
+        return False
+    (reference,) = student_references(models)
+    return model_sees_images(reference)
+
+
+def blindness(models: ModelsConfig | None) -> str | None:
+    """Why rows with images are refused, in words for users; None if the student sees them.
+
+    Args:
+        models: the student; None in jobs that show images to none.
+    """
+    if models is None:
+        return TRAINS_ON_TEXT
+    if sees_images(models):
+        return None
+    (reference,) = student_references(models) or ["it"]
+    return (
+        f"the student ({reference}) reads text alone and would not see it: take a vision-language model as "
+        "the student, label such rows in the job `label`, or remove them"
+    )
+
+
+def vision_of(student: Student, context: StageContext) -> Vision | None:
+    """What a student sees of a run's images; None for a model of text."""
+    from easydistill.models.multimodal import Vision
+
+    return None if student.processor is None else Vision(student.processor, context.images.path)
+
+
+def packing_images_issues(models: ModelsConfig, training: Any) -> list[ConfigIssue]:
+    """An issue if rows are to be packed for a student that sees images, which counts positions in ways of its own."""
+    if not getattr(training, "packing", False) or not sees_images(models):
+        return []
+    return [images_are_not_packed()]
+
+
+def images_are_not_packed() -> ConfigIssue:
+    """Why rows are not packed for a student that sees images."""
+    problem = "rows are not packed for a student that sees images"
+    hint = "set training.packing=false; group_by_length, which is on by default, saves most of the padding"
+    return ConfigIssue("config", "training.packing", problem, hint)
+
+
+class ImageSizes(ImageStore):
+    """The images of rows before a run: nothing is decoded, and of each there is a blank one of the same size. How many
+    tokens a model reads of an image depends on its size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._blank: Path | None = None
+
+    def add(self, data: bytes) -> str:
+        digest = digest_of(data)
+        if digest not in self._sizes:
+            self._sizes[digest] = inspect(data)
+        return digest
+
+    def take(self, path: Path, *, copied: bool = False) -> str | None:
+        digest = super().take(path, copied=copied)
+        if digest is not None and digest not in self._sizes:
+            self._sizes[digest] = inspect(path.read_bytes())
+        return digest
+
+    def blank(self, width: int, height: int) -> str:
+        """The digest of an image of some size that no row has."""
+        digest = digest_of(f"{width}x{height}".encode())
+        self._sizes[digest] = width, height
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """A blank image of the size of one that was added."""
+        if self._blank is None:
+            self._blank = Path(tempfile.mkdtemp(prefix="easydistill-"))
+            weakref.finalize(self, shutil.rmtree, self._blank, ignore_errors=True)
+        width, height = self._sizes[digest]
+        path = self._blank / f"{width}x{height}.png"
+        if not path.is_file():
+            pillow().new("RGB", (width, height)).save(path)
+        return path
+
+
+def sight_of(models: ModelsConfig, files: Callable[[str], Path]) -> Vision | None:
+    """What a student that is not loaded sees of images; None for a model that would not see them.
+
+    Args:
+        files: gives the file of an image by its digest, or that of another one of its size.
+    """
+    if not sees_images(models):
+        return None
+    from easydistill.models.multimodal import Vision, load_processor
+
+    (reference,) = student_references(models)
+    try:
+        return Vision(load_processor(reference, trust_remote_code=models.trust_remote_code), files)
+    except (ModelError, MissingExtra):
+        # It can still be trained on text; its rows with images are refused.
+        return None
+
+
+def other_sight(models: ModelsConfig, teacher: str) -> list[tuple[str, str]]:
+    """Why a teacher cannot score the very tokens that a student reads of images, as (problem, hint).
+
+    Images of several sizes and shapes are tried.
+    """
+    from easydistill.models.loading import full_config, is_multimodal
+    from easydistill.models.multimodal import Vision, load_processor
+
+    if not is_multimodal(full_config(teacher, trust_remote_code=models.trust_remote_code)):
+        return [("this teacher reads text alone, and rows have images", "take one of the student's family")]
+    sizes = ImageSizes()
+    ours = sight_of(models, sizes.path)
+    try:
+        theirs = Vision(load_processor(teacher, trust_remote_code=models.trust_remote_code), sizes.path)
+    except (ModelError, MissingExtra) as error:
+        problem, _, hint = str(error).partition("\n    → ")
+        return [(problem, hint)]
+    if ours is None:
+        return []
+    for width, height in _PROBES:
+        digest = sizes.blank(width, height)
+        texts = [vision.expand(vision.processor.mark, [digest]) for vision in (ours, theirs)]
+        read = [
+            vision.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for vision, text in zip((ours, theirs), texts, strict=True)
+        ]
+        if read[0] != read[1] or ours.processor.image_token_ids != theirs.processor.image_token_ids:
+            counts = [vision.image_tokens(digest) for vision in (ours, theirs)]
+            problem = (
+                f"the student reads an image of {width}×{height} pixels as {counts[0]} image tokens of "
+                f"{len(read[0])}, this teacher as {counts[1]} of {len(read[1])}, or as other ones"
+            )
+            return [(problem, "take a teacher and a student with the same processor of images")]
+    return []
