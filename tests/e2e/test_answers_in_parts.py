@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.e2e.test_deepspeed import FILE, LORA, exact_norms
+from tests.e2e.test_launch import assert_all_gone, wait_for_step, weights
 from tests.e2e.test_launch_preferences import assert_same_course
 from tests.e2e.test_launch_rl import SPREAD, distillation_job, policy_job, tiny_teacher
-from tests.support.jobs import run_here, write_config
+from tests.support.jobs import run_here, start, write_config
 
 pytest.importorskip("deepspeed")
 __all__ = ["tiny_teacher"]
@@ -102,3 +105,34 @@ def test_adapters_learn_from_own_answers_what_they_learn_in_one_process(
     kind: str, strategy: str, jobs: Jobs, tmp_path: Path
 ) -> None:
     jobs.compare(tmp_path, kind, strategy, **LORA)
+
+
+def test_parts_write_and_learn_from_answers(jobs: Jobs, tmp_path: Path) -> None:
+    jobs.compare(tmp_path, "grpo", "fsdp2")
+
+
+LONG = {"max_steps": 16}
+FIRST_SAVED = {"ppo": 8, "sampled": 2}
+"""Steps until a checkpoint: PPO saves at the ends of rounds."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "strategy"), [("ppo", "zero3"), ("ppo", "fsdp2"), ("sampled", "zero3")])
+def test_a_killed_rank_ends_the_run_and_it_resumes(kind: str, strategy: str, jobs: Jobs, tmp_path: Path) -> None:
+    launch = STRATEGIES[strategy]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    code, out = run_here(write_config(whole, jobs.job(whole, kind, 2, launch, **LONG)))
+    assert code == 0, out
+    config = write_config(cut, jobs.job(cut, kind, 2, launch, **LONG))
+    run = start(config)
+    ranks = wait_for_step(run, cut, FIRST_SAVED[kind] + 1)
+    os.kill(ranks[1], signal.SIGKILL)
+    out, _ = run.communicate(timeout=120)
+    assert run.returncode == 1, out
+    assert_all_gone(ranks)
+    assert any((cut / "run/stages").rglob("whole.json")), "there is something to go on from"
+    code, out = run_here(config)
+    assert code == 0, out
+    assert weights(cut) == weights(whole)

@@ -17,7 +17,7 @@ from easydistill.config.deepspeed import (
     offload_devices,
     zero_stage,
 )
-from easydistill.config.deepspeed_checks import batch_size_issues, deepspeed_issues, rollout_issues
+from easydistill.config.deepspeed_checks import batch_size_issues, deepspeed_issues
 from easydistill.config.launch import LaunchConfig
 from easydistill.errors import ConfigError
 from easydistill.methods.sft.config import TrainingConfig
@@ -168,7 +168,7 @@ def test_a_malformed_value_is_explained_or_can_be_used(key: str, value: Any, tmp
         found = deepspeed_issues(section, TrainingConfig())
         assert all(issue.problem and issue.hint for issue in found)
         assert len({issue.problem for issue in found}) == len(found)
-        deepspeed_identity(section), deepspeed_notes(section), rollout_issues(section), zero_stage(section)
+        deepspeed_identity(section), deepspeed_notes(section), zero_stage(section)
         offload_devices(section)
         if found:
             continue
@@ -303,7 +303,7 @@ def job(folder: Path, content: Any) -> dict[str, Any]:
     }
 
 
-def test_a_student_that_writes_answers_has_all_weights(tmp_path: Path) -> None:
+def test_vllm_writes_answers_with_whole_weights(tmp_path: Path) -> None:
     policy = {
         "job_type": "grpo",
         "dataset": {"instruction_path": str(tmp_path / "rows.json")},
@@ -311,11 +311,13 @@ def test_a_student_that_writes_answers_has_all_weights(tmp_path: Path) -> None:
         "rewards": {"length": {"max_tokens": 20}},
         "training": {"per_device_train_batch_size": 8},
     }
-    section = {"deepspeed": written(tmp_path, {"zero_optimization": {"stage": 2}})}
-    api.validate({**policy, "launch": section})
+    section = {"deepspeed": written(tmp_path, {"zero_optimization": {"stage": 2}}), "processes": 1}
+    by_vllm = {**policy, "policy": {"rollouts": "vllm"}, "launch": section}
+    api.validate(by_vllm)
     written(tmp_path, {"zero_optimization": {"stage": 3}})
-    with pytest.raises(ConfigError, match="no process has all weights"):
-        api.validate({**policy, "launch": section})
+    api.validate({**policy, "launch": section})
+    with pytest.raises(ConfigError, match="takes over whole weights"):
+        api.validate(by_vllm)
 
 
 def test_validate_tells_of_clashes(tmp_path: Path) -> None:

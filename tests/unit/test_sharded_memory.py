@@ -23,7 +23,7 @@ from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.memory import GB, fits
 from easydistill.methods.shared.sharded_memory import (
     STRATEGIES,
-    WITH_WHOLE_WEIGHTS,
+    Besides,
     process_lines,
     process_memory,
 )
@@ -124,18 +124,35 @@ def test_eight_bit_moments_are_advised_fsdp2() -> None:
     assert "it fits under no strategy that goes with this training" in line
 
 
-def test_a_student_that_writes_answers_is_not_advised_to_part_its_weights() -> None:
-    shape = shape_of(QWEN_7B)
-    (any_line,) = process_lines(shape, LONG, LaunchConfig(), 8, 64 * GB, bf16=True)
-    assert "launch.strategy=fsdp2" in any_line
-    for strategies in (WITH_WHOLE_WEIGHTS, ("ddp",)):
-        (line,) = process_lines(shape, LONG, LaunchConfig(), 8, 64 * GB, bf16=True, strategies=strategies)
-        assert "=fsdp2" not in line and "=zero3" not in line
-        assert ("launch.strategy=zero2" in line) == ("zero2" in strategies)
+def test_a_student_in_parts_has_all_weights_while_it_writes_answers() -> None:
+    shape, writes = shape_of(QWEN_7B), Besides(answers=True)
+    for strategy in STRATEGIES:
+        given = LaunchConfig(strategy=strategy)
+        steps = process_memory(shape, LONG, given, 64, bf16=True).device
+        both = process_memory(shape, LONG, given, 64, bf16=True, besides=writes).device
+        if strategy in ("zero3", "fsdp2"):
+            held = both.weights + both.gradients + both.optimiser
+            # Linear layers in bfloat16, the embedding in float32.
+            whole = 2 * shape.parameters + 2 * shape.vocabulary * shape.hidden
+            assert both.total == max(steps.total, held + whole)
+            large = process_memory(shape_of(QWEN_32B), LONG, given, 64, bf16=True, besides=writes).device
+            assert "whole weights for answers" in large.parts()
+        else:
+            assert both == steps
+
+
+def test_a_reference_is_in_parts_where_the_student_is() -> None:
+    shape, kept = shape_of(QWEN_7B), Besides(answers=True, reference=True)
+    for strategy in STRATEGIES:
+        given = LaunchConfig(strategy=strategy)
+        without = process_memory(shape, LONG, given, 8, bf16=True).device.weights
+        more = process_memory(shape, LONG, given, 8, bf16=True, besides=kept).device.weights - without
+        assert more == pytest.approx((0.25 if strategy in ("zero3", "fsdp2") else 4) * shape.parameters, rel=0.08)
 
 
 ANSWERING: dict[str, dict[str, Any]] = {
     "grpo": {"job_type": "grpo", "rewards": {"length": {"max_tokens": 20}}},
+    "ppo": {"job_type": "ppo", "rewards": {"length": {"max_tokens": 20}}},
     "jsd": {"job_type": "on_policy_kd", "on_policy": {"objective": "generalized_jsd"}},
     "sampled": {"job_type": "on_policy_kd", "on_policy": {"objective": "sampled_reverse_kl"}},
     "cold start": {"job_type": "on_policy_kd", "on_policy": {"objective": "generalized_jsd", "sft_steps": 2}},
@@ -144,23 +161,31 @@ ANSWERING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERING)
-def test_a_stage_knows_the_strategies_that_its_job_accepts(name: str, tmp_path: Path) -> None:
+def test_every_strategy_is_accepted_and_a_stage_says_what_it_holds_beside_its_steps(name: str, tmp_path: Path) -> None:
     config = {
         "dataset": {"instruction_path": str(tmp_path / "rows.json")},
-        "models": {"student": str(tmp_path), **({} if name == "grpo" else {"teacher": str(tmp_path)})},
+        "models": {"student": str(tmp_path), **({} if name in ("grpo", "ppo") else {"teacher": str(tmp_path)})},
         "training": {"per_device_train_batch_size": 8},
         **ANSWERING[name],
     }
-    accepted = set()
     for strategy in STRATEGIES:
-        try:
-            loaded = api.load({**config, "launch": {"strategy": strategy}})
-        except ConfigError:
-            continue
-        accepted.add(strategy)
+        loaded = api.load({**config, "launch": {"strategy": strategy}})
         (train,) = (stage for stage in stages_of(loaded.job) if isinstance(stage, TrainStage))
-        known = set(train.strategies)
-    assert accepted == known
+        assert train.besides == Besides(answers=name != "supervised", reference=name in ("ppo",))
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_vllm_takes_over_no_weights_in_parts(strategy: str, tmp_path: Path) -> None:
+    config = {
+        "dataset": {"instruction_path": str(tmp_path / "rows.json")},
+        "models": {"student": str(tmp_path)},
+        "training": {"per_device_train_batch_size": 8},
+        **ANSWERING["grpo"],
+        "policy": {"rollouts": "vllm"},
+    }
+    offload = ["optimizer", "parameters"]
+    with pytest.raises(ConfigError, match="takes over whole weights"):
+        api.load({**config, "launch": {"processes": 1, "strategy": strategy, "offload": offload}})
 
 
 def with_file(folder: Path, zero: dict[str, Any], **launch: Any) -> LaunchConfig:
@@ -177,7 +202,8 @@ def test_a_file_is_named_with_its_stage_and_has_to_go(tmp_path: Path) -> None:
     assert "with launch.strategy=zero2 and without launch.deepspeed it holds" in line
     # Named already, beside the file.
     given = with_file(tmp_path, {"stage": 2, "offload_optimizer": {"device": "none"}}, strategy="zero2")
-    (line,) = process_lines(shape, LONG, given, 8, 64 * GB, bf16=True, strategies=WITH_WHOLE_WEIGHTS)
+    compiled = LONG.model_copy(update={"compile": True})
+    (line,) = process_lines(shape, compiled, given, 8, 64 * GB, bf16=True)
     assert " under zero2 (" in line and 'with launch.offload=["optimizer"] and without launch.deepspeed it' in line
 
 

@@ -92,6 +92,25 @@ def deepspeed_issues(
     return found
 
 
+def rollout_issues(launch: LaunchConfig | None, engine: str) -> list[ConfigIssue]:
+    """An issue if a file of DeepSpeed's keeps weights in parts and vLLM is to write the answers of a training.
+
+    Args:
+        engine: what writes them.
+    """
+    if launch is None or launch.deepspeed is None or engine != "vllm":
+        return []
+    try:
+        stage = zero_stage(launch)
+    except DeepSpeedFileError:
+        # `deepspeed_issues` tells.
+        return []
+    if stage != 3:
+        return []
+    problem = f"{launch.deepspeed}: vLLM's engine takes over whole weights, and with {STAGE} 3 a process has a part"
+    return [ConfigIssue("config", KEY, problem, "write 1 or 2 there, or set rollouts to transformers")]
+
+
 def _structure_issues(path: str, content: Mapping[str, Any]) -> Iterator[ConfigIssue]:
     for name in _BLOCKS:
         above, _, key = name.rpartition(".")

@@ -47,9 +47,9 @@ def check_rollouts(launch: LaunchConfig | None, section: str, engine: str) -> No
         return
     problem = "answers of vLLM's engine inside the training cannot be shared by several processes"
     refuse_several(launch, problem, f"set {section}.rollouts to transformers, or {ALONE}")
-    if launch.shares:
-        problem = f"vLLM's engine takes over weights from a training that has them whole, and not with {launch.sharing}"
-        raise Unfit(problem, f"set {section}.rollouts to transformers, or remove `launch`")
+    if launch.strategy in ("fsdp2", "zero3"):
+        problem = f"vLLM's engine takes over whole weights, of which {launch.strategy} leaves a process a part"
+        raise Unfit(problem, f"set {section}.rollouts to transformers, or launch.strategy to ddp or zero2")
 
 
 def certain_processes(launch: LaunchConfig | None) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easydistill.config.deepspeed_checks import KEY, deepspeed_issues
+from easydistill.config.deepspeed_checks import KEY, deepspeed_issues, rollout_issues
 from easydistill.config.fsdp2_checks import fsdp2_issues
 from easydistill.config.job import JobConfig
 from easydistill.config.pipeline import Citation, PipelineConfig
@@ -35,7 +35,9 @@ def launch_issues(job: JobConfig) -> list[ConfigIssue]:
 
 def _launch_issues(job: JobConfig) -> list[ConfigIssue]:
     launch, training = getattr(job, "launch", None), getattr(job, "training", None)
-    return deepspeed_issues(launch, training, only_present=True) + fsdp2_issues(launch, training)
+    found = deepspeed_issues(launch, training, only_present=True) + fsdp2_issues(launch, training)
+    answers = getattr(job, "policy", None) or getattr(job, "on_policy", None)
+    return found + (rollout_issues(launch, answers.rollouts) if answers is not None else [])
 
 
 def absent_paths(job: JobConfig) -> list[ConfigIssue]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
@@ -28,6 +29,7 @@ from easydistill.methods.shared.rows import (
     keep_rejected,
     render_all,
 )
+from easydistill.methods.shared.sharded_memory import Besides
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -77,7 +79,7 @@ class OnPolicyStage(TrainStage):
         return self._inference if isinstance(self._inference, ApiInferenceConfig) else None
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight()
+        issues = super().preflight() + rollout_issues(self.launch, self._on_policy.rollouts)
         if isinstance(self._rows, PromptRows):
             issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         if self._server is None and self._models.teacher is not None:
@@ -90,6 +92,10 @@ class OnPolicyStage(TrainStage):
         if self._on_policy.rollouts == "vllm":
             issues += needs_extra("vllm", "vllm")
         return issues
+
+    @property
+    def besides(self) -> Besides:
+        return Besides(answers=True)
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "on_policy": self._on_policy.identity(), "teacher": self._teacher_identity()}
@@ -202,7 +208,6 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.on_policy import trainer as sampled
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train as fine_tune
-        from easydistill.methods.shared.strategies.base import strategy
 
         checkpoints = checkpoints_of(context)
         following = checkpoints / ON_POLICY
@@ -221,7 +226,6 @@ class OnPolicyStage(TrainStage):
                 stage="cold_start",
             )
             context.stop.raise_if_requested()
-            strategy().again(student.model)
         shared = (self._training, self._on_policy, following, context.reporter, context.stop)
         with contextlib.closing(self._writer(student)) as writer:
             if self._on_policy.objective == "generalized_jsd":

@@ -166,6 +166,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self._sequences: list[Written] = []
         self._numbers: list[int] = []
         self._rolls = False
+        self._gap = (0.0, 0)
         self._hidden: list[Tensor] = []
         self._teacher_read: Tensor | None = None
         super().__init__(
@@ -269,16 +270,26 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
         if (self.state.global_step + 1) % self._config.logging_steps == 0:
             keep_BT = inputs["completion_mask"].bool() & inputs["rolled"][:, None]
-            self._watch.described += self._reverse_kl(unwrapped_student, inputs["completion_ids"], keep_BT)
+            self._add_reverse_kl(unwrapped_student, inputs["completion_ids"], keep_BT)
         self._hidden, self._teacher_read = [], None
         return found
 
     @torch.no_grad()
-    def _reverse_kl(self, unwrapped_student: Any, ids_BT: Tensor, keep_BT: Tensor) -> list[dict[str, float]]:
-        """The mean of log p_S − log p_T at temperature 1, from the hidden states that the loss has computed."""
+    def _add_reverse_kl(self, unwrapped_student: Any, ids_BT: Tensor, keep_BT: Tensor) -> None:
+        """Log the mean of log p_S − log p_T at temperature 1 over a step's own tokens, with its last micro-batch.
+
+        From the hidden states that the loss has computed.
+        """
         count = int(sum_over_ranks(keep_BT.sum()))
-        if not count:
-            return []
+        gap = float(sum_over_ranks(self._gaps(unwrapped_student, ids_BT, keep_BT).sum())) if count else 0.0
+        self._gap = (self._gap[0] + gap, self._gap[1] + count)
+        if (self._step + 1) % self.args.gradient_accumulation_steps == 0:
+            gap, count = self._gap
+            self._watch.described += [{"reverse_kl": gap / count}] if count else []
+            self._gap = (0.0, 0)
+
+    def _gaps(self, unwrapped_student: Any, ids_BT: Tensor, keep_BT: Tensor) -> Tensor:
+        """log p_S − log p_T of each of this rank's own tokens."""
         heads = [Head.of(model) for model in (unwrapped_student, self.accelerator.unwrap_model(self.teacher_model))]
         step = rows_per_chunk(heads[0].weight_VD.shape[0], self._config.loss_chunk_bytes, ids_BT.device)
         target_N = ids_BT[keep_BT]
@@ -292,6 +303,4 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             )
             for head, hidden_BTD in zip(heads, self._hidden, strict=True)
         )
-        gaps_N = student_N - teacher_N
-        mean = gaps_N.mean() if world_size() == 1 else sum_over_ranks(gaps_N.sum()) / count
-        return [{"reverse_kl": float(mean)}]
+        return student_N - teacher_N

@@ -52,6 +52,11 @@ class PolicyConfig(Section):
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the untrained student is kept, to measure how far the trained one has moved."""
+        return False
+
+    @property
     def steps_per_round(self) -> int:
         """Optimiser steps from one generation to the next."""
         return self.steps_per_rollout * self.num_iterations
@@ -85,6 +90,10 @@ class GrpoConfig(PolicyConfig):
     """Importance ratios per token, or one per answer with `sequence` (GSPO, arXiv 2507.18071)."""
     mask_truncated: bool = True
     """Leave truncated answers out of the loss."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0
 
     @property
     def highest(self) -> float:
@@ -131,6 +140,10 @@ class PpoConfig(PolicyConfig):
     default the reward model, if there is one with the student's tokens. Neither is saved with the student."""
     critic_learning_rate: PositiveFloat = 1e-5
     """Learning rate of the critic, constant."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
 
 
 class PolicyTrainingConfig(TrainerConfig):

@@ -108,10 +108,6 @@ class PpoTrainer(PolicyTrainer):
             self._critic.parameters(), lr=policy.critic_learning_rate, weight_decay=0.0
         )
 
-    @property
-    def _needs_reference(self) -> bool:
-        return self._policy.kl_coef > 0
-
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         found_B1 = super()._calculate_rewards(*args, **kwargs)
         mine = len(self._asked)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from easydistill.asking.model import AskedModel
+from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import hash_file
@@ -22,6 +23,7 @@ from easydistill.methods.policy.config import PolicyConfig, PpoConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import PromptRows, fitting_prompt, nothing_left
+from easydistill.methods.shared.sharded_memory import Besides
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -81,7 +83,7 @@ class PolicyStage(TrainStage):
         self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
 
     def preflight(self) -> list[ConfigIssue]:
-        issues = super().preflight() + needs_extra("trl", "trl")
+        issues = super().preflight() + rollout_issues(self.launch, self._policy.rollouts) + needs_extra("trl", "trl")
         issues += unreadable_rows("dataset.instruction_path", self._rows.dataset.instruction_path)
         for key, path in reward_files(self._rewards).items():
             issues += missing_file(f"rewards.{key}", path)
@@ -96,6 +98,10 @@ class PolicyStage(TrainStage):
         if self._policy.rollouts == "vllm":
             issues += needs_extra("vllm", "vllm")
         return issues
+
+    @property
+    def besides(self) -> Besides:
+        return Besides(answers=True, reference=self._policy.needs_reference and self._training.lora is None)
 
     def fingerprint(self) -> dict[str, Any]:
         named = reward_files(self._rewards).items()

@@ -240,7 +240,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
 
     @property
     def _needs_reference(self) -> bool:
-        return getattr(self._policy, "beta", 0.0) > 0
+        return self._policy.needs_reference
 
     def _make_reference(self, student: Student) -> Any:
         """A copy of the untrained student; not needed with LoRA, whose adapters can be switched off."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.deepspeed import deepspeed_notes
-from easydistill.config.launch import LaunchConfig, StrategyName
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.manifest import RowCounts
@@ -20,7 +20,7 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
-from easydistill.methods.shared.sharded_memory import STRATEGIES
+from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides
 from easydistill.methods.shared.sight import packing_images_issues, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
@@ -98,13 +98,13 @@ class TrainStage:
         return packing_issues(self._models, self._training.max_length)
 
     def foretell(self) -> list[str]:
-        notes = memory_notes(self._models, self._training, self.launch, strategies=self.strategies)
+        notes = memory_notes(self._models, self._training, self.launch, besides=self.besides)
         return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
 
     @property
-    def strategies(self) -> Collection[StrategyName]:
-        """Those of `launch` with which it can train."""
-        return STRATEGIES
+    def besides(self) -> Besides:
+        """What it holds beside its steps."""
+        return STEPS_ALONE
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -116,7 +116,7 @@ class TrainStage:
         return template_shows_date(self._rows.dataset, student_references(self._models))
 
     def estimate(self, directory: Path) -> Estimate:
-        return training_estimate(self._models, self._training, launch=self.launch)
+        return training_estimate(self._models, self._training, launch=self.launch, besides=self.besides)
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""

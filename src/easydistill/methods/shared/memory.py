@@ -44,11 +44,18 @@ class TrainingMemory:
     loss: int
     exchange: int = 0
     """What processes exchange: buckets of gradients, and weights gathered for as long as they are computed with."""
+    answers: int = 0
+    """By how much the whole weights, with which answers are written between steps, exceed what a step takes for itself:
+    copies, activations, loss and exchange."""
 
     @property
     def total(self) -> int:
-        held = self.weights + self.copies + self.gradients + self.optimiser
-        return held + self.activations + self.loss + self.exchange
+        return self.weights + self.gradients + self.optimiser + self.of_a_step + self.answers
+
+    @property
+    def of_a_step(self) -> int:
+        """What is free between steps."""
+        return self.copies + self.activations + self.loss + self.exchange
 
     def parts(self) -> str:
         """The larger parts in words."""
@@ -59,6 +66,7 @@ class TrainingMemory:
             "activations": self.activations,
             "output layer": self.loss,
             "exchange": self.exchange,
+            "whole weights for answers": self.answers,
         }
         return ", ".join(f"{name} {size / GB:.1f}" for name, size in named.items() if size >= 0.05 * self.total)
 

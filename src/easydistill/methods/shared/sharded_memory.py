@@ -7,6 +7,10 @@
     zero3      1/R       1/R             1/R, with master copy   up to 10⁹ gathered weights, a bucket of gradients
     fsdp2      1/R       1/R             1/R                     the ends of the model and two layers, gathered
 
+A student that writes answers while it trains has all weights for that: its own under the first three; under the others
+a copy, gathered between steps, with linear layers in the number type that they are computed in. A reference, which is
+not trained, is whole under the first three and in parts under the others.
+
 R is the number of processes. The master copy is DeepSpeed's own, in float32, of the weights whose optimiser state a
 process keeps: it has one also where the weights are in float32 already. Activations and the loss are each process's.
 """
@@ -14,7 +18,7 @@ process keeps: it has one also where the weights are in float32 already. Activat
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from easydistill.config.deepspeed import BUCKET, offload_devices, zero_stage
@@ -27,11 +31,21 @@ from easydistill.models.size import ModelShape
 
 STRATEGIES: tuple[StrategyName, ...] = ("ddp", "zero1", "zero2", "fsdp2", "zero3")
 """From the fastest to the one that holds least."""
-WITH_WHOLE_WEIGHTS: tuple[StrategyName, ...] = ("ddp", "zero1", "zero2")
-"""Those under which each process has all weights, with which a student writes answers while it trains."""
-
 _LIVE = 1_000_000_000
 """Weights that DeepSpeed keeps gathered because they are soon needed again."""
+
+
+@dataclass(frozen=True)
+class Besides:
+    """What a training holds beside its steps."""
+
+    answers: bool = False
+    """The student writes answers while it trains."""
+    reference: bool = False
+    """A second model of its size is kept as it was."""
+
+
+STEPS_ALONE = Besides()
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,14 @@ class ProcessMemory:
 
 
 def process_memory(
-    shape: ModelShape, training: TrainerConfig, launch: LaunchConfig, ranks: int, *, bf16: bool, sequences: int = 1
+    shape: ModelShape,
+    training: TrainerConfig,
+    launch: LaunchConfig,
+    ranks: int,
+    *,
+    bf16: bool,
+    sequences: int = 1,
+    besides: Besides = STEPS_ALONE,
 ) -> ProcessMemory:
     """The memory of one of `ranks` processes at the peak of a step.
 
@@ -55,7 +76,15 @@ def process_memory(
         sequences: per row; 2 for pairs.
     """
     whole = training_memory(shape, training, bf16=bf16, sequences_per_row=sequences)
-    part = _part(whole, shape, training, _strategy(launch), ranks)
+    strategy = _strategy(launch)
+    part = _part(whole, shape, training, strategy, ranks)
+    in_parts = strategy in ("zero3", "fsdp2")
+    gathered = _gathered(shape, training, bf16=bf16)
+    if besides.reference:
+        more = gathered // ranks if in_parts else _each(training) * shape.parameters
+        part = replace(part, weights=part.weights + more)
+    if besides.answers and in_parts:
+        part = replace(part, answers=max(0, gathered - part.of_a_step))
     moved = {"cpu": 0, "nvme": 0}
     on_device = part
     for name, where in offload_devices(launch).items():
@@ -76,10 +105,25 @@ def _strategy(launch: LaunchConfig) -> StrategyName:
     return stages[zero_stage(launch)]
 
 
+def _each(training: TrainerConfig) -> int:
+    """Bytes of a weight."""
+    return 2 if getattr(training, "weights", "float32") == "bfloat16" else 4
+
+
+def _gathered(shape: ModelShape, training: TrainerConfig, *, bf16: bool) -> int:
+    """Bytes of all weights as answers are written with them: linear layers in the number type of the computation."""
+    each = _each(training)
+    computed = 2 if bf16 else each
+    embedding = shape.vocabulary * shape.hidden
+    # A tied output layer is cast when answers begin.
+    cast = computed if shape.tied and computed < each else 0
+    return computed * (shape.parameters - embedding) + (each + cast) * embedding
+
+
 def _part(
     whole: TrainingMemory, shape: ModelShape, training: TrainerConfig, strategy: StrategyName, ranks: int
 ) -> TrainingMemory:
-    each = 2 if getattr(training, "weights", "float32") == "bfloat16" else 4
+    each = _each(training)
     trained_each = each if training.lora is None else 4
     trained = whole.gradients // trained_each
     if strategy == "ddp":
@@ -134,18 +178,18 @@ def process_lines(
     *,
     bf16: bool,
     sequences: int = 1,
-    strategies: Collection[StrategyName] = STRATEGIES,
+    besides: Besides = STEPS_ALONE,
 ) -> list[str]:
     """What each process holds; if that is more than it can have, the strategy with which it would fit.
 
     Args:
         ranks: processes that share the model.
         available: bytes that a process can have: its GPU's, or its share of the machine's; None if they cannot be told.
-        strategies: those that the stage can train with.
+        besides: what the training holds beside its steps.
     """
     if shape is None:
         return []
-    needed = process_memory(shape, training, launch, ranks, bf16=bf16, sequences=sequences)
+    needed = process_memory(shape, training, launch, ranks, bf16=bf16, sequences=sequences, besides=besides)
     what = f"training holds about {_gb(needed.device.total)} in each of {ranks} processes under {_named(launch)}"
     line = f"{what} ({needed.device.parts()}){_beside(needed)}"
     if available is None:
@@ -155,8 +199,8 @@ def process_lines(
     problem = f"{line}, but can have {_gb(available)}"
     for changes in _changes(training):
         changed = training.model_copy(update=changes)
-        for other in _others(launch, changed, strategies):
-            memory = process_memory(shape, changed, other, ranks, bf16=bf16, sequences=sequences)
+        for other in _others(launch, changed):
+            memory = process_memory(shape, changed, other, ranks, bf16=bf16, sequences=sequences, besides=besides)
             if not fits(memory.device, available):
                 continue
             how = _difference(launch, other, changes)
@@ -180,9 +224,7 @@ def _changes(training: TrainerConfig) -> Iterator[dict[str, object]]:
         yield {"gradient_checkpointing": True}
 
 
-def _others(
-    launch: LaunchConfig, training: TrainerConfig, strategies: Collection[StrategyName]
-) -> Iterator[LaunchConfig]:
+def _others(launch: LaunchConfig, training: TrainerConfig) -> Iterator[LaunchConfig]:
     """Ways to share the model that go with a training, those that cost least first."""
     ways: list[tuple[StrategyName, tuple[str, ...]]] = []
     if not offload_devices(launch):
@@ -190,7 +232,7 @@ def _others(
     ways += [("zero2", ("optimizer",)), ("zero3", ("optimizer", "parameters"))]
     for name, offload in ways:
         other = launch.model_copy(update={"strategy": name, "offload": offload, "deepspeed": None})
-        if name in strategies and not deepspeed_issues(other, training) and not fsdp2_issues(other, training):
+        if not deepspeed_issues(other, training) and not fsdp2_issues(other, training):
             yield other
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from easydistill.config.deepspeed import deepspeed_identity
 from easydistill.config.deepspeed_checks import deepspeed_issues
 from easydistill.config.fsdp2_checks import fsdp2_issues
-from easydistill.config.launch import LaunchConfig, StrategyName
+from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
 from easydistill.data.files import show_directory
@@ -25,7 +25,7 @@ from easydistill.launch.stages import process_count
 from easydistill.methods.shared.chat_settings import write_chat_settings
 from easydistill.methods.shared.memory import GB, GPU, device_memory, memory_lines
 from easydistill.methods.shared.rendering import TemplateSettings, template_identity
-from easydistill.methods.shared.sharded_memory import STRATEGIES, process_lines, process_memory
+from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides, process_lines, process_memory
 from easydistill.models.size import student_parameters, student_shape
 from easydistill.models.student import Student, student_identity
 
@@ -123,12 +123,17 @@ def training_fingerprint(
 
 
 def training_estimate(
-    models: ModelsConfig, training: TrainerConfig, sequences_per_row: int = 1, launch: LaunchConfig | None = None
+    models: ModelsConfig,
+    training: TrainerConfig,
+    sequences_per_row: int = 1,
+    launch: LaunchConfig | None = None,
+    besides: Besides = STEPS_ALONE,
 ) -> Estimate:
     """Disk and memory for training the student, the latter in each process; unknown if its size is.
 
     Args:
         sequences_per_row: 2 for pairs.
+        besides: what the training holds beside its steps.
     """
     parameters = student_parameters(models)
     if parameters is None:
@@ -138,7 +143,7 @@ def training_estimate(
     if shape is not None:
         how, bf16 = launch or LaunchConfig(), _bf16(training)
         memory = process_memory(
-            shape, training, how, _ranks(launch), bf16=bf16, sequences=sequences_per_row
+            shape, training, how, _ranks(launch), bf16=bf16, sequences=sequences_per_row, besides=besides
         ).device.total
     # The student in two bytes per value, and checkpoints with weights and moments.
     state = 12 if training.optim.startswith("adamw_torch") else 6
@@ -153,14 +158,14 @@ def memory_notes(
     training: TrainerConfig,
     launch: LaunchConfig | None = None,
     sequences_per_row: int = 1,
-    strategies: Collection[StrategyName] = STRATEGIES,
+    besides: Besides = STEPS_ALONE,
 ) -> list[str]:
     """A line if the training does not fit into this machine's GPU, or without one into its memory; with several
     processes, a line in any case with what each of them holds.
 
     Args:
         sequences_per_row: 2 for pairs.
-        strategies: those that the stage can train with.
+        besides: what the training holds beside its steps.
     """
     shape, device, bf16 = student_shape(models), device_memory(), _bf16(training)
     ranks = _ranks(launch)
@@ -180,7 +185,7 @@ def memory_notes(
         available,
         bf16=bf16,
         sequences=sequences_per_row,
-        strategies=strategies,
+        besides=besides,
     )
 
 

@@ -77,11 +77,8 @@ class Strategy:
     def whole(self, trainer: Any, model: Any) -> None:
         """Make `model`, which the trainer has trained, an ordinary module with all its weights, in the first process.
 
-        All processes call it. In the others the model is not used again, but after `again`.
+        All processes call it. In the others it has its structure alone.
         """
-
-    def again(self, model: Any) -> None:
-        """Make a model that was trained, and is `whole` again, ready to be trained further. All processes call it."""
 
 
 _current = Strategy(LaunchConfig())

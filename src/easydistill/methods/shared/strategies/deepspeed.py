@@ -120,18 +120,6 @@ class Zero3(Zero):
         # The buffers, which are not in parts.
         model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
 
-    def again(self, model: Any) -> None:
-        on = device()
-        if torch.distributed.get_rank() > 0:
-            # The values come from the first process.
-            model.to_empty(device="cpu")
-        for module in model.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    sent = buffer.to(on).contiguous()
-                    torch.distributed.broadcast(sent, 0)
-                    module._buffers[name] = sent.cpu()
-
 
 @contextlib.contextmanager
 def _unnoticed() -> Iterator[None]:

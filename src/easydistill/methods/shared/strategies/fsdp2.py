@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -83,6 +84,9 @@ class Fsdp2(Strategy):
         gather(model, self._device)
         self._modules.restore()
         del self._modules
+        for module in model.modules():
+            # Else it could not be sharded again.
+            _module_state_mapping.pop(module, None)
         # The buffers, which no rank holds in parts.
         model.to("cpu" if dist.get_rank() == 0 else "meta")
 
