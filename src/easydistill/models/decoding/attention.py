@@ -10,6 +10,7 @@ Shapes: B rows, H key heads, G query heads per key head, D head width, T tokens 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +60,35 @@ def multiplied(
     """Attention as two matrix products, which are faster on a CPU than its kernel for so few queries."""
     import torch
 
-    scores_BHGT = (query_BHGD @ key_BHTD.transpose(-1, -2)).float()
+    seen = key_BHTD.shape[2]
+    whole_BHDS, whole_BHSD = buffered(key_BHTD.transpose(-1, -2), 3), buffered(value_BHTD, 2)
+    scores_BHGT = (query_BHGD @ whole_BHDS)[..., :seen].float()
     scores_BHGT = scores_BHGT * (query_BHGD.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask_B11T is not None and mask_B11T.dtype == torch.bool:
         scores_BHGT = scores_BHGT.masked_fill(~mask_B11T, -torch.inf)
     elif mask_B11T is not None:
         scores_BHGT = scores_BHGT + mask_B11T
-    mixed_BHGD: torch.Tensor = scores_BHGT.softmax(-1).to(value_BHTD.dtype) @ value_BHTD
+    probs_BHGT = scores_BHGT.softmax(-1).to(value_BHTD.dtype)
+    probs_BHGS = torch.nn.functional.pad(probs_BHGT, (0, whole_BHSD.shape[2] - seen))
+    mixed_BHGD: torch.Tensor = probs_BHGS @ whole_BHSD
     return mixed_BHGD
+
+
+def buffered(part: torch.Tensor, dim: int) -> torch.Tensor:
+    """The contiguous tensor of which `part` is the beginning along a dimension; `part` itself if it is of none.
+
+    torch copies a part before a product of many matrices, at every token.
+    """
+    whole = list(part.shape)
+    inner = part.stride(dim)
+    if part.stride(dim - 1) % inner or inner != math.prod(whole[dim + 1 :]):
+        return part
+    whole[dim] = part.stride(dim - 1) // inner
+    strides = [math.prod(whole[at + 1 :]) for at in range(part.dim())]
+    inside = part.storage_offset() + math.prod(whole) <= part.untyped_storage().nbytes() // part.element_size()
+    if list(part.stride()) != strides or whole[dim] < part.shape[dim] or not inside:
+        return part
+    return part.as_strided(whole, strides)
 
 
 def by_kernel(

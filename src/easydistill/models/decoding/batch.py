@@ -18,6 +18,9 @@ from easydistill.models.spread import input_device
 if TYPE_CHECKING:
     import torch
 
+SPARE, SPARE_SHARE = 64, 0.25
+"""Room for further tokens is made for so many at least, and for this share of those that are there: on a CPU, attention
+reads it too."""
 SHARED_PREFIX = 8
 """A common beginning of fewer tokens is not worth a forward pass of its own."""
 
@@ -35,7 +38,7 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = False
         self.keys: torch.Tensor
         self.values: torch.Tensor
-        self._rows, self._capacity, self._filled = rows, capacity, 0
+        self._rows, self._capacity, self._filled, self._width = rows, capacity, 0, 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -44,14 +47,16 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
         start, end = self._filled, self._filled + key_states.shape[2]
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._room(key_states, value_states)
+            self._room(key_states, value_states, end)
+        elif end > self._width:
+            self._move(self.keys, self.values, end)
         self._keys_BHTD[:, :, start:end] = key_states
         self._values_BHTD[:, :, start:end] = value_states
         self._show(end)
         return (key_states, value_states) if start == 0 else (self.keys, self.values)
 
-    def _room(self, keys_BHTD: torch.Tensor, values_BHTD: torch.Tensor) -> None:
-        """Make room for all tokens of the rows, in tensors like these."""
+    def _room(self, keys_BHTD: torch.Tensor, values_BHTD: torch.Tensor, filled: int) -> None:
+        """Make room for `filled` tokens of the rows and some more, in tensors like these."""
         import torch
 
         _, heads, _, width = keys_BHTD.shape
@@ -59,13 +64,15 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
         if torch.is_autocast_enabled(on):
             # Attention would cast everything that is cached, at every token.
             keys_BHTD, values_BHTD = (part.to(torch.get_autocast_dtype(on)) for part in (keys_BHTD, values_BHTD))
+        self._width = min(self._capacity, filled + max(SPARE, int(filled * SPARE_SHARE)))
+        shape = (self._rows, values_BHTD.shape[1], self._width, values_BHTD.shape[-1])
         if on == "cpu":
-            # Token beside token in memory, as the product with queries reads keys.
-            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, width, self._capacity).transpose(-1, -2)
+            # Token beside token in memory, as the product with queries reads keys. Zeros, as products read all values.
+            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, width, self._width).transpose(-1, -2)
+            self._values_BHTD = values_BHTD.new_zeros(shape)
         else:
-            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, self._capacity, width)
-        shape = (self._rows, values_BHTD.shape[1], self._capacity, values_BHTD.shape[-1])
-        self._values_BHTD = values_BHTD.new_empty(shape)
+            self._keys_BHTD = keys_BHTD.new_empty(self._rows, heads, self._width, width)
+            self._values_BHTD = values_BHTD.new_empty(shape)
 
     def _show(self, filled: int) -> None:
         self._filled = filled
@@ -76,11 +83,14 @@ class FilledLayer(DynamicLayer):  # type: ignore[misc]
         """Drop all but these rows."""
         # Layers of a model that is spread over devices are on different ones.
         rows_B = rows_B.to(self.keys.device)
-        keys_BHTD, values_BHTD = self.keys, self.values
         self._rows = len(rows_B)
-        self._room(keys_BHTD, values_BHTD)
-        self._keys_BHTD[:, :, : self._filled] = keys_BHTD.index_select(0, rows_B)
-        self._values_BHTD[:, :, : self._filled] = values_BHTD.index_select(0, rows_B)
+        self._move(self.keys.index_select(0, rows_B), self.values.index_select(0, rows_B), self._filled)
+
+    def _move(self, keys_BHTD: torch.Tensor, values_BHTD: torch.Tensor, tokens: int) -> None:
+        """Make room for so many tokens anew, and take over the filled part."""
+        self._room(keys_BHTD, values_BHTD, tokens)
+        self._keys_BHTD[:, :, : self._filled] = keys_BHTD
+        self._values_BHTD[:, :, : self._filled] = values_BHTD
         self._show(self._filled)
 
 
