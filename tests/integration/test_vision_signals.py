@@ -5,25 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.integration.test_vision_jobs import figures, made_rows, weights
 from tests.support.pictures import GREEN, RED, picture
-from tests.support.vision_models import END, FAMILIES, make_model, mark, vision_model
+from tests.support.vision_models import (
+    END,
+    FAMILIES,
+    make_model,
+    make_processor,
+    mark,
+    save_processor,
+    vision_model,
+)
 
 import easydistill
 from easydistill.config.models import ModelsConfig
 from easydistill.data.chat import ChatRenderer
-from easydistill.data.images import ImageStore
+from easydistill.data.images import ImageReader, ImageStore
 from easydistill.data.messages import answer_message
-from easydistill.errors import ConfigError, DataError
+from easydistill.data.reading import read_samples
+from easydistill.errors import ConfigError, DataError, TeacherError
 from easydistill.methods.distil.rescore import scorer_of_store
 from easydistill.methods.shared.sight import other_sight
+from easydistill.models.draws import SeededSampler
+from easydistill.models.loading import load_model
 from easydistill.models.multimodal import Vision, load_processor
+from easydistill.models.sampling import generate_batch
+from easydistill.signals import from_vllm
 from easydistill.signals.config import TopKSignals
 from easydistill.signals.extract import SignalShape
 from easydistill.signals.score import ModelScorer, RowToScore
@@ -50,8 +66,6 @@ def rendered(family: str, store: ImageStore, *images: str) -> RowToScore:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_signals_are_of_what_the_teacher_sees(family: str, tmp_path: Path) -> None:
     """Against the model's own forward, in a batch with rows of no and of two images."""
-    import torch
-
     store = ImageStore(tmp_path / "images")
     red, green = store.add(picture(RED, (24, 24))), store.add(picture(GREEN, (24, 24)))
     vocabulary = len(processor(family).tokenizer)
@@ -199,15 +213,107 @@ def test_teachers_that_see_otherwise_are_refused_before_the_run(tmp_path: Path, 
     assert mark("llava") == "<image>"
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"distillation": {"align": "bytes"}}, "shows the teacher text alone"),
-        ({"distillation": {"distillation_type": "contrastive"}}, "lets the student answer prompts of text alone"),
-    ],
-    ids=["bytes", "contrastive"],
-)
-def test_ways_that_show_no_images_say_so(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    config = white_box(tmp_path, vision_model("llava", 1), vision_model("llava"), **values)
-    with pytest.raises(ConfigError, match=words):
+def test_ways_that_show_no_images_say_so(tmp_path: Path) -> None:
+    config = white_box(tmp_path, vision_model("llava", 1), vision_model("llava"), distillation={"align": "bytes"})
+    with pytest.raises(ConfigError, match="shows the teacher text alone"):
         easydistill.run(config)
+
+
+def test_the_students_own_answers_are_to_the_images(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "distillation": {"distillation_type": "contrastive"},
+        "inference": {"backend": "transformers", "max_new_tokens": 6, "temperature": 0, "dtype": "float32"},
+        "evaluation": {"enabled": False},
+    }
+    config = white_box(tmp_path, vision_model("llava", 1), vision_model("llava"), **values)
+    assert easydistill.run(config).exit_code == 0
+    path = next((tmp_path / "run" / "stages").glob("*-rollout")) / "rollouts.parquet"
+    own, rejected = read_samples(path, labelled=True, images=ImageReader(ImageStore(tmp_path / "run" / "images")))
+    assert not rejected
+    vision = Vision(processor("llava"), ImageStore(tmp_path / "run" / "images").path)
+    tokenizer = processor("llava").tokenizer
+    end = tokenizer.convert_tokens_to_ids(END)
+    chats = ChatRenderer(tokenizer, frozenset({end}), images=vision)
+    model = load_model(str(vision_model("llava")), torch.float32)
+    seeing = [sample for sample in own if sample.images]
+    assert len(seeing) > 1
+    for sample in seeing:
+        (answer,) = generate_batch(
+            model,
+            [chats.prompt_ids(sample.prompt_chat)],
+            frozenset({end}),
+            6,
+            SeededSampler([0], temperature=[0.0]),
+            vision=vision,
+            images=[sample.images],
+        )
+        assert sample.messages[-1]["content"] == tokenizer.decode(answer.ids)
+    store = store_of_run(tmp_path)
+    assert all(store.images(sample.id) == sample.images for sample in seeing)
+
+
+# --- vLLM -----------------------------------------------------------------------------------------------------------
+
+
+class Llm:
+    """Gives log-probabilities of prompts as vLLM does, and reads the images of a prompt as it is told."""
+
+    def __init__(self, reads: list[int]) -> None:
+        self.reads = reads
+        self.prompts: list[dict[str, Any]] = []
+
+    def generate(self, prompts: list[dict[str, Any]], params: Any, use_tqdm: bool) -> list[SimpleNamespace]:
+        self.prompts += prompts
+        entries = [None] + [{token: SimpleNamespace(logprob=-1.0)} for token in self.reads[1:]]
+        return [SimpleNamespace(prompt_token_ids=self.reads, prompt_logprobs=entries) for _ in prompts]
+
+
+def test_vllm_scores_the_tokens_of_the_student_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ImageStore(tmp_path / "images")
+    red = store.add(picture(RED, (24, 24)))
+    row = rendered("qwen2_5_vl", store, red)
+    vision = Vision(processor("qwen2_5_vl"), store.path)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **values: None))
+    llm = Llm([*map(int, row.ids)])
+    monkeypatch.setattr(from_vllm, "_engine", lambda *given: llm)
+    config = TopKSignals(kind="top_k", k=1, backend="vllm")
+    scorer = from_vllm.VllmScorer("teacher", config, len(processor("qwen2_5_vl").tokenizer), 100, vision=vision)
+    (scored,) = scorer.score([row])
+    assert scored.images == (red,) and (scored.signal.target_logprob_N == -1.0).all()
+    (prompt,) = llm.prompts
+    (token,) = processor("qwen2_5_vl").image_token_ids
+    assert prompt["prompt_token_ids"].count(token) == 1 < list(row.ids).count(token)
+    assert prompt["multi_modal_uuids"] == {"image": [red]}
+    assert prompt["multi_modal_data"]["image"][0].getpixel((0, 0)) == RED
+    llm.reads = llm.reads[:-1]
+    with pytest.raises(TeacherError, match="as other tokens than the student"):
+        scorer.score([row])
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl"])
+def test_signals_of_vllm_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """vLLM's classes for vision models need torchvision."""
+    pytest.importorskip("vllm")
+    pytest.importorskip("torchvision")
+    store = ImageStore(tmp_path / "images")
+    red, green = store.add(picture(RED, (24, 24))), store.add(picture(GREEN, (40, 28)))
+    rows = [rendered(family, store, *images) for images in ((), (red,), (green,), (green, red))]
+    # Attention of vLLM on a CPU knows no narrower heads.
+    wide = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    made = make_processor(family)
+    make_model(family, made.tokenizer, **wide).save_pretrained(tmp_path / "teacher")
+    save_processor(family, made, tmp_path / "teacher")
+    teacher, vocabulary = str(tmp_path / "teacher"), len(made.tokenizer)
+    config = TopKSignals(kind="top_k", k=20, dtype="float32")
+    own = ModelScorer([teacher], [1.0], config, vocabulary, 1.0, images=store.path).score(rows)
+    vision = Vision(processor(family), store.path)
+    longest = max(len(row.ids) for row in rows)
+    scorer = from_vllm.VllmScorer(
+        teacher, config.model_copy(update={"backend": "vllm"}), vocabulary, longest, vision=vision
+    )
+    found = scorer.score(rows)
+    scorer.close()
+    for ours, theirs in zip(own, found, strict=True):
+        assert np.allclose(ours.signal.target_logprob_N, theirs.signal.target_logprob_N, atol=1e-3)

@@ -25,6 +25,7 @@ from easydistill.models.loading import load_model
 from easydistill.models.multimodal import Vision, load_processor
 from easydistill.models.reference import sees_images
 from easydistill.models.sampling import generate_batch
+from easydistill.models.vllm import load_engine
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.local import LocalChat, vision_of
 from easydistill.teachers.pool.messages import TeacherSpec
@@ -115,10 +116,10 @@ def test_which_plans_see(tiny_model: Path, tmp_path: Path) -> None:
     assert sees_images(seeing) and not sees_images(str(tiny_model)) and not sees_images("nowhere/nothing")
     for backend in ("transformers", "vllm"):
         config = {"transformers": TransformersInferenceConfig, "vllm": VllmInferenceConfig}[backend]
-        assert plan_teacher(config(backend=backend), seeing).sees_images
-        assert not plan_teacher(config(backend=backend), str(tiny_model)).sees_images
+        assert plan_teacher(config(backend=backend), seeing).sees_images()
+        assert not plan_teacher(config(backend=backend), str(tiny_model)).sees_images()
     # Servers are sent tokens.
-    assert not plan_teacher(VllmInferenceConfig(backend="vllm", replicas=1), seeing).sees_images
+    assert not plan_teacher(VllmInferenceConfig(backend="vllm", replicas=1), seeing).sees_images()
     # Without a processor nothing can be shown.
     make_model("llava", make_processor("llava").tokenizer).save_pretrained(tmp_path)
     assert not sees_images(str(tmp_path))
@@ -238,6 +239,22 @@ def test_an_engine_that_reads_other_tokens_is_not_believed(
     teacher = engine_teacher(store, Engine({"image": [1, 2, 3]}), monkeypatch)
     with pytest.raises(TeacherError, match="otherwise than transformers: 3 tokens"):
         answers(teacher, [request("image", digests[0])])
+
+
+def test_vllm_runs_transformers_classes_where_its_own_know_no_such_tower(tiny_model: Path) -> None:
+    """As LLaVA with a DINOv2 tower."""
+    asked: list[dict[str, Any]] = []
+
+    def engine(**options: Any) -> str:
+        asked.append(options)
+        if "model_impl" not in options:
+            raise NotImplementedError("Unsupported vision config")
+        return "engine"
+
+    assert load_engine(engine, str(vision_model("llava")), {"model": "m"}) == "engine"
+    assert asked == [{"model": "m"}, {"model": "m", "model_impl": "transformers"}]
+    with pytest.raises(NotImplementedError):
+        load_engine(engine, str(tiny_model), {"model": "m"})
 
 
 @pytest.mark.vllm

@@ -14,8 +14,8 @@ from tests.support.vision_models import FAMILIES, store_of, vision_model
 
 from easydistill.data.images import ImageStore
 from easydistill.errors import DataError, ModelError
-from easydistill.models.loading import full_config
-from easydistill.models.multimodal import Processor, Vision, VisionProblem, is_multimodal, load_processor
+from easydistill.models.loading import full_config, load_tokenizer
+from easydistill.models.multimodal import Processor, Vision, VisionProblem, is_multimodal, load_processor, processors
 
 SIZES = ((40, 28), (16, 16), (20, 50))
 
@@ -68,6 +68,16 @@ def test_expanded_ids_are_those_of_the_processor(
     own = tuple(digests[at] for at in images)
     made = seeing.processor.wrapped(text=[rendered(seeing, *own)], images=[images_of(store, own)])
     assert ids_of(seeing, *own) == list(made["input_ids"][0])
+
+
+@pytest.mark.parametrize("images", [(), (0,), (1, 0), (2, 2)])
+def test_placeholders_can_be_put_back(seeing: Vision, digests: list[str], images: tuple[int, ...]) -> None:
+    own = tuple(digests[at] for at in images)
+    bare = seeing.processor.tokenizer(rendered(seeing, *own), add_special_tokens=False)["input_ids"]
+    assert seeing.marked(ids_of(seeing, *own), own) == bare
+    if images:
+        with pytest.raises(DataError, match="join with those around"):
+            seeing.marked(bare, own)
 
 
 def test_the_tensors_and_types_of_one_row_are_those_of_the_processor(
@@ -168,6 +178,9 @@ def test_settings_for_videos_are_kept(family: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(vision_model(family), source)
     settings = {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 3.0}
+    described = json.loads((source / "processor_config.json").read_text())
+    del described["video_processor"]
+    (source / "processor_config.json").write_text(json.dumps(described))
     load_processor(str(source)).save(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "processor_config.json").read_text())
     assert saved["video_processor"] == saved["image_processor"], "as transformers reads such files"
@@ -177,3 +190,30 @@ def test_settings_for_videos_are_kept(family: str, tmp_path: Path) -> None:
     assert saved["processor_class"] == type(load_processor(str(source)).wrapped).__name__
     assert saved["image_processor"]["image_processor_type"] == "Qwen2VLImageProcessor"
     assert {name: saved["video_processor"][name] for name in settings} == settings
+
+
+def test_the_template_of_an_old_processor_is_the_tokenizers_too(tmp_path: Path) -> None:
+    shutil.copytree(vision_model("llava"), tmp_path, dirs_exist_ok=True)
+    template = (tmp_path / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{# old #}" + template}))
+    for tokenizer in (load_tokenizer(str(tmp_path)), load_processor(str(tmp_path)).tokenizer):
+        assert tokenizer.chat_template == "{# old #}" + template
+
+
+def test_a_processor_that_is_not_understood_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model would not take, or would be told otherwise of, is nothing to go on with in silence."""
+    reference = str(vision_model("qwen2_5_vl"))
+    with monkeypatch.context() as patch:
+        patch.setattr(processors, "_inputs", lambda config: frozenset({"pixel_values", "mm_token_type_ids"}))
+        with pytest.raises(ModelError, match="returns image_grid_thw, which the model does not take"):
+            load_processor(reference)
+    kind = type(load_processor(reference).wrapped).__mro__[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "create_mm_token_type_ids", lambda self, rows: [[0] * len(row) for row in rows])
+        with pytest.raises(ModelError, match="mm_token_type_ids that do not say"):
+            load_processor(reference)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "__call__", lambda self, **options: [][0])
+        with pytest.raises(ModelError, match="fails at a small image"):
+            load_processor(reference)

@@ -32,6 +32,7 @@ from easydistill.models.multimodal.parts import Parts
 from easydistill.models.sampling import generate_batch
 from easydistill.models.size import model_parameters, student_shape
 from easydistill.models.student import Student, build_student, prune_layers
+from easydistill.report.snippet import snippet
 
 TYPED = {"qwen2_5_vl": "mm_token_type_ids", "qwen3_vl": "mm_token_type_ids", "gemma3": "token_type_ids"}
 
@@ -127,6 +128,25 @@ def test_fused_loss_and_gradients_are_the_models_own(student: Student, store: Im
     assert any(Parts(student.model).of(name) == "vision" and bool(value.any()) for name, value in mine.items())
     for name in theirs:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputed_activations_give_the_same_gradients(family: str, store: ImageStore, digests: list[str]) -> None:
+    found = []
+    for recomputed in (False, True):
+        for lora in (None, LoraConfig(r=2)):
+            student = student_of(family)
+            vision = seeing(student, store)
+            batch = batch_of(vision, [(prompt(vision, digests[:1], "Yes."), digests[:1])])
+            fuse_loss(student.model, cross_entropy_loss(None))
+            model = with_adapters(student.model, TrainerConfig(lora=lora, gradient_checkpointing=recomputed)).train()
+            if recomputed:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            found.append(gradients(model, model(**batch, **learned(batch["labels"]))["loss"]))
+    for plain, other in ((found[0], found[2]), (found[1], found[3])):
+        assert plain and plain.keys() == other.keys()
+        for name, value in plain.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_rows_together_lose_what_each_loses_alone(student: Student, store: ImageStore, digests: list[str]) -> None:
@@ -283,6 +303,14 @@ def test_merged_adapters_leave_the_tower_alone(
     with torch.no_grad():
         loss = again.model(**batch_of(seeing(again, store), [(ids, digests[:1])])).loss
     torch.testing.assert_close(loss, wanted)
+
+
+def test_the_report_shows_how_it_is_loaded(tmp_path: Path) -> None:
+    """The code runs as it stands."""
+    (tmp_path / "picture.png").write_bytes(picture(RED, (16, 16)))
+    code = snippet(str(vision_model("gemma3")), sees=True).replace("max_new_tokens=128", "max_new_tokens=2")
+    code = code.replace("picture.png", str(tmp_path / "picture.png"))
+    exec(compile(code, "snippet", "exec"), {})
 
 
 class Chats:

@@ -14,7 +14,7 @@ from easydistill.methods.shared.rendering import TemplateSettings, template_iden
 from easydistill.methods.shared.student import student_of_stage
 from easydistill.models.checks import student_issues
 from easydistill.models.size import student_parameters
-from easydistill.models.student import check_student, student_identity, student_references
+from easydistill.models.student import Student, check_student, student_identity, student_references
 from easydistill.models.template_files import model_shows_date
 from easydistill.synthesis.config import StudentInferenceConfig
 
@@ -49,11 +49,10 @@ def local_student(
         current = student_of_stage(models, trained, context)
         identity = {**student_identity(current), **rendering()}
 
-        def build() -> tuple[Any, Any]:
-            student = build_student(current, choose_dtype(inference.dtype, device()))
-            return student.model, student.tokenizer
+        def build() -> Student:
+            return build_student(current, choose_dtype(inference.dtype, device()))
 
-        return TransformersTeacher("student", inference, None, build, identity, context.started)
+        return TransformersTeacher("student", inference, None, build, identity, context.started, context.images)
 
     def identity() -> dict[str, Any]:
         # A trained student's weights are an input of the stage that asks it, so the runner notices when they change.

@@ -146,15 +146,9 @@ class Job(JobConfig):
 
 def _unseen(job: Job) -> str | None:
     """Why rows with images are refused, whatever the student is."""
-    if job.distillation.needs_student_answers:
-        named = job.distillation.distillation_type
-        return f"{named} lets the student answer prompts of text alone: remove the row, or take another divergence"
-    if not job.scores or (job.distillation.align == "none" and job.kept().backend == "transformers"):
+    if not job.scores or job.distillation.align == "none":
         return None
-    return (
-        "this way of scoring shows the teacher text alone: remove the row, or set distillation.align to "
-        '"none" and signals.backend to "transformers"'
-    )
+    return 'this way of scoring shows the teacher text alone: remove the row, or set distillation.align to "none"'
 
 
 def plan(job: Job) -> list[Stage]:

@@ -178,6 +178,11 @@ class Facts:
         return bool(self.section("reward_model"))
 
     @property
+    def sees(self) -> bool:
+        """Whether the student sees images."""
+        return (self.directory / "student" / "processor_config.json").is_file()
+
+    @property
     def on_pairs(self) -> bool:
         """Whether the student learned from pairs of answers."""
         return bool(self.section("preference")) or self.scores

@@ -53,9 +53,10 @@ def card(facts: Facts) -> str:
     base = base_model(facts)
     if base is not None:
         front["base_model"] = base
-    task, tag = ("text-classification", "reward-model") if facts.scores else ("text-generation", "distillation")
+    writes = "image-text-to-text" if facts.sees else "text-generation"
+    task, tag = ("text-classification", "reward-model") if facts.scores else (writes, "distillation")
     front |= {"pipeline_tag": task, "tags": ["easydistill", tag]}
-    how_to_load = snippet("path/to/this/directory", scores=facts.scores)
+    how_to_load = snippet("path/to/this/directory", scores=facts.scores, sees=facts.sees)
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {md(facts.summary.name)}",

@@ -312,7 +312,7 @@ def _next_steps(facts: Facts) -> Iterator[doc.Section]:
             "The student in this directory is from an earlier run: training is not complete as configured now. It loads"
         )
         subject = "The student loads" if facts.stage("train") is not None else older
-        code = snippet(str(facts.directory / "student"), scores=facts.scores)
+        code = snippet(str(facts.directory / "student"), scores=facts.scores, sees=facts.sees)
         blocks += [doc.Text(f"{subject} with plain transformers:", ""), doc.Code(code, "python", "snippet")]
     if facts.summary.resume:
         again = "To run the job again (complete stages are skipped):"

@@ -32,8 +32,29 @@ inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_
 output = model.generate(**inputs, max_new_tokens=128)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
+_SEEING = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+path = {path}
+processor = AutoProcessor.from_pretrained(path)
+model = AutoModelForImageTextToText.from_pretrained(path)
+
+content = [{{"type": "image", "path": "picture.png"}}, {{"type": "text", "text": "What does this show?"}}]
+chat = [{{"role": "user", "content": content}}]
+inputs = processor.apply_chat_template(
+    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+output = model.generate(**inputs, max_new_tokens=128)
+print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
 
 
-def snippet(directory: str, *, scores: bool = False) -> str:
-    """Code for a student in this directory; `scores` means that it is a reward model."""
-    return (_SCORING if scores else _ANSWERING).format(path=json.dumps(directory, ensure_ascii=False))
+def snippet(directory: str, *, scores: bool = False, sees: bool = False) -> str:
+    """Code for a student in this directory.
+
+    Args:
+        scores: whether it is a reward model.
+        sees: whether it sees images.
+    """
+    kind = _SCORING if scores else _SEEING if sees else _ANSWERING
+    return kind.format(path=json.dumps(directory, ensure_ascii=False))

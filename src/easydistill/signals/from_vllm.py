@@ -12,19 +12,22 @@ stays in the rest: each such token is less probable than the k-th listed one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from easydistill.errors import MissingExtra, TeacherError
+from easydistill.errors import DataError, MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device
 from easydistill.models.reference import model_directory, resolve
-from easydistill.models.vllm import prepare_environment, tensor_parallel_size
+from easydistill.models.vllm import engine_prompt, load_engine, prepare_environment, tensor_parallel_size
 from easydistill.signals.codec import Codec
 from easydistill.signals.config import TopKSignals
 from easydistill.signals.score import RowToScore, batch_tokens
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 
 def codec_of(config: TopKSignals, vocabulary: int) -> Codec:
@@ -39,6 +42,7 @@ class VllmScorer:
         reference: the teacher, with the student's vocabulary.
         vocabulary: token ids below this are real for teacher and student.
         longest: tokens of the longest row.
+        vision: what it sees of images.
 
     Raises:
         MissingExtra: vLLM is not installed.
@@ -53,7 +57,9 @@ class VllmScorer:
         longest: int,
         *,
         trust_remote_code: bool = False,
+        vision: Vision | None = None,
     ) -> None:
+        self._vision = vision
         self._k = min(config.k, vocabulary)
         self._vocabulary = vocabulary
         self._llm: Any = _engine(reference, config, self._k, longest, trust_remote_code)
@@ -62,12 +68,25 @@ class VllmScorer:
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=self._k, detokenize=False)
-        prompts = [{"prompt_token_ids": [*map(int, row.ids)]} for row in rows]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        outputs = self._llm.generate([self._prompt(row) for row in rows], params, use_tqdm=False)
+        for row, output in zip(rows, outputs, strict=True):
+            if row.images and list(output.prompt_token_ids) != [*map(int, row.ids)]:
+                raise TeacherError(_other_tokens(row))
         return [
-            ScoredSample(row.id, row.ids, row.learned, self._signal(row, output.prompt_logprobs), _all_of(row))
+            ScoredSample(
+                row.id, row.ids, row.learned, self._signal(row, output.prompt_logprobs), _all_of(row), row.images
+            )
             for row, output in zip(rows, outputs, strict=True)
         ]
+
+    def _prompt(self, row: RowToScore) -> dict[str, Any]:
+        if not row.images:
+            return {"prompt_token_ids": [*map(int, row.ids)]}
+        assert self._vision is not None, "rows with images are refused for a teacher of text"
+        try:
+            return engine_prompt(self._vision, self._vision.marked(row.ids, row.images), row.images)
+        except DataError as error:
+            raise TeacherError(f"{_other_tokens(row)} ({error})") from error
 
     def _signal(self, row: RowToScore, places: Sequence[Mapping[int, Any] | None]) -> TeacherSignal:
         """Signals of a row's learned tokens; `places[t]` describes the distribution that predicts token t."""
@@ -103,6 +122,13 @@ def real_entries(entries: Mapping[int, Any], vocabulary: int) -> tuple[np.ndarra
     return ids[real], logprobs[real] - np.log1p(-padding)
 
 
+def _other_tokens(row: RowToScore) -> str:
+    return (
+        f"vLLM reads the images of row {row.id} as other tokens than the student\n"
+        '    → set signals.backend to "transformers"'
+    )
+
+
 def _all_of(row: RowToScore) -> np.ndarray[Any, Any]:
     return np.ones(row.learned_tokens, bool)
 
@@ -132,7 +158,7 @@ def _engine(reference: str, config: TopKSignals, k: int, longest: int, trust_rem
         "disable_log_stats": True,
     }
     try:
-        return LLM(**options)
+        return load_engine(LLM, reference, options)
     except (ValueError, RuntimeError, OSError) as error:
         raise TeacherError(
             f"vLLM cannot load {reference} for rows of {longest} tokens: {str(error).splitlines()[0]}"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from easydistill.data.images import ImageStore
     from easydistill.models.decoding.graphs import DecodeGraphs
     from easydistill.models.multimodal import Vision
+    from easydistill.models.student import Student
 
 MAX_BATCH_ROWS = 128
 """A step reads all weights, whatever the number of rows; beyond this it is hardly faster, and a kill loses more."""
@@ -50,7 +51,7 @@ class TransformersTeacher:
     Args:
         reference: the teacher model.
         template: chat template for a teacher without one of its own.
-        make: returns model and tokenizer, if they are not those of `reference`.
+        make: returns the model with what belongs to it, if it is not that of `reference`.
         weights: identifies the weights, if `reference` does not.
         date: of the run, for templates that write it.
         images: of the run, for a teacher that sees them.
@@ -61,7 +62,7 @@ class TransformersTeacher:
         reference: str,
         inference: TransformersOptions,
         template: str | None = None,
-        make: Callable[[], tuple[Any, Any]] | None = None,
+        make: Callable[[], Student] | None = None,
         weights: dict[str, Any] | None = None,
         date: datetime.date | None = None,
         images: ImageStore | None = None,
@@ -88,13 +89,20 @@ class TransformersTeacher:
         if self._model is not None:
             return
         self._device: torch.device = device()
-        model, self._tokenizer = self._make() if self._make is not None else self._read()
+        model, self._tokenizer = self._made(self._make()) if self._make is not None else self._read()
         self._model = model.to(self._device)
         from easydistill.models.decoding.graphs import DecodeGraphs
 
         self._graphs = DecodeGraphs()
         self._ends = eos_ids(self._tokenizer, self._model.generation_config)
         self._chat = LocalChat(self._tokenizer, self._ends, self._inference, self._template, self._date, self._vision)
+
+    def _made(self, made: Student) -> tuple[Any, Any]:
+        if made.processor is not None and self._images is not None:
+            from easydistill.models.multimodal import Vision
+
+            self._vision = Vision(made.processor, self._images.path)
+        return made.model, made.tokenizer
 
     def _read(self) -> tuple[Any, Any]:
         trust = self._inference.trust_remote_code
@@ -186,6 +194,7 @@ class TransformersTeacher:
         masks = None if self._grammars is None else self._grammars.masks([request.schema for request, _ in asked])
         with torch.inference_mode():
             images = [images_of(*request.messages) for request, _ in asked]
+            seen: dict[str, Any] = {"vision": self._vision, "images": images} if any(images) else {}
             answers = generate_batch(
                 self._model,
                 [prompt for _, prompt in asked],
@@ -194,8 +203,7 @@ class TransformersTeacher:
                 sampler,
                 masks,
                 self._graphs,
-                vision=self._vision if any(images) else None,
-                images=images,
+                **seen,
             )
         seconds = time.monotonic() - started
         return [

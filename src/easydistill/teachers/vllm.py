@@ -28,7 +28,7 @@ from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import MissingExtra, TeacherError
 from easydistill.models.loading import choose_dtype, device, eos_ids, load_generation_config, load_tokenizer
 from easydistill.models.reference import model_directory, resolve
-from easydistill.models.vllm import prepare_environment, tensor_parallel_size
+from easydistill.models.vllm import engine_prompt, load_engine, prepare_environment, tensor_parallel_size
 from easydistill.teachers.backends._local import template_identity
 from easydistill.teachers.local import LocalChat, vision_of
 
@@ -106,7 +106,7 @@ class VllmTeacher:
         if config.enable_chunked_prefill is not None:
             options["enable_chunked_prefill"] = config.enable_chunked_prefill
         try:
-            self._llm = LLM(**options)
+            self._llm = load_engine(LLM, self._reference, options)
         except (ValueError, RuntimeError, OSError) as error:
             raise TeacherError(f"vLLM cannot load {self._reference}: {str(error).splitlines()[0]}") from error
         self._engine = self._llm.llm_engine
@@ -155,18 +155,11 @@ class VllmTeacher:
         return None
 
     def _given(self, request: GenerationRequest, prompt: list[int]) -> dict[str, Any]:
-        """What the engine is given: with images, a prompt with one placeholder for each, which it expands itself.
-        Expanded ones it would expand again, without a word."""
         digests = images_of(*request.messages)
         if not digests:
             return {"prompt_token_ids": prompt}
         assert self._vision is not None, "the chat has refused the request"
-        return {
-            "prompt_token_ids": self._chat.marked(request),
-            "multi_modal_data": {"image": [self._vision.image(digest) for digest in digests]},
-            # Its caches trust them; without them it reads an identifier in the image's own EXIF data first.
-            "multi_modal_uuids": {"image": list(digests)},
-        }
+        return engine_prompt(self._vision, self._chat.marked(request), digests)
 
     def step(self) -> list[Completion]:
         """Compute the next tokens; the answers that they complete."""

@@ -21,7 +21,7 @@ from easydistill.methods.distil.rows import ROLLOUTS, SUFFIX
 from easydistill.methods.shared.rendering import template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows
 from easydistill.models.checks import student_issues
-from easydistill.models.student import build_student, student_identity, student_references
+from easydistill.models.student import Student, build_student, student_identity, student_references
 
 
 class RolloutStage:
@@ -58,14 +58,13 @@ class RolloutStage:
         from easydistill.models.loading import choose_dtype, device
         from easydistill.teachers.transformers import TransformersTeacher
 
-        def make() -> tuple[Any, Any]:
-            made = build_student(self._models, choose_dtype(self._inference.dtype, device()))
-            return made.model, made.tokenizer
+        def make() -> Student:
+            return build_student(self._models, choose_dtype(self._inference.dtype, device()))
 
         dataset = self._rows.dataset
         given = {"template": dataset.template, "chat_template_kwargs": dict(dataset.template_kwargs or {})}
         inference = self._inference.model_copy(update=given)
-        return TransformersTeacher("student", inference, make=make, date=context.started)
+        return TransformersTeacher("student", inference, make=make, date=context.started, images=context.images)
 
     def run(self, context: StageContext) -> StageResult:
         samples, _, _ = self._rows.read(context)
@@ -91,5 +90,5 @@ class RolloutStage:
             student.close()
         own = [item for item in found if isinstance(item, Sample)]
         rejected = [item for item in found if isinstance(item, Rejection)]
-        write_parquet(context.directory / ROLLOUTS, own)
+        write_parquet(context.directory / ROLLOUTS, own, context.images)
         return StageResult((ROLLOUTS,), RowCounts(len(samples), len(own), count_reasons(rejected)), rejected)

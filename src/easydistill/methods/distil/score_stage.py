@@ -337,7 +337,15 @@ class ScoreStage:
                 rows,
                 vocabulary,
                 codec_of(signals, vocabulary),
-                lambda: VllmScorer(references[0], signals, vocabulary, longest, trust_remote_code=self._trust),
+                lambda: VllmScorer(
+                    references[0],
+                    signals,
+                    vocabulary,
+                    longest,
+                    trust_remote_code=self._trust,
+                    # Both read every image as the same tokens.
+                    vision=self._vision(context),
+                ),
             )
         temperature = scoring.distillation.temperature
         return _Work(

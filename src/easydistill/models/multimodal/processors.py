@@ -228,7 +228,7 @@ def _problem(processor: Processor) -> str:
     probe = Image.new("RGB", (64, 48), (200, 100, 50))
     try:
         made = processor.called([f"a{processor.mark}b"], [[probe]], return_tensors="pt")
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         return f"fails at a small image: {' '.join(str(error).split())[:200]}"
     if unknown := sorted(made.keys() - OF_TEXT - processor.inputs):
         return f"returns {', '.join(unknown)}, which the model does not take"

@@ -86,6 +86,24 @@ class Vision:
         runs = [self._run(digest)[0] for digest in digests]
         return pieces[0] + "".join(run + piece for run, piece in zip(runs, pieces[1:], strict=True))
 
+    def marked(self, ids: TokenIds, digests: Sequence[str]) -> list[int]:
+        """Ids with expanded placeholders → the ids with bare ones, for engines that expand them themselves.
+
+        Raises:
+            DataError: what the images became is not to be found, since its tokens joined with those around it.
+        """
+        tokenizer = self.processor.tokenizer
+        (mark,) = tokenizer(self.processor.mark, add_special_tokens=False)["input_ids"]
+        rest, found = list(map(int, ids)), list[int]()
+        for digest in digests:
+            run = tokenizer(self._run(digest)[0], add_special_tokens=False)["input_ids"]
+            at = next((at for at in range(len(rest)) if rest[at : at + len(run)] == run), None)
+            if at is None:
+                raise DataError("the tokens of an image join with those around it")
+            found += [*rest[:at], mark]
+            rest = rest[at + len(run) :]
+        return found + rest
+
     def image_tokens(self, digest: str) -> int:
         """How many image tokens the model is given for an image, without the marks around them."""
         return self._run(digest)[1]
