@@ -116,10 +116,10 @@ def test_which_plans_see(tiny_model: Path, tmp_path: Path) -> None:
     assert sees_images(seeing) and not sees_images(str(tiny_model)) and not sees_images("nowhere/nothing")
     for backend in ("transformers", "vllm"):
         config = {"transformers": TransformersInferenceConfig, "vllm": VllmInferenceConfig}[backend]
-        assert plan_teacher(config(backend=backend), seeing).sees_images
-        assert not plan_teacher(config(backend=backend), str(tiny_model)).sees_images
+        assert plan_teacher(config(backend=backend), seeing).sees_images()
+        assert not plan_teacher(config(backend=backend), str(tiny_model)).sees_images()
     # Servers are sent tokens.
-    assert not plan_teacher(VllmInferenceConfig(backend="vllm", replicas=1), seeing).sees_images
+    assert not plan_teacher(VllmInferenceConfig(backend="vllm", replicas=1), seeing).sees_images()
     # Without a processor nothing can be shown.
     make_model("llava", make_processor("llava").tokenizer).save_pretrained(tmp_path)
     assert not sees_images(str(tmp_path))

@@ -139,7 +139,7 @@ class LabelStage:
         return [*lines_of(self._read), *self._teacher.notes()]
 
     def _images(self, context: StageContext | None) -> RowImages:
-        if not self._teacher.sees_images:
+        if not self._teacher.sees_images():
             return NoImages(BLIND_TEACHER)
         if (why := self._unseen()) is not None:
             return NoImages(why)

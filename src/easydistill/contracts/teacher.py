@@ -211,7 +211,7 @@ class TeacherPlan:
     """Whether its prompts are rendered here with a template that writes the date: the fingerprint then has the date."""
     notes: Callable[[], list[str]] = list
     """What users should know of how it runs, a line each."""
-    sees_images: bool = False
+    sees_images: Callable[[], bool] = lambda: False
     """Whether it is given the images of requests. Rows with images are not sent to a teacher that is not."""
 
 

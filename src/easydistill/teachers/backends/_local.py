@@ -63,7 +63,7 @@ def plan_local(
         shows_date,
         lambda: worker_notes(engine, config),
         # Servers of `replicas` are sent tokens alone.
-        sees_images=config.replicas is None and sees_images(model),
+        lambda: config.replicas is None and sees_images(model),
     )
 
 

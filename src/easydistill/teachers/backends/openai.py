@@ -32,4 +32,4 @@ def plan(config: ApiInferenceConfig, model: str | None, template: str | None) ->
         problem = '"ENDPOINT" is a placeholder for the address of your API'
         return [ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1")]
 
-    return TeacherPlan(make, identity, preflight, sees_images=True)
+    return TeacherPlan(make, identity, preflight, sees_images=lambda: True)
