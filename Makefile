@@ -24,7 +24,7 @@ LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/in
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
-	@echo "make vision       the same with a model that sees: makes a teacher first (about half an hour)"
+	@echo "make vision       the same with a model that sees, whose making takes ten minutes"
 	@echo "make test         install, then run the tests"
 	@echo "make test-slow    the tests that take longer"
 	@echo "make test-lowest  some tests, with the lowest versions that pyproject.toml declares"
