@@ -51,12 +51,17 @@ def draw(
     import torch
 
     if rule.kind == "greedy":
-        return logits_BV.argmax(-1)
+        return _most_probable(logits_BV)
     if rule.kind == "mixed":
         greedy_B1 = temperature_B1 == 0
         drawn_B = _drawn(logits_BV, uniform_B1, temperature_B1.masked_fill(greedy_B1, 1.0), rule)
-        return torch.where(greedy_B1[:, 0], logits_BV.argmax(-1), drawn_B)
+        return torch.where(greedy_B1[:, 0], _most_probable(logits_BV), drawn_B)
     return _drawn(logits_BV, uniform_B1, temperature_B1, rule)
+
+
+def _most_probable(logits_BV: torch.Tensor) -> torch.Tensor:
+    # A CPU takes four times as long to compare smaller numbers.
+    return (logits_BV.float() if logits_BV.device.type == "cpu" and logits_BV.itemsize < 4 else logits_BV).argmax(-1)
 
 
 def _drawn(
