@@ -175,7 +175,7 @@ class SynthesiseStage:
         return only_writable(found, self.name)
 
     def _images(self, dataset: RowsConfig, shows: Sequence[Role], context: StageContext | None) -> RowImages:
-        blind = next((role for role in shows if not self._models[role].plan.sees_images), None)
+        blind = next((role for role in shows if not self._models[role].plan.sees_images()), None)
         if blind is not None:
             return NoImages(BLIND_MODEL.format(role=blind))
         if context is None:
