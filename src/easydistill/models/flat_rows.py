@@ -129,7 +129,7 @@ def _suits(model: Any) -> bool:
     # Rows would share what is dropped of their common beginning.
     drops = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules())
     # A window wider than every row is still narrower than a sequence of many, for which transformers then makes a mask.
-    windows = any(isinstance(getattr(config, name, None), int) for name in ("sliding_window", "attention_chunk_size"))
+    windows = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return not windows and not drops and not getattr(config, "attention_dropout", 0.0)
 
 
