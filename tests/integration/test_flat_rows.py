@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tests.integration.test_supervised import VOCABULARY, config, rows, student
+from tests.support import architectures
 from torch.nn.functional import scaled_dot_product_attention
 
 from easydistill.engine.interrupt import StopSignal
@@ -213,3 +214,37 @@ def test_freed_memory_is_used_again() -> None:
             faults()
         assert faults() < pages / 4
     assert faults() > 3 * pages
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [
+        # A convolution sees the end of the row before, which is a small part of what a token is given by others.
+        ("lfm2", {}),
+        ("lfm2", {"initializer_range": 0.2}),
+        ("falcon_h1", {}),
+        # Many rows are longer than a window that is wider than each of them.
+        ("phimoe", {"sliding_window": 300, "router_jitter_noise": 0.0}),
+        ("llama4_text", {"attention_chunk_size": 300}),
+        # Drop by functions, not by modules; BioGPT's attention does so too, under a name of its own.
+        ("opt", {"dropout": 0.1}),
+        ("biogpt", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.1}),
+        ("phimoe", {"router_jitter_noise": 0.1, "sliding_window": None}),
+    ],
+)
+def test_rows_that_would_see_or_share_more_are_padded(architecture: str, values: dict[str, Any]) -> None:
+    assert not takes_flat_rows(architectures.tiny_model(architecture, **values))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral", "phi3", "gpt_neox", "opt"]
+)
+def test_usual_architectures_take_rows_in_one_sequence(architecture: str, dtype: torch.dtype) -> None:
+    values = {"dropout": 0.0} if architecture == "opt" else {"sliding_window": None}
+    model = architectures.tiny_model(architecture, **values)
+    model.to(dtype).train()
+    drawn = torch.get_rng_state()
+    assert takes_flat_rows(model)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), drawn)

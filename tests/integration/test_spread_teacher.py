@@ -243,3 +243,11 @@ def test_shared_weights_in_two_places_are_refused(tiny_model: Path) -> None:
     (issue,) = raised.value.issues
     assert issue.problem == "lm_head (disk) shares the weights of model.embed_tokens (cpu)"
     assert "same place" in issue.hint
+
+
+def test_a_module_that_the_teacher_does_not_have_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_placed(str(tiny_model), torch.float32, Spread({"": "cpu", "model.layer.1": "cpu"}))
+    (issue,) = raised.value.issues
+    assert issue.problem == "LlamaForCausalLM has no module 'model.layer.1'"
+    assert issue.hint == "did you mean 'model.layers.1'?"

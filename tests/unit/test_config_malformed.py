@@ -316,6 +316,8 @@ VALUES: list[tuple[str, Any, str, str]] = [
     ("training.lora.target_modules", "q_proj", '"q_proj" is not', 'a list [ … ] or "all-linear"'),
     ("training.lora.target_modules", "all_linear", '"all_linear" is not', 'did you mean "all-linear"'),
     ("training.lora.target_modules", [], "the list is empty", "give a value, or remove the key"),
+    ("training.train_parts", "vision", "a list [ … ] is needed", "[ … ]"),
+    ("launch.offload", "optimizer", "a list [ … ] is needed", "[ … ]"),
     ("evaluation.heldout", -3, "-3 is out of range", "at least 0"),
     ("evaluation.heldout", "some", "a number is needed", "e.g. 0.05"),
     ("evaluation.heldout", True, "not true", "write a number"),
@@ -686,3 +688,18 @@ def test_a_job_of_a_pipeline_that_is_not_a_section() -> None:
     clean = {"job_type": "deduplicate", "dataset": {"instruction_path": "seeds.json"}}
     with pytest.raises(ConfigError, match=r"jobs\.sft: a job's config is needed here, not 1"):
         easydistill.validate({"job_type": "pipeline", "jobs": {"clean": clean, "sft": 1}})
+
+
+@pytest.mark.parametrize(
+    ("path", "word", "told", "hint"),
+    [
+        ("training.train_parts", "languag", '.0: "languag" is not one of "language"', 'did you mean "language"?'),
+        ("training.train_parts", "x", '.0: "x" is not one of', 'use one of "language", "connector" or "vision"'),
+        ("launch.offload", "x", '.0: "x" is not one of', 'use one of "optimizer" or "parameters"'),
+    ],
+)
+def test_a_word_in_a_list(path: str, word: str, told: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        api.validate(changed(LOCAL, {path: [word]}))
+    assert f"{path}{told}" in str(raised.value)
+    assert hint in str(raised.value)

@@ -93,6 +93,16 @@ def test_attention_by_groups_is_that_of_transformers(attend: Any, kind: str, sca
     torch.testing.assert_close(found.reshape(3, 1, 6, 8), expected)
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_keys_and_values_that_are_repeated_by_strides_are_attended_to(dim: int) -> None:
+    torch.manual_seed(0)
+    shape = [3, 2, 11, 8]
+    query = torch.randn(3, 2, 3, 8)
+    key, value = (torch.randn(*shape[:dim], 1, *shape[dim + 1 :]).expand(shape) for _ in range(2))
+    expected = multiplied(query, key.clone(), value.clone(), None, None)
+    torch.testing.assert_close(multiplied(query, key, value, None, None), expected)
+
+
 def test_models_with_windows_or_states_go_through_generate() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 

@@ -33,6 +33,9 @@ SHORTEST_SHARED = 8
 """A common beginning of fewer tokens is not worth the attention of its own."""
 _DEVIATION = 0.1
 """Largest deviation, as a share of what the earlier tokens change. Rounding in bfloat16 is a few per cent of it."""
+_SEEN = 1e-4
+"""The same for what other rows, or chance in training, may change. With products of the same shapes it is next to none,
+while a convolution of few tokens, a small part of what context does, is more."""
 _known: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
@@ -74,8 +77,7 @@ class FlatRows:
         """
         if not takes_flat_rows(model):
             return None
-        with rows_attention():
-            hidden_ND = flat_hidden(body_of(model), self.ids_N[None], self.positions[None], self.layout)
+        hidden_ND = _hidden_of(body_of(model), self)
         return hidden_ND if bool(torch.isfinite(hidden_ND).all()) else None
 
 
@@ -126,9 +128,9 @@ def _suits(model: Any) -> bool:
     config = model.config.get_text_config()
     # Rows would share what is dropped of their common beginning.
     drops = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules())
-    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    whole = all(part >= LONGEST for part in windows if isinstance(part, int))
-    return whole and not drops and not getattr(config, "attention_dropout", 0.0)
+    # A window wider than every row is still narrower than a sequence of many, for which transformers then makes a mask.
+    windows = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return not windows and not drops and not getattr(config, "attention_dropout", 0.0)
 
 
 def _computes_on_cpu(model: Any) -> bool:
@@ -140,29 +142,45 @@ def _computes_on_cpu(model: Any) -> bool:
 
 
 def _agrees(model: Any) -> bool:
-    """Rows of several lengths with a common beginning, against each row alone."""
+    """Rows of several lengths with a common beginning: against each row alone, beside other rows, and in training."""
     limit = min(int(model.config.get_text_config().vocab_size), 1 << 15)
     draw = torch.Generator().manual_seed(0)
     start, *rests = (torch.randint(0, limit, (size,), generator=draw).numpy() for size in (SHORTEST_SHARED, 5, 9, 2))
     rows = [np.concatenate([start, rest]) for rest in rests]
     flat = FlatRows.of(rows)
+    changed = rows[1].copy()
+    changed[len(start) :] = (rests[1] + 1) % limit
+    beside = FlatRows.of([rows[0], changed, rows[2]])
     body, was_training = body_of(model), model.training
     model.eval()
     try:
-        with torch.no_grad():
-            with rows_attention():
-                hidden_ND = flat_hidden(body, flat.ids_N[None], flat.positions[None], flat.layout)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            hidden_ND, beside_ND = _hidden_of(body, flat), _hidden_of(body, beside)
             last_B = torch.tensor([len(row) - 1 for row in rows])
             own_BD = hidden_ND[flat.layout.places(torch.arange(len(rows)), last_B)]
             whole_BD = torch.stack([_last_hidden(body, row) for row in rows])
             alone_BD = torch.stack([_last_hidden(body, row[-1:]) for row in rows])
+            model.train()
+            training_ND = _hidden_of(body, flat)
     # Bodies of all kinds; whatever one cannot do with a sequence of rows, its rows are padded as ever.
     except (TypeError, IndexError, RuntimeError, ValueError, AttributeError, KeyError):
         return False
     finally:
         model.train(was_training)
-    deviation_B = (own_BD - whole_BD).float().abs().mean(-1)
-    return bool((deviation_B <= _DEVIATION * (alone_BD - whole_BD).float().abs().mean(-1)).all())
+    context_B = _distance(alone_BD, whole_BD)
+    kept_N = beside.ids_N == flat.ids_N
+    seen = max(_distance(beside_ND, hidden_ND)[kept_N].max(), _distance(training_ND, hidden_ND).max())
+    agree = (_distance(own_BD, whole_BD) <= _DEVIATION * context_B).all()
+    return bool(agree and seen <= _SEEN * context_B.mean())
+
+
+def _distance(one_ND: Tensor, other_ND: Tensor) -> Tensor:
+    return (one_ND - other_ND).float().abs().mean(-1)
+
+
+def _hidden_of(body: Any, flat: FlatRows) -> Tensor:
+    with rows_attention():
+        return flat_hidden(body, flat.ids_N[None], flat.positions[None], flat.layout)
 
 
 def _last_hidden(body: Any, row: Any) -> Tensor:

@@ -7,6 +7,7 @@ on the disk for as long as their layer computes. Numbers are those of the whole 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import math
 import os
@@ -129,8 +130,28 @@ def load_placed(reference: str, dtype: torch.dtype, spread: Spread | None, *, tr
     if spread is None:
         return load_model(reference, dtype, trust_remote_code=trust_remote_code).to(device())
     model = load_model(reference, dtype, trust_remote_code=trust_remote_code, placement=spread.options())
+    _check_names(model, spread.device_map)
     _check_tied(model)
     return model
+
+
+def _check_names(model: Any, device_map: DeviceMap) -> None:
+    """Check that a map names parts of the model: transformers passes over names that it does not find.
+
+    Raises:
+        ConfigError: one is of none.
+    """
+    if device_map == "auto":
+        return
+    modules = dict(model.named_modules())
+    known = modules.keys() | {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    unknown = next((name for name in device_map if name not in known), None)
+    if unknown is not None:
+        problem = f"{type(model).__name__} has no module {unknown!r}"
+        near = difflib.get_close_matches(unknown, known, n=1)
+        children = ", ".join(name for name, _ in model.named_children())
+        hint = f"did you mean {near[0]!r}?" if near else f"name {children}, or parts of them"
+        raise ConfigError(ConfigIssue("config", "inference.device_map", problem, hint))
 
 
 def _check_tied(model: Any) -> None:

@@ -256,13 +256,13 @@ def _several(value: Mapping[Any, Any]) -> Any:
 def _known(value: Any, order: Order) -> Shape:
     shape: Shape | None = None
     if _is_numbers(value):
-        shape = shape_of([float(each) for each in value], order)
+        shape = shape_of([_float(each) for each in value], order)
     elif isinstance(value, Mapping):
         named = [name for name in value if str(name).lower() in _NAMES]
         if len(named) == 1:
             return _known(value[named[0]], order)
         scalars = {str(name).lower(): each for name, each in value.items() if _is_number(each)}
-        shape = next(_of_names({name: float(each) for name, each in scalars.items()}), None) if not named else None
+        shape = next(_of_names({name: _float(each) for name, each in scalars.items()}), None) if not named else None
     if shape is None or shape.x2 < shape.x1 or shape.y2 < shape.y1:
         raise ValueError(f"{str(value)[:60]!r} is neither a box (four numbers, {order}) nor a point (two)")
     return shape
@@ -274,3 +274,8 @@ def _is_numbers(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: float) -> float:
+    """Python's whole numbers may be too large for a float."""
+    return float(value) if abs(value) <= LARGEST else math.inf

@@ -32,7 +32,7 @@ from easydistill.config.base import NonEmptyStr, PositiveFloat, Unfit
 from easydistill.contracts.reward import Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import DataError
 from easydistill.rewards._assignment import assign
-from easydistill.rewards._boxes import Order, Shape, known_shapes, shapes_in
+from easydistill.rewards._boxes import LARGEST, Order, Shape, known_shapes, shapes_in
 from easydistill.rewards._text import after_thoughts, with_opening
 
 MOST = 500
@@ -170,7 +170,7 @@ def _factors(config: Config, meta: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------

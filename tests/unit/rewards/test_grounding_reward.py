@@ -163,6 +163,7 @@ def test_scales() -> None:
     config = Config(scale=1000, known_scale="pixels")
     assert "image_size" in str(check(config, {"boxes": BOX}))
     assert "image_size" in str(check(config, {"boxes": BOX, "image_size": [0, 100]}))
+    assert "image_size" in str(check(config, {"boxes": BOX, "image_size": [200, 10**400]}))
     assert check(config, {"boxes": BOX, "image_size": [200, 100]}) is None
 
 
@@ -198,7 +199,9 @@ def test_a_row_without_boxes_and_one_with_none() -> None:
         (7, {}, "neither a box"),
         ([20, 40], {}, "compares areas"),
         ([20, 40], {"score": "point"}, "radius"),
-        ([10, 20, math.nan, 60], {}, "four numbers"),
+        ([10, 20, math.nan, 60], {}, "[10, 20, nan, 60]' is neither a box (four numbers"),
+        ([10, 20, 10**400, 60], {}, "four numbers"),
+        ({"x": 1, "y": 10**400}, {}, "four numbers"),
     ],
 )
 def test_rows_that_cannot_be_used(known: Any, config: dict[str, Any], told: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,15 @@ def white_box(folder: Path, student: Path, **sections: Any) -> dict[str, Any]:
     ("inference", "told"),
     [
         ({"device_map": "auto", "workers": "auto"}, "set workers to the number of copies"),
-        ({"device_map": {"": -1}}, "device_map"),
-        ({"device_map": "cuda"}, "device_map"),
+        ({"device_map": {"": -1}}, 'inference.device_map: -1 is no place for ""'),
+        ({"device_map": {"": "cuda:0"}}, 'inference.device_map: "cuda:0" is no place for ""'),
+        ({"device_map": {"lm_head": True}}, 'inference.device_map: true is no place for "lm_head"'),
+        ({"device_map": {"lm_head": None}}, 'inference.device_map: null is no place for "lm_head"'),
+        ({"device_map": {}}, "inference.device_map: {} gives no places for modules"),
+        ({"device_map": []}, "inference.device_map: [] gives no places for modules"),
+        ({"device_map": "cuda"}, 'inference.device_map: "cuda" gives no places for modules'),
+        ({"device_map": {"": "cpu", "model.layers.0": "disk"}}, '"model.layers.0" (disk) is part of "" (cpu)'),
+        ({"device_map": {"model": "disk", "model.norm": 0}}, '"model.norm" (0) is part of "model" (disk)'),
     ],
 )
 def test_impossible_sections_are_refused(
@@ -133,6 +141,7 @@ def test_impossible_sections_are_refused(
     with pytest.raises(ConfigError) as raised:
         validate(white_box(tmp_path, tiny_model, inference=inference))
     assert told in str(raised.value)
+    assert not re.search(r"typing|functools|pydantic", str(raised.value))
 
 
 def test_actors_must_have_a_number_of_gpus(tiny_model: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ _WRONG_TYPE = {
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     **dict.fromkeys(("string_type", "string_unicode"), "text"),
-    "list_type": "a list [ … ]",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list [ … ]"),
 }
 _EMPTY = "give a value, or remove the key"
 _OUT_OF_RANGE = "{shown} is out of range"
@@ -115,6 +115,8 @@ class _Errors:
             return "this key is missing", f"add it: {_description(place)}"
         if kind in _WRONG_TYPE:
             return f"{_WRONG_TYPE[kind]} is needed here, not {shown}", _instead(_WRONG_TYPE[kind], place, value)
+        if kind == "literal_error" and (words := re.findall(r"'([^']*)'", str(context["expected"]))):
+            return _unknown_word(shown, words, value)
         if kind == "union_tag_invalid":
             return _unknown_kind(place.path, re.findall(r"'([^']*)'", str(context["expected_tags"])), value)
         if kind in _FIXED:
@@ -204,10 +206,14 @@ def _is_of_no_type(group: list[tuple[Place, Any]]) -> bool:
 
 def _unknown_kind(path: KeyPath, known: list[str], value: Any) -> tuple[str, str]:
     """A `kind`, a `backend` or another tag that no member of the union has."""
+    return _unknown_word(f"{path[-1]} {show(value)}", known, value)
+
+
+def _unknown_word(shown: str, known: list[str], value: Any) -> tuple[str, str]:
     words = [f'"{name}"' for name in known]
     guess = closest(value, known) if isinstance(value, str) else None
-    hint = f'did you mean "{guess}"?' if guess else f"use one of {', '.join(words[:-1])} or {words[-1]}"
-    return f"{path[-1]} {show(value)} is not one of {', '.join(words)}", hint
+    some = f"one of {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    return f"{shown} is not one of {', '.join(words)}", f'did you mean "{guess}"?' if guess else f"use {some}"
 
 
 def _not_any(place: Place, value: Any, shown: str) -> tuple[str, str]:

@@ -81,7 +81,7 @@ def buffered(part: torch.Tensor, dim: int) -> torch.Tensor:
     """
     whole = list(part.shape)
     inner = part.stride(dim)
-    if part.stride(dim - 1) % inner or inner != math.prod(whole[dim + 1 :]):
+    if inner != math.prod(whole[dim + 1 :]) or part.stride(dim - 1) % inner:
         return part
     whole[dim] = part.stride(dim - 1) // inner
     strides = [math.prod(whole[at + 1 :]) for at in range(part.dim())]
