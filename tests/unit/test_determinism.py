@@ -267,6 +267,7 @@ ALLOWED = {
     ("models/decoding/batch.py", "seen_BT.cumsum(-1)"): "of integers",
     ("models/decoding/graphs.py", "self._ids_BT.shape[1]].cumsum(-1)"): "of integers",
     ("models/rows_attention.py", "lengths_B.cumsum(0)"): "of integers",
+    ("models/spread.py", "torch.cuda.mem_get_info(gpu)"): "where weights lie, not what is computed",
     ("signals/blocks.py", "new_ND.cumsum(-1)"): "of integers",
     ("signals/columns.py", "np.bincount("): "NumPy",
     ("signals/columns.py", 'part_NM, "amax")'): "a maximum is exact",
