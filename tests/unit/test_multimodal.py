@@ -151,7 +151,7 @@ def test_a_damaged_copy_is_no_fault_of_a_row(left: int, tmp_path: Path) -> None:
     vision = Vision(load_processor(str(vision_model("llava"))), store.path)
     path = store.path(digest)
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(EasyDistillError, match="copy of an image is damaged.*\n.*remove the file") as stopped:
+    with pytest.raises(EasyDistillError, match=r"copy of an image is damaged.*\n.*remove the file") as stopped:
         vision.expand(vision.processor.mark, [digest])
     assert not isinstance(stopped.value, DataError), "the row would be rejected, and training go on without it"
 
