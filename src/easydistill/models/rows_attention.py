@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -240,8 +241,9 @@ def shared_beginning(rows: Sequence[Any], most: int) -> int:
     """How many tokens all rows (arrays of ids) begin with, at most `most`."""
     if len(rows) < 2 or most < 1:
         return 0
-    first = torch.as_tensor(rows[0][:most])
-    same = torch.ones(len(first), dtype=torch.bool)
+    # Of arrays: torch warns of those that are read from disk, which are not writable.
+    first = np.asarray(rows[0][:most])
+    same = np.ones(len(first), np.bool_)
     for row in rows[1:]:
-        same &= first == torch.as_tensor(row[:most])
-    return int(same.long().cumprod(0).sum())
+        same &= first == np.asarray(row[:most])
+    return len(first) if same.all() else int(same.argmin())
