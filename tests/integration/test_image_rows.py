@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from easydistill.data.messages import tagged_text
 from easydistill.data.reading import read_samples
 from easydistill.data.records import Sample
 from easydistill.errors import ConfigError, DataError
+from easydistill.methods.shared.row_reading import read_made
 from easydistill.teachers.openai.batch.book import batch_line
 from easydistill.teachers.openai.chat_completion import request_body
 
@@ -183,6 +185,22 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, server: LookingServer
     assert len(server.bodies) - asked_before == 14
     assert {path.name: path.read_bytes() for path in stage.glob("labeled.*")} == whole
     assert images.items() <= {path.name: path.read_bytes() for path in (tmp_path / "run" / "images").iterdir()}.items()
+
+
+def test_training_stops_where_images_of_the_run_are_gone(tmp_path: Path, server: LookingServer) -> None:
+    """Without them the labelled rows would be left out, though they are paid for."""
+    pictures(tmp_path)
+    rows = [{"id": str(n), "instruction": f"<image>{n}", "images": [f"{'rgb'[n % 3]}.png"]} for n in range(6)]
+    easydistill.run(job(tmp_path, server, [*rows, {"id": "text", "instruction": "Say yes."}]))
+    stage, images = tmp_path / "run" / "stages" / "1-label", tmp_path / "run" / "images"
+    context = SimpleNamespace(images=ImageStore(images))
+    samples, rejected = read_made(stage / "labeled.parquet", context)  # type: ignore[arg-type]
+    assert len(samples) == 7 and not rejected
+    gone = min(images.glob("*.png"))
+    gone.unlink()
+    context = SimpleNamespace(images=ImageStore(images))
+    with pytest.raises(DataError, match=rf"missing or damaged: images/{gone.name}\n.*remove .*manifest\.json"):
+        read_made(stage / "labeled.parquet", context)  # type: ignore[arg-type]
 
 
 def test_the_report_has_thumbnails(tmp_path: Path, server: LookingServer) -> None:

@@ -29,6 +29,7 @@ from easydistill.data.preferences import read_pairs
 from easydistill.data.reading import Reading, read_rows
 from easydistill.data.records import Sample, split_heldout
 from easydistill.data.row_files import rows_of
+from easydistill.data.row_files.broken import MalformedRow
 from easydistill.data.writing import write_pairs_json, write_pairs_parquet, write_paper_json, write_parquet
 from easydistill.errors import DataError
 from easydistill.teachers.sizes import IMAGE_BYTES, chat_bytes
@@ -299,6 +300,16 @@ def test_rejected_rows_hold_no_base64(tmp_path: Path) -> None:
     assert rejection.reason == "image_place"
     written = json.dumps(rejection.as_row())
     assert large[40:80] not in written and "data:image/png;base64,[" in written
+
+
+def test_a_data_url_without_its_beginning_is_not_shown_either(tmp_path: Path) -> None:
+    """It is taken for a path; small icons are not longer than paths."""
+    url = data_url(picture(RED, (2, 2))).removeprefix("data:")
+    found = read(tmp_path, {"instruction": "Say yes."}, {"instruction": "What?", "images": [url]})
+    (rejection,) = found.rejected
+    assert rejection.reason == "image_missing" and len(url) < 200
+    written = json.dumps(rejection.as_row())
+    assert url[20:50] not in written and "image/png;base64,[" in written
 
 
 def test_texts_without_images_are_not_shortened() -> None:
@@ -632,6 +643,29 @@ def test_rows_that_share_an_image_stay_on_one_side() -> None:
     assert {row.id for row in mixed} >= {row.id for row in split_heldout(alone, 9, 7)[1]} and mixed_train
 
 
+def test_many_rows_that_share_an_image_are_not_held_out_for_a_few() -> None:
+    """Whichever is drawn first: there would be nothing left to learn from."""
+    chain = [f"sha256:{number:064x}" for number in range(101)]
+    joined = [Sample(f"i{n}", (asked(chain[n], chain[n + 1], f"q{n}"), ANSWER)) for n in range(100)]
+    alone = [Sample(f"t{n}", ({"role": "user", "content": f"q{n}"}, ANSWER)) for n in range(10)]
+    for seed in range(8):
+        train, heldout = split_heldout([*joined, *alone], 4, seed)
+        assert {row.id for row in train} >= {row.id for row in joined} and len(heldout) == 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_rows_that_all_share_images_the_fewest_are_held_out(seed: int) -> None:
+    sizes = (30, 5, 20)
+    rows = [
+        Sample(f"{image}-{n}", (asked(f"sha256:{image:064x}", f"q{n}"), ANSWER))
+        for image, size in enumerate(sizes)
+        for n in range(size)
+    ]
+    train, heldout = split_heldout(rows, 2, seed)
+    assert {row.images for row in heldout} == {(f"sha256:{1:064x}",)} and len(train) == 50
+    assert split_heldout(rows[:30], 2, seed)[1] == [] == split_heldout(rows, 0, seed)[1]
+
+
 def test_texts_and_sizes_of_messages_with_images() -> None:
     message = asked("a", R, "b")
     assert text_of(message) == "ab" and tagged_text(message) == "a<image>b" and says_something(asked(R))
@@ -653,3 +687,20 @@ def test_a_changed_image_file_is_noticed(folder: Path) -> None:
     assert [Path(name).name for name in changed_sources(folder)] == ["r.png", "g.png"]
     SourceRecord().write(folder)
     assert changed_sources(folder) == []
+
+
+def test_files_for_whose_sake_rows_were_rejected_are_looked_at_again(folder: Path) -> None:
+    """Once they are there, or others, the rows are read; until then a finished stage is finished."""
+    (folder / "broken.png").write_bytes(picture(RED, (60, 40))[:70])
+    (folder / "directory.png").mkdir()
+    record = SourceRecord()
+    reader = ImageReader(ImageStore(folder / "images"), record=record)
+    for name in ("missing.png", "broken.png", "directory.png", "image/png;base64,iVBORw0KGgoAAAA", "bad\0name.png"):
+        with pytest.raises(MalformedRow):
+            reader.digest(name, folder)
+    record.write(folder)
+    assert changed_sources(folder) == [] and "base64" not in (folder / "image_sources.json").read_text()
+    (folder / "broken.png").write_bytes(picture(RED, (60, 40)))
+    assert [Path(name).name for name in changed_sources(folder)] == ["broken.png"]
+    (folder / "missing.png").write_bytes(picture(GREEN))
+    assert [Path(name).name for name in changed_sources(folder)] == ["missing.png", "broken.png"]

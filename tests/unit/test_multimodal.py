@@ -13,7 +13,7 @@ from tests.support.pictures import BLUE, GREEN, RED, picture
 from tests.support.vision_models import FAMILIES, store_of, vision_model
 
 from easydistill.data.images import ImageStore
-from easydistill.errors import DataError, ModelError
+from easydistill.errors import DataError, EasyDistillError, ModelError
 from easydistill.models.loading import full_config, load_tokenizer
 from easydistill.models.multimodal import Processor, Vision, VisionProblem, is_multimodal, load_processor, processors
 
@@ -143,6 +143,17 @@ def test_each_size_is_processed_once(seeing: Vision, store: ImageStore, digests:
         for digest in (digests[0], digests[0], same_size):
             fresh.expand(rendered(fresh, digest), (digest,))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("left", [0, 50])
+def test_a_damaged_copy_is_no_fault_of_a_row(left: int, tmp_path: Path) -> None:
+    store, (digest,) = store_of(tmp_path, [picture(RED, (20, 20))])
+    vision = Vision(load_processor(str(vision_model("llava"))), store.path)
+    path = store.path(digest)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(EasyDistillError, match=r"copy of an image is damaged.*\n.*remove the file") as stopped:
+        vision.expand(vision.processor.mark, [digest])
+    assert not isinstance(stopped.value, DataError), "the row would be rejected, and training go on without it"
 
 
 def test_a_saved_processor_is_the_same(seeing: Vision, store: ImageStore, digests: list[str], tmp_path: Path) -> None:

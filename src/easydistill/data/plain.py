@@ -16,11 +16,11 @@ DEEPEST = 64
 
 _SHORTEST = 200
 _BASE64 = re.compile(
-    r"(?P<head>data:[\w.+/-]*(?:;[\w.+=-]+)*?;base64,)(?P<body>[A-Za-z0-9+/=\s%\\]+)"
+    r"(?P<head>(?:data:[\w.+/-]*(?:;[\w.+=-]+)*?|\b[\w.+-]{1,64}/[\w.+-]{1,64});base64,)(?P<body>[A-Za-z0-9+/=\s%\\]+)"
     rf"|(?<![A-Za-z0-9+/])(?P<bare>(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s\\]{{{_SHORTEST},}}={{0,2}})",
     re.IGNORECASE,
 )
-"""Data URLs, and images in base 64 without one's head."""
+"""Data URLs, also without `data:`, and images in base 64 without such a head."""
 
 
 class TooDeep(ValueError):

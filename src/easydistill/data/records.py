@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -178,22 +178,39 @@ def _joined_by_images(prompts: list[str], images: Sequence[tuple[str, ...]]) -> 
     return [smallest[root(prompt)] for prompt in prompts]
 
 
+def _drawn(prompts: Sequence[str], shown: Container[str], heldout: int, seed: int) -> set[str]:
+    """The prompts, or what they are joined to, of which at least `heldout` rows are held out.
+
+    Args:
+        shown: those with images, which may join any number of rows.
+    """
+    rows_of = Counter(prompts)
+    drawn = sorted(rows_of, key=lambda prompt: draw_key(seed, prompt))
+    too_many = {prompt for prompt in drawn if prompt in shown and rows_of[prompt] > heldout}
+    if heldout and len(too_many) == len(drawn) > 1:
+        return {min(drawn, key=rows_of.__getitem__)}
+    held: set[str] = set()
+    count = 0
+    for prompt in drawn[:-1]:
+        if count >= heldout:
+            break
+        if prompt not in too_many:
+            held.add(prompt)
+            count += rows_of[prompt]
+    return held
+
+
 def split_heldout(samples: Sequence[Row], heldout: int, seed: int) -> tuple[Rows[Row], list[Row]]:
     """Split rows into (train, held out) by hash, so that the split does not depend on their order.
 
     Rows with the same prompt stay on one side, and so do rows that share an image. At least one prompt always stays in
-    training. Training rows are on disk if `samples` are.
+    training, and so do rows that share images and are more than are to be held out; of such rows alone, the fewest are
+    held out. Training rows are on disk if `samples` are.
     """
     prompts = [sample.prompt_hash for sample in samples]
-    prompts = _joined_by_images(prompts, [sample.images for sample in samples])
-    rows_of = Counter(prompts)
-    held: set[str] = set()
-    count = 0
-    for prompt in sorted(rows_of, key=lambda prompt: draw_key(seed, prompt))[:-1]:
-        if count >= heldout:
-            break
-        held.add(prompt)
-        count += rows_of[prompt]
+    images = [sample.images for sample in samples]
+    prompts = _joined_by_images(prompts, images)
+    held = _drawn(prompts, {prompt for prompt, shown in zip(prompts, images, strict=True) if shown}, heldout, seed)
     train: Rows[Row] = like(samples)
     out: list[Row] = []
     for sample, prompt in zip(samples, prompts, strict=True):

@@ -241,8 +241,9 @@ def shared_beginning(rows: Sequence[Any], most: int) -> int:
     """How many tokens all rows (arrays of ids) begin with, at most `most`."""
     if len(rows) < 2 or most < 1:
         return 0
+    # Of arrays: torch warns of those that are read from disk, which are not writable.
     first = np.asarray(rows[0][:most])
-    same = np.ones(len(first), bool)
+    same = np.ones(len(first), np.bool_)
     for row in rows[1:]:
         same &= first == np.asarray(row[:most])
-    return len(same) if same.all() else int(same.argmin())
+    return len(first) if same.all() else int(same.argmin())

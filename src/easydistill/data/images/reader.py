@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from easydistill.config.dataset import RowsConfig
 from easydistill.data.images.normalise import MOST_BYTES, TOO_LARGE, UNREADABLE, ImageProblem
 from easydistill.data.images.sources import SourceRecord
-from easydistill.data.images.store import PREFIX, ImageStore
+from easydistill.data.images.store import PREFIX, ImageStore, digest_of
 from easydistill.data.messages import Message
+from easydistill.data.plain import without_base64
 from easydistill.data.row_files.broken import MalformedRow
 
 NOT_SEEN = "image_not_supported"
@@ -74,7 +75,7 @@ class ImageReader:
     Args:
         image_folder: that paths are relative to; by default the folder of the row's file.
         fetch: gives the digest of the image at an address; without it, addresses are refused.
-        record: the files that are read are noted there.
+        record: the files that are read are noted there, and those that should have been.
     """
 
     def __init__(
@@ -143,18 +144,28 @@ class ImageReader:
                 )
             if not path.is_file():
                 where = "dataset.image_folder" if self._image_folder else "the folder of the row's file"
+                self._note(path)
                 raise ImageProblem(MISSING, f"there is no such file; paths are relative to {where}")
             if path.stat().st_size > MOST_BYTES:
+                self._note(path)
                 raise ImageProblem(TOO_LARGE, f"the file has more than {MOST_BYTES:,} bytes")
             data = path.read_bytes()
         except (OSError, ValueError, RuntimeError) as error:
             if isinstance(error, ImageProblem):
                 raise
             raise ImageProblem(UNREADABLE, f"the file cannot be read: {type(error).__name__}") from None
-        digest = self._store.add(data)
+        try:
+            digest = self._store.add(data)
+        except ImageProblem:
+            # It may be replaced by a better one.
+            self._note(path, digest_of(data))
+            raise
+        self._note(path, digest)
+        return digest
+
+    def _note(self, path: Path, digest: str = "") -> None:
         if self._record is not None:
             self._record.add(path, digest)
-        return digest
 
 
 def _fetching(store: ImageStore) -> Callable[[str], str]:
@@ -257,4 +268,4 @@ def shown(source: Any) -> str:
     if name is None or len(name) > 300 or name[:5].lower() == "data:":
         return ""
     # Addresses may hold keys.
-    return f"{name.partition('?')[0] if '://' in name else name!r}: "
+    return f"{name.partition('?')[0] if '://' in name else without_base64(name)!r}: "

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from easydistill.data.images import ImageReader
-from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
-from easydistill.methods.shared.row_reading import one_writer
+from easydistill.methods.shared.row_reading import one_writer, read_made
 from easydistill.methods.shared.rows import LabelledRows
 
 ROLLOUTS = "rollouts.parquet"
@@ -32,8 +30,7 @@ class RowsWithRollouts(LabelledRows):
 
     def read(self, context: StageContext) -> tuple[Rows[Sample], list[Sample], list[Rejection]]:
         train, heldout, rejected = super().read(context)
-        path, images = context.input_path("rollout", ROLLOUTS), ImageReader(context.images)
         with one_writer(context, may_have_images=self.refuses_images is None):
-            own, _ = read_samples(path, labelled=True, images=images)
+            own, _ = read_made(context.input_path("rollout", ROLLOUTS), context)
         train.extend(own)
         return train, heldout, rejected

@@ -9,9 +9,13 @@ from typing import Any
 
 from easydistill.config.dataset import RowsConfig
 from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
+from easydistill.data.images.reader import name_of
+from easydistill.data.images.store import FOLDER
+from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.messages import Chat
-from easydistill.data.reading import read_rows
+from easydistill.data.reading import read_rows, read_samples
 from easydistill.data.records import Rejection, Sample
+from easydistill.data.row_files.broken import MalformedRow
 from easydistill.data.spool import Rows
 from easydistill.engine.stage import StageContext
 from easydistill.errors import DataError
@@ -59,6 +63,31 @@ def read_file(
     found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     context.notice(found.notices)
     return found.samples, found.rejected
+
+
+def read_made(path: Path, context: StageContext) -> tuple[Rows[Sample], list[Rejection]]:
+    """The answered rows that another stage of the run has written.
+
+    Raises:
+        DataError: an image of theirs is no longer in the run.
+    """
+    return read_samples(path, labelled=True, images=_ImagesOfRun(context.images))
+
+
+class _ImagesOfRun(ImageReader):
+    """Reads images that are in the store already."""
+
+    def digest(self, source: Any, folder: Path | None) -> str:
+        try:
+            return super().digest(source, folder)
+        except MalformedRow:
+            assert folder is not None, "a stage writes files"
+            lost = Path(str(name_of(source))).name
+            raise DataError(
+                f"an image of the run is missing or damaged: {FOLDER}/{lost}\n"
+                f"    → put it back; or remove {folder / MANIFEST}: the stage reads the images again, and asks for no "
+                "answer that it has"
+            ) from None
 
 
 def first_rows(

@@ -13,16 +13,15 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.pipeline import Citation
 from easydistill.contracts.teacher import TEMPLATE_REFUSED
-from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.images import ImageStore
 from easydistill.data.messages import have_images
-from easydistill.data.reading import read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons, is_cut, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
 from easydistill.engine.stage import FORETOLD, StageContext
 from easydistill.errors import DataError, EasyDistillError
 from easydistill.methods.shared.foretelling import FirstRows
-from easydistill.methods.shared.row_reading import first_rows, one_writer, read_file
+from easydistill.methods.shared.row_reading import first_rows, one_writer, read_file, read_made
 from easydistill.methods.shared.sight import ImageSizes, blindness
 from easydistill.models.limits import Limits
 
@@ -95,9 +94,7 @@ class LabelledRows:
         """(training rows, held-out rows, rejected rows of the file)."""
         with one_writer(context, may_have_images=self.refuses_images is None):
             if self.from_stage:
-                images = ImageReader(context.images)
-                path = context.input_path("label", LABELED_PARQUET)
-                samples, rejected = read_samples(path, labelled=True, images=images)
+                samples, rejected = read_made(context.input_path("label", LABELED_PARQUET), context)
             else:
                 given = self.dataset.labeled_path
                 samples, rejected = read_file(self.dataset, given, True, context, self.refuses_images)

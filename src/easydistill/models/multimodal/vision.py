@@ -6,12 +6,13 @@ batch with it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.data.images.normalise import pillow
-from easydistill.errors import DataError
+from easydistill.errors import DataError, EasyDistillError
 from easydistill.models.multimodal.processors import OF_TEXT, Processor
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Vision:
     def _run(self, digest: str) -> tuple[str, int]:
         """What an image's placeholder becomes, and the number of image tokens in it."""
         if digest not in self._sizes:
-            with pillow().open(self._files(digest)) as image:
+            with self._opened(digest) as image:
                 self._sizes[digest] = image.size
         size = self._sizes[digest]
         if size not in self._runs:
@@ -166,8 +167,24 @@ class Vision:
 
     def image(self, digest: str) -> Any:
         """An image as Pillow reads it."""
-        with pillow().open(self._files(digest)) as image:
+        with self._opened(digest) as image:
             return image.convert("RGB")
+
+    @contextlib.contextmanager
+    def _opened(self, digest: str) -> Iterator[Any]:
+        """
+        Raises:
+            EasyDistillError: the file is damaged. This is no fault of a row, for which it would be rejected.
+        """
+        path = self._files(digest)
+        try:
+            with pillow().open(path) as image:
+                yield image
+        except OSError as error:
+            raise EasyDistillError(
+                f"{path}: this copy of an image is damaged: {type(error).__name__}\n"
+                "    → remove the file, and start the run again, which makes it anew"
+            ) from None
 
 
 def _miscounted(marks: int, images: int, mark: str) -> str:
