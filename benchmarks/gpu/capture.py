@@ -1,6 +1,6 @@
 """Which passes of a student's layers a CUDA graph can hold: each tried in a process of its own, which it may spoil.
 
-A compiled step in the shape of Qwen2.5-0.5B keeps an H100 busy for about 51 ms, and Python for 80. Forward and backward
+A compiled step in the shape of Qwen2.5-0.5B keeps an H100 busy for 51 ms and more, Python for 80. Forward and backward
 pass of the layers as two CUDA graphs would be launched as two. On 2026-11-28 recording them, compiled and under
 autocast, failed there ("operation failed due to a previous error during capture"), and what came first is not known.
 This takes the recording apart: the body alone or compiled, forward alone or both passes, with and without autocast, by
