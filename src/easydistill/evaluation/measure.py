@@ -56,8 +56,7 @@ class Measured:
         seen: dict[str, Tensor] = {}
         if self.vision is not None:
             rows = list(zip(ids_BT.cpu().numpy(), images, strict=True))
-            seen = {**self.vision.type_ids(ids_BT), **self.vision.batch(rows)}
-            seen = {name: value.to(on) for name, value in seen.items()}
+            seen = self.vision.inputs(ids_BT.to(on), rows)
         hidden_BTD: Tensor = self.body(input_ids=ids_BT.to(on), use_cache=False, **seen).last_hidden_state
         return hidden_BTD.to(ids_BT.device)[keep_BT]
 

@@ -155,10 +155,8 @@ def _seen(
     vision: Vision, rows: Sequence[tuple[list[int], Sequence[str]]], model: Any, ids_BT: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """What the model is given beside the padded ids of rows with images."""
-    found = {}
-    for name, value in {**vision.batch(rows), **vision.type_ids(ids_BT)}.items():
-        found[name] = value.to(device=model.device, dtype=model.dtype if value.is_floating_point() else None)
-    return found
+    found = vision.inputs(ids_BT, rows)
+    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in found.items()}
 
 
 def _by_generate(

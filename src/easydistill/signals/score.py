@@ -151,8 +151,7 @@ def _seen(vision: Vision | None, rows: Sequence[RowToScore], ids_BT: Tensor) -> 
     if vision is None:
         assert not any(row.images for row in rows), "rows with images are refused for a teacher of text"
         return {}
-    shown = vision.batch([(row.ids, row.images) for row in rows])
-    return {**vision.type_ids(ids_BT), **{name: value.to(ids_BT.device) for name, value in shown.items()}}
+    return vision.inputs(ids_BT, [(row.ids, row.images) for row in rows])
 
 
 class ModelScorer:

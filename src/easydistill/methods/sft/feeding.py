@@ -136,7 +136,7 @@ class Feed:
         if self.vision is None:
             return batch
         rows = [(row.ids_T, row.images) for item in items for row in item]
-        return {**batch, **self.vision.type_ids(batch["input_ids"]), **self.vision.batch(rows)}
+        return {**batch, **self.vision.inputs(batch["input_ids"], rows)}
 
     def shown(self, items: Sequence[list[TokenRow]]) -> dict[str, Any]:
         """A micro-batch as the student's body is given it."""

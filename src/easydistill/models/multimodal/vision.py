@@ -156,6 +156,11 @@ class Vision:
             raise DataError(_mismatch(found, expected, digests))
         return {name: value for name, value in made.items() if name not in OF_TEXT}
 
+    def inputs(self, ids_BT: torch.Tensor, rows: Sequence[ImageRow]) -> dict[str, torch.Tensor]:
+        """All that a model takes beside the padded ids of a batch of rows, on their device: `type_ids` and `batch`."""
+        images = {name: value.to(ids_BT.device) for name, value in self.batch(rows).items()}
+        return {**self.type_ids(ids_BT), **images}
+
     def type_ids(self, ids_BT: torch.Tensor) -> dict[str, torch.Tensor]:
         """As `Processor.type_ids`."""
         return self.processor.type_ids(ids_BT)

@@ -86,13 +86,13 @@ class Zero3(Zero):
         return decided_by_first(ask)
 
     def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered:
-        on, dtypes = device(), number_types(model, computed)
+        on, dtypes = device(), decided_by_first(lambda: number_types(model, computed))
         return Gathered(model, lambda: _whole_values(model, on, dtypes), _unnoticed)
 
     def kept_as_it_is(self, model: Any, computed: torch.dtype | None) -> Gathered:
         on = device()
         home = torch.device("cpu") if "parameters" in offload_devices(self.launch) else on
-        parts = KeptInParts(model, number_types(model, computed), on, home)
+        parts = KeptInParts(model, decided_by_first(lambda: number_types(model, computed)), on, home)
         return Gathered(model, parts.values, _unnoticed)
 
     def beside(self, model: Any) -> Any:
@@ -195,12 +195,10 @@ def _gathered(model: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
 
 
 def _whole_values(model: nn.Module, on: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
-    """The whole value of each parameter, in all processes; in the number types of the first one, which loaded them."""
+    """The whole value of each parameter, in all processes."""
     import deepspeed
 
-    box = [list(dtypes)]
-    torch.distributed.broadcast_object_list(box, 0)
-    for parameter, dtype in zip(model.parameters(), box[0], strict=True):
+    for parameter, dtype in zip(model.parameters(), dtypes, strict=True):
         with deepspeed.zero.GatheredParameters([parameter]):
             value = parameter.detach().to(on, dtype, copy=True)
         yield value

@@ -56,13 +56,14 @@ class Fsdp2(Strategy):
         return decided_by_first(ask)
 
     def gathering(self, model: Any, computed: torch.dtype | None) -> Gathered:
-        on, dtypes = device(), number_types(model, computed)
+        on, dtypes = device(), decided_by_first(lambda: number_types(model, computed))
         return Gathered(model, lambda: whole_values(model, on, dtypes))
 
     def kept_as_it_is(self, model: Any, computed: torch.dtype | None) -> Gathered:
         on = device()
         home = torch.device("cpu") if self.launch.offload else on
-        return Gathered(model, KeptInParts(model, number_types(model, computed), on, home).values)
+        parts = KeptInParts(model, decided_by_first(lambda: number_types(model, computed)), on, home)
+        return Gathered(model, parts.values)
 
     def prepared(self, trainer: Any) -> None:
         self._device = trainer.args.device
@@ -170,13 +171,11 @@ def gather(model: nn.Module, device: torch.device) -> None:
 
 
 def whole_values(model: nn.Module, device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Tensor]:
-    """The whole value of each parameter of a sharded model, in all ranks; in the number types of the first rank."""
-    box = [list(dtypes)]
-    dist.broadcast_object_list(box, 0)
+    """The whole value of each parameter of a sharded model, in all ranks."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    for part, dtype in zip(model.parameters(), box[0], strict=True):
+    for part, dtype in zip(model.parameters(), dtypes, strict=True):
         moved: Any = part.detach().to(device, dtype)
         yield moved.full_tensor()
 

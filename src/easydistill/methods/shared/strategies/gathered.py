@@ -117,6 +117,8 @@ def structure_of(model: nn.Module) -> nn.Module:
 def number_types(model: nn.Module, computed: torch.dtype | None) -> list[torch.dtype]:
     """The number type in which each parameter is computed with.
 
+    The first process alone knows those of a student that it loads for all.
+
     Args:
         computed: that of linear layers under autocast, which would convert their weights for every token; None without.
     """
@@ -136,7 +138,7 @@ class KeptInParts:
 
     Args:
         model: whole in the first process; the others need its structure alone.
-        dtypes: in which number types they are kept, in the first process.
+        dtypes: in which number types they are kept, the same in all processes.
         device: where this process computes.
         home: where its part is kept.
     """
@@ -145,10 +147,8 @@ class KeptInParts:
         self, model: nn.Module, dtypes: Sequence[torch.dtype], device: torch.device, home: torch.device
     ) -> None:
         self._device = device
-        box = [list(dtypes)]
-        dist.broadcast_object_list(box, 0)
         self._parts: list[tuple[Tensor, torch.Size]] = []
-        for value, dtype in zip(model.parameters(), box[0], strict=True):
+        for value, dtype in zip(model.parameters(), dtypes, strict=True):
             # One weight at a time: a device need not have room for all.
             self._parts.append((_scattered(value.detach(), dtype, device).to(home), value.shape))
 
