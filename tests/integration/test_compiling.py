@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.integration.test_supervised import Killed, rows, weights
+from tests.integration.test_supervised import rows, weights
+from tests.support.killed import killed_at
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import LoraConfig
@@ -99,17 +100,8 @@ def test_batches_by_tokens_are_compiled_once_and_resume_bit_for_bit(
     some = rows(40, longest=250)
     whole = run(tiny_model, tmp_path / "whole", some)
     assert 1 <= made[0].compilations <= 3
-    original = supervised.Watch.on_step_end
-
-    def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step == 5:
-            raise Killed
-        return original(self, args, state, control, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised.Watch, "on_step_end", dying)
-        with pytest.raises(Killed):
-            run(tiny_model, tmp_path / "killed", some)
+    with killed_at(monkeypatch, 5):
+        run(tiny_model, tmp_path / "killed", some)
     resumed = run(tiny_model, tmp_path / "killed", some)
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name

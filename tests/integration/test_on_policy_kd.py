@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.jobs import TRAINING, run, run_here, start, write_config, write_prompts
+from tests.support.killed import Killed
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from easydistill.config.inference import ApiInferenceConfig
@@ -397,10 +398,6 @@ def test_gradient_checkpointing_does_not_change_the_step(
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """In place of SIGKILL: nothing in the trainer may catch it."""
 
 
 Uninterrupted = Callable[..., tuple[dict[str, torch.Tensor], Any]]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.integration.test_supervised import Killed, rows, weights
+from tests.integration.test_supervised import rows, weights
+from tests.support.killed import killed_at
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import LoraConfig, TrainerConfig
@@ -64,17 +65,8 @@ def test_a_killed_training_learns_and_ends_in_the_same_weights_bit_for_bit(
     made = rows(24)
     whole = run(tiny_model, tmp_path / "whole", made, dtype, optim=optim)
     assert loss_of(tiny_model, whole, made) < 0.9 * loss_of(tiny_model, None, made)
-    original = supervised.Watch.on_step_end
-
-    def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step == 5:
-            raise Killed
-        return original(self, args, state, control, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised.Watch, "on_step_end", dying)
-        with pytest.raises(Killed):
-            run(tiny_model, tmp_path / "killed", made, dtype, optim=optim)
+    with killed_at(monkeypatch, 5):
+        run(tiny_model, tmp_path / "killed", made, dtype, optim=optim)
     resumed = run(tiny_model, tmp_path / "killed", made, dtype, optim=optim)
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name

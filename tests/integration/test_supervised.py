@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.killed import killed_at
 
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import LoraConfig
@@ -194,10 +195,6 @@ def test_training_learns(tiny_model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text().count('"loss"') == 24
 
 
-class Killed(BaseException):
-    """In place of SIGKILL: nothing in the trainer may catch it."""
-
-
 def to_be_killed(packing: bool) -> dict[str, Any]:
     return {
         "num_train_epochs": 3,
@@ -236,17 +233,8 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
     made = rows(30, longest=30)
     values = to_be_killed(packing)
     whole = uninterrupted(packing)
-    original = supervised.Watch.on_step_end
-
-    def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step == die_at:
-            raise Killed
-        return original(self, args, state, control, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised.Watch, "on_step_end", dying)
-        with pytest.raises(Killed):
-            run(tiny_model, tmp_path / "killed", made, **values)
+    with killed_at(monkeypatch, die_at):
+        run(tiny_model, tmp_path / "killed", made, **values)
     resumed = weights(run(tiny_model, tmp_path / "killed", made, **values))
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name

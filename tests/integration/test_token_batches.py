@@ -11,7 +11,8 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from pydantic import ValidationError
-from tests.integration.test_supervised import Killed, rows, weights
+from tests.integration.test_supervised import rows, weights
+from tests.support.killed import killed_at
 from torch.utils.data import DataLoader
 
 from easydistill.config.models import ModelsConfig
@@ -145,17 +146,8 @@ def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(
     made = rows(40, longest=40)
     whole, outcome = run(tiny_model, tmp_path / "whole", made, packing=packing)
     assert outcome.steps > 9
-    original = supervised.Watch.on_step_end
-
-    def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step == die_at:
-            raise Killed
-        return original(self, args, state, control, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised.Watch, "on_step_end", dying)
-        with pytest.raises(Killed):
-            run(tiny_model, tmp_path / "killed", made, packing=packing)
+    with killed_at(monkeypatch, die_at):
+        run(tiny_model, tmp_path / "killed", made, packing=packing)
     resumed, again = run(tiny_model, tmp_path / "killed", made, packing=packing)
     assert again.steps == outcome.steps
     for name, value in whole.items():

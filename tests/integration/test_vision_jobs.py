@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.killed import killed_at
 from tests.support.pictures import LookingServer, looking, picture, sent_images
 from tests.support.vision_models import FAMILIES, mark, vision_model
 
@@ -161,10 +162,6 @@ def test_a_blind_body_is_noticed_before_the_first_step(tmp_path: Path, monkeypat
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """In place of SIGKILL: nothing in the trainer may catch it."""
-
-
 @pytest.mark.parametrize("changes", [False, True])
 def test_a_killed_training_goes_on_bit_for_bit_unless_an_image_changed(
     changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,17 +173,8 @@ def test_a_killed_training_goes_on_bit_for_bit_unless_an_image_changed(
         config = job(folder, "idefics3", made_rows(folder), num_train_epochs=3, save_steps=2)
         config["evaluation"] = {"enabled": False}
         configs.append(config)
-    original = supervised.Watch.on_step_end
-
-    def dying(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step == 5:
-            raise Killed
-        return original(self, args, state, control, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised.Watch, "on_step_end", dying)
-        with pytest.raises(Killed):
-            easydistill.run(configs[1])
+    with killed_at(monkeypatch, 5):
+        easydistill.run(configs[1])
     checkpoints = next((folders[1] / "run" / "stages").glob("*-train")) / "checkpoints"
     assert [path.name for path in checkpoints.glob("*/checkpoint-*")]
     if changes:
