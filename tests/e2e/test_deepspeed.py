@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.e2e.test_launch import assert_all_gone, curve, sft_job, wait_for_step
 from tests.e2e.test_launch_preferences import assert_same_course, pairs_job
 from tests.e2e.test_launch_rl import SPREAD, VARIANTS, policy_job
 from tests.support.jobs import run_here, start, write_config
-from tests.support.tiny import SMALL_VOCABULARY, tiny_llama
+from tests.support.tiny import save_untied
 
 pytest.importorskip("deepspeed")
 
@@ -98,16 +97,7 @@ def exact_norms() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def untied(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose output layer is not its embedding."""
-    folder = tmp_path_factory.mktemp("untied") / "model"
-    shutil.copytree(tiny_model, folder)
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = tiny_llama(SMALL_VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=False, **ends)
-        from transformers import LlamaForCausalLM
-
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_untied(tiny_model, tmp_path_factory.mktemp("untied") / "model", seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Without a GPU, layers on the disk are what accelerate moves: their weights are r
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from tests.e2e.test_scoring_in_processes import job_of, score, store
 from tests.support.aligned import aligner_of, chats, make_teacher, rows_of
 from tests.support.jobs import TRAINING, run_here, write_config
-from tests.support.tiny import SMALL_VOCABULARY, tiny_llama
+from tests.support.tiny import SMALL_VOCABULARY, save_untied
 
 from easydistill.config.inference import DeviceMap, TransformersInferenceConfig
 from easydistill.contracts.teacher import Completion, GenerationRequest, Outcome
@@ -45,16 +44,7 @@ MAPS: dict[str, DeviceMap] = {"mixed": MIXED, "disk": {"": "disk"}, "auto": "aut
 @pytest.fixture(scope="module")
 def untied(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher whose output layer is not its embedding."""
-    from transformers import LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("untied") / "model"
-    shutil.copytree(tiny_model, folder)
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        config = tiny_llama(SMALL_VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=False, **ends)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_untied(tiny_model, tmp_path_factory.mktemp("untied") / "model", seed=1)
 
 
 @pytest.fixture(params=["tied", "untied"])

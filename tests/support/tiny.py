@@ -38,3 +38,17 @@ def tiny_llama(vocab_size: int = 49_152, **values: Any) -> Any:
         num_key_value_heads=2,
         **values,
     )
+
+
+def save_untied(tied: Path, folder: Path, seed: int) -> Path:
+    """A tiny model like `tied`, with random weights of its own and an output layer that is not its embedding."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    shutil.copytree(tied, folder)
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = tiny_llama(SMALL_VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=False, **ends)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
