@@ -211,7 +211,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "beta of another objective": (SERVER, {"on_policy.beta": 0.4}, "`beta` has no effect", "remove beta"),
     "temperature of another": (SERVER, {"on_policy.temperature": 0.7}, "`temperature` has no effect", "remove"),
     "clip of another": (LOCAL, {"on_policy": {"ratio_clip": 0.1}}, "`ratio_clip` has no effect", "remove ratio_clip"),
-    "steps of another": (LOCAL, {"on_policy": {"steps_per_rollout": 2}}, "`steps_per_rollout` has no", "remove"),
+    "sampling of another": (SERVER, {"on_policy.rollout_temperature": 0.7}, "`rollout_temperature` has no", "remove"),
     "temperature zero": (LOCAL, {"on_policy": {"temperature": 0}}, "0", ""),
     "clip zero": (SERVER, {"on_policy.ratio_clip": 0}, "0", ""),
     "no tokens": (LOCAL, {"on_policy": {"max_new_tokens": 0}}, "0", ""),

@@ -87,8 +87,6 @@ class OnPolicyStage(TrainStage):
         if self._server is not None and "ENDPOINT" in self._server.base_urls:
             problem = '"ENDPOINT" is a placeholder for the address of your vLLM server'
             issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
-        if self._on_policy.objective == "generalized_jsd":
-            issues += needs_extra("trl", "trl")
         if self._on_policy.rollouts == "vllm":
             issues += needs_extra("vllm", "vllm")
         return issues
@@ -229,9 +227,9 @@ class OnPolicyStage(TrainStage):
         shared = (self._training, self._on_policy, following, context.reporter, context.stop)
         with contextlib.closing(self._writer(student)) as writer:
             if self._on_policy.objective == "generalized_jsd":
-                from easydistill.methods.on_policy import trl_trainer as on_policy_trl
+                from easydistill.methods.on_policy import generalized_jsd
 
-                return on_policy_trl.train(student, rows, self._local_teacher(student, vocabulary), *shared, writer)
+                return generalized_jsd.train(student, rows, self._local_teacher(student, vocabulary), *shared, writer)
             return sampled.train(student, rows, self._scores(student, vocabulary, context), *shared, writer)
 
     def _writer(self, student: Student) -> Writer:

@@ -10,8 +10,8 @@ and −(1/N) Σ_t log p_S(y_t) for tokens of the teacher's answers, if rollouts 
 of the whole optimiser step, including the token that ends an answer if it was generated. Tokens for which the teacher
 gives no log-probability (a placeholder such as −9999, or nothing finite) are left out of the loss and of N.
 
-The choice of sequences, rollouts and scoring are in `shared/rollouts.py`, as for the generalised JSD in
-`trl_trainer.py`.
+The choice of sequences, rollouts and scoring are in `shared/rollouts.py`. `generalized_jsd.py` has the other objective
+of this loop.
 
 Shapes: N tokens, R of them the student's own.
 """
@@ -22,7 +22,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -73,6 +73,7 @@ from easydistill.methods.shared.rollouts import (
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
 from easydistill.models.loading import device
+from easydistill.models.rows_attention import rows_attention
 from easydistill.models.student import Student
 
 STATE = "state.pt"
@@ -118,11 +119,32 @@ def train(
         Interrupted: `stop` was requested; the state is in a checkpoint.
         TeacherError: the teacher failed for good; the state is in a checkpoint.
     """
+    return run_loop(
+        lambda: SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer),
+        student,
+        rows,
+        config,
+        stop,
+    )
+
+
+def run_loop(
+    made: Callable[[], SampledTraining],
+    student: Student,
+    rows: Sequence[PromptRow],
+    config: TrainingConfig,
+    stop: StopSignal,
+) -> TrainingOutcome:
+    """Train `student` in place by the loop that `made` gives.
+
+    Raises:
+        DataError, Interrupted, TeacherError: see `train`.
+    """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
     strategy().decided(lambda: check_head(student.model))
-    with kept_settings(student.model):
-        loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer)
+    with kept_settings(student.model), rows_attention():
+        loop = made()
         loop.run(stop)
     loop.steps.finish()
     outcome = loop.outcome()
@@ -187,6 +209,8 @@ class SampledTraining:
         self._window: list[dict[str, float]] = []
         self._final_loss: float | None = None
         self._phases = Phases(self._device)
+        # Parts of weights have no shape of their own, and all ranks must compute alike.
+        self._flat = not strategy().shards
 
     def run(self, stop: StopSignal) -> None:
         self._load()
@@ -230,29 +254,34 @@ class SampledTraining:
         self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
         everyone = [item for part in from_all(scored_rollouts) for item in part]
         entropies = [value for part in from_all(entropies) for value in part]
-        return {**describe(everyone), **({"entropy": fmean(entropies)} if everyone else {})}
+        return {**describe(everyone), **({"entropy": fmean(entropies)} if entropies else {})}
 
     def _write(
         self, model: Any, prompts: Sequence[tuple[str, list[int]]], numbers: Sequence[int]
     ) -> tuple[list[Written], list[tuple[list[float], list[float]]]]:
         """The student's answers, and of each the (log p_old, entropy) of its tokens."""
-        with self._autocast(cached=True):
-            rollouts = self._writer.write(
-                model,
-                prompts,
-                self._step,
-                self._student.eos_ids,
-                self._on_policy.max_new_tokens,
-                # The estimate is of the student's own distribution, so sampling must not sharpen or flatten it.
-                1.0,
-                self._config.seed,
-                numbers,
-            )
+        # The estimate is of the student's own distribution, so sampling must not sharpen or flatten it.
+        rollouts = self._generated(model, prompts, numbers, temperature=1.0)
         asked = [(item.ids, len(item.prompt)) for item in rollouts]
         model.eval()
         with self._phases.during("scores"), torch.no_grad(), self._autocast(cached=True):
             own = scored(model, asked, self._pad, self._config.loss_chunk_bytes) if asked else []
         return rollouts, own
+
+    def _generated(
+        self, model: Any, prompts: Sequence[tuple[str, list[int]]], numbers: Sequence[int], temperature: float
+    ) -> list[Written]:
+        with self._autocast(cached=True):
+            return self._writer.write(
+                model,
+                prompts,
+                self._step,
+                self._student.eos_ids,
+                self._on_policy.max_new_tokens,
+                temperature,
+                self._config.seed,
+                numbers,
+            )
 
     def _assigned(self, step: int) -> list[Written]:
         """A step's sequences of all ranks; those that the student is to generate are still empty."""
@@ -293,6 +322,7 @@ class SampledTraining:
             torch.manual_seed(row_seed(self._config.seed, f"{self._step}:dropout"))
             for at in range(0, len(batch), size):
                 part = batch[at : at + size]
+                self._before(part)
                 loss = self.steps.forward(functools.partial(self._loss, part)) / count
                 self.steps.backward(loss, last=at + size >= len(batch))
                 total += float(loss.detach())
@@ -303,13 +333,22 @@ class SampledTraining:
                 "    → lower training.learning_rate, or set training.bf16=false"
             )
         rate = self.steps.learning_rate
-        return {"loss": total, "grad_norm": self.steps.update(), "learning_rate": rate}
+        return {"loss": total, "grad_norm": self.steps.update(), "learning_rate": rate, **self._figures()}
+
+    def _before(self, part: list[Written]) -> None:
+        """What a micro-batch needs beside the student."""
+
+    def _figures(self) -> dict[str, float]:
+        """What the losses of the step have told of its rollouts, of all ranks."""
+        return {}
 
     def _loss(self, part: list[Written]) -> Tensor:
         """The summed loss of a micro-batch."""
         with self._autocast():
             asked = [(item.ids, len(item.prompt)) for item in part]
-            logprobs_N, _ = completion_logprobs(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
+            logprobs_N, _ = completion_logprobs(
+                self._student.model, asked, self._pad, self._config.loss_chunk_bytes, flat=self._flat
+            )
         on = logprobs_N.device
         rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=on)
         learned_N = torch.tensor([value for item in part for value in item.learned], device=on)
@@ -383,6 +422,13 @@ class SampledTraining:
     def _load(self) -> None:
         found = last_whole_checkpoint(self._checkpoints)
         if found is None:
+            return
+        if not from_first((found / STATE).is_file()):
+            self._reporter.say("  note: checkpoints of an earlier version cannot be continued; this part starts anew")
+            wait_for_all()
+            if rank() == 0:
+                shutil.rmtree(self._checkpoints)
+            wait_for_all()
             return
         check_ranks(found)
         state = torch.load(found / STATE, map_location="cpu", weights_only=True)
