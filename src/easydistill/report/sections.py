@@ -30,6 +30,7 @@ ANSWERS_IN_MARKDOWN = 8
 DIFFERENCES_AT_FIRST = 6
 DIFFERENCES_IN_MARKDOWN = 12
 COSTLY_AT_FIRST = 10
+OWN_ANSWERS = ("The student's own answers over training", "Own answers")
 _ALL_REJECTED = doc.Text("Every rejected row is in the stage's rejected.jsonl.")
 T = TypeVar("T")
 _SIDES = (("k-before", "before training"), ("k-after", "after training"))
@@ -126,9 +127,8 @@ def _exploration(facts: Facts) -> Iterator[doc.Section]:
     found = read_exploration(facts.directory / "metrics.jsonl", facts.train)
     if found is not None:
         alarms = (doc.Text(message, "alarm", f"Step {step:,}:") for step, message in found.alarms)
-        yield doc.Section(
-            "exploration", "Rewards over training", "Rewards", (*alarms, Courses(found.courses), found.table)
-        )
+        title, short = ("Rewards over training", "Rewards") if found.rewarded else OWN_ANSWERS
+        yield doc.Section("exploration", title, short, (*alarms, Courses(found.courses), found.table))
 
 
 def _rows(facts: Facts) -> Iterator[doc.Section]:

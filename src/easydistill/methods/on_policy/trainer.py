@@ -37,6 +37,7 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.kernels.logprobs import completion_logprobs
+from easydistill.methods.on_policy.alarms import Alarms
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.steps import steps_of
 from easydistill.methods.sft.config import TrainingConfig
@@ -209,6 +210,7 @@ class SampledTraining:
         self._window: list[dict[str, float]] = []
         self._final_loss: float | None = None
         self._phases = Phases(self._device)
+        self._alarms = Alarms()
         # Parts of weights have no shape of their own, and all ranks must compute alike.
         self._flat = not strategy().shards
 
@@ -384,6 +386,8 @@ class SampledTraining:
         )
         if means:
             self._reporter.metric("rollouts", step=self._step, **means)
+            for sentence in self._alarms.step(self._step, means):
+                self._reporter.say(f"  alarm at step {self._step}: {sentence}")
         self._reporter.metric("seconds", step=self._step, **self._phases.take())
         self._window = []
 
@@ -416,6 +420,7 @@ class SampledTraining:
             "window": self._window,
             "tokens": self._tokens,
             "final_loss": self._final_loss,
+            "alarms": self._alarms.state(),
         }
         torch.save(state, target / STATE)
 
@@ -436,6 +441,8 @@ class SampledTraining:
         pending = state["pending"] if world_size() == 1 else state["pending"][rank()]
         self._pending = [[Written(**item) for item in batch] for batch in pending]
         self._window, self._tokens, self._final_loss = state["window"], state["tokens"], state["final_loss"]
+        if "alarms" in state:
+            self._alarms.restore(state["alarms"])
         self._step = self._resumed = step_of(found)
 
     def outcome(self) -> TrainingOutcome:
@@ -447,4 +454,5 @@ class SampledTraining:
             parameters=parameters,
             trainable_parameters=trainable,
             resumed_from_step=self._resumed,
+            alarms=self._alarms.raised,
         )
