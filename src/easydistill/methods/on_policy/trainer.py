@@ -44,6 +44,7 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import check_head, uses_bf16
+from easydistill.methods.shared.compiling import fast_matrix_products
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import (
     check_ranks,
@@ -73,6 +74,7 @@ from easydistill.methods.shared.rollouts import (
 )
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
+from easydistill.models.allocation import reused_memory
 from easydistill.models.loading import device
 from easydistill.models.rows_attention import rows_attention
 from easydistill.models.student import Student
@@ -144,7 +146,13 @@ def run_loop(
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
     strategy().decided(lambda: check_head(student.model))
-    with kept_settings(student.model), rows_attention():
+    on = device()
+    with (
+        kept_settings(student.model),
+        rows_attention(),
+        reused_memory(on),
+        fast_matrix_products(on, uses_bf16(config, on)),
+    ):
         loop = made()
         loop.run(stop)
     loop.steps.finish()
