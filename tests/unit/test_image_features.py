@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,16 @@ from tests.unit.test_multimodal import ids_of
 
 from easydistill.data.images import ImageStore
 from easydistill.engine.interrupt import StopSignal
-from easydistill.errors import EasyDistillError, Interrupted
 from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.feeding import Feed
 from easydistill.methods.shared.compat import cross_entropy_loss, fuse_loss
 from easydistill.models.loading import load_model
 from easydistill.models.multimodal import Vision, load_processor
-from easydistill.models.multimodal.feature_files import FeatureFiles, Features
-from easydistill.models.multimodal.features import NoSeam, Seam, find_seam, put_in
+from easydistill.models.multimodal.feature_files import FeatureFiles
+from easydistill.models.multimodal.features import Seam, find_seam, put_in
 from easydistill.models.multimodal.parts import freeze_others
-from easydistill.models.multimodal.remembering import RememberedVision, key, remember
+from easydistill.models.multimodal.remembering import RememberedVision, remember
 
 SIZES = ((40, 28), (16, 16), (20, 50), (24, 24))
 
@@ -66,7 +64,10 @@ def rows_of(vision: Vision, digests: Sequence[str]) -> list[TokenRow]:
 def steps(model: Any, vision: Vision, rows: Sequence[TokenRow]) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of a few micro-batches, and the sum of their gradients."""
     feed = Feed(
-        [[each] for each in rows], TrainingConfig(), vision.processor.tokenizer.convert_tokens_to_ids(PAD), vision=vision
+        [[each] for each in rows],
+        TrainingConfig(),
+        vision.processor.tokenizer.convert_tokens_to_ids(PAD),
+        vision=vision,
     )
     fuse_loss(model, cross_entropy_loss(None))
     model.zero_grad()
@@ -103,7 +104,9 @@ def test_loss_and_gradients_are_those_of_pixels(
     assert not calls
     assert losses == expected[0]
     assert gradients.keys() == expected[1].keys()
-    connected = [name for name in gradients if "language" not in name and "text_model" not in name and "lm_head" not in name]
+    connected = [
+        name for name in gradients if "language" not in name and "text_model" not in name and "lm_head" not in name
+    ]
     assert bool(connected) == ("connector" in trained)
     for name, value in expected[1].items():
         assert torch.equal(gradients[name], value), name

@@ -109,7 +109,9 @@ class FeatureFiles:
             self._read = os.open(self._folder / _VALUES, os.O_RDONLY)
         data = bytearray(os.pread(self._read, size, place["at"]))
         if len(data) != size:
-            raise EasyDistillError(f"{self._folder / _VALUES} is incomplete\n    → delete {self._folder}, and start again")
+            raise EasyDistillError(
+                f"{self._folder / _VALUES} is incomplete\n    → delete {self._folder}, and start again"
+            )
         values = torch.frombuffer(data, dtype=dtype).view(place["shape"])
         return Features(values, {name: torch.tensor(value) for name, value in place["told"].items()})
 

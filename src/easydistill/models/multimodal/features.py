@@ -138,7 +138,8 @@ def replay(model: Any, seam: Seam, features: Tensor, told: Mapping[str, Any]) ->
         pieces = [body.get_submodule(name)(piece) for name, piece in zip(seam.connectors, pieces, strict=True)]
         pieces = pieces if seam.form is not tuple else _in_order(model, pieces, told[_GRID])
     if seam.form is tuple:
-        merged = int(tower_of(model).spatial_merge_size) ** 2
+        tower: Any = tower_of(model)
+        merged = tower.spatial_merge_size**2
         sizes = (told[_GRID].prod(-1) // merged).tolist()
         split = [torch.split(piece, sizes) for piece in pieces]
         deep = {"deepstack_features": split[:-1]} if len(split) > 1 else {}
@@ -188,7 +189,7 @@ def _run(model: Any, seen: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]
 
 def _in_order(model: Any, pieces: list[Tensor], grid_I3: Tensor) -> list[Tensor]:
     """Qwen2.5-VL's tower goes through windows of an image, whose patches are put back in order behind the connector."""
-    tower = tower_of(model)
+    tower: Any = tower_of(model)
     if not hasattr(tower, "window_size"):
         return pieces
     from transformers.vision_utils import get_vision_window_index

@@ -1,9 +1,9 @@
 """A model that sees and whose vision tower is not trained: each image goes through the tower once.
 
-    seam = find_seam(...)                       # where features are taken (`features.py`), or why they cannot be
-    files = FeatureFiles(folder / key(...))     # on disk (`feature_files.py`)
-    remember(vision, model, seam, files, ...)   # computed where they are missing
-    with put_in(model, seam): RememberedVision(vision, files)   # in the place of `vision`
+seam = find_seam(...)                       # where features are taken (`features.py`), or why they cannot be
+files = FeatureFiles(folder / key(...))     # on disk (`feature_files.py`)
+remember(vision, model, seam, files, ...)   # computed where they are missing
+with put_in(model, seam): RememberedVision(vision, files)   # in the place of `vision`
 """
 
 from __future__ import annotations
