@@ -9,8 +9,8 @@ its training rows. Same rows, batch and number types (float32 weights, bfloat16 
     trl          the tower stays as it is, with TRL
 
 A step lasts from the end of one to the end of the next, so that reading and processing images is part of it. What the
-features of `ours_cached` cost once is measured too, and shared among the steps of three epochs (`with_making`). Each arm
-runs in processes of its own, in turn; the first steps are left out.
+features of `ours_cached` cost once is measured too, and shared among the steps of three epochs (`with_making`). Each
+arm runs in processes of its own, in turn; the first steps are left out.
 
     python -m benchmarks.vision.step_run [--made runs/vision] [--rounds 3] [--steps 8]
 """
