@@ -126,6 +126,7 @@ class TrainStage:
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.sft.rows import training_rows
         from easydistill.methods.sft.trainer import train
+        from easydistill.models.multimodal.feature_files import FOLDER as FEATURES
 
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
         samples, heldout, rejected = self._rows.read(context)
@@ -156,6 +157,7 @@ class TrainStage:
             self._distillation(rows, self._training.loss_chunk_bytes, context),
             self.name,
             vision,
+            context.run_directory / FEATURES,
         )
         context.stop.raise_if_requested()
         if context.rank > 0:

@@ -51,7 +51,7 @@ class Vision:
 
     def __init__(self, processor: Processor, files: ImageFiles) -> None:
         self.processor = processor
-        self._files = files
+        self.files = files
         self._sizes: dict[str, tuple[int, int]] = {}
         self._runs: dict[tuple[int, int], tuple[str, int]] = {}
 
@@ -146,12 +146,18 @@ class Vision:
             if expected != found:
                 raise DataError(_mismatch(found, expected, digests))
         digests = [digest for _, own in rows for digest in own]
-        if not digests:
-            return {}
+        return self.shown(digests) if digests else {}
+
+    def shown(self, digests: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors that a model takes with some images, as `batch`; at least one.
+
+        Raises:
+            DataError: an image takes other tokens than one of its size has taken before.
+        """
         # As one text: texts with fewer images than others would be filled up with empty ones.
         text = self.processor.mark * len(digests)
         made = self.processor.called([text], [[self.image(digest) for digest in digests]], return_tensors="pt")
-        expected, found = self._count(made["input_ids"][0]), sum(self._count(ids) for ids, _ in rows)
+        expected, found = self._count(made["input_ids"][0]), sum(map(self.image_tokens, digests))
         if expected != found:
             raise DataError(_mismatch(found, expected, digests))
         return {name: value for name, value in made.items() if name not in OF_TEXT}
@@ -181,7 +187,7 @@ class Vision:
         Raises:
             EasyDistillError: the file is damaged. This is no fault of a row, for which it would be rejected.
         """
-        path = self._files(digest)
+        path = self.files(digest)
         try:
             with pillow().open(path) as image:
                 yield image
