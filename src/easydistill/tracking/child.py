@@ -108,7 +108,7 @@ class Record:
                 self._attempt, self._sent = self._attempt + 1, Sent()
 
     def _follow(self, told: Told, old: Mapping[str, int]) -> None:
-        follower = Follower(Path(self._spec.run), old, holds_back=not self._config.rewritten, sent=self._sent)
+        follower = Follower(Path(self._spec.run), old, holds_back=not self._config.rewritten, sent=dict(self._sent))
         self._sink = self._opened()
         self._say({"open": True})
         ended = False
@@ -133,11 +133,20 @@ class Record:
 
     def _log(self, figures: Sequence[Figures]) -> None:
         assert self._sink is not None
-        if not self._config.rewritten:
-            # Before it is sent: a figure is rather missed than doubled if this process is killed in between.
-            write_json(self._state_file, {"attempt": self._attempt, "sent": self._sent})
-        self._sink.log(figures)
+        before = dict(self._sent)
+        self._sent |= {item.group: item.step for item in figures}
+        # Before they are sent: figures are rather missed than doubled if this process is killed in between.
+        self._keep(self._sent)
+        try:
+            self._sink.log(figures)
+        except BaseException:
+            self._keep(before)
+            raise
         self._say({"logged": len(figures)})
+
+    def _keep(self, sent: Sent) -> None:
+        if not self._config.rewritten:
+            write_json(self._state_file, {"attempt": self._attempt, "sent": sent})
 
 
 def main() -> int:

@@ -160,7 +160,8 @@ class _SinkProcess:
         except OSError as error:
             self._fail(f"its process cannot be started: {error}")
             return
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process is not None and self._process.stdout is not None
@@ -205,9 +206,10 @@ class _SinkProcess:
                 pass
         if not self._done:
             self._fail(f"it has not finished, and given no sign of life for {patience:.0f} s")
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        self._process.wait()
+        self._process.kill()
+        self._listener.join()
+        with contextlib.suppress(OSError), self._process:
+            pass
         return self._done
 
 
