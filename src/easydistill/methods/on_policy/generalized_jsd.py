@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,10 +28,14 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.compat import check_head
 from easydistill.methods.shared.ranks import sum_over_ranks
 from easydistill.methods.shared.rollouts import PromptRow, Writer, Written
+from easydistill.methods.shared.shown_images import sight_test
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome
 from easydistill.models.head import Head
 from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 
 def train(
@@ -44,6 +48,7 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     writer: Writer | None = None,
+    visions: tuple[Vision | None, Vision | None] = (None, None),
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary.
 
@@ -51,25 +56,29 @@ def train(
 
     Args:
         writer: what generates the student's answers; by default the student, through transformers.
+        visions: of a student and of a teacher that see images.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
         Interrupted: `stop` was requested; the state is in a checkpoint.
     """
-    check_head(teacher)
+    check_head(teacher, sight_test(visions[1], [(row.prompt, row.images) for row in rows]))
     return run_loop(
-        lambda: DivergenceTraining(student, rows, teacher, config, on_policy, checkpoints, reporter, writer),
+        lambda: DivergenceTraining(student, rows, teacher, config, on_policy, checkpoints, reporter, writer, visions),
         student,
         rows,
         config,
         stop,
+        visions[0],
     )
 
 
 class _NoScores:
     """Rollouts are not scored before the update, which reads them with both models."""
 
-    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
+    def score(
+        self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal, images: Sequence[tuple[str, ...]] = ()
+    ) -> list[list[float]]:
         raise NotImplementedError
 
 
@@ -86,16 +95,18 @@ class DivergenceTraining(SampledTraining):
         checkpoints: Path,
         reporter: Reporter,
         writer: Writer | None = None,
+        visions: tuple[Vision | None, Vision | None] = (None, None),
     ) -> None:
-        super().__init__(student, rows, _NoScores(), config, on_policy, checkpoints, reporter, writer)
+        super().__init__(student, rows, _NoScores(), config, on_policy, checkpoints, reporter, writer, visions[0])
+        self._teachers_vision = visions[1]
         self._teacher = strategy().beside(teacher).eval()
         self._read_ND: Tensor | None = None
         self._own = torch.zeros(3, dtype=torch.float64)
 
     def _write(
-        self, model: Any, prompts: Sequence[tuple[str, list[int]]], numbers: Sequence[int]
+        self, model: Any, asked: Sequence[Written], numbers: Sequence[int]
     ) -> tuple[list[Written], list[tuple[list[float], list[float]]]]:
-        return self._generated(model, prompts, numbers, self._on_policy.rollouts_at), []
+        return self._generated(model, asked, numbers, self._on_policy.rollouts_at), []
 
     def _score(
         self, rollouts: list[Written], own: Sequence[tuple[list[float], list[float]]], stop: StopSignal
@@ -104,15 +115,19 @@ class DivergenceTraining(SampledTraining):
 
     def _before(self, part: list[Written]) -> None:
         """Have the teacher read a micro-batch."""
-        asked = [(item.ids, len(item.prompt)) for item in part]
+        asked, images = [(item.ids, len(item.prompt)) for item in part], [item.images for item in part]
         with self._phases.during("teacher"), torch.no_grad(), self._autocast(cached=True):
-            self._read_ND, _ = completion_states(self._teacher, asked, self._pad, flat=True)
+            self._read_ND, _ = completion_states(
+                self._teacher, asked, self._pad, flat=True, vision=self._teachers_vision, images=images
+            )
 
     def _loss(self, part: list[Written]) -> Tensor:
-        asked = [(item.ids, len(item.prompt)) for item in part]
+        asked, images = self._shown(part)
         assert self._read_ND is not None
         with self._autocast():
-            hidden_ND, _ = completion_states(self._student.model, asked, self._pad, flat=self._flat)
+            hidden_ND, _ = completion_states(
+                self._student.model, asked, self._pad, flat=self._flat, vision=self._vision, images=images
+            )
             found = linear_generalized_jsd(
                 hidden_ND,
                 Head.of(self._student.model),
