@@ -6,7 +6,7 @@ Shapes: N tokens, D hidden width, V vocabulary, B rows, T positions. Row t predi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from easydistill.kernels.devices import uses_triton
 from easydistill.kernels.linear_logprobs import linear_logprobs
 from easydistill.models.head import Head, body_of, rows_per_chunk
 
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
 
 def completion_logprobs(
     model: Any,
@@ -26,6 +29,8 @@ def completion_logprobs(
     *,
     vocabulary: int | None = None,
     with_entropy: bool = True,
+    vision: Vision | None = None,
+    images: Sequence[Sequence[str]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """float32 log-probabilities of the tokens from `start` on of each (token ids, start), concatenated; and entropies.
 
@@ -36,12 +41,18 @@ def completion_logprobs(
         chunk_bytes: memory for a slice of logits; None for what suits the device.
         vocabulary: the distributions are over the first `vocabulary` tokens; None for all that the model has.
         with_entropy: if False, or with gradients, the entropies are zeros.
+        vision: of a model that sees images.
+        images: the digests of each sequence's images, whose placeholders are expanded; by default there are none.
     """
     on = next(model.parameters()).device
     ids_BT = torch.tensor(padded([ids for ids, _ in sequences], pad), device=on)
     places = range(1, ids_BT.shape[1])
     keep_BT = torch.tensor([[start <= at < len(ids) for at in places] for ids, start in sequences], device=on)
-    hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+    seen: dict[str, Tensor] = {}
+    if vision is not None:
+        shown = images or [()] * len(sequences)
+        seen = vision.inputs(ids_BT, [(ids, own) for (ids, _), own in zip(sequences, shown, strict=True)])
+    hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False, **seen).last_hidden_state
     hidden_ND, target_N = hidden_BTD[:, :-1][keep_BT], ids_BT[:, 1:][keep_BT]
     head = Head.of(model)
     if (torch.is_grad_enabled() or not with_entropy) and uses_triton(hidden_ND):

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import Sampler
@@ -29,6 +29,9 @@ from easydistill.models.decoding.graphs import DecodeGraphs
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are generated or scored at once."""
@@ -246,24 +249,52 @@ class TeacherScores(Protocol):
 
 
 class LocalScores:
-    """Scores by a model in this process, with one forward pass over the sequences."""
+    """Scores by a model in this process, with one forward pass over the sequences.
 
-    def __init__(self, model: Any, pad: int, chunk_bytes: int | None) -> None:
-        self._model, self._pad, self._chunk_bytes = model.eval(), pad, chunk_bytes
+    Args:
+        vision: of a model that sees images.
+    """
+
+    def __init__(self, model: Any, pad: int, chunk_bytes: int | None, vision: Vision | None = None) -> None:
+        self._model, self._pad, self._chunk_bytes, self._vision = model.eval(), pad, chunk_bytes, vision
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
-        return [logprobs for logprobs, _ in scored(self._model, sequences, self._pad, self._chunk_bytes)]
+    def score(
+        self,
+        sequences: Sequence[tuple[list[int], int]],
+        stop: StopSignal,
+        images: Sequence[Sequence[str]] | None = None,
+    ) -> list[list[float]]:
+        """As `TeacherScores.score`.
+
+        Args:
+            images: the digests of each sequence's images; by default there are none.
+        """
+        found = scored(self._model, sequences, self._pad, self._chunk_bytes, self._vision, images)
+        return [logprobs for logprobs, _ in found]
 
 
 def scored(
-    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int | None
+    model: Any,
+    sequences: Sequence[tuple[list[int], int]],
+    pad: int,
+    chunk_bytes: int | None,
+    vision: Vision | None = None,
+    images: Sequence[Sequence[str]] | None = None,
 ) -> list[tuple[list[float], list[float]]]:
-    """(log-probabilities, entropies) of each sequence's scored tokens."""
+    """(log-probabilities, entropies) of each sequence's scored tokens.
+
+    Args:
+        vision: of a model that sees images.
+        images: the digests of each sequence's images; by default there are none.
+    """
     found: dict[int, tuple[list[float], list[float]]] = {}
+    images = images or [()] * len(sequences)
     for batch in batches_by_length([len(ids) for ids, _ in sequences], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
         counts = [len(sequences[index][0]) - sequences[index][1] for index in batch]
-        both = completion_logprobs(model, [sequences[index] for index in batch], pad, chunk_bytes)
+        shown = [images[index] for index in batch]
+        some = [sequences[index] for index in batch]
+        both = completion_logprobs(model, some, pad, chunk_bytes, vision=vision, images=shown)
         logprobs, entropies = (part_N.split(counts) for part_N in both)
         for index, row, entropy in zip(batch, logprobs, entropies, strict=True):
             found[index] = (row.tolist(), entropy.tolist())
