@@ -7,7 +7,7 @@ state that two calls could mix up.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
@@ -81,6 +81,8 @@ class RewardContext:
     """The judge's system prompt."""
     journal: Path | None = None
     """This process's own file for the judge's outcomes, which have been paid for and must survive a kill."""
+    images: Callable[[str], Path] | None = None
+    """Gives the file of an image of the prompts by its digest; None where prompts have none."""
 
 
 class Reward(Protocol):
