@@ -21,7 +21,6 @@ from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, PromptRows
-from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import ScoringInference
 
@@ -93,17 +92,24 @@ class Job(JobConfig):
         return self
 
 
+SERVER_IS_BLIND = (
+    "the teacher's server scores tokens of text alone and would not see it: set models.teacher without "
+    "inference.base_url, or remove the row"
+)
+
+
 def plan(job: Job) -> list[Stage]:
     """label (if prompts are given and answers are needed) → train → evaluate."""
     prompts_given = job.dataset.instruction_path is not None
     labels = prompts_given and job.needs_labels
     kind = PromptRows if prompts_given and not labels else LabelledRows
     apart = labels and job.on_policy.learns_answers and job.inference.thoughts == "apart"
-    rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart)
+    unseen = SERVER_IS_BLIND if job.server is not None else None
+    rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart, shown_to=job.models, unseen=unseen)
     stages: list[Stage] = []
     if labels:
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: TRAINS_ON_TEXT))
+        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: rows.refuses_images))
     stages.append(OnPolicyStage(rows, job.models, job.training, job.on_policy, job.inference))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length))

@@ -30,7 +30,7 @@ def completion_logprobs(
     vocabulary: int | None = None,
     with_entropy: bool = True,
     vision: Vision | None = None,
-    images: Sequence[Sequence[str]] | None = None,
+    images: Sequence[Sequence[str]] = (),
 ) -> tuple[Tensor, Tensor]:
     """float32 log-probabilities of the tokens from `start` on of each (token ids, start), concatenated; and entropies.
 
@@ -42,16 +42,16 @@ def completion_logprobs(
         vocabulary: the distributions are over the first `vocabulary` tokens; None for all that the model has.
         with_entropy: if False, or with gradients, the entropies are zeros.
         vision: of a model that sees images.
-        images: the digests of each sequence's images, whose placeholders are expanded; by default there are none.
+        images: the digests of each sequence's images; empty if none has any.
+
+    Raises:
+        DataError: the ids of a sequence were made for other images.
     """
     on = next(model.parameters()).device
     ids_BT = torch.tensor(padded([ids for ids, _ in sequences], pad), device=on)
     places = range(1, ids_BT.shape[1])
     keep_BT = torch.tensor([[start <= at < len(ids) for at in places] for ids, start in sequences], device=on)
-    seen: dict[str, Tensor] = {}
-    if vision is not None:
-        shown = images or [()] * len(sequences)
-        seen = vision.inputs(ids_BT, [(ids, own) for (ids, _), own in zip(sequences, shown, strict=True)])
+    seen = _seen(vision, ids_BT, [ids for ids, _ in sequences], images, model)
     hidden_BTD = body_of(model)(input_ids=ids_BT, use_cache=False, **seen).last_hidden_state
     hidden_ND, target_N = hidden_BTD[:, :-1][keep_BT], ids_BT[:, 1:][keep_BT]
     head = Head.of(model)
@@ -68,6 +68,17 @@ def completion_logprobs(
             parts.append(target_logprobs(*arguments, with_entropy, vocabulary))
     logprobs_N, entropy_N = torch.cat(parts, dim=1)
     return logprobs_N, entropy_N.detach()
+
+
+def _seen(
+    vision: Vision | None, ids_BT: Tensor, rows: Sequence[list[int]], images: Sequence[Sequence[str]], model: Any
+) -> dict[str, Tensor]:
+    """What a model that sees images is given beside the padded ids."""
+    if vision is None:
+        assert not any(images), "a model of text is never given images"
+        return {}
+    shown = images or [()] * len(rows)
+    return vision.inputs(ids_BT, list(zip(rows, shown, strict=True)), model.dtype)
 
 
 def target_logprobs(

@@ -19,7 +19,7 @@ from easydistill.data.messages import Chat, answer_message
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
 from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
-from easydistill.models.reference import architectures, is_classifier, resolve
+from easydistill.models.reference import architectures, is_classifier, resolve, sees_images
 from easydistill.rewards._models import (
     MAX_BATCH_ROWS,
     FiniteScores,
@@ -122,6 +122,10 @@ def issues(config: Config) -> list[ConfigIssue]:
     if not names or is_classifier(names):
         return []
     return [ConfigIssue("config", "rewards.reward_model.model", f"{config.model} {_not_a_reward_model(names)}", _HINT)]
+
+
+def blindness(config: Config) -> str | None:
+    return None if sees_images(config.model) else f"the reward model ({config.model})"
 
 
 _HINT = "train a reward model, or name an existing one"

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -70,10 +70,14 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
+from easydistill.methods.shared.shown_images import sight_test
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
 from easydistill.models.loading import device
 from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 STATE = "state.pt"
 
@@ -104,6 +108,7 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     writer: Writer | None = None,
+    vision: Vision | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place by sampled reverse KL (float32 on the CPU when it enters).
 
@@ -112,6 +117,7 @@ def train(
 
     Args:
         writer: what generates the student's answers; by default the student, through transformers.
+        vision: of a student that sees images.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
@@ -120,9 +126,11 @@ def train(
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
-    strategy().decided(lambda: check_head(student.model))
+    strategy().decided(
+        lambda: check_head(student.model, sight_test(vision, [(row.prompt, row.images) for row in rows]))
+    )
     with kept_settings(student.model):
-        loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer)
+        loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer, vision)
         loop.run(stop)
     loop.steps.finish()
     outcome = loop.outcome()
@@ -169,11 +177,12 @@ class SampledTraining:
         checkpoints: Path,
         reporter: Reporter,
         writer: Writer | None = None,
+        vision: Vision | None = None,
     ) -> None:
-        self._student, self._rows, self._scores = student, rows, scores
+        self._student, self._rows, self._scores, self._vision = student, rows, scores, vision
         self._config, self._on_policy = config, on_policy
         self._checkpoints, self._reporter = checkpoints, reporter
-        self._writer = writer or ModelWriter()
+        self._writer = writer or ModelWriter(vision)
         self._device = device()
         self._order = PromptOrder(len(rows), batch_rows(config) * world_size(), config.seed)
         self.total = config.max_steps or math.ceil(config.num_train_epochs * self._order.steps)
@@ -219,12 +228,12 @@ class SampledTraining:
         steps = range(self._step, min(self.total, self._step + self._on_policy.steps_per_rollout))
         everything = {step: self._assigned(step) for step in steps}
         written = {step: items[_share(len(items))] for step, items in everything.items()}
-        prompts = [(item.id, item.prompt) for step in steps for item in written[step] if item.rolled]
-        if prompts:
+        asked = [item for step in steps for item in written[step] if item.rolled]
+        if asked:
             with self._phases.during("weights"):
                 self._writer.load(self._student.model)
         with self._phases.during("rollouts"), self.steps.whole() as model:
-            rollouts, own = self._write(model, prompts, _numbers(everything.values()))
+            rollouts, own = self._write(model, asked, _numbers(everything.values()))
         scored_rollouts, entropies = self._score(rollouts, own, stop)
         answers = iter(scored_rollouts)
         self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
@@ -233,13 +242,18 @@ class SampledTraining:
         return {**describe(everyone), **({"entropy": fmean(entropies)} if everyone else {})}
 
     def _write(
-        self, model: Any, prompts: Sequence[tuple[str, list[int]]], numbers: Sequence[int]
+        self, model: Any, asked: Sequence[Written], numbers: Sequence[int]
     ) -> tuple[list[Written], list[tuple[list[float], list[float]]]]:
-        """The student's answers, and of each the (log p_old, entropy) of its tokens."""
+        """The student's answers, and of each the (log p_old, entropy) of its tokens.
+
+        Args:
+            asked: sequences that are still empty.
+        """
+        images = [item.images for item in asked]
         with self._autocast(cached=True):
             rollouts = self._writer.write(
                 model,
-                prompts,
+                [(item.id, item.prompt) for item in asked],
                 self._step,
                 self._student.eos_ids,
                 self._on_policy.max_new_tokens,
@@ -247,11 +261,13 @@ class SampledTraining:
                 1.0,
                 self._config.seed,
                 numbers,
+                images,
             )
-        asked = [(item.ids, len(item.prompt)) for item in rollouts]
+        written = [(item.ids, len(item.prompt)) for item in rollouts]
         model.eval()
         with self._phases.during("scores"), torch.no_grad(), self._autocast(cached=True):
-            own = scored(model, asked, self._pad, self._config.loss_chunk_bytes) if asked else []
+            chunk = self._config.loss_chunk_bytes
+            own = scored(model, written, self._pad, chunk, images, self._vision) if written else []
         return rollouts, own
 
     def _assigned(self, step: int) -> list[Written]:
@@ -266,7 +282,9 @@ class SampledTraining:
         """The rollouts with log p_old and log p_T of their tokens, and the student's entropy at each, in nats."""
         asked = [(item.ids, len(item.prompt)) for item in rollouts]
         with self._phases.during("teacher"):
-            given = together(lambda: self._scores.score(asked, stop) if asked else [])
+            images = [item.images for item in rollouts]
+            shown = (images,) if any(images) else ()
+            given = together(lambda: self._scores.score(asked, stop, *shown) if asked else [])
         usable = [[[usable_logprob(value) for value in row] for row in part] for part in given]
         by_teacher = usable[rank()]
         if any(usable) and all(math.isnan(value) for part in usable for row in part for value in row):
@@ -307,9 +325,17 @@ class SampledTraining:
 
     def _loss(self, part: list[Written]) -> Tensor:
         """The summed loss of a micro-batch."""
+        asked, images = [(item.ids, len(item.prompt)) for item in part], [item.images for item in part]
+        if self._companion is not None and not any(images):
+            asked, images = (
+                [*asked, (self._companion.prompt, len(self._companion.prompt))],
+                [*images, self._companion.images],
+            )
+        chunk = self._config.loss_chunk_bytes
         with self._autocast():
-            asked = [(item.ids, len(item.prompt)) for item in part]
-            logprobs_N, _ = completion_logprobs(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
+            logprobs_N, _ = completion_logprobs(
+                self._student.model, asked, self._pad, chunk, vision=self._vision, images=images
+            )
         on = logprobs_N.device
         rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=on)
         learned_N = torch.tensor([value for item in part for value in item.learned], device=on)
@@ -320,6 +346,13 @@ class SampledTraining:
         cross_entropy = -logprobs_N[~rolled_N].sum()
         kept_R, own_N = learned_N[rolled_N], logprobs_N[rolled_N & learned_N]
         return cross_entropy + sampled_reverse_kl(own_N, old_R[kept_R], teacher_R[kept_R], self._on_policy.ratio_clip)
+
+    @functools.cached_property
+    def _companion(self) -> PromptRow | None:
+        """Where several processes train, a short row with an image. It goes with batches of text alone, and nothing is
+        learned of it: all processes use the same parts of the student in every step."""
+        rows = (row for row in self._rows if row.images) if world_size() > 1 else iter(())
+        return min(rows, key=lambda row: len(row.prompt), default=None)
 
     def _autocast(self, *, cached: bool | None = None) -> Any:
         """

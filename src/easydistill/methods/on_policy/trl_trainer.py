@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,13 +44,17 @@ from easydistill.methods.shared.rollouts import (
     describe,
     rolled_positions,
 )
+from easydistill.methods.shared.shown_images import ShownImages, sight_test
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.trl_parts import WritingTrainer, uneven_ranks
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, mean_figures, run_trainer, training_outcome
-from easydistill.models.head import Head, rows_per_chunk
+from easydistill.models.head import Head, body_of, rows_per_chunk
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 try:
     with importing_trl():
@@ -61,6 +65,8 @@ except ImportError:
 
 TEACHER_READ = "teacher_hidden"
 """Of a step's sequences, the teacher's last hidden states, beside their tokens."""
+ROW = "row"
+"""Of a step's sequences, their numbers in the step, where the student sees images."""
 
 
 def train(
@@ -73,6 +79,7 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     writer: Writer | None = None,
+    visions: tuple[Vision | None, Vision | None] = (None, None),
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary.
 
@@ -80,21 +87,23 @@ def train(
 
     Args:
         writer: what generates the student's answers; by default the student, through transformers.
+        visions: of a student and a teacher that see images.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
-    strategy().decided(lambda: check_head(student.model))
-    check_head(teacher)
+    shown = [(row.prompt, row.images) for row in rows]
+    strategy().decided(lambda: check_head(student.model, sight_test(visions[0], shown)))
+    check_head(teacher, sight_test(visions[1], shown))
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
         check_ranks(resume)
     model = with_adapters(student.model, config)
     watch = RolloutWatch(reporter, stop, config)
     with watch, kept_settings(student.model):
-        trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch, writer)
+        trainer = RolloutTrainer(model, student, rows, teacher, config, on_policy, checkpoints, watch, writer, visions)
         run_trainer(trainer, resume)
     strategy().whole(trainer, model)
     outcome = training_outcome(trainer.state, model, int(trainer.state.num_input_tokens_seen), resume)
@@ -159,9 +168,10 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         checkpoints: Path,
         watch: RolloutWatch,
         writer: Writer | None = None,
+        visions: tuple[Vision | None, Vision | None] = (None, None),
     ) -> None:
         self._rows, self._config, self._on_policy, self._student = rows, config, on_policy, student
-        self._watch, self._writer = watch, writer or ModelWriter()
+        self._watch, self._writer = watch, writer or ModelWriter(visions[0])
         self.phases = watch.phases = Phases(device())
         self._sequences: list[Written] = []
         self._numbers: list[int] = []
@@ -169,12 +179,18 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self._gap = (0.0, 0)
         self._hidden: list[Tensor] = []
         self._teacher_read: Tensor | None = None
+        self._shown: list[int] = []
         super().__init__(
             model=model,
             args=_arguments(config, on_policy, checkpoints),
             train_dataset=_Rows(len(rows)),
             processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
+        )
+        pairs = [(row.prompt, row.images) for row in rows]
+        padding = self.processing_class.pad_token_id
+        self._students_images, self._teachers_images = (
+            None if vision is None else ShownImages(vision, pairs, padding) for vision in visions
         )
         # Whole in each process, which reads its answers in as many passes as they need; TRL lets DeepSpeed part it.
         self.teacher_model = self.accelerator.prepare_model(strategy().beside(teacher), evaluation_mode=True)
@@ -200,7 +216,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, has_tool_images: bool = False
     ) -> list[list[int]]:
         """Completions, end token included: the student's rollouts and the teacher's answers."""
-        asked = [(item.id, item.prompt) for item in self._sequences if item.rolled]
+        rolled = [item for item in self._sequences if item.rolled]
         rollouts: list[Written] = []
         # A rank without any still has a part of the weights.
         if self._rolls:
@@ -209,13 +225,14 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
             with self.phases.during("rollouts"), self._generating() as model:
                 rollouts = self._writer.write(
                     model,
-                    asked,
+                    [(item.id, item.prompt) for item in rolled],
                     self.state.global_step,
                     self._student.eos_ids,
                     self._on_policy.max_new_tokens,
                     self._on_policy.temperature,
                     self._config.seed,
                     self._numbers,
+                    [item.images for item in rolled],
                 )
         if everyone := [item for part in from_all(rollouts) for item in part]:
             self._watch.described.append(describe(everyone))
@@ -229,7 +246,11 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         rolled = [item.rolled for item in self._sequences]
         with self.phases.during("teacher"):
             hidden_BTD = self._read_by_teacher(found)
-        return {**found, "rolled": torch.tensor(rolled, device=self.accelerator.device), TEACHER_READ: hidden_BTD}
+        on = self.accelerator.device
+        found |= {"rolled": torch.tensor(rolled, device=on), TEACHER_READ: hidden_BTD}
+        if self._students_images is not None:
+            found[ROW] = torch.arange(len(rolled), device=on)
+        return found
 
     @torch.no_grad()
     def _read_by_teacher(self, found: dict[str, Any]) -> Tensor:
@@ -239,22 +260,32 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
         size = min(MAX_BATCH_ROWS, max(self._config.per_device_train_batch_size, BATCH_TOKENS // ids_BL.shape[1]))
         teacher = self.accelerator.unwrap_model(self.teacher_model.eval())
         tokens = found["completion_ids"].shape[1]
-        read = super()._get_last_hidden_state
+        parts = []
         with self._autocast():
-            parts = [
-                self._forward_redirection(
-                    self.teacher_model, teacher, read, teacher, ids_BL[at : at + size], mask_BL[at : at + size], tokens
-                )
-                for at in range(0, len(ids_BL), size)
-            ]
+            for at in range(0, len(ids_BL), size):
+                self._shown = list(range(at, min(at + size, len(ids_BL))))
+                given = (self._teachers_images, teacher, ids_BL[at : at + size], mask_BL[at : at + size], tokens)
+                parts.append(self._forward_redirection(self.teacher_model, teacher, self._read, *given))
         return torch.cat(parts)
 
     def _get_last_hidden_state(self, unwrapped_model: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self._teacher_read is not None and unwrapped_model is self.accelerator.unwrap_model(self.teacher_model):
             hidden_BTD = self._teacher_read
         else:
-            hidden_BTD = super()._get_last_hidden_state(unwrapped_model, *args, **kwargs)
+            hidden_BTD = self._read(self._students_images, unwrapped_model, *args, **kwargs)
         self._hidden.append(hidden_BTD.detach())
+        return hidden_BTD
+
+    def _read(self, images: ShownImages | None, model: Any, ids_BL: Tensor, mask_BL: Tensor, tokens: int) -> Tensor:
+        """The hidden states that predict the last `tokens` tokens, of the sequences that are shown now."""
+        if images is None:
+            found: Tensor = super()._get_last_hidden_state(model, ids_BL, mask_BL, tokens)
+            return found
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        chosen = [self._sequences[at] for at in self._shown]
+        shown = images.batch(ids_BL, mask_BL, [(item.prompt, item.images) for item in chosen], bare)
+        out = body_of(bare)(input_ids=shown.ids_BL, attention_mask=shown.mask_BL, use_cache=False, **shown.seen)
+        hidden_BTD: Tensor = out.last_hidden_state[: len(ids_BL), -tokens - 1 : -1]
         return hidden_BTD
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -267,6 +298,7 @@ class RolloutTrainer(WritingTrainer, DistillationTrainer):
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         """On steps that are logged, also estimate the reverse KL from the student's own tokens."""
         self._hidden, self._teacher_read = [], inputs[TEACHER_READ]
+        self._shown = inputs[ROW].tolist() if ROW in inputs else []
         found = super()._compute_loss(unwrapped_student, inputs, num_items_in_batch)
         if (self.state.global_step + 1) % self._config.logging_steps == 0:
             keep_BT = inputs["completion_mask"].bool() & inputs["rolled"][:, None]

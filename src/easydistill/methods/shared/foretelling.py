@@ -66,6 +66,8 @@ class Foresight:
     max_length: int | None = None
     """Tokens after which rows are cut off."""
     sizes: ImageSizes = field(default_factory=ImageSizes)
+    blind: Callable[[], str] = lambda: "models.student"
+    """Names the setting because of which rows with images are refused."""
 
     def issues(self) -> list[ConfigIssue]:
         """Why the student cannot be trained: it cannot be loaded, or its template takes none of the rows."""
@@ -98,7 +100,7 @@ class Foresight:
         total = len(first.chats) + first.unseen
         why, _, ways = first.blindness.partition(": ")
         problem = f"{first.unseen} of the first {total} {self.counted} have an image; {why}"
-        return ConfigIssue("config", "models.student", problem, ways)
+        return ConfigIssue("config", self.blind(), problem, ways)
 
     def lines(self) -> list[str]:
         """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,28 @@ def images_are_not_packed() -> ConfigIssue:
     problem = "rows are not packed for a student that sees images"
     hint = "set training.packing=false; group_by_length, which is on by default, saves most of the padding"
     return ConfigIssue("config", "training.packing", problem, hint)
+
+
+def vllm_images_issues(models: ModelsConfig, key: str) -> list[ConfigIssue]:
+    """An issue if vLLM is to write the answers of a student that sees images while it is trained.
+
+    Args:
+        key: of the setting that names the engine.
+    """
+    if not sees_images(models):
+        return []
+    problem = "vLLM does not take over the weights of a student that sees images while it is trained"
+    return [ConfigIssue("config", key, problem, f"set {key}=transformers")]
+
+
+def hash_of_images(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A hash of which rows, given as (id, digests), have which images; empty if none has any."""
+    shown, any_image = hashlib.sha256(), False
+    for name, images in rows:
+        if images:
+            any_image = True
+            shown.update(f"{name} {' '.join(images)}\n".encode())
+    return shown.hexdigest() if any_image else ""
 
 
 class ImageSizes(ImageStore):

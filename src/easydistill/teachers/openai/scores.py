@@ -52,7 +52,9 @@ class ServerScores:
         self._decode = decode
         self._compared = False
 
-    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
+    def score(
+        self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal, images: Sequence[tuple[str, ...]] = ()
+    ) -> list[list[float]]:
         """For each (token ids, start), start ≥ 1: the log-probabilities of the tokens from `start` on, NaN for none.
 
         Raises:
@@ -60,6 +62,8 @@ class ServerScores:
                 has another tokenizer than the student.
             Interrupted: the user asked to stop before all were scored.
         """
+        # The server would score the text without a word, and not have seen them.
+        assert not any(images), "the job refuses rows with images"
         requests = [_ScoreRequest(str(n), (), tuple(ids)) for n, (ids, _) in enumerate(sequences)]
         found: dict[str, list[dict[str, Any]]] = {}
 
