@@ -12,7 +12,7 @@ from easydistill.methods.dpo.rows import render_pairs
 from easydistill.methods.shared.pairs import PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import keep_rejected
-from easydistill.methods.shared.sight import vision_of
+from easydistill.methods.shared.sight import hash_of_images, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -54,7 +54,6 @@ class DpoStage(PairStage):
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.dpo.measure import PairScore, measure, measure_gaps, score_pairs
         from easydistill.methods.dpo.trl_trainer import train
-        from easydistill.methods.shared.pair_images import images_hash
         from easydistill.methods.shared.ranks import together, whole_student_device
         from easydistill.methods.shared.rollouts import LocalScores
 
@@ -87,7 +86,7 @@ class DpoStage(PairStage):
             rows,
             self._training,
             self._preference,
-            checkpoints_of(context, images_hash(rows)),
+            checkpoints_of(context, hash_of_images((row.id, row.images) for row in rows)),
             context.reporter,
             context.stop,
             self.name,

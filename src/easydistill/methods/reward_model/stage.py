@@ -16,7 +16,7 @@ from easydistill.methods.reward_model.rows import RewardRow, tokenise
 from easydistill.methods.shared.pairs import PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import keep_rejected
-from easydistill.methods.shared.sight import vision_of
+from easydistill.methods.shared.sight import hash_of_images, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -66,7 +66,6 @@ class RewardStage(PairStage):
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.reward_model.measure import RowScore, describe, measure, measure_gaps, score_rows
         from easydistill.methods.reward_model.trl_trainer import train
-        from easydistill.methods.shared.pair_images import images_hash
         from easydistill.methods.shared.ranks import together, whole_student_device
         from easydistill.models.loading import choose_dtype, device, load_classifier
         from easydistill.models.scalar_head import set_padding, with_scalar_head
@@ -103,7 +102,7 @@ class RewardStage(PairStage):
             rows,
             self._training,
             self._reward,
-            checkpoints_of(context, images_hash(rows)),
+            checkpoints_of(context, hash_of_images((row.id, row.images) for row in rows)),
             context.reporter,
             context.stop,
             vision,

@@ -8,8 +8,7 @@ Shapes: S sequences, two a pair; T positions.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +17,7 @@ import torch
 from torch.nn.functional import pad as padded_right
 
 from easydistill.errors import ModelError
+from easydistill.methods.shared.shown_images import sight_test
 
 if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
@@ -32,25 +32,12 @@ class ShownPair(Protocol):
     """A tokenised pair."""
 
     @property
-    def id(self) -> str: ...
-
-    @property
     def images(self) -> tuple[str, ...]:
         """The digests of the prompt's images, in order."""
 
     @property
-    def longest(self) -> int:
-        """Length of its longer sequence, in tokens."""
-
-    @property
     def sequences(self) -> tuple[list[int], list[int]]:
         """Prompt and answer, the better one first."""
-
-
-def images_hash(pairs: Iterable[ShownPair]) -> str:
-    """A hash of which pairs have which images; empty if none has any."""
-    lines = [f"{pair.id} {' '.join(pair.images)}\n" for pair in pairs if pair.images]
-    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
 
 
 @dataclass(frozen=True)
@@ -80,26 +67,12 @@ class PairImages:
     @cached_property
     def _companion(self) -> dict[str, torch.Tensor] | None:
         """A process that does not use its vision tower would not take part in what the others wait for."""
-        found = self._shortest if self.ranks > 1 else None
-        if found is None:
-            return None
-        ids = found.sequences[0]
-        ids_1T = torch.tensor([ids])
-        seen = self.vision.inputs(ids_1T, [(ids, found.images)])
-        return {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T), **seen}
-
-    @property
-    def _shortest(self) -> ShownPair | None:
-        return min((pair for pair in self.pairs if pair.images), key=lambda pair: pair.longest, default=None)
+        shown = self.probe() if self.ranks > 1 else None
+        return None if shown is None else {**shown, "attention_mask": torch.ones_like(shown["input_ids"])}
 
     def probe(self) -> dict[str, Any] | None:
         """A pair with images as a model's `forward` takes it, without padding; None if no pair has any."""
-        found = self._shortest
-        if found is None:
-            return None
-        ids = found.sequences[0]
-        ids_1T = torch.tensor([ids])
-        return {"input_ids": ids_1T, **self.vision.inputs(ids_1T, [(ids, found.images)])}
+        return sight_test(self.vision, [(pair.sequences[0], pair.images) for pair in self.pairs])
 
 
 def accompanied(model: Callable[..., Any], pad: int) -> Callable[..., Any]:
