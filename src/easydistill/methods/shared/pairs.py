@@ -168,7 +168,7 @@ class RowsBesidePairs(LabelledRows):
         _, heldout, _ = self.pairs.read(context)
         held = {pair.prompt_hash for pair in heldout}
         path = context.input_path(self.pairs.stage, f"{self.kind}.parquet")
-        rows, rejected = read_samples(path, labelled=True)
+        rows, rejected = read_samples(path, labelled=True, images=ImagesOfRun(context.images))
         return (
             [row for row in rows if row.prompt_hash not in held],
             [row for row in rows if row.prompt_hash in held],
