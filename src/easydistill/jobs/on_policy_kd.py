@@ -61,6 +61,8 @@ class Job(JobConfig):
         if getattr(self.inference, "device_map", None) is not None:
             problem = "the teacher is beside the student that trains, on one device"
             raise Unfit(problem, "remove inference.device_map, or start a vLLM server and set inference.base_url")
+        if self.server is None and self.inference.image is not None:
+            raise Unfit("the teacher's scores are those of the images as they are", "remove inference.image")
         if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         if self.server is not None and self.on_policy.objective == "generalized_jsd":
@@ -92,20 +94,13 @@ class Job(JobConfig):
         return self
 
 
-SERVER_IS_BLIND = (
-    "the teacher's server scores tokens of text alone and would not see it: set models.teacher without "
-    "inference.base_url, or remove the row"
-)
-
-
 def plan(job: Job) -> list[Stage]:
     """label (if prompts are given and answers are needed) → train → evaluate."""
     prompts_given = job.dataset.instruction_path is not None
     labels = prompts_given and job.needs_labels
     kind = PromptRows if prompts_given and not labels else LabelledRows
     apart = labels and job.on_policy.learns_answers and job.inference.thoughts == "apart"
-    unseen = SERVER_IS_BLIND if job.server is not None else None
-    rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart, shown_to=job.models, unseen=unseen)
+    rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart, shown_to=job.models)
     stages: list[Stage] = []
     if labels:
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)

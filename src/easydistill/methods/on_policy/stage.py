@@ -309,7 +309,10 @@ class OnPolicyStage(TrainStage):
         if self._server is not None:
             from easydistill.teachers.openai.scores import ServerScores
 
-            return ServerScores(self._server, context.redactor, lambda token: student.tokenizer.decode([token]))
+            tokenizer = student.tokenizer
+            return ServerScores(
+                self._server, context.redactor, lambda token: tokenizer.decode([token]), vision, context.images
+            )
         from easydistill.methods.shared.rollouts import LocalScores
 
         teacher, pad = self._local_teacher(student, vocabulary), min(student.eos_ids, default=0)
