@@ -35,9 +35,14 @@ class Teaching:
     def without_refused(
         self, samples: Sequence[Sample], context: StageContext, stage: str
     ) -> tuple[Sequence[Sample], list[Rejection]]:
-        """The rows but for those that the teacher was not able to score, which the store names."""
-        store = self.directory(context) / STORE
-        refused: dict[str, str] = read_json(store)["about"].get("refused", {})
+        """The rows but for those that the teacher was not able to score, which the store names.
+
+        Raises:
+            DataError: there is no complete store.
+        """
+        from easydistill.signals.store import StoreManifest
+
+        refused: dict[str, str] = StoreManifest.read(self.directory(context)).about.get("refused", {})
         if not refused:
             return samples, []
         kept = like(samples)
