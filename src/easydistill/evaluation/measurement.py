@@ -12,6 +12,7 @@ from easydistill.contracts.metric import MetricConfig
 from easydistill.data.answers import split_thoughts
 from easydistill.data.messages import Message, said, text_of
 from easydistill.data.records import Sample
+from easydistill.data.tokens import Mask, TokenIds
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import StageContext
 from easydistill.evaluation.config import answer_names
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class TeachersForm:
+    """Held-out rows as a teacher reads them that has a form of its own."""
+
+    rows: list[tuple[TokenIds, Mask]]
+    """Its tokens of each row, and the mask of the answer tokens, which are the student's."""
+    shared: int
+    """Token ids below this mean the same token to both."""
+
+
+@dataclass(frozen=True)
 class Heldout:
     """Held-out rows, tokenised for the student."""
 
@@ -32,6 +43,8 @@ class Heldout:
     prompts: list[list[int]]
     swapped: dict[int, Rendered] = field(default_factory=dict)
     """Rows with other rows' images, by their number; only if a metric compares them."""
+    teachers_form: TeachersForm | None = None
+    """By default the teacher reads the student's tokens."""
 
     @property
     def images(self) -> list[tuple[str, ...]]:
@@ -114,7 +127,8 @@ class Measurement:
         from easydistill.models.head import body_of
 
         tokenizer, heldout = self.renderer.tokenizer, self._heldout
-        shared = max(tokenizer.get_vocab().values()) + 1
+        form = heldout.teachers_form
+        shared = max(tokenizer.get_vocab().values()) + 1 if form is None else form.shared
         watch = Disagreement(shared) if self._teacher is not None else None
         student, teacher = Measured(model, body_of(model), self._vision), None
         if self._teacher is not None:
@@ -132,6 +146,7 @@ class Measurement:
             [*([watch] if watch is not None else []), *([own] if heldout.swapped else [])],
             self._metrics,
             heldout.images,
+            None if form is None else form.rows,
         )
         metrics |= image_metrics(self._cross_entropies(student, own, pad), self._metrics)
         figures = watch.figures() if watch is not None else None

@@ -41,6 +41,7 @@ from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
 if TYPE_CHECKING:
+    from easydistill.data.records import Sample
     from easydistill.methods.distil.row_loss import Distillation
     from easydistill.methods.sft.batching import TokenRow
 
@@ -129,7 +130,11 @@ class TrainStage:
         from easydistill.models.multimodal.feature_files import FOLDER as FEATURES
 
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
+        samples: Sequence[Sample]
         samples, heldout, rejected = self._rows.read(context)
+        if self._teaching is not None:
+            samples, refused = self._teaching.without_refused(samples, context, self.name)
+            rejected += refused
         models = student_of_stage(self._models, self._start, context)
         student = loaded_student(models, self._training.max_length, context, self._training.weights)
         vision = vision_of(student, context)

@@ -154,25 +154,44 @@ def sight_of(models: ModelsConfig, files: Callable[[str], Path]) -> Vision | Non
         return None
 
 
-def other_sight(models: ModelsConfig, teacher: str) -> list[tuple[str, str]]:
-    """Why a teacher cannot score the very tokens that a student reads of images, as (problem, hint).
+def teachers_vision(models: ModelsConfig, teacher: str, files: Callable[[str], Path]) -> Vision | None:
+    """What a teacher that is not loaded sees of images; None for a model of text.
 
-    Images of several sizes and shapes are tried.
+    Raises:
+        ModelError: images cannot be given to it.
     """
     from easydistill.models.loading import full_config, is_multimodal
     from easydistill.models.multimodal import Vision, load_processor
 
-    if not is_multimodal(full_config(teacher, trust_remote_code=models.trust_remote_code)):
-        return [("this teacher reads text alone, and rows have images", "take one of the student's family")]
+    trust = models.trust_remote_code
+    if not is_multimodal(full_config(teacher, trust_remote_code=trust)):
+        return None
+    return Vision(load_processor(teacher, trust_remote_code=trust), files)
+
+
+def other_sight(models: ModelsConfig, teacher: str, *, own_form: bool = False) -> list[tuple[str, str]]:
+    """Why a teacher cannot score rows with images, as (problem, hint).
+
+    Args:
+        own_form: whether it reads chats in its own form. If not, it must read an image as the very tokens that the
+            student does, and images of several sizes and shapes are tried.
+    """
     sizes = ImageSizes()
-    ours = sight_of(models, sizes.path)
     try:
-        theirs = Vision(load_processor(teacher, trust_remote_code=models.trust_remote_code), sizes.path)
+        theirs = teachers_vision(models, teacher, sizes.path)
     except (ModelError, MissingExtra) as error:
         problem, _, hint = str(error).partition("\n    → ")
         return [(problem, hint)]
-    if ours is None:
+    if theirs is None:
+        return [("this teacher reads text alone, and rows have images", "take one that sees images")]
+    ours = sight_of(models, sizes.path)
+    if ours is None or own_form:
         return []
+    return _unlike(ours, theirs, sizes)
+
+
+def _unlike(ours: Vision, theirs: Vision, sizes: ImageSizes) -> list[tuple[str, str]]:
+    """The first size of images that two models read as different tokens."""
     for width, height in _PROBES:
         digest = sizes.blank(width, height)
         texts = [vision.expand(vision.processor.mark, [digest]) for vision in (ours, theirs)]
@@ -186,5 +205,8 @@ def other_sight(models: ModelsConfig, teacher: str) -> list[tuple[str, str]]:
                 f"the student reads an image of {width}×{height} pixels as {counts[0]} image tokens of "
                 f"{len(read[0])}, this teacher as {counts[1]} of {len(read[1])}, or as other ones"
             )
-            return [(problem, "take a teacher and a student with the same processor of images")]
+            hint = (
+                'set distillation.align to "answers", or take a teacher and a student with the same processor of images'
+            )
+            return [(problem, hint)]
     return []
