@@ -111,8 +111,8 @@ class Problem:
     reference: str = ""
     """The right answer, as the report shows it."""
     text: str = ""
-    """The problem's own words, without what the task adds to every prompt: these are sought in training rows. By default
-    the last message."""
+    """The problem's own words, without what the task adds to every prompt, which are sought in training rows; by
+    default the last message."""
 
 
 @dataclass(frozen=True)

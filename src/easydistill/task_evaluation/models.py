@@ -13,7 +13,7 @@ from easydistill.contracts.teacher import Teacher, TeacherPlan
 from easydistill.data.records import content_hash
 from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigIssue, DataError
 from easydistill.models.checks import student_issues
 from easydistill.models.reference import converted_directory, resolve
 from easydistill.models.size import student_parameters
@@ -32,6 +32,8 @@ def asked(model: EvaluatedModel, sampling: Mapping[str, Any]) -> AskedModel:
         sampling: keys of an `inference` section: the longest reply, temperature, top-p, seed.
     """
     known = {name: value for name, value in sampling.items() if name in type(model.inference).model_fields}
+    if lost := [name for name, value in sampling.items() if name not in known and name != "seed" and value is not None]:
+        raise DataError(f"{lost[0]} of the task cannot be given to backend {model.inference.backend}")
     if isinstance(model.inference, ApiInferenceConfig) and not known.get("temperature"):
         # A greedy reply has no use for a seed, which some servers refuse.
         known["seed"] = None

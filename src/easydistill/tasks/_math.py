@@ -5,13 +5,15 @@ A reply that was cut off is scored by what it says: an answer before the cut cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from easydistill.contracts.task import Problem, Reply, Score, Scorer
+from easydistill.data.row_files import MalformedRow
 from easydistill.engine.checks import needs_extra
 from easydistill.errors import ConfigIssue
-from easydistill.rewards.verify import final_answer
+from easydistill.rewards.verify import final_answer, known_answer
+from easydistill.tasks._rows import asked, row_id, text_field
 from easydistill.verification.answers import DEFAULT_STRATEGIES
 from easydistill.verification.equality import Verifier
 
@@ -47,6 +49,21 @@ class MathScorer:
 
 def _why(answer: str) -> Literal["another answer", "no final answer"]:
     return "another answer" if answer else "no final answer"
+
+
+def math_problem(
+    row: Mapping[str, Any], number: int, questions: Sequence[str], answers: Sequence[str], ids: Sequence[str]
+) -> Problem:
+    """The problem of a row, by the names of its fields.
+
+    Raises:
+        MalformedRow: a field is missing, or the known answer cannot be compared with anything.
+    """
+    question = text_field(row, *questions)
+    known = known_answer({ANSWER: text_field(row, *answers)}, ANSWER)
+    if known is None:
+        raise MalformedRow("the known answer cannot be compared with anything")
+    return Problem(row_id(row, number, *ids), asked(question.strip() + BOXED), {ANSWER: known}, known, question)
 
 
 def math_scorer() -> Scorer:

@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.task import Problem, Scorer, ScoringContext, TaskConfig
-from easydistill.data.row_files import MalformedRow
 from easydistill.errors import ConfigIssue
-from easydistill.rewards.verify import known_answer
-from easydistill.tasks._math import ANSWER, BOXED, math_issues, math_scorer
-from easydistill.tasks._rows import asked, row_id, text_field
+from easydistill.tasks._math import math_issues, math_problem, math_scorer
+from easydistill.tasks._rows import text_field
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 """The notes of a calculator in the data set's solutions."""
@@ -31,11 +29,7 @@ class Config(TaskConfig):
 
 
 def problem(config: Config, row: Mapping[str, Any], number: int) -> Problem:
-    question = text_field(row, "question")
-    answer = known_answer({ANSWER: text_field(row, "answer")}, ANSWER)
-    if answer is None:
-        raise MalformedRow("the known answer cannot be compared with anything")
-    return Problem(row_id(row, number, "id"), asked(question.strip() + BOXED), {ANSWER: answer}, answer, question)
+    return math_problem(row, number, ("question",), ("answer",), ("id",))
 
 
 def demonstration(config: Config, row: Mapping[str, Any]) -> str:
