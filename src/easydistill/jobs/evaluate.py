@@ -12,6 +12,8 @@ from easydistill.config.job import JobConfig
 from easydistill.contracts.task import TaskConfig
 from easydistill.engine.stage import Stage
 from easydistill.task_evaluation.config import ContaminationConfig, EvaluatedModel, SpeedConfig, Task
+from easydistill.task_evaluation.exams import exam_of
+from easydistill.task_evaluation.speed import SpeedStage
 from easydistill.task_evaluation.stage import TasksStage
 
 _ROLES = ("teacher", "before", "after")
@@ -82,10 +84,22 @@ class Job(JobConfig):
         before = next((name for name, role in self.roles.items() if role == "before"), None)
         return self.baseline or before or next(iter(self.models))
 
+    @property
+    def timed(self) -> list[str]:
+        """Names of the models to time, the yardstick first."""
+        if self.speed is not None and self.speed.models:
+            return list(dict.fromkeys(self.speed.models))
+        by_role = {role: name for name, role in self.roles.items()}
+        chosen = [by_role[role] for role in ("teacher", "after") if role in by_role]
+        return chosen if len(chosen) == 2 else list(self.models)
+
 
 def plan(job: Job) -> list[Stage]:
     """tasks → speed."""
     stages: list[Stage] = [
         TasksStage(job.models, job.tasks, job.compared_with, job.roles, job.judge, job.contamination)
     ]
+    if job.speed is not None:
+        models = {name: job.models[name] for name in job.timed}
+        stages.append(SpeedStage(models, [exam_of(task) for task in job.tasks], job.speed))
     return stages

@@ -18,7 +18,9 @@ SCORES, SPEED = "scores.json", "speed.json"
 _STAGES = {"tasks": SCORES, "speed": SPEED}
 _ORDER = ("before", "after", "teacher", "other")
 _ROLE_WORDS = {"before": "before training", "after": "after training", "teacher": "teacher", "other": ""}
-_STYLES = {"before": "num before", "after": "num after"}
+_SCORED = "num scored"
+"""Figures with an interval below them."""
+_STYLES = {"before": f"{_SCORED} before", "after": f"{_SCORED} after"}
 _FLIPS = (("gained", "Right only with this model"), ("lost", "Right only with the baseline"))
 FLIPS_IN_MARKDOWN = 3
 
@@ -140,7 +142,7 @@ def _score_table(scores: Scores) -> doc.Table:
         count = next((as_int(_of(task, name).get("problems")) for name in names), None)
         means = [as_float(as_dict(_of(task, name).get("score")).get("mean")) for name in _bar_models(scores)]
         rows.append(doc.row(_name(task), *cells, notes=(f"{plain(count)} problems",), bars=doc.compared(means, 1.0)))
-    columns = [doc.Column(_column(scores, name), _STYLES.get(scores.role(name), "num")) for name in names]
+    columns = [doc.Column(_column(scores, name), _STYLES.get(scores.role(name), _SCORED)) for name in names]
     columns += [doc.Column("Gap closed")] if gaps else []
     columns += [doc.Column(f"{name}, published by others") for name in published]
     return doc.Table("Task", tuple(columns), tuple(rows), bars="bars", note=" ({})")
@@ -175,7 +177,7 @@ def _parts_table(scores: Scores) -> doc.Table | None:
                 figures.setdefault(figure, {})[name] = value
         for figure, values in figures.items():
             rows.append(doc.row(f"{_name(task)}: {figure}", *(_interval(values.get(name)) for name in scores.ordered)))
-    columns = doc.columns(*(_column(scores, name) for name in scores.ordered))
+    columns = tuple(doc.Column(_column(scores, name), _SCORED) for name in scores.ordered)
     return doc.Table("Figure", columns, tuple(rows), style="tight") if rows else None
 
 
@@ -192,7 +194,8 @@ def _pairs_table(scores: Scores) -> doc.Table | None:
             test = as_text(found.get("test"))
             difference = _interval(found.get("difference"), signed=True)
             rows.append(doc.row(f"{_name(task)}: {name}", difference, gained, lost, _with_below(shown_p, test)))
-    columns = doc.columns("Difference", "Only this one right", "Only the baseline right", "p")
+    titles = ("Difference", "Only this one right", "Only the baseline right", "p")
+    columns = tuple(doc.Column(title, _SCORED) for title in titles)
     return doc.Table("Model", columns, tuple(rows), style="tight") if rows else None
 
 
@@ -324,10 +327,11 @@ def _speed_section(found: dict[str, Any], mark: str) -> doc.Section:
         rows.append(doc.row(name, *cells))
     titles = [title for _, title, _ in _SPEEDS]
     titles += [f"Speed-up over {yardstick}", "On disk", "Weights in memory", "Tokens a problem"]
+    columns = tuple(doc.Column(title, _SCORED) for title in titles)
     settings = tuple((key.replace("_", " "), as_text(value)) for key, value in as_dict(found.get("settings")).items())
     notes = [doc.Text(note, "soft") for note in as_texts(found.get("notes"))]
     intro = doc.Text("One engine and machine, the same prompts, models in turns. Medians, with the least and the most.")
-    blocks = (intro, doc.Table("Model", doc.columns(*titles), tuple(rows)), *notes, doc.Pairs(settings))
+    blocks = (intro, doc.Table("Model", columns, tuple(rows)), *notes, doc.Pairs(settings))
     return doc.Section(f"speed{mark}", "How fast they write", "Speed", blocks)
 
 

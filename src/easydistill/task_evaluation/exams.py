@@ -52,6 +52,10 @@ class Exam(Protocol):
     def preflight(self, where: str) -> list[ConfigIssue]:
         """Problems that can be found cheaply; `where` is the section's path."""
 
+    def sampling(self) -> dict[str, Any]:
+        """How replies are sampled, as keys of an `inference` section; of an exam that reads it from elsewhere, once its
+        problems are known."""
+
     def problems(self) -> Sequence[Problem]:
         """What models are asked.
 
@@ -116,6 +120,9 @@ class OurExam:
 
         return self._module.demonstration is TaskDefaults.demonstration
 
+    def sampling(self) -> dict[str, Any]:
+        return self.config.sampling()
+
     def problems(self) -> Sequence[Problem]:
         return self._problems
 
@@ -165,7 +172,7 @@ class OurExam:
     def take(self, answer: Answer, scorer: Scorer | None) -> list[Taken]:
         assert scorer is not None
         asked = [(problem, sample) for problem in self._problems for sample in range(self.config.samples)]
-        answered = answer(self.config.sampling(), [(problem.messages, sample) for problem, sample in asked])
+        answered = answer(self.sampling(), [(problem.messages, sample) for problem, sample in asked])
         replies = [(problem, replied.reply) for (problem, _), replied in zip(asked, answered, strict=True)]
         scores = scorer(replies)
         return [

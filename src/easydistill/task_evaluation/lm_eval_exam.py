@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,7 +22,8 @@ from easydistill.contracts.task import Problem, Reply, Score, Scorer, ScoringCon
 from easydistill.data.files import hash_file
 from easydistill.data.messages import Message
 from easydistill.data.records import content_hash
-from easydistill.engine.checks import missing_file, needs_extra
+from easydistill.data.row_files.identity import hash_rows
+from easydistill.engine.checks import is_there, missing_file, needs_extra
 from easydistill.errors import ConfigIssue, DataError, MissingExtra
 from easydistill.task_evaluation.asking import Answered
 from easydistill.task_evaluation.config import LmEvalConfig
@@ -54,13 +56,25 @@ class LmEvalExam:
             return found
         # What a YAML file includes, or the functions that it names, lie beside it.
         beside = sorted(path for path in self._file.parent.glob("*") if path.suffix in {".yaml", ".yml", ".py"})
-        return {**found, "lm_eval": self._file.name, "files": {path.name: hash_file(path) for path in beside}}
+        named = {word: hash_rows(word) for path in beside for word in _paths_in(path)}
+        files = {path.name: hash_file(path) for path in beside}
+        return {**found, "lm_eval": self._file.name, "files": {**files, **named}}
 
     def preflight(self, where: str) -> list[ConfigIssue]:
         issues = needs_extra("eval", "lm_eval")
         if self._file is not None:
             issues += missing_file(f"{where}.lm_eval", str(self._file))
         return issues
+
+    def sampling(self) -> dict[str, Any]:
+        if not self._seen_sampling:
+            self.problems()
+        return self._seen_sampling
+
+    @cached_property
+    def _seen_sampling(self) -> dict[str, Any]:
+        """The sampling of the task's first requests."""
+        return {}
 
     def problems(self) -> Sequence[Problem]:
         return self._problems
@@ -70,6 +84,8 @@ class LmEvalExam:
         asked: list[Problem] = []
 
         def record(sampling: Mapping[str, Any], questions: Sequence[tuple[tuple[Message, ...], int]]) -> list[Answered]:
+            if not self._seen_sampling:
+                self._seen_sampling.update(sampling)
             return [Answered(Reply(""), "")] * len(questions)
 
         found = self._evaluate(record)
@@ -169,6 +185,14 @@ class LmEvalExam:
         stops = f"stops at {', '.join(map(json.dumps, until))}" if until else "stops nowhere"
         self._seen_notes[f"lm-eval's settings: {sampling['max_new_tokens']} tokens at most, {stops}"] = None
         return sampling
+
+
+def _paths_in(path: Path) -> list[str]:
+    """The data files that a YAML file names, as far as they are on this machine."""
+    if path.suffix == ".py" or not path.is_file():
+        return []
+    words = re.findall(r"[^\s\"',\[\]]+", path.read_text(encoding="utf-8"))
+    return [word for word in words if Path(word).suffix in {".json", ".jsonl", ".csv", ".parquet"} and is_there(word)]
 
 
 def _library() -> tuple[Any, Any]:

@@ -130,7 +130,7 @@ class TasksStage:
         return Estimate(rows=rows, tokens_at_most=most, memory_bytes=max(memory, default=None), **_summed(parts))
 
     def _forecast(self, model: EvaluatedModel, exam: Exam, directory: Path) -> tuple[dict[str, Any], int]:
-        own = asked(model, exam.config.sampling())
+        own = asked(model, exam.sampling())
         identity = own.plan.identity()
         asks = [
             Ask(problem.messages, index=sample) for problem in exam.problems() for sample in range(exam.config.samples)
@@ -138,13 +138,13 @@ class TasksStage:
         requests = {request.key: request for request in (own.request(ask, identity) for ask in asks)}
         known = None not in identity.values()
         found = forecast_calls(requests, directory, own.inference, keys_known=known)
-        return found, len(requests) * exam.config.max_new_tokens
+        return found, len(requests) * exam.sampling()["max_new_tokens"]
 
     def preview(self, limit: int) -> list[Previewed]:
         name, model = next(iter(self._models.items()))
         found: list[Previewed] = []
         for exam in self._exams:
-            own = asked(model, exam.config.sampling())
+            own = asked(model, exam.sampling())
             for problem in exam.problems()[:limit]:
                 messages = own.messages(Ask(problem.messages))
                 row = f"{exam.name} {problem.id}"
@@ -235,7 +235,7 @@ class TasksStage:
         task: dict[str, Any] = {
             "name": exam.name,
             "prompt_hash": prompt_hash(exam.problems()),
-            "sampling": exam.config.sampling(),
+            "sampling": exam.sampling(),
             "samples": exam.config.samples,
             "shots": getattr(exam.config, "shots", None),
             "notes": exam.notes(),
@@ -294,7 +294,7 @@ def _by_sampling(exams: Sequence[Exam]) -> list[Exam]:
     """Exams with equal sampling behind one another: a model is loaded once for each way of sampling."""
     groups: dict[str, list[Exam]] = {}
     for exam in exams:
-        groups.setdefault(str(exam.config.sampling()), []).append(exam)
+        groups.setdefault(str(exam.sampling()), []).append(exam)
     return [exam for group in groups.values() for exam in group]
 
 
