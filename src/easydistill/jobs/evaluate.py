@@ -11,7 +11,7 @@ from easydistill.config.base import NonEmptyStr, Unfit
 from easydistill.config.job import JobConfig
 from easydistill.contracts.task import TaskConfig
 from easydistill.engine.stage import Stage
-from easydistill.task_evaluation.config import ContaminationConfig, EvaluatedModel, SpeedConfig, Task
+from easydistill.task_evaluation.config import ContaminationConfig, NamedModel, SpeedConfig, Task
 from easydistill.task_evaluation.exams import exam_of
 from easydistill.task_evaluation.speed import SpeedStage
 from easydistill.task_evaluation.stage import TasksStage
@@ -24,13 +24,13 @@ class Job(JobConfig):
 
     job_type: Literal["evaluate"]
     """Which job this is."""
-    models: dict[NonEmptyStr, EvaluatedModel] = Field(min_length=1)
+    models: dict[NonEmptyStr, NamedModel] = Field(min_length=1)
     """Name → a model, such as `{"teacher": "path", "before": "path", "after": "@sft/student"}`."""
     tasks: list[Task] = Field(min_length=1)
     """What they are asked, such as `{"task": "gsm8k", "data": "gsm8k_test.jsonl"}` or `{"lm_eval": "my.yaml"}`."""
     baseline: NonEmptyStr | None = None
     """Name of the model that the others are compared with; by default the student before training, else the first."""
-    judge: EvaluatedModel | None = None
+    judge: NamedModel | None = None
     """The model that scores the replies of tasks with `score: "judge"`."""
     contamination: ContaminationConfig | None = None
     """Training rows in which the evaluated problems are looked for."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Unfit
 from easydistill.config.inference import ApiInferenceConfig, AutoInferenceConfig, LocalInferenceConfig
-from easydistill.config.models import FreshStudent, PrunedStudent, StudentRef
+from easydistill.config.models import FreshStudent, ModelRef, PrunedStudent, StudentRef
 from easydistill.config.values import show
 from easydistill.contracts.task import SampledTask, TaskConfig
 from easydistill.tasks import task_section
@@ -37,16 +37,6 @@ class EvaluatedModel(Section):
     """Run code that comes with the weights."""
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"published", "role"})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        """A reference, or a student as other jobs' `models.student` describes it, is the model itself."""
-        if isinstance(value, str | PrunedStudent | FreshStudent):
-            return {"model": value}
-        if isinstance(value, Mapping) and ("from" in value or "config" in value):
-            return {"model": dict(value)}
-        return value
 
     @model_validator(mode="after")
     def _is_one_model(self) -> EvaluatedModel:
@@ -78,6 +68,21 @@ class EvaluatedModel(Section):
     def served(self) -> ApiInferenceConfig | None:
         """Its server's section, if it has one."""
         return self.inference if isinstance(self.inference, ApiInferenceConfig) else None
+
+
+def _whole(value: Any) -> Any:
+    """A reference, or a student as other jobs' `models.student` describes it, is the model itself."""
+    if isinstance(value, str | PrunedStudent | FreshStudent):
+        return {"model": value}
+    if isinstance(value, Mapping) and ("from" in value or "config" in value):
+        return {"model": dict(value)}
+    return value
+
+
+NamedModel = Annotated[
+    EvaluatedModel, BeforeValidator(_whole, ModelRef | PrunedStudent | FreshStudent | EvaluatedModel)
+]
+"""A model, or short for one: a reference, `{"from": …, "keep_layers": n}` or `{"config": {…}}`."""
 
 
 class LmEvalConfig(SampledTask):

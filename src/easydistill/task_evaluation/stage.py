@@ -6,14 +6,12 @@ has not been answered yet, and computes the scores anew from the replies.
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from easydistill import __version__
 from easydistill.asking.answers import JOURNAL, worth_another_try
 from easydistill.asking.forecast import forecast_calls
 from easydistill.contracts.operator import Ask
@@ -24,6 +22,7 @@ from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
 from easydistill.data.messages import Message
 from easydistill.data.records import Rejection, count_reasons
+from easydistill.engine.run_directory import package_versions
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.task_evaluation.asking import ModelAsker, rejection
@@ -40,7 +39,7 @@ from easydistill.task_evaluation.results import (
     reply_row,
 )
 
-_LIBRARIES = ("torch", "transformers", "vllm", "lm-eval", "math-verify", "langdetect", "nltk")
+_LIBRARIES = ("easydistill-toolkit", "torch", "transformers", "vllm", "lm-eval", "math-verify", "langdetect", "nltk")
 TASKS_EVALUATED = "tasks_evaluated"
 """Metric of the stage: the scores, by task and model."""
 
@@ -341,13 +340,7 @@ def _counts(results: Sequence[TaskResult], rejected: Sequence[Rejection]) -> Row
 
 
 def _versions() -> dict[str, str]:
-    found = {"easydistill": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **package_versions(_LIBRARIES)}
 
 
 def _brief(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
