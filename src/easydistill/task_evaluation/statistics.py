@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 _SEED = 12345
 
 
@@ -43,9 +43,12 @@ def bootstrap(points: Sequence[float], totals: Sequence[float] | None = None) ->
     mean = ratio(points, totals)
     if count < 2:
         return Interval(mean, mean, mean)
-    pairs = list(zip(points, totals, strict=True))
     generator = random.Random(_SEED)
-    means = sorted(ratio(*zip(*generator.choices(pairs, k=count), strict=True)) for _ in range(RESAMPLES))
+    if all(total == 1 for total in totals):
+        means = sorted(sum(generator.choices(points, k=count)) / count for _ in range(RESAMPLES))
+    else:
+        pairs = list(zip(points, totals, strict=True))
+        means = sorted(ratio(*zip(*generator.choices(pairs, k=count), strict=True)) for _ in range(RESAMPLES))
     return Interval(mean, _percentile(means, 0.025), _percentile(means, 0.975))
 
 
