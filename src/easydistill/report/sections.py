@@ -22,6 +22,7 @@ from easydistill.report.phases import read_spent
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
+from easydistill.report.task_scores import task_sections
 from easydistill.report.values import as_dict
 from easydistill.report.words import Station, lede, loss_unit
 
@@ -53,6 +54,7 @@ class Report:
 def sections(facts: Facts) -> list[doc.Section]:
     return [
         *_results(facts),
+        *task_sections(facts),
         *_loss(facts),
         *_exploration(facts),
         *_rows(facts),
