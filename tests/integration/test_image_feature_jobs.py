@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.integration.test_vision_jobs import job, made_rows, weights
+from tests.integration.test_vision_jobs import IMAGES, job, made_rows, weights
 from tests.support.killed import killed_at
 from tests.support.vision_models import FAMILIES, vision_model
 
 import easydistill
 from easydistill.errors import ConfigError
 from easydistill.methods.sft import image_features
+from easydistill.methods.shared import sight
 from easydistill.models.multimodal import feature_files
 from easydistill.models.multimodal.feature_files import FeatureFiles
 
@@ -70,7 +71,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("when", ["between", "within"])
+@pytest.mark.parametrize("when", [pytest.param("between", marks=pytest.mark.slow), "within"])
 def test_a_run_that_is_killed_while_it_computes_features_goes_on(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,3 +184,20 @@ def test_features_are_told_in_no_record(tmp_path: Path) -> None:
     manifest = json.loads((stage / "manifest.json").read_text())
     assert feature_files.FOLDER not in json.dumps(manifest)
     assert "features/" not in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("lora", [None, pytest.param({"r": 4}, marks=pytest.mark.slow)])
+def test_what_features_take_is_foretold(lora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = short_job(tmp_path, "qwen3_vl", "auto", lora=lora, bf16=False)
+    assert not any("features" in note for stage in easydistill.plan(config) for note in stage.notes)
+    monkeypatch.setattr(sight, "MUCH_DISK", 1)
+    told: list[float] = []
+    bytes_of = sight._features_bytes
+    monkeypatch.setattr(sight, "_features_bytes", lambda *of, **so: (told.append(n) or n for n in bytes_of(*of, **so)))
+    notes = [note for stage in easydistill.plan(config) for note in stage.notes if "features" in note]
+    assert len(notes) == 1 and f"features of {IMAGES} images" in notes[0]
+    assert easydistill.run(config).exit_code == 0
+    (values,) = kept(tmp_path)
+    assert sum(told[:IMAGES]) == pytest.approx(values.stat().st_size)
+    config["training"]["cache_image_features"] = False
+    assert not any("features" in note for stage in easydistill.plan(config) for note in stage.notes)

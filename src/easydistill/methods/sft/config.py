@@ -46,6 +46,18 @@ class TrainingConfig(TrainerConfig):
     runtime_only: ClassVar[frozenset[str]] = TrainerConfig.runtime_only | {"cache_image_features"}
     recorded_for_none: ClassVar[Mapping[str, Any]] = {"loss_chunk_bytes": 64 << 20}
 
+    @property
+    def trains_connector(self) -> bool:
+        """Whether the connector of a student that sees is trained."""
+        return self.lora is None if self.train_parts is None else "connector" in self.train_parts
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features of images are kept, as far as the config tells."""
+        if self.cache_image_features is False or "vision" in (self.train_parts or ()):
+            return False
+        return self.cache_image_features is True or self.max_steps is not None or self.num_train_epochs > 1
+
     @model_validator(mode="after")
     def _weights_can_learn(self) -> Self:
         if self.weights == "float32":

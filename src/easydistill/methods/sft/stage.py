@@ -21,7 +21,7 @@ from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides
-from easydistill.methods.shared.sight import packing_images_issues, vision_of
+from easydistill.methods.shared.sight import features_lines, packing_images_issues, sees_images, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
     all_checkpoints_of,
@@ -100,7 +100,14 @@ class TrainStage:
 
     def foretell(self) -> list[str]:
         notes = memory_notes(self._models, self._training, self.launch, besides=self.besides)
-        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
+        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines(), *self._features()]
+
+    def _features(self) -> list[str]:
+        """What features of images will take on disk."""
+        training = self._training
+        if not isinstance(training, TrainingConfig) or not training.keeps_features or not sees_images(self._models):
+            return []
+        return features_lines(self._models, self._foresight.images(), whole=not training.trains_connector)
 
     @property
     def besides(self) -> Besides:

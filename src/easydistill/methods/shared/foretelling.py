@@ -22,6 +22,7 @@ from easydistill.models.template_files import model_may_think
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Missing, Rendered
+    from easydistill.models.multimodal import Vision
 
 _PROMPTS = 100
 """Rows whose prompts are compared with what is trained."""
@@ -114,6 +115,18 @@ class Foresight:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
             LOGGER.info("the rows were not looked at beforehand: %s", error)
             return []
+
+    def images(self) -> tuple[Vision, list[str]] | None:
+        """What the student sees, and the images of the first rows, each once; None without any, or as for `lines`."""
+        try:
+            if "_renderer" not in vars(self) and not self._is_at_hand():
+                return None
+            rows = [row for row in self._rows if not isinstance(row, DataError)]
+            digests = list(dict.fromkeys(image for row in rows for image in row.images))
+            vision = sight_of(self.models, self.sizes.path) if digests else None
+        except EasyDistillError:
+            return None
+        return None if vision is None else (vision, digests)
 
     def _is_at_hand(self) -> bool:
         """Whether the student's files are on this machine, in a form that transformers loads."""

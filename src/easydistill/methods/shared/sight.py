@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TRAINS_ON_TEXT = "this job trains on text alone and would not see it: remove the row, or take another job"
 """Of rows with images, in jobs that show them to no student."""
+MUCH_DISK = 1e8
+"""Bytes from which `plan` tells what features of images take."""
 _PROBES = ((64, 48), (640, 480), (300, 900))
 """Sizes of images that teacher and student must read alike."""
 
@@ -152,6 +154,46 @@ def sight_of(models: ModelsConfig, files: Callable[[str], Path]) -> Vision | Non
     except (ModelError, MissingExtra):
         # It can still be trained on text; its rows with images are refused.
         return None
+
+
+def features_lines(models: ModelsConfig, found: tuple[Vision, Sequence[str]] | None, *, whole: bool) -> list[str]:
+    """What features of images take on disk, if that is much.
+
+    Args:
+        found: what the student sees, and images of its rows.
+        whole: whether features are taken behind the connector.
+    """
+    if found is None:
+        return []
+    vision, digests = found
+    size = sum(_features_bytes(models, vision, digests, whole=whole))
+    if size < MUCH_DISK:
+        return []
+    return [
+        f"the vision tower's features of {len(digests)} images of the first rows take about {size / 1e9:.1f} GB, in "
+        "features/ of the run directory\n    → it may be deleted after the training; "
+        "training.cache_image_features=false does without"
+    ]
+
+
+def _features_bytes(models: ModelsConfig, vision: Vision, digests: Sequence[str], *, whole: bool) -> Iterator[float]:
+    """Bytes of the features of each image in float32, as far as the student's config tells: the tower's are one vector
+    a patch, the connector's one a token."""
+    from easydistill.models.loading import full_config
+
+    (reference,) = student_references(models)
+    config: Any = full_config(reference, trust_remote_code=models.trust_remote_code)
+    tower = config.vision_config
+    depths = 1 + len(getattr(tower, "deepstack_visual_indexes", None) or ())
+    width: int = config.get_text_config().hidden_size if whole else tower.hidden_size
+    channels = getattr(tower, "num_channels", None) or getattr(tower, "in_channels", 3)
+    numbers: int = int(channels) * getattr(tower, "temporal_patch_size", 1) * tower.patch_size**2
+    patches: dict[int, float] = {}
+    for digest in digests:
+        tokens = vision.image_tokens(digest)
+        if not whole and tokens not in patches:
+            patches[tokens] = vision.shown([digest])["pixel_values"].numel() / numbers
+        yield 4 * width * depths * (tokens if whole else patches[tokens])
 
 
 def teachers_vision(models: ModelsConfig, teacher: str, files: Callable[[str], Path]) -> Vision | None:
