@@ -18,7 +18,7 @@ from easydistill.data.batches import batches_by_length, padded
 from easydistill.data.messages import Chat, answer_message, images_of
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
-from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
+from easydistill.models.loading import choose_dtype, full_config, import_torch, load_tokenizer
 from easydistill.models.reference import architectures, is_classifier, resolve, sees_images
 from easydistill.rewards._models import (
     MAX_BATCH_ROWS,
@@ -171,7 +171,7 @@ def load_classifier(config: Config, device: Any) -> Any:
     """
     where = f"rewards.reward_model.model: {config.model}"
     # From a causal language model, transformers would make a classifier with a random head and only log a warning.
-    names = model_config(config.model, trust_remote_code=config.trust_remote_code)[0].architectures or []
+    names = full_config(config.model, trust_remote_code=config.trust_remote_code).architectures or []
     if not is_classifier(names):
         raise ModelError(f"{where} {_not_a_reward_model(names)}\n    → {_HINT}")
     dtype = choose_dtype(config.dtype, device)

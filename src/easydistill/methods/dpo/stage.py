@@ -9,7 +9,7 @@ from easydistill.data.manifest import RowCounts
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import render_pairs
-from easydistill.methods.shared.pairs import PairRows, PairStage
+from easydistill.methods.shared.pairs import SHOWN_PAIRS, PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import keep_rejected
 from easydistill.methods.shared.sight import hash_of_images, vision_of
@@ -98,6 +98,7 @@ class DpoStage(PairStage):
         trained_in = student.model.dtype
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         metrics: dict[str, Any] = {}
+        figures: dict[str, dict[str, float]] = {}
         if held_rows:
             # Measure what is saved: the weights are rounded to their dtype.
             student.model.to(trained_in)
@@ -107,6 +108,12 @@ class DpoStage(PairStage):
                 "after": measure(held_rows, now, start),
                 "gaps": measure_gaps(held_rows, now, start),
             }
+            figures = {
+                row.id: {"margin_learned": after.chosen - after.rejected - before.chosen + before.rejected}
+                for row, after, before in zip(held_rows, now, start, strict=True)
+            }
+        shown = self._show_pairs([*heldout, *train_pairs], figures, context)
+        files += [SHOWN_PAIRS] if shown else []
         show_student(context)
         return training_result(
             outcome,
@@ -118,5 +125,6 @@ class DpoStage(PairStage):
             heldout_rows=len(held_rows),
             truncated_rows=sum(row.cut for row in rows),
             student=student.description,
+            **shown,
             **metrics,
         )

@@ -13,7 +13,7 @@ from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow, tokenise
-from easydistill.methods.shared.pairs import PairRows, PairStage
+from easydistill.methods.shared.pairs import SHOWN_PAIRS, PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import keep_rejected
 from easydistill.methods.shared.sight import hash_of_images, vision_of
@@ -112,6 +112,7 @@ class RewardStage(PairStage):
             return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         metrics: dict[str, Any] = {}
+        figures: dict[str, dict[str, float]] = {}
         if held_rows:
             # Measure what is saved: the weights are rounded to their dtype.
             after = scores(load_classifier(str(context.directory / MODEL), float32))
@@ -122,6 +123,12 @@ class RewardStage(PairStage):
                 "heldout_pairs": describe(held_rows, after),
                 "notes": {name: NOTES[name] for name in missing},
             }
+            figures = {
+                row.id: {"learned_score_chosen": score.chosen, "learned_score_rejected": score.rejected}
+                for row, score in zip(held_rows, after, strict=True)
+            }
+        shown = self._show_pairs([*heldout, *train_pairs], figures, context)
+        files += [SHOWN_PAIRS] if shown else []
         show_student(context)
         return training_result(
             outcome,
@@ -133,6 +140,7 @@ class RewardStage(PairStage):
             heldout_rows=len(held_rows),
             truncated_rows=0,
             student=student.description,
+            **shown,
             **metrics,
         )
 

@@ -44,6 +44,8 @@ class FirstRows:
     """How many more rows there are with images that the student would not see."""
     blindness: str = ""
     """Why it would not see them."""
+    rows: int | None = None
+    """How many rows the chats are from, if not one each."""
 
 
 @dataclass
@@ -98,9 +100,9 @@ class Foresight:
         first = self._first
         if not first.unseen:
             return None
-        total = len(first.chats) + first.unseen
+        total = (len(first.chats) if first.rows is None else first.rows) + first.unseen
         why, _, ways = first.blindness.partition(": ")
-        problem = f"{first.unseen} of the first {total} {self.counted} have an image; {why}"
+        problem = f"{first.unseen} of the first {total} rows have an image; {why}"
         return ConfigIssue("config", self.blind(), problem, ways)
 
     def lines(self) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easydistill.asking.label import IMAGE_ROWS
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.deepspeed import deepspeed_notes
@@ -18,9 +19,10 @@ from easydistill.data.images import ImageReader, ImageStore, RowImages
 from easydistill.data.messages import Chat
 from easydistill.data.preferences import PairReading, Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
-from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.data.records import Rejection, Sample, content_hash, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
+from easydistill.data.writing import write_pairs_json
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue, DataError
@@ -49,6 +51,9 @@ GAP = "gap"
 """Field of a pair that names its kind."""
 PLAIN = "pairs"
 """Kind of the pairs that do not name one."""
+SHOWN_PAIRS = "shown_pairs.json"
+"""Some of the pairs with images, for the report, in the format of our files of pairs."""
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ class PairRows:
                 raise
             return FirstRows(unseen=unseen.rows, blindness=unseen.why)
         chats = [chat for pair in found.pairs for chat in pair.chats]
-        return FirstRows(chats, found.lines(), 0 if unseen is None else unseen.rows, why or "")
+        hidden = 0 if unseen is None else unseen.rows
+        return FirstRows(chats, found.lines(), hidden, why or "", len(found.pairs))
 
     def _found(self, limit: int | None, images: RowImages) -> PairReading:
         return read_pairs(self._path, limit=limit, columns=self.dataset.column_names, images=images)
@@ -216,6 +222,25 @@ class PairStage:
         """
         made = self._rows.stage is not None
         LostThoughts.of(_thoughtful(renderer, pairs)).refuse(self._rows.dataset, _COUNTED, made=made)
+
+    def _show_pairs(
+        self, pairs: Iterable[Preference], measured: Mapping[str, Mapping[str, float]], context: StageContext
+    ) -> dict[str, int]:
+        """Keep some of the pairs with images for the report, those first that were measured.
+
+        Args:
+            measured: by the ids of held-out pairs, figures to show beside them.
+
+        Returns:
+            The metric that counts pairs with images, if there are any.
+        """
+        shown = [pair for pair in pairs if pair.images]
+        if not shown:
+            return {}
+        shown.sort(key=lambda pair: (pair.id not in measured, content_hash(pair.id)))
+        some = [replace(pair, meta={**pair.meta, **measured.get(pair.id, {})}) for pair in shown[:_MOST_SHOWN]]
+        write_pairs_json(context.directory / SHOWN_PAIRS, some, context.images)
+        return {IMAGE_ROWS: len(shown)}
 
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""
