@@ -13,6 +13,7 @@ from tests.unit.report_fixtures import HOSTILE, Page, change_json, make_run, mak
 
 from easydistill.cli import main
 from easydistill.errors import DataError
+from easydistill.report.build import build_report
 from easydistill.report.comparison.page import build_comparison
 from easydistill.report.comparison.runs import names_of, read_runs
 from easydistill.report.comparison.tables import best, environment_table, settings_table, spending_table, task_table
@@ -189,3 +190,10 @@ def test_command(
     assert (tmp_path / "compare.md").is_file()
     assert main(["compare", "a", "missing"]) == 1
     assert "no run is here" in capsys.readouterr().err
+
+
+def test_a_draft_model_in_the_report(runs: tuple[Path, Path]) -> None:
+    change_json(runs[0] / "summary.json", metrics={"before": {}, "after": {"acceptance": 0.5, "agreement": 0.8}})
+    text = (build_report(runs[0]).parent / "report.md").read_text()
+    assert "| Drafts | Sampled, temperature 1: 50.0% accepted | Greedy: 80.0% accepted |" in text
+    assert "| 8 drafted | 2.00 | 4.33 |" in text
