@@ -13,6 +13,7 @@ from easydistill.report import disagreement as compared
 from easydistill.report import document as doc
 from easydistill.report import synthesis_words as synthesis
 from easydistill.report.collect import Answers, Facts, Summary
+from easydistill.report.draft import draft_sections
 from easydistill.report.exploration import Courses, read_exploration
 from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
@@ -55,6 +56,7 @@ def sections(facts: Facts) -> list[doc.Section]:
     return [
         *_results(facts),
         *task_sections(facts),
+        *draft_sections(facts),
         *_loss(facts),
         *_exploration(facts),
         *_rows(facts),
