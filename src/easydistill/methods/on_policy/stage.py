@@ -31,7 +31,7 @@ from easydistill.methods.shared.rows import (
     render_all,
 )
 from easydistill.methods.shared.sharded_memory import Besides
-from easydistill.methods.shared.sight import hash_of_images, other_sight, vision_of, vllm_images_issues
+from easydistill.methods.shared.sight import hash_of_images, other_sight, teachers_vision, vision_of, vllm_images_issues
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -266,16 +266,11 @@ class OnPolicyStage(TrainStage):
         Raises:
             ConfigError: it sees none, or reads some as other tokens than the student.
         """
-        from easydistill.models.loading import full_config, is_multimodal
-        from easydistill.models.multimodal import Vision, load_processor
-
-        reference = self._models.teacher
-        assert reference is not None
+        assert self._models.teacher is not None
         images = {image for row in rows for image in row.images}
-        trust = self._models.trust_remote_code
         problem = "the teacher reads text alone, and rows have images"
-        if is_multimodal(full_config(reference, trust_remote_code=trust)):
-            found = Vision(load_processor(reference, trust_remote_code=trust), context.images.path)
+        found = teachers_vision(self._models, self._models.teacher, context.images.path)
+        if found is not None:
             if student is None or all(found.image_tokens(one) == student.image_tokens(one) for one in images):
                 return found
             problem = "the teacher reads images of the rows as other tokens than the student"
