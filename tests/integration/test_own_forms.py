@@ -21,9 +21,14 @@ from tests.support.vision_models import END, vision_model
 import easydistill
 from easydistill.data.images import ImageStore
 from easydistill.data.messages import answer_message
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, DataError, TeacherError
+from easydistill.evaluation.measure import Measured, token_metrics
+from easydistill.evaluation.metrics import METRICS
 from easydistill.methods.distil.rescore import scorer_of_store
 from easydistill.models.compatibility import Side, compare, side_of
+from easydistill.models.head import body_of
 from easydistill.models.loading import load_model
 from easydistill.models.multimodal import Vision, load_processor
 from easydistill.signals import from_vllm
@@ -208,6 +213,41 @@ def test_rows_beyond_the_teachers_positions_are_refused(images: ImageStore) -> N
     forms.aligner._context = 20
     found = forms.row(chat(two(images)[0], answer="long " * 10))
     assert isinstance(found, UnlikeAnswer) and found.reason == "teacher_too_short" and "20 positions" in found.detail
+
+
+def test_the_heldout_kl_is_of_the_same_answer_tokens(images: ImageStore) -> None:
+    """Against both models' own forwards, of batches with rows of no, one and two images."""
+    red, green = two(images)
+    forms = Forms(vision_model("qwen2_5_vl", 1), vision_model("llava"), images)
+    rows = [forms.row(chat(*each)) for each in ((), (red,), (green, red), (green,))]
+    vision = seen(vision_model("llava"), images)
+    student, teacher = (
+        load_model(str(path), torch.float32).eval() for path in (vision_model("llava"), forms.reference)
+    )
+    total = count = 0.0
+    for row in rows:
+        ids = torch.tensor(np.asarray(row.ids))[None].long()
+        with torch.inference_mode():
+            logits = student(input_ids=ids, **vision.inputs(ids, [(row.ids, row.images)])).logits[0, :-1, :SHARED]
+        own = logits[torch.tensor(np.asarray(row.learned)[1:])].double().log_softmax(-1)
+        theirs = forms.logprobs(row)
+        total += float((theirs.exp() * (theirs - own)).sum())
+        count += len(own)
+    with Reporter(None, quiet=True).task("", 4) as task:
+        found = token_metrics(
+            Measured(student, body_of(student), vision),
+            Measured(teacher, body_of(teacher), forms.vision),
+            SHARED,
+            [(row.ids, row.learned) for row in rows],
+            0,
+            3,
+            task,
+            StopSignal(),
+            chosen={"kl": METRICS.module("kl").Config()},
+            images=[row.images for row in rows],
+            teachers_rows=[(row.read_ids, row.read_learned) for row in rows],
+        )
+    assert found["kl"] == pytest.approx(total / count, rel=1e-4)
 
 
 # --- the comparison before a run ------------------------------------------------------------------------------------
