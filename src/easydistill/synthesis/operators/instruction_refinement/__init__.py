@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from easydistill.config.base import PositiveFloat
 from easydistill.contracts.operator import OperatorConfig, Result, Steps, each
+from easydistill.data.messages import images_of
 from easydistill.data.messages import text_of as said_of
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.rouge import rouge_l
-from easydistill.synthesis.images import PLACES_LOST, ask_about, reworded, words_of
+from easydistill.synthesis.images import PLACES_LOST, ask_about, reworded, without_tags, words_of
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection, scores_of
 from easydistill.synthesis.text import normalise, prompt_text, tokens
 from easydistill.synthesis.tools import Tools
@@ -56,7 +57,8 @@ def _refine(config: Config, row: Sample, tools: Tools) -> Steps[Sample | Rejecti
     (reply,) = yield [ask_about(tools, "instruction_refinement", row, ("instruction",), instruction=prompt_text(row))]
     try:
         written = field_of(reply, "instruction", config.reply)
-        asked = reworded(last, written)
+        # What is rewritten is the last message; images of earlier ones stay there.
+        asked = reworded(last, written if not row.images or images_of(last) else without_tags(written))
         after = said_of(asked) if row.images else written
         _check(config, before, after)
         if config.veto:
