@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,26 @@ def test_what_features_take_is_foretold(lora: Any, tmp_path: Path, monkeypatch: 
     assert sum(told[:IMAGES]) == pytest.approx(values.stat().st_size)
     config["training"]["cache_image_features"] = False
     assert not any("features" in note for stage in easydistill.plan(config) for note in stage.notes)
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_vl", *(pytest.param(each, marks=pytest.mark.slow) for each in FAMILIES if each != "qwen2_5_vl")]
+)
+def test_a_student_is_measured_as_on_pixels(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after, teacher and student: figures, answers, and what a student gains by its own image."""
+    found = []
+    for name in ("features", "pixels"):
+        if name == "pixels":
+            monkeypatch.setattr(image_features, "seen_once", lambda model, vision, *others: nullcontext(vision))
+        config = short_job(tmp_path / name, family, "auto")
+        config |= {"job_type": "white_box_kd_local", "evaluation": {"heldout": 10, "max_new_tokens": 4}}
+        config["models"]["teacher"] = str(vision_model(family, seed=1))
+        config["training"]["cache_image_features"] = False
+        config["training"].pop("max_length")
+        config["distillation"] = {"kd_ratio": 0.5, "max_seq_length": 256}
+        assert easydistill.run(config).exit_code == 0
+        (stage,) = (tmp_path / name / "run" / "stages").glob("*-evaluate")
+        found.append([(stage / file).read_text() for file in ("metrics.json", "answers.jsonl", "disagreement.json")])
+    assert found[0] == found[1] and json.loads(found[0][0])["after"]["image_gain"] is not None
+    # The student before and after has one tower, the teacher another.
+    assert len(kept(tmp_path / "features")) == 2 and not kept(tmp_path / "pixels")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,17 @@ from tests.unit.test_multimodal import ids_of
 
 from easydistill.data.images import ImageStore
 from easydistill.engine.interrupt import StopSignal
+from easydistill.errors import EasyDistillError, Interrupted
 from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.feeding import Feed
 from easydistill.methods.shared.compat import cross_entropy_loss, fuse_loss
 from easydistill.models.loading import load_model
 from easydistill.models.multimodal import Vision, load_processor
-from easydistill.models.multimodal.feature_files import FeatureFiles
-from easydistill.models.multimodal.features import Seam, find_seam, put_in
+from easydistill.models.multimodal.feature_files import FeatureFiles, Features
+from easydistill.models.multimodal.features import NoSeam, Seam, find_seam, put_in
 from easydistill.models.multimodal.parts import freeze_others
-from easydistill.models.multimodal.remembering import RememberedVision, remember
+from easydistill.models.multimodal.remembering import RememberedVision, key, remember
 
 SIZES = ((40, 28), (16, 16), (20, 50), (24, 24))
 
@@ -111,3 +114,138 @@ def test_loss_and_gradients_are_those_of_pixels(
     for name, value in expected[1].items():
         assert torch.equal(gradients[name], value), name
     assert steps(model, vision, rows)[0] == expected[0] and calls
+
+
+def test_a_llava_with_another_tower(store: ImageStore, digests: list[str], tmp_path: Path) -> None:
+    """The tower of examples/vision, and two of its layers side by side."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(vision_model("llava")).to_dict()
+    config["vision_config"] = {
+        "model_type": "dinov2",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "mlp_ratio": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+    for layers in (-2, [-3, -1]):
+        made = AutoConfig.for_model(**{**config, "vision_feature_layer": layers})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForImageTextToText.from_config(made).train()
+        freeze_others(model, ("language", "connector"))
+        vision = Vision(load_processor(str(vision_model("llava"))), store.path)
+        rows = rows_of(vision, digests)
+        expected, gradients = steps(model, vision, rows)
+        seam = seam_of(model, vision, digests, whole=False)
+        files = FeatureFiles(tmp_path / key(vision, model, seam, None))
+        remember(vision, model, seam, files, digests, StopSignal())
+        with put_in(model, seam):
+            losses, found = steps(model, RememberedVision(vision, files), rows)
+        assert losses == expected
+        assert all(torch.equal(found[name], value) for name, value in gradients.items())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def scaled(model: Any) -> None:
+    body = model.base_model
+    own = body.get_image_features
+
+    @functools.wraps(own)
+    def more(*given: Any, **named: Any) -> Any:
+        made = own(*given, **named)
+        made.pooler_output = [2 * each for each in made.pooler_output]
+        return made
+
+    body.get_image_features = more
+
+
+def random(model: Any) -> None:
+    model.model.vision_tower.config.attention_dropout = 0.1
+    for module in model.modules():
+        if type(module).__name__ == "CLIPAttention":
+            module.dropout = 0.1
+
+
+def normalised(model: Any) -> None:
+    model.model.vision_tower.norm = torch.nn.BatchNorm1d(4)
+
+
+def twice(model: Any) -> None:
+    body = model.base_model
+    get = body.get_image_features
+
+    @functools.wraps(get)
+    def more(*given: Any, **named: Any) -> Any:
+        get(*given, **named)
+        return get(*given, **named)
+
+    body.get_image_features = more
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (scaled, "does more with features of images"),
+        (random, "random in training"),
+        (normalised, "depends on the other images"),
+        (twice, "is not called once"),
+    ],
+)
+def test_what_cannot_be_taken_out_is_left_in(change: Any, why: str, store: ImageStore, digests: list[str]) -> None:
+    model, vision = seeing("llava", store, ("language", "connector"))
+    change(model)
+    with pytest.raises(NoSeam, match=why):
+        seam_of(model, vision, digests, whole=False)
+
+
+def test_the_key_is_of_what_sees(store: ImageStore, digests: list[str], tmp_path: Path) -> None:
+    model, vision = seeing("qwen2_5_vl", store, ("language", "connector"))
+    before, whole = (seam_of(model, vision, digests, whole=kind) for kind in (False, True))
+    first, after = key(vision, model, before, None), key(vision, model, whole, None)
+    assert len({first, after, key(vision, model, before, torch.bfloat16)}) == 3
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+        # The connector is inside of the tower.
+        model.model.visual.merger.mlp[0].weight.mul_(2)
+    assert key(vision, model, before, None) == first
+    assert key(vision, model, whole, None) != after
+    with torch.no_grad():
+        model.model.visual.blocks[0].attn.qkv.weight[0, 0] += 1
+    assert key(vision, model, before, None) != first
+    assert key(vision, model.bfloat16(), before, None) != first
+
+
+def test_features_of_any_shape_are_kept_as_they_are(tmp_path: Path) -> None:
+    made = {
+        "a": Features(torch.randn(2, 3, 4), {"image_grid_thw": torch.tensor([[1, 2, 3]])}),
+        "b": Features(torch.randn(5, 4).bfloat16(), {}),
+        "c": Features(torch.randn(4, 6)[:, 1:3], {}),
+    }
+    files = FeatureFiles(tmp_path)
+    files.add({"a": made["a"]})
+    files.add({"b": made["b"], "a": made["b"]})
+    again = FeatureFiles(tmp_path)
+    again.add({"c": made["c"]})
+    for each in (again, FeatureFiles(tmp_path)):
+        for name, features in made.items():
+            found = each.get(name)
+            assert torch.equal(found.values, features.values) and found.values.dtype == features.values.dtype
+            assert found.told.keys() == features.told.keys()
+            assert all(torch.equal(found.told[told], value) for told, value in features.told.items())
+    assert "d" not in again and again.bytes == (tmp_path / "values.bin").stat().st_size
+    reader = FeatureFiles(tmp_path)
+    os.truncate(tmp_path / "values.bin", 10)
+    with pytest.raises(EasyDistillError, match=r"values\.bin is incomplete\n    → delete"):
+        reader.get("c")
+    assert "a" not in FeatureFiles(tmp_path)
+
+
+def test_a_request_to_stop_is_heard(store: ImageStore, digests: list[str], tmp_path: Path) -> None:
+    model, vision = seeing("llava", store, ("language",))
+    stop = StopSignal()
+    stop.request()
+    with pytest.raises(Interrupted):
+        remember(vision, model, seam_of(model, vision, digests, whole=True), FeatureFiles(tmp_path), digests, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -96,8 +97,8 @@ class Measurement:
         self.renderer = renderer
         self._reader = AnswerReader(renderer)
         self._task = task
-        self._stop = context.stop
-        self._vision, self._teachers_vision = sights
+        self._context, self._stop = context, context.stop
+        self._sights = self._vision, self._teachers_vision = sights
 
     def skip(self) -> None:
         """Advance the progress bar over the passes of a model whose figures are known."""
@@ -106,6 +107,25 @@ class Measurement:
     def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         """`metrics`; `answers` and `scores`, lists in row order; `disagreement` with the teacher, or None."""
         model = model.to(self._device).eval()
+        with (
+            self._seen_once(model, self._sights[0]) as self._vision,
+            self._seen_once(self._teacher, self._sights[1]) as self._teachers_vision,
+        ):
+            return self._measured(model, eos_ids)
+
+    def _seen_once(self, model: Any, vision: Vision | None) -> AbstractContextManager[Vision | None]:
+        """A context in which a model is shown features of the held-out images in the place of their pixels."""
+        if vision is None:
+            return nullcontext()
+        from easydistill.methods.sft.image_features import seen_once
+        from easydistill.models.multimodal.feature_files import FOLDER
+
+        rows = (*self._heldout.rows, *self._heldout.swapped.values())
+        images = [image for row in rows for image in row.images]
+        context = self._context
+        return seen_once(model, vision, images, context.run_directory / FOLDER, context.reporter, context.stop)
+
+    def _measured(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
         texts = self._answers(model, eos_ids) if self._config.generate else None
         scores: dict[str, list[float]] = {}

@@ -1,7 +1,7 @@
-"""Training a student that sees on features of its rows' images that are computed once, if its tower is not trained.
+"""A model that sees, on features of rows' images that are computed once: trained, if its tower is not, and measured.
 
-Gradients, losses and weights are those of a training on pixels, bit for bit on a CPU. (A GPU may round differently
-where other images are in the batch.)
+Gradients, losses, weights and figures are those of pixels, bit for bit on a CPU. (A GPU may round differently where
+other images are in the batch.)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from easydistill.config.training import Part
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError, ConfigIssue
@@ -75,8 +76,10 @@ def on_features(
         return feed
     found: Kept | str | None = _why_pixels(model, feed, digests)
     if found is None:
-        compute = functools.partial(_kept, model, vision, digests, folder, bf16, reporter, stop)
-        found = together(lambda: compute() if rank() == 0 else None)[0]
+        whole = "connector" not in _trained(model)
+        compute = functools.partial(_kept, model, vision, digests, folder, bf16, reporter, stop, whole=whole)
+        with _training(model):
+            found = together(lambda: compute() if rank() == 0 else None)[0]
     if isinstance(found, Kept):
         undo.enter_context(put_in(model, found.seam))
         return replace(feed, vision=RememberedVision(vision, FeatureFiles(found.folder)))
@@ -87,12 +90,35 @@ def on_features(
 
 def _why_pixels(model: Any, feed: Feed, digests: Sequence[str]) -> str | None:
     """Why features are not kept, according to what is trained and how long."""
-    parts = Parts(model)
-    if any(value.requires_grad and parts.of(name) == "vision" for name, value in model.named_parameters()):
+    if "vision" in _trained(model):
         return "the vision tower is trained, so what it makes of an image changes"
     if feed.config.cache_image_features == "auto" and len(digests) * feed.passes < WORTH * len(set(digests)):
         return "most images are seen once"
     return None
+
+
+@contextlib.contextmanager
+def seen_once(
+    model: Any, vision: Vision | None, digests: Sequence[str], folder: Path, reporter: Reporter, stop: StopSignal
+) -> Iterator[Vision | None]:
+    """In this context a model that is not trained takes features of images, as what is yielded gives them; where that
+    cannot be, pixels.
+
+    Args:
+        vision: what it sees of images, if it does.
+        digests: the images that it will be shown.
+        folder: where features are kept.
+    """
+    if vision is None or not digests or getattr(model, "hf_device_map", None) is not None:
+        yield vision
+        return
+    # What the tower makes is the same before and after a training that leaves it as it is.
+    found = _kept(model, vision, digests, folder, False, reporter, stop, whole=False)
+    if not isinstance(found, Kept):
+        yield vision
+        return
+    with put_in(model, found.seam):
+        yield RememberedVision(vision, FeatureFiles(found.folder))
 
 
 def _kept(
@@ -103,10 +129,10 @@ def _kept(
     bf16: bool,
     reporter: Reporter,
     stop: StopSignal,
+    *,
+    whole: bool,
 ) -> Kept | str:
     """Features of all images on disk, computed where they are missing; or why not."""
-    parts = Parts(model)
-    whole = not any(value.requires_grad and parts.of(name) == "connector" for name, value in model.named_parameters())
     with _seeing(model) as on, torch.autocast(on.type, torch.bfloat16, enabled=bf16):
         probe = {name: value.to(on) for name, value in vision.shown(digests[:2]).items()}
         try:
@@ -140,19 +166,32 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
 
 
+def _trained(model: Any) -> set[Part]:
+    parts = Parts(model)
+    return {parts.of(name) for name, value in model.named_parameters() if value.requires_grad}
+
+
+@contextlib.contextmanager
+def _training(model: Any) -> Iterator[None]:
+    mode = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(mode)
+
+
 @contextlib.contextmanager
 def _seeing(model: Any) -> Iterator[torch.device]:
-    """The device on which the model sees in this context, in the mode of training."""
-    on, mode = device(), model.training
+    """The device on which the model sees in this context."""
+    on = device()
     modules = [tower_of(model), *connectors_of(model).values()]
     before = next(tower_of(model).parameters()).device
-    model.train()
     for module in modules:
         module.to(on)
     try:
         yield on
     finally:
-        model.train(mode)
         if strategy().shards:
             for module in modules:
                 module.to(before)

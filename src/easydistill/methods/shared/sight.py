@@ -186,8 +186,8 @@ def _features_bytes(models: ModelsConfig, vision: Vision, digests: Sequence[str]
     tower = config.vision_config
     depths = 1 + len(getattr(tower, "deepstack_visual_indexes", None) or ())
     width: int = config.get_text_config().hidden_size if whole else tower.hidden_size
-    channels: Any = getattr(tower, "num_channels", None) or getattr(tower, "in_channels", 3)
-    numbers: int = int(channels) * getattr(tower, "temporal_patch_size", 1) * tower.patch_size**2
+    channels: int = getattr(tower, "num_channels", 0) or getattr(tower, "in_channels", 3)
+    numbers: int = channels * getattr(tower, "temporal_patch_size", 1) * tower.patch_size**2
     patches: dict[int, float] = {}
     for digest in digests:
         tokens = vision.image_tokens(digest)
