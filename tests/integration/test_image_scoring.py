@@ -18,7 +18,6 @@ from easydistill.data.images import ImageReader, ImageStore
 from easydistill.data.images.reader import NOT_SEEN
 from easydistill.data.images.store import digest_of
 from easydistill.data.reading import read_samples
-from easydistill.errors import DataError
 from easydistill.jobs import stages_of
 from easydistill.synthesis.images import with_images
 
@@ -109,13 +108,6 @@ def test_a_judge_of_text_alone_is_not_asked(tmp_path: Path, server: LookingServe
     assert [sample.id for sample in found.samples] == ["text"]
     (refused,) = found.rejected
     assert refused.reason == NOT_SEEN and "the judge is given text alone" in refused.detail
-
-
-def test_operators_that_show_no_images_refuse_rows_with_them(tmp_path: Path, server: LookingServer) -> None:
-    config = job(tmp_path, server.url, [row("a", "r.png", "g.png")]) | {"job_type": "cot_long2short"}
-    (stage,) = stages_of(api.load(config).job)
-    with pytest.raises(DataError, match="this operator reads text alone"):
-        stage._read()  # type: ignore[attr-defined]
 
 
 def test_images_without_places_stand_before_the_text() -> None:

@@ -17,7 +17,8 @@ from tests.support.aligned import aligner_of, chats, make_teacher, rows_of
 from tests.support.jobs import TRAINING, run_here, write_config
 from tests.support.tiny import SMALL_VOCABULARY, save_untied
 
-from easydistill.config.inference import DeviceMap, TransformersInferenceConfig
+from easydistill.config.device_map import DeviceMap
+from easydistill.config.inference import TransformersInferenceConfig
 from easydistill.contracts.teacher import Completion, GenerationRequest, Outcome
 from easydistill.data.files import hash_file
 from easydistill.engine.interrupt import StopSignal

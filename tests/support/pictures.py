@@ -61,6 +61,8 @@ class LookingServer:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.says: Callable[[list[Any]], str] = named
+        self.answers: Callable[[dict[str, Any]], str] | None = None
+        """Makes an answer of the whole body, if it is set."""
         self.status = 200
         self.error: Any = None
         """Gives the body of an error, of the request's text; with another status than 200."""
@@ -75,7 +77,8 @@ class LookingServer:
                 with lock:
                     outer.bodies.append(body)
                 colours = [opened(data).convert("RGB").getpixel((0, 0)) for data in sent_images(body)]
-                message = {"role": "assistant", "content": outer.says(colours)}
+                said = outer.says(colours) if outer.answers is None else outer.answers(body)
+                message = {"role": "assistant", "content": said}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
                 answer: Any = {

@@ -10,8 +10,18 @@ from typing import Any
 
 from easydistill.data.files import hash_file, replacing, set_aside, write_jsonl
 from easydistill.data.images import ImageStore
+from easydistill.data.messages import images_of
+from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection, Sample
-from easydistill.data.writing import paper_rows, paths_beside, write_paper_json, write_parquet
+from easydistill.data.writing import (
+    pair_row,
+    paper_rows,
+    paths_beside,
+    write_pairs_json,
+    write_pairs_parquet,
+    write_paper_json,
+    write_parquet,
+)
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import REJECTED, StageContext
 from easydistill.errors import ConfigIssue
@@ -27,13 +37,10 @@ def write_rejected(context: StageContext, rejected: Sequence[Rejection]) -> None
 
 def publish_samples(context: StageContext, target: Path, samples: Sequence[Sample]) -> None:
     """Write a stage's rows to `target`; see `publish`. Their images are copied into a folder beside it."""
-    digests = dict.fromkeys(digest for sample in samples for digest in sample.images)
-    if not digests:
+    beside = _images_beside(context, target, (digest for sample in samples for digest in sample.images))
+    if beside is None:
         publish(context.directory, target, paper_rows(samples))
         return
-    beside = ImageStore(target.with_name(f"{target.stem}.images"))
-    for digest in digests:
-        beside.take(context.images.path(digest), copied=True)
     suffix = target.suffix.lower()
     made = context.directory / f"published{suffix}"
     if suffix == ".parquet":
@@ -43,6 +50,35 @@ def publish_samples(context: StageContext, target: Path, samples: Sequence[Sampl
     else:
         write_jsonl(made, paper_rows(samples, paths_beside(target, beside)))
     _put(made, target)
+
+
+def publish_pairs(context: StageContext, target: Path, pairs: Sequence[Preference]) -> None:
+    """Write a stage's pairs to `target`, as `publish_samples` does."""
+    beside = _images_beside(context, target, (digest for pair in pairs for digest in images_of(*pair.prompt)))
+    if beside is None:
+        publish(context.directory, target, map(pair_row, pairs))
+        return
+    suffix = target.suffix.lower()
+    made = context.directory / f"published{suffix}"
+    if suffix == ".parquet":
+        write_pairs_parquet(made, pairs, beside, target)
+    elif suffix == ".json":
+        write_pairs_json(made, pairs, beside, target)
+    else:
+        paths = paths_beside(target, beside)
+        write_jsonl(made, (pair_row(pair, paths) for pair in pairs))
+    _put(made, target)
+
+
+def _images_beside(context: StageContext, target: Path, digests: Iterable[str]) -> ImageStore | None:
+    """A folder beside the file with copies of the images; None if there are none."""
+    found = dict.fromkeys(digests)
+    if not found:
+        return None
+    beside = ImageStore(target.with_name(f"{target.stem}.images"))
+    for digest in found:
+        beside.take(context.images.path(digest), copied=True)
+    return beside
 
 
 def publish(directory: Path, target: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -6,12 +6,10 @@ built-in ones are here.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from easydistill.config.base import (
     AnyInt,
@@ -27,47 +25,12 @@ from easydistill.config.base import (
     Unfit,
 )
 from easydistill.config.dataset import TemplateVariables
+from easydistill.config.device_map import DeviceMap
+from easydistill.config.images import ImageConfig, LocalImageConfig
 from easydistill.config.values import show
 
 Truncation = Literal["keep", "reject"]
 Thoughts = Literal["apart", "inline"]
-_PLACES_HINT = 'set it to "auto", or write for each module the number of a GPU, "cpu" or "disk", such as {"": "disk"}'
-
-
-def _places(value: Any) -> Any:
-    """Refuse what is no map of places, and a module on the disk that is part of another one, or has such a part."""
-    if value is None or value == "auto":
-        return value
-    if not isinstance(value, Mapping) or not value:
-        raise Unfit(f"{show(value)} gives no places for modules", _PLACES_HINT)
-    for module, place in value.items():
-        is_number = isinstance(place, int) and not isinstance(place, bool) and place >= 0
-        if not is_number and place not in ("cpu", "disk"):
-            raise Unfit(f"{show(place)} is no place for {show(module)}", _PLACES_HINT)
-    for inner, outer in itertools.permutations(map(str, value), 2):
-        apart = value[inner] != value[outer] and "disk" in (value[inner], value[outer])
-        if apart and inner.startswith(f"{outer}." if outer else ""):
-            problem = (
-                f"{show(inner)} ({value[inner]}) is part of {show(outer)} ({value[outer]}), and one is on the disk"
-            )
-            raise Unfit(problem, "name only modules that are not parts of one another, such as each layer")
-    return value
-
-
-DeviceMap = Annotated[
-    Literal["auto"] | Mapping[NonEmptyStr | Literal[""], NonNegativeInt | Literal["cpu", "disk"]],
-    BeforeValidator(_places),
-]
-"""Where the layers of a model lie: module → number of a GPU, the CPU's memory, or the disk."""
-
-
-class ImageConfig(Section):
-    """How images are sent to a teacher."""
-
-    max_pixels: PositiveInt | None = None
-    """Scale images with more pixels down to this number, keeping their shape; by default they are sent as they are."""
-    detail: Literal["auto", "low", "high"] | None = None
-    """How closely the server is asked to look; defaults to the server's own choice. OpenAI's models know it."""
 
 
 class SamplingConfig(Section):
@@ -293,6 +256,11 @@ class LocalInferenceConfig(InferenceConfig):
     """A chat template (a Jinja file) that replaces the teacher's own, or that it needs because it has none."""
     chat_template_kwargs: TemplateVariables | None = None
     """Variables for the teacher's chat template, such as `{"enable_thinking": false}`. A row's own take precedence."""
+    image: LocalImageConfig | None = None
+    """How images are shown to the teacher; by default as they are."""
+
+    def image_identity(self) -> dict[str, Any]:
+        return {} if self.image is None else self.image.identity()
 
     @field_validator("temperature")
     @classmethod
@@ -377,6 +345,12 @@ class WorkersOptions(AnyLocalOptions):
         return self
 
     @model_validator(mode="after")
+    def _images_are_shown(self) -> Self:
+        if self.image is not None and self.replicas is not None:
+            raise Unfit("the servers of `replicas` are sent no images", "remove image, or set workers, not replicas")
+        return self
+
+    @model_validator(mode="after")
     def _devices_of_a_copy_are_known(self) -> Self:
         if self.workers == "auto" and self.device_map is not None:
             problem = 'workers is "auto", a copy for each GPU, and device_map spreads a copy over several'
@@ -443,6 +417,12 @@ class RayInferenceConfig(AnyLocalOptions):
         return self
 
     @model_validator(mode="after")
+    def _shows_no_images(self) -> RayInferenceConfig:
+        if self.image is not None:
+            raise Unfit("actors of Ray are given no images", 'remove image, or set backend to "transformers" or "vllm"')
+        return self
+
+    @model_validator(mode="after")
     def _devices_of_a_copy_are_known(self) -> RayInferenceConfig:
         if self.device_map is not None and self.num_gpus is None and self.engine != "vllm":
             problem = "device_map spreads a copy over the GPUs of its actor, and nothing says how many that has"
@@ -479,10 +459,18 @@ class WhiteBoxInferenceConfig(LocalInferenceConfig):
     top_logits_num: PositiveInt | None = None
     """The paper's key: keep this many most probable tokens, as `signals: {"kind": "top_k", "k": …}` does."""
 
+    @model_validator(mode="after")
+    def _sees_whole_images(self) -> Self:
+        if self.image is not None:
+            raise Unfit(
+                "the teacher's signals are those of the images as they are", "remove image, or give smaller ones"
+            )
+        return self
+
 
 def for_student(config: LocalInferenceConfig) -> TransformersInferenceConfig:
     """The settings by which the student answers in this process: the teacher's, but for what concerns its template."""
     of_teacher = {"backend", "template", "chat_template_kwargs", "workers", "replicas", "startup_timeout"}
-    of_teacher.add("device_map")
+    of_teacher |= {"device_map", "image"}
     known = TransformersInferenceConfig.model_fields.keys() & type(config).model_fields.keys() - of_teacher
     return TransformersInferenceConfig(backend="transformers", **{name: getattr(config, name) for name in known})

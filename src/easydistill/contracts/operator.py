@@ -223,7 +223,12 @@ class OperatorDefaults:
     ALSO: tuple[str, ...] = ()
     """Names of the other kinds of rows that it makes, in `Result.also`."""
     SHOWS_IMAGES: tuple[Role, ...] = ()
-    """Roles whose questions show the images of rows. Without any, rows with images are refused."""
+    """Roles whose questions show the images of rows. If one of these models sees none, rows with images are refused."""
+    KEEPS_IMAGES: bool = False
+    """Whether rows keep their images though no model is shown them. Without it, and without `SHOWS_IMAGES`, rows with
+    images are refused."""
+    REFUSES_IMAGES: str = ""
+    """Why they are refused, and what to do; by default that the operator reads text alone."""
     IDENTITY: str = ""
     """Its name in fingerprints, if it was renamed; defaults to its name."""
     SUMMARY: str = ""

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easydistill.data.images.reader import NOT_SEEN
+from easydistill.data.reading import keys
+from easydistill.data.reading.values import is_given
 from easydistill.data.records import IdAssigner, Rejection
 from easydistill.data.row_files import (
     MALFORMED,
@@ -29,6 +32,9 @@ from easydistill.data.row_files import (
 from easydistill.errors import DataError, MissingExtra
 
 TEXT_KEYS = ("data", "text")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Of files that are taken for images; what they hold decides whether they are."""
+_OF_IMAGES = "the job image_instruction_generation makes instructions about images"
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def _texts(file: Path, encoding: str) -> Iterator[tuple[str, Any, str | _Unreada
         return
     if suffix not in _READERS:
         known = ", ".join([*_READERS, *SUFFIXES])
-        raise _Unreadable("unknown_format", f"text is read from {known}")
+        hint = f"; {_OF_IMAGES}" if suffix in IMAGE_SUFFIXES else ""
+        raise _Unreadable("unknown_format", f"text is read from {known}{hint}")
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -127,6 +134,8 @@ def _text_of(row: Any) -> str:
         return row
     if not isinstance(row, dict):
         raise _Unreadable(MALFORMED, f"a row is an object, not {type(row).__name__}")
+    if any(is_given(row.get(name)) for name in keys.IMAGES):
+        raise _Unreadable(NOT_SEEN, f"the row has an image, and text alone is read here; {_OF_IMAGES}")
     key, text = next(((key, row[key]) for key in TEXT_KEYS if row.get(key) is not None), ("", None))
     if not key:
         found = ", ".join(list(map(str, row))[:8]) or "nothing"

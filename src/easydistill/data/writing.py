@@ -237,9 +237,15 @@ def write_paper_json(
     write_json_rows(path, paper_rows(samples, paths_beside(at or path, images)))
 
 
-def write_pairs_json(path: Path, pairs: Iterable[Preference], images: ImageStore | None = None) -> None:
-    """Write a JSON array, one pair per line."""
-    paths = paths_beside(path, images)
+def write_pairs_json(
+    path: Path, pairs: Iterable[Preference], images: ImageStore | None = None, at: Path | None = None
+) -> None:
+    """Write a JSON array, one pair per line.
+
+    Args:
+        at: the path that the file will have, if it is another one.
+    """
+    paths = paths_beside(at or path, images)
     write_json_rows(path, (pair_row(pair, paths) for pair in pairs))
 
 
@@ -270,9 +276,12 @@ def write_parquet(
     _write_tables(path, samples, row, ("messages",))
 
 
-def write_pairs_parquet(path: Path, pairs: Sequence[Preference], images: ImageStore | None = None) -> None:
-    """Write Parquet; a field whose values have no common type is written as JSON text."""
-    paths = paths_beside(path, images)
+def write_pairs_parquet(
+    path: Path, pairs: Sequence[Preference], images: ImageStore | None = None, at: Path | None = None
+) -> None:
+    """Write Parquet; a field whose values have no common type is written as JSON text. For `at`, see
+    `write_pairs_json`."""
+    paths = paths_beside(at or path, images)
     _write_tables(path, pairs, lambda pair: pair_row(pair, paths, parts_message), _PAIR)
 
 

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydistill.config.device_map import DeviceMap
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import DeviceMap
 from easydistill.config.models import FreshStudent, ModelsConfig
 from easydistill.contracts.metric import MetricConfig
 from easydistill.data.files import read_json, show_directory, write_json, write_jsonl

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from easydistill.config.dataset import DatasetConfig
+from easydistill.config.device_map import DeviceMap
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.config.inference import DeviceMap, SamplingConfig
+from easydistill.config.inference import SamplingConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.engine.stage import Stage
 from easydistill.evaluation.stage import EvaluateStage

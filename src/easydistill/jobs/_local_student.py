@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from easydistill.asking.model import AskedModel
@@ -11,6 +12,7 @@ from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.methods.shared.rendering import TemplateSettings, template_identity, template_shows_date
+from easydistill.methods.shared.sight import sees_images
 from easydistill.methods.shared.student import student_of_stage
 from easydistill.models.checks import student_issues
 from easydistill.models.size import student_parameters
@@ -73,4 +75,5 @@ def local_student(
             return template_shows_date(chats, student_references(models))
         return any(map(model_shows_date, student_references(models)))
 
-    return AskedModel(TeacherPlan(make, identity, preflight, memory_bytes, shows_date), settled)
+    plan = TeacherPlan(make, identity, preflight, memory_bytes, shows_date, sees_images=partial(sees_images, models))
+    return AskedModel(plan, settled)

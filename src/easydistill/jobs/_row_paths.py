@@ -19,8 +19,10 @@ from easydistill.data.row_files.hub_place import is_hub
 from easydistill.engine.checks import is_there, misnamed_rows, missing_file, unreadable_rows
 from easydistill.errors import ConfigIssue
 
-_OF_TEXTS = frozenset({"instruction_response_extraction"})
-"""Jobs whose `dataset.instruction_path` names texts."""
+_OF_IMAGES = "image_instruction_generation"
+"""The job whose `dataset.instruction_path` names images, or rows with images alone."""
+_OF_FILES = frozenset({"instruction_response_extraction", _OF_IMAGES})
+"""Jobs whose `dataset.instruction_path` names texts or images."""
 
 
 def row_path_issues(job: JobConfig) -> list[ConfigIssue]:
@@ -56,7 +58,13 @@ def _of_every_job(job: JobConfig, look: Callable[[JobConfig], list[ConfigIssue]]
 
 
 def _row_issues(job: JobConfig) -> list[ConfigIssue]:
-    return [issue for key, path in _rows(job) for issue in _issues(key, path)]
+    found = [issue for key, path in _rows(job) for issue in _issues(key, path)]
+    if getattr(job, "job_type", None) == _OF_IMAGES:
+        from easydistill.synthesis.image_source import ImageSource
+
+        if any(is_there(path) for _, path in _named(job, "dataset.instruction_path")):
+            found += ImageSource(getattr(job, "dataset")).issues()  # noqa: B009 (a job of that type has one)
+    return found
 
 
 def _absent(job: JobConfig) -> list[ConfigIssue]:
@@ -64,9 +72,9 @@ def _absent(job: JobConfig) -> list[ConfigIssue]:
     for key, path in _rows(job):
         if not is_hub(path) and not is_there(path):
             found += unreadable_rows(key, path)
-    if getattr(job, "job_type", None) in _OF_TEXTS:
-        texts = _named(job, "dataset.instruction_path")
-        found += [issue for key, path in texts if not is_there(path) for issue in missing_file(key, path)]
+    if getattr(job, "job_type", None) in _OF_FILES:
+        files = _named(job, "dataset.instruction_path")
+        found += [issue for key, path in files if not is_there(path) for issue in missing_file(key, path)]
     for key, path in _named(job, "dataset.template", "inference.template"):
         found += missing_file(key, path)
     for key, path in _named(job, KEY):
@@ -80,7 +88,7 @@ def _absent(job: JobConfig) -> list[ConfigIssue]:
 def _rows(job: JobConfig) -> Iterator[tuple[str, str]]:
     """(key, path) of everything that a job reads rows from, but for what another job makes."""
     prompts = list(_named(job, "dataset.instruction_path"))
-    if getattr(job, "job_type", None) not in _OF_TEXTS:
+    if getattr(job, "job_type", None) not in _OF_FILES:
         yield from prompts
     if not prompts:
         yield from _named(job, "dataset.labeled_path")

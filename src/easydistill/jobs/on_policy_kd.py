@@ -61,6 +61,8 @@ class Job(JobConfig):
         if getattr(self.inference, "device_map", None) is not None:
             problem = "the teacher is beside the student that trains, on one device"
             raise Unfit(problem, "remove inference.device_map, or start a vLLM server and set inference.base_url")
+        if self.server is None and self.inference.image is not None:
+            raise Unfit("the teacher's scores are those of the images as they are", "remove inference.image")
         if self.dataset.instruction_path is None and self.dataset.labeled_path is None:
             raise Unfit("there are no prompts", "set dataset.instruction_path, or dataset.labeled_path")
         if self.server is not None and self.on_policy.objective == "generalized_jsd":

@@ -19,7 +19,7 @@ from easydistill.jobs._synthesis import asked_models, need_models
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rows import LabelledRows
-from easydistill.methods.shared.sight import TRAINS_ON_TEXT
+from easydistill.methods.shared.sight import blindness
 from easydistill.synthesis.config import CurriculumModels, StudentInferenceConfig
 from easydistill.synthesis.curriculum import CurriculumStage, RoundRows
 from easydistill.synthesis.operators import tapir
@@ -57,16 +57,20 @@ def plan(job: Job) -> list[Stage]:
     """label (if prompts are given) → curriculum-1 → train-1 → curriculum-2 → … → evaluate."""
     asked = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)
     prompts_given = job.dataset.instruction_path is not None
-    rows = LabelledRows(job.dataset, job.evaluation, prompts_given)
+    rows = LabelledRows(job.dataset, job.evaluation, prompts_given, shown_to=job.models)
     apart = job.inference.thoughts == "apart"
     stages: list[Stage] = []
     if prompts_given:
-        stages.append(LabelStage(job.dataset, job.inference, asked["teacher"].plan, unseen=lambda: TRAINS_ON_TEXT))
+        stages.append(
+            LabelStage(job.dataset, job.inference, asked["teacher"].plan, unseen=lambda: blindness(job.models))
+        )
     trained: str | None = None
     for number in range(1, job.curriculum.rounds + 1):
         student = local_student(job.models, job.student_inference, job.dataset, trained)
         stages.append(CurriculumStage(number, job.curriculum, rows, {**asked, "student": student}, trained))
-        round_rows = RoundRows(job.dataset, job.evaluation, prompts_given, number, awaits_thoughts=apart)
+        round_rows = RoundRows(
+            job.dataset, job.evaluation, prompts_given, number, awaits_thoughts=apart, shown_to=job.models
+        )
         stage = TrainStage(round_rows, job.models, job.training, name=f"train-{number}", start=trained)
         stages.append(stage)
         trained = stage.name

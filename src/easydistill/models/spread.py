@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from easydistill.config.inference import DeviceMap
+from easydistill.config.device_map import DeviceMap
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.loading import device, import_torch, load_model
 

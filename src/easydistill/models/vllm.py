@@ -60,7 +60,7 @@ def engine_prompt(vision: Vision, ids: list[int], digests: Sequence[str]) -> dic
         "prompt_token_ids": ids,
         "multi_modal_data": {"image": [vision.image(digest) for digest in digests]},
         # Its caches trust them; without them it reads an identifier in the image's own EXIF data first.
-        "multi_modal_uuids": {"image": list(digests)},
+        "multi_modal_uuids": {"image": [vision.name(digest) for digest in digests]},
     }
 
 

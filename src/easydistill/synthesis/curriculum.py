@@ -15,15 +15,16 @@ from easydistill.asking.model import AskedModel
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig
 from easydistill.contracts.operator import Role
-from easydistill.data.images import NoImages
-from easydistill.data.reading import Reading, at_most, read_rows, read_samples
+from easydistill.data.images import RowImages
+from easydistill.data.images.reader import NOT_SEEN
+from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.writing import writable
 from easydistill.engine.checks import unreadable_rows
 from easydistill.engine.stage import Estimate, Previewed, StageContext, StageResult
 from easydistill.errors import ConfigIssue
+from easydistill.methods.shared.row_reading import one_writer, read_made
 from easydistill.methods.shared.rows import LabelledRows
-from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.synthesis.operators import tapir
 from easydistill.synthesis.stage import SynthesiseStage
 from easydistill.synthesis.tools import Tools
@@ -46,7 +47,8 @@ class RoundRows(LabelledRows):
 
     def read(self, context: StageContext) -> tuple[list[Sample], list[Sample], list[Rejection]]:
         _, heldout, _ = super().read(context)
-        rows, rejected = read_samples(context.input_path(round_name(self.number), LABELED_PARQUET), labelled=True)
+        with one_writer(context, may_have_images=self.refuses_images is None):
+            rows, rejected = read_made(context.input_path(round_name(self.number), LABELED_PARQUET), context)
         return list(rows), heldout, rejected
 
 
@@ -57,25 +59,25 @@ class _SeedRows:
     rows: LabelledRows
 
     @property
-    def _dataset(self) -> DatasetConfig:
+    def dataset(self) -> DatasetConfig:
         return self.rows.dataset
 
     @property
     def where(self) -> str:
-        return str(self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path)
+        return str(self.dataset.instruction_path if self.rows.from_stage else self.dataset.labeled_path)
 
     def issues(self) -> list[ConfigIssue]:
-        return [] if self.rows.from_stage else unreadable_rows("dataset.labeled_path", self._dataset.labeled_path)
+        return [] if self.rows.from_stage else unreadable_rows("dataset.labeled_path", self.dataset.labeled_path)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.rows.fingerprint()
 
-    def read(self, most: int | None = None) -> Reading:
-        path = self._dataset.instruction_path if self.rows.from_stage else self._dataset.labeled_path
+    def read(self, most: int | None = None, images: RowImages | None = None) -> Reading:
+        path = self.dataset.instruction_path if self.rows.from_stage else self.dataset.labeled_path
         assert path is not None
-        columns = self._dataset.column_names
-        limit = at_most(most, self._dataset.max_samples)
-        return read_rows(path, labelled=None, limit=limit, columns=columns, images=NoImages(TRAINS_ON_TEXT))
+        columns = self.dataset.column_names
+        limit = at_most(most, self.dataset.max_samples)
+        return read_rows(path, labelled=None, limit=limit, columns=columns, images=images)
 
 
 class CurriculumStage(SynthesiseStage):
@@ -113,7 +115,7 @@ class CurriculumStage(SynthesiseStage):
 
     def estimate(self, directory: Path) -> Estimate:
         """Rows only: the number of requests depends on how many rows turn out to be hard."""
-        total = len(self._source.read().samples)
+        total = len(self._read().samples)
         rows = total - self._rows.heldout_rows(total)
         return Estimate(rows=rows, memory_bytes=self._models["teacher"].plan.memory_bytes())
 
@@ -123,16 +125,27 @@ class CurriculumStage(SynthesiseStage):
 
     def run(self, context: StageContext) -> StageResult:
         train, heldout, unreadable = self._rows.read(context)
+        unseen = self._unseen_rows(train)
+        refused = {rejection.id for rejection in unseen}
+        train = [row for row in train if row.id not in refused] if refused else train
         kept, unwritable = writable(train, self.name)
         rows = self._latest_rows(kept, context)
         steps = tapir.run(self._config, rows, Tools(self._config), self._number, heldout)
-        return self._finish(rows, unreadable + unwritable, steps, context)
+        return self._finish(rows, unreadable + unseen + unwritable, steps, context)
+
+    def _unseen_rows(self, rows: Sequence[Sample]) -> list[Rejection]:
+        """The rejections of rows with images, if one of the models would not see them."""
+        if (why := self._unseen()) is None:
+            return []
+        detail = f"the row has an image; {why}"
+        blind = [row for row in rows if row.images]
+        return [Rejection(row.id, self.name, NOT_SEEN, detail, 1, list(row.messages)) for row in blind]
 
     def _latest_rows(self, train: Sequence[Sample], context: StageContext) -> list[Sample]:
         """The training rows and the rows of earlier rounds, the latest version of each id: its answer, task and style
         are not requested again."""
         latest = {row.id: row for row in train}
         for number in range(1, self._number):
-            rows, _ = read_samples(context.input_path(round_name(number), LABELED_PARQUET), labelled=True)
+            rows, _ = read_made(context.input_path(round_name(number), LABELED_PARQUET), context)
             latest.update((row.id, row) for row in rows)
         return list(latest.values())

@@ -17,6 +17,7 @@ from typing import Any
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
 from easydistill.data.messages import said
 from easydistill.data.records import Rejection, Sample
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.replies import Unusable, answered, message_of, rejection, scores_of
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -63,7 +64,7 @@ def judge_row(stage: str, config: OperatorConfig, row: Sample, tools: Tools) -> 
 def comparison(row: Sample, first: str, second: str, tools: Tools) -> Ask:
     """The request to the judge to score two answers, in this order."""
     text = prompt_text(row)
-    return tools.ask(PROMPT, text, wants=SCORES, role="judge", instruction=text, first=first, second=second)
+    return ask_about(tools, PROMPT, row, wants=SCORES, role="judge", instruction=text, first=first, second=second)
 
 
 def _student_text(reply: Reply) -> str:

@@ -12,6 +12,7 @@ from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, S
 from easydistill.data.messages import said
 from easydistill.data.records import Rejection, Sample
 from easydistill.synthesis.chains import known_answer, length_of, thought_of, unchanged, with_thought
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -105,8 +106,8 @@ def rewriting(stage: str, config: RewritingConfig, row: Sample, tools: Tools, in
         index: sample number, if the same rewriting is requested again.
     """
     text, thought = prompt_text(row), thought_of(row)
-    return tools.ask(
-        stage, text, wants=("thought",), index=index, instruction=text, thought=thought, boxed=config.boxed
+    return ask_about(
+        tools, stage, row, wants=("thought",), index=index, instruction=text, thought=thought, boxed=config.boxed
     )
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from easydistill.config.dataset import SynthesisDatasetConfig
+from easydistill.config.dataset import RowsConfig, SynthesisDatasetConfig
 from easydistill.data.files import hash_file
-from easydistill.data.images import NoImages, RowImages
+from easydistill.data.images import RowImages
 from easydistill.data.reading import Reading, at_most, read_rows
 from easydistill.data.records import Sample
 from easydistill.data.row_files.identity import hash_rows
@@ -23,6 +23,10 @@ class RowSource(Protocol):
     """A source of an operator's rows."""
 
     @property
+    def dataset(self) -> RowsConfig:
+        """Where rows and their images are."""
+
+    @property
     def where(self) -> str:
         """The path, for messages."""
 
@@ -32,12 +36,16 @@ class RowSource(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Changes whenever the rows do."""
 
-    def read(self, most: int | None = None) -> Reading:
-        """The rows, rejections of those that could not be read, and what is not read of them."""
+    def read(self, most: int | None = None, images: RowImages | None = None) -> Reading:
+        """The rows, rejections of those that could not be read, and what is not read of them.
+
+        Args:
+            images: what reads the images of rows; without it, rows with images are refused.
+        """
 
 
 TEXT_ALONE = (
-    "this operator reads text alone, so rows that differ in their images would be the same to it: remove the row, or "
+    "{operator} reads text alone, so rows that differ in their images would be the same to it: remove the row, or "
     "describe in words what its image shows"
 )
 BLIND_MODEL = (
@@ -69,14 +77,8 @@ class FileSource:
         }
 
     def read(self, most: int | None = None, images: RowImages | None = None) -> Reading:
-        """As `RowSource.read`.
-
-        Args:
-            images: what reads the images of rows; without it, rows with images are refused.
-        """
         path, columns = self.dataset.instruction_path, self.dataset.column_names
         limit = at_most(most, self.dataset.max_samples)
-        images = images or NoImages(TEXT_ALONE)
         return read_rows(path, labelled=self.labelled, limit=limit, columns=columns, images=images)
 
 
@@ -107,7 +109,7 @@ class TextSource:
             digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
         return {"texts": digest.hexdigest(), "chunks": self.chunks.identity(), "max_samples": self.dataset.max_samples}
 
-    def read(self, most: int | None = None) -> Reading:
+    def read(self, most: int | None = None, images: RowImages | None = None) -> Reading:
         from easydistill.data.chunks import chunks
         from easydistill.data.documents import read_documents
 

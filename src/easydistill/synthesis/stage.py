@@ -18,11 +18,10 @@ from easydistill.asking.outputs import (
     LABELED_JSON,
     LABELED_PARQUET,
     labeled_path_issues,
-    publish,
+    publish_pairs,
     publish_samples,
     write_rejected,
 )
-from easydistill.config.dataset import RowsConfig
 from easydistill.contracts.operator import Ask, OperatorConfig, Result, Role, Steps, UnfitRows, answer_with
 from easydistill.data.files import replacing
 from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
@@ -35,7 +34,6 @@ from easydistill.data.spool import like
 from easydistill.data.writing import (
     as_preference,
     only_writable,
-    pair_row,
     write_pairs_json,
     write_pairs_parquet,
     write_paper_json,
@@ -47,7 +45,7 @@ from easydistill.errors import ConfigIssue, DataError
 from easydistill.synthesis.asker import Asker
 from easydistill.synthesis.dataset_card import dataset_card
 from easydistill.synthesis.operators import OPERATORS
-from easydistill.synthesis.sources import BLIND_MODEL, FileSource, RowSource
+from easydistill.synthesis.sources import BLIND_MODEL, TEXT_ALONE, RowSource
 from easydistill.synthesis.tools import Tools, prompt_hashes, prompt_issues
 
 CARD = "README.md"
@@ -166,21 +164,27 @@ class SynthesiseStage:
 
     def _read(self, most: int | None = None, context: StageContext | None = None) -> Reading:
         """The rows, and rejections of those that cannot be read, or not be written again."""
-        shows: tuple[Role, ...] = self._module.SHOWS_IMAGES
-        if shows and isinstance(self._source, FileSource):
-            found = self._source.read(most, self._images(self._source.dataset, shows, context))
-        else:
-            found = self._source.read(most)
+        found = self._source.read(most, self._images(context))
         # Before models are asked, not when the result is written.
         return only_writable(found, self.name)
 
-    def _images(self, dataset: RowsConfig, shows: Sequence[Role], context: StageContext | None) -> RowImages:
-        blind = next((role for role in shows if not self._models[role].plan.sees_images()), None)
-        if blind is not None:
-            return NoImages(BLIND_MODEL.format(role=blind))
+    def _images(self, context: StageContext | None = None) -> RowImages:
+        """What reads the images of rows, or refuses them."""
+        if (why := self._unseen()) is not None:
+            return NoImages(why)
+        dataset = self._source.dataset
         if context is None:
             return ImageReader.of(dataset, ImageStore())
         return ImageReader.of(dataset, context.images, context.image_sources)
+
+    def _unseen(self) -> str | None:
+        """Why rows with images are refused; None if they are not."""
+        shows: tuple[Role, ...] = self._module.SHOWS_IMAGES
+        if not shows and not self._module.KEEPS_IMAGES:
+            return self._module.REFUSES_IMAGES or TEXT_ALONE.format(operator=self._operator)
+        asked = [role for role in shows if role in self._models]
+        blind = next((role for role in asked if not self._models[role].plan.sees_images()), None)
+        return None if blind is None else BLIND_MODEL.format(role=blind)
 
     def _finish(
         self, rows: Sequence[Sample], unreadable: list[Rejection], steps: Steps[Result], context: StageContext
@@ -247,21 +251,21 @@ class SynthesiseStage:
         directory = context.directory
         if self._pairs:
             pairs = list(map(as_preference, result.accepted))
-            write_pairs_json(directory / LABELED_JSON, pairs)
-            write_pairs_parquet(directory / LABELED_PARQUET, pairs)
+            write_pairs_json(directory / LABELED_JSON, pairs, context.images)
+            write_pairs_parquet(directory / LABELED_PARQUET, pairs, context.images)
         else:
             write_paper_json(directory / LABELED_JSON, result.accepted, context.images)
             write_parquet(directory / LABELED_PARQUET, result.accepted, context.images)
         files = [LABELED_JSON, LABELED_PARQUET]
         for name in self._also:
-            write_paper_json(directory / f"{name}.json", result.also[name])
-            write_parquet(directory / f"{name}.parquet", result.also[name])
+            write_paper_json(directory / f"{name}.json", result.also[name], context.images)
+            write_parquet(directory / f"{name}.parquet", result.also[name], context.images)
             files += [f"{name}.json", f"{name}.parquet"]
         return files
 
     def _publish(self, rows: Sequence[Sample], target: Path, context: StageContext) -> None:
         if self._pairs:
-            publish(context.directory, target, map(pair_row, map(as_preference, rows)))
+            publish_pairs(context, target, list(map(as_preference, rows)))
         else:
             publish_samples(context, target, rows)
 

@@ -90,7 +90,8 @@ class Tools:
         language = self.language(text)
         if wants:
             values["form"] = form_words(wants, self._config.reply, language)
-        filled = self.prompt(name, language).fill(language=language, **values)
+        # Prompts may say more about rows with images.
+        filled = self.prompt(name, language).fill(language=language, **({"images": 0} | values))
         form = self._config.reply
         as_json = form == "json" or (form == "plain" and isinstance(wants, Mapping))
         schema = schema_of(wants, choices) if wants and as_json else None

@@ -103,7 +103,7 @@ class LocalChat:
         )
 
 
-def vision_of(reference: str, images: ImageStore | None, *, trust_remote_code: bool) -> Vision | None:
+def vision_of(reference: str, images: ImageStore | None, inference: LocalInferenceConfig) -> Vision | None:
     """What a teacher sees of a run's images; None for a model of text.
 
     Args:
@@ -114,7 +114,8 @@ def vision_of(reference: str, images: ImageStore | None, *, trust_remote_code: b
     from easydistill.models.multimodal import Vision, load_processor
 
     try:
-        return Vision(load_processor(reference, trust_remote_code=trust_remote_code), images.path)
+        processor = load_processor(reference, trust_remote_code=inference.trust_remote_code)
+        return Vision(processor, images.path, None if inference.image is None else inference.image.max_pixels)
     except ModelError as error:
         LOGGER.warning("rows with images are refused: %s", error)
         return None

@@ -109,7 +109,7 @@ class TransformersTeacher:
     def _read(self) -> tuple[Any, Any]:
         trust = self._inference.trust_remote_code
         dtype = choose_dtype(self._inference.dtype, self._device)
-        self._vision = vision_of(self._reference, self._images, trust_remote_code=trust)
+        self._vision = vision_of(self._reference, self._images, self._inference)
         tokenizer = load_tokenizer(self._reference, trust_remote_code=trust)
         spread = spread_of(self._inference.device_map)
         return load_placed(self._reference, dtype, spread, trust_remote_code=trust), tokenizer

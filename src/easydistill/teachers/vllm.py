@@ -113,7 +113,7 @@ class VllmTeacher:
         self._context = int(self._llm.model_config.max_model_len)
         self._tokenizer = load_tokenizer(self._reference, trust_remote_code=config.trust_remote_code)
         self._ends = eos_ids(self._tokenizer, load_generation_config(directory))
-        self._vision = vision_of(self._reference, self._images, trust_remote_code=config.trust_remote_code)
+        self._vision = vision_of(self._reference, self._images, config)
         self._chat = LocalChat(self._tokenizer, self._ends, config, self._template, self._date, self._vision)
 
     def generate(

@@ -190,9 +190,21 @@ class ImageStore:
 def scaled_down(data: bytes, most_pixels: int) -> bytes | None:
     """An image with at most `most_pixels` pixels, as PNG; None if it has no more."""
     image = pillow().open(io.BytesIO(data))
-    width, height = image.size
-    if width * height <= most_pixels:
+    if scaled_size(image.size, most_pixels) == image.size:
         return None
+    return as_png(scaled(image, most_pixels))
+
+
+def scaled(image: Any, most_pixels: int) -> Any:
+    """An image in RGB with at most `most_pixels` pixels."""
+    size, whole = scaled_size(image.size, most_pixels), image.convert("RGB")
+    return whole if size == image.size else whole.resize(size, pillow().Resampling.LANCZOS)
+
+
+def scaled_size(size: tuple[int, int], most_pixels: int) -> tuple[int, int]:
+    """The (width, height) of an image that is scaled down to at most `most_pixels` pixels."""
+    width, height = size
+    if width * height <= most_pixels:
+        return size
     share = (most_pixels / (width * height)) ** 0.5
-    size = max(1, min(int(width * share), most_pixels)), max(1, min(int(height * share), most_pixels))
-    return as_png(image.convert("RGB").resize(size, pillow().Resampling.LANCZOS))
+    return max(1, min(int(width * share), most_pixels)), max(1, min(int(height * share), most_pixels))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.data.images.normalise import pillow
+from easydistill.data.images.store import scaled, scaled_size
 from easydistill.errors import DataError, EasyDistillError
 from easydistill.models.multimodal.processors import OF_TEXT, Processor
 
@@ -47,11 +48,13 @@ class Vision:
 
     Args:
         files: gives the file of an image.
+        most_pixels: images with more pixels are scaled down to this number before the processor is given them.
     """
 
-    def __init__(self, processor: Processor, files: ImageFiles) -> None:
+    def __init__(self, processor: Processor, files: ImageFiles, most_pixels: int | None = None) -> None:
         self.processor = processor
         self._files = files
+        self._most_pixels = most_pixels
         self._sizes: dict[str, tuple[int, int]] = {}
         self._runs: dict[tuple[int, int], tuple[str, int]] = {}
 
@@ -113,7 +116,8 @@ class Vision:
         """What an image's placeholder becomes, and the number of image tokens in it."""
         if digest not in self._sizes:
             with self._opened(digest) as image:
-                self._sizes[digest] = image.size
+                most = self._most_pixels
+                self._sizes[digest] = image.size if most is None else scaled_size(image.size, most)
         size = self._sizes[digest]
         if size not in self._runs:
             # It depends on the image's size alone; `batch` checks that of every image.
@@ -180,9 +184,13 @@ class Vision:
         return int(np.isin(np.asarray(ids), self.processor.image_token_ids).sum())
 
     def image(self, digest: str) -> Any:
-        """An image as Pillow reads it."""
+        """An image as Pillow reads it, and as the processor is given it."""
         with self._opened(digest) as image:
-            return image.convert("RGB")
+            return image.convert("RGB") if self._most_pixels is None else scaled(image, self._most_pixels)
+
+    def name(self, digest: str) -> str:
+        """A name of an image as the processor is given it, for caches."""
+        return digest if self._most_pixels is None else f"{digest}, at most {self._most_pixels} pixels"
 
     @contextlib.contextmanager
     def _opened(self, digest: str) -> Iterator[Any]:

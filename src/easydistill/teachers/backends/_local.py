@@ -73,7 +73,16 @@ def local_identity(engine: Engine, config: LocalInferenceConfig, model: str) -> 
 def local_issues(config: LocalInferenceConfig, model: str, extras: list[ConfigIssue]) -> list[ConfigIssue]:
     """What is missing on this machine: libraries, the model, the template."""
     needed = extras + needs_extra("train", "torch", "transformers") + model_issues("models.teacher", model)
+    needed += _blind_issues(config, model)
     return needed + (missing_file("inference.template", config.template) if config.template else [])
+
+
+def _blind_issues(config: LocalInferenceConfig, model: str) -> list[ConfigIssue]:
+    """An issue if a model of text on this machine is to be shown images."""
+    if config.image is None or sees_images(model) or resolve(model).path is None:
+        return []
+    problem = f"{model} reads text alone, so nothing decides how it is shown images"
+    return [ConfigIssue("config", "inference.image", problem, "remove it, or take a vision-language model")]
 
 
 def weight_bytes(config: LocalInferenceConfig, model: str) -> int | None:

@@ -1,4 +1,6 @@
-"""`POST {base_url}/completions` of vLLM: prompts as token ids, sent and routed as the API teacher's requests."""
+"""Endpoints of vLLM that take prompts as token ids, asked and routed as the API teacher's requests.
+
+That is `POST {base_url}/completions`, and what else a subclass names."""
 
 from __future__ import annotations
 
@@ -15,11 +17,12 @@ from easydistill.teachers.openai.teacher import PATIENCE, OpenAITeacher
 class CompletionsClient(OpenAITeacher):
     """Subclasses make the bodies, and read what comes back."""
 
-    async def _content(self, client: Any, body: dict[str, Any], awaited: str) -> bytes:
+    async def _content(self, client: Any, body: dict[str, Any], awaited: str, path: str = "/completions") -> bytes:
         """The whole body of one response.
 
         Args:
             awaited: what it should hold, in words.
+            path: of the endpoint, below `base_url`; or its address.
 
         Raises:
             Fault: it does not come.
@@ -28,7 +31,7 @@ class CompletionsClient(OpenAITeacher):
         try:
             async with asyncio.timeout(patience):
                 response = await client.post(
-                    "/completions", cast_to=httpx2.Response, body=body, stream=True, stream_cls=openai.AsyncStream
+                    path, cast_to=httpx2.Response, body=body, stream=True, stream_cls=openai.AsyncStream
                 )
                 try:
                     content: bytes = await response.aread()

@@ -4,28 +4,32 @@ Input: token ids, and the first of them to score. Output: log p_T(token t | toke
 in nats, at temperature 1. The prompt is sent as ids, so that the server scores exactly the tokens that the student
 wrote; the server's vocabulary is compared with the student's at the beginning.
 
+`/completions` takes no images, and answers as if there were none. Tokens with images go to `POST
+/inference/v1/generate`, see `image_scores.py`.
+
 Concurrency, retries and error messages are those of the API teacher.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome
-from easydistill.data.numbers import as_float, usable_logprob
+from easydistill.data.images import ImageStore
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
 from easydistill.teachers.openai.completions import CompletionsClient
-from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
+from easydistill.teachers.openai.image_scores import HINTS, ImagePrompt, address_of, check_prompt, told
+from easydistill.teachers.openai.prompt_logprobs import NO_LOGPROBS, target_logprobs
 from easydistill.teachers.sizes import Size
 
-NO_LOGPROBS = "no_prompt_logprobs"
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
 _TOO_LONG = ("max_tokens must be at least 1", "context length", "maximum model length")
 MAX_STRANGE = 0.02
 """Share of plain-text tokens that the server may decode differently before its tokenizer counts as another one."""
@@ -36,6 +40,8 @@ class _ScoreRequest(GenerationRequest):
     """Token ids instead of messages."""
 
     ids: tuple[int, ...] = ()
+    shown: ImagePrompt | None = None
+    """The same with its images, if there are any."""
 
 
 class ServerScores:
@@ -44,12 +50,22 @@ class ServerScores:
     Args:
         inference: the server, and the timeouts and limits for asking it.
         decode: decodes a token id with the student's tokenizer.
+        vision: what the student sees of images, and as which tokens.
+        images: holds them.
     """
 
-    def __init__(self, inference: ApiInferenceConfig, redactor: Redactor, decode: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        inference: ApiInferenceConfig,
+        redactor: Redactor,
+        decode: Callable[[int], str],
+        vision: Vision | None = None,
+        images: ImageStore | None = None,
+    ) -> None:
         # Sampling settings shape answers, not scores; streams carry no prompt log-probabilities.
-        self._client = _Client(inference.model_copy(update={"stream": False}), redactor)
+        self._client = _Client(inference.model_copy(update={"stream": False}), redactor, images=images)
         self._decode = decode
+        self._vision = vision
         self._compared = False
 
     def score(
@@ -57,14 +73,20 @@ class ServerScores:
     ) -> list[list[float]]:
         """For each (token ids, start), start ≥ 1: the log-probabilities of the tokens from `start` on, NaN for none.
 
+        Args:
+            images: the digests of each sequence's images; empty if none has any. The ids are those that the student
+                reads, every image as many tokens.
+
         Raises:
-            TeacherError: the server refuses, is unreachable for longer than the retries last, is no vLLM server, or
-                has another tokenizer than the student.
+            TeacherError: the server refuses, is unreachable for longer than the retries last, is no vLLM server, has
+                another tokenizer than the student, or reads images as other tokens.
+            DataError: the ids of a sequence were made for other images.
             Interrupted: the user asked to stop before all were scored.
         """
-        # The server would score the text without a word, and not have seen them.
-        assert not any(images), "the job refuses rows with images"
-        requests = [_ScoreRequest(str(n), (), tuple(ids)) for n, (ids, _) in enumerate(sequences)]
+        shown = images or [()] * len(sequences)
+        requests = [
+            self._request(str(n), ids, own) for n, ((ids, _), own) in enumerate(zip(sequences, shown, strict=True))
+        ]
         found: dict[str, list[dict[str, Any]]] = {}
 
         def record(outcomes: Sequence[Outcome]) -> None:
@@ -81,6 +103,12 @@ class ServerScores:
             [float(token["logprob"]) for token in found[request.key][start - 1 :]]
             for request, (_, start) in zip(requests, sequences, strict=True)
         ]
+
+    def _request(self, key: str, ids: Sequence[int], images: tuple[str, ...]) -> _ScoreRequest:
+        if not images:
+            return _ScoreRequest(key, (), tuple(ids))
+        assert self._vision is not None, "a student of text is given no images"
+        return _ScoreRequest(key, (), tuple(ids), ImagePrompt(tuple(self._vision.marked(ids, images)), images))
 
     def _compare(self, scored: Sequence[tuple[Sequence[int], list[dict[str, Any]]]]) -> None:
         """Check that the server decodes tokens as the student does, until enough of them have been compared."""
@@ -105,27 +133,43 @@ class ServerScores:
         self._compared = len(plain) * MAX_STRANGE >= 1
 
 
+_SHOWN = "shown"
+"""Key of a body that is not sent as it is: its `ImagePrompt`."""
+
+
 class _Client(CompletionsClient):
     """The API teacher, asking for scores instead of answers."""
 
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
         assert isinstance(request, _ScoreRequest)
         # vLLM generates at least one token. 0 log-probabilities means only the token's own, without alternatives.
-        return {"model": model, "prompt": list(request.ids), "max_tokens": 1, "prompt_logprobs": 0}
+        body = {"model": model, "prompt": list(request.ids), "max_tokens": 1, "prompt_logprobs": 0}
+        return body if request.shown is None else {**body, _SHOWN: request.shown}
 
     def _size(self, request: GenerationRequest) -> Size:
         assert isinstance(request, _ScoreRequest)
         return Size(len(request.ids), 1, len(request.ids), 1)
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
-        content = await self._content(client, body, "scores")
-        return {"text": None, "extra": {"tokens": target_logprobs(content, body["prompt"])}}
+        ids, shown = body["prompt"], body.get(_SHOWN)
+        if shown is None:
+            content = await self._content(client, body, "scores")
+        else:
+            sent = shown.body(body["model"], self._images, self._config.images_sent.max_pixels)
+            try:
+                content = await self._content(client, sent, "scores", address_of(str(client.base_url)))
+            except Exception as error:
+                raise told(self._faults.fault(error)) from None
+            check_prompt(content, ids, len(shown.images))
+        return {"text": None, "extra": {"tokens": target_logprobs(content, ids)}}
 
     def given_up(self, failure: Failure) -> TeacherError:
         """The error for a request without scores; training needs all of them."""
         detail = failure.detail.lower()
         if failure.reason == NO_LOGPROBS:
             hint = "on_policy.objective sampled_reverse_kl needs a vLLM server (it is asked for prompt_logprobs)"
+        elif failure.reason in HINTS:
+            hint = HINTS[failure.reason]
         elif any(words in detail for words in _TOO_LONG):
             hint = "start the server with a larger --max-model-len than training.max_length, or lower the latter"
         elif "out of vocabulary" in detail:
@@ -134,40 +178,3 @@ class _Client(CompletionsClient):
             hint = "check the server; the same command then goes on from the last checkpoint"
         times = f" after {failure.attempts} attempts" if failure.attempts > 1 else ""
         return TeacherError(f"{self._where} gives no scores{times}: {failure.reason}: {failure.detail}\n    → {hint}")
-
-
-def target_logprobs(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """A response's entry for each of tokens 1, 2 … of `ids`: `{"logprob": …, "decoded_token": …}`.
-
-    Raises:
-        Fault: the body is broken (to be retried), or has no log-probabilities (not to be retried).
-    """
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        raise Fault("garbage", "the body is not JSON", Verdict.RETRY) from None
-    if isinstance(body, dict) and body.get("error"):
-        raise from_error_object(body["error"], time.time())
-    try:
-        entries = body["choices"][0].get("prompt_logprobs")
-    except (LookupError, TypeError, AttributeError):
-        raise Fault("garbage", "the body holds no choices", Verdict.RETRY) from None
-    if entries is None:
-        raise Fault(NO_LOGPROBS, "the answer holds no prompt_logprobs", Verdict.REJECT)
-    if not isinstance(entries, list) or len(entries) != len(ids):
-        raise Fault(NO_LOGPROBS, f"prompt_logprobs is not a list of {len(ids)} tokens", Verdict.REJECT)
-    tokens: list[dict[str, Any]] = []
-    for entry, token in zip(entries[1:], ids[1:], strict=True):
-        found = entry.get(str(token)) if isinstance(entry, dict) else None
-        if not isinstance(found, dict) or not _is_logprob(found.get("logprob", "")):
-            raise Fault(NO_LOGPROBS, f"prompt_logprobs has no entry for token {token}", Verdict.REJECT)
-        tokens.append({**found, "logprob": usable_logprob(found["logprob"])})
-    return tokens
-
-
-def _is_logprob(value: Any) -> bool:
-    """Whether a value stands where a log-probability does; it may be null, not finite, or a placeholder."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        return False
-    number = as_float(value)
-    return number is None or number <= 1e-3

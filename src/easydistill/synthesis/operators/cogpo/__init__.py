@@ -54,6 +54,10 @@ REASONS = (
 LABELLED = None
 MAKES_PROMPTS = False
 PAIRS = True
+REFUSES_IMAGES = (
+    "cogpo makes pairs of problems in text alone: make pairs of rows with images with preference_data, and train on "
+    "these"
+)
 SFT = "sft"
 ALSO = (SFT,)
 Gap = Literal["small", "medium", "large"]

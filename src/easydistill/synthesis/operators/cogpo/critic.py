@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Reply, Steps
 from easydistill.synthesis.chains import thought_of
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.operators.cogpo.student_tries import Chain, Tries, TriesConfig, try_with_chain
 from easydistill.synthesis.replies import Unusable, field_of
 from easydistill.synthesis.text import prompt_text
@@ -60,9 +61,10 @@ def criticise(
         if not isinstance(shown, Unusable)
     ]
     replies = yield [
-        tools.ask(
+        ask_about(
+            tools,
             PROMPT,
-            prompt_text(chain.row),
+            chain.row,
             ("label",),
             role="judge",
             index=number,

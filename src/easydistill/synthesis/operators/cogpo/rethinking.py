@@ -19,6 +19,7 @@ from pydantic import Field
 from easydistill.config.base import PositiveFloat, PositiveInt, PositiveShare
 from easydistill.contracts.operator import Reply, Steps
 from easydistill.synthesis.chains import unchanged, verify, with_thought
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.operators import cot_long2short, cot_short2long
 from easydistill.synthesis.operators.cogpo.critic import SUITS, CriticConfig, Labelled, criticise
 from easydistill.synthesis.operators.cogpo.student_tries import Chain
@@ -146,9 +147,10 @@ def _derive(
 ) -> Steps[list[Chain | Unusable]]:
     """The chains from which a judge derives the known answer."""
     replies = yield [
-        tools.ask(
+        ask_about(
+            tools,
             PROMPT,
-            prompt_text(chain.row),
+            chain.row,
             ("answer",),
             role="judge",
             instruction=prompt_text(chain.row),

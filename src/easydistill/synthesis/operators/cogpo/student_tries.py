@@ -14,11 +14,11 @@ from typing import Any
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Steps
-from easydistill.data.messages import Message, answer_message, text_of
+from easydistill.data.messages import Message, answer_message, images_of, tagged_text
 from easydistill.data.records import CUT, Sample
 from easydistill.synthesis.chains import may_say_later, thought_of, verify
+from easydistill.synthesis.images import with_images, words_of
 from easydistill.synthesis.replies import Unusable
-from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Found, Strategy, find_answer
 from easydistill.verification.equality import Verifier
@@ -93,10 +93,12 @@ def try_with_chain(
     """Have the student answer each problem with its chain shown, the final answer redacted."""
     asks: list[Ask] = []
     for chain in chains:
-        text, (*before, last) = prompt_text(chain.row), chain.row.prompt
-        values: dict[str, Any] = {"instruction": text_of(last), "thought": chain.redacted, "redacted": REDACTED}
+        text, (*before, last) = words_of(chain.row), chain.row.prompt
+        shown = images_of(last)
+        values: dict[str, Any] = {"instruction": tagged_text(last), "thought": chain.redacted, "redacted": REDACTED}
+        values |= {"boxed": config.boxed, "images": len(shown)}
         asks += [
-            tools.ask(PROMPT, text, role="student", index=number, before=before, boxed=config.boxed, **values)
+            with_images(tools.ask(PROMPT, text, role="student", index=number, before=before, **values), shown)
             for number in range(config.student_samples)
         ]
     replies = yield asks

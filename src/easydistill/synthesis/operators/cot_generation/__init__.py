@@ -2,7 +2,7 @@
 
 The teacher tries each problem `num_samples` times. If its answer is known, the final answer of every try is checked,
 wrong tries are rejected, and `meta["pass_rate"]` is the share of right ones. Rows hold the problem itself, not the
-prompt with which the teacher was asked.
+prompt with which the teacher was asked. The teacher is shown the images of a problem, and rows keep them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from easydistill.config.base import PositiveInt
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
-from easydistill.data.messages import text_of as message_text
+from easydistill.data.messages import images_of, tagged_text
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, length_of, verify
+from easydistill.synthesis.images import with_images, words_of
 from easydistill.synthesis.replies import Unusable, message_of, rejection, text_of
-from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 from easydistill.verification.answers import DEFAULT_STRATEGIES, Strategy, find_answer
 from easydistill.verification.plain import Verdict
@@ -30,6 +30,7 @@ PROMPTS = ("cot_generation",)
 REASONS = ("truncated", "empty_content", "answer_unknown", "no_final_answer", "undecided", "wrong_answer", "not_chosen")
 LABELLED = None
 MAKES_PROMPTS = False
+SHOWS_IMAGES = ("teacher",)
 
 
 class Config(OperatorConfig):
@@ -89,8 +90,9 @@ def question(row: Sample, tools: Tools, *, boxed: bool, answer: str | None = Non
         number: number of the try.
     """
     *before, last = row.prompt
-    values: dict[str, Any] = {"instruction": message_text(last), "answer": answer, "boxed": boxed}
-    return tools.ask(STAGE, prompt_text(row), index=number, before=before, **values)
+    shown = images_of(last)
+    values: dict[str, Any] = {"instruction": tagged_text(last), "answer": answer, "boxed": boxed, "images": len(shown)}
+    return with_images(tools.ask(STAGE, words_of(row), index=number, before=before, **values), shown)
 
 
 class _Try:

@@ -14,7 +14,8 @@ SUMMARY = "Every chain of thought made shorter, with the same answer."
 PROMPTS = (STAGE,)
 LABELLED = True
 MAKES_PROMPTS = False
-__all__ = ["LABELLED", "MAKES_PROMPTS", "PROMPTS", "REASONS", "Config", "run"]
+SHOWS_IMAGES = ("teacher",)
+__all__ = ["LABELLED", "MAKES_PROMPTS", "PROMPTS", "REASONS", "SHOWS_IMAGES", "Config", "run"]
 
 
 class Config(RewritingConfig):

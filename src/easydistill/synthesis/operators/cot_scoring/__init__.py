@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from easydistill.contracts.operator import Ask, OperatorConfig, Result, Steps
-from easydistill.data.messages import images_of
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import REFERENCES, known_answer, thought_of, verify
-from easydistill.synthesis.images import with_images
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.scoring import distribution, score_rows
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -42,11 +41,8 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     """Score each row: `rv`, `cd` 0–9 and `correct` 0 or 1, in `meta`."""
 
     def question(row: Sample) -> Ask:
-        text, shown = prompt_text(row), images_of(*row.prompt)
-        ask = tools.ask(
-            STAGE, text, wants=SCORES, role="judge", instruction=text, thought=thought_of(row), images=len(shown)
-        )
-        return with_images(ask, shown)
+        text = prompt_text(row)
+        return ask_about(tools, STAGE, row, wants=SCORES, role="judge", instruction=text, thought=thought_of(row))
 
     result = yield from score_rows(STAGE, config, rows, SCORES, question)
     if config.check_references:

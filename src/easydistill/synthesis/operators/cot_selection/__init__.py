@@ -28,6 +28,7 @@ PROMPTS: tuple[str, ...] = ()
 REASONS = ("not_scored", "incorrect", "verbosity", "difficulty", "not_selected")
 LABELLED = True
 MAKES_PROMPTS = False
+KEEPS_IMAGES = True
 Problem = tuple[str, str]
 """Why a row is rejected, as (reason, detail)."""
 RV, CD, CORRECT = "rv", "cd", "correct"

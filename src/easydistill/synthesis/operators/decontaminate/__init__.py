@@ -4,6 +4,9 @@ Exact: a message has the same normalised spelling as a benchmark problem. Overla
 of `words` tokens (13, Brown et al. 2020, appendix C), or of `characters` tokens if the problem is in a script without
 spaces. A problem shorter than that is only found as a whole message. Benchmark solutions are not indexed, but all
 messages of a row are checked, so a problem quoted in an answer is found too.
+
+Images: a row that shows an image of a benchmark is dropped, whatever it says of it. A problem with images is found by
+them and by long runs, not by its whole text: "What is in the picture?" asks another thing about another picture.
 """
 
 from __future__ import annotations
@@ -17,21 +20,24 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section
 from easydistill.contracts.operator import Result, Steps
+from easydistill.data.images import ImageReader, ImageStore
 from easydistill.data.messages import call_text, text_of
 from easydistill.data.reading import ROW, read_samples
 from easydistill.data.records import Rejection, Sample, count_reasons
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import like
 from easydistill.errors import DataError, MissingExtra
+from easydistill.synthesis.images import words_of
 from easydistill.synthesis.text import by_character, ngrams, normalise, prompt_text, tokens
 from easydistill.synthesis.tools import Tools
 
 STAGE = "decontaminate"
 SUMMARY = "Rows that share nothing with benchmarks."
 PROMPTS: tuple[str, ...] = ()
-REASONS = ("benchmark_exact", "benchmark_overlap")
+REASONS = ("benchmark_image", "benchmark_exact", "benchmark_overlap")
 LABELLED = None
 MAKES_PROMPTS = False
+KEEPS_IMAGES = True
 PART = 5
 """Tokens of the parts by which runs are looked up."""
 Run = tuple[str, ...]
@@ -76,7 +82,7 @@ class Contamination(NamedTuple):
     """Which benchmark problem a text contains, and how that was found."""
 
     reason: str
-    """`benchmark_exact` or `benchmark_overlap`."""
+    """One of `REASONS`."""
     detail: str
 
 
@@ -90,15 +96,16 @@ class Benchmarks:
     def __init__(self, config: Config) -> None:
         self._names: list[str] = []
         self._by_spelling: dict[str, int] = {}
+        self._by_image: dict[str, int] = {}
         self._by_run: dict[Run, list[int]] = {}
         for name in config.benchmarks:
             path = Path(name)
-            problems, unreadable = read_samples(name, labelled=False)
+            problems, unreadable = read_samples(name, labelled=False, images=ImageReader(ImageStore()))
             if unreadable:
                 detail = unreadable[0].detail
                 raise DataError(f"{len(unreadable)} benchmark problems cannot be read; the first: {detail}")
             for problem in problems:
-                self._index(config, f"{path.name}, row {problem.meta[ROW]}", prompt_text(problem))
+                self._index(config, f"{path.name}, row {problem.meta[ROW]}", problem)
         self._by_run = {run: numbers for run, numbers in self._by_run.items() if len(numbers) <= config.boilerplate}
         self._parts = {size: _Parts(size) for size in sorted({len(run) for run in self._by_run})}
         for run in self._by_run:
@@ -106,6 +113,11 @@ class Benchmarks:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def find_image(self, images: Sequence[str]) -> Contamination | None:
+        """The problem that shows one of the images."""
+        found = next((self._by_image[image] for image in images if image in self._by_image), None)
+        return None if found is None else Contamination("benchmark_image", f"an image of {self._names[found]}")
 
     def find(self, text: str) -> Contamination | None:
         """The problem that a text contains; among several, that with the most shared runs, then the first."""
@@ -128,10 +140,13 @@ class Benchmarks:
         detail = f"{shared[problem]} runs of {len(run)} tokens shared with {self._names[problem]}: “{quoted}”"
         return Contamination("benchmark_overlap", detail)
 
-    def _index(self, config: Config, name: str, text: str) -> None:
-        number = len(self._names)
+    def _index(self, config: Config, name: str, problem: Sample) -> None:
+        number, text = len(self._names), words_of(problem)
         self._names.append(name)
-        self._by_spelling.setdefault(normalise(text), number)
+        for image in problem.images:
+            self._by_image.setdefault(image, number)
+        if not problem.images:
+            self._by_spelling.setdefault(normalise(text), number)
         units = tokens(text)
         size = config.characters if by_character(units) else config.words
         for run in dict.fromkeys(ngrams(units, size)):
@@ -178,7 +193,7 @@ def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     benchmarks = Benchmarks(config)
     result = Result(like(rows), like(rows), len(rows))
     for row in rows:
-        found = next(filter(None, map(benchmarks.find, _texts(row))), None)
+        found = benchmarks.find_image(row.images) or next(filter(None, map(benchmarks.find, _texts(row))), None)
         if found is None:
             result.accepted.append(row)
         else:

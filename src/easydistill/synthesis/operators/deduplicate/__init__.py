@@ -7,7 +7,8 @@ order, the kept rows are the lexicographically first maximal independent set of 
 components would not depend on the order either, but would reduce a chain of small steps to a single row.)
 
 Where prompts are compared, rows are compared only with rows that have the same surroundings: the same system text,
-tools and template variables. The same words under other instructions ask for another answer.
+tools, template variables and images. The same words under other instructions, or about another image, ask for another
+answer. Images are the same if their files are.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from easydistill.data.messages import identity_of, said, text_of
 from easydistill.data.reading import ROW
 from easydistill.data.records import Rejection, Sample, canonical_json
 from easydistill.data.spool import Spool, like
+from easydistill.synthesis.images import words_of
 from easydistill.synthesis.meaning import Meanings, embeddings
 from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Near, Novelty, Spelling
-from easydistill.synthesis.text import normalise, prompt_text
+from easydistill.synthesis.text import normalise
 from easydistill.synthesis.tools import Tools
 
 STAGE = "deduplicate"
@@ -36,6 +38,7 @@ PROMPTS: tuple[str, ...] = ()
 REASONS = ("duplicate", "near_duplicate", "too_similar", "same_meaning")
 LABELLED = None
 MAKES_PROMPTS = False
+KEEPS_IMAGES = True
 
 
 class Config(Section):
@@ -44,8 +47,8 @@ class Config(Section):
     identity_name = "operator.deduplicate"
 
     compare: Literal["prompt", "answer", "both"] = "prompt"
-    """Part of a row that is compared; prompts only with those under the same system text, with the same tools and
-    template variables. To keep several chains of thought per problem, use `answer` or `both`."""
+    """Part of a row that is compared; prompts only with those under the same system text, with the same tools, template
+    variables and images. To keep several chains of thought per problem, use `answer` or `both`."""
     near_duplicate: PositiveShare = NEAR_DUPLICATE
     """Minimum estimated Jaccard similarity (MinHash, 5-character shingles) of near duplicates."""
     too_similar: Share = TOO_SIMILAR
@@ -161,19 +164,19 @@ def _hash(data: bytes) -> bytes:
 def _surroundings(row: Sample) -> bytes:
     """A hash of what stands around a row's prompt; nothing where nothing does."""
     system = "\n".join(normalise(text_of(message)) for message in row.prompt if message["role"] == "system")
-    if not system and not row.tools and not row.template_kwargs:
+    if not system and not row.tools and not row.template_kwargs and not row.images:
         return b""
-    around = canonical_json([system, list(row.tools), row.template_kwargs])
+    around = canonical_json([system, list(row.tools), row.template_kwargs, *row.images])
     return hashlib.blake2b(around.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _compared(config: Config, row: Sample) -> str:
     if config.compare == "prompt":
-        return prompt_text(row)
+        return words_of(row)
     if row.answer is None:
         raise UnfitRows(f"row {row.meta.get(ROW, row.id)} has no answer to compare: label it, or set compare to prompt")
     answer = said(row.messages[-1])
-    return answer if config.compare == "answer" else f"{prompt_text(row)}\n{answer}"
+    return answer if config.compare == "answer" else f"{words_of(row)}\n{answer}"
 
 
 def _runs(ordered: Any) -> Iterator[tuple[int, int]]:

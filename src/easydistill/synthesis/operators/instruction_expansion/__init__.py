@@ -5,6 +5,8 @@
     evolve          one instruction is made harder or varied (Xu et al. 2024)
     persona         as self_instruct, on behalf of a described person (Ge et al. 2024)
 
+A seed with images leads to instructions about the same images, which the teacher is shown and the new row carries.
+
 Candidates are requested in waves until `num_output_samples` are accepted or the budget is used up. A candidate is
 accepted if it is complete, of a sensible length, and new with respect to the seeds and the accepted instructions.
 """
@@ -15,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -22,10 +25,12 @@ from pydantic import model_validator
 from easydistill.config.base import NonEmptyStr, PositiveFloat, PositiveInt, PositiveShare, Share, Unfit
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
 from easydistill.data.files import hash_file
+from easydistill.data.messages import images_of
 from easydistill.data.records import Rejection, Sample, content_hash
 from easydistill.errors import DataError
+from easydistill.synthesis.images import ImageNovelty, about, ask_about, without_tags, words_of
 from easydistill.synthesis.replies import Unusable, field_of, rejection
-from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
+from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR
 from easydistill.synthesis.text import prompt_text, tokens
 from easydistill.synthesis.tools import Tools
 
@@ -44,6 +49,7 @@ REASONS = (
 )
 LABELLED = False
 MAKES_PROMPTS = True
+SHOWS_IMAGES = ("teacher",)
 WANTS = ("instruction",)
 PRIOR = 8
 """Weight, in candidates, of the prior assumption that every candidate is accepted."""
@@ -110,6 +116,8 @@ class _Candidate:
     number: int
     sources: tuple[str, ...]
     made_from: str
+    images: tuple[str, ...] = ()
+    """What it is about, and what the row will show."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
@@ -156,9 +164,10 @@ class _Pool:
         self._tools = tools
         self._seeds = sorted(seeds, key=lambda seed: seed.id)
         self._made: list[Sample] = []
-        self._novelty = Novelty(config.near_duplicate, config.too_similar)
+        self._novelty = ImageNovelty(config.near_duplicate, config.too_similar)
         for seed in self._seeds:
-            self._novelty.add(seed.id, prompt_text(seed))
+            self._novelty.add(seed)
+        self._have_images = any(seed.images for seed in seeds)
         self._personas: list[str] = []
         if config.personas_path is not None:
             lines = Path(config.personas_path).read_text(encoding="utf-8").splitlines()
@@ -174,41 +183,62 @@ class _Pool:
             source = random.choice(self._seeds + self._made)
             change = random.choice(CHANGES)
             text = prompt_text(source)
-            ask = self._tools.ask(
-                "instruction_evolution", text, wants=WANTS, index=number, instruction=text, change=change
+            ask = ask_about(
+                self._tools,
+                "instruction_evolution",
+                source,
+                wants=WANTS,
+                index=number,
+                instruction=text,
+                change=change,
             )
-            return _Candidate(ask, number, (source.id,), change)
-        count = min(config.num_in_context_samples, len(self._seeds) + len(self._made))
-        made = min(len(self._made), round(count * config.generated_share))
-        seeds = random.sample(self._seeds, min(len(self._seeds), count - made))
-        examples = seeds + random.sample(self._made, min(len(self._made), count - len(seeds)))
-        random.shuffle(examples)
+            return _Candidate(ask, number, (source.id,), change, images_of(*source.prompt))
+        examples = self._examples(random)
         persona = random.choice(self._personas) if self._personas else None
-        texts = [prompt_text(example) for example in examples]
-        ask = self._tools.ask(
+        ask = ask_about(
+            self._tools,
             "instruction_expansion",
-            texts[0],
+            examples[0],
             wants=WANTS,
             index=number,
-            examples=texts,
+            examples=[words_of(example) for example in examples],
             persona=persona,
             task=_common_task(examples),
         )
-        return _Candidate(ask, number, tuple(example.id for example in examples), persona or config.variant)
+        sources = tuple(example.id for example in examples)
+        return _Candidate(ask, number, sources, persona or config.variant, images_of(*examples[0].prompt))
+
+    def _examples(self, random: Random) -> list[Sample]:
+        """Instructions to show. With images, the first is about those that are shown, the others about any."""
+        config, seeds, made = self._config, self._seeds, self._made
+        first: list[Sample] = []
+        if self._have_images:
+            # Questions about images and instructions without any are not of one kind.
+            drawn = random.choice(seeds)
+            seeds = [seed for seed in seeds if bool(seed.images) == bool(drawn.images) and seed is not drawn]
+            made = [row for row in made if bool(row.images) == bool(drawn.images)]
+            first = [drawn]
+        count = min(config.num_in_context_samples - len(first), len(seeds) + len(made))
+        most_made = min(len(made), round(count * config.generated_share))
+        examples = random.sample(seeds, min(len(seeds), count - most_made))
+        examples += random.sample(made, min(len(made), count - len(examples)))
+        random.shuffle(examples)
+        return [*first, *examples]
 
     def offer(self, candidate: _Candidate, reply: Reply) -> Sample | Rejection:
         """Add the candidate to the pool if it passes every check, and return its row; otherwise a rejection."""
         identity = content_hash([STAGE, self._config.seed, candidate.number, list(candidate.sources)])[:16]
         try:
             text = field_of(reply, "instruction", self._config.reply)
+            text = without_tags(text) if candidate.images else text
             check_instruction(text, self._config.min_tokens, self._config.max_tokens)
         except Unusable as problem:
             return rejection(identity, STAGE, problem, reply)
-        near = self._novelty.offer(identity, text)
+        near = self._novelty.offer(identity, candidate.images, text)
         if near is not None:
             return rejection(identity, STAGE, Unusable(near.reason, near.detail), reply)
         meta = {"operator": STAGE, "sources": list(candidate.sources), "made_by": candidate.made_from}
-        row = Sample(identity, ({"role": "user", "content": text},), meta)
+        row = Sample(identity, (about(candidate.images, text),), meta)
         self._made.append(row)
         return row
 

@@ -1,7 +1,8 @@
 """Rewrites instructions to be clearer and more specific, with the same intent (paper, 2.1.1).
 
 The row keeps its id. With `veto`, a judge compares both instructions, and a rewriting that asks for something else is
-rejected.
+rejected. Both are shown the images of a row; the rewritten row keeps them, where the rewriting has places for them or
+else before its text.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import replace
 
 from easydistill.config.base import PositiveFloat
 from easydistill.contracts.operator import OperatorConfig, Result, Steps, each
-from easydistill.data.messages import Message
+from easydistill.data.messages import images_of
+from easydistill.data.messages import text_of as said_of
 from easydistill.data.records import Rejection, Sample
 from easydistill.data.rouge import rouge_l
+from easydistill.synthesis.images import PLACES_LOST, ask_about, reworded, without_tags, words_of
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection, scores_of
 from easydistill.synthesis.text import normalise, prompt_text, tokens
 from easydistill.synthesis.tools import Tools
@@ -21,9 +24,12 @@ from easydistill.synthesis.tools import Tools
 STAGE = "instruction_refinement"
 SUMMARY = "Every instruction rewritten, clearer and more specific."
 PROMPTS = ("instruction_refinement", "same_intent")
-REASONS = ("truncated", "malformed_reply", "unchanged", "too_long", "numbers_lost", "malformed_score", "drift")
+REASONS = (
+    *("truncated", "malformed_reply", "unchanged", "too_long", "numbers_lost", PLACES_LOST, "malformed_score", "drift"),
+)
 LABELLED = False
 MAKES_PROMPTS = True
+SHOWS_IMAGES = ("teacher", "judge")
 SAME = {"same": (0, 1)}
 
 
@@ -47,18 +53,20 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
 
 
 def _refine(config: Config, row: Sample, tools: Tools) -> Steps[Sample | Rejection]:
-    before = prompt_text(row)
-    (reply,) = yield [tools.ask("instruction_refinement", before, wants=("instruction",), instruction=before)]
+    before, last = words_of(row), row.prompt[-1]
+    (reply,) = yield [ask_about(tools, "instruction_refinement", row, ("instruction",), instruction=prompt_text(row))]
     try:
-        after = field_of(reply, "instruction", config.reply)
+        written = field_of(reply, "instruction", config.reply)
+        # What is rewritten is the last message; images of earlier ones stay there.
+        asked = reworded(last, written if not row.images or images_of(last) else without_tags(written))
+        after = said_of(asked) if row.images else written
         _check(config, before, after)
         if config.veto:
-            (verdict,) = yield [tools.ask("same_intent", before, wants=SAME, role="judge", first=before, second=after)]
+            (verdict,) = yield [ask_about(tools, "same_intent", row, SAME, role="judge", first=before, second=after)]
             if scores_of(verdict, SAME, config.reply)["same"] == 0:
                 raise Unusable("drift", "according to the judge it asks for something else")
     except Unusable as problem:
         return rejection(row.id, STAGE, problem, reply)
-    asked: Message = {"role": "user", "content": after}
     return replace(row, messages=(*row.prompt[:-1], asked), meta={**row.meta, "operator": STAGE, "original": before})
 
 

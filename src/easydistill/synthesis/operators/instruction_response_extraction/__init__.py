@@ -30,6 +30,10 @@ REASONS = (
 )
 LABELLED = False
 MAKES_PROMPTS = False
+REFUSES_IMAGES = (
+    "instruction_response_extraction reads text alone: the job image_instruction_generation makes instructions about "
+    "images"
+)
 WANTS = ("evidence", "question", "answer")
 _LEANS_ON_TEXT = re.compile(
     r"\b(?:the|this|that|given|above|following) "

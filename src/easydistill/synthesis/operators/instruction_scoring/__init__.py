@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from easydistill.contracts.operator import Ask, OperatorConfig, Result, Steps
 from easydistill.data.messages import said
 from easydistill.data.records import Sample
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.scoring import score_rows
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -17,6 +18,7 @@ PROMPTS = (STAGE,)
 REASONS = ("truncated", "malformed_score")
 LABELLED = None
 MAKES_PROMPTS = False
+SHOWS_IMAGES = ("judge",)
 SCORES = {"informativeness": (0, 9), "helpfulness": (0, 9), "generalisation": (0, 9), "correctness": (0, 1)}
 
 
@@ -32,6 +34,6 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     def question(row: Sample) -> Ask:
         text = prompt_text(row)
         answer = None if row.answer is None else said(row.messages[-1])
-        return tools.ask(STAGE, text, wants=SCORES, role="judge", instruction=text, answer=answer)
+        return ask_about(tools, STAGE, row, wants=SCORES, role="judge", instruction=text, answer=answer)
 
     return (yield from score_rows(STAGE, config, rows, SCORES, question))

@@ -24,6 +24,7 @@ PROMPTS: tuple[str, ...] = ()
 REASONS = ("not_scored", "incorrect", *(f"low_{name}" for name in SCORES))
 LABELLED = None
 MAKES_PROMPTS = False
+KEEPS_IMAGES = True
 
 
 class Config(Section):

@@ -44,6 +44,7 @@ REASONS = (
 LABELLED = None
 MAKES_PROMPTS = False
 PAIRS = True
+SHOWS_IMAGES = ("teacher", "judge", "student")
 _PAIR_FIELDS = frozenset(
     {"chosen", "rejected", "beta", "gap", "margin", "chosen_score", "rejected_score", FINISH_REASON}
 )

@@ -13,11 +13,12 @@ from itertools import combinations, product
 from statistics import fmean
 
 from easydistill.contracts.operator import Ask, Reply, Steps, each
-from easydistill.data.messages import Message, text_of
+from easydistill.data.messages import Message, images_of, tagged_text, text_of
 from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer, may_say_later, verify
 from easydistill.synthesis.difficulty import SCORES as BOTH_SCORES
 from easydistill.synthesis.difficulty import comparison
+from easydistill.synthesis.images import ask_about, with_images, words_of
 from easydistill.synthesis.operators.preference_data.configs import (
     BAD,
     BOXED,
@@ -61,7 +62,7 @@ def _student_row(config: StudentConfig, row: Sample, tools: Tools) -> Steps[RowP
         return found
     text = prompt_text(row)
     replies = yield [
-        tools.ask(SCORING, text, wants=SCORE, role="judge", instruction=text, answer=answer.text)
+        ask_about(tools, SCORING, row, wants=SCORE, role="judge", instruction=text, answer=answer.text)
         for answer in found.answers
     ]
     _pair_with_student(found, config, _scores(found, replies, config))
@@ -218,8 +219,9 @@ def _verdicts(tried: Iterable[_Tried]) -> dict[tuple[str, str], Verdict]:
 def _problem_samples(config: VerifiableConfig, row: Sample, tools: Tools) -> list[tuple[str, Ask]]:
     messages = row.prompt
     if config.boxed:
-        asked = text_of(messages[-1])
-        messages = tools.ask(BOXED, asked, before=messages[:-1], instruction=asked).messages
+        last = messages[-1]
+        ask = tools.ask(BOXED, text_of(last), before=messages[:-1], instruction=tagged_text(last))
+        messages = with_images(ask, images_of(last)).messages
     chat = row.prompt_chat.with_messages(messages)
     return [one for role, count in config.most_samples.items() for one in sample(role, chat, count)]
 
@@ -297,7 +299,7 @@ def contrastive(config: ContrastiveConfig, rows: Sequence[Sample], tools: Tools)
 
 
 def _contrasted(config: ContrastiveConfig, row: Sample, tools: Tools) -> list[tuple[str, Ask]]:
-    language = tools.language(prompt_text(row))
+    language = tools.language(words_of(row))
     samples: list[tuple[str, Ask]] = []
     for side, name in (("good", GOOD), ("bad", BAD)):
         system = tools.prompt(name, language).fill(language=language)

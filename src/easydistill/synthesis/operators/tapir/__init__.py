@@ -24,6 +24,7 @@ from easydistill.contracts.operator import Result, Steps, each
 from easydistill.data.records import Rejection, Sample, draw_key
 from easydistill.synthesis import difficulty as _difficulty
 from easydistill.synthesis.difficulty import gap_facts, judge_row
+from easydistill.synthesis.images import ImageNovelty
 from easydistill.synthesis.operators import task_labelling
 from easydistill.synthesis.operators.tapir import styles as _styles
 from easydistill.synthesis.operators.tapir import task_expansion as _task_expansion
@@ -36,8 +37,6 @@ from easydistill.synthesis.operators.tapir.task_expansion import (
     with_tasks,
 )
 from easydistill.synthesis.operators.task_balancing import TASK
-from easydistill.synthesis.similarity import Novelty
-from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 
 STAGE = "tapir"
@@ -50,6 +49,7 @@ REASONS = (
 )
 LABELLED = None
 MAKES_PROMPTS = False
+SHOWS_IMAGES = ("teacher", "judge", "student")
 
 
 class Config(TaskExpansionConfig):
@@ -147,10 +147,10 @@ def _kept(result: Result, found: Sequence[Any]) -> list[Any]:
     return [item for item in found if not isinstance(item, Rejection)]
 
 
-def _pool(config: Config, rows: Sequence[Sample]) -> Novelty:
-    novelty = Novelty(config.near_duplicate, config.too_similar)
+def _pool(config: Config, rows: Sequence[Sample]) -> ImageNovelty:
+    novelty = ImageNovelty(config.near_duplicate, config.too_similar)
     for row in rows:
-        novelty.add(row.id, prompt_text(row))
+        novelty.add(row)
     return novelty
 
 

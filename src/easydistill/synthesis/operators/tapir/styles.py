@@ -10,6 +10,7 @@ from easydistill.contracts.operator import Ask, Reply, Steps
 from easydistill.data.messages import Message, text_of
 from easydistill.data.records import Rejection, Sample
 from easydistill.synthesis.chains import known_answer, unchanged
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.replies import Unusable, field_of, rejection
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
@@ -66,12 +67,12 @@ def _wanted(row: Sample, styles: Mapping[str, Style]) -> bool:
 
 
 def _question(row: Sample, style: Style, tools: Tools) -> Ask:
-    text = prompt_text(row)
-    return tools.ask(
+    return ask_about(
+        tools,
         PROMPT,
-        text,
+        row,
         wants=("rewritten_answer",),
-        instruction=text,
+        instruction=prompt_text(row),
         answer=text_of(row.messages[-1]),
         style=style,
         boxed=row.meta["task"] in _WITH_FINAL_ANSWER,

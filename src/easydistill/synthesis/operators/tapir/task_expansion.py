@@ -14,12 +14,14 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, PositiveShare, Share
 from easydistill.contracts.operator import Ask, OperatorConfig, Steps
+from easydistill.data.messages import images_of
 from easydistill.data.records import Rejection, Sample, content_hash
+from easydistill.synthesis.images import ImageNovelty, about, ask_about, without_tags
 from easydistill.synthesis.operators import task_labelling
 from easydistill.synthesis.operators.instruction_expansion import check_instruction
 from easydistill.synthesis.operators.task_balancing import TASK, TASKS
 from easydistill.synthesis.replies import Unusable, answered, field_of, rejection
-from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR, Novelty
+from easydistill.synthesis.similarity import NEAR_DUPLICATE, TOO_SIMILAR
 from easydistill.synthesis.text import prompt_text
 from easydistill.synthesis.tools import Tools
 
@@ -108,15 +110,20 @@ def expansions(
 
 
 def expand(
-    stage: str, config: TaskExpansionConfig, wanted: Expansion, novelty: Novelty, tools: Tools
+    stage: str, config: TaskExpansionConfig, wanted: Expansion, novelty: ImageNovelty, tools: Tools
 ) -> Steps[Sample | Rejection]:
-    """Request a new prompt of the source's task and the teacher's answer to it."""
-    text = prompt_text(wanted.source)
-    replies = yield [tools.ask(PROMPT, text, ("instruction",), index=wanted.index, instruction=text, task=wanted.task)]
+    """Request a new prompt of the source's task, about the same images if it has some, and the teacher's answer."""
+    source = wanted.source
+    shown = images_of(*source.prompt)
+    text = prompt_text(source)
+    replies = yield [
+        ask_about(tools, PROMPT, source, ("instruction",), index=wanted.index, instruction=text, task=wanted.task)
+    ]
     try:
         prompt = field_of(replies[0], "instruction", config.reply)
+        prompt = without_tags(prompt) if shown else prompt
         check_instruction(prompt, config.min_tokens, config.max_tokens)
-        near = novelty.offer(wanted.id, prompt)
+        near = novelty.offer(wanted.id, shown, prompt)
         if near is not None:
             raise Unusable(near.reason, near.detail)
         row = _row(stage, wanted, prompt)
@@ -137,4 +144,4 @@ def expand(
 def _row(stage: str, wanted: Expansion, prompt: str) -> Sample:
     system = [message for message in wanted.source.prompt if message["role"] == "system"]
     meta = {"operator": stage, TASK: wanted.task, EXPANDED_FROM: wanted.source.id, ROUND: wanted.round}
-    return Sample(wanted.id, (*system, {"role": "user", "content": prompt}), meta)
+    return Sample(wanted.id, (*system, about(images_of(*wanted.source.prompt), prompt)), meta)

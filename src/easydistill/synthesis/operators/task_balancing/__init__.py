@@ -30,6 +30,7 @@ PROMPTS: tuple[str, ...] = ()
 REASONS = ("no_task", "task_not_wanted", "over_target")
 LABELLED = None
 MAKES_PROMPTS = False
+KEEPS_IMAGES = True
 TASK = "task"
 """Key of a row's `meta` with its task label."""
 _MAJOR = {"Math": 0.167, "Reasoning": 0.167, "Code Generation": 0.083, "Code Debug": 0.083, "Others": 0.041}

@@ -12,6 +12,7 @@ from pydantic import Field
 from easydistill.config.base import NonEmptyStr
 from easydistill.contracts.operator import Ask, OperatorConfig, Reply, Result, Steps
 from easydistill.data.records import Rejection, Sample
+from easydistill.synthesis.images import ask_about
 from easydistill.synthesis.operators.task_balancing import TASKS
 from easydistill.synthesis.replies import Unusable, field_of, gather, rejection
 from easydistill.synthesis.text import prompt_text
@@ -23,6 +24,7 @@ PROMPTS = (STAGE,)
 REASONS = ("truncated", "malformed_reply", "unknown_label")
 LABELLED = None
 MAKES_PROMPTS = False
+SHOWS_IMAGES = ("judge",)
 
 
 class Config(OperatorConfig):
@@ -38,9 +40,10 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools) -> Steps[Result]:
     """Label each row, in `meta["task"]`."""
 
     def ask(row: Sample) -> Ask:
-        text = prompt_text(row)
         labels = config.labels
-        return tools.ask(STAGE, text, ("label",), role="judge", choices=labels, instruction=text, labels=labels)
+        return ask_about(
+            tools, STAGE, row, ("label",), role="judge", choices=labels, instruction=prompt_text(row), labels=labels
+        )
 
     replies = yield [ask(row) for row in rows]
     result = gather(_labelled(config, row, reply) for row, reply in zip(rows, replies, strict=True))
