@@ -43,6 +43,7 @@ from easydistill.models.multimodal import Vision
 from easydistill.models.multimodal.parts import Parts
 from easydistill.models.scalar_head import head_name, scalar_issues, set_padding, with_scalar_head
 from easydistill.models.student import Student, build_student
+from easydistill.report.snippet import snippet
 from easydistill.rewards import reward_model
 
 STOP = StopSignal()
@@ -295,6 +296,15 @@ def test_a_reward_model_sees_is_saved_and_judges(family: str, stored: Any, tmp_p
     save_student(student, renderer, Chats(), tmp_path / "model")
     assert score_rows(load_classifier(str(tmp_path / "model"), torch.float32), rows, pad, STOP, vision) == found
     assert "ForSequenceClassification" in json.loads((tmp_path / "model/config.json").read_text())["architectures"][0]
+
+    # The report's code runs as it stands.
+    (tmp_path / "picture.png").write_bytes(picture(RED, (16, 16)))
+    code = snippet(str(tmp_path / "model"), scores=True, sees=True).replace(
+        "picture.png", str(tmp_path / "picture.png")
+    )
+    if not family.startswith("qwen"):
+        # AutoProcessor loads theirs with torchvision alone.
+        exec(compile(code, "snippet", "exec"), {})
 
     config = reward_model.Config(model=str(tmp_path / "model"), dtype="float32")
     assert reward_model.blindness(config) is None and not reward_model.issues(config)
