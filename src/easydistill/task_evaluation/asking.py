@@ -123,7 +123,7 @@ def read_reply(completion: Completion) -> Answered:
         found, text = split_thoughts(text)
         thoughts = found or ""
     # Thoughts in other places than the beginning.
-    reply = Reply(after_thoughts(text).strip("\n"), cut=completion.finish_reason == CUT)
+    reply = Reply(after_thoughts(text), cut=completion.finish_reason == CUT)
     return Answered(reply, completion.key, completion.completion_tokens, thoughts)
 
 
