@@ -1,0 +1,61 @@
+"""The job `evaluate`: how fast models write, as a section of the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from easydistill.data.numbers import as_float
+from easydistill.report import document as doc
+from easydistill.report.figures import MISSING
+from easydistill.report.values import as_dict, as_text, as_texts
+
+SCORED = "num scored"
+"""Style of figures with an interval below them."""
+_SPEEDS = (
+    ("single_tokens_per_second", "Tokens a second, one prompt", "{:,.1f}"),
+    ("saturated_tokens_per_second", "Tokens a second, saturated", "{:,.1f}"),
+    ("first_token_seconds", "First token, seconds", "{:,.3f}"),
+)
+
+
+def speed_section(found: dict[str, Any], mark: str) -> doc.Section:
+    models = {name: as_dict(value) for name, value in as_dict(found.get("models")).items()}
+    yardstick = as_text(found.get("yardstick"))
+    rows = []
+    for name, model in models.items():
+        cells = [_spread(model.get(key), form) for key, _, form in _SPEEDS]
+        cells += [_spread(model.get("speed_up"), "{:.2f}×"), doc.Cell(_bytes(model.get("disk_bytes")))]
+        cells += [doc.Cell(_bytes(model.get("memory_bytes"))), doc.Cell(_number(model.get("tokens_per_problem")))]
+        rows.append(doc.row(name, *cells))
+    titles = [title for _, title, _ in _SPEEDS]
+    titles += [f"Speed-up over {yardstick}", "On disk", "Weights in memory", "Tokens a problem"]
+    columns = tuple(doc.Column(title, SCORED) for title in titles)
+    settings = tuple((key.replace("_", " "), as_text(value)) for key, value in as_dict(found.get("settings")).items())
+    notes = [doc.Text(note, "soft") for note in as_texts(found.get("notes"))]
+    intro = doc.Text("One engine and machine, the same prompts, models in turns. Medians, with the least and the most.")
+    blocks = (intro, doc.Table("Model", columns, tuple(rows)), *notes, doc.Pairs(settings))
+    return doc.Section(f"speed{mark}", "How fast they write", "Speed", blocks)
+
+
+def _number(value: Any) -> str:
+    number = as_float(value)
+    return MISSING if number is None else f"{number:,.0f}"
+
+
+def _bytes(value: Any) -> str:
+    number = as_float(value)
+    return MISSING if number is None else f"{number / 1e9:,.2f} GB"
+
+
+def _spread(value: Any, form: str) -> doc.Cell:
+    """A median with the least and the most below it."""
+    found = as_dict(value)
+    median, least, most = (as_float(found.get(name)) for name in ("median", "least", "most"))
+    if median is None or least is None or most is None:
+        return doc.Cell(MISSING)
+    return with_below(form.format(median), f"{form.format(least)} … {form.format(most)}")
+
+
+def with_below(text: str, below: str) -> doc.Cell:
+    """A figure with what belongs to it on a line of its own."""
+    return doc.Cell(f"{text} ({below})", lines=(text, below))
