@@ -389,6 +389,8 @@ def test_a_pipeline_ends_with_the_evaluation_of_the_student_that_it_trained(tiny
     easydistill.run(config)
     found = json.loads((tmp_path / "run/stages/2-tasks/stages/1-tasks/scores.json").read_text())
     assert set(found["models"]) == {"teacher", "before", "after"}
+    rows = json.loads((tmp_path / "run/summary.json").read_text())["rows"]
+    assert (rows["entered"], rows["accepted"]) == (8, 8), "the rows that were trained on, not the replies"
     assert found["models"]["after"]["model"].endswith("student")
     assert "What the models can do" in (tmp_path / "run/report.md").read_text(), "the pipeline's report shows it too"
     easydistill.run(config)

@@ -138,8 +138,8 @@ def _score_table(scores: Scores) -> doc.Table:
         rows.append(doc.row(_name(task), *cells, notes=(f"{plain(count)} problems",), bars=doc.compared(means, 1.0)))
     columns = [doc.Column(_column(scores, name), _STYLES.get(scores.role(name), SCORED)) for name in names]
     columns += [doc.Column("Gap closed")] if gaps else []
-    columns += [doc.Column(f"{name}, published by others") for name in published]
-    return doc.Table("Task", tuple(columns), tuple(rows), bars="bars", note=" ({})")
+    columns += [doc.Column(f"{name}, published") for name in published]
+    return doc.Table("Task", tuple(columns), tuple(rows), style="tasks", bars="bars", note=" ({})")
 
 
 def _bar_models(scores: Scores) -> list[str]:
@@ -172,7 +172,7 @@ def _parts_table(scores: Scores) -> doc.Table | None:
         for figure, values in figures.items():
             rows.append(doc.row(f"{_name(task)}: {figure}", *(_interval(values.get(name)) for name in scores.ordered)))
     columns = tuple(doc.Column(_column(scores, name), SCORED) for name in scores.ordered)
-    return doc.Table("Figure", columns, tuple(rows), style="tight") if rows else None
+    return doc.Table("Figure", columns, tuple(rows), style="tight tasks") if rows else None
 
 
 def _pairs_table(scores: Scores) -> doc.Table | None:
@@ -190,7 +190,7 @@ def _pairs_table(scores: Scores) -> doc.Table | None:
             rows.append(doc.row(f"{_name(task)}: {name}", difference, gained, lost, with_below(shown_p, test)))
     titles = ("Difference", "Only this one right", "Only the baseline right", "p")
     columns = tuple(doc.Column(title, SCORED) for title in titles)
-    return doc.Table("Model", columns, tuple(rows), style="tight") if rows else None
+    return doc.Table("Model", columns, tuple(rows), style="tight tasks") if rows else None
 
 
 def _replies_table(scores: Scores) -> doc.Table:
@@ -204,7 +204,7 @@ def _replies_table(scores: Scores) -> doc.Table:
             rows.append(doc.row(f"{_name(task)}: {name}", *counts, length))
     columns = doc.columns("Replies", "Cut off", "Empty", "Without a reply", "Tokens a reply")
     notes = ("Replies that were cut off at max_new_tokens are scored by what they say.",)
-    return doc.Table("Model", columns, tuple(rows), style="tight", footnotes=notes)
+    return doc.Table("Model", columns, tuple(rows), style="tight tasks", footnotes=notes)
 
 
 # --- flips ------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def _settings_table(scores: Scores) -> doc.Table:
         cells = (plain(as_int(task.get("samples"))), way, tokens, plain(task.get("shots")))
         rows.append(doc.row(_name(task), *cells, as_text(task.get("prompt_hash"))))
     columns = doc.columns("Replies a problem", "Sampling", "Tokens at most", "Worked examples", "Hash of the prompts")
-    return doc.Table("Task", columns, tuple(rows), style="tight")
+    return doc.Table("Task", columns, tuple(rows), style="tight tasks")
 
 
 def _models_table(scores: Scores) -> doc.Table:
@@ -280,7 +280,7 @@ def _models_table(scores: Scores) -> doc.Table:
         cells = (as_text(model.get("model")) or MISSING, as_text(model.get("backend")), template, system)
         rows.append(doc.row(name, *cells))
     titles = ("Weights", "Backend", "Hash of the chat template", "System prompt")
-    return doc.Table("Model", tuple(doc.Column(title, "") for title in titles), tuple(rows), style="tight")
+    return doc.Table("Model", tuple(doc.Column(title, "") for title in titles), tuple(rows), style="tight tasks")
 
 
 def _contamination_blocks(scores: Scores) -> list[doc.Block]:
@@ -293,7 +293,7 @@ def _contamination_blocks(scores: Scores) -> list[doc.Block]:
     kinds = ("rows", "benchmark_exact", "benchmark_overlap")
     rows = [doc.row(name, *(plain(value.get(kind, 0)) for kind in kinds)) for name, value in tasks.items()]
     blocks: list[doc.Block] = [doc.Text("Contamination", "heading"), doc.Text(words)]
-    blocks.append(doc.Table("Task", columns, tuple(rows), style="tight"))
+    blocks.append(doc.Table("Task", columns, tuple(rows), style="tight tasks"))
     for value in tasks.values():
         examples = value.get("examples")
         for example in map(as_dict, examples if isinstance(examples, list) else []):

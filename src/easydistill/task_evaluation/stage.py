@@ -198,7 +198,6 @@ class TasksStage:
             for item in result.taken
             if item.answered.failure is not None
         ]
-        context.notice(_words(scores))
         return StageResult(
             (SCORES, REPLIES), _counts(results, rejected), rejected, tokens, {TASKS_EVALUATED: _brief(scores), **spent}
         )
@@ -292,10 +291,3 @@ def _brief(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         task["name"]: {name: round(record["score"]["mean"], 6) for name, record in task["models"].items()}
         for task in scores["tasks"]
     }
-
-
-def _words(scores: Mapping[str, Any]) -> list[str]:
-    found = []
-    for task in scores["tasks"]:
-        found += [f"{task['name']}: {note}" for note in task["notes"]]
-    return found
