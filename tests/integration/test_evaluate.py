@@ -213,6 +213,46 @@ def test_a_row_that_is_not_of_the_task_ends_the_run_before_anything_is_asked(
     assert scripted.asked == []
 
 
+@pytest.mark.parametrize("line", ["{broken", '"text"', '{"question": "half \\ud800", "answer": "#### 1"}'])
+def test_broken_rows_are_told_with_their_place(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(SUMS[0]) + "\n" + line + "\n")
+    config = job_of(tmp_path, {"m": asks("http://127.0.0.1:1/v1")}, [{"task": "gsm8k", "data": str(path)}])
+    with pytest.raises(DataError, match=r"rows.jsonl, row 2"):
+        easydistill.plan(config)
+
+
+def test_odd_replies_are_scored_and_written(tmp_path: Path, scripted: ScriptedServer) -> None:
+    odd = [
+        "",
+        "\ud800 \\boxed{1}",
+        "\x00\\boxed{1}",
+        "```python\n",
+        "\\boxed{" * 500,
+        "1" * 5000,
+        "</think>1",
+        "<think>",
+    ]
+    scripted.say = lambda text, number: odd[int(text.split()[2])]
+    rows = [{"question": f"What is {n} ?", "answer": "#### 1"} for n in range(len(odd))]
+    data = write_rows(tmp_path, "odd.jsonl", rows)
+    easydistill.run(job_of(tmp_path, {"m": asks(scripted.url)}, [{"task": "gsm8k", "data": data}]))
+    replies = list(read_jsonl(tmp_path / "run/stages/1-tasks/replies.jsonl"))
+    assert [row["value"] for row in replies] == [0, 1, 1, 0, 0, 0, 1, 0]
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_a_judge_that_is_not_reached_gives_no_scores(tmp_path: Path, scripted: ScriptedServer, server: Running) -> None:
+    scripted.say = lambda text, number: prompt("A fine reply", "503" if "Bird number 1" in text else None, times=1)
+    task = {"task": "custom", "score": "judge", "data": write_rows(tmp_path, "b.jsonl", BIRDS)}
+    config = job_of(tmp_path, {"m": asks(scripted.url)}, [task], judge=asks(server.base_url))
+    with pytest.raises(DataError, match="1 of 4 replies could not be scored"):
+        easydistill.run(config)
+    easydistill.run(config)
+    assert sum(server.stats()["attempts"].values()) == 5
+    assert len(scripted.asked) == 4
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -349,6 +389,8 @@ def test_a_pipeline_ends_with_the_evaluation_of_the_student_that_it_trained(tiny
     easydistill.run(config)
     found = json.loads((tmp_path / "run/stages/2-tasks/stages/1-tasks/scores.json").read_text())
     assert set(found["models"]) == {"teacher", "before", "after"}
+    rows = json.loads((tmp_path / "run/summary.json").read_text())["rows"]
+    assert (rows["entered"], rows["accepted"]) == (8, 8), "the rows that were trained on, not the replies"
     assert found["models"]["after"]["model"].endswith("student")
     assert "What the models can do" in (tmp_path / "run/report.md").read_text(), "the pipeline's report shows it too"
     easydistill.run(config)

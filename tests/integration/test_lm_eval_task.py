@@ -142,6 +142,7 @@ def test_tasks_that_cannot_be_honoured_are_refused(
     assert scripted.asked == []
 
 
+@pytest.mark.slow
 def test_code_tasks_of_lm_eval_are_refused_before_they_are_loaded(tmp_path: Path, scripted: ScriptedServer) -> None:
     config = job_of(tmp_path, served(scripted), Path("humaneval"))
     with pytest.raises(DataError, match="runs programs unprotected"):

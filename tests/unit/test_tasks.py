@@ -9,12 +9,13 @@ import pickle
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.conftest import REAL_DATA
+from tests.conftest import REAL_DATA, ROOT
 
-from easydistill.contracts.task import Problem, Reply, Score, ScoringContext, TaskConfig
+from easydistill.contracts.task import TASK, Problem, Reply, Score, ScoringContext, TaskConfig
 from easydistill.data.row_files import MalformedRow
 from easydistill.tasks import TASKS
 from easydistill.tasks.custom import chosen_letter
@@ -335,3 +336,24 @@ def test_gsm8k_solutions_are_right() -> None:
         assert sum(item.value for item in scorer(replies)) == len(rows) == 1319
     finally:
         scorer.close()
+
+
+# --- tasks of others ----------------------------------------------------------------------------------------------
+
+
+def test_the_task_in_the_documents_is_one() -> None:
+    text = (ROOT / "docs/tasks.md").read_text()
+    source = text.split("## A task of your own")[1].split("```python\n")[1].split("```")[0]
+    module = ModuleType("says")
+    exec(compile(source, "docs/tasks.md", "exec", dont_inherit=True), module.__dict__)
+    assert TASK.complete("says", module) == []
+    config = module.Config(task="says", data="x")
+    problem = module.problem(config, {"prompt": "Say tea.", "word": "tea"}, 4)
+    scorer = module.scorer(config, ScoringContext(Path()))
+    assert values(scorer([(problem, Reply("tea!")), (problem, Reply("coffee"))])) == [1, 0]
+    assert problem.id == "4" and module.notes(config) == [] and module.chosen(config, {})
+    assert TASK.complete("other", module) == [
+        '`Config.task` must be Literal["other"], the name that it is registered under'
+    ]
+    del module.scorer
+    assert "it declares no `scorer" in TASK.complete("says", module)[0]

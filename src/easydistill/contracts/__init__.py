@@ -8,6 +8,7 @@ types that it needs are defined or re-exported beside the Protocol.
     operator   easydistill.operators   contracts.operator.OperatorModule   job_type (an operator is a job)
     reward     easydistill.rewards     contracts.reward.RewardModule       a key of rewards
     metric     easydistill.metrics     contracts.metric.MetricModule       a key of evaluation.metrics
+    task       easydistill.tasks       contracts.task.TaskModule           task in a job `evaluate`
     teacher    easydistill.teachers    contracts.teacher.TeacherModule     inference.backend
     job        easydistill.jobs        contracts.job.JobModule             job_type
 

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
     from easydistill.contracts.teacher import Teacher
 
+TaskName = Annotated[str, Field(pattern=r"^[^/\\\s][^/\\]*$")]
+"""Part of a file's name."""
 NonNegativeCount = Annotated[int, Field(strict=True, ge=0)]
 
 
 class SampledTask(Section):
     """How a task's replies are sampled: what every task has."""
 
-    name: NonEmptyStr | None = None
+    name: TaskName | None = None
     """Its name in scores and report, for a task that is evaluated twice in one run; defaults to the task's own."""
     limit: PositiveInt | None = None
     """Use only the first rows; by default all."""

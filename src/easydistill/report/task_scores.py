@@ -12,15 +12,14 @@ from easydistill.report import document as doc
 from easydistill.report.collect import Facts
 from easydistill.report.figures import MISSING, plain
 from easydistill.report.samples import TURN_LIMIT, turns_of
+from easydistill.report.task_speed import SCORED, speed_section, with_below
 from easydistill.report.values import as_dict, as_int, as_text, as_texts, json_object, shown
 
 SCORES, SPEED = "scores.json", "speed.json"
 _STAGES = {"tasks": SCORES, "speed": SPEED}
 _ORDER = ("before", "after", "teacher", "other")
 _ROLE_WORDS = {"before": "before training", "after": "after training", "teacher": "teacher", "other": ""}
-_SCORED = "num scored"
-"""Figures with an interval below them."""
-_STYLES = {"before": f"{_SCORED} before", "after": f"{_SCORED} after"}
+_STYLES = {"before": f"{SCORED} before", "after": f"{SCORED} after"}
 _FLIPS = (("gained", "Right only with this model"), ("lost", "Right only with the baseline"))
 FLIPS_IN_MARKDOWN = 3
 
@@ -76,7 +75,7 @@ def task_sections(facts: Facts) -> Iterator[doc.Section]:
             yield from _flips_section(scores, mark)
             yield _how_section(scores, mark)
     for number, path in enumerate(_files(facts, "speed"), start=1):
-        yield _speed_section(json_object(path), "" if number == 1 else f"-{number}")
+        yield speed_section(json_object(path), "" if number == 1 else f"-{number}")
 
 
 # --- scores -----------------------------------------------------------------------------------------------------
@@ -120,12 +119,7 @@ def _interval(value: Any, *, signed: bool = False) -> doc.Cell:
     text = f"{100 * mean:{sign}.1f} %".replace("-", "−")
     if low is None or high is None:
         return doc.Cell(text)
-    return _with_below(text, f"{100 * low:{sign}.1f} … {100 * high:{sign}.1f}".replace("-", "−"))
-
-
-def _with_below(text: str, below: str) -> doc.Cell:
-    """A figure with what belongs to it on a line of its own."""
-    return doc.Cell(f"{text} ({below})", lines=(text, below))
+    return with_below(text, f"{100 * low:{sign}.1f} … {100 * high:{sign}.1f}".replace("-", "−"))
 
 
 def _score_table(scores: Scores) -> doc.Table:
@@ -142,10 +136,10 @@ def _score_table(scores: Scores) -> doc.Table:
         count = next((as_int(_of(task, name).get("problems")) for name in names), None)
         means = [as_float(as_dict(_of(task, name).get("score")).get("mean")) for name in _bar_models(scores)]
         rows.append(doc.row(_name(task), *cells, notes=(f"{plain(count)} problems",), bars=doc.compared(means, 1.0)))
-    columns = [doc.Column(_column(scores, name), _STYLES.get(scores.role(name), _SCORED)) for name in names]
+    columns = [doc.Column(_column(scores, name), _STYLES.get(scores.role(name), SCORED)) for name in names]
     columns += [doc.Column("Gap closed")] if gaps else []
-    columns += [doc.Column(f"{name}, published by others") for name in published]
-    return doc.Table("Task", tuple(columns), tuple(rows), bars="bars", note=" ({})")
+    columns += [doc.Column(f"{name}, published") for name in published]
+    return doc.Table("Task", tuple(columns), tuple(rows), style="tasks", bars="bars", note=" ({})")
 
 
 def _bar_models(scores: Scores) -> list[str]:
@@ -177,8 +171,8 @@ def _parts_table(scores: Scores) -> doc.Table | None:
                 figures.setdefault(figure, {})[name] = value
         for figure, values in figures.items():
             rows.append(doc.row(f"{_name(task)}: {figure}", *(_interval(values.get(name)) for name in scores.ordered)))
-    columns = tuple(doc.Column(_column(scores, name), _SCORED) for name in scores.ordered)
-    return doc.Table("Figure", columns, tuple(rows), style="tight") if rows else None
+    columns = tuple(doc.Column(_column(scores, name), SCORED) for name in scores.ordered)
+    return doc.Table("Figure", columns, tuple(rows), style="tight tasks") if rows else None
 
 
 def _pairs_table(scores: Scores) -> doc.Table | None:
@@ -193,10 +187,10 @@ def _pairs_table(scores: Scores) -> doc.Table | None:
             shown_p = MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
             test = as_text(found.get("test"))
             difference = _interval(found.get("difference"), signed=True)
-            rows.append(doc.row(f"{_name(task)}: {name}", difference, gained, lost, _with_below(shown_p, test)))
+            rows.append(doc.row(f"{_name(task)}: {name}", difference, gained, lost, with_below(shown_p, test)))
     titles = ("Difference", "Only this one right", "Only the baseline right", "p")
-    columns = tuple(doc.Column(title, _SCORED) for title in titles)
-    return doc.Table("Model", columns, tuple(rows), style="tight") if rows else None
+    columns = tuple(doc.Column(title, SCORED) for title in titles)
+    return doc.Table("Model", columns, tuple(rows), style="tight tasks") if rows else None
 
 
 def _replies_table(scores: Scores) -> doc.Table:
@@ -210,7 +204,7 @@ def _replies_table(scores: Scores) -> doc.Table:
             rows.append(doc.row(f"{_name(task)}: {name}", *counts, length))
     columns = doc.columns("Replies", "Cut off", "Empty", "Without a reply", "Tokens a reply")
     notes = ("Replies that were cut off at max_new_tokens are scored by what they say.",)
-    return doc.Table("Model", columns, tuple(rows), style="tight", footnotes=notes)
+    return doc.Table("Model", columns, tuple(rows), style="tight tasks", footnotes=notes)
 
 
 # --- flips ------------------------------------------------------------------------------------------------------
@@ -274,7 +268,7 @@ def _settings_table(scores: Scores) -> doc.Table:
         cells = (plain(as_int(task.get("samples"))), way, tokens, plain(task.get("shots")))
         rows.append(doc.row(_name(task), *cells, as_text(task.get("prompt_hash"))))
     columns = doc.columns("Replies a problem", "Sampling", "Tokens at most", "Worked examples", "Hash of the prompts")
-    return doc.Table("Task", columns, tuple(rows), style="tight")
+    return doc.Table("Task", columns, tuple(rows), style="tight tasks")
 
 
 def _models_table(scores: Scores) -> doc.Table:
@@ -286,7 +280,7 @@ def _models_table(scores: Scores) -> doc.Table:
         cells = (as_text(model.get("model")) or MISSING, as_text(model.get("backend")), template, system)
         rows.append(doc.row(name, *cells))
     titles = ("Weights", "Backend", "Hash of the chat template", "System prompt")
-    return doc.Table("Model", tuple(doc.Column(title, "") for title in titles), tuple(rows), style="tight")
+    return doc.Table("Model", tuple(doc.Column(title, "") for title in titles), tuple(rows), style="tight tasks")
 
 
 def _contamination_blocks(scores: Scores) -> list[doc.Block]:
@@ -299,56 +293,9 @@ def _contamination_blocks(scores: Scores) -> list[doc.Block]:
     kinds = ("rows", "benchmark_exact", "benchmark_overlap")
     rows = [doc.row(name, *(plain(value.get(kind, 0)) for kind in kinds)) for name, value in tasks.items()]
     blocks: list[doc.Block] = [doc.Text("Contamination", "heading"), doc.Text(words)]
-    blocks.append(doc.Table("Task", columns, tuple(rows), style="tight"))
+    blocks.append(doc.Table("Task", columns, tuple(rows), style="tight tasks"))
     for value in tasks.values():
         examples = value.get("examples")
         for example in map(as_dict, examples if isinstance(examples, list) else []):
             blocks.append(doc.Text(as_text(example.get("detail")), "soft", f"Row {as_text(example.get('row'))}:"))
     return blocks
-
-
-# --- speed ------------------------------------------------------------------------------------------------------
-
-_SPEEDS = (
-    ("single_tokens_per_second", "Tokens a second, one prompt", "{:,.1f}"),
-    ("saturated_tokens_per_second", "Tokens a second, saturated", "{:,.1f}"),
-    ("first_token_seconds", "First token, seconds", "{:,.3f}"),
-)
-
-
-def _speed_section(found: dict[str, Any], mark: str) -> doc.Section:
-    models = {name: as_dict(value) for name, value in as_dict(found.get("models")).items()}
-    yardstick = as_text(found.get("yardstick"))
-    rows = []
-    for name, model in models.items():
-        cells = [_spread(model.get(key), form) for key, _, form in _SPEEDS]
-        cells += [_spread(model.get("speed_up"), "{:.2f}×"), doc.Cell(_bytes(model.get("disk_bytes")))]
-        cells += [doc.Cell(_bytes(model.get("memory_bytes"))), doc.Cell(_number(model.get("tokens_per_problem")))]
-        rows.append(doc.row(name, *cells))
-    titles = [title for _, title, _ in _SPEEDS]
-    titles += [f"Speed-up over {yardstick}", "On disk", "Weights in memory", "Tokens a problem"]
-    columns = tuple(doc.Column(title, _SCORED) for title in titles)
-    settings = tuple((key.replace("_", " "), as_text(value)) for key, value in as_dict(found.get("settings")).items())
-    notes = [doc.Text(note, "soft") for note in as_texts(found.get("notes"))]
-    intro = doc.Text("One engine and machine, the same prompts, models in turns. Medians, with the least and the most.")
-    blocks = (intro, doc.Table("Model", columns, tuple(rows)), *notes, doc.Pairs(settings))
-    return doc.Section(f"speed{mark}", "How fast they write", "Speed", blocks)
-
-
-def _number(value: Any) -> str:
-    number = as_float(value)
-    return MISSING if number is None else f"{number:,.0f}"
-
-
-def _bytes(value: Any) -> str:
-    number = as_float(value)
-    return MISSING if number is None else f"{number / 1e9:,.2f} GB"
-
-
-def _spread(value: Any, form: str) -> doc.Cell:
-    """A median with the least and the most below it."""
-    found = as_dict(value)
-    median, least, most = (as_float(found.get(name)) for name in ("median", "least", "most"))
-    if median is None or least is None or most is None:
-        return doc.Cell(MISSING)
-    return _with_below(form.format(median), f"{form.format(least)} … {form.format(most)}")

@@ -123,8 +123,13 @@ def read_reply(completion: Completion) -> Answered:
         found, text = split_thoughts(text)
         thoughts = found or ""
     # Thoughts in other places than the beginning.
-    reply = Reply(after_thoughts(text).strip("\n"), cut=completion.finish_reason == CUT)
-    return Answered(reply, completion.key, completion.completion_tokens, thoughts)
+    reply = Reply(_writable(after_thoughts(text)), cut=completion.finish_reason == CUT)
+    return Answered(reply, completion.key, completion.completion_tokens, _writable(thoughts))
+
+
+def _writable(text: str) -> str:
+    """Without halves of surrogate pairs, which servers may send and no file takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def rejection(model: str, task: str, problem: str, stage: str, answered: Answered) -> Rejection:

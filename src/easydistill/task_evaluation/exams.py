@@ -9,9 +9,9 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from easydistill.contracts.task import Problem, SampledTask, Score, Scorer, ScoringContext, TaskConfig
-from easydistill.data.messages import Message
+from easydistill.data.messages import Message, text_of
 from easydistill.data.records import content_hash
-from easydistill.data.row_files import MalformedRow, rows_of
+from easydistill.data.row_files import BrokenRow, MalformedRow, has_lone_surrogates, rows_of
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.checks import unreadable_rows
 from easydistill.errors import ConfigIssue, DataError, MissingExtra
@@ -161,13 +161,16 @@ class OurExam:
     def _read(self, where: str) -> Iterator[tuple[Problem, Mapping[str, Any]]]:
         for number, row in enumerate(rows_of(where)):
             try:
-                if not isinstance(row, Mapping):
-                    raise MalformedRow(f"the row is a {type(row).__name__}, not an object")
+                if isinstance(row, BrokenRow) or not isinstance(row, Mapping):
+                    raise MalformedRow("it is not JSON, or not an object")
                 if self._module.chosen(self.config, row):
-                    yield self._module.problem(self.config, row, number), row
-            except MalformedRow as problem:
+                    problem = self._module.problem(self.config, row, number)
+                    if any(has_lone_surrogates(text_of(message)) for message in problem.messages):
+                        raise MalformedRow("a text has half of a surrogate pair")
+                    yield problem, row
+            except MalformedRow as why:
                 # A benchmark without one of its problems would be another benchmark.
-                raise DataError(f"{where}, row {number + 1}: not a row of {self.config.task}: {problem}") from None
+                raise DataError(f"{where}, row {number + 1}: not a row of {self.config.task}: {why}") from None
 
     def take(self, answer: Answer, scorer: Scorer | None) -> list[Taken]:
         assert scorer is not None

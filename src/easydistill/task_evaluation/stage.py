@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ from typing import Any
 from easydistill.asking.answers import JOURNAL, worth_another_try
 from easydistill.asking.forecast import forecast_calls
 from easydistill.contracts.operator import Ask
-from easydistill.contracts.task import SampledTask, Scorer, ScoringContext
-from easydistill.contracts.teacher import Teacher
+from easydistill.contracts.task import SampledTask
 from easydistill.data.files import write_json, write_jsonl
 from easydistill.data.journal import Journal
 from easydistill.data.manifest import RowCounts
@@ -28,6 +28,7 @@ from easydistill.errors import ConfigIssue
 from easydistill.task_evaluation.asking import ModelAsker, rejection
 from easydistill.task_evaluation.config import ContaminationConfig, EvaluatedModel
 from easydistill.task_evaluation.exams import Exam, exam_of, prompt_hash
+from easydistill.task_evaluation.forecasts import summed
 from easydistill.task_evaluation.models import asked, template_hash
 from easydistill.task_evaluation.results import (
     REPLIES,
@@ -38,6 +39,7 @@ from easydistill.task_evaluation.results import (
     gap_closed,
     reply_row,
 )
+from easydistill.task_evaluation.scorers import Scorers
 
 _LIBRARIES = ("easydistill-toolkit", "torch", "transformers", "vllm", "lm-eval", "math-verify", "langdetect", "nltk")
 TASKS_EVALUATED = "tasks_evaluated"
@@ -126,7 +128,7 @@ class TasksStage:
                 most += longest
         plans = [asked(model, self._tasks[0].sampling()).plan for model in self._models.values()]
         memory = [size for plan in plans if (size := plan.memory_bytes()) is not None]
-        return Estimate(rows=rows, tokens_at_most=most, memory_bytes=max(memory, default=None), **_summed(parts))
+        return Estimate(rows=rows, tokens_at_most=most, memory_bytes=max(memory, default=None), **summed(parts))
 
     def _forecast(self, model: EvaluatedModel, exam: Exam, directory: Path) -> tuple[dict[str, Any], int]:
         own = asked(model, exam.sampling())
@@ -165,7 +167,7 @@ class TasksStage:
         results: dict[tuple[str, str], TaskResult] = {}
         tokens = {"prompt": 0, "completion": 0}
         spent: dict[str, Any] = {}
-        with _Scorers(exams, self._judge, context) as scorers:
+        with Scorers(exams, self._judge, context) as scorers:
             for name, model in self._models.items():
                 with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
                     with ModelAsker(name, model, journal, context) as asker:
@@ -196,7 +198,6 @@ class TasksStage:
             for item in result.taken
             if item.answered.failure is not None
         ]
-        context.notice(_words(scores))
         return StageResult(
             (SCORES, REPLIES), _counts(results, rejected), rejected, tokens, {TASKS_EVALUATED: _brief(scores), **spent}
         )
@@ -246,43 +247,7 @@ class TasksStage:
         return task
 
 
-class _Scorers:
-    """The scorers of all exams, and the judge that some of them ask."""
-
-    def __init__(self, exams: Sequence[Exam], judge: EvaluatedModel | None, context: StageContext) -> None:
-        self._teacher: Teacher | None = None
-        values: dict[str, Any] = {}
-        if judge is not None:
-            own = asked(judge, {"temperature": 0.0})
-            self._teacher = own.plan.make(context)
-            sampling, system = own.inference.sampling(), own.inference.system_prompt
-            values = {"judge": self._teacher, "judge_sampling": sampling, "judge_system_prompt": system}
-        self._made: dict[str, Scorer | None] = {}
-        try:
-            for exam in exams:
-                self._made[exam.name] = exam.scorer(ScoringContext(context.directory, **values))
-        except BaseException:
-            self.close()
-            raise
-
-    def of(self, exam: Exam) -> Scorer | None:
-        return self._made[exam.name]
-
-    def __enter__(self) -> _Scorers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for scorer in self._made.values():
-            if scorer is not None:
-                scorer.close()
-        if self._teacher is not None:
-            self._teacher.close()
-
-
-def _take(name: str, exam: Exam, asker: ModelAsker, scorers: _Scorers) -> TaskResult:
+def _take(name: str, exam: Exam, asker: ModelAsker, scorers: Scorers) -> TaskResult:
     def answer(sampling: Mapping[str, Any], questions: Sequence[tuple[tuple[Message, ...], int]]) -> Any:
         return asker.answer(exam.name, sampling, questions)
 
@@ -305,33 +270,10 @@ def _reference(model: EvaluatedModel) -> Any:
 
 def _placed(issue: ConfigIssue, where: str) -> ConfigIssue:
     """An issue of a teacher's plan, which names the keys of other jobs."""
-    from dataclasses import replace
-
     _, _, key = issue.path.rpartition("models.")
     if issue.path.startswith("models."):
         return replace(issue, path=f"{where}.model" + key.removeprefix("teacher").removeprefix("student"))
     return replace(issue, path=f"{where}.{issue.path}") if issue.path else issue
-
-
-def _summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Forecasts added up."""
-
-    def pair(name: str) -> Any:
-        known = [part[name] for part in parts if part[name] is not None]
-        return (sum(low for low, _ in known), sum(high for _, high in known)) if known else None
-
-    def total(name: str) -> int:
-        return sum(part[name] or 0 for part in parts)
-
-    return {
-        "done_rows": None,
-        "calls": total("calls"),
-        "prompt_tokens": pair("prompt_tokens"),
-        "completion_tokens": pair("completion_tokens"),
-        "cost": pair("cost"),
-        "from_answers": total("from_answers") or None,
-        "cut_answers": total("cut_answers") or None,
-    }
 
 
 def _counts(results: Sequence[TaskResult], rejected: Sequence[Rejection]) -> RowCounts:
@@ -349,10 +291,3 @@ def _brief(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         task["name"]: {name: round(record["score"]["mean"], 6) for name, record in task["models"].items()}
         for task in scores["tasks"]
     }
-
-
-def _words(scores: Mapping[str, Any]) -> list[str]:
-    found = []
-    for task in scores["tasks"]:
-        found += [f"{task['name']}: {note}" for note in task["notes"]]
-    return found

@@ -22,7 +22,7 @@ from easydistill.contracts.reward import UNJUDGED, Reward, RewardContext, Rollou
 from easydistill.contracts.task import Problem, Reply, Score, Scorer, ScoringContext
 from easydistill.data.messages import Message, text_of
 from easydistill.data.row_files import MalformedRow, plain_value
-from easydistill.errors import ConfigIssue
+from easydistill.errors import ConfigIssue, DataError
 from easydistill.rewards import code, verify
 from easydistill.rewards import judge as judging
 from easydistill.tasks._math import MathScorer, math_issues
@@ -209,16 +209,13 @@ class _ByReward:
             Rollout(problem.messages, reply.text, (), (), not reply.cut, problem.fields) for problem, reply in replies
         ]
         values = self._reward(rollouts)
+        if unanswered := values.count(None):
+            problem = f"{unanswered} of {len(values)} replies could not be scored for a reason that may pass"
+            raise DataError(f"{problem}\n    → run the same command again: only these are judged again")
         return [
-            Score(0.0 if value in (None, UNJUDGED) else float(value or 0.0), self._shows(reply), _unscored(value))
+            Score(max(0.0, value or 0.0), self._shows(reply), "could not be judged" if value == UNJUDGED else "")
             for (_, reply), value in zip(replies, values, strict=True)
         ]
 
     def close(self) -> None:
         self._reward.close()
-
-
-def _unscored(value: float | None) -> str:
-    if value is None:
-        return "no usable judgement"
-    return "could not be judged" if value == UNJUDGED else ""
