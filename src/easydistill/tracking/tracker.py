@@ -30,7 +30,8 @@ from easydistill.tracking.follow import sizes
 
 FOLDER = "tracking"
 PATIENCE = 60.0
-"""Seconds without a sign of life, at the end of a run, after which a sink is given up. MLflow makes its database in 20."""
+"""Seconds without a sign of life, at the end of a run, after which a sink is given up. MLflow makes its database in 20
+on a busy machine."""
 SHORT_PATIENCE = 5.0
 """The same for a sink that has not even opened its record by then, in a run of at least `PATIENCE`."""
 
