@@ -155,7 +155,10 @@ class JobRun:
             runner.examine(stages, records)
             runner.foretell(stages, records)
             with self._directory.logging(self._redactor):
-                return self._execute(runner, stages)
+                try:
+                    return self._execute(runner, stages)
+                finally:
+                    self._tracker.close("failed")
 
     def _sinks(self) -> Tracker:
         settings: dict[str, Any] = self._redactor.value(self._resolved())

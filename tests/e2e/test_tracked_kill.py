@@ -53,6 +53,20 @@ def test_killed_and_resumed(kill_at: int, tiny_model: Path, tmp_path: Path) -> N
         assert found["summary/evaluate/after/cross_entropy"] == [0]
 
 
+def test_trained_again_with_another_setting(tiny_model: Path, tmp_path: Path) -> None:
+    """The finished training is shown at first, and gives way to the new one."""
+    sinks = installed(*SINKS)
+    if not sinks:
+        pytest.skip("no sink's library is here")
+    for rate in (1e-3, 2e-3):
+        made = job(tmp_path, tiny_model, track=sinks)
+        made["training"]["learning_rate"] = rate
+        code, out = run(write_config(tmp_path, made))
+        assert code == 0 and "warning" not in out, out
+    for sink in sinks:
+        assert_each_once(steps_in(tmp_path / "run", sink), "train/loss", STEPS)
+
+
 def test_named_when_the_run_is_finished(tiny_model: Path, tmp_path: Path) -> None:
     sinks = installed(*SINKS)
     if not sinks:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.tracked import assert_each_once, steps_in
+from tests.support.tracked import assert_each_once, steps_in, steps_of_mlflow
 
 from easydistill.config.base import Section
 from easydistill.config.sink import SINKS
@@ -85,11 +86,11 @@ def diary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Section]:
 class Run:
     """A run that is tracked, without one that takes its time."""
 
-    def __init__(self, folder: Path, sink: Any = None, **settings: Any) -> None:
+    def __init__(self, folder: Path, sink: Any = None, *, sinks: dict[str, Any] | None = None, **settings: Any) -> None:
         self.folder = folder / "run"
         (self.folder / "stages/3-train").mkdir(parents=True, exist_ok=True)
         self.said: list[str] = []
-        chosen = {"tensorboard": SINKS.module("tensorboard").Config()} if sink is None else {"diary": sink}
+        chosen = {"diary": sink} if sinks is None else sinks
         job: Any = SimpleNamespace(track=SimpleNamespace(chosen=lambda: chosen), job_type="black_box_kd_api")
         redactor = Redactor()
         redactor.register(SECRET)
@@ -147,6 +148,28 @@ def test_each_step_stands_once_after_a_failed_start(diary: Any, server: bool, tm
         run.tracker.close("failed" if at else "done")
         assert run.said == []
     assert run.steps() == [list(range(1, 10))]
+
+
+def test_a_training_that_begins_anew_has_a_new_record(diary: Any, tmp_path: Path) -> None:
+    """The old one is shown at first, because the stage was complete when the run was started again."""
+    run = Run(tmp_path, diary())
+    run.log(1, 2, 3)
+    run.complete()
+    run.tracker.start()
+    wait_for(lambda: run.steps() == [[1, 2, 3]])
+    (run.folder / "stages/3-train/manifest.json").unlink()
+    run.log(1, 2)
+    run.complete()
+    run.tracker.close("done")
+    assert run.said == []
+    assert run.steps() == [[1, 2]]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_a_server_gets_a_new_record_if_training_begins_anew(diary: Any, tmp_path: Path) -> None:
@@ -234,10 +257,25 @@ def test_settings_are_flat() -> None:
 def test_tensorboard_after_a_failed_start(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     for steps, at in ((range(1, 8), 5), (range(6, 10), None)):
-        run = Run(tmp_path)
+        run = Run(tmp_path, sinks={"tensorboard": SINKS.module("tensorboard").Config()})
         run.tracker.start()
         run.log(*steps)
         run.complete(at)
         run.tracker.close("failed" if at else "done")
         assert run.said == []
     assert_each_once(steps_in(run.folder, "tensorboard"), "train/loss", list(range(1, 10)))
+
+
+@pytest.mark.slow
+def test_mlflow_elsewhere_gets_what_is_final(tmp_path: Path) -> None:
+    """A server's record cannot be written anew; a database stands for one here."""
+    pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path / 'server.db'}"
+    for steps, at in ((range(1, 8), 5), (range(6, 10), None)):
+        run = Run(tmp_path, sinks={"mlflow": SINKS.module("mlflow").Config(tracking_uri=uri)})
+        run.tracker.start()
+        run.log(*steps)
+        run.complete(at)
+        run.tracker.close("failed" if at else "done")
+        assert run.said == []
+        assert steps_of_mlflow(uri)["train/loss"] == list(range(1, 6 if at else 10))

@@ -47,10 +47,15 @@ def _trackio(folder: Path) -> Steps:
     return found
 
 
-def _mlflow(folder: Path, uri: str | None = None) -> Steps:
+def _mlflow(folder: Path) -> Steps:
+    return steps_of_mlflow(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def steps_of_mlflow(uri: str) -> Steps:
+    """The same of the one run in a store of MLflow's."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(uri or f"sqlite:///{folder / 'mlflow.db'}")
+    client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("easydistill")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])

@@ -90,7 +90,7 @@ def test_unfinished_and_damaged_runs_are_told(runs: tuple[Path, Path], tmp_path:
     assert "b is interrupted" in page.text
     assert "torn is damaged: summary.json is missing or cannot be read, config.resolved.json is missing" in page.text
     assert "No config was kept of torn." in page.text
-    assert "Without logged losses: torn." in text
+    assert "Fewer than two logged losses: torn." in text
 
 
 def test_runs_of_different_jobs(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -105,6 +105,7 @@ def test_different_held_out_rows_are_told(runs: tuple[Path, Path]) -> None:
     answer(runs[1], ("2", "y"), ("3", "z"))
     page, _ = built(*runs)
     assert "The runs held out different rows (1 in common): compare their figures with care." in page.text
+    assert "no metric says by itself which student is better" in page.text
 
 
 def test_a_pipeline_shows_its_jobs(runs: tuple[Path, Path], tmp_path: Path) -> None:

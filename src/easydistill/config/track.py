@@ -18,4 +18,4 @@ Track: Any = section_of(SINKS, TrackSection, SinkConfig, "Track", __name__)
 
 def or_list(schema: dict[str, Any]) -> None:
     """Let the JSON Schema of the field take a list too."""
-    schema["anyOf"].insert(1, {"type": "array", "items": {"type": ["string", "object"]}})
+    schema["anyOf"].insert(1, {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}})

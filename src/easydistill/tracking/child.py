@@ -93,27 +93,29 @@ class Record:
                 self._attempt, self._sent = int(state["attempt"]), dict(state["sent"])
         self._sink: Sink | None = None
 
-    def follow(self, told: Told) -> None:
-        """Give the sink everything, to the end of the run."""
-        old = self._spec.old
-        while True:
-            try:
-                self._follow(told, old)
-                return
-            except Superseded:
-                # What stands now is written to a new record.
-                old = {}
-                if self._sink is not None:
-                    self._sink.close("interrupted")
-                self._attempt, self._sent = self._attempt + 1, Sent()
+    def follow(self, told: Told) -> bool:
+        """Give the sink everything, to the end of the run; False if a new record is needed.
 
-    def _follow(self, told: Told, old: Mapping[str, int]) -> None:
-        follower = Follower(Path(self._spec.run), old, holds_back=not self._config.rewritten, sent=dict(self._sent))
+        That is another process's: libraries hold on to the files of the record that they have opened.
+        """
+        try:
+            self._follow(told)
+        except Superseded:
+            if self._sink is not None:
+                self._sink.close("interrupted")
+            self._attempt += 1
+            self._keep({})
+            return False
+        return True
+
+    def _follow(self, told: Told) -> None:
+        run, holds_back = Path(self._spec.run), not self._config.rewritten
+        follower = Follower(run, self._spec.old, holds_back=holds_back, sent=dict(self._sent))
         self._sink = self._opened()
         self._say({"open": True})
         ended = False
         while True:
-            found = follower.new(ended=ended and self._config.rewritten)
+            found = follower.new(ended=ended and not holds_back)
             for at in range(0, len(found), BATCH):
                 self._log(found[at : at + BATCH])
             if ended:
@@ -169,12 +171,11 @@ def main() -> int:
     spec = Spec(**json.loads(sys.stdin.readline()))
     told = Told(sys.stdin)
     try:
-        Record(spec, say).follow(told)
+        say({"done" if Record(spec, say).follow(told) else "again": True})
     except BaseException as error:
         where = "".join(traceback.format_exception(error))
         say({"failed": f"{type(error).__name__}: {error}", "traceback": where})
         os._exit(1)
-    say({"done": True})
     # Not through the interpreter's end: threads of libraries would be waited for.
     os._exit(0)
 

@@ -93,6 +93,7 @@ class Follower:
         self._read: dict[Path, int] = {}
         self._final: dict[str, int] = {}
         self._told: dict[str, dict[str, float]] = {}
+        self._manifests: dict[Path, tuple[int, dict[str, float], float]] = {}
 
     def new(self, *, ended: bool = False) -> list[Figures]:
         """What a sink has not got, up to now.
@@ -201,7 +202,7 @@ class Follower:
         for directory in RunDirectory(part).stage_directories():
             stage = directory.name.partition("-")[2]
             name = f"{prefix}{SUMMARY}/{stage}"
-            values, at = _of_manifest(directory)
+            values, at = self._manifest(directory / MANIFEST)
             if not values or self._told.get(name) == values:
                 continue
             if name in self._told and not self._holds_back:
@@ -211,6 +212,17 @@ class Follower:
                 continue
             self.sent[name] = 0
             yield Figures(name, 0, at, values)
+
+    def _manifest(self, path: Path) -> tuple[dict[str, float], float]:
+        """The figures of a stage that is complete, and when it was; read again only if it has changed."""
+        try:
+            changed = path.stat().st_mtime_ns
+        except OSError:
+            return {}, 0.0
+        known = self._manifests.get(path)
+        if known is None or known[0] != changed:
+            known = self._manifests[path] = (changed, _of_manifest(path), changed / 1e9)
+        return known[1], known[2]
 
 
 def _training(name: str) -> str:
@@ -224,18 +236,17 @@ def _is_of(marker: Path, stage: str) -> bool:
     return (COLD_START in marker.parts) == (stage == COLD_START)
 
 
-def _of_manifest(directory: Path) -> tuple[dict[str, float], float]:
-    """The figures of a complete stage, flat, and when it was finished."""
-    path = directory / MANIFEST
+def _of_manifest(path: Path) -> dict[str, float]:
+    """The figures of a complete stage, flat."""
     try:
-        manifest, at = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}, 0.0
-    if not isinstance(manifest, dict) or JOB in (manifest.get("metrics") or {}):
+        return {}
+    metrics = manifest.get("metrics") if isinstance(manifest, dict) else None
+    if not isinstance(metrics, dict) or JOB in metrics:
         # A pipeline's job: its own stages tell.
-        return {}, 0.0
-    told = {name: manifest.get(name) for name in ("seconds", "tokens", "rows")} | (manifest.get("metrics") or {})
-    return dict(numbers_in(told)), at
+        return {}
+    return dict(numbers_in({name: manifest.get(name) for name in ("seconds", "tokens", "rows")} | metrics))
 
 
 def numbers_in(values: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, float]]:

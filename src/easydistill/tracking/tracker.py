@@ -6,14 +6,13 @@ import contextlib
 import importlib.util
 import json
 import os
-import queue
 import secrets
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ from easydistill.tracking.child import Spec
 from easydistill.tracking.follow import sizes
 
 FOLDER = "tracking"
-PATIENCE = 30.0
-"""Seconds without a sign of life, at the end of a run, after which a sink is given up."""
+PATIENCE = 60.0
+"""Seconds without a sign of life, at the end of a run, after which a sink is given up. MLflow makes its database in 20
+on a busy machine."""
 SHORT_PATIENCE = 5.0
 """The same for a sink that has not even opened its record by then, in a run of at least `PATIENCE`."""
 
@@ -137,45 +137,65 @@ class Tracker:
 
 
 class _SinkProcess:
-    """A sink's process, and what it tells."""
+    """A sink's process, and what it tells. It is followed by another one if the record has to be written anew."""
 
     def __init__(self, spec: Spec, failed: Callable[[str, str, str], None]) -> None:
         self.spec, self._failed = spec, failed
-        self._signs: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._started = time.monotonic()
-        self._opened = self._done = self._warned = False
+        self._lock = threading.Lock()
+        self._status = ""
         self._process: subprocess.Popen[str] | None = None
-        try:
-            # Ours, however this process found it; a session of its own, so that Ctrl-C is ours alone to hear.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "easydistill.tracking.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-            self._tell(json.dumps(asdict(spec)))
-        except OSError as error:
-            self._fail(f"its process cannot be started: {error}")
-            return
+        self._started = self._heard = time.monotonic()
+        self._opened = self._done = self._again = self._warned = self._over = False
         self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        if self._start():
+            self._listener.start()
+
+    def _start(self) -> bool:
+        """Start a process; False if that is impossible, or it is too late for it."""
+        with self._lock:
+            if self._over:
+                return False
+            try:
+                # A session of its own: Ctrl-C is for the command alone to hear.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "easydistill.tracking.child"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )
+            except OSError as error:
+                self._fail(f"its process cannot be started: {error}")
+                return False
+            self._tell(json.dumps(asdict(self.spec)))
+            if self._status:
+                self._tell(self._status)
+            return True
 
     def _listen(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError):
-                self._hear(json.loads(line))
-            self._signs.put(True)
+        while True:
+            process = self._process
+            assert process is not None and process.stdout is not None
+            for line in process.stdout:
+                self._heard = time.monotonic()
+                with contextlib.suppress(ValueError):
+                    self._hear(json.loads(line))
+            _reap(process)
+            if not self._again:
+                break
+            # What the run's files hold now, stands.
+            self._again, self.spec = False, replace(self.spec, old={})
+            if not self._start():
+                break
         if not self._done:
             self._fail("its process has ended")
-        self._signs.put(False)
 
     def _hear(self, told: dict[str, Any]) -> None:
         self._opened = True
         self._done |= "done" in told
+        self._again |= "again" in told
         if "failed" in told:
             self._fail(told["failed"], told.get("traceback", ""))
 
@@ -192,25 +212,33 @@ class _SinkProcess:
             self._process.stdin.flush()
 
     def end(self, status: str) -> None:
-        if self._process is not None:
-            self._tell(status)
+        """Tell how the run has ended."""
+        with self._lock:
+            self._status = status
+            self._heard = time.monotonic()
+            if self._process is not None:
+                self._tell(status)
 
     def wait(self) -> bool:
-        """Wait for the process's end; whether the sink has got everything."""
+        """Wait for the process's end, or until it has been silent for too long; whether the sink has everything."""
         if self._process is None:
             return False
-        silent = not self._opened and time.monotonic() - self._started > PATIENCE
-        patience = SHORT_PATIENCE if silent else PATIENCE
-        with contextlib.suppress(queue.Empty):
-            while self._signs.get(timeout=patience):
-                pass
-        if not self._done:
-            self._fail(f"it has not finished, and given no sign of life for {patience:.0f} s")
-        self._process.kill()
+        late = not self._opened and time.monotonic() - self._started > PATIENCE
+        patience = SHORT_PATIENCE if late else PATIENCE
+        while self._listener.is_alive() and (left := self._heard + patience - time.monotonic()) > 0:
+            self._listener.join(min(left, 1.0))
+        with self._lock:
+            self._over = True
+            if self._listener.is_alive():
+                self._fail(f"it has not finished, and given no sign of life for {patience:.0f} s")
+            self._process.kill()
         self._listener.join()
-        with contextlib.suppress(OSError), self._process:
-            pass
         return self._done
+
+
+def _reap(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(OSError), process:
+        pass
 
 
 def _run_id(file: Path, name: str) -> str:

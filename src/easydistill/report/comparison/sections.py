@@ -82,7 +82,14 @@ def warnings(runs: Runs) -> list[str]:
     jobs = list(dict.fromkeys(run.facts.summary.job_type for run in runs if run.facts.summary.job_type))
     if len(jobs) > 1:
         found.append(f"The runs are of different jobs ({', '.join(jobs)}): not every figure has a counterpart.")
+    if len({ids for run in runs if (ids := _heldout(run))}) > 1:
+        found.append("They held out different rows, so no metric says by itself which student is better.")
     return found
+
+
+def _heldout(run: Compared) -> frozenset[str]:
+    """The rows that a run was measured on, as far as it has answers to them."""
+    return frozenset(answer.id for answer in run.answers)
 
 
 def verdict(runs: Runs) -> str:
@@ -117,7 +124,7 @@ def _metrics(runs: Runs) -> Iterator[doc.Section]:
 
 def _measured_on(runs: Runs) -> str:
     """Whether the figures can be compared."""
-    known = [frozenset(answer.id for answer in run.answers) for run in runs if run.answers]
+    known = [ids for run in runs if (ids := _heldout(run))]
     words = ["Measured on held-out rows, after training; small: before it."]
     if len(set(known)) > 1:
         shared = len(frozenset.intersection(*known))
@@ -158,7 +165,7 @@ def _loss(runs: Runs) -> Iterator[doc.Section]:
         doc.Text("; ".join(ends) + ".", only="md"),
     ]
     if missing:
-        blocks.append(doc.Text(f"Without logged losses: {', '.join(missing)}.", "soft"))
+        blocks.append(doc.Text(f"Fewer than two logged losses: {', '.join(missing)}.", "soft"))
     yield doc.Section("loss", "Training loss", "Loss", tuple(blocks))
 
 

@@ -52,7 +52,7 @@ class Mlflow:
         earlier: Any = self._client.search_runs([experiment], f"tags.`{_ID}` = '{context.id}'", max_results=1)
         if earlier:
             self._id = earlier[0].info.run_id
-            self._client.set_terminated(self._id, "RUNNING")
+            self._client.update_run(self._id, status="RUNNING")
             return
         tags = {_ID: context.id, "job_type": context.job_type}
         self._id = self._client.create_run(experiment, tags=tags, run_name=context.name).info.run_id

@@ -39,6 +39,8 @@ class Wandb:
             os.environ["WANDB_API_KEY"] = config.api_key.get_secret_value()
         # A setting of the environment does not make an offline run send anything.
         os.environ["WANDB_MODE"] = config.mode
+        # Its logs, which it keeps in the home directory otherwise.
+        os.environ["WANDB_CACHE_DIR"] = str(context.directory / "cache")
         import wandb
 
         settings: dict[str, Any] = {
