@@ -36,6 +36,17 @@ def test_some_families_are_saved_under_other_names(tmp_path: Path) -> None:
     assert not load_file(tmp_path / "model.safetensors").keys() <= made.state_dict().keys()
 
 
+def test_parts_of_other_number_types_are_loaded_as_they_were(tmp_path: Path) -> None:
+    tokenizer = make_processor("llava").tokenizer
+    saved, model = (make_model("llava", tokenizer, seed) for seed in (1, 2))
+    for each in (saved, model):
+        each.model.vision_tower.to(torch.bfloat16)
+    saved.save_pretrained(tmp_path)
+    assert model.dtype == torch.bfloat16 and load_renamed(model, tmp_path)
+    for name, value in saved.state_dict().items():
+        assert value.dtype == model.state_dict()[name].dtype and torch.equal(value, model.state_dict()[name]), name
+
+
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     tokenizer = make_processor("llava").tokenizer
     make_model("llava", tokenizer, num_hidden_layers=1).save_pretrained(tmp_path)

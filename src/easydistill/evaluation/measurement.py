@@ -13,13 +13,13 @@ from easydistill.contracts.metric import MetricConfig
 from easydistill.data.answers import split_thoughts
 from easydistill.data.messages import Message, said, text_of
 from easydistill.data.records import Sample
-from easydistill.data.tokens import Mask, TokenIds
 from easydistill.engine.progress import Task
 from easydistill.engine.stage import StageContext
 from easydistill.evaluation.config import answer_names
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.data.tokens import Mask, TokenIds
     from easydistill.evaluation.measure import Measured
     from easydistill.evaluation.swapping import CrossEntropies
     from easydistill.models.multimodal import Vision

@@ -162,18 +162,22 @@ class EvaluateStage:
 
     def _teacher(self, tokenizer: Any, dtype: Any, load_tokenizer: Any) -> tuple[Any, str]:
         """(the teacher's model, ""), or (None, why the student cannot be compared with it)."""
-        from easydistill.models.loading import same_vocabulary
         from easydistill.models.spread import load_placed, spread_of
 
         reference = self._models.teacher
         if reference is None:
             return None, "the teacher is not on this machine"
         own_tokenizer = self._models.student.tokenizer if isinstance(self._models.student, FreshStudent) else True
-        if self._forms is not None:
-            own_tokenizer = None
-        if own_tokenizer is not None and not same_vocabulary(tokenizer, load_tokenizer(reference)):
+        if own_tokenizer is not None and not self._alike(tokenizer, load_tokenizer(reference)):
             return None, "teacher and student have different vocabularies"
         return load_placed(reference, dtype, spread_of(self._device_map)), ""
+
+    def _alike(self, student: Any, teacher: Any) -> bool:
+        """Whether two tokenizers number what answers hold alike."""
+        from easydistill.models.compatibility import answer_ids
+        from easydistill.models.loading import same_vocabulary
+
+        return same_vocabulary(student, teacher) if self._forms is None else answer_ids(student, teacher) is not None
 
     def _in_teachers_form(
         self, forms: Forms, rendered: Sequence[tuple[Sample, Rendered]], context: StageContext
@@ -186,7 +190,7 @@ class EvaluateStage:
         aligner = forms.aligner(self._models.teacher, context.started, vision)
         kept, read, unlike = read_by_teacher(aligner, rendered, self.name)
         shared = answer_ids(forms.student.tokenizer, aligner.teacher.tokenizer)
-        assert shared is not None, "the scoring refuses such a teacher"
+        assert shared is not None, "such a teacher is not loaded"
         return kept, unlike, TeachersForm([(row.read_ids, row.read_learned) for row in read], shared), vision
 
     def _heldout(

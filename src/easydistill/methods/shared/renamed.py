@@ -28,7 +28,9 @@ def load_renamed(model: Any, checkpoint: Path) -> bool:
     names = _names(checkpoint)
     if not names or names <= model.state_dict().keys():
         return False
-    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    # The widest type of all: a model's parts may have different ones, and `model.dtype` is that of its first.
+    widest = max((value.dtype for value in model.parameters() if value.is_floating_point()), key=lambda t: t.itemsize)
+    saved = type(model).from_pretrained(checkpoint, dtype=widest)
     try:
         model.load_state_dict(saved.state_dict())
     except RuntimeError as error:
