@@ -1,6 +1,7 @@
 """The score of a reward model: a sequence classifier with one label, trained on preferences (Bradley–Terry).
 
-The conversation is rendered with the reward model's own template and tokenizer. `centre` is subtracted from every
+The conversation is rendered with the reward model's own template and tokenizer; one that sees images is shown those of
+the prompt. `centre` is subtracted from every
 score: such models are trained on differences, so their zero is arbitrary, which matters when several rewards are
 summed. An answer that exceeds the model's maximum length cannot be judged; if the prompt alone does, the reward
 abstains.
@@ -11,14 +12,14 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.contracts.reward import UNJUDGED, AnyFloat, Reward, RewardContext, Rollout
 from easydistill.data.batches import batches_by_length, padded
-from easydistill.data.messages import Chat, answer_message
+from easydistill.data.messages import Chat, answer_message, images_of
 from easydistill.errors import ConfigIssue, DataError, ModelError
 from easydistill.models import loading
-from easydistill.models.loading import choose_dtype, import_torch, load_tokenizer, model_config
+from easydistill.models.loading import choose_dtype, full_config, import_torch, load_tokenizer
 from easydistill.models.reference import architectures, is_classifier, resolve, sees_images
 from easydistill.rewards._models import (
     MAX_BATCH_ROWS,
@@ -26,7 +27,11 @@ from easydistill.rewards._models import (
     ModelRewardConfig,
     choose_device,
     max_tokens,
+    vision_of,
 )
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 
 class Config(ModelRewardConfig):
@@ -44,18 +49,22 @@ def models(config: Config) -> dict[str, str]:
 
 def make(config: Config, context: RewardContext) -> Reward:
     """Raises ModelError if the model is not a reward model or has no chat template."""
-    return _RewardModel(config, choose_device(context.device))
+    return _RewardModel(config, choose_device(context.device), vision_of(config, context))
 
 
 class _RewardModel:
-    def __init__(self, config: Config, device: Any) -> None:
+    def __init__(self, config: Config, device: Any, vision: Vision | None = None) -> None:
         # Imported here because it loads numpy and jinja2.
         from easydistill.data.chat import ChatRenderer
 
-        self._config, self._device = config, device
-        self._tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        self._config, self._device, self._vision = config, device, vision
+        self._tokenizer = (
+            load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+            if vision is None
+            else vision.processor.tokenizer
+        )
         try:
-            self._chat = ChatRenderer(self._tokenizer, frozenset())
+            self._chat = ChatRenderer(self._tokenizer, frozenset(), images=vision)
         except DataError as error:
             problem = str(error).partition("\n")[0]
             raise ModelError(f"rewards.reward_model.model: {config.model}: {problem}") from None
@@ -76,27 +85,37 @@ class _RewardModel:
             lengths = [len(rows[row]) for row in fitting]
             for batch in batches_by_length(lengths, MAX_BATCH_ROWS, self._config.max_batch_tokens, 0):
                 taken = [fitting[at] for at in batch]
-                for row, score in zip(taken, self._scores([rows[row] for row in taken]), strict=True):
+                shown = [images_of(*rollouts[row].prompt) for row in taken]
+                for row, score in zip(taken, self._scores([rows[row] for row in taken], shown), strict=True):
                     values[row] = self._finite(score - self._config.centre)
             return values
 
     def _fits(self, ids: Sequence[int]) -> bool:
-        return self._max_tokens is None or len(ids) <= self._max_tokens
+        return bool(ids) and (self._max_tokens is None or len(ids) <= self._max_tokens)
 
     def _ids(self, rollout: Rollout, answer: str) -> list[int]:
+        """The tokens of the whole chat; none if the answer itself cannot be shown beside images."""
         chat = Chat((*rollout.prompt, answer_message(answer)), rollout.tools)
+        if self._vision is not None:
+            try:
+                return self._chat.chat_ids(chat)
+            except DataError:
+                return []
         text = self._chat.text(chat, add_generation_prompt=False)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _scores(self, rows: Sequence[list[int]], images: Sequence[tuple[str, ...]]) -> list[float]:
         """The model's one number per row. The model itself reads the last token that is not padding."""
         torch = import_torch()
         pad = self._pad({ids[-1] for ids in rows if ids})
         ids_BT = torch.tensor(padded(rows, pad), device=self._device)
         mask_BT = torch.tensor(padded([[1] * len(ids) for ids in rows], 0), device=self._device)
+        seen: dict[str, Any] = {}
+        if self._vision is not None:
+            seen = self._vision.inputs(ids_BT, list(zip(rows, images, strict=True)), self._model.dtype)
         with torch.no_grad():
-            logits_B1 = self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
+            logits_B1 = self._model(input_ids=ids_BT, attention_mask=mask_BT, **seen).logits
         scores: list[float] = logits_B1[:, 0].float().tolist()
         return scores
 
@@ -143,7 +162,7 @@ def load_classifier(config: Config, device: Any) -> Any:
     """
     where = f"rewards.reward_model.model: {config.model}"
     # From a causal language model, transformers would make a classifier with a random head and only log a warning.
-    names = model_config(config.model, trust_remote_code=config.trust_remote_code)[0].architectures or []
+    names = full_config(config.model, trust_remote_code=config.trust_remote_code).architectures or []
     if not is_classifier(names):
         raise ModelError(f"{where} {_not_a_reward_model(names)}\n    → {_HINT}")
     dtype = choose_dtype(config.dtype, device)
