@@ -11,12 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.killed import killed_at
-from tests.support.pictures import picture
+from tests.support.pictures import looking, picture, sent_images
 from tests.support.vision_models import FAMILIES, vision_model
 
 import easydistill
 from easydistill.contracts.reward import RewardContext, Rollout
-from easydistill.data.images import ImageStore
+from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.images.store import digest_of
+from easydistill.data.messages import text_of
+from easydistill.data.preferences import read_pairs
 from easydistill.errors import ConfigError
 from easydistill.methods.dpo import trl_trainer as preferences
 from easydistill.methods.reward_model import trl_trainer as scoring
@@ -187,6 +190,49 @@ def test_cogpo_learns_from_given_pairs_with_images(tmp_path: Path) -> None:
     assert easydistill.run(config).exit_code == 0
     found = figures(tmp_path)
     assert found["train_rows"] == IMAGES + 1 - HELD and found["after"] != found["before"]
+
+
+@pytest.mark.parametrize("kind, suffix", [("dpo", "json"), ("reward_model", "parquet")])
+def test_pairs_of_a_teacher_and_a_student_are_learned(kind: str, suffix: str, tmp_path: Path) -> None:
+    """Both answer questions about images, a judge scores them, and what is written is trained on."""
+    asked = [{name: row[name] for name in ("id", "prompt", "images")} for row in made_pairs(tmp_path)[:-1]]
+    (tmp_path / "prompts.json").write_text(json.dumps([*asked, {"id": "text", "prompt": "Say yes."}]))
+    target = tmp_path / "out" / f"made.{suffix}"
+    student = str(vision_model("idefics3"))
+    with looking() as server:
+
+        def answer(body: dict[str, Any]) -> str:
+            text = json.dumps(body["messages"])
+            if "<score>" in text:
+                return f"<score>{9 if 'red and' in text else 1}</score>"
+            return f"{'red' if body['model'] == 'teacher' else 'blue'} and {len(sent_images(body))}"
+
+        server.answers = answer
+        config = {
+            "job_type": "preference_data",
+            "output_dir": str(tmp_path / "made"),
+            "dataset": {"instruction_path": str(tmp_path / "prompts.json"), "labeled_path": str(target)},
+            "inference": {"base_url": server.url, "model": "teacher"},
+            "student_inference": {"base_url": server.url, "model": "student"},
+            "synthesis": {"method": "student", "student_samples": 1},
+        }
+        assert easydistill.run(config).exit_code == 0
+    written = read_pairs(target, images=ImageReader(ImageStore(tmp_path / "read")))
+    pairs = {pair.id: pair for pair in written.pairs}
+    assert not written.rejected and len(pairs) == IMAGES + 1
+    for number in range(IMAGES):
+        digest = digest_of((tmp_path / f"{number}.png").read_bytes())
+        assert pairs[f"r{number}"].images == (digest,)
+        both = [text_of(side[0]) for side in (pairs[f"r{number}"].chosen, pairs[f"r{number}"].rejected)]
+        assert both == ["red and 1", "blue and 1"]
+    assert pairs["text"].images == () and "base64" not in (tmp_path / "made" / "report.md").read_text()
+    assert "![image](report_images/" in (tmp_path / "made" / "report.md").read_text()
+
+    learned = job(kind, tmp_path, student, [], max_steps=2)
+    learned["dataset"]["labeled_path"] = str(target)
+    assert easydistill.run(learned).exit_code == 0
+    found = figures(tmp_path)
+    assert (found["train_rows"], found["heldout_rows"]) == (IMAGES + 1 - HELD, HELD) and found["image_rows"] == IMAGES
 
 
 @pytest.mark.slow
