@@ -131,6 +131,8 @@ class Answers(Block):
     items: tuple[Answer, ...]
     missing: str
     """Why an answer is missing."""
+    reference: str = "Teacher"
+    """Who gave the answers that the student's are shown beside."""
 
 
 @dataclass(frozen=True)

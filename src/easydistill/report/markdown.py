@@ -128,7 +128,11 @@ def _answers(block: Answers) -> Iterator[str]:
         question = " ".join((item.prompt[-1].text if item.prompt else item.id).split())
         yield f"### {md(question if len(question) <= TITLE_AT else f'{question[:TITLE_AT]}…')}"
         yield " ".join(f"![image]({path})" for path in item.images)
-        for name, text in (("Teacher", item.teacher), ("Student before", item.before), ("Student after", item.after)):
+        for name, text in (
+            (block.reference, item.teacher),
+            ("Student before", item.before),
+            ("Student after", item.after),
+        ):
             yield f"{name}: {md(block.missing)}" if text is None else f"{name}:\n\n{fenced(text)}"
 
 

@@ -255,9 +255,18 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
         return
     note = next((row.note for row in facts.metrics if row.name == "rouge_l"), "")
     missing = f"n/a: {note or 'no answer was recorded'}"
-    intro = "Held-out prompts, answered by the teacher and by the student before and after training."
-    blocks = [doc.Text(intro), *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, only="html"))]
-    blocks.append(Answers(answers[:ANSWERS_IN_MARKDOWN], missing, only="md"))
+    intro, reference = (
+        "Held-out prompts, answered by the teacher and by the student before and after training.",
+        "Teacher",
+    )
+    if facts.by_rewards:
+        intro = "Held-out prompts with the student's most probable answers before and after training."
+        reference, missing = "Known answer", "n/a: the row has no known answer"
+    blocks: list[doc.Block] = [
+        doc.Text(intro),
+        *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, reference, only="html")),
+        Answers(answers[:ANSWERS_IN_MARKDOWN], missing, reference, only="md"),
+    ]
     total = facts.answers_total
     shown: dict[doc.Only, int] = {"html": len(answers), "md": min(len(answers), ANSWERS_IN_MARKDOWN)}
     for only, number in shown.items():

@@ -12,7 +12,7 @@ from easydistill.asking.model import AskedModel
 from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.files import hash_file
+from easydistill.data.files import hash_file, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.numbers import as_float
 from easydistill.data.records import Rejection, Sample
@@ -56,6 +56,8 @@ ANSWER = "answer"
 """Field of a row with the known answer; the row's own answer is put there too."""
 PASS_RATE = "pass_rate"
 UNJUDGED = "unjudged"
+ANSWERS = "answers.jsonl"
+"""File of the held-out answers before and after training, which the report shows."""
 
 
 def _all_see() -> None:
@@ -183,6 +185,9 @@ class PolicyStage(TrainStage):
         if context.rank > 0:
             return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
+        if answers := answer_rows(explorer):
+            write_jsonl(context.directory / ANSWERS, answers)
+            files.append(ANSWERS)
         show_student(context)
         steps = sorted(explorer.measured)
         measured: dict[str, Any] = (
@@ -325,3 +330,20 @@ class PolicyStage(TrainStage):
             return None
         hint = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
         raise ConfigError(ConfigIssue("config", "policy.critic", problem, hint))
+
+
+def answer_rows(explorer: Explorer) -> list[dict[str, Any]]:
+    """Each held-out prompt with its known answer, if it is a text, and the student's answers before and after training;
+    none if they were not kept."""
+    steps = sorted(explorer.measured)
+    if not steps or steps[0] not in explorer.said or steps[-1] not in explorer.said:
+        return []
+    sides = explorer.said[steps[0]], explorer.said[steps[-1]]
+    found = []
+    for row, before, after in zip(explorer.heldout, *sides, strict=True):
+        known = row.meta.get(ANSWER)
+        reference = known if isinstance(known, str) else None
+        found.append(
+            {"id": row.id, "prompt": list(row.messages), "teacher": reference, "before": before, "after": after}
+        )
+    return found

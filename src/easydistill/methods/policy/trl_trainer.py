@@ -447,6 +447,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         """Figures of answers to the held-out prompts."""
         rows = self._explorer.heldout
         texts = self._texts([item.completion for item in written])
+        self._explorer.said[self.state.global_step] = texts
         rollouts = [
             rollout_of(row, item.completion, text, item.ended)
             for row, item, text in zip(rows, written, texts, strict=True)
