@@ -11,12 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.killed import killed_at
-from tests.support.pictures import picture
+from tests.support.pictures import looking, picture, sent_images
 from tests.support.vision_models import FAMILIES, vision_model
 
 import easydistill
 from easydistill.contracts.reward import RewardContext, Rollout
-from easydistill.data.images import ImageStore
+from easydistill.data.images import ImageReader, ImageStore
+from easydistill.data.images.store import digest_of
+from easydistill.data.messages import text_of
+from easydistill.data.preferences import read_pairs
 from easydistill.errors import ConfigError
 from easydistill.methods.dpo import trl_trainer as preferences
 from easydistill.methods.reward_model import trl_trainer as scoring
@@ -24,6 +27,8 @@ from easydistill.rewards import reward_model
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 230), "grey": (120, 120, 120)}
 IMAGES, HELD = 24, 6
+SLOW = pytest.mark.slow
+BOTH = ["dpo", pytest.param("reward_model", marks=SLOW)]
 SHOWN = {"dpo": "margin", "reward_model": "score_margin"}
 """What each job's figures call the distance between the answers of a pair."""
 
@@ -70,7 +75,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if line.get("stage") == "train" and "loss" in line]
 
 
-@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+@pytest.mark.parametrize("kind", BOTH)
 def test_a_student_prefers_what_it_sees(kind: str, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "own", tmp_path / "swapped"
     for folder in (ours, theirs):
@@ -110,8 +115,8 @@ _TEXT = {"type": "text", "text": "Colour?"}
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [False, True])
-@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+@pytest.mark.parametrize("changes", [False, pytest.param(True, marks=SLOW)])
+@pytest.mark.parametrize("kind", BOTH)
 def test_a_killed_training_goes_on_bit_for_bit_unless_an_image_changed(
     kind: str, changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +150,7 @@ def test_a_killed_training_goes_on_bit_for_bit_unless_an_image_changed(
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
 
 
+@SLOW
 def test_a_finished_run_is_finished_until_an_image_changes(tmp_path: Path) -> None:
     config = job("dpo", tmp_path, str(vision_model("llava")), made_pairs(tmp_path), max_steps=2)
     assert easydistill.run(config).fresh and not easydistill.run(config).fresh
@@ -189,7 +195,77 @@ def test_cogpo_learns_from_given_pairs_with_images(tmp_path: Path) -> None:
     assert found["train_rows"] == IMAGES + 1 - HELD and found["after"] != found["before"]
 
 
-@pytest.mark.slow
+@SLOW
+@pytest.mark.parametrize("kind, suffix", [("dpo", "json"), ("reward_model", "parquet")])
+def test_pairs_of_a_teacher_and_a_student_are_learned(kind: str, suffix: str, tmp_path: Path) -> None:
+    """Both answer questions about images, a judge scores them, and what is written is trained on."""
+    asked = [{name: row[name] for name in ("id", "prompt", "images")} for row in made_pairs(tmp_path)[:-1]]
+    (tmp_path / "prompts.json").write_text(json.dumps([*asked, {"id": "text", "prompt": "Say yes."}]))
+    target = tmp_path / "out" / f"made.{suffix}"
+    student = str(vision_model("idefics3"))
+    with looking() as server:
+
+        def answer(body: dict[str, Any]) -> str:
+            text = json.dumps(body["messages"])
+            if "<score>" in text:
+                return f"<score>{9 if 'red and' in text else 1}</score>"
+            return f"{'red' if body['model'] == 'teacher' else 'blue'} and {len(sent_images(body))}"
+
+        server.answers = answer
+        config = {
+            "job_type": "preference_data",
+            "output_dir": str(tmp_path / "made"),
+            "dataset": {"instruction_path": str(tmp_path / "prompts.json"), "labeled_path": str(target)},
+            "inference": {"base_url": server.url, "model": "teacher"},
+            "student_inference": {"base_url": server.url, "model": "student"},
+            "synthesis": {"method": "student", "student_samples": 1},
+        }
+        assert easydistill.run(config).exit_code == 0
+    written = read_pairs(target, images=ImageReader(ImageStore(tmp_path / "read")))
+    pairs = {pair.id: pair for pair in written.pairs}
+    assert not written.rejected and len(pairs) == IMAGES + 1
+    for number in range(IMAGES):
+        digest = digest_of((tmp_path / f"{number}.png").read_bytes())
+        assert pairs[f"r{number}"].images == (digest,)
+        both = [text_of(side[0]) for side in (pairs[f"r{number}"].chosen, pairs[f"r{number}"].rejected)]
+        assert both == ["red and 1", "blue and 1"]
+    assert pairs["text"].images == () and "base64" not in (tmp_path / "made" / "report.md").read_text()
+    assert "![image](report_images/" in (tmp_path / "made" / "report.md").read_text()
+
+    learned = job(kind, tmp_path, student, [], max_steps=2)
+    learned["dataset"]["labeled_path"] = str(target)
+    assert easydistill.run(learned).exit_code == 0
+    found = figures(tmp_path)
+    assert (found["train_rows"], found["heldout_rows"]) == (IMAGES + 1 - HELD, HELD) and found["image_rows"] == IMAGES
+
+
+@SLOW
+def test_a_policy_is_rewarded_by_a_model_that_sees(tmp_path: Path) -> None:
+    """What `reward_model` saved judges the answers of GRPO about images."""
+    student, rows = str(vision_model("llava")), made_pairs(tmp_path)
+    assert easydistill.run(job("reward_model", tmp_path, student, rows)).exit_code == 0
+    prompts = [{name: row[name] for name in ("id", "prompt", "images")} for row in rows[:8]]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    config = {
+        "job_type": "grpo",
+        "output_dir": str(tmp_path / "grpo"),
+        "dataset": {"instruction_path": str(tmp_path / "prompts.json")},
+        "models": {"student": student},
+        "rewards": {"reward_model": {"model": str(tmp_path / "run" / "student"), "dtype": "float32"}},
+        "policy": {"max_new_tokens": 6, "num_generations": 4, "mask_truncated": False},
+        "training": {"max_steps": 2, "bf16": False, "per_device_train_batch_size": 8, "logging_steps": 1},
+        "evaluation": {"enabled": False},
+    }
+    assert easydistill.run(config).exit_code == 0
+    lines = map(json.loads, (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines())
+    told = [line["reward/reward_model"] for line in lines if "reward/reward_model" in line]
+    assert len(told) == 2 and told[0] != told[1]
+    config["rewards"] = {"reward_model": {"model": student}}
+    with pytest.raises(ConfigError, match="is not a reward model"):
+        easydistill.run(config | {"output_dir": str(tmp_path / "other")})
+
+
+@SLOW
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["dpo", "reward_model"])
 def test_every_family_learns_to_look(kind: str, family: str, tmp_path: Path) -> None:
