@@ -14,7 +14,8 @@ from typing import Any
 
 from easydistill.data.records import Sample, draw_key
 from easydistill.data.rouge import rouge_l
-from easydistill.synthesis.text import language_of, ngrams, prompt_text, tokens
+from easydistill.synthesis.images import words_of
+from easydistill.synthesis.text import language_of, ngrams, tokens
 
 BLEU_ORDER = 4
 MOST_TEXTS = 20_000
@@ -53,7 +54,7 @@ def diversity(rows: Sequence[Sample], seeds: Sequence[Sample] = ()) -> dict[str,
     """
     drawn = heapq.nsmallest(MOST_TEXTS, ((draw_key(0, row.id), number) for number, row in enumerate(rows)))
     chosen = (rows[number] for number in sorted(number for _, number in drawn))
-    facts = measure({row.id: prompt_text(row) for row in chosen}, [prompt_text(row) for row in seeds]).as_facts()
+    facts = measure({row.id: words_of(row) for row in chosen}, [words_of(row) for row in seeds]).as_facts()
     return facts | ({"of": len(rows)} if len(rows) > MOST_TEXTS else {})
 
 
