@@ -272,6 +272,24 @@ def test_what_has_no_effect_is_refused(tmp_path: Path, change: dict[str, Any], p
         easydistill.validate({**config, **change})
 
 
+@pytest.mark.parametrize(
+    ("task", "place", "problem"),
+    [
+        ("gsm8k", "tasks.0", "nothing says which task"),
+        ({"data": "x"}, "tasks.0", "nothing says which task"),
+        ({"task": "gsm8", "data": "x"}, "tasks.0.task", "is not one of"),
+        ({"task": "gsm8k"}, "tasks.0.data", "this key is missing"),
+        ({"task": "gsm8k", "data": "x", "limits": 1}, "tasks.0.limits", "there is no key"),
+        ({"task": "gsm8k", "data": "x", "name": "a/b"}, "tasks.0.name", "part of a file's"),
+    ],
+)
+def test_mistakes_in_tasks_are_told_where_they_are(task: Any, place: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        easydistill.validate({"job_type": "evaluate", "models": {"m": "x/y"}, "tasks": [task]})
+    (issue,) = raised.value.issues
+    assert issue.path == place and problem in issue.problem
+
+
 def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
     config = job_of(tmp_path, {"m": "x/y"}, [sums(tmp_path), sums(tmp_path)])
     with pytest.raises(ConfigError, match="two tasks have the name"):

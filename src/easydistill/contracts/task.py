@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, PositiveShare, Section, Seed, Unfit
 from easydistill.contracts._sections import names_itself
@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 
     from easydistill.contracts.teacher import Teacher
 
-TaskName = Annotated[str, Field(pattern=r"^[^/\\\s][^/\\]*$")]
-"""Part of a file's name."""
+
+def _part_of_a_name(value: str) -> str:
+    if not value.strip() or set(value) & set("/\\"):
+        raise Unfit("a task's name becomes part of a file's", "use letters, digits and marks other than slashes")
+    return value
+
+
+TaskName = Annotated[str, AfterValidator(_part_of_a_name)]
 NonNegativeCount = Annotated[int, Field(strict=True, ge=0)]
 
 

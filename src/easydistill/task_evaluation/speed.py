@@ -186,7 +186,7 @@ class _Timed:
             self._open = (long, short or self.stage.plan_teacher(self.model, 1, self.context))
             if not shared:
                 self._time(self._open[1], [messages])
-            self.memory_bytes = _loaded_bytes(long)
+            self.memory_bytes = _loaded_bytes(long) or asked(self.model, {}).plan.memory_bytes()
         return self._open
 
     def _time(self, teacher: Teacher, prompts: Sequence[tuple[Message, ...]]) -> tuple[int, float]:

@@ -17,6 +17,8 @@ from easydistill.tasks._math import math_issues, math_problem, math_scorer
 class Config(TaskConfig):
     """AIME: competition mathematics with integer answers."""
 
+    identity_name = "task.aime"
+
     task: Literal["aime"]
     """Which task this is."""
     max_new_tokens: PositiveInt = 16_384

@@ -41,6 +41,8 @@ JUDGED = "judge.jsonl"
 class Config(ProgramTask):
     """Your own rows, scored by `verify`, `choice`, `code` or `judge`."""
 
+    identity_name = "task.custom"
+
     needs_judge: ClassVar[bool] = False
 
     task: Literal["custom"]

@@ -22,6 +22,8 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 class Config(TaskConfig):
     """GSM8K: grade-school word problems."""
 
+    identity_name = "task.gsm8k"
+
     task: Literal["gsm8k"]
     """Which task this is."""
     max_new_tokens: PositiveInt = 512

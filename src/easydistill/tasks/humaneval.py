@@ -25,6 +25,8 @@ _ASK = (
 class Config(ProgramTask):
     """HumanEval: complete a Python function."""
 
+    identity_name = "task.humaneval"
+
     task: Literal["humaneval"]
     """Which task this is."""
 

@@ -40,6 +40,8 @@ _FIGURES = {
 class Config(TaskConfig):
     """IFEval: instructions that a program can check."""
 
+    identity_name = "task.ifeval"
+
     task: Literal["ifeval"]
     """Which task this is."""
     max_new_tokens: PositiveInt = 1280

@@ -47,6 +47,8 @@ Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 class Config(ProgramTask):
     """LiveCodeBench: contest problems by date."""
 
+    identity_name = "task.livecodebench"
+
     task: Literal["livecodebench"]
     """Which task this is."""
     release: NonEmptyStr | None = None

@@ -18,6 +18,8 @@ from easydistill.tasks._rows import text_field
 class Config(TaskConfig):
     """MATH-500: competition mathematics."""
 
+    identity_name = "task.math500"
+
     task: Literal["math500"]
     """Which task this is."""
     max_new_tokens: PositiveInt = 2048

@@ -18,6 +18,8 @@ from easydistill.tasks._rows import asked, list_field, row_id, text_field
 class Config(ProgramTask):
     """MBPP: write a Python function."""
 
+    identity_name = "task.mbpp"
+
     task: Literal["mbpp"]
     """Which task this is."""
 

@@ -99,7 +99,8 @@ class _Errors:
         if details["type"] != "union_tag_invalid":
             return place
         section, tag = self.document.at(place.path), details["ctx"]["tag"]
-        key = next((name for name, value in section.items() if str(value) == tag), None)
+        items = section.items() if isinstance(section, dict) else ()
+        key = next((name for name, value in items if str(value) == tag), None)
         return place if key is None else replace(place, path=(*place.path, key))
 
     def describe(self, group: list[tuple[Place, Any]]) -> tuple[str, str]:
