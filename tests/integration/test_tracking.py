@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from tests.support.tracked import assert_each_once, steps_in, steps_of_mlflow
 
+from easydistill import job_run
+from easydistill.api import load
 from easydistill.config.base import Section
 from easydistill.config.sink import SINKS
 from easydistill.engine.run_directory import RunDirectory
@@ -279,3 +281,26 @@ def test_mlflow_elsewhere_gets_what_is_final(tmp_path: Path) -> None:
         run.tracker.close("failed" if at else "done")
         assert run.said == []
         assert steps_of_mlflow(uri)["train/loss"] == list(range(1, 6 if at else 10))
+
+
+def test_settings_have_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the keys, and no password inside a URL."""
+    seen: dict[str, Any] = {}
+
+    class Recorded(Tracker):
+        def __init__(self, run: Any, job: Any, name: str, settings: Any, *others: Any) -> None:
+            seen.update(flat(settings))
+            super().__init__(run, job, name, settings, *others)
+
+    monkeypatch.setattr(job_run, "Tracker", Recorded)
+    config = {
+        "job_type": "black_box_kd_api",
+        "output_dir": str(tmp_path / "run"),
+        "dataset": {"instruction_path": "rows.json"},
+        "inference": {"base_url": "http://me:hidden-password@localhost/v1", "api_key": SECRET, "system_prompt": SECRET},
+        "models": {"student": "student"},
+        "track": {"wandb": {"api_key": SECRET}},
+    }
+    job_run.JobRun(load(config), quiet=True)
+    assert seen["inference.base_url"] == "http://me:[redacted]@localhost/v1"
+    assert SECRET not in json.dumps(seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from easydistill.report import charts
@@ -17,6 +17,7 @@ from easydistill.report.samples import Turn
 from easydistill.report.words import loss_unit
 
 ANSWERS_AT_FIRST = 12
+SETTINGS_AT_FIRST = 40
 ANSWERS_IN_MARKDOWN = 6
 MOST_ANSWERS = 100
 Runs = Sequence[Compared]
@@ -172,7 +173,10 @@ def _loss(runs: Runs) -> Iterator[doc.Section]:
 def _settings(runs: Runs) -> Iterator[doc.Section]:
     differing, machine = tables.settings_table(runs), tables.environment_table(runs)
     words = "Only what differs, defaults included." if differing.rows else "Every setting is the same."
-    blocks: list[doc.Block] = [doc.Text(words), *([differing] if differing.rows else [])]
+    shown = replace(differing, rows=differing.rows[:SETTINGS_AT_FIRST])
+    blocks: list[doc.Block] = [doc.Text(words), *([shown] if shown.rows else [])]
+    if rest := differing.rows[SETTINGS_AT_FIRST:]:
+        blocks.append(doc.Fold(f"{len(rest):,} more", (replace(differing, rows=rest),)))
     without = [run.name for run in runs if not run.settings]
     if without:
         blocks.append(doc.Text(f"No config was kept of {', '.join(without)}.", "soft"))
