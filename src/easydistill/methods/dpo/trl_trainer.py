@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerControl, TrainerState
 
 from easydistill.data.journal import Journal
 from easydistill.engine.interrupt import StopSignal
@@ -27,14 +24,15 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, MissingExtra
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import PairRow
+from easydistill.methods.dpo.watch import PairWatch
 from easydistill.methods.shared.adapters import adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
-from easydistill.methods.shared.compat import argument_values, check_head, importing_trl
-from easydistill.methods.shared.pair_images import PairImages, accompanied, check_fused_sight
+from easydistill.methods.shared.compat import argument_values, importing_trl
+from easydistill.methods.shared.pair_images import PairImages, accompanied, check_sight
 from easydistill.methods.shared.ranks import check_ranks, from_all, from_first, raise_if_stopped, rank, world_size
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.trl_parts import COUNTED, PairsTrainer
-from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
+from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
 
@@ -53,14 +51,6 @@ except ImportError:
 REFERENCE = "reference.jsonl"
 """Journal of reference log-probabilities, beside the checkpoints."""
 _SIDES = ("chosen", "rejected")
-_KEPT = {
-    "entropy": "entropy",
-    "rewards/margins": "reward_margin",
-    "logps/chosen": "chosen_logp",
-    "logps/rejected": "rejected_logp",
-    "mean_token_accuracy": "chosen_token_accuracy",
-}
-"""TRL's figures to log, and our names for them."""
 
 
 def train(
@@ -163,40 +153,6 @@ def _number_of(entry: dict[str, Any]) -> int:
     return int(str(entry["key"]).partition(" ")[0])
 
 
-def _check_sight(model: Any, probe: dict[str, Any]) -> None:
-    """Check that held-out pairs are scored, and pairs trained on, with what the model sees of them.
-
-    Raises:
-        ModelError: one is not.
-    """
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    check_head(bare, probe)
-    check_fused_sight(bare, probe)
-
-
-class PairWatch(Watch):
-    """Also logs margins and accuracy over the pairs since the last entry."""
-
-    def __init__(self, reporter: Reporter, stop: StopSignal, config: DpoTrainingConfig, stage: str = "train") -> None:
-        super().__init__(reporter, stop, config, stage=stage)
-        self.margins: dict[str, list[float]] = defaultdict(list)
-        """Margins without β, by kind of pair."""
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        super().on_log(args, state, control, logs, **kwargs)
-        if not logs or "loss" not in logs:
-            return
-        found = {ours: logs[theirs] for theirs, ours in _KEPT.items() if theirs in logs}
-        if len(self.margins) > 1:
-            found |= {f"margin_{gap}": fmean(values) for gap, values in sorted(self.margins.items())}
-        margins = [value for values in self.margins.values() for value in values]
-        found["margin"] = fmean(margins)
-        # TRL counts a tie as lost; here it counts half, as in the held-out figures.
-        found["reward_accuracy"] = fmean((margin > 0) + 0.5 * (margin == 0) for margin in margins)
-        self._reporter.metric("preferences", step=state.global_step, **found)
-        self.margins.clear()
-
-
 @contextlib.contextmanager
 def _unhashed() -> Iterator[None]:
     """Spare TRL the hash of all weights, which names a cache of the reference that is not ours: processes that make the
@@ -270,7 +226,7 @@ class PairTrainer(PairsTrainer, DPOTrainer):
         probe = None if self._collate.images is None else self._collate.images.probe()
         if probe is not None:
             # TRL's fused forward is in place by now.
-            strategy().decided(lambda: _check_sight(self.model, probe))
+            strategy().decided(lambda: check_sight(self.model, probe))
         if not strategy().shards:
             # A strategy may not have moved it yet.
             self._compute_reference(self.model.to(self.args.device), dataset)

@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import pad as padded_right
 
 from easydistill.errors import ModelError
+from easydistill.methods.shared.compat import check_head
 from easydistill.methods.shared.shown_images import sight_test
 
 if TYPE_CHECKING:
@@ -116,12 +117,23 @@ def _first(outputs: Any, sequences: int, width: int) -> Any:
     return outputs
 
 
-def check_fused_sight(model: Any, probe: Mapping[str, Any]) -> None:
-    """Check that TRL's fused log-probabilities (`fused_lm_head`) are those of a model that is shown images.
+def check_sight(model: Any, probe: Mapping[str, Any]) -> None:
+    """Check that held-out pairs are scored, and pairs trained on, with what the model sees of them.
 
     Args:
-        model: with TRL's forward.
+        model: with TRL's forward; perhaps with adapters around it.
         probe: as `PairImages.probe`.
+
+    Raises:
+        ModelError: one is not.
+    """
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    check_head(bare, probe)
+    _check_fused_sight(bare, probe)
+
+
+def _check_fused_sight(model: Any, probe: Mapping[str, Any]) -> None:
+    """Check that TRL's fused log-probabilities (`fused_lm_head`) are those of a model that is shown images.
 
     Raises:
         ModelError: they are others: it would be trained blind, or on something else than it says.
