@@ -277,6 +277,7 @@ def on_policy(found: Scene, teacher: Scene, objective: str, folder: Path, **trai
     return sampled.train(found.student, prompt_rows(found), scores, *shared, vision=found.vision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("objective", ["generalized_jsd", "sampled_reverse_kl"])
 def test_other_pictures_teach_something_else(family: str, objective: str, tmp_path: Path) -> None:
@@ -329,6 +330,7 @@ def test_a_divergence_is_that_of_both_models_own_distributions(seen: Scene, tmp_
     assert outcome.final_loss == pytest.approx(total / tokens, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_only_the_language_model_has_adapters(kind: str, lora: bool, tmp_path: Path) -> None:
