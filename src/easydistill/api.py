@@ -223,6 +223,17 @@ def job_schema() -> dict[str, Any]:
     }
 
 
+def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> Path:
+    """Set runs side by side on a page, and as Markdown beside it. Reads only their files; they may be unfinished.
+
+    Raises:
+        DataError: there are not two different runs.
+    """
+    from easydistill.report.comparison.page import build_comparison
+
+    return build_comparison([Path(run) for run in runs], Path(output))
+
+
 def doctor(*, measure: bool = True) -> Iterator[Finding]:
     """What is installed, what this machine has and how fast it is, and what to expect of it; see `doctor/`.
 

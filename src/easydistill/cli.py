@@ -23,7 +23,20 @@ if TYPE_CHECKING:
     from easydistill.doctor.finding import Finding
     from easydistill.engine.stage import Previewed
 
-COMMANDS = ("run", "retry", "validate", "plan", "preview", "init", "migrate", "schema", "report", "doctor", "signals")
+COMMANDS = (
+    "run",
+    "retry",
+    "validate",
+    "plan",
+    "preview",
+    "init",
+    "migrate",
+    "schema",
+    "report",
+    "compare",
+    "doctor",
+    "signals",
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     add("schema", "print the JSON Schema of all configs, for editor completion")
     report = add("report", "rebuild report.html and report.md from the files of a run")
     report.add_argument("run_directory")
+    compare = add("compare", "set runs side by side on one page: settings, losses, metrics, cost, answers")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, two or more")
+    compare.add_argument("-o", "--output", default="compare.html", metavar="FILE", help="default compare.html")
     doctor = add("doctor", "check this machine in a minute: what is installed, how fast it is, what to expect of it")
     doctor.add_argument("--quick", action="store_true", help="measure nothing, only look")
     doctor.add_argument("--json", action="store_true", help="as JSON")
@@ -336,6 +352,13 @@ def _report(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from easydistill import api
+
+    print(api.compare(arguments.runs, arguments.output))
+    return EXIT_OK
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from easydistill import api
     from easydistill.doctor.check import as_json, lines
@@ -391,6 +414,7 @@ _DISPATCH: dict[str, Any] = {
     "migrate": _migrate,
     "schema": _schema,
     "report": _report,
+    "compare": _compare,
     "doctor": _doctor,
     "signals": _signals,
 }

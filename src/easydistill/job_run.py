@@ -36,6 +36,7 @@ from easydistill.launch.crew import Crew
 from easydistill.launch.helper import Helper
 from easydistill.launch.place import place_of
 from easydistill.launch.stages import launched, ranks_of_command, stage_runner, use_crew
+from easydistill.tracking.tracker import Tracker, check_sinks
 
 _PATIENCE = 2.0
 _NO_SUMMARY: dict[str, Any] = {"exit_code": EXIT_OK, "metrics": {}}
@@ -91,6 +92,7 @@ class JobRun:
         self._place = place_of(loaded.job, os.environ, node_rank)
         self._clock = Clock()
         self._records: list[StageRecord] = []
+        self._tracker = self._sinks()
 
     def execute(self, again: Sequence[str] | None = None) -> RunResult:
         """Run the job.
@@ -137,6 +139,7 @@ class JobRun:
         run_stage = stage_runner(self._loaded.job)
         runner = Runner(self._directory, self._reporter, self._redactor, self._stop, run_stage=run_stage)
         runner.preflight(stages)
+        check_sinks(self._loaded.job)
         with lock:
             if again is not None:
                 from easydistill.asking.retry import mark_rejected
@@ -147,17 +150,37 @@ class JobRun:
             found = self._directory.read_summary()
             if all(records) and found is not None and found["status"] == "done" and self._directory.report.is_file():
                 self._reporter.say(f"everything is already done: {self._directory.report}")
+                self._track_finished()
                 return self._result(found, fresh=False)
             runner.examine(stages, records)
             runner.foretell(stages, records)
             with self._directory.logging(self._redactor):
-                return self._execute(runner, stages)
+                try:
+                    return self._execute(runner, stages)
+                finally:
+                    self._tracker.close("failed")
+
+    def _sinks(self) -> Tracker:
+        settings: dict[str, Any] = self._redactor.value(self._resolved())
+        return Tracker(
+            self._directory, self._loaded.job, self._loaded.name, settings, self._redactor, self._reporter.say
+        )
+
+    def _track_finished(self) -> None:
+        """Show a finished run where it was not shown before."""
+        if not self._tracker.is_complete():
+            with self._directory.logging(self._redactor):
+                self._tracker.start()
+                self._tracker.close("done")
+
+    def _resolved(self) -> dict[str, Any]:
+        return self._loaded.job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
 
     def _execute(self, runner: Runner, stages: list[Stage]) -> RunResult:
-        resolved = self._loaded.job.model_dump(mode="json", by_alias=True, exclude={"schema_uri"})
-        self._directory.write_config(self._source(), resolved, self._redactor)
+        self._directory.write_config(self._source(), self._resolved(), self._redactor)
         self._directory.write_environment()
         LOGGER.info("run of %s starts", self._loaded.job.job_type)
+        self._tracker.start()
         try:
             with self._stop.listening(patience=self._patience), explained_refusals():
                 self._records = runner.execute(stages, self._keep)
@@ -200,6 +223,7 @@ class JobRun:
         for run in (*inner, self._directory):
             write_model_card(run.path)
             build_report(run.path)
+        self._tracker.close(status)
         LOGGER.info("run ends: %s, exit code %s", status, code)
         return summary
 

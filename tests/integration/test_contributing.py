@@ -84,6 +84,7 @@ def jobs(folder: Path, model: Path) -> dict[str, dict[str, Any]]:
             "output_dir": str(folder / "twice"),
             "dataset": {"instruction_path": prompts},
             "inference": parrot,
+            "track": {"table": {"separator": ";"}},
         },
         "loss and metric": {
             "job_type": "white_box_kd_local",
@@ -117,6 +118,8 @@ def test_what_the_page_shows_runs_and_resumes(package: Path, tiny_model: Path, t
     assert len(titles) == 12 and {row["title"] for row in titles} == {"A parrot"}
     twice = json.loads(next((tmp_path / "twice").glob("stages/*/twice.json")).read_text())
     assert twice[0]["output"] == 2 * f"You said: {twice[0]['instruction']}"
+    (table,) = tmp_path.rglob("figures.csv")
+    assert "labelling/rows;12;12" in table.read_text().replace(".0", "").splitlines()
     after = first["loss and metric"]["summary"]["metrics"]["after"]
     assert set(after) == {"kl", "length_ratio"} and 0 <= after["length_ratio"] <= 0.5
     assert "| length ratio |" in (tmp_path / "kd/report.md").read_text()
@@ -139,6 +142,7 @@ BROKEN = {
     "brevity": ("rewards", "reward", "def make", "def create", "declares no `make(config, context)`"),
     "length_ratio": ("metrics", "loss and metric", "def score", "def rate", "a method `score`"),
     "parrot": ("teachers", "job", "def plan", "def teach", "declares no `plan(config, model, template)`"),
+    "table": ("sinks", "job", "def make", "def create", "declares no `make(config, context)`"),
     "answer_twice": ("jobs", "job", '["answer_twice"]', '["twice"]', 'must be Literal["answer_twice"]'),
     "import": (
         "losses",

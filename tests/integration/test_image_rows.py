@@ -303,7 +303,9 @@ def test_an_operator_does_not_take_other_images_for_the_same_row(tmp_path: Path,
     easydistill.run(config)
     (stage,) = (tmp_path / "run" / "stages").iterdir()
     assert not (stage / "rejected.jsonl").read_text()
-    assert [row["id"] for row in json.loads((stage / "labeled.json").read_text())] == ["r", "g", "text"]
+    kept = json.loads((stage / "labeled.json").read_text())
+    assert [row["id"] for row in kept] == ["r", "g", "text"]
+    assert len({image for row in kept for image in row.get("images", ())}) == 2
 
 
 def test_a_batch_is_uploaded_with_its_images_and_kept_without(tmp_path: Path) -> None:

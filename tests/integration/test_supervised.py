@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support import architectures
 from tests.support.killed import killed_at
 
 from easydistill.config.models import ModelsConfig
@@ -31,7 +32,7 @@ from easydistill.methods.shared.compat import (
     training_arguments,
     unfuse_loss,
 )
-from easydistill.models.head import body_of
+from easydistill.models.head import Head, body_of
 from easydistill.models.student import Student, build_student
 
 VOCABULARY = 300
@@ -375,6 +376,24 @@ def test_a_head_that_is_not_linear_is_refused(tiny_model: Path) -> None:
     model.forward = odd
     with pytest.raises(ModelError, match="fused loss"):
         check_head(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("cohere", {"logit_scale": 0.25}),
+        ("falcon_h1", {"lm_head_multiplier": 0.3}),
+        ("granite", {"logits_scaling": 6.0}),
+        ("hyperclovax", {"logits_scaling": 6.0}),
+    ],
+)
+def test_the_scaling_of_logits_is_that_of_the_family(kind: str, values: dict[str, float]) -> None:
+    model = architectures.tiny_model(kind, **values)
+    with torch.no_grad():
+        # Logits that differ by more than the tolerance of the check if they are scaled otherwise.
+        model.get_output_embeddings().weight.mul_(50)
+    check_head(model)
+    assert Head.of(model).scale != 1
 
 
 def test_unfusing_gives_logits_back(fused: Any) -> None:

@@ -213,12 +213,6 @@ def test_teachers_that_see_otherwise_are_refused_before_the_run(tmp_path: Path, 
     assert mark("llava") == "<image>"
 
 
-def test_ways_that_show_no_images_say_so(tmp_path: Path) -> None:
-    config = white_box(tmp_path, vision_model("llava", 1), vision_model("llava"), distillation={"align": "bytes"})
-    with pytest.raises(ConfigError, match="shows the teacher text alone"):
-        easydistill.run(config)
-
-
 def test_the_students_own_answers_are_to_the_images(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "distillation": {"distillation_type": "contrastive"},

@@ -17,7 +17,7 @@ from easydistill.config.training import LoraConfig
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.trl_trainer import train as train_by_jsd
+from easydistill.methods.on_policy.generalized_jsd import train as train_by_jsd
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.rollouts import Writer, roll_out
 from easydistill.methods.shared.vllm_rollouts import VllmWriter

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from easydistill.models.compatibility import Side, compare, fatal, real_vocabulary, shared_ids
+from easydistill.models.compatibility import Side, answer_ids, compare, fatal, real_vocabulary, shared_ids
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -123,3 +123,57 @@ def test_the_hint_for_a_student_without_a_template_says_where_to_set_one(tokeniz
     bare.chat_template = None
     found = fatal(compare(side("student", bare), side("teacher", tokenizer)))
     assert any("dataset.template" in item.hint for item in found)
+
+
+# --- tokens of answers --------------------------------------------------------------------------------------------------
+
+
+class WithControls(Renumbered):
+    """A tokenizer with further control tokens."""
+
+    def __init__(self, original: Any, controls: dict[str, int]) -> None:
+        super().__init__(original, dict(controls))
+        self._controls = controls
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return [*self._original.all_special_tokens, *self._controls]
+
+
+def test_control_tokens_of_images_may_differ(tokenizer: Any) -> None:
+    count = len(tokenizer.get_vocab())
+    ours = WithControls(tokenizer, {"<image>": count})
+    theirs = WithControls(tokenizer, {"<seen>": count, "<image>": count + 1, "</seen>": count + 2})
+    assert shared_ids(ours, theirs) is None
+    assert answer_ids(ours, theirs) == answer_ids(theirs, ours) == count
+    assert answer_ids(ours, tokenizer) == answer_ids(tokenizer, ours) == count
+    assert answer_ids(ours, ours) == count + 1
+    (found,) = fatal(compare(side("student", ours), side("teacher", theirs)))
+    assert '"answers"' in found.hint
+
+
+def test_tokens_of_text_may_not(tokenizer: Any) -> None:
+    vocabulary = tokenizer.get_vocab()
+    count = len(vocabulary)
+    first, second = [token for token, at in vocabulary.items() if at in {500, 501}]
+    swapped = Renumbered(tokenizer, {first: vocabulary[second], second: vocabulary[first]})
+    assert answer_ids(tokenizer, swapped) is None
+    # The same text behind control tokens that disagree.
+    assert (
+        answer_ids(
+            Renumbered(WithControls(tokenizer, {"<image>": count}), {"wordless words": count + 1}),
+            Renumbered(WithControls(tokenizer, {"<seen>": count}), {"wordless words": count + 1}),
+        )
+        is None
+    )
+    # Words that one of them alone knows are none of the other's answers.
+    assert answer_ids(Renumbered(tokenizer, {"wordless words": count}), tokenizer) == count
+    letters = {f"<{number}>": number for number in range(9)}
+    nothing = Renumbered(tokenizer, {**dict.fromkeys(vocabulary), **letters})
+    assert answer_ids(tokenizer, nothing) is None
+
+
+def test_a_control_token_in_the_midst_that_disagrees_parts_two_vocabularies(tokenizer: Any) -> None:
+    pads = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+    other = Renumbered(tokenizer, {pads[0]: None, "<image>": tokenizer.get_vocab()[pads[0]]})
+    assert answer_ids(tokenizer, other) is None

@@ -12,6 +12,7 @@ from easydistill.config.evaluation import EvaluationConfig
 from easydistill.contracts.metric import TokenRows
 from easydistill.evaluation.config import chosen_metrics
 from easydistill.evaluation.metrics import METRICS
+from easydistill.evaluation.metrics.acceptance import tokens_per_pass
 from easydistill.evaluation.metrics.rouge_l import Metric as RougeL
 from easydistill.evaluation.metrics.rouge_l import words
 
@@ -26,10 +27,10 @@ def rows() -> TokenRows:
 
 def test_all_metrics_are_found() -> None:
     always = {"agreement", "cross_entropy", "kl", "rouge_l"}
-    assert set(METRICS.names()) == {*always, "exact_match", "image_gain"}
+    assert set(METRICS.names()) == {*always, "acceptance", "exact_match", "image_gain"}
     # A text student's evaluation, and with it its fingerprint, stays what it was.
     assert set(chosen_metrics(EvaluationConfig())) == always
-    assert set(chosen_metrics(EvaluationConfig(), sees_images=True)) == set(METRICS.names())
+    assert set(chosen_metrics(EvaluationConfig(), sees_images=True)) == set(METRICS.names()) - {"acceptance"}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,7 @@ def test_exact_match_compares_what_is_said(answer: str, same: bool) -> None:
     [
         ("cross_entropy", -(math.log(0.25) + math.log(0.7)) / 2),
         ("agreement", 0.5),
+        ("acceptance", (0.25 + 0.25 + 0.25 + 0.1 + 0.7 + 0.1) / 2),
         (
             "kl",
             sum(
@@ -78,3 +80,27 @@ def test_rouge_l() -> None:
     assert score("", "a") == 0.0
     assert score("今天天气很好", "今天天气不好") == pytest.approx(5 / 6)
     assert words("Café naïve 今天 2x") == ["café", "naïve", "今", "天", "2x"]
+
+
+def test_acceptance_is_that_of_speculative_sampling() -> None:
+    """Drafts are drawn from the student, and accepted as the algorithm says."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(STUDENT[0], 200_000, replacement=True, generator=generator)
+    chance = (TEACHER[0][drawn] / STUDENT[0][drawn]).clamp(max=1)
+    accepted = torch.rand(len(drawn), generator=generator) < chance
+    metric = METRICS.module("acceptance").Metric()
+    metric.update(rows().part(slice(0, 1)))
+    assert metric.value() == pytest.approx(accepted.float().mean().item(), abs=0.005)
+
+
+def test_what_a_student_drafts_outside_the_teachers_vocabulary_is_rejected() -> None:
+    wide = torch.tensor([[0.2, 0.4, 0.2, 0.2]])
+    part = replace(rows().part(slice(0, 1)), student_logprobs_NV=wide.log())
+    metric = METRICS.module("acceptance").Metric()
+    metric.update(part)
+    assert metric.value() == pytest.approx(0.2 + 0.25 + 0.2)
+
+
+def test_tokens_per_pass() -> None:
+    assert tokens_per_pass(0.5, 3) == pytest.approx((1 - 0.5**4) / (1 - 0.5))
+    assert (tokens_per_pass(0.0, 5), tokens_per_pass(1.0, 5)) == (1.0, 6.0)

@@ -169,6 +169,15 @@ _VALUES = {name: entries[0][0] for name, entries in _frozen["sections"].items()}
     **{f"{white}VllmInferenceConfig": {"backend": "vllm"} for white in ("", "WhiteBox")},
     "RayInferenceConfig": {"backend": "ray"},
     "RewardsSection": {"verify": {}},
+    "ContaminationConfig": {"data": ["train.jsonl"]},
+    "EvaluatedModel": {"model": "path/of/model"},
+    "LmEvalConfig": {"lm_eval": "own.yaml"},
+    **{f"task.{name}": {"task": name, "data": "rows.jsonl"} for name in ("gsm8k", "math500", "aime", "ifeval")},
+    **{
+        f"task.{name}": {"task": name, "data": "rows.jsonl", "allow_execution": True}
+        for name in ("humaneval", "mbpp", "livecodebench")
+    },
+    "task.custom": {"task": "custom", "data": "rows.jsonl", "score": "choice"},
 }
 _ABSTRACT = {
     *("MetricsConfig", "RewardsConfig", "operator.preference_data", "SampledConfig", "JudgedConfig", "WholeMassConfig"),
@@ -181,6 +190,7 @@ _ABSTRACT = {
         "WorkersOptions",
         "WhiteBoxInferenceConfig",
     ),
+    *("SampledTask", "TaskConfig", "ProgramTask"),
 }
 """Sections that exist to be derived from, and are never made themselves."""
 

@@ -16,6 +16,7 @@ from tests.support.configs import DELETE, changed, complaints, write
 from easydistill import api
 from easydistill.data.chat import Rendered
 from easydistill.jobs import stages_of
+from easydistill.methods.on_policy.alarms import Alarms
 from easydistill.methods.on_policy.stage import split_label
 from easydistill.methods.on_policy.trainer import sampled_reverse_kl
 from easydistill.methods.shared.rollouts import PromptOrder, repetition, rolled_positions
@@ -96,6 +97,44 @@ def test_the_expected_gradient_is_that_of_the_reverse_kl() -> None:
     )
     total.backward()
     torch.testing.assert_close(sampled_V.grad, exact_V.grad)
+
+
+# --- alarms -------------------------------------------------------------------------------------------------------
+
+GOOD = {"reverse_kl": 1.3, "entropy": 2.6, "repetition": 0.1, "ended": 0.8}
+
+
+def told(*entries: dict[str, float]) -> dict[str, str]:
+    alarms = Alarms()
+    for step, entry in enumerate(entries, 1):
+        alarms.step(step, entry)
+        # A run that is killed here goes on alike.
+        resumed = Alarms()
+        resumed.restore(json.loads(json.dumps(alarms.state())))
+        alarms = resumed
+    return {name: alarm["told"] for name, alarm in alarms.raised.items()}
+
+
+@pytest.mark.parametrize(
+    ("worse", "words"),
+    [
+        ({"repetition": 0.85}, "rose from 10% to 85%"),
+        ({"ended": 0.2}, "80% to 20%"),
+        ({"entropy": 0.4}, "2.60 to 0.40"),
+    ],
+)
+def test_a_falling_reverse_kl_is_no_success_where_answers_get_worse(worse: dict[str, float], words: str) -> None:
+    fallen = GOOD | {"reverse_kl": 0.88}
+    assert words in told(*[GOOD] * 3, *[fallen | worse] * 3)["gamed"]
+    assert not told(*[GOOD] * 3, *[fallen] * 3)
+    assert not told(*[GOOD] * 3, *[GOOD | worse] * 3)
+    assert not told(*[GOOD] * 3, *[fallen | worse] * 2)
+
+
+def test_a_student_that_cannot_write_yet_is_told_once_and_at_the_start() -> None:
+    weak = GOOD | {"entropy": 4.6}
+    assert "4.6 nats" in told(weak, weak, weak)["weak_student"]
+    assert not told(GOOD, weak, weak)
 
 
 # --- the choice of sequences ------------------------------------------------------------------------------------
@@ -211,7 +250,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "beta of another objective": (SERVER, {"on_policy.beta": 0.4}, "`beta` has no effect", "remove beta"),
     "temperature of another": (SERVER, {"on_policy.temperature": 0.7}, "`temperature` has no effect", "remove"),
     "clip of another": (LOCAL, {"on_policy": {"ratio_clip": 0.1}}, "`ratio_clip` has no effect", "remove ratio_clip"),
-    "steps of another": (LOCAL, {"on_policy": {"steps_per_rollout": 2}}, "`steps_per_rollout` has no", "remove"),
+    "sampling of another": (SERVER, {"on_policy.rollout_temperature": 0.7}, "`rollout_temperature` has no", "remove"),
     "temperature zero": (LOCAL, {"on_policy": {"temperature": 0}}, "0", ""),
     "clip zero": (SERVER, {"on_policy.ratio_clip": 0}, "0", ""),
     "no tokens": (LOCAL, {"on_policy": {"max_new_tokens": 0}}, "0", ""),

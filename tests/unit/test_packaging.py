@@ -43,8 +43,8 @@ def test_every_import_is_declared() -> None:
         *(each for extra in extras if extra not in {"dev", "docs"} for each in extras[extra]),
     ]
     declared = {name_of(requirement) for requirement in listed} | PINNED_BY_ANOTHER
-    # vLLM's build for CPUs brings the same module under another name.
-    of = {**packages_distributions(), "vllm": ["vllm"]}
+    # vLLM's build for CPUs brings the same module under another name, and so does the small build of MLflow.
+    of = {**packages_distributions(), "vllm": ["vllm"], "mlflow": ["mlflow-skinny"]}
     missing = {
         name: str(path)
         for name, path in imported("src").items()

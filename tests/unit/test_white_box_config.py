@@ -17,6 +17,7 @@ JOB: dict[str, Any] = {
     "models": {"teacher": "teacher/", "student": "student/"},
 }
 BYTES = {"distillation.align": "bytes"}
+ANSWERS = {"distillation.align": "answers"}
 VLLM = {"signals.backend": "vllm", "signals.kind": "top_k"}
 TWO = [{"model": "a/", "weight": 1.0}, {"model": "b/", "weight": 2.0}]
 
@@ -38,6 +39,7 @@ def kept(changes: dict[str, Any]) -> Any:
         ({**BYTES, "distillation.tail": "renormalise_teacher"}, "top_k", 20),
         ({**BYTES, "signals.kind": "top_k", "signals.teachers": TWO[:1]}, "top_k", 16),
         (VLLM, "top_k", 16),
+        ({**VLLM, **ANSWERS}, "top_k", 16),
         ({**VLLM, "signals.teachers": TWO[:1]}, "top_k", 16),
     ],
 )
@@ -48,8 +50,14 @@ def test_what_is_kept(changes: dict[str, Any], kind: str, k: int | None) -> None
         assert found.k == k
 
 
-def test_a_teacher_with_the_same_tokenizer_is_drawn_from() -> None:
-    assert isinstance(kept({}), ThresholdSignals)
+@pytest.mark.parametrize("changes", [{}, ANSWERS, {**ANSWERS, "distillation.kd_ratio": 1.0}])
+def test_a_teacher_with_the_same_tokenizer_is_drawn_from(changes: dict[str, Any]) -> None:
+    assert isinstance(kept(changes), ThresholdSignals)
+
+
+@pytest.mark.parametrize("kind", ["threshold", "sampled", "top_k_sampled", "top_k", "top_p"])
+def test_a_teacher_with_a_form_of_its_own_gives_all_kinds(kind: str) -> None:
+    assert kept({**ANSWERS, "signals.kind": kind}).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,7 @@ def test_a_teacher_with_the_same_tokenizer_is_drawn_from() -> None:
         ({**BYTES, "signals.kind": "top_k_sampled"}, "top_k_sampled signals are drawn", '"top_k" or "top_p"'),
         ({**BYTES, "signals.seed": 3}, "threshold signals are drawn", '"top_k" or "top_p"'),
         ({**BYTES, "signals.kind": "top_k", "signals.teachers": TWO}, "2 teachers", "give one teacher"),
+        ({**ANSWERS, "signals.teachers": TWO}, '2 teachers cannot be mixed if distillation.align is "answers"', "one"),
         ({**BYTES, **VLLM}, "vLLM gives only a few of the teacher's tokens", '"transformers"'),
         ({**VLLM, "signals.kind": "threshold"}, "not threshold signals", '"top_k"'),
         ({**VLLM, "signals.kind": "sampled"}, "not sampled signals", '"top_k"'),

@@ -95,6 +95,8 @@ def answer_all(
     finished = sum(done(request.key) for request in requests)
     with context.reporter.task(title, len(requests), done=finished) as task:
         failures = 0
+        if isinstance(teacher, Metered):
+            task.figures = teacher.ledger.as_metrics
 
         def record(outcomes: Sequence[Outcome]) -> None:
             nonlocal failures

@@ -93,6 +93,13 @@ TemplateVariables = Annotated[dict[str, Any], AfterValidator(_free)]
 """Variables for a chat template, such as `enable_thinking`."""
 
 
+def _reading_identity(columns: dict[str, str], image_folder: str | None, fetch_images: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"columns": columns} if columns else {}
+    if image_folder is not None:
+        found["image_folder"] = image_folder
+    return found | ({"fetch_images": True} if fetch_images else {})
+
+
 class RowsConfig(Section):
     """The rows a job reads, and where it writes the ones it makes.
 
@@ -127,10 +134,7 @@ class RowsConfig(Section):
 
     def reading_identity(self) -> dict[str, Any]:
         """What decides how a file is read, for fingerprints; nothing at the defaults."""
-        found: dict[str, Any] = {"columns": self.column_names} if self.column_names else {}
-        if self.image_folder is not None:
-            found["image_folder"] = self.image_folder
-        return found | ({"fetch_images": True} if self.fetch_images else {})
+        return _reading_identity(self.column_names, self.image_folder, self.fetch_images)
 
 
 class DatasetConfig(RowsConfig):
@@ -170,6 +174,11 @@ class PairsConfig(Section):
     """Seed for choosing the pairs held out for evaluation."""
     columns: PairColumnsConfig | None = None
     """Names of the columns, if they are not among those that are known."""
+    image_folder: NonEmptyStr | None = None
+    """Folder that the paths of images in the rows are relative to, and must not lead out of; by default the folder of
+    the rows' file."""
+    fetch_images: bool = False
+    """Fetch images that rows name by an http or https address. Without it, such rows are rejected."""
 
     @property
     def column_names(self) -> dict[str, str]:
@@ -178,7 +187,7 @@ class PairsConfig(Section):
 
     def reading_identity(self) -> dict[str, Any]:
         """What decides how a file is read, for fingerprints; nothing at the defaults."""
-        return {"columns": self.column_names} if self.column_names else {}
+        return _reading_identity(self.column_names, self.image_folder, self.fetch_images)
 
 
 class SynthesisDatasetConfig(RowsConfig):

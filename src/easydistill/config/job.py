@@ -9,12 +9,13 @@ from pydantic import Field
 
 from easydistill.config.base import NonEmptyStr, Section
 from easydistill.config.dataset import PairsConfig, RowsConfig
+from easydistill.config.track import Track, or_list
 
 
 class JobConfig(Section):
     """What every job has. A job's own class, in `jobs/`, adds its sections and a literal `job_type`."""
 
-    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic"})
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"deterministic", "track"})
 
     schema_uri: str | None = Field(default=None, alias="$schema")
     """Used by editors only."""
@@ -26,6 +27,9 @@ class JobConfig(Section):
     deterministic: bool = False
     """The same files run for run and resume for resume on one kind of GPU, which otherwise rounds otherwise each time;
     slower there. On a CPU they are the same anyway. See docs/determinism.md."""
+    track: Track | None = Field(default=None, json_schema_extra=or_list)
+    """Where the run's figures are shown besides its own files, such as `["tensorboard"]`.
+    Nothing is sent over a network unless a sink's own keys say so. See docs/tracking.md."""
 
     @property
     def computes_deterministically(self) -> bool:

@@ -8,7 +8,9 @@ types that it needs are defined or re-exported beside the Protocol.
     operator   easydistill.operators   contracts.operator.OperatorModule   job_type (an operator is a job)
     reward     easydistill.rewards     contracts.reward.RewardModule       a key of rewards
     metric     easydistill.metrics     contracts.metric.MetricModule       a key of evaluation.metrics
+    task       easydistill.tasks       contracts.task.TaskModule           task in a job `evaluate`
     teacher    easydistill.teachers    contracts.teacher.TeacherModule     inference.backend
+    sink       easydistill.sinks       contracts.sink.SinkModule           a key of track
     job        easydistill.jobs        contracts.job.JobModule             job_type
 
 Also public for third parties: `easydistill.config.base` (field types), `easydistill.config.inference` (the section of a

@@ -79,8 +79,10 @@ class DistillationConfig(Section):
     """Temperature of both distributions. The teacher's signals are computed at it."""
     tail: Literal["bucket", "renormalise_teacher", "ignore"] = "bucket"
     """Treatment of the mass outside the listed tokens: one more outcome, given to the listed ones, or left out."""
-    align: Literal["none", "bytes"] = "none"
-    """`bytes`: the teacher has another tokenizer, and its tokens are matched with the student's by their bytes."""
+    align: Literal["none", "answers", "bytes"] = "none"
+    """`none`: the teacher scores the tokens that the student reads. `answers`: it has the student's vocabulary, and
+    reads chats in its own template and images as its own tokens; answers must be the same tokens to both. `bytes`: it
+    has another tokenizer, and its tokens are matched with the student's by their bytes."""
 
 
 class WholeMassConfig(DistillationConfig):

@@ -118,8 +118,8 @@ class MetricDefaults:
     Config: type[MetricConfig] = MetricConfig
     """Its parameters, the metric's section in `evaluation.metrics`."""
 
-    MEASURED: Literal["always", "images"] = "always"
-    """Where it is measured unless metrics are named: always, or of students that see images."""
+    MEASURED: Literal["always", "images", "named"] = "always"
+    """Where it is measured unless metrics are named: always, of students that see images, or not at all."""
 
 
 def make_metric(module: ModuleType, config: MetricConfig) -> Any:

@@ -7,7 +7,7 @@ state that two calls could mix up.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
@@ -49,7 +49,7 @@ class Rollout:
     """One answer of the policy."""
 
     prompt: tuple[Message, ...]
-    """The messages before the answer."""
+    """The messages before the answer; images in them are digests, whose files `RewardContext.images` gives."""
     text: str
     """The answer without its end token; other special tokens are in it, as they may mark thoughts and calls."""
     prompt_ids: tuple[int, ...]
@@ -79,8 +79,12 @@ class RewardContext:
     """The judge's sampling parameters, which are part of the request keys."""
     judge_system_prompt: str | None = None
     """The judge's system prompt."""
+    judge_image: Mapping[str, Any] = field(default_factory=dict)
+    """How the judge is sent images, which is part of the request keys."""
     journal: Path | None = None
     """This process's own file for the judge's outcomes, which have been paid for and must survive a kill."""
+    images: Callable[[str], Path] | None = None
+    """Gives the file of an image of the run by its digest, for rewards that look at images; None if rows have none."""
 
 
 class Reward(Protocol):
@@ -127,6 +131,12 @@ class RewardDefaults:
     @staticmethod
     def check(config: RewardConfig, meta: Mapping[str, Any]) -> str | None:
         """What is wrong with the fields of a row that the reward reads; None if they are usable."""
+        return None
+
+    @staticmethod
+    def blindness(config: RewardConfig) -> str | None:
+        """Why answers to prompts with images cannot be judged: what is blind, such as `the reward model (name)`; None
+        if they can. Rows with images are then refused."""
         return None
 
     @staticmethod

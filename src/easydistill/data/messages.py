@@ -185,6 +185,28 @@ def tagged_text(message: Message) -> str:
     return "".join(part["text"] if part["type"] == "text" else IMAGE_TAG for part in content)
 
 
+def with_images_placed(text: str, images: Sequence[str], *, at_tags: bool = True) -> Content:
+    """A text with images, by digest: where its `<image>` tags are, if they are as many, or else before it, in order.
+
+    Without images it is the text itself.
+
+    Args:
+        at_tags: if not, they come before it in any case.
+    """
+    if not images:
+        return text
+    pieces = text.split(IMAGE_TAG) if at_tags else [text]
+    if len(pieces) != len(images) + 1:
+        pieces = [""] * len(images) + [text]
+    parts: list[Part] = []
+    for piece, image in zip(pieces, (*images, None), strict=True):
+        if piece:
+            parts.append({"type": "text", "text": piece})
+        if image is not None:
+            parts.append({"type": "image", "image": image})
+    return parts
+
+
 def says_something(message: Message) -> bool:
     """Whether a message has text, images or calls; thoughts alone are no answer."""
     content = message["content"]

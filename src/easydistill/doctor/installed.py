@@ -18,6 +18,7 @@ EXTRAS = (
     ("vllm", ("vllm",)),
     ("images", ("PIL",)),
     ("optim", ("torchao", "bitsandbytes")),
+    ("eval", ("lm_eval", "langdetect", "immutabledict", "nltk")),
 )
 """Extra → the modules that it brings."""
 
@@ -32,6 +33,7 @@ def installed() -> Iterator[Finding]:
     from easydistill.losses import LOSSES
     from easydistill.rewards import REWARDS
     from easydistill.synthesis.operators import OPERATORS
+    from easydistill.tasks import TASKS
 
     yield Finding(SECTION, "python", sys.version.split()[0], sys.version_info >= (3, 11))
     for name, version in package_versions().items():
@@ -40,6 +42,6 @@ def installed() -> Iterator[Finding]:
         missing = [module for module in modules if not is_installed(module)]
         state = f"missing: {', '.join(missing)}  (pip install 'easydistill-toolkit[{extra}]')"
         yield Finding(SECTION, f"extra {extra}", state if missing else "installed", not missing)
-    for registry in (JOBS, OPERATORS, LOSSES, REWARDS, METRICS):
+    for registry in (JOBS, OPERATORS, LOSSES, REWARDS, METRICS, TASKS):
         for name, problem in sorted(registry.unusable().items()):
             yield Finding(SECTION, f"{registry.kind}: {name}", problem, good=False)

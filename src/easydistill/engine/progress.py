@@ -1,7 +1,7 @@
-"""What a run shows while it works, and `metrics.jsonl`.
+"""What a run shows while it works, `metrics.jsonl`, and `progress.jsonl`.
 
 On a terminal: rich progress bars with rows, tokens per second and the time left. Elsewhere (a log file, CI): an
-occasional line.
+occasional line. `progress.jsonl` has the rates of work that is counted in rows, and what it has cost so far.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 10.0
+PROGRESS = "progress.jsonl"
+"""Beside `metrics.jsonl`. Its `step` is a number of finished rows."""
 
 
 class Task:
@@ -30,8 +32,12 @@ class Task:
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self._first = done
         self._started = self._printed = time.monotonic()
+        self._written = (done, 0, self._started)
+        """Units, tokens and time at the last line of `progress.jsonl`."""
         self.tokens = 0
         self.note = ""
+        self.figures: Callable[[], Mapping[str, Any]] = dict
+        """More figures for `progress.jsonl`, such as what was spent."""
         self._bar: Progress | None = None
         self._bar_id: TaskID | None = None
 
@@ -41,11 +47,28 @@ class Task:
         self.tokens += tokens
         if note is not None:
             self.note = note
+        if time.monotonic() - self._written[2] > LINE_SECONDS:
+            self.write()
         if self._bar is not None and self._bar_id is not None:
             self._bar.update(self._bar_id, completed=self.done, rate=self._rate(), note=self.note)
         elif time.monotonic() - self._printed > LINE_SECONDS:
             self._printed = time.monotonic()
             self._reporter.say(f"  {self.line()}")
+
+    def write(self) -> None:
+        """Add a line to `progress.jsonl`, if more was done since the last one. Optimiser steps have other lines."""
+        done, tokens, at = self._written
+        now = time.monotonic()
+        if self.done <= done or self.unit == "steps":
+            return
+        self._written = (self.done, self.tokens, now)
+        seconds = max(now - at, 1e-3)
+        rates = {f"{self.unit}_per_second": round((self.done - done) / seconds, 4)}
+        if self.tokens > tokens:
+            rates["tokens_per_second"] = round((self.tokens - tokens) / seconds, 2)
+        spent = {name: value for name, value in self.figures().items() if value is not None}
+        counted = {self.unit: self.done, "total": self.total}
+        self._reporter.progress(self.title, self.done, {**counted, **rates, **spent})
 
     def _rate(self) -> str:
         elapsed = time.monotonic() - self._started
@@ -79,6 +102,8 @@ class Reporter:
         self._quiet = quiet
         self._stream = stream or sys.stderr
         self._metrics_path = metrics_path
+        self._finished: dict[str, int] = {}
+        """Units of finished tasks, by their title: a stage may have several of one."""
         self._console: Console | None = None
         if not quiet and self._stream.isatty():
             from rich.console import Console
@@ -115,6 +140,7 @@ class Reporter:
             if done:
                 self.say(f"  {title}: {done:,} of {total:,} {unit} already done")
             yield task
+            self._finish(task)
             self.say(f"  {task.line()}")
             return
         from rich.progress import (
@@ -142,13 +168,28 @@ class Reporter:
             task._bar = bar
             task._bar_id = bar.add_task(f"  {title}", total=total, completed=done, rate="", note="")
             yield task
+            self._finish(task)
 
     def metric(self, stage: str, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
-        if self._metrics_path is None:
-            return
-        # JSON has no NaN and no infinity.
-        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-        line = json.dumps({"time": round(time.time(), 3), "stage": stage, **finite}, ensure_ascii=False)
-        with self._metrics_path.open("a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
+        if self._metrics_path is not None:
+            _append(self._metrics_path, stage, values)
+
+    def progress(self, title: str, done: int, values: Mapping[str, Any]) -> None:
+        """Append one line to `progress.jsonl`. Its step counts on over the tasks of one title."""
+        if self._metrics_path is not None:
+            step = self._finished.get(title, 0) + done
+            stage = title.lower().replace(" ", "_").replace("/", "_")
+            _append(self._metrics_path.with_name(PROGRESS), stage, {"step": step, **values})
+
+    def _finish(self, task: Task) -> None:
+        task.write()
+        self._finished[task.title] = self._finished.get(task.title, 0) + task.total
+
+
+def _append(path: Path, stage: str, values: Mapping[str, Any]) -> None:
+    # JSON has no NaN and no infinity.
+    finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+    line = json.dumps({"time": round(time.time(), 3), "stage": stage, **finite}, ensure_ascii=False)
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(line + "\n")

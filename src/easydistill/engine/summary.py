@@ -11,7 +11,7 @@ from easydistill.engine.runner import StageRecord
 from easydistill.engine.stage import kind_of
 from easydistill.errors import EXIT_OK, EXIT_TOO_MANY_REJECTED
 
-_REPEATING = frozenset({"rollout", "score", "curriculum", "evaluate"})
+_REPEATING = frozenset({"rollout", "score", "curriculum", "evaluate", "tasks", "speed"})
 """Stages whose rows are counted by other stages, or are not rows of the user's."""
 JOB = "job"
 """Key in the metrics of a pipeline's stage: the summary of the job that it ran."""
@@ -93,14 +93,20 @@ def rows_of(records: Sequence[StageRecord]) -> dict[str, Any]:
 
     The jobs of a pipeline may have more candidates than rows entered; the accepted ones are those of its last job.
     """
-    counted = [record.manifest for record in records if kind_of(record.name) not in _REPEATING]
+    # The jobs of a pipeline have names of the user's own.
+    counted = [
+        record.manifest
+        for record in records
+        if JOB in record.manifest.metrics or kind_of(record.name) not in _REPEATING
+    ]
     reasons: dict[str, int] = {}
     for manifest in counted:
         for reason, count in manifest.rows.rejected.items():
             reasons[reason] = reasons.get(reason, 0) + count
     entered = counted[0].rows.entered if counted else 0
     rejected = sum(reasons.values())
-    jobs = [manifest for manifest in counted if JOB in manifest.metrics]
+    # A job that evaluates models has no rows of the user's.
+    jobs = [manifest for manifest in counted if JOB in manifest.metrics and manifest.rows.entered]
     candidates = sum(manifest.rows.entered for manifest in jobs) if jobs else entered
     return {
         "entered": entered,

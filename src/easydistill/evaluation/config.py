@@ -35,8 +35,8 @@ def _section() -> Any:
     """The type of a job's `evaluation` section."""
     metrics = section_of(METRICS, MetricsConfig, MetricConfig, "MetricsSection", __name__)
     description = (
-        "The metrics to measure, each with its own keys; by default all that are installed, but for `exact_match` and "
-        "`image_gain` of students that see no images."
+        "The metrics to measure, each with its own keys; by default all that are installed, but for `acceptance`, and "
+        "for `exact_match` and `image_gain` of students that see no images."
     )
     fields: Any = {"metrics": (metrics | None, Field(default=None, description=description))}
     made = create_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +84,7 @@ def token_metrics(
     observers: Sequence[TokenObserver] = (),
     chosen: Mapping[str, MetricConfig] | None = None,
     images: Sequence[Sequence[str]] | None = None,
+    teachers_rows: Sequence[tuple[TokenIds, Mask]] | None = None,
 ) -> dict[str, float | None]:
     """Metrics of kind "tokens"; None for metrics that need a teacher where there is none.
 
@@ -92,6 +94,7 @@ def token_metrics(
         observers: shown every slice after the metrics.
         chosen: the metrics by name; by default all.
         images: the digests of each row's images; by default none has any.
+        teachers_rows: the rows as the teacher reads them, with the same answer tokens; by default as they are.
     """
     shown = [()] * len(rows) if images is None else images
     metrics = _made(chosen, "tokens")
@@ -101,7 +104,7 @@ def token_metrics(
         for start in range(0, len(order), batch_size):
             stop.raise_if_requested()
             batch = order[start : start + batch_size]
-            for part in _slices(student, teacher, shared_vocabulary, rows, shown, batch, pad):
+            for part in _slices(student, teacher, shared_vocabulary, rows, teachers_rows, shown, batch, pad):
                 for observer in (*active.values(), *observers):
                     observer.update(part)
             task.advance(len(batch), tokens=sum(len(rows[index][0]) for index in batch))
@@ -118,29 +121,51 @@ def _made(chosen: Mapping[str, MetricConfig] | None, kind: str) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Rows, padded on the right."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    flat: FlatRows | None
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[TokenIds, Mask]], pad: int, on: torch.device) -> _Batch:
+        ids_BT = torch.tensor(padded([ids for ids, _ in rows], pad), device=on)
+        mask_BT = torch.tensor(padded([mask for _, mask in rows], False), device=on)
+        return cls(ids_BT, mask_BT, flat_rows([ids for ids, _ in rows], on))
+
+    def hidden(self, model: Measured, images: Sequence[Sequence[str]]) -> Tensor:
+        """The hidden states [N, D] that predict the tokens of the mask."""
+        before_BT = torch.nn.functional.pad(self.mask_BT[:, 1:], (0, 1))
+        return model.hidden(self.ids_BT, before_BT, images, self.flat)
+
+
 def _slices(
     student: Measured,
     teacher: Measured | None,
     shared: int,
     rows: Sequence[tuple[TokenIds, Mask]],
+    teachers_rows: Sequence[tuple[TokenIds, Mask]] | None,
     images: Sequence[Sequence[str]],
     batch: Sequence[int],
     pad: int,
 ) -> Iterator[TokenRows]:
     """Slices of the answer tokens of a batch (indices of rows), none larger than `SLICE_BYTES` of float32 logits."""
-    on = student.model.device
-    ids_BT = torch.tensor(padded([rows[index][0] for index in batch], pad), device=on)
-    mask_BT = torch.tensor(padded([rows[index][1] for index in batch], False), device=on)
+    own = _Batch.of([rows[index] for index in batch], pad, student.model.device)
     # Row t predicts token t+1; the kept tokens are those that are predicted.
-    keep_BT = mask_BT[:, 1:]
-    target_N, position_N = ids_BT[:, 1:][keep_BT], positions(mask_BT)[:, 1:][keep_BT]
+    keep_BT = own.mask_BT[:, 1:]
+    target_N, position_N = own.ids_BT[:, 1:][keep_BT], positions(own.mask_BT)[:, 1:][keep_BT]
     at_N, before_N = keep_BT.nonzero(as_tuple=True)
-    row_N, column_N = torch.tensor(batch, device=on)[at_N], before_N + 1
+    row_N, column_N = torch.tensor(batch, device=own.ids_BT.device)[at_N], before_N + 1
     shown = [images[index] for index in batch]
-    before_BT = torch.nn.functional.pad(keep_BT, (0, 1))
-    flat = flat_rows([rows[index][0] for index in batch], on)
-    student_ND = student.hidden(ids_BT, before_BT, shown, flat)
-    teacher_ND = teacher.hidden(ids_BT, before_BT, shown, flat) if teacher is not None else None
+    student_ND = own.hidden(student, shown)
+    teacher_ND = None
+    if teacher is not None:
+        read = own
+        if teachers_rows is not None:
+            read = _Batch.of([teachers_rows[index] for index in batch], pad, student.model.device)
+        teacher_ND = read.hidden(teacher, shown)
     step = rows_per_chunk(student.outputs, SLICE_BYTES)
     for start in range(0, len(target_N), step):
         part = slice(start, start + step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,20 @@ from easydistill.evaluation.config import answer_names
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
+    from easydistill.data.tokens import Mask, TokenIds
     from easydistill.evaluation.measure import Measured
     from easydistill.evaluation.swapping import CrossEntropies
     from easydistill.models.multimodal import Vision
+
+
+@dataclass(frozen=True)
+class TeachersForm:
+    """Held-out rows as a teacher reads them that has a form of its own."""
+
+    rows: list[tuple[TokenIds, Mask]]
+    """Its tokens of each row, and the mask of the answer tokens, which are the student's."""
+    shared: int
+    """Token ids below this mean the same token to both."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,8 @@ class Heldout:
     prompts: list[list[int]]
     swapped: dict[int, Rendered] = field(default_factory=dict)
     """Rows with other rows' images, by their number; only if a metric compares them."""
+    teachers_form: TeachersForm | None = None
+    """By default the teacher reads the student's tokens."""
 
     @property
     def images(self) -> list[tuple[str, ...]]:
@@ -83,8 +97,8 @@ class Measurement:
         self.renderer = renderer
         self._reader = AnswerReader(renderer)
         self._task = task
-        self._stop = context.stop
-        self._vision, self._teachers_vision = sights
+        self._context, self._stop = context, context.stop
+        self._sights = self._vision, self._teachers_vision = sights
 
     def skip(self) -> None:
         """Advance the progress bar over the passes of a model whose figures are known."""
@@ -93,6 +107,25 @@ class Measurement:
     def run(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         """`metrics`; `answers` and `scores`, lists in row order; `disagreement` with the teacher, or None."""
         model = model.to(self._device).eval()
+        with (
+            self._seen_once(model, self._sights[0]) as self._vision,
+            self._seen_once(self._teacher, self._sights[1]) as self._teachers_vision,
+        ):
+            return self._measured(model, eos_ids)
+
+    def _seen_once(self, model: Any, vision: Vision | None) -> AbstractContextManager[Vision | None]:
+        """A context in which a model is shown features of the held-out images in the place of their pixels."""
+        if vision is None:
+            return nullcontext()
+        from easydistill.methods.sft.image_features import seen_once
+        from easydistill.models.multimodal.feature_files import FOLDER
+
+        rows = (*self._heldout.rows, *self._heldout.swapped.values())
+        images = [image for row in rows for image in row.images]
+        context = self._context
+        return seen_once(model, vision, images, context.run_directory / FOLDER, context.reporter, context.stop)
+
+    def _measured(self, model: Any, eos_ids: frozenset[int]) -> dict[str, Any]:
         metrics, disagreement = self._token_pass(model, min(eos_ids, default=0))
         texts = self._answers(model, eos_ids) if self._config.generate else None
         scores: dict[str, list[float]] = {}
@@ -114,7 +147,8 @@ class Measurement:
         from easydistill.models.head import body_of
 
         tokenizer, heldout = self.renderer.tokenizer, self._heldout
-        shared = max(tokenizer.get_vocab().values()) + 1
+        form = heldout.teachers_form
+        shared = max(tokenizer.get_vocab().values()) + 1 if form is None else form.shared
         watch = Disagreement(shared) if self._teacher is not None else None
         student, teacher = Measured(model, body_of(model), self._vision), None
         if self._teacher is not None:
@@ -132,6 +166,7 @@ class Measurement:
             [*([watch] if watch is not None else []), *([own] if heldout.swapped else [])],
             self._metrics,
             heldout.images,
+            None if form is None else form.rows,
         )
         metrics |= image_metrics(self._cross_entropies(student, own, pad), self._metrics)
         figures = watch.figures() if watch is not None else None

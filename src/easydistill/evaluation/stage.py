@@ -23,9 +23,10 @@ from easydistill.engine.checks import needs_extra
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue
 from easydistill.evaluation.config import answer_names, chosen_metrics, image_names, metrics_identity
-from easydistill.evaluation.measurement import Heldout, Measurement
+from easydistill.evaluation.measurement import Heldout, Measurement, TeachersForm
 from easydistill.evaluation.seeing import teachers_sight
 from easydistill.evaluation.swapping import swapped
+from easydistill.methods.distil.forms import Forms, read_by_teacher
 from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
 from easydistill.methods.shared.sight import sees_images, vision_of
@@ -37,7 +38,8 @@ from easydistill.models.student import student_identity, student_references
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.data.records import Sample
+    from easydistill.data.records import Rejection, Sample
+    from easydistill.models.multimodal import Vision
 
 ANSWERS = "answers.jsonl"
 METRICS_FILE = "metrics.json"
@@ -63,9 +65,11 @@ class EvaluateStage:
         *,
         trained: str = "train",
         device_map: DeviceMap | None = None,
+        forms: Forms | None = None,
     ) -> None:
         """
         Args:
+            forms: of a teacher that reads chats in its own form, with the student's tokens of answers.
             device_map: where the teacher's layers lie, if it is too large for one device.
             trained: name of the last stage that trained the student.
         """
@@ -75,6 +79,7 @@ class EvaluateStage:
         self._max_length = max_length
         self._trained = trained
         self._device_map = device_map
+        self._forms = forms if models.teacher is not None else None
         self.inputs = (*rows.inputs, trained)
 
     @cached_property
@@ -100,10 +105,13 @@ class EvaluateStage:
             "max_length": self._max_length,
             **template_identity(self._rows.dataset),
             **({"metrics": metrics} if metrics else {}),
+            **({"align": "answers", **self._forms.identity()} if self._forms is not None else {}),
         }
 
     def shows_date(self) -> bool:
-        return template_shows_date(self._rows.dataset, student_references(self._models))
+        if template_shows_date(self._rows.dataset, student_references(self._models)):
+            return True
+        return self._forms is not None and self._forms.shows_date(str(self._models.teacher))
 
     def estimate(self, directory: Path) -> Estimate:
         return Estimate()
@@ -126,11 +134,15 @@ class EvaluateStage:
         renderer = student_renderer(self._rows.dataset, start.tokenizer, start.eos_ids, context, vision)
         teacher, why_not = self._teacher(start.tokenizer, dtype, load_tokenizer)
         # A student made by other layers or a later stage has the same positions and tokens.
-        limits = start.limits if teacher is None else start.limits.joined(Limits.of(teacher))
+        reads_ours = teacher is not None and self._forms is None
+        limits = start.limits.joined(Limits.of(teacher)) if reads_ours else start.limits
         rendered, rejected = render_all(renderer, samples, self._max_length, self.name, limits)
-        heldout = self._heldout(renderer, rendered)
-        theirs = None
-        if teacher is not None:
+        form = theirs = None
+        if teacher is not None and self._forms is not None:
+            rendered, unlike, form, theirs = self._in_teachers_form(self._forms, rendered, context)
+            rejected += unlike
+        heldout = self._heldout(renderer, rendered, form)
+        if reads_ours:
             assert self._models.teacher is not None
             theirs, blind = teachers_sight(self._models.teacher, teacher, vision, heldout.rows, context)
             teacher, why_not = (None, blind) if blind else (teacher, why_not)
@@ -150,22 +162,44 @@ class EvaluateStage:
 
     def _teacher(self, tokenizer: Any, dtype: Any, load_tokenizer: Any) -> tuple[Any, str]:
         """(the teacher's model, ""), or (None, why the student cannot be compared with it)."""
-        from easydistill.models.loading import same_vocabulary
         from easydistill.models.spread import load_placed, spread_of
 
         reference = self._models.teacher
         if reference is None:
             return None, "the teacher is not on this machine"
         own_tokenizer = self._models.student.tokenizer if isinstance(self._models.student, FreshStudent) else True
-        if own_tokenizer is not None and not same_vocabulary(tokenizer, load_tokenizer(reference)):
+        if own_tokenizer is not None and not self._alike(tokenizer, load_tokenizer(reference)):
             return None, "teacher and student have different vocabularies"
         return load_placed(reference, dtype, spread_of(self._device_map)), ""
 
-    def _heldout(self, renderer: ChatRenderer, rendered: Sequence[tuple[Sample, Rendered]]) -> Heldout:
+    def _alike(self, student: Any, teacher: Any) -> bool:
+        """Whether two tokenizers number what answers hold alike."""
+        from easydistill.models.compatibility import answer_ids
+        from easydistill.models.loading import same_vocabulary
+
+        return same_vocabulary(student, teacher) if self._forms is None else answer_ids(student, teacher) is not None
+
+    def _in_teachers_form(
+        self, forms: Forms, rendered: Sequence[tuple[Sample, Rendered]], context: StageContext
+    ) -> tuple[list[tuple[Sample, Rendered]], list[Rejection], TeachersForm, Vision | None]:
+        """(rows whose answers are the same tokens to the teacher, the others, what it reads, what it sees)."""
+        from easydistill.models.compatibility import answer_ids
+
+        assert self._models.teacher is not None
+        vision = forms.vision(self._models.teacher, context.images.path)
+        aligner = forms.aligner(self._models.teacher, context.started, vision)
+        kept, read, unlike = read_by_teacher(aligner, rendered, self.name)
+        shared = answer_ids(forms.student.tokenizer, aligner.teacher.tokenizer)
+        assert shared is not None, "such a teacher is not loaded"
+        return kept, unlike, TeachersForm([(row.read_ids, row.read_learned) for row in read], shared), vision
+
+    def _heldout(
+        self, renderer: ChatRenderer, rendered: Sequence[tuple[Sample, Rendered]], form: TeachersForm | None
+    ) -> Heldout:
         samples, rows = [sample for sample, _ in rendered], [row for _, row in rendered]
         prompts = [renderer.prompt_ids(sample.prompt_chat) for sample in samples]
         compares = any(row.images for row in rows) and image_names(self._metrics)
-        return Heldout(samples, rows, prompts, swapped(samples, rows, renderer) if compares else {})
+        return Heldout(samples, rows, prompts, swapped(samples, rows, renderer) if compares else {}, form)
 
     def _before(
         self, measure: Measurement, model: Any, images: Sequence[Sequence[str]], context: StageContext

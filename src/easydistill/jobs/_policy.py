@@ -16,7 +16,7 @@ from easydistill.jobs._launch import certain_processes, check_rollouts
 from easydistill.jobs._synthesis import asked_model, need_judge
 from easydistill.methods.policy.config import PolicyConfig, PolicyTrainingConfig, check_rounds
 from easydistill.methods.policy.stage import ExplorationRows, PolicyStage
-from easydistill.rewards import rewards_section
+from easydistill.rewards import blindness, rewards_section
 from easydistill.rewards._section import RewardsConfig
 from easydistill.synthesis.config import CurriculumModels
 from easydistill.teachers.sections import JudgeConfig
@@ -56,5 +56,11 @@ class PolicyJob(JobConfig):
 def plan_policy(job: Any) -> list[Stage]:
     """The one stage."""
     judge = asked_model(job.judge.inference, job.models.judge or job.models.teacher) if job.judge is not None else None
-    rows = ExplorationRows(job.dataset, job.evaluation, from_stage=False)
+
+    def blind() -> tuple[str, str] | None:
+        if judge is not None and not judge.plan.sees_images():
+            return "models.judge", f"the judge ({job.models.judge or job.models.teacher})"
+        return blindness(job.rewards)
+
+    rows = ExplorationRows(job.dataset, job.evaluation, from_stage=False, shown_to=job.models, blind=blind)
     return [PolicyStage(rows, job.models, job.training, job.policy, job.rewards, judge)]

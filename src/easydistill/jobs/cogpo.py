@@ -145,8 +145,9 @@ def plan(job: Job) -> list[Stage]:
     """synthesise → train-1 (fine-tuning) → train-2 (pairs); just `train` if there is only one training."""
     models, training, preference = job.models, job.training, job.preference
     if job.dataset.instruction_path is None:
-        return [DpoStage(PairRows(job.dataset, job.evaluation), models, training, preference)]
-    pairs = PairRows(job.dataset, job.evaluation, SynthesiseStage.name)
+        pairs = PairRows(job.dataset, job.evaluation, shown_to=models)
+        return [DpoStage(pairs, models, training, preference)]
+    pairs = PairRows(job.dataset, job.evaluation, SynthesiseStage.name, shown_to=models)
     stages: list[Stage] = [_synthesis(job, job.dataset.instruction_path)]
     if not job.sft.enabled:
         return [*stages, DpoStage(pairs, models, training, preference)]

@@ -39,4 +39,6 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """train, with metrics on held-out pairs before and after."""
-    return [DpoStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.preference)]
+    return [
+        DpoStage(PairRows(job.dataset, job.evaluation, shown_to=job.models), job.models, job.training, job.preference)
+    ]

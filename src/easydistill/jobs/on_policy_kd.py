@@ -21,7 +21,6 @@ from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.stage import OnPolicyStage
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.rows import LabelledRows, PromptRows
-from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 from easydistill.teachers import plan_teacher
 from easydistill.teachers.sections import ScoringInference
 
@@ -101,11 +100,11 @@ def plan(job: Job) -> list[Stage]:
     labels = prompts_given and job.needs_labels
     kind = PromptRows if prompts_given and not labels else LabelledRows
     apart = labels and job.on_policy.learns_answers and job.inference.thoughts == "apart"
-    rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart)
+    rows = kind(job.dataset, job.evaluation, labels, awaits_thoughts=apart, shown_to=job.models)
     stages: list[Stage] = []
     if labels:
         teacher = plan_teacher(job.inference, job.models.teacher, job.dataset.template)
-        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: TRAINS_ON_TEXT))
+        stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: rows.refuses_images))
     stages.append(OnPolicyStage(rows, job.models, job.training, job.on_policy, job.inference))
     if job.evaluation.enabled:
         stages.append(EvaluateStage(rows, job.models, job.evaluation, job.training.max_length))

@@ -31,4 +31,8 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """train, with metrics on held-out pairs before and after."""
-    return [RewardStage(PairRows(job.dataset, job.evaluation), job.models, job.training, job.reward_model)]
+    return [
+        RewardStage(
+            PairRows(job.dataset, job.evaluation, shown_to=job.models), job.models, job.training, job.reward_model
+        )
+    ]

@@ -19,6 +19,7 @@ from easydistill.evaluation.config import EvaluationSection
 from easydistill.evaluation.stage import EvaluateStage
 from easydistill.losses import distillation_section
 from easydistill.losses.forward_kld import Config as ForwardKld
+from easydistill.methods.distil.forms import Forms
 from easydistill.methods.distil.rollout_stage import RolloutStage
 from easydistill.methods.distil.rows import RowsWithRollouts
 from easydistill.methods.distil.score_stage import ScoreStage, Scoring
@@ -120,8 +121,13 @@ class Job(JobConfig):
             raise Unfit(problem, 'leave distillation.tail out, or set signals to {"kind": "top_k"}')
 
     def _signals_suit_the_teacher(self) -> None:
-        kept = self.kept()
-        if self.distillation.align == "none":
+        kept, align = self.kept(), self.distillation.align
+        if align == "none":
+            return
+        if kept.teachers is not None and len(kept.teachers) > 1:
+            problem = f'{len(kept.teachers)} teachers cannot be mixed if distillation.align is "{align}"'
+            raise Unfit(problem, "give one teacher")
+        if align == "answers":
             return
         if not isinstance(kept, TopKSignals | TopPSignals):
             raise Unfit(
@@ -129,9 +135,6 @@ class Job(JobConfig):
                 "probability is on tokens that the student does not have",
                 f'leave signals out (then top_k with k={ALIGNED_TOP_K}), or set signals.kind to "top_k" or "top_p"',
             )
-        if kept.teachers is not None and len(kept.teachers) > 1:
-            problem = f'{len(kept.teachers)} teachers cannot be mixed if distillation.align is "bytes"'
-            raise Unfit(problem, "give one teacher")
         if kept.backend == "vllm":
             problem = 'vLLM gives only a few of the teacher\'s tokens, which distillation.align "bytes" cannot map'
             raise Unfit(problem, 'set signals.backend to "transformers"')
@@ -151,19 +154,17 @@ class Job(JobConfig):
             raise Unfit(problem, 'set signals.backend to "transformers", or distillation.temperature to 1')
 
 
-def _unseen(job: Job) -> str | None:
-    """Why rows with images are refused, whatever the student is."""
-    if not job.scores or job.distillation.align == "none":
+def _forms(job: Job) -> Forms | None:
+    """How the teacher reads chats, if that is a form of its own with the student's tokens of answers."""
+    if job.distillation.align != "answers":
         return None
-    return 'this way of scoring shows the teacher text alone: remove the row, or set distillation.align to "none"'
+    return Forms(job.models, job.dataset, job.inference.template, job.inference.chat_template_kwargs or {})
 
 
 def plan(job: Job) -> list[Stage]:
     """label (unless labels are given) → [rollout] → score (unless signals are given) → train → evaluate."""
     apart = job.labels and job.inference.thoughts == "apart"
-    rows = LabelledRows(
-        job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models, unseen=_unseen(job)
-    )
+    rows = LabelledRows(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models)
     labelled = rows
     training = job.training.model_copy(update={"max_length": job.max_length})
     device_map = getattr(job.inference, "device_map", None)
@@ -174,9 +175,7 @@ def plan(job: Job) -> list[Stage]:
         stages.append(LabelStage(job.dataset, job.inference, teacher, unseen=lambda: labelled.refuses_images))
     if job.distillation.needs_student_answers:
         stages.append(RolloutStage(rows, job.models, for_student(job.inference)))
-        rows = RowsWithRollouts(
-            job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models, unseen=_unseen(job)
-        )
+        rows = RowsWithRollouts(job.dataset, job.evaluation, job.labels, awaits_thoughts=apart, shown_to=job.models)
     if job.scores:
         scoring = Scoring(
             job.models,
@@ -194,5 +193,9 @@ def plan(job: Job) -> list[Stage]:
     store = None if job.scores else job.dataset.logits_path
     stages.append(TrainStage(rows, job.models, training, Teaching(job.distillation, store)))
     if job.evaluation.enabled:
-        stages.append(EvaluateStage(labelled, job.models, job.evaluation, job.max_length, device_map=device_map))
+        stages.append(
+            EvaluateStage(
+                labelled, job.models, job.evaluation, job.max_length, device_map=device_map, forms=_forms(job)
+            )
+        )
     return stages

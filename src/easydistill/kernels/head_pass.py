@@ -50,6 +50,7 @@ class HeadPass:
         chunk_bytes: memory of a slice of logits (exact ones, unless raw); None for what suits the device.
         raw: slices hold raw products, without bias, scale and soft cap.
         dtype: of matrix products, if not what autocast says.
+        step: rows of a slice, if not as many as `chunk_bytes` holds.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class HeadPass:
         hidden_ND: Tensor,
         head: Head,
         wanted: tuple[bool, bool, bool],
-        chunk_bytes: int | None,
+        chunk_bytes: int | None = None,
         raw: bool = False,
         dtype: torch.dtype | None = None,
+        step: int | None = None,
     ) -> None:
         self._dtype = dtype or product_dtype(hidden_ND)
         self.exact = torch.float64 if self._dtype == torch.float64 else torch.float32
@@ -67,7 +69,9 @@ class HeadPass:
         self._hidden_ND = hidden_ND
         self._raw = raw
         rows, self._vocabulary = len(hidden_ND), head.weight_VD.shape[0]
-        if raw:
+        if step is not None:
+            self._step = min(max(1, rows), step)
+        elif raw:
             row_bytes = self._dtype.itemsize * self._vocabulary
             self._step = rows_of_raw_products(rows, row_bytes, chunk_bytes, hidden_ND.device)
         else:

@@ -106,6 +106,26 @@ def shared_ids(first: Any, second: Any) -> int | None:
     return count if max(common, default=-1) == count - 1 else None
 
 
+def answer_ids(first: Any, second: Any) -> int | None:
+    """How many ids, from 0 up, stand for the same token in both tokenizers, if no other token of text is in both.
+
+    Control tokens beyond them, such as those that stand for images, may differ: answers do not hold them. None if a
+    token of text that both know has another id in one of them, or lies behind an id that disagrees.
+    """
+    ours, theirs = first.get_vocab(), second.get_vocab()
+    named, others = ({at: token for token, at in vocabulary.items()} for vocabulary in (ours, theirs))
+    count = 0
+    while count in named and named[count] == others.get(count):
+        count += 1
+    text = (ours.keys() & theirs.keys()) - (_control_tokens(first) & _control_tokens(second))
+    return count if text and all(ours[token] == theirs[token] < count for token in text) else None
+
+
+def _control_tokens(tokenizer: Any) -> set[str]:
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_tokens, *(str(token) for token in added.values() if token.special)}
+
+
 def real_vocabulary(tokenizer: Any) -> int:
     """Token ids below this are real; a model's output layer may have more rows, as padding."""
     return max(tokenizer.get_vocab().values()) + 1
@@ -131,10 +151,13 @@ def _vocabularies(student: Side, teacher: Side) -> list[Difference]:
             f"{token!r} is {at} for the student and {theirs.get(token, 'unknown')} for the teacher"
             for at, token in moved[:3]
         )
+        alike = answer_ids(student.tokenizer, teacher.tokenizer) is not None
         return [
             Difference(
                 f"teacher and student number their tokens differently: {len(moved)} of {len(ours)} differ ({shown})",
-                'set distillation.align to "bytes", or take a teacher and a student of one family',
+                'set distillation.align to "answers": these are no tokens of answers'
+                if alike
+                else 'set distillation.align to "bytes", or take a teacher and a student of one family',
                 fatal=True,
             )
         ]
@@ -203,6 +226,15 @@ def _templates(student: Side, teacher: Side) -> list[Difference]:
             )
         )
     return found
+
+
+def begins_twice(side: Side, renderer: ChatRenderer) -> list[Difference]:
+    """Whether a side's own template writes the begin token that its tokenizer writes too."""
+    begin = side.tokenizer.bos_token_id
+    if begin is None or renderer.render(PROBE).ids[:2] != [begin, begin]:
+        return []
+    problem = f"the {side.name}'s template writes the begin token twice"
+    return [Difference(problem, "remove one from the template", fatal=True)]
 
 
 def fatal(differences: Sequence[Difference]) -> list[Difference]:

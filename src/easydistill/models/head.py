@@ -19,6 +19,8 @@ from easydistill.models.loading import is_multimodal
 
 DEFAULT_CHUNK_BYTES = 64 << 20
 GPU_CHUNK_BYTES = 256 << 20
+_FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+"""Names of factors of logits, in the configs of Cohere, Muse Glimmer and Falcon-H1."""
 _OF_TOKENS = frozenset(
     (
         *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "labels"),
@@ -41,10 +43,8 @@ class Head:
         """The head of a transformers causal language model, with the scaling and soft cap of its family."""
         layer = model.get_output_embeddings()
         config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(layer.weight, getattr(layer, "bias", None), scale, softcap)
+        return cls(layer.weight, getattr(layer, "bias", None), _scale(config), softcap)
 
     def logits(self, hidden_ND: Tensor, out_NV: Tensor | None = None) -> Tensor:
         """Logits [N, V] in the dtype of `hidden_ND`; in `out_NV` if given (which takes no gradient)."""
@@ -61,6 +61,16 @@ class Head:
         if self.softcap is not None:
             logits_NV = torch.mul(torch.tanh(logits_NV / self.softcap), self.softcap, out=out_NV)
         return logits_NV
+
+
+def _scale(config: Any) -> float:
+    """What a family multiplies its logits with."""
+    scale = 1.0
+    for name in _FACTORS:
+        scale *= float(getattr(config, name, None) or 1.0)
+    # Granite divides by it, while HyperCLOVA X multiplies with it.
+    scaling = float(getattr(config, "logits_scaling", None) or 1.0)
+    return scale * scaling if config.model_type.startswith("hyperclovax") else scale / scaling
 
 
 def rows_per_chunk(vocabulary: int, chunk_bytes: int | None, device: torch.device | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -163,17 +164,54 @@ def load_encoder(reference: str, dtype: torch.dtype, *, trust_remote_code: bool 
 
 
 def load_classifier(reference: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """A sequence classifier, such as a reward model, in eval mode, on the CPU."""
-    return _load("AutoModelForSequenceClassification", reference, dtype, trust_remote_code)
+    """A sequence classifier, such as a reward model, in eval mode, on the CPU; with its eyes, if it has some."""
+    kind = classifier_class(full_config(reference, trust_remote_code=trust_remote_code))
+    return _load(kind, reference, dtype, trust_remote_code)
 
 
-def _load(kind: str, reference: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
+def classifier_class(config: Any) -> Any:
+    """What makes sequence classifiers of a config, with transformers' `from_config` and `from_pretrained`.
+
+    transformers has a class for each architecture of text that has one, and of the models that see images for Gemma 3
+    alone. For the others it is made here, of the same parts: the whole body under one linear layer. Their files are
+    those of any model, and name a class such as `LlavaForSequenceClassification`.
+    """
+    import_torch()
+    from transformers import AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if not is_multimodal(config) or type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return AutoModelForSequenceClassification
+    own: Any = type(config)
+    return _seeing_classifier(own)
+
+
+@functools.cache
+def _seeing_classifier(config: Any) -> Any:
+    """The class of sequence classifiers of models that see images."""
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GenericForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    writing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]
+    family = next(base for base in writing.__mro__ if PreTrainedModel in base.__bases__)
+    name = writing.__name__.replace("ForConditionalGeneration", "") + "ForSequenceClassification"
+    # As transformers' own Auto classes have it.
+    own = {"from_config": classmethod(lambda cls, config, **options: cls._from_config(config, **options))}
+    return type(name, (GenericForSequenceClassification, family), own)
+
+
+def _load(kind: Any, reference: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> Any:
+    """
+    Args:
+        kind: one of transformers' Auto classes, by its name, or what has their methods.
+    """
     import_torch()
     import transformers
 
     directory = model_directory(resolve(reference))
     with explained(reference):
-        auto = getattr(transformers, kind)
+        auto = getattr(transformers, kind) if isinstance(kind, str) else kind
         if _structure_only:
             return _structure(auto, directory, dtype, trust_remote_code, **options)
         # In eval mode already.

@@ -119,7 +119,8 @@ def generate_batch(
     rows, seen = None, None
     if images is not None and any(images):
         assert vision is not None, "a model of text is never given images"
-        seen = partial(_seen, vision, list(zip(prompts, images, strict=True)), model)
+        shown = list(zip(prompts, images, strict=True))
+        seen = partial(vision.inputs, rows=shown, dtype=model.dtype)
     elif min(map(len, prompts)) > 0:
         rows = _decoded(model, prompts, eos_ids, room, sampler, allowed, graphs)
     if rows is None:
@@ -149,14 +150,6 @@ def _decoded(
         if rows is not None:
             return rows
     return decode(model, prompts, eos_ids, room, sampler, masks)
-
-
-def _seen(
-    vision: Vision, rows: Sequence[tuple[list[int], Sequence[str]]], model: Any, ids_BT: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What the model is given beside the padded ids of rows with images."""
-    found = vision.inputs(ids_BT, rows)
-    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in found.items()}
 
 
 def _by_generate(

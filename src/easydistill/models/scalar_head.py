@@ -13,7 +13,7 @@ from typing import Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig, PrunedStudent
 from easydistill.errors import ConfigError, ConfigIssue
-from easydistill.models.loading import import_torch, model_config
+from easydistill.models.loading import classifier_class, full_config, import_torch, is_multimodal
 from easydistill.models.student import Student
 
 
@@ -23,8 +23,10 @@ def scalar_issues(models: ModelsConfig) -> list[ConfigIssue]:
     if isinstance(student, FreshStudent):
         return _unknown(str(student.config["model_type"]), "models.student.config.model_type")
     reference = student.from_model if isinstance(student, PrunedStudent) else student
-    config, _ = model_config(reference, trust_remote_code=models.trust_remote_code)
-    return _unknown(str(config.model_type), "models.student")
+    config = full_config(reference, trust_remote_code=models.trust_remote_code)
+    if is_multimodal(config):
+        return []
+    return _unknown(str(config.get_text_config().model_type), "models.student")
 
 
 def _unknown(model_type: str, path: str) -> list[ConfigIssue]:
@@ -50,14 +52,12 @@ def with_scalar_head(student: Student, seed: int) -> Student:
         ConfigError: transformers' classifier of this architecture has another structure.
     """
     torch = import_torch()
-    from transformers import AutoModelForSequenceClassification
-
     language = student.model
     config = copy.deepcopy(language.config)
     config.num_labels = 1
     # Only the classifier's structure is needed: no second body is allocated.
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = classifier_class(config).from_config(config)
     prefix = model.base_model_prefix
     heads = [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.")]
     body = getattr(language, language.base_model_prefix)

@@ -82,23 +82,34 @@ def _html_template() -> jinja2.Template:
 
 
 def _html(facts: Facts, head: Report) -> str:
+    curve = json_in_html(_curve_data(facts.curve)) if len(facts.curve.points) > 1 else ""
+    return html_page(head, str(facts.directory), curve, images=_shows_images(facts))
+
+
+def html_page(head: Report, source: str, curve: str = "", *, images: bool = False) -> str:
+    """The page.
+
+    Args:
+        source: what it is made from.
+        curve: data of the loss curve for the page's script, as JSON.
+        images: whether it shows thumbnails, which lie beside it: it is opened as a file or from a server.
+    """
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _html_template().render(
         head=head,
-        directory=facts.directory,
+        directory=source,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         # Whatever an answer contains, only this script runs and nothing is fetched.
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" + _images_policy(facts),
-        curve_json=Markup(json_in_html(_curve_data(facts.curve))) if len(facts.curve.points) > 1 else "",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        + ("; img-src 'self' file:" if images else ""),
+        curve_json=Markup(curve),
     )
 
 
-def _images_policy(facts: Facts) -> str:
-    """Thumbnails lie beside the report, which is opened as a file or from a server."""
-    shown = any(row.images for row in facts.pictured) or any(answer.images for answer in facts.answers)
-    return "; img-src 'self' file:" if shown else ""
+def _shows_images(facts: Facts) -> bool:
+    return any(row.images for row in facts.pictured) or any(answer.images for answer in facts.answers)
 
 
 def json_in_html(value: Any) -> str:

@@ -86,7 +86,7 @@ def meter(parts: Iterable[tuple[float, str]]) -> str:
 
 
 @dataclass(frozen=True)
-class _Plot:
+class Plot:
     """Maps data to places in a frame."""
 
     frame: Frame
@@ -125,7 +125,7 @@ def _text(kind: str, x: float, y: float, anchor: str, text: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(kind: str, frame: Frame, label: str, body: Iterable[str], more: str = "") -> str:
+def svg(kind: str, frame: Frame, label: str, body: Iterable[str], more: str = "") -> str:
     return (
         f'<svg class="{kind}" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(label)}"{more}>'
         f"{''.join(body)}</svg>"
@@ -142,12 +142,12 @@ def loss_curve(points: Sequence[Point], frame: Frame) -> str:
     low, high = min(losses), max(losses)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
     floor = max(0.0, low - margin) if low >= 0 else low - margin
-    plot = _Plot(frame, points[0].step, points[-1].step, floor, high + margin)
+    plot = Plot(frame, points[0].step, points[-1].step, floor, high + margin)
     label = (
         f"Training loss by step: {losses[0]:.3f} at step {plot.first:,}, {losses[-1]:.3f} at step {plot.last:,}, "
         f"lowest {low:.3f}"
     )
-    body = [*_loss_axes(plot), *_rate(points, plot)]
+    body = [*loss_axes(plot), *_rate(points, plot)]
     steps = [point.step for point in points]
     smoothed = len(points) >= SMOOTH_FROM
     body.append(plot.path("raw" if smoothed else "line", zip(steps, losses, strict=True)))
@@ -157,10 +157,11 @@ def loss_curve(points: Sequence[Point], frame: Frame) -> str:
     body.append('<circle class="dot" r="4.5" cx="-9" cy="-9"/>')
     box = f"{frame.left} {frame.end} {frame.top} {frame.floor}"
     extent = f"{plot.first} {plot.last} {plot.low:.8g} {plot.high:.8g}"
-    return _svg("chart", frame, label, body, f' tabindex="0" data-frame="{box}" data-range="{extent}"')
+    return svg("chart", frame, label, body, f' tabindex="0" data-frame="{box}" data-range="{extent}"')
 
 
-def _loss_axes(plot: _Plot) -> list[str]:
+def loss_axes(plot: Plot) -> list[str]:
+    """The axes of losses over steps."""
     frame, floor = plot.frame, plot.frame.floor
     parts = [part for tick in ticks(plot.low, plot.high) for part in plot.level(tick, "grid")]
     parts.append(f'<line class="base" x1="{frame.left}" x2="{frame.end}" y1="{floor}" y2="{floor}"/>')
@@ -171,13 +172,13 @@ def _loss_axes(plot: _Plot) -> list[str]:
     return [*parts, plot.caption("optimiser step")]
 
 
-def _rate(points: Sequence[Point], plot: _Plot) -> list[str]:
+def _rate(points: Sequence[Point], plot: Plot) -> list[str]:
     """The learning rate, with its peak at nine tenths of the height, and its own axis on the right."""
     known = [(point.step, point.rate) for point in points if point.rate is not None]
     peak = max((rate for _, rate in known), default=0.0)
     if peak <= 0 or len(known) < 2:
         return []
-    scale = _Plot(plot.frame, plot.first, plot.last, 0.0, peak / 0.9)
+    scale = Plot(plot.frame, plot.first, plot.last, 0.0, peak / 0.9)
     names = ((0.9, rate_text(peak)), (0.45, rate_text(peak / 2)), (0.0, "0"))
     right = plot.frame.end + 8
     return [scale.path("rate", known), *(_text("tick faint", right, plot.at(at) + 4, "start", it) for at, it in names)]
@@ -187,7 +188,7 @@ def position_chart(lines: Sequence[PositionLine], frame: Frame) -> str:
     """Mean KL divergence by position in the answer, before and after training; `lines` is not empty."""
     high = 1.06 * max(value for line in lines for value in (line.before, line.after) if value is not None) or 1.0
     # Each range has a slot of equal width, with its point in the middle.
-    plot = _Plot(frame, -0.5, len(lines) - 0.5, 0.0, high)
+    plot = Plot(frame, -0.5, len(lines) - 0.5, 0.0, high)
     body = _position_axes(lines, plot)
     ends = []
     for side in ("before", "after"):
@@ -201,10 +202,10 @@ def position_chart(lines: Sequence[PositionLine], frame: Frame) -> str:
             body.append(f'<circle class="by-{side}" r="4" {place}><title>{escape(title)}</title></circle>')
         (_, first, start), (_, last, end) = known[0], known[-1]
         ends.append(f"{side} training {start:.3f} at token {first.label} and {end:.3f} at {last.label}")
-    return _svg("chart", frame, f"Mean KL divergence by position in the answer: {'; '.join(ends)}", body)
+    return svg("chart", frame, f"Mean KL divergence by position in the answer: {'; '.join(ends)}", body)
 
 
-def _position_axes(lines: Sequence[PositionLine], plot: _Plot) -> list[str]:
+def _position_axes(lines: Sequence[PositionLine], plot: Plot) -> list[str]:
     floor, roomy = plot.frame.floor, plot.frame.roomy
     parts = [_text("axis", 0, 14, "start", "KL divergence, nats per token")]
     for tick in ticks(0.0, plot.high):
@@ -228,7 +229,7 @@ def line_chart(points: Sequence[tuple[int, float]], title: str) -> str:
     if low == high:
         low, high = low - 0.5, high + 0.5
     (first, _), (last, _) = points[0], points[-1]
-    plot = _Plot(frame, first, max(last, first + 1), low, high)
+    plot = Plot(frame, first, max(last, first + 1), low, high)
     places = [f"{plot.x(step):.1f},{plot.y(value):.1f}" for step, value in points]
     dots = ['<circle class="dot" cx="{}" cy="{}" r="2.5"/>'.format(*place.split(",")) for place in places]
     axis = frame.floor + 2
@@ -239,4 +240,4 @@ def line_chart(points: Sequence[tuple[int, float]], title: str) -> str:
         f'<text x="{frame.left}" y="{frame.height - 3}">step {first:,}</text>',
         f'<text x="{frame.end}" y="{frame.height - 3}" text-anchor="end">{last:,}</text>',
     ]
-    return _svg("small-chart", frame, title, body)
+    return svg("small-chart", frame, title, body)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from easydistill.asking.label import IMAGE_ROWS
+from easydistill.data.images.store import FOLDER
 from easydistill.data.numbers import as_float
 from easydistill.engine.stage import REJECTED, kind_of
 from easydistill.report.curve import Curve, read_curve
@@ -130,6 +131,8 @@ class Answers(Block):
     items: tuple[Answer, ...]
     missing: str
     """Why an answer is missing."""
+    reference: str = "Teacher"
+    """Who gave the answers that the student's are shown beside."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,8 @@ def collect(directory: Path) -> Facts:
 
 def _pictured(directory: Path, stages: tuple[StageFacts, ...], complete: list[Path]) -> Iterator[Sample]:
     for stage, folder in zip(stages, complete, strict=True):
-        if as_int(stage.metrics.get(IMAGE_ROWS)):
+        made = is_synthesis(stage.metrics) and (directory / FOLDER).is_dir()
+        if made or as_int(stage.metrics.get(IMAGE_ROWS)):
             yield from rows_with_images(folder, directory)
 
 

@@ -1,4 +1,4 @@
-"""Training by rewards over its steps: the rewards, the share of right answers, and the alarms."""
+"""Training on own answers over its steps: rewards, the share of right answers, what the answers are like, alarms."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from easydistill.report.document import Column, HtmlBlock, Table, columns, row
 from easydistill.report.figures import short
 from easydistill.report.values import as_dict, as_int, as_text, json_lines
 
-STAGES = {"heldout": "held out", "policy": "while training"}
+STAGES = {"heldout": "held out", "policy": "while training", "rollouts": "while training"}
 """The stages of `metrics.jsonl` that are shown, and their names in the report."""
 LABELS = {
     "reward": "Reward",
     "verified_accuracy": "Right final answers",
     "entropy": "Entropy, nats per token",
     "kl": "KL from the start, nats per token",
+    "reverse_kl": "Reverse KL from the teacher, nats per token",
+    "repetition": "Repeated 4-grams",
+    "rollout_length": "Length of answers, tokens",
     "length": "Length of answers, tokens",
     "ended": "Answers that ended by themselves",
     "zero_variance_groups": "Groups with equal rewards",
@@ -67,6 +70,8 @@ class Exploration:
     courses: tuple[Course, ...]
     alarms: tuple[tuple[int, str], ...]
     """(step, message)."""
+    rewarded: bool = True
+    """Whether there were rewards; else a teacher scored the answers."""
 
     @property
     def table(self) -> Table:
@@ -75,9 +80,10 @@ class Exploration:
 
 
 def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None:
-    """From `metrics.jsonl` and the train stage's metrics; None if the job does not train by rewards."""
+    """From `metrics.jsonl` and the train stage's metrics; None if the job does not train on own answers."""
     found = _measured(path)
-    if not any(stage == "policy" for stage, _ in found):
+    rewarded = any(stage == "policy" for stage, _ in found)
+    if not rewarded and not any(stage == "rollouts" for stage, _ in found):
         return None
     singles = sorted({name for _, name in found if name not in LABELS})
     courses = [
@@ -88,7 +94,7 @@ def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None
     ]
     alarms = map(as_dict, as_dict(train.get("alarms")).values())
     messages = sorted((as_int(alarm.get("step")) or 0, as_text(alarm.get("told"))) for alarm in alarms)
-    return Exploration(tuple(courses), tuple(messages))
+    return Exploration(tuple(courses), tuple(messages), rewarded)
 
 
 def _measured(path: Path) -> dict[tuple[str, str], dict[int, float]]:

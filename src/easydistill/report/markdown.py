@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from easydistill.report import document as doc
 from easydistill.report.collect import Answers
+from easydistill.report.comparison.sections import Sides
 from easydistill.report.disagreement import Difference, Differences
 from easydistill.report.figures import probability
 from easydistill.report.sections import Report
@@ -97,6 +98,8 @@ def draw(block: doc.Block) -> str:
             return _sample(block)
         case Answers():
             return _joined(_answers(block))
+        case Sides():
+            return _joined(_sides(block))
         case Differences():
             head = ["In the answer", "KL", "Teacher", f"Student {block.when}"]
             return grid(head, ["---", "--:", "---", "---"], map(_difference, block.items))
@@ -128,8 +131,22 @@ def _answers(block: Answers) -> Iterator[str]:
         question = " ".join((item.prompt[-1].text if item.prompt else item.id).split())
         yield f"### {md(question if len(question) <= TITLE_AT else f'{question[:TITLE_AT]}…')}"
         yield " ".join(f"![image]({path})" for path in item.images)
-        for name, text in (("Teacher", item.teacher), ("Student before", item.before), ("Student after", item.after)):
+        for name, text in (
+            (block.reference, item.teacher),
+            ("Student before", item.before),
+            ("Student after", item.after),
+        ):
             yield f"{name}: {md(block.missing)}" if text is None else f"{name}:\n\n{fenced(text)}"
+
+
+def _sides(block: Sides) -> Iterator[str]:
+    for item in block.items:
+        question = " ".join((item.prompt[-1].text if item.prompt else item.id).split())
+        yield f"### {md(question if len(question) <= TITLE_AT else f'{question[:TITLE_AT]}…')}"
+        yield " ".join(f"![image]({path})" for path in item.images)
+        for side in item.sides:
+            head = f"{md(side.who)} ({side.score})" if side.score else md(side.who)
+            yield f"{head}: n/a" if side.text is None else f"{head}:\n\n{fenced(side.text)}"
 
 
 def _difference(item: Difference) -> list[str]:

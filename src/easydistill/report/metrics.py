@@ -11,6 +11,7 @@ KINDS = {
     "cross_entropy": Figure("Cross-entropy on the teacher's answers", "nats per token", "lower", short="cross-entropy"),
     "kl": Figure("KL divergence from the teacher", "nats per token", "lower", short="KL divergence"),
     "agreement": percentage("Top-1 agreement with the teacher", "share of tokens", "higher", "top-1 agreement"),
+    "acceptance": percentage("Drafts that the teacher would accept", "share of tokens", "higher", "acceptance"),
     "preferred": percentage("Chosen answer likelier per token", "share of pairs", "higher", "preference"),
     "reward_accuracy": percentage(
         "Implicit reward larger for the chosen answer", "share of pairs", "higher", "reward accuracy"

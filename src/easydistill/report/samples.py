@@ -20,6 +20,7 @@ from easydistill.data.row_files import rows_of
 from easydistill.data.tables import IMAGES
 from easydistill.engine.stage import REJECTED
 from easydistill.errors import DataError
+from easydistill.methods.shared.pairs import SHOWN_PAIRS
 from easydistill.report.document import Sample
 from easydistill.report.thumbnails import thumbnails
 from easydistill.report.values import as_dict, as_int, as_text, json_lines, shown
@@ -33,7 +34,7 @@ FIELD_LIMIT = 160
 FIELDS_SHOWN = 12
 _TOOLS = frozenset({"tools", "tool_calls"})
 _CHAT_FIELDS = _TOOLS | {"id", "instruction", "output", "reasoning_content", "messages", "operator", IMAGES}
-_PAIR_FIELDS = _TOOLS | {"id", "prompt", "chosen", "rejected", "operator"}
+_PAIR_FIELDS = _TOOLS | {"id", "prompt", "chosen", "rejected", "operator", IMAGES}
 
 T = TypeVar("T")
 
@@ -152,9 +153,10 @@ def rejected_row(row: dict[str, Any], limit: int, raw: Any) -> Sample:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    if (folder / LABELED_JSON).is_file():
+    array = next((folder / name for name in (LABELED_JSON, SHOWN_PAIRS) if (folder / name).is_file()), None)
+    if array is not None:
         # A JSON array, as stages write it: one row a line.
-        yield from json_lines(folder / LABELED_JSON, ",\n")
+        yield from json_lines(array, ",\n")
     elif (folder / LABELED_PARQUET).is_file():
         with contextlib.suppress(DataError):
             yield from rows_of(folder / LABELED_PARQUET)

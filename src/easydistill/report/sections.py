@@ -13,6 +13,7 @@ from easydistill.report import disagreement as compared
 from easydistill.report import document as doc
 from easydistill.report import synthesis_words as synthesis
 from easydistill.report.collect import Answers, Facts, Summary
+from easydistill.report.draft import draft_sections
 from easydistill.report.exploration import Courses, read_exploration
 from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
@@ -22,6 +23,7 @@ from easydistill.report.phases import read_spent
 from easydistill.report.settings import settings
 from easydistill.report.snippet import snippet
 from easydistill.report.synthesis import Check, Synthesis
+from easydistill.report.task_scores import task_sections
 from easydistill.report.values import as_dict
 from easydistill.report.words import Station, lede, loss_unit
 
@@ -30,6 +32,7 @@ ANSWERS_IN_MARKDOWN = 8
 DIFFERENCES_AT_FIRST = 6
 DIFFERENCES_IN_MARKDOWN = 12
 COSTLY_AT_FIRST = 10
+OWN_ANSWERS = ("The student's own answers over training", "Own answers")
 _ALL_REJECTED = doc.Text("Every rejected row is in the stage's rejected.jsonl.")
 T = TypeVar("T")
 _SIDES = (("k-before", "before training"), ("k-after", "after training"))
@@ -52,6 +55,8 @@ class Report:
 def sections(facts: Facts) -> list[doc.Section]:
     return [
         *_results(facts),
+        *task_sections(facts),
+        *draft_sections(facts),
         *_loss(facts),
         *_exploration(facts),
         *_rows(facts),
@@ -126,9 +131,8 @@ def _exploration(facts: Facts) -> Iterator[doc.Section]:
     found = read_exploration(facts.directory / "metrics.jsonl", facts.train)
     if found is not None:
         alarms = (doc.Text(message, "alarm", f"Step {step:,}:") for step, message in found.alarms)
-        yield doc.Section(
-            "exploration", "Rewards over training", "Rewards", (*alarms, Courses(found.courses), found.table)
-        )
+        title, short = ("Rewards over training", "Rewards") if found.rewarded else OWN_ANSWERS
+        yield doc.Section("exploration", title, short, (*alarms, Courses(found.courses), found.table))
 
 
 def _rows(facts: Facts) -> Iterator[doc.Section]:
@@ -255,9 +259,18 @@ def _answers(facts: Facts) -> Iterator[doc.Section]:
         return
     note = next((row.note for row in facts.metrics if row.name == "rouge_l"), "")
     missing = f"n/a: {note or 'no answer was recorded'}"
-    intro = "Held-out prompts, answered by the teacher and by the student before and after training."
-    blocks = [doc.Text(intro), *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, only="html"))]
-    blocks.append(Answers(answers[:ANSWERS_IN_MARKDOWN], missing, only="md"))
+    intro, reference = (
+        "Held-out prompts, answered by the teacher and by the student before and after training.",
+        "Teacher",
+    )
+    if facts.by_rewards:
+        intro = "Held-out prompts with the student's most probable answers before and after training."
+        reference, missing = "Known answer", "n/a: the row has no known answer"
+    blocks: list[doc.Block] = [
+        doc.Text(intro),
+        *_folded(answers, ANSWERS_AT_FIRST, lambda part: Answers(part, missing, reference, only="html")),
+        Answers(answers[:ANSWERS_IN_MARKDOWN], missing, reference, only="md"),
+    ]
     total = facts.answers_total
     shown: dict[doc.Only, int] = {"html": len(answers), "md": min(len(answers), ANSWERS_IN_MARKDOWN)}
     for only, number in shown.items():

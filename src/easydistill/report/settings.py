@@ -114,8 +114,8 @@ def _distillation(section: Section) -> str:
     words += _phrases(section, {"kd_ratio": "{:.0%} of the loss, the rest cross-entropy"})
     if section.get("temperature") not in (None, 1.0):
         words.append(f"temperature {plain(section['temperature'])}")
-    if section.get("align") == "bytes":
-        words.append("tokens matched by their bytes")
+    aligned = {"bytes": "tokens matched by their bytes", "answers": "chats in the teacher's own form"}
+    words.append(aligned.get(as_text(section.get("align")), ""))
     return ", ".join(word for word in words if word)
 
 

@@ -1,4 +1,4 @@
-"""Python code that loads the student with plain transformers."""
+"""Python code that loads the student, with plain transformers where these can."""
 
 from __future__ import annotations
 
@@ -17,6 +17,28 @@ chat = [
     {{"role": "assistant", "content": "Yeast makes gas, and the dough holds it."}},
 ]
 inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits.item())
+"""
+_SCORING_IMAGES = """\
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+# transformers has such a class for Gemma 3 alone: there, AutoModelForSequenceClassification does the same.
+from easydistill.models.loading import load_classifier
+
+path = {path}
+processor = AutoProcessor.from_pretrained(path)
+model = load_classifier(path, torch.float32)
+
+content = [{{"type": "image"}}, {{"type": "text", "text": "What does this show?"}}]
+chat = [
+    {{"role": "user", "content": content}},
+    {{"role": "assistant", "content": "A red square."}},
+]
+text = processor.tokenizer.apply_chat_template(chat, tokenize=False)
+inputs = processor(text=[text], images=[[Image.open("picture.png")]], return_tensors="pt")
 with torch.no_grad():
     print(model(**inputs).logits.item())
 """
@@ -56,5 +78,6 @@ def snippet(directory: str, *, scores: bool = False, sees: bool = False) -> str:
         scores: whether it is a reward model.
         sees: whether it sees images.
     """
-    kind = _SCORING if scores else _SEEING if sees else _ANSWERING
+    kinds = {(True, True): _SCORING_IMAGES, (True, False): _SCORING, (False, True): _SEEING, (False, False): _ANSWERING}
+    kind = kinds[scores, sees]
     return kind.format(path=json.dumps(directory, ensure_ascii=False))

@@ -35,7 +35,9 @@ def funnel(facts: Facts) -> list[Step]:
 
 def _changes_rows(stage: StageFacts) -> bool:
     """Evaluation and rollouts repeat rows; scoring keeps them unless it rejects some."""
-    return stage.name not in {"evaluate", "rollout"} and (stage.name != "score" or stage.left != stage.entered)
+    return stage.name not in {"evaluate", "rollout", "tasks", "speed"} and (
+        stage.name != "score" or stage.left != stage.entered
+    )
 
 
 def _step(name: str, rows: int, kind: str, stage: StageFacts | None, most: int) -> Step:

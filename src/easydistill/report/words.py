@@ -80,6 +80,11 @@ def _layers(facts: Facts, kept: int | None) -> str:
 
 def lede(facts: Facts) -> str:
     """What the complete stages did, in a sentence or two."""
+    if (evaluated := facts.stage("tasks")) is not None:
+        scores = as_dict(evaluated.metrics.get("tasks_evaluated"))
+        models = {name for by_model in scores.values() for name in as_dict(by_model)}
+        asked = f"{plural(len(models), 'model')} answered the problems of {plural(len(scores), 'task')}"
+        return f"{asked}: {evaluated.left or 0:,} replies were scored."
     label, score = facts.stage("label"), facts.stage("score")
     teacher = teacher_words(facts)[0]
     parts = []
@@ -121,6 +126,8 @@ class Station:
 
 def flow(facts: Facts) -> list[Station]:
     """Teacher and student, or the flow of rows in a synthesis job; nothing for pipelines, whose jobs have reports."""
+    if facts.setting("job_type") == "evaluate":
+        return _evaluated(facts)
     trains = facts.has_student or facts.setting("models.student") is not None or facts.stage("train") is not None
     # A synthesis job may ask a student too.
     if (trains and facts.setting("synthesis") is None) or not facts.config:
@@ -128,6 +135,25 @@ def flow(facts: Facts) -> list[Station]:
     if facts.setting("dataset") is None:
         return []
     return [_rows_in(facts), *_asked(facts), _rows_out(facts)]
+
+
+def _evaluated(facts: Facts) -> list[Station]:
+    """The evaluated models."""
+    found: list[Station] = []
+    for name, value in facts.section("models").items():
+        model = as_dict(value)
+        reference = model.get("model")
+        if isinstance(reference, dict):
+            base, origin = short_model(as_text(reference.get("from"))), f"{reference.get('keep_layers')} layers kept"
+            shown, more = (base, origin) if base else ("a new model", "random weights")
+        elif isinstance(reference, str):
+            shown, more = short_model(reference), reference if reference != short_model(reference) else ""
+        else:
+            served = as_dict(model.get("inference"))
+            shown = as_text(served.get("model")) or "the API's default model"
+            more = as_text(served.get("base_url"))
+        found.append(Station("teacher" if name == "teacher" else "made", name, shown, more))
+    return found
 
 
 def _rows_in(facts: Facts) -> Station:

@@ -24,6 +24,7 @@ __all__ = [
     "RewardScores",
     "Rollout",
     "WeightedRewards",
+    "blindness",
     "build",
     "files",
     "issues",
@@ -74,6 +75,15 @@ def issues(section: RewardsConfig) -> list[ConfigIssue]:
     """What is wrong with the models that a section names, as far as their files show it."""
     modules = ((REWARDS.module(name), config) for name, config in section.chosen().items())
     return [issue for module, config in modules for issue in module.issues(config)]
+
+
+def blindness(section: RewardsConfig) -> tuple[str, str] | None:
+    """(dotted key, what is blind there) if a reward of a section cannot judge answers to prompts with images."""
+    for name, config in section.chosen().items():
+        blind: str | None = REWARDS.module(name).blindness(config)
+        if blind is not None:
+            return f"rewards.{name}", blind
+    return None
 
 
 def unjudged(section: RewardsConfig, meta: Mapping[str, Any]) -> str | None:

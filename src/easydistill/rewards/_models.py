@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from easydistill.config.base import NonEmptyStr, PositiveInt
-from easydistill.contracts.reward import UNJUDGED, RewardConfig
+from easydistill.contracts.reward import UNJUDGED, RewardConfig, RewardContext
 from easydistill.models.loading import device, import_torch
+from easydistill.models.reference import sees_images
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 LOGGER = logging.getLogger(__name__)
 MAX_BATCH_ROWS = 64
@@ -54,6 +58,19 @@ class FiniteScores:
 def choose_device(requested: str | None) -> Any:
     """The requested device, or by default this machine's accelerator or CPU."""
     return import_torch().device(requested) if requested is not None else device()
+
+
+def vision_of(config: ModelRewardConfig, context: RewardContext) -> Vision | None:
+    """What a reward's model sees of the images of prompts; None for a model of text.
+
+    Raises:
+        ModelError: its processor cannot be used.
+    """
+    if context.images is None or not sees_images(config.model):
+        return None
+    from easydistill.models.multimodal import Vision, load_processor
+
+    return Vision(load_processor(config.model, trust_remote_code=config.trust_remote_code), context.images)
 
 
 def max_tokens(config: ModelRewardConfig, model_config: Any) -> int | None:

@@ -4,8 +4,8 @@ If the reply does not parse or was cut off, or the judge cannot be asked the que
 reason, so it counts as one that could not be judged. If a temporary failure prevented a reply, the reward abstains.
 Equal questions are asked only once, also by a run that is resumed after a kill; after a temporary failure a question is
 asked again when it recurs. A stop signal does not interrupt the questions: the trainer stops between rounds, and a
-round is judged completely. The policy writes part of the judge's prompt and may learn to influence the judge: compare
-the scores with a reward that cannot be influenced, such as `verify`.
+round is judged completely. A judge is shown the prompt's images. The policy writes part of the judge's prompt and may
+learn to influence the judge: compare the scores with a reward that cannot be influenced, such as `verify`.
 
 Prompts are Jinja files in `prompts/`, `judge.<language>.txt`. A file of the user's replaces them for all languages. It
 may use `prompt` (the messages), `answer`, `ended`, `meta` (the row's other fields), `low`, `high`, `language`, and
@@ -28,7 +28,7 @@ from easydistill.config.base import NonEmptyStr, NonNegativeInt, PositiveInt, Un
 from easydistill.contracts.reward import UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.contracts.teacher import Failure, GenerationRequest, Outcome, Teacher, outcome_from_record, request_key
 from easydistill.data.journal import Journal
-from easydistill.data.messages import Message, said
+from easydistill.data.messages import IMAGE_TAG, Content, Message, images_of, said, with_images_placed
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.verification.fields import Language, MalformedReply
@@ -121,10 +121,11 @@ class _Judge:
             language=prompt_language,
             form=describe_scores([self._field], self._config.reply, prompt_language),
         )
-        messages: tuple[Message, ...] = ({"role": "user", "content": text},)
+        messages: tuple[Message, ...] = ({"role": "user", "content": _with_images(text, rollout)},)
         if self._context.judge_system_prompt:
             messages = ({"role": "system", "content": self._context.judge_system_prompt}, *messages)
-        key = request_key(identity, dict(self._context.judge_sampling), messages, schema=self._schema)
+        sampling, image = dict(self._context.judge_sampling), self._context.judge_image
+        key = request_key(identity, sampling, messages, schema=self._schema, image=image)
         return GenerationRequest(key, messages, schema=self._schema)
 
     def _fill(self, prompt_language: Language, **values: Any) -> str:
@@ -170,6 +171,12 @@ class _Judge:
         self._outcomes.clear()
         if self._journal is not None:
             self._journal.close()
+
+
+def _with_images(text: str, rollout: Rollout) -> Content:
+    """The question, with the prompt's images where it shows their tags."""
+    # Tags that the policy writes are no places of images.
+    return with_images_placed(text, images_of(*rollout.prompt), at_tags=IMAGE_TAG not in rollout.text)
 
 
 def language_of(prompt: Sequence[Message]) -> Language:

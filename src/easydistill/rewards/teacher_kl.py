@@ -15,19 +15,25 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easydistill.contracts.reward import UNJUDGED, Reward, RewardContext, Rollout
 from easydistill.data.batches import batches_by_length
+from easydistill.data.messages import images_of
 from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.models.loading import choose_dtype, eos_ids, import_torch, load_model
+from easydistill.models.reference import sees_images
 from easydistill.rewards._models import (
     MAX_BATCH_ROWS,
     FiniteScores,
     ModelRewardConfig,
     choose_device,
     max_tokens,
+    vision_of,
 )
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 LOGGER = logging.getLogger(__name__)
 _CHUNK_BYTES = 256 << 20
@@ -44,13 +50,17 @@ def models(config: Config) -> dict[str, str]:
     return {"model": config.model}
 
 
+def blindness(config: Config) -> str | None:
+    return None if sees_images(config.model) else f"the teacher ({config.model})"
+
+
 def make(config: Config, context: RewardContext) -> Reward:
     """Raises ConfigError if the teacher's tokens differ from the policy's, ModelError if it cannot be loaded."""
     vocabulary = shared_vocabulary(config, context)
     device = choose_device(context.device)
     dtype = choose_dtype(config.dtype, device)
     model = load_model(config.model, dtype, trust_remote_code=config.trust_remote_code).to(device)
-    return _TeacherKl(config, model, vocabulary)
+    return _TeacherKl(config, model, vocabulary, vision_of(config, context))
 
 
 def shared_vocabulary(config: Config, context: RewardContext) -> int:
@@ -76,8 +86,9 @@ def shared_vocabulary(config: Config, context: RewardContext) -> int:
 
 
 class _TeacherKl:
-    def __init__(self, config: Config, model: Any, vocabulary: int) -> None:
+    def __init__(self, config: Config, model: Any, vocabulary: int, vision: Vision | None) -> None:
         self._config, self._model, self._vocabulary = config, model, vocabulary
+        self._vision = vision
         self._max_tokens = max_tokens(config, model.config)
         self._finite = FiniteScores("teacher_kl")
         self._lock = threading.Lock()
@@ -108,12 +119,36 @@ class _TeacherKl:
 
         torch = import_torch()
         rows = [([*rollout.prompt_ids, *rollout.answer_ids], len(rollout.prompt_ids)) for rollout in rollouts]
+        images = [self._images(rollout) for rollout in rollouts]
         with torch.no_grad():
             logprobs_N, _ = completion_logprobs(
-                self._model, rows, 0, _CHUNK_BYTES, vocabulary=self._vocabulary, with_entropy=False
+                self._model,
+                rows,
+                0,
+                _CHUNK_BYTES,
+                vocabulary=self._vocabulary,
+                with_entropy=False,
+                vision=self._vision,
+                images=images,
             )
         answers = torch.split(logprobs_N, [len(rollout.answer_ids) for rollout in rollouts])
         return [float(logprobs_T.double().mean()) for logprobs_T in answers]
+
+    def _images(self, rollout: Rollout) -> tuple[str, ...]:
+        """The digests of the prompt's images.
+
+        Raises:
+            ConfigError: the teacher reads them as another number of tokens than the policy.
+        """
+        images = images_of(*rollout.prompt)
+        if images:
+            assert self._vision is not None, "rows with images are refused for a teacher of text"
+            own, read = sum(map(self._vision.image_tokens, images)), self._vision.count(rollout.prompt_ids)
+            if own != read:
+                problem = f"the policy reads the images of a prompt as {read} tokens, this teacher as {own}"
+                hint = "name a teacher with the policy's processor of images"
+                raise ConfigError(ConfigIssue("config", "rewards.teacher_kl.model", problem, hint))
+        return images
 
     def close(self) -> None:
         self._model = None

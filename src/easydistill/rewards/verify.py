@@ -84,23 +84,24 @@ class _Verify:
                 continue
             if rollout.ended or self._config.cut_off == "verify":
                 answer = after_thoughts(with_opening(rollout, self._tokenizer))
-                pairs[row] = (reference, self._final(answer, reference))
+                pairs[row] = (reference, final_answer(answer, reference, self._config.strategies))
             elif self._config.cut_off == "wrong":
                 values[row] = self._config.wrong
         for row, verdict in zip(pairs, self._verifier.verify_many(pairs.values()), strict=True):
             values[row] = self._config.right if verdict.equal else self._config.wrong
         return values
 
-    def _final(self, answer: str, reference: str) -> str:
-        """The part of an answer to compare; empty if it has no final answer."""
-        whole = compare_plainly(reference, answer)
-        if whole is not None and whole.equal and whole.by == "text":
-            return answer
-        found = find_answer(answer, self._config.strategies)
-        return found.text if found is not None else ""
-
     def close(self) -> None:
         self._verifier.close()
+
+
+def final_answer(answer: str, reference: str, strategies: Sequence[Strategy]) -> str:
+    """The part of an answer to compare with the known one; empty if it has no final answer."""
+    whole = compare_plainly(reference, answer)
+    if whole is not None and whole.equal and whole.by == "text":
+        return answer
+    found = find_answer(answer, strategies)
+    return found.text if found is not None else ""
 
 
 def known_answer(meta: Mapping[str, Any], field: str) -> str | None:

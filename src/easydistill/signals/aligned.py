@@ -21,17 +21,26 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from easydistill.data.chat import ChatRenderer
+from easydistill.data.chat import ChatRenderer, Expander
 from easydistill.data.messages import HasChat, Message
+from easydistill.data.tokens import TokenIds
 from easydistill.engine.run_directory import LOGGER
 from easydistill.errors import DataError
-from easydistill.models.compatibility import PROBE, Difference, Side, fatal, output_rows, shared_ids
+from easydistill.models.compatibility import (
+    PROBE,
+    Difference,
+    Side,
+    begins_twice,
+    fatal,
+    output_rows,
+    shared_ids,
+)
 from easydistill.models.head import Head, body_of
 from easydistill.models.loading import choose_dtype, device
 from easydistill.models.prefix_sum import prefix_sum
@@ -41,10 +50,13 @@ from easydistill.signals.codec import Codec
 from easydistill.signals.columns import ColumnMap
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows
-from easydistill.signals.score import Found, RowToScore
+from easydistill.signals.score import Found, RowToScore, vision_of_teacher
 from easydistill.signals.signal import TeacherSignal
 from easydistill.signals.store import ScoredSample
 from easydistill.signals.transfer import DeviceSignal, start_copy
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal.vision import ImageFiles
 
 LEAST_SHARED = 0.01
 """With a smaller share of the teacher's tokens in the student's vocabulary, almost nothing could be learned."""
@@ -62,7 +74,7 @@ class AlignedRow(RowToScore):
     pairs: Ids
     """[N, 2]: indices (student's token, teacher's token) that begin at the same byte; see `alignment.align`."""
     refused: str | None = None
-    """Why the teacher's template refused the chat."""
+    """Why the teacher cannot read the chat: its template refuses it, or an image lies beyond its last position."""
 
     @property
     def length(self) -> int:
@@ -81,15 +93,21 @@ class Aligner:
     Args:
         student, teacher: a side's template is its own unless `Side.template` replaces it.
         context: the teacher's longest row; tokens beyond it have no signal.
+        images: what student and teacher read of images, if they see any.
 
     Raises:
         DataError: a tokenizer is not supported, a template is missing or fails, or the student's never ends a turn.
     """
 
     def __init__(
-        self, student: Side, teacher: Side, context: int | None = None, date: datetime.date | None = None
+        self,
+        student: Side,
+        teacher: Side,
+        context: int | None = None,
+        date: datetime.date | None = None,
+        images: tuple[Expander | None, Expander | None] = (None, None),
     ) -> None:
-        self.student, self.teacher = student.renderer(date), teacher.renderer(date)
+        self.student, self.teacher = student.renderer(date, images[0]), teacher.renderer(date, images[1])
         self._context = context
         self._student_bytes = token_bytes(student.tokenizer)
         self._teacher_bytes = token_bytes(teacher.tokenizer)
@@ -118,8 +136,11 @@ class Aligner:
         """
         try:
             theirs = self.teacher.render(chat)
+            last_image = self._last_image(theirs.ids_T)
         except DataError as error:
-            return AlignedRow(row.id, row.ids, row.learned, (), np.zeros((0, 2), np.int64), str(error))
+            return _unaligned(row, str(error))
+        if self._context is not None and last_image >= self._context:
+            return _unaligned(row, f"an image ends at token {last_image + 1}, beyond its {self._context} positions")
         ids, mask = [*map(int, row.ids)], [*map(bool, row.learned)]
         if truncated:
             whole = self.student.render(chat)
@@ -139,8 +160,20 @@ class Aligner:
         if self._context is not None:
             kept &= pairs[:, 1] < self._context
         pairs = pairs[kept]
-        needed = int(pairs[-1, 1]) if len(pairs) else 0
-        return AlignedRow(row.id, row.ids, row.learned, theirs.ids[:needed], pairs)
+        # Images may follow the last token that is needed, and are shown with their tokens or not at all.
+        needed = max(int(pairs[-1, 1]), last_image + 1) if len(pairs) else 0
+        return AlignedRow(row.id, row.ids, row.learned, theirs.ids[:needed], pairs, images=row.images)
+
+    def _last_image(self, ids_T: TokenIds) -> int:
+        """Where the last token of an image stands; −1 if there is none."""
+        if self.teacher.images is None:
+            return -1
+        shown = list(self.teacher.images.processor.image_token_ids)
+        return max(np.flatnonzero(np.isin(np.asarray(ids_T), shown)).tolist(), default=-1)
+
+
+def _unaligned(row: RowToScore, refused: str) -> AlignedRow:
+    return AlignedRow(row.id, row.ids, row.learned, (), np.zeros((0, 2), np.int64), refused, images=row.images)
 
 
 def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
@@ -152,7 +185,7 @@ def coverage(reference: str, rows: Sequence[AlignedRow]) -> dict[str, Any]:
     refused = [row.refused for row in rows if row.refused is not None]
     if refused:
         LOGGER.warning(
-            "%s: its template refuses %d of %d chats, which are learned from their labels alone: %s",
+            "%s cannot read %d of %d chats, which are learned from their labels alone: %s",
             *(reference, len(refused), len(rows), refused[0]),
         )
     tokens, learned = sum(len(row.pairs) for row in rows), sum(row.learned_tokens for row in rows)
@@ -195,12 +228,7 @@ def compare_aligned(student: Side, teacher: Side, *, by_rank: bool) -> list[Diff
 
 
 def _faults(side: Side, renderer: ChatRenderer) -> list[Difference]:
-    found = fatal(output_rows(side))
-    begin = side.tokenizer.bos_token_id
-    if begin is not None and renderer.render(PROBE).ids[:2] == [begin, begin]:
-        problem = f"the {side.name}'s template writes the begin token twice"
-        found.append(Difference(problem, "remove one from the template", fatal=True))
-    return found
+    return fatal(output_rows(side)) + begins_twice(side, renderer)
 
 
 # --- scoring ------------------------------------------------------------------------------------------------
@@ -221,6 +249,7 @@ class AlignedScorer:
         temperature: of the kept distribution.
         by_rank: keep the teacher's own largest probabilities, for a loss that compares by rank.
         spread: how the teacher lies on several devices.
+        images: gives the file of an image by its digest, for rows with images.
     """
 
     def __init__(
@@ -234,10 +263,12 @@ class AlignedScorer:
         by_rank: bool,
         trust_remote_code: bool = False,
         spread: Spread | None = None,
+        images: ImageFiles | None = None,
     ) -> None:
         assert not config.drawn, "the job's validator refuses draws"
         dtype = choose_dtype(config.dtype, device())
         self._model: Any = load_placed(reference, dtype, spread, trust_remote_code=trust_remote_code)
+        self._vision = vision_of_teacher(reference, self._model, images, trust_remote_code)
         with head_of(self._model) as head:
             # Where the output layer is, signals are made.
             self._device = head.weight_VD.device
@@ -279,9 +310,9 @@ class AlignedScorer:
         for at, row in enumerate(rows):
             ids_BW[at, : len(row.teacher_ids)] = row.teacher_ids
         place_N = np.concatenate([at * width + row.pairs[:, 1] - 1 for at, row in enumerate(rows)])
-        hidden_BWD: Tensor = body_of(self._model)(
-            input_ids=_on(input_device(self._model), ids_BW), use_cache=False
-        ).last_hidden_state
+        shown_BW = _on(input_device(self._model), ids_BW)
+        seen = {} if self._vision is None else self._vision.inputs(shown_BW, [(r.teacher_ids, r.images) for r in rows])
+        hidden_BWD: Tensor = body_of(self._model)(input_ids=shown_BW, use_cache=False, **seen).last_hidden_state
         return hidden_BWD.flatten(0, 1).index_select(0, _on(hidden_BWD.device, place_N))
 
     def _signal_of_logits(self, logits_NT: Tensor, target_N: Tensor) -> DeviceSignal:
@@ -324,7 +355,7 @@ def _samples(rows: Sequence[AlignedRow], signal: TeacherSignal) -> list[ScoredSa
     at = 0
     for row in rows:
         stop = at + len(row.pairs)
-        scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, stop), row.present))
+        scored.append(ScoredSample(row.id, row.ids, row.learned, signal.rows(at, stop), row.present, row.images))
         at = stop
     return scored
 

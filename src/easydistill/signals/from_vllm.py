@@ -70,27 +70,33 @@ class VllmScorer:
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=self._k, detokenize=False)
         outputs = self._llm.generate([self._prompt(row) for row in rows], params, use_tqdm=False)
         for row, output in zip(rows, outputs, strict=True):
-            if row.images and list(output.prompt_token_ids) != [*map(int, row.ids)]:
+            if row.images and list(output.prompt_token_ids) != [*map(int, row.read_ids)]:
                 raise TeacherError(_other_tokens(row))
         return [
             ScoredSample(
-                row.id, row.ids, row.learned, self._signal(row, output.prompt_logprobs), _all_of(row), row.images
+                row.id,
+                row.ids,
+                row.learned,
+                self._signal(row, output.prompt_logprobs),
+                _all_of(row),
+                row.images,
+                row.read,
             )
             for row, output in zip(rows, outputs, strict=True)
         ]
 
     def _prompt(self, row: RowToScore) -> dict[str, Any]:
         if not row.images:
-            return {"prompt_token_ids": [*map(int, row.ids)]}
+            return {"prompt_token_ids": [*map(int, row.read_ids)]}
         assert self._vision is not None, "rows with images are refused for a teacher of text"
         try:
-            return engine_prompt(self._vision, self._vision.marked(row.ids, row.images), row.images)
+            return engine_prompt(self._vision, self._vision.marked(row.read_ids, row.images), row.images)
         except DataError as error:
             raise TeacherError(f"{_other_tokens(row)} ({error})") from error
 
     def _signal(self, row: RowToScore, places: Sequence[Mapping[int, Any] | None]) -> TeacherSignal:
         """Signals of a row's learned tokens; `places[t]` describes the distribution that predicts token t."""
-        learned = np.flatnonzero(np.asarray(row.learned))
+        learned = np.flatnonzero(np.asarray(row.read_learned))
         head_ids_NK = np.zeros((len(learned), self._k), np.int64)
         head_NK = np.full((len(learned), self._k), -np.inf)
         target_logprob_N = np.zeros(len(learned))
@@ -98,7 +104,7 @@ class VllmScorer:
             entries = places[t]
             assert entries is not None, "the first token is never learned"
             ids, logprobs = real_entries(entries, self._vocabulary)
-            target_logprob_N[n] = logprobs[ids == row.ids[t]][0]
+            target_logprob_N[n] = logprobs[ids == row.read_ids[t]][0]
             top = np.argsort(-logprobs, kind="stable")[: self._k]
             head_ids_NK[n, : len(top)], head_NK[n, : len(top)] = ids[top], logprobs[top]
         with np.errstate(divide="ignore"):
@@ -123,8 +129,9 @@ def real_entries(entries: Mapping[int, Any], vocabulary: int) -> tuple[np.ndarra
 
 
 def _other_tokens(row: RowToScore) -> str:
+    other = "the student" if row.read is None else "transformers"
     return (
-        f"vLLM reads the images of row {row.id} as other tokens than the student\n"
+        f"vLLM reads the images of row {row.id} as other tokens than {other}\n"
         '    → set signals.backend to "transformers"'
     )
 

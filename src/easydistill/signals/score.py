@@ -26,7 +26,7 @@ from easydistill.models.spread import Spread, head_of, input_device, load_placed
 from easydistill.signals.config import SignalsConfig
 from easydistill.signals.extract import SignalShape, TeacherRows, start_extracting
 from easydistill.signals.signal import TeacherSignal
-from easydistill.signals.store import ScoredSample
+from easydistill.signals.store import ReadTokens, ScoredSample
 
 if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
@@ -45,11 +45,23 @@ class RowToScore:
     learned: Mask
     images: tuple[str, ...] = field(default=(), kw_only=True)
     """The digests of its images, in the order of their tokens."""
+    read: ReadTokens | None = field(default=None, kw_only=True)
+    """What the teacher reads, if it reads the chat in its own form; see `answers.py`."""
+
+    @property
+    def read_ids(self) -> TokenIds:
+        """The tokens that the teacher reads."""
+        return self.ids if self.read is None else self.read.ids
+
+    @property
+    def read_learned(self) -> Mask:
+        """For each of them, whether it is one of the learned tokens, which are the same in the same order."""
+        return self.learned if self.read is None else self.read.learned
 
     @property
     def length(self) -> int:
         """Tokens of the teacher's forward pass; at least one."""
-        return len(self.ids)
+        return len(self.read_ids)
 
     @property
     def learned_tokens(self) -> int:
@@ -106,7 +118,7 @@ class Batch:
         ids_BT = np.zeros((len(rows), width), np.int64)
         places, targets, uniform = [], [], []
         for at, row in enumerate(rows):
-            ids_T, learned = np.asarray(row.ids, np.int64), np.flatnonzero(row.learned)
+            ids_T, learned = np.asarray(row.read_ids, np.int64), np.flatnonzero(row.read_learned)
             ids_BT[at, : len(ids_T)] = ids_T
             places.append(at * width + learned - 1)
             targets.append(ids_T[learned])
@@ -127,12 +139,12 @@ def _samples(rows: Sequence[RowToScore], signal: TeacherSignal) -> list[ScoredSa
     for row in rows:
         count = row.learned_tokens
         found, present = signal.rows(at, at + count), np.ones(count, bool)
-        scored.append(ScoredSample(row.id, row.ids, row.learned, found, present, row.images))
+        scored.append(ScoredSample(row.id, row.ids, row.learned, found, present, row.images, row.read))
         at += count
     return scored
 
 
-def _vision(reference: str, model: Any, images: ImageFiles | None, trust_remote_code: bool) -> Vision | None:
+def vision_of_teacher(reference: str, model: Any, images: ImageFiles | None, trust_remote_code: bool) -> Vision | None:
     """What a teacher sees of images; None for a model of text."""
     if not is_multimodal(model.config):
         return None
@@ -151,7 +163,7 @@ def _seen(vision: Vision | None, rows: Sequence[RowToScore], ids_BT: Tensor) -> 
     if vision is None:
         assert not any(row.images for row in rows), "rows with images are refused for a teacher of text"
         return {}
-    return vision.inputs(ids_BT, [(row.ids, row.images) for row in rows])
+    return vision.inputs(ids_BT, [(row.read_ids, row.images) for row in rows])
 
 
 class ModelScorer:
@@ -186,7 +198,7 @@ class ModelScorer:
         ]
         self._device = input_device(self._models[0])
         self._visions = [
-            _vision(reference, model, images, trust_remote_code)
+            vision_of_teacher(reference, model, images, trust_remote_code)
             for reference, model in zip(references, self._models, strict=True)
         ]
         total = sum(weights)
@@ -221,7 +233,7 @@ class ModelScorer:
 
     def _hidden(self, rows: Sequence[RowToScore], batch: Batch) -> list[Tensor]:
         """Each teacher's hidden states [N, D] from which the learned tokens are predicted."""
-        flat = flat_rows([row.ids for row in rows], self._device)
+        flat = flat_rows([row.read_ids for row in rows], self._device)
         found = []
         for model, vision in zip(self._models, self._visions, strict=True):
             hidden_ND = None if vision is not None or flat is None else _flat_hidden(model, batch, flat)

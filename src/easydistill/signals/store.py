@@ -34,6 +34,15 @@ _PACKED = ("tokens", "learned", "present", "head", "draws")
 
 
 @dataclass(frozen=True)
+class ReadTokens:
+    """A row as its teacher reads it, where that is not as the student does."""
+
+    ids: TokenIds
+    learned: Mask
+    """For each token, whether it is one of those that the student learns: the same ones in the same order."""
+
+
+@dataclass(frozen=True)
 class ScoredSample:
     """A sample's tokens and the teacher's signal for them."""
 
@@ -47,6 +56,8 @@ class ScoredSample:
     """For each learned token, whether it has a signal (with an aligned teacher, some may have none)."""
     images: tuple[str, ...] = ()
     """The digests of the images that the teacher was shown, in the order of their tokens."""
+    read: ReadTokens | None = None
+    """The tokens that it read, if these are others than the student's."""
 
 
 def token_hash(token_ids: TokenIds, learned: Mask, images: Sequence[str] = ()) -> bytes:
@@ -135,6 +146,7 @@ class EncodedSample:
     """The `_PACKED` arrays."""
     signal: EncodedSignal
     images: tuple[str, ...] = ()
+    read: ReadTokens | None = None
 
     @classmethod
     def of(cls, sample: ScoredSample, codec: Codec) -> EncodedSample:
@@ -155,6 +167,7 @@ class EncodedSample:
             },
             signal=signal,
             images=sample.images,
+            read=sample.read,
         )
 
 
@@ -180,12 +193,28 @@ def write_encoded(path: Path, samples: Sequence[EncodedSample]) -> int:
         tensors[f"{name}_at"] = _offsets(map(len, parts))
     for name in _ROW_ARRAYS:
         tensors[name] = np.concatenate([getattr(sample.signal, name) for sample in samples])
-    metadata = {"ids": json.dumps([sample.id for sample in samples], ensure_ascii=True)}
+    if any(sample.read is not None for sample in samples):
+        tensors |= _read_tensors(samples)
     if any(sample.images for sample in samples):
-        metadata["images"] = json.dumps([sample.images for sample in samples])
+        # As a tensor: safetensors writes several metadata in any order, and equal shards would not be equal files.
+        tensors["images"] = np.frombuffer(json.dumps([sample.images for sample in samples]).encode(), np.uint8)
+    metadata = {"ids": json.dumps([sample.id for sample in samples], ensure_ascii=True)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
     return path.stat().st_size
+
+
+def _read_tensors(samples: Sequence[EncodedSample]) -> dict[str, NDArray[Any]]:
+    """What teachers read that have forms of their own: ids one after the other, and where the learned ones stand."""
+    read = [sample.read for sample in samples]
+    ids = [np.zeros(0, np.int32) if one is None else np.asarray(one.ids, np.int32) for one in read]
+    places = [np.zeros(0, np.int64) if one is None else np.flatnonzero(np.asarray(one.learned)) for one in read]
+    return {
+        "read_ids": np.concatenate(ids),
+        "read_offsets": _offsets(map(len, ids)),
+        "read_places": np.concatenate(places).astype(np.int32),
+        "read_place_offsets": _offsets(map(len, places)),
+    }
 
 
 def remove_shards_from(directory: Path, number: int) -> None:
@@ -226,19 +255,43 @@ class _Shard:
 
         try:
             self._file = safe_open(path, framework="numpy")
+            self._names = frozenset(self._file.keys())
             metadata = self._file.metadata()
             self.ids: list[str] = json.loads(metadata["ids"])
-            shown = json.loads(metadata["images"]) if "images" in metadata else [[]] * len(self.ids)
-            self.images: list[tuple[str, ...]] = [tuple(images) for images in shown]
+            self.images = self._images(metadata)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a readable shard of a signal store: {error}") from None
         names = ["hash", "token_offsets", "learned_counts", "row_offsets", *(f"{name}_at" for name in _PACKED)]
         self._index = {name: self._file.get_tensor(name) for name in names}
         self._slices = {name: self._file.get_slice(name) for name in (*_PACKED, *_ROW_ARRAYS)}
+        self._reads = "read_ids" in self._names
         self._row_arrays = [name for name in _ROW_ARRAYS if self._slices[name].get_shape()[0]]
+
+    def _images(self, metadata: dict[str, str]) -> list[tuple[str, ...]]:
+        """The digests of each sample's images. Earlier versions had them in the metadata."""
+        text = metadata.get("images", "[]")
+        if "images" in self._names:
+            text = self._file.get_tensor("images").tobytes().decode()
+        found = json.loads(text)
+        return [tuple(images) for images in found] if found else [()] * len(self.ids)
 
     def hash(self, at: int) -> bytes:
         return bytes(self._index["hash"][at].tobytes())
+
+    def read_tokens(self, at: int) -> ReadTokens | None:
+        """What the teacher read of a sample, if it had a form of its own."""
+        if not self._reads:
+            return None
+        own = slice(*self._file.get_tensor("read_offsets")[at : at + 2].tolist())
+        if own.start == own.stop:
+            return None
+        ids = self._file.get_slice("read_ids")[own]
+        places = self._file.get_slice("read_places")[
+            slice(*self._file.get_tensor("read_place_offsets")[at : at + 2].tolist())
+        ]
+        learned = np.zeros(len(ids), bool)
+        learned[places] = True
+        return ReadTokens(ids.tolist(), learned.tolist())
 
     def token_count(self, at: int) -> int:
         return int(self._index["token_offsets"][at + 1] - self._index["token_offsets"][at])
@@ -310,6 +363,11 @@ class SignalStore:
         """The digests of the images that the teacher was shown with a sample."""
         number, position = self._at[sample_id]
         return self._shards[number].images[position]
+
+    def read_tokens(self, sample_id: str) -> ReadTokens | None:
+        """The tokens that the teacher read of a sample, if these are others than the student's."""
+        number, position = self._at[sample_id]
+        return self._shards[number].read_tokens(position)
 
     @property
     def has_images(self) -> bool:

@@ -85,7 +85,8 @@ def verify(
         ids, learned = store.tokens(sample_id)
         images = store.images(sample_id)
         kept, present = store.read(sample_id, ids, learned, images)
-        fresh = without_unusable(scorer.score([RowToScore(sample_id, ids, learned, images=images)])[0])
+        row = RowToScore(sample_id, ids, learned, images=images, read=store.read_tokens(sample_id))
+        fresh = without_unusable(scorer.score([row])[0])
         if len(fresh.signal) != len(kept) or not np.array_equal(fresh.present, present):
             wrong.append(sample_id)
             continue

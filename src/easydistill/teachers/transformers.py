@@ -6,6 +6,7 @@ unit. A run resumed after a kill therefore gives the same answers as one that wa
 
 from __future__ import annotations
 
+import copy
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -223,6 +224,12 @@ class TransformersTeacher:
             )
             for (request, prompt), answer in zip(asked, answers, strict=True)
         ]
+
+    def limited(self, max_new_tokens: int) -> TransformersTeacher:
+        """The same loaded model with another longest answer. It is closed with this one."""
+        other = copy.copy(self)
+        other._inference = self._inference.model_copy(update={"max_new_tokens": max_new_tokens})
+        return other
 
     def close(self) -> None:
         self._model = self._grammars = self._graphs = None

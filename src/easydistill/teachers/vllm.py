@@ -9,6 +9,7 @@ draw other answers for its remaining rows than an uninterrupted run would have.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -214,6 +215,12 @@ class VllmTeacher:
             model=self._reference,
             seconds=round(time.monotonic() - started, 3),
         )
+
+    def limited(self, max_new_tokens: int) -> VllmTeacher:
+        """The same engine with another longest answer, while this one answers nothing. It is closed with this one."""
+        other = copy.copy(self)
+        other._inference = self._inference.model_copy(update={"max_new_tokens": max_new_tokens})
+        return other
 
     def close(self) -> None:
         self._engine = self._llm = None

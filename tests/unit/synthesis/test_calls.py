@@ -10,7 +10,7 @@ from easydistill.data.records import Sample
 from easydistill.synthesis.chains import known_answer
 from easydistill.synthesis.difficulty import judge_row
 from easydistill.synthesis.operators import cot_long2short, deduplicate, instruction_scoring
-from easydistill.synthesis.operators.decontaminate import _texts
+from easydistill.synthesis.operators.decontaminate import texts_of
 from easydistill.synthesis.operators.tapir.styles import restyle
 from easydistill.synthesis.replies import answered
 from easydistill.synthesis.text import prompt_text
@@ -45,7 +45,7 @@ def test_a_prompt_s_calls_and_results_are_part_of_it() -> None:
 
 def test_all_that_a_row_says_is_checked_for_contamination() -> None:
     whole = row("a", USER, calling(1, reasoning_content="Hm."), RESULT, {"role": "assistant", "content": "Eight."})
-    assert _texts(whole) == [USER["content"], RESULT["content"], "Eight.", "Hm.", 'f({"a": 1})']
+    assert texts_of(whole) == [USER["content"], RESULT["content"], "Eight.", "Hm.", 'f({"a": 1})']
 
 
 def test_chains_are_not_made_of_calls() -> None:

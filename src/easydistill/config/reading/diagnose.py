@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from easydistill.config.base import Unfit
 from easydistill.config.reading.aliases import KEY_ALIASES
@@ -98,7 +99,8 @@ class _Errors:
         if details["type"] != "union_tag_invalid":
             return place
         section, tag = self.document.at(place.path), details["ctx"]["tag"]
-        key = next((name for name, value in section.items() if str(value) == tag), None)
+        items = section.items() if isinstance(section, dict) else ()
+        key = next((name for name, value in items if str(value) == tag), None)
         return place if key is None else replace(place, path=(*place.path, key))
 
     def describe(self, group: list[tuple[Place, Any]]) -> tuple[str, str]:
@@ -131,7 +133,7 @@ class _Errors:
         """What to do about a key that is not known where it stands; the most certain hint comes first."""
         above, key = tuple(place.path[:-1]), str(place.path[-1])
         here = [name for name in keys_of(list(place.siblings)) if not name.startswith("$")]
-        every = dict(sections(self.model))
+        every = _sections_near(self.model, above)
         if key in every.get(above, {}):
             yield self._of_another_kind(key, place) or _excluded(key, here, self.document.at(above) or {})
         guess = closest(key, here)
@@ -167,7 +169,7 @@ class _Errors:
         *above, last = path
         found: dict[str, KeyPath] = {}
         for job, other in self.other_jobs.items():
-            places = [section for section, names in sections(other) if last in names]
+            places = [section for section, names in _sections_near(other, path).items() if last in names]
             if places:
                 # The very key says more than one of the same name in another section.
                 found[job] = min(places, key=lambda section: section != tuple(above))
@@ -193,6 +195,12 @@ class _Errors:
             return alien, -difflib.SequenceMatcher(None, own, job).ratio(), job
 
         return sorted(jobs, key=unlikely)
+
+
+def _sections_near(model: type[BaseModel], path: KeyPath) -> dict[KeyPath, dict[str, FieldInfo]]:
+    """The sections that a key at `path` may have been meant for. Those of sinks have keys of common names
+    (`base_url`, `project`), which nobody looks for elsewhere."""
+    return {at: keys for at, keys in sections(model) if at[:1] != ("track",) or path[:1] == ("track",)}
 
 
 def _is_of_no_type(group: list[tuple[Place, Any]]) -> bool:

@@ -111,19 +111,29 @@ def locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> Place:
     siblings: tuple[type[BaseModel], ...] = ()
     field: FieldInfo | None = None
     union: KeyPath | None = None
+    annotation: Any = None
     between = False
     for part in loc:
         if between:
-            assert field is not None
-            here, between = tuple(_tagged(field.annotation, part)), False
+            here, between = tuple(_tagged(annotation, part)), False
             continue
         path.append(part)
         siblings = here
-        field = keys_of(here).get(str(part))
-        here = tuple(models_in(field.annotation)) if field is not None else ()
-        if field is not None and is_union(field.annotation):
+        item = _item(annotation)
+        field = None if item is not None else keys_of(here).get(str(part))
+        annotation = item if item is not None else field.annotation if field is not None else None
+        here = tuple(models_in(annotation)) if annotation is not None else ()
+        if annotation is not None and _item(annotation) is None and is_union(annotation):
             union, between = tuple(path), True
     return Place(tuple(path), field, siblings, union)
+
+
+def _item(annotation: Any) -> Any:
+    """What a list or an object with keys of the user's own holds; None of anything else."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) not in {list, dict} or not any(models_in(arguments[-1])):
+        return None
+    return arguments[-1]
 
 
 def sections(*models: type[BaseModel], path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, FieldInfo]]]:

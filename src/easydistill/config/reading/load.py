@@ -25,6 +25,7 @@ from easydistill.config.reading.overrides import apply_overrides
 from easydistill.config.reading.pipelines import check_place, jobs_of, share_sections
 from easydistill.config.reading.resolve import resolve
 from easydistill.config.reading.syntax import read_file
+from easydistill.config.reading.track import name_sinks
 from easydistill.config.values import show
 from easydistill.errors import ConfigError
 
@@ -71,6 +72,7 @@ def load_config(
     use_current_names(root, issues)
     unusable = apply_overrides(root, overrides, issues)
     read_old_jobs(root, issues)
+    name_sinks(root, issues)
     refuse_old(root, classes)
     parts = jobs_of(root)
     share_sections(root, parts, classes, issues)

@@ -55,6 +55,9 @@ def check_place(name: str, jobs: Mapping[str, Node], issues: Issues) -> None:
     if "output_dir" in job.value:
         hint = "remove it; all jobs are inside the pipeline's output_dir"
         issues.add(job, "a job of a pipeline cannot have its own run directory", hint, ("output_dir",))
+    if "track" in job.value:
+        hint = "move it to the top level: the figures of all jobs are tracked there"
+        issues.add(job, "a job of a pipeline is tracked with the pipeline", hint, ("track",))
     earlier = list(jobs)[: list(jobs).index(name)]
     before = ", ".join(earlier) or "none"
     for path, citation in citations(job.plain()):

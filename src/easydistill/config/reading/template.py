@@ -22,8 +22,8 @@ _EXAMPLES: dict[tuple[str, str], Any] = {
     ("models", "teacher"): "path/or/hub-id/of/teacher",
     ("models", "student"): "path/or/hub-id/of/student",
 }
-_WHOLE: dict[str, Any] = {
-    "jobs": {
+_WHOLE: dict[tuple[str, str], Any] = {
+    ("pipeline", "jobs"): {
         "clean": {"job_type": "deduplicate", "dataset": {"instruction_path": "seeds.json"}},
         "sft": {
             "job_type": "black_box_kd_local",
@@ -31,8 +31,17 @@ _WHOLE: dict[str, Any] = {
             "models": {"teacher": "path/or/hub-id/of/teacher", "student": "path/or/hub-id/of/student"},
         },
     },
+    ("evaluate", "models"): {
+        "teacher": {"model": "path/or/hub-id/of/teacher"},
+        "before": {"model": "path/or/hub-id/of/student"},
+        "after": {"model": "runs/sft/student"},
+    },
+    ("evaluate", "tasks"): [
+        {"task": "gsm8k", "data": "gsm8k_test.jsonl"},
+        {"task": "humaneval", "data": "humaneval.jsonl", "allow_execution": True},
+    ],
 }
-"""Sections whose keys are the user's own."""
+"""Job and section, where the section's keys are the user's own."""
 _TEACHER_OUTSIDE = {"black_box_kd_api": {("models", "teacher")}}
 
 
@@ -49,8 +58,8 @@ def starting_config(job: type[JobConfig]) -> str:
     ]
     for name, info in job.model_fields.items():
         section = _shown(name, info)
-        if name in _WHOLE:
-            shown = json.dumps(_WHOLE[name], indent=2).replace("\n", "\n  ")
+        if (job_type, name) in _WHOLE:
+            shown = json.dumps(_WHOLE[job_type, name], indent=2).replace("\n", "\n  ")
             lines += [_comment(info, 2), f'  "{name}": {shown},']
         elif isinstance(info.default, dict):
             lines += [_comment(info, 2), f'  // "{name}": {json.dumps(info.default)},']

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from easydistill.config.dataset import RowsConfig
 from easydistill.data.images.normalise import MOST_BYTES, TOO_LARGE, UNREADABLE, ImageProblem
 from easydistill.data.images.sources import SourceRecord
 from easydistill.data.images.store import PREFIX, ImageStore, digest_of
@@ -49,6 +48,16 @@ class RowImages(Protocol):
         Raises:
             MalformedRow: it cannot be used.
         """
+
+
+class ImageSettings(Protocol):
+    """The `dataset` section, as far as it decides which images are read."""
+
+    @property
+    def image_folder(self) -> str | None: ...
+
+    @property
+    def fetch_images(self) -> bool: ...
 
 
 class NoImages:
@@ -92,7 +101,7 @@ class ImageReader:
         self._known: dict[tuple[str, str], str] = {}
 
     @classmethod
-    def of(cls, dataset: RowsConfig, store: ImageStore, record: SourceRecord | None = None) -> ImageReader:
+    def of(cls, dataset: ImageSettings, store: ImageStore, record: SourceRecord | None = None) -> ImageReader:
         """The reader that a `dataset` section describes."""
         folder = None if dataset.image_folder is None else Path(dataset.image_folder)
         fetch = _fetching(store) if dataset.fetch_images else None

@@ -1,8 +1,8 @@
 """Rows with a better and a worse answer to one prompt → the prompt and both answers; rows with a vote (KTO) → the vote.
 
 Read are `chosen` and `rejected` (texts, messages, lists of messages, or dialogues as in HH-RLHF) after a prompt of any
-known shape, or after the messages that both begin with; a chat and a worse answer (`rejected_response`); and what
-`verdicts.py` reads.
+known shape, or after the messages that both begin with; a chat and a worse answer (`rejected_response`); what
+`verdicts.py` reads; and any of these in an object `text`. The images of a row belong to the prompt.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.config.base import BETAS
-from easydistill.data.messages import Message, Tool, as_context, is_learned, says_something, text_of
+from easydistill.data.messages import Message, Tool, as_context, have_images, is_learned, says_something, text_of
 from easydistill.data.numbers import as_float
 from easydistill.data.reading import keys
 from easydistill.data.reading.checks import refuse_lone_surrogates, vote_of
 from easydistill.data.reading.columns import under_known_names
-from easydistill.data.reading.media import place_images, refuse_tags_of_answers
+from easydistill.data.reading.media import IMAGE_PLACE, place_images, refuse_tags_of_answers
 from easydistill.data.reading.prompts import dialogue
 from easydistill.data.reading.row import RowChat, chat_of, chats_of, drop_fillers, fields_of, has_chat, whole
 from easydistill.data.reading.turns import Turns, turns_of
-from easydistill.data.reading.values import as_turns, is_given, names_of
+from easydistill.data.reading.values import as_object, as_turns, is_given, names_of
 from easydistill.data.reading.verdicts import Judged, Tie, judged
 from easydistill.data.records import CUT, FINISH_REASON, cut_marks
 from easydistill.data.row_files import BrokenRow, MalformedRow
@@ -31,7 +31,9 @@ _NAMES = (
     *(("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages")),
     *(("preferred_output", "non_preferred_output"), ("response_j", "response_k")),
 )
-_WORSE = ("rejected_response", "rejected_messages", "rejected")
+_WORSE = ("rejected_response", "rejected_messages", "rejected_conversations", "rejected")
+_OWN_IMAGES = tuple(f"{side}_{name}" for side in SIDES for name in ("image", "images", "image_path"))
+"""Columns with images of one answer alone."""
 _KNOWN = ("generations", "responses", "completions", "beta", *keys.PAIRED, *keys.CHATS)
 """Fields that are not missed in a pair: other answers, and the chat of one of the two."""
 
@@ -68,9 +70,10 @@ def pair_of(row: Any, *, columns: Mapping[str, str] | None = None) -> PairChat |
         # Raises the more exact error.
         chat_of(row)
         raise MalformedRow("there is no `chosen` and `rejected`")
-    row = fields_of(row)
+    row = _unwrapped(fields_of(row))
     if columns:
         row, _ = under_known_names(row, columns)
+    _refuse_own_images(row)
     found = _sides(row)
     if isinstance(found, Tie):
         return found
@@ -78,6 +81,24 @@ def pair_of(row: Any, *, columns: Mapping[str, str] | None = None) -> PairChat |
         return _pair(row, found)
     worse = next((name for name in _WORSE if is_given(row.get(name))), None)
     return _vote(row) if worse is None else _beside_a_chat(row, worse)
+
+
+def _unwrapped(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, with the fields of a pair that stand in an object or the JSON text of one (`text`, in RLHF-V)."""
+    inner = None if any(name in row for name in SIDES) else as_object(row.get("text"))
+    if inner is None or not set(SIDES) <= inner.keys():
+        return row
+    return {**{name: value for name, value in row.items() if name != "text"}, **inner}
+
+
+def _refuse_own_images(row: dict[str, Any]) -> None:
+    name = next((name for name in _OWN_IMAGES if is_given(row.get(name))), None)
+    if name is not None:
+        raise MalformedRow(
+            f"the row has `{name}`: both answers of a pair are to the same images, in `images`; remove the column if "
+            "they are, or the row",
+            IMAGE_PLACE,
+        )
 
 
 def _vote(row: dict[str, Any]) -> Vote:
@@ -137,7 +158,10 @@ def _beside_a_chat(row: dict[str, Any], name: str) -> PairChat:
     start = _answer_start(chat.messages)
     if start == len(chat.messages):
         raise MalformedRow(f"there is `{name}`, and no better answer: `chosen`, or one at the end of `messages`")
-    prompt, chosen, rejected = _split(chat.messages[:start], chat.messages[start:], side_messages(row[name], name))
+    worse = side_messages(row[name], name)
+    if _repeats_prompt(worse):
+        place_images(rest, worse)
+    prompt, chosen, rejected = _split(chat.messages[:start], chat.messages[start:], worse)
     chat.messages = prompt
     # The row's own mark is that of the chat's answer.
     cut = chat.rest.pop(FINISH_REASON, None) == CUT
@@ -195,7 +219,7 @@ def side_messages(value: Any, name: str) -> list[Message]:
     try:
         return turns_of([value] if isinstance(value, dict) else value, "messages").messages
     except MalformedRow as problem:
-        raise MalformedRow(f"`{name}`: {problem}") from None
+        raise MalformedRow(f"`{name}`: {problem}", problem.reason) from None
 
 
 # --- the prompt -------------------------------------------------------------------------------------------
@@ -280,9 +304,16 @@ def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
     same = 0
     while same < most and chosen[same] == rejected[same]:
         same += 1
+    if same < most and _differ_in_images(chosen[same], rejected[same]):
+        raise MalformedRow("the prompts of `chosen` and `rejected` show different images", IMAGE_PLACE)
     if not same or chosen[same]["role"] != "assistant" or rejected[same]["role"] != "assistant":
         raise MalformedRow("there is no `prompt`, and `chosen` and `rejected` do not begin with the same messages")
     return chosen[:same]
+
+
+def _differ_in_images(one: Message, other: Message) -> bool:
+    """Whether two messages say the same beside different images."""
+    return have_images([one, other]) and one["role"] == other["role"] and text_of(one) == text_of(other)
 
 
 def _beta(value: Any) -> float | None:

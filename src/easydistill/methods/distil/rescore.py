@@ -23,7 +23,8 @@ def scorer_of_store(store: SignalStore, teacher: str | None = None) -> tuple[Sco
     `teacher` names the teacher if it has moved. Signals by vLLM are compared with a forward pass of transformers.
 
     Raises:
-        DataError: the weights are not those that made the store, the store does not say, or the teacher was aligned.
+        DataError: the weights are not those that made the store, the store does not say, or the teacher was aligned by
+            bytes.
         ModelError: the teacher does not exist.
     """
     from pydantic import TypeAdapter

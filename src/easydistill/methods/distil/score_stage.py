@@ -5,7 +5,6 @@ Labelled rows in; a store of teacher signals out (see `signals/store.py`). The s
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.run_directory import LOGGER
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.methods.distil.forms import Forms, read_by_teacher, rows_to_score
 from easydistill.methods.shared.rendering import LostThoughts, template_identity, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected, render_all
 from easydistill.methods.shared.sight import other_sight, sight_of
@@ -32,12 +32,11 @@ from easydistill.models.reference import resolve
 from easydistill.models.size import model_parameters
 from easydistill.models.spread import Spread, spread_note, visible_gpus
 from easydistill.models.student import student_references
-from easydistill.models.template_files import teacher_shows_date
 from easydistill.signals.config import SignalsConfig, TopKSignals
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.models.compatibility import Difference, Side
+    from easydistill.models.compatibility import Difference
     from easydistill.models.multimodal import Vision
     from easydistill.signals.codec import Codec
     from easydistill.signals.score import RowToScore, Scorer
@@ -63,10 +62,8 @@ class Scoring:
     logits_path: str | None = None
     """Where the store also appears, outside the run directory."""
     teacher_template: str | None = None
-    """A file with the chat template of an aligned teacher, which replaces its own; by default `dataset.template` for a
-    teacher without one."""
     teacher_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of that template, or of the teacher's own."""
+    """As in `Forms`, for a teacher that reads chats in its own form."""
     processes: int | Literal["auto"] = 1
     """How many score, unless vLLM does."""
     spread: Spread | None = None
@@ -86,6 +83,16 @@ class Scoring:
     def aligned(self) -> bool:
         """Whether the teacher has a different tokenizer, with which the student's is aligned."""
         return self.distillation.align == "bytes"
+
+    @property
+    def answers(self) -> bool:
+        """Whether the teacher has the student's tokenizer and reads chats in its own form."""
+        return self.distillation.align == "answers"
+
+    @property
+    def own_form(self) -> bool:
+        """Whether the teacher reads chats in its own form, instead of the student's tokens."""
+        return self.aligned or self.answers
 
     @property
     def by_rank(self) -> bool:
@@ -114,6 +121,7 @@ class ScoreStage:
     def __init__(self, rows: LabelledRows, scoring: Scoring) -> None:
         self._rows = rows
         self._scoring = scoring
+        self._forms = Forms(scoring.models, rows.dataset, scoring.teacher_template, scoring.teacher_template_kwargs)
         self.inputs = rows.inputs
 
     # --- before anything runs -------------------------------------------------------------------------------
@@ -135,7 +143,7 @@ class ScoreStage:
     def examine(self) -> list[ConfigIssue]:
         """Compare the teachers' tokenizers and templates with the student's, before the first stage starts."""
         found = [(name, difference) for name, all_of in self._differences.items() for difference in all_of]
-        if self._scoring.aligned:
+        if self._scoring.own_form:
             for name, difference in found:
                 LOGGER.info("%s: %s; %s", name, difference.problem, difference.hint)
         fatal = [
@@ -146,14 +154,14 @@ class ScoreStage:
         return fatal or self._image_issues()
 
     def _image_issues(self) -> list[ConfigIssue]:
-        """Teachers that would not see the images of rows, or read them as other tokens than the student."""
+        """Teachers that would not see the images of rows, or read them as other tokens than those they must read."""
         scoring = self._scoring
         if self._rows.refuses_images is not None or not self._rows.show_images():
             return []
         return [
             ConfigIssue("config", "models", f"{reference}: {problem}", hint)
             for reference, _ in scoring.teachers
-            for problem, hint in other_sight(scoring.models, reference)
+            for problem, hint in other_sight(scoring.models, reference, own_form=scoring.own_form)
         ]
 
     def _vision(self, context: StageContext) -> Vision | None:
@@ -161,36 +169,17 @@ class ScoreStage:
         return sight_of(self._scoring.models, context.images.path)
 
     @cached_property
-    def _student(self) -> Side:
-        from easydistill.models.compatibility import student_side
-
-        dataset = self._rows.dataset
-        return replace(
-            student_side(self._scoring.models),
-            template=Path(dataset.template).read_text(encoding="utf-8") if dataset.template else None,
-            template_kwargs=dataset.template_kwargs or {},
-            thoughts=dataset.thoughts,
-        )
-
-    def _teacher(self, reference: str, student: Side) -> Side:
-        """The teacher's side; `dataset.template` applies to it only if it has no template of its own or given."""
-        from easydistill.models.compatibility import side_of
-
-        side = side_of(reference, "teacher", trust_remote_code=self._trust)
-        own = getattr(side.tokenizer, "chat_template", None)
-        side = replace(side, thoughts=student.thoughts, template_kwargs=self._scoring.teacher_template_kwargs)
-        if self._scoring.teacher_template is not None:
-            return replace(side, template=Path(self._scoring.teacher_template).read_text(encoding="utf-8"))
-        return side if own else replace(side, template=student.template, template_kwargs=student.template_kwargs)
-
-    @cached_property
     def _differences(self) -> dict[str, list[Difference]]:
         from easydistill.models.compatibility import compare
 
-        student = self._student
-        teachers = {reference: self._teacher(reference, student) for reference, _ in self._scoring.teachers}
-        if not self._scoring.aligned:
+        student = self._forms.student
+        teachers = {reference: self._forms.teacher(reference) for reference, _ in self._scoring.teachers}
+        if not self._scoring.own_form:
             return {reference: compare(student, teacher) for reference, teacher in teachers.items()}
+        if self._scoring.answers:
+            from easydistill.signals.answers import compare_answers
+
+            return {reference: compare_answers(student, teacher) for reference, teacher in teachers.items()}
         from easydistill.signals.aligned import compare_aligned
 
         by_rank = self._scoring.by_rank
@@ -213,30 +202,18 @@ class ScoreStage:
             "temperature": scoring.distillation.temperature,
             "align": scoring.distillation.align,
             "max_length": scoring.max_length,
-            **({"by_rank": scoring.by_rank, **self._teacher_rendering()} if scoring.aligned else {}),
+            **({"by_rank": scoring.by_rank} if scoring.aligned else {}),
+            **(self._forms.identity() if scoring.own_form else {}),
         }
-
-    def _teacher_rendering(self) -> dict[str, Any]:
-        """How an aligned teacher reads chats, where that is not by its own template alone."""
-        scoring = self._scoring
-        path = Path(scoring.teacher_template) if scoring.teacher_template is not None else None
-        given = {
-            "teacher_template": hash_file(path) if path is not None and path.is_file() else None,
-            "teacher_template_kwargs": dict(scoring.teacher_template_kwargs),
-        }
-        return {name: value for name, value in given.items() if value}
 
     def shows_date(self) -> bool:
         scoring, dataset = self._scoring, self._rows.dataset
         if template_shows_date(dataset, student_references(scoring.models)):
             return True
-        if not scoring.aligned:
+        if not scoring.own_form:
             # The teacher reads the student's tokens.
             return False
-        return any(
-            teacher_shows_date(reference, scoring.teacher_template, dataset.template)
-            for reference, _ in scoring.teachers
-        )
+        return any(self._forms.shows_date(reference) for reference, _ in scoring.teachers)
 
     def estimate(self, directory: Path) -> Estimate:
         sizes = [model_parameters(reference) for reference, _ in self._scoring.teachers]
@@ -299,20 +276,26 @@ class ScoreStage:
 
         share = self._share(context)
         samples, _, _ = self._rows.read(context)
-        student = self._student
-        vision = self._vision(context)
-        renderer = student.renderer(context.started, vision)
+        renderer = self._forms.student.renderer(context.started, self._vision(context))
         # The very tokens of the training stage, which cuts rows at the student's end too.
         limits = Limits.of_student(self._scoring.models)
         rendered, rejected = render_all(renderer, samples, self._scoring.max_length, self.name, limits)
+        if self._scoring.answers:
+            reference = self._scoring.teachers[0][0]
+            theirs = self._forms.vision(reference, context.images.path)
+            aligner = self._forms.aligner(reference, context.started, theirs)
+            rendered, rows, unlike = read_by_teacher(aligner, rendered, self.name)
+            rejected += unlike
+        else:
+            rows, unlike = rows_to_score(rendered), []
         keep_rejected(rejected, rendered, context, "score")
         # Here, not in training: a teacher's signals of the rows without them would be of no use.
         shown = ((sample, row.missing) for sample, row in rendered)
         LostThoughts.of(shown).refuse(self._rows.dataset, made=self._rows.from_stage)
         if self._scoring.aligned:
-            work = self._aligned_work(student, rendered, context.started)
+            work = self._aligned_work(rows, rendered, context)
         else:
-            work = self._work(student, rendered, context)
+            work = self._work(rows, context)
         directory = context.directory / SIGNALS
         plan = ShardPlan.of(work.rows, self._scoring.signals, directory)
         counted = context.reporter.task("Scoring", len(work.rows), done=plan.finished_rows)
@@ -321,7 +304,9 @@ class ScoreStage:
         context.stop.raise_if_requested()
         if context.rank > 0:
             return StageResult([])
-        about = self._about(student, work.vocabulary, renderer)
+        about = self._about(work.vocabulary, renderer)
+        if unlike:
+            about["refused"] = {rejection.id: rejection.reason for rejection in unlike}
         StoreManifest.of(directory, work.codec, about, len(plan.shards)).write(directory)
         self._publish(directory)
         if share is not None:
@@ -339,39 +324,39 @@ class ScoreStage:
         self._make_room(context)
         return None
 
-    def _work(self, student: Side, rendered: list[tuple[Sample, Rendered]], context: StageContext) -> _Work:
+    def _work(self, rows: Sequence[RowToScore], context: StageContext) -> _Work:
         """The work for teachers with the student's vocabulary."""
+        from easydistill.models.compatibility import real_vocabulary
         from easydistill.signals.extract import SignalShape
         from easydistill.signals.score import ModelScorer
 
         scoring, signals = self._scoring, self._scoring.signals
-        rows, vocabulary = _rows(rendered), self._shared_ids(student)
+        vocabulary = self._shared_ids()
+        # Tokens that the student alone knows have no mass of the teacher's, and stand in its rows.
+        stored = real_vocabulary(self._forms.student.tokenizer) if scoring.answers else vocabulary
         references, weights = zip(*scoring.teachers, strict=True)
         self._check_lengths(rows)
         if signals.backend == "vllm":
             from easydistill.signals.from_vllm import VllmScorer, codec_of
 
             assert isinstance(signals, TopKSignals), "the job's validator refuses other signals"
-            longest = max((len(row.ids) for row in rows), default=1)
+            longest = max((row.length for row in rows), default=1)
+            # Without forms of their own, both read every image as the same tokens.
+            files = context.images.path
+            vision = self._forms.vision(references[0], files) if scoring.answers else self._vision(context)
             return _Work(
                 rows,
                 vocabulary,
-                codec_of(signals, vocabulary),
+                codec_of(signals, stored),
                 lambda: VllmScorer(
-                    references[0],
-                    signals,
-                    vocabulary,
-                    longest,
-                    trust_remote_code=self._trust,
-                    # Both read every image as the same tokens.
-                    vision=self._vision(context),
+                    references[0], signals, vocabulary, longest, trust_remote_code=self._trust, vision=vision
                 ),
             )
         temperature = scoring.distillation.temperature
         return _Work(
             rows,
             vocabulary,
-            SignalShape.of(signals, vocabulary).codec(vocabulary),
+            SignalShape.of(signals, vocabulary).codec(stored),
             lambda: ModelScorer(
                 references,
                 weights,
@@ -402,14 +387,14 @@ class ScoreStage:
         """
         for reference, _ in self._scoring.teachers:
             end = Limits.of_reference(reference, trust_remote_code=self._trust).positions
-            longer = [row for row in rows if end is not None and len(row.ids) > end]
+            longer = [row for row in rows if end is not None and row.length > end]
             if longer:
                 problem = f"{len(longer)} of {len(rows)} rows are longer than the {end} positions of {reference}"
                 hint = f"set training.max_length to {end}"
                 raise ConfigError(ConfigIssue("config", "training.max_length", problem, hint))
 
     def _aligned_work(
-        self, student: Side, rendered: list[tuple[Sample, Rendered]], date: datetime.date | None
+        self, rows: Sequence[RowToScore], rendered: Sequence[tuple[Sample, Rendered]], context: StageContext
     ) -> _Work:
         """The work for a teacher with another tokenizer, which reads the same chats in its own tokens."""
         from easydistill.models.compatibility import real_vocabulary
@@ -418,15 +403,17 @@ class ScoreStage:
         scoring, signals = self._scoring, self._scoring.signals
         (reference, _), *others = scoring.teachers
         assert not others, "the job's validator refuses several teachers"
-        context = Limits.of_reference(reference, trust_remote_code=self._trust).positions
-        aligner = Aligner(student, self._teacher(reference, student), context, date)
+        end = Limits.of_reference(reference, trust_remote_code=self._trust).positions
+        student, files = self._forms.student, context.images.path
+        sights = (self._vision(context), self._forms.vision(reference, files))
+        aligner = Aligner(student, self._forms.teacher(reference), end, context.started, sights)
         vocabulary = real_vocabulary(student.tokenizer)
-        rows = [
+        aligned = [
             aligner.row(row, sample, truncated=written.truncated or is_cut(sample))
-            for row, (sample, written) in zip(_rows(rendered), rendered, strict=True)
+            for row, (sample, written) in zip(rows, rendered, strict=True)
         ]
         return _Work(
-            rows,
+            aligned,
             vocabulary,
             codec_of(signals, vocabulary),
             lambda: AlignedScorer(
@@ -438,21 +425,24 @@ class ScoreStage:
                 by_rank=scoring.by_rank,
                 trust_remote_code=self._trust,
                 spread=self._spread(),
+                images=files,
             ),
-            coverage(reference, rows),
+            coverage(reference, aligned),
         )
 
-    def _shared_ids(self, student: Side) -> int:
+    def _shared_ids(self) -> int:
         """The bound below which token ids mean the same to the student and all teachers."""
-        from easydistill.models.compatibility import shared_ids
+        from easydistill.models.compatibility import answer_ids, shared_ids
 
-        teachers = [self._teacher(reference, student) for reference, _ in self._scoring.teachers]
-        shared = [shared_ids(student.tokenizer, teacher.tokenizer) for teacher in teachers]
+        student = self._forms.student
+        teachers = [self._forms.teacher(reference) for reference, _ in self._scoring.teachers]
+        count = answer_ids if self._scoring.answers else shared_ids
+        shared = [count(student.tokenizer, teacher.tokenizer) for teacher in teachers]
         return min(count for count in shared if count is not None)
 
-    def _about(self, student: Side, vocabulary: int, renderer: ChatRenderer) -> dict[str, Any]:
+    def _about(self, vocabulary: int, renderer: ChatRenderer) -> dict[str, Any]:
         """Everything that determined these signals: for readers, for `verify`, and for explaining mismatches."""
-        scoring = self._scoring
+        scoring, student = self._scoring, self._forms.student
         return {
             "teachers": [
                 {"model": reference, "weight": weight, "identity": resolve(reference).identity()}
@@ -517,9 +507,3 @@ class ScoreStage:
                 "notes": notes,
             },
         )
-
-
-def _rows(rendered: Sequence[tuple[Sample, Rendered]]) -> list[RowToScore]:
-    from easydistill.signals.score import RowToScore
-
-    return [RowToScore(sample.id, row.ids_T, row.learned, images=row.images) for sample, row in rendered]

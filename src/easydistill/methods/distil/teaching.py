@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easydistill.contracts.loss import DistillationConfig
 from easydistill.data.files import hash_file, read_json
+from easydistill.data.records import Rejection, Sample
+from easydistill.data.spool import like
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue
 from easydistill.methods.distil.score_stage import SIGNALS, STORE
@@ -28,6 +31,26 @@ class Teaching:
 
     def directory(self, context: StageContext) -> Path:
         return context.input_path("score", SIGNALS) if self.store is None else Path(self.store)
+
+    def without_refused(
+        self, samples: Sequence[Sample], context: StageContext, stage: str
+    ) -> tuple[Sequence[Sample], list[Rejection]]:
+        """The rows but for those that the teacher was not able to score, which the store names.
+
+        Raises:
+            DataError: there is no complete store.
+        """
+        from easydistill.signals.store import StoreManifest
+
+        refused: dict[str, str] = StoreManifest.read(self.directory(context)).about.get("refused", {})
+        if not refused:
+            return samples, []
+        kept = like(samples)
+        kept.extend(sample for sample in samples if sample.id not in refused)
+        detail = "the teacher does not read this row's answers as the student does; see rejected.jsonl of the scoring"
+        return kept, [
+            Rejection(sample.id, stage, refused[sample.id], detail) for sample in samples if sample.id in refused
+        ]
 
     def preflight(self) -> list[ConfigIssue]:
         if self.store is None:

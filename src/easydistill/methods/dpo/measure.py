@@ -33,7 +33,8 @@ def score_pairs(scores: LocalScores, pairs: Sequence[PairRow], stop: StopSignal)
     for at in range(0, len(pairs), SCORED_TOGETHER):
         stop.raise_if_requested()
         some = pairs[at : at + SCORED_TOGETHER]
-        logprobs = scores.score([side for pair in some for side in pair.sides], stop)
+        shown = [pair.images for pair in some for _ in pair.sequences]
+        logprobs = scores.score([side for pair in some for side in pair.sides], stop, shown)
         skipped = [positions for pair in some for positions in pair.unlearned]
         sums = [
             math.fsum(value for at, value in enumerate(tokens) if at not in left_out)

@@ -13,7 +13,7 @@ from easydistill.data.preferences import Preference
 from easydistill.data.records import Rejection
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import GAP, PLAIN
-from easydistill.methods.shared.rows import UNLIMITED, endless, length_words, unknown_token
+from easydistill.methods.shared.rows import UNLIMITED, endless, length_words, refusal_reason, unknown_token
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class PairRow:
     unlearned: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
     """Positions in the chosen and in the rejected answer that the model does not write: the results of tools, and what
     the template puts around them."""
+    images: tuple[str, ...] = ()
+    """The digests of the prompt's images, in the order of their tokens."""
 
     @property
     def learned_tokens(self) -> tuple[int, int]:
@@ -51,7 +53,13 @@ class PairRow:
     def sides(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
         """(token ids, start of the answer) of both sequences, the chosen one first."""
         start = len(self.prompt)
-        return (self.prompt + self.chosen, start), (self.prompt + self.rejected, start)
+        chosen, rejected = self.sequences
+        return (chosen, start), (rejected, start)
+
+    @property
+    def sequences(self) -> tuple[list[int], list[int]]:
+        """Prompt and answer, the chosen one first."""
+        return self.prompt + self.chosen, self.prompt + self.rejected
 
 
 def render_pairs(
@@ -60,9 +68,11 @@ def render_pairs(
     """Tokenise pairs, cut after `max_length` tokens or at the model's end, whichever comes first.
 
     No end is learned behind an answer that was cut off, neither as a good one nor as a bad one. Rejected are pairs that
-    the template refuses, those with a token that the model does not know, and those whose
-    answers are empty or equal within that length.
+    the template refuses, those with a token that the model does not know, those with an image beyond that length, and
+    those whose answers are empty or equal within it.
     """
+    from easydistill.data.chat.images import refuse_cut
+
     words, max_length = length_words(max_length, limits), limits.within(max_length)
     rows: list[PairRow] = []
     rejected: list[Rejection] = []
@@ -73,8 +83,10 @@ def render_pairs(
                 _side(rendered, pair.prompt, answer, renderer.eos_ids if cut else None)
                 for rendered, answer, cut in zip(both, (pair.chosen, pair.rejected), pair.cut, strict=True)
             )
+            if pair.images:
+                refuse_cut(renderer.images, chosen.prompt, max_length)
         except DataError as error:
-            rejected.append(Rejection(pair.id, stage, TEMPLATE_REFUSED, str(error)))
+            rejected.append(Rejection(pair.id, stage, refusal_reason(error), str(error)))
             continue
         if (token := limits.stranger([*chosen.ids, *worse.ids])) is not None:
             rejected.append(unknown_token(pair.id, stage, token, limits))
@@ -142,6 +154,7 @@ def _row(pair: Preference, chosen: _Side, worse: _Side, max_length: int) -> Pair
         gap if isinstance(gap, str) else PLAIN,
         max(chosen.end, worse.end) > max_length,
         (chosen.unlearned(max_length), worse.unlearned(max_length)),
+        pair.images,
     )
 
 

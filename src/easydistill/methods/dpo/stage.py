@@ -9,9 +9,10 @@ from easydistill.data.manifest import RowCounts
 from easydistill.engine.stage import StageContext, StageResult
 from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import render_pairs
-from easydistill.methods.shared.pairs import PairRows, PairStage
+from easydistill.methods.shared.pairs import SHOWN_PAIRS, PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import keep_rejected
+from easydistill.methods.shared.sight import hash_of_images, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -60,7 +61,8 @@ class DpoStage(PairStage):
         models = student_of_stage(self._models, self._start, context)
         student = loaded_student(models, self._training.max_length, context)
         limits = student.limits
-        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        vision = vision_of(student, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context, vision)
         self._refuse_lost_thoughts(renderer, [*train_pairs, *heldout])
         rows, too_long = render_pairs(renderer, train_pairs, self._training.max_length, self.name, limits)
         held_rows, held_rejected = render_pairs(renderer, heldout, self._training.max_length, self.name, limits)
@@ -74,7 +76,8 @@ class DpoStage(PairStage):
             if scored_on is None:
                 return []
             model = student.model.to(scored_on).eval()
-            return score_pairs(LocalScores(model, pad, self._training.loss_chunk_bytes), held_rows, context.stop)
+            local = LocalScores(model, pad, self._training.loss_chunk_bytes, vision)
+            return score_pairs(local, held_rows, context.stop)
 
         # The reference is the untrained student. The others wait for it.
         start = together(scores)[0]
@@ -83,10 +86,11 @@ class DpoStage(PairStage):
             rows,
             self._training,
             self._preference,
-            checkpoints_of(context),
+            checkpoints_of(context, hash_of_images((row.id, row.images) for row in rows)),
             context.reporter,
             context.stop,
             self.name,
+            vision,
         )
         context.stop.raise_if_requested()
         if context.rank > 0:
@@ -94,6 +98,7 @@ class DpoStage(PairStage):
         trained_in = student.model.dtype
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         metrics: dict[str, Any] = {}
+        figures: dict[str, dict[str, float]] = {}
         if held_rows:
             # Measure what is saved: the weights are rounded to their dtype.
             student.model.to(trained_in)
@@ -103,6 +108,12 @@ class DpoStage(PairStage):
                 "after": measure(held_rows, now, start),
                 "gaps": measure_gaps(held_rows, now, start),
             }
+            figures = {
+                row.id: {"margin_learned": after.chosen - after.rejected - before.chosen + before.rejected}
+                for row, after, before in zip(held_rows, now, start, strict=True)
+            }
+        shown = self._show_pairs([*heldout, *train_pairs], figures, context)
+        files += [SHOWN_PAIRS] if shown else []
         show_student(context)
         return training_result(
             outcome,
@@ -114,5 +125,6 @@ class DpoStage(PairStage):
             heldout_rows=len(held_rows),
             truncated_rows=sum(row.cut for row in rows),
             student=student.description,
+            **shown,
             **metrics,
         )

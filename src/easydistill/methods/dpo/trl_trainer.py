@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerControl, TrainerState
@@ -29,13 +29,17 @@ from easydistill.methods.dpo.config import DpoTrainingConfig, PreferenceConfig
 from easydistill.methods.dpo.rows import PairRow
 from easydistill.methods.shared.adapters import adapters
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
-from easydistill.methods.shared.compat import argument_values, importing_trl
+from easydistill.methods.shared.compat import argument_values, check_head, importing_trl
+from easydistill.methods.shared.pair_images import PairImages, accompanied, check_fused_sight
 from easydistill.methods.shared.ranks import check_ranks, from_all, from_first, raise_if_stopped, rank, world_size
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.trl_parts import COUNTED, PairsTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
 from easydistill.models.loading import device, with_padding
 from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 try:
     with importing_trl():
@@ -68,6 +72,7 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     stage: str = "train",
+    vision: Vision | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
 
@@ -75,9 +80,11 @@ def train(
 
     Args:
         stage: name of the steps in `metrics.jsonl`.
+        vision: of a student that sees images.
 
     Raises:
         DataError: there are no pairs, their β differ with a loss that sorts, or the loss is not finite.
+        ModelError: the student would be trained blind.
         Interrupted: `stop` was requested while the reference was computed.
     """
     if not pairs:
@@ -89,7 +96,7 @@ def train(
         check_ranks(resume)
     watch = PairWatch(reporter, stop, config, stage)
     with watch:
-        trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop)
+        trainer = PairTrainer(student, pairs, config, preference, checkpoints, watch, stop, vision)
         run_trainer(trainer, resume)
     strategy().whole(trainer, trainer.model)
     trained_tokens = sum(sum(pair.learned_tokens) for pair in pairs)
@@ -122,9 +129,11 @@ class PairCollator(DataCollatorForPreference):
 
     Args:
         reference: each pair's log-probabilities under the reference, once they are known.
+        images: of a student that sees images: makes what it is given with the tokens.
     """
 
     reference: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    images: PairImages | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = super().torch_call(examples)
@@ -137,13 +146,32 @@ class PairCollator(DataCollatorForPreference):
         if self.reference:
             sums = [self.reference[example["pair"]] for example in examples]
             found |= {f"ref_{which}_logps": torch.tensor([pair[which] for pair in sums]) for which in _SIDES}
-        found["pair"] = torch.tensor([example["pair"] for example in examples])
+        numbers = [example["pair"] for example in examples]
+        if self.images is not None:
+            found |= self.images.inputs(found["input_ids"], numbers)
+        found["pair"] = torch.tensor(numbers)
         return found
 
 
 def _for_model(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch without the keys that `PairCollator` adds, which the model does not accept."""
     return {key: value for key, value in batch.items() if key not in ("beta", "pair", COUNTED)}
+
+
+def _number_of(entry: dict[str, Any]) -> int:
+    """The pair of an entry of the journal."""
+    return int(str(entry["key"]).partition(" ")[0])
+
+
+def _check_sight(model: Any, probe: dict[str, Any]) -> None:
+    """Check that held-out pairs are scored, and pairs trained on, with what the model sees of them.
+
+    Raises:
+        ModelError: one is not.
+    """
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    check_head(bare, probe)
+    check_fused_sight(bare, probe)
 
 
 class PairWatch(Watch):
@@ -195,6 +223,7 @@ class PairTrainer(PairsTrainer, DPOTrainer):
         checkpoints: Path,
         watch: PairWatch,
         stop: StopSignal,
+        vision: Vision | None = None,
     ) -> None:
         self._pairs, self._config, self._watch, self._stop = pairs, config, watch, stop
         self._journal_path = checkpoints / REFERENCE
@@ -219,8 +248,10 @@ class PairTrainer(PairsTrainer, DPOTrainer):
         ]
         self._rows = Dataset.from_list(rows)
         self._reference: dict[int, dict[str, Any]] = {}
+        self._pad = tokenizer.pad_token_id
+        images = None if vision is None else PairImages(vision, pairs, world_size())
         self._collate = PairCollator(
-            pad_token_id=tokenizer.pad_token_id, max_length=config.max_length, reference=self._reference
+            pad_token_id=self._pad, max_length=config.max_length, reference=self._reference, images=images
         )
         with _unhashed():
             super().__init__(
@@ -236,6 +267,10 @@ class PairTrainer(PairsTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Compute the reference now, with the ordinary model, or later, where it is to be shared out in parts first."""
+        probe = None if self._collate.images is None else self._collate.images.probe()
+        if probe is not None:
+            # TRL's fused forward is in place by now.
+            strategy().decided(lambda: _check_sight(self.model, probe))
         if not strategy().shards:
             # A strategy may not have moved it yet.
             self._compute_reference(self.model.to(self.args.device), dataset)
@@ -255,8 +290,7 @@ class PairTrainer(PairsTrainer, DPOTrainer):
         model.eval()
         size = self._config.per_device_train_batch_size
         with Journal(self._journal_path) if rank() == 0 else contextlib.nullcontext() as journal:
-            found = {} if journal is None else {int(key): journal.get(key) for key in journal}
-            known: dict[int, dict[str, Any]] = from_first(found)
+            known: dict[int, dict[str, Any]] = from_first({} if journal is None else self._kept(journal))
             order = sorted(range(len(dataset)), key=lambda number: (self._pairs[number].longest, number))
             window = size * world_size()
             with self._watch.task("Reference", len(dataset), len(known)) as task:
@@ -269,7 +303,7 @@ class PairTrainer(PairsTrainer, DPOTrainer):
                     entries = self._reference_of(model, dataset, numbers, known)
                     if journal is not None:
                         journal.append(*entries)
-                    known |= {int(entry["key"]): entry for entry in entries}
+                    known |= {_number_of(entry): entry for entry in entries}
                     task.advance(len(wanted))
         self._reference.update(known)
 
@@ -286,20 +320,31 @@ class PairTrainer(PairsTrainer, DPOTrainer):
             batch = self._prepare_inputs(self._collate([dataset[number] for number in part or numbers[:1]]))
             sums = self.compute_ref_log_probs(model, batch)
             entries = [
-                {"key": str(number), "chosen": float(chosen), "rejected": float(rejected)}
+                {"key": self._key(number), "chosen": float(chosen), "rejected": float(rejected)}
                 for number, chosen, rejected in zip(part, *sums, strict=False)
             ]
         return [entry for found in from_all(entries) for entry in found]
 
+    def _kept(self, journal: Journal) -> dict[int, dict[str, Any]]:
+        """What an earlier attempt has computed."""
+        keys = map(self._key, range(len(self._pairs)))
+        return {number: journal.get(key) for number, key in enumerate(keys) if key in journal}
+
+    def _key(self, number: int) -> str:
+        """A pair's key in the journal: with its images, since the reference is of them too."""
+        images = self._pairs[number].images
+        return f"{number} {' '.join(images)}" if images else str(number)
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        return super().compute_ref_log_probs(model, _for_model(inputs))
+        return super().compute_ref_log_probs(accompanied(model, self._pad), _for_model(inputs))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """Use each pair's own β, and record the margins by kind of pair."""
         seen: list[Any] = []
+        called = accompanied(model, self._pad)
 
         def watched(**values: Any) -> Any:
-            seen.append(model(**values))
+            seen.append(called(**values))
             return seen[-1]
 
         common: Any = self.args.beta

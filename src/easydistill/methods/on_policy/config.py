@@ -21,8 +21,8 @@ Objective = Literal["generalized_jsd", "sampled_reverse_kl"]
 _BELONGS: dict[str, Objective] = {
     "beta": "generalized_jsd",
     "temperature": "generalized_jsd",
+    "rollout_temperature": "generalized_jsd",
     "ratio_clip": "sampled_reverse_kl",
-    "steps_per_rollout": "sampled_reverse_kl",
 }
 """Fields that only one objective reads; with the other, they must be left at their default."""
 
@@ -48,15 +48,19 @@ class OnPolicyConfig(Section):
     reverse KL, so a step at 0.01 is a hundredth of one at 0. Scale the learning rate, or compare values far from the
     ends."""
     temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] = 1.0
-    """generalized_jsd: temperature of the student's sampling, and of both distributions in the loss."""
+    """generalized_jsd: temperature of both distributions in the loss; of the student's sampling too, unless
+    `rollout_temperature` sets that."""
+    rollout_temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] | None = None
+    """generalized_jsd: temperature of the student's sampling. Below 1, a student that is still weak writes answers that
+    its teacher can make something of. sampled_reverse_kl is an expectation over samples at 1."""
     max_new_tokens: PositiveInt = 256
     """Longest answer of the student, in tokens."""
     ratio_clip: PositiveShare = 0.2
     """sampled_reverse_kl: ε of PPO's clip. A token stops counting once its probability has changed by this share since
     it was sampled; has an effect from the second step on a rollout."""
     steps_per_rollout: PositiveInt = 1
-    """sampled_reverse_kl: optimiser steps per rollout. More steps generate less often, in larger batches, and train on
-    answers of a slightly older student."""
+    """Optimiser steps per rollout. More steps generate less often, in larger batches, and train on answers of a
+    slightly older student."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
     """The engine that generates the student's answers. `vllm` runs in the training's process and takes over the
     student's weights before each round of answers; one process trains."""
@@ -65,6 +69,11 @@ class OnPolicyConfig(Section):
     sft_steps: NonNegativeInt = 0
     """Cold start: number of supervised fine-tuning steps on the teacher's answers that come first. Recommended for a
     student that cannot answer yet, for instance after layers were removed: scores of noise teach little."""
+
+    @property
+    def rollouts_at(self) -> float:
+        """The temperature of the student's sampling."""
+        return self.temperature if self.rollout_temperature is None else self.rollout_temperature
 
     @property
     def learns_answers(self) -> bool:

@@ -13,6 +13,7 @@ from easydistill.config.inference import ApiInferenceConfig, LocalInferenceConfi
 from easydistill.config.models import ModelsConfig
 from easydistill.contracts.teacher import endpoint_name
 from easydistill.data.manifest import RowCounts
+from easydistill.data.messages import images_of
 from easydistill.data.records import Rejection, Sample
 from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
@@ -30,6 +31,7 @@ from easydistill.methods.shared.rows import (
     render_all,
 )
 from easydistill.methods.shared.sharded_memory import Besides
+from easydistill.methods.shared.sight import hash_of_images, other_sight, teachers_vision, vision_of, vllm_images_issues
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
     from easydistill.methods.shared.rollouts import PromptRow, TeacherScores, Writer
     from easydistill.methods.shared.watch import TrainingOutcome
+    from easydistill.models.multimodal import Vision
 
 
 COLD_START, ON_POLICY = "cold_start", "on_policy"
@@ -87,11 +90,24 @@ class OnPolicyStage(TrainStage):
         if self._server is not None and "ENDPOINT" in self._server.base_urls:
             problem = '"ENDPOINT" is a placeholder for the address of your vLLM server'
             issues.append(ConfigIssue("config", "inference.base_url", problem, "e.g. http://localhost:8000/v1"))
-        if self._on_policy.objective == "generalized_jsd":
-            issues += needs_extra("trl", "trl")
         if self._on_policy.rollouts == "vllm":
-            issues += needs_extra("vllm", "vllm")
+            issues += needs_extra("vllm", "vllm") + vllm_images_issues(self._models, "on_policy.rollouts")
         return issues
+
+    def examine(self) -> list[ConfigIssue]:
+        """Also compare how teacher and student read images."""
+        return super().examine() or self._image_issues()
+
+    def _image_issues(self) -> list[ConfigIssue]:
+        reference = self._models.teacher
+        if self._server is not None or reference is None:
+            return []
+        if self._rows.refuses_images is not None or not self._rows.show_images():
+            return []
+        return [
+            ConfigIssue("config", "models.teacher", f"{reference}: {problem}", hint)
+            for problem, hint in other_sight(self._models, reference)
+        ]
 
     @property
     def besides(self) -> Besides:
@@ -125,7 +141,8 @@ class OnPolicyStage(TrainStage):
 
         samples, heldout, unreadable = self._rows.read(context)
         student = loaded_student(self._models, self._training.max_length, context)
-        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        vision = vision_of(student, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context, vision)
         rows, labels, rejected = self._prepare(renderer, samples, self._limits(student))
         rejected = [*unreadable, *rejected]
         keep_rejected(rejected, rows, context)
@@ -137,7 +154,7 @@ class OnPolicyStage(TrainStage):
                 context.reporter.say(line)
         size = max(student.tokenizer.get_vocab().values()) + 1
         with trimmed_vocabulary(student.model, size):
-            outcome = self._train(student, rows, labels, size, context)
+            outcome = self._train(student, rows, labels, size, vision, context)
             context.stop.raise_if_requested()
         if context.rank > 0:
             return StageResult([])
@@ -194,7 +211,9 @@ class OnPolicyStage(TrainStage):
         )
         if isinstance(prompt, Rejection):
             return prompt
-        return PromptRow(sample.id, prompt, None if label is None else split_label(label))
+        return PromptRow(
+            sample.id, prompt, None if label is None else split_label(label), images_of(*sample.prompt_chat.messages)
+        )
 
     def _train(
         self,
@@ -202,6 +221,7 @@ class OnPolicyStage(TrainStage):
         rows: list[PromptRow],
         labels: dict[str, Rendered],
         vocabulary: int,
+        vision: Vision | None,
         context: StageContext,
     ) -> TrainingOutcome:
         """The cold start, unless there is none or it is done; then on-policy training."""
@@ -209,7 +229,7 @@ class OnPolicyStage(TrainStage):
         from easydistill.methods.sft.batching import TokenRow
         from easydistill.methods.sft.trainer import train as fine_tune
 
-        checkpoints = checkpoints_of(context)
+        checkpoints = checkpoints_of(context, hash_of_images((row.id, row.images) for row in rows))
         following = checkpoints / ON_POLICY
         # Checkpoints of the second part hold all weights. With LoRA they hold only the adapters, so the cold start is
         # replayed from its own last checkpoint.
@@ -218,28 +238,52 @@ class OnPolicyStage(TrainStage):
             context.reporter.say(f"  cold start: {self._on_policy.sft_steps} steps on the teacher's answers")
             fine_tune(
                 student,
-                [TokenRow(name, row.ids_T, row.mask_T) for name, row in labels.items()],
+                [TokenRow(name, row.ids_T, row.mask_T, images=row.images) for name, row in labels.items()],
                 self._training.model_copy(update={"max_steps": self._on_policy.sft_steps}),
                 checkpoints / COLD_START,
                 context.reporter,
                 context.stop,
                 stage="cold_start",
+                vision=vision,
             )
             context.stop.raise_if_requested()
         shared = (self._training, self._on_policy, following, context.reporter, context.stop)
-        with contextlib.closing(self._writer(student)) as writer:
+        with contextlib.closing(self._writer(student, vision)) as writer:
             if self._on_policy.objective == "generalized_jsd":
-                from easydistill.methods.on_policy import trl_trainer as on_policy_trl
+                from easydistill.methods.on_policy import generalized_jsd
 
-                return on_policy_trl.train(student, rows, self._local_teacher(student, vocabulary), *shared, writer)
-            return sampled.train(student, rows, self._scores(student, vocabulary, context), *shared, writer)
+                teacher = self._local_teacher(student, vocabulary)
+                visions = vision, self._teachers_vision(rows, vision, context)
+                return generalized_jsd.train(student, rows, teacher, *shared, writer, visions)
+            scores = self._scores(student, rows, vocabulary, vision, context)
+            return sampled.train(student, rows, scores, *shared, writer, vision)
 
-    def _writer(self, student: Student) -> Writer:
+    def _teachers_vision(
+        self, rows: Sequence[PromptRow], student: Vision | None, context: StageContext
+    ) -> Vision | None:
+        """What a teacher on this machine sees of images.
+
+        Raises:
+            ConfigError: it sees none, or reads some as other tokens than the student.
+        """
+        assert self._models.teacher is not None
+        images = {image for row in rows for image in row.images}
+        problem = "the teacher reads text alone, and rows have images"
+        found = teachers_vision(self._models, self._models.teacher, context.images.path)
+        if found is not None:
+            if student is None or all(found.image_tokens(one) == student.image_tokens(one) for one in images):
+                return found
+            problem = "the teacher reads images of the rows as other tokens than the student"
+        if not images:
+            return None
+        raise ConfigError(ConfigIssue("config", "models.teacher", problem, "take a teacher of the student's family"))
+
+    def _writer(self, student: Student, vision: Vision | None) -> Writer:
         """What generates the student's answers."""
         if self._on_policy.rollouts == "transformers":
             from easydistill.methods.shared.rollouts import ModelWriter
 
-            return ModelWriter()
+            return ModelWriter(vision)
         from easydistill.methods.shared.vllm_rollouts import VllmWriter
 
         return VllmWriter(
@@ -249,15 +293,26 @@ class OnPolicyStage(TrainStage):
             trust_remote_code=self._models.trust_remote_code,
         )
 
-    def _scores(self, student: Student, vocabulary: int, context: StageContext) -> TeacherScores:
+    def _scores(
+        self,
+        student: Student,
+        rows: Sequence[PromptRow],
+        vocabulary: int,
+        vision: Vision | None,
+        context: StageContext,
+    ) -> TeacherScores:
         if self._server is not None:
             from easydistill.teachers.openai.scores import ServerScores
 
-            return ServerScores(self._server, context.redactor, lambda token: student.tokenizer.decode([token]))
+            tokenizer = student.tokenizer
+            return ServerScores(
+                self._server, context.redactor, lambda token: tokenizer.decode([token]), vision, context.images
+            )
         from easydistill.methods.shared.rollouts import LocalScores
 
-        teacher = self._local_teacher(student, vocabulary)
-        return LocalScores(teacher, min(student.eos_ids, default=0), self._training.loss_chunk_bytes)
+        teacher, pad = self._local_teacher(student, vocabulary), min(student.eos_ids, default=0)
+        sight = self._teachers_vision(rows, vision, context)
+        return LocalScores(teacher, pad, self._training.loss_chunk_bytes, sight)
 
     def _local_teacher(self, student: Student, vocabulary: int) -> Any:
         """The teacher on this machine's device, its vocabulary trimmed to the student's.

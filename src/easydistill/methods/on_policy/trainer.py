@@ -10,8 +10,8 @@ and −(1/N) Σ_t log p_S(y_t) for tokens of the teacher's answers, if rollouts 
 of the whole optimiser step, including the token that ends an answer if it was generated. Tokens for which the teacher
 gives no log-probability (a placeholder such as −9999, or nothing finite) are left out of the loss and of N.
 
-The choice of sequences, rollouts and scoring are in `shared/rollouts.py`, as for the generalised JSD in
-`trl_trainer.py`.
+The choice of sequences, rollouts and scoring are in `shared/rollouts.py`. `generalized_jsd.py` has the other objective
+of this loop.
 
 Shapes: N tokens, R of them the student's own.
 """
@@ -22,11 +22,11 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,12 +37,14 @@ from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import DataError, Interrupted, TeacherError
 from easydistill.kernels.logprobs import completion_logprobs
+from easydistill.methods.on_policy.alarms import Alarms
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.steps import steps_of
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
 from easydistill.methods.shared.checkpoints import is_whole, last_whole_checkpoint, mark_whole, rotate, step_of
 from easydistill.methods.shared.compat import check_head, uses_bf16
+from easydistill.methods.shared.compiling import fast_matrix_products
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import (
     check_ranks,
@@ -70,10 +72,16 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
+from easydistill.methods.shared.shown_images import sight_test
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
+from easydistill.models.allocation import reused_memory
 from easydistill.models.loading import device
+from easydistill.models.rows_attention import rows_attention
 from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 STATE = "state.pt"
 
@@ -104,6 +112,7 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     writer: Writer | None = None,
+    vision: Vision | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place by sampled reverse KL (float32 on the CPU when it enters).
 
@@ -112,17 +121,51 @@ def train(
 
     Args:
         writer: what generates the student's answers; by default the student, through transformers.
+        vision: of a student that sees images.
 
     Raises:
         DataError: there are no rows, or the loss is not finite.
         Interrupted: `stop` was requested; the state is in a checkpoint.
         TeacherError: the teacher failed for good; the state is in a checkpoint.
     """
+    return run_loop(
+        lambda: SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer, vision),
+        student,
+        rows,
+        config,
+        stop,
+        vision,
+    )
+
+
+def run_loop(
+    made: Callable[[], SampledTraining],
+    student: Student,
+    rows: Sequence[PromptRow],
+    config: TrainingConfig,
+    stop: StopSignal,
+    vision: Vision | None = None,
+) -> TrainingOutcome:
+    """Train `student` in place by the loop that `made` gives.
+
+    Args:
+        vision: of a student that sees images.
+
+    Raises:
+        DataError, Interrupted, TeacherError: see `train`.
+    """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
-    strategy().decided(lambda: check_head(student.model))
-    with kept_settings(student.model):
-        loop = SampledTraining(student, rows, scores, config, on_policy, checkpoints, reporter, writer)
+    shown = sight_test(vision, [(row.prompt, row.images) for row in rows])
+    strategy().decided(lambda: check_head(student.model, shown))
+    on = device()
+    with (
+        kept_settings(student.model),
+        rows_attention(),
+        reused_memory(on),
+        fast_matrix_products(on, uses_bf16(config, on)),
+    ):
+        loop = made()
         loop.run(stop)
     loop.steps.finish()
     outcome = loop.outcome()
@@ -169,11 +212,12 @@ class SampledTraining:
         checkpoints: Path,
         reporter: Reporter,
         writer: Writer | None = None,
+        vision: Vision | None = None,
     ) -> None:
-        self._student, self._rows, self._scores = student, rows, scores
+        self._student, self._rows, self._scores, self._vision = student, rows, scores, vision
         self._config, self._on_policy = config, on_policy
         self._checkpoints, self._reporter = checkpoints, reporter
-        self._writer = writer or ModelWriter()
+        self._writer = writer or ModelWriter(vision)
         self._device = device()
         self._order = PromptOrder(len(rows), batch_rows(config) * world_size(), config.seed)
         self.total = config.max_steps or math.ceil(config.num_train_epochs * self._order.steps)
@@ -187,6 +231,9 @@ class SampledTraining:
         self._window: list[dict[str, float]] = []
         self._final_loss: float | None = None
         self._phases = Phases(self._device)
+        self._alarms = Alarms()
+        # Parts of weights have no shape of their own, and all ranks must compute alike.
+        self._flat = not strategy().shards
 
     def run(self, stop: StopSignal) -> None:
         self._load()
@@ -219,40 +266,53 @@ class SampledTraining:
         steps = range(self._step, min(self.total, self._step + self._on_policy.steps_per_rollout))
         everything = {step: self._assigned(step) for step in steps}
         written = {step: items[_share(len(items))] for step, items in everything.items()}
-        prompts = [(item.id, item.prompt) for step in steps for item in written[step] if item.rolled]
-        if prompts:
+        asked = [item for step in steps for item in written[step] if item.rolled]
+        if asked:
             with self._phases.during("weights"):
                 self._writer.load(self._student.model)
         with self._phases.during("rollouts"), self.steps.whole() as model:
-            rollouts, own = self._write(model, prompts, _numbers(everything.values()))
+            rollouts, own = self._write(model, asked, _numbers(everything.values()))
         scored_rollouts, entropies = self._score(rollouts, own, stop)
         answers = iter(scored_rollouts)
         self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
         everyone = [item for part in from_all(scored_rollouts) for item in part]
         entropies = [value for part in from_all(entropies) for value in part]
-        return {**describe(everyone), **({"entropy": fmean(entropies)} if everyone else {})}
+        return {**describe(everyone), **({"entropy": fmean(entropies)} if entropies else {})}
 
     def _write(
-        self, model: Any, prompts: Sequence[tuple[str, list[int]]], numbers: Sequence[int]
+        self, model: Any, asked: Sequence[Written], numbers: Sequence[int]
     ) -> tuple[list[Written], list[tuple[list[float], list[float]]]]:
-        """The student's answers, and of each the (log p_old, entropy) of its tokens."""
+        """The student's answers, and of each the (log p_old, entropy) of its tokens.
+
+        Args:
+            asked: sequences that are still empty.
+        """
+        # The estimate is of the student's own distribution, so sampling must not sharpen or flatten it.
+        rollouts = self._generated(model, asked, numbers, temperature=1.0)
+        images = [item.images for item in rollouts]
+        written = [(item.ids, len(item.prompt)) for item in rollouts]
+        model.eval()
+        with self._phases.during("scores"), torch.no_grad(), self._autocast(cached=True):
+            chunk = self._config.loss_chunk_bytes
+            own = scored(model, written, self._pad, chunk, images, self._vision) if written else []
+        return rollouts, own
+
+    def _generated(
+        self, model: Any, asked: Sequence[Written], numbers: Sequence[int], temperature: float
+    ) -> list[Written]:
+        """The student's answers to the prompts of sequences that are still empty."""
         with self._autocast(cached=True):
-            rollouts = self._writer.write(
+            return self._writer.write(
                 model,
-                prompts,
+                [(item.id, item.prompt) for item in asked],
                 self._step,
                 self._student.eos_ids,
                 self._on_policy.max_new_tokens,
-                # The estimate is of the student's own distribution, so sampling must not sharpen or flatten it.
-                1.0,
+                temperature,
                 self._config.seed,
                 numbers,
+                [item.images for item in asked],
             )
-        asked = [(item.ids, len(item.prompt)) for item in rollouts]
-        model.eval()
-        with self._phases.during("scores"), torch.no_grad(), self._autocast(cached=True):
-            own = scored(model, asked, self._pad, self._config.loss_chunk_bytes) if asked else []
-        return rollouts, own
 
     def _assigned(self, step: int) -> list[Written]:
         """A step's sequences of all ranks; those that the student is to generate are still empty."""
@@ -266,7 +326,9 @@ class SampledTraining:
         """The rollouts with log p_old and log p_T of their tokens, and the student's entropy at each, in nats."""
         asked = [(item.ids, len(item.prompt)) for item in rollouts]
         with self._phases.during("teacher"):
-            given = together(lambda: self._scores.score(asked, stop) if asked else [])
+            images = [item.images for item in rollouts]
+            shown = (images,) if any(images) else ()
+            given = together(lambda: self._scores.score(asked, stop, *shown) if asked else [])
         usable = [[[usable_logprob(value) for value in row] for row in part] for part in given]
         by_teacher = usable[rank()]
         if any(usable) and all(math.isnan(value) for part in usable for row in part for value in row):
@@ -293,6 +355,7 @@ class SampledTraining:
             torch.manual_seed(row_seed(self._config.seed, f"{self._step}:dropout"))
             for at in range(0, len(batch), size):
                 part = batch[at : at + size]
+                self._before(part)
                 loss = self.steps.forward(functools.partial(self._loss, part)) / count
                 self.steps.backward(loss, last=at + size >= len(batch))
                 total += float(loss.detach())
@@ -303,13 +366,28 @@ class SampledTraining:
                 "    → lower training.learning_rate, or set training.bf16=false"
             )
         rate = self.steps.learning_rate
-        return {"loss": total, "grad_norm": self.steps.update(), "learning_rate": rate}
+        return {"loss": total, "grad_norm": self.steps.update(), "learning_rate": rate, **self._figures()}
+
+    def _before(self, part: list[Written]) -> None:
+        """What a micro-batch needs beside the student."""
+
+    def _figures(self) -> dict[str, float]:
+        """What the losses of the step have told of its rollouts, of all ranks."""
+        return {}
 
     def _loss(self, part: list[Written]) -> Tensor:
         """The summed loss of a micro-batch."""
+        asked, images = self._shown(part)
         with self._autocast():
-            asked = [(item.ids, len(item.prompt)) for item in part]
-            logprobs_N, _ = completion_logprobs(self._student.model, asked, self._pad, self._config.loss_chunk_bytes)
+            logprobs_N, _ = completion_logprobs(
+                self._student.model,
+                asked,
+                self._pad,
+                self._config.loss_chunk_bytes,
+                flat=self._flat,
+                vision=self._vision,
+                images=images,
+            )
         on = logprobs_N.device
         rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=on)
         learned_N = torch.tensor([value for item in part for value in item.learned], device=on)
@@ -320,6 +398,21 @@ class SampledTraining:
         cross_entropy = -logprobs_N[~rolled_N].sum()
         kept_R, own_N = learned_N[rolled_N], logprobs_N[rolled_N & learned_N]
         return cross_entropy + sampled_reverse_kl(own_N, old_R[kept_R], teacher_R[kept_R], self._on_policy.ratio_clip)
+
+    def _shown(self, part: list[Written]) -> tuple[list[tuple[list[int], int]], list[tuple[str, ...]]]:
+        """A micro-batch as (token ids, start), and the images of each; with the companion where it has none."""
+        asked, images = [(item.ids, len(item.prompt)) for item in part], [item.images for item in part]
+        if self._companion is not None and not any(images):
+            asked.append((self._companion.prompt, len(self._companion.prompt)))
+            images.append(self._companion.images)
+        return asked, images
+
+    @functools.cached_property
+    def _companion(self) -> PromptRow | None:
+        """Where several processes train, a short row with an image. It goes with batches of text alone, and nothing is
+        learned of it: all processes use the same parts of the student in every step."""
+        rows = (row for row in self._rows if row.images) if world_size() > 1 else iter(())
+        return min(rows, key=lambda row: len(row.prompt), default=None)
 
     def _autocast(self, *, cached: bool | None = None) -> Any:
         """
@@ -345,6 +438,8 @@ class SampledTraining:
         )
         if means:
             self._reporter.metric("rollouts", step=self._step, **means)
+            for sentence in self._alarms.step(self._step, means):
+                self._reporter.say(f"  alarm at step {self._step}: {sentence}")
         self._reporter.metric("seconds", step=self._step, **self._phases.take())
         self._window = []
 
@@ -377,6 +472,7 @@ class SampledTraining:
             "window": self._window,
             "tokens": self._tokens,
             "final_loss": self._final_loss,
+            "alarms": self._alarms.state(),
         }
         torch.save(state, target / STATE)
 
@@ -384,12 +480,21 @@ class SampledTraining:
         found = last_whole_checkpoint(self._checkpoints)
         if found is None:
             return
+        if not from_first((found / STATE).is_file()):
+            self._reporter.say("  note: checkpoints of an earlier version cannot be continued; this part starts anew")
+            wait_for_all()
+            if rank() == 0:
+                shutil.rmtree(self._checkpoints)
+            wait_for_all()
+            return
         check_ranks(found)
         state = torch.load(found / STATE, map_location="cpu", weights_only=True)
         self.steps.load(found, state)
         pending = state["pending"] if world_size() == 1 else state["pending"][rank()]
         self._pending = [[Written(**item) for item in batch] for batch in pending]
         self._window, self._tokens, self._final_loss = state["window"], state["tokens"], state["final_loss"]
+        if "alarms" in state:
+            self._alarms.restore(state["alarms"])
         self._step = self._resumed = step_of(found)
 
     def outcome(self) -> TrainingOutcome:
@@ -401,4 +506,5 @@ class SampledTraining:
             parameters=parameters,
             trainable_parameters=trainable,
             resumed_from_step=self._resumed,
+            alarms=self._alarms.raised,
         )

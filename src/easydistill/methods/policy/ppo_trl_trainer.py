@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from easydistill.methods.policy.watch import Explorer, PolicyWatch
 from easydistill.methods.shared.ranks import gather_rows, sum_over_ranks, world_size
 from easydistill.models.head import body_of
 from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 CRITIC = "critic.pt"
 """File of the critic and its optimiser in a checkpoint."""
@@ -53,7 +56,8 @@ class ValueHead(nn.Module):
     def values(self, ids_BL: Tensor, mask_BL: Tensor, tokens: int) -> Tensor:
         """(B, T): the value before each of the last `tokens` tokens, from the forward passes since `begin`."""
         assert self._seen is not None, "begin() comes first"
-        hidden_BLD = torch.cat(self._seen)
+        # A row that only accompanies a batch without images comes last.
+        hidden_BLD = torch.cat(self._seen)[: len(ids_BL)]
         self._seen = None
         values_BT: Tensor = self.linear(hidden_BLD[:, -tokens - 1 : -1].float()).squeeze(-1)
         return values_BT
@@ -94,13 +98,14 @@ class PpoTrainer(PolicyTrainer):
         policy: PpoConfig,
         checkpoints: Path,
         watch: PolicyWatch,
+        vision: Vision | None = None,
         critic: Any = None,
     ) -> None:
         """
         Args:
             critic: a reward model with the student's tokens, trained further here; None for a value head.
         """
-        super().__init__(student, explorer, config, policy, checkpoints, watch)
+        super().__init__(student, explorer, config, policy, checkpoints, watch, vision)
         # Created after the policy was moved to its device.
         self._critic: ValueHead | ModelCritic = ValueHead(student.model) if critic is None else ModelCritic(critic)
         self._critic.to(self.accelerator.device)
@@ -155,7 +160,8 @@ class PpoTrainer(PolicyTrainer):
         for at in range(0, len(ids_BL), size):
             part = (ids_BL[at : at + size], seen_BL[at : at + size], tokens)
             self._critic.begin()
-            logps_BT = self._get_per_token_logps_and_entropies(self.model, *part)[0]
+            with self._showing(self._asked[at : at + size]):
+                logps_BT = self._get_per_token_logps_and_entropies(self.model, *part)[0]
             both.append((logps_BT, self._critic.values(*part).float()))
         return torch.cat([logps for logps, _ in both]), torch.cat([values for _, values in both])
 

@@ -49,7 +49,9 @@ def dealt(found: Mapping[str, Any], steps: int, padding: int) -> list[dict[str, 
         padding: the padding token.
     """
     rows = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
-    assert all(isinstance(value, Tensor) for value in found.values()), "texts alone: there are no images"
+    assert all(isinstance(value, Tensor) for value in found.values()), (
+        "images are not among them, but the numbers of their rows"
+    )
     whole = {name: gather_rows(_widened(name, value, padding)) for name, value in rows.items()}
     count = len(whole["completion_ids"])
     # Every rank draws, so that the state of its generator is that of one process.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easydistill.contracts.reward import Rollout
-from easydistill.data.messages import Message, Tool
+from easydistill.data.messages import Message, Tool, images_of
 from easydistill.methods.shared.rollouts import PromptOrder
 
 
@@ -17,12 +17,17 @@ class PolicyRow:
 
     id: str
     prompt: list[int]
-    """Token ids, including the generation prompt."""
+    """Token ids, including the generation prompt; those of images are expanded."""
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other fields, such as `answer`, for rewards."""
     tools: tuple[Tool, ...] = ()
     """The tools that the answer may call."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The digests of the prompt's images, in the order of their tokens."""
+        return images_of(*self.messages)
 
 
 class GroupOrder(PromptOrder):

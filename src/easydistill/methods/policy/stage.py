@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,7 @@ from easydistill.asking.model import AskedModel
 from easydistill.config.deepspeed_checks import rollout_issues
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.files import hash_file
+from easydistill.data.files import hash_file, write_jsonl
 from easydistill.data.manifest import RowCounts
 from easydistill.data.numbers import as_float
 from easydistill.data.records import Rejection, Sample
@@ -24,6 +25,7 @@ from easydistill.methods.sft.stage import TrainStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import PromptRows, fitting_prompt, nothing_left
 from easydistill.methods.shared.sharded_memory import Besides
+from easydistill.methods.shared.sight import hash_of_images, sees_images, vision_of, vllm_images_issues
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -47,18 +49,43 @@ if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
     from easydistill.methods.policy.rows import PolicyRow
     from easydistill.methods.policy.watch import Explorer
+    from easydistill.models.multimodal import Vision
     from easydistill.rewards import Reward
 
 ANSWER = "answer"
 """Field of a row with the known answer; the row's own answer is put there too."""
 PASS_RATE = "pass_rate"
 UNJUDGED = "unjudged"
+ANSWERS = "answers.jsonl"
+"""File of the held-out answers before and after training, which the report shows."""
 
 
+def _all_see() -> None:
+    """Nobody is blind."""
+
+
+@dataclass(frozen=True)
 class ExplorationRows(PromptRows):
     """Prompts to explore, with their rows' known answers."""
 
     labelled: ClassVar[bool | None] = None
+
+    blind: Callable[[], tuple[str, str] | None] = field(default=_all_see, kw_only=True)
+    """(config key, words) of what judges answers without seeing images, if something does."""
+
+    def blind_setting(self) -> str:
+        """The config key because of which rows with images are refused."""
+        blind = None if super().refuses_images is not None else self.blind()
+        return "models.student" if blind is None else blind[0]
+
+    @property
+    def refuses_images(self) -> str | None:
+        if (why := super().refuses_images) is not None:
+            return why
+        if (blind := self.blind()) is None:
+            return None
+        key, words = blind
+        return f"{words} reads text alone and would not see it: set {key} to one that sees, or remove it"
 
     def fingerprint(self) -> dict[str, Any]:
         held = {"heldout": self.evaluation.heldout, "max_heldout": self.evaluation.max_heldout}
@@ -79,6 +106,7 @@ class PolicyStage(TrainStage):
     ) -> None:
         super().__init__(rows, models, training)
         self._policy, self._rewards, self._judge = policy, rewards, judge
+        self._foresight = replace(self._foresight, blind=rows.blind_setting)
         # Held-out answers are verified whether or not verification is a reward.
         self._verification: Any = getattr(rewards, "verify", None) or verify.Config()
 
@@ -96,8 +124,16 @@ class PolicyStage(TrainStage):
         if self._judge is not None:
             issues += self._judge.plan.preflight()
         if self._policy.rollouts == "vllm":
-            issues += needs_extra("vllm", "vllm")
-        return issues
+            issues += needs_extra("vllm", "vllm") + vllm_images_issues(self._models, "policy.rollouts")
+        return issues + self._critic_issues()
+
+    def _critic_issues(self) -> list[ConfigIssue]:
+        if not isinstance(self._policy, PpoConfig) or self._policy.critic != "reward_model":
+            return []
+        if not sees_images(self._models):
+            return []
+        problem = "a reward model does not value the answers of a student that sees images token by token"
+        return [ConfigIssue("config", "policy.critic", problem, 'set "critic": "value_head", or leave it out')]
 
     @property
     def besides(self) -> Besides:
@@ -122,7 +158,11 @@ class PolicyStage(TrainStage):
         if None in sizes:
             return Estimate(disk_bytes=own.disk_bytes)
         more = 4 * sum(size for size in sizes if size is not None)
-        if isinstance(self._policy, PpoConfig) and self._policy.critic != "value_head":
+        if (
+            isinstance(self._policy, PpoConfig)
+            and self._policy.critic != "value_head"
+            and not sees_images(self._models)
+        ):
             # The critic's gradients and moments.
             more *= 5
         return Estimate(disk_bytes=own.disk_bytes, memory_bytes=own.memory_bytes + more)
@@ -130,7 +170,8 @@ class PolicyStage(TrainStage):
     def run(self, context: StageContext) -> StageResult:
         samples, heldout, unreadable = self._rows.read(context)
         student = loaded_student(self._models, self._training.max_length, context)
-        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        vision = vision_of(student, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context, vision)
         rows, train_rejected = self._prepare(renderer, samples, student.limits)
         held_rows, held_rejected = self._prepare(renderer, heldout, student.limits, all_rates=True)
         rejected = [*unreadable, *train_rejected, *held_rejected]
@@ -139,11 +180,14 @@ class PolicyStage(TrainStage):
             raise nothing_left("train on", train_rejected)
         with ExitStack() as opened:
             explorer = self._explorer(student, rows, held_rows, context, opened)
-            outcome = self._train_policy(student, explorer, context)
+            outcome = self._train_policy(student, explorer, vision, context)
         context.stop.raise_if_requested()
         if context.rank > 0:
             return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
+        if answers := answer_rows(explorer):
+            write_jsonl(context.directory / ANSWERS, answers)
+            files.append(ANSWERS)
         show_student(context)
         steps = sorted(explorer.measured)
         measured: dict[str, Any] = (
@@ -224,7 +268,9 @@ class PolicyStage(TrainStage):
             judge=judge,
             judge_sampling=self._judge.inference.sampling() if self._judge is not None else {},
             judge_system_prompt=self._judge.inference.system_prompt if self._judge is not None else None,
+            judge_image=self._judge.inference.image_identity() if self._judge is not None else {},
             journal=context.directory / "judge-0.jsonl" if judge is not None else None,
+            images=context.images.path,
         )
         rewards = opened.enter_context(build(self._rewards, given))
         return Explorer(rows, heldout, rewards, self._verifier(heldout, given, opened), by_first=by_first)
@@ -240,24 +286,25 @@ class PolicyStage(TrainStage):
         opened.callback(made.close)
         return made
 
-    def _train_policy(self, student: Student, explorer: Explorer, context: StageContext) -> Any:
+    def _train_policy(self, student: Student, explorer: Explorer, vision: Vision | None, context: StageContext) -> Any:
         from easydistill.methods.policy import trl_trainer as policy_trl
 
+        images = hash_of_images((row.id, row.images) for row in (*explorer.rows, *explorer.heldout))
         shared = (
             student,
             explorer,
             self._training,
             self._policy,
-            checkpoints_of(context),
+            checkpoints_of(context, images),
             context.reporter,
             context.stop,
         )
         if not isinstance(self._policy, PpoConfig):
-            return policy_trl.train(*shared)
+            return policy_trl.train(*shared, vision=vision)
         from easydistill.methods.policy.ppo_trl_trainer import PpoTrainer
 
         critic = self._critic(student, self._policy)
-        return policy_trl.train(*shared, trainer_class=PpoTrainer, critic=critic)
+        return policy_trl.train(*shared, trainer_class=PpoTrainer, vision=vision, critic=critic)
 
     def _critic(self, student: Student, policy: PpoConfig) -> Any:
         """The reward model that the critic starts from; None for a value head.
@@ -271,6 +318,9 @@ class PolicyStage(TrainStage):
         config = getattr(self._rewards, "reward_model", None)
         if policy.critic == "value_head" or (policy.critic is None and config is None):
             return None
+        if student.processor is not None:
+            # The reward model would have to be shown the images with every token.
+            return None
         problem = "no rewards.reward_model is configured"
         if config is not None:
             if same_vocabulary(student.tokenizer, load_tokenizer(config.model)):
@@ -280,3 +330,20 @@ class PolicyStage(TrainStage):
             return None
         hint = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
         raise ConfigError(ConfigIssue("config", "policy.critic", problem, hint))
+
+
+def answer_rows(explorer: Explorer) -> list[dict[str, Any]]:
+    """Each held-out prompt with its known answer, if it is a text, and the student's answers before and after training;
+    none if they were not kept."""
+    steps = sorted(explorer.measured)
+    if not steps or steps[0] not in explorer.said or steps[-1] not in explorer.said:
+        return []
+    sides = explorer.said[steps[0]], explorer.said[steps[-1]]
+    found = []
+    for row, before, after in zip(explorer.heldout, *sides, strict=True):
+        known = row.meta.get(ANSWER)
+        reference = known if isinstance(known, str) else None
+        found.append(
+            {"id": row.id, "prompt": list(row.messages), "teacher": reference, "before": before, "after": after}
+        )
+    return found

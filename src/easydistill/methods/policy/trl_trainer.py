@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,14 +36,18 @@ from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import any_rank, check_ranks, numbers_of_share, rank, together, world_size
 from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
+from easydistill.methods.shared.shown_images import ShownImages
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.strategies.gathered import Gathered
 from easydistill.methods.shared.trl_parts import WritingTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
-from easydistill.models.loading import device, with_padding
+from easydistill.models.loading import device, is_multimodal, with_padding
 from easydistill.models.student import Student
 from easydistill.rewards import RewardScores
 from easydistill.teachers.parsing import text_of
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 try:
     with importing_trl():
@@ -54,6 +59,8 @@ except ImportError:
 
 HELDOUT = "heldout.jsonl"
 """Journal of held-out figures, beside the checkpoints."""
+ROW = "row"
+"""Beside TRL's tensors of a round, where the student sees images: the number of each answer's prompt."""
 _OF_TOKENS = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 """TRL's figures of a micro-batch that are means over its counted tokens."""
 
@@ -67,6 +74,7 @@ def train(
     reporter: Reporter,
     stop: StopSignal,
     trainer_class: type[PolicyTrainer] | None = None,
+    vision: Vision | None = None,
     **extra: Any,
 ) -> TrainingOutcome:
     """Train `student` in place (float32 on the CPU when it enters); with LoRA its adapters are merged at the end.
@@ -75,6 +83,7 @@ def train(
 
     Args:
         trainer_class: by default GRPO's.
+        vision: of a student that sees images.
         extra: further arguments of that class.
 
     Raises:
@@ -95,7 +104,7 @@ def train(
     watch.recall(resume)
     with contextlib.nullcontext() if journal is None else journal, watch, kept_settings(student.model):
         made = trainer_class or PolicyTrainer
-        trainer = made(student, explorer, config, policy, checkpoints, watch, **extra)
+        trainer = made(student, explorer, config, policy, checkpoints, watch, vision=vision, **extra)
         watch.trainer = trainer
         if resume is not None:
             trainer.recall_critic(resume)
@@ -118,7 +127,11 @@ def train(
 
 
 def learned_positions(model: Any) -> str | None:
-    """The name of a model's absolute position embedding, which padding would shift; None without one."""
+    """The name of a model's absolute position embedding, which padding would shift; None without one.
+
+    Those of a vision tower do not count: images are not padded.
+    """
+    model = model.get_decoder() if is_multimodal(model.config) else model
     last_parts = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     return min(last_parts & {"wpe", "embed_positions", "position_embeddings"}, default=None)
 
@@ -188,9 +201,11 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         policy: PolicyConfig,
         checkpoints: Path,
         watch: PolicyWatch,
+        vision: Vision | None = None,
     ) -> None:
         self._student, self._explorer, self._config, self._policy = student, explorer, config, policy
-        self._watch = watch
+        self._watch, self._vision = watch, vision
+        self._shown: list[int] = []
         self.phases = watch.phases = Phases(device())
         self._asked: list[int] = []
         self._ended: list[bool] = []
@@ -204,6 +219,9 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             processing_class=with_padding(student.tokenizer, student.limits.tokens),
             callbacks=[watch],
         )
+        pairs = [(row.prompt, row.images) for row in explorer.rows]
+        padding = self.processing_class.pad_token_id
+        self._images = None if vision is None else ShownImages(vision, pairs, padding)
         if self._needs_reference:
             self.beta = getattr(policy, "beta", 0.0)
             if reference is not None:
@@ -261,7 +279,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         )
 
     def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        self._asked = list(prompts)
+        self._asked = self._shown = list(prompts)
         return [self._explorer.rows[index].prompt for index in prompts], None, {}
 
     def _generate_single_turn(
@@ -286,7 +304,8 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
             for index, number, ids in zip(self._asked, numbers, prompt_ids, strict=True)
         ]
         with self.phases.during("rollouts"), self._generating() as model:
-            written = self._write(model, asked, self.state.global_step, self._policy.temperature, numbers)
+            images = [self._explorer.rows[index].images for index in self._asked]
+            written = self._write(model, asked, images, self.state.global_step, self._policy.temperature, numbers)
         self._ended = [item.ended for item in written]
         return [item.completion for item in written], None
 
@@ -294,12 +313,15 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         self,
         model: Any,
         asked: Sequence[tuple[str, list[int]]],
+        images: Sequence[tuple[str, ...]],
         step: int,
         temperature: float,
         numbers: Sequence[int] | None = None,
     ) -> list[Written]:
-        longest = self._policy.max_new_tokens
-        return roll_out(model, asked, step, self._student.eos_ids, longest, temperature, self._config.seed, numbers)
+        longest, ends = self._policy.max_new_tokens, self._student.eos_ids
+        return roll_out(
+            model, asked, step, ends, longest, temperature, self._config.seed, numbers, images, self._vision
+        )
 
     def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
         return [text_of(self.processing_class, ids, self._student.eos_ids) for ids in completions]
@@ -322,13 +344,64 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with self.phases.during("scores"):
             found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self._images is not None:
+            found[ROW] = torch.tensor(self._asked, device=self.accelerator.device)
         return found
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """In bfloat16 if configured, as in the loss; by a model in parts with all its weights."""
+    @contextlib.contextmanager
+    def _showing(self, rows: list[int]) -> Iterator[None]:
+        """Inside, log-probabilities are those of answers to these prompts, given by number."""
+        before, self._shown = self._shown, rows
+        try:
+            yield
+        finally:
+            self._shown = before
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """In bfloat16 if configured, as in the loss; by a model in parts with all its weights; with rows' images."""
         whole = model.whole() if isinstance(model, Gathered) else contextlib.nullcontext(model)
         with whole as model, self._autocast():
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            if self._images is None:
+                return super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+                )
+            size = batch_size or len(input_ids)
+            parts = [
+                self._with_images(
+                    model, input_ids[at : at + size], attention_mask[at : at + size], logits_to_keep, at, kwargs
+                )
+                for at in range(0, len(input_ids), size)
+            ]
+        logps, entropies, auxiliary = zip(*parts, strict=True)
+        return (
+            torch.cat(logps),
+            None if entropies[0] is None else torch.cat(entropies),
+            None if auxiliary[0] is None else torch.stack(auxiliary).mean(),
+        )
+
+    def _with_images(
+        self, model: Any, ids_BL: Tensor, mask_BL: Tensor, tokens: int, first: int, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's log-probabilities, entropies and auxiliary loss of rows, of which the first is number `first` of those
+        that are shown."""
+        assert self._images is not None
+        count = len(ids_BL)
+        rows = [self._images.rows[index] for index in self._shown[first : first + count]]
+        shown = self._images.batch(ids_BL, mask_BL, rows, self._student.model)
+        # TRL asks the model for the tokens of a batch; what the rows show goes with them.
+        seeing = partial(model, **shown.seen)
+        logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
+            seeing, shown.ids_BL, shown.mask_BL, tokens, **options
+        )
+        return logps[:count], None if entropies is None else entropies[:count], auxiliary
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, but for the shuffle of a round whose answers are spread over ranks."""
@@ -342,7 +415,8 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """TRL's loss; the figures of a micro-batch without any counted token, which are all 0, are dropped."""
-        loss = super()._compute_loss(model, inputs)
+        with self._showing(inputs[ROW].tolist() if ROW in inputs else []):
+            loss = super()._compute_loss(model, inputs)
         mine = inputs["completion_mask"].sum()
         counted: Any = self.accelerator.reduce(mine, reduction="sum")
         if self.loss_type == "bnpo":
@@ -364,8 +438,8 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         rows = self._explorer.heldout
         was_training = self.model.training
         with self._generating(first_only=True) as model:
-            asked = [(row.id, row.prompt) for row in rows]
-            written = self._write(model, asked, 0, 0.0) if rank() == 0 else []
+            asked, images = [(row.id, row.prompt) for row in rows], [row.images for row in rows]
+            written = self._write(model, asked, images, 0, 0.0) if rank() == 0 else []
         self.model.train(was_training)
         return together(lambda: self._of_heldout(written) if rank() == 0 else {})[0]
 
@@ -373,6 +447,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         """Figures of answers to the held-out prompts."""
         rows = self._explorer.heldout
         texts = self._texts([item.completion for item in written])
+        self._explorer.said[self.state.global_step] = texts
         rollouts = [
             rollout_of(row, item.completion, text, item.ended)
             for row, item, text in zip(rows, written, texts, strict=True)

@@ -75,6 +75,8 @@ class Explorer:
         self.rows, self.heldout, self.rewards, self.verify = rows, heldout, rewards, verify
         self.measured: dict[int, dict[str, Any]] = {}
         """Held-out figures, by step."""
+        self.said: dict[int, list[str]] = {}
+        """Held-out answers, by step; in the first process."""
         self.alarms = Alarms()
 
 
@@ -155,7 +157,7 @@ class PolicyWatch(Watch):
             return
         figures = self.trainer.measure()
         if self._journal is not None:
-            self._journal.append({"key": str(step), "figures": figures})
+            self._journal.append({"key": str(step), "figures": figures, "answers": self._explorer.said.get(step)})
         self._explorer.measured[step] = figures
         self._reporter.metric("heldout", step=step, **figures)
         self._warn(self._explorer.alarms.heldout(step, figures))
@@ -173,7 +175,10 @@ class PolicyWatch(Watch):
         alarms = self._explorer.alarms
         alarms.restore(json.loads((checkpoint / ALARMS).read_text(encoding="utf-8")))
         journal = self._journal
-        known = {} if journal is None else {int(step): journal.get(step)["figures"] for step in journal}
+        lines = {} if journal is None else {int(step): journal.get(step) for step in journal}
+        # Older runs kept no answers.
+        self._explorer.said = {step: line["answers"] for step, line in lines.items() if line.get("answers")}
+        known = {step: line["figures"] for step, line in lines.items()}
         for step, figures in sorted(from_first(known).items()):
             if step <= step_of(checkpoint):
                 self._explorer.measured[step] = figures

@@ -7,13 +7,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import StatisticsError, correlation, fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from easydistill.data.batches import batches_by_length, padded
 from easydistill.engine.interrupt import StopSignal
 from easydistill.methods.reward_model.rows import RewardRow
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 MAX_BATCH_ROWS = 64
 BATCH_TOKENS = 16_384
@@ -33,23 +36,28 @@ class RowScore:
 
 
 @torch.no_grad()
-def score_rows(model: Any, rows: Sequence[RewardRow], pad: int, stop: StopSignal) -> list[RowScore]:
+def score_rows(
+    model: Any, rows: Sequence[RewardRow], pad: int, stop: StopSignal, vision: Vision | None = None
+) -> list[RowScore]:
     """Scores of both answers of every row.
 
     Args:
         model: a sequence classifier of one label, in eval mode.
+        vision: of a model that sees images.
 
     Raises:
         Interrupted: `stop` was requested.
     """
-    chats = [chat for row in rows for chat in (row.chosen, row.rejected)]
+    chats = [chat for row in rows for chat in row.sequences]
+    images = [row.images for row in rows for _ in row.sequences]
     found = [0.0] * len(chats)
     device = next(model.parameters()).device
     for batch in batches_by_length([len(chat) for chat in chats], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
         stop.raise_if_requested()
         ids_BT = torch.tensor(padded([chats[at] for at in batch], pad), device=device)
         seen_BT = torch.tensor(padded([[1] * len(chats[at]) for at in batch], 0), device=device)
-        score_B1 = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits
+        shown = {} if vision is None else vision.inputs(ids_BT, [(chats[at], images[at]) for at in batch])
+        score_B1 = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False, **shown).logits
         for at, score in zip(batch, score_B1[:, 0].float().tolist(), strict=True):
             found[at] = score
     return [RowScore(found[2 * number], found[2 * number + 1]) for number in range(len(rows))]

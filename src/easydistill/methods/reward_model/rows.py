@@ -16,7 +16,7 @@ from easydistill.data.records import Rejection
 from easydistill.data.row_files import MALFORMED
 from easydistill.errors import DataError
 from easydistill.methods.shared.pairs import GAP, PLAIN
-from easydistill.methods.shared.rows import UNLIMITED, unknown_token
+from easydistill.methods.shared.rows import UNLIMITED, refusal_reason, unknown_token
 from easydistill.models.limits import Limits
 
 if TYPE_CHECKING:
@@ -50,6 +50,13 @@ class RewardRow:
     """Known quality of the two answers, chosen first."""
     gap: str = PLAIN
     """Kind of the pair; figures are grouped by it."""
+    images: tuple[str, ...] = ()
+    """The digests of the prompt's images, in the order of their tokens."""
+
+    @property
+    def sequences(self) -> tuple[list[int], list[int]]:
+        """The two chats, the chosen one first."""
+        return self.chosen, self.rejected
 
     @property
     def longest(self) -> int:
@@ -106,7 +113,7 @@ def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRo
         prompt = renderer.prompt_ids(pair.prompt_chat)
         chosen, rejected = map(renderer.chat_ids, pair.chats)
     except DataError as error:
-        raise _NoRow(TEMPLATE_REFUSED, str(error)) from None
+        raise _NoRow(refusal_reason(error), str(error)) from None
     if chosen == rejected:
         raise _NoRow(TEMPLATE_REFUSED, "the template shows both answers alike")
     given = pair.meta.get(MARGIN, 0.0) if use_margin else 0.0
@@ -124,6 +131,7 @@ def _row(renderer: ChatRenderer, pair: Preference, use_margin: bool) -> RewardRo
         margin,
         _truth(pair),
         gap if isinstance(gap, str) else PLAIN,
+        pair.images,
     )
 
 

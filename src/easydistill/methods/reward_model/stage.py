@@ -13,9 +13,10 @@ from easydistill.engine.stage import StageContext, StageResult
 from easydistill.errors import ConfigError, ConfigIssue, DataError
 from easydistill.methods.reward_model.config import RewardModelConfig, RewardTrainingConfig
 from easydistill.methods.reward_model.rows import RewardRow, tokenise
-from easydistill.methods.shared.pairs import PairRows, PairStage
+from easydistill.methods.shared.pairs import SHOWN_PAIRS, PairRows, PairStage
 from easydistill.methods.shared.rendering import student_renderer
 from easydistill.methods.shared.rows import keep_rejected
+from easydistill.methods.shared.sight import hash_of_images, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
     checkpoints_of,
@@ -29,6 +30,7 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer
+    from easydistill.models.multimodal import Vision
 
 NOTES = {
     "shorter_accuracy": "no held-out pair has a shorter chosen answer",
@@ -72,7 +74,8 @@ class RewardStage(PairStage):
         float32 = choose_dtype("float32", device())
         student = loaded_student(self._models, self._training.max_length, context)
         limits = student.limits
-        renderer = self._renderer(student, context)
+        vision = vision_of(student, context)
+        renderer = self._renderer(student, context, vision)
         self._refuse_lost_thoughts(renderer, [*train_pairs, *heldout])
         student = with_scalar_head(student, self._training.seed)
         rows, train_rejected = self._tokenise(renderer, train_pairs, limits)
@@ -88,7 +91,9 @@ class RewardStage(PairStage):
         scored_on = whole_student_device(context.reporter.say) if held_rows and context.rank == 0 else None
 
         def scores(model: Any) -> list[RowScore]:
-            return [] if scored_on is None else score_rows(model.to(scored_on), held_rows, pad, context.stop)
+            if scored_on is None:
+                return []
+            return score_rows(model.to(scored_on), held_rows, pad, context.stop, vision)
 
         # The others wait for the first rank.
         before = together(lambda: scores(student.model))[0]
@@ -97,15 +102,17 @@ class RewardStage(PairStage):
             rows,
             self._training,
             self._reward,
-            checkpoints_of(context),
+            checkpoints_of(context, hash_of_images((row.id, row.images) for row in rows)),
             context.reporter,
             context.stop,
+            vision,
         )
         context.stop.raise_if_requested()
         if context.rank > 0:
             return StageResult([])
         files = save_student(student, renderer, self._rows.dataset, context.directory / MODEL)
         metrics: dict[str, Any] = {}
+        figures: dict[str, dict[str, float]] = {}
         if held_rows:
             # Measure what is saved: the weights are rounded to their dtype.
             after = scores(load_classifier(str(context.directory / MODEL), float32))
@@ -116,6 +123,12 @@ class RewardStage(PairStage):
                 "heldout_pairs": describe(held_rows, after),
                 "notes": {name: NOTES[name] for name in missing},
             }
+            figures = {
+                row.id: {"learned_score_chosen": score.chosen, "learned_score_rejected": score.rejected}
+                for row, score in zip(held_rows, after, strict=True)
+            }
+        shown = self._show_pairs([*heldout, *train_pairs], figures, context)
+        files += [SHOWN_PAIRS] if shown else []
         show_student(context)
         return training_result(
             outcome,
@@ -127,12 +140,13 @@ class RewardStage(PairStage):
             heldout_rows=len(held_rows),
             truncated_rows=0,
             student=student.description,
+            **shown,
             **metrics,
         )
 
-    def _renderer(self, student: Student, context: StageContext) -> ChatRenderer:
+    def _renderer(self, student: Student, context: StageContext, vision: Vision | None) -> ChatRenderer:
         template = self._rows.dataset.template
-        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context)
+        renderer = student_renderer(self._rows.dataset, student.tokenizer, student.eos_ids, context, vision)
         if template is not None and renderer.single_turn:
             problem = f"{template} is an EasyDistill 1 template, which cannot be saved with the reward model"
             hint = "write it as a chat template, over `messages`, or leave it out"

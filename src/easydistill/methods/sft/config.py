@@ -37,7 +37,26 @@ class TrainingConfig(TrainerConfig):
     """Bytes of logits that the loss holds at once; they are computed slice by slice. Unset: 64 MiB on a CPU, and 512
     MiB on a GPU, which needs larger slices to be busy."""
 
+    cache_image_features: Literal["auto"] | bool = "auto"
+    """Compute what the vision tower makes of an image once, and keep it in `features/` of the run directory, which may
+    be deleted after the training. It needs a tower that is not trained (`train_parts`) and not random. `auto`: where
+    that is so, images are seen more than once, and the disk has room; `true`: else the run is refused. On a CPU the
+    student is the same, bit for bit."""
+
+    runtime_only: ClassVar[frozenset[str]] = TrainerConfig.runtime_only | {"cache_image_features"}
     recorded_for_none: ClassVar[Mapping[str, Any]] = {"loss_chunk_bytes": 64 << 20}
+
+    @property
+    def trains_connector(self) -> bool:
+        """Whether the connector of a student that sees is trained."""
+        return self.lora is None if self.train_parts is None else "connector" in self.train_parts
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features of images are kept, as far as the config tells."""
+        if self.cache_image_features is False or "vision" in (self.train_parts or ()):
+            return False
+        return self.cache_image_features is True or self.max_steps is not None or self.num_train_epochs > 1
 
     @model_validator(mode="after")
     def _weights_can_learn(self) -> Self:
@@ -52,6 +71,15 @@ class TrainingConfig(TrainerConfig):
             raise Unfit(
                 "bfloat16 weights are computed with in bfloat16, but training.bf16 is false",
                 "remove training.bf16, or leave training.weights at float32",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_last(self) -> Self:
+        if self.cache_image_features is True and "vision" in (self.train_parts or ()):
+            raise Unfit(
+                "features of images change with the vision tower, which training.train_parts trains",
+                'remove "vision" from training.train_parts, or training.cache_image_features',
             )
         return self
 

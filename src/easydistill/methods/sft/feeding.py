@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,14 @@ class Feed:
         budget = config.max_tokens_per_batch
         batches = len(self.items) / config.per_device_train_batch_size if budget is None else sum(self.lengths) / budget
         return batches * config.num_train_epochs / self.ranks
+
+    @property
+    def passes(self) -> float:
+        """About how often each item is trained on."""
+        config = self.config
+        if config.max_steps is None:
+            return config.num_train_epochs
+        return self.expected_batches / max(1.0, replace(self, config=_one_pass(config)).expected_batches)
 
     @property
     def whole_batches(self) -> bool:
@@ -150,3 +158,7 @@ class Feed:
             return self.tokens([self.items[index] for index in next(batch for batch in draw if batch)])
         size = min(self.config.per_device_train_batch_size, len(self.items))
         return self.tokens([self.items[next(draw)] for _ in range(size)])
+
+
+def _one_pass(config: TrainingConfig) -> TrainingConfig:
+    return config.model_copy(update={"max_steps": None, "num_train_epochs": 1.0})

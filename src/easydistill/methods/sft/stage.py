@@ -21,7 +21,7 @@ from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides
-from easydistill.methods.shared.sight import packing_images_issues, vision_of
+from easydistill.methods.shared.sight import features_lines, packing_images_issues, sees_images, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
     all_checkpoints_of,
@@ -41,6 +41,7 @@ from easydistill.models.checks import student_issues
 from easydistill.models.student import check_student, student_references
 
 if TYPE_CHECKING:
+    from easydistill.data.records import Sample
     from easydistill.methods.distil.row_loss import Distillation
     from easydistill.methods.sft.batching import TokenRow
 
@@ -99,7 +100,14 @@ class TrainStage:
 
     def foretell(self) -> list[str]:
         notes = memory_notes(self._models, self._training, self.launch, besides=self.besides)
-        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines()]
+        return [*notes, *deepspeed_notes(self.launch), *self._foresight.lines(), *self._features()]
+
+    def _features(self) -> list[str]:
+        """What features of images will take on disk."""
+        training = self._training
+        if not isinstance(training, TrainingConfig) or not training.keeps_features or not sees_images(self._models):
+            return []
+        return features_lines(self._models, self._foresight.images(), whole=not training.trains_connector)
 
     @property
     def besides(self) -> Besides:
@@ -126,9 +134,14 @@ class TrainStage:
     def run(self, context: StageContext) -> StageResult:
         from easydistill.methods.sft.rows import training_rows
         from easydistill.methods.sft.trainer import train
+        from easydistill.models.multimodal.feature_files import FOLDER as FEATURES
 
         assert isinstance(self._training, TrainingConfig), "other methods override `run`"
+        samples: Sequence[Sample]
         samples, heldout, rejected = self._rows.read(context)
+        if self._teaching is not None:
+            samples, refused = self._teaching.without_refused(samples, context, self.name)
+            rejected += refused
         models = student_of_stage(self._models, self._start, context)
         student = loaded_student(models, self._training.max_length, context, self._training.weights)
         vision = vision_of(student, context)
@@ -156,6 +169,7 @@ class TrainStage:
             self._distillation(rows, self._training.loss_chunk_bytes, context),
             self.name,
             vision,
+            context.run_directory / FEATURES,
         )
         context.stop.raise_if_requested()
         if context.rank > 0:

@@ -25,6 +25,7 @@ from easydistill.methods.sft.batching import TokenRow, pack
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.cpu_attention import attention_in_float32
 from easydistill.methods.sft.feeding import Feed
+from easydistill.methods.sft.image_features import on_features
 from easydistill.methods.sft.items import Items
 from easydistill.methods.sft.packing import check_packing
 from easydistill.methods.sft.varlen import attention_of, can_attend, collate_flat, use_varlen
@@ -72,6 +73,7 @@ def train(
     distillation: Distillation | None = None,
     stage: str = "train",
     vision: Vision | None = None,
+    features: Path | None = None,
 ) -> TrainingOutcome:
     """Train `student` in place (on the CPU and in `training.weights` when it enters); adapters are merged at the end.
 
@@ -81,9 +83,11 @@ def train(
     Args:
         stage: name of the steps in `metrics.jsonl`; the report draws the curve of `train`.
         vision: of a student that sees images.
+        features: where its features of images may be kept; None to compute them in every step.
 
     Raises:
-        ConfigError: packed rows would see each other in this architecture, or have images.
+        ConfigError: packed rows would see each other in this architecture, or have images; or features of images are
+            to be kept, and cannot be.
         DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
@@ -107,10 +111,12 @@ def train(
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
         check_ranks(resume)
+    takes_pixels = contextlib.ExitStack()
     with (
         fast_matrix_products(arguments.device, bf16),
         attention_in_float32(arguments.device, bf16),
         rows_attention(),
+        contextlib.nullcontext(on_features(student.model, feed, features, bf16, reporter, stop, takes_pixels)) as feed,
         _compiled(student, feed, arguments.device, bf16, reporter) as (feed, layers),
         Watch(reporter, stop, config, distillation.means if distillation else None, stage, layers) as callback,
     ):
@@ -124,6 +130,7 @@ def train(
         )
         run_trainer(trainer, resume)
     strategy().whole(trainer, model)
+    takes_pixels.close()
     undo()
     trained_tokens = sum(int(row.learned.sum()) for row in rows)
     outcome = training_outcome(trainer.state, model, trained_tokens, resume)

@@ -38,7 +38,7 @@ def adapters(model: Any, config: TrainerConfig) -> Any:
     Raises:
         ConfigError: the output layer would get adapters; or a model of text is to be trained in parts that it lacks.
     """
-    parts = _parts(model, config)
+    parts = parts_to_train(model, config)
     if config.lora is None:
         if parts is not None:
             freeze_others(model, parts)
@@ -47,12 +47,16 @@ def adapters(model: Any, config: TrainerConfig) -> Any:
     if parts is None:
         return lora_config(config.lora, "CAUSAL_LM")
     outside = modules_outside(model, parts)
-    _check_linear(model, outside, parts)
+    check_linear(model, outside, parts)
     return lora_config(config.lora, "CAUSAL_LM", exclude_modules=outside)
 
 
-def _parts(model: Any, config: TrainerConfig) -> tuple[Part, ...] | None:
-    """The parts of a model that are trained, if it has several."""
+def parts_to_train(model: Any, config: TrainerConfig) -> tuple[Part, ...] | None:
+    """The parts of a model that are trained, if it has several.
+
+    Raises:
+        ConfigError: a model of text is to be trained in parts that it lacks.
+    """
     wanted = config.train_parts
     found = trained_parts(model, wanted, adapters=config.lora is not None)
     if found is None and wanted is not None and wanted != ["language"]:
@@ -76,7 +80,7 @@ def lora_config(lora: LoraConfig, task_type: str, **extra: Any) -> Any:
     )
 
 
-def _check_linear(model: Any, outside: Sequence[str], parts: Sequence[Part]) -> None:
+def check_linear(model: Any, outside: Sequence[str], parts: Sequence[Part]) -> None:
     """Refuse adapters in parts that have no layer for them (Gemma 3's connector is a bare matrix)."""
     import torch
 

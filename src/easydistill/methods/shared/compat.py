@@ -23,6 +23,7 @@ from easydistill.config.training import TrainerConfig
 from easydistill.errors import ModelError
 from easydistill.kernels.linear_cross_entropy import linear_cross_entropy
 from easydistill.methods.sft.batching import BOUNDS, ROW_BOUNDS
+from easydistill.methods.shared.renamed import load_renamed
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.models import loading
 from easydistill.models.flat_rows import flat_hidden, not_packed
@@ -244,6 +245,10 @@ class FusedTrainer(Trainer):
         """Not yet where each process holds a part: the whole may be more than the device has room for."""
         if not strategy().shards:
             super()._move_model_to_device(model, device)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not load_renamed(self.model if model is None else model, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: nobody reads the figure, and counting walks through all modules in every micro-batch."""

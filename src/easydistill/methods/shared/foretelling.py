@@ -22,6 +22,7 @@ from easydistill.models.template_files import model_may_think
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Missing, Rendered
+    from easydistill.models.multimodal import Vision
 
 _PROMPTS = 100
 """Rows whose prompts are compared with what is trained."""
@@ -43,6 +44,8 @@ class FirstRows:
     """How many more rows there are with images that the student would not see."""
     blindness: str = ""
     """Why it would not see them."""
+    rows: int | None = None
+    """How many rows the chats are from, if not one each."""
 
 
 @dataclass
@@ -66,6 +69,8 @@ class Foresight:
     max_length: int | None = None
     """Tokens after which rows are cut off."""
     sizes: ImageSizes = field(default_factory=ImageSizes)
+    blind: Callable[[], str] = lambda: "models.student"
+    """Names the setting because of which rows with images are refused."""
 
     def issues(self) -> list[ConfigIssue]:
         """Why the student cannot be trained: it cannot be loaded, or its template takes none of the rows."""
@@ -95,10 +100,10 @@ class Foresight:
         first = self._first
         if not first.unseen:
             return None
-        total = len(first.chats) + first.unseen
+        total = (len(first.chats) if first.rows is None else first.rows) + first.unseen
         why, _, ways = first.blindness.partition(": ")
-        problem = f"{first.unseen} of the first {total} {self.counted} have an image; {why}"
-        return ConfigIssue("config", "models.student", problem, ways)
+        problem = f"{first.unseen} of the first {total} rows have an image; {why}"
+        return ConfigIssue("config", self.blind(), problem, ways)
 
     def lines(self) -> list[str]:
         """What a user would not expect, a line each; nothing if the student must first be downloaded or converted."""
@@ -112,6 +117,18 @@ class Foresight:
             # Nothing depends on these lines; `issues` and the stages themselves report what is wrong.
             LOGGER.info("the rows were not looked at beforehand: %s", error)
             return []
+
+    def images(self) -> tuple[Vision, list[str]] | None:
+        """What the student sees, and the images of the first rows, each once; None without any, or as for `lines`."""
+        try:
+            if "_renderer" not in vars(self) and not self._is_at_hand():
+                return None
+            rows = [row for row in self._rows if not isinstance(row, DataError)]
+            digests = list(dict.fromkeys(image for row in rows for image in row.images))
+            vision = sight_of(self.models, self.sizes.path) if digests else None
+        except EasyDistillError:
+            return None
+        return None if vision is None else (vision, digests)
 
     def _is_at_hand(self) -> bool:
         """Whether the student's files are on this machine, in a form that transformers loads."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from easydistill.asking.label import IMAGE_ROWS
 from easydistill.asking.outputs import LABELED_PARQUET
 from easydistill.config.dataset import DatasetConfig, PairsConfig
 from easydistill.config.deepspeed import deepspeed_notes
@@ -14,23 +15,25 @@ from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.launch import LaunchConfig
 from easydistill.config.models import ModelsConfig
 from easydistill.config.training import TrainerConfig
-from easydistill.data.images import ImageStore, NoImages
+from easydistill.data.images import ImageReader, ImageStore, RowImages
 from easydistill.data.messages import Chat
 from easydistill.data.preferences import PairReading, Preference, read_pairs, read_preferences
 from easydistill.data.reading import read_samples
-from easydistill.data.records import Rejection, Sample, split_heldout
+from easydistill.data.records import Rejection, Sample, content_hash, split_heldout
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows
+from easydistill.data.writing import write_pairs_json
 from easydistill.engine.checks import missing_file, needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
+from easydistill.methods.shared.row_reading import ImagesOfRun, Unseen, images_for, one_writer
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.sight import TRAINS_ON_TEXT
+from easydistill.methods.shared.sight import blindness
 from easydistill.methods.shared.student import (
-    checkpoints_of,
+    all_checkpoints_of,
     launch_issues,
     memory_notes,
     optimiser_issues,
@@ -48,6 +51,9 @@ GAP = "gap"
 """Field of a pair that names its kind."""
 PLAIN = "pairs"
 """Kind of the pairs that do not name one."""
+SHOWN_PAIRS = "shown_pairs.json"
+"""Some of the pairs with images, for the report, in the format of our files of pairs."""
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class PairRows:
     evaluation: HeldoutConfig
     stage: str | None = None
     """The stage that makes the pairs; by default they are read from `dataset.labeled_path`."""
+    shown_to: ModelsConfig | None = field(default=None, kw_only=True)
+    """The student that is shown the images of pairs, if it sees any; without one such pairs are refused."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -67,6 +75,11 @@ class PairRows:
     def _path(self) -> str:
         assert self.dataset.labeled_path is not None
         return self.dataset.labeled_path
+
+    @property
+    def refuses_images(self) -> str | None:
+        """Why pairs with images are refused; None if they are not."""
+        return blindness(self.shown_to)
 
     def issues(self) -> list[ConfigIssue]:
         """Problems with the file."""
@@ -82,36 +95,57 @@ class PairRows:
             "seed": self.dataset.seed,
             "heldout": self.evaluation.heldout if self.evaluation.enabled else 0,
             "max_heldout": self.evaluation.max_heldout,
+            # Pairs with images are trained on that would else be refused.
+            **({"images_seen": True} if self.refuses_images is None else {}),
         }
 
     def preview(self, most: int, store: ImageStore) -> FirstRows:
-        """The first chats of the file; none if a stage makes the pairs."""
+        """The first chats of the file; none if a stage makes the pairs.
+
+        Args:
+            store: their images are looked at in it.
+        """
         if self.stage is not None:
             return FirstRows()
         limit = min(most, self.dataset.max_samples or most)
-        found = self._found(limit)
-        return FirstRows([chat for pair in found.pairs for chat in pair.chats], found.lines())
+        why = self.refuses_images
+        unseen = None if why is None else Unseen(why)
+        try:
+            found = self._found(limit, unseen or ImageReader.of(self.dataset, store))
+        except DataError:
+            if unseen is None or not unseen.rows:
+                raise
+            return FirstRows(unseen=unseen.rows, blindness=unseen.why)
+        chats = [chat for pair in found.pairs for chat in pair.chats]
+        hidden = 0 if unseen is None else unseen.rows
+        return FirstRows(chats, found.lines(), hidden, why or "", len(found.pairs))
 
-    def _found(self, limit: int | None) -> PairReading:
-        columns, images = self.dataset.column_names, NoImages(TRAINS_ON_TEXT)
-        return read_pairs(self._path, limit=limit, columns=columns, images=images)
+    def _found(self, limit: int | None, images: RowImages) -> PairReading:
+        return read_pairs(self._path, limit=limit, columns=self.dataset.column_names, images=images)
 
     def read(self, context: StageContext | None = None) -> tuple[Rows[Preference], list[Preference], list[Rejection]]:
         """(training pairs, held-out pairs, rows of the file that are not pairs).
 
         Args:
-            context: of a stage with these `inputs`; not needed if the pairs are in a file.
+            context: of a stage with these `inputs`; without one, the pairs are in a file and their images are only
+                looked at.
         """
-        if self.stage is None:
-            found = self._found(self.dataset.max_samples)
+        if context is None:
+            found = self._found(self.dataset.max_samples, ImageReader.of(self.dataset, ImageStore()))
             pairs, rejected = found.pairs, found.rejected
-            if context is not None:
-                context.notice(found.notices)
         else:
-            assert context is not None, "a stage's pairs are found through the context"
-            pairs, rejected = read_preferences(context.input_path(self.stage, LABELED_PARQUET))
+            with one_writer(context, may_have_images=self.refuses_images is None):
+                pairs, rejected = self._read(context)
         train, heldout = split_heldout(pairs, heldout_rows(self.evaluation, len(pairs)), self.dataset.seed)
         return train, heldout, rejected
+
+    def _read(self, context: StageContext) -> tuple[list[Preference], list[Rejection]]:
+        if self.stage is not None:
+            made = context.input_path(self.stage, LABELED_PARQUET)
+            return read_preferences(made, images=ImagesOfRun(context.images))
+        found = self._found(self.dataset.max_samples, images_for(self.dataset, self.refuses_images, context))
+        context.notice(found.notices)
+        return found.pairs, found.rejected
 
 
 @dataclass(frozen=True)
@@ -140,7 +174,7 @@ class RowsBesidePairs(LabelledRows):
         _, heldout, _ = self.pairs.read(context)
         held = {pair.prompt_hash for pair in heldout}
         path = context.input_path(self.pairs.stage, f"{self.kind}.parquet")
-        rows, rejected = read_samples(path, labelled=True)
+        rows, rejected = read_samples(path, labelled=True, images=ImagesOfRun(context.images))
         return (
             [row for row in rows if row.prompt_hash not in held],
             [row for row in rows if row.prompt_hash in held],
@@ -189,9 +223,29 @@ class PairStage:
         made = self._rows.stage is not None
         LostThoughts.of(_thoughtful(renderer, pairs)).refuse(self._rows.dataset, _COUNTED, made=made)
 
+    def _show_pairs(
+        self, pairs: Iterable[Preference], measured: Mapping[str, Mapping[str, float]], context: StageContext
+    ) -> dict[str, int]:
+        """Keep some of the pairs with images for the report, those first that were measured.
+
+        Args:
+            measured: by the ids of held-out pairs, figures to show beside them.
+
+        Returns:
+            The metric that counts pairs with images, if there are any.
+        """
+        shown = [pair for pair in pairs if pair.images]
+        if not shown:
+            return {}
+        shown.sort(key=lambda pair: (pair.id not in measured, content_hash(pair.id)))
+        some = [replace(pair, meta={**pair.meta, **measured.get(pair.id, {})}) for pair in shown[:_MOST_SHOWN]]
+        write_pairs_json(context.directory / SHOWN_PAIRS, some, context.images)
+        return {IMAGE_ROWS: len(shown)}
+
     def prepare(self, context: StageContext) -> None:
         """Remove what an earlier attempt left unfinished."""
-        last_whole_checkpoint(checkpoints_of(context))
+        for directory in all_checkpoints_of(context):
+            last_whole_checkpoint(directory)
 
     def fingerprint(self) -> dict[str, Any]:
         return training_fingerprint(self._rows, self._models, self._training, self.launch)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import Sampler
@@ -29,6 +29,9 @@ from easydistill.models.decoding.graphs import DecodeGraphs
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
 
 BATCH_TOKENS = 16_384
 """Tokens, padding included, that are generated or scored at once."""
@@ -47,6 +50,8 @@ class PromptRow:
     prompt: list[int]
     label: tuple[list[int], list[int]] | None = None
     """(prompt, completion)."""
+    images: tuple[str, ...] = ()
+    """The digests of the prompt's images, in the order of their tokens."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Written:
     """log p_old of each completion token."""
     teacher: list[float] | None = None
     """log p_T of each completion token; NaN where the teacher gives none."""
+    images: tuple[str, ...] = ()
+    """The digests of the prompt's images."""
 
     @property
     def learned(self) -> list[bool]:
@@ -125,9 +132,9 @@ def rolled_positions(share: float, step: int, count: int, seed: int) -> set[int]
 def assign(row: PromptRow, rolled: bool) -> Written:
     """The row for the student to answer (completion still empty), or with the teacher's answer."""
     if rolled:
-        return Written(row.id, row.prompt, [], rolled=True)
+        return Written(row.id, row.prompt, [], rolled=True, images=row.images)
     assert row.label is not None, "the job requires labels if rollout_share is below 1"
-    return Written(row.id, *row.label, rolled=False)
+    return Written(row.id, *row.label, rolled=False, images=row.images)
 
 
 def batch_rows(config: TrainerConfig) -> int:
@@ -148,12 +155,17 @@ def roll_out(
     temperature: float,
     seed: int,
     numbers: Sequence[int] | None = None,
+    images: Sequence[tuple[str, ...]] = (),
+    vision: Vision | None = None,
 ) -> list[Written]:
     """The student's answers to (id, prompt) pairs, each drawn from its own random stream (seed, step, row).
 
     Args:
         numbers: of the prompts among all that are answered now, if other processes answer a part of them.
+        images: the digests of each prompt's images; empty if none has any.
+        vision: of a student that sees them; it then writes no placeholders of any.
     """
+    images = images or [()] * len(prompts)
     numbers = range(len(prompts)) if numbers is None else numbers
     was_training = model.training
     model.eval()
@@ -165,10 +177,13 @@ def roll_out(
         seeds = [row_seed(seed, f"{step}:{numbers[index]}:{prompts[index][0]}") for index in batch]
         sampler = SeededSampler(seeds, temperature=temperature)
         asked = [prompts[index][1] for index in batch]
-        answers = generate_batch(model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs)
+        shown = [images[index] for index in batch]
+        answers = generate_batch(
+            model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs, vision=vision, images=shown
+        )
         for index, answer in zip(batch, answers, strict=True):
-            end = [] if answer.end is None else [answer.end]
-            found[index] = Written(*prompts[index], [*answer.ids, *end], rolled=True, ended=answer.ended)
+            written = [*answer.ids, *([] if answer.end is None else [answer.end])]
+            found[index] = Written(*prompts[index], written, rolled=True, ended=answer.ended, images=images[index])
     model.train(was_training)
     return [found[index] for index in range(len(prompts))]
 
@@ -189,6 +204,7 @@ class Writer(Protocol):
         temperature: float,
         seed: int,
         numbers: Sequence[int] | None = None,
+        images: Sequence[tuple[str, ...]] = (),
     ) -> list[Written]:
         """As `roll_out`."""
 
@@ -197,12 +213,31 @@ class Writer(Protocol):
 
 
 class ModelWriter:
-    """The model in training generates, through transformers."""
+    """The model in training generates, through transformers.
+
+    Args:
+        vision: of a student that sees images.
+    """
+
+    def __init__(self, vision: Vision | None = None) -> None:
+        self._vision = vision
 
     def load(self, model: Any) -> None:
         """Nothing to do: its weights are the present ones."""
 
-    write = staticmethod(roll_out)
+    def write(
+        self,
+        model: Any,
+        prompts: Sequence[tuple[str, list[int]]],
+        step: int,
+        eos_ids: frozenset[int],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        numbers: Sequence[int] | None = None,
+        images: Sequence[tuple[str, ...]] = (),
+    ) -> list[Written]:
+        return roll_out(model, prompts, step, eos_ids, max_new_tokens, temperature, seed, numbers, images, self._vision)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -241,29 +276,55 @@ def _against_teacher(rollouts: Sequence[Written]) -> dict[str, float]:
 class TeacherScores(Protocol):
     """Source of log p_T of given tokens: a model in this process, or a server (`teachers/openai/scores.py`)."""
 
-    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
-        """For each (token ids, start): the log-probabilities of the tokens from `start` on."""
+    def score(
+        self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal, images: Sequence[tuple[str, ...]] = ()
+    ) -> list[list[float]]:
+        """For each (token ids, start): the log-probabilities of the tokens from `start` on.
+
+        Args:
+            images: the digests of each sequence's images; empty if none has any.
+        """
 
 
 class LocalScores:
-    """Scores by a model in this process, with one forward pass over the sequences."""
+    """Scores by a model in this process, with one forward pass over the sequences.
 
-    def __init__(self, model: Any, pad: int, chunk_bytes: int | None) -> None:
+    Args:
+        vision: of a model that sees images.
+    """
+
+    def __init__(self, model: Any, pad: int, chunk_bytes: int | None, vision: Vision | None = None) -> None:
         self._model, self._pad, self._chunk_bytes = model.eval(), pad, chunk_bytes
+        self._vision = vision
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal) -> list[list[float]]:
-        return [logprobs for logprobs, _ in scored(self._model, sequences, self._pad, self._chunk_bytes)]
+    def score(
+        self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal, images: Sequence[tuple[str, ...]] = ()
+    ) -> list[list[float]]:
+        found = scored(self._model, sequences, self._pad, self._chunk_bytes, images, self._vision)
+        return [logprobs for logprobs, _ in found]
 
 
 def scored(
-    model: Any, sequences: Sequence[tuple[list[int], int]], pad: int, chunk_bytes: int | None
+    model: Any,
+    sequences: Sequence[tuple[list[int], int]],
+    pad: int,
+    chunk_bytes: int | None,
+    images: Sequence[tuple[str, ...]] = (),
+    vision: Vision | None = None,
 ) -> list[tuple[list[float], list[float]]]:
-    """(log-probabilities, entropies) of each sequence's scored tokens."""
+    """(log-probabilities, entropies) of each sequence's scored tokens.
+
+    Args:
+        images: the digests of each sequence's images; empty if none has any.
+        vision: of a model that sees images.
+    """
+    images = images or [()] * len(sequences)
     found: dict[int, tuple[list[float], list[float]]] = {}
     for batch in batches_by_length([len(ids) for ids, _ in sequences], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
         counts = [len(sequences[index][0]) - sequences[index][1] for index in batch]
-        both = completion_logprobs(model, [sequences[index] for index in batch], pad, chunk_bytes)
+        chosen, shown = [sequences[index] for index in batch], [images[index] for index in batch]
+        both = completion_logprobs(model, chosen, pad, chunk_bytes, vision=vision, images=shown)
         logprobs, entropies = (part_N.split(counts) for part_N in both)
         for index, row, entropy in zip(batch, logprobs, entropies, strict=True):
             found[index] = (row.tolist(), entropy.tolist())

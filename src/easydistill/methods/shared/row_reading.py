@@ -9,7 +9,7 @@ from typing import Any
 
 from easydistill.config.dataset import RowsConfig
 from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
-from easydistill.data.images.reader import name_of
+from easydistill.data.images.reader import ImageSettings, name_of
 from easydistill.data.images.store import FOLDER
 from easydistill.data.manifest import NAME as MANIFEST
 from easydistill.data.messages import Chat
@@ -23,7 +23,7 @@ from easydistill.methods.shared.foretelling import FirstRows
 from easydistill.methods.shared.sight import TRAINS_ON_TEXT
 
 
-def _images_for(dataset: RowsConfig, why_not: str | None, context: StageContext) -> RowImages:
+def images_for(dataset: ImageSettings, why_not: str | None, context: StageContext) -> RowImages:
     """Reads the images of a file's rows, or refuses them."""
     if why_not is not None:
         return NoImages(why_not)
@@ -59,7 +59,7 @@ def read_file(
     """
     assert path is not None, "checked by the job's validators"
     limit, columns = dataset.max_samples, dataset.column_names
-    images = _images_for(dataset, unseen, context)
+    images = images_for(dataset, unseen, context)
     found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     context.notice(found.notices)
     return found.samples, found.rejected
@@ -71,10 +71,10 @@ def read_made(path: Path, context: StageContext) -> tuple[Rows[Sample], list[Rej
     Raises:
         DataError: an image of theirs is no longer in the run.
     """
-    return read_samples(path, labelled=True, images=_ImagesOfRun(context.images))
+    return read_samples(path, labelled=True, images=ImagesOfRun(context.images))
 
 
-class _ImagesOfRun(ImageReader):
+class ImagesOfRun(ImageReader):
     """Reads images that are in the store already."""
 
     def digest(self, source: Any, folder: Path | None) -> str:
@@ -108,19 +108,19 @@ def first_rows(
         return FirstRows()
     limit = min(most, dataset.max_samples or most)
     columns = dataset.column_names
-    images = ImageReader.of(dataset, store) if unseen is None else _Unseen(unseen)
+    images = ImageReader.of(dataset, store) if unseen is None else Unseen(unseen)
     try:
         found = read_rows(path, labelled=labelled, limit=limit, columns=columns, images=images)
     except DataError:
-        if isinstance(images, _Unseen) and images.rows:
+        if isinstance(images, Unseen) and images.rows:
             return FirstRows(unseen=images.rows, blindness=images.why)
         raise
     # Answers that need not be there are not learned.
     chats = [Chat.of(row) if labelled else row.prompt_chat for row in found.samples]
-    return FirstRows(chats, found.lines(), images.rows if isinstance(images, _Unseen) else 0, unseen or "")
+    return FirstRows(chats, found.lines(), images.rows if isinstance(images, Unseen) else 0, unseen or "")
 
 
-class _Unseen(NoImages):
+class Unseen(NoImages):
     """Counts the rows that it refuses."""
 
     def __init__(self, why: str) -> None:

@@ -50,8 +50,6 @@ class LabelledRows:
     """Whether a teacher is yet to give the answers, whose thoughts, if it has any, will stand apart."""
     shown_to: ModelsConfig | None = field(default=None, kw_only=True)
     """The student that is shown the images of rows, if it sees any; without one such rows are refused."""
-    unseen: str | None = field(default=None, kw_only=True)
-    """Why they are refused, whatever the student is."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -65,7 +63,7 @@ class LabelledRows:
     @property
     def refuses_images(self) -> str | None:
         """Why rows with images are refused; None if they are not."""
-        return self.unseen or blindness(self.shown_to)
+        return blindness(self.shown_to)
 
     def show_images(self) -> bool:
         """Whether the first rows show any."""

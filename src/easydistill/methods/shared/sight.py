@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 TRAINS_ON_TEXT = "this job trains on text alone and would not see it: remove the row, or take another job"
 """Of rows with images, in jobs that show them to no student."""
+MUCH_DISK = 1e8
+"""Bytes from which `plan` tells what features of images take."""
 _PROBES = ((64, 48), (640, 480), (300, 900))
 """Sizes of images that teacher and student must read alike."""
 
@@ -72,6 +75,28 @@ def images_are_not_packed() -> ConfigIssue:
     problem = "rows are not packed for a student that sees images"
     hint = "set training.packing=false; group_by_length, which is on by default, saves most of the padding"
     return ConfigIssue("config", "training.packing", problem, hint)
+
+
+def vllm_images_issues(models: ModelsConfig, key: str) -> list[ConfigIssue]:
+    """An issue if vLLM is to write the answers of a student that sees images while it is trained.
+
+    Args:
+        key: of the setting that names the engine.
+    """
+    if not sees_images(models):
+        return []
+    problem = "vLLM does not take over the weights of a student that sees images while it is trained"
+    return [ConfigIssue("config", key, problem, f"set {key}=transformers")]
+
+
+def hash_of_images(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A hash of which rows, given as (id, digests), have which images; empty if none has any."""
+    shown, any_image = hashlib.sha256(), False
+    for name, images in rows:
+        if images:
+            any_image = True
+            shown.update(f"{name} {' '.join(images)}\n".encode())
+    return shown.hexdigest() if any_image else ""
 
 
 class ImageSizes(ImageStore):
@@ -131,25 +156,84 @@ def sight_of(models: ModelsConfig, files: Callable[[str], Path]) -> Vision | Non
         return None
 
 
-def other_sight(models: ModelsConfig, teacher: str) -> list[tuple[str, str]]:
-    """Why a teacher cannot score the very tokens that a student reads of images, as (problem, hint).
+def features_lines(models: ModelsConfig, found: tuple[Vision, Sequence[str]] | None, *, whole: bool) -> list[str]:
+    """What features of images take on disk, if that is much.
 
-    Images of several sizes and shapes are tried.
+    Args:
+        found: what the student sees, and images of its rows.
+        whole: whether features are taken behind the connector.
+    """
+    if found is None:
+        return []
+    vision, digests = found
+    size = sum(_features_bytes(models, vision, digests, whole=whole))
+    if size < MUCH_DISK:
+        return []
+    return [
+        f"the vision tower's features of {len(digests)} images of the first rows take about {size / 1e9:.1f} GB, in "
+        "features/ of the run directory\n    → it may be deleted after the training; "
+        "training.cache_image_features=false does without"
+    ]
+
+
+def _features_bytes(models: ModelsConfig, vision: Vision, digests: Sequence[str], *, whole: bool) -> Iterator[float]:
+    """Bytes of the features of each image in float32, as far as the student's config tells: the tower's are one vector
+    a patch, the connector's one a token."""
+    from easydistill.models.loading import full_config
+
+    (reference,) = student_references(models)
+    config: Any = full_config(reference, trust_remote_code=models.trust_remote_code)
+    tower = config.vision_config
+    depths = 1 + len(getattr(tower, "deepstack_visual_indexes", None) or ())
+    width: int = config.get_text_config().hidden_size if whole else tower.hidden_size
+    channels: int = getattr(tower, "num_channels", 0) or getattr(tower, "in_channels", 3)
+    numbers: int = channels * getattr(tower, "temporal_patch_size", 1) * tower.patch_size**2
+    patches: dict[int, float] = {}
+    for digest in digests:
+        tokens = vision.image_tokens(digest)
+        if not whole and tokens not in patches:
+            patches[tokens] = vision.shown([digest])["pixel_values"].numel() / numbers
+        yield 4 * width * depths * (tokens if whole else patches[tokens])
+
+
+def teachers_vision(models: ModelsConfig, teacher: str, files: Callable[[str], Path]) -> Vision | None:
+    """What a teacher that is not loaded sees of images; None for a model of text.
+
+    Raises:
+        ModelError: images cannot be given to it.
     """
     from easydistill.models.loading import full_config, is_multimodal
     from easydistill.models.multimodal import Vision, load_processor
 
-    if not is_multimodal(full_config(teacher, trust_remote_code=models.trust_remote_code)):
-        return [("this teacher reads text alone, and rows have images", "take one of the student's family")]
+    trust = models.trust_remote_code
+    if not is_multimodal(full_config(teacher, trust_remote_code=trust)):
+        return None
+    return Vision(load_processor(teacher, trust_remote_code=trust), files)
+
+
+def other_sight(models: ModelsConfig, teacher: str, *, own_form: bool = False) -> list[tuple[str, str]]:
+    """Why a teacher cannot score rows with images, as (problem, hint).
+
+    Args:
+        own_form: whether it reads chats in its own form. If not, it must read an image as the very tokens that the
+            student does, and images of several sizes and shapes are tried.
+    """
     sizes = ImageSizes()
-    ours = sight_of(models, sizes.path)
     try:
-        theirs = Vision(load_processor(teacher, trust_remote_code=models.trust_remote_code), sizes.path)
+        theirs = teachers_vision(models, teacher, sizes.path)
     except (ModelError, MissingExtra) as error:
         problem, _, hint = str(error).partition("\n    → ")
         return [(problem, hint)]
-    if ours is None:
+    if theirs is None:
+        return [("this teacher reads text alone, and rows have images", "take one that sees images")]
+    ours = sight_of(models, sizes.path)
+    if ours is None or own_form:
         return []
+    return _unlike(ours, theirs, sizes)
+
+
+def _unlike(ours: Vision, theirs: Vision, sizes: ImageSizes) -> list[tuple[str, str]]:
+    """The first size of images that two models read as different tokens."""
     for width, height in _PROBES:
         digest = sizes.blank(width, height)
         texts = [vision.expand(vision.processor.mark, [digest]) for vision in (ours, theirs)]
@@ -163,5 +247,8 @@ def other_sight(models: ModelsConfig, teacher: str) -> list[tuple[str, str]]:
                 f"the student reads an image of {width}×{height} pixels as {counts[0]} image tokens of "
                 f"{len(read[0])}, this teacher as {counts[1]} of {len(read[1])}, or as other ones"
             )
-            return [(problem, "take a teacher and a student with the same processor of images")]
+            hint = (
+                'set distillation.align to "answers", or take a teacher and a student with the same processor of images'
+            )
+            return [(problem, hint)]
     return []

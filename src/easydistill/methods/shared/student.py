@@ -230,7 +230,8 @@ def show_student(context: StageContext) -> None:
 
 def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
     """The outcome's figures that do not depend on interruptions."""
-    return {name: value for name, value in asdict(outcome).items() if name != "resumed_from_step"}
+    left_out = {"resumed_from_step", *(() if outcome.alarms else ("alarms",))}
+    return {name: value for name, value in asdict(outcome).items() if name not in left_out}
 
 
 def training_result(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from easydistill.methods.sft.token_batches import BatchDataset
 from easydistill.methods.shared.compat import uses_bf16
 from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import gather_rows, sum_over_ranks, world_size
+from easydistill.methods.shared.renamed import load_renamed
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.models.loading import device
 
@@ -41,6 +43,10 @@ class QuietTrainer:
         """Not yet where each process holds a part: the whole may be more than the device has room for."""
         if not strategy().shards:
             super()._move_model_to_device(model, device)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not load_renamed(self.model if model is None else model, Path(resume_from_checkpoint)):  # type: ignore[attr-defined]
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _order(self) -> Any:
         """A sampler with `set_epoch`."""

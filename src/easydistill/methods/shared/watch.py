@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +35,8 @@ class TrainingOutcome:
     parameters: int
     trainable_parameters: int
     resumed_from_step: int
+    alarms: Mapping[str, Any] = field(default_factory=dict)
+    """What went wrong, by name: its step, and its sentence under `told`."""
 
 
 def run_trainer(trainer: Any, resume: Path | None) -> None:

@@ -53,7 +53,7 @@ class Vision:
 
     def __init__(self, processor: Processor, files: ImageFiles, most_pixels: int | None = None) -> None:
         self.processor = processor
-        self._files = files
+        self.files = files
         self._most_pixels = most_pixels
         self._sizes: dict[str, tuple[int, int]] = {}
         self._runs: dict[tuple[int, int], tuple[str, int]] = {}
@@ -128,7 +128,7 @@ class Vision:
         mark = self.processor.mark
         made = self.processor.called([mark], [[self.image(digest)]], return_text_replacement_offsets=True)
         (replaced,) = made["text_replacement_offsets"][0]
-        return str(replaced["replacement"]), self._count(made["input_ids"][0])
+        return str(replaced["replacement"]), self.count(made["input_ids"][0])
 
     # --- tensors --------------------------------------------------------------------------------------------
 
@@ -146,30 +146,45 @@ class Vision:
             DataError: the ids of a row were made for other images.
         """
         for ids, digests in rows:
-            expected, found = sum(map(self.image_tokens, digests)), self._count(ids)
+            expected, found = sum(map(self.image_tokens, digests)), self.count(ids)
             if expected != found:
                 raise DataError(_mismatch(found, expected, digests))
         digests = [digest for _, own in rows for digest in own]
-        if not digests:
-            return {}
+        return self.shown(digests) if digests else {}
+
+    def shown(self, digests: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors that a model takes with some images, as `batch`; at least one.
+
+        Raises:
+            DataError: an image takes other tokens than one of its size has taken before.
+        """
         # As one text: texts with fewer images than others would be filled up with empty ones.
         text = self.processor.mark * len(digests)
         made = self.processor.called([text], [[self.image(digest) for digest in digests]], return_tensors="pt")
-        expected, found = self._count(made["input_ids"][0]), sum(self._count(ids) for ids, _ in rows)
+        expected, found = self.count(made["input_ids"][0]), sum(map(self.image_tokens, digests))
         if expected != found:
             raise DataError(_mismatch(found, expected, digests))
         return {name: value for name, value in made.items() if name not in OF_TEXT}
 
-    def inputs(self, ids_BT: torch.Tensor, rows: Sequence[ImageRow]) -> dict[str, torch.Tensor]:
-        """All that a model takes beside the padded ids of a batch of rows, on their device: `type_ids` and `batch`."""
+    def inputs(
+        self, ids_BT: torch.Tensor, rows: Sequence[ImageRow], dtype: torch.dtype | None = None
+    ) -> dict[str, torch.Tensor]:
+        """All that a model takes beside the padded ids of a batch of rows, on their device: `type_ids` and `batch`.
+
+        Args:
+            dtype: of the model's weights, for those that do not cast what they see themselves.
+        """
         images = {name: value.to(ids_BT.device) for name, value in self.batch(rows).items()}
+        if dtype is not None:
+            images = {name: value.to(dtype) if value.is_floating_point() else value for name, value in images.items()}
         return {**self.type_ids(ids_BT), **images}
 
     def type_ids(self, ids_BT: torch.Tensor) -> dict[str, torch.Tensor]:
         """As `Processor.type_ids`."""
         return self.processor.type_ids(ids_BT)
 
-    def _count(self, ids: TokenIds | Any) -> int:
+    def count(self, ids: TokenIds | Any) -> int:
+        """The number of image tokens among ids."""
         import numpy as np
 
         return int(np.isin(np.asarray(ids), self.processor.image_token_ids).sum())
@@ -189,7 +204,7 @@ class Vision:
         Raises:
             EasyDistillError: the file is damaged. This is no fault of a row, for which it would be rejected.
         """
-        path = self._files(digest)
+        path = self.files(digest)
         try:
             with pillow().open(path) as image:
                 yield image

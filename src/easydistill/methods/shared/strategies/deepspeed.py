@@ -105,6 +105,7 @@ class Zero3(Zero):
 
     def prepared(self, trainer: Any) -> None:
         super().prepared(trainer)
+        _hook_alike(trainer.model)
         self._modules = OrdinaryModules(trainer.model)
         _take_parts(trainer)
         # Copies in bfloat16 that are kept for the pass would hold all weights again.
@@ -119,6 +120,24 @@ class Zero3(Zero):
         _put_whole(model, values)
         # The buffers, which are not in parts.
         model.to("cpu" if torch.distributed.get_rank() == 0 else "meta")
+
+
+def _hook_alike(model: nn.Module) -> None:
+    """Let transformers' hooks on layers stand before DeepSpeed's in all processes.
+
+    It installs them in the first pass that wants hidden states, as LLaVA does of its tower. In the first process that
+    is a check before the training; in the others DeepSpeed's would be there already, what they see of the backward
+    pass another order of modules, and the training would end with the second step.
+    """
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        # Of one with others inside, transformers would install those of the others too, once more.
+        if not any(isinstance(inner, PreTrainedModel) for inner in list(module.modules())[1:]):
+            maybe_install_capturing_hooks(module)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ them and by long runs, not by its whole text: "What is in the picture?" asks ano
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -40,6 +40,7 @@ MAKES_PROMPTS = False
 KEEPS_IMAGES = True
 PART = 5
 """Tokens of the parts by which runs are looked up."""
+BOILERPLATE = 10
 Run = tuple[str, ...]
 
 
@@ -55,7 +56,7 @@ class Config(Section):
     """Tokens of a shared run that count as overlap, in scripts with spaces."""
     characters: PositiveInt = 21
     """The same in scripts without spaces; 13 English words are about 21 Chinese characters."""
-    boilerplate: PositiveInt = 10
+    boilerplate: PositiveInt = BOILERPLATE
     """A run that occurs in more benchmark problems than this is a common phrase ("answer in all capital letters") and
     is ignored."""
 
@@ -86,27 +87,33 @@ class Contamination(NamedTuple):
     detail: str
 
 
-class Benchmarks:
-    """The problems of benchmark files, indexed by spelling and by run.
+class BenchmarkProblem(NamedTuple):
+    """A benchmark problem."""
 
-    Raises:
-        DataError: a file, or a row of it, cannot be read: its problem would be missed.
+    name: str
+    """Where it is from, for people."""
+    text: str
+    images: Sequence[str] = ()
+    """The digests of its images."""
+
+
+class Benchmarks:
+    """Benchmark problems, indexed by spelling and by run.
+
+    Args:
+        words, characters, boilerplate: as in `Config`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, problems: Iterable[BenchmarkProblem], *, words: int, characters: int, boilerplate: int = BOILERPLATE
+    ) -> None:
         self._names: list[str] = []
         self._by_spelling: dict[str, int] = {}
         self._by_image: dict[str, int] = {}
         self._by_run: dict[Run, list[int]] = {}
-        for name in config.benchmarks:
-            path = Path(name)
-            problems, unreadable = read_samples(name, labelled=False, images=ImageReader(ImageStore()))
-            if unreadable:
-                detail = unreadable[0].detail
-                raise DataError(f"{len(unreadable)} benchmark problems cannot be read; the first: {detail}")
-            for problem in problems:
-                self._index(config, f"{path.name}, row {problem.meta[ROW]}", problem)
-        self._by_run = {run: numbers for run, numbers in self._by_run.items() if len(numbers) <= config.boilerplate}
+        for problem in problems:
+            self._index(words, characters, problem)
+        self._by_run = {run: numbers for run, numbers in self._by_run.items() if len(numbers) <= boilerplate}
         self._parts = {size: _Parts(size) for size in sorted({len(run) for run in self._by_run})}
         for run in self._by_run:
             self._parts[len(run)].add(run)
@@ -140,17 +147,33 @@ class Benchmarks:
         detail = f"{shared[problem]} runs of {len(run)} tokens shared with {self._names[problem]}: “{quoted}”"
         return Contamination("benchmark_overlap", detail)
 
-    def _index(self, config: Config, name: str, problem: Sample) -> None:
-        number, text = len(self._names), words_of(problem)
-        self._names.append(name)
+    def _index(self, words: int, characters: int, problem: BenchmarkProblem) -> None:
+        number = len(self._names)
+        self._names.append(problem.name)
         for image in problem.images:
             self._by_image.setdefault(image, number)
         if not problem.images:
-            self._by_spelling.setdefault(normalise(text), number)
-        units = tokens(text)
-        size = config.characters if by_character(units) else config.words
+            self._by_spelling.setdefault(normalise(problem.text), number)
+        units = tokens(problem.text)
+        size = characters if by_character(units) else words
         for run in dict.fromkeys(ngrams(units, size)):
             self._by_run.setdefault(run, []).append(number)
+
+
+def _problems_of(files: Sequence[str]) -> Iterator[BenchmarkProblem]:
+    """The problems in benchmark files.
+
+    Raises:
+        DataError: a file, or a row of it, cannot be read: its problem would be missed.
+    """
+    for name in files:
+        path = Path(name)
+        problems, unreadable = read_samples(name, labelled=False, images=ImageReader(ImageStore()))
+        if unreadable:
+            detail = unreadable[0].detail
+            raise DataError(f"{len(unreadable)} benchmark problems cannot be read; the first: {detail}")
+        for problem in problems:
+            yield BenchmarkProblem(f"{path.name}, row {problem.meta[ROW]}", words_of(problem), problem.images)
 
 
 class _Parts:
@@ -190,10 +213,15 @@ def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> S
 
 def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     """Accepted and rejected rows, both in the rows' order."""
-    benchmarks = Benchmarks(config)
+    benchmarks = Benchmarks(
+        _problems_of(config.benchmarks),
+        words=config.words,
+        characters=config.characters,
+        boilerplate=config.boilerplate,
+    )
     result = Result(like(rows), like(rows), len(rows))
     for row in rows:
-        found = benchmarks.find_image(row.images) or next(filter(None, map(benchmarks.find, _texts(row))), None)
+        found = benchmarks.find_image(row.images) or next(filter(None, map(benchmarks.find, texts_of(row))), None)
         if found is None:
             result.accepted.append(row)
         else:
@@ -202,7 +230,7 @@ def decontaminate(config: Config, rows: Sequence[Sample]) -> Result:
     return result
 
 
-def _texts(row: Sample) -> list[str]:
+def texts_of(row: Sample) -> list[str]:
     """All texts of a row except system messages: contents, thoughts, and each call."""
     said = [message for message in row.messages if message["role"] != "system"]
     texts = [text_of(message) for message in said if message["content"] or "tool_calls" not in message]

@@ -1,0 +1,150 @@
+"""On-policy distillation by generalised JSD: the student generates, and whole distributions are compared.
+
+    loss = (1/N) Σ_t β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m),   m = β p_T + (1−β) p_S        (GKD, arXiv 2306.13649)
+
+with forward KL at β = 0 and reverse KL at β = 1; both distributions at `temperature`, N the completion tokens of the
+optimiser step, the student's own and the teacher's alike. The kernel (`kernels/linear_jsd.py`) reads the last hidden
+states of both models, so nothing is computed for prompts or padding; the loop is the one of `trainer.py`.
+
+Shapes: N tokens, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from easydistill.engine.interrupt import StopSignal
+from easydistill.engine.progress import Reporter
+from easydistill.kernels.linear_jsd import linear_generalized_jsd
+from easydistill.kernels.logprobs import completion_states
+from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.trainer import SampledTraining, run_loop
+from easydistill.methods.sft.config import TrainingConfig
+from easydistill.methods.shared.compat import check_head
+from easydistill.methods.shared.ranks import sum_over_ranks
+from easydistill.methods.shared.rollouts import PromptRow, Writer, Written
+from easydistill.methods.shared.shown_images import sight_test
+from easydistill.methods.shared.strategies.base import strategy
+from easydistill.methods.shared.watch import TrainingOutcome
+from easydistill.models.head import Head
+from easydistill.models.student import Student
+
+if TYPE_CHECKING:
+    from easydistill.models.multimodal import Vision
+
+
+def train(
+    student: Student,
+    rows: Sequence[PromptRow],
+    teacher: Any,
+    config: TrainingConfig,
+    on_policy: OnPolicyConfig,
+    checkpoints: Path,
+    reporter: Reporter,
+    stop: StopSignal,
+    writer: Writer | None = None,
+    visions: tuple[Vision | None, Vision | None] = (None, None),
+) -> TrainingOutcome:
+    """Train `student` in place (float32 on the CPU when it enters) towards `teacher`, which has its vocabulary.
+
+    Resumes from the last complete checkpoint, with the same final weights as an uninterrupted run.
+
+    Args:
+        writer: what generates the student's answers; by default the student, through transformers.
+        visions: of a student and of a teacher that see images.
+
+    Raises:
+        DataError: there are no rows, or the loss is not finite.
+        Interrupted: `stop` was requested; the state is in a checkpoint.
+    """
+    check_head(teacher, sight_test(visions[1], [(row.prompt, row.images) for row in rows]))
+    return run_loop(
+        lambda: DivergenceTraining(student, rows, teacher, config, on_policy, checkpoints, reporter, writer, visions),
+        student,
+        rows,
+        config,
+        stop,
+        visions[0],
+    )
+
+
+class _NoScores:
+    """Rollouts are not scored before the update, which reads them with both models."""
+
+    def score(
+        self, sequences: Sequence[tuple[list[int], int]], stop: StopSignal, images: Sequence[tuple[str, ...]] = ()
+    ) -> list[list[float]]:
+        raise NotImplementedError
+
+
+class DivergenceTraining(SampledTraining):
+    """The loop, with the divergence of whole distributions as its loss."""
+
+    def __init__(
+        self,
+        student: Student,
+        rows: Sequence[PromptRow],
+        teacher: Any,
+        config: TrainingConfig,
+        on_policy: OnPolicyConfig,
+        checkpoints: Path,
+        reporter: Reporter,
+        writer: Writer | None = None,
+        visions: tuple[Vision | None, Vision | None] = (None, None),
+    ) -> None:
+        super().__init__(student, rows, _NoScores(), config, on_policy, checkpoints, reporter, writer, visions[0])
+        self._teachers_vision = visions[1]
+        self._teacher = strategy().beside(teacher).eval()
+        self._read_ND: Tensor | None = None
+        self._own = torch.zeros(3, dtype=torch.float64)
+
+    def _write(
+        self, model: Any, asked: Sequence[Written], numbers: Sequence[int]
+    ) -> tuple[list[Written], list[tuple[list[float], list[float]]]]:
+        return self._generated(model, asked, numbers, self._on_policy.rollouts_at), []
+
+    def _score(
+        self, rollouts: list[Written], own: Sequence[tuple[list[float], list[float]]], stop: StopSignal
+    ) -> tuple[list[Written], list[float]]:
+        return rollouts, []
+
+    def _before(self, part: list[Written]) -> None:
+        """Have the teacher read a micro-batch."""
+        asked, images = [(item.ids, len(item.prompt)) for item in part], [item.images for item in part]
+        with self._phases.during("teacher"), torch.no_grad(), self._autocast(cached=True):
+            self._read_ND, _ = completion_states(
+                self._teacher, asked, self._pad, flat=True, vision=self._teachers_vision, images=images
+            )
+
+    def _loss(self, part: list[Written]) -> Tensor:
+        asked, images = self._shown(part)
+        assert self._read_ND is not None
+        with self._autocast():
+            hidden_ND, _ = completion_states(
+                self._student.model, asked, self._pad, flat=self._flat, vision=self._vision, images=images
+            )
+            found = linear_generalized_jsd(
+                hidden_ND,
+                Head.of(self._student.model),
+                self._read_ND,
+                Head.of(self._teacher),
+                self._on_policy.beta,
+                temperature=self._on_policy.temperature,
+                chunk_bytes=self._config.loss_chunk_bytes,
+            )
+        self._read_ND = None
+        rolled_N = torch.tensor([item.rolled for item in part for _ in item.completion], device=hidden_ND.device)
+        of_own = (found.reverse_kl_N[rolled_N].sum(), found.entropy_N[rolled_N].sum(), rolled_N.sum())
+        self._own += torch.stack([value.double() for value in of_own]).cpu()
+        return found.total
+
+    def _figures(self) -> dict[str, float]:
+        """Reverse KL and the student's entropy, in nats a token of the student's own answers, at `temperature`."""
+        reverse_kl, entropy, count = sum_over_ranks(self._own).tolist()
+        self._own = torch.zeros_like(self._own)
+        return {"reverse_kl": reverse_kl / count, "entropy": entropy / count} if count else {}

@@ -1,0 +1,1 @@
+"""Runs side by side: `easydistill compare`. Reads only the files of the runs, as a report does."""

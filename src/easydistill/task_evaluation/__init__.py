@@ -1,0 +1,1 @@
+"""The job `evaluate`: models answer tasks; scores with intervals, paired comparisons, speed; contaminated rows."""
