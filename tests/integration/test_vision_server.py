@@ -145,7 +145,12 @@ def test_a_black_box_job_over_images(served: Served, tmp_path: Path) -> None:
     job = {
         "job_type": "black_box_kd_api",
         "output_dir": str(tmp_path / "run"),
-        "dataset": {"instruction_path": str(write_rows(tmp_path)), "labeled_path": str(tmp_path / "labels.json")},
+        "dataset": {
+            "instruction_path": str(write_rows(tmp_path)),
+            "labeled_path": str(tmp_path / "labels.json"),
+            # A random model answers with blanks, now and then.
+            "max_rejected_share": 1.0,
+        },
         "inference": {
             "base_url": served.url,
             "api_key": "${env:VLLM_KEY}",
@@ -165,13 +170,17 @@ def test_a_black_box_job_over_images(served: Served, tmp_path: Path) -> None:
     print(f"job {time.monotonic() - started:.0f} s; label {label['seconds']:.1f} s, {tokens} tokens")
     store = ImageStore(tmp_path / "read")
     labels, rejected = read_samples(tmp_path / "labels.json", labelled=True, images=ImageReader(store))
-    assert not rejected and len(labels) == ROWS + 4
-    requests = [GenerationRequest(row.id, row.prompt) for row in labels]
-    own = own_answers(served.reference, requests, store)
+    assert not rejected and len(labels) >= (ROWS + 4 if TEACHER is not None else 8)
+    prompts, _ = read_samples(tmp_path / "rows.json", labelled=False, images=ImageReader(store))
+    own = own_answers(served.reference, [GenerationRequest(row.id, row.messages) for row in prompts], store)
+    # Every image is as many tokens there as here.
+    assert label["tokens"]["prompt"] == sum(each.prompt_tokens for each in own.values())
     same = sum((own[row.id].text or "").strip() == (row.answer or "").strip() for row in labels)
     print(f"{same} of {len(labels)} answers are equal to those of transformers")
-    # Greedy answers part where two tokens are as probable but for rounding.
-    assert same >= len(labels) - 2
+    if TEACHER is not None:
+        # Greedy answers part where two tokens are as probable but for rounding; a random model's are mostly bytes that
+        # are no text.
+        assert same >= len(labels) - 2
     for path in (tmp_path / "run").rglob("*.jsonl"):
         assert b";base64," not in path.read_bytes()
 

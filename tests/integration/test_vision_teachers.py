@@ -197,7 +197,7 @@ def engine_teacher(store: ImageStore, engine: Engine, monkeypatch: pytest.Monkey
     reference = str(vision_model("qwen2_5_vl"))
     config = VllmInferenceConfig(backend="vllm", max_new_tokens=4, temperature=0)
     teacher = VllmTeacher(reference, config, images=store)
-    vision = vision_of(reference, store, trust_remote_code=False)
+    vision = vision_of(reference, store, config)
     assert vision is not None
     tokenizer = vision.processor.tokenizer
     ends = frozenset({tokenizer.eos_token_id})

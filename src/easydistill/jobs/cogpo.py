@@ -151,7 +151,7 @@ def plan(job: Job) -> list[Stage]:
     stages: list[Stage] = [_synthesis(job, job.dataset.instruction_path)]
     if not job.sft.enabled:
         return [*stages, DpoStage(pairs, models, training, preference)]
-    suited = RowsBesidePairs(job.dataset, job.evaluation, True, pairs, cogpo.SFT)
+    suited = RowsBesidePairs(job.dataset, job.evaluation, True, pairs, cogpo.SFT, shown_to=models)
     tuning = TrainStage(suited, models, job.sft, name="train-1")
     last = DpoStage(pairs, models, training, preference, name="train-2", start=tuning.name)
     return [*stages, tuning, last]
@@ -160,7 +160,13 @@ def plan(job: Job) -> list[Stage]:
 def _synthesis(job: Job, instruction_path: str) -> Stage:
     dataset = job.dataset
     source = FileSource(
-        SynthesisDatasetConfig(instruction_path=instruction_path, max_samples=dataset.max_samples), cogpo.LABELLED
+        SynthesisDatasetConfig(
+            instruction_path=instruction_path,
+            max_samples=dataset.max_samples,
+            image_folder=dataset.image_folder,
+            fetch_images=dataset.fetch_images,
+        ),
+        cogpo.LABELLED,
     )
     student = local_student(job.models, job.student_inference, dataset)
     asked = asked_models(job.inference, job.models.teacher, job.judge, job.models.judge)

@@ -54,10 +54,7 @@ REASONS = (
 LABELLED = None
 MAKES_PROMPTS = False
 PAIRS = True
-REFUSES_IMAGES = (
-    "cogpo makes pairs of problems in text alone: make pairs of rows with images with preference_data, and train on "
-    "these"
-)
+SHOWS_IMAGES = ("teacher", "judge", "student")
 SFT = "sft"
 ALSO = (SFT,)
 Gap = Literal["small", "medium", "large"]

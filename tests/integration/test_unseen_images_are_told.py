@@ -104,7 +104,7 @@ def test_models_that_are_asked(case: str, tmp_path: Path, tiny_model: Path) -> N
 def test_students(case: str, tmp_path: Path, tiny_model: Path, seeing: str) -> None:
     """Trained on text alone: told before the teacher is paid."""
     student = {"student": str(tiny_model)}
-    rewards = {"rewards": {"length": {"max_tokens": 64}}}
+    rewards = {"rewards": {"length": {"max_tokens": 8}}}
     pairs = {"labeled_path": rows(tmp_path, pairs=True)}
     jobs = {
         "black box": lambda: job(tmp_path, "black_box_kd_api", inference=API, models=student),
