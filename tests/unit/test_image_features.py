@@ -18,6 +18,7 @@ from tests.unit.test_multimodal import ids_of
 from easydistill.data.images import ImageStore
 from easydistill.engine.interrupt import StopSignal
 from easydistill.errors import EasyDistillError, Interrupted
+from easydistill.methods.sft import image_features
 from easydistill.methods.sft.batching import TokenRow
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.feeding import Feed
@@ -249,3 +250,17 @@ def test_a_request_to_stop_is_heard(store: ImageStore, digests: list[str], tmp_p
     stop.request()
     with pytest.raises(Interrupted):
         remember(vision, model, seam_of(model, vision, digests, whole=True), FeatureFiles(tmp_path), digests, stop)
+
+
+def test_files_that_other_machines_do_not_see_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            FeatureFiles(tmp_path).add({"a": Features(torch.zeros(1, 2), {})})
+
+    monkeypatch.setattr(image_features.time, "sleep", wait)
+    assert "a" in image_features._written(tmp_path, ["a"]) and len(waited) == 3
+    with pytest.raises(EasyDistillError, match="storage that all machines share"):
+        image_features._written(tmp_path, ["a", "b"])

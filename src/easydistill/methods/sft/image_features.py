@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from easydistill.config.training import Part
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.errors import ConfigError, ConfigIssue, EasyDistillError
 from easydistill.methods.shared.ranks import rank, together
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.models.loading import device
@@ -36,6 +37,8 @@ WORTH = 1.2
 """How often an image must be seen on average for `auto` to keep what the tower makes of it."""
 DISK_SHARE = 0.5
 """Of the free disk that features may take."""
+PATIENCE = 90
+"""Seconds in which another machine's files come to be seen."""
 _FIELD = "training.cache_image_features"
 
 
@@ -82,10 +85,28 @@ def on_features(
             found = together(lambda: compute() if rank() == 0 else None)[0]
     if isinstance(found, Kept):
         undo.enter_context(put_in(model, found.seam))
-        return replace(feed, vision=RememberedVision(vision, FeatureFiles(found.folder)))
+        return replace(feed, vision=RememberedVision(vision, _written(found.folder, digests)))
     if wanted is True:
         raise ConfigError(ConfigIssue("config", _FIELD, f"{found}", 'set it to "auto", which does without'))
     return feed
+
+
+def _written(folder: Path, digests: Sequence[str]) -> FeatureFiles:
+    """What the first process has written.
+
+    Raises:
+        EasyDistillError: this machine does not come to see it.
+    """
+    for _ in range(PATIENCE):
+        files = FeatureFiles(folder)
+        if all(digest in files for digest in digests):
+            return files
+        # Storage that machines share may show new files late.
+        time.sleep(1)
+    raise EasyDistillError(
+        f"{folder}: this process does not see what the first one wrote there\n"
+        "    → put output_dir on storage that all machines share, or set training.cache_image_features=false"
+    )
 
 
 def _why_pixels(model: Any, feed: Feed, digests: Sequence[str]) -> str | None:
