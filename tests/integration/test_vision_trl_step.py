@@ -102,7 +102,7 @@ def theirs(found: Scene, rows: list[PolicyRow], folder: Path) -> list[dict[str, 
     ).cast_column("images", Several(ImageFeature()))
     freeze_others(found.student.model, ("language", "connector"))
     assert found.student.processor is not None
-    # TRL pads prompts on the left whatever the tokenizer says, but the types of their tokens as it says.
+    # TRL asks for it, and does not check: it would pad the types of tokens on the other side than the prompts.
     found.student.tokenizer.padding_side = "left"
     trainer = Given(
         model=found.student.model,
