@@ -82,8 +82,7 @@ def same(one: Path, other: Path) -> bool:
 @contextlib.contextmanager
 def killed(monkeypatch: pytest.MonkeyPatch, kind: str, step: int) -> Iterator[None]:
     """What trains in here is killed near the end of a step, and must be."""
-    if kind != "sampled_reverse_kl":
-        # The cold start is a training of its own.
+    if kind in ("grpo", "ppo"):
         with killed_at(monkeypatch, step):
             yield
         return
