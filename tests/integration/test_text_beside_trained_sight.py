@@ -67,3 +67,11 @@ def test_rows_of_text_alone_are_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.train_parts: .*connector is to be trained, and no row") as told:
         easydistill.run(job(kind, tmp_path, images=False))
     assert 'add "language"' in str(told.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_of_text_is_refused_before_anything_is_paid(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(kind, tmp_path, images=False)
+    config["models"] |= {"student": str(tiny_model)}
+    with pytest.raises(ConfigError, match=r"training\.train_parts: the student is a model of text and has no conn"):
+        easydistill.plan(config)
