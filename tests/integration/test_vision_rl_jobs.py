@@ -18,6 +18,7 @@ from tests.support.vision_models import FAMILIES, vision_model
 import easydistill
 from easydistill.errors import ConfigError, DataError
 from easydistill.methods.on_policy import trainer as sampled
+from easydistill.methods.policy import stage as policy_stage
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 230)}
 KINDS = ("grpo", "ppo", "generalized_jsd", "sampled_reverse_kl")
@@ -81,8 +82,7 @@ def same(one: Path, other: Path) -> bool:
 @contextlib.contextmanager
 def killed(monkeypatch: pytest.MonkeyPatch, kind: str, step: int) -> Iterator[None]:
     """What trains in here is killed near the end of a step, and must be."""
-    if kind != "sampled_reverse_kl":
-        # The cold start is a training of its own.
+    if kind in ("grpo", "ppo"):
         with killed_at(monkeypatch, step):
             yield
         return
@@ -289,6 +289,19 @@ def test_a_critic_from_a_reward_model_is_refused(tiny_model: Path, tmp_path: Pat
     config["rewards"] = {"reward_model": {"model": reward}}
     with pytest.raises(ConfigError, match=r"policy\.critic: a reward model does not value .*that sees images"):
         easydistill.plan(config)
+
+
+def test_a_student_that_is_found_to_see_gets_no_other_critic_than_was_asked_for(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a student that is yet to be downloaded nobody knows before."""
+    reward = str(classifier(tiny_model, tmp_path / "classifier"))
+    config = job(tmp_path / "job", "ppo", policy={"critic": "reward_model"}, evaluation={"enabled": False})
+    config["rewards"] = {"reward_model": {"model": reward}}
+    (tmp_path / "job" / "rows.json").write_text(json.dumps([{"id": "text", "instruction": "Say yes."}]))
+    monkeypatch.setattr(policy_stage, "sees_images", lambda models: False)
+    with pytest.raises(ConfigError, match=r"policy\.critic: a reward model does not value .*that sees images"):
+        easydistill.run(config)
 
 
 def test_prompts_without_room_for_their_images_are_rejected(tmp_path: Path) -> None:

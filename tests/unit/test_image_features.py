@@ -24,7 +24,7 @@ from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.sft.feeding import Feed
 from easydistill.methods.shared.compat import cross_entropy_loss, fuse_loss
 from easydistill.models.loading import load_model
-from easydistill.models.multimodal import Vision, load_processor
+from easydistill.models.multimodal import Vision, load_processor, remembering
 from easydistill.models.multimodal.feature_files import FeatureFiles, Features
 from easydistill.models.multimodal.features import NoSeam, Seam, find_seam, put_in
 from easydistill.models.multimodal.parts import freeze_others
@@ -264,3 +264,29 @@ def test_files_that_other_machines_do_not_see_are_waited_for(tmp_path: Path, mon
     assert "a" in image_features._written(tmp_path, ["a"]) and len(waited) == 3
     with pytest.raises(EasyDistillError, match="storage that all machines share"):
         image_features._written(tmp_path, ["a", "b"])
+
+
+@pytest.mark.parametrize("left", [b"\0\0\0\0\n", b'{"end": 3\n', b"\xff\xfe\n", b"7\n", b"{}\n", b"\n"])
+def test_an_index_with_a_line_of_anything_is_read_up_to_it(left: bytes, tmp_path: Path) -> None:
+    made = {name: Features(torch.full((2, 3), float(at)), {}) for at, name in enumerate("abc")}
+    files = FeatureFiles(tmp_path)
+    files.add({"a": made["a"]})
+    files.add({"b": made["b"]})
+    first, second = (tmp_path / "index.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "index.jsonl").write_bytes(first + left + second)
+    again = FeatureFiles(tmp_path)
+    assert "a" in again and "b" not in again
+    again.add({"c": made["c"]})
+    whole = FeatureFiles(tmp_path)
+    for name in "ac":
+        assert torch.equal(whole.get(name).values, made[name].values)
+
+
+def test_the_key_is_of_what_made_the_pictures(
+    store: ImageStore, digests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, vision = seeing("llava", store, ["language"])
+    seam = seam_of(model, vision, digests, whole=True)
+    before = key(vision, model, seam, None)
+    monkeypatch.setattr(remembering, "NORMALISER", remembering.NORMALISER + 1)
+    assert key(vision, model, seam, None) != before

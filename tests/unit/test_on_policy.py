@@ -131,6 +131,17 @@ def test_a_falling_reverse_kl_is_no_success_where_answers_get_worse(worse: dict[
     assert not told(*[GOOD] * 3, *[fallen | worse] * 2)
 
 
+def test_not_every_entry_tells_of_rollouts() -> None:
+    """Steps between two rounds of rollouts have only the figures of their loss."""
+    fallen = GOOD | {"reverse_kl": 0.88}
+    between = {name: GOOD[name] for name in ("reverse_kl", "entropy")}
+    later = between | {"reverse_kl": 0.88}
+    assert not told(*[GOOD, between] * 2, *[fallen, later] * 3)
+    assert "rose from 10% to 85%" in told(*[GOOD, between] * 2, *[fallen | {"repetition": 0.85}, later] * 3)["gamed"]
+    assert not told(*[between] * 3, *[fallen | {"repetition": 0.85}] * 3)
+    assert not told(*[GOOD] * 3, *[{"reverse_kl": 0.88}] * 3)
+
+
 def test_a_student_that_cannot_write_yet_is_told_once_and_at_the_start() -> None:
     weak = GOOD | {"entropy": 4.6}
     assert "4.6 nats" in told(weak, weak, weak)["weak_student"]

@@ -115,3 +115,8 @@ class TrainerConfig(Section):
     """Number of checkpoints to keep."""
     dataloader_num_workers: NonNegativeInt = 0
     """Worker processes that prepare batches; 0 for none."""
+
+    @property
+    def learns_of_text(self) -> bool:
+        """Whether a row without images teaches a student that sees anything: whether its language model is trained."""
+        return self.train_parts is None or "language" in self.train_parts

@@ -97,15 +97,30 @@ def architectures(source: ModelSource) -> tuple[str, ...]:
 def sees_images(reference: str) -> bool:
     """Whether a model sees images and can be given some, according to its files; one that is not on this machine yet
     does not."""
+    folder, config = _config_of(reference)
+    if folder is None or "vision_config" not in config:
+        return False
+    processors = ("processor_config.json", "preprocessor_config.json")
+    return any((folder / name).is_file() for name in processors)
+
+
+def is_of_text(reference: str) -> bool:
+    """Whether a model has no parts that see, according to its files; of one that is not on this machine yet nothing is
+    known."""
+    folder, config = _config_of(reference)
+    return folder is not None and "vision_config" not in config
+
+
+def _config_of(reference: str) -> tuple[Path | None, dict[str, Any]]:
+    """(a model's folder, its config); (None, {}) if they are not on this machine, or are of another form."""
     try:
         source = resolve(reference)
         if source.path is None or source.is_gguf:
-            return False
+            return None, {}
         config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
     except (ModelError, OSError, ValueError):
-        return False
-    processors = ("processor_config.json", "preprocessor_config.json")
-    return "vision_config" in config and any((source.path / name).is_file() for name in processors)
+        return None, {}
+    return (source.path, config) if isinstance(config, dict) else (None, {})
 
 
 def is_classifier(names: Iterable[str]) -> bool:

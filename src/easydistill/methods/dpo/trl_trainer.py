@@ -30,6 +30,7 @@ from easydistill.methods.shared.checkpoints import last_whole_checkpoint
 from easydistill.methods.shared.compat import argument_values, importing_trl
 from easydistill.methods.shared.pair_images import PairImages, accompanied, check_sight
 from easydistill.methods.shared.ranks import check_ranks, from_all, from_first, raise_if_stopped, rank, world_size
+from easydistill.methods.shared.shown_images import check_images
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.trl_parts import COUNTED, PairsTrainer
 from easydistill.methods.shared.watch import TrainingOutcome, run_trainer, training_outcome
@@ -73,6 +74,7 @@ def train(
         vision: of a student that sees images.
 
     Raises:
+        ConfigError: only what sees images is to be trained, and no pair has any.
         DataError: there are no pairs, their β differ with a loss that sorts, or the loss is not finite.
         ModelError: the student would be trained blind.
         Interrupted: `stop` was requested while the reference was computed.
@@ -81,6 +83,8 @@ def train(
         raise DataError("there is nothing to train on: no pair fits into training.max_length")
     if world_size() > 1 and (preference.sorting or (preference.weighting and "sft" in preference.losses)):
         raise DataError("ranks cannot add up a loss of a whole batch\n    → train with it in one process")
+    if vision is not None:
+        check_images(config, (pair.images for pair in pairs))
     resume = last_whole_checkpoint(checkpoints)
     if resume is not None:
         check_ranks(resume)
@@ -205,7 +209,7 @@ class PairTrainer(PairsTrainer, DPOTrainer):
         self._rows = Dataset.from_list(rows)
         self._reference: dict[int, dict[str, Any]] = {}
         self._pad = tokenizer.pad_token_id
-        images = None if vision is None else PairImages(vision, pairs, world_size())
+        images = None if vision is None else PairImages(vision, pairs, world_size(), config.learns_of_text)
         self._collate = PairCollator(
             pad_token_id=self._pad, max_length=config.max_length, reference=self._reference, images=images
         )

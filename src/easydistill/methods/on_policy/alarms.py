@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
+
+from easydistill.methods.shared.watch import mean_figures
 
 WEAK_ENTROPY = 3.5
 """Nats a token at temperature 1; models that answer well have less than 3 on their own text."""
@@ -25,7 +26,10 @@ ENTROPY_LEFT = 0.3
 
 @dataclass
 class Alarms:
-    """Signs that training on own answers goes wrong, each reported once. Takes what goes into `metrics.jsonl`."""
+    """Signs that training on own answers goes wrong, each reported once. Takes what goes into `metrics.jsonl`.
+
+    Not every entry has all figures: between two rounds of rollouts nothing new is known of their length and ends.
+    """
 
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Alarm → its step, and its sentence under `told`."""
@@ -59,15 +63,16 @@ class Alarms:
 
     def _gamed(self, step: int) -> list[str]:
         """Whether reverse KL has fallen while the answers became worse."""
-        before, now = _means(self._first), _means(self._last)
-        if not {"reverse_kl"} <= before.keys() & now.keys() or now["reverse_kl"] > BETTER * before["reverse_kl"]:
+        before, now = mean_figures(self._first), mean_figures(self._last)
+        both = before.keys() & now.keys()
+        if "reverse_kl" not in both or now["reverse_kl"] > BETTER * before["reverse_kl"]:
             return []
         worse = []
-        if now["repetition"] > before["repetition"] + MORE_REPEATED:
+        if "repetition" in both and now["repetition"] > before["repetition"] + MORE_REPEATED:
             worse.append(f"repeated 4-grams rose from {before['repetition']:.0%} to {now['repetition']:.0%}")
-        if now["ended"] < before["ended"] - FEWER_ENDED:
+        if "ended" in both and now["ended"] < before["ended"] - FEWER_ENDED:
             worse.append(f"answers that end by themselves fell from {before['ended']:.0%} to {now['ended']:.0%}")
-        if now.get("entropy", 0.0) < ENTROPY_LEFT * before.get("entropy", 0.0):
+        if "entropy" in both and now["entropy"] < ENTROPY_LEFT * before["entropy"]:
             worse.append(f"entropy fell from {before['entropy']:.2f} to {now['entropy']:.2f} nats")
         if not worse:
             return []
@@ -92,9 +97,3 @@ class Alarms:
             return []
         self.raised[name] = {"step": step, "told": sentence}
         return [sentence]
-
-
-def _means(entries: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure that all entries have."""
-    names = set.intersection(*(set(entry) for entry in entries))
-    return {name: fmean(entry[name] for entry in entries) for name in names}

@@ -72,7 +72,7 @@ from easydistill.methods.shared.rollouts import (
     rolled_positions,
     scored,
 )
-from easydistill.methods.shared.shown_images import sight_test
+from easydistill.methods.shared.shown_images import check_images, sight_test
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, count_parameters, mean_figures
 from easydistill.models.allocation import reused_memory
@@ -156,6 +156,8 @@ def run_loop(
     """
     if not rows:
         raise DataError("there is nothing to train on: no prompt fits into training.max_length")
+    if vision is not None:
+        check_images(config, (row.images for row in rows))
     shown = sight_test(vision, [(row.prompt, row.images) for row in rows])
     strategy().decided(lambda: check_head(student.model, shown))
     on = device()
@@ -409,9 +411,11 @@ class SampledTraining:
 
     @functools.cached_property
     def _companion(self) -> PromptRow | None:
-        """Where several processes train, a short row with an image. It goes with batches of text alone, and nothing is
-        learned of it: all processes use the same parts of the student in every step."""
-        rows = (row for row in self._rows if row.images) if world_size() > 1 else iter(())
+        """A short row with an image, which goes with batches of text alone, and of which nothing is learned. Where
+        several processes train, all use the same parts of the student in every step; where the language model is not
+        trained, a loss of text alone has no gradient."""
+        wanted = world_size() > 1 or not self._config.learns_of_text
+        rows = (row for row in self._rows if row.images) if wanted else iter(())
         return min(rows, key=lambda row: len(row.prompt), default=None)
 
     def _autocast(self, *, cached: bool | None = None) -> Any:

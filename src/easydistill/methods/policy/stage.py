@@ -132,8 +132,7 @@ class PolicyStage(TrainStage):
             return []
         if not sees_images(self._models):
             return []
-        problem = "a reward model does not value the answers of a student that sees images token by token"
-        return [ConfigIssue("config", "policy.critic", problem, 'set "critic": "value_head", or leave it out')]
+        return [_seeing_critic()]
 
     @property
     def besides(self) -> Besides:
@@ -320,7 +319,10 @@ class PolicyStage(TrainStage):
             return None
         if student.processor is not None:
             # The reward model would have to be shown the images with every token.
-            return None
+            if policy.critic is None:
+                return None
+            # `preflight` does not know that of a student that was not on this machine then.
+            raise ConfigError(_seeing_critic())
         problem = "no rewards.reward_model is configured"
         if config is not None:
             if same_vocabulary(student.tokenizer, load_tokenizer(config.model)):
@@ -330,6 +332,12 @@ class PolicyStage(TrainStage):
             return None
         hint = 'name a reward model made of the student\'s family, or set "critic": "value_head"'
         raise ConfigError(ConfigIssue("config", "policy.critic", problem, hint))
+
+
+def _seeing_critic() -> ConfigIssue:
+    """Why a student that sees images has no critic from a reward model."""
+    problem = "a reward model does not value the answers of a student that sees images token by token"
+    return ConfigIssue("config", "policy.critic", problem, 'set "critic": "value_head", or leave it out')
 
 
 def answer_rows(explorer: Explorer) -> list[dict[str, Any]]:

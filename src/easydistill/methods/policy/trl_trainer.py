@@ -36,7 +36,7 @@ from easydistill.methods.shared.phases import Phases
 from easydistill.methods.shared.ranks import any_rank, check_ranks, numbers_of_share, rank, together, world_size
 from easydistill.methods.shared.restored import RandomState, kept_settings
 from easydistill.methods.shared.rollouts import Written, roll_out
-from easydistill.methods.shared.shown_images import ShownImages
+from easydistill.methods.shared.shown_images import ShownImages, check_images
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.strategies.gathered import Gathered
 from easydistill.methods.shared.trl_parts import WritingTrainer
@@ -87,11 +87,14 @@ def train(
         extra: further arguments of that class.
 
     Raises:
+        ConfigError: only what sees images is to be trained, and no row has any.
         DataError: there are no rows, the student has absolute position embeddings, or the loss is not finite.
         TeacherError: a judge failed for good.
     """
     if not explorer.rows:
         raise DataError("there is nothing to train on: no prompt is left")
+    if vision is not None:
+        check_images(config, (row.images for row in explorer.rows))
     if (learned := learned_positions(student.model)) is not None:
         problem = f"the student has absolute position embeddings ({learned}), which padding of prompts would shift"
         raise DataError(f"{problem}\n    → use a student with rotary positions, such as a Llama or Qwen model")
@@ -221,7 +224,7 @@ class PolicyTrainer(WritingTrainer, GRPOTrainer):
         )
         pairs = [(row.prompt, row.images) for row in explorer.rows]
         padding = self.processing_class.pad_token_id
-        self._images = None if vision is None else ShownImages(vision, pairs, padding)
+        self._images = None if vision is None else ShownImages(vision, pairs, padding, config.learns_of_text)
         if self._needs_reference:
             self.beta = getattr(policy, "beta", 0.0)
             if reference is not None:

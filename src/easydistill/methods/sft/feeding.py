@@ -119,9 +119,10 @@ class Feed:
 
     @cached_property
     def _companion(self) -> TokenRow | None:
-        """Where several processes train, a short row with an image, of which nothing is learned. It goes with batches
-        of text alone: a process that does not use its vision tower would not take part in what the others wait for."""
-        if self.vision is None or self.ranks == 1:
+        """A short row with an image, which goes with batches of text alone, and of which nothing is learned. Where
+        several processes train, one that does not use its vision tower would not take part in what the others wait for;
+        where the language model is not trained, a loss of text alone has no gradient."""
+        if self.vision is None or (self.ranks == 1 and self.config.learns_of_text):
             return None
         rows = (row for item in self.items for row in item if row.images)
         shortest = min(rows, key=len, default=None)

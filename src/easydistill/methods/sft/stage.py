@@ -21,7 +21,7 @@ from easydistill.methods.shared.foretelling import Foresight
 from easydistill.methods.shared.rendering import student_renderer, template_shows_date
 from easydistill.methods.shared.rows import LabelledRows, keep_rejected
 from easydistill.methods.shared.sharded_memory import STEPS_ALONE, Besides
-from easydistill.methods.shared.sight import features_lines, packing_images_issues, sees_images, vision_of
+from easydistill.methods.shared.sight import features_lines, packing_images_issues, parts_issues, sees_images, vision_of
 from easydistill.methods.shared.student import (
     MODEL,
     all_checkpoints_of,
@@ -86,7 +86,7 @@ class TrainStage:
         issues += student_issues(self._models)
         issues += self._teaching.preflight() if self._teaching else []
         issues += optimiser_issues(self._training) + launch_issues(self.launch, self._training)
-        issues += packing_images_issues(self._models, self._training)
+        issues += packing_images_issues(self._models, self._training) + parts_issues(self._models, self._training)
         return issues + check_student(self._models) + needs_extra("train", "torch", "transformers", "accelerate")
 
     def examine(self) -> list[ConfigIssue]:

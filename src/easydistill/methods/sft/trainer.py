@@ -48,6 +48,7 @@ from easydistill.methods.shared.compiling import (
     wants_compiling,
 )
 from easydistill.methods.shared.ranks import check_ranks
+from easydistill.methods.shared.shown_images import check_images
 from easydistill.methods.shared.sight import images_are_not_packed
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome, Watch, run_trainer, training_outcome
@@ -87,13 +88,15 @@ def train(
 
     Raises:
         ConfigError: packed rows would see each other in this architecture, or have images; or features of images are
-            to be kept, and cannot be.
+            to be kept, and cannot be; or only what sees images is to be trained, and no row has any.
         DataError: there are no rows, or the loss is not finite.
     """
     if not rows:
         raise DataError("there is nothing to train on: no row has an answer token within training.max_length")
     if config.packing and vision is not None:
         raise ConfigError(images_are_not_packed())
+    if vision is not None:
+        check_images(config, (row.images for row in rows))
     arguments = training_arguments(config, checkpoints, device())
     bf16 = uses_bf16(config, arguments.device)
     items = pack(rows, config.max_length) if config.packing else Items(rows)

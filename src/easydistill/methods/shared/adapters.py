@@ -7,6 +7,7 @@ from typing import Any
 
 from easydistill.config.training import LoraConfig, Part, TrainerConfig
 from easydistill.errors import ConfigError, ConfigIssue
+from easydistill.methods.shared.sight import lacks_parts
 from easydistill.models.multimodal.parts import freeze_others, modules_outside, trained_parts
 
 
@@ -60,9 +61,7 @@ def parts_to_train(model: Any, config: TrainerConfig) -> tuple[Part, ...] | None
     wanted = config.train_parts
     found = trained_parts(model, wanted, adapters=config.lora is not None)
     if found is None and wanted is not None and wanted != ["language"]:
-        lacking = " or ".join(part for part in wanted if part != "language")
-        problem = f"the student is a model of text and has no {lacking}"
-        raise ConfigError(ConfigIssue("config", "training.train_parts", problem, "remove it"))
+        raise ConfigError(lacks_parts([part for part in wanted if part != "language"]))
     return found
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
 
 COMPANION = "companion"
-"""Of a batch without images, where several processes train: a sequence with some, of which nothing is learned."""
+"""Of a batch without images, where several processes train, or not the language model: a sequence with some, of which
+nothing is learned."""
 _FILLS = {"labels": -100}
 """What a tensor of tokens is filled up with, if not with zeros."""
 
@@ -50,6 +51,8 @@ class PairImages:
     """All pairs of the training."""
     ranks: int = 1
     """Processes that train together."""
+    learns_of_text: bool = True
+    """As `TrainerConfig.learns_of_text`."""
 
     def inputs(self, ids_ST: torch.Tensor, numbers: Sequence[int]) -> dict[str, Any]:
         """The types of all tokens, the tensors of the images, and perhaps a `COMPANION`.
@@ -67,8 +70,9 @@ class PairImages:
 
     @cached_property
     def _companion(self) -> dict[str, torch.Tensor] | None:
-        """A process that does not use its vision tower would not take part in what the others wait for."""
-        shown = self.probe() if self.ranks > 1 else None
+        """A process that does not use its vision tower would not take part in what the others wait for; and where the
+        language model is not trained, a loss of text alone has no gradient."""
+        shown = self.probe() if self.ranks > 1 or not self.learns_of_text else None
         return None if shown is None else {**shown, "attention_mask": torch.ones_like(shown["input_ids"])}
 
     def probe(self) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from easydistill.methods.shared.foretelling import FirstRows, Foresight
 from easydistill.methods.shared.rendering import LostThoughts, has_thoughts, template_shows_date
 from easydistill.methods.shared.row_reading import ImagesOfRun, Unseen, images_for, one_writer
 from easydistill.methods.shared.rows import LabelledRows, heldout_rows
-from easydistill.methods.shared.sight import blindness
+from easydistill.methods.shared.sight import blindness, parts_issues
 from easydistill.methods.shared.student import (
     all_checkpoints_of,
     launch_issues,
@@ -203,7 +203,7 @@ class PairStage:
         issues = missing_file("dataset.template", self._rows.dataset.template)
         issues += self._rows.issues()
         issues += student_issues(self._models) + check_student(self._models) + optimiser_issues(self._training)
-        issues += launch_issues(self.launch, self._training)
+        issues += launch_issues(self.launch, self._training) + parts_issues(self._models, self._training)
         return issues + needs_extra("train", "torch", "transformers", "accelerate") + needs_extra("trl", "trl")
 
     def examine(self) -> list[ConfigIssue]:

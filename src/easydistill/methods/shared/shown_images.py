@@ -8,7 +8,7 @@ Shapes: B rows, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from easydistill.config.training import TrainerConfig
+from easydistill.errors import ConfigError, ConfigIssue
 from easydistill.methods.shared.ranks import world_size
 
 if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
     from easydistill.models.multimodal.vision import ImageRow
+
+
+def check_images(config: TrainerConfig, images: Iterable[Sequence[str]]) -> None:
+    """Check that a training without the language model has something to learn.
+
+    Args:
+        images: those of each row.
+
+    Raises:
+        ConfigError: only what sees images is to be trained, and no row has any.
+    """
+    if config.learns_of_text or any(images):
+        return
+    parts = " and ".join(config.train_parts or ())
+    problem = f"of a student that sees images {parts} is to be trained, and no row that is trained on has an image"
+    hint = 'add "language", or rows with images'
+    raise ConfigError(ConfigIssue("config", "training.train_parts", problem, hint))
 
 
 def sight_test(vision: Vision | None, rows: Sequence[ImageRow]) -> dict[str, Any] | None:
@@ -50,17 +69,20 @@ class ShownImages:
     Args:
         rows: all prompts of the training, as (ids, digests).
         padding: the padding token.
+        learns_of_text: as `TrainerConfig.learns_of_text`.
     """
 
     vision: Vision
     rows: Sequence[ImageRow]
     padding: int
+    learns_of_text: bool = True
 
     @cached_property
     def _companion(self) -> ImageRow | None:
-        """Where several processes train, a short row with an image. It goes with batches of text alone, and nothing is
-        learned of it: a process that does not use its vision tower would not take part in what the others wait for."""
-        if world_size() == 1:
+        """A short row with an image, which goes with batches of text alone, and of which nothing is learned. Where
+        several processes train, one that does not use its vision tower would not take part in what the others wait for;
+        where the language model is not trained, a loss of text alone has no gradient."""
+        if world_size() == 1 and self.learns_of_text:
             return None
         return min((row for row in self.rows if row[1]), key=lambda row: len(row[0]), default=None)
 

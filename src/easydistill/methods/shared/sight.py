@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easydistill.config.models import FreshStudent, ModelsConfig
+from easydistill.config.training import TrainerConfig
 from easydistill.data.images import ImageStore
 from easydistill.data.images.normalise import inspect, pillow
 from easydistill.data.images.store import digest_of
 from easydistill.engine.stage import StageContext
 from easydistill.errors import ConfigIssue, MissingExtra, ModelError
+from easydistill.models.reference import is_of_text
 from easydistill.models.reference import sees_images as model_sees_images
 from easydistill.models.student import Student, student_references
 
@@ -68,6 +70,19 @@ def packing_images_issues(models: ModelsConfig, training: Any) -> list[ConfigIss
     if not getattr(training, "packing", False) or not sees_images(models):
         return []
     return [images_are_not_packed()]
+
+
+def parts_issues(models: ModelsConfig, training: TrainerConfig) -> list[ConfigIssue]:
+    """An issue if a student of text is to be trained in parts that it lacks: before anything is paid for its rows."""
+    lacking = [part for part in training.train_parts or () if part != "language"]
+    of_text = isinstance(models.student, FreshStudent) or all(map(is_of_text, student_references(models)))
+    return [lacks_parts(lacking)] if lacking and of_text else []
+
+
+def lacks_parts(lacking: Sequence[str]) -> ConfigIssue:
+    """Why a student of text is not trained in parts of one that sees."""
+    problem = f"the student is a model of text and has no {' or '.join(lacking)}"
+    return ConfigIssue("config", "training.train_parts", problem, "remove it")
 
 
 def images_are_not_packed() -> ConfigIssue:

@@ -60,10 +60,8 @@ class FeatureFiles:
         found = (self._folder / _INDEX).read_bytes()
         size = (self._folder / _VALUES).stat().st_size if (self._folder / _VALUES).is_file() else 0
         for line in found.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            group = json.loads(line)
-            if group["end"] > size:
+            group = _group(line)
+            if group is None or group["end"] > size:
                 break
             self._places |= group["images"]
             self._end = group["end"]
@@ -123,6 +121,15 @@ class FeatureFiles:
     def __getstate__(self) -> dict[str, Any]:
         # A process that prepares batches opens the file itself.
         return {**self.__dict__, "_read": None}
+
+
+def _group(line: bytes) -> dict[str, Any] | None:
+    """A line of the index; None if it is not whole: what a machine that lost its power has left may be anything."""
+    try:
+        found = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and {"end", "images"} <= found.keys() else None
 
 
 def together(features: Sequence[Features]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from easydistill.data.images.normalise import NORMALISER
 from easydistill.engine.interrupt import StopSignal
 from easydistill.models.multimodal.feature_files import FeatureFiles, Features, together
 from easydistill.models.multimodal.features import PIXELS, Seam, connectors_of, kept, taken, tower_of
@@ -67,6 +68,7 @@ def key(vision: Vision, model: Any, seam: Seam, computed: torch.dtype | None) ->
     on = next(model.parameters()).device
     told = {
         "processor": vision.processor.identity(),
+        "normaliser": NORMALISER,
         "model": type(model).__name__,
         "config": {name: value for name, value in model.config.to_dict().items() if name not in _OF_FILES},
         "seam": [seam.connectors, seam.form.__name__, seam.whole],
