@@ -121,6 +121,20 @@ def test_nothing_is_asked_twice_and_a_new_model_asks_only_its_own(tmp_path: Path
     assert task_of(tmp_path, "custom")["models"]["other"]["score"]["mean"] == 1.0
 
 
+def test_models_of_one_server_have_one_bill(tmp_path: Path, scripted: ScriptedServer) -> None:
+    """Each answer is paid for once, however many models the server stands for and however they are sampled."""
+    scripted.say = adds
+    priced = {"prices": {"input": 1.0, "output": 2.0}}
+    models = {"plain": asks(scripted.url, **priced), "told": asks(scripted.url, **priced, system_prompt="Add.")}
+    tasks = [sums(tmp_path), sums(tmp_path, name="longer", max_new_tokens=700)]
+    easydistill.run(job_of(tmp_path, models, tasks))
+    metrics = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["tasks"]["metrics"]
+    bills = {name: bill for name, bill in metrics.items() if name.startswith("spent")}
+    assert len(scripted.asked) == 40
+    assert {name: bill["answers"] for name, bill in bills.items()} == {"spent_by_plain and told": 40}
+    assert bills["spent_by_plain and told"]["cost"] == pytest.approx(40 * (10 * 1.0 + 5 * 2.0) / 1e6)
+
+
 def test_samples_give_the_mean_and_pass_at_k(tmp_path: Path, scripted: ScriptedServer) -> None:
     scripted.say = lambda text, number: adds(text, number) if number % 2 else "no idea"
     task = sums(tmp_path, samples=4, temperature=0.7, pass_at=[1, 4], limit=3)

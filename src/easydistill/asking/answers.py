@@ -119,7 +119,7 @@ def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     """Enter the teacher's earlier answers in its ledger; returns what marks its new ones in the journal."""
     if not isinstance(teacher, Metered):
         return {}
-    author = content_hash(teacher.identity())[:8]
+    author = author_of(teacher)
 
     def count(record: dict[str, Any]) -> None:
         # Several teachers may share a journal. Records without a signature are from before that was possible.
@@ -136,6 +136,11 @@ def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
         if teacher.ledger.is_new(f"superseded {number}"):
             count(journal.get_superseded(number))
     return {AUTHOR: author}
+
+
+def author_of(teacher: Teacher) -> str:
+    """What marks a teacher's answers in a journal that others share."""
+    return content_hash(teacher.identity())[:8]
 
 
 def spending(teacher: Teacher) -> dict[str, Any]:
