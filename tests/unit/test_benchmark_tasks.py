@@ -338,6 +338,13 @@ def test_own_rows_that_would_not_be_asked_whole_are_refused(more: dict[str, Any]
         make("custom", {"prompt": "What is it?", "answer": 6, **more}, score="verify")
 
 
+def test_own_rows_without_a_prompt_or_an_answer_say_what_they_have() -> None:
+    with pytest.raises(MalformedRow, match="'instruction'; it has text, answer"):
+        make("custom", {"text": "6?", "answer": 6}, score="verify")
+    with pytest.raises(MalformedRow, match="no answer in 'answer'"):
+        make("custom", {"prompt": "6?", "answer": float("nan")}, score="verify")
+
+
 def test_ids_that_were_given_twice_are_told_apart(tmp_path: Path) -> None:
     """Two problems of one id would count as one with two replies."""
     path = tmp_path / "rows.jsonl"

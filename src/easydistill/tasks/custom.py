@@ -24,6 +24,7 @@ from easydistill.contracts.reward import UNJUDGED, Reward, RewardContext, Rollou
 from easydistill.contracts.task import Problem, Reply, Score, Scorer, ScoringContext
 from easydistill.data.messages import Message, have_images, text_of
 from easydistill.data.reading import chat_of
+from easydistill.data.reading.row import fields_of, has_chat
 from easydistill.data.row_files import MalformedRow, plain_value
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.rewards import code, verify
@@ -39,6 +40,8 @@ _CHOOSE = "\n\nReply with the letter of the right choice within \\boxed{}."
 _ROLES = frozenset({"system", "user", "assistant"})
 _LED = re.compile(r"(?:\*\*)?(?:(?:option|choice) )?\(?(?P<letter>[A-Z])(?:\)|\*\*|[.:](?!\w)|$)", re.IGNORECASE)
 """A letter at the beginning of a text, with a mark behind it."""
+_NO_NUMBERS = frozenset({"nan", "inf", "-inf"})
+"""Numbers of JSON files as Python reads them, which no answer equals."""
 JUDGED = "judge.jsonl"
 """Journal of a judge's replies, behind the task's name."""
 
@@ -97,7 +100,7 @@ def problem(config: Config, row: Mapping[str, Any], number: int) -> Problem:
         if wrong := verify.check(verify.Config(field=config.field_name), meta):
             raise MalformedRow(wrong)
         known = verify.known_answer(meta, config.field_name)
-        if known is None:
+        if known is None or known in _NO_NUMBERS:
             raise MalformedRow(f"there is no answer in {config.field_name!r} that could be compared")
         return Problem(identity, messages, {"answer": known}, known, text)
     if config.score == "code":
@@ -113,7 +116,12 @@ def _prompt(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
     """The prompt's messages, and its last text."""
     # A number is a prompt here as it is elsewhere in `tasks`.
     texts = {name: str(row[name]) for name in _PROMPTS if type(row.get(name)) in (int, float)}
-    chat = chat_of({**row, **texts}, with_answer=False)
+    fields = fields_of({**row, **texts})
+    if not has_chat(fields):
+        raise MalformedRow(
+            f"there is no text in `messages` or {', '.join(map(repr, _PROMPTS))}; it has {', '.join(row)}"
+        )
+    chat = chat_of(fields, with_answer=False)
     messages = chat.messages
     if have_images(messages):
         raise MalformedRow("it has images, which models are not shown here: take them out, or leave out the row")
