@@ -145,6 +145,21 @@ def test_samples_give_the_mean_and_pass_at_k(tmp_path: Path, scripted: ScriptedS
     assert found["pass_at"]["4"]["mean"] == 1.0
 
 
+def test_flips_of_samples_show_replies_that_differ(
+    tmp_path: Path, scripted: ScriptedServer, other_server: ScriptedServer
+) -> None:
+    """Of several replies to a problem the first ones may say the contrary of what their means do."""
+    scripted.say = lambda text, number: "It is 1000." if number == 1 else adds(text, number)
+    other_server.say = lambda text, number: adds(text, number) if number == 1 else "It is 1000."
+    task = sums(tmp_path, samples=4, temperature=0.7, limit=1)
+    models = {"before": asks(other_server.url, max_concurrency=1), "after": asks(scripted.url, max_concurrency=1)}
+    easydistill.run(job_of(tmp_path, models, [task]))
+    (flip,) = task_of(tmp_path)["models"]["after"]["comparison"]["flips"]["gained"]
+    assert flip["before"] == "It is 1000." and flip["after"] == "It is 1."
+    report = (tmp_path / "run/report.md").read_text()
+    assert "better with this model (1)" in report and "right only" not in report
+
+
 def test_worked_examples_are_turns_and_are_not_evaluated(tmp_path: Path) -> None:
     task = sums(tmp_path, shots=2, shots_data=write_rows(tmp_path, "shots.jsonl", SUMS[:3]))
     config = job_of(tmp_path, {"m": asks("http://127.0.0.1:1/v1")}, [task])
