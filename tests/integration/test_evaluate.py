@@ -192,6 +192,12 @@ def test_a_judge_scores_replies(tmp_path: Path, scripted: ScriptedServer, other_
     config["models"]["other"] = asks(scripted.url, system_prompt="Other.")
     easydistill.run(config)
     assert len(other_server.asked) == 4, "the same reply is judged once"
+    bill = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["tasks"]["metrics"]["spent_by_judge"]
+    assert (bill["answers"], bill["prompt_tokens"]) == (4, 40), "those of the first start too"
+    notes = " ".join(
+        note for stage in easydistill.plan({**config, "output_dir": str(tmp_path / "new")}) for note in stage.notes
+    )
+    assert "the judge is asked up to 8 times" in notes
 
 
 def test_contaminated_training_rows_are_told(tmp_path: Path, scripted: ScriptedServer) -> None:

@@ -156,6 +156,12 @@ class TasksStage:
         notes = [note for exam in self._exams for note in exam.notes()]
         for model in self._models.values():
             notes += asked(model, self._tasks[0].sampling()).plan.notes()
+        if self._judge is not None:
+            judged = [exam for exam in self._exams if getattr(exam.config, "scores_with_judge", False)]
+            calls = sum(len(exam.problems()) * exam.config.samples for exam in judged) * len(self._models)
+            notes.append(
+                f"the judge is asked up to {calls:,} times, about each reply: calls, tokens, cost are without it"
+            )
         return list(dict.fromkeys(notes))
 
     # --- the run --------------------------------------------------------------------------------------------------
@@ -178,9 +184,10 @@ class TasksStage:
                         # Models of one server have one bill, which the last of them knows whole.
                         names = [*spent.pop(asker.author, {"names": []})["names"], name]
                         spent[asker.author] = {"names": names, "bill": value}
+            judged = {f"{name}_by_judge": bill for name, bill in scorers.spent().items()}
         ordered = [results[name, exam.name] for exam in exams for name in self._models]
         bills = {f"spent_by_{' and '.join(found['names'])}": found["bill"] for found in spent.values()}
-        return self._write(ordered, tokens, bills, context)
+        return self._write(ordered, tokens, bills | judged, context)
 
     def _write(
         self, results: Sequence[TaskResult], tokens: Mapping[str, int], spent: Mapping[str, Any], context: StageContext

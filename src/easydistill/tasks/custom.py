@@ -42,8 +42,6 @@ _LED = re.compile(r"(?:\*\*)?(?:(?:option|choice) )?\(?(?P<letter>[A-Z])(?:\)|\*
 """A letter at the beginning of a text, with a mark behind it."""
 _NO_NUMBERS = frozenset({"nan", "inf", "-inf"})
 """Numbers of JSON files as Python reads them, which no answer equals."""
-JUDGED = "judge.jsonl"
-"""Journal of a judge's replies, behind the task's name."""
 
 
 class Config(ProgramTask):
@@ -190,9 +188,14 @@ def scorer(config: Config, context: ScoringContext) -> Scorer:
         judge=context.judge,
         judge_sampling=context.judge_sampling,
         judge_system_prompt=context.judge_system_prompt,
-        journal=context.directory / f"{config.shown_name}.{JUDGED}",
+        journal=context.directory / judge_journal(config.shown_name),
     )
     return _ByReward(judging.make(config.judge or judging.Config(), found))
+
+
+def judge_journal(task: str) -> str:
+    """The name of the file with a judge's replies about a task."""
+    return f"{task}.judge.jsonl"
 
 
 class _Choices:
