@@ -200,6 +200,19 @@ def test_a_judge_scores_replies(tmp_path: Path, scripted: ScriptedServer, other_
     assert "the judge is asked up to 8 times" in notes
 
 
+def test_replies_that_could_not_be_judged_are_told(
+    tmp_path: Path, scripted: ScriptedServer, other_server: ScriptedServer
+) -> None:
+    """A judge that writes no score says nothing of the replies, which count as 0."""
+    scripted.say = lambda text, number: "A fine reply."
+    other_server.say = lambda text, number: "<score>9</score>" if "Bird number 0" in text else "I cannot say."
+    task = {"task": "custom", "score": "judge", "data": write_rows(tmp_path, "b.jsonl", BIRDS)}
+    easydistill.run(job_of(tmp_path, {"m": asks(scripted.url)}, [task], judge=asks(other_server.url)))
+    found = task_of(tmp_path, "custom")["models"]["m"]
+    assert (found["unjudged"], found["score"]["mean"]) == (3, 0.25)
+    assert "3 of m's replies could not be judged" in (tmp_path / "run/report.md").read_text()
+
+
 def test_contaminated_training_rows_are_told(tmp_path: Path, scripted: ScriptedServer) -> None:
     scripted.say = lambda text, number: "7"
     long = (

@@ -207,8 +207,13 @@ def _replies_table(scores: Scores) -> doc.Table:
             length = MISSING if tokens is None else f"{tokens:,.0f}"
             rows.append(doc.row(f"{_name(task)}: {name}", *counts, length))
     columns = doc.columns("Replies", "Cut off", "Empty", "Without a reply", "Tokens a reply")
-    notes = ("Replies that were cut off at max_new_tokens are scored by what they say.",)
-    return doc.Table("Model", columns, tuple(rows), style="tight tasks", footnotes=notes)
+    notes = ["Replies that were cut off at max_new_tokens are scored by what they say."]
+    for task in scores.tasks:
+        for name in scores.ordered:
+            if unjudged := as_int(_of(task, name).get("unjudged")):
+                why = "could not be judged (the judge refused, or wrote no score), and count as 0"
+                notes.append(f"{_name(task)}: {unjudged:,} of {name}'s replies {why}.")
+    return doc.Table("Model", columns, tuple(rows), style="tight tasks", footnotes=tuple(notes))
 
 
 # --- flips ------------------------------------------------------------------------------------------------------

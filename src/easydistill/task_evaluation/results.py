@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from easydistill.contracts.task import SampledTask
+from easydistill.contracts.task import UNJUDGED, SampledTask
 from easydistill.task_evaluation.exams import Taken
 from easydistill.task_evaluation.statistics import bootstrap, compare, pass_at_k
 
@@ -48,6 +48,7 @@ def figures(result: TaskResult, config: SampledTask) -> dict[str, Any]:
         "score": bootstrap(list(values.values())).as_record(),
         "cut": sum(item.answered.reply.cut for item in result.taken),
         "empty": sum(not item.answered.reply.text.strip() for item in result.taken),
+        "unjudged": sum(item.score.why == UNJUDGED for item in result.taken),
         "failed": sum(item.answered.failure is not None for item in result.taken),
         "tokens_per_reply": fmean(tokens) if tokens else 0.0,
     }

@@ -21,6 +21,7 @@ from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, Unfit
 from easydistill.contracts.reward import UNJUDGED, Reward, RewardContext, Rollout
+from easydistill.contracts.task import UNJUDGED as NOT_JUDGED
 from easydistill.contracts.task import Problem, Reply, Score, Scorer, ScoringContext
 from easydistill.data.messages import Message, have_images, text_of
 from easydistill.data.reading import chat_of
@@ -248,7 +249,7 @@ class _ByReward:
             problem = f"{unanswered} of {len(values)} replies could not be scored for a reason that may pass"
             raise DataError(f"{problem}\n    → run the same command again: only these are judged again")
         return [
-            Score(max(0.0, value or 0.0), self._shows(reply), "could not be judged" if value == UNJUDGED else "")
+            Score(max(0.0, value or 0.0), self._shows(reply), NOT_JUDGED if value == UNJUDGED else "")
             for (_, reply), value in zip(replies, values, strict=True)
         ]
 
