@@ -121,6 +121,20 @@ def test_nothing_is_asked_twice_and_a_new_model_asks_only_its_own(tmp_path: Path
     assert task_of(tmp_path, "custom")["models"]["other"]["score"]["mean"] == 1.0
 
 
+def test_models_of_one_server_have_one_bill(tmp_path: Path, scripted: ScriptedServer) -> None:
+    """Each answer is paid for once, however many models the server stands for and however they are sampled."""
+    scripted.say = adds
+    priced = {"prices": {"input": 1.0, "output": 2.0}}
+    models = {"plain": asks(scripted.url, **priced), "told": asks(scripted.url, **priced, system_prompt="Add.")}
+    tasks = [sums(tmp_path), sums(tmp_path, name="longer", max_new_tokens=700)]
+    easydistill.run(job_of(tmp_path, models, tasks))
+    metrics = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["tasks"]["metrics"]
+    bills = {name: bill for name, bill in metrics.items() if name.startswith("spent")}
+    assert len(scripted.asked) == 40
+    assert {name: bill["answers"] for name, bill in bills.items()} == {"spent_by_plain and told": 40}
+    assert bills["spent_by_plain and told"]["cost"] == pytest.approx(40 * (10 * 1.0 + 5 * 2.0) / 1e6)
+
+
 def test_samples_give_the_mean_and_pass_at_k(tmp_path: Path, scripted: ScriptedServer) -> None:
     scripted.say = lambda text, number: adds(text, number) if number % 2 else "no idea"
     task = sums(tmp_path, samples=4, temperature=0.7, pass_at=[1, 4], limit=3)
@@ -129,6 +143,21 @@ def test_samples_give_the_mean_and_pass_at_k(tmp_path: Path, scripted: ScriptedS
     assert (found["problems"], found["replies"], len(scripted.asked)) == (3, 12, 12)
     assert found["score"]["mean"] == found["pass_at"]["1"]["mean"] == pytest.approx(0.5)
     assert found["pass_at"]["4"]["mean"] == 1.0
+
+
+def test_flips_of_samples_show_replies_that_differ(
+    tmp_path: Path, scripted: ScriptedServer, other_server: ScriptedServer
+) -> None:
+    """Of several replies to a problem the first ones may say the contrary of what their means do."""
+    scripted.say = lambda text, number: "It is 1000." if number == 1 else adds(text, number)
+    other_server.say = lambda text, number: adds(text, number) if number == 1 else "It is 1000."
+    task = sums(tmp_path, samples=4, temperature=0.7, limit=1)
+    models = {"before": asks(other_server.url, max_concurrency=1), "after": asks(scripted.url, max_concurrency=1)}
+    easydistill.run(job_of(tmp_path, models, [task]))
+    (flip,) = task_of(tmp_path)["models"]["after"]["comparison"]["flips"]["gained"]
+    assert flip["before"] == "It is 1000." and flip["after"] == "It is 1."
+    report = (tmp_path / "run/report.md").read_text()
+    assert "better with this model (1)" in report and "right only" not in report
 
 
 def test_worked_examples_are_turns_and_are_not_evaluated(tmp_path: Path) -> None:
@@ -163,6 +192,25 @@ def test_a_judge_scores_replies(tmp_path: Path, scripted: ScriptedServer, other_
     config["models"]["other"] = asks(scripted.url, system_prompt="Other.")
     easydistill.run(config)
     assert len(other_server.asked) == 4, "the same reply is judged once"
+    bill = json.loads((tmp_path / "run/summary.json").read_text())["stages"]["tasks"]["metrics"]["spent_by_judge"]
+    assert (bill["answers"], bill["prompt_tokens"]) == (4, 40), "those of the first start too"
+    notes = " ".join(
+        note for stage in easydistill.plan({**config, "output_dir": str(tmp_path / "new")}) for note in stage.notes
+    )
+    assert "the judge is asked up to 8 times" in notes
+
+
+def test_replies_that_could_not_be_judged_are_told(
+    tmp_path: Path, scripted: ScriptedServer, other_server: ScriptedServer
+) -> None:
+    """A judge that writes no score says nothing of the replies, which count as 0."""
+    scripted.say = lambda text, number: "A fine reply."
+    other_server.say = lambda text, number: "<score>9</score>" if "Bird number 0" in text else "I cannot say."
+    task = {"task": "custom", "score": "judge", "data": write_rows(tmp_path, "b.jsonl", BIRDS)}
+    easydistill.run(job_of(tmp_path, {"m": asks(scripted.url)}, [task], judge=asks(other_server.url)))
+    found = task_of(tmp_path, "custom")["models"]["m"]
+    assert (found["unjudged"], found["score"]["mean"]) == (3, 0.25)
+    assert "3 of m's replies could not be judged" in (tmp_path / "run/report.md").read_text()
 
 
 def test_contaminated_training_rows_are_told(tmp_path: Path, scripted: ScriptedServer) -> None:

@@ -532,6 +532,28 @@ def test_made_instructions_are_labelled_as_any_others(tmp_path: Path, server: Lo
     }
 
 
+def test_what_a_run_writes_is_not_read_with_the_images(tmp_path: Path, server: LookingServer) -> None:
+    """Else the same command would find a file of rows, and copies of the images, in the folder of images."""
+    config = job(tmp_path, server.url, "image_instruction_generation", None)
+    images = folder_of_images(tmp_path)
+    config["dataset"] |= {"instruction_path": str(images), "labeled_path": str(images / "deep/out.jsonl")}
+    with pytest.raises(ConfigError, match=r"(?s)dataset.labeled_path.*beside the folder"):
+        easydistill.validate(config)
+    config["dataset"]["labeled_path"] = str(tmp_path / "out.json")
+    config["output_dir"] = str(images / "run")
+    for _ in range(2):
+        assert easydistill.run(config, quiet=True).exit_code == 0
+        assert len(server.bodies) == 8
+
+
+def test_a_folder_without_images_says_what_they_end_in(tmp_path: Path, server: LookingServer) -> None:
+    config = job(tmp_path, server.url, "image_instruction_generation", None)
+    (tmp_path / "none").mkdir()
+    config["dataset"]["instruction_path"] = str(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"and no image\n.*images are PNG"):
+        easydistill.validate(config)
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [

@@ -17,7 +17,9 @@ from tests.conftest import REAL_DATA, ROOT
 
 from easydistill.contracts.task import TASK, Problem, Reply, Score, ScoringContext, TaskConfig
 from easydistill.data.row_files import MalformedRow
-from easydistill.tasks import TASKS
+from easydistill.errors import DataError
+from easydistill.task_evaluation.exams import exam_of
+from easydistill.tasks import TASKS, custom, math500
 from easydistill.tasks.custom import chosen_letter
 from easydistill.tasks.humaneval import program
 from easydistill.tasks.livecodebench import same_output, unpacked
@@ -267,9 +269,98 @@ def test_choices_are_lettered_and_compared() -> None:
             make("custom", {**row, "answer": answer}, score="choice")
 
 
-def test_a_choice_whose_text_is_a_letter_is_that_choice() -> None:
-    assert chosen_letter("\\boxed{A}", ["B", "A"]) == "B"
+def test_a_letter_is_that_of_a_choice_even_if_another_choice_reads_so() -> None:
+    """Models are asked for the letter, so one that does as it is told is not read as if it had quoted a text."""
+    assert chosen_letter("\\boxed{A}", ["B", "A"]) == "A"
     assert chosen_letter("nothing", ["x", "y"]) is None
+    row = {"question": "Which vitamin?", "choices": ["B", "A"]}
+    assert make("custom", {**row, "answer": 1}, score="choice")[2].reference == "B"
+    for ambiguous in ({**row, "answer": "A"}, {**row, "choices": ["x", "x"], "answer": "x"}):
+        with pytest.raises(MalformedRow, match="several of the choices"):
+            make("custom", ambiguous, score="choice")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "**B**",
+        "**B. Paris**",
+        "(B) Paris",
+        "\\boxed{(B) Paris}",
+        "The answer is (B) Paris.",
+        "The answer is option B.",
+        "Option B",
+        "B\n\nBecause it is the capital.",
+    ],
+)
+def test_choices_are_stated_in_many_ways(reply: str) -> None:
+    assert chosen_letter(reply, ["Rome", "Paris", "Oslo"]) == "B"
+
+
+@pytest.mark.parametrize("reply", ["A dog, so B", "Because", "B2", "All of them", "A.M."])
+def test_what_is_no_choice_is_none(reply: str) -> None:
+    assert chosen_letter(reply, ["Rome", "Paris", "Oslo"]) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "Sum:", "input": "1 2 3"}, [("user", "Sum:\n\n1 2 3")]),
+        ({"question": "How many?", "context": "Bob has 6."}, [("user", "How many?\n\nBob has 6.")]),
+        ({"system": "Short.", "prompt": "6?"}, [("system", "Short."), ("user", "6?")]),
+        (
+            {"system": "Short.", "messages": [{"role": "user", "content": "6?"}]},
+            [("system", "Short."), ("user", "6?")],
+        ),
+        (
+            {"prompt": "And 6?", "history": [["Hi", "Yes"]]},
+            [("user", "Hi"), ("assistant", "Yes"), ("user", "And 6?")],
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "6?"}]}]}, [("user", "6?")]),
+    ],
+)
+def test_own_rows_are_asked_whole(row: dict[str, Any], said: list[tuple[str, str]]) -> None:
+    problem = make("custom", {**row, "answer": 6}, score="verify")[2]
+    assert [(message["role"], message["content"]) for message in problem.messages] == said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"image": "cat.png"},
+        {"images": ["a.png", "b.png"]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        {"messages": [{"role": "user", "content": " "}]},
+    ],
+)
+def test_own_rows_that_would_not_be_asked_whole_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(MalformedRow):
+        make("custom", {"prompt": "What is it?", "answer": 6, **more}, score="verify")
+
+
+def test_own_rows_without_a_prompt_or_an_answer_say_what_they_have() -> None:
+    with pytest.raises(MalformedRow, match="'instruction'; it has text, answer"):
+        make("custom", {"text": "6?", "answer": 6}, score="verify")
+    with pytest.raises(MalformedRow, match="no answer in 'answer'"):
+        make("custom", {"prompt": "6?", "answer": float("nan")}, score="verify")
+
+
+def test_ids_that_were_given_twice_are_told_apart(tmp_path: Path) -> None:
+    """Two problems of one id would count as one with two replies."""
+    path = tmp_path / "rows.jsonl"
+    ids = ["a", "a", "a#2", "a#2", "a"]
+    path.write_text("".join(json.dumps({"id": i, "prompt": f"{n}?", "answer": 1}) + "\n" for n, i in enumerate(ids)))
+    config = custom.Config(task="custom", data=str(path), score="verify")
+    found = [problem.id for problem in exam_of(config).problems()]
+    assert found[:2] == ["a", "a#2"] and len(set(found)) == len(ids)
+
+
+def test_images_of_rows_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"problem": "How long is AB in the picture?", "answer": "5", "image": "t.png"}) + "\n")
+    config = math500.Config(task="math500", data=str(path))
+    with pytest.raises(DataError, match=r"row 1.*'image'"):
+        exam_of(config).problems()
 
 
 def test_own_rows_are_verified() -> None:

@@ -136,6 +136,44 @@ def test_scores_of_tasks(runs: tuple[Path, Path]) -> None:
     assert [cell.note for cell in row.cells] == ["15.0% to 90.0%", "best, 40.0% to 90.0%"]
 
 
+def scored(run: Path, mean: float, **task: Any) -> None:
+    models = {"qwen2.5": {"score": {"mean": mean}}}
+    scores = {"models": {"qwen2.5": {"role": "after"}}, "tasks": [{"name": "gsm8k", "models": models, **task}]}
+    (run / "stages/4-tasks").mkdir()
+    (run / "stages/4-tasks/scores.json").write_text(json.dumps(scores))
+
+
+def test_scores_on_different_problems_are_told(runs: tuple[Path, Path]) -> None:
+    scored(runs[0], 0.25, prompt_hash="aa", samples=1, sampling={"temperature": 0.0})
+    scored(runs[1], 0.5, prompt_hash="bb", samples=8, sampling={"temperature": 0.6})
+    table = task_table(read_runs(runs))
+    assert table is not None
+    (row,) = table.rows
+    assert row.name == "gsm8k, after", "a model's name may have a dot"
+    assert row.notes == ("different problems or prompts", "sampled differently")
+    assert all("best" not in cell.note for cell in row.cells)
+    assert "different problems or prompts" in built(*runs)[1]
+
+
+def test_settings_that_differ_deep_within_are_shown(runs: tuple[Path, Path]) -> None:
+    for run, tokens, end, rate in zip(runs, (512, 256), ("x", "y"), (0.1, 0.10000001), strict=True):
+        tasks = [{"task": "gsm8k", "data": "d" * 200}, {"task": "aime", "max_new_tokens": tokens}]
+        for path, value in {"tasks": tasks, "prompt": "p" * 300 + end, "rate": rate, "same": ["a", 1]}.items():
+            change_config(run, path, value)
+    rows = {row.name: row.texts for row in settings_table(read_runs(runs)).rows}
+    assert rows["tasks.1.max_new_tokens"] == ("512", "256")
+    assert rows["rate"] == ("0.1", "0.10000001")
+    assert [text[-1] for text in rows["prompt"]] == ["x", "y"] and rows["prompt"][0].startswith("…p")
+    assert "same" not in rows and not any(name.startswith("tasks.0") for name in rows)
+
+
+def test_the_page_has_a_name_of_a_page(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("page.md", "page", "a"):
+        with pytest.raises(DataError, match=r"→ name it .*\.html"):
+            build_comparison(runs, tmp_path / name)
+    assert not (tmp_path / "page.md").exists()
+
+
 def test_settings_of_nested_and_odd_values(runs: tuple[Path, Path]) -> None:
     one, two = runs
     for path, value in (("a.list", [1, 2]), ("a.flag", True), ("a.none", None), ("output_dir", "x"), ("a.number", 1)):

@@ -703,3 +703,10 @@ def test_a_word_in_a_list(path: str, word: str, told: str, hint: str) -> None:
         api.validate(changed(LOCAL, {path: [word]}))
     assert f"{path}{told}" in str(raised.value)
     assert hint in str(raised.value)
+
+
+def test_a_section_without_keys_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "kd.json", changed(LOCAL, {"track": [{"tensorboard": {"x": 1}}]}))
+    (found,) = complaints(path, capsys)
+    assert found.text.startswith("track.0.tensorboard.x: there is no key 'x'")
+    assert found.hint == "remove it; there are no keys here"

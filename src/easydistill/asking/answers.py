@@ -91,7 +91,7 @@ def answer_all(
         # A passing failure from an earlier attempt is worth another try; this attempt's were retried already.
         return key in journal and (key in attempted or not journal.note(key))
 
-    author = _count_earlier(teacher, journal)
+    author = count_earlier(teacher, journal)
     finished = sum(done(request.key) for request in requests)
     with context.reporter.task(title, len(requests), done=finished) as task:
         failures = 0
@@ -115,11 +115,11 @@ def answer_all(
                     context.reporter.say(f"spent: {teacher.ledger.words()}")
 
 
-def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
+def count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
     """Enter the teacher's earlier answers in its ledger; returns what marks its new ones in the journal."""
     if not isinstance(teacher, Metered):
         return {}
-    author = content_hash(teacher.identity())[:8]
+    author = author_of(teacher)
 
     def count(record: dict[str, Any]) -> None:
         # Several teachers may share a journal. Records without a signature are from before that was possible.
@@ -136,6 +136,11 @@ def _count_earlier(teacher: Teacher, journal: Journal) -> dict[str, str]:
         if teacher.ledger.is_new(f"superseded {number}"):
             count(journal.get_superseded(number))
     return {AUTHOR: author}
+
+
+def author_of(teacher: Teacher) -> str:
+    """What marks a teacher's answers in a journal that others share."""
+    return content_hash(teacher.identity())[:8]
 
 
 def spending(teacher: Teacher) -> dict[str, Any]:

@@ -133,6 +133,10 @@ class Reply:
     """Whether it was cut off at `max_new_tokens`."""
 
 
+UNJUDGED = "could not be judged"
+"""The `why` of a score of 0 that says nothing of the reply: its judge refused, or wrote no score. They are counted."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What a reply is worth."""

@@ -20,7 +20,11 @@ _STAGES = {"tasks": SCORES, "speed": SPEED}
 _ORDER = ("before", "after", "teacher", "other")
 _ROLE_WORDS = {"before": "before training", "after": "after training", "teacher": "teacher", "other": ""}
 _STYLES = {"before": f"{SCORED} before", "after": f"{SCORED} after"}
-_FLIPS = (("gained", "Right only with this model"), ("lost", "Right only with the baseline"))
+_FLIPS = {
+    True: (("gained", "Right only with this model"), ("lost", "Right only with the baseline")),
+    False: (("gained", "Better with this model"), ("lost", "Better with the baseline")),
+}
+"""Whether problems are simply right or wrong → kind of a flip, its title."""
 FLIPS_IN_MARKDOWN = 3
 
 
@@ -188,7 +192,7 @@ def _pairs_table(scores: Scores) -> doc.Table | None:
             test = as_text(found.get("test"))
             difference = _interval(found.get("difference"), signed=True)
             rows.append(doc.row(f"{_name(task)}: {name}", difference, gained, lost, with_below(shown_p, test)))
-    titles = ("Difference", "Only this one right", "Only the baseline right", "p")
+    titles = ("Difference", "Better with this one", "Better with the baseline", "p")
     columns = tuple(doc.Column(title, SCORED) for title in titles)
     return doc.Table("Model", columns, tuple(rows), style="tight tasks") if rows else None
 
@@ -203,11 +207,21 @@ def _replies_table(scores: Scores) -> doc.Table:
             length = MISSING if tokens is None else f"{tokens:,.0f}"
             rows.append(doc.row(f"{_name(task)}: {name}", *counts, length))
     columns = doc.columns("Replies", "Cut off", "Empty", "Without a reply", "Tokens a reply")
-    notes = ("Replies that were cut off at max_new_tokens are scored by what they say.",)
-    return doc.Table("Model", columns, tuple(rows), style="tight tasks", footnotes=notes)
+    notes = ["Replies that were cut off at max_new_tokens are scored by what they say."]
+    for task in scores.tasks:
+        for name in scores.ordered:
+            if unjudged := as_int(_of(task, name).get("unjudged")):
+                why = "could not be judged (the judge refused, or wrote no score), and count as 0"
+                notes.append(f"{_name(task)}: {unjudged:,} of {name}'s replies {why}.")
+    return doc.Table("Model", columns, tuple(rows), style="tight tasks", footnotes=tuple(notes))
 
 
 # --- flips ------------------------------------------------------------------------------------------------------
+
+
+def _is_binary(found: Mapping[str, Any]) -> bool:
+    """Whether both models' problems are right or wrong, and not shares of samples or points of a judge."""
+    return not as_text(found.get("test")).startswith("paired permutation")
 
 
 def _flips_section(scores: Scores, mark: str) -> Iterator[doc.Section]:
@@ -216,7 +230,7 @@ def _flips_section(scores: Scores, mark: str) -> Iterator[doc.Section]:
         for name in scores.ordered:
             found = as_dict(_of(task, name).get("comparison"))
             flips = as_dict(found.get("flips"))
-            for kind, title in _FLIPS:
+            for kind, title in _FLIPS[_is_binary(found)]:
                 samples = _flip_samples(flips.get(kind), name, scores.baseline)
                 if samples:
                     heading = f"{_name(task)}, {name}: {title.lower()} ({plain(as_int(found.get(kind)))})"
@@ -224,7 +238,7 @@ def _flips_section(scores: Scores, mark: str) -> Iterator[doc.Section]:
                     blocks.append(doc.Text(heading, "heading", only="md"))
                     blocks += [replace(sample, only="md") for sample in samples[:FLIPS_IN_MARKDOWN]]
     if blocks:
-        intro = doc.Text(f"Problems that one of two models solved and the other did not: against {scores.baseline}.")
+        intro = doc.Text(f"Problems that one of two models solved, or solved more often: against {scores.baseline}.")
         yield doc.Section(f"flips{mark}", "Answers that flipped", "Flips", (intro, *blocks))
 
 

@@ -61,8 +61,17 @@ class ImageSource:
 
     def issues(self) -> list[ConfigIssue]:
         if not self._has_files:
-            return unreadable_rows(_KEY, self.where)
+            found = unreadable_rows(_KEY, self.where)
+            if found and self._path.is_dir():
+                hint = f"images are PNG, JPEG, WebP or GIF; of rows, {found[0].hint}"
+                return [replace(found[0], problem=f"{found[0].problem}, and no image", hint=hint)]
+            return found
         shown = json.dumps(self.where, ensure_ascii=False)
+        written = self.dataset.labeled_path
+        if written is not None and Path(written).resolve().is_relative_to(self._path.resolve()):
+            problem = f"{json.dumps(written, ensure_ascii=False)} is in the folder of images {shown}: what is written "
+            problem += "there, rows and their images, would be read with them the next time"
+            return [ConfigIssue("config", "dataset.labeled_path", problem, "write it beside the folder")]
         rows = next((file.name for file in _files(self._path) if format_of(file) is not None), None)
         if rows is not None:
             hint = "name the file of rows, or a folder of images alone"
@@ -170,12 +179,21 @@ class ImageSource:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file, or the files below a folder in the order of their names. Names that begin with a dot are left out."""
+    """The file, or the files below a folder in the order of their names. Names that begin with a dot are left out, and
+    what is in the directory of a run, which keeps images too."""
     if path.is_file():
         yield path
         return
+    runs: set[Path] = set()
     for file in sorted(path.rglob("*")):
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
+        if file.is_dir():
+            if (file / "config.resolved.json").is_file():
+                runs.add(file)
+        elif (
+            file.is_file()
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and runs.isdisjoint(file.parents)
+        ):
             yield file
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from easydistill.asking.answers import answer_all, journalled_outcome, spending
+from easydistill.asking.answers import answer_all, author_of, journalled_outcome, spending
 from easydistill.asking.model import AskedModel
 from easydistill.contracts.operator import Ask
 from easydistill.contracts.task import Reply
@@ -47,6 +47,8 @@ class ModelAsker:
         self._journal, self._context = journal, context
         self._open: tuple[dict[str, Any], AskedModel, Teacher] | None = None
         self._spent: dict[str, Any] = {}
+        self.author = ""
+        """What the answers in the journal are marked with, once any were asked for; models of one server share it."""
         self.tokens = {"prompt": 0, "completion": 0}
         self._counted: set[str] = set()
 
@@ -70,6 +72,7 @@ class ModelAsker:
             return []
         model, teacher = self._teacher(sampling)
         identity = teacher.identity()
+        self.author = author_of(teacher)
         asks = [Ask(messages, index=index) for messages, index in questions]
         requests = [model.request(ask, identity) for ask in asks]
         unique = {request.key: request for request in requests}
@@ -106,7 +109,7 @@ class ModelAsker:
         return read_reply(outcome)
 
     def spent(self) -> dict[str, Any]:
-        """What the answers cost, if the backend counts it."""
+        """What the answers cost, if the backend counts it: those of all models of its author."""
         return self._spent
 
     def _close(self) -> None:

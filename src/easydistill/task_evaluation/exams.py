@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 
 from easydistill.contracts.task import Problem, SampledTask, Score, Scorer, ScoringContext, TaskConfig
 from easydistill.data.messages import Message, text_of
+from easydistill.data.reading.keys import MEDIA
+from easydistill.data.reading.values import is_given
 from easydistill.data.records import content_hash
 from easydistill.data.row_files import BrokenRow, MalformedRow, has_lone_surrogates, rows_of
 from easydistill.data.row_files.identity import hash_rows
@@ -132,15 +135,18 @@ class OurExam:
         shown = [problem.messages for problem, _ in shots]
         turns = tuple(message for problem, reply in shots for message in _turns(problem, reply))
         found: list[Problem] = []
-        seen: dict[str, int] = {}
+        seen: Counter[str] = Counter()
+        taken: set[str] = set()
         for problem, _ in self._read(self.config.data):
             if problem.messages in shown:
                 continue
             if self.config.limit is not None and len(found) == self.config.limit:
                 break
-            seen[problem.id] = seen.get(problem.id, 0) + 1
-            number = seen[problem.id]
-            identity = problem.id if number == 1 else f"{problem.id}#{number}"
+            identity = problem.id
+            while identity in taken:
+                seen[problem.id] += 1
+                identity = f"{problem.id}#{seen[problem.id] + 1}"
+            taken.add(identity)
             found.append(replace(problem, id=identity, messages=_after(turns, problem.messages)))
         if not found:
             raise DataError(f"{self.config.data}: there is no row to evaluate for {self.name}")
@@ -167,6 +173,8 @@ class OurExam:
                     problem = self._module.problem(self.config, row, number)
                     if any(has_lone_surrogates(text_of(message)) for message in problem.messages):
                         raise MalformedRow("a text has half of a surrogate pair")
+                    if media := next((name for name in MEDIA if is_given(row.get(name))), None):
+                        raise MalformedRow(f"{media!r} would not be shown to the models: tasks are of text alone")
                     yield problem, row
             except MalformedRow as why:
                 # A benchmark without one of its problems would be another benchmark.

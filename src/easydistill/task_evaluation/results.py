@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from easydistill.contracts.task import SampledTask
+from easydistill.contracts.task import UNJUDGED, SampledTask
 from easydistill.task_evaluation.exams import Taken
 from easydistill.task_evaluation.statistics import bootstrap, compare, pass_at_k
 
@@ -48,6 +48,7 @@ def figures(result: TaskResult, config: SampledTask) -> dict[str, Any]:
         "score": bootstrap(list(values.values())).as_record(),
         "cut": sum(item.answered.reply.cut for item in result.taken),
         "empty": sum(not item.answered.reply.text.strip() for item in result.taken),
+        "unjudged": sum(item.score.why == UNJUDGED for item in result.taken),
         "failed": sum(item.answered.failure is not None for item in result.taken),
         "tokens_per_reply": fmean(tokens) if tokens else 0.0,
     }
@@ -88,24 +89,35 @@ def comparison(result: TaskResult, baseline: TaskResult) -> dict[str, Any]:
         "problems": len(shared),
         **paired.as_record(),
         "flips": {
-            "gained": _texts(result, baseline, gained[:FLIPS_KEPT]),
-            "lost": _texts(result, baseline, lost[:FLIPS_KEPT]),
+            "gained": _texts(result, baseline, gained[:FLIPS_KEPT], pick=(min, max)),
+            "lost": _texts(result, baseline, lost[:FLIPS_KEPT], pick=(max, min)),
         },
     }
 
 
-def _texts(result: TaskResult, baseline: TaskResult, names: Sequence[str]) -> list[dict[str, Any]]:
+def _texts(
+    result: TaskResult, baseline: TaskResult, names: Sequence[str], pick: tuple[Callable[..., Taken], ...]
+) -> list[dict[str, Any]]:
+    """The flipped problems, with a reply of each model; of several samples the ones that show the flip.
+
+    Args:
+        pick: what chooses the baseline's reply and the model's by their scores: `min` or `max`.
+    """
     own, other = result.by_problem(), baseline.by_problem()
     return [
         {
             "problem": name,
             "prompt": [dict(message) for message in own[name][0].problem.messages],
             "reference": own[name][0].problem.reference,
-            "before": other[name][0].answered.reply.text,
-            "after": own[name][0].answered.reply.text,
+            "before": pick[0](other[name], key=_value).answered.reply.text,
+            "after": pick[1](own[name], key=_value).answered.reply.text,
         }
         for name in names
     ]
+
+
+def _value(item: Taken) -> float:
+    return item.score.value
 
 
 def gap_closed(before: float, after: float, teacher: float) -> float | None:

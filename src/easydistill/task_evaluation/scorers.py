@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from easydistill.asking.answers import count_earlier, spending
 from easydistill.contracts.task import Scorer, ScoringContext
 from easydistill.contracts.teacher import Teacher
+from easydistill.data.journal import Journal
 from easydistill.engine.stage import StageContext
 from easydistill.task_evaluation.config import EvaluatedModel
 from easydistill.task_evaluation.exams import Exam
 from easydistill.task_evaluation.models import asked
+from easydistill.tasks.custom import judge_journal
 
 
 class Scorers:
@@ -26,11 +29,24 @@ class Scorers:
             values = {"judge": self._teacher, "judge_sampling": sampling, "judge_system_prompt": system}
         self._made: dict[str, Scorer | None] = {}
         try:
+            self._count_earlier(exams, context)
             for exam in exams:
                 self._made[exam.name] = exam.scorer(ScoringContext(context.directory, **values))
         except BaseException:
             self.close()
             raise
+
+    def _count_earlier(self, exams: Sequence[Exam], context: StageContext) -> None:
+        """Enter what the judge answered in earlier attempts into its ledger."""
+        for exam in exams:
+            path = context.directory / judge_journal(exam.name)
+            if self._teacher is not None and path.is_file():
+                with Journal(path) as journal:
+                    count_earlier(self._teacher, journal)
+
+    def spent(self) -> dict[str, Any]:
+        """What the judge's answers cost, if its backend counts it."""
+        return {} if self._teacher is None else spending(self._teacher)
 
     def of(self, exam: Exam) -> Scorer | None:
         return self._made[exam.name]

@@ -156,6 +156,12 @@ class TasksStage:
         notes = [note for exam in self._exams for note in exam.notes()]
         for model in self._models.values():
             notes += asked(model, self._tasks[0].sampling()).plan.notes()
+        if self._judge is not None:
+            judged = [exam for exam in self._exams if getattr(exam.config, "scores_with_judge", False)]
+            calls = sum(len(exam.problems()) * exam.config.samples for exam in judged) * len(self._models)
+            notes.append(
+                f"the judge is asked up to {calls:,} times, about each reply: calls, tokens, cost are without it"
+            )
         return list(dict.fromkeys(notes))
 
     # --- the run --------------------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ class TasksStage:
             exam.problems()
         results: dict[tuple[str, str], TaskResult] = {}
         tokens = {"prompt": 0, "completion": 0}
-        spent: dict[str, Any] = {}
+        spent: dict[str, dict[str, Any]] = {}
         with Scorers(exams, self._judge, context) as scorers:
             for name, model in self._models.items():
                 with Journal(context.directory / JOURNAL, note=worth_another_try) as journal:
@@ -174,9 +180,14 @@ class TasksStage:
                         for exam in _by_sampling(exams):
                             results[name, exam.name] = _take(name, exam, asker, scorers)
                     tokens = {kind: count + asker.tokens[kind] for kind, count in tokens.items()}
-                    spent |= {f"spent_by_{name}": value for value in asker.spent().values()}
+                    for value in asker.spent().values():
+                        # Models of one server have one bill, which the last of them knows whole.
+                        names = [*spent.pop(asker.author, {"names": []})["names"], name]
+                        spent[asker.author] = {"names": names, "bill": value}
+            judged = {f"{name}_by_judge": bill for name, bill in scorers.spent().items()}
         ordered = [results[name, exam.name] for exam in exams for name in self._models]
-        return self._write(ordered, tokens, spent, context)
+        bills = {f"spent_by_{' and '.join(found['names'])}": found["bill"] for found in spent.values()}
+        return self._write(ordered, tokens, bills | judged, context)
 
     def _write(
         self, results: Sequence[TaskResult], tokens: Mapping[str, int], spent: Mapping[str, Any], context: StageContext

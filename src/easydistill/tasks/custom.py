@@ -6,11 +6,13 @@
 - `code`: the program passes the row's `tests`, as in the reward `code`.
 - `judge`: a judge model scores the reply, as in the reward `judge`; the row's other fields may stand in its prompt.
 
-A row's prompt is its `messages`, or the text of `prompt`, `question` or `instruction`.
+A row's prompt is read as training rows are: its `messages`, or the text of `prompt`, `question` or `instruction`, with
+`input` or `context` behind it and `system` before it. Rows with images, tools or calls are refused.
 """
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -19,23 +21,28 @@ from pydantic import model_validator
 
 from easydistill.config.base import NonEmptyStr, Unfit
 from easydistill.contracts.reward import UNJUDGED, Reward, RewardContext, Rollout
+from easydistill.contracts.task import UNJUDGED as NOT_JUDGED
 from easydistill.contracts.task import Problem, Reply, Score, Scorer, ScoringContext
-from easydistill.data.messages import Message, text_of
+from easydistill.data.messages import Message, have_images, text_of
+from easydistill.data.reading import chat_of
+from easydistill.data.reading.row import fields_of, has_chat
 from easydistill.data.row_files import MalformedRow, plain_value
 from easydistill.errors import ConfigIssue, DataError
 from easydistill.rewards import code, verify
 from easydistill.rewards import judge as judging
 from easydistill.tasks._math import MathScorer, math_issues
 from easydistill.tasks._programs import ProgramTask, found_program
-from easydistill.tasks._rows import asked, list_field, row_id, text_field
+from easydistill.tasks._rows import list_field, row_id
 from easydistill.verification.answers import find_answer
 
 _LETTERS = string.ascii_uppercase
 _PROMPTS = ("prompt", "question", "instruction")
 _CHOOSE = "\n\nReply with the letter of the right choice within \\boxed{}."
 _ROLES = frozenset({"system", "user", "assistant"})
-JUDGED = "judge.jsonl"
-"""Journal of a judge's replies, behind the task's name."""
+_LED = re.compile(r"(?:\*\*)?(?:(?:option|choice) )?\(?(?P<letter>[A-Z])(?:\)|\*\*|[.:](?!\w)|$)", re.IGNORECASE)
+"""A letter at the beginning of a text, with a mark behind it."""
+_NO_NUMBERS = frozenset({"nan", "inf", "-inf"})
+"""Numbers of JSON files as Python reads them, which no answer equals."""
 
 
 class Config(ProgramTask):
@@ -92,7 +99,7 @@ def problem(config: Config, row: Mapping[str, Any], number: int) -> Problem:
         if wrong := verify.check(verify.Config(field=config.field_name), meta):
             raise MalformedRow(wrong)
         known = verify.known_answer(meta, config.field_name)
-        if known is None:
+        if known is None or known in _NO_NUMBERS:
             raise MalformedRow(f"there is no answer in {config.field_name!r} that could be compared")
         return Problem(identity, messages, {"answer": known}, known, text)
     if config.score == "code":
@@ -106,22 +113,27 @@ def problem(config: Config, row: Mapping[str, Any], number: int) -> Problem:
 
 def _prompt(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
     """The prompt's messages, and its last text."""
-    given = row.get("messages")
-    if given is None:
-        text = text_field(row, *_PROMPTS)
-        return asked(text), text
-    if not isinstance(given, list) or not given:
-        raise MalformedRow("messages is not a list of messages")
-    messages: list[Message] = []
-    for message in given:
-        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
-            raise MalformedRow(f"a message has no role of {', '.join(sorted(_ROLES))}")
-        if not isinstance(message.get("content"), str):
-            raise MalformedRow("a message's content is not a text")
-        messages.append({"role": message["role"], "content": message["content"]})
-    if messages[-1]["role"] != "user":
+    # A number is a prompt here as it is elsewhere in `tasks`.
+    texts = {name: str(row[name]) for name in _PROMPTS if type(row.get(name)) in (int, float)}
+    fields = fields_of({**row, **texts})
+    if not has_chat(fields):
+        raise MalformedRow(
+            f"there is no text in `messages` or {', '.join(map(repr, _PROMPTS))}; it has {', '.join(row)}"
+        )
+    chat = chat_of(fields, with_answer=False)
+    messages = chat.messages
+    if have_images(messages):
+        raise MalformedRow("it has images, which models are not shown here: take them out, or leave out the row")
+    if chat.tools or chat.template_kwargs or any(message.keys() - {"role", "content"} for message in messages):
+        raise MalformedRow("it has more than messages of text: tools, calls, thoughts or a template's variables")
+    if wrong := {message["role"] for message in messages} - _ROLES:
+        raise MalformedRow(f"a message has the role {min(wrong)}, and none of {', '.join(sorted(_ROLES))}")
+    if not messages or messages[-1]["role"] != "user":
         raise MalformedRow("the last message is not the user's, so there is nothing to reply to")
-    return tuple(messages), text_of(messages[-1])
+    text = text_of(messages[-1])
+    if not text.strip():
+        raise MalformedRow("the last message is empty, so there is nothing to reply to")
+    return tuple(messages), text
 
 
 def _choice_problem(
@@ -130,9 +142,13 @@ def _choice_problem(
     choices = [str(choice) for choice in list_field(row, "choices", "options")]
     if not 2 <= len(choices) <= len(_LETTERS):
         raise MalformedRow(f"a problem needs 2 to {len(_LETTERS)} choices, not {len(choices)}")
-    right = _letter(row.get(config.field_name), choices)
+    answer = row.get(config.field_name)
+    right = _letter(answer, choices)
     if right is None:
         raise MalformedRow(f"{config.field_name!r} names none of the choices")
+    if isinstance(answer, str) and choices.count(answer) + (_bare(answer, choices) not in (None, right)) > 1:
+        number = "give the number of the right one, from 0"
+        raise MalformedRow(f"{config.field_name!r} names several of the choices, by letter or text: {number}")
     shown = "\n".join(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
     last: Message = {"role": "user", "content": f"{text_of(messages[-1]).rstrip()}\n\n{shown}{_CHOOSE}"}
     return Problem(identity, (*messages[:-1], last), {"right": right, "choices": choices}, right, text)
@@ -140,15 +156,19 @@ def _choice_problem(
 
 def _letter(answer: Any, choices: Sequence[str]) -> str | None:
     """The letter of the right choice."""
-    letters = _LETTERS[: len(choices)]
     if isinstance(answer, int) and not isinstance(answer, bool):
-        return letters[answer] if 0 <= answer < len(choices) else None
+        return _LETTERS[answer] if 0 <= answer < len(choices) else None
     if not isinstance(answer, str):
         return None
     if answer in choices:
-        return letters[choices.index(answer)]
-    bare = answer.strip().strip("().").upper()
-    return bare if len(bare) == 1 and bare in letters else None
+        return _LETTERS[choices.index(answer)]
+    return _bare(answer, choices)
+
+
+def _bare(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of a choice that is all of the text, but for marks around it."""
+    bare = text.strip().strip("()*.:").upper()
+    return bare if len(bare) == 1 and bare in _LETTERS[: len(choices)] else None
 
 
 def scorer(config: Config, context: ScoringContext) -> Scorer:
@@ -169,9 +189,14 @@ def scorer(config: Config, context: ScoringContext) -> Scorer:
         judge=context.judge,
         judge_sampling=context.judge_sampling,
         judge_system_prompt=context.judge_system_prompt,
-        journal=context.directory / f"{config.shown_name}.{JUDGED}",
+        journal=context.directory / judge_journal(config.shown_name),
     )
     return _ByReward(judging.make(config.judge or judging.Config(), found))
+
+
+def judge_journal(task: str) -> str:
+    """The name of the file with a judge's replies about a task."""
+    return f"{task}.judge.jsonl"
 
 
 class _Choices:
@@ -190,14 +215,23 @@ class _Choices:
 
 
 def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
-    """The letter that a reply chooses: stated as its answer, or all that it says."""
+    """The letter that a reply chooses: stated as its answer, or all that it says, or all of its first line.
+
+    A letter is that of a choice, as the prompt asks for letters, even where the text of another choice is a letter.
+    """
     found = find_answer(text, ("boxed", "phrase"))
-    said = found.text if found is not None else text.strip()
-    letter = _letter(said, choices)
-    if letter is None and len(said) > 1 and said[0].upper() in _LETTERS[: len(choices)] and said[1] in ".):":
-        # "B. the second choice"
-        letter = said[0].upper()
-    return letter
+    said = found.text.strip() if found is not None else text.strip()
+    return _said(said, choices) or _bare(said.partition("\n")[0], choices)
+
+
+def _said(said: str, choices: Sequence[str]) -> str | None:
+    if letter := _bare(said, choices):
+        return letter
+    if said in choices:
+        return _LETTERS[choices.index(said)]
+    # "B. the second choice"
+    led = _LED.match(said)
+    return _bare(led["letter"], choices) if led else None
 
 
 class _ByReward:
@@ -215,7 +249,7 @@ class _ByReward:
             problem = f"{unanswered} of {len(values)} replies could not be scored for a reason that may pass"
             raise DataError(f"{problem}\n    → run the same command again: only these are judged again")
         return [
-            Score(max(0.0, value or 0.0), self._shows(reply), "could not be judged" if value == UNJUDGED else "")
+            Score(max(0.0, value or 0.0), self._shows(reply), NOT_JUDGED if value == UNJUDGED else "")
             for (_, reply), value in zip(replies, values, strict=True)
         ]
 

@@ -146,7 +146,7 @@ class _Errors:
         names = {name: section for section, keys in every.items() for name in keys}
         if far := closest(key, names):
             yield f"did you mean `{dotted((*names[far], far))}`?"
-        yield f"remove it; the keys here are {', '.join(sorted(here))}"
+        yield f"remove it; the keys here are {', '.join(sorted(here))}" if here else "remove it; there are no keys here"
 
     def _of_another_kind(self, key: str, place: Place) -> str | None:
         """What to do about a key that the section would have if it named another kind, such as another backend."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from easydistill.data.files import write_text
+from easydistill.errors import DataError
 from easydistill.report import markdown
 from easydistill.report.build import html_page, printable
 from easydistill.report.collect import Summary
@@ -18,8 +19,9 @@ def build_comparison(runs: Sequence[Path], target: Path) -> Path:
     """Write the comparison of two or more runs to `target`, and as Markdown beside it; returns `target`.
 
     Raises:
-        DataError: there are not two different runs.
+        DataError: there are not two different runs, or `target` cannot be the page's name.
     """
+    _check(target)
     found = read_runs(runs)
     head = _head(found, target)
     write_text(target.with_suffix(".md"), printable(markdown.report(head)))
@@ -28,6 +30,15 @@ def build_comparison(runs: Sequence[Path], target: Path) -> Path:
     images = any(answer.images for run in found for answer in run.answers)
     write_text(target, printable(html_page(head, f"{places} by `easydistill compare`", images=images)))
     return target
+
+
+def _check(target: Path) -> None:
+    """Refuse a name that is not that of a page, before anything is read."""
+    if target.is_dir() or target.suffix.lower() not in {".html", ".htm"}:
+        name = target / "compare.html" if target.is_dir() else target.with_suffix(".html")
+        raise DataError(
+            f"{target}: the comparison is a page, with the same as Markdown beside it\n    → name it {name}"
+        )
 
 
 def _head(runs: Sequence[Compared], target: Path) -> Report:

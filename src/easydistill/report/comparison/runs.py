@@ -94,12 +94,14 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """An object's values by dotted path; lists and empty objects are values."""
+    """An object's values by dotted path, also of objects in lists; other lists and empty objects are values."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{path}.{name}" if path else str(name)
         if isinstance(value, Mapping) and value:
             found |= flat(value, key)
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            found |= flat({str(number): item for number, item in enumerate(value)}, key)
         else:
             found[key] = value
     return found

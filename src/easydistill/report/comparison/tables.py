@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from easydistill.data.numbers import as_float
 from easydistill.engine.run_directory import RunDirectory
@@ -106,39 +108,62 @@ def best(values: Sequence[float | None], better: str) -> set[int]:
     return {at for at, value in enumerate(values) if value == top}
 
 
+@dataclass(frozen=True)
+class _TaskScore:
+    """What a model scored in a task, and on what."""
+
+    mean: float | None = None
+    span: str = ""
+    prompts: str = ""
+    """The hash of what was asked."""
+    sampling: str = ""
+
+
 def task_table(runs: Runs) -> Table | None:
-    """The scores of evaluation tasks, by task and model, from the `scores.json` of a stage; None if no run has one."""
+    """The scores of evaluation tasks, by task and model, from the `scores.json` of a stage; None if no run has one.
+
+    Nothing is the best of runs that were asked different problems.
+    """
     by_run = [dict(_task_scores(run)) for run in runs]
-    rows = []
-    for task, model in dict.fromkeys(key for scores in by_run for key in scores):
-        means = [scores.get((task, model), (None, ""))[0] for scores in by_run]
-        marked = best(means, "higher")
-        cells = [
-            Cell(
-                or_missing(mean, ".1%"),
-                "better" if at in marked else "",
-                note=", ".join(filter(None, (BEST if at in marked else "", scores.get((task, model), (None, ""))[1]))),
-            )
-            for at, (mean, scores) in enumerate(zip(means, by_run, strict=True))
-        ]
-        rows.append(row(f"{task}, {model}", *cells))
-    return Table("Task and model", _columns(runs), tuple(rows), "side") if rows else None
+    keys = dict.fromkeys(key for scores in by_run for key in scores)
+    rows = [_task_row(key, [scores.get(key, _TaskScore()) for scores in by_run]) for key in keys]
+    return Table("Task and model", _columns(runs), tuple(rows), "side", note=" ({})") if rows else None
 
 
-def _task_scores(run: Compared) -> Iterator[tuple[tuple[str, str], tuple[float | None, str]]]:
-    """(task, model's role or name) → mean score and its interval."""
+def _task_row(key: tuple[str, str], scores: Sequence[_TaskScore]) -> Row:
+    known = [score for score in scores if score.mean is not None]
+    prompts, samplings = ({getattr(score, name) for score in known} - {""} for name in ("prompts", "sampling"))
+    notes = ["different problems or prompts"] * (len(prompts) > 1) + ["sampled differently"] * (len(samplings) > 1)
+    marked = best([score.mean for score in scores], "higher") if len(prompts) < 2 else set()
+    cells = [
+        Cell(
+            or_missing(score.mean, ".1%"),
+            "better" if at in marked else "",
+            note=", ".join(filter(None, (BEST if at in marked else "", score.span))),
+        )
+        for at, score in enumerate(scores)
+    ]
+    return row(", ".join(key), *cells, notes=tuple(notes))
+
+
+def _task_scores(run: Compared) -> Iterator[tuple[tuple[str, str], _TaskScore]]:
+    """(task, model's role or name) → its score."""
     for facts in (run.facts, *run.jobs):
         for directory in RunDirectory(facts.directory).stage_directories():
             found = json_object(directory / SCORES)
             tasks = found.get("tasks")
             for task in map(as_dict, tasks if isinstance(tasks, list) else ()):
                 name = as_text(task.get("task") or task.get("name"))
+                how = {"samples": task.get("samples"), **as_dict(task.get("sampling"))}
+                sampling = json.dumps(how, sort_keys=True) if any(value is not None for value in how.values()) else ""
+                roles = as_dict(found.get("models"))
                 for model, figures in as_dict(task.get("models")).items():
-                    role = as_text(dig(found, f"models.{model}.role"))
+                    role = as_text(as_dict(roles.get(model)).get("role"))
                     score = as_dict(as_dict(figures).get("score"))
                     mean, low, high = (as_float(score.get(key)) for key in ("mean", "low", "high"))
                     span = "" if low is None or high is None else f"{low:.1%} to {high:.1%}"
-                    yield (name, model if role in ("", "other") else role), (mean, span)
+                    label = model if role in ("", "other") else role
+                    yield (name, label), _TaskScore(mean, span, as_text(task.get("prompt_hash")), sampling)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
@@ -158,20 +183,31 @@ def environment_table(runs: Runs) -> Table:
 def _differing(runs: Runs, values: Sequence[dict[str, object]], title: str, ignored: tuple[str, ...] = ()) -> Table:
     names = (name for name in dict.fromkeys(key for each in values for key in each))
     wanted = [name for name in names if name.partition(".")[0] not in ignored]
-    rows = [row(name, *(_setting(each.get(name)) for each in values)) for name in wanted]
-    differing = tuple(each for each in rows if len(set(each.texts)) > 1)
+    texts = {name: [_setting(each.get(name)) for each in values] for name in wanted}
+    differing = tuple(row(name, *_cut(found)) for name, found in texts.items() if len(set(found)) > 1)
     return Table(title, _columns(runs, ""), differing, "side", names="code")
 
 
+def _cut(texts: Sequence[str]) -> list[str]:
+    """Texts as they are shown: of long ones the part where they begin to differ."""
+    if max(map(len, texts)) <= LONGEST:
+        return list(texts)
+    common = next(
+        (at for at, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), min(map(len, texts))
+    )
+    start = max(0, common - LONGEST // 4) if common > LONGEST // 2 else 0
+    return [("…" if start else "") + shown(text[start:], LONGEST) for text in texts]
+
+
 def _setting(value: object) -> str:
+    """A value as it is written in a config."""
     if value is None:
         return UNSET
-    return shown(value, LONGEST) if isinstance(value, str | list | dict) and value != "" else _plain(value)
-
-
-def _plain(value: object) -> str:
-    """A value as it is written in a config."""
-    return plain(value) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, str | list | dict):
+        return as_text(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return plain(value) if isinstance(value, bool) else str(value)
 
 
 # --- time, tokens, money ------------------------------------------------------------------------------------------
