@@ -146,6 +146,7 @@ def test_a_student_that_cannot_write_yet_is_told_once_and_at_the_start() -> None
     weak = GOOD | {"entropy": 4.6}
     assert "4.6 nats" in told(weak, weak, weak)["weak_student"]
     assert not told(GOOD, weak, weak)
+    assert not Alarms(temperature=2.0).step(1, weak)
 
 
 # --- the choice of sequences ------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class Alarms:
     Not every entry has all figures: between two rounds of rollouts nothing new is known of their length and ends.
     """
 
+    temperature: float = 1.0
+    """Of the distributions whose entropy is given. How large it is says something at 1 alone."""
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Alarm → its step, and its sentence under `told`."""
     _first: list[dict[str, float]] = field(default_factory=list)
@@ -51,7 +53,7 @@ class Alarms:
 
     def _weak(self, step: int, figures: Mapping[str, float]) -> list[str]:
         entropy = figures.get("entropy", 0.0)
-        if entropy <= WEAK_ENTROPY:
+        if entropy <= WEAK_ENTROPY or self.temperature != 1.0:
             return []
         return self._raise(
             "weak_student",

@@ -233,7 +233,7 @@ class SampledTraining:
         self._window: list[dict[str, float]] = []
         self._final_loss: float | None = None
         self._phases = Phases(self._device)
-        self._alarms = Alarms()
+        self._alarms = Alarms(on_policy.temperature)
         # Parts of weights have no shape of their own, and all ranks must compute alike.
         self._flat = not strategy().shards
 

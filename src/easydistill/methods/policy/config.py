@@ -136,8 +136,9 @@ class PpoConfig(PolicyConfig):
     missing_eos_penalty: NonNegativeFloat = 1.0
     """Subtracted from the reward of a truncated answer."""
     critic: Literal["reward_model", "value_head"] | None = None
-    """The critic: a copy of `rewards.reward_model` that is trained further, or a linear layer on the policy itself. By
-    default the reward model, if there is one with the student's tokens. Neither is saved with the student."""
+    """The critic: a copy of `rewards.reward_model` that is trained further, or a linear layer on the policy itself,
+    which a student that sees images needs. By default the reward model, if there is one with the tokens of a student of
+    text. Neither is saved with the student."""
     critic_learning_rate: PositiveFloat = 1e-5
     """Learning rate of the critic, constant."""
 
