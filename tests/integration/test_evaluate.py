@@ -251,6 +251,17 @@ def test_a_failure_that_may_pass_ends_the_run_and_is_asked_again(tmp_path: Path,
     assert sorted(server.stats()["attempts"].values()) == [1, 1, 2]
 
 
+def test_tokens_are_those_of_replies_that_were_counted(tmp_path: Path, server: Running) -> None:
+    """A request without a reply, and a server that counts nothing, make no reply short."""
+    rows = [{"question": prompt(f"What is {n}", "bad_request" if n else None), "answer": "#### 1"} for n in range(3)]
+    task = {"task": "gsm8k", "data": write_rows(tmp_path, "rows.jsonl", rows)}
+    easydistill.run(job_of(tmp_path, {"m": asks(server.base_url)}, [task]))
+    found = task_of(tmp_path)["models"]["m"]
+    (tokens,) = [row["tokens"] for row in read_jsonl(tmp_path / "run/stages/1-tasks/replies.jsonl") if row["tokens"]]
+    assert found["failed"] == 2
+    assert found["tokens_per_reply"] == tokens > 0
+
+
 def test_a_row_that_is_not_of_the_task_ends_the_run_before_anything_is_asked(
     tmp_path: Path, scripted: ScriptedServer
 ) -> None:

@@ -143,6 +143,27 @@ def test_tasks_that_cannot_be_honoured_are_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("{{a}}", "{{nothing}}"), "UndefinedError: 'nothing'"),
+        (lambda text: text + "doc_to_image: a\n", "multimodal"),
+        (lambda text: "task: [x", "cannot load"),
+    ],
+)
+def test_tasks_that_lm_eval_cannot_take_are_told_in_a_line(tmp_path: Path, change: Any, said: str) -> None:
+    path = write_task(tmp_path, [{"a": 1, "b": 2, "c": 3}])
+    path.write_text(change(path.read_text()))
+    config = {
+        "job_type": "evaluate",
+        "output_dir": str(tmp_path / "run"),
+        "models": {"m": {"inference": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}}},
+        "tasks": [{"lm_eval": str(path)}],
+    }
+    with pytest.raises(DataError, match=said):
+        easydistill.plan(config)
+
+
 def test_code_tasks_of_lm_eval_are_refused_before_they_are_loaded(tmp_path: Path, scripted: ScriptedServer) -> None:
     config = job_of(tmp_path, served(scripted), Path("humaneval"))
     with pytest.raises(DataError, match="runs programs unprotected"):

@@ -123,6 +123,17 @@ def test_humaneval_takes_functions_and_bodies() -> None:
     assert found[6].why == "no program"
 
 
+def test_humaneval_takes_the_function_and_not_the_example_behind_it() -> None:
+    right = "def add(values):\n    return sum(map(helper, values))"
+    wrong = "def add(values):\n    return 0"
+    replies = [
+        f"```python\n{right}\n```\nIt is used so:\n```python\nprint(add([1, 2]))\n```",
+        f"```python\n{wrong}\n```\nNo, better:\n```python\n{right}\n```",
+        f"```python\n{right}\n```\nOr simpler:\n```python\n{wrong}\n```",
+    ]
+    assert values(score("humaneval", ADD, replies, allow_execution=True)) == [1, 1, 0]
+
+
 def test_humaneval_keeps_what_stands_before_the_function() -> None:
     _, _, problem = make("humaneval", ADD, allow_execution=True)
     made = program(problem, Reply("```python\ndef add(values: List[int]) -> int:\n    return helper(0)\n```"))

@@ -14,6 +14,7 @@ pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 from tests.conftest import REAL_DATA
 
 from easydistill.contracts.task import Problem, Reply, Score, ScoringContext
+from easydistill.data.row_files import MalformedRow
 from easydistill.tasks import TASKS
 from easydistill.tasks.ifeval import has_sentence_data
 
@@ -99,3 +100,19 @@ def test_every_kind_of_instruction_is_checked_alike_each_time() -> None:
     assert first == [score.parts for score in scorer(replies)]
     followed, asked = (sum(parts["instruction_strict"][side] for parts in first) for side in (0, 1))
     assert 0 < followed < asked
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        ("length_constraints:words", {}),
+        ("length_constraints:number_words", {"num_words": "three", "relation": "at least"}),
+        ("length_constraints:number_words", {"num_words": 3, "relation": "about"}),
+        ("punctuation:no_comma", {"unknown": 3}),
+    ],
+)
+def test_instructions_that_the_checkers_do_not_take_are_refused_before_anything_is_asked(
+    instruction: tuple[str, dict[str, Any]],
+) -> None:
+    with pytest.raises(MalformedRow, match="checkers do not take"):
+        problem_of(instruction)

@@ -44,8 +44,14 @@ def last_program(text: str) -> str | None:
     A block that is indented, as in a list, loses the indent of its fence. None if there are fences but no such block:
     the program was cut off or is in another language.
     """
-    named: str | None = None
-    unnamed: str | None = None
+    found = programs(text)
+    return text if found is None else found[-1] if found else None
+
+
+def programs(text: str) -> list[str] | None:
+    """All closed code blocks marked as Python, or else all unmarked ones; None of a text without any fence."""
+    named: list[str] = []
+    unnamed: list[str] = []
     opened: re.Match[str] | None = None
     lines: list[str] = []
     fenced = False
@@ -57,12 +63,11 @@ def last_program(text: str) -> str | None:
                 opened = mark
         elif mark is not None and mark["marks"].startswith(opened["marks"]) and not mark["info"]:
             if opened["info"].lower() in _PYTHON:
-                named = "\n".join(lines)
+                named.append("\n".join(lines))
             elif not opened["info"]:
-                unnamed = "\n".join(lines)
+                unnamed.append("\n".join(lines))
             opened = None
         else:
             lines.append(line[min(len(opened["indent"]), len(line) - len(line.lstrip(" \t"))) :])
     # An unmarked block after a program is often its output.
-    found = unnamed if named is None else named
-    return found if fenced else text
+    return (named or unnamed) if fenced else None

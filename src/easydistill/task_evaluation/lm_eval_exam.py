@@ -21,7 +21,7 @@ from easydistill.data.files import hash_file
 from easydistill.data.messages import Message
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.engine.checks import is_there, missing_file, needs_extra
-from easydistill.errors import ConfigIssue, DataError, MissingExtra
+from easydistill.errors import ConfigIssue, DataError, EasyDistillError, MissingExtra
 from easydistill.task_evaluation.asking import Answered
 from easydistill.task_evaluation.config import LmEvalConfig
 from easydistill.task_evaluation.exams import Answer, Taken
@@ -86,7 +86,13 @@ class LmEvalExam:
                 self._seen_sampling.update(sampling)
             return [Answered(Reply(""), "")] * len(questions)
 
-        found = self._evaluate(record)
+        try:
+            found = self._evaluate(record)
+        except EasyDistillError:
+            raise
+        except Exception as error:
+            # A template that names a field that rows lack, images, a data file that is no such thing.
+            raise DataError(f"lm-eval cannot take {self.config.lm_eval}: {type(error).__name__}: {error}") from error
         for (task, number), instance in found.first_instances():
             asked.append(Problem(f"{task} {number}", messages_of(instance), {}, _target(found, task, number)))
         if not asked:
@@ -151,8 +157,8 @@ class LmEvalExam:
         try:
             with _quiet():
                 loaded = known.load(where)
-        except (KeyError, ValueError, FileNotFoundError) as error:
-            raise DataError(f"lm-eval cannot load {where}: {error}") from error
+        except Exception as error:
+            raise DataError(f"lm-eval cannot load {where}: {type(error).__name__}: {error}") from error
         for name, task in loaded["tasks"].items():
             kind = task.get_config("output_type")
             if kind != "generate_until":

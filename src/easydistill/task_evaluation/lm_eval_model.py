@@ -35,7 +35,7 @@ def journal_lm(answer: Answer, sampling_of: Callable[[Mapping[str, Any]], dict[s
             plain = [{"role": turn["role"], "content": turn["content"]} for turn in chat_history]
             return json.dumps(plain, ensure_ascii=False)
 
-        def generateuntil_of(self, requests: list[Any]) -> list[str]:
+        def generate_until(self, requests: list[Any]) -> list[str]:
             groups: dict[str, list[int]] = {}
             for number, request in enumerate(requests):
                 groups.setdefault(content_hash(request.args[1]), []).append(number)

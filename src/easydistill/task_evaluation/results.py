@@ -41,7 +41,8 @@ def figures(result: TaskResult, config: SampledTask) -> dict[str, Any]:
     """The figures of one model in one task, as JSON."""
     problems = result.by_problem()
     values = result.values()
-    tokens = [item.answered.tokens for item in result.taken]
+    # A server that counts no tokens leaves 0; so does a request without a reply.
+    tokens = [item.answered.tokens for item in result.taken if item.answered.tokens]
     record: dict[str, Any] = {
         "problems": len(problems),
         "replies": len(result.taken),
@@ -50,7 +51,7 @@ def figures(result: TaskResult, config: SampledTask) -> dict[str, Any]:
         "empty": sum(not item.answered.reply.text.strip() for item in result.taken),
         "unjudged": sum(item.score.why == UNJUDGED for item in result.taken),
         "failed": sum(item.answered.failure is not None for item in result.taken),
-        "tokens_per_reply": fmean(tokens) if tokens else 0.0,
+        "tokens_per_reply": fmean(tokens) if tokens else None,
     }
     if config.pass_at:
         record["pass_at"] = {str(k): _pass_at(problems, k) for k in config.pass_at}

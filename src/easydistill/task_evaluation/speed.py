@@ -245,7 +245,8 @@ def _tokens_per_problem(scores: Mapping[str, Any]) -> dict[str, float]:
     totals: dict[str, list[tuple[float, int]]] = {}
     for task in scores["tasks"]:
         for name, record in task["models"].items():
-            totals.setdefault(name, []).append((record["tokens_per_reply"], record["replies"]))
+            if record["tokens_per_reply"] is not None:
+                totals.setdefault(name, []).append((record["tokens_per_reply"], record["replies"]))
     return {
         name: sum(mean * count for mean, count in pairs) / max(1, sum(count for _, count in pairs))
         for name, pairs in totals.items()

@@ -1,8 +1,8 @@
 """HumanEval (Chen et al. 2021): complete a Python function; hidden assertions decide.
 
 Rows have `task_id`, `prompt` (imports, signature, docstring), `entry_point` and `test`, which defines `check`. A reply
-may be the whole function or the rest of its body. Before it stand the prompt's imports and helpers, which replies often
-leave out.
+may be the whole function (the last block of code that has it) or the rest of its body. Before it stand the prompt's
+imports and helpers, which replies often leave out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from easydistill.contracts.task import Problem, Reply, Scorer, ScoringContext
+from easydistill.rewards._text import programs
 from easydistill.rewards.code import Case
 from easydistill.tasks._programs import ProgramScorer, ProgramTask, Test, defines, found_program
 from easydistill.tasks._rows import asked, row_id, text_field
@@ -49,10 +50,12 @@ def scorer(config: Config, context: ScoringContext) -> Scorer:
 
 def program(problem: Problem, reply: Reply) -> str | None:
     """The program that a reply makes of a problem; None without one."""
-    written = found_program(reply)
+    prompt, name = problem.fields["prompt"], problem.fields["entry_point"]
+    # Behind the function, a reply may show how it is called.
+    whole = next((block for block in reversed(programs(reply.text) or []) if defines(block, name)), None)
+    written = found_program(reply) if whole is None else whole
     if written is None:
         return None
-    prompt, name = problem.fields["prompt"], problem.fields["entry_point"]
     if defines(written, name):
         before = re.split(rf"^(?:async )?def {re.escape(name)}\b", prompt, maxsplit=1, flags=re.MULTILINE)[0]
         return f"{before}\n{written}"

@@ -61,7 +61,24 @@ def problem(config: Config, row: Mapping[str, Any], number: int) -> Problem:
     kwargs = [{name: value for name, value in kwargs.items() if value is not None} for kwargs in settings]
     identity = row_id(row, number, "key", "id")
     fields = {"key": identity, "prompt": prompt, "instruction_id_list": list(kinds), "kwargs": kwargs}
+    _check_takes(fields)
     return Problem(identity, asked(prompt), fields, ", ".join(map(str, kinds)), prompt)
+
+
+def _check_takes(fields: dict[str, Any]) -> None:
+    """Refuse instructions that the checkers do not know, or settings that they do not take, before models are asked."""
+    try:
+        check = checkers()
+    except MissingExtra:
+        # Told by `issues`.
+        return
+    try:
+        with seeded(fields["key"]):
+            check(dict(fields), [""])
+    except Exception as error:
+        raise MalformedRow(
+            f"lm-eval's checkers do not take its instructions: {type(error).__name__}: {error}"
+        ) from None
 
 
 def notes(config: Config) -> list[str]:
