@@ -1,0 +1,53 @@
+"""Writes a student in formats that other programs run, reads each back and compares it with the student."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from easydistill.config.base import Unfit
+from easydistill.config.dataset import DatasetConfig
+from easydistill.config.evaluation import HeldoutConfig
+from easydistill.config.job import JobConfig
+from easydistill.engine.stage import Stage
+from easydistill.exporting.config import CheckConfig, ExportedModels, Format
+from easydistill.exporting.stage import ExportStage
+from easydistill.methods.shared.rows import LabelledRows
+
+
+class Job(JobConfig):
+    """`models.student` in every one of `formats`, compared with itself on the rows of `dataset.labeled_path`."""
+
+    job_type: Literal["export"]
+    """Which job this is."""
+    models: ExportedModels
+    formats: list[Format] = Field(min_length=1)
+    """Such as `["safetensors", "gguf:f16", "gguf:q8_0"]`; each is written to `exports/` in the run directory."""
+    dataset: DatasetConfig
+    """Rows with answers, at `labeled_path`, on which student and exports are compared."""
+    check: CheckConfig = CheckConfig()
+
+    @model_validator(mode="after")
+    def _formats_differ(self) -> Job:
+        double = next((spec for spec in self.formats if self.formats.count(spec) > 1), None)
+        if double is not None:
+            raise Unfit(f"formats: {double} is there twice", "remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Job:
+        if self.dataset.labeled_path is None:
+            raise Unfit("there are no rows to compare the exports on", "set dataset.labeled_path: rows with answers")
+        unused = [name for name in ("instruction_path", "template") if getattr(self.dataset, name) is not None]
+        if unused:
+            hint = "the student's own template is exported" if unused[0] == "template" else "set labeled_path alone"
+            raise Unfit(f"dataset.{unused[0]} has no effect here", f"remove it: {hint}")
+        return self
+
+
+def plan(job: Job) -> list[Stage]:
+    """A stage for each format."""
+    rows = LabelledRows(job.dataset, HeldoutConfig(enabled=False), False)
+    student, first = job.models.student, job.formats[0]
+    return [ExportStage(spec, student, rows, job.check, counts_rows=spec == first) for spec in job.formats]

@@ -1,0 +1,196 @@
+"""The job `export`, from config to report, with tiny models of every architecture that is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.tiny import SMALL_VOCABULARY
+
+import easydistill
+from easydistill.errors import ConfigError, ModelError
+
+ROWS = [{"id": f"r{n}", "instruction": f"Say {n}, please.", "output": f"It's {n}!\nNaïve — 漢字."} for n in range(4)]
+SIZES = {
+    "vocab_size": SMALL_VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def model_of(kind: str, tokenizer: Path, folder: Path, **values: Any) -> str:
+    """A tiny model with random weights, biases and norms among them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(tokenizer, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **values}))
+        for weight in model.parameters():
+            weight.data += 0.3 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def job_of(student: str, rows: str, folder: Path, *formats: str, **more: Any) -> dict[str, Any]:
+    return {
+        "job_type": "export",
+        "output_dir": str(folder / "run"),
+        "models": {"student": student},
+        "formats": list(formats),
+        "dataset": {"labeled_path": rows},
+        **more,
+    }
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted((folder / "run/stages").glob("*/exported.json"))
+    found = [json.loads(path.read_text()) for path in paths]
+    return {f"{each['format']}:{each['number']}": each for each in found}
+
+
+KINDS = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": None, "tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": False},
+    # A width of heads that is not the width of the model by their number.
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_is_the_same_in_gguf(kind: str, tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    student = model_of(kind, tiny_model, tmp_path / "student", **KINDS[kind])
+    easydistill.run(job_of(student, rows, tmp_path, "gguf:f32", "gguf:q8_0"))
+    found = records(tmp_path)
+    exact, rounded = found["gguf:f32"], found["gguf:q8_0"]
+    assert exact["kl"] < 1e-9 and exact["agreement"] == 1.0
+    assert 0 < rounded["kl"] < 0.05 and rounded["bytes"] < 0.4 * exact["bytes"]
+    assert exact["rows"] == 4 and exact["tokens"] > 40
+
+
+def test_the_report_files_and_commands(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    formats = ("safetensors", "safetensors:float16", "gguf:f16", "gguf:q8_0")
+    easydistill.run(job_of(str(tiny_model), rows, tmp_path, *formats))
+    run = tmp_path / "run"
+    found = records(tmp_path)
+    assert list(found) == ["safetensors:stored", "safetensors:float16", "gguf:f16", "gguf:q8_0"]
+    assert found["safetensors:stored"]["kl"] == 0 and found["gguf:f16"]["kl"] < 1e-4 and found["gguf:q8_0"]["kl"] < 1e-2
+    assert (run / "exports/safetensors-stored/tokenizer.json").is_file()
+    gguf = run / "exports/gguf-q8_0"
+    assert (gguf / "Modelfile").read_text() == 'FROM ./model-q8_0.gguf\nPARAMETER stop "<|im_end|>"\n'
+    readme = (gguf / "README.md").read_text()
+    assert "llama-server -m model-q8_0.gguf" in readme and "ollama create" in readme and "`<|im_end|>`" in readme
+    assert "vllm serve" in (run / "exports/safetensors-stored/README.md").read_text()
+    report = (run / "report.md").read_text()
+    line = next(line for line in report.splitlines() if line.startswith("| gguf:q8"))
+    assert "Q8\\_0" in line and "%" in line
+    assert "Quality per byte" in (run / "report.html").read_text()
+
+
+def test_a_further_format_leaves_the_others_as_they_are(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    easydistill.run(job_of(str(tiny_model), rows, tmp_path, "gguf:f16"))
+    written = tmp_path / "run/exports/gguf-f16/model-f16.gguf"
+    before = written.stat().st_mtime_ns
+    easydistill.run(job_of(str(tiny_model), rows, tmp_path, "gguf:f16", "gguf:bf16"))
+    assert written.stat().st_mtime_ns == before
+    assert (tmp_path / "run/exports/gguf-bf16/model-bf16.gguf").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM is not written as GGUF"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rotary scaling 'yarn'"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"use_sliding_window": True}, "sliding-window attention"),
+    ],
+)
+def test_what_the_file_would_not_say_is_refused_before_the_run(
+    change: dict[str, Any], words: str, tiny_model: Path, tmp_path: Path, rows: str
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ConfigError, match=words):
+        easydistill.run(job_of(str(student), rows, tmp_path, "gguf:f16"))
+
+
+def test_an_unknown_tensor_is_refused_by_name(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    student = model_of("llama", tiny_model, tmp_path / "student", mlp_bias=True)
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.gate_proj\.bias"):
+        easydistill.run(job_of(student, rows, tmp_path, "gguf:f16"))
+    assert not (tmp_path / "run/exports").exists()
+
+
+def test_a_way_to_split_words_that_is_not_known_is_refused(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    described = json.loads((student / "tokenizer.json").read_text())
+    digits = {"type": "Digits", "individual_digits": False}
+    described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, described["pre_tokenizer"]]}
+    (student / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(ModelError, match="splits words"):
+        easydistill.run(job_of(str(student), rows, tmp_path, "gguf:f16"))
+
+
+def test_weights_beyond_float16_are_refused(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+    model.model.norm.weight.data[3] = 1e5
+    model.save_pretrained(student)
+    for spec in ("gguf:f16", "safetensors:float16"):
+        with pytest.raises(ModelError, match="beyond float16"):
+            easydistill.run(job_of(str(student), rows, tmp_path, spec))
+
+
+@pytest.mark.parametrize(
+    ("formats", "dataset", "words"),
+    [
+        (["onnx"], {}, "there is no format 'onnx'"),
+        (["gguf:q9"], {}, "gguf has no type of number 'q9'"),
+        (["gguf", "gguf:f16"], {}, "there twice"),
+        (["gguf"], {"labeled_path": None}, "no rows to compare"),
+        (["gguf"], {"instruction_path": "x.jsonl"}, "has no effect here"),
+    ],
+)
+def test_configs_that_cannot_be_run_are_refused(
+    formats: list[str], dataset: dict[str, Any], words: str, tiny_model: Path, tmp_path: Path, rows: str
+) -> None:
+    config = job_of(str(tiny_model), rows, tmp_path, *formats)
+    config["dataset"] |= dataset
+    with pytest.raises(ConfigError, match=words):
+        easydistill.validate(config)
+
+
+def test_rows_of_q_and_k_become_neighbours() -> None:
+    import torch
+
+    from easydistill.exporting.gguf_file import interleaved
+
+    rows = interleaved(torch.arange(8).reshape(8, 1), heads=2).flatten()
+    assert np.array_equal(rows, [0, 2, 1, 3, 4, 6, 5, 7])
