@@ -88,6 +88,14 @@ def test_every_architecture_is_the_same_in_gguf(kind: str, tiny_model: Path, tmp
     assert exact["rows"] == 4 and exact["tokens"] > 40
 
 
+def test_four_bits_in_whole_blocks(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    student = model_of("qwen2", tiny_model, tmp_path / "student", hidden_size=256, intermediate_size=512)
+    easydistill.run(job_of(student, rows, tmp_path, "gguf:q8_0", "gguf:q4_k_m"))
+    eight, four = records(tmp_path).values()
+    assert set(four["tensors"]) == {"F32", "Q4_K", "Q6_K"} and not four["notes"]
+    assert four["bytes"] < 0.8 * eight["bytes"] and eight["kl"] < four["kl"] < 1
+
+
 def test_the_report_files_and_commands(tiny_model: Path, tmp_path: Path, rows: str) -> None:
     formats = ("safetensors", "safetensors:float16", "gguf:f16", "gguf:q8_0")
     easydistill.run(job_of(str(tiny_model), rows, tmp_path, *formats))
@@ -194,3 +202,30 @@ def test_rows_of_q_and_k_become_neighbours() -> None:
 
     rows = interleaved(torch.arange(8).reshape(8, 1), heads=2).flatten()
     assert np.array_equal(rows, [0, 2, 1, 3, 4, 6, 5, 7])
+
+
+def test_a_pipeline_exports_what_it_has_trained_and_compares_on_rows_held_out(
+    tiny_model: Path, tmp_path: Path, rows: str
+) -> None:
+    sft = {
+        "job_type": "black_box_kd_local",
+        "dataset": {"labeled_path": rows},
+        "models": {"student": str(tiny_model)},
+        "training": {"num_train_epochs": 1, "max_length": 128},
+        "evaluation": {"heldout": 2, "generate": False},
+    }
+    export = {"job_type": "export", "models": {"student": "@sft/student"}, "formats": ["gguf:f16"]}
+    jobs = {"sft": sft, "export": export}
+    easydistill.run({"job_type": "pipeline", "output_dir": str(tmp_path / "run"), "jobs": jobs})
+    inner = tmp_path / "run/stages/2-export"
+    record = json.loads((inner / "stages/1-gguf-f16/exported.json").read_text())
+    assert record["rows"] == 2 and record["kl"] < 1e-4
+    assert (inner / "exports/gguf-f16/model-f16.gguf").is_file()
+    assert "Quality per byte" in (tmp_path / "run/report.md").read_text()
+
+
+def test_a_student_without_a_run_needs_rows(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    config = job_of(str(tiny_model), rows, tmp_path, "gguf")
+    del config["dataset"]
+    with pytest.raises(ConfigError, match="held-out rows"):
+        easydistill.run(config)

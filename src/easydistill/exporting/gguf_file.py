@@ -34,7 +34,7 @@ def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict
     from easydistill.models.reference import resolve
 
     model = load_model(source.directory, getattr(torch, stored_dtype(resolve(source.directory))))
-    if number in {"f16", "q8_0"}:
+    if number not in {"f32", "bf16"}:
         # Scales of blocks are float16 too.
         refuse_overflow(model)
     architecture = ARCHITECTURES[type(model).__name__]

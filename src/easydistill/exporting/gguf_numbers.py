@@ -23,14 +23,24 @@ def _all(kind: str) -> Rule:
     return lambda name, layer, layers: kind
 
 
+def _q4_k_m(name: str, layer: int, layers: int) -> str:
+    """4 bits, and 6 where errors cost most: the output layer, and values and the way down in the outer layers and every
+    third of the others, as llama.cpp's recipe has it."""
+    if layer < 0:
+        return "Q6_K"
+    costly = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+    return "Q6_K" if costly and (".attn_v." in name or ".ffn_down." in name) else "Q4_K"
+
+
 TYPES: Mapping[str, FileType] = {
     "f16": FileType(1, _all("F16")),
     "q8_0": FileType(7, _all("Q8_0")),
+    "q4_k_m": FileType(15, _q4_k_m),
     "f32": FileType(0, _all("F32")),
     "bf16": FileType(32, _all("BF16")),
 }
 """By the name after `gguf:`."""
-_INSTEAD = {"Q8_0": "F16"}
+_INSTEAD = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_0": "F16", "Q8_0": "F16"}
 """What a matrix gets whose rows are not whole blocks, as in llama.cpp."""
 
 
@@ -65,6 +75,11 @@ def byte_shape(shape: tuple[int, ...], kind: Any) -> tuple[int, ...]:
 def as_bytes(weight_X: Any, kind: Any) -> Any:
     """A float32 array of numpy as the bytes (uint8) of a type of number."""
     import numpy as np
-    from gguf import quants
+    from gguf import GGMLQuantizationType, quants
 
+    from easydistill.exporting.k_quants import q4_k, q6_k
+
+    own = {GGMLQuantizationType.Q4_K: q4_k, GGMLQuantizationType.Q6_K: q6_k}
+    if kind in own:
+        return own[kind](weight_X)
     return np.ascontiguousarray(quants.quantize(np.ascontiguousarray(weight_X), kind)).view(np.uint8)

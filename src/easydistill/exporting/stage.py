@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from easydistill.data.files import show_directory, write_json
 from easydistill.data.manifest import RowCounts
 from easydistill.data.records import Sample, count_reasons
-from easydistill.engine.checks import needs_extra
+from easydistill.engine.checks import needs_extra, unreadable_rows
 from easydistill.engine.stage import Estimate, StageContext, StageResult
 from easydistill.errors import ConfigIssue, ModelError
 from easydistill.exporting.config import CheckConfig, split
 from easydistill.exporting.formats import FORMATS
+from easydistill.exporting.rows import ComparedRows
 from easydistill.methods.shared.rendering import student_renderer, template_identity, template_shows_date
-from easydistill.methods.shared.rows import LabelledRows, nothing_left, render_all
+from easydistill.methods.shared.rows import nothing_left, render_all
 from easydistill.models.checks import file_issues, model_issues
 from easydistill.models.reference import ModelSource, model_directory, resolve
 
@@ -40,7 +41,7 @@ class ExportStage:
     inputs: tuple[str, ...] = ()
     classifies = False
 
-    def __init__(self, spec: str, student: str, rows: LabelledRows, check: CheckConfig, *, counts_rows: bool) -> None:
+    def __init__(self, spec: str, student: str, rows: ComparedRows, check: CheckConfig, *, counts_rows: bool) -> None:
         """
         Args:
             spec: a format and its type of number.
@@ -57,22 +58,32 @@ class ExportStage:
         key = "models.student"
         issues = needs_extra("train", "torch", "transformers", "safetensors", "gguf")
         issues += model_issues(key, self._student) or file_issues(key, self._student, True)
+        issues += self._row_issues() if not issues else []
         if issues or (config := _config_file(resolve(self._student))) is None:
             return issues
         found = FORMATS.module(self._format).problem(config, self._number)
         return [ConfigIssue("config", key, f"{self._student}: {found[0]}", found[1])] if found else []
 
+    def _row_issues(self) -> list[ConfigIssue]:
+        """Issues of the rows; they are told of the student, which a pipeline may be yet to train."""
+        if self._rows.labelled is None:
+            problem = f"{self._student} does not lie in a run with held-out rows, on which exports could be compared"
+            return [ConfigIssue("config", "models.student", problem, "set dataset.labeled_path: rows with answers")]
+        return unreadable_rows("dataset.labeled_path", self._rows.labelled.dataset.labeled_path)
+
     def fingerprint(self) -> dict[str, Any]:
         return {
             "format": [self._format, self._number],
             "student": resolve(self._student).identity(),
-            "rows": self._rows.fingerprint(),
+            "rows": self._rows.known.fingerprint(),
             "check": self._check.identity(),
-            **template_identity(self._rows.dataset),
+            **template_identity(self._rows.known.dataset),
         }
 
     def shows_date(self) -> bool:
-        return template_shows_date(self._rows.dataset, [self._student])
+        if self._rows.labelled is None:
+            return False
+        return template_shows_date(self._rows.known.dataset, [self._student])
 
     def estimate(self, directory: Path) -> Estimate:
         return Estimate()
@@ -120,8 +131,8 @@ class ExportStage:
         """
         from easydistill.models.limits import Limits
 
-        samples, _, refused = self._rows.read(context)
-        renderer = student_renderer(self._rows.dataset, source.tokenizer, source.ends, context)
+        samples, _, refused = self._rows.known.read(context)
+        renderer = student_renderer(self._rows.known.dataset, source.tokenizer, source.ends, context)
         limits = Limits.of_reference(source.directory)
         rows, rejected = render_all(renderer, list(samples), self._check.max_length, self.name, limits)
         if not rows:

@@ -8,24 +8,24 @@ from pydantic import Field, model_validator
 
 from easydistill.config.base import Unfit
 from easydistill.config.dataset import DatasetConfig
-from easydistill.config.evaluation import HeldoutConfig
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
 from easydistill.exporting.config import CheckConfig, ExportedModels, Format
+from easydistill.exporting.rows import ComparedRows
 from easydistill.exporting.stage import ExportStage
-from easydistill.methods.shared.rows import LabelledRows
 
 
 class Job(JobConfig):
-    """`models.student` in every one of `formats`, compared with itself on the rows of `dataset.labeled_path`."""
+    """`models.student` in every one of `formats`, each compared with it."""
 
     job_type: Literal["export"]
     """Which job this is."""
     models: ExportedModels
     formats: list[Format] = Field(min_length=1)
     """Such as `["safetensors", "gguf:f16", "gguf:q8_0"]`; each is written to `exports/` in the run directory."""
-    dataset: DatasetConfig
-    """Rows with answers, at `labeled_path`, on which student and exports are compared."""
+    dataset: DatasetConfig | None = None
+    """Rows with answers, at `labeled_path`, on which student and exports are compared; by default those that were held
+    out in the run that made the student."""
     check: CheckConfig = CheckConfig()
 
     @model_validator(mode="after")
@@ -37,6 +37,8 @@ class Job(JobConfig):
 
     @model_validator(mode="after")
     def _has_rows(self) -> Job:
+        if self.dataset is None:
+            return self
         if self.dataset.labeled_path is None:
             raise Unfit("there are no rows to compare the exports on", "set dataset.labeled_path: rows with answers")
         unused = [name for name in ("instruction_path", "template") if getattr(self.dataset, name) is not None]
@@ -48,6 +50,6 @@ class Job(JobConfig):
 
 def plan(job: Job) -> list[Stage]:
     """A stage for each format."""
-    rows = LabelledRows(job.dataset, HeldoutConfig(enabled=False), False)
     student, first = job.models.student, job.formats[0]
+    rows = ComparedRows(job.dataset, student)
     return [ExportStage(spec, student, rows, job.check, counts_rows=spec == first) for spec in job.formats]

@@ -41,7 +41,7 @@ def load(source: Source, target: Path, file: str) -> Any:
     model, info = AutoModelForCausalLM.from_pretrained(
         target,
         gguf_file=file,
-        config=source.config,
+        config=_readable(source.config),
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
@@ -50,6 +50,16 @@ def load(source: Source, target: Path, file: str) -> Any:
     if missing := sorted(set(info["missing_keys"]) - tied):
         raise ModelError(f"{file}: it lacks {', '.join(missing[:3])}")
     return model.eval()
+
+
+def _readable(config: Any) -> Any:
+    """The config under which transformers reads the file: Mistral's is a Llama there, as it is without a window."""
+    if config.model_type != "mistral":
+        return config
+    from transformers import LlamaConfig
+
+    left_out = {"model_type", "architectures", "sliding_window", "transformers_version"}
+    return LlamaConfig(**{name: value for name, value in config.to_dict().items() if name not in left_out})
 
 
 def load_tokenizer(target: Path, file: str) -> Any:
