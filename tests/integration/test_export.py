@@ -92,7 +92,7 @@ def test_four_bits_in_whole_blocks(tiny_model: Path, tmp_path: Path, rows: str) 
     student = model_of("qwen2", tiny_model, tmp_path / "student", hidden_size=256, intermediate_size=512)
     easydistill.run(job_of(student, rows, tmp_path, "gguf:q8_0", "gguf:q4_k_m"))
     eight, four = records(tmp_path).values()
-    assert set(four["tensors"]) == {"F32", "Q4_K", "Q6_K"} and not four["notes"]
+    assert set(four["tensors"]) == {"F32", "Q4_K", "Q6_K"} and "blocks" not in str(four["notes"])
     assert four["bytes"] < 0.8 * eight["bytes"] and eight["kl"] < four["kl"] < 1
 
 
@@ -180,10 +180,10 @@ def test_weights_beyond_float16_are_refused(tiny_model: Path, tmp_path: Path, ro
     ("formats", "dataset", "words"),
     [
         (["onnx"], {}, "there is no format 'onnx'"),
+        (["gptq:w4g128"], {}, "gguf:q4_k_m"),
         (["gguf:q9"], {}, "gguf has no type of number 'q9'"),
         (["gguf", "gguf:f16"], {}, "there twice"),
-        (["gguf"], {"labeled_path": None}, "no rows to compare"),
-        (["gguf"], {"instruction_path": "x.jsonl"}, "has no effect here"),
+        (["gguf"], {"instruction_path": "x.jsonl"}, "instruction_path"),
     ],
 )
 def test_configs_that_cannot_be_run_are_refused(
@@ -224,8 +224,42 @@ def test_a_pipeline_exports_what_it_has_trained_and_compares_on_rows_held_out(
     assert "Quality per byte" in (tmp_path / "run/report.md").read_text()
 
 
+def test_a_pipeline_tells_before_it_trains_what_cannot_be_exported(tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    sft = {"job_type": "black_box_kd_local", "dataset": {"labeled_path": rows}, "models": {"student": str(base)}}
+    export = {"job_type": "export", "models": {"student": "@sft/student"}, "formats": ["gguf:f16"]}
+    jobs = {"sft": sft, "export": export}
+    with pytest.raises(ConfigError, match=r"jobs\.export\.formats.*hidden_act 'gelu'"):
+        easydistill.run({"job_type": "pipeline", "output_dir": str(tmp_path / "run"), "jobs": jobs})
+    assert not (tmp_path / "run/stages/1-sft").exists()
+
+
 def test_a_student_without_a_run_needs_rows(tiny_model: Path, tmp_path: Path, rows: str) -> None:
     config = job_of(str(tiny_model), rows, tmp_path, "gguf")
     del config["dataset"]
     with pytest.raises(ConfigError, match="held-out rows"):
         easydistill.run(config)
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
+def test_ways_to_split_words_come_back_from_the_file(name: str, tiny_model: Path, tmp_path: Path, rows: str) -> None:
+    from gguf import GGUFReader
+
+    from easydistill.exporting.gguf_tokenizer import SPLITTINGS
+
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    described = json.loads((student / "tokenizer.json").read_text())
+    steps = [dict(step) for step in SPLITTINGS[name].steps]
+    described["pre_tokenizer"] = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+    for step in steps:
+        if step["type"] == "ByteLevel":
+            step["trim_offsets"] = True
+    described["model"]["ignore_merges"] = SPLITTINGS[name].ignores_merges
+    (student / "tokenizer.json").write_text(json.dumps(described))
+    easydistill.run(job_of(str(student), rows, tmp_path, "gguf:f16"))
+    fields = GGUFReader(tmp_path / "run/exports/gguf-f16/model-f16.gguf").fields
+    assert fields["tokenizer.ggml.pre"].contents() == name

@@ -1,4 +1,4 @@
-"""Exports of SmolLM2, loaded by llama.cpp itself, where the package xllamacpp is installed (it has a build for CPUs)."""
+"""Exports of SmolLM2, loaded by llama.cpp itself, where xllamacpp is installed (it has a build for CPUs)."""
 
 from __future__ import annotations
 

@@ -7,8 +7,12 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator
 
 from easydistill.config.base import NonEmptyStr, PositiveInt, Section, Unfit
+from easydistill.config.dataset import ColumnsConfig, DatasetConfig, TemplateVariables
 from easydistill.config.models import ModelRef
 from easydistill.exporting.formats import FORMATS
+
+_BY_HAND = frozenset({"gptq", "awq"})
+"""Formats that other programs write."""
 
 
 def split(spec: str) -> tuple[str, str]:
@@ -19,6 +23,9 @@ def split(spec: str) -> tuple[str, str]:
 
 def _known(spec: str) -> str:
     name, colon, number = spec.partition(":")
+    if name in _BY_HAND:
+        hint = "use gguf:q4_k_m, or give the safetensors export to auto-round, as docs/export.md shows"
+        raise Unfit(f"{name} is not written", hint)
     if name not in FORMATS.names():
         raise Unfit(f"there is no format {name!r}", f"use one of {', '.join(FORMATS.names())}")
     numbers = FORMATS.module(name).NUMBERS
@@ -37,6 +44,25 @@ class ExportedModels(Section):
 
     student: ModelRef
     """A student of a run, or any other model: a folder, a hub id, a `.gguf` file, or `@job/student` in a pipeline."""
+
+
+class ComparedRowsConfig(Section):
+    """Rows on which the student and what is exported are compared."""
+
+    runtime_only: ClassVar[frozenset[str]] = frozenset({"labeled_path"})
+
+    labeled_path: NonEmptyStr
+    """Rows with answers, at a path as `dataset.instruction_path` may be."""
+    max_samples: PositiveInt | None = None
+    """Use only this many rows, from the start."""
+    template_kwargs: TemplateVariables | None = None
+    """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
+    columns: ColumnsConfig | None = None
+    """Names of the columns, if they are not among those that are known."""
+
+    def as_dataset(self) -> DatasetConfig:
+        """The same as a training job has it."""
+        return DatasetConfig(**{name: getattr(self, name) for name in type(self).model_fields})
 
 
 class CheckConfig(Section):

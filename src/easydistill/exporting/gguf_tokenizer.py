@@ -176,30 +176,48 @@ def _templates(template: Any) -> Any:
 def read_tokenizer(path: Path) -> ReadTokenizer:
     """The tokenizer that a file's metadata describe, built anew from them alone."""
     from gguf import GGUFReader
-    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     fields = GGUFReader(path).fields
 
     def value(name: str) -> Any:
         return fields[f"tokenizer.{name}"].contents() if f"tokenizer.{name}" in fields else None
 
-    tokens, types = value("ggml.tokens"), value("ggml.token_type")
-    splitting = SPLITTINGS[value("ggml.pre")]
-    merges = [tuple(pair.split(" ")) for pair in value("ggml.merges")]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    made = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=splitting.ignores_merges))
-    steps = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [_complete(step) for step in splitting.steps]}}
-    made = Tokenizer.from_str(json.dumps({**json.loads(made.to_str()), **steps}))
-    made.decoder = decoders.ByteLevel()
-    for number, token in enumerate(tokens):
-        if types[number] in {_CONTROL, _USER}:
-            made.add_tokens([AddedToken(token, special=types[number] == _CONTROL, normalized=False)])
+    made = _built(value("ggml.tokens"), value("ggml.token_type"), value("ggml.merges"), SPLITTINGS[value("ggml.pre")])
     ends = (value(f"ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
     return ReadTokenizer(
-        lambda text: list(made.encode(text, add_special_tokens=False).ids),
+        lambda text: list(made(text, add_special_tokens=False)["input_ids"]),
         value("chat_template"),
         frozenset(end for end in ends if end is not None),
     )
+
+
+def _built(tokens: list[str], types: list[int], merges: list[str], splitting: Splitting) -> Any:
+    """A tokenizer of transformers."""
+    import tempfile
+
+    from transformers import PreTrainedTokenizerFast
+
+    as_is = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    described = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": number, "content": token, "special": kind == _CONTROL, **as_is}
+            for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in {_CONTROL, _USER}
+        ],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_complete(step) for step in splitting.steps]},
+        "decoder": _complete(_bytes(True)),
+        "model": {
+            "type": "BPE",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [pair.split(" ") for pair in merges],
+            "ignore_merges": splitting.ignores_merges,
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tokenizer.json")
+        path.write_text(json.dumps(described), encoding="utf-8")
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
 
 
 def _complete(step: Mapping[str, Any]) -> dict[str, Any]:

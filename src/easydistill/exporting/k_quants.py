@@ -2,8 +2,8 @@
 
 A super-block is 256 weights of a row. Q4_K has 8 blocks of 32, w = d·s·q − e·m with 4-bit q and 6-bit s and m; Q6_K has
 16 blocks of 16, w = d·s·(q − 32) with 6-bit q and 8-bit s. d and e are float16, one for each super-block. Scales are
-searched: for each of some first guesses the q are rounded, the scale (and offset) that then fits best follows by weighted least
-squares, and the guess with the smallest weighted error wins. Large weights weigh more.
+searched: for each of some first guesses the q are rounded, the scale (and offset) that then fits best follows by
+weighted least squares, and the guess with the smallest weighted error wins. Large weights weigh more.
 
 Shapes: S super-blocks, B blocks in each, W weights in a block.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from easydistill.config.dataset import ColumnsConfig, DatasetConfig
 from easydistill.config.evaluation import HeldoutConfig
+from easydistill.exporting.config import ComparedRowsConfig
 from easydistill.methods.shared.rows import LabelledRows
 
 _ANSWERS = "stages/*-evaluate/answers.jsonl"
@@ -18,15 +19,16 @@ _ANSWERS = "stages/*-evaluate/answers.jsonl"
 class ComparedRows:
     """Where the rows come from."""
 
-    dataset: DatasetConfig | None
+    given: ComparedRowsConfig | None
     """The job's section; None for the rows held out in the run in which the student lies."""
     student: str
 
     @cached_property
     def labelled(self) -> LabelledRows | None:
         """The rows; None if none were named and none were held out."""
-        dataset = self.dataset
-        if dataset is None:
+        if self.given is not None:
+            dataset = self.given.as_dataset()
+        else:
             if (path := heldout_file(self.student)) is None:
                 return None
             columns = ColumnsConfig(prompt="prompt", answer="teacher")

@@ -59,10 +59,14 @@ class ExportStage:
         issues = needs_extra("train", "torch", "transformers", "safetensors", "gguf")
         issues += model_issues(key, self._student) or file_issues(key, self._student, True)
         issues += self._row_issues() if not issues else []
-        if issues or (config := _config_file(resolve(self._student))) is None:
-            return issues
+        return issues or self.examine()
+
+    def examine(self) -> list[ConfigIssue]:
+        """Whether the format can hold the model; in a pipeline, the one that is yet to be trained."""
+        if (config := _config_file(resolve(self._student))) is None:
+            return []
         found = FORMATS.module(self._format).problem(config, self._number)
-        return [ConfigIssue("config", key, f"{self._student}: {found[0]}", found[1])] if found else []
+        return [ConfigIssue("config", "formats", f"{self._student}: {found[0]}", found[1])] if found else []
 
     def _row_issues(self) -> list[ConfigIssue]:
         """Issues of the rows; they are told of the student, which a pipeline may be yet to train."""

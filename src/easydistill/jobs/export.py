@@ -7,10 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from easydistill.config.base import Unfit
-from easydistill.config.dataset import DatasetConfig
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
-from easydistill.exporting.config import CheckConfig, ExportedModels, Format
+from easydistill.exporting.config import CheckConfig, ComparedRowsConfig, ExportedModels, Format
 from easydistill.exporting.rows import ComparedRows
 from easydistill.exporting.stage import ExportStage
 
@@ -23,7 +22,7 @@ class Job(JobConfig):
     models: ExportedModels
     formats: list[Format] = Field(min_length=1)
     """Such as `["safetensors", "gguf:f16", "gguf:q8_0"]`; each is written to `exports/` in the run directory."""
-    dataset: DatasetConfig | None = None
+    dataset: ComparedRowsConfig | None = None
     """Rows with answers, at `labeled_path`, on which student and exports are compared; by default those that were held
     out in the run that made the student."""
     check: CheckConfig = CheckConfig()
@@ -33,18 +32,6 @@ class Job(JobConfig):
         double = next((spec for spec in self.formats if self.formats.count(spec) > 1), None)
         if double is not None:
             raise Unfit(f"formats: {double} is there twice", "remove one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _has_rows(self) -> Job:
-        if self.dataset is None:
-            return self
-        if self.dataset.labeled_path is None:
-            raise Unfit("there are no rows to compare the exports on", "set dataset.labeled_path: rows with answers")
-        unused = [name for name in ("instruction_path", "template") if getattr(self.dataset, name) is not None]
-        if unused:
-            hint = "the student's own template is exported" if unused[0] == "template" else "set labeled_path alone"
-            raise Unfit(f"dataset.{unused[0]} has no effect here", f"remove it: {hint}")
         return self
 
 
