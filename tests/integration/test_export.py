@@ -36,7 +36,7 @@ def rows(tmp_path: Path) -> str:
     return str(path)
 
 
-def model_of(kind: str, tokenizer: Path, folder: Path, **values: Any) -> str:
+def model_of(kind: str, tokenizer: Path, folder: Path, noise: float = 0.3, **values: Any) -> str:
     """A tiny model with random weights, biases and norms among them."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -46,7 +46,7 @@ def model_of(kind: str, tokenizer: Path, folder: Path, **values: Any) -> str:
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **values}))
         for weight in model.parameters():
-            weight.data += 0.3 * torch.randn_like(weight)
+            weight.data += noise * torch.randn_like(weight)
     model.save_pretrained(folder)
     return str(folder)
 
@@ -89,7 +89,7 @@ def test_every_architecture_is_the_same_in_gguf(kind: str, tiny_model: Path, tmp
 
 
 def test_four_bits_in_whole_blocks(tiny_model: Path, tmp_path: Path, rows: str) -> None:
-    student = model_of("qwen2", tiny_model, tmp_path / "student", hidden_size=256, intermediate_size=512)
+    student = model_of("qwen2", tiny_model, tmp_path / "student", 0.02, hidden_size=256, intermediate_size=512)
     easydistill.run(job_of(student, rows, tmp_path, "gguf:q8_0", "gguf:q4_k_m"))
     eight, four = records(tmp_path).values()
     assert set(four["tensors"]) == {"F32", "Q4_K", "Q6_K"} and "blocks" not in str(four["notes"])
