@@ -263,3 +263,26 @@ def test_ways_to_split_words_come_back_from_the_file(name: str, tiny_model: Path
     easydistill.run(job_of(str(student), rows, tmp_path, "gguf:f16"))
     fields = GGUFReader(tmp_path / "run/exports/gguf-f16/model-f16.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == name
+
+
+def test_every_end_token_is_in_the_file_and_a_student_without_a_template_can_be_compared(
+    tiny_model: Path, tmp_path: Path, rows: str
+) -> None:
+    from gguf import GGUFReader
+
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    (student / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    template = tmp_path / "chat.jinja"
+    shutil.move(student / "chat_template.jinja", template)
+    config = job_of(str(student), rows, tmp_path, "gguf:f16")
+    config["dataset"]["template"] = str(template)
+    easydistill.run(config)
+    folder = tmp_path / "run/exports/gguf-f16"
+    fields = GGUFReader(folder / "model-f16.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 0
+    assert "tokenizer.chat_template" not in fields
+    modelfile = (folder / "Modelfile").read_text()
+    assert '"<|im_end|>"' in modelfile and '"<|endoftext|>"' in modelfile
+    assert records(tmp_path)["gguf:f16"]["lacks_ends"] == []

@@ -55,6 +55,8 @@ class ComparedRowsConfig(Section):
     """Rows with answers, at a path as `dataset.instruction_path` may be."""
     max_samples: PositiveInt | None = None
     """Use only this many rows, from the start."""
+    template: NonEmptyStr | None = None
+    """A chat template (a Jinja file) in which the rows are read, for a student without one. It is not exported."""
     template_kwargs: TemplateVariables | None = None
     """Variables of the chat template, such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win."""
     columns: ColumnsConfig | None = None
