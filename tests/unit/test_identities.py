@@ -170,6 +170,8 @@ _VALUES = {name: entries[0][0] for name, entries in _frozen["sections"].items()}
     "RayInferenceConfig": {"backend": "ray"},
     "RewardsSection": {"verify": {}},
     "ContaminationConfig": {"data": ["train.jsonl"]},
+    "ComparedRowsConfig": {"labeled_path": "rows.jsonl"},
+    "ExportedModels": {"student": "path/of/model"},
     "EvaluatedModel": {"model": "path/of/model"},
     "LmEvalConfig": {"lm_eval": "own.yaml"},
     **{f"task.{name}": {"task": name, "data": "rows.jsonl"} for name in ("gsm8k", "math500", "aime", "ifeval")},

@@ -15,6 +15,7 @@ from easydistill.report import synthesis_words as synthesis
 from easydistill.report.collect import Answers, Facts, Summary
 from easydistill.report.draft import draft_sections
 from easydistill.report.exploration import Courses, read_exploration
+from easydistill.report.exported import export_sections
 from easydistill.report.fact_tables import fact_tables, simple_facts
 from easydistill.report.figures import plain
 from easydistill.report.metrics import metrics_table, verdict
@@ -57,6 +58,7 @@ def sections(facts: Facts) -> list[doc.Section]:
         *_results(facts),
         *task_sections(facts),
         *draft_sections(facts),
+        *export_sections(facts),
         *_loss(facts),
         *_exploration(facts),
         *_rows(facts),

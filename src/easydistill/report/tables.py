@@ -34,7 +34,9 @@ def funnel(facts: Facts) -> list[Step]:
 
 
 def _changes_rows(stage: StageFacts) -> bool:
-    """Evaluation and rollouts repeat rows; scoring keeps them unless it rejects some."""
+    """Evaluation, rollouts and exports repeat rows; scoring keeps them unless it rejects some."""
+    if "exported" in stage.metrics:
+        return False
     return stage.name not in {"evaluate", "rollout", "tasks", "speed"} and (
         stage.name != "score" or stage.left != stage.entered
     )

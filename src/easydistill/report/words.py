@@ -85,6 +85,8 @@ def lede(facts: Facts) -> str:
         models = {name for by_model in scores.values() for name in as_dict(by_model)}
         asked = f"{plural(len(models), 'model')} answered the problems of {plural(len(scores), 'task')}"
         return f"{asked}: {evaluated.left or 0:,} replies were scored."
+    if exported := [stage.name for stage in facts.stages if "exported" in stage.metrics]:
+        return f"The student was written in {plural(len(exported), 'format')} and read back: {', '.join(exported)}."
     label, score = facts.stage("label"), facts.stage("score")
     teacher = teacher_words(facts)[0]
     parts = []
@@ -128,6 +130,8 @@ def flow(facts: Facts) -> list[Station]:
     """Teacher and student, or the flow of rows in a synthesis job; nothing for pipelines, whose jobs have reports."""
     if facts.setting("job_type") == "evaluate":
         return _evaluated(facts)
+    if facts.setting("job_type") == "export":
+        return [Station("source", "Student", *student_words(facts))]
     trains = facts.has_student or facts.setting("models.student") is not None or facts.stage("train") is not None
     # A synthesis job may ask a student too.
     if (trains and facts.setting("synthesis") is None) or not facts.config:

@@ -36,6 +36,7 @@ _WHOLE: dict[tuple[str, str], Any] = {
         "before": {"model": "path/or/hub-id/of/student"},
         "after": {"model": "runs/sft/student"},
     },
+    ("export", "formats"): ["safetensors", "gguf:f16", "gguf:q8_0"],
     ("evaluate", "tasks"): [
         {"task": "gsm8k", "data": "gsm8k_test.jsonl"},
         {"task": "humaneval", "data": "humaneval.jsonl", "allow_execution": True},
