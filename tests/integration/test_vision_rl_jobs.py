@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.generating_server import generating
 from tests.support.killed import Killed, killed_at
 from tests.support.pictures import looking, picture, sent_images
 from tests.support.vision_models import FAMILIES, vision_model
@@ -219,13 +220,18 @@ def test_vllm_does_not_write_for_a_student_that_sees(kind: str, tmp_path: Path) 
     assert f"set {section}.rollouts=transformers" in str(told.value)
 
 
-def test_a_server_that_scores_does_not_see(tmp_path: Path) -> None:
-    config = job(tmp_path, "sampled_reverse_kl", inference={"base_url": "http://127.0.0.1:9/v1", "model": "m"})
-    del config["inference"]["dtype"]
-    config["dataset"] = {"labeled_path": config["dataset"]["labeled_path"]}
-    del config["models"]["teacher"]
-    with pytest.raises(ConfigError, match="the teacher's server scores tokens of text alone"):
-        easydistill.run(config)
+def test_a_server_that_sees_teaches_as_the_same_teacher_here(tmp_path: Path) -> None:
+    family = "qwen2_5_vl"
+    here, there = (job(tmp_path / name, "sampled_reverse_kl", family) for name in ("here", "there"))
+    easydistill.run(here)
+    with generating(str(vision_model(family, 5)), tmp_path / "server") as server:
+        there["inference"] = {"base_url": server.url, "model": "tiny", "api_key": "k"}
+        del there["models"]["teacher"]
+        easydistill.run(there)
+    assert any(path == "/inference/v1/generate" for path, _ in server.asked)
+    ours, theirs = weights(tmp_path / "here"), weights(tmp_path / "there")
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("objective", ["generalized_jsd", "sampled_reverse_kl"])
