@@ -219,15 +219,6 @@ def test_vllm_does_not_write_for_a_student_that_sees(kind: str, tmp_path: Path) 
     assert f"set {section}.rollouts=transformers" in str(told.value)
 
 
-def test_a_server_that_scores_does_not_see(tmp_path: Path) -> None:
-    config = job(tmp_path, "sampled_reverse_kl", inference={"base_url": "http://127.0.0.1:9/v1", "model": "m"})
-    del config["inference"]["dtype"]
-    config["dataset"] = {"labeled_path": config["dataset"]["labeled_path"]}
-    del config["models"]["teacher"]
-    with pytest.raises(ConfigError, match="the teacher's server scores tokens of text alone"):
-        easydistill.run(config)
-
-
 @pytest.mark.parametrize("objective", ["generalized_jsd", "sampled_reverse_kl"])
 def test_teachers_that_see_nothing_or_otherwise_are_refused(objective: str, tiny_model: Path, tmp_path: Path) -> None:
     for teacher, told in (
