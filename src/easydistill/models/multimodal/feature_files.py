@@ -87,6 +87,9 @@ class FeatureFiles:
                 kind = str(data.dtype).removeprefix("torch.")
                 places[digest] = {"at": end, "shape": list(data.shape), "dtype": kind, "told": told}
                 end += data.numel() * data.element_size()
+            values.flush()
+            # A power cut must not leave a line about bytes that are not there.
+            os.fsync(values.fileno())
         with (self._folder / _INDEX).open("ab") as index:
             index.truncate(self._whole)
             line = json.dumps({"end": end, "images": places}, separators=(",", ":")).encode() + b"\n"
