@@ -105,7 +105,11 @@ def test_the_report_files_and_commands(tiny_model: Path, tmp_path: Path, rows: s
     assert found["safetensors:stored"]["kl"] == 0 and found["gguf:f16"]["kl"] < 1e-4 and found["gguf:q8_0"]["kl"] < 1e-2
     assert (run / "exports/safetensors-stored/tokenizer.json").is_file()
     gguf = run / "exports/gguf-q8_0"
-    assert (gguf / "Modelfile").read_text() == 'FROM ./model-q8_0.gguf\nPARAMETER stop "<|im_end|>"\n'
+    modelfile = (gguf / "Modelfile").read_text()
+    assert modelfile.startswith("FROM ./model-q8_0.gguf\nTEMPLATE") and modelfile.endswith(
+        'PARAMETER stop "<|im_end|>"\n'
+    )
+    assert 'SYSTEM """You are a helpful AI assistant named SmolLM' in modelfile
     readme = (gguf / "README.md").read_text()
     assert "llama-server -m model-q8_0.gguf" in readme and "ollama create" in readme and "`<|im_end|>`" in readme
     assert "vllm serve" in (run / "exports/safetensors-stored/README.md").read_text()

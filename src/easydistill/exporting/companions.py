@@ -14,14 +14,57 @@ if TYPE_CHECKING:
 def write_companions(source: Source, kind: str, record: dict[str, Any], target: Path) -> None:
     """Write them into the export's folder."""
     if kind == "gguf":
-        write_text(target / "Modelfile", modelfile(record))
+        write_text(target / "Modelfile", modelfile(source, record))
     write_text(target / "README.md", readme(source, kind, record))
 
 
-def modelfile(record: dict[str, Any]) -> str:
-    """An Ollama Modelfile. Ollama takes the chat template from the file's metadata; it is told all end tokens."""
+def modelfile(source: Source, record: dict[str, Any]) -> str:
+    """An Ollama Modelfile, with all end tokens as stop words.
+
+    Ollama does not run the Jinja template in the file. One that writes ChatML is given in Ollama's own language, with
+    the system prompt that it writes where there is none; of others Ollama takes what it knows by itself.
+    """
     stops = "".join(f'PARAMETER stop "{token}"\n' for token in record["end_tokens"])
-    return f"FROM ./{record['file']}\n{stops}"
+    return f"FROM ./{record['file']}\n{_ollama_template(source.tokenizer) or ''}{stops}"
+
+
+_CHATML = '''TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}
+{{ .Content }}<|im_end|>
+{{ end }}<|im_start|>assistant
+"""
+'''
+
+
+def _ollama_template(tokenizer: Any) -> str | None:
+    """TEMPLATE and SYSTEM of a Modelfile, if the tokenizer's chat template writes ChatML; else None."""
+    turns = (("user", "U-1"), ("assistant", "A-1"), ("user", "U-2"))
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        with_system, without = (_rendered(tokenizer, chat) for chat in ((("system", "S-1"), *turns), turns))
+    except Exception:  # A template raises what it likes; then it is not the one that is looked for.
+        return None
+    added = without.removesuffix(_chatml(turns))
+    opening, closing = "<|im_start|>system\n", "<|im_end|>\n"
+    if with_system != _chatml((("system", "S-1"), *turns)) or not without.endswith(_chatml(turns)):
+        return None
+    if not added:
+        return _CHATML
+    system = added.removeprefix(opening).removesuffix(closing)
+    if added != f"{opening}{system}{closing}" or '"""' in system:
+        return None
+    return f'{_CHATML}SYSTEM """{system}"""\n'
+
+
+def _rendered(tokenizer: Any, turns: tuple[tuple[str, str], ...]) -> str:
+    chat = [{"role": role, "content": content} for role, content in turns]
+    text: str = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    return text
+
+
+def _chatml(turns: tuple[tuple[str, str], ...]) -> str:
+    shown = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    return f"{shown}<|im_start|>assistant\n"
 
 
 def readme(source: Source, kind: str, record: dict[str, Any]) -> str:
@@ -37,15 +80,19 @@ def readme(source: Source, kind: str, record: dict[str, Any]) -> str:
     )
     notes = "".join(f"\n- {note}" for note in record["notes"])
     name = f"# Student, {kind} {record['number']}"
+    if kind == "gguf" and source.tokenizer.chat_template and _ollama_template(source.tokenizer) is None:
+        notes += (
+            "\n- Ollama does not run the chat template in the file, and the Modelfile has none: check what it sends."
+        )
     return "\n\n".join([name, figures, turn.rstrip(), *_commands(kind, record)]) + f"\n{notes}\n".replace(
         "\n\n\n", "\n"
     )
 
 
 def _commands(kind: str, record: dict[str, Any]) -> list[str]:
-    folder, file = record["folder"], record["file"]
+    file = record["file"]
     if kind != "gguf":
-        return [_shell("vLLM", f"vllm serve {folder}"), "Run it where the run's folder is the working directory."]
+        return [_shell("vLLM", "vllm serve ."), "Run it in this folder."]
     return [
         _shell("llama.cpp", f"llama-server -m {file} --jinja", f"llama-cli -m {file} --jinja -cnv"),
         _shell("Ollama", "ollama create student -f Modelfile", "ollama run student"),
