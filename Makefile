@@ -75,7 +75,12 @@ vision: $(VENV)/.vision
 test: $(VENV)/.vllm
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/.vllm
+# Some of vLLM's models need torchvision to see. It stays in a folder of its own, out of the way of all other imports.
+$(VENV)/.torchvision: $(VENV)/.vllm
+	$(PIP) --no-deps --target $(VENV)/torchvision torchvision==0.28.0
+	@touch $@
+
+test-slow: $(VENV)/.torchvision
 	$(RUN) $(BIN)/python -m pytest -m slow
 
 # The lowest declared versions, in an environment of their own. Only torch stays as in CONSTRAINTS: older builds for the
