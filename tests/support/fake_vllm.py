@@ -16,6 +16,7 @@ FAKE_VLLM, where it also writes what it was asked and which processes there are:
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -56,6 +57,8 @@ def die() -> None:
 def told(name: str, value: Any) -> int:
     """Append a line to a file; the number of lines before it."""
     with LOCK, (FOLDER / name).open("a+") as file:
+        # Servers that start together must not take one number.
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         before = len(file.readlines())
         file.write(json.dumps(value) + "\n")
