@@ -9,15 +9,11 @@ of torch in an environment that other tests use:
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +24,7 @@ import torch
 from PIL import Image, ImageDraw
 from tests.support.jobs import ROOT, run, write_config
 from tests.support.pictures import encoded
+from tests.support.served import free_port, serving
 from tests.support.vision_models import make_model, make_processor, save_processor
 
 from easydistill.config.inference import ApiInferenceConfig, TransformersInferenceConfig
@@ -77,9 +74,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def served(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tests.support.vllm_vision_server", "--model", teacher]
     command += ["--served-model-name", "seeing", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8", "--api-key", KEY]
@@ -94,23 +89,8 @@ def served(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [TORCHVISION, os.environ.get("PYTHONPATH")])),
     }
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=environment, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 300
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, log.read_text()[-3000:]
-                    assert time.monotonic() < deadline, log.read_text()[-3000:]
-                    time.sleep(0.5)
-            yield Served(f"http://127.0.0.1:{port}/v1", teacher)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.wait()
+    with serving(command, port, log, environment, 300, ROOT):
+        yield Served(f"http://127.0.0.1:{port}/v1", teacher)
 
 
 def drawn(number: int) -> bytes:

@@ -6,15 +6,10 @@ All of it is slow, for each part starts vLLM. In `make test`, servers that speak
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +19,7 @@ import torch
 from tests.integration.test_on_policy_kd import TEXTS
 from tests.integration.test_on_policy_kd import job as on_policy_job
 from tests.support.jobs import api_job, run, write_config
+from tests.support.served import free_port, serving
 
 from easydistill.config.inference import ApiInferenceConfig
 from easydistill.contracts.teacher import Completion, GenerationRequest, Outcome
@@ -47,9 +43,7 @@ MODEL = "smollm"
 @pytest.fixture(scope="module")
 def vllm_server(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`vllm serve` on a free port; its base URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # What `vllm serve` runs; the command itself looks for a distribution named vllm, which the CPU build is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm)]
     command += ["--served-model-name", MODEL]
@@ -57,23 +51,8 @@ def vllm_server(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     command += ["--max-model-len", "1024", "--api-key", "sk-vllm-test-key"]
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 240
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, log.read_text()[-3000:]
-                    assert time.monotonic() < deadline, log.read_text()[-3000:]
-                    time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.wait()
+    with serving(command, port, log, environment, 240):
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.mark.parametrize("stream", [False, True])

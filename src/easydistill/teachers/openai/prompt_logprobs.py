@@ -5,13 +5,11 @@ They are `prompt_logprobs` of the first choice (`/completions`), or of the answe
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from easydistill.data.numbers import as_float, usable_logprob
-from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
+from easydistill.teachers.openai.retry import Fault, Verdict, body_in
 
 NO_LOGPROBS = "no_prompt_logprobs"
 _KEY = "prompt_logprobs"
@@ -23,12 +21,7 @@ def parsed(content: bytes) -> dict[str, Any]:
     Raises:
         Fault: it is broken (to be retried), or an error.
     """
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        raise Fault("garbage", "the body is not JSON", Verdict.RETRY) from None
-    if isinstance(body, dict) and body.get("error"):
-        raise from_error_object(body["error"], time.time())
+    body = body_in(content)
     try:
         choice: Any = body["choices"][0]
         return {_KEY: choice.get(_KEY), **body} if choice.get(_KEY) is not None else body

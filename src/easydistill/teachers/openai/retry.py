@@ -10,6 +10,7 @@ import email.utils
 import json
 import random
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -142,6 +143,21 @@ def from_error_object(error: Any, now: float) -> Fault:
     if status is None:
         return Fault("server_error", text, Verdict.RETRY, raw=text)
     return from_status(status, text, {}, now)
+
+
+def body_in(content: bytes) -> Any:
+    """The JSON of an answer.
+
+    Raises:
+        Fault: it is broken (to be retried), or an error.
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Fault("garbage", "the body is not JSON", Verdict.RETRY) from None
+    if isinstance(body, dict) and body.get("error"):
+        raise from_error_object(body["error"], time.time())
+    return body
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

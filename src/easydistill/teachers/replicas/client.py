@@ -7,7 +7,6 @@ elsewhere, and that is none of its attempts; one that kills every server that ge
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from easydistill.contracts.teacher import Completion, Failure, GenerationRequest
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
 from easydistill.teachers.openai.completions import CompletionsClient
-from easydistill.teachers.openai.retry import Fault, Verdict, from_error_object
+from easydistill.teachers.openai.retry import Fault, Verdict, body_in
 from easydistill.teachers.openai.routing import Endpoint
 from easydistill.teachers.openai.workers import Clients, Run
 from easydistill.teachers.sizes import Size
@@ -109,12 +108,7 @@ def answer_in(content: bytes) -> dict[str, Any]:
     Raises:
         Fault: the body is broken or the answer unfinished (to be retried), or the server gives no tokens (final).
     """
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        raise Fault("garbage", "the body is not JSON", Verdict.RETRY) from None
-    if isinstance(body, dict) and body.get("error"):
-        raise from_error_object(body["error"], time.time())
+    body = body_in(content)
     try:
         choice, usage = body["choices"][0], body.get("usage") or {}
         reason, ids = choice["finish_reason"], choice.get("token_ids")
