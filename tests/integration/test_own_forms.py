@@ -16,6 +16,7 @@ import torch
 from tests.support.killed import Killed, killed_at
 from tests.support.own_forms import OTHER_TEMPLATE, coarse_llava, rows_with_images, white_box
 from tests.support.pictures import GREEN, RED, picture
+from tests.support.vision_llm import Llm
 from tests.support.vision_models import END, vision_model
 
 import easydistill
@@ -498,19 +499,6 @@ def test_stores_without_forms_hold_nothing_of_them(images: ImageStore, tmp_path:
 
 
 # --- vLLM ------------------------------------------------------------------------------------------------------------
-
-
-class Llm:
-    """Gives log-probabilities of prompts as vLLM does, and reads the images of a prompt as it is told."""
-
-    def __init__(self, reads: list[int]) -> None:
-        self.reads = reads
-        self.prompts: list[dict[str, Any]] = []
-
-    def generate(self, prompts: list[dict[str, Any]], params: Any, use_tqdm: bool) -> list[SimpleNamespace]:
-        self.prompts += prompts
-        entries = [None] + [{token: SimpleNamespace(logprob=-1.0)} for token in self.reads[1:]]
-        return [SimpleNamespace(prompt_token_ids=self.reads, prompt_logprobs=entries) for _ in prompts]
 
 
 def test_vllm_is_given_the_teachers_form(images: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:

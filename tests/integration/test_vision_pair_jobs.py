@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.killed import killed_at
+from tests.support.killed import killed_at, resumes_unless_an_image_changed
 from tests.support.pictures import looking, picture, sent_images
 from tests.support.vision_models import FAMILIES, vision_model
 
@@ -129,25 +129,8 @@ def test_a_killed_training_goes_on_bit_for_bit_unless_an_image_changed(
         configs.append(config)
     with killed_at(monkeypatch, 5):
         easydistill.run(configs[1])
-    checkpoints = next((folders[1] / "run" / "stages").glob("*-train")) / "checkpoints"
-    assert [path.name for path in checkpoints.glob("*/checkpoint-*")]
-    if changes:
-        for folder in folders:
-            (folder / "3.png").write_bytes(picture((250, 250, 0), (24, 24)))
     module = {"dpo": preferences, "reward_model": scoring}[kind]
-    started: list[Path | None] = []
-    resumed = module.last_whole_checkpoint
-
-    def noted(folder: Path) -> Path | None:
-        started.append(resumed(folder))
-        return started[-1]
-
-    monkeypatch.setattr(module, "last_whole_checkpoint", noted)
-    for config in configs:
-        easydistill.run(config)
-    assert started[0] is None and (started[1] is None) == changes
-    whole, killed = map(weights, folders)
-    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+    resumes_unless_an_image_changed(monkeypatch, module, folders, configs, changes)
 
 
 @SLOW

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.integration.test_vision_jobs import figures, made_rows, weights
 from tests.support.pictures import GREEN, RED, picture
+from tests.support.vision_llm import Llm
 from tests.support.vision_models import (
     END,
     FAMILIES,
@@ -247,19 +248,6 @@ def test_the_students_own_answers_are_to_the_images(tmp_path: Path) -> None:
 
 
 # --- vLLM -----------------------------------------------------------------------------------------------------------
-
-
-class Llm:
-    """Gives log-probabilities of prompts as vLLM does, and reads the images of a prompt as it is told."""
-
-    def __init__(self, reads: list[int]) -> None:
-        self.reads = reads
-        self.prompts: list[dict[str, Any]] = []
-
-    def generate(self, prompts: list[dict[str, Any]], params: Any, use_tqdm: bool) -> list[SimpleNamespace]:
-        self.prompts += prompts
-        entries = [None] + [{token: SimpleNamespace(logprob=-1.0)} for token in self.reads[1:]]
-        return [SimpleNamespace(prompt_token_ids=self.reads, prompt_logprobs=entries) for _ in prompts]
 
 
 def test_vllm_scores_the_tokens_of_the_student_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
