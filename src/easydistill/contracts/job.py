@@ -6,8 +6,8 @@ from types import ModuleType
 from typing import Protocol
 
 from easydistill.config.base import NonEmptyStr, Section, Unfit
+from easydistill.config.extensions import names_itself
 from easydistill.config.job import JobConfig
-from easydistill.contracts._sections import names_itself
 from easydistill.data.manifest import RowCounts
 from easydistill.engine.stage import Artifact, Estimate, Previewed, Stage, StageContext, StageResult
 from easydistill.registry import Contract

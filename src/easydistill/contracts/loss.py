@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from easydistill.config.base import PositiveFloat, PositiveInt, Section, Share
-from easydistill.contracts._sections import names_itself
+from easydistill.config.extensions import names_itself
 from easydistill.registry import Contract
 
 if TYPE_CHECKING:

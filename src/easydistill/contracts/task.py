@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 from pydantic import AfterValidator, Field, model_validator
 
 from easydistill.config.base import NonEmptyStr, NonNegativeFloat, PositiveInt, PositiveShare, Section, Seed, Unfit
-from easydistill.contracts._sections import names_itself
+from easydistill.config.extensions import names_itself
 from easydistill.data.messages import Message
 from easydistill.errors import ConfigIssue
 from easydistill.registry import Contract

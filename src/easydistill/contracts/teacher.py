@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from easydistill.config.extensions import names_itself
 from easydistill.config.inference import ApiInferenceConfig, InferenceConfig, LocalInferenceConfig
-from easydistill.contracts._sections import names_itself
 from easydistill.data.images.normalise import NORMALISER
 from easydistill.data.messages import Chat, HasChat, Message, Tool, identity_of, images_of
 from easydistill.data.records import content_hash

@@ -12,7 +12,7 @@ from pydantic import Field, create_model, model_validator
 
 from easydistill.config.base import Unfit
 from easydistill.config.evaluation import EvaluationConfig
-from easydistill.contracts._sections import NamedSections, section_of
+from easydistill.config.extensions import NamedSections, section_of
 from easydistill.contracts.metric import MetricConfig
 from easydistill.evaluation.metrics import METRICS
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, create_model
 
-from easydistill.contracts._sections import members
+from easydistill.config.extensions import members
 from easydistill.contracts.operator import OperatorConfig
 from easydistill.engine.stage import Stage
 from easydistill.jobs._synthesis import SelectionJob, SynthesisJob, select, synthesise

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from easydistill.contracts._sections import configs_of
+from easydistill.config.extensions import configs_of
 from easydistill.contracts.loss import LOSS, DistillationConfig
 from easydistill.registry import Registry
 

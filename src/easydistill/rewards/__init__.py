@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from easydistill.contracts._sections import section_of
+from easydistill.config.extensions import section_of
 from easydistill.contracts.reward import REWARD, UNJUDGED, Reward, RewardConfig, RewardContext, Rollout
 from easydistill.errors import ConfigIssue
 from easydistill.registry import Registry

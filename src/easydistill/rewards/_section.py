@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import model_validator
 
 from easydistill.config.base import Unfit
-from easydistill.contracts._sections import NamedSections
+from easydistill.config.extensions import NamedSections
 
 
 class RewardsConfig(NamedSections):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from easydistill.config.base import Section, Unfit
-from easydistill.contracts._sections import configs_of
+from easydistill.config.extensions import configs_of
 from easydistill.contracts.task import TASK, TaskConfig
 from easydistill.registry import Registry
 

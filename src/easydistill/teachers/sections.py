@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
 
 from easydistill.config.base import Section, Unfit
+from easydistill.config.extensions import refusing
 from easydistill.config.inference import AutoInferenceConfig, InferenceConfig, WhiteBoxInferenceConfig
 from easydistill.config.values import show
-from easydistill.contracts._sections import refusing
 from easydistill.teachers import TEACHERS
 
 SERVER, LOCAL = "openai", "auto"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import ModuleType
 
 from easydistill.config.base import Section
-from easydistill.contracts._sections import members
+from easydistill.config.extensions import members
 from easydistill.contracts.operator import OPERATOR, OperatorConfig
 from easydistill.registry import Registry
 
