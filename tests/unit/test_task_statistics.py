@@ -100,3 +100,23 @@ def test_the_gap_is_closed_between_student_and_teacher() -> None:
     assert gap_closed(0.2, 0.1, 0.8) == pytest.approx(-1 / 6)
     assert gap_closed(0.5, 0.6, 0.5) is None, "there is no gap"
     assert gap_closed(0.6, 0.7, 0.5) is None, "the student was the better one"
+
+
+@pytest.mark.parametrize("count", [2, 5, 100])
+def test_scores_that_are_all_alike_have_the_exact_interval_of_a_share(count: int) -> None:
+    none, every = bootstrap([0.0] * count), bootstrap([1.0] * count)
+    # Clopper and Pearson: the share at which none in `count` has a chance of 2.5 %.
+    assert (1 - none.high) ** count == pytest.approx(0.025)
+    assert (none.mean, none.low) == (0.0, 0.0)
+    assert (every.low, every.mean, every.high) == pytest.approx((1 - none.high, 1.0, 1.0))
+
+
+def test_models_that_never_differ_may_still_differ_on_other_problems() -> None:
+    found = compare([1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]).difference
+    assert found.mean == 0
+    assert found.low == -found.high
+    assert found.high == pytest.approx(1 - 0.025**0.25)
+
+
+def test_scores_beyond_the_bounds_are_left_without_width() -> None:
+    assert bootstrap([30.0, 30.0]).as_record() == {"mean": 30.0, "low": 30.0, "high": 30.0}

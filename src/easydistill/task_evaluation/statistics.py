@@ -32,17 +32,27 @@ def ratio(points: Sequence[float], totals: Sequence[float]) -> float:
     return sum(points) / total if total else 0.0
 
 
-def bootstrap(points: Sequence[float], totals: Sequence[float] | None = None) -> Interval:
+def bootstrap(
+    points: Sequence[float], totals: Sequence[float] | None = None, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
     """The ratio of sums over problems, with the 2.5 and 97.5 percentiles of resampled problems (Efron 1979).
+
+    Where all problems have one score, resampling tells nothing. Then the interval says how many others may have been
+    missed: with n alike, a share of up to 1 − 0.025^(1/n) has others with 97.5 % confidence (Clopper and Pearson 1934).
 
     Args:
         points, totals: of each problem, what it gained of how many; without totals, the mean of the points.
+        bounds: least and largest score that a problem can have.
     """
     count = len(points)
     totals = [1.0] * count if totals is None else totals
     mean = ratio(points, totals)
     if count < 2:
         return Interval(mean, mean, mean)
+    alike = len({point / total for point, total in zip(points, totals, strict=True) if total}) == 1
+    if alike and bounds[0] <= mean <= bounds[1]:
+        missed = 1 - 0.025 ** (1 / count)
+        return Interval(mean, mean - missed * (mean - bounds[0]), mean + missed * (bounds[1] - mean))
     generator = random.Random(_SEED)
     if all(total == 1 for total in totals):
         means = sorted(sum(generator.choices(points, k=count)) / count for _ in range(RESAMPLES))
@@ -119,7 +129,8 @@ def compare(model: Sequence[float], baseline: Sequence[float]) -> Paired:
     """
     differences = [one - other for one, other in zip(model, baseline, strict=True)]
     gained, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    difference = bootstrap(differences, bounds=(-1.0, 1.0))
     binary = all(value in (0.0, 1.0) for value in (*model, *baseline))
     if binary:
-        return Paired(bootstrap(differences), gained, lost, mcnemar(gained, lost), "McNemar, exact")
-    return Paired(bootstrap(differences), gained, lost, sign_flips(differences), "paired permutation")
+        return Paired(difference, gained, lost, mcnemar(gained, lost), "McNemar, exact")
+    return Paired(difference, gained, lost, sign_flips(differences), "paired permutation")
