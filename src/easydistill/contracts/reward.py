@@ -83,6 +83,8 @@ class RewardContext:
     """How the judge is sent images, which is part of the request keys."""
     journal: Path | None = None
     """This process's own file for the judge's outcomes, which have been paid for and must survive a kill."""
+    redact: Callable[[Any], Any] = lambda value: value
+    """Masks secrets in what is written to the journal."""
     images: Callable[[str], Path] | None = None
     """Gives the file of an image of the run by its digest, for rewards that look at images; None if rows have none."""
 

@@ -6,7 +6,7 @@ replies are sampled stands in its config, whose defaults are the task's usual se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
@@ -162,6 +162,8 @@ class ScoringContext:
     """The model that judges. Scorers do not close it."""
     judge_sampling: Mapping[str, Any] = field(default_factory=dict)
     judge_system_prompt: str | None = None
+    redact: Callable[[Any], Any] = lambda value: value
+    """Masks secrets in what scorers write."""
 
 
 class Scorer(Protocol):

@@ -147,7 +147,7 @@ class _Judge:
 
         def record(outcomes: Sequence[Outcome]) -> None:
             if self._journal is not None:
-                self._journal.append(*(outcome.as_record() for outcome in outcomes))
+                self._journal.append(*(self._context.redact(outcome.as_record()) for outcome in outcomes))
             fresh.update({outcome.key: outcome for outcome in outcomes})
 
         try:

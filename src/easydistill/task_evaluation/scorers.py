@@ -30,8 +30,9 @@ class Scorers:
         self._made: dict[str, Scorer | None] = {}
         try:
             self._count_earlier(exams, context)
+            scoring = ScoringContext(context.directory, redact=context.redactor.value, **values)
             for exam in exams:
-                self._made[exam.name] = exam.scorer(ScoringContext(context.directory, **values))
+                self._made[exam.name] = exam.scorer(scoring)
         except BaseException:
             self.close()
             raise

@@ -190,6 +190,7 @@ def scorer(config: Config, context: ScoringContext) -> Scorer:
         judge_sampling=context.judge_sampling,
         judge_system_prompt=context.judge_system_prompt,
         journal=context.directory / judge_journal(config.shown_name),
+        redact=context.redact,
     )
     return _ByReward(judging.make(config.judge or judging.Config(), found))
 

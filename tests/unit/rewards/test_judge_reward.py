@@ -266,3 +266,17 @@ def test_what_cannot_be_used_is_reported_before_anything_is_asked(tmp_path: Path
     (tmp_path / "bad.txt").write_text("a\n{% if %}")
     with pytest.raises(ConfigError, match=r"bad\.txt: line 2"):
         make(Config(prompt=str(tmp_path / "bad.txt")), context)
+
+
+def test_a_secret_that_the_judge_repeats_is_not_in_its_journal(tmp_path: Path) -> None:
+    redactor = Redactor()
+    redactor.register("sk-very-secret-key")
+    teacher = Scripted(lambda text: "the key sk-very-secret-key says <score>9</score>")
+    context = RewardContext(judge=teacher, journal=tmp_path / "judge.jsonl", redact=redactor.value)
+    with contextlib.closing(make(Config(), context)) as reward:
+        assert reward([rollout("an answer")]) == [1.0]
+    written = (tmp_path / "judge.jsonl").read_text(encoding="utf-8")
+    assert "<score>9</score>" in written and "sk-very-secret-key" not in written
+    with contextlib.closing(make(Config(), context)) as reward:
+        assert reward([rollout("an answer")]) == [1.0]
+    assert teacher.asked == 1

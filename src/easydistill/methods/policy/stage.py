@@ -269,6 +269,7 @@ class PolicyStage(TrainStage):
             judge_system_prompt=self._judge.inference.system_prompt if self._judge is not None else None,
             judge_image=self._judge.inference.image_identity() if self._judge is not None else {},
             journal=context.directory / "judge-0.jsonl" if judge is not None else None,
+            redact=context.redactor.value,
             images=context.images.path,
         )
         rewards = opened.enter_context(build(self._rewards, given))
