@@ -213,7 +213,7 @@ def _cleaning(found: Contents) -> Iterator[str]:
         if isinstance(about := step.facts.get("decontamination"), dict):
             yield f"Decontaminated against {about['against']}: {about['dropped']:,} rows were dropped.\n"
         if count := step.manifest.rows.rejected.get("duplicate"):
-            yield f"Mixed: {count:,} rows were in several inputs, and are here once.\n"
+            yield f"Mixed: {count:,} rows were there more than once, by id and chat, and are here once.\n"
     if found.contamination is not None:
         yield (
             f"Measured against {found.contamination['against']} ({found.contamination['problems']:,} problems): "
