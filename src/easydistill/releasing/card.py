@@ -35,6 +35,8 @@ class Contents:
     columns: Sequence[tuple[str, str]]
     census: Census
     lineage: Lineage
+    digest: str
+    """A hash of all files."""
     contamination: Mapping[str, Any] | None
     """What was measured against benchmarks, if that was asked for."""
 
@@ -68,6 +70,9 @@ def _header(found: Contents) -> str:
         "configs": [
             {
                 "config_name": "default",
+                # `datasets` keys its cache of a local folder by the folder's name and this entry, not by the files: of
+                # two folders with one name it would give the rows of the first for both.
+                "description": f"{found.digest[:16]}",
                 "data_files": [{"split": name, "path": f"{name}/*.parquet"} for name in found.shards],
             }
         ],

@@ -67,7 +67,10 @@ def lineage_of(path: str, runs: Iterable[str]) -> Lineage:
         runs: run directories besides the one in which the path lies.
     """
     folders = dict.fromkeys([*_enclosing(Path(path)), *map(Path, runs)])
-    made = {digest: folder for run in folders for folder in _stages(run) for digest in _outputs(folder)}
+    made: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(folder for run in folders for folder in _stages(run)):
+        for digest in _outputs(folder):
+            made.setdefault(digest, []).append(folder)
     steps: dict[Path, Step] = {}
     try:
         waiting = [hash_rows(path)]
@@ -75,14 +78,19 @@ def lineage_of(path: str, runs: Iterable[str]) -> Lineage:
         # The run tells why they cannot be read.
         return Lineage()
     while waiting:
-        folder = made.get(waiting.pop(0))
-        if folder is None or folder in steps:
-            continue
-        manifest = Manifest.read(folder)
-        assert manifest is not None, "its outputs were found in it"
-        steps[folder] = Step(_name(manifest), manifest, _models(folder, manifest))
-        waiting += _sources(manifest.fingerprint_of.get("config", {})) + _inputs(folder, manifest)
+        # A stage that changed nothing wrote what it read: the later one stands first.
+        for folder in sorted(made.pop(waiting.pop(0), []), key=_place, reverse=True):
+            manifest = Manifest.read(folder)
+            if manifest is not None and folder not in steps:
+                steps[folder] = Step(_name(manifest), manifest, _models(folder, manifest))
+                waiting += _sources(manifest.fingerprint_of.get("config", {})) + _inputs(folder, manifest)
     return Lineage(tuple(steps.values()))
+
+
+def _place(folder: Path) -> tuple[int, ...]:
+    """Where a stage stands in its run or pipeline."""
+    numbers = (part.partition("-")[0] for part in folder.parts[-4:])
+    return tuple(int(number) for number in numbers if number.isdecimal())
 
 
 def _enclosing(path: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from easydistill.data.files import show_directory, write_text
 from easydistill.data.images import ImageReader, ImageStore, NoImages, RowImages
 from easydistill.data.manifest import RowCounts
 from easydistill.data.reading import Reading, at_most, read_rows
-from easydistill.data.records import Rejection, Sample, count_reasons, split_heldout
+from easydistill.data.records import Rejection, Sample, content_hash, count_reasons, split_heldout
 from easydistill.data.row_files import rows_of
 from easydistill.data.row_files.identity import hash_rows
 from easydistill.data.spool import Rows, like
@@ -146,6 +146,7 @@ class ReleaseStage:
             schema_text(partial, next(iter(shards.values()))[0]),
             census,
             lineage,
+            content_hash(checksums(partial)),
             self._contamination(samples),
         )
         write_text(partial / CARD, card(contents))
