@@ -10,9 +10,9 @@ import pytest
 from tests.support.pictures import BLUE, RED, picture
 
 import easydistill
-from easydistill.data.reading import read_samples
 from easydistill.data.images import ImageReader, ImageStore
-from easydistill.errors import DataError
+from easydistill.data.reading import read_samples
+from easydistill.errors import ConfigError, DataError
 
 TOOL = {"type": "function", "function": {"name": "count_legs", "parameters": {"type": "object", "properties": {}}}}
 CALLS: list[dict[str, Any]] = [
@@ -111,7 +111,7 @@ def test_benchmarks_are_kept_out_and_what_was_kept_out_is_listed(tmp_path: Path)
     assert [row["reason"] for row in rejected] == ["benchmark_exact", "benchmark_overlap"]
     assert found.summary["stages"]["mix"]["metrics"]["decontamination"] == {"against": "gsm8k", "dropped": 2}
     assert found.exit_code == 0
-    strict = job(tmp_path, inputs, decontaminate={"tasks": [task]}, max_rejected_share=0.5)
+    strict = job(tmp_path / "strict", inputs, decontaminate={"tasks": [task]}, max_rejected_share=0.5)
     assert easydistill.run(strict, quiet=True).exit_code == 3
 
 
@@ -119,15 +119,17 @@ def test_the_same_command_does_nothing_and_a_changed_input_mixes_again(tmp_path:
     config = job(tmp_path, inputs)
     easydistill.run(config, quiet=True)
     before = (tmp_path / "run/stages/1-mix/labeled.parquet").read_bytes()
-    again = easydistill.run(config, quiet=True)
-    assert again.summary["stages"]["mix"]["status"] == "skipped"
+    assert not easydistill.run(config, quiet=True).fresh
     # Files may lie elsewhere, and the rows come out as they did.
     moved = tmp_path / "elsewhere.jsonl"
     Path(inputs["plain"]["path"]).rename(moved)
     inputs["plain"]["path"] = str(moved)
-    assert easydistill.run(job(tmp_path, inputs), quiet=True).summary["stages"]["mix"]["status"] == "skipped"
+    assert not easydistill.run(job(tmp_path, inputs), quiet=True).fresh
+    # An image beside the rows is part of them.
+    (tmp_path / "red.png").write_bytes(picture((9, 9, 9)))
+    assert easydistill.run(job(tmp_path, inputs), quiet=True).fresh
     lines(moved, [{"id": n, "instruction": f"Say {n}.", "output": "?"} for n in range(30)])
-    assert easydistill.run(job(tmp_path, inputs), quiet=True).summary["stages"]["mix"]["status"] == "done"
+    assert easydistill.run(job(tmp_path, inputs), quiet=True).fresh
     assert (tmp_path / "run/stages/1-mix/labeled.parquet").read_bytes() != before
 
 
@@ -147,5 +149,5 @@ def test_prompts_alone_can_be_mixed(tmp_path: Path, inputs: dict[str, Any]) -> N
 
 def test_a_missing_file_is_told_by_its_key(tmp_path: Path) -> None:
     config = job(tmp_path, {"a": {"path": str(tmp_path / "none.jsonl")}})
-    with pytest.raises(easydistill.ConfigError, match=r"mix\.inputs\.a\.path"):
+    with pytest.raises(ConfigError, match=r"mix\.inputs\.a\.path"):
         easydistill.run(config, quiet=True)

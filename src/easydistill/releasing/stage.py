@@ -96,7 +96,7 @@ class ReleaseStage:
     def _layout(self, images: ImageStore, lineage: Lineage) -> Layout:
         judges = lineage.models("judge")
         judge = self._config.judge or (judges[-1] if judges else None)
-        return layout_of(self._config, lambda digest: images.path(digest).read_bytes(), judge)
+        return layout_of(self._config, images, judge)
 
     def _read(self, most: int | None, context: StageContext | None) -> Reading:
         limit = at_most(most, self._dataset.max_samples)

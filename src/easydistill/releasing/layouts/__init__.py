@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from easydistill.data.images import ImageStore
 from easydistill.data.records import Sample
 from easydistill.releasing.config import ReleaseConfig
 
@@ -31,11 +32,11 @@ class Layout(Protocol):
         """Write a column as JSON: a type that was fitted to it does not hold all of its values after all."""
 
 
-def layout_of(config: ReleaseConfig, read: Any, judge: str | None) -> Layout:
+def layout_of(config: ReleaseConfig, images: ImageStore, judge: str | None) -> Layout:
     """The layout of a config.
 
     Args:
-        read: digest of an image → its bytes.
+        images: holds those of the rows.
         judge: the model that gave the scores, where rows do not say so.
     """
     if config.row_schema == "omnithought":
@@ -44,4 +45,4 @@ def layout_of(config: ReleaseConfig, read: Any, judge: str | None) -> Layout:
         return OmniThought(judge)
     from easydistill.releasing.layouts.plain import Chats, Instructions
 
-    return Chats(read) if config.row_schema == "chat" else Instructions()
+    return Chats(images) if config.row_schema == "chat" else Instructions()

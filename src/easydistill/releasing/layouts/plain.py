@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from easydistill.data.images import ImageStore
 from easydistill.data.records import Sample
 from easydistill.data.tables import IMAGES, TEXT_KEYS, Columns
 from easydistill.data.writing import BLOCK, chat_row, parts_message, written_meta
@@ -42,12 +43,12 @@ class Chats(Plain):
     """`id`, `messages`, the chat's tools, variables and images, and the row's other fields.
 
     Args:
-        read: digest of an image → its bytes.
+        images: holds those of the rows.
     """
 
-    def __init__(self, read: Callable[[str], bytes]) -> None:
+    def __init__(self, images: ImageStore) -> None:
         super().__init__(("messages",))
-        self._read = read
+        self._images = images
 
     def why_not(self, sample: Sample) -> str | None:
         return None
@@ -58,7 +59,12 @@ class Chats(Plain):
                 yield chat_row(sample)
                 continue
             row = chat_row(sample, lambda _: [], parts_message)
-            yield {**row, IMAGES: [{"bytes": self._read(digest), "path": None} for digest in sample.images]}
+            yield {**row, IMAGES: [self._image(digest) for digest in sample.images]}
+
+    def _image(self, digest: str) -> dict[str, Any]:
+        """An image as `datasets` stores one: with a name, for a column of nulls would have another type."""
+        path = self._images.path(digest)
+        return {"bytes": path.read_bytes(), "path": path.name}
 
 
 class Instructions(Plain):
