@@ -83,7 +83,8 @@ class FakeHub:
                 elif self.path.endswith("/info/lfs/objects/batch"):
                     wanted = json.loads(body)["objects"]
                     objects = [
-                        {**item, "actions": {"upload": {"href": f"{outer.url}/objects/{item['oid']}"}}} for item in wanted
+                        {**item, "actions": {"upload": {"href": f"{outer.url}/objects/{item['oid']}"}}}
+                        for item in wanted
                     ]
                     answer = {"transfer": "basic", "objects": objects}
                     self._answer(200, answer, "application/vnd.git-lfs+json")

@@ -103,7 +103,12 @@ def _body(found: Contents) -> Iterator[str]:
 
 def _splits(found: Contents) -> Iterator[str]:
     rows = [
-        (name, sum(shard.rows for shard in shards), len(shards), f"{sum(shard.bytes for shard in shards) / 1e6:,.1f} MB")
+        (
+            name,
+            sum(shard.rows for shard in shards),
+            len(shards),
+            f"{sum(shard.bytes for shard in shards) / 1e6:,.1f} MB",
+        )
         for name, shards in found.shards.items()
     ]
     yield _table(("split", found.unit, "files", "size"), rows)
@@ -190,7 +195,13 @@ def _scores(found: Contents) -> Iterator[str]:
     largest = max([*rv.values(), *cd.values()], default=1) or 1
     if levels:
         rows = [
-            (level, rv.get(level, 0), _bar(rv.get(level, 0), largest), cd.get(level, 0), _bar(cd.get(level, 0), largest))
+            (
+                level,
+                rv.get(level, 0),
+                _bar(rv.get(level, 0), largest),
+                cd.get(level, 0),
+                _bar(cd.get(level, 0), largest),
+            )
             for level in levels
         ]
         yield _table(("level", "RV", "", "CD", ""), rows)

@@ -38,9 +38,13 @@ class PushStage:
         if not os.environ.get(TOKEN, "").strip():
             hint = f"export {TOKEN}=…, with a token that may write to {self._repository}; or remove release.push"
             issues.append(ConfigIssue("this machine", "release.push", f"{TOKEN} is not set", hint))
-        if offline := next((name for name in _OFFLINE if os.environ.get(name, "0").lower() in {"1", "true", "yes"}), ""):
+        if offline := next(
+            (name for name in _OFFLINE if os.environ.get(name, "0").lower() in {"1", "true", "yes"}), ""
+        ):
             problem = f"{offline} is set, and nothing can be uploaded"
-            issues.append(ConfigIssue("this machine", "release.push", problem, f"unset {offline}, or remove release.push"))
+            issues.append(
+                ConfigIssue("this machine", "release.push", problem, f"unset {offline}, or remove release.push")
+            )
         return issues
 
     def fingerprint(self) -> dict[str, Any]:

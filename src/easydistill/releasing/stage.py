@@ -136,7 +136,11 @@ class ReleaseStage:
         folder = context.directory / FOLDER
         partial = context.directory / f".{FOLDER}.partial"
         shards = write_splits(
-            partial, self._split(samples), layout, int(self._config.shard_mb * _MEGABYTE), context.stop.raise_if_requested
+            partial,
+            self._split(samples),
+            layout,
+            int(self._config.shard_mb * _MEGABYTE),
+            context.stop.raise_if_requested,
         )
         contents = Contents(
             self._title,
