@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 from collections.abc import Iterator
@@ -153,7 +152,7 @@ def test_images_are_refused_or_written_as_bytes(tmp_path: Path, load: Any) -> No
     stored = next(
         row for path in target.rglob("*.parquet") for row in parquet.read_table(path).to_pylist() if row["images"]
     )
-    assert picture(RED)[:4] == io.BytesIO(stored["images"][0]["bytes"]).read(4)
+    assert stored["images"][0]["bytes"][:4] == picture(RED)[:4]
 
 
 def test_the_papers_format_and_what_it_cannot_hold(tmp_path: Path, load: Any) -> None:
@@ -317,7 +316,7 @@ def test_a_hub_that_refuses_is_told_and_asked_again(
     with pytest.raises(ConfigError, match="HF_TOKEN is not set"):
         easydistill.run(config, quiet=True)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong_token_12345")
-    with pytest.raises(PushFailed, match="o/n: .*401") as failure:
+    with pytest.raises(PushFailed, match=r"o/n: .*401") as failure:
         easydistill.run(config, quiet=True)
     assert "hf_wrong_token_12345" not in str(failure.value) + (tmp_path / "a/run/log.txt").read_text()
     assert not hub.files and files(tmp_path / "a/run/dataset")

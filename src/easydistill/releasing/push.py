@@ -1,4 +1,4 @@
-"""Uploads a released dataset to a repository of the Hugging Face hub. A stage of its own, and only where it is asked for."""
+"""Uploads a released dataset to a repository of the Hugging Face hub: a stage of its own, only if asked for."""
 
 from __future__ import annotations
 

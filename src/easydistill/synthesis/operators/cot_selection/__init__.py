@@ -86,8 +86,8 @@ class Config(Section):
     seed: Seed = 0
     """Breaks ties between rows that fit a bin equally well."""
     unjudged: Literal["reject", "keep"] = "reject"
-    """What becomes of chains of which nothing says whether they are correct (no `correct`). `keep` is for published sets
-    of verified chains that leave it out, as OmniThought does. Chains that are marked wrong are rejected in any case."""
+    """What becomes of chains of which nothing says whether they are correct (no `correct`). `keep` is for published
+    sets of verified chains that leave it out, as OmniThought does. Chains that are marked wrong are always rejected."""
 
 
 def run(config: Config, rows: Sequence[Sample], tools: Tools | None = None) -> Steps[Result]:
