@@ -68,7 +68,8 @@ class Job(JobConfig):
         if self.server is not None and self.on_policy.objective == "generalized_jsd":
             raise Unfit(
                 "generalized_jsd needs the teacher's full distributions, but a server gives single log-probabilities",
-                'set "on_policy": {"objective": "sampled_reverse_kl"}, or models.teacher without inference.base_url',
+                'set "on_policy": {"objective": "top_k_reverse_kl"} (or "sampled_reverse_kl"), or models.teacher '
+                "without inference.base_url",
             )
         if getattr(self.inference, "replicas", None) is not None and not (
             self.needs_labels and self.dataset.instruction_path is not None

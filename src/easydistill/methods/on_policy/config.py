@@ -17,7 +17,7 @@ from easydistill.config.base import (
     Unfit,
 )
 
-Objective = Literal["generalized_jsd", "sampled_reverse_kl"]
+Objective = Literal["generalized_jsd", "sampled_reverse_kl", "top_k_reverse_kl"]
 
 _BELONGS: dict[str, Objective] = {
     "beta": "generalized_jsd",
@@ -27,6 +27,7 @@ _BELONGS: dict[str, Objective] = {
     "temperature": "generalized_jsd",
     "rollout_temperature": "generalized_jsd",
     "ratio_clip": "sampled_reverse_kl",
+    "top_k": "top_k_reverse_kl",
 }
 """Fields that only one objective reads; with the other, they must be left at their default."""
 FORMER_BETA = 0.5
@@ -46,10 +47,12 @@ class OnPolicyConfig(Section):
 
     objective: Objective = "generalized_jsd"
     """`generalized_jsd` compares whole distributions and needs the teacher on this machine. `sampled_reverse_kl` needs
-    only the log-probabilities of the student's own tokens, from a teacher here or behind a vLLM server."""
+    only the log-probabilities of the student's own tokens, from a teacher here or behind a vLLM server.
+    `top_k_reverse_kl` needs those of the teacher's `top_k` most probable tokens beside them, from either, and varies
+    less: it sums over what the other draws one token of."""
     rollout_share: Share = 0.5
     """λ: share of the sequences that the student generates; the rest are the teacher's answers. On those,
-    `generalized_jsd` uses the same divergence, `sampled_reverse_kl` cross-entropy."""
+    `generalized_jsd` uses the same divergence, the others cross-entropy."""
     beta: Share | None = None
     """generalized_jsd: 0 is forward KL, 1 is reverse KL, values in between are β KL(p_T‖m) + (1−β) KL(p_S‖m) with
     m = β p_T + (1−β) p_S. The ends are not its limits: near 0 it is β times forward KL, near 1 it is (1−β) times
@@ -66,7 +69,7 @@ class OnPolicyConfig(Section):
     `rollout_temperature` sets that."""
     rollout_temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] | None = None
     """generalized_jsd: temperature of the student's sampling. Below 1, a student that is still weak writes answers that
-    its teacher can make something of. sampled_reverse_kl is an expectation over samples at 1."""
+    its teacher can make something of. The other objectives are expectations over samples at 1."""
     max_new_tokens: PositiveInt = 256
     """Longest answer of the student, in tokens."""
     max_new_tokens_start: PositiveInt | None = None
@@ -77,6 +80,9 @@ class OnPolicyConfig(Section):
     ratio_clip: PositiveShare = 0.2
     """sampled_reverse_kl: ε of PPO's clip. A token stops counting once its probability has changed by this share since
     it was sampled; has an effect from the second step on a rollout."""
+    top_k: PositiveInt = 16
+    """top_k_reverse_kl: how many of the teacher's most probable tokens are compared one by one, and all others as one.
+    A vLLM server gives 20 at most, unless it was started with another `--max-logprobs`."""
     steps_per_rollout: PositiveInt = 1
     """Optimiser steps per rollout. More steps generate less often, in larger batches, and train on answers of a
     slightly older student."""

@@ -256,6 +256,10 @@ class OnPolicyStage(TrainStage):
                 visions = vision, self._teachers_vision(rows, vision, context)
                 return generalized_jsd.train(student, rows, teacher, *shared, writer, visions)
             scores = self._scores(student, rows, vocabulary, vision, context)
+            if self._on_policy.objective == "top_k_reverse_kl":
+                from easydistill.methods.on_policy import top_k
+
+                return top_k.train(student, rows, scores, *shared, writer, vision)
             return sampled.train(student, rows, scores, *shared, writer, vision)
 
     def _teachers_vision(

@@ -340,7 +340,7 @@ class SampledTraining:
         with self._phases.during("teacher"):
             images = [item.images for item in rollouts]
             shown = (images,) if any(images) else ()
-            given = together(lambda: self._scores.score(asked, stop, *shown) if asked else [])
+            given = together(lambda: self._given(asked, stop, *shown) if asked else [])
         usable = [[[usable_logprob(value) for value in row] for row in part] for part in given]
         by_teacher = usable[rank()]
         if any(usable) and all(math.isnan(value) for part in usable for row in part for value in row):
@@ -353,6 +353,12 @@ class SampledTraining:
             for item, (old, _), teacher in zip(rollouts, own, by_teacher, strict=True)
         ]
         return found, [value for _, entropies in own for value in entropies]
+
+    def _given(
+        self, asked: Sequence[tuple[list[int], int]], stop: StopSignal, *images: Sequence[tuple[str, ...]]
+    ) -> list[list[float]]:
+        """The teacher's log-probabilities of rollouts, as it gives them."""
+        return self._scores.score(asked, stop, *images)
 
     def update(self, batch: list[Written]) -> dict[str, float]:
         """Take one optimiser step; returns its figures."""
