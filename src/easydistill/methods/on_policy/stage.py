@@ -48,7 +48,7 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.methods.shared.rollouts import PromptRow, TeacherScores, Writer
+    from easydistill.methods.shared.rollouts import ListingScores, PromptRow, Writer
     from easydistill.methods.shared.watch import TrainingOutcome
     from easydistill.models.multimodal import Vision
 
@@ -304,7 +304,7 @@ class OnPolicyStage(TrainStage):
         vocabulary: int,
         vision: Vision | None,
         context: StageContext,
-    ) -> TeacherScores:
+    ) -> ListingScores:
         if self._server is not None:
             from easydistill.teachers.openai.scores import ServerScores
 

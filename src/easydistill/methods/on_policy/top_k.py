@@ -31,10 +31,11 @@ from easydistill.kernels.logprobs import completion_states
 from easydistill.methods.on_policy.config import OnPolicyConfig
 from easydistill.methods.on_policy.trainer import SampledTraining, run_loop
 from easydistill.methods.sft.config import TrainingConfig
-from easydistill.methods.shared.rollouts import PromptRow, TeacherScores, Writer, Written
+from easydistill.methods.shared.rollouts import ListingScores, PromptRow, Writer, Written
 from easydistill.methods.shared.watch import TrainingOutcome
 from easydistill.models.head import Head
 from easydistill.models.student import Student
+from easydistill.teachers.listed import Listed
 
 if TYPE_CHECKING:
     from easydistill.models.multimodal import Vision
@@ -47,7 +48,7 @@ on the student's side."""
 def train(
     student: Student,
     rows: Sequence[PromptRow],
-    scores: TeacherScores,
+    scores: ListingScores,
     config: TrainingConfig,
     on_policy: OnPolicyConfig,
     checkpoints: Path,
@@ -70,10 +71,26 @@ def train(
 class TopKTraining(SampledTraining):
     """The loop, with the tokens that the teacher lists."""
 
+    def __init__(
+        self,
+        student: Student,
+        rows: Sequence[PromptRow],
+        scores: ListingScores,
+        config: TrainingConfig,
+        on_policy: OnPolicyConfig,
+        checkpoints: Path,
+        reporter: Reporter,
+        writer: Writer | None = None,
+        vision: Vision | None = None,
+    ) -> None:
+        super().__init__(student, rows, scores, config, on_policy, checkpoints, reporter, writer, vision)
+        self._listing = scores
+        self._lists: list[Listed] = []
+
     def _given(
         self, asked: Sequence[tuple[list[int], int]], stop: StopSignal, *images: Sequence[tuple[str, ...]]
     ) -> list[list[float]]:
-        self._lists = self._scores.lists(asked, self._on_policy.top_k, stop, *images)
+        self._lists = self._listing.lists(asked, self._on_policy.top_k, stop, *images)
         return [listed.own for listed in self._lists]
 
     def _score(

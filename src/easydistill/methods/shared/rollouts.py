@@ -290,6 +290,10 @@ class TeacherScores(Protocol):
             images: the digests of each sequence's images; empty if none has any.
         """
 
+
+class ListingScores(TeacherScores, Protocol):
+    """One that also gives what it finds most probable."""
+
     def lists(
         self,
         sequences: Sequence[tuple[list[int], int]],
@@ -297,7 +301,7 @@ class TeacherScores(Protocol):
         stop: StopSignal,
         images: Sequence[tuple[str, ...]] = (),
     ) -> list[Listed]:
-        """The same with the `k` most probable tokens in the place of each."""
+        """As `score`, with the `k` most probable tokens in the place of each."""
 
 
 class LocalScores:
