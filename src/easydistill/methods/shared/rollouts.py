@@ -26,6 +26,7 @@ from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
 from easydistill.kernels.logprobs import completion_logprobs, listed_logprobs
 from easydistill.models.decoding.graphs import DecodeGraphs
+from easydistill.models.decoding.packed import packed_linears
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
 from easydistill.teachers.listed import Listed
@@ -178,17 +179,18 @@ def roll_out(
     lengths = [len(prompt) for _, prompt in prompts]
     equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
     graphs = DecodeGraphs()
-    for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
-        seeds = [row_seed(seed, f"{step}:{numbers[index]}:{prompts[index][0]}") for index in batch]
-        sampler = SeededSampler(seeds, temperature=temperature)
-        asked = [prompts[index][1] for index in batch]
-        shown = [images[index] for index in batch]
-        answers = generate_batch(
-            model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs, vision=vision, images=shown
-        )
-        for index, answer in zip(batch, answers, strict=True):
-            written = [*answer.ids, *([] if answer.end is None else [answer.end])]
-            found[index] = Written(*prompts[index], written, rolled=True, ended=answer.ended, images=images[index])
+    with packed_linears(model, max_new_tokens):
+        for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
+            seeds = [row_seed(seed, f"{step}:{numbers[index]}:{prompts[index][0]}") for index in batch]
+            sampler = SeededSampler(seeds, temperature=temperature)
+            asked = [prompts[index][1] for index in batch]
+            shown = [images[index] for index in batch]
+            answers = generate_batch(
+                model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs, vision=vision, images=shown
+            )
+            for index, answer in zip(batch, answers, strict=True):
+                written = [*answer.ids, *([] if answer.end is None else [answer.end])]
+                found[index] = Written(*prompts[index], written, rolled=True, ended=answer.ended, images=images[index])
     model.train(was_training)
     return [found[index] for index in range(len(prompts))]
 
