@@ -26,7 +26,7 @@ from easydistill.engine.progress import Reporter
 from easydistill.kernels.linear_jsd import Divergence, linear_generalized_jsd
 from easydistill.kernels.logprobs import completion_states
 from easydistill.methods.on_policy.config import OnPolicyConfig
-from easydistill.methods.on_policy.fit import FORWARD_KL, WITHOUT_ROLLOUTS, answers_figures, fitting
+from easydistill.methods.on_policy.fit import FORWARD_KL, WITHOUT_ROLLOUTS, Fit, answers_figures, fitting
 from easydistill.methods.on_policy.trainer import SampledTraining, run_loop
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.compat import check_head
@@ -107,7 +107,7 @@ class DivergenceTraining(SampledTraining):
         self._read_ND: Tensor | None = None
         self._own = torch.zeros(3, dtype=torch.float64)
         if on_policy.fits_beta and on_policy.rollout_share == 0:
-            self._fit = WITHOUT_ROLLOUTS
+            self._choose(WITHOUT_ROLLOUTS)
 
     def _write(
         self, model: Any, asked: Sequence[Written], numbers: Sequence[int]
@@ -141,8 +141,11 @@ class DivergenceTraining(SampledTraining):
         longest = self._schedule.longest(self._step)
         answers = [row.label[1] for row in self._rows if row.label is not None]
         usual = answers_figures(answers, self._student.eos_ids, longest)
-        self._fit = fitting({**describe(everyone), "entropy": fmean(values)}, usual)
-        self._reporter.say(f"  on_policy.beta = {self._fit.beta}, {self._fit.told}")
+        self._choose(fitting({**describe(everyone), "entropy": fmean(values)}, usual))
+
+    def _choose(self, fit: Fit) -> None:
+        self._fit = fit
+        self._reporter.say(f"  on_policy.beta = {fit.beta}, {fit.told}")
 
     def _divergence(self, rolled: bool) -> Divergence:
         """What is minimised in this step, on the student's own answers or on the teacher's."""

@@ -179,7 +179,7 @@ def roll_out(
     lengths = [len(prompt) for _, prompt in prompts]
     equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
     graphs = DecodeGraphs()
-    with packed_linears(model, max_new_tokens):
+    with packed_linears(model, max_new_tokens if prompts else 0):
         for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
             seeds = [row_seed(seed, f"{step}:{numbers[index]}:{prompts[index][0]}") for index in batch]
             sampler = SeededSampler(seeds, temperature=temperature)
