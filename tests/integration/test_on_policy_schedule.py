@@ -26,7 +26,8 @@ from easydistill.engine.progress import Reporter
 from easydistill.errors import ConfigError
 from easydistill.methods.on_policy import trainer as on_policy
 from easydistill.methods.on_policy.alarms import WEAK_ENTROPY
-from easydistill.methods.shared.rollouts import PromptRow, Written
+from easydistill.methods.shared.rollouts import PromptRow, Written, roll_out
+from easydistill.models.decoding import packed
 
 JSD = "generalized_jsd"
 
@@ -207,3 +208,20 @@ def test_the_report_says_why(tiny_model: Path, tmp_path: Path) -> None:
         text = (tmp_path / "run" / name).read_text().replace("\\_", "_")
         assert f"on_policy.beta is {fit['beta']:g}" in text
         assert "Longest answer allowed" in text
+
+
+@pytest.mark.skipif(not packed._available(), reason="this processor has no products in bfloat16")
+def test_answers_are_the_same_with_weights_laid_out_for_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, asked, laid_out = model(3), [(row.id, row.prompt) for row in prompts(12)], []
+    lay_out = packed._packed
+    monkeypatch.setattr(packed, "_packed", lambda layer: laid_out.append(layer) or lay_out(layer))
+
+    def written(limit: int) -> list[Written]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return roll_out(own, asked, 0, frozenset({2}), limit, 1.0, seed=1)
+
+    found = written(packed.WORTH)
+    assert len(laid_out) == 15
+    monkeypatch.setattr(packed, "_available", lambda: False)
+    assert written(packed.WORTH) == found
+    assert len(laid_out) == 15
