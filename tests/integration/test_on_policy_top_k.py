@@ -30,6 +30,7 @@ from tests.support.killed import Killed
 from transformers import AutoTokenizer
 
 from easydistill.config.training import LoraConfig
+from easydistill.contracts.teacher import Failure
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
 from easydistill.errors import TeacherError
@@ -201,6 +202,14 @@ def test_servers_that_list_too_little_are_explained(listing: ListingVllm, monkey
     monkeypatch.setattr(ListingVllm, "prompt_logprobs", FakeVllm.prompt_logprobs)
     with pytest.raises(TeacherError, match=r"lists 1 tokens in the place of one, and 5 were asked for"):
         remote(listing).lists(SEQUENCES, K, StopSignal())
+
+
+def test_servers_that_were_started_for_fewer_are_explained(listing: ListingVllm) -> None:
+    """As vLLM 0.32 says it."""
+    said = "Requested prompt logprobs of 50, which is greater than max allowed: 20"
+    told = str(remote(listing)._client.given_up(Failure("0", "http_400", said, 1, passing=False)))
+    assert said in told
+    assert "--max-logprobs of on_policy.top_k at least" in told
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -82,6 +82,12 @@ class Job(JobConfig):
                 f"within training.max_length ({self.training.max_length})",
                 "raise training.max_length, or lower on_policy.max_new_tokens",
             )
+        if self.training.max_steps is not None and self.on_policy.kd_steps >= self.training.max_steps:
+            raise Unfit(
+                f"on_policy.kd_steps ({self.on_policy.kd_steps}) are all of training.max_steps "
+                f"({self.training.max_steps}): there would be no rollouts",
+                "raise training.max_steps, or lower on_policy.kd_steps",
+            )
         if self.training.packing:
             raise Unfit("rollouts cannot be packed", "remove training.packing")
         for name in ("max_tokens_per_batch", "weights", "compile"):
