@@ -139,7 +139,9 @@ class DivergenceTraining(SampledTraining):
         if not everyone:
             return
         longest = self._schedule.longest(self._step)
-        answers = [row.label[1] for row in self._rows if row.label is not None]
+        # Answers that nothing is learned of change nothing.
+        learned = self._on_policy.learns_answers
+        answers = [row.label[1] for row in self._rows if learned and row.label is not None]
         usual = answers_figures(answers, self._student.eos_ids, longest)
         self._choose(fitting({**describe(everyone), "entropy": fmean(values)}, usual))
 
