@@ -292,9 +292,11 @@ def test_malformed_configs_are_explained(name: str, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("base", [LOCAL, SERVER])
 def test_defaults_of_the_other_objective_are_accepted(base: dict[str, Any]) -> None:
     """As in a config of `easydistill init` whose lines are all uncommented."""
-    defaults = {"beta": 0.5, "temperature": 1.0, "ratio_clip": 0.2, "steps_per_rollout": 1}
+    defaults = {"beta": None, "temperature": 1.0, "ratio_clip": 0.2, "steps_per_rollout": 1, "top_k": 16}
     written = changed(base, {f"on_policy.{name}": value for name, value in defaults.items()})
     assert api.validate(written) == api.validate(base)
+    # The default of an earlier version.
+    assert api.validate(changed(base, {"on_policy.beta": 0.5})).on_policy.beta == 0.5
 
 
 @pytest.mark.parametrize(
