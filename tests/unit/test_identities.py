@@ -117,7 +117,7 @@ def test_sections_say_what_they_said_in_the_first_release(prepared: None) -> Non
         for name, entries in _frozen["sections"].items()
         for values, expected in entries
         if not (values.keys() & REFUSED.get(name, set()))
-        and content_hash(section(name, values).identity())[:16] != expected
+        and content_hash(section(name, FORMER.get(name, {}) | values).identity())[:16] != expected
     ]
     assert wrong == []
 
@@ -128,6 +128,8 @@ REFUSED = {
     "PairTrainingConfig": {"packing", "loss_chunk_bytes"},
 }
 """Fields that did nothing and are gone; `DpoTrainingConfig` has `loss_chunk_bytes`."""
+FORMER = {"OnPolicyConfig": {"beta": 0.5}}
+"""Defaults that are others now. Written out they say what they said, so only runs that left the choice to us run again."""
 
 
 def test_an_option_in_every_section_changes_no_fingerprint_and_no_request_key(tmp_path: Path) -> None:

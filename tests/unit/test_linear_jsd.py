@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from easydistill.kernels.linear_jsd import linear_generalized_jsd
+from easydistill.kernels.linear_jsd import Divergence, linear_generalized_jsd
 from easydistill.models.head import Head
 
 ROWS, VOCABULARY = 23, 31
@@ -134,3 +134,55 @@ def test_without_gradients_nothing_is_propagated():
         found = linear_generalized_jsd(student, head, teacher, teacher_head, 0.5)
     assert not found.total.requires_grad
     assert torch.equal(found.total, linear_generalized_jsd(student, head, teacher, teacher_head, 0.5).total)
+
+
+def mixture(student, head, teacher, teacher_head, share, temperature=1.0):
+    """α KL(p_T ‖ p_S) + (1−α) KL(p_S ‖ p_T) of each row by autograd."""
+    forward, backward = (reference(student, head, teacher, teacher_head, beta, temperature)[0] for beta in (0.0, 1.0))
+    return share * forward + (1 - share) * backward
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("shape", [{}, {"scale": 0.3, "softcap": 3.0}, {"extra": 5}], ids=["plain", "cap", "wide"])
+def test_a_mixture_of_both_kls(share, shape):
+    student, head, teacher, teacher_head = problem(**shape)
+    wanted = mixture(student, head, teacher, teacher_head, share, 2.0)
+    spans = [(ROWS, Divergence(forward_share=share))]
+    found = linear_generalized_jsd(student, head, teacher, teacher_head, spans, temperature=2.0, chunk_bytes=2000)
+    torch.testing.assert_close(found.divergence_N, wanted, rtol=1e-9, atol=1e-12)
+    pairs = zip(gradients(found.total, student, head), gradients(wanted.sum(), student, head), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows_of_a_slice", [2, 5, 100])
+def test_rows_may_differ_in_their_divergence(rows_of_a_slice):
+    student, head, teacher, teacher_head = problem()
+    kinds = [Divergence(0.0), Divergence(1.0), Divergence(0.5), Divergence(forward_share=0.4), Divergence(0.0)]
+    spans = [(4, kinds[0]), (0, kinds[2]), (7, kinds[1]), (1, kinds[2]), (8, kinds[3]), (3, kinds[4])]
+    parts = [
+        reference(student, head, teacher, teacher_head, kind.beta)[0]
+        if kind.forward_share is None
+        else mixture(student, head, teacher, teacher_head, kind.forward_share)
+        for _, kind in spans
+    ]
+    wanted, at = [], 0
+    for (count, _), part in zip(spans, parts, strict=True):
+        wanted.append(part[at : at + count])
+        at += count
+    wanted_N = torch.cat(wanted)
+    chunk = rows_of_a_slice * 4 * VOCABULARY
+    found = linear_generalized_jsd(student, head, teacher, teacher_head, spans, chunk_bytes=chunk)
+    torch.testing.assert_close(found.divergence_N, wanted_N, rtol=1e-9, atol=1e-12)
+    kl = reference(student, head, teacher, teacher_head, 1.0)
+    torch.testing.assert_close(found.reverse_kl_N, kl[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.entropy_N, kl[2], rtol=1e-9, atol=1e-12)
+    pairs = zip(gradients(found.total, student, head), gradients(wanted_N.sum(), student, head), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+def test_every_row_needs_a_divergence():
+    student, head, teacher, teacher_head = problem()
+    with pytest.raises(AssertionError, match="one divergence"):
+        linear_generalized_jsd(student, head, teacher, teacher_head, [(ROWS - 1, Divergence())])

@@ -264,9 +264,11 @@ MALFORMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "clip of another": (LOCAL, {"on_policy": {"ratio_clip": 0.1}}, "`ratio_clip` has no effect", "remove ratio_clip"),
     "sampling of another": (SERVER, {"on_policy.rollout_temperature": 0.7}, "`rollout_temperature` has no", "remove"),
     "temperature zero": (LOCAL, {"on_policy": {"temperature": 0}}, "0", ""),
+    "k of another": (SERVER, {"on_policy.top_k": 4}, "`top_k` has no effect", "top_k_reverse_kl"),
     "clip zero": (SERVER, {"on_policy.ratio_clip": 0}, "0", ""),
     "no tokens": (LOCAL, {"on_policy": {"max_new_tokens": 0}}, "0", ""),
     "no room": (LOCAL, {"on_policy": {"max_new_tokens": 1024}}, "leaves no room", "training.max_length"),
+    "start only": (LOCAL, {"training": {"max_steps": 9}, "on_policy": {"kd_steps": 9}}, "no rollouts", "max_steps"),
     "packing": (LOCAL, {"training": {"packing": True}}, "cannot be packed", "training.packing"),
     "not a url": (SERVER, {"inference.base_url": "localhost:8000"}, "not a URL", "http://"),
     "local key beside a url": (
@@ -290,9 +292,11 @@ def test_malformed_configs_are_explained(name: str, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("base", [LOCAL, SERVER])
 def test_defaults_of_the_other_objective_are_accepted(base: dict[str, Any]) -> None:
     """As in a config of `easydistill init` whose lines are all uncommented."""
-    defaults = {"beta": 0.5, "temperature": 1.0, "ratio_clip": 0.2, "steps_per_rollout": 1}
+    defaults = {"beta": None, "temperature": 1.0, "ratio_clip": 0.2, "steps_per_rollout": 1, "top_k": 16}
     written = changed(base, {f"on_policy.{name}": value for name, value in defaults.items()})
     assert api.validate(written) == api.validate(base)
+    # The default of an earlier version.
+    assert api.validate(changed(base, {"on_policy.beta": 0.5})).on_policy.beta == 0.5
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ class Job(JobConfig):
         if self.server is not None and self.on_policy.objective == "generalized_jsd":
             raise Unfit(
                 "generalized_jsd needs the teacher's full distributions, but a server gives single log-probabilities",
-                'set "on_policy": {"objective": "sampled_reverse_kl"}, or models.teacher without inference.base_url',
+                'set "on_policy": {"objective": "top_k_reverse_kl"} (or "sampled_reverse_kl"), or models.teacher '
+                "without inference.base_url",
             )
         if getattr(self.inference, "replicas", None) is not None and not (
             self.needs_labels and self.dataset.instruction_path is not None
@@ -80,6 +81,12 @@ class Job(JobConfig):
                 f"on_policy.max_new_tokens ({self.on_policy.max_new_tokens}) leaves no room for a prompt "
                 f"within training.max_length ({self.training.max_length})",
                 "raise training.max_length, or lower on_policy.max_new_tokens",
+            )
+        if self.training.max_steps is not None and self.on_policy.kd_steps >= self.training.max_steps:
+            raise Unfit(
+                f"on_policy.kd_steps ({self.on_policy.kd_steps}) are all of training.max_steps "
+                f"({self.training.max_steps}): there would be no rollouts",
+                "raise training.max_steps, or lower on_policy.kd_steps",
             )
         if self.training.packing:
             raise Unfit("rollouts cannot be packed", "remove training.packing")

@@ -9,14 +9,17 @@ s = log p_S and t = log p_T, its gradient with respect to the student's logits h
     ∂D/∂z_v = (1/τ) (1−β) p_S,v (s_v − log m_v − KL(p_S ‖ m))                           0 < β < 1
     ∂D/∂z_v = (1/τ) p_S,v (s_v − t_v − KL(p_S ‖ p_T))                                   β = 1
 
-so no graph over the vocabulary is kept. Gradients are computed in the forward pass, slice by slice; the backward pass
-scales them. As in TRL and in the paper, there is no factor τ².
+and for α KL(p_T ‖ p_S) + (1−α) KL(p_S ‖ p_T), a mixture of both KLs, the mixture of their gradients. Rows may differ in
+their divergence: only the last passes over a slice depend on it. No graph over the vocabulary is kept. Gradients are
+computed in the forward pass, slice by slice; the backward pass scales them. As in TRL and in the paper, there is no
+factor τ².
 
 Shapes: N rows (one per token of an answer), D hidden width (each model has its own), V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,13 +43,36 @@ class JsdLoss:
     """Of the student."""
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """Of a row: the generalised JSD, or a mixture of both KLs."""
+
+    beta: float = 0.5
+    """From 0 (forward KL) to 1 (reverse KL)."""
+    forward_share: float | None = None
+    """α: if given, α · forward KL + (1−α) · reverse KL instead."""
+
+
+Span = tuple[int, Divergence]
+"""A number of rows that follow one another, and their divergence."""
+
+
 class _Weighing(NamedTuple):
     """What the sum is made of, beside hidden states and heads."""
 
-    beta: float
+    spans: Sequence[Span]
     temperature: float
     vocabulary: int | None
     chunk_bytes: int | None
+
+    def within(self, start: int, count: int) -> Iterator[tuple[slice, Divergence]]:
+        """The spans of `count` rows from `start` on, as slices of these rows."""
+        at = -start
+        for rows, divergence in self.spans:
+            part = slice(max(0, at), min(count, at + rows))
+            if part.start < part.stop:
+                yield part, divergence
+            at += rows
 
 
 def linear_generalized_jsd(
@@ -54,7 +80,7 @@ def linear_generalized_jsd(
     student_head: Head,
     teacher_ND: Tensor,
     teacher_head: Head,
-    beta: float,
+    beta: float | Sequence[Span],
     *,
     temperature: float = 1.0,
     vocabulary: int | None = None,
@@ -64,11 +90,13 @@ def linear_generalized_jsd(
 
     Args:
         student_ND: hidden states; row n of both models predicts the same token.
-        beta: from 0 (forward KL) to 1 (reverse KL).
+        beta: of all rows, from 0 (forward KL) to 1 (reverse KL); or the divergences of all rows, in their order.
         temperature: of both distributions; `reverse_kl_N` and `entropy_N` are at it, too.
         vocabulary: token ids below this are real, other rows of either head padding; None for those both heads have.
         chunk_bytes: about what a slice of logits takes; None for what suits the device.
     """
+    spans = joined([(len(student_ND), Divergence(beta))] if isinstance(beta, int | float) else beta)
+    assert sum(rows for rows, _ in spans) == len(student_ND), "each row has one divergence"
     found = _LinearJsd.apply(
         student_ND,
         student_head.weight_VD,
@@ -76,9 +104,20 @@ def linear_generalized_jsd(
         teacher_ND.detach(),
         teacher_head,
         (student_head.scale, student_head.softcap),
-        _Weighing(beta, temperature, vocabulary, chunk_bytes),
+        _Weighing(spans, temperature, vocabulary, chunk_bytes),
     )
     return JsdLoss(*found)
+
+
+def joined(spans: Sequence[Span]) -> list[Span]:
+    """The same with as few spans as there can be; each costs some launches a slice."""
+    found: list[Span] = []
+    for rows, divergence in spans:
+        if found and found[-1][1] == divergence:
+            rows += found.pop()[0]
+        if rows:
+            found.append((rows, divergence))
+    return found
 
 
 class _LinearJsd(torch.autograd.Function):
@@ -123,30 +162,55 @@ def _slice(own: HeadPass, part: HeadSlice, other: HeadPass, read: HeadSlice, wei
     # With a soft cap, `add` needs the pass's own buffer.
     scratch = "exact" if own.head.softcap is None else "probabilities"
     probs_NV = torch.exp(student_NV, out=own.buffer(scratch, whole[0], real))
-    negative_entropy_N = _dot(probs_NV, student_NV)
-    reverse_kl_N = negative_entropy_N - _dot(probs_NV, teacher_NV)
-    beta = weighing.beta
-    if beta == 1:
-        divergence_N = reverse_kl_N
-        dlogits_NV = student_NV.sub_(teacher_NV).sub_(reverse_kl_N[:, None]).mul_(probs_NV)
-    else:
-        taught_NV = torch.exp(teacher_NV, out=other.buffer("exact", whole[0], real))
-        taught_N = _dot(taught_NV, teacher_NV)
-        if beta == 0:
-            divergence_N = taught_N - _dot(taught_NV, student_NV)
-            dlogits_NV = probs_NV.sub_(taught_NV)
-        else:
-            # A mixture that underflows has no weight on either side.
-            least = torch.finfo(own.exact).tiny
-            mixed_NV = torch.lerp(probs_NV, taught_NV, beta, out=teacher_NV).clamp_min_(least).log_()
-            own_side_N = negative_entropy_N - _dot(probs_NV, mixed_NV)
-            divergence_N = beta * (taught_N - _dot(taught_NV, mixed_NV)) + (1 - beta) * own_side_N
-            dlogits_NV = student_NV.sub_(mixed_NV).sub_(own_side_N[:, None]).mul_(probs_NV).mul_(1 - beta)
+    taught_NV = other.buffer("exact", whole[0], real)
+    parts = [
+        _rows(divergence, student_NV[rows], teacher_NV[rows], probs_NV[rows], taught_NV[rows])
+        for rows, divergence in weighing.within(part.rows.start, whole[0])
+    ]
+    dlogits_NV = student_NV
     if own.wanted:
         if weighing.temperature != 1.0:
             dlogits_NV /= weighing.temperature
         own.add(part, dlogits_NV if real == whole[1] else _with_padding(dlogits_NV, own.buffer("padded", *whole)))
-    return torch.stack([divergence_N, reverse_kl_N, -negative_entropy_N])
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _rows(
+    divergence: Divergence, student_NV: Tensor, teacher_NV: Tensor, probs_NV: Tensor, taught_NV: Tensor
+) -> Tensor:
+    """[3, n]: divergence, reverse KL and entropy of rows; log p_S is overwritten with the gradient of the first.
+
+    Args:
+        student_NV: log p_S.
+        teacher_NV: log p_T, overwritten.
+        probs_NV: p_S.
+        taught_NV: room for p_T.
+    """
+    negative_entropy_N = _dot(probs_NV, student_NV)
+    reverse_kl_N = negative_entropy_N - _dot(probs_NV, teacher_NV)
+    share = divergence.forward_share
+    beta = divergence.beta if share is None else 1.0 - share
+    if beta == 1:
+        student_NV.sub_(teacher_NV).sub_(reverse_kl_N[:, None]).mul_(probs_NV)
+        return torch.stack([reverse_kl_N, reverse_kl_N, -negative_entropy_N])
+    torch.exp(teacher_NV, out=taught_NV)
+    taught_N = _dot(taught_NV, teacher_NV)
+    if beta == 0:
+        value_N = taught_N - _dot(taught_NV, student_NV)
+        torch.sub(probs_NV, taught_NV, out=student_NV)
+    elif share is not None:
+        forward_kl_N = taught_N - _dot(taught_NV, student_NV)
+        value_N = share * forward_kl_N + (1 - share) * reverse_kl_N
+        reverse_NV = student_NV.sub_(teacher_NV).sub_(reverse_kl_N[:, None])
+        reverse_NV.mul_(1 - share).add_(share).mul_(probs_NV).sub_(taught_NV, alpha=share)
+    else:
+        # A mixture that underflows has no weight on either side.
+        least = torch.finfo(student_NV.dtype).tiny
+        mixed_NV = torch.lerp(probs_NV, taught_NV, beta, out=teacher_NV).clamp_min_(least).log_()
+        own_side_N = negative_entropy_N - _dot(probs_NV, mixed_NV)
+        value_N = beta * (taught_N - _dot(taught_NV, mixed_NV)) + (1 - beta) * own_side_N
+        student_NV.sub_(mixed_NV).sub_(own_side_N[:, None]).mul_(probs_NV).mul_(1 - beta)
+    return torch.stack([value_N, reverse_kl_N, -negative_entropy_N])
 
 
 def _dot(first_NV: Tensor, second_NV: Tensor) -> Tensor:

@@ -67,6 +67,34 @@ def completion_logprobs(
     return logprobs_N, entropy_N.detach()
 
 
+def listed_logprobs(
+    model: Any,
+    sequences: Sequence[tuple[list[int], int]],
+    pad: int,
+    k: int,
+    chunk_bytes: int | None,
+    *,
+    vision: Vision | None = None,
+    images: Sequence[Sequence[str]] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the tokens of `completion_logprobs`: log-probabilities [N]; the k most probable tokens in the place of each
+    [N, k] (all, if there are fewer), and their log-probabilities [N, k]. Without gradients.
+    """
+    hidden_ND, target_N = completion_states(model, sequences, pad, vision=vision, images=images)
+    head = Head.of(model)
+    step = rows_per_chunk(head.weight_VD.shape[0], chunk_bytes, hidden_ND.device)
+    own: list[Tensor] = []
+    ids: list[Tensor] = []
+    logprobs: list[Tensor] = []
+    for at in range(0, len(target_N), step):
+        logprobs_NV = head.logits(hidden_ND[at : at + step]).float().log_softmax(-1)
+        own.append(logprobs_NV.gather(1, target_N[at : at + step, None]).squeeze(1))
+        top = logprobs_NV.topk(min(k, logprobs_NV.shape[1]), dim=-1)
+        ids.append(top.indices)
+        logprobs.append(top.values)
+    return torch.cat(own), torch.cat(ids), torch.cat(logprobs)
+
+
 def completion_states(
     model: Any,
     sequences: Sequence[tuple[list[int], int]],

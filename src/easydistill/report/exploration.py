@@ -24,6 +24,7 @@ LABELS = {
     "repetition": "Repeated 4-grams",
     "rollout_length": "Length of answers, tokens",
     "length": "Length of answers, tokens",
+    "length_limit": "Longest answer allowed, tokens",
     "ended": "Answers that ended by themselves",
     "zero_variance_groups": "Groups with equal rewards",
     "clipped_low": "Clipped: probability fell too far",
@@ -72,6 +73,8 @@ class Exploration:
     """(step, message)."""
     rewarded: bool = True
     """Whether there were rewards; else a teacher scored the answers."""
+    fit: str = ""
+    """Which divergence was chosen to suit the student, and why."""
 
     @property
     def table(self) -> Table:
@@ -94,7 +97,9 @@ def read_exploration(path: Path, train: Mapping[str, Any]) -> Exploration | None
     ]
     alarms = map(as_dict, as_dict(train.get("alarms")).values())
     messages = sorted((as_int(alarm.get("step")) or 0, as_text(alarm.get("told"))) for alarm in alarms)
-    return Exploration(tuple(courses), tuple(messages), rewarded)
+    fit = as_dict(train.get("fit"))
+    chosen = f"on_policy.beta is {short(as_float(fit.get('beta')) or 0.0)}, {as_text(fit.get('told'))}." if fit else ""
+    return Exploration(tuple(courses), tuple(messages), rewarded, chosen)
 
 
 def _measured(path: Path) -> dict[tuple[str, str], dict[int, float]]:

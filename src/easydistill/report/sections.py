@@ -134,7 +134,8 @@ def _exploration(facts: Facts) -> Iterator[doc.Section]:
     if found is not None:
         alarms = (doc.Text(message, "alarm", f"Step {step:,}:") for step, message in found.alarms)
         title, short = ("Rewards over training", "Rewards") if found.rewarded else OWN_ANSWERS
-        yield doc.Section("exploration", title, short, (*alarms, Courses(found.courses), found.table))
+        fit = (doc.Text(found.fit, "soft"),) if found.fit else ()
+        yield doc.Section("exploration", title, short, (*alarms, *fit, Courses(found.courses), found.table))
 
 
 def _rows(facts: Facts) -> Iterator[doc.Section]:

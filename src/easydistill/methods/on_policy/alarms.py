@@ -33,15 +33,23 @@ class Alarms:
 
     temperature: float = 1.0
     """Of the distributions whose entropy is given. How large it is says something at 1 alone."""
+    fits_beta: bool = False
+    """Whether β is chosen to suit the student, so that nothing about it need be advised."""
     raised: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Alarm → its step, and its sentence under `told`."""
     _first: list[dict[str, float]] = field(default_factory=list)
     _last: list[dict[str, float]] = field(default_factory=list)
 
-    def step(self, step: int, figures: Mapping[str, float]) -> list[str]:
-        """Figures of the rollouts of some steps; returns new alarms as sentences."""
+    def step(self, step: int, figures: Mapping[str, float], *, comparable: bool = True) -> list[str]:
+        """Figures of the rollouts of some steps; returns new alarms as sentences.
+
+        Args:
+            comparable: whether those of later steps can be compared with these.
+        """
         figures = dict(figures)
         known = len(self._first)
+        if not comparable:
+            return self._weak(step, figures)
         if known < COMPARED:
             self._first.append(figures)
         else:
@@ -59,8 +67,8 @@ class Alarms:
             "weak_student",
             step,
             f"the student's own answers have {entropy:.1f} nats of entropy a token: it cannot write yet, and they "
-            "teach it little → distil it offline first (white_box_kd_local, or on_policy.sft_steps), or set "
-            "on_policy.beta to 0 and on_policy.rollout_temperature below 1",
+            "teach it little → distil it offline first (white_box_kd_local, or on_policy.kd_steps), or set "
+            f"{'' if self.fits_beta else 'on_policy.beta to 0 and '}on_policy.rollout_temperature below 1",
         )
 
     def _gamed(self, step: int) -> list[str]:

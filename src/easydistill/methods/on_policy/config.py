@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,15 +17,22 @@ from easydistill.config.base import (
     Unfit,
 )
 
-Objective = Literal["generalized_jsd", "sampled_reverse_kl"]
+Objective = Literal["generalized_jsd", "sampled_reverse_kl", "top_k_reverse_kl"]
 
 _BELONGS: dict[str, Objective] = {
     "beta": "generalized_jsd",
+    "beta_answers": "generalized_jsd",
+    "kl_mix": "generalized_jsd",
+    "kd_steps": "generalized_jsd",
     "temperature": "generalized_jsd",
     "rollout_temperature": "generalized_jsd",
     "ratio_clip": "sampled_reverse_kl",
+    "top_k": "top_k_reverse_kl",
 }
 """Fields that only one objective reads; with the other, they must be left at their default."""
+FORMER_BETA = 0.5
+"""The default of `beta` before there was a choice by the student. Accepted, and part of identities, where it does
+nothing."""
 
 
 class OnPolicyConfig(Section):
@@ -35,29 +43,46 @@ class OnPolicyConfig(Section):
     """
 
     runtime_only: ClassVar[frozenset[str]] = frozenset({"vllm_gpu_memory_utilization"})
+    recorded_for_none: ClassVar[Mapping[str, Any]] = {"beta": FORMER_BETA}
 
     objective: Objective = "generalized_jsd"
     """`generalized_jsd` compares whole distributions and needs the teacher on this machine. `sampled_reverse_kl` needs
-    only the log-probabilities of the student's own tokens, from a teacher here or behind a vLLM server."""
+    only the log-probabilities of the student's own tokens, from a teacher here or behind a vLLM server.
+    `top_k_reverse_kl` needs those of the teacher's `top_k` most probable tokens beside them, from either, and varies
+    less: it sums over what the other draws one token of."""
     rollout_share: Share = 0.5
     """λ: share of the sequences that the student generates; the rest are the teacher's answers. On those,
-    `generalized_jsd` uses the same divergence, `sampled_reverse_kl` cross-entropy."""
-    beta: Share = 0.5
+    `generalized_jsd` uses the same divergence, the others cross-entropy."""
+    beta: Share | None = None
     """generalized_jsd: 0 is forward KL, 1 is reverse KL, values in between are β KL(p_T‖m) + (1−β) KL(p_S‖m) with
     m = β p_T + (1−β) p_S. The ends are not its limits: near 0 it is β times forward KL, near 1 it is (1−β) times
     reverse KL, so a step at 0.01 is a hundredth of one at 0. Scale the learning rate, or compare values far from the
-    ends."""
+    ends. By default the student's first answers decide: 0 where it is too weak to write (entropy, repetition, the share
+    that ended) and without rollouts, else 0.5."""
+    beta_answers: Share | None = None
+    """generalized_jsd: β on the teacher's answers; by default as on the student's own."""
+    kl_mix: Share | None = None
+    """generalized_jsd: α; if given, the divergence on the student's own answers is
+    α KL(p_T‖p_S) + (1−α) KL(p_S‖p_T) instead of the one that `beta` names."""
     temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] = 1.0
     """generalized_jsd: temperature of both distributions in the loss; of the student's sampling too, unless
     `rollout_temperature` sets that."""
     rollout_temperature: Annotated[PositiveFloat, Field(ge=0.05, le=10)] | None = None
     """generalized_jsd: temperature of the student's sampling. Below 1, a student that is still weak writes answers that
-    its teacher can make something of. sampled_reverse_kl is an expectation over samples at 1."""
+    its teacher can make something of. The other objectives are expectations over samples at 1."""
     max_new_tokens: PositiveInt = 256
     """Longest answer of the student, in tokens."""
+    max_new_tokens_start: PositiveInt | None = None
+    """Length curriculum: the limit of the first rollouts, which then grows to `max_new_tokens`. Early steps cost less,
+    and what a weak student writes far from its prompt teaches least. An answer that is cut has no end token."""
+    max_new_tokens_growth: PositiveShare = 0.5
+    """Share of the steps with rollouts over which the limit grows, evenly."""
     ratio_clip: PositiveShare = 0.2
     """sampled_reverse_kl: ε of PPO's clip. A token stops counting once its probability has changed by this share since
     it was sampled; has an effect from the second step on a rollout."""
+    top_k: PositiveInt = 16
+    """top_k_reverse_kl: how many of the teacher's most probable tokens are compared one by one, and all others as one.
+    A vLLM server gives 20 at most, unless it was started with another `--max-logprobs`."""
     steps_per_rollout: PositiveInt = 1
     """Optimiser steps per rollout. More steps generate less often, in larger batches, and train on answers of a
     slightly older student."""
@@ -69,6 +94,9 @@ class OnPolicyConfig(Section):
     sft_steps: NonNegativeInt = 0
     """Cold start: number of supervised fine-tuning steps on the teacher's answers that come first. Recommended for a
     student that cannot answer yet, for instance after layers were removed: scores of noise teach little."""
+    kd_steps: NonNegativeInt = 0
+    """generalized_jsd: the first so many steps of the training have no rollouts: forward KL on the teacher's answers,
+    over whole distributions. They count among `max_steps` and share the schedule of the learning rate."""
 
     @property
     def rollouts_at(self) -> float:
@@ -78,17 +106,36 @@ class OnPolicyConfig(Section):
     @property
     def learns_answers(self) -> bool:
         """Whether the teacher's own answers are learned, too."""
-        return self.rollout_share < 1 or self.sft_steps > 0
+        return self.rollout_share < 1 or self.sft_steps > 0 or self.kd_steps > 0
+
+    @property
+    def fits_beta(self) -> bool:
+        """Whether the student's first answers decide about `beta`."""
+        return self.objective == "generalized_jsd" and self.beta is None and self.kl_mix is None
+
+    def identity(self) -> dict[str, Any]:
+        """As of every section; None is no longer what it was recorded as where the student decides."""
+        return super().identity() | ({"beta": "by the student"} if self.fits_beta else {})
 
     @model_validator(mode="after")
     def _only_what_the_objective_reads(self) -> OnPolicyConfig:
         for name, objective in _BELONGS.items():
             given = getattr(self, name) != type(self).model_fields[name].default
+            if name == "beta":
+                given = self.beta not in (None, FORMER_BETA)
             if given and objective != self.objective:
                 raise Unfit(
                     f"`{name}` has no effect with the objective {self.objective}",
                     f'remove {name}, or set "objective": "{objective}"',
                 )
+        if self.kl_mix is not None and self.beta is not None:
+            raise Unfit("`beta` and `kl_mix` both name the divergence on the student's own answers", "remove one")
+        start = self.max_new_tokens_start
+        if start is not None and start >= self.max_new_tokens:
+            problem = f"`max_new_tokens_start` ({start}) is not below `max_new_tokens` ({self.max_new_tokens})"
+            raise Unfit(problem, "lower it, or remove it")
+        if start is None and self.max_new_tokens_growth != type(self).model_fields["max_new_tokens_growth"].default:
+            raise Unfit("`max_new_tokens_growth` has no effect alone", "set max_new_tokens_start")
         name = "vllm_gpu_memory_utilization"
         if self.rollouts != "vllm" and getattr(self, name) != type(self).model_fields[name].default:
             raise Unfit(f"`{name}` has no effect without vLLM", 'set "rollouts": "vllm"')

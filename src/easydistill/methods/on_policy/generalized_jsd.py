@@ -3,8 +3,10 @@
     loss = (1/N) Σ_t β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m),   m = β p_T + (1−β) p_S        (GKD, arXiv 2306.13649)
 
 with forward KL at β = 0 and reverse KL at β = 1; both distributions at `temperature`, N the completion tokens of the
-optimiser step, the student's own and the teacher's alike. The kernel (`kernels/linear_jsd.py`) reads the last hidden
-states of both models, so nothing is computed for prompts or padding; the loop is the one of `trainer.py`.
+optimiser step, the student's own and the teacher's alike. β may differ between the two (`beta_answers`), a mixture of
+both KLs may stand for it on own answers (`kl_mix`), and what is not set is chosen at the first rollouts (`fit.py`). The
+first `kd_steps` steps are forward KL on the teacher's answers. The kernel (`kernels/linear_jsd.py`) reads the last
+hidden states of both models, so nothing is computed for prompts or padding; the loop is the one of `trainer.py`.
 
 Shapes: N tokens, D hidden width, V vocabulary.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,14 +23,15 @@ from torch import Tensor
 
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.kernels.linear_jsd import linear_generalized_jsd
+from easydistill.kernels.linear_jsd import Divergence, linear_generalized_jsd
 from easydistill.kernels.logprobs import completion_states
 from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.fit import FORWARD_KL, WITHOUT_ROLLOUTS, Fit, answers_figures, fitting
 from easydistill.methods.on_policy.trainer import SampledTraining, run_loop
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.compat import check_head
-from easydistill.methods.shared.ranks import sum_over_ranks
-from easydistill.methods.shared.rollouts import PromptRow, Writer, Written
+from easydistill.methods.shared.ranks import from_all, sum_over_ranks
+from easydistill.methods.shared.rollouts import PromptRow, Writer, Written, describe, scored
 from easydistill.methods.shared.shown_images import sight_test
 from easydistill.methods.shared.strategies.base import strategy
 from easydistill.methods.shared.watch import TrainingOutcome
@@ -102,16 +106,61 @@ class DivergenceTraining(SampledTraining):
         self._teacher = strategy().beside(teacher).eval()
         self._read_ND: Tensor | None = None
         self._own = torch.zeros(3, dtype=torch.float64)
+        if on_policy.fits_beta and on_policy.rollout_share == 0:
+            self._choose(WITHOUT_ROLLOUTS)
 
     def _write(
         self, model: Any, asked: Sequence[Written], numbers: Sequence[int]
     ) -> tuple[list[Written], list[tuple[list[float], list[float]]]]:
-        return self._generated(model, asked, numbers, self._on_policy.rollouts_at), []
+        rollouts = self._generated(model, asked, numbers, self._on_policy.rollouts_at)
+        own: list[tuple[list[float], list[float]]] = []
+        if self._undecided and rollouts:
+            model.eval()
+            written, images = [(item.ids, len(item.prompt)) for item in rollouts], [item.images for item in rollouts]
+            with self._phases.during("scores"), torch.no_grad(), self._autocast(cached=True):
+                own = scored(model, written, self._pad, self._config.loss_chunk_bytes, images, self._vision)
+        return rollouts, own
+
+    @property
+    def _undecided(self) -> bool:
+        return self._on_policy.fits_beta and self._fit is None
 
     def _score(
         self, rollouts: list[Written], own: Sequence[tuple[list[float], list[float]]], stop: StopSignal
     ) -> tuple[list[Written], list[float]]:
+        if self._undecided:
+            self._decide(rollouts, [value for _, entropies in own for value in entropies])
         return rollouts, []
+
+    def _decide(self, rollouts: list[Written], entropies: list[float]) -> None:
+        """Choose β by the first rollouts; all ranks do, by those of all."""
+        everyone = [item for part in from_all(rollouts) for item in part]
+        values = [value for part in from_all(entropies) for value in part]
+        if not everyone:
+            return
+        longest = self._schedule.longest(self._step)
+        # Answers that nothing is learned of change nothing.
+        learned = self._on_policy.learns_answers
+        answers = [row.label[1] for row in self._rows if learned and row.label is not None]
+        usual = answers_figures(answers, self._student.eos_ids, longest)
+        self._choose(fitting({**describe(everyone), "entropy": fmean(values)}, usual))
+
+    def _choose(self, fit: Fit) -> None:
+        self._fit = fit
+        self._reporter.say(f"  on_policy.beta = {fit.beta}, {fit.told}")
+
+    def _divergence(self, rolled: bool) -> Divergence:
+        """What is minimised in this step, on the student's own answers or on the teacher's."""
+        chosen = self._on_policy
+        if self._schedule.is_start(self._step):
+            return Divergence(FORWARD_KL)
+        if not rolled and chosen.beta_answers is not None:
+            return Divergence(chosen.beta_answers)
+        if chosen.kl_mix is not None:
+            return Divergence(forward_share=chosen.kl_mix)
+        # Before the first rollouts there are only the teacher's answers.
+        fitted = FORWARD_KL if self._fit is None else self._fit.beta
+        return Divergence(fitted if chosen.beta is None else chosen.beta)
 
     def _before(self, part: list[Written]) -> None:
         """Have the teacher read a micro-batch."""
@@ -133,7 +182,7 @@ class DivergenceTraining(SampledTraining):
                 Head.of(self._student.model),
                 self._read_ND,
                 Head.of(self._teacher),
-                self._on_policy.beta,
+                [(len(item.completion), self._divergence(item.rolled)) for item in part],
                 temperature=self._on_policy.temperature,
                 chunk_bytes=self._config.loss_chunk_bytes,
             )

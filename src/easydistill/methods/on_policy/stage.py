@@ -48,7 +48,7 @@ from easydistill.models.student import Student
 
 if TYPE_CHECKING:
     from easydistill.data.chat import ChatRenderer, Rendered
-    from easydistill.methods.shared.rollouts import PromptRow, TeacherScores, Writer
+    from easydistill.methods.shared.rollouts import ListingScores, PromptRow, Writer
     from easydistill.methods.shared.watch import TrainingOutcome
     from easydistill.models.multimodal import Vision
 
@@ -256,6 +256,10 @@ class OnPolicyStage(TrainStage):
                 visions = vision, self._teachers_vision(rows, vision, context)
                 return generalized_jsd.train(student, rows, teacher, *shared, writer, visions)
             scores = self._scores(student, rows, vocabulary, vision, context)
+            if self._on_policy.objective == "top_k_reverse_kl":
+                from easydistill.methods.on_policy import top_k
+
+                return top_k.train(student, rows, scores, *shared, writer, vision)
             return sampled.train(student, rows, scores, *shared, writer, vision)
 
     def _teachers_vision(
@@ -300,7 +304,7 @@ class OnPolicyStage(TrainStage):
         vocabulary: int,
         vision: Vision | None,
         context: StageContext,
-    ) -> TeacherScores:
+    ) -> ListingScores:
         if self._server is not None:
             from easydistill.teachers.openai.scores import ServerScores
 

@@ -35,10 +35,12 @@ from easydistill.contracts.teacher import row_seed
 from easydistill.data.numbers import usable_logprob
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.progress import Reporter
-from easydistill.errors import DataError, Interrupted, TeacherError
+from easydistill.errors import ConfigError, ConfigIssue, DataError, Interrupted, TeacherError
 from easydistill.kernels.logprobs import completion_logprobs
 from easydistill.methods.on_policy.alarms import Alarms
 from easydistill.methods.on_policy.config import OnPolicyConfig
+from easydistill.methods.on_policy.fit import Fit
+from easydistill.methods.on_policy.schedule import Schedule
 from easydistill.methods.on_policy.steps import steps_of
 from easydistill.methods.sft.config import TrainingConfig
 from easydistill.methods.shared.adapters import with_adapters
@@ -232,8 +234,13 @@ class SampledTraining:
         self._pending: list[list[Written]] = []
         self._window: list[dict[str, float]] = []
         self._final_loss: float | None = None
+        self._fit: Fit | None = None
         self._phases = Phases(self._device)
-        self._alarms = Alarms(on_policy.temperature)
+        self._alarms = Alarms(on_policy.temperature, fits_beta=on_policy.fits_beta)
+        self._schedule = Schedule(on_policy, self.total)
+        if on_policy.kd_steps >= self.total:
+            problem = f"{on_policy.kd_steps} steps come before rollouts, and the training has {self.total}"
+            raise ConfigError(ConfigIssue("config", "on_policy.kd_steps", problem, "lower it, or train for longer"))
         # Parts of weights have no shape of their own, and all ranks must compute alike.
         self._flat = not strategy().shards
 
@@ -265,7 +272,7 @@ class SampledTraining:
 
     def _fill_pending(self, stop: StopSignal) -> dict[str, float]:
         """Fill `_pending` with the sequences of the next steps, scored by the teacher; returns their figures."""
-        steps = range(self._step, min(self.total, self._step + self._on_policy.steps_per_rollout))
+        steps = self._schedule.round_from(self._step)
         everything = {step: self._assigned(step) for step in steps}
         written = {step: items[_share(len(items))] for step, items in everything.items()}
         asked = [item for step in steps for item in written[step] if item.rolled]
@@ -279,7 +286,10 @@ class SampledTraining:
         self._pending = [[next(answers) if item.rolled else item for item in written[step]] for step in steps]
         everyone = [item for part in from_all(scored_rollouts) for item in part]
         entropies = [value for part in from_all(entropies) for value in part]
-        return {**describe(everyone), **({"entropy": fmean(entropies)} if entropies else {})}
+        found = {**describe(everyone), **({"entropy": fmean(entropies)} if entropies else {})}
+        if everyone and self._on_policy.max_new_tokens_start is not None:
+            found["length_limit"] = self._schedule.longest(self._step)
+        return found
 
     def _write(
         self, model: Any, asked: Sequence[Written], numbers: Sequence[int]
@@ -309,7 +319,7 @@ class SampledTraining:
                 [(item.id, item.prompt) for item in asked],
                 self._step,
                 self._student.eos_ids,
-                self._on_policy.max_new_tokens,
+                self._schedule.longest(self._step),
                 temperature,
                 self._config.seed,
                 numbers,
@@ -319,7 +329,7 @@ class SampledTraining:
     def _assigned(self, step: int) -> list[Written]:
         """A step's sequences of all ranks; those that the student is to generate are still empty."""
         chosen = self._order.batches(step // self._order.steps)[step % self._order.steps]
-        rolled = rolled_positions(self._on_policy.rollout_share, step, len(chosen), self._config.seed)
+        rolled = rolled_positions(self._schedule.rollout_share(step), step, len(chosen), self._config.seed)
         return [assign(self._rows[index], at in rolled) for at, index in enumerate(chosen)]
 
     def _score(
@@ -330,7 +340,7 @@ class SampledTraining:
         with self._phases.during("teacher"):
             images = [item.images for item in rollouts]
             shown = (images,) if any(images) else ()
-            given = together(lambda: self._scores.score(asked, stop, *shown) if asked else [])
+            given = together(lambda: self._given(asked, stop, *shown) if asked else [])
         usable = [[[usable_logprob(value) for value in row] for row in part] for part in given]
         by_teacher = usable[rank()]
         if any(usable) and all(math.isnan(value) for part in usable for row in part for value in row):
@@ -343,6 +353,12 @@ class SampledTraining:
             for item, (old, _), teacher in zip(rollouts, own, by_teacher, strict=True)
         ]
         return found, [value for _, entropies in own for value in entropies]
+
+    def _given(
+        self, asked: Sequence[tuple[list[int], int]], stop: StopSignal, *images: Sequence[tuple[str, ...]]
+    ) -> list[list[float]]:
+        """The teacher's log-probabilities of rollouts, as it gives them."""
+        return self._scores.score(asked, stop, *images)
 
     def update(self, batch: list[Written]) -> dict[str, float]:
         """Take one optimiser step; returns its figures."""
@@ -442,7 +458,10 @@ class SampledTraining:
         )
         if means:
             self._reporter.metric("rollouts", step=self._step, **means)
-            for sentence in self._alarms.step(self._step, means):
+            # Longer answers repeat more and end more often, whatever the student is like.
+            oldest = self._step - len(self._window) - self._on_policy.steps_per_rollout + 1
+            grown = self._schedule.longest(oldest) == self._on_policy.max_new_tokens
+            for sentence in self._alarms.step(self._step, means, comparable=grown):
                 self._reporter.say(f"  alarm at step {self._step}: {sentence}")
         self._reporter.metric("seconds", step=self._step, **self._phases.take())
         self._window = []
@@ -477,6 +496,7 @@ class SampledTraining:
             "tokens": self._tokens,
             "final_loss": self._final_loss,
             "alarms": self._alarms.state(),
+            "fit": None if self._fit is None else asdict(self._fit),
         }
         torch.save(state, target / STATE)
 
@@ -499,6 +519,8 @@ class SampledTraining:
         self._window, self._tokens, self._final_loss = state["window"], state["tokens"], state["final_loss"]
         if "alarms" in state:
             self._alarms.restore(state["alarms"])
+        if "fit" in state and state["fit"] is not None:
+            self._fit = Fit(**state["fit"])
         self._step = self._resumed = step_of(found)
 
     def outcome(self) -> TrainingOutcome:
@@ -511,4 +533,5 @@ class SampledTraining:
             trainable_parameters=trainable,
             resumed_from_step=self._resumed,
             alarms=self._alarms.raised,
+            fit={} if self._fit is None else asdict(self._fit),
         )

@@ -24,10 +24,12 @@ from easydistill.config.training import TrainerConfig
 from easydistill.contracts.teacher import row_seed
 from easydistill.data.batches import batches_by_length
 from easydistill.engine.interrupt import StopSignal
-from easydistill.kernels.logprobs import completion_logprobs
+from easydistill.kernels.logprobs import completion_logprobs, listed_logprobs
 from easydistill.models.decoding.graphs import DecodeGraphs
+from easydistill.models.decoding.packed import packed_linears
 from easydistill.models.padding import reads_padding
 from easydistill.models.sampling import SeededSampler, generate_batch
+from easydistill.teachers.listed import Listed
 from easydistill.teachers.transformers import MAX_BATCH_ROWS
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ class Written:
     """log p_T of each completion token; NaN where the teacher gives none."""
     images: tuple[str, ...] = ()
     """The digests of the prompt's images."""
+    listed: list[list[int]] | None = None
+    """At each completion token, the teacher's most probable tokens but for this one."""
+    listed_logprobs: list[list[float]] | None = None
+    """log p_T of those."""
 
     @property
     def learned(self) -> list[bool]:
@@ -173,17 +179,18 @@ def roll_out(
     lengths = [len(prompt) for _, prompt in prompts]
     equal = len(set(lengths)) > 1 and reads_padding(model, prompts[0][1])
     graphs = DecodeGraphs()
-    for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
-        seeds = [row_seed(seed, f"{step}:{numbers[index]}:{prompts[index][0]}") for index in batch]
-        sampler = SeededSampler(seeds, temperature=temperature)
-        asked = [prompts[index][1] for index in batch]
-        shown = [images[index] for index in batch]
-        answers = generate_batch(
-            model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs, vision=vision, images=shown
-        )
-        for index, answer in zip(batch, answers, strict=True):
-            written = [*answer.ids, *([] if answer.end is None else [answer.end])]
-            found[index] = Written(*prompts[index], written, rolled=True, ended=answer.ended, images=images[index])
+    with packed_linears(model, max_new_tokens if prompts else 0):
+        for batch in batches_by_length(lengths, MAX_BATCH_ROWS, BATCH_TOKENS, max_new_tokens, equal=equal):
+            seeds = [row_seed(seed, f"{step}:{numbers[index]}:{prompts[index][0]}") for index in batch]
+            sampler = SeededSampler(seeds, temperature=temperature)
+            asked = [prompts[index][1] for index in batch]
+            shown = [images[index] for index in batch]
+            answers = generate_batch(
+                model, asked, eos_ids, max_new_tokens, sampler, graphs=graphs, vision=vision, images=shown
+            )
+            for index, answer in zip(batch, answers, strict=True):
+                written = [*answer.ids, *([] if answer.end is None else [answer.end])]
+                found[index] = Written(*prompts[index], written, rolled=True, ended=answer.ended, images=images[index])
     model.train(was_training)
     return [found[index] for index in range(len(prompts))]
 
@@ -286,6 +293,19 @@ class TeacherScores(Protocol):
         """
 
 
+class ListingScores(TeacherScores, Protocol):
+    """One that also gives what it finds most probable."""
+
+    def lists(
+        self,
+        sequences: Sequence[tuple[list[int], int]],
+        k: int,
+        stop: StopSignal,
+        images: Sequence[tuple[str, ...]] = (),
+    ) -> list[Listed]:
+        """As `score`, with the `k` most probable tokens in the place of each."""
+
+
 class LocalScores:
     """Scores by a model in this process, with one forward pass over the sequences.
 
@@ -303,6 +323,28 @@ class LocalScores:
     ) -> list[list[float]]:
         found = scored(self._model, sequences, self._pad, self._chunk_bytes, images, self._vision)
         return [logprobs for logprobs, _ in found]
+
+    @torch.no_grad()
+    def lists(
+        self,
+        sequences: Sequence[tuple[list[int], int]],
+        k: int,
+        stop: StopSignal,
+        images: Sequence[tuple[str, ...]] = (),
+    ) -> list[Listed]:
+        images = images or [()] * len(sequences)
+        found: dict[int, Listed] = {}
+        for batch in batches_by_length([len(ids) for ids, _ in sequences], MAX_BATCH_ROWS, BATCH_TOKENS, 0):
+            chosen, shown = [sequences[index] for index in batch], [images[index] for index in batch]
+            own_N, ids_NK, logprobs_NK = listed_logprobs(
+                self._model, chosen, self._pad, k, self._chunk_bytes, vision=self._vision, images=shown
+            )
+            counts = [len(ids) - start for ids, start in chosen]
+            parts = (own_N.split(counts), ids_NK.split(counts), logprobs_NK.split(counts))
+            for index, own, ids, logprobs in zip(batch, *parts, strict=True):
+                (targets, start) = sequences[index]
+                found[index] = Listed.of(targets[start:], own.tolist(), ids.tolist(), logprobs.tolist())
+        return [found[index] for index in range(len(sequences))]
 
 
 def scored(

@@ -230,7 +230,7 @@ def show_student(context: StageContext) -> None:
 
 def outcome_metrics(outcome: TrainingOutcome) -> dict[str, Any]:
     """The outcome's figures that do not depend on interruptions."""
-    left_out = {"resumed_from_step", *(() if outcome.alarms else ("alarms",))}
+    left_out = {"resumed_from_step", *(name for name in ("alarms", "fit") if not getattr(outcome, name))}
     return {name: value for name, value in asdict(outcome).items() if name not in left_out}
 
 

@@ -37,6 +37,8 @@ class TrainingOutcome:
     resumed_from_step: int
     alarms: Mapping[str, Any] = field(default_factory=dict)
     """What went wrong, by name: its step, and its sentence under `told`."""
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    """A setting that was chosen to suit the student, and why under `told`."""
 
 
 def run_trainer(trainer: Any, resume: Path | None) -> None:

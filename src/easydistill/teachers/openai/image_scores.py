@@ -36,15 +36,15 @@ class ImagePrompt:
     images: tuple[str, ...]
     """The digests of the images, in order."""
 
-    def body(self, model: str, store: ImageStore, most_pixels: int | None) -> dict[str, Any]:
-        """What is sent to have it scored."""
+    def body(self, model: str, store: ImageStore, most_pixels: int | None, top: int = 0) -> dict[str, Any]:
+        """What is sent to have it scored, with the `top` most probable tokens in each place."""
         urls = [store.data_url(digest, most_pixels) for digest in self.images]
         return {
             "model": model,
             "token_ids": list(self.ids),
             "content_parts": [{"type": "image_url", "url": url, "uuid": _name_of(url)} for url in urls],
-            # As for `/completions`: one token has to be generated, and only the prompt's own tokens are asked about.
-            "sampling_params": {"max_tokens": 1, "prompt_logprobs": 0},
+            # As for `/completions`: one token has to be generated; 0 asks about the prompt's own tokens alone.
+            "sampling_params": {"max_tokens": 1, "prompt_logprobs": top},
             "return_token_ids": True,
         }
 

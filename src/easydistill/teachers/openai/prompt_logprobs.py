@@ -5,6 +5,7 @@ They are `prompt_logprobs` of the first choice (`/completions`), or of the answe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,15 @@ def parsed(content: bytes) -> dict[str, Any]:
         raise Fault("garbage", "the body holds no choices", Verdict.RETRY) from None
 
 
-def target_logprobs(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
+OTHERS = "others"
+"""Key of what is listed beside a token: (id, log-probability) of each, most probable first."""
+
+
+def target_logprobs(content: bytes, ids: Sequence[int], top: int = 0) -> list[dict[str, Any]]:
     """A response's entry for each of tokens 1, 2 … of `ids`: `{"logprob": …, "decoded_token": …}`.
+
+    Args:
+        top: how many of the most probable tokens were asked for; if any, they are added as `OTHERS`.
 
     Raises:
         Fault: the body is broken (to be retried), or has no log-probabilities (not to be retried).
@@ -45,8 +53,24 @@ def target_logprobs(content: bytes, ids: Sequence[int]) -> list[dict[str, Any]]:
         found = entry.get(str(token)) if isinstance(entry, dict) else None
         if not isinstance(found, dict) or not _is_logprob(found.get("logprob", "")):
             raise Fault(NO_LOGPROBS, f"prompt_logprobs has no entry for token {token}", Verdict.REJECT)
-        tokens.append({**found, "logprob": usable_logprob(found["logprob"])})
+        beside = {OTHERS: _others(entry, token, top)} if top else {}
+        tokens.append({**found, **beside, "logprob": usable_logprob(found["logprob"])})
     return tokens
+
+
+def _others(entry: dict[str, Any], token: int, top: int) -> list[tuple[int, float]]:
+    """What is listed beside a token, without placeholders."""
+    found = []
+    for name, value in entry.items():
+        if not name.isdecimal() or not isinstance(value, dict) or not _is_logprob(value.get("logprob", "")):
+            raise Fault(NO_LOGPROBS, f"prompt_logprobs lists {name!r}, which is no token", Verdict.REJECT)
+        logprob = usable_logprob(value["logprob"])
+        if int(name) != token and not math.isnan(logprob):
+            found.append((int(name), logprob))
+    if len(entry) < top:
+        problem = f"prompt_logprobs lists {len(entry)} tokens in the place of one, and {top} were asked for"
+        raise Fault(NO_LOGPROBS, problem, Verdict.REJECT)
+    return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:top]
 
 
 def _is_logprob(value: Any) -> bool:

@@ -22,9 +22,10 @@ from easydistill.data.images import ImageStore
 from easydistill.engine.interrupt import StopSignal
 from easydistill.engine.secrets import Redactor
 from easydistill.errors import TeacherError
+from easydistill.teachers.listed import Listed
 from easydistill.teachers.openai.completions import CompletionsClient
 from easydistill.teachers.openai.image_scores import HINTS, ImagePrompt, address_of, check_prompt, told
-from easydistill.teachers.openai.prompt_logprobs import NO_LOGPROBS, target_logprobs
+from easydistill.teachers.openai.prompt_logprobs import NO_LOGPROBS, OTHERS, target_logprobs
 from easydistill.teachers.sizes import Size
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class _ScoreRequest(GenerationRequest):
     ids: tuple[int, ...] = ()
     shown: ImagePrompt | None = None
     """The same with its images, if there are any."""
+    top: int = 0
+    """How many of the most probable tokens are wanted in the place of each."""
 
 
 class ServerScores:
@@ -83,9 +86,32 @@ class ServerScores:
             DataError: the ids of a sequence were made for other images.
             Interrupted: the user asked to stop before all were scored.
         """
+        return [[float(token["logprob"]) for token in tokens] for tokens in self._asked(sequences, 0, stop, images)]
+
+    def lists(
+        self,
+        sequences: Sequence[tuple[list[int], int]],
+        k: int,
+        stop: StopSignal,
+        images: Sequence[tuple[str, ...]] = (),
+    ) -> list[Listed]:
+        """The same with the `k` most probable tokens in the place of each; errors are those of `score`."""
+        return [
+            Listed(
+                [float(token["logprob"]) for token in tokens],
+                [[int(other) for other, _ in token[OTHERS]] for token in tokens],
+                [[float(logprob) for _, logprob in token[OTHERS]] for token in tokens],
+            )
+            for tokens in self._asked(sequences, k, stop, images)
+        ]
+
+    def _asked(
+        self, sequences: Sequence[tuple[list[int], int]], top: int, stop: StopSignal, images: Sequence[tuple[str, ...]]
+    ) -> list[list[dict[str, Any]]]:
+        """The server's entries for the tokens from `start` on of each sequence."""
         shown = images or [()] * len(sequences)
         requests = [
-            self._request(str(n), ids, own) for n, ((ids, _), own) in enumerate(zip(sequences, shown, strict=True))
+            self._request(str(n), ids, own, top) for n, ((ids, _), own) in enumerate(zip(sequences, shown, strict=True))
         ]
         found: dict[str, list[dict[str, Any]]] = {}
 
@@ -99,16 +125,13 @@ class ServerScores:
         if len(found) < len(requests):
             stop.raise_if_requested()
         self._compare([(request.ids, found[request.key]) for request in requests])
-        return [
-            [float(token["logprob"]) for token in found[request.key][start - 1 :]]
-            for request, (_, start) in zip(requests, sequences, strict=True)
-        ]
+        return [found[request.key][start - 1 :] for request, (_, start) in zip(requests, sequences, strict=True)]
 
-    def _request(self, key: str, ids: Sequence[int], images: tuple[str, ...]) -> _ScoreRequest:
+    def _request(self, key: str, ids: Sequence[int], images: tuple[str, ...], top: int) -> _ScoreRequest:
         if not images:
-            return _ScoreRequest(key, (), tuple(ids))
+            return _ScoreRequest(key, (), tuple(ids), top=top)
         assert self._vision is not None, "a student of text is given no images"
-        return _ScoreRequest(key, (), tuple(ids), ImagePrompt(tuple(self._vision.marked(ids, images)), images))
+        return _ScoreRequest(key, (), tuple(ids), ImagePrompt(tuple(self._vision.marked(ids, images)), images), top)
 
     def _compare(self, scored: Sequence[tuple[Sequence[int], list[dict[str, Any]]]]) -> None:
         """Check that the server decodes tokens as the student does, until enough of them have been compared."""
@@ -143,7 +166,7 @@ class _Client(CompletionsClient):
     def _body(self, model: str, request: GenerationRequest) -> dict[str, Any]:
         assert isinstance(request, _ScoreRequest)
         # vLLM generates at least one token. 0 log-probabilities means only the token's own, without alternatives.
-        body = {"model": model, "prompt": list(request.ids), "max_tokens": 1, "prompt_logprobs": 0}
+        body = {"model": model, "prompt": list(request.ids), "max_tokens": 1, "prompt_logprobs": request.top}
         return body if request.shown is None else {**body, _SHOWN: request.shown}
 
     def _size(self, request: GenerationRequest) -> Size:
@@ -151,23 +174,25 @@ class _Client(CompletionsClient):
         return Size(len(request.ids), 1, len(request.ids), 1)
 
     async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
-        ids, shown = body["prompt"], body.get(_SHOWN)
+        ids, shown, top = body["prompt"], body.get(_SHOWN), body["prompt_logprobs"]
         if shown is None:
             content = await self._content(client, body, "scores")
         else:
-            sent = shown.body(body["model"], self._images, self._config.images_sent.max_pixels)
+            sent = shown.body(body["model"], self._images, self._config.images_sent.max_pixels, top)
             try:
                 content = await self._content(client, sent, "scores", address_of(str(client.base_url)))
             except Exception as error:
                 raise told(self._faults.fault(error)) from None
             check_prompt(content, ids, len(shown.images))
-        return {"text": None, "extra": {"tokens": target_logprobs(content, ids)}}
+        return {"text": None, "extra": {"tokens": target_logprobs(content, ids, top)}}
 
     def given_up(self, failure: Failure) -> TeacherError:
         """The error for a request without scores; training needs all of them."""
         detail = failure.detail.lower()
         if failure.reason == NO_LOGPROBS:
             hint = "on_policy.objective sampled_reverse_kl needs a vLLM server (it is asked for prompt_logprobs)"
+        elif "logprobs" in detail and "max allowed" in detail:
+            hint = "start the server with --max-logprobs of on_policy.top_k at least, or lower the latter"
         elif failure.reason in HINTS:
             hint = HINTS[failure.reason]
         elif any(words in detail for words in _TOO_LONG):
