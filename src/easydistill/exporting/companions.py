@@ -92,7 +92,10 @@ def readme(source: Source, kind: str, record: dict[str, Any]) -> str:
 def _commands(kind: str, record: dict[str, Any]) -> list[str]:
     file = record["file"]
     if kind != "gguf":
-        return [_shell("vLLM", "vllm serve ."), "Run it in this folder."]
+        lines = [_shell("vLLM", "vllm serve ."), "Run it in this folder."]
+        if kind in {"gptq", "awq"}:
+            lines.append("transformers loads it where `auto-round` or `gptqmodel` is installed.")
+        return lines
     return [
         _shell("llama.cpp", f"llama-server -m {file} --jinja", f"llama-cli -m {file} --jinja -cnv"),
         _shell("Ollama", "ollama create student -f Modelfile", "ollama run student"),

@@ -13,6 +13,7 @@ from easydistill.errors import MissingExtra, ModelError
 from easydistill.exporting.formats.safetensors import refuse_overflow
 from easydistill.exporting.gguf_architectures import ARCHITECTURES, Architecture
 from easydistill.exporting.gguf_numbers import TYPES, as_bytes, byte_shape, type_of
+from easydistill.exporting.gguf_rotation import FACTORS, add_rotation
 
 
 def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict[str, int]]:
@@ -40,7 +41,10 @@ def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict
     architecture = ARCHITECTURES[type(model).__name__]
     tensors = dict(_tensors(model, architecture))
     writer = gguf.GGUFWriter(path, architecture.name)
-    _add_settings(writer, source.config, number)
+    _add_settings(writer, source.config, architecture, number)
+    factors = add_rotation(writer, source.config, _head_width(source.config))
+    if factors is not None:
+        tensors[FACTORS] = torch.from_numpy(factors)
     notes = add_tokenizer(writer, source, model.get_input_embeddings().num_embeddings)
     layers, kinds, narrow = source.config.num_hidden_layers, {}, []
     for name, weight_X in tensors.items():
@@ -74,12 +78,15 @@ def _tensors(model: Any, architecture: Architecture) -> Iterator[tuple[str, Any]
         yield known, weight_X
 
 
-def _add_settings(writer: Any, config: Any, number: str) -> None:
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _add_settings(writer: Any, config: Any, architecture: Architecture, number: str) -> None:
     """The model's dimensions, as llama.cpp names them."""
     from gguf import GGML_QUANT_VERSION
 
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, width = config.num_attention_heads, _head_width(config)
     writer.add_name("student")
     writer.add_file_type(TYPES[number].number)
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -92,9 +99,13 @@ def _add_settings(writer: Any, config: Any, number: str) -> None:
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    if architecture.full_every:
+        writer.add_sliding_window(config.sliding_window)
+    if architecture.name == "gemma2":
+        writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or 0))
+        writer.add_final_logit_softcapping(float(config.final_logit_softcapping or 0))
 
 
 def _write(
@@ -108,6 +119,8 @@ def _write(
         heads = _heads(name, config) if architecture.interleaved else 0
         if heads:
             weight_X = interleaved(weight_X, heads)
+        if architecture.norms_from_one and name.endswith("norm.weight"):
+            weight_X = weight_X.float() + 1
         writer.write_tensor_data(as_bytes(weight_X.detach().float().numpy(), kinds[name]))
     writer.close()
 
