@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from easydistill.errors import ConfigError, DataError
 from easydistill.exporting.auto_rounding import config_problem
 from easydistill.exporting.calibrating import blocks_of
 
-OTHERS = [{"instruction": f"Count from {n} to {n + 9}.", "output": " ".join(map(str, range(n, n + 10)))} for n in range(12)]
+OTHERS = [
+    {"instruction": f"Count from {n} to {n + 9}.", "output": " ".join(map(str, range(n, n + 10)))} for n in range(12)
+]
 
 
 @pytest.fixture
@@ -138,7 +141,11 @@ def agrees_with_auto_round(folder: Path) -> bool:
     layout = config.quantization_config["quant_method"]
     del config.quantization_config
     own = load_folder(config, folder, layout)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=AutoRoundConfig(), dtype=torch.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        theirs = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=AutoRoundConfig(), dtype=torch.float16
+        )
     ids = torch.arange(5, 60)[None]
     with torch.inference_mode():
         a, b = own(ids).logits.log_softmax(-1), theirs(ids).logits.float().log_softmax(-1)

@@ -1,8 +1,8 @@
 """Weights rounded to 4 bits by auto-round, as GPTQ's or AWQ's files hold them.
 
-auto-round learns for each weight whether it is rounded up or down, and for each group of weights how far their range is
-clipped, so that a layer's outputs on the calibration rows change least (SignRound, arXiv:2309.05516). `gptq` and `awq` are
-the two layouts in which loaders expect the result: GPTQ's without offsets, AWQ's with one for each group.
+auto-round learns for each weight whether it is rounded up or down, and for each group of weights how far their range
+is clipped, so that a layer's outputs on the calibration rows change least (SignRound, arXiv:2309.05516). `gptq` and
+`awq` are the two layouts in which loaders expect the result: GPTQ's without offsets, AWQ's with one for each group.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _rounded(model: Any, source: Source, layout: str, number: str, folder: str) 
 
 
 def _halve(folder: Path) -> None:
-    """What is not rounded as float16, which the config promises: auto-round leaves it in the numbers that it was given."""
+    """What is not rounded as float16, which the config promises: auto-round leaves it in the numbers that it had."""
     import torch
     from safetensors.torch import load_file, save_file
 

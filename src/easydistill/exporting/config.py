@@ -11,6 +11,7 @@ from easydistill.config.dataset import ColumnsConfig, DatasetConfig, TemplateVar
 from easydistill.config.models import ModelRef
 from easydistill.exporting.formats import FORMATS
 
+
 def split(spec: str) -> tuple[str, str]:
     """(format, type of number) of a format as written in a config."""
     name, _, number = spec.partition(":")

@@ -129,7 +129,9 @@ def _unsaid(config: Mapping[str, Any], architecture: Architecture) -> str | None
         return problem
     if config.get("use_bidirectional_attention"):
         return "attention to what follows"
-    if architecture.name == "gemma3" and (config.get("final_logit_softcapping") or config.get("attn_logit_softcapping")):
+    if architecture.name == "gemma3" and (
+        config.get("final_logit_softcapping") or config.get("attn_logit_softcapping")
+    ):
         return "capped logits"
     scale, width = config.get("query_pre_attn_scalar"), config.get("head_dim", 256)
     if scale is not None and scale != width:
@@ -145,4 +147,8 @@ def _other_windows(config: Mapping[str, Any], architecture: Architecture) -> str
     # Those of Mistral and Phi-3 are in the config alone.
     named = config.get("model_type") in {"mistral", "phi3"} and config.get("sliding_window") is not None
     shorter = named and config["sliding_window"] < config.get("max_position_embeddings", 0)
-    return "sliding-window attention" if set(kinds) - {"full_attention"} or config.get("use_sliding_window") or shorter else None
+    return (
+        "sliding-window attention"
+        if set(kinds) - {"full_attention"} or config.get("use_sliding_window") or shorter
+        else None
+    )

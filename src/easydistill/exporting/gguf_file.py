@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from easydistill.contracts.export_format import Source
+from easydistill.contracts.export_format import Source, Written
 from easydistill.errors import MissingExtra, ModelError
 from easydistill.exporting.formats.safetensors import refuse_overflow
 from easydistill.exporting.gguf_architectures import ARCHITECTURES, Architecture
@@ -16,8 +16,8 @@ from easydistill.exporting.gguf_numbers import TYPES, as_bytes, byte_shape, type
 from easydistill.exporting.gguf_rotation import FACTORS, add_rotation
 
 
-def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict[str, int]]:
-    """Write the file; returns what a user would not expect of it, and how many tensors have which type of number.
+def write_file(source: Source, number: str, path: Path) -> Written:
+    """Write the file. The report is told how many tensors have which type of number.
 
     Raises:
         MissingExtra: the package gguf is not installed.
@@ -45,7 +45,7 @@ def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict
     factors = add_rotation(writer, source.config, _head_width(source.config))
     if factors is not None:
         tensors[FACTORS] = torch.from_numpy(factors)
-    notes = add_tokenizer(writer, source, model.get_input_embeddings().num_embeddings)
+    notes, before = add_tokenizer(writer, source, model.get_input_embeddings().num_embeddings)
     layers, kinds, narrow = source.config.num_hidden_layers, {}, []
     for name, weight_X in tensors.items():
         shape = tuple(weight_X.shape)
@@ -58,7 +58,7 @@ def write_file(source: Source, number: str, path: Path) -> tuple[list[str], dict
         widths = sorted({tensors[name].shape[-1] for name in narrow})
         words = f"{len(narrow)} of {len(tensors)} tensors have rows of {', '.join(map(str, widths))} numbers, which "
         notes.append(f"{words}are not whole blocks of {number}; their numbers are of a larger type")
-    return notes, dict(Counter(kind.name for kind in kinds.values()))
+    return Written(path.name, notes, {"tensors": dict(Counter(kind.name for kind in kinds.values()))}, before)
 
 
 def _tensors(model: Any, architecture: Architecture) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,14 @@ from pydantic import Field, model_validator
 from easydistill.config.base import Unfit
 from easydistill.config.job import JobConfig
 from easydistill.engine.stage import Stage
-from easydistill.exporting.config import CalibrationConfig, CheckConfig, ComparedRowsConfig, ExportedModels, Format, split
+from easydistill.exporting.config import (
+    CalibrationConfig,
+    CheckConfig,
+    ComparedRowsConfig,
+    ExportedModels,
+    Format,
+    split,
+)
 from easydistill.exporting.formats import FORMATS
 from easydistill.exporting.rows import CalibrationRows, ComparedRows
 from easydistill.exporting.stage import ExportStage

@@ -23,9 +23,7 @@ def write(source: Source, number: str, target: Path) -> Written:
     """Write `model-<number>.gguf`."""
     from easydistill.exporting.gguf_file import write_file
 
-    file = f"model-{number}.gguf"
-    notes, counts = write_file(source, number, target / file)
-    return Written(file, notes, {"tensors": counts})
+    return write_file(source, number, target / f"model-{number}.gguf")
 
 
 def load(source: Source, target: Path, file: str) -> Any:
