@@ -17,6 +17,7 @@ from easydistill.exporting.reading_back import PROBES
 from easydistill.exporting.stage import source_of
 
 pytestmark = pytest.mark.slow
+NOISE = 0.06
 LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"original_max_position_embeddings": 64, "beta_fast": 8.0, "beta_slow": 1.0}
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -65,8 +66,8 @@ def test_llama_cpp_expects_what_transformers_does(
             wanted_V = wanted_TV[length - 1]
             assert wanted_V.topk(5).indices.tolist() == [each["id"] for each in found[:5]]
             far = max(abs(each["logprob"] - float(wanted_V[each["id"]])) for each in found)
-            # Attention's scores are rounded to float16 there.
-            assert far < 0.02, (length, far)
+            # Keys and values are float16 there; 0.038 at most in what was measured.
+            assert far < NOISE, (length, far)
 
 
 def test_a_scaling_that_is_left_out_would_be_seen(tiny_model: Path, tmp_path: Path) -> None:
@@ -82,7 +83,8 @@ def test_a_scaling_that_is_left_out_would_be_seen(tiny_model: Path, tmp_path: Pa
         path = model_of("llama", tiny_model, folder, 0.2, rope_parameters=rope, max_position_embeddings=1024)
         with torch.inference_mode():
             logits.append(AutoModelForCausalLM.from_pretrained(path)(ids).logits[0, -1].log_softmax(-1))
-    assert (logits[0] - logits[1]).abs().max() > 0.1
+    top = logits[0].topk(40).indices
+    assert (logits[0] - logits[1])[top].abs().max() > 5 * NOISE
 
 
 AWKWARD = (

@@ -105,11 +105,9 @@ def test_what_scores_cannot_say_is_refused() -> None:
     with pytest.raises(ModelError, match="make a token and are no merge"):
         scores_of(lost, "student")
     apart = described_with(REPLACE, None)
-    apart["model"]["merges"].append(apart["model"]["merges"].pop(0))
-    if apart["model"]["merges"][0] != apart["model"]["merges"][-1]:
-        first = next(pair for pair in apart["model"]["merges"] if len("".join(pair)) == 3)
-        apart["model"]["merges"].remove(first)
-        apart["model"]["merges"].append(first)
+    first = next(pair for pair in apart["model"]["merges"] if len("".join(pair)) == 3)
+    apart["model"]["merges"].remove(first)
+    apart["model"]["merges"].append(first)
     with pytest.raises(ModelError, match="do not stand together"):
         scores_of(apart, "student")
     bytes_ = described_with(REPLACE, None)
@@ -128,5 +126,5 @@ def test_what_scores_cannot_say_is_refused() -> None:
     ],
 )
 def test_other_ways_to_change_texts_are_refused(normalizer: Any, splitter: Any) -> None:
-    with pytest.raises(ModelError, match="llama.cpp does not know"):
+    with pytest.raises(ModelError, match=r"llama\.cpp does not know"):
         spaces_of({"normalizer": normalizer, "pre_tokenizer": splitter}, "student")

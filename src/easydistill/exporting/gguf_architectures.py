@@ -143,7 +143,12 @@ def _other_windows(config: Mapping[str, Any], architecture: Architecture) -> str
     kinds = config.get("layer_types") or []
     if architecture.full_every:
         usual = [f"{'full' if architecture.sees_all(layer) else 'sliding'}_attention" for layer in range(len(kinds))]
-        return None if kinds == usual else f"windows in other layers than {architecture.name} has them"
+        every = config.get("sliding_window_pattern", architecture.full_every)
+        return (
+            None
+            if kinds == usual and every == architecture.full_every
+            else f"windows in other layers than {architecture.name} has them"
+        )
     # Those of Mistral and Phi-3 are in the config alone.
     named = config.get("model_type") in {"mistral", "phi3"} and config.get("sliding_window") is not None
     shorter = named and config["sliding_window"] < config.get("max_position_embeddings", 0)

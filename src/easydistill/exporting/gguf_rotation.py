@@ -1,9 +1,9 @@
 """Rotary embeddings → GGUF metadata, and back.
 
-llama.cpp rotates pair i of a head by position · theta^(−2i/D) / factor_i. What it knows of scaling: `linear` (one factor),
-`yarn` (factors between 1 and the scaling's own, by how often a pair turns within the original length, and scores that are
-scaled too; arXiv:2309.00071), and for its architecture `llama` a tensor `rope_freqs.weight` [D / 2] of factors, in which
-Llama 3's scaling is written.
+llama.cpp rotates pair i of a head by position · theta^(−2i/D) / factor_i. What it knows of scaling: `linear` (one
+factor), `yarn` (factors between 1 and the scaling's own, by how often a pair turns within the original length, and
+scores that are scaled too; arXiv:2309.00071), and for its architecture `llama` a tensor `rope_freqs.weight` [D / 2] of
+factors, in which Llama 3's scaling is written.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """SentencePiece's byte-pair tokenizers (Llama 2, Mistral, Gemma) → GGUF metadata, and back.
 
 llama.cpp keeps such a vocabulary with a score for each token: of all neighbours whose texts together are a token, those
-with the highest score become one, the leftmost first. A tokenizer.json has merges instead, in their order. Both are the
-same tokenizer if every pair of tokens that makes a token is a merge, and all pairs that make the same one stand together:
-this is checked, and a tokenizer of which it is not true is refused.
+with the highest score become one, the leftmost first. A tokenizer.json has merges instead, in their order. Both are
+the same tokenizer if every pair of tokens that makes a token is a merge, and all pairs that make the same one stand
+together: this is checked, and a tokenizer of which it is not true is refused.
 """
 
 from __future__ import annotations

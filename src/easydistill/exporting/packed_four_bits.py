@@ -1,4 +1,4 @@
-"""Reads weights of 4 bits as GPTQ's and AWQ's files hold them, w = scale · (q − zero), independently of what wrote them.
+"""Reads weights of 4 bits, w = scale · (q − zero), as GPTQ's and AWQ's files hold them, whatever wrote them.
 
 Eight numbers of 4 bits stand in an int32. Shapes: I inputs, O outputs, G groups of inputs.
 

@@ -1,5 +1,7 @@
-"""The rows on which exports are compared: the user's, or those held out of the student's own training. And those to which
-rounding is fitted, which are others."""
+"""The rows on which exports are compared: the user's, or those held out of the student's own training.
+
+And those to which rounding is fitted, which are others.
+"""
 
 from __future__ import annotations
 
